@@ -1,1 +1,25 @@
-//! models
+//! Networks, losses and weight names: CLIP and DINO towers, the masked autoencoder, mimic heads.
+//!
+//! No data sets, no loops, no command line. The letters in shapes mean the same everywhere:
+//!
+//! | letter | meaning |
+//! |---|---|
+//! | `N` | images of a batch |
+//! | `H`, `W` | pixels of an image, both multiples of `p` |
+//! | `p` | side of a patch in pixels |
+//! | `L` | patches of an image, `(H/p)·(W/p)`, row-major |
+//! | `keep` | patches of an image that the student sees |
+//! | `T` | tokens, patches and CLS and whatever else a tower has |
+//! | `D` | width of a token |
+//! | `K` | width of a teacher's token |
+//!
+//! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (blocks), [`pos_embed`], [`masking`], [`mae`] (He et
+//! al. 2022), [`mimic`] (one head per teacher), [`losses`], [`mr_mae`] (Gao et al. 2023, all of it together). Teachers:
+//! [`teacher`], loaded through [`weights`].
+
+pub mod error;
+pub mod init;
+pub mod params;
+pub mod vit;
+
+pub use error::{Error, Mismatch, Misshaped, Result};

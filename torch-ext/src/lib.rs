@@ -1,1 +1,45 @@
-//! torch-ext
+//! What tch lacks, in one small C++ file behind safe Rust.
+//!
+//! tch is generated from libtorch's operator list and leaves out whatever is not an operator in it: the fused optimizers and
+//! list operators (excluded by its generator), bf16 autocast, random state, pinned memory, allocator figures, and loading the
+//! CUDA library in a program that was linked without it. `cpp/torch_ext.cpp` has them as C functions; the modules here give
+//! each a safe face. All `unsafe` code of the workspace is in this crate.
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`device`] | opening the CUDA library at start, `auto`, `cpu`, `cuda:1` → a device |
+//! | [`adamw`] | AdamW in one kernel, with state that can be read, saved and restored |
+//! | [`grads`] | norm, clipping and the finite check of all gradients, without waiting for the device |
+//! | [`autocast`] | bf16 compute as a scope |
+//! | [`random`] | state of libtorch's generators |
+//! | [`memory`] | bytes on the device and in the process; bytes of a tensor; page-locked staging |
+//! | [`threads`] | how many cores libtorch uses |
+//!
+//! With the feature `doc-only` nothing is compiled or linked: the workspace type-checks on a machine without libtorch.
+
+#![allow(unsafe_code, reason = "this is the crate that holds it")]
+#![warn(clippy::undocumented_unsafe_blocks)]
+
+pub mod adamw;
+pub mod autocast;
+pub mod device;
+pub mod error;
+mod ffi;
+pub mod grads;
+pub mod memory;
+pub mod random;
+pub mod threads;
+
+pub use adamw::{AdamWConfig, FusedAdamW};
+pub use autocast::Autocast;
+pub use device::{load_cuda, resolve_device};
+pub use error::{Error, Result};
+pub use grads::{all_finite, clip_grad_norm_, grad_norm};
+pub use memory::{
+    Memory, copy_non_blocking, memory, peak_rss, pinned_empty, reset_peak_memory, tensor_bytes_mut,
+};
+pub use random::{rng_state, set_rng_state};
+pub use threads::{num_threads, set_num_threads};
+
+/// The runtime that computes, as recorded in a cache's identity. The C++ file does not compile against another version.
+pub const RUNTIME: &str = "libtorch 2.11.0";

@@ -1,0 +1,190 @@
+//! What can be wrong with what comes from outside: weights, configurations, teacher targets.
+//!
+//! A tensor of the wrong shape that our own code made is a bug of ours and panics inside tch; nothing here is for that.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use tch::Kind;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One variant for each thing a caller would do differently about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The names or shapes of a set of weights are not those of the network: wrong architecture, or wrong file.
+    #[error("{origin}: the weights do not fit the network\n{mismatch}")]
+    WeightsMismatch {
+        /// Where the weights came from, as the user knows it (usually a path).
+        origin: String,
+        /// Everything that does not fit, not only the first.
+        mismatch: Mismatch,
+    },
+
+    /// A configuration describes no network (a width that the heads do not divide, an image that is no whole number of patches).
+    #[error("{field} = {value}: {reason}")]
+    Config {
+        /// The field of the configuration.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// Why it cannot be, and what would do.
+        reason: String,
+    },
+
+    /// A weights file could not be read from disk.
+    #[error("{path:?}: cannot be read")]
+    ReadWeights {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+
+    /// A file is no intact safetensors file: cut short, damaged, or something else under that name.
+    #[error("{path:?} is not an intact safetensors file: {reason}. Copy or convert it again")]
+    BadSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// The first thing that is wrong with it.
+        reason: String,
+    },
+
+    /// A folder does not say which file holds the weights.
+    #[error("{folder:?} has no model.safetensors, and {} other .safetensors files: {found:?}. Name the file itself", found.len())]
+    NoWeightsFile {
+        /// The folder.
+        folder: PathBuf,
+        /// Its safetensors files.
+        found: Vec<PathBuf>,
+    },
+
+    /// Tensors could not be written.
+    #[error("weights cannot be written")]
+    WriteWeights {
+        /// What the receiving side says.
+        source: io::Error,
+    },
+
+    /// The names in a weights file are not those of any tower known here.
+    #[error(
+        "{path:?} holds no vision tower in a known layout (Hugging Face CLIP, Hugging Face ViT/DINO, timm or original DINO). \
+         Its {count} tensors begin with {first:?}"
+    )]
+    UnknownLayout {
+        /// The weights file.
+        path: PathBuf,
+        /// How many tensors it holds.
+        count: usize,
+        /// The first few names.
+        first: Vec<String>,
+    },
+
+    /// Something about a teacher that its tensors cannot tell is not written beside them.
+    #[error("{path:?} does not say {fact}. {next_step}")]
+    MissingFact {
+        /// The file that should say it.
+        path: PathBuf,
+        /// What is not said.
+        fact: &'static str,
+        /// How to say it.
+        next_step: String,
+    },
+
+    /// A teacher's config.json or preprocessor file cannot be used.
+    #[error("{path:?}: {reason}")]
+    TeacherConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would do.
+        reason: String,
+    },
+
+    /// A teacher was given images that it cannot cut into patches.
+    #[error(
+        "teacher input is {found}; needed are u8 pixels [N, 3, H, W], H and W multiples of the patch size {patch_size}"
+    )]
+    TeacherInput {
+        /// Type and shape that were given.
+        found: String,
+        /// The teacher's patch size.
+        patch_size: u32,
+    },
+
+    /// The libtorch side failed.
+    #[error(transparent)]
+    TorchExt(#[from] torch_ext::Error),
+}
+
+/// Every difference between the tensors a network needs and the tensors it was given.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Mismatch {
+    /// Needed and not given, with the shape needed.
+    pub missing: Vec<(String, Vec<i64>)>,
+    /// Given and not needed, with the shape given.
+    pub unexpected: Vec<(String, Vec<i64>)>,
+    /// Given with another shape.
+    pub misshaped: Vec<Misshaped>,
+    /// Given with values that are not floating-point numbers, with their type.
+    pub not_float: Vec<(String, Kind)>,
+}
+
+/// A tensor with the right name and the wrong shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Misshaped {
+    /// Name of the tensor.
+    pub name: String,
+    /// Its shape in what was given.
+    pub found: Vec<i64>,
+    /// Its shape in the network.
+    pub expected: Vec<i64>,
+}
+
+impl Mismatch {
+    /// True when nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty()
+            && self.unexpected.is_empty()
+            && self.misshaped.is_empty()
+            && self.not_float.is_empty()
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        let named = |list: &[(String, Vec<i64>)]| {
+            list.iter()
+                .map(|(n, s)| format!("{n} {s:?}"))
+                .collect::<Vec<_>>()
+        };
+        if !self.missing.is_empty() {
+            parts.push(section("missing", &named(&self.missing)));
+        }
+        if !self.unexpected.is_empty() {
+            parts.push(section("unexpected", &named(&self.unexpected)));
+        }
+        if !self.misshaped.is_empty() {
+            let lines = self.misshaped.iter();
+            let lines = lines.map(|m| {
+                format!(
+                    "{}: found {:?}, the network has {:?}",
+                    m.name, m.found, m.expected
+                )
+            });
+            parts.push(section("misshaped", &lines.collect::<Vec<_>>()));
+        }
+        if !self.not_float.is_empty() {
+            let lines = self.not_float.iter().map(|(n, k)| format!("{n}: {k:?}"));
+            parts.push(section("not floating point", &lines.collect::<Vec<_>>()));
+        }
+        f.write_str(&parts.join("\n"))
+    }
+}
+
+fn section(title: &str, lines: &[String]) -> String {
+    format!("  {title} ({}):\n    {}", lines.len(), lines.join("\n    "))
+}

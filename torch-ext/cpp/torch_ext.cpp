@@ -1,0 +1,227 @@
+// What tch lacks, as plain C functions over libtorch's C++ interface.
+//
+// Conventions. Every function that can fail returns 0, or 1 after storing a message that te_last_error() gives back on the same
+// thread: no exception leaves this file. Tensors cross as at::Tensor*, the pointer that tch's Tensor wraps; a returned one is
+// new and owned by the caller. Lists are arrays of such pointers with a length. Devices cross as (type, index) with type 0 for
+// the CPU and 1 for CUDA. No CUDA header is included: what concerns the GPU goes through libtorch's device-neutral interface,
+// so this one file serves machines with and without.
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_foreach_sub.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <c10/core/GradMode.h>
+#include <torch/version.h>
+
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+static_assert(std::string_view(TORCH_VERSION) == "2.11.0", "torch-ext is written for libtorch 2.11.0, as tch 0.24 is; run scripts/setup");
+
+namespace {
+
+thread_local std::string last_error;
+
+template <typename F>
+int guarded(F&& body) {
+  try {
+    body();
+    return 0;
+  } catch (const c10::Error& e) {
+    last_error = e.what_without_backtrace();
+  } catch (const std::exception& e) {
+    last_error = e.what();
+  } catch (...) {
+    last_error = "an exception that is no std::exception";
+  }
+  return 1;
+}
+
+c10::Device device_of(int type, int64_t index) {
+  if (type == 0) return c10::Device(c10::kCPU);
+  return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
+}
+
+std::vector<at::Tensor> list(at::Tensor* const* tensors, int64_t len) {
+  std::vector<at::Tensor> out;
+  out.reserve(len);
+  for (int64_t i = 0; i < len; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+// The norm of all tensors as if they were one vector, without waiting for the device.
+at::Tensor total_norm(const std::vector<at::Tensor>& tensors, const at::Scalar& order) {
+  if (tensors.empty()) return at::zeros({}, at::kFloat);
+  return at::linalg_vector_norm(at::stack(at::_foreach_norm(tensors, order)), order);
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* te_last_error() { return last_error.c_str(); }
+
+// ---- optimizer ----------------------------------------------------------------------------------------------------------
+
+// One AdamW step. `steps` are f32 scalars beside their parameters, counted up here. `found_inf` may be null; where it holds 1
+// the step changes nothing, which is decided on the device.
+int te_fused_adamw(at::Tensor* const* params, at::Tensor* const* grads, at::Tensor* const* exp_avgs,
+                   at::Tensor* const* exp_avg_sqs, at::Tensor* const* steps, int64_t len, double lr, double beta1, double beta2,
+                   double weight_decay, double eps, const at::Tensor* found_inf) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    if (len == 0) return;
+    auto step_list = list(steps, len);
+    std::optional<at::Tensor> skip;
+    if (found_inf != nullptr) skip = *found_inf;
+    at::_foreach_add_(step_list, 1);
+    at::_fused_adamw_(list(params, len), list(grads, len), list(exp_avgs, len), list(exp_avg_sqs, len), {}, step_list, lr, beta1,
+                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, skip);
+    if (skip) at::_foreach_sub_(step_list, std::vector<at::Tensor>(len, *skip));
+  });
+}
+
+// ---- gradients ----------------------------------------------------------------------------------------------------------
+
+int te_grad_norm(at::Tensor* const* grads, int64_t len, at::Tensor** out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    *out = new at::Tensor(total_norm(list(grads, len), 2));
+  });
+}
+
+int te_clip_grad_norm(at::Tensor* const* grads, int64_t len, double max_norm, at::Tensor** out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto tensors = list(grads, len);
+    auto norm = total_norm(tensors, 2);
+    if (!tensors.empty()) at::_foreach_mul_(tensors, at::clamp_max(max_norm / (norm + 1e-6), 1.0));
+    *out = new at::Tensor(norm);
+  });
+}
+
+int te_all_finite(at::Tensor* const* tensors, int64_t len, at::Tensor** out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    // The largest magnitude, unlike a sum of squares, is infinite or NaN only if an element is.
+    *out = new at::Tensor(at::isfinite(total_norm(list(tensors, len), std::numeric_limits<double>::infinity())));
+  });
+}
+
+// ---- autocast -----------------------------------------------------------------------------------------------------------
+
+// Turns bf16 autocast on for a device type on this thread; what to restore goes to the last two arguments.
+int te_autocast_enter(int device_type, int* was_enabled, int* was_dtype) {
+  return guarded([&] {
+    const auto type = device_of(device_type, 0).type();
+    *was_enabled = at::autocast::is_autocast_enabled(type);
+    *was_dtype = static_cast<int>(at::autocast::get_autocast_dtype(type));
+    at::autocast::set_autocast_dtype(type, at::kBFloat16);
+    at::autocast::set_autocast_enabled(type, true);
+    at::autocast::increment_nesting();
+  });
+}
+
+int te_autocast_exit(int device_type, int was_enabled, int was_dtype) {
+  return guarded([&] {
+    const auto type = device_of(device_type, 0).type();
+    // Weights cast to bf16 are remembered until here; a step of the optimizer makes them stale.
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(type, was_enabled != 0);
+    at::autocast::set_autocast_dtype(type, static_cast<at::ScalarType>(was_dtype));
+  });
+}
+
+// ---- random state -------------------------------------------------------------------------------------------------------
+
+int te_rng_state(int device_type, int64_t device_index, at::Tensor** out) {
+  return guarded([&] {
+    const auto& generator = at::globalContext().defaultGenerator(device_of(device_type, device_index));
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    *out = new at::Tensor(generator.get_state());
+  });
+}
+
+int te_set_rng_state(int device_type, int64_t device_index, const at::Tensor* state) {
+  return guarded([&] {
+    auto generator = at::globalContext().defaultGenerator(device_of(device_type, device_index));
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_state(*state);
+  });
+}
+
+// ---- the CUDA library ---------------------------------------------------------------------------------------------------
+
+// Opens libtorch_cuda.so, which registers itself, from the folder that libtorch_cpu.so was loaded from. The path tried goes to
+// `path`, cut at `path_len`.
+int te_load_cuda(char* path, int64_t path_len) {
+  return guarded([&] {
+    Dl_info cpu_library;
+    const auto symbol = reinterpret_cast<void*>(&at::get_num_threads);
+    TORCH_CHECK(dladdr(symbol, &cpu_library) != 0 && cpu_library.dli_fname != nullptr, "cannot tell where libtorch_cpu.so is");
+    const std::string cpu_path = cpu_library.dli_fname;
+    const auto slash = cpu_path.rfind('/');
+    const auto folder = slash == std::string::npos ? std::string() : cpu_path.substr(0, slash + 1);
+    const auto cuda_path = folder + "libtorch_cuda.so";
+    std::snprintf(path, path_len, "%s", cuda_path.c_str());
+    if (dlopen(cuda_path.c_str(), RTLD_NOW) == nullptr) throw std::runtime_error(dlerror());
+  });
+}
+
+// ---- memory -------------------------------------------------------------------------------------------------------------
+
+// Bytes in use by tensors, held by the allocator, and the most ever in use by tensors.
+int te_device_memory(int64_t device_index, int64_t* allocated, int64_t* reserved, int64_t* peak) {
+  return guarded([&] {
+    const auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(device_index));
+    const auto aggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *allocated = stats.allocated_bytes[aggregate].current;
+    *reserved = stats.reserved_bytes[aggregate].current;
+    *peak = stats.allocated_bytes[aggregate].peak;
+  });
+}
+
+int te_reset_peak_memory(int64_t device_index) {
+  return guarded([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(device_index)); });
+}
+
+// 1 if nobody else has a handle on the tensor or its storage.
+int te_is_unshared(const at::Tensor* tensor) {
+  return tensor->use_count() == 1 && tensor->has_storage() && tensor->storage().use_count() == 1;
+}
+
+// An uninitialised CPU tensor in page-locked memory.
+int te_pinned_empty(const int64_t* size, int64_t dims, int dtype, at::Tensor** out) {
+  return guarded([&] {
+    const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(dtype)).pinned_memory(true);
+    *out = new at::Tensor(at::empty(at::IntArrayRef(size, dims), options));
+  });
+}
+
+int te_copy(at::Tensor* dst, const at::Tensor* src, int non_blocking) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    dst->copy_(*src, non_blocking != 0);
+  });
+}
+
+// ---- threads ------------------------------------------------------------------------------------------------------------
+
+int te_num_threads() { return at::get_num_threads(); }
+
+int te_set_num_threads(int threads) {
+  return guarded([&] { at::set_num_threads(threads); });
+}
+
+}  // extern "C"

@@ -1,0 +1,59 @@
+//! bf16 compute as a scope.
+
+use std::ffi::c_int;
+use std::marker::PhantomData;
+
+use tch::Device;
+
+use crate::ffi;
+
+/// While it lives, matrix products, convolutions and attention on one kind of device compute in bf16 on this thread.
+///
+/// f32 tensors are cast on the way in, parameters once per outermost scope; the range of bf16 is that of f32, so no loss
+/// scaling is needed. Run the backward pass outside: each operation's backward uses the type its forward used. When the scope
+/// ends, also by a panic, the state before it is back. Scopes may nest; drop them in the reverse order of their making, as
+/// local variables are.
+///
+/// Do not run the same trained parameters first without and then with gradients inside one scope: the cast copies made without
+/// are remembered and carry no gradient (libtorch's behaviour, the same in Python).
+#[derive(Debug)]
+#[must_use = "autocast ends when the guard is dropped"]
+pub struct Autocast {
+    device_type: c_int,
+    was_enabled: c_int,
+    was_dtype: c_int,
+    /// The state is per thread: the guard must be dropped where it was made.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Autocast {
+    /// Starts bf16 autocast for the kind of `device`.
+    pub fn bf16(device: Device) -> Self {
+        let (device_type, _) = ffi::device_parts(device);
+        let (mut was_enabled, mut was_dtype) = (0, 0);
+        // SAFETY: both pointers are to live local variables.
+        let code = unsafe { ffi::te_autocast_enter(device_type, &mut was_enabled, &mut was_dtype) };
+        ffi::check("autocast", code).expect("autocast exists for the CPU and CUDA");
+        Self {
+            device_type,
+            was_enabled,
+            was_dtype,
+            not_send: PhantomData,
+        }
+    }
+
+    /// [`Autocast::bf16`] if `on`, else nothing: `let _scope = Autocast::bf16_if(precision == Bf16, device);`
+    pub fn bf16_if(on: bool, device: Device) -> Option<Self> {
+        on.then(|| Self::bf16(device))
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // SAFETY: takes values only. It cannot fail after a successful enter; nothing could be done here if it did.
+        unsafe { ffi::te_autocast_exit(self.device_type, self.was_enabled, self.was_dtype) };
+    }
+}
+
+#[cfg(test)]
+mod tests;

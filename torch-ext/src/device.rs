@@ -1,0 +1,71 @@
+//! Which device to compute on, and opening libtorch's CUDA half.
+//!
+//! The programs are linked with the CPU library alone, so that one binary starts everywhere; the CUDA library is opened when a
+//! GPU may be wanted, and registers itself with the CPU library.
+
+use std::ffi::{CStr, c_char};
+use std::sync::OnceLock;
+
+use tch::{Cuda, Device};
+
+use crate::error::{Error, Result};
+use crate::ffi;
+
+/// Opens libtorch's CUDA library, once per process.
+///
+/// Call it before anything else touches libtorch: libtorch looks for its CUDA half once, at the first question about GPUs
+/// (seeding is one), and keeps the answer.
+///
+/// # Errors
+/// [`Error::NoCudaLibrary`] when it is not there or its own libraries are not: a CPU machine, in most cases.
+pub fn load_cuda() -> Result<()> {
+    static LOADED: OnceLock<Result<(), (String, String)>> = OnceLock::new();
+    let loaded = LOADED.get_or_init(|| {
+        let mut path = [0u8; 4096];
+        // SAFETY: `path` is writable for its whole length and the function writes a zero-terminated string into it.
+        let code =
+            unsafe { ffi::te_load_cuda(path.as_mut_ptr().cast::<c_char>(), path.len() as i64) };
+        if code == 0 {
+            return Ok(());
+        }
+        let path = CStr::from_bytes_until_nul(&path)
+            .map(|p| p.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Err((path, ffi::last_error()))
+    });
+    loaded
+        .clone()
+        .map_err(|(path, reason)| Error::NoCudaLibrary { path, reason })
+}
+
+/// The device that `auto`, `cpu`, `cuda` (the first GPU) or `cuda:INDEX` names; `auto` is the first GPU if one can be used,
+/// else the CPU. Opens the CUDA library except for `cpu`, so call it first thing.
+///
+/// # Errors
+/// [`Error::UnknownDevice`] for other words; [`Error::NoCudaLibrary`] and [`Error::NoSuchGpu`] when a GPU is named and cannot
+/// be had. `auto` never fails for want of a GPU.
+pub fn resolve_device(name: &str) -> Result<Device> {
+    let index = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "auto" => {
+            let usable = load_cuda().is_ok() && Cuda::device_count() > 0;
+            return Ok(if usable { Device::Cuda(0) } else { Device::Cpu });
+        }
+        "cuda" => 0,
+        other => {
+            let index = other
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok());
+            index.ok_or_else(|| Error::UnknownDevice {
+                given: name.to_owned(),
+            })?
+        }
+    };
+    load_cuda()?;
+    let count = Cuda::device_count().max(0) as usize;
+    if index < count {
+        Ok(Device::Cuda(index))
+    } else {
+        Err(Error::NoSuchGpu { index, count })
+    }
+}

@@ -1,0 +1,128 @@
+//! The C functions of `cpp/torch_ext.cpp`, and how their failures become [`Error`].
+
+use std::ffi::{CStr, c_char, c_int};
+
+use tch::{Device, Tensor};
+use torch_sys::C_tensor;
+
+use crate::error::{Error, Result};
+
+unsafe extern "C" {
+    fn te_last_error() -> *const c_char;
+    pub(crate) fn te_fused_adamw(
+        params: *const *const C_tensor,
+        grads: *const *const C_tensor,
+        exp_avgs: *const *const C_tensor,
+        exp_avg_sqs: *const *const C_tensor,
+        steps: *const *const C_tensor,
+        len: i64,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+        found_inf: *const C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_grad_norm(
+        grads: *const *const C_tensor,
+        len: i64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_clip_grad_norm(
+        grads: *const *const C_tensor,
+        len: i64,
+        max_norm: f64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_all_finite(
+        tensors: *const *const C_tensor,
+        len: i64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_autocast_enter(
+        device_type: c_int,
+        was_enabled: *mut c_int,
+        was_dtype: *mut c_int,
+    ) -> c_int;
+    pub(crate) fn te_autocast_exit(
+        device_type: c_int,
+        was_enabled: c_int,
+        was_dtype: c_int,
+    ) -> c_int;
+    pub(crate) fn te_rng_state(
+        device_type: c_int,
+        device_index: i64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_set_rng_state(
+        device_type: c_int,
+        device_index: i64,
+        state: *const C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_load_cuda(path: *mut c_char, path_len: i64) -> c_int;
+    pub(crate) fn te_device_memory(
+        device_index: i64,
+        allocated: *mut i64,
+        reserved: *mut i64,
+        peak: *mut i64,
+    ) -> c_int;
+    pub(crate) fn te_reset_peak_memory(device_index: i64) -> c_int;
+    pub(crate) fn te_is_unshared(tensor: *const C_tensor) -> c_int;
+    pub(crate) fn te_pinned_empty(
+        size: *const i64,
+        dims: i64,
+        dtype: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_copy(dst: *mut C_tensor, src: *const C_tensor, non_blocking: c_int) -> c_int;
+    pub(crate) fn te_num_threads() -> c_int;
+    pub(crate) fn te_set_num_threads(threads: c_int) -> c_int;
+}
+
+/// The message the last failing call left on this thread.
+pub(crate) fn last_error() -> String {
+    // SAFETY: te_last_error gives a zero-terminated string that lives until this thread's next failing call; it is copied here.
+    unsafe { CStr::from_ptr(te_last_error()) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Turns a return code into a result.
+pub(crate) fn check(operation: &'static str, code: c_int) -> Result<()> {
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(Error::Torch {
+            operation,
+            message: last_error(),
+        })
+    }
+}
+
+/// Calls a function that hands back a new tensor through its argument.
+pub(crate) fn new_tensor(
+    operation: &'static str,
+    call: impl FnOnce(*mut *mut C_tensor) -> c_int,
+) -> Result<Tensor> {
+    let mut out = std::ptr::null_mut();
+    check(operation, call(&mut out))?;
+    // SAFETY: on success the function has stored a pointer to a tensor made with `new`, which the Tensor now owns.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// The pointers of a list. Valid as long as the tensors are.
+pub(crate) fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*const C_tensor> {
+    tensors.into_iter().map(Tensor::as_ptr).collect()
+}
+
+/// (type, index) as the C++ side wants it.
+///
+/// # Panics
+/// For MPS and Vulkan, which [`resolve_device`](crate::resolve_device) never gives.
+pub(crate) fn device_parts(device: Device) -> (c_int, i64) {
+    match device {
+        Device::Cpu => (0, 0),
+        Device::Cuda(index) => (1, index as i64),
+        other => panic!("{other:?} is not a device of this project"),
+    }
+}

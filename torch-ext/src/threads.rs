@@ -1,0 +1,39 @@
+//! How many cores libtorch uses for one operation.
+
+use std::ffi::c_int;
+
+use crate::error::Result;
+use crate::ffi;
+
+/// Threads that one CPU operation called from this thread is spread over.
+pub fn num_threads() -> usize {
+    // SAFETY: no arguments.
+    unsafe { ffi::te_num_threads() }.max(1) as usize
+}
+
+/// Sets [`num_threads`], for this thread and those that have not called libtorch yet: call it at start.
+///
+/// # Errors
+/// For 0.
+pub fn set_num_threads(threads: usize) -> Result<()> {
+    let threads = c_int::try_from(threads).unwrap_or(c_int::MAX);
+    // SAFETY: takes a value only.
+    ffi::check("setting the number of threads", unsafe {
+        ffi::te_set_num_threads(threads)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_is_what_was_set_and_is_never_zero() {
+        let before = num_threads();
+        set_num_threads(before + 1).unwrap();
+        assert_eq!(num_threads(), before + 1);
+        set_num_threads(before).unwrap();
+        assert!(set_num_threads(0).is_err());
+        assert_eq!(num_threads(), before);
+    }
+}
