@@ -1,0 +1,111 @@
+//! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Builds, checks and shows caches of teacher features.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "pipeline", version, about, after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted.")]
+pub struct Cli {
+    /// How messages and progress are written to stderr.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How messages and progress are written to stderr. Results always go to stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people: progress bars on a terminal, plain lines elsewhere.
+    Text,
+    /// One JSON object per line, no bars.
+    Json,
+}
+
+/// The stages, one file each.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Run teachers over images once and store their features. Run again to resume: finished parts are kept.
+    BuildCache(BuildCacheArgs),
+    /// Check every hash, join and checksum of a cache.
+    Verify(VerifyArgs),
+    /// Show what a cache holds: identity, teachers, progress, sizes, statistics, one row.
+    Inspect(InspectArgs),
+}
+
+/// `pipeline build-cache`. A flag wins over `--set`, `--set` over the recipe, the recipe over the defaults.
+#[derive(Debug, Clone, Default, Args)]
+pub struct BuildCacheArgs {
+    /// The images: class folders, WebDataset *.tar or *.parquet in the Hugging Face layout (a file, a glob or a {000..099} range).
+    #[arg(long, value_name = "SRC")]
+    pub images: Option<String>,
+    /// The cache folder; created, or resumed when it holds the same build.
+    #[arg(long, value_name = "CACHE")]
+    pub out: Option<PathBuf>,
+    /// A teacher: its name in the cache, and the folder or safetensors file of its weights. May be given many times.
+    #[arg(long = "teacher", value_name = "ID=DIR")]
+    pub teachers: Vec<String>,
+    /// Crops stored per image [default: 1].
+    #[arg(long, value_name = "K")]
+    pub views: Option<u16>,
+    /// How crops are chosen: random resized crops, the central square, or the whole image [default: rrc].
+    #[arg(long, value_name = "rrc|center|full")]
+    pub view_policy: Option<String>,
+    /// Crops and flips are a function of it and of each image's content [default: 0].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Patches along one side of the student's grid; each teacher sees images of this times its patch size
+    /// [default: that of the cache, else the smallest native grid of the teachers].
+    #[arg(long, value_name = "G")]
+    pub grid: Option<u32>,
+    /// How features are stored [default: f16].
+    #[arg(long, value_name = "f32|f16")]
+    pub codec: Option<String>,
+    /// What the teachers' matrix products are computed in [default: f32].
+    #[arg(long, value_name = "f32|bf16")]
+    pub precision: Option<String>,
+    /// Rows per forward pass [default: 16 on a CPU, 128 on a GPU].
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<u32>,
+    /// Worker threads, for everything; the bytes written do not depend on it [default: one per core].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Use the first N samples of the source only. They are then the data set: another N is another cache.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Say what would be built, how large it is and how long it takes; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Recipe file (TOML) with any of these settings.
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Override one setting of the recipe, for example `--set view.scale=[0.5,1.0]`. May be given many times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `pipeline verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// The cache folder.
+    pub cache: PathBuf,
+}
+
+/// `pipeline inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// The cache folder.
+    pub cache: PathBuf,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Also show the rows of one sample: its number in the data set's order.
+    #[arg(long, value_name = "SAMPLE_ID")]
+    pub row: Option<u64>,
+}
