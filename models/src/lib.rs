@@ -19,7 +19,17 @@
 
 pub mod error;
 pub mod init;
+pub mod losses;
+pub mod mae;
+pub mod masking;
+pub mod mimic;
+pub mod mr_mae;
 pub mod params;
+pub mod pos_embed;
+pub mod pos_interpolate;
+pub mod precision;
+pub mod teacher;
 pub mod vit;
+pub mod weights;
 
 pub use error::{Error, Mismatch, Misshaped, Result};

@@ -42,10 +42,11 @@ pub struct ParamStore {
     params: RefCell<BTreeMap<String, Param>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum Start {
     Seed(u64),
     Zeros,
+    Given(BTreeMap<String, Tensor>),
 }
 
 impl ParamStore {
@@ -64,6 +65,18 @@ impl ParamStore {
         Self {
             device: Cell::new(device),
             start: Start::Zeros,
+            params: RefCell::default(),
+        }
+    }
+
+    /// A store over tensors that exist already, on `device`, and are not trained: the network built on it shares their
+    /// storage, so that several threads can each have the network and the memory holds one.
+    ///
+    /// Building a layer panics if its tensor is not given with its shape: compare with what the network needs before.
+    pub fn given(device: Device, tensors: BTreeMap<String, Tensor>) -> Self {
+        Self {
+            device: Cell::new(device),
+            start: Start::Given(tensors),
             params: RefCell::default(),
         }
     }
@@ -207,15 +220,22 @@ impl Scope<'_> {
     /// Adds a trained f32 tensor.
     ///
     /// # Panics
-    /// If the name is taken: two layers would be one parameter.
+    /// If the name is taken: two layers would be one parameter. On [`ParamStore::given`], if the tensor is not there.
     pub fn param(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let full_name = self.full_name(name);
-        let (tensor, role) = match self.store.start {
-            Start::Seed(seed) => (init.tensor(shape, seed, &full_name), Role::Trainable),
+        let (tensor, role) = match &self.store.start {
+            Start::Seed(seed) => (init.tensor(shape, *seed, &full_name), Role::Trainable),
             Start::Zeros => (
                 Tensor::zeros(shape, (Kind::Float, Device::Cpu)),
                 Role::Buffer,
             ),
+            Start::Given(tensors) => {
+                let given = tensors
+                    .get(&full_name)
+                    .unwrap_or_else(|| panic!("no tensor {full_name} was given"));
+                assert_eq!(given.size(), shape, "shape of {full_name}");
+                (given.shallow_clone(), Role::Buffer)
+            }
         };
         self.insert(full_name, tensor, role)
     }
