@@ -116,7 +116,7 @@ impl PatchEmbed {
     }
 
     /// Cuts `imgs [N, 3, H, W]` into patches `[N, L, 3p²]`, row-major over the grid; within a patch channel, row, column, the
-    /// order of `proj.weight` (not that of [`patchify`](crate::mae::Mae::patchify)).
+    /// order of `proj.weight` (not that of [`patchify`](crate::mae::patchify)).
     ///
     /// # Panics
     /// If `p` does not divide `H` and `W`.

@@ -22,7 +22,11 @@
 #include <dlfcn.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <limits>
 #include <mutex>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -147,7 +151,7 @@ int te_autocast_exit(int device_type, int was_enabled, int was_dtype) {
 
 int te_rng_state(int device_type, int64_t device_index, at::Tensor** out) {
   return guarded([&] {
-    const auto& generator = at::globalContext().defaultGenerator(device_of(device_type, device_index));
+    auto generator = at::globalContext().defaultGenerator(device_of(device_type, device_index));
     std::lock_guard<std::mutex> lock(generator.mutex());
     *out = new at::Tensor(generator.get_state());
   });

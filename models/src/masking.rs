@@ -1,0 +1,82 @@
+//! Which patches the student sees.
+//!
+//! A mask is made from one number per patch: the patches with the smallest numbers are kept. Uniform numbers give MAE's random
+//! masking; [`focused_noise`] turns a teacher's attention and uniform numbers into MR-MAE's focused masking. The numbers come
+//! from the caller's keyed generator, so that a sample's mask depends on nothing else in the batch.
+
+use tch::{Kind, Tensor};
+
+/// A mask for each image of a batch. Indices are int64, on the device of the noise.
+#[derive(Debug)]
+pub struct Masking {
+    /// `[N, keep]`: the patches that are seen, in the order of their noise, not of their position (as in MAE).
+    pub ids_keep: Tensor,
+    /// `[N, L]`: for each position its place in the shuffled order; places below `keep` are seen.
+    pub ids_restore: Tensor,
+    /// `[N, L]`, f32: 0 where seen, 1 where removed.
+    pub mask: Tensor,
+}
+
+/// Patches kept of `num_patches`: `⌊L (1 - mask_ratio)⌋`, 49 of 196 at 0.75.
+pub fn len_keep(num_patches: i64, mask_ratio: f64) -> i64 {
+    (num_patches as f64 * (1.0 - mask_ratio)) as i64
+}
+
+/// Keeps the `len_keep` patches with the smallest `noise [N, L]`; equal numbers in the order of position.
+///
+/// Agrees with MAE's `random_masking` given its noise (whose sort is not stable: its ties are in any order).
+///
+/// # Panics
+/// Unless `0 < len_keep <= L`.
+pub fn random_masking(noise: &Tensor, len_keep: i64) -> Masking {
+    let num_patches = noise.size()[1];
+    assert!(
+        0 < len_keep && len_keep <= num_patches,
+        "cannot keep {len_keep} of {num_patches} patches"
+    );
+    let ids_shuffle = noise.argsort_stable(true, 1, false); // [N, L]
+    let ids_restore = ids_shuffle.argsort_stable(true, 1, false); // a permutation's inverse is its argsort
+    let mask = ids_restore.ge(len_keep).to_kind(Kind::Float);
+    Masking {
+        ids_keep: ids_shuffle.narrow(1, 0, len_keep).contiguous(),
+        ids_restore,
+        mask,
+    }
+}
+
+/// How attention chooses the visible patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskKind {
+    /// Drawn one by one without replacement, with probability in proportion to attention: what MILAN and MaskAlign do.
+    Multinomial,
+    /// The patches with the most attention: the letter of the MR-MAE paper. A view then always has the same mask.
+    TopK,
+}
+
+/// Noise for [`random_masking`] under which salient patches are kept: `[N, L]`, f64.
+///
+/// `cls_attn [N, L]`: attention of the teacher's CLS token to each patch, mean over heads; only ratios matter. A weight that is
+/// zero, negative or not finite is never chosen before one that is positive, and such patches are equally likely among
+/// themselves (in order of position for [`MaskKind::TopK`]): a teacher with no opinion gives random masking.
+/// `uniform [N, L]`: numbers in [0, 1), f64 for preference; not looked at by [`MaskKind::TopK`].
+///
+/// The draw is a race: patch i finishes after `-ln(u_i) / w_i`, an exponential time of rate `w_i`, and the order of finishing is
+/// a draw without replacement (Efraimidis and Spirakis 2006). The logarithm of the time is returned, which no weight overflows.
+pub fn focused_noise(cls_attn: &Tensor, uniform: &Tensor, kind: MaskKind) -> Tensor {
+    let weight = cls_attn.to_kind(Kind::Double);
+    let positive = weight.isfinite().logical_and(&weight.gt(0.0));
+    match kind {
+        MaskKind::Multinomial => {
+            let uniform = uniform
+                .to_kind(Kind::Double)
+                .clamp(f64::MIN_POSITIVE, 1.0 - f64::EPSILON);
+            let log_time = (-uniform.log()).log() - weight.log();
+            // Log times lie within ±1500: weights and uniforms are positive doubles.
+            log_time.where_self(&positive, &(uniform + 1e4))
+        }
+        MaskKind::TopK => (-&weight).where_self(&positive, &weight.zeros_like()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
