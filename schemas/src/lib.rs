@@ -1,1 +1,32 @@
-//! schemas
+#![doc = include_str!("../cache-v1.md")]
+
+pub mod atomic;
+mod cache;
+mod codec;
+mod commit;
+mod error;
+mod identity;
+mod json;
+pub mod layout;
+mod plan;
+mod reader;
+mod sample;
+mod teacher;
+mod verify;
+mod writer;
+
+pub use cache::{
+    Cache, PartState, add_teacher, check_cache, check_teacher, create_cache, remove_stale,
+};
+pub use codec::Codec;
+pub use commit::{ChannelSums, FileStamp, RejectsStamp, SamplesCommit, TeacherCommit};
+pub use error::{Error, Result};
+pub use identity::{
+    CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIdentity, ViewPolicy,
+};
+pub use plan::Plan;
+pub use reader::TeacherPart;
+pub use sample::{ContentHash, CropBox, Reject, SampleRow, View};
+pub use teacher::{TeacherId, TeacherIdentity, TeacherRow};
+pub use verify::{Progress, Report, verify};
+pub use writer::{SamplesWriter, TeacherWriter};

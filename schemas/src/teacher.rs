@@ -1,0 +1,134 @@
+//! A teacher's identity and rows.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Codec, ContentHash, Error, Result};
+
+/// A teacher's name in a cache: 1 to 64 of `a-z 0-9 . _ -`, a letter or digit first. It is a folder name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TeacherId(String);
+
+impl TeacherId {
+    /// Checks the name.
+    pub fn new(id: impl Into<String>) -> Result<TeacherId> {
+        let id = id.into();
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let good = matches!(id.as_bytes(), [first, rest @ ..] if plain(*first) && rest.len() < 64
+            && rest.iter().all(|&b| plain(b) || matches!(b, b'.' | b'_' | b'-')));
+        if good {
+            Ok(TeacherId(id))
+        } else {
+            Err(Error::TeacherName { id })
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TeacherId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for TeacherId {
+    type Error = Error;
+    fn try_from(id: String) -> Result<TeacherId> {
+        TeacherId::new(id)
+    }
+}
+
+impl From<TeacherId> for String {
+    fn from(id: TeacherId) -> String {
+        id.0
+    }
+}
+
+/// Everything about a teacher that decides the bytes of its features: the contents of `teacher.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TeacherIdentity {
+    /// [`FORMAT_VERSION`](crate::FORMAT_VERSION).
+    pub format_version: u32,
+    /// Its name in this cache, equal to its folder's.
+    pub id: TeacherId,
+    /// Network, for example `clip-vit` or `dino-vit`.
+    pub arch: String,
+    /// Where the weights came from. For people: it is never compared, since a copy elsewhere gives the same features.
+    pub source: String,
+    /// SHA-256 of the weights file, lower-case hexadecimal.
+    pub weights_sha256: String,
+    /// Which features: `last` is the residual stream after the last block, before the final norm.
+    pub layer: String,
+    /// Activation of the MLPs: `gelu` or `quick_gelu`.
+    pub activation: String,
+    /// Epsilon of the layer norms.
+    pub norm_eps: f64,
+    /// Side in pixels of the square input: `grid * patch_size`.
+    pub input_size: u32,
+    /// Side in pixels of a patch.
+    pub patch_size: u32,
+    /// Per-channel mean subtracted from pixels in 0..1, RGB.
+    pub mean: [f64; 3],
+    /// Per-channel standard deviation that pixels are then divided by, RGB.
+    pub std: [f64; 3],
+    /// Patches per side: a row has `L = grid * grid` tokens, row-major.
+    pub grid: u32,
+    /// Channels `D` of a token.
+    pub width: u32,
+    /// How `tokens` and `cls` are stored.
+    pub codec: Codec,
+    /// Arithmetic of the forward pass: `f32` or `bf16`.
+    pub precision: String,
+    /// Views per forward pass; the last bits of a result depend on it.
+    pub batch_size: u32,
+    /// Kind of device: `cpu` or `cuda`.
+    pub device: String,
+    /// Library and version that computed the features.
+    pub runtime: String,
+}
+
+impl TeacherIdentity {
+    /// Tokens of a row, `L`.
+    pub fn n_tokens(&self) -> usize {
+        self.grid as usize * self.grid as usize
+    }
+
+    /// Bytes of a row's `tokens`: `[L, D]` values of [`Self::codec`].
+    pub fn tokens_bytes(&self) -> usize {
+        self.n_tokens() * self.cls_bytes()
+    }
+
+    /// Bytes of a row's `cls`: `[D]` values of [`Self::codec`].
+    pub fn cls_bytes(&self) -> usize {
+        self.width as usize * self.codec.bytes_per_value()
+    }
+
+    /// Bytes of a row's `cls_attn`: `[L]` values, always f16.
+    pub fn cls_attn_bytes(&self) -> usize {
+        self.n_tokens() * Codec::F16.bytes_per_value()
+    }
+}
+
+/// One row of a teacher's file. The three features are encoded bytes, little-endian.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TeacherRow {
+    /// As in the samples row.
+    pub sample_id: u64,
+    /// As in the samples row.
+    pub view: u16,
+    /// As in the samples row.
+    pub content_hash: ContentHash,
+    /// Patch tokens `[L, D]`, row-major over the grid.
+    pub tokens: Vec<u8>,
+    /// CLS token `[D]`.
+    pub cls: Vec<u8>,
+    /// Attention of the last block's CLS query to each patch, mean over heads, `[L]` f16; sums to at most 1 (the rest went to
+    /// CLS itself and to registers).
+    pub cls_attn: Vec<u8>,
+}
