@@ -1,1 +1,58 @@
-//! images
+//! Bytes to the same RGB pixels everywhere.
+//!
+//! A teacher's features belong to pixels, not to files: the pipeline shows a crop to the teachers, and weeks later the trainer
+//! must show the very same crop to the student. So everything between a stored image and the pixels of a view lives here, and
+//! both programs call it:
+//!
+//! ```text
+//! ImageSource ──read──► bytes ──decode──► RgbImage [H, W, 3] ──render(view, size)──► RgbImage [size, size, 3]
+//!                         └──ContentHash──► draw_view ──► View { crop, flip } ─┘
+//! ```
+//!
+//! - [`ImageSource`]: class folders, WebDataset tar shards and Hugging Face Parquet, in one fixed order.
+//! - [`decode()`]: RGB8 out of any supported file, by one colour policy; see the table in [`decode`](mod@decode).
+//! - [`resample()`]: Pillow's fixed-point resampler, bit for bit.
+//! - [`draw_view`] and [`rng`]: random crops that depend on (seed, content, view index) and on nothing else.
+//! - [`render()`]: crop, resample, flip. The only way from an image to a network's input.
+//!
+//! What these compute is named by [`IMAGE_CODE`], which is part of a cache's identity.
+
+pub mod decode;
+mod error;
+mod render;
+mod resample;
+pub mod rng;
+pub mod source;
+mod view;
+
+pub use decode::decode;
+pub use error::{CropError, DecodeError, SourceError};
+pub use render::render;
+pub use resample::{Filter, resample};
+pub use source::ImageSource;
+pub use view::draw_view;
+
+/// What turns bytes into pixels, with versions: decoders, colour policy, orientation, resampler, and how views are drawn.
+///
+/// A cache records it, and a cache that says something else is refused: its features may belong to other pixels. Change it with
+/// any change that can alter one byte of [`decode()`], [`resample()`], [`render()`] or one box of [`draw_view`]. That includes a
+/// new version of a decoder crate; a test compares the versions named here with Cargo.lock.
+pub const IMAGE_CODE: &str = "turbojpeg-sys 1.2.0, image 0.25.10 (image-webp 0.2.4, png 0.18.1, gif 0.14.2, tiff 0.11.3, zune-jpeg 0.5.15); \
+                              colour 1; pillow-resample 1; rrc-philox 1";
+
+/// An image in memory: 8-bit RGB, row-major `[H, W, 3]`, no padding, at least one pixel.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RgbImage {
+    /// Columns, `W`.
+    pub width: u32,
+    /// Rows, `H`.
+    pub height: u32,
+    /// `H * W * 3` bytes.
+    pub data: Vec<u8>,
+}
+
+impl std::fmt::Debug for RgbImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RgbImage {{ {} x {}, {} bytes }}", self.width, self.height, self.data.len())
+    }
+}

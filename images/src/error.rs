@@ -1,0 +1,259 @@
+//! What can go wrong, a variant per thing that a user would do differently.
+
+use std::io;
+use std::path::PathBuf;
+
+use schemas::CropBox;
+
+/// Why a file's bytes are not an image that can be used. One bad image is no reason to stop: record it and go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The first bytes are those of no supported format.
+    #[error("not an image of a known format: it starts with {start}; JPEG, PNG, WebP, GIF, BMP and TIFF are read")]
+    UnknownFormat {
+        /// The first bytes, in hexadecimal.
+        start: String,
+    },
+    /// More bytes than an image may have.
+    #[error("{bytes} bytes are more than the {limit} that an image file may have; re-encode it")]
+    FileTooLarge {
+        /// Length of the file.
+        bytes: u64,
+        /// [`MAX_FILE_BYTES`](crate::decode::MAX_FILE_BYTES).
+        limit: u64,
+    },
+    /// The header declares more pixels than an image may have.
+    #[error("{width} x {height} pixels are more than the {limit} that an image may have; scale it down or cut it into tiles")]
+    TooManyPixels {
+        /// Columns, as the header says.
+        width: u32,
+        /// Rows, as the header says.
+        height: u32,
+        /// [`MAX_PIXELS`](crate::decode::MAX_PIXELS).
+        limit: u64,
+    },
+    /// The file ends before the image does. What is missing is never filled in.
+    #[error("{format} file is truncated: {detail}")]
+    Truncated {
+        /// Name of the format.
+        format: &'static str,
+        /// The decoder's words.
+        detail: String,
+    },
+    /// The file breaks the rules of its format.
+    #[error("{format} file is corrupt: {detail}")]
+    Corrupt {
+        /// Name of the format.
+        format: &'static str,
+        /// The decoder's words.
+        detail: String,
+    },
+    /// A valid file of a kind that has no place in the colour policy, or that no decoder here reads.
+    #[error("{format} file of an unsupported kind: {detail}; convert it to 8-bit RGB")]
+    Unsupported {
+        /// Name of the format.
+        format: &'static str,
+        /// What it is.
+        detail: String,
+    },
+    /// The decoder panicked. The file is malformed in a way its authors did not foresee.
+    #[error("the {format} decoder gave up on this file: {detail}")]
+    DecoderPanic {
+        /// Name of the format.
+        format: &'static str,
+        /// The panic's message.
+        detail: String,
+    },
+}
+
+impl DecodeError {
+    /// A word for counting: `unknown-format`, `file-too-large`, `too-many-pixels`, `truncated`, `corrupt`, `unsupported` or
+    /// `decoder-panic`. These do not change; the message may.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            DecodeError::UnknownFormat { .. } => "unknown-format",
+            DecodeError::FileTooLarge { .. } => "file-too-large",
+            DecodeError::TooManyPixels { .. } => "too-many-pixels",
+            DecodeError::Truncated { .. } => "truncated",
+            DecodeError::Corrupt { .. } => "corrupt",
+            DecodeError::Unsupported { .. } => "unsupported",
+            DecodeError::DecoderPanic { .. } => "decoder-panic",
+        }
+    }
+}
+
+/// A crop that cannot be cut or resampled. Boxes drawn by [`draw_view`](crate::draw_view) for the image's size never cause one.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CropError {
+    /// The box is empty or reaches past the image: it was drawn for another image, or for one that was oriented differently.
+    #[error(
+        "crop of {w} x {h} pixels at ({x}, {y}) is not inside the image of {width} x {height}; it belongs to another image",
+        w = crop.w, h = crop.h, x = crop.x, y = crop.y
+    )]
+    Outside {
+        /// The box.
+        crop: CropBox,
+        /// Columns of the image.
+        width: u32,
+        /// Rows of the image.
+        height: u32,
+    },
+    /// An output without pixels.
+    #[error("cannot resample to {width} x {height} pixels; both sides are at least 1")]
+    EmptyOutput {
+        /// Columns asked for.
+        width: u32,
+        /// Rows asked for.
+        height: u32,
+    },
+}
+
+/// Why images cannot be found or read in a source.
+///
+/// [`is_bad_record`](SourceError::is_bad_record) tells an unusable record, to be recorded and passed by, from a source that cannot
+/// be read at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The operating system could not do it: a file is missing, may not be read, or the disk or the network failed.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A pattern of file names that means nothing.
+    #[error("image source `{spec}`: {detail}")]
+    BadPattern {
+        /// What was asked for.
+        spec: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Nothing has this name.
+    #[error("image source `{spec}`: no such file or folder; give a folder of class folders, *.tar or *.parquet")]
+    NotFound {
+        /// What was asked for.
+        spec: String,
+    },
+    /// A file that is neither a tar nor a Parquet file, going by its name, or a mixture of the two.
+    #[error("image source `{spec}`: {path} is not {expected}; give a folder, .tar files or .parquet files", path = path.display())]
+    UnknownKind {
+        /// What was asked for.
+        spec: String,
+        /// The file.
+        path: PathBuf,
+        /// What was expected of it.
+        expected: &'static str,
+    },
+    /// The source is readable and holds no image.
+    #[error("image source `{spec}` holds no images; files ending in {extensions} count")]
+    NoImages {
+        /// What was asked for.
+        spec: String,
+        /// The list of extensions.
+        extensions: String,
+    },
+    /// Two images with one name.
+    #[error("two images have the key `{key}`: {first} and {second}; rename one of them")]
+    DuplicateKey {
+        /// The name.
+        key: String,
+        /// Where the first is.
+        first: String,
+        /// Where the second is.
+        second: String,
+    },
+    /// A file name that is not UTF-8, which a key must be.
+    #[error("{path}: the name is not valid UTF-8; rename the file", path = path.display())]
+    NotUtf8 {
+        /// The file, with the offending bytes replaced.
+        path: PathBuf,
+    },
+    /// A link that leads to a folder around itself.
+    #[error("{path}: this link leads back to a folder that contains it; remove it", path = path.display())]
+    LinkLoop {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A tar file that ends too early.
+    #[error("{path} is truncated: {detail}; copy or download it again", path = path.display())]
+    TruncatedTar {
+        /// The tar file.
+        path: PathBuf,
+        /// Where it ends and where it should.
+        detail: String,
+    },
+    /// A tar file that breaks the format.
+    #[error("{path} is not a readable tar file: {detail}", path = path.display())]
+    CorruptTar {
+        /// The tar file.
+        path: PathBuf,
+        /// What is wrong and where.
+        detail: String,
+    },
+    /// A label that is not a whole number of 32 bits.
+    #[error("{path}, {member}: label `{found}` is not a whole number from 0 to 2147483647", path = path.display())]
+    BadLabel {
+        /// The tar or Parquet file.
+        path: PathBuf,
+        /// The member or row.
+        member: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A Parquet file that cannot be parsed.
+    #[error("{path} is not a readable Parquet file: {detail}; if it was copied or downloaded, do so again", path = path.display())]
+    CorruptParquet {
+        /// The Parquet file.
+        path: PathBuf,
+        /// The reader's words.
+        detail: String,
+    },
+    /// A Parquet file without a column of images, or with several.
+    #[error("{path}: {detail}; columns found: {columns}", path = path.display())]
+    ParquetColumns {
+        /// The Parquet file.
+        path: PathBuf,
+        /// What is missing or ambiguous.
+        detail: String,
+        /// Names of all columns.
+        columns: String,
+    },
+    /// A row whose image is null.
+    #[error("{path}, row {row}: the image has no bytes", path = path.display())]
+    NoBytes {
+        /// The Parquet file.
+        path: PathBuf,
+        /// Row in the file, from 0.
+        row: u64,
+    },
+    /// A record that is too long to be an image.
+    #[error("{path}, {member}: {bytes} bytes are more than the {limit} that an image file may have", path = path.display())]
+    RecordTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Member or row, or the file itself.
+        member: String,
+        /// Its length.
+        bytes: u64,
+        /// [`MAX_FILE_BYTES`](crate::decode::MAX_FILE_BYTES).
+        limit: u64,
+    },
+    /// A sample number past the end of the source.
+    #[error("sample {index} was asked for, and the source has {samples}")]
+    OutOfRange {
+        /// What was asked for.
+        index: usize,
+        /// Number of samples.
+        samples: usize,
+    },
+}
+
+impl SourceError {
+    /// Whether this one record is at fault. If not, the disk, the network or the whole file is, and trying the next record would
+    /// turn a passing failure into rejects.
+    pub fn is_bad_record(&self) -> bool {
+        matches!(self, SourceError::NoBytes { .. } | SourceError::RecordTooLarge { .. })
+    }
+}
