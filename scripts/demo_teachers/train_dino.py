@@ -1,0 +1,154 @@
+"""Trains `dino-tiny`: a 64-pixel ViT by self-distillation, without labels or words.
+
+    train_dino.py --png oc/usr/share/openclipart/png --out assets/teachers/dino-tiny
+
+DINO (Caron et al. 2021): two large and several small crops of an image; the student must give every crop the distribution
+over prototypes that its own moving average gives the *other* large crops. Centering and a low teacher temperature keep the
+outputs from collapsing. The moving average is what is saved, without its head.
+
+The first epochs use smaller crops (positions are interpolated): they cost half as much and learn most of what there is to
+learn; the last ones use the size that the teacher is made for.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import augment
+import data
+import teacher
+from schedule import decay_groups, warmup_cosine
+
+
+class Head(nn.Module):
+    """DINO's projection head: three layers, unit length, then cosines to `n_prototypes` unit vectors."""
+
+    def __init__(self, width: int, n_prototypes: int, hidden: int = 512, bottleneck: int = 128):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.prototypes = nn.Parameter(torch.randn(n_prototypes, bottleneck))
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(self.prototypes, dim=-1))
+
+
+class Network(nn.Module):
+    def __init__(self, n_prototypes: int):
+        super().__init__()
+        self.backbone = teacher.new_dino()
+        self.head = Head(self.backbone.config.hidden_size, n_prototypes)
+
+    def forward(self, imgs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            cls = self.backbone(imgs, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+        return self.head(cls.float())  # [N, n_prototypes]
+
+
+def dino_loss(student: list[torch.Tensor], targets: list[torch.Tensor], temperature: float) -> torch.Tensor:
+    """Mean cross-entropy over all pairs (large crop of the teacher, other crop of the student)."""
+    log_probs = [F.log_softmax(s / temperature, dim=-1) for s in student]
+    pairs = [(t, s) for t in range(len(targets)) for s in range(len(student)) if s != t]
+    return sum(-(targets[t] * log_probs[s]).sum(-1).mean() for t, s in pairs) / len(pairs)
+
+
+def draw_crops(imgs: torch.Tensor, aspect: torch.Tensor, large: int, small: int, n_small: int) -> list[torch.Tensor]:
+    """`[N, 3, large, large]` twice, then `[N, 3, small, small]` `n_small` times. Only the second crop is solarized.
+
+    Small crops cover 10-40 % of the image, DINO's 5-40 % without its smallest: on clip art those are often blank paper.
+    """
+    wanted = [(large, (0.4, 1.0), 0.0), (large, (0.4, 1.0), 0.2)] + [(small, (0.1, 0.4), 0.0)] * n_small
+    crops = []
+    for size, scale, p_solarize in wanted:
+        crop = augment.random_resized_crop(imgs, aspect, size, scale)
+        crop = augment.color_jitter(crop, strength=1.0, p_gray=0.2, p_solarize=p_solarize)
+        crops.append(teacher.normalize(crop, teacher.IMAGENET_MEAN, teacher.IMAGENET_STD))
+    return crops
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--png", type=Path, required=True, help="the package's png folder")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/demo-teachers"), help="where decoded images are kept")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--small-epochs", type=int, default=24, help="first epochs, with crops of 48 and 24 pixels")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--n-small", type=int, default=4, help="small crops of an image")
+    parser.add_argument("--n-prototypes", type=int, default=1024)
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--weight-decay", type=float, default=0.04)
+    parser.add_argument("--momentum", type=float, default=0.99, help="of the moving average at the start; it ends at 1")
+    parser.add_argument("--save-every", type=int, default=5, help="epochs")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # One thread: the two teachers train side by side, and sums keep one order.
+    torch.manual_seed(args.seed)
+
+    # --- data and model ---------------------------------------------------------------------------------------------
+    files = data.training_files(args.png, data.split_files(args.png))
+    imgs, aspect = data.cached_images(args.png, files, data.CACHE_SIZE, args.cache)
+    student = Network(args.n_prototypes).train()
+    ema = copy.deepcopy(student).requires_grad_(False)
+    center = torch.zeros(args.n_prototypes)
+    optimizer = torch.optim.AdamW(decay_groups(student, args.weight_decay), lr=args.lr)
+    per_epoch = len(files) // args.batch_size
+    total, warmup = args.epochs * per_epoch, args.epochs * per_epoch // 10
+    print(f"{len(files)} images, {total} steps", flush=True)
+
+    # --- loop -------------------------------------------------------------------------------------------------------
+    started, step = time.monotonic(), 0
+    for epoch in range(args.epochs):
+        large, small = (48, 24) if epoch < args.small_epochs else (teacher.IMG_SIZE, teacher.IMG_SIZE // 2)
+        loss_sum = entropy_sum = 0.0
+        order = torch.randperm(len(files))[: per_epoch * args.batch_size]
+        for batch in order.split(args.batch_size):
+            lr = warmup_cosine(step, total, warmup, args.lr, 1e-6)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            momentum = 1 - warmup_cosine(step, total, 0, 1 - args.momentum, 0.0)
+            teacher_temperature = 0.04 + 0.02 * min(1.0, step / (3 * warmup))
+
+            crops = draw_crops(imgs[batch], aspect[batch], large, small, args.n_small)
+            with torch.no_grad():
+                ema_out = ema(torch.cat(crops[:2]))
+                targets = F.softmax((ema_out - center) / teacher_temperature, dim=-1).chunk(2)
+            out = [*student(torch.cat(crops[:2])).chunk(2), *student(torch.cat(crops[2:])).chunk(args.n_small)]
+            loss = dino_loss(out, targets, temperature=0.1)
+
+            optimizer.zero_grad()
+            loss.backward()
+            if epoch == 0:
+                student.head.prototypes.grad = None  # DINO's freeze_last_layer: steadies the start.
+            nn.utils.clip_grad_norm_(student.parameters(), 3.0)
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 1 - momentum)
+                center = 0.9 * center + 0.1 * ema_out.mean(0)
+                # Entropy of the mean target: near 0, one prototype has taken all images (collapse); at most ln(1024) = 6.9.
+                mean_target = torch.cat(targets).mean(0)
+                entropy_sum += -(mean_target * (mean_target + 1e-9).log()).sum().item()
+            loss_sum += loss.item()
+            step += 1
+        done = epoch + 1
+        print(
+            f"epoch {done} loss {loss_sum / per_epoch:.4f} entropy {entropy_sum / per_epoch:.2f} lr {lr:.2e} "
+            f"{time.monotonic() - started:.0f} s",
+            flush=True,
+        )
+        if done % args.save_every == 0 or done == args.epochs:
+            teacher.save(ema.backbone, args.out)
+
+
+if __name__ == "__main__":
+    main()
