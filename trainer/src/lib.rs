@@ -1,1 +1,48 @@
-//! trainer
+//! Stage two: trains the student from images and cached teacher features, and shows what it learned.
+//!
+//! [`run`] is the table of contents. [`mod@pretrain`] is the main job, one visible loop in one file; [`eval`] judges students and
+//! teachers; [`bench`] measures the parts of a step.
+//!
+//! ```text
+//! cache rows ─┐
+//!             ├─► data::loader ──► step ──► metrics.jsonl
+//! images ─────┘   (threads)         │
+//!                                   └──► checkpoint ──► RUN/checkpoints/step-…, LAST
+//! ```
+
+pub mod bench;
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod eval;
+pub mod metrics;
+pub mod optim;
+pub mod pretrain;
+pub mod run_folder;
+pub mod schedule;
+pub mod step;
+pub mod teachers;
+
+#[cfg(test)]
+mod testing;
+
+use std::io::Write;
+
+use cli::{Cli, Command};
+use config::Recipe;
+
+/// Does what the command line asks for. Results go to `out`, progress to `tracing`.
+pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Pretrain(args) => pretrain::pretrain(args),
+        Command::Knn(args) => eval::run_knn(args, out),
+        Command::Config(args) => Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?),
+        Command::Bench(args) => bench::bench(args, out),
+    }
+}
+
+/// The program's exit code for an error: 1 when the data has problems, which the message names, 2 when it could not be done.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| cause.is::<data::Problem>()) { 1 } else { 2 }
+}

@@ -1,0 +1,264 @@
+//! `trainer bench`: what a step costs, beside what the machine can do, in one run.
+//!
+//! Three figures say where the time goes: the loader alone (decode, crop, cached rows), the step alone (on data that is there),
+//! and a plain matrix product. A training step is matrix products for the most part, so its arithmetic divided by the speed of
+//! the product is a floor for its time.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use images::ImageSource;
+use models::mr_mae::MrMae;
+use models::params::ParamStore;
+use models::precision::Precision;
+use schemas::Cache;
+use serde::Serialize;
+use tch::{Cuda, Device, Kind, Tensor};
+use tracing::info;
+
+use crate::cli::BenchArgs;
+use crate::config::Recipe;
+use crate::data::join;
+use crate::data::loader::Loader;
+use crate::data::order::Order;
+use crate::pretrain::{loader_plan, student_config};
+use crate::teachers::{self, Features, RunTeacher};
+use crate::{optim, step};
+
+#[cfg(test)]
+mod tests;
+
+/// Side of the plain matrix product: large enough that its operands do not fit the caches.
+const PRODUCT: i64 = 4096;
+
+/// All figures of a run.
+#[derive(Debug, Serialize)]
+pub struct BenchResult {
+    /// Where the steps ran.
+    pub device: String,
+    /// libtorch's threads.
+    pub torch_threads: usize,
+    /// Threads of the loader.
+    pub loader_threads: usize,
+    /// Images per step.
+    pub batch_size: usize,
+    /// The loader alone, with --cache.
+    pub loader_images_per_s: Option<f64>,
+    /// Arithmetic of forward and backward for one image, in GFLOP.
+    pub gflop_per_image: f64,
+    /// The training step alone, per precision.
+    pub steps: BTreeMap<String, StepFigures>,
+    /// The largest resident memory of the process so far, in bytes; with a GPU, its peak.
+    pub peak_memory_bytes: u64,
+}
+
+/// The training step in one precision.
+#[derive(Debug, Serialize)]
+pub struct StepFigures {
+    /// Median over the timed steps.
+    pub images_per_s: f64,
+    /// Slowest and fastest step.
+    pub spread: [f64; 2],
+    /// A plain product of 4096 x 4096 matrices in the same precision: GFLOP/s, the best of three.
+    pub product_gflop_per_s: f64,
+    /// Images per second if the whole step ran at the product's speed.
+    pub floor_images_per_s: f64,
+    /// As in [`BenchResult::peak_memory_bytes`], after these steps.
+    pub peak_memory_bytes: u64,
+}
+
+/// Measures and prints.
+pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let device = torch_ext::resolve_device(&args.device.device)?;
+    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let threads = args.device.loader_threads();
+
+    let mut loader_images_per_s = None;
+    let mut teachers = Vec::new();
+    if let (Some(cache), Some(images)) = (&args.cache, &args.images) {
+        let cache = Arc::new(Cache::open(cache)?);
+        teachers = teachers::open(&recipe, &cache, &[], device)?;
+        info!("the loader alone");
+        loader_images_per_s = Some(loader_speed(&recipe, &cache, images, &mut teachers, threads, device)?);
+    }
+
+    let widths: BTreeMap<String, i64> = recipe
+        .mimic
+        .teachers
+        .iter()
+        .map(|id| {
+            let cached = teachers.iter().find(|t| t.id.as_str() == id).map(|t| i64::from(t.width));
+            // Without a cache: a teacher as wide as the student, as CLIP-B and DINO-B are for a ViT-B.
+            (id.clone(), cached.unwrap_or(recipe.model.embed_dim.into()))
+        })
+        .collect();
+    let gflop_per_image = flop_per_image(&recipe, &widths) / 1e9;
+    let mut steps = BTreeMap::new();
+    for precision in [Precision::Bf16, Precision::F32] {
+        info!("steps in {precision}");
+        let product_gflop_per_s = product_speed(precision, device);
+        let mut speeds = step_speeds(&recipe, &widths, precision, args.steps, device)?;
+        speeds.sort_by(f64::total_cmp);
+        let figures = StepFigures {
+            images_per_s: speeds[speeds.len() / 2],
+            spread: [speeds[0], speeds[speeds.len() - 1]],
+            product_gflop_per_s,
+            floor_images_per_s: product_gflop_per_s / gflop_per_image,
+            peak_memory_bytes: torch_ext::memory(device)?.peak,
+        };
+        steps.insert(precision.name().to_owned(), figures);
+    }
+    let result = BenchResult {
+        device: format!("{device:?}"),
+        torch_threads: torch_ext::num_threads(),
+        loader_threads: threads,
+        batch_size: recipe.optim.batch_size,
+        loader_images_per_s,
+        gflop_per_image,
+        steps,
+        peak_memory_bytes: torch_ext::memory(device)?.peak,
+    };
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&result)?)?;
+    } else {
+        write_table(&result, out)?;
+    }
+    Ok(())
+}
+
+fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()> {
+    let BenchResult { device, torch_threads, loader_threads, batch_size, gflop_per_image, .. } = result;
+    writeln!(out, "{device}, {torch_threads} libtorch threads, batch {batch_size}, {gflop_per_image:.1} GFLOP an image and step")?;
+    if let Some(speed) = result.loader_images_per_s {
+        writeln!(out, "loader alone ({loader_threads} threads)  {speed:.1} img/s")?;
+    }
+    for (precision, s) in &result.steps {
+        writeln!(
+            out,
+            "step {precision:<4}  {:.2} img/s ({:.2} to {:.2})   plain product {:.0} GFLOP/s, floor {:.2} img/s, {:.0} % of it   peak {:.2} GB",
+            s.images_per_s,
+            s.spread[0],
+            s.spread[1],
+            s.product_gflop_per_s,
+            s.floor_images_per_s,
+            100.0 * s.images_per_s / s.floor_images_per_s,
+            s.peak_memory_bytes as f64 / 1e9,
+        )?;
+    }
+    Ok(())
+}
+
+/// Images per second of the loader over one epoch, with nothing taking time behind it. The first batch is not counted.
+fn loader_speed(
+    recipe: &Recipe,
+    cache: &Arc<Cache>,
+    images: &str,
+    teachers: &mut [RunTeacher],
+    threads: usize,
+    device: Device,
+) -> anyhow::Result<f64> {
+    let source = ImageSource::open(images)?;
+    let ids: Vec<_> = teachers.iter().map(|t| t.id.clone()).collect();
+    let samples = join::join(cache, &ids, &source, &recipe.data, &|_, _| ())?;
+    let batch = recipe.optim.batch_size;
+    let order = Order::new(recipe.run.seed, samples.len(), batch).context("too few images for one batch")?;
+    let batches = order.steps_per_epoch().max(2);
+    let plan = loader_plan(recipe, teachers, samples, source, order);
+    let mut loader = Loader::start(Arc::new(plan), 0..batches, threads, recipe.data.prefetch, device)?;
+    let mut start = Instant::now();
+    for i in 0..batches {
+        let batch = loader.next_batch()?;
+        loader.recycle(batch);
+        if i == 0 {
+            start = Instant::now();
+        }
+    }
+    // Up to `prefetch` batches were ready before the clock started; over an epoch of hundreds of images that is small.
+    Ok((batches - 1) as f64 * batch as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Images per second of each of `steps` whole steps (forward, backward, update) on random data, after one that is not counted.
+fn step_speeds(
+    recipe: &Recipe,
+    widths: &BTreeMap<String, i64>,
+    precision: Precision,
+    steps: u32,
+    device: Device,
+) -> anyhow::Result<Vec<f64>> {
+    let params = ParamStore::new(device, recipe.run.seed);
+    let student = MrMae::new(&params.root(), &student_config(recipe, widths))?;
+    let mut optim = optim::adamw(params.trainable(), &recipe.optim);
+    optim::set_lr(&mut optim, recipe.schedule().lr);
+    let n = recipe.optim.batch_size as i64;
+    let (size, l) = (i64::from(recipe.model.img_size), recipe.mae_config().num_patches());
+    let pixels = Tensor::randint(256, [n, size, size, 3], (Kind::Uint8, device));
+    let noise = Tensor::rand([n, l], (Kind::Double, device));
+    let token = |(id, &width): (&String, &i64)| (id.clone(), Tensor::randn([n, l, width], (Kind::Float, device)).to_kind(Kind::Half));
+    let features = Features {
+        tokens: widths.iter().map(token).collect(),
+        cls_attn: Some(Tensor::rand([n, l], (Kind::Float, device)).to_kind(Kind::Half)),
+    };
+    let mut speeds = Vec::new();
+    for step in 0..=steps {
+        let start = Instant::now();
+        optim.zero_grad();
+        let imgs = step::normalise(&pixels);
+        let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
+        let losses = step::accumulate(&student, &imgs, &masking, &features, precision, 1);
+        step::update(&mut optim, &[losses], recipe.optim.clip_grad)?.read()?;
+        if step > 0 {
+            speeds.push(n as f64 / start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(speeds)
+}
+
+/// GFLOP/s of a plain matrix product, the best of three.
+fn product_speed(precision: Precision, device: Device) -> f64 {
+    let kind = match precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    };
+    let operand = || Tensor::randn([PRODUCT, PRODUCT], (Kind::Float, device)).to_kind(kind);
+    let (a, b) = (operand(), operand());
+    let seconds = (0..4).map(|_| {
+        let start = Instant::now();
+        let product = a.matmul(&b);
+        if let Device::Cuda(index) = device {
+            Cuda::synchronize(index as i64);
+        }
+        drop(product);
+        start.elapsed().as_secs_f64()
+    });
+    // The first warms up and is left out.
+    let best = seconds.skip(1).fold(f64::INFINITY, f64::min);
+    2.0 * (PRODUCT as f64).powi(3) / best / 1e9
+}
+
+/// Floating-point operations of forward and backward for one image: matrix products alone, a multiply-add as two, the backward
+/// pass as twice the forward.
+///
+/// ViT-B/16 at 224 with MAE's decoder: 58.2 GFLOP, and 0.2 per mimic head of width 768. (Embedding all patches and dropping
+/// three quarters, as the reference code does, makes it 58.7.)
+pub fn flop_per_image(recipe: &Recipe, widths: &BTreeMap<String, i64>) -> f64 {
+    let m = &recipe.model;
+    let (keep, l) = (recipe.len_keep() as f64, recipe.mae_config().num_patches() as f64);
+    let (dim, decoder_dim) = (f64::from(m.embed_dim), f64::from(m.decoder_embed_dim));
+    let patch = 3.0 * f64::from(m.patch_size).powi(2);
+    let linear = |tokens: f64, from: f64, to: f64| 2.0 * tokens * from * to;
+    // qkv and proj are 4 D x D, the MLP twice mlp_ratio D x D; attention multiplies T x T with D twice.
+    let blocks = |depth: u32, tokens: f64, dim: f64| {
+        let weights = linear(tokens, dim, (4.0 + 2.0 * f64::from(m.mlp_ratio)) * dim);
+        f64::from(depth) * (weights + 4.0 * tokens * tokens * dim)
+    };
+    let mut forward = linear(keep, patch, dim) + blocks(m.depth, keep + 1.0, dim);
+    forward += widths.values().map(|&width| linear(keep, dim, width as f64)).sum::<f64>();
+    if recipe.loss.w_rec > 0.0 {
+        forward += linear(keep + 1.0, dim, decoder_dim);
+        forward += blocks(m.decoder_depth, l + 1.0, decoder_dim) + linear(l + 1.0, decoder_dim, patch);
+    }
+    3.0 * forward
+}

@@ -1,0 +1,248 @@
+//! Checkpoints: everything a resumed run needs, published whole or not at all.
+//!
+//! ```text
+//! RUN/checkpoints/step-00001000/model.safetensors       parameters by their reference names; the recipe in the header
+//!                               optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, step.<name>
+//!                               state.json              step, counters, what was trained on, digests of the two files
+//! RUN/LAST                                              name of the newest, written after it
+//! ```
+//!
+//! A folder is written under a temporary name and renamed when its bytes are on disk; `LAST` follows. Older checkpoints are
+//! removed only after that, so a kill at any moment leaves at least one that is whole. All randomness is keyed by the recipe's
+//! seed and by position, so `step` is also the state of every random draw and of the data order.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use models::weights::{self, Weights};
+use schemas::atomic::{self, AtomicDir, AtomicFile};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+
+use crate::metrics::Window;
+
+#[cfg(test)]
+mod tests;
+
+/// The pointer's name in a run folder.
+pub const LAST: &str = "LAST";
+/// The parameters of a checkpoint.
+pub const MODEL: &str = "model.safetensors";
+/// The key under which [`MODEL`]'s header holds the resolved recipe, so that the file alone can be evaluated.
+pub const RECIPE_KEY: &str = "recipe";
+
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const FOLDER: &str = "checkpoints";
+const FORMAT_VERSION: u32 = 1;
+
+/// What a run knows besides tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Of this file and its neighbours.
+    pub format_version: u32,
+    /// Updates done, skipped ones included; also where data order and masks stand.
+    pub step: u64,
+    /// Skipped steps in a row up to here.
+    pub nonfinite_in_row: u32,
+    /// Sums for the next metrics line.
+    pub window: Window,
+    /// What the run trains on, by name of the fact: a resume with another value is refused.
+    pub data: BTreeMap<String, String>,
+    /// SHA-256 of the other files.
+    pub sha256: BTreeMap<String, String>,
+}
+
+impl State {
+    /// A state before it is saved; saving adds the digests.
+    pub fn new(step: u64, nonfinite_in_row: u32, window: Window, data: BTreeMap<String, String>) -> State {
+        State { format_version: FORMAT_VERSION, step, nonfinite_in_row, window, data, sha256: BTreeMap::new() }
+    }
+}
+
+/// `state.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    state: State,
+    /// SHA-256 of `state` as compact JSON.
+    digest: String,
+}
+
+/// A checkpoint in memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Counters.
+    pub state: State,
+    /// Parameters and buffers by name.
+    pub model: BTreeMap<String, Tensor>,
+    /// The optimizer's state by name.
+    pub optimizer: BTreeMap<String, Tensor>,
+}
+
+/// Publishes a checkpoint, then `LAST`, then removes all but the newest `keep`. `recipe` goes into the model's header.
+pub fn save(run: &Path, checkpoint: &Checkpoint, recipe: &str, keep: usize) -> anyhow::Result<PathBuf> {
+    let name = folder_name(checkpoint.state.step);
+    let folder = run.join(FOLDER).join(&name);
+    // A folder of this step is there only if a resume went back behind it, so LAST names an older one.
+    remove(&folder)?;
+    atomic::remove_stale(&folder)?;
+    let unfinished = AtomicDir::create(&folder)?;
+    let mut state = checkpoint.state.clone();
+    for (file, tensors, header) in
+        [(MODEL, &checkpoint.model, Some((RECIPE_KEY, recipe))), (OPTIMIZER, &checkpoint.optimizer, None)]
+    {
+        let file_out = AtomicFile::create(&unfinished.path().join(file))?;
+        let mut out = HashingWriter { inner: BufWriter::new(file_out), sha256: Sha256::new() };
+        weights::write(&mut out, tensors, header)?;
+        let written = out.inner.into_inner().map_err(io::IntoInnerError::into_error);
+        written.with_context(|| format!("{folder:?}: cannot be written"))?.publish()?;
+        state.sha256.insert(file.to_owned(), hex(&out.sha256.finalize()));
+    }
+    let sealed = serde_json::to_vec_pretty(&Sealed { digest: digest(&state)?, state })?;
+    atomic::write(&unfinished.path().join(STATE), &sealed)?;
+    unfinished.publish()?;
+    atomic::write(&run.join(LAST), format!("{name}\n").as_bytes())?;
+    prune(run, checkpoint.state.step, keep)?;
+    Ok(folder)
+}
+
+/// Loads the checkpoint that `LAST` names, or, if that is damaged or gone, the newest older one that is whole; `None` for a
+/// run without any. `notice` is told about each one that is passed over.
+pub fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::Result<Option<Checkpoint>> {
+    let mut candidates = steps(run)?;
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    let last = run.join(LAST);
+    match fs::read_to_string(&last).map(|name| step_of(name.trim())) {
+        Ok(Some(step)) => {
+            if !candidates.contains(&step) {
+                notice(format!("{last:?} names {}, which is gone", folder_name(step)));
+            }
+            candidates.retain(|&candidate| candidate <= step);
+        }
+        Ok(None) => notice(format!("{last:?} names no checkpoint; looking for the newest")),
+        // Killed between the first checkpoint and the pointer to it.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(anyhow!(e).context(format!("{last:?}: cannot be read"))),
+    }
+    for step in candidates.into_iter().rev() {
+        let folder = run.join(FOLDER).join(folder_name(step));
+        match load(&folder) {
+            Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Err(e) => notice(format!("{e:#}; falling back to the checkpoint before it")),
+        }
+    }
+    bail!("{:?}: no checkpoint is whole. Start again with another --out, or copy a good one back", run.join(FOLDER))
+}
+
+/// The folder of the newest checkpoint, without reading it.
+pub fn newest(run: &Path) -> anyhow::Result<Option<PathBuf>> {
+    Ok(steps(run)?.last().map(|&step| run.join(FOLDER).join(folder_name(step))))
+}
+
+/// Loads and verifies one checkpoint.
+pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
+    let path = folder.join(STATE);
+    let bytes = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
+    let Sealed { state, digest: expected } =
+        serde_json::from_slice(&bytes).with_context(|| format!("{path:?}: is damaged, or of another version"))?;
+    ensure!(digest(&state)? == expected, "{path:?}: is damaged (its content does not hash to its digest)");
+    ensure!(
+        state.format_version == FORMAT_VERSION,
+        "{path:?}: format version {}, this program reads {FORMAT_VERSION}",
+        state.format_version
+    );
+    let tensors = |name: &str| -> anyhow::Result<BTreeMap<String, Tensor>> {
+        let path = folder.join(name);
+        let weights = Weights::read(&path)?;
+        let expected = state.sha256.get(name).with_context(|| format!("{:?}: lacks the digest of {name}", folder.join(STATE)))?;
+        ensure!(
+            weights.sha256() == expected,
+            "{path:?}: is damaged (SHA-256 {}, state.json says {expected})",
+            weights.sha256()
+        );
+        Ok(weights.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect())
+    };
+    let (model, optimizer) = (tensors(MODEL)?, tensors(OPTIMIZER)?);
+    Ok(Checkpoint { state, model, optimizer })
+}
+
+/// Steps of the published checkpoints, ascending.
+fn steps(run: &Path) -> anyhow::Result<Vec<u64>> {
+    let folder = run.join(FOLDER);
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(anyhow!(e).context(format!("{folder:?}: cannot be read"))),
+    };
+    let mut steps = Vec::new();
+    for entry in entries {
+        let name = entry.with_context(|| format!("{folder:?}: cannot be read"))?.file_name();
+        steps.extend(name.to_str().and_then(step_of));
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Removes all but the newest `keep` checkpoints up to `step`, and any later one: a damaged one that a resume went back behind.
+fn prune(run: &Path, step: u64, keep: usize) -> anyhow::Result<()> {
+    let (mut stale, later): (Vec<u64>, Vec<u64>) = steps(run)?.into_iter().partition(|&s| s <= step);
+    stale.truncate(stale.len().saturating_sub(keep));
+    for step in stale.into_iter().chain(later) {
+        remove(&run.join(FOLDER).join(folder_name(step)))?;
+    }
+    Ok(())
+}
+
+fn folder_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (folder_name(step) == name).then_some(step)
+}
+
+/// Removes a folder; the file that makes it a checkpoint goes first, so that a kill in between leaves none that looks whole.
+fn remove(folder: &Path) -> anyhow::Result<()> {
+    if folder.exists() {
+        let state = folder.join(STATE);
+        if state.exists() {
+            fs::remove_file(&state).with_context(|| format!("{state:?}: cannot be removed"))?;
+        }
+        fs::remove_dir_all(folder).with_context(|| format!("{folder:?}: cannot be removed"))?;
+    }
+    Ok(())
+}
+
+fn digest(state: &State) -> anyhow::Result<String> {
+    Ok(hex(&Sha256::digest(serde_json::to_vec(state)?)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+struct HashingWriter<W> {
+    inner: W,
+    sha256: Sha256,
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.sha256.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

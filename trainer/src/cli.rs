@@ -1,0 +1,142 @@
+//! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use models::precision::Precision;
+
+/// Pretrains an MR-MAE student from images and cached teacher features, and shows what it learned.
+#[derive(Debug, Parser)]
+#[command(name = "trainer", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The stages, one file each.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a masked autoencoder whose visible tokens mimic the cached teachers. Run again to resume.
+    Pretrain(PretrainArgs),
+    /// Weighted k-nearest-neighbour classification on frozen features of a student, a teacher, or raw pixels.
+    Knn(KnnArgs),
+    /// Print the resolved recipe: the file, the settings on the command line, and every default.
+    Config(RecipeArgs),
+    /// Measure the loader alone, the training step alone, and a plain matrix product, in one run.
+    Bench(BenchArgs),
+}
+
+/// A recipe and the settings that override it.
+#[derive(Debug, Clone, Args)]
+pub struct RecipeArgs {
+    /// Recipe file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub recipe: PathBuf,
+    /// Override one setting of the recipe, for example `--set optim.batch_size=64`. May be given many times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// auto, cpu, cuda or cuda:INDEX.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Threads that read and decode images [default: one per core].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+impl DeviceArgs {
+    /// The number of loader threads: as asked, or one per core. Results do not depend on it.
+    pub fn loader_threads(&self) -> usize {
+        match self.threads {
+            Some(n) => usize::from(n),
+            None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        }
+    }
+}
+
+/// `trainer pretrain`.
+#[derive(Debug, Clone, Args)]
+pub struct PretrainArgs {
+    /// The feature cache that `pipeline build-cache` wrote.
+    #[arg(long, value_name = "DIR")]
+    pub cache: PathBuf,
+    /// The run folder; created, or resumed when it holds the same recipe.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The images the cache was built from: class folders, *.tar or *.parquet. They may have moved or been renamed;
+    /// they are joined by content.
+    #[arg(long, value_name = "SRC")]
+    pub images: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub recipe: RecipeArgs,
+    /// Run this teacher inside the loop, in f32, instead of reading its rows. May be given many times.
+    #[arg(long = "online-teacher", value_name = "ID=DIR")]
+    pub online_teachers: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+    /// Stop after this many optimisation steps of this call, with a checkpoint; the same command continues.
+    #[arg(long, value_name = "STEPS")]
+    pub stop_after: Option<u64>,
+}
+
+/// `trainer knn`.
+#[derive(Debug, Clone, Args)]
+pub struct KnnArgs {
+    /// A run folder, a student's model.safetensors, a teacher's folder, or `pixels[:SIZE]` for the raw-pixel baseline.
+    #[arg(long, value_name = "RUN|FILE|TEACHER|pixels")]
+    pub model: String,
+    /// With a run folder or file: the same student as its seed made it, before any step.
+    #[arg(long)]
+    pub untrained: bool,
+    /// Labelled images that vote.
+    #[arg(long, value_name = "SRC")]
+    pub train: String,
+    /// Labelled images to classify.
+    #[arg(long, value_name = "SRC")]
+    pub test: String,
+    /// Neighbours that vote.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub k: u32,
+    /// Images per forward pass.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// What the network computes in: f32 or bf16.
+    #[arg(long, default_value = "f32")]
+    pub precision: Precision,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+}
+
+/// `trainer bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub recipe: RecipeArgs,
+    /// Also measure the loader on this cache (with --images).
+    #[arg(long, value_name = "DIR", requires = "images")]
+    pub cache: Option<PathBuf>,
+    /// The images of that cache.
+    #[arg(long, value_name = "SRC", requires = "cache")]
+    pub images: Option<String>,
+    /// Steps to time in each precision, after one that is not timed.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+}

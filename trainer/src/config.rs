@@ -1,0 +1,331 @@
+//! The recipe: the experiment as a typed TOML file.
+//!
+//! A recipe is read from a file, changed by `--set section.key=value`, completed by the documented defaults below and
+//! checked once. The resolved recipe is printed and saved with the run; a run folder refuses a different one, naming the
+//! first field that differs, except for the few settings that cannot change the result ([`Recipe::first_difference`]).
+//! Folders, device and threads are not part of a recipe.
+
+use models::losses::TargetNorm;
+use models::precision::Precision;
+use serde::{Deserialize, Serialize};
+
+pub use resolve::Error;
+
+mod resolve;
+#[cfg(test)]
+mod tests;
+
+/// Base learning rate per 256 images. The paper says "maximum lr 1.5e-4" without saying which; MAE, ConvMAE and MaskAlign
+/// use the same number as a *base* rate, so we read it as one. `optim.lr` sets the peak literally instead.
+pub const BLR: f64 = 1.5e-4;
+/// AdamW's betas in MAE's pretraining code; MR-MAE does not state them.
+pub const BETAS: [f64; 2] = [0.9, 0.95];
+/// PyTorch's default, which MAE's code leaves untouched.
+pub const ADAM_EPS: f64 = 1e-8;
+/// MR-MAE section 4.1 and MAE.
+pub const WEIGHT_DECAY: f64 = 0.05;
+/// Share of patches that the encoder does not see. MR-MAE prints "mask ratio 25 %" and means the visible share.
+pub const MASK_RATIO: f64 = 0.75;
+/// MR-MAE weighs reconstruction and mimicking equally.
+pub const LOSS_WEIGHT: f64 = 0.5;
+/// Finished batches that wait for the device. Two hide one slow batch; more only cost memory.
+pub const PREFETCH: usize = 3;
+/// One is enough to resume; the second is there for the day the first turns out to be damaged.
+pub const KEEP_CHECKPOINTS: usize = 2;
+/// A few skipped steps are an accident, this many in a row are a diverged run.
+pub const STOP_AFTER_NONFINITE: u32 = 5;
+
+/// One experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Which samples are used.
+    #[serde(default)]
+    pub data: Data,
+    /// The student.
+    #[serde(default)]
+    pub model: Model,
+    /// Which teachers are mimicked.
+    #[serde(default)]
+    pub mimic: Mimic,
+    /// How their features become targets.
+    #[serde(default)]
+    pub target: Target,
+    /// How the losses add up.
+    #[serde(default)]
+    pub loss: Loss,
+    /// Which patches are hidden.
+    #[serde(default)]
+    pub mask: Mask,
+    /// The optimiser.
+    pub optim: Optim,
+    /// Its learning rate over time.
+    pub schedule: ScheduleConfig,
+    /// Everything around it.
+    #[serde(default)]
+    pub run: Run,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// What to do about cached images that `--images` does not have.
+    pub missing: Missing,
+    /// Train on the parts that are complete although others are missing. Off by default: a run on a third of the data
+    /// looks like a run. The samples in use are recorded, so a cache that has grown since refuses to resume.
+    pub allow_incomplete: bool,
+    /// Finished batches that may wait for the device.
+    pub prefetch: usize,
+    /// Memory for rendered crops, in MiB. Views are finite, so a data set whose crops fit (12 KB each at 64 pixels, 150 KB at
+    /// 224) is decoded once and not every epoch. 0 = none.
+    pub pixel_cache_mib: usize,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Data { missing: Missing::Error, allow_incomplete: false, prefetch: PREFETCH, pixel_cache_mib: 0 }
+    }
+}
+
+/// What to do about images that cannot be found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// List them and stop.
+    Error,
+    /// List them and train on the rest.
+    Skip,
+}
+
+/// `[model]`: MAE's ViT. The defaults are ViT-B/16 with MAE's decoder (He et al. 2022, table 1 and appendix).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// Side of the square input, in pixels.
+    pub img_size: u32,
+    /// Side of a patch, in pixels; divides `img_size`.
+    pub patch_size: u32,
+    /// Encoder width.
+    pub embed_dim: u32,
+    /// Encoder blocks.
+    pub depth: u32,
+    /// Encoder attention heads.
+    pub num_heads: u32,
+    /// Hidden width of an MLP, in widths of its block.
+    pub mlp_ratio: u32,
+    /// Decoder width. MR-MAE does not state it; MAE's.
+    pub decoder_embed_dim: u32,
+    /// Decoder blocks.
+    pub decoder_depth: u32,
+    /// Decoder attention heads.
+    pub decoder_num_heads: u32,
+    /// Reconstruct each patch normalised by its own mean and deviation. MAE's better setting; MR-MAE does not say.
+    pub norm_pix_loss: bool,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Model {
+            img_size: 224,
+            patch_size: 16,
+            embed_dim: 768,
+            depth: 12,
+            num_heads: 12,
+            mlp_ratio: 4,
+            decoder_embed_dim: 512,
+            decoder_depth: 8,
+            decoder_num_heads: 16,
+            norm_pix_loss: true,
+        }
+    }
+}
+
+/// `[mimic]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mimic {
+    /// Teacher ids of the cache. Each gets a linear head of its own on the encoder's visible tokens. Empty = plain MAE,
+    /// which needs no teacher rows. More than one is never a default: the paper found CLIP and DINO together worse than
+    /// either alone (table 4).
+    pub teachers: Vec<String>,
+}
+
+/// `[target]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Target {
+    /// What is done to a teacher's token before it is compared; always at load, never in the cache. The paper is silent. The
+    /// default is `ln`, LayerNorm without affine parameters per token, on which its nearest relatives settled (MaskAlign calls
+    /// it "whiten"): the residual stream of a ViT has a few channels tens of times larger than the rest, which under `none`,
+    /// the paper's equation read literally, own the loss. `l2` keeps only the direction (MVP, MILAN).
+    pub norm: TargetNorm,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Target { norm: TargetNorm::Ln }
+    }
+}
+
+/// `[loss]`: total = `w_rec` * reconstruction + `w_mimic` * mean over teachers of their mimic loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Loss {
+    /// Weight of the pixel loss.
+    pub w_rec: f64,
+    /// Weight of mimicking, shared evenly by the teachers.
+    pub w_mimic: f64,
+}
+
+impl Default for Loss {
+    fn default() -> Self {
+        Loss { w_rec: LOSS_WEIGHT, w_mimic: LOSS_WEIGHT }
+    }
+}
+
+/// `[mask]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mask {
+    /// How the visible patches are chosen.
+    pub kind: MaskKind,
+    /// Share of patches that are removed.
+    pub ratio: f64,
+    /// For `focused`: how the teacher's attention decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<FocusMode>,
+    /// For `focused`: whose attention, by teacher id. Need not be mimicked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+}
+
+impl Default for Mask {
+    fn default() -> Self {
+        Mask { kind: MaskKind::Random, ratio: MASK_RATIO, mode: None, teacher: None }
+    }
+}
+
+/// How the visible patches are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MaskKind {
+    /// Uniformly (MAE).
+    Random,
+    /// By the CLS attention of a teacher's last block ("focused mimicking").
+    Focused,
+}
+
+/// How the teacher's attention decides which patches stay visible. The paper says only "the most salient".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FocusMode {
+    /// Drawn without replacement, with the attention as probabilities (MILAN, MaskAlign). The default: masks still vary
+    /// between epochs.
+    Multinomial,
+    /// The largest, always: one view of an image always gets the same mask.
+    Topk,
+}
+
+/// `[optim]`: AdamW, no decay on 1-D parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optim {
+    /// Images per forward pass.
+    pub batch_size: usize,
+    /// Forward passes whose gradients are averaged into one update.
+    #[serde(default = "one")]
+    pub accum_iter: usize,
+    /// Base learning rate, scaled by effective batch / 256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blr: Option<f64>,
+    /// Peak learning rate, literally; excludes `blr`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Decay rates of the two moments.
+    #[serde(default = "betas")]
+    pub betas: [f64; 2],
+    /// Added to the denominator.
+    #[serde(default = "adam_eps")]
+    pub eps: f64,
+    /// Decoupled weight decay.
+    #[serde(default = "weight_decay")]
+    pub weight_decay: f64,
+    /// Largest global gradient norm. Absent = no clipping, as in MAE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_grad: Option<f64>,
+}
+
+fn one() -> usize {
+    1
+}
+fn betas() -> [f64; 2] {
+    BETAS
+}
+fn adam_eps() -> f64 {
+    ADAM_EPS
+}
+fn weight_decay() -> f64 {
+    WEIGHT_DECAY
+}
+
+/// `[schedule]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Length of the run.
+    pub epochs: u64,
+    /// Length of the linear rise, in epochs; may have a fraction.
+    #[serde(default)]
+    pub warmup_epochs: f64,
+    /// Where the cosine ends.
+    #[serde(default)]
+    pub min_lr: f64,
+}
+
+/// `[run]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// Weights, order and masks are functions of it.
+    pub seed: u64,
+    /// What matrix products and attention compute in, forward and backward. Parameters, moments, norms, softmax, the residual
+    /// stream and losses are f32 either way; bf16 has f32's range and needs no loss scaling.
+    #[serde(with = "precision_name")]
+    pub precision: Precision,
+    /// Steps between two log lines.
+    pub log_every: u64,
+    /// Steps between two checkpoints; there is always one at the end.
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    pub keep_checkpoints: usize,
+    /// Consecutive steps with a non-finite loss or gradient (each skipped and recorded) that end the run.
+    pub stop_after_nonfinite: u32,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run {
+            seed: 0,
+            precision: Precision::Bf16,
+            log_every: 20,
+            checkpoint_every: 1000,
+            keep_checkpoints: KEEP_CHECKPOINTS,
+            stop_after_nonfinite: STOP_AFTER_NONFINITE,
+        }
+    }
+}
+
+/// [`Precision`] as its name.
+mod precision_name {
+    use models::precision::Precision;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(precision: &Precision, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(precision.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Precision, D::Error> {
+        String::deserialize(input)?.parse().map_err(D::Error::custom)
+    }
+}

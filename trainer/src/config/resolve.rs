@@ -1,0 +1,276 @@
+//! From what was typed to a checked recipe: reading, `--set`, defaults that depend on other settings, ranges.
+
+use std::path::{Path, PathBuf};
+
+use models::mae::MaeConfig;
+use models::masking::len_keep;
+use serde::Deserialize;
+
+use super::{BLR, FocusMode, MaskKind, Recipe};
+use crate::schedule::{self, Schedule};
+
+/// What can be wrong with a recipe. Every message names the setting and what would be accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("{path:?}: cannot read the recipe: {source}")]
+    Read {
+        /// The recipe file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, a missing key, or a value of the wrong type.
+    #[error("{origin}: {message}")]
+    Parse {
+        /// The file, with the settings applied to it.
+        origin: String,
+        /// The parser's message, which names the key.
+        message: String,
+    },
+    /// `--set` without `=`, or through something that is not a section.
+    #[error("--set {setting}: {problem}; write it as section.key=value, for example optim.batch_size=64")]
+    Set {
+        /// What was typed.
+        setting: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A value outside its range, or two settings that exclude each other.
+    #[error("{field} = {value}: {problem}")]
+    Invalid {
+        /// Dotted name of the setting.
+        field: &'static str,
+        /// What it was.
+        value: String,
+        /// What it must be.
+        problem: String,
+    },
+    /// There is no such network.
+    #[error("[model] {0}")]
+    Model(#[from] models::Error),
+}
+
+impl Recipe {
+    /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
+    pub fn load(path: &Path, settings: &[String]) -> Result<Recipe, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        Recipe::parse(&text, &path.display().to_string(), settings)
+    }
+
+    /// Like [`Recipe::load`] for a text; `origin` is what messages call it.
+    pub fn parse(text: &str, origin: &str, settings: &[String]) -> Result<Recipe, Error> {
+        let parse_error = |message: String| Error::Parse { origin: origin.to_owned(), message };
+        let mut table: toml::Table = toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
+        for setting in settings {
+            apply(&mut table, setting)?;
+        }
+        let mut recipe =
+            Recipe::deserialize(toml::Value::Table(table)).map_err(|e| parse_error(e.to_string().trim().to_owned()))?;
+        if recipe.optim.blr.is_none() && recipe.optim.lr.is_none() {
+            recipe.optim.blr = Some(BLR);
+        }
+        if recipe.mask.kind == MaskKind::Focused {
+            recipe.mask.mode.get_or_insert(FocusMode::Multinomial);
+        }
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The resolved recipe as TOML, every default spelled out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe is plain tables of plain values")
+    }
+
+    /// Images between two updates.
+    pub fn effective_batch(&self) -> usize {
+        self.optim.batch_size * self.optim.accum_iter
+    }
+
+    /// Patches along one side.
+    pub fn grid(&self) -> u32 {
+        self.model.img_size / self.model.patch_size
+    }
+
+    /// The autoencoder.
+    pub fn mae_config(&self) -> MaeConfig {
+        let m = &self.model;
+        MaeConfig {
+            img_size: [i64::from(m.img_size); 2],
+            patch_size: m.patch_size.into(),
+            embed_dim: m.embed_dim.into(),
+            depth: m.depth.into(),
+            num_heads: m.num_heads.into(),
+            decoder_embed_dim: m.decoder_embed_dim.into(),
+            decoder_depth: m.decoder_depth.into(),
+            decoder_num_heads: m.decoder_num_heads.into(),
+            mlp_ratio: m.mlp_ratio.into(),
+            norm_pix_loss: m.norm_pix_loss,
+        }
+    }
+
+    /// Patches that the encoder sees.
+    pub fn len_keep(&self) -> i64 {
+        len_keep(self.mae_config().num_patches(), self.mask.ratio)
+    }
+
+    /// The learning rate over time.
+    pub fn schedule(&self) -> Schedule {
+        let blr = self.optim.blr.unwrap_or(BLR);
+        Schedule {
+            lr: self.optim.lr.unwrap_or_else(|| schedule::scale_lr(blr, self.effective_batch())),
+            min_lr: self.schedule.min_lr,
+            warmup_epochs: self.schedule.warmup_epochs,
+            epochs: self.schedule.epochs as f64,
+        }
+    }
+
+    /// The first setting in which `self` and `other` differ: its dotted name and both values as TOML.
+    ///
+    /// Settings that cannot change what is computed, only how fast and what is kept, do not count: `data.prefetch`,
+    /// `data.pixel_cache_mib`, `run.checkpoint_every`, `run.keep_checkpoints` and `run.stop_after_nonfinite`.
+    pub fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
+        let mut other = other.clone();
+        other.data.prefetch = self.data.prefetch;
+        other.data.pixel_cache_mib = self.data.pixel_cache_mib;
+        other.run.checkpoint_every = self.run.checkpoint_every;
+        other.run.keep_checkpoints = self.run.keep_checkpoints;
+        other.run.stop_after_nonfinite = self.run.stop_after_nonfinite;
+        let value = |r: &Recipe| toml::Value::try_from(r).expect("a recipe is plain tables of plain values");
+        first_difference("", &value(self), &value(&other))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        fn require(ok: bool, field: &'static str, value: impl ToString, problem: &str) -> Result<(), Error> {
+            if ok { Ok(()) } else { Err(Error::Invalid { field, value: value.to_string(), problem: problem.into() }) }
+        }
+        let positive = "must be at least 1";
+        let m = &self.model;
+        require(
+            m.patch_size >= 1 && m.img_size >= 1 && m.img_size % m.patch_size == 0,
+            "model.img_size",
+            m.img_size,
+            "must be a positive multiple of model.patch_size",
+        )?;
+        self.mae_config().validate()?;
+
+        let mut teachers = self.mimic.teachers.clone();
+        teachers.sort();
+        teachers.dedup();
+        require(
+            teachers.len() == self.mimic.teachers.len(),
+            "mimic.teachers",
+            format!("{:?}", self.mimic.teachers),
+            "names a teacher twice",
+        )?;
+        for (field, w) in [("loss.w_rec", self.loss.w_rec), ("loss.w_mimic", self.loss.w_mimic)] {
+            require(w >= 0.0 && w.is_finite(), field, w, "must be zero or positive")?;
+        }
+        let learns = self.loss.w_rec > 0.0 || (self.loss.w_mimic > 0.0 && !self.mimic.teachers.is_empty());
+        require(learns, "loss.w_rec", self.loss.w_rec, "is the only loss of this recipe and must be positive")?;
+
+        let keep = self.len_keep();
+        require(
+            (0.0..1.0).contains(&self.mask.ratio) && keep >= 1,
+            "mask.ratio",
+            self.mask.ratio,
+            "must be in [0, 1) and leave at least one patch visible",
+        )?;
+        let removes = keep < self.mae_config().num_patches() || self.loss.w_rec == 0.0;
+        require(removes, "mask.ratio", self.mask.ratio, "must remove a patch, or loss.w_rec be 0")?;
+        let focused = self.mask.kind == MaskKind::Focused;
+        require(
+            focused == self.mask.teacher.is_some(),
+            "mask.teacher",
+            self.mask.teacher.as_deref().unwrap_or("none"),
+            "is set exactly when mask.kind = \"focused\": the teacher whose CLS attention chooses",
+        )?;
+        require(focused || self.mask.mode.is_none(), "mask.mode", "set", "has a meaning only with mask.kind = \"focused\"")?;
+
+        let o = &self.optim;
+        require(o.batch_size >= 1, "optim.batch_size", o.batch_size, positive)?;
+        require(o.accum_iter >= 1, "optim.accum_iter", o.accum_iter, positive)?;
+        require(
+            o.blr.is_none() || o.lr.is_none(),
+            "optim.lr",
+            o.lr.unwrap_or_default(),
+            "excludes optim.blr: give the peak or the base rate",
+        )?;
+        for (field, lr) in [("optim.blr", o.blr), ("optim.lr", o.lr)] {
+            let lr = lr.unwrap_or(1.0);
+            require(lr > 0.0 && lr.is_finite(), field, lr, "must be positive")?;
+        }
+        for beta in o.betas {
+            require((0.0..1.0).contains(&beta), "optim.betas", format!("{:?}", o.betas), "must each be in [0, 1)")?;
+        }
+        require(o.eps > 0.0 && o.eps.is_finite(), "optim.eps", o.eps, "must be positive")?;
+        require(o.weight_decay >= 0.0 && o.weight_decay.is_finite(), "optim.weight_decay", o.weight_decay, "must be zero or positive")?;
+        let clip = o.clip_grad.unwrap_or(1.0);
+        require(clip > 0.0 && clip.is_finite(), "optim.clip_grad", clip, "must be positive; leave it out for no clipping")?;
+
+        let s = &self.schedule;
+        require(s.epochs >= 1, "schedule.epochs", s.epochs, positive)?;
+        require(
+            (0.0..s.epochs as f64).contains(&s.warmup_epochs),
+            "schedule.warmup_epochs",
+            s.warmup_epochs,
+            "must be zero or more, and less than schedule.epochs",
+        )?;
+        let peak = self.schedule().lr;
+        require((0.0..=peak).contains(&s.min_lr), "schedule.min_lr", s.min_lr, "must lie between 0 and the peak rate")?;
+
+        require(self.data.prefetch >= 1, "data.prefetch", self.data.prefetch, positive)?;
+        let most = usize::MAX >> 20;
+        let mib = self.data.pixel_cache_mib;
+        require(mib <= most, "data.pixel_cache_mib", mib, "must fit this machine's address space")?;
+        require(self.run.log_every >= 1, "run.log_every", self.run.log_every, positive)?;
+        require(self.run.checkpoint_every >= 1, "run.checkpoint_every", self.run.checkpoint_every, positive)?;
+        require(self.run.keep_checkpoints >= 1, "run.keep_checkpoints", self.run.keep_checkpoints, positive)?;
+        require(self.run.stop_after_nonfinite >= 1, "run.stop_after_nonfinite", self.run.stop_after_nonfinite, positive)?;
+        // TOML integers are signed 64-bit; a larger seed could not be saved with the run.
+        require(i64::try_from(self.run.seed).is_ok(), "run.seed", self.run.seed, "must be less than 2^63")
+    }
+}
+
+/// Sets `section.key` of `table` to a TOML value, or to a bare string when it is not one (`run.precision=bf16`).
+fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
+    let problem = |problem: &str| Error::Set { setting: setting.to_owned(), problem: problem.to_owned() };
+    let (key, text) = setting.split_once('=').ok_or_else(|| problem("has no '='"))?;
+    let value = match toml::from_str::<toml::Table>(&format!("value = {text}")) {
+        // A text with line breaks could smuggle in further keys; only the one asked for is taken.
+        Ok(mut parsed) if parsed.len() == 1 => parsed.remove("value").expect("the only key"),
+        _ => toml::Value::String(text.trim().to_owned()),
+    };
+    let mut path: Vec<&str> = key.trim().split('.').collect();
+    let last = path.pop().filter(|k| !k.is_empty()).ok_or_else(|| problem("names no key"))?;
+    let mut table = table;
+    for section in path {
+        table = table
+            .entry(section)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| problem("goes through a key that is not a section"))?;
+    }
+    table.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// The first leaf, in key order, in which two TOML values differ, as (dotted name, left, right).
+fn first_difference(name: &str, a: &toml::Value, b: &toml::Value) -> Option<(String, String, String)> {
+    let (toml::Value::Table(ta), toml::Value::Table(tb)) = (a, b) else {
+        return (a != b).then(|| (name.to_owned(), a.to_string(), b.to_string()));
+    };
+    let mut keys: Vec<&String> = ta.keys().chain(tb.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    keys.into_iter().find_map(|key| {
+        let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+        match (ta.get(key), tb.get(key)) {
+            (Some(va), Some(vb)) => first_difference(&full, va, vb),
+            (va, vb) => {
+                let text = |v: Option<&toml::Value>| v.map_or("unset".to_owned(), |v| v.to_string());
+                Some((full, text(va), text(vb)))
+            }
+        }
+    })
+}

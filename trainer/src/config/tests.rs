@@ -1,0 +1,84 @@
+use super::*;
+
+const MINIMAL: &str = "[optim]\nbatch_size = 64\n[schedule]\nepochs = 800\nwarmup_epochs = 40\n";
+
+fn parse(settings: &[&str]) -> Result<Recipe, Error> {
+    let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+    Recipe::parse(MINIMAL, "minimal.toml", &settings)
+}
+
+#[test]
+fn resolving_is_idempotent() {
+    for settings in [&[][..], &["mask.kind=focused", "mask.teacher=clip", "mimic.teachers=[\"clip\"]", "optim.clip_grad=1.0"]] {
+        let recipe = parse(settings).unwrap();
+        let again = Recipe::parse(&recipe.to_toml(), "saved", &[]).unwrap();
+        assert_eq!(recipe, again);
+        assert_eq!(recipe.first_difference(&again), None);
+    }
+}
+
+#[test]
+fn settings_are_toml_values_or_bare_words() {
+    let recipe = parse(&[
+        "run.precision=f32",
+        "optim.batch_size=16",
+        "mimic.teachers=[\"clip\", \"dino\"]",
+        "mask.kind = focused",
+        "mask.mode=\"topk\"",
+        "mask.teacher=dino",
+    ])
+    .unwrap();
+    assert_eq!(recipe.run.precision, Precision::F32);
+    assert_eq!(recipe.optim.batch_size, 16);
+    assert_eq!(recipe.mimic.teachers, ["clip", "dino"]);
+    assert_eq!(recipe.mask.mode, Some(FocusMode::Topk));
+}
+
+#[test]
+fn wrong_recipes_are_refused_by_name() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["optim.batchsize=1"], "batchsize"),
+        (&["optimizer.lr=1"], "optimizer"),
+        (&["optim.batch_size=many"], "many"),
+        (&["optim.batch_size"], "no '='"),
+        (&["=3"], "names no key"),
+        (&["optim.batch_size.x=3"], "not a section"),
+        (&["optim.lr=1e-3", "optim.blr=1e-3"], "excludes optim.blr"),
+        (&["model.patch_size=15"], "model.img_size = 224"),
+        (&["model.num_heads=7"], "num_heads = 7 must divide it"),
+        (&["mask.ratio=1.0"], "mask.ratio = 1"),
+        (&["mask.ratio=0"], "must remove a patch"),
+        (&["mask.kind=focused"], "mask.teacher"),
+        (&["mask.teacher=clip"], "mask.teacher"),
+        (&["mask.mode=topk"], "mask.mode"),
+        (&["mimic.teachers=[\"clip\", \"clip\"]"], "twice"),
+        (&["loss.w_rec=0"], "loss.w_rec"),
+        (&["schedule.warmup_epochs=800"], "schedule.warmup_epochs"),
+        (&["schedule.min_lr=1"], "schedule.min_lr"),
+        (&["optim.clip_grad=0"], "optim.clip_grad"),
+        (&["run.log_every=0"], "run.log_every"),
+        (&["run.precision=fp16"], "fp16"),
+    ];
+    for (settings, words) in cases {
+        let message = parse(settings).unwrap_err().to_string();
+        assert!(message.contains(words), "{settings:?} gave {message:?}, which lacks {words:?}");
+    }
+}
+
+#[test]
+fn differences_are_named_with_both_values() {
+    let recipe = parse(&[]).unwrap();
+    let other = parse(&["optim.weight_decay=0.1"]).unwrap();
+    let (field, ours, theirs) = recipe.first_difference(&other).unwrap();
+    assert_eq!((field.as_str(), ours.as_str(), theirs.as_str()), ("optim.weight_decay", "0.05", "0.1"));
+    let clipped = parse(&["optim.clip_grad=1.0"]).unwrap();
+    let (field, ours, theirs) = recipe.first_difference(&clipped).unwrap();
+    assert_eq!((field.as_str(), ours.as_str(), theirs.as_str()), ("optim.clip_grad", "unset", "1.0"));
+}
+
+#[test]
+fn the_peak_rate_is_scaled_or_literal() {
+    let peak = |settings: &[&str]| parse(settings).unwrap().schedule().lr;
+    assert_eq!(peak(&["optim.batch_size=64", "optim.accum_iter=64"]), 1.5e-4 * 4096.0 / 256.0);
+    assert_eq!(peak(&["optim.lr=1e-3"]), 1e-3);
+}

@@ -1,0 +1,119 @@
+//! From cached rows and image bytes to batches: what is joined, in which order, and how it is loaded.
+
+use std::path::PathBuf;
+
+pub mod batch;
+pub mod join;
+pub mod loader;
+pub mod order;
+pub mod pixel_cache;
+pub mod rows;
+
+/// What can be wrong with the data a run is given. The program ends with exit code 1 on these: the data has a problem, and the
+/// message says where.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A file of the cache is damaged or missing; the same words as `pipeline verify`.
+    #[error(transparent)]
+    Cache(#[from] schemas::Error),
+    /// Parts of the cache are not there yet.
+    #[error(
+        "{cache:?}: {missing} of {parts} parts are not complete ({example}). Run the same pipeline build-cache again, or train \
+         on what is there with --set data.allow_incomplete=true"
+    )]
+    Incomplete {
+        /// The cache.
+        cache: PathBuf,
+        /// How many parts.
+        missing: usize,
+        /// Of how many.
+        parts: u32,
+        /// The first of them, and what it lacks.
+        example: String,
+    },
+    /// The cache's crops were made by another decoder or resampler.
+    #[error(
+        "the cache was built with image code {cached:?}, this program has {:?}: the student would see other pixels than the \
+         teacher did. Use the version that built the cache, or build it again",
+        images::IMAGE_CODE
+    )]
+    ImageCode {
+        /// What the cache says.
+        cached: String,
+    },
+    /// A row's view is not the one its policy and seed draw, or its rows are not one per view.
+    #[error("{cache:?}: part {part}, row {row} ({key}): the view is not the one that the cache's policy and seed draw")]
+    View {
+        /// The cache.
+        cache: PathBuf,
+        /// The part.
+        part: u32,
+        /// The row in it.
+        row: usize,
+        /// The image.
+        key: String,
+    },
+    /// The teacher's patches are not the student's.
+    #[error(
+        "teacher {teacher} has a {teacher_grid}x{teacher_grid} grid, the student a {student_grid}x{student_grid} grid \
+         (model.img_size {img_size} / model.patch_size {patch_size}): tokens would not line up. Change one of the two, or build \
+         the cache with --grid {student_grid}"
+    )]
+    Grid {
+        /// Its id.
+        teacher: String,
+        /// Patches along a side of its input.
+        teacher_grid: u32,
+        /// Patches along a side of the student's.
+        student_grid: u32,
+        /// The recipe's.
+        img_size: u32,
+        /// The recipe's.
+        patch_size: u32,
+    },
+    /// Cached images that the source does not have.
+    #[error(
+        "{count} of the cache's {of} images are not in --images, neither by name nor by content: {}{}. Point --images at the \
+         images the cache was built from, or train on the rest with --set data.missing=skip",
+        first.join(", "),
+        if *count > first.len() { ", ..." } else { "" }
+    )]
+    MissingImages {
+        /// How many.
+        count: usize,
+        /// Of how many.
+        of: usize,
+        /// Keys of the first few.
+        first: Vec<String>,
+    },
+    /// An image's bytes are not those its features were made from.
+    #[error(
+        "image {key}: its bytes have changed since the cache was built (content hash {found}, part {part} row {row} says \
+         {expected}). Restore the image, or build the cache again"
+    )]
+    Changed {
+        /// The image.
+        key: String,
+        /// Where its row is.
+        part: u32,
+        /// Where its row is.
+        row: usize,
+        /// In the row.
+        expected: String,
+        /// Of the bytes.
+        found: String,
+    },
+    /// An image cannot be read or decoded although it could when the cache was built.
+    #[error("image {key} (part {part}, row {row}): {source}")]
+    Image {
+        /// The image.
+        key: String,
+        /// Where its row is.
+        part: u32,
+        /// Where its row is.
+        row: usize,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}

@@ -1,0 +1,94 @@
+//! What the loader hands to the training loop.
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::pinned_empty;
+
+/// One forward pass of images with everything the loss needs, on the CPU (page-locked when the device is a GPU).
+///
+/// The tensors are allocated once and filled in place; give a batch back to the loader when the device is done with it.
+#[derive(Debug)]
+pub struct MimicBatch {
+    /// (sample id, view) of each image.
+    pub samples: Vec<(u64, u16)>,
+    /// `[N, S, S, 3]` u8, S = the student's image size.
+    pub imgs: Tensor,
+    /// `[N, L]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): what a mask is made from.
+    pub noise: Tensor,
+    /// One per teacher of the run, in the order of [`BatchShape::teachers`].
+    pub teachers: Vec<TeacherBatch>,
+}
+
+/// What a batch holds for one teacher.
+#[derive(Debug)]
+pub enum TeacherBatch {
+    /// Features from the cache, in the type they are stored in.
+    Cached {
+        /// `[N, L, K]`; absent when only the attention is used.
+        tokens: Option<Tensor>,
+        /// `[N, L]` f16; absent when only the tokens are used.
+        cls_attn: Option<Tensor>,
+    },
+    /// Pixels for a teacher that runs inside the loop.
+    Online {
+        /// `[N, T, T, 3]` u8, T = the teacher's input size.
+        pixels: Tensor,
+    },
+}
+
+/// Sizes of a [`MimicBatch`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchShape {
+    /// N.
+    pub batch_size: usize,
+    /// S.
+    pub img_size: u32,
+    /// Side of the patch grid; L is its square.
+    pub grid: u32,
+    /// What is loaded for each teacher.
+    pub teachers: Vec<TeacherShape>,
+}
+
+/// What is loaded for one teacher.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TeacherShape {
+    /// Rows of the cache.
+    Cached {
+        /// Width K.
+        width: u32,
+        /// The stored type of a token's number.
+        kind: Kind,
+        /// Whether the tokens are used.
+        tokens: bool,
+        /// Whether the attention is used.
+        cls_attn: bool,
+    },
+    /// Pixels at this size.
+    Online {
+        /// T.
+        input_size: u32,
+    },
+}
+
+impl BatchShape {
+    /// A batch of unspecified content, to be filled; page-locked when `device` is a GPU.
+    pub fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
+        let n = self.batch_size as i64;
+        let l = i64::from(self.grid * self.grid);
+        let pixels = |size: u32| pinned_empty(&[n, i64::from(size), i64::from(size), 3], Kind::Uint8, device);
+        let teachers = self.teachers.iter().map(|teacher| {
+            Ok(match *teacher {
+                TeacherShape::Cached { width, kind, tokens, cls_attn } => TeacherBatch::Cached {
+                    tokens: tokens.then(|| pinned_empty(&[n, l, i64::from(width)], kind, device)).transpose()?,
+                    cls_attn: cls_attn.then(|| pinned_empty(&[n, l], Kind::Half, device)).transpose()?,
+                },
+                TeacherShape::Online { input_size } => TeacherBatch::Online { pixels: pixels(input_size)? },
+            })
+        });
+        Ok(MimicBatch {
+            samples: vec![(0, 0); self.batch_size],
+            imgs: pixels(self.img_size)?,
+            noise: pinned_empty(&[n, l], Kind::Double, device)?,
+            teachers: teachers.collect::<torch_ext::Result<_>>()?,
+        })
+    }
+}

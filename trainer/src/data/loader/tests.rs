@@ -1,0 +1,122 @@
+use std::sync::Arc;
+
+use schemas::Cache;
+use tch::Tensor;
+
+use super::*;
+use crate::config::Recipe;
+use crate::data::join;
+use crate::pretrain::loader_plan;
+use crate::teachers;
+use crate::testing::{RECIPE, World};
+
+fn plan(world: &World, settings: &[&str], online: &[String]) -> LoaderPlan {
+    let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+    let recipe = Recipe::parse(RECIPE, "test", &settings).unwrap();
+    let cache = Arc::new(Cache::open(&world.cache_dir()).unwrap());
+    let mut teachers = teachers::open(&recipe, &cache, online, Device::Cpu).unwrap();
+    let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
+    let samples = join::join(&cache, &[], &source, &recipe.data, &|_, _| ()).unwrap();
+    let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).unwrap();
+    loader_plan(&recipe, &mut teachers, samples, source, order)
+}
+
+/// Every tensor of every batch of `steps`, as bytes.
+fn load(plan: LoaderPlan, threads: usize, steps: std::ops::Range<u64>, recycle: bool) -> Vec<(Vec<(u64, u16)>, Vec<Vec<u8>>)> {
+    let n = steps.clone().count();
+    let mut loader = Loader::start(Arc::new(plan), steps, threads, 2, Device::Cpu).unwrap();
+    let bytes = |t: &Tensor| {
+        let mut out = vec![0; t.numel() * t.kind().elt_size_in_bytes()];
+        t.copy_data_u8(&mut out, t.numel());
+        out
+    };
+    let mut batches = Vec::new();
+    for _ in 0..n {
+        let batch = loader.next_batch().unwrap();
+        let mut tensors = vec![bytes(&batch.imgs), bytes(&batch.noise)];
+        for teacher in &batch.teachers {
+            match teacher {
+                TeacherBatch::Cached { tokens, cls_attn } => tensors.extend(tokens.iter().chain(cls_attn).map(bytes)),
+                TeacherBatch::Online { pixels } => tensors.push(bytes(pixels)),
+            }
+        }
+        batches.push((batch.samples.clone(), tensors));
+        if recycle {
+            loader.recycle(batch);
+        }
+    }
+    assert!(loader.next_batch().is_err(), "the loader ends with its steps");
+    batches
+}
+
+const FOCUSED: [&str; 2] = ["mask.kind=focused", "mask.teacher=clip"];
+
+#[test]
+fn batches_are_the_same_for_any_threads_and_any_start() {
+    let world = World::with_cache(14);
+    let expected = load(plan(&world, &FOCUSED, &[]), 1, 0..9, false);
+    assert_eq!(expected, load(plan(&world, &FOCUSED, &[]), 4, 0..9, true), "one thread, four threads and recycled memory");
+    assert_eq!(expected[4..], load(plan(&world, &FOCUSED, &[]), 2, 4..9, true), "from step 4");
+    let kept = [FOCUSED[0], FOCUSED[1], "data.pixel_cache_mib=1"];
+    assert_eq!(expected, load(plan(&world, &kept, &[]), 3, 0..9, true), "crops kept in memory");
+}
+
+#[test]
+fn views_rotate_and_masks_are_drawn_anew_each_epoch() {
+    let world = World::with_cache(8);
+    // Two steps an epoch; epochs 0 and 2 use view 0, epoch 1 uses view 1.
+    let batches = load(plan(&world, &[], &[]), 2, 0..6, true);
+    for (step, (samples, _)) in batches.iter().enumerate() {
+        let view = (step / 2 % 2) as u16;
+        assert!(samples.iter().all(|&(_, v)| v == view), "step {step}: {samples:?}");
+    }
+    let of_sample_0 = |epoch: usize, tensor: usize| {
+        let epoch = &batches[2 * epoch..2 * epoch + 2];
+        let (batch, slot) = epoch
+            .iter()
+            .find_map(|batch| Some((batch, batch.0.iter().position(|&(id, _)| id == 0)?)))
+            .expect("8 images in 2 steps of 4 are all of them");
+        let bytes = &batch.1[tensor];
+        bytes[slot * bytes.len() / 4..(slot + 1) * bytes.len() / 4].to_vec()
+    };
+    let (imgs, noise, tokens) = (0, 1, 2);
+    assert_eq!(of_sample_0(0, imgs), of_sample_0(2, imgs));
+    assert_eq!(of_sample_0(0, tokens), of_sample_0(2, tokens));
+    assert_ne!(of_sample_0(0, imgs), of_sample_0(1, imgs));
+    assert_ne!(of_sample_0(0, tokens), of_sample_0(1, tokens));
+    assert_ne!(of_sample_0(0, noise), of_sample_0(2, noise));
+}
+
+/// What a batch holds is what the row says: pixels of its box at the student's and at the teacher's size.
+#[test]
+fn pixels_are_the_rows_crop() {
+    let world = World::with_cache(8);
+    let online = [format!("clip={}", world.teacher_dir().display())];
+    let plan_ = plan(&world, &[], &online);
+    let (sample, view) = plan_.samples.get(5, 1);
+    let img = images::decode(&plan_.source.read(sample.source_idx).unwrap()).unwrap();
+    let expected = [32, 16].map(|size| images::render(&img, view, size).unwrap().data);
+    let mut batch = plan_.shape.allocate(Device::Cpu).unwrap();
+    plan_.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();
+    let TeacherBatch::Online { pixels } = &batch.teachers[0] else { panic!("it runs online") };
+    for (tensor, expected) in [&batch.imgs, pixels].into_iter().zip(expected) {
+        assert_eq!(Vec::<u8>::try_from(tensor.get(0).flatten(0, -1)).unwrap(), expected);
+    }
+    assert_eq!(batch.samples[0], (5, 1));
+    // Once the student's crop is in memory, the teacher's still comes from the image.
+    let kept = plan(&world, &["data.pixel_cache_mib=1"], &online);
+    for _ in 0..2 {
+        let mut again = kept.shape.allocate(Device::Cpu).unwrap();
+        kept.fill(&mut again, 1, &[5, 0, 1, 2]).unwrap();
+        let TeacherBatch::Online { pixels: found } = &again.teachers[0] else { panic!("it runs online") };
+        assert_eq!((&again.imgs, found), (&batch.imgs, pixels));
+    }
+}
+
+#[test]
+fn a_loader_that_is_dropped_early_stops() {
+    let world = World::with_cache(8);
+    let mut loader = Loader::start(Arc::new(plan(&world, &[], &[])), 0..1_000_000, 2, 2, Device::Cpu).unwrap();
+    loader.next_batch().unwrap();
+    drop(loader);
+}

@@ -1,0 +1,75 @@
+//! Rendered crops kept in memory: a cache stores finitely many views, so a small data set is decoded once and not every epoch.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Crops by (sample, view), up to a number of bytes. Full means full: nothing is ever evicted, since every view comes around
+/// equally often and what is evicted would be decoded again.
+///
+/// Which crops are kept depends on which were loaded first; what a batch holds does not.
+#[derive(Debug)]
+pub struct PixelCache {
+    budget: usize,
+    kept: RwLock<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: usize,
+    crops: HashMap<(usize, usize), Arc<[u8]>>,
+}
+
+impl PixelCache {
+    /// A cache of at most `budget` bytes of pixels; 0 keeps nothing.
+    pub fn new(budget: usize) -> PixelCache {
+        PixelCache { budget, kept: RwLock::default() }
+    }
+
+    /// Copies a kept crop to `out`; false if it is not kept.
+    pub fn get(&self, sample: usize, view: usize, out: &mut [u8]) -> bool {
+        // Nothing panics while holding the lock, and a poisoned map would still hold whole crops.
+        let crop = self.kept.read().unwrap_or_else(PoisonError::into_inner).crops.get(&(sample, view)).cloned();
+        if let Some(crop) = &crop {
+            out.copy_from_slice(crop);
+        }
+        crop.is_some()
+    }
+
+    /// Keeps a crop if there is room.
+    pub fn put(&self, sample: usize, view: usize, crop: &[u8]) {
+        if self.budget == 0 {
+            return;
+        }
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        if kept.bytes + crop.len() <= self.budget && kept.crops.insert((sample, view), crop.into()).is_none() {
+            kept.bytes += crop.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_what_fits_and_gives_it_back() {
+        let cache = PixelCache::new(10);
+        let mut out = [0; 4];
+        cache.put(0, 0, &[1, 2, 3, 4]);
+        cache.put(0, 1, &[5, 6, 7, 8]);
+        cache.put(1, 0, &[9, 9, 9, 9]);
+        assert!(cache.get(0, 1, &mut out));
+        assert_eq!(out, [5, 6, 7, 8]);
+        assert!(!cache.get(1, 0, &mut out), "12 bytes do not fit in 10");
+        cache.put(0, 0, &[1, 2, 3, 4]);
+        cache.put(2, 0, &[7, 7]);
+        assert!(cache.get(2, 0, &mut out[..2]), "a crop that is there already takes no more room");
+    }
+
+    #[test]
+    fn a_budget_of_zero_keeps_nothing() {
+        let cache = PixelCache::new(0);
+        cache.put(0, 0, &[]);
+        assert!(!cache.get(0, 0, &mut []));
+    }
+}

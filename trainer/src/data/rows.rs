@@ -1,0 +1,84 @@
+//! One teacher's rows in a cache, each read where it is wanted.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use schemas::{Cache, Codec, TeacherId, TeacherIdentity, TeacherPart, TeacherRow, View};
+use tch::Kind;
+
+use super::Problem;
+use super::join::Sample;
+
+/// Random access to the rows of one teacher. A part's file is opened when first used and stays open.
+pub struct TeacherRows {
+    cache: Arc<Cache>,
+    id: TeacherId,
+    codec: Codec,
+    parts: Vec<Mutex<Option<Arc<TeacherPart>>>>,
+}
+
+impl fmt::Debug for TeacherRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TeacherRows").field("cache", &self.cache.dir()).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl TeacherRows {
+    /// The rows of a teacher of `cache`.
+    pub fn new(cache: &Arc<Cache>, identity: &TeacherIdentity) -> TeacherRows {
+        let parts = cache.identity().plan.parts();
+        TeacherRows {
+            cache: Arc::clone(cache),
+            id: identity.id.clone(),
+            codec: identity.codec,
+            parts: (0..parts).map(|_| Mutex::new(None)).collect(),
+        }
+    }
+
+    /// The tensor type of a stored number: tokens go to the device as they are stored.
+    pub fn kind(&self) -> Kind {
+        match self.codec {
+            Codec::F32 => Kind::Float,
+            Codec::F16 => Kind::Half,
+        }
+    }
+
+    /// Copies row `row` of the sample's part into what is given, after checking that it is whole and of this sample and view.
+    pub fn read(
+        &self,
+        sample: &Sample,
+        view: &View,
+        row: usize,
+        tokens: Option<&mut [u8]>,
+        cls_attn: Option<&mut [u8]>,
+    ) -> Result<(), Problem> {
+        thread_local! {
+            /// Kept from row to row: their memory is a third of a megabyte, too much to ask the system for each time.
+            static ROW: RefCell<TeacherRow> = RefCell::default();
+        }
+        let part = self.part(sample.part)?;
+        ROW.with_borrow_mut(|found| {
+            part.read_row_into(row, found)?;
+            part.check_join(row, found, &sample.row(view))?;
+            // The reader has checked the lengths against the teacher's identity, from which the batch's sizes are taken too.
+            if let Some(tokens) = tokens {
+                tokens.copy_from_slice(&found.tokens);
+            }
+            if let Some(cls_attn) = cls_attn {
+                cls_attn.copy_from_slice(&found.cls_attn);
+            }
+            Ok(())
+        })
+    }
+
+    fn part(&self, part: u32) -> Result<Arc<TeacherPart>, Problem> {
+        // A panic elsewhere leaves the slot as it was, empty or filled.
+        let mut slot = self.parts[part as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = slot.as_ref() {
+            return Ok(Arc::clone(open));
+        }
+        let opened = Arc::new(self.cache.teacher_part(&self.id, part)?);
+        Ok(Arc::clone(slot.insert(opened)))
+    }
+}

@@ -1,0 +1,234 @@
+//! One vector per image from a student, a teacher, or the pixels themselves: the whole image seen at once, nothing masked.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use images::{ImageSource, RgbImage, draw_view};
+use models::mae::Mae;
+use models::params::ParamStore;
+use models::precision::Precision;
+use models::teacher::Teacher;
+use models::weights::Weights;
+use rayon::prelude::*;
+use schemas::{ContentHash, ViewPolicy};
+use tch::{Device, Kind, Tensor};
+use torch_ext::tensor_bytes_mut;
+use tracing::{info, warn};
+
+use crate::checkpoint;
+use crate::config::Recipe;
+use crate::run_folder;
+use crate::step;
+use crate::teachers::to_device;
+
+/// Side of the raw-pixel baseline's images.
+const PIXELS_SIZE: u32 = 32;
+
+/// Whatever gives features.
+#[derive(Debug)]
+pub struct Model {
+    network: Network,
+    device: Device,
+    description: String,
+    run: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+enum Network {
+    Student { mae: Mae, img_size: u32 },
+    Teacher(Teacher),
+    Pixels { size: u32 },
+}
+
+/// Features of the images of a source that can be used.
+#[derive(Debug)]
+pub struct Images {
+    /// Per kind of feature `[N, D]`, f32, on the CPU.
+    pub features: BTreeMap<String, Tensor>,
+    /// Each one's place in the source.
+    pub idxs: Vec<usize>,
+    /// Each one's content.
+    pub hashes: Vec<ContentHash>,
+    /// What is wrong with the others, by key.
+    pub skipped: Vec<String>,
+}
+
+impl Model {
+    /// A run folder (its newest whole checkpoint), a student's file, a teacher's folder or file, or `pixels[:SIZE]`.
+    ///
+    /// With `untrained`, the student that the recipe's seed makes, whatever has been trained since.
+    pub fn load(spec: &str, untrained: bool, device: Device) -> anyhow::Result<Model> {
+        let path = Path::new(spec);
+        let size = match spec.split_once(':') {
+            None if spec == "pixels" => Some(PIXELS_SIZE),
+            Some(("pixels", size)) => Some(size.parse().ok().filter(|s| (1..=1024).contains(s)).with_context(|| {
+                format!("--model {spec}: the size after the colon is a number of pixels from 1 to 1024")
+            })?),
+            _ => None,
+        };
+        if let Some(size) = size {
+            ensure!(!untrained, "--untrained goes with a student");
+            let description = format!("raw pixels at {size}x{size}");
+            return Ok(Model { network: Network::Pixels { size }, device, description, run: None });
+        }
+        if path.join(run_folder::RECIPE).is_file() {
+            let recipe = run_folder::load_recipe(path)?;
+            let (tensors, what) = if untrained {
+                (None, "untrained student of".to_owned())
+            } else {
+                let checkpoint = checkpoint::load_last(path, &mut |notice| warn!("{notice}"))?;
+                let checkpoint = checkpoint.with_context(|| format!("{path:?}: this run has no checkpoint yet"))?;
+                let step = checkpoint.state.step;
+                (Some(checkpoint.model), format!("student after step {step} of"))
+            };
+            let network = student(&recipe, tensors, spec, device)?;
+            return Ok(Model { network, device, description: format!("{what} {spec}"), run: Some(path.into()) });
+        }
+        if path.is_file() {
+            let weights = Weights::read(path)?;
+            if let Some(recipe) = weights.metadata().get(checkpoint::RECIPE_KEY) {
+                let recipe = Recipe::parse(recipe, spec, &[])?;
+                let tensors = weights.tensors().iter().map(|(name, t)| (name.clone(), t.shallow_clone()));
+                let network = student(&recipe, (!untrained).then(|| tensors.collect()), spec, device)?;
+                let what = if untrained { "untrained student of" } else { "student" };
+                return Ok(Model { network, device, description: format!("{what} {spec}"), run: None });
+            }
+        }
+        ensure!(path.exists(), "--model {spec}: no such file or folder (nor the word pixels)");
+        ensure!(!untrained, "--untrained goes with a student, and {spec} holds none");
+        let teacher = Teacher::load(path, device)?;
+        let description = format!("teacher {spec} ({})", teacher.info().arch);
+        Ok(Model { network: Network::Teacher(teacher), device, description, run: None })
+    }
+
+    /// For people: what it is and where from.
+    pub fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    /// The run it belongs to, if it was given as one.
+    pub fn run_folder(&self) -> Option<&Path> {
+        self.run.as_deref()
+    }
+
+    /// Side of its square input, in pixels.
+    fn input_size(&self) -> u32 {
+        match &self.network {
+            Network::Student { img_size, .. } => *img_size,
+            Network::Teacher(teacher) => teacher.info().input_size,
+            Network::Pixels { size } => *size,
+        }
+    }
+
+    /// `pixels` `[N, S, S, 3]` u8 on the CPU → per kind of feature `[N, D]` f32 on the CPU.
+    fn features(&self, pixels: &Tensor, precision: Precision) -> anyhow::Result<BTreeMap<String, Tensor>> {
+        let _no_grad = tch::no_grad_guard();
+        let pixels = to_device(pixels, self.device)?;
+        let features = match &self.network {
+            Network::Student { mae, .. } => {
+                let _scope = precision.guard(self.device);
+                let tokens = mae.forward_features(&step::normalise(&pixels)); // [N, 1 + L, D], after the norm
+                let patches = tokens.narrow(1, 1, tokens.size()[1] - 1);
+                vec![("cls", tokens.select(1, 0)), ("mean", patches.mean_dim(1, false, None))]
+            }
+            Network::Teacher(teacher) => {
+                let output = teacher.forward(&pixels.permute([0, 3, 1, 2]).contiguous(), precision)?;
+                let mean = teacher.final_norm(&output.tokens).mean_dim(1, false, None);
+                vec![("cls", teacher.final_norm(&output.cls)), ("mean", mean)]
+            }
+            Network::Pixels { .. } => vec![("pixels", step::normalise(&pixels).flatten(1, -1))],
+        };
+        let to_cpu = |(kind, t): (&str, Tensor)| (kind.to_owned(), t.to_kind(Kind::Float).to_device(Device::Cpu));
+        Ok(features.into_iter().map(to_cpu).collect())
+    }
+}
+
+/// The encoder of a recipe with `tensors` (mimic heads, which pretraining alone uses, are left out), or as its seed makes it.
+fn student(
+    recipe: &Recipe,
+    tensors: Option<BTreeMap<String, Tensor>>,
+    origin: &str,
+    device: Device,
+) -> anyhow::Result<Network> {
+    let params = match tensors {
+        Some(_) => ParamStore::frozen(device),
+        None => ParamStore::new(device, recipe.run.seed),
+    };
+    let mae = Mae::new(&params.root(), &recipe.mae_config())?;
+    if let Some(mut tensors) = tensors {
+        tensors.retain(|name, _| !name.starts_with("mimic_heads."));
+        params.load(origin, &tensors)?;
+    }
+    Ok(Network::Student { mae, img_size: recipe.model.img_size })
+}
+
+/// Features of every image of `source` that can be read, through its central square. `pool` decodes one batch ahead.
+pub fn extract(
+    model: &Model,
+    source: &ImageSource,
+    batch_size: u32,
+    precision: Precision,
+    pool: &rayon::ThreadPool,
+) -> anyhow::Result<Images> {
+    let size = model.input_size();
+    let (batches_tx, batches_rx) = crossbeam_channel::bounded(1);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for start in (0..source.len()).step_by(batch_size as usize) {
+                let idxs = start..source.len().min(start + batch_size as usize);
+                let decoded: Vec<_> =
+                    pool.install(|| idxs.into_par_iter().map(|i| (i, read_center(source, i, size))).collect());
+                if batches_tx.send(decoded).is_err() {
+                    return; // The receiver has failed and says why.
+                }
+            }
+        });
+
+        let mut images = Images { features: BTreeMap::new(), idxs: vec![], hashes: vec![], skipped: vec![] };
+        let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+        let mut done = 0;
+        // By value: when this side fails, the channel closes and the decoder stops.
+        for decoded in batches_rx {
+            let before = done;
+            done += decoded.len();
+            let mut pixels = Vec::with_capacity(decoded.len());
+            for (i, result) in decoded {
+                match result {
+                    Ok((hash, img)) => {
+                        images.idxs.push(i);
+                        images.hashes.push(hash);
+                        pixels.push(img);
+                    }
+                    Err(e) => images.skipped.push(format!("{}: {e:#}", source.key(i))),
+                }
+            }
+            if !pixels.is_empty() {
+                let side = i64::from(size);
+                let mut batch = Tensor::empty([pixels.len() as i64, side, side, 3], (Kind::Uint8, Device::Cpu));
+                for (slot, img) in tensor_bytes_mut(&mut batch)?.chunks_exact_mut(pixels[0].data.len()).zip(&pixels) {
+                    slot.copy_from_slice(&img.data);
+                }
+                for (kind, features) in model.features(&batch, precision)? {
+                    parts.entry(kind).or_default().push(features);
+                }
+            }
+            if done * 10 / source.len() != before * 10 / source.len() {
+                info!("features of {done} of {} images", source.len());
+            }
+        }
+        if images.idxs.is_empty() {
+            bail!("no image can be used{}", images.skipped.first().map(|e| format!("; the first: {e}")).unwrap_or_default());
+        }
+        images.features = parts.into_iter().map(|(kind, parts)| (kind, Tensor::cat(&parts, 0))).collect();
+        Ok(images)
+    })
+}
+
+fn read_center(source: &ImageSource, i: usize, size: u32) -> anyhow::Result<(ContentHash, RgbImage)> {
+    let bytes = source.read(i)?;
+    let hash = ContentHash::of(&bytes);
+    let img = images::decode(&bytes)?;
+    let view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
+    Ok((hash, images::render(&img, &view, size)?))
+}

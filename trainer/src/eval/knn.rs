@@ -1,0 +1,88 @@
+//! DINO's weighted k-nearest-neighbour vote: no training, so it shows what the features alone know.
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+#[cfg(test)]
+mod tests;
+
+/// Temperature of the votes; the value of DINO's protocol (Caron et al. 2021, after Wu et al. 2018).
+pub const TEMPERATURE: f64 = 0.07;
+
+/// Test images compared at once: a block of similarities of 256 x train floats, 1.3 GB for ImageNet.
+const BLOCK: i64 = 256;
+
+/// Features and labels of one set of images.
+#[derive(Debug)]
+pub struct Labelled {
+    /// `[N, D]`, any scale.
+    pub features: Tensor,
+    /// `N` classes, each less than the number of classes.
+    pub labels: Vec<i64>,
+}
+
+/// How many test images were given their own class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// Share of test images, 0 to 1.
+    pub top1: f64,
+    /// Mean over the classes that occur in the test set of the share of each; what a majority class cannot carry.
+    pub balanced: f64,
+}
+
+/// Classifies every test image by its `k` most similar train images and compares with its label.
+///
+/// Features are scaled to unit length; a neighbour at cosine `s` votes for its class with weight `exp(s / 0.07)`
+/// (`facebookresearch/dino`, `eval_knn.py`). With fewer than `k` train images all of them vote.
+pub fn knn(train: &Labelled, test: &Labelled, k: u32, n_classes: usize) -> anyhow::Result<Accuracy> {
+    let predictions = predict(train, &test.features, k, n_classes)?;
+    accuracy(&predictions, &test.labels, n_classes)
+}
+
+/// The predicted class of each row of `test` `[M, D]`.
+pub fn predict(train: &Labelled, test: &Tensor, k: u32, n_classes: usize) -> anyhow::Result<Vec<i64>> {
+    let n_train = train.features.size()[0];
+    ensure!(n_train > 0 && n_train as usize == train.labels.len(), "no labelled train image is left to vote");
+    let k = i64::from(k).min(n_train);
+    let _no_grad = tch::no_grad_guard();
+    let train_features = unit_length(&train.features).transpose(0, 1); // [D, N]
+    let labels = Tensor::from_slice(&train.labels).to_device(train_features.device()); // [N]
+    let test = unit_length(test); // [M, D]
+    let mut predictions = Vec::with_capacity(test.size()[0] as usize);
+    for start in (0..test.size()[0]).step_by(BLOCK as usize) {
+        let rows = BLOCK.min(test.size()[0] - start);
+        let similarity = test.narrow(0, start, rows).matmul(&train_features); // [B, N]
+        let (nearest, index) = similarity.topk(k, 1, true, true); // [B, k]
+        let votes = (nearest / TEMPERATURE).exp();
+        let neighbour_labels = labels.index_select(0, &index.flatten(0, 1)).view([rows, k]);
+        let scores = Tensor::zeros([rows, n_classes as i64], (Kind::Float, votes.device()));
+        let scores = scores.scatter_add(1, &neighbour_labels, &votes); // [B, C]
+        predictions.extend(Vec::<i64>::try_from(scores.argmax(1, false).to_device(tch::Device::Cpu))?);
+    }
+    Ok(predictions)
+}
+
+fn accuracy(predictions: &[i64], labels: &[i64], n_classes: usize) -> anyhow::Result<Accuracy> {
+    let mut right = vec![0u64; n_classes];
+    let mut total = vec![0u64; n_classes];
+    for (prediction, &label) in predictions.iter().zip(labels) {
+        let label_idx = usize::try_from(label).ok().filter(|&l| l < n_classes).context("a label out of range")?;
+        total[label_idx] += 1;
+        right[label_idx] += u64::from(*prediction == label);
+    }
+    ensure!(!labels.is_empty() && predictions.len() == labels.len(), "no labelled test image is left to classify");
+    let per_class: Vec<f64> =
+        right.iter().zip(&total).filter(|&(_, &n)| n > 0).map(|(&r, &n)| r as f64 / n as f64).collect();
+    Ok(Accuracy {
+        top1: right.iter().sum::<u64>() as f64 / labels.len() as f64,
+        balanced: per_class.iter().sum::<f64>() / per_class.len() as f64,
+    })
+}
+
+/// Rows of unit length, f32; a row of zeros stays one.
+fn unit_length(features: &Tensor) -> Tensor {
+    let features = features.to_kind(Kind::Float);
+    let norm = features.square().sum_dim_intlist(-1, true, None).sqrt();
+    features / norm.clamp_min(1e-12)
+}

@@ -1,0 +1,99 @@
+//! The run folder: one recipe, one data set, one process at a time.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use schemas::atomic;
+
+use crate::config::Recipe;
+
+#[cfg(test)]
+mod tests;
+
+/// The resolved recipe in a run folder.
+pub const RECIPE: &str = "recipe.toml";
+
+/// Held open while a process trains in the folder; the system releases it however the process ends.
+const LOCK: &str = ".lock";
+
+/// An open run folder.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Locked for as long as it lives.
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Creates the folder and saves the recipe, or opens one that was created with the same recipe.
+    ///
+    /// Refuses a folder with another recipe, naming the first setting that differs; one that is in use; and one that holds other
+    /// things.
+    pub fn open(path: &Path, recipe: &Recipe) -> anyhow::Result<RunFolder> {
+        let saved = path.join(RECIPE);
+        if !saved.exists() && path.exists() {
+            let mut entries = fs::read_dir(path).with_context(|| format!("{path:?}: cannot be read"))?;
+            // A lock or a temporary file alone is what a kill between the next few lines leaves.
+            let foreign = entries.find(|e| e.as_ref().is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.')));
+            if let Some(Ok(entry)) = foreign {
+                bail!("{path:?}: is no run folder (it has no {RECIPE}, but {:?}); give a new folder with --out", entry.file_name());
+            }
+        }
+        fs::create_dir_all(path).with_context(|| format!("{path:?}: cannot be created"))?;
+        let lock = lock(path)?;
+        if saved.exists() {
+            let before = load_recipe(path)?;
+            if let Some((field, old, new)) = before.first_difference(recipe) {
+                bail!(
+                    "{saved:?}: this run was started with {field} = {old}, now it is {new}. Use the same recipe to continue, or \
+                     another --out"
+                );
+            }
+        }
+        // Also over an old one, for the settings that may change.
+        atomic::write(&saved, recipe.to_toml().as_bytes())?;
+        Ok(RunFolder { path: path.into(), _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The recipe of a run folder.
+pub fn load_recipe(run: &Path) -> anyhow::Result<Recipe> {
+    let path = run.join(RECIPE);
+    Recipe::load(&path, &[]).with_context(|| format!("{run:?}: its recipe cannot be used"))
+}
+
+/// Refuses to continue on other data than the run was started on, naming the first fact that differs.
+pub fn refuse_other_data(run: &Path, before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    let mut names: Vec<&String> = before.keys().chain(now.keys()).collect();
+    names.sort();
+    let value = |facts: &BTreeMap<String, String>, name: &String| facts.get(name).cloned().unwrap_or_else(|| "absent".into());
+    for name in names {
+        let (old, new) = (value(before, name), value(now, name));
+        if old != new {
+            bail!(
+                "{run:?}: this run was started with {name} = {old}, now it is {new}. Give the same cache, images and online \
+                 teachers to continue, or another --out"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let lock_path = path.join(LOCK);
+    let file = OpenOptions::new().create(true).append(true).open(&lock_path);
+    let file = file.with_context(|| format!("{lock_path:?}: cannot be opened"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("{path:?}: another process is training in this folder"),
+        // Some network file systems have no locks; training there is allowed, unprotected.
+        Err(TryLockError::Error(_)) => Ok(file),
+    }
+}

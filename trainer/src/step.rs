@@ -1,0 +1,122 @@
+//! One optimisation step in its two parts: gradients of a batch, then the update. Nothing here waits for the device.
+
+use std::collections::BTreeMap;
+
+use models::masking::{self, Masking, focused_noise, random_masking};
+use models::mr_mae::{Batch, Losses, MrMae};
+use models::precision::Precision;
+use tch::{Device, Kind, Tensor};
+use torch_ext::{FusedAdamW, all_finite, clip_grad_norm_, grad_norm};
+
+use crate::config::{FocusMode, MaskKind, Recipe};
+use crate::teachers::Features;
+
+#[cfg(test)]
+mod tests;
+
+/// Mean and deviation of ImageNet's channels on the scale 0 to 1: what MAE's code normalises the student's input with, and
+/// through it the pixel target when `model.norm_pix_loss` is off.
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// See [`IMAGENET_MEAN`].
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// The scalars of a step, on the device, in [`names`](StepValues::names)' order.
+#[derive(Debug)]
+pub struct StepValues {
+    names: Vec<String>,
+    /// `[names + 1]` f32; the last is 1 where everything was finite and the update was done.
+    values: Tensor,
+}
+
+impl StepValues {
+    /// `loss` (the weighted total), then what it is made of, unweighted: `rec`, `mimic.<teacher>`; and `grad_norm` before clipping.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Waits for the step and reads its values: whether it was done, and every scalar by name.
+    pub fn read(&self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
+        let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))?;
+        let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
+        Ok((values.last() == Some(&1.0), named))
+    }
+}
+
+/// Pixels as the student sees them: `[N, S, S, 3]` u8 → `[N, 3, S, S]` f32, normalised.
+pub fn normalise(pixels: &Tensor) -> Tensor {
+    let constant = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(pixels.device());
+    let imgs = pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
+    (imgs - constant(IMAGENET_MEAN)) / constant(IMAGENET_STD)
+}
+
+/// The masks of a batch from its noise `[N, L]` and, for focused masking, the teacher's attention `[N, L]`.
+///
+/// # Panics
+/// If the recipe focuses and `cls_attn` is absent: the loader's mistake.
+pub fn masking(recipe: &Recipe, noise: &Tensor, cls_attn: Option<&Tensor>) -> Masking {
+    let focused = |mode| {
+        let cls_attn = cls_attn.expect("the focusing teacher's attention is loaded");
+        focused_noise(cls_attn, noise, mode)
+    };
+    let noise = match (recipe.mask.kind, recipe.mask.mode) {
+        (MaskKind::Random, _) => noise.shallow_clone(),
+        (MaskKind::Focused, Some(FocusMode::Topk)) => focused(masking::MaskKind::TopK),
+        (MaskKind::Focused, Some(FocusMode::Multinomial) | None) => focused(masking::MaskKind::Multinomial),
+    };
+    random_masking(&noise, recipe.len_keep())
+}
+
+/// Forward and backward of one batch; adds `1 / accum_iter` of its gradient to the parameters' and returns its losses.
+pub fn accumulate(
+    student: &MrMae,
+    imgs: &Tensor,
+    masking: &Masking,
+    features: &Features,
+    precision: Precision,
+    accum_iter: usize,
+) -> Losses {
+    let losses = {
+        let _scope = precision.guard(imgs.device());
+        student.forward(&Batch { imgs, masking, targets: &features.tokens })
+    };
+    // Outside the scope: each operation's backward uses the type its forward used.
+    (&losses.total / accum_iter as f64).backward();
+    Losses {
+        total: losses.total.detach(),
+        rec: losses.rec.map(|rec| rec.detach()),
+        mimic: losses.mimic.into_iter().map(|(id, loss)| (id, loss.detach())).collect(),
+    }
+}
+
+/// Clips if asked to and takes the step, unless a loss or a gradient is not finite: then parameters, moments and step counts
+/// stay as they are. The device decides; the host learns it from [`StepValues::read`].
+pub fn update(optim: &mut FusedAdamW, losses: &[Losses], clip_grad: Option<f64>) -> anyhow::Result<StepValues> {
+    let mut names = Vec::new();
+    let mut values = Vec::new();
+    let mut add = |name: String, of: &dyn Fn(&Losses) -> Option<Tensor>| {
+        let terms: Vec<Tensor> = losses.iter().filter_map(of).collect();
+        if !terms.is_empty() {
+            names.push(name);
+            values.push(Tensor::stack(&terms, 0).to_kind(Kind::Float).mean(None));
+        }
+    };
+    add("loss".into(), &|l| Some(l.total.shallow_clone()));
+    add("rec".into(), &|l| l.rec.as_ref().map(Tensor::shallow_clone));
+    for id in losses.first().map(|l| l.mimic.keys()).into_iter().flatten() {
+        add(format!("mimic.{id}"), &|l| l.mimic.get(id).map(Tensor::shallow_clone));
+    }
+
+    let mut grads = optim.grads();
+    let norm = match clip_grad {
+        Some(max_norm) => clip_grad_norm_(&mut grads, max_norm)?,
+        None => grad_norm(&grads)?,
+    };
+    names.push("grad_norm".to_owned());
+    values.push(norm);
+
+    // A non-finite element makes the norm non-finite, so these few scalars stand for all gradients.
+    let values = Tensor::stack(&values, 0);
+    let finite = all_finite(&[values.shallow_clone()])?;
+    optim.step_if(&finite)?;
+    Ok(StepValues { names, values: Tensor::cat(&[values, finite.to_kind(Kind::Float).view([1])], 0) })
+}

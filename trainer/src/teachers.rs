@@ -1,0 +1,174 @@
+//! The teachers of a run: their features from the cache, or from the network itself inside the loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use models::precision::Precision;
+use models::teacher::Teacher;
+use schemas::{Cache, TeacherId};
+use tch::{Device, Kind, Tensor};
+use torch_ext::copy_non_blocking;
+
+use crate::config::Recipe;
+use crate::data::Problem;
+use crate::data::batch::{MimicBatch, TeacherBatch, TeacherShape};
+use crate::data::rows::TeacherRows;
+
+/// One teacher of a run.
+#[derive(Debug)]
+pub struct RunTeacher {
+    /// Its name in the cache and in the recipe.
+    pub id: TeacherId,
+    /// Width K of its tokens.
+    pub width: u32,
+    /// Whether its tokens are mimicked.
+    pub mimicked: bool,
+    /// Whether its attention chooses the visible patches.
+    pub focuses: bool,
+    /// SHA-256 of its weights.
+    pub weights_sha256: String,
+    /// What the loader brings for it.
+    pub shape: TeacherShape,
+    /// Its rows, unless it runs online.
+    pub rows: Option<TeacherRows>,
+    online: Option<Teacher>,
+}
+
+/// What a teacher says about a batch, on the device.
+#[derive(Debug)]
+pub struct Features {
+    /// Per mimicked teacher `[N, L, K]`, in the type it is stored in.
+    pub tokens: BTreeMap<String, Tensor>,
+    /// `[N, L]` of the teacher that focuses.
+    pub cls_attn: Option<Tensor>,
+}
+
+/// Opens every teacher that the recipe names: those of `online` (`ID=DIR`) as networks, the others as rows of the cache.
+///
+/// A network must be the one that the cache was built with (SHA-256 of its weights), if the cache knows it; one the cache does
+/// not have can be used online all the same. A grid other than the student's is refused.
+pub fn open(recipe: &Recipe, cache: &Arc<Cache>, online: &[String], device: Device) -> anyhow::Result<Vec<RunTeacher>> {
+    let mut folders = BTreeMap::new();
+    for argument in online {
+        let (id, folder) = argument.split_once('=').with_context(|| format!("--online-teacher {argument}: write ID=DIR"))?;
+        ensure!(folders.insert(id, Path::new(folder)).is_none(), "--online-teacher names {id} twice");
+    }
+    let named: BTreeSet<&String> = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher).collect();
+    if let Some(stray) = folders.keys().find(|id| !named.iter().any(|name| name == *id)) {
+        bail!("--online-teacher {stray}: the recipe uses no such teacher (mimic.teachers, mask.teacher)");
+    }
+
+    let mut teachers = Vec::new();
+    for name in named {
+        let mimicked = recipe.mimic.teachers.contains(name);
+        let focuses = recipe.mask.teacher.as_ref() == Some(name);
+        let id = TeacherId::new(name.as_str())?;
+        let cached = cache.teachers().get(&id);
+        let teacher = match (folders.get(name.as_str()), cached) {
+            (Some(folder), _) => {
+                let network = Teacher::load(folder, device)?;
+                let info = network.info();
+                if let Some(cached) = cached {
+                    ensure!(
+                        info.weights_sha256 == cached.weights_sha256,
+                        "--online-teacher {name}={}: its weights are not those the cache was built with (SHA-256 {}, {:?} says {})",
+                        folder.display(),
+                        info.weights_sha256,
+                        cache.dir().join("teachers").join(name).join("teacher.json"),
+                        cached.weights_sha256,
+                    );
+                }
+                RunTeacher {
+                    width: info.width,
+                    weights_sha256: info.weights_sha256.clone(),
+                    // Any teacher is given the pixels at which its grid is the student's.
+                    shape: TeacherShape::Online { input_size: recipe.grid() * info.patch_size },
+                    rows: None,
+                    online: Some(network),
+                    id,
+                    mimicked,
+                    focuses,
+                }
+            }
+            (None, Some(cached)) => {
+                if cached.grid != recipe.grid() {
+                    return Err(Problem::Grid {
+                        teacher: name.clone(),
+                        teacher_grid: cached.grid,
+                        student_grid: recipe.grid(),
+                        img_size: recipe.model.img_size,
+                        patch_size: recipe.model.patch_size,
+                    }
+                    .into());
+                }
+                let rows = TeacherRows::new(cache, cached);
+                RunTeacher {
+                    width: cached.width,
+                    weights_sha256: cached.weights_sha256.clone(),
+                    shape: TeacherShape::Cached { width: cached.width, kind: rows.kind(), tokens: mimicked, cls_attn: focuses },
+                    rows: Some(rows),
+                    online: None,
+                    id,
+                    mimicked,
+                    focuses,
+                }
+            }
+            (None, None) => {
+                let known = cache.teachers().keys().cloned().collect();
+                return Err(Problem::from(schemas::Error::NoSuchTeacher { path: cache.dir().into(), id, known }).into());
+            }
+        };
+        teachers.push(teacher);
+    }
+    Ok(teachers)
+}
+
+impl RunTeacher {
+    /// Where its features come from, for the run's record.
+    pub fn origin(&self) -> String {
+        match &self.shape {
+            TeacherShape::Cached { kind, .. } => format!("cached {kind:?}").to_lowercase(),
+            TeacherShape::Online { input_size } => format!("online at {input_size}"),
+        }
+    }
+}
+
+/// The features of a batch, in the order of `teachers`.
+pub fn features(teachers: &[RunTeacher], batch: &MimicBatch, device: Device) -> anyhow::Result<Features> {
+    let mut features = Features { tokens: BTreeMap::new(), cls_attn: None };
+    for (teacher, loaded) in teachers.iter().zip(&batch.teachers) {
+        let (tokens, cls_attn) = match (loaded, &teacher.online) {
+            (TeacherBatch::Cached { tokens, cls_attn }, _) => {
+                let move_it = |t: &Option<Tensor>| t.as_ref().map(|t| to_device(t, device)).transpose();
+                (move_it(tokens)?, move_it(cls_attn)?)
+            }
+            (TeacherBatch::Online { pixels }, Some(network)) => {
+                let pixels = to_device(pixels, device)?.permute([0, 3, 1, 2]).contiguous(); // [N, 3, T, T]
+                // f32, since this is what a cache is measured against; and the attention rounded as a cache rounds it, so that
+                // both draw the same masks.
+                let output = network.forward(&pixels, Precision::F32)?;
+                (Some(output.tokens), Some(output.cls_attn.to_kind(Kind::Half)))
+            }
+            (TeacherBatch::Online { .. }, None) => bail!("pixels were loaded for {}, which does not run online", teacher.id),
+        };
+        if let Some(tokens) = tokens.filter(|_| teacher.mimicked) {
+            features.tokens.insert(teacher.id.to_string(), tokens);
+        }
+        if teacher.focuses {
+            features.cls_attn = cls_attn;
+        }
+    }
+    Ok(features)
+}
+
+/// `src` on `device`; on a GPU the copy runs beside other work, so `src` must stay as it is until the step is done.
+pub fn to_device(src: &Tensor, device: Device) -> torch_ext::Result<Tensor> {
+    if !device.is_cuda() {
+        return Ok(src.shallow_clone());
+    }
+    let mut dst = Tensor::empty(src.size(), (src.kind(), device));
+    copy_non_blocking(&mut dst, src)?;
+    Ok(dst)
+}

@@ -1,0 +1,249 @@
+//! A tiny world for tests: labelled images in class folders, a teacher with random weights, and a cache of what it says.
+//!
+//! Also compiled into `tests/cli.rs`, so it uses no item of this crate.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use images::rng::{Purpose, Rng};
+use images::{IMAGE_CODE, ImageSource, draw_view};
+use models::mae::{Mae, MaeConfig};
+use models::params::ParamStore;
+use models::precision::Precision;
+use models::teacher::Teacher;
+use schemas::atomic::AtomicFile;
+use schemas::{
+    CacheIdentity, Codec, ContentHash, FORMAT_VERSION, Pack, Plan, SampleRow, SamplesWriter, TeacherId, TeacherIdentity,
+    TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher, create_cache,
+};
+use tch::{Device, Kind, Tensor};
+
+/// Side of the grid of student and teacher.
+pub(crate) const GRID: u32 = 4;
+/// The teacher's patch; its input is 16 pixels.
+const TEACHER_PATCH: u32 = 4;
+/// Width of the teacher.
+const TEACHER_WIDTH: u32 = 64;
+
+/// A recipe that fits the world: 32 pixels in patches of 8, so a 4 x 4 grid.
+pub(crate) const RECIPE: &str = r#"
+[model]
+img_size = 32
+patch_size = 8
+embed_dim = 32
+depth = 2
+num_heads = 2
+decoder_embed_dim = 16
+decoder_depth = 1
+decoder_num_heads = 2
+[mimic]
+teachers = ["clip"]
+[optim]
+batch_size = 4
+lr = 3e-3
+[schedule]
+epochs = 4
+warmup_epochs = 1
+[run]
+precision = "f32"
+log_every = 1
+checkpoint_every = 3
+"#;
+
+/// What a world is made of.
+pub(crate) struct World {
+    /// Removed with it.
+    pub(crate) dir: tempfile::TempDir,
+    /// Views per image.
+    pub(crate) views: u16,
+    /// Images per part.
+    pub(crate) part_samples: u64,
+    /// How features are stored.
+    pub(crate) codec: Codec,
+}
+
+impl World {
+    /// Images and a teacher; [`World::build_cache`] makes the cache.
+    pub(crate) fn new(images: usize) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World { dir, views: 2, part_samples: 5, codec: Codec::F16 };
+        write_images(&world.images_dir(), images, 1);
+        write_teacher(&world.teacher_dir());
+        world
+    }
+
+    /// A world with its cache.
+    pub(crate) fn with_cache(images: usize) -> World {
+        let world = World::new(images);
+        world.build_cache();
+        world
+    }
+
+    /// The images, in class folders.
+    pub(crate) fn images_dir(&self) -> PathBuf {
+        self.dir.path().join("images")
+    }
+
+    /// The teacher, a folder with model.safetensors.
+    pub(crate) fn teacher_dir(&self) -> PathBuf {
+        self.dir.path().join("teacher")
+    }
+
+    /// The cache.
+    pub(crate) fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
+    /// The recipe's file, written when asked for.
+    pub(crate) fn recipe(&self) -> PathBuf {
+        let path = self.dir.path().join("recipe.toml");
+        schemas::atomic::write(&path, RECIPE.as_bytes()).unwrap();
+        path
+    }
+
+    /// A path in the world's folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Arguments of `trainer pretrain` into the run folder `run`.
+    pub(crate) fn pretrain_args(&self, run: &str, more: &[&str]) -> Vec<String> {
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let mut args: Vec<String> = ["trainer", "pretrain", "--device", "cpu", "--threads", "2", "--cache"].map(String::from).into();
+        args.push(text(self.cache_dir()));
+        args.extend(["--images".to_owned(), text(self.images_dir()), "--recipe".to_owned(), text(self.recipe())]);
+        args.extend(["--out".to_owned(), text(self.path(run))]);
+        args.extend(more.iter().map(|s| s.to_string()));
+        args
+    }
+
+    /// Runs the teacher over every view and writes what it says, as the pipeline would.
+    pub(crate) fn build_cache(&self) {
+        let source = ImageSource::open(self.images_dir().to_str().unwrap()).unwrap();
+        let teacher = Teacher::load(&self.teacher_dir(), Device::Cpu).unwrap();
+        let identity = CacheIdentity {
+            format_version: FORMAT_VERSION,
+            dataset: source.identity(),
+            image_code: IMAGE_CODE.to_owned(),
+            views: ViewIdentity { policy: ViewPolicy::rrc(), views: self.views, seed: 3, filter: "bicubic".to_owned() },
+            plan: Plan { samples: source.len() as u64, part_samples: self.part_samples },
+            pack: Pack::None,
+            label_names: source.label_names().to_vec(),
+        };
+        let teacher_identity = self.teacher_identity(&teacher);
+        let dir = self.cache_dir();
+        create_cache(&dir, &identity).unwrap();
+        add_teacher(&dir, &teacher_identity).unwrap();
+        for part in 0..identity.plan.parts() {
+            let mut samples = SamplesWriter::create(&dir, part, &identity).unwrap();
+            let mut features = TeacherWriter::create(&dir, part, &identity, &teacher_identity).unwrap();
+            for sample_id in identity.plan.range(part) {
+                let i = sample_id as usize;
+                let bytes = source.read(i).unwrap();
+                let img = images::decode(&bytes).unwrap();
+                let content_hash = ContentHash::of(&bytes);
+                for index in 0..self.views {
+                    let view = draw_view(&identity.views.policy, identity.views.seed, &content_hash, index, img.width, img.height);
+                    let pixels = images::render(&img, &view, GRID * TEACHER_PATCH).unwrap();
+                    features.push(&self.teacher_row(&teacher, sample_id, index, content_hash, &pixels.data)).unwrap();
+                    samples
+                        .push(&SampleRow {
+                            sample_id,
+                            view,
+                            key: source.key(i).to_owned(),
+                            content_hash,
+                            label: source.label(i),
+                            width: img.width,
+                            height: img.height,
+                            image: None,
+                        })
+                        .unwrap();
+                }
+            }
+            samples.finish(&[]).unwrap();
+            features.finish().unwrap();
+        }
+    }
+
+    fn teacher_row(&self, teacher: &Teacher, sample_id: u64, view: u16, content_hash: ContentHash, pixels: &[u8]) -> TeacherRow {
+        let side = i64::from(GRID * TEACHER_PATCH);
+        let pixels = Tensor::from_slice(pixels).view([1, side, side, 3]).permute([0, 3, 1, 2]).contiguous();
+        let output = teacher.forward(&pixels, Precision::F32).unwrap();
+        let encode = |codec: Codec, tensor: &Tensor| {
+            let mut bytes = Vec::new();
+            codec.encode(&Vec::<f32>::try_from(tensor.flatten(0, -1).to_kind(Kind::Float)).unwrap(), &mut bytes).unwrap();
+            bytes
+        };
+        TeacherRow {
+            sample_id,
+            view,
+            content_hash,
+            tokens: encode(self.codec, &output.tokens),
+            cls: encode(self.codec, &output.cls),
+            cls_attn: encode(Codec::F16, &output.cls_attn),
+        }
+    }
+
+    fn teacher_identity(&self, teacher: &Teacher) -> TeacherIdentity {
+        let info = teacher.info();
+        TeacherIdentity {
+            format_version: FORMAT_VERSION,
+            id: TeacherId::new("clip").unwrap(),
+            arch: info.arch.clone(),
+            source: "a test".to_owned(),
+            weights_sha256: info.weights_sha256.clone(),
+            layer: "last".to_owned(),
+            activation: "gelu".to_owned(),
+            norm_eps: info.norm_eps,
+            input_size: GRID * info.patch_size,
+            patch_size: info.patch_size,
+            mean: info.mean,
+            std: info.std,
+            grid: GRID,
+            width: info.width,
+            codec: self.codec,
+            precision: "f32".to_owned(),
+            batch_size: 1,
+            device: "cpu".to_owned(),
+            runtime: torch_ext::RUNTIME.to_owned(),
+        }
+    }
+}
+
+/// Writes `n` PNGs of 40 x 32 pixels: stripes, upright in class `a` and level in class `b`, whose phase, colour and width are drawn.
+pub(crate) fn write_images(dir: &Path, n: usize, seed: u64) {
+    for i in 0..n {
+        let (width, height) = (40u32, 32u32);
+        let mut rng = Rng::new(seed, Purpose::Select, &[i as u64]);
+        let (period, phase) = (4 + rng.range(8) as u32, rng.range(12) as u32);
+        let colours: [[u8; 3]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| rng.range(256) as u8));
+        let img = image::RgbImage::from_fn(width, height, |x, y| {
+            let along = if i % 2 == 0 { x } else { y };
+            image::Rgb(colours[((along + phase) / period % 2) as usize])
+        });
+        let path = dir.join(["a", "b"][i % 2]).join(format!("{i:04}.png"));
+        let mut png = Vec::new();
+        img.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
+        schemas::atomic::write(&path, &png).unwrap();
+    }
+}
+
+/// A ViT of random weights in timm's layout, which is also that of MAE's encoder.
+fn write_teacher(dir: &Path) {
+    let config = MaeConfig {
+        img_size: [i64::from(GRID * TEACHER_PATCH); 2],
+        patch_size: TEACHER_PATCH.into(),
+        embed_dim: TEACHER_WIDTH.into(),
+        depth: 2,
+        num_heads: 1,
+        ..MaeConfig::VIT_BASE_PATCH16
+    };
+    let params = ParamStore::new(Device::Cpu, 17);
+    let _network = Mae::new(&params.root(), &config).unwrap();
+    let mut tensors = params.tensors();
+    tensors.retain(|name, _| !name.contains("decoder") && name != "mask_token");
+    let mut file = AtomicFile::create(&dir.join("model.safetensors")).unwrap();
+    models::weights::write(&mut file, &tensors, None).unwrap();
+    file.flush().unwrap();
+    file.publish().unwrap();
+}
