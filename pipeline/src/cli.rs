@@ -6,7 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Builds, checks and shows caches of teacher features.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "pipeline", version, about, after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted.")]
+#[command(
+    name = "pipeline",
+    version,
+    about,
+    after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
+)]
 pub struct Cli {
     /// How messages and progress are written to stderr.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]

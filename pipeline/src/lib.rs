@@ -1,12 +1,21 @@
 //! Stage one: runs frozen teachers over images once and stores their patch features.
 //!
-//! [`run`] is the table of contents. [`build_cache`] is the main job.
+//! [`run`] is the table of contents; [`build_cache`] is the main job. Everything that decides a byte of the result is settled by
+//! [`config`] before the first one is written. The programs of this workspace meet on disk only, in the format that the crate
+//! `schemas` lays down.
 
+pub mod build_cache;
 pub mod cli;
+pub mod config;
+mod dry_run;
+pub mod inspect;
+pub mod interrupt;
+pub mod logging;
+pub mod verify;
 
 use std::process::ExitCode;
 
-use cli::Cli;
+use cli::{Cli, Command};
 
 /// What a command found out, as its exit status. Errors are [`ExitStatus::COULD_NOT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +50,10 @@ impl From<ExitStatus> for ExitCode {
 
 /// Does what the command line says. Results go to stdout, progress and messages to stderr through `tracing`.
 pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
-    match cli.command {
-        cli::Command::BuildCache(_) => todo!(),
-        cli::Command::Verify(_) => todo!(),
-        cli::Command::Inspect(_) => todo!(),
+    let out = &mut std::io::stdout().lock();
+    match &cli.command {
+        Command::BuildCache(args) => build_cache::build_cache(args, cli.log_format, out),
+        Command::Verify(args) => verify::verify(args, out),
+        Command::Inspect(args) => inspect::inspect(args, out),
     }
 }

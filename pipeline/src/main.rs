@@ -1,2 +1,19 @@
-//! pipeline
-fn main() {}
+//! The program `pipeline`: parse, run, exit status.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use pipeline::{ExitStatus, cli::Cli, interrupt, logging};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
+    let outcome = interrupt::catch_signals().and_then(|()| pipeline::run(cli));
+    match outcome {
+        Ok(status) => status.into(),
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(ExitStatus::COULD_NOT)
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! **The main job**: plan → read and decode → run the teachers → encode → write → commit.
+//!
+//! ```text
+//!         jobs               tasks: batches, cut by the plan         rows, in order
+//!  plan ────────► workers ────────────────────────────► workers ────────────────────► writers ──► part-00000.parquet
+//!        read, hash, decode,                    teacher, encode              one per file         part-00000.commit.json
+//!        draw views, render                  (GPU: lane + workers)
+//! ```
+//!
+//! One thread, in [`flow`], gives out work and takes results; it puts them back into the plan's order before anything depends on
+//! order. So a batch holds the same rows, and a file the same bytes, whatever the threads did and however often the build was
+//! interrupted. What is in flight is bounded, and with it memory.
+//!
+//! A build can be killed at any moment. A part's files are independent of each other and become visible only when complete; the
+//! next run builds what is missing ([`worklist`]).
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, bail, ensure};
+use crossbeam_channel::{bounded, never, unbounded};
+use images::ImageSource;
+use schemas::{Cache, CacheIdentity, TeacherId, TeacherIdentity, atomic, layout};
+use tch::Device;
+
+use crate::cli::{BuildCacheArgs, LogFormat};
+use crate::config::{self, BuildConfig};
+use crate::{ExitStatus, dry_run};
+
+pub(crate) mod decode;
+mod flow;
+mod identity;
+pub(crate) mod infer;
+mod progress;
+mod reorder;
+mod summary;
+pub(crate) mod timing;
+mod workers;
+pub(crate) mod worklist;
+mod write;
+
+use decode::Decoder;
+use flow::{Ended, Flow};
+use infer::BuildTeacher;
+use progress::Progress;
+use summary::Summary;
+use timing::Timings;
+use workers::{Event, Queues, Settings};
+use worklist::{Outputs, PartWork};
+use write::{Committed, WriterContext};
+
+/// Batches that a GPU lane may have ahead of it, beside the one it computes: one to start on, one being put together.
+const GPU_BATCHES_AHEAD: usize = 3;
+
+/// Everything that is known before the first byte is written.
+pub(crate) struct Build {
+    pub config: BuildConfig,
+    pub device: Device,
+    pub source: ImageSource,
+    pub identity: CacheIdentity,
+    /// In order of id.
+    pub teachers: Vec<(TeacherIdentity, BuildTeacher)>,
+    pub batch_size: u32,
+}
+
+/// `pipeline build-cache`.
+pub fn build_cache(
+    args: &BuildCacheArgs,
+    format: LogFormat,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
+    // ---- What is asked for: settings, images, teachers -----------------------------------------------------------------------
+    let config = BuildConfig::resolve(args)?;
+    let build = prepare(config)?;
+    if build.config.dry_run {
+        return dry_run::report(&build, out);
+    }
+
+    // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
+    let folder = &build.config.out;
+    refuse_foreign(folder)?;
+    schemas::create_cache(folder, &build.identity)?;
+    let _lock = lock(folder)?;
+    for (teacher, _) in &build.teachers {
+        schemas::add_teacher(folder, teacher)?;
+        atomic::remove_stale(&layout::teacher_json(folder, &teacher.id))?;
+    }
+    atomic::remove_stale(&layout::cache_json(folder))?;
+    let cache = Cache::open(folder)?;
+
+    // ---- The plan: what is still missing -------------------------------------------------------------------------------------
+    let work = build.worklist(&cache)?;
+    if work.is_empty() {
+        writeln!(
+            out,
+            "{}: complete, nothing to do",
+            build.config.out.display()
+        )?;
+        return Ok(Summary::of_cache(&cache)?.status());
+    }
+    tracing::info!(
+        "{} of {} parts to build",
+        work.len(),
+        build.identity.plan.parts()
+    );
+
+    // ---- The build -----------------------------------------------------------------------------------------------------------
+    let timings = Timings::default();
+    let samples_left: u64 = work.iter().map(|w| build.samples_in(w.part)).sum();
+    let total = build.identity.plan.samples;
+    let mut progress = Progress::new(total, total - samples_left, build.identity.views.views);
+    let (ended, commits) = run_stages(&build, &cache, work, &timings, &mut progress)?;
+
+    // ---- What came of it -----------------------------------------------------------------------------------------------------
+    let summary = Summary::of_run(
+        &Cache::open(&build.config.out)?,
+        &build,
+        &progress,
+        &timings,
+        &commits,
+    )?;
+    drop(progress);
+    if ended == Ended::Interrupted {
+        tracing::warn!(
+            parts_committed = commits.len(),
+            "interrupted; nothing is half-written, run the same command to go on"
+        );
+        return Ok(ExitStatus::Interrupted);
+    }
+    summary.print(format, out)?;
+    Ok(summary.status())
+}
+
+/// Opens images and teachers and settles what depends on them. Writes nothing.
+fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
+    // Before anything else touches libtorch: it looks for its CUDA half only once.
+    let device = torch_ext::resolve_device(&config.device)?;
+    let source = ImageSource::open(&config.images)?;
+    let source = match config.limit {
+        Some(limit) => source.limit(limit),
+        None => source,
+    };
+    ensure!(source.len() > 0, "{}: no images here", config.images);
+
+    let mut models = Vec::new();
+    for (id, dir) in &config.teachers {
+        let model =
+            models::teacher::Teacher::load(dir, device).with_context(|| format!("teacher {id}"))?;
+        models.push((id, dir, model));
+    }
+    let cached_grid = identity::cached_grid(&config.out)?;
+    let grid = identity::choose_grid(
+        config.grid,
+        cached_grid,
+        models.iter().map(|(_, _, model)| model.info()),
+    )?;
+    let default_batch = if device == Device::Cpu {
+        config::BATCH_SIZE_CPU
+    } else {
+        config::BATCH_SIZE_CUDA
+    };
+    let batch_size = config.batch_size.unwrap_or(default_batch);
+
+    let identity = identity::cache_identity(&config, &source);
+    let mut teachers = Vec::new();
+    for (id, dir, model) in models {
+        let teacher =
+            identity::teacher_identity(id, dir, model.info(), &config, grid, batch_size, device)?;
+        let input_size = teacher.input_size;
+        teachers.push((
+            teacher,
+            BuildTeacher {
+                id: id.clone(),
+                model,
+                input_size,
+            },
+        ));
+    }
+    let device_name = match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    };
+    tracing::info!(
+        "the recipe in full:\n{}",
+        config.to_toml(grid, batch_size, &device_name)
+    );
+    Ok(Build {
+        config,
+        device,
+        source,
+        identity,
+        teachers,
+        batch_size,
+    })
+}
+
+impl Build {
+    /// What the cache lacks.
+    pub(crate) fn worklist(&self, cache: &Cache) -> schemas::Result<Vec<PartWork>> {
+        let wanted: BTreeSet<TeacherId> = self
+            .teachers
+            .iter()
+            .map(|(teacher, _)| teacher.id.clone())
+            .collect();
+        let committed = (0..self.identity.plan.parts()).map(|part| {
+            let state = cache.part_state(part)?;
+            Ok(Outputs {
+                samples: state.samples.is_some(),
+                teachers: state.teachers.into_keys().collect(),
+            })
+        });
+        Ok(worklist::worklist(
+            &wanted,
+            &committed.collect::<schemas::Result<Vec<_>>>()?,
+        ))
+    }
+
+    fn samples_in(&self, part: u32) -> u64 {
+        let range = self.identity.plan.range(part);
+        range.end - range.start
+    }
+}
+
+/// Refuses a folder that holds something else: a typing error in `--out` must not sow files among a user's own.
+fn refuse_foreign(out: &Path) -> anyhow::Result<()> {
+    if layout::cache_json(out).exists() {
+        return Ok(());
+    }
+    // A folder that is not there or cannot be read is a matter of whoever creates files in it.
+    let entries = fs::read_dir(out)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    for name in entries.map(|entry| entry.file_name()) {
+        // What a killed build left before it wrote its identity is hidden.
+        ensure!(
+            name.to_string_lossy().starts_with('.'),
+            "{} holds {name:?} and is no cache; give a new or empty folder as --out",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Locks the cache for this build. The lock is the kernel's, on the folder itself: it leaves no file behind and ends with the process,
+/// however that ends. Two builds at once would do no harm, for they would publish the same bytes, but all work would be done twice.
+fn lock(out: &Path) -> anyhow::Result<File> {
+    let folder = File::open(out).with_context(|| format!("cannot open {}", out.display()))?;
+    match folder.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            bail!("{}: another build is running in this cache", out.display())
+        }
+        Err(TryLockError::Error(error)) => {
+            tracing::debug!("{} cannot be locked here: {error}", out.display())
+        }
+    }
+    Ok(folder)
+}
+
+/// Starts the threads of every stage, lets [`Flow`] pass the work through them, and waits for the writers' last commits.
+fn run_stages(
+    build: &Build,
+    cache: &Cache,
+    work: Vec<PartWork>,
+    timings: &Timings,
+    progress: &mut Progress,
+) -> anyhow::Result<(Ended, Vec<Committed>)> {
+    let on_cpu = build.device == Device::Cpu;
+    let threads = build.config.threads;
+    let decoder = Decoder {
+        source: &build.source,
+        views: &build.identity.views,
+        timings,
+    };
+    let settings = Settings {
+        precision: build.config.precision,
+        codec: build.config.codec,
+        timings,
+    };
+    let writers = WriterContext {
+        cache: cache.dir(),
+        identity: &build.identity,
+        timings,
+    };
+
+    // Unbounded channels, bounded contents: `Flow` gives out work only while what is in flight fits its window, so that neither a
+    // worker nor the flow itself ever waits for the other. The writers' channels are bounded: they are where pressure comes back.
+    let (jobs_tx, jobs) = unbounded();
+    let (tasks_tx, tasks) = unbounded();
+    let (events_tx, events) = unbounded();
+    let (commits_tx, commits) = unbounded();
+    let (features_tx, features) = unbounded();
+    let (samples_tx, samples_rx) = bounded(write::QUEUE);
+
+    let ended = thread::scope(|scope| {
+        // ---- read, decode, render; encode; on a CPU also infer ----
+        let features = if on_cpu { never() } else { features };
+        for _ in 0..threads {
+            let teachers = on_cpu.then(|| build.teacher_handles());
+            let queues = Queues {
+                features: features.clone(),
+                tasks: tasks.clone(),
+                jobs: jobs.clone(),
+                events: events_tx.clone(),
+            };
+            let decoder = &decoder;
+            scope.spawn(move || workers::work(queues, decoder, teachers, settings));
+        }
+        // ---- infer on a GPU ----
+        if !on_cpu {
+            let (tasks, events, teachers) =
+                (tasks.clone(), events_tx.clone(), build.teacher_handles());
+            scope.spawn(move || workers::lane(tasks, features_tx, events, teachers, settings));
+        }
+        // ---- write and commit ----
+        let (failed, committed) = (events_tx.clone(), commits_tx.clone());
+        scope.spawn(move || {
+            workers::report_failure(&failed, || {
+                write::write_samples(writers, samples_rx, &committed)
+            })
+        });
+        let mut features_tx = Vec::new();
+        for (teacher, _) in &build.teachers {
+            let (sender, rows) = bounded(write::QUEUE);
+            features_tx.push(sender);
+            let (failed, committed) = (events_tx.clone(), commits_tx.clone());
+            scope.spawn(move || {
+                workers::report_failure(&failed, || {
+                    write::write_features(writers, teacher, rows, &committed)
+                })
+            });
+        }
+        drop((events_tx, commits_tx));
+
+        // ---- pass the work through them ----
+        let lanes = if on_cpu { threads } else { GPU_BATCHES_AHEAD };
+        let ended = Flow::new(build, cache, work, flow::window(build, lanes)).run(
+            flow::Ends {
+                jobs: jobs_tx,
+                tasks: tasks_tx,
+                samples: samples_tx,
+                features: features_tx,
+                events: &events,
+            },
+            progress,
+        );
+        // Whatever is still queued after a failure or an interruption is not to be worked off.
+        jobs.try_iter().for_each(drop);
+        tasks.try_iter().for_each(drop);
+        ended
+    })?;
+    // The writers have gone through their queues by now; one may have failed on its very last part.
+    if let Some(error) = events.try_iter().find_map(|event| {
+        if let Event::Failed(error) = event {
+            Some(error)
+        } else {
+            None
+        }
+    }) {
+        return Err(error);
+    }
+    Ok((ended, commits.try_iter().collect()))
+}
+
+impl Build {
+    /// Handles on all teachers for one more thread.
+    pub(crate) fn teacher_handles(&self) -> Vec<BuildTeacher> {
+        self.teachers
+            .iter()
+            .map(|(_, teacher)| teacher.shallow_clone())
+            .collect()
+    }
+}

@@ -1,0 +1,108 @@
+//! What the cache and its teachers are: everything that bytes depend on, as the format wants it written down.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use images::ImageSource;
+use models::teacher::TeacherInfo;
+use models::vit::Activation;
+use schemas::{Cache, CacheIdentity, FORMAT_VERSION, Pack, Plan, TeacherId, TeacherIdentity};
+use tch::Device;
+
+use crate::config::BuildConfig;
+
+/// The identity of the cache that `config` asks for over `source` (already limited).
+pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource) -> CacheIdentity {
+    let dataset = source.identity();
+    CacheIdentity {
+        format_version: FORMAT_VERSION,
+        plan: Plan {
+            samples: dataset.samples,
+            part_samples: config.part_samples,
+        },
+        dataset,
+        image_code: images::IMAGE_CODE.to_owned(),
+        views: config.views.clone(),
+        pack: Pack::None,
+        label_names: source.label_names().to_vec(),
+    }
+}
+
+/// The grid of the teachers that the cache already has, if there is a cache with teachers.
+pub(crate) fn cached_grid(out: &Path) -> anyhow::Result<Option<(TeacherId, u32)>> {
+    if !schemas::layout::cache_json(out).exists() {
+        return Ok(None);
+    }
+    let cache = Cache::open(out)?;
+    Ok(cache
+        .teachers()
+        .values()
+        .next()
+        .map(|teacher| (teacher.id.clone(), teacher.grid)))
+}
+
+/// The grid to build with: as asked, else that of the cache, else the smallest native grid of the teachers.
+///
+/// The smallest, because it does not depend on their order, and because a position embedding is better shrunk than stretched.
+/// All teachers of a cache share one grid: they are mimicked by the same tokens of one student.
+pub(crate) fn choose_grid<'a>(
+    asked: Option<u32>,
+    cached: Option<(TeacherId, u32)>,
+    teachers: impl Iterator<Item = &'a TeacherInfo>,
+) -> anyhow::Result<u32> {
+    match (asked, cached) {
+        (Some(asked), Some((id, grid))) => {
+            ensure!(
+                asked == grid,
+                "grid {asked} was asked for, but teacher {id} of this cache has grid {grid}, and all teachers of a cache share \
+                 one: leave out --grid, or build into another folder"
+            );
+            Ok(grid)
+        }
+        (Some(grid), None) | (None, Some((_, grid))) => Ok(grid),
+        (None, None) => teachers
+            .map(|info| info.input_size / info.patch_size)
+            .min()
+            .context("a build has teachers"),
+    }
+}
+
+/// The identity of one teacher.
+pub(crate) fn teacher_identity(
+    id: &TeacherId,
+    dir: &Path,
+    info: &TeacherInfo,
+    config: &BuildConfig,
+    grid: u32,
+    batch_size: u32,
+    device: Device,
+) -> anyhow::Result<TeacherIdentity> {
+    let input_size = grid
+        .checked_mul(info.patch_size)
+        .with_context(|| format!("grid {grid} is too large for teacher {id}"))?;
+    let activation = match info.activation {
+        Activation::Gelu => "gelu",
+        Activation::QuickGelu => "quick_gelu",
+    };
+    Ok(TeacherIdentity {
+        format_version: FORMAT_VERSION,
+        id: id.clone(),
+        arch: info.arch.clone(),
+        source: dir.display().to_string(),
+        weights_sha256: info.weights_sha256.clone(),
+        layer: "last".to_owned(),
+        activation: activation.to_owned(),
+        norm_eps: info.norm_eps,
+        input_size,
+        patch_size: info.patch_size,
+        mean: info.mean,
+        std: info.std,
+        grid,
+        width: info.width,
+        codec: config.codec,
+        precision: config.precision.name().to_owned(),
+        batch_size,
+        device: if device == Device::Cpu { "cpu" } else { "cuda" }.to_owned(),
+        runtime: torch_ext::RUNTIME.to_owned(),
+    })
+}

@@ -1,0 +1,177 @@
+//! From a batch of pixels to the feature rows of one teacher.
+
+use anyhow::{Context, ensure};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use images::RgbImage;
+use models::precision::Precision;
+use models::teacher::Teacher;
+use schemas::{Codec, ContentHash, TeacherId, TeacherRow};
+use tch::{Device, Kind, Tensor};
+
+use super::timing::{Stage, Timings};
+
+/// Rows that pass through the teachers together. The plan cuts them, so who is in a batch does not depend on the run.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// Its position in the order of the build.
+    pub seq: u64,
+    /// Who the rows are.
+    pub rows: Vec<RowId>,
+    /// For each side of `sizes`, the pixels of every row.
+    pub pixels: Vec<Vec<RgbImage>>,
+    /// Sides of the rendered squares, in pixels.
+    pub sizes: Vec<u32>,
+}
+
+/// What a feature row repeats of its sample, and what messages call it.
+#[derive(Debug, Clone)]
+pub(crate) struct RowId {
+    pub sample_id: u64,
+    pub view: u16,
+    pub content_hash: ContentHash,
+    pub key: String,
+}
+
+/// A teacher of this build.
+#[derive(Debug)]
+pub(crate) struct BuildTeacher {
+    /// Its name in the cache.
+    pub id: TeacherId,
+    /// The network. One thread uses it; others get their own handle on the same weights.
+    pub model: Teacher,
+    /// Side of the square it is shown, in pixels.
+    pub input_size: u32,
+}
+
+impl BuildTeacher {
+    /// A handle for another thread.
+    pub(crate) fn shallow_clone(&self) -> BuildTeacher {
+        BuildTeacher {
+            id: self.id.clone(),
+            model: self.model.shallow_clone(),
+            input_size: self.input_size,
+        }
+    }
+}
+
+/// Features of a batch as floats, row after row.
+#[derive(Debug)]
+pub(crate) struct Features {
+    /// Whose they are.
+    teacher: TeacherId,
+    /// `[N, L, D]`
+    tokens: Vec<f32>,
+    /// `[N, D]`
+    cls: Vec<f32>,
+    /// `[N, L]`
+    cls_attn: Vec<f32>,
+}
+
+/// Runs one teacher of a batch on its device and brings the features to the host.
+pub(crate) fn infer(
+    batch: &Batch,
+    teacher: &BuildTeacher,
+    precision: Precision,
+    timings: &Timings,
+) -> anyhow::Result<Features> {
+    timings.time(Stage::Infer(teacher.id.clone()), || {
+        let size_idx = batch
+            .sizes
+            .iter()
+            .position(|&size| size == teacher.input_size);
+        let images =
+            &batch.pixels[size_idx.context("a batch holds pixels for each of its teachers")?];
+        let pixels = stack(images, teacher.input_size, teacher.model.device())?;
+        let output = teacher
+            .model
+            .forward(&pixels, precision)
+            .with_context(|| format!("teacher {}", teacher.id))?;
+        Ok(Features {
+            teacher: teacher.id.clone(),
+            tokens: to_host(&output.tokens)?,
+            cls: to_host(&output.cls)?,
+            cls_attn: to_host(&output.cls_attn)?,
+        })
+    })
+}
+
+/// Images `[H, W, 3]` as one tensor u8 `[N, 3, H, W]` on `device`. For a GPU the staging memory is page-locked, so that the copy
+/// does not pass through a second buffer.
+fn stack(images: &[RgbImage], size: u32, device: Device) -> anyhow::Result<Tensor> {
+    let (n, side) = (images.len() as i64, i64::from(size));
+    let mut host = torch_ext::pinned_empty(&[n, side, side, 3], Kind::Uint8, device)?;
+    let bytes = torch_ext::tensor_bytes_mut(&mut host)?;
+    for (slot, image) in bytes
+        .chunks_exact_mut(size as usize * size as usize * 3)
+        .zip(images)
+    {
+        slot.copy_from_slice(&image.data);
+    }
+    let pixels = if device == Device::Cpu {
+        host
+    } else {
+        let mut on_device = Tensor::empty([n, side, side, 3], (Kind::Uint8, device));
+        torch_ext::copy_non_blocking(&mut on_device, &host)?;
+        // The staging tensor may go out of scope: libtorch keeps page-locked memory until the copy has passed.
+        on_device
+    };
+    Ok(pixels.permute([0, 3, 1, 2]).contiguous())
+}
+
+fn to_host(values: &Tensor) -> anyhow::Result<Vec<f32>> {
+    let host = values
+        .to_device(Device::Cpu)
+        .to_kind(Kind::Float)
+        .contiguous();
+    let mut out = vec![0f32; host.numel()];
+    host.f_copy_data(&mut out, host.numel())?;
+    Ok(out)
+}
+
+/// Turns the features of a batch into rows to be stored.
+///
+/// A value that is not finite, or too large for the codec, is an error that names teacher and image: it would poison every
+/// training step that meets it, and what made it (weights, precision) is wrong for the other images too.
+pub(crate) fn encode(
+    batch: &Batch,
+    features: &Features,
+    codec: Codec,
+) -> anyhow::Result<Vec<TeacherRow>> {
+    let teacher = &features.teacher;
+    let n = batch.rows.len();
+    // A batch is never empty, and a teacher gives each of its rows the same number of features.
+    let row = |all: &[f32], i: usize| i * (all.len() / n)..(i + 1) * (all.len() / n);
+    let encode_row = |(i, id): (usize, &RowId)| -> anyhow::Result<TeacherRow> {
+        let store = |what: &str, values: &[f32]| -> anyhow::Result<Vec<u8>> {
+            let mut bytes = Vec::with_capacity(values.len() * codec.bytes_per_value());
+            codec.encode(values, &mut bytes).with_context(|| {
+                format!(
+                    "teacher {teacher}, image {:?} (sample {}, view {}), {what}: build with --codec f32 if the value is finite, \
+                     with --precision f32 if it is not; if that does not help the weights are damaged",
+                    id.key, id.sample_id, id.view
+                )
+            })?;
+            Ok(bytes)
+        };
+        let attention = &features.cls_attn[row(&features.cls_attn, i)];
+        let mut halves = vec![f16::ZERO; attention.len()];
+        halves.convert_from_f32_slice(attention);
+        ensure!(
+            attention.iter().all(|a| a.is_finite()),
+            "teacher {teacher}, image {:?} (sample {}, view {}): CLS attention is not finite",
+            id.key,
+            id.sample_id,
+            id.view
+        );
+        Ok(TeacherRow {
+            sample_id: id.sample_id,
+            view: id.view,
+            content_hash: id.content_hash,
+            tokens: store("tokens", &features.tokens[row(&features.tokens, i)])?,
+            cls: store("cls", &features.cls[row(&features.cls, i)])?,
+            cls_attn: halves.iter().flat_map(|half| half.to_le_bytes()).collect(),
+        })
+    };
+    batch.rows.iter().enumerate().map(encode_row).collect()
+}

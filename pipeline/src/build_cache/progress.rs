@@ -1,0 +1,107 @@
+//! How far the build is: a bar on a terminal, a line now and then elsewhere.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::logging;
+
+/// Time between two lines where there is no terminal: rare enough for a log of days, often enough to see that it lives.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Counts images that are through.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    views: u64,
+    total: u64,
+    before: u64,
+    rows: u64,
+    rejected: u64,
+    began: Instant,
+    last_line: Instant,
+}
+
+impl Progress {
+    /// `total` images, `before` of them done by earlier runs; an image has `views` rows.
+    pub(crate) fn new(total: u64, before: u64, views: u16) -> Progress {
+        let bar = logging::bars().add(ProgressBar::new(total));
+        let style = "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images {msg}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
+        bar.set_position(before);
+        let now = Instant::now();
+        Progress {
+            bar,
+            views: views.into(),
+            total,
+            before,
+            rows: 0,
+            rejected: 0,
+            began: now,
+            last_line: now,
+        }
+    }
+
+    /// Samples of a resumed part that were rejected by an earlier run: nothing is to be done for them.
+    pub(crate) fn skip(&mut self, samples: u64) {
+        self.before += samples;
+        self.show();
+    }
+
+    /// Rows that have been handed to their last writer.
+    pub(crate) fn rows(&mut self, rows: usize) {
+        self.rows += rows as u64;
+        self.show();
+    }
+
+    /// One image that cannot be used.
+    pub(crate) fn reject(&mut self) {
+        self.rejected += 1;
+        self.show();
+    }
+
+    /// Images that this run has dealt with.
+    pub(crate) fn images(&self) -> u64 {
+        self.rows / self.views + self.rejected
+    }
+
+    /// Time since the start.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Images a second of this run.
+    pub(crate) fn rate(&self) -> f64 {
+        self.images() as f64 / self.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    fn show(&mut self) {
+        let (done, rate) = (self.before + self.images(), self.rate());
+        let eta = Duration::from_secs_f64(
+            ((self.total - done.min(self.total)) as f64 / rate.max(1e-9)).min(1e9),
+        );
+        self.bar.set_position(done);
+        self.bar.set_message(format!(
+            "{rate:.1} img/s, ETA {}, {} rejected",
+            indicatif::HumanDuration(eta),
+            self.rejected
+        ));
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            tracing::info!(
+                images = done,
+                of = self.total,
+                img_per_s = (rate * 10.0).round() / 10.0,
+                eta_s = eta.as_secs(),
+                rejected = self.rejected,
+                "building"
+            );
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,229 @@
+//! What a build has come to: the table at its end.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use indicatif::{DecimalBytes, HumanDuration};
+use schemas::Cache;
+use serde::Serialize;
+use tch::Device;
+
+use super::Build;
+use super::progress::Progress;
+use super::timing::{Stage, Timings};
+use super::write::Committed;
+use crate::ExitStatus;
+use crate::cli::LogFormat;
+
+/// The cache as a whole, and what this run did.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    cache: String,
+    /// Images of the data set in committed parts, usable or not.
+    images: u64,
+    /// Rows: usable images times views.
+    rows: u64,
+    rejected: u64,
+    /// How many images were rejected for which reason, the commonest first.
+    rejects_by_reason: Vec<(String, u64)>,
+    /// Bytes of the committed files: `samples`, and each teacher.
+    bytes: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<Run>,
+}
+
+/// What this run did.
+#[derive(Debug, Serialize)]
+struct Run {
+    images: u64,
+    files: usize,
+    bytes: u64,
+    seconds: f64,
+    images_per_second: f64,
+    stages: Vec<StageTime>,
+    /// The stage whose threads had the least time to spare.
+    bottleneck: Option<String>,
+    peak_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_gpu_memory_bytes: Option<u64>,
+}
+
+/// Busy time of a stage.
+#[derive(Debug, Serialize)]
+struct StageTime {
+    stage: String,
+    /// Added up over its threads.
+    busy_seconds: f64,
+    /// Share of the time that its threads had.
+    share: f64,
+}
+
+impl Summary {
+    /// What is committed in a cache.
+    pub(crate) fn of_cache(cache: &Cache) -> anyhow::Result<Summary> {
+        let (mut rows, mut rejected, mut images) = (0, 0, 0);
+        let mut reasons = BTreeMap::<String, u64>::new();
+        let mut bytes = BTreeMap::<String, u64>::new();
+        for part in 0..cache.identity().plan.parts() {
+            let state = cache.part_state(part)?;
+            if let Some(samples) = state.samples {
+                let range = cache.identity().plan.range(part);
+                images += range.end - range.start;
+                rows += samples.file.rows;
+                rejected += samples.rejects.rows;
+                *bytes.entry("samples".to_owned()).or_default() +=
+                    samples.file.bytes + samples.rejects.bytes;
+                for reject in cache.rejects(part)? {
+                    // A reason begins with a word to count by; what follows differs from image to image.
+                    let word = reject.reason.split(':').next().unwrap_or_default();
+                    *reasons.entry(word.to_owned()).or_default() += 1;
+                }
+            }
+            for (id, teacher) in state.teachers {
+                *bytes.entry(format!("teacher {id}")).or_default() += teacher.file.bytes;
+            }
+        }
+        let mut rejects_by_reason: Vec<_> = reasons.into_iter().collect();
+        // Stable: reasons of the same count stay in alphabetical order.
+        rejects_by_reason.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        Ok(Summary {
+            cache: cache.dir().display().to_string(),
+            images,
+            rows,
+            rejected,
+            rejects_by_reason,
+            bytes,
+            run: None,
+        })
+    }
+
+    /// The same, and what the run just ended did.
+    pub(crate) fn of_run(
+        cache: &Cache,
+        build: &Build,
+        progress: &Progress,
+        timings: &Timings,
+        committed: &[Committed],
+    ) -> anyhow::Result<Summary> {
+        let wall = progress.elapsed().as_secs_f64();
+        let stages: Vec<_> = timings
+            .busy()
+            .into_iter()
+            .map(|(stage, busy)| stage_time(&stage, busy, wall, build))
+            .collect();
+        let run = Run {
+            images: progress.images(),
+            files: committed.len(),
+            bytes: committed.iter().map(|file| file.bytes).sum(),
+            seconds: wall,
+            images_per_second: progress.rate(),
+            bottleneck: stages
+                .iter()
+                .max_by(|a, b| a.share.total_cmp(&b.share))
+                .map(|stage| stage.stage.clone()),
+            stages,
+            peak_memory_bytes: torch_ext::peak_rss(),
+            peak_gpu_memory_bytes: match build.device {
+                Device::Cpu => None,
+                gpu => Some(torch_ext::memory(gpu)?.peak),
+            },
+        };
+        Ok(Summary {
+            run: Some(run),
+            ..Summary::of_cache(cache)?
+        })
+    }
+
+    /// Rejects are no failure, unless nothing is left.
+    pub(crate) fn status(&self) -> ExitStatus {
+        if self.rows == 0 {
+            ExitStatus::Problems
+        } else {
+            ExitStatus::Fine
+        }
+    }
+
+    /// A table, or one JSON object on a line.
+    pub(crate) fn print(&self, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<()> {
+        match format {
+            LogFormat::Json => writeln!(out, "{}", serde_json::to_string(self)?)?,
+            LogFormat::Text => self.print_text(out)?,
+        }
+        if self.rows == 0 {
+            tracing::error!("none of the {} images could be used", self.images);
+        } else if self.rejected > 0 {
+            tracing::warn!(
+                "{} of {} images could not be used; see {}/rejects",
+                self.rejected,
+                self.images,
+                self.cache
+            );
+        }
+        Ok(())
+    }
+
+    fn print_text(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        writeln!(out, "cache              {}", self.cache)?;
+        writeln!(out, "images             {}", self.images)?;
+        writeln!(out, "rows               {}", self.rows)?;
+        writeln!(out, "rejected           {}", self.rejected)?;
+        for (reason, count) in &self.rejects_by_reason {
+            writeln!(out, "  {count:>8}  {reason}")?;
+        }
+        for (file, bytes) in &self.bytes {
+            writeln!(out, "{file:<18} {}", DecimalBytes(*bytes))?;
+        }
+        let Some(run) = &self.run else { return Ok(()) };
+        let took = HumanDuration(Duration::from_secs_f64(run.seconds));
+        writeln!(
+            out,
+            "this run           {} images in {took}, {:.2} img/s",
+            run.images, run.images_per_second
+        )?;
+        writeln!(
+            out,
+            "written            {} in {} files",
+            DecimalBytes(run.bytes),
+            run.files
+        )?;
+        for StageTime {
+            stage,
+            busy_seconds,
+            share,
+        } in &run.stages
+        {
+            writeln!(
+                out,
+                "  {stage:<20} {busy_seconds:>9.2} s  {:>3.0} % of its threads",
+                100.0 * share
+            )?;
+        }
+        if let Some(stage) = &run.bottleneck {
+            writeln!(out, "bottleneck         {stage}")?;
+        }
+        if let Some(bytes) = run.peak_memory_bytes {
+            writeln!(out, "peak memory        {}", DecimalBytes(bytes))?;
+        }
+        if let Some(bytes) = run.peak_gpu_memory_bytes {
+            writeln!(out, "peak GPU memory    {}", DecimalBytes(bytes))?;
+        }
+        Ok(())
+    }
+}
+
+/// Workers share their threads between stages; the GPU lane and each writer have one of their own.
+fn stage_time(stage: &Stage, busy: Duration, wall: f64, build: &Build) -> StageTime {
+    let threads = match stage {
+        Stage::WriteSamples | Stage::WriteFeatures(_) => 1,
+        // All teachers share the lane.
+        Stage::Infer(_) if build.device != Device::Cpu => 1,
+        _ => build.config.threads,
+    };
+    let busy_seconds = busy.as_secs_f64();
+    StageTime {
+        stage: stage.to_string(),
+        busy_seconds,
+        share: busy_seconds / (wall * threads as f64).max(1e-9),
+    }
+}

@@ -1,0 +1,214 @@
+//! The recipe of a cache: a typed TOML file, `--set`, flags, and what they resolve to.
+//!
+//! Four layers, the later one wins: the documented defaults below, the recipe file, `--set section.key=value`, flags.
+//! [`BuildConfig::resolve`] merges and checks them once; nothing downstream sees a half-valid setting. Two defaults
+//! depend on what the run finds (the grid on the teachers, the batch size on the device), so the complete recipe is
+//! printed when the build knows them.
+
+use std::path::PathBuf;
+
+use models::precision::Precision;
+use schemas::{Codec, TeacherId, ViewIdentity, ViewPolicy};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+pub use resolve::Error;
+
+mod resolve;
+#[cfg(test)]
+mod tests;
+
+/// Crops per image. One is the cheapest cache; an epoch uses one of K, so more of them are more augmentation.
+pub const VIEWS: u16 = 1;
+/// RandomResizedCrop's share of the image's area, as MAE pretrains (MR-MAE follows it).
+pub const SCALE: [f64; 2] = [0.2, 1.0];
+/// RandomResizedCrop's width over height, torchvision's default.
+pub const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
+/// Probability of a horizontal flip.
+pub const FLIP: f64 = 0.5;
+/// Half the bytes of f32 and an error far below that of bf16 matrix products.
+pub const CODEC: &str = "f16";
+/// Exact by default; bf16 is three times as fast where the processor has it, and is one word away.
+pub const PRECISION: &str = "f32";
+/// Rows per forward pass on a CPU, where every lane has a batch of its own: activations of more rows leave the caches.
+pub const BATCH_SIZE_CPU: u32 = 16;
+/// Rows per forward pass on a GPU, which one batch has to fill.
+pub const BATCH_SIZE_CUDA: u32 = 128;
+/// Rows of a part, over all its views. A part is what a killed build may lose and what one file holds: at B/16 and f16
+/// a teacher's part has 300 MB, a few minutes on a CPU and a second on a GPU.
+pub const PART_ROWS: u64 = 1024;
+
+/// What a recipe file may say. Everything is optional: the rest comes from flags and defaults.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Where the images are.
+    pub data: Data,
+    /// Which crops of them are stored.
+    pub view: View,
+    /// Name in the cache → folder or safetensors file. Relative paths start at the current directory.
+    pub teachers: BTreeMap<String, PathBuf>,
+    /// What is computed and how it is stored.
+    pub features: Features,
+    /// Where it is stored.
+    pub cache: CacheFolder,
+    /// How the machine is used; changes no byte of the result.
+    pub run: Run,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Class folders, tar or Parquet; see [`images::ImageSource::open`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<String>,
+    /// The first N samples of the source are the data set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+/// `[view]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct View {
+    /// `rrc`, `center` or `full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Crops per image. More than one needs `rrc`: the others have only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub views: Option<u16>,
+    /// Crops and flips are a function of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// For `rrc`: smallest and largest share of the area.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<[f64; 2]>,
+    /// For `rrc`: smallest and largest width over height.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<[f64; 2]>,
+    /// For `rrc`: probability of a horizontal flip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flip: Option<f64>,
+}
+
+/// `[features]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Features {
+    /// Patches along one side. A teacher with patch size p sees `grid * p` pixels. Default: that of the cache's
+    /// teachers if it has any, else the smallest native grid of those asked for (14 for every /16 teacher at 224).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grid: Option<u32>,
+    /// `f32` or `f16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codec: Option<String>,
+    /// `f32` or `bf16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// Rows per forward pass. It can change the last bits of a feature, so it is part of the cache's identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<u32>,
+}
+
+/// `[cache]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheFolder {
+    /// The folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+    /// Samples of a part; default [`PART_ROWS`] / views. Part of the cache's identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part_samples: Option<u64>,
+}
+
+/// `[run]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// `auto`, `cpu`, `cuda` or `cuda:INDEX`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Worker threads; default one per core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+}
+
+/// A build, checked: what [`crate::build_cache`] is given.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BuildConfig {
+    /// The image source, as [`images::ImageSource::open`] takes it.
+    pub images: String,
+    /// The first N samples only, if set; at least 1.
+    pub limit: Option<u64>,
+    /// The cache folder.
+    pub out: PathBuf,
+    /// At least one teacher, in order of id.
+    pub teachers: BTreeMap<TeacherId, PathBuf>,
+    /// Policy, number, seed and filter of the crops, as the cache's identity has them.
+    pub views: ViewIdentity,
+    /// Patches along one side, if it was said.
+    pub grid: Option<u32>,
+    /// How features are stored.
+    pub codec: Codec,
+    /// What matrix products are computed in.
+    pub precision: Precision,
+    /// Rows per forward pass, if it was said.
+    pub batch_size: Option<u32>,
+    /// Samples of a part, at least 1.
+    pub part_samples: u64,
+    /// The device's name, for [`torch_ext::resolve_device`].
+    pub device: String,
+    /// Worker threads, at least 1.
+    pub threads: usize,
+    /// Plan only.
+    pub dry_run: bool,
+}
+
+impl BuildConfig {
+    /// The complete recipe, every default spelled out, as TOML: `--recipe` with this text repeats the build.
+    ///
+    /// `grid`, `batch_size` and `device` are what the run settled on.
+    pub fn to_toml(&self, grid: u32, batch_size: u32, device: &str) -> String {
+        let (policy, scale, ratio, flip) = match self.views.policy {
+            ViewPolicy::Rrc { scale, ratio, flip } => ("rrc", Some(scale), Some(ratio), Some(flip)),
+            ViewPolicy::Center => ("center", None, None, None),
+            ViewPolicy::Full => ("full", None, None, None),
+        };
+        let recipe = Recipe {
+            data: Data {
+                images: Some(self.images.clone()),
+                limit: self.limit,
+            },
+            view: View {
+                policy: Some(policy.into()),
+                views: Some(self.views.views),
+                seed: Some(self.views.seed),
+                scale,
+                ratio,
+                flip,
+            },
+            teachers: self
+                .teachers
+                .iter()
+                .map(|(id, dir)| (id.to_string(), dir.clone()))
+                .collect(),
+            features: Features {
+                grid: Some(grid),
+                codec: Some(self.codec.name().into()),
+                precision: Some(self.precision.name().into()),
+                batch_size: Some(batch_size),
+            },
+            cache: CacheFolder {
+                out: Some(self.out.clone()),
+                part_samples: Some(self.part_samples),
+            },
+            run: Run {
+                device: Some(device.into()),
+                threads: Some(self.threads),
+            },
+        };
+        toml::to_string(&recipe).expect("a recipe is plain tables of plain values")
+    }
+}

@@ -1,0 +1,352 @@
+//! From what was typed to a checked build: reading, `--set`, flags, defaults, ranges.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+use super::{BuildConfig, CODEC, FLIP, PART_ROWS, PRECISION, RATIO, Recipe, SCALE, VIEWS, View};
+use crate::cli::BuildCacheArgs;
+use schemas::{TeacherId, ViewIdentity, ViewPolicy};
+
+/// What can be wrong with the settings. Every message names the setting and what would be accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The recipe file cannot be read.
+    #[error("{path:?}: cannot read the recipe: {source}")]
+    Read {
+        /// The recipe file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("{origin}: {message}")]
+    Parse {
+        /// The file, or `--set`.
+        origin: String,
+        /// The parser's message, which names the key.
+        message: String,
+    },
+    /// `--set` or `--teacher` in a form that cannot be understood.
+    #[error("{option} {given}: {problem}")]
+    Form {
+        /// `--set` or `--teacher`.
+        option: &'static str,
+        /// What was typed.
+        given: String,
+        /// What is wrong with it, with an example of the right form.
+        problem: String,
+    },
+    /// A setting without a default was not given.
+    #[error("{field} is missing: give {flag}, or {field} in a recipe")]
+    Missing {
+        /// Dotted name of the setting.
+        field: &'static str,
+        /// The flag, with its value's name.
+        flag: &'static str,
+    },
+    /// A value outside its range, or settings that exclude each other.
+    #[error("{field} = {value}: {problem}")]
+    Invalid {
+        /// Dotted name of the setting.
+        field: String,
+        /// What it was.
+        value: String,
+        /// What it must be.
+        problem: String,
+    },
+}
+
+impl BuildConfig {
+    /// Merges defaults, recipe, `--set` and flags (the later wins) and checks the result. Reads nothing but the recipe.
+    pub fn resolve(args: &BuildCacheArgs) -> Result<BuildConfig, Error> {
+        let mut recipe = read(args.recipe.as_deref(), &args.set)?;
+        overlay_flags(&mut recipe, args)?;
+        check(recipe, args.dry_run)
+    }
+}
+
+/// The recipe file (or an empty one) with every `--set` applied.
+fn read(path: Option<&Path>, settings: &[String]) -> Result<Recipe, Error> {
+    let mut table = toml::Table::new();
+    let mut origin = "--set".to_owned();
+    if let Some(path) = path {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.into(),
+            source,
+        })?;
+        origin = path.display().to_string();
+        let parse_error = |e: toml::de::Error| Error::Parse {
+            origin: origin.clone(),
+            message: e.to_string(),
+        };
+        // Checked before the settings are laid over it, so that the parser can point at the line.
+        toml::from_str::<Recipe>(&text).map_err(parse_error)?;
+        table = toml::from_str(&text).map_err(parse_error)?;
+    }
+    for setting in settings {
+        apply(&mut table, setting)?;
+        let checked = Recipe::deserialize(toml::Value::Table(table.clone()));
+        checked.map_err(|e| Error::Parse {
+            origin: format!("--set {setting}"),
+            message: e.to_string().trim().to_owned(),
+        })?;
+    }
+    Recipe::deserialize(toml::Value::Table(table)).map_err(|e| Error::Parse {
+        origin,
+        message: e.to_string(),
+    })
+}
+
+/// Sets `section.key` of `table` to a TOML value, or to a bare string when it is not one (`features.codec=f32`).
+fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
+    let bad = |problem: &str| Error::Form {
+        option: "--set",
+        given: setting.to_owned(),
+        problem: format!(
+            "{problem}; write it as section.key=value, for example features.batch_size=32"
+        ),
+    };
+    let (key, text) = setting.split_once('=').ok_or_else(|| bad("has no '='"))?;
+    let value = match toml::from_str::<toml::Table>(&format!("value = {text}")) {
+        // A text with line breaks could bring further keys with it; only the one asked for is taken.
+        Ok(mut parsed) if parsed.len() == 1 => parsed.remove("value").expect("the only key"),
+        _ => toml::Value::String(text.trim().to_owned()),
+    };
+    let mut path: Vec<&str> = key.trim().split('.').collect();
+    let last = path
+        .pop()
+        .filter(|key| !key.is_empty())
+        .ok_or_else(|| bad("names no key"))?;
+    let mut section = table;
+    for name in path {
+        section = section
+            .entry(name)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| bad("goes through a key that is not a section"))?;
+    }
+    section.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// Lays the flags over the recipe. A `--teacher` adds to the recipe's teachers, or replaces the one of the same id.
+fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) -> Result<(), Error> {
+    fn set<T: Clone>(slot: &mut Option<T>, flag: &Option<T>) {
+        if flag.is_some() {
+            slot.clone_from(flag);
+        }
+    }
+    set(&mut recipe.data.images, &args.images);
+    set(&mut recipe.data.limit, &args.limit);
+    set(&mut recipe.view.policy, &args.view_policy);
+    set(&mut recipe.view.views, &args.views);
+    set(&mut recipe.view.seed, &args.seed);
+    set(&mut recipe.features.grid, &args.grid);
+    set(&mut recipe.features.codec, &args.codec);
+    set(&mut recipe.features.precision, &args.precision);
+    set(&mut recipe.features.batch_size, &args.batch_size);
+    set(&mut recipe.cache.out, &args.out);
+    set(&mut recipe.run.device, &args.device);
+    set(&mut recipe.run.threads, &args.threads);
+
+    let mut typed = std::collections::BTreeSet::new();
+    for teacher in &args.teachers {
+        let bad = |problem: &str| Error::Form {
+            option: "--teacher",
+            given: teacher.clone(),
+            problem: format!(
+                "{problem}; write it as id=folder, for example clip=/models/clip-vit-base-patch16"
+            ),
+        };
+        let (id, dir) = teacher.split_once('=').ok_or_else(|| bad("has no '='"))?;
+        if dir.is_empty() {
+            return Err(bad("names no folder"));
+        }
+        if !typed.insert(id) {
+            return Err(bad("gives the same id twice"));
+        }
+        recipe.teachers.insert(id.to_owned(), dir.into());
+    }
+    Ok(())
+}
+
+/// Fills in the defaults and checks every value.
+fn check(recipe: Recipe, dry_run: bool) -> Result<BuildConfig, Error> {
+    let Recipe {
+        data,
+        view,
+        teachers,
+        features,
+        cache,
+        run,
+    } = recipe;
+    let images = data.images.ok_or(Error::Missing {
+        field: "data.images",
+        flag: "--images SRC",
+    })?;
+    let out = cache.out.ok_or(Error::Missing {
+        field: "cache.out",
+        flag: "--out CACHE",
+    })?;
+    if teachers.is_empty() {
+        return Err(Error::Missing {
+            field: "teachers",
+            flag: "--teacher ID=DIR",
+        });
+    }
+    let teachers = teachers
+        .into_iter()
+        .map(|(id, dir)| match TeacherId::new(&id) {
+            Ok(id) => Ok((id, dir)),
+            Err(e) => Err(Error::Invalid {
+                field: format!("teachers.{id}"),
+                value: dir.display().to_string(),
+                problem: e.to_string(),
+            }),
+        })
+        .collect::<Result<_, Error>>()?;
+
+    let views = check_view(&view)?;
+    at_least_one("data.limit", data.limit)?;
+    at_least_one("features.grid", features.grid)?;
+    at_least_one("features.batch_size", features.batch_size)?;
+    at_least_one("cache.part_samples", cache.part_samples)?;
+    at_least_one("run.threads", run.threads)?;
+    Ok(BuildConfig {
+        images,
+        limit: data.limit,
+        out,
+        teachers,
+        grid: features.grid,
+        codec: word("features.codec", features.codec.as_deref().unwrap_or(CODEC))?,
+        precision: word(
+            "features.precision",
+            features.precision.as_deref().unwrap_or(PRECISION),
+        )?,
+        batch_size: features.batch_size,
+        part_samples: cache
+            .part_samples
+            .unwrap_or((PART_ROWS / u64::from(views.views)).max(1)),
+        views,
+        device: run.device.unwrap_or_else(|| "auto".into()),
+        threads: run
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())),
+        dry_run,
+    })
+}
+
+fn check_view(view: &View) -> Result<ViewIdentity, Error> {
+    let views = view.views.unwrap_or(VIEWS);
+    at_least_one("view.views", Some(views))?;
+    let seed = view.seed.unwrap_or(0);
+    // TOML's integers are signed 64-bit: a larger seed could not be printed as a recipe.
+    require(
+        i64::try_from(seed).is_ok(),
+        "view.seed",
+        seed,
+        "must be less than 2^63",
+    )?;
+    let policy = match view.policy.as_deref().unwrap_or("rrc") {
+        "rrc" => {
+            let (scale, ratio, flip) = (
+                view.scale.unwrap_or(SCALE),
+                view.ratio.unwrap_or(RATIO),
+                view.flip.unwrap_or(FLIP),
+            );
+            let ordered = |[low, high]: [f64; 2]| low > 0.0 && low <= high && high.is_finite();
+            require(
+                ordered(scale) && scale[1] <= 1.0,
+                "view.scale",
+                format!("{scale:?}"),
+                "must be [low, high] with 0 < low <= high <= 1",
+            )?;
+            require(
+                ordered(ratio),
+                "view.ratio",
+                format!("{ratio:?}"),
+                "must be [low, high] with 0 < low <= high",
+            )?;
+            require(
+                (0.0..=1.0).contains(&flip),
+                "view.flip",
+                flip,
+                "must be a probability, 0 to 1",
+            )?;
+            ViewPolicy::Rrc { scale, ratio, flip }
+        }
+        name @ ("center" | "full") => {
+            let set = [
+                ("view.scale", view.scale.is_some()),
+                ("view.ratio", view.ratio.is_some()),
+                ("view.flip", view.flip.is_some()),
+            ];
+            for (field, set) in set {
+                require(
+                    !set,
+                    field,
+                    "set",
+                    "has a meaning only with view.policy = \"rrc\"",
+                )?;
+            }
+            require(
+                views == 1,
+                "view.views",
+                views,
+                &format!("view.policy = {name:?} has one view per image; use \"rrc\" for more"),
+            )?;
+            if name == "center" {
+                ViewPolicy::Center
+            } else {
+                ViewPolicy::Full
+            }
+        }
+        other => {
+            return Err(invalid(
+                "view.policy",
+                format!("{other:?}"),
+                "must be \"rrc\", \"center\" or \"full\"",
+            ));
+        }
+    };
+    Ok(ViewIdentity {
+        policy,
+        views,
+        seed,
+        filter: "bicubic".into(),
+    })
+}
+
+fn invalid(field: &str, value: impl Display, problem: impl Display) -> Error {
+    Error::Invalid {
+        field: field.into(),
+        value: value.to_string(),
+        problem: problem.to_string(),
+    }
+}
+
+fn require(ok: bool, field: &str, value: impl Display, problem: &str) -> Result<(), Error> {
+    if ok {
+        Ok(())
+    } else {
+        Err(invalid(field, value, problem))
+    }
+}
+
+fn at_least_one<T: Display + PartialEq + From<u8>>(
+    field: &str,
+    value: Option<T>,
+) -> Result<(), Error> {
+    match value {
+        Some(value) if value == T::from(0) => Err(invalid(field, value, "must be at least 1")),
+        _ => Ok(()),
+    }
+}
+
+fn word<T: FromStr<Err: Display>>(field: &str, name: &str) -> Result<T, Error> {
+    name.parse()
+        .map_err(|e| invalid(field, format!("{name:?}"), e))
+}

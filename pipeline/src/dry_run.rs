@@ -1,0 +1,297 @@
+//! `build-cache --dry-run`: what would be built, how large it gets, whether it fits, how long it takes. Writes nothing.
+
+use std::io::Write;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use indicatif::{DecimalBytes, HumanDuration};
+use schemas::{Cache, TeacherIdentity};
+use tch::Device;
+
+use crate::ExitStatus;
+use crate::build_cache::Build;
+use crate::build_cache::decode::{Decoded, Decoder, Job};
+use crate::build_cache::infer::{Batch, BuildTeacher, RowId, encode, infer};
+use crate::build_cache::timing::Timings;
+use crate::build_cache::worklist::{Outputs, PartWork};
+
+/// Rows that each lane computes for the estimate: seconds on a CPU, and more than one so that weights are reused as in a build.
+const PROBE_ROWS: usize = 4;
+
+/// What a samples row takes at most, in bytes, beside its key: numbers, hash and checksum, before compression.
+const SAMPLE_ROW_BYTES: u64 = 80;
+
+/// What a feature row takes beside the features: sample, view, hash, checksum and its page's header and index.
+const FEATURE_ROW_OVERHEAD: u64 = 160;
+
+/// Prints the plan. Refuses what the build would refuse.
+pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let work = missing(build)?;
+    let plan = build.identity.plan;
+    let views = u64::from(build.identity.views.views);
+    writeln!(
+        out,
+        "data set           {} images, {views} views each: at most {} rows",
+        plan.samples,
+        plan.samples * views
+    )?;
+    writeln!(
+        out,
+        "plan               {} parts of {} images; {} to build",
+        plan.parts(),
+        plan.part_samples,
+        work.len()
+    )?;
+
+    // ---- Bytes: of what is missing, before compression, as if every image were usable ----
+    let rows_in = |part: u32| {
+        let range = plan.range(part);
+        (range.end - range.start) * views
+    };
+    let rows_missing = |lacks: &dyn Fn(&Outputs) -> bool| -> u64 {
+        work.iter()
+            .filter(|work| lacks(&work.missing))
+            .map(|work| rows_in(work.part))
+            .sum()
+    };
+    let key_bytes: u64 = (0..build.source.len())
+        .map(|idx| build.source.key(idx).len() as u64)
+        .sum();
+    let samples_rows = rows_missing(&|lacks| lacks.samples);
+    let mut needed = samples_rows * (SAMPLE_ROW_BYTES + key_bytes / plan.samples.max(1));
+    writeln!(
+        out,
+        "samples            {samples_rows} rows to write, at most {}",
+        DecimalBytes(needed)
+    )?;
+    let mut forward_rows = 0;
+    for (teacher, _) in &build.teachers {
+        let rows = rows_missing(&|lacks| lacks.teachers.contains(&teacher.id));
+        let bytes = rows * row_bytes(teacher);
+        needed += bytes;
+        forward_rows += rows;
+        let TeacherIdentity {
+            id,
+            arch,
+            grid,
+            input_size,
+            width,
+            codec,
+            ..
+        } = teacher;
+        writeln!(
+            out,
+            "teacher {id:<10} {arch}: {grid} x {grid} patches of {input_size} px, width {width}, {codec}; {rows} rows to write, at most {}",
+            DecimalBytes(bytes)
+        )?;
+    }
+    let free = free_bytes(&build.config.out)?;
+    let verdict = if free >= needed {
+        "fits"
+    } else {
+        "DOES NOT FIT"
+    };
+    writeln!(
+        out,
+        "disk               at most {} needed, {} free: {verdict}",
+        DecimalBytes(needed),
+        DecimalBytes(free)
+    )?;
+
+    // ---- Time: a short measurement on this machine, now ----
+    if work.is_empty() {
+        writeln!(out, "time               nothing to do")?;
+        return Ok(ExitStatus::Fine);
+    }
+    let probe = measure(build)?;
+    let images: u64 = work.iter().map(|work| rows_in(work.part) / views).sum();
+    let forward_share =
+        forward_rows as f64 / (images * views * build.teachers.len() as u64).max(1) as f64;
+    let threads = build.config.threads as f64;
+    // On a CPU the workers share decoding and teachers; on a GPU the two run beside each other.
+    let seconds_per_image = match build.device {
+        Device::Cpu => probe.decode_seconds / threads + probe.teachers_seconds * forward_share,
+        _ => (probe.decode_seconds / threads).max(probe.teachers_seconds * forward_share),
+    };
+    let total = Duration::from_secs_f64((seconds_per_image * images as f64).min(1e10));
+    writeln!(
+        out,
+        "time               about {} for {images} images ({:.2} h) at {:.2} img/s, measured on {} images: decoding {:.1} ms on one \
+         thread, teachers {:.1} ms on {}",
+        HumanDuration(total),
+        total.as_secs_f64() / 3600.0,
+        1.0 / seconds_per_image,
+        probe.images,
+        1e3 * probe.decode_seconds,
+        1e3 * probe.teachers_seconds,
+        if build.device == Device::Cpu {
+            format!("{threads} threads")
+        } else {
+            "the GPU".to_owned()
+        },
+    )?;
+    Ok(if free >= needed {
+        ExitStatus::Fine
+    } else {
+        ExitStatus::Problems
+    })
+}
+
+/// The parts that lack something, of the cache that is there or of an empty one.
+fn missing(build: &Build) -> anyhow::Result<Vec<PartWork>> {
+    let out = &build.config.out;
+    let exists = schemas::check_cache(out, &build.identity)?;
+    for (teacher, _) in &build.teachers {
+        if exists {
+            schemas::check_teacher(out, teacher)?;
+        }
+    }
+    if exists {
+        return Ok(build.worklist(&Cache::open(out)?)?);
+    }
+    let all = Outputs {
+        samples: true,
+        teachers: build
+            .teachers
+            .iter()
+            .map(|(t, _)| t.id.clone())
+            .collect::<_>(),
+    };
+    Ok((0..build.identity.plan.parts())
+        .map(|part| PartWork {
+            part,
+            missing: all.clone(),
+        })
+        .collect())
+}
+
+fn row_bytes(teacher: &TeacherIdentity) -> u64 {
+    (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes()) as u64
+        + FEATURE_ROW_OVERHEAD
+}
+
+/// Free space where `out` is or would be.
+fn free_bytes(out: &Path) -> anyhow::Result<u64> {
+    let here = std::path::absolute(out)?;
+    let existing = here
+        .ancestors()
+        .find(|path| path.exists())
+        .context("the file system has a root")?;
+    let stat = rustix::fs::statvfs(existing)
+        .with_context(|| format!("cannot ask {} for its free space", existing.display()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Seconds an image takes.
+struct Probe {
+    images: usize,
+    /// Read, decode and render all views, on one thread.
+    decode_seconds: f64,
+    /// All views through all teachers and encoded, on all lanes together.
+    teachers_seconds: f64,
+}
+
+/// Decodes a few images and runs them through the teachers, on as many lanes at once as the build would have.
+fn measure(build: &Build) -> anyhow::Result<Probe> {
+    let timings = Timings::default();
+    let decoder = Decoder {
+        source: &build.source,
+        views: &build.identity.views,
+        timings: &timings,
+    };
+    let mut sizes: Vec<u32> = build
+        .teachers
+        .iter()
+        .map(|(teacher, _)| teacher.input_size)
+        .collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+
+    // Spread over the data set, since neighbours are often alike. The first one only warms up.
+    let probes = (PROBE_ROWS + 1).min(build.source.len()) as u64;
+    let step = build.source.len() as u64 / probes;
+    let mut rows = Vec::new();
+    let (mut images, mut busy) = (0, Duration::ZERO);
+    for probe in 0..probes {
+        let began = Instant::now();
+        let decoded = decoder.run(Job {
+            seq: probe,
+            sample_id: probe * step,
+            known: None,
+            sizes: sizes.clone(),
+        })?;
+        if let Decoded::Rows(decoded) = decoded {
+            rows.extend(decoded);
+            if probe > 0 || probes == 1 {
+                images += 1;
+                busy += began.elapsed();
+            }
+        }
+    }
+    ensure!(
+        !rows.is_empty() && images > 0,
+        "none of the {probes} images tried could be used, so the time cannot be measured"
+    );
+    rows.truncate(PROBE_ROWS);
+
+    let batch = Batch {
+        seq: 0,
+        rows: rows
+            .iter()
+            .map(|row| RowId {
+                sample_id: row.sample.sample_id,
+                view: row.sample.view.index,
+                content_hash: row.sample.content_hash,
+                key: row.sample.key.clone(),
+            })
+            .collect(),
+        pixels: (0..sizes.len())
+            .map(|size| rows.iter().map(|row| row.pixels[size].clone()).collect())
+            .collect(),
+        sizes,
+    };
+    let (precision, codec) = (build.config.precision, build.config.codec);
+    let run = |teachers: &[BuildTeacher]| -> anyhow::Result<()> {
+        torch_ext::set_num_threads(1)?;
+        for teacher in teachers {
+            encode(&batch, &infer(&batch, teacher, precision, &timings)?, codec)?;
+        }
+        Ok(())
+    };
+    // All lanes at once, for they share the memory's bandwidth; twice, for the first pass allocates and plans.
+    let lanes = if build.device == Device::Cpu {
+        build.config.threads
+    } else {
+        1
+    };
+    let mut seconds = f64::INFINITY;
+    for _ in 0..2 {
+        let handles: Vec<_> = (0..lanes).map(|_| build.teacher_handles()).collect();
+        let began = Instant::now();
+        thread::scope(|scope| -> anyhow::Result<()> {
+            let running: Vec<_> = handles
+                .into_iter()
+                .map(|teachers| {
+                    scope.spawn(|| {
+                        let teachers = teachers;
+                        run(&teachers)
+                    })
+                })
+                .collect();
+            running.into_iter().try_for_each(|lane| {
+                lane.join()
+                    .unwrap_or_else(|_| bail!("the probe panicked, which is a bug"))
+            })
+        })?;
+        seconds = seconds.min(began.elapsed().as_secs_f64());
+    }
+    let rows_done = (batch.rows.len() * lanes) as f64;
+    let views = f64::from(build.identity.views.views);
+    Ok(Probe {
+        images,
+        decode_seconds: busy.as_secs_f64() / images as f64,
+        teachers_seconds: seconds / rows_done * views,
+    })
+}

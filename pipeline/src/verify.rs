@@ -1,0 +1,51 @@
+//! `pipeline verify`: every hash, join and checksum of a cache.
+
+use std::io::Write;
+
+use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+
+use crate::cli::VerifyArgs;
+use crate::{ExitStatus, logging};
+
+/// Prints every problem on a line of its own, then what was checked. Files that are not there yet are no problem of the data, but the
+/// cache is not whole without them, so they count as one.
+pub fn verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let bar = logging::bars().add(ProgressBar::no_length());
+    bar.set_style(ProgressStyle::with_template("{elapsed_precise} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, ETA {eta}").expect("a constant template"));
+    let report = schemas::verify(&args.cache, &mut |progress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.bytes);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+
+    for problem in &report.problems {
+        writeln!(out, "{problem}")?;
+    }
+    for path in &report.missing {
+        writeln!(
+            out,
+            "{}: not built yet; run the same `pipeline build-cache` again to finish the cache",
+            path.display()
+        )?;
+    }
+    for note in &report.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    let (files, rows, bytes) = (report.files, report.rows, DecimalBytes(report.bytes));
+    let verdict = match (report.problems.len(), report.missing.len()) {
+        (0, 0) => "sound".to_owned(),
+        (0, missing) => format!("sound so far, {missing} files missing"),
+        (problems, missing) => format!("{problems} problems, {missing} files missing"),
+    };
+    writeln!(
+        out,
+        "{}: {verdict} ({files} files, {rows} rows, {bytes} checked)",
+        args.cache.display()
+    )?;
+    Ok(if report.problems.is_empty() && report.missing.is_empty() {
+        ExitStatus::Fine
+    } else {
+        ExitStatus::Problems
+    })
+}
