@@ -1,45 +1,82 @@
 //! A cache as a whole: making it, extending it, opening it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::columns::samples_columns;
+use crate::commit::check_place;
+use crate::samples_file::SamplesFile;
 use crate::{
-    CacheIdentity, Reject, Result, SampleRow, SamplesCommit, TeacherCommit, TeacherId,
-    TeacherIdentity, TeacherPart,
+    CacheIdentity, Error, Reject, Result, SampleRow, SamplesCommit, TeacherCommit, TeacherId,
+    TeacherIdentity, TeacherPart, atomic, json, layout, reject,
 };
 
-/// Makes the cache's folder and writes `cache.json`; where there is one already, checks that it says the same.
+/// Makes the cache's folder and writes `cache.json`; where there is one already, checks that it says the same. Any number of
+/// builders may do so at once.
 ///
 /// # Errors
-/// [`Error::IdentityChanged`](crate::Error::IdentityChanged) names the first field in which an existing cache differs.
+/// [`Error::IdentityChanged`] names the first field in which an existing cache differs, [`Error::IdentityValue`] a value that
+/// no cache can have.
 pub fn create_cache(dir: &Path, identity: &CacheIdentity) -> Result<()> {
-    let _ = (dir, identity);
-    todo!()
+    let path = layout::cache_json(dir);
+    identity.validate(&path)?;
+    if check_cache(dir, identity)? || json::write_new(&path, identity)? {
+        return Ok(());
+    }
+    // Another builder was quicker.
+    check_cache(dir, identity).map(|_| ())
 }
 
-/// Writes the teacher's `teacher.json`; where there is one already, checks that it says the same.
+/// Writes the teacher's `teacher.json`; where there is one already, checks that it says the same, `source` apart.
+///
+/// # Errors
+/// As [`create_cache`].
 pub fn add_teacher(dir: &Path, teacher: &TeacherIdentity) -> Result<()> {
-    let _ = (dir, teacher);
-    todo!()
+    let path = layout::teacher_json(dir, &teacher.id);
+    teacher.validate(&path)?;
+    if check_teacher(dir, teacher)? || json::write_new(&path, teacher)? {
+        return Ok(());
+    }
+    check_teacher(dir, teacher).map(|_| ())
 }
 
 /// What [`create_cache`] would refuse, without writing. True if the cache exists, false if it would be made.
 pub fn check_cache(dir: &Path, identity: &CacheIdentity) -> Result<bool> {
-    let _ = (dir, identity);
-    todo!()
+    let path = layout::cache_json(dir);
+    identity.validate(&path)?;
+    match json::read::<CacheIdentity>(&path)? {
+        Some(cached) => cached.check_same(&path, identity).map(|()| true),
+        None => Ok(false),
+    }
 }
 
 /// What [`add_teacher`] would refuse, without writing. True if the teacher exists, false if it would be added.
 pub fn check_teacher(dir: &Path, teacher: &TeacherIdentity) -> Result<bool> {
-    let _ = (dir, teacher);
-    todo!()
+    let path = layout::teacher_json(dir, &teacher.id);
+    teacher.validate(&path)?;
+    match json::read::<TeacherIdentity>(&path)? {
+        Some(cached) => cached.check_same(&path, teacher).map(|()| true),
+        None => Ok(false),
+    }
 }
 
-/// Removes what killed builders left of this part: temporary files of the samples, rejects and every teacher.
-/// Files of living builders are kept. Returns how many were removed.
+/// Removes what killed builders left of a part: temporary files of its samples, rejects and teachers. Files of living builders
+/// are kept. Returns how many were removed.
 pub fn remove_stale(dir: &Path, part: u32) -> Result<usize> {
-    let _ = (dir, part);
-    todo!()
+    let mut targets = vec![
+        layout::cache_json(dir),
+        layout::samples_file(dir, part),
+        layout::samples_commit(dir, part),
+        layout::rejects_file(dir, part),
+    ];
+    for id in teacher_folders(dir)? {
+        targets.push(layout::teacher_json(dir, &id));
+        targets.push(layout::teacher_file(dir, &id, part));
+        targets.push(layout::teacher_commit(dir, &id, part));
+    }
+    targets.iter().try_fold(0, |removed, target| {
+        Ok(removed + atomic::remove_stale(target)?)
+    })
 }
 
 /// An opened cache. Holds the identities; parts are read when asked for.
@@ -62,8 +99,19 @@ pub struct PartState {
 impl Cache {
     /// Reads `cache.json` and every `teacher.json`.
     pub fn open(dir: &Path) -> Result<Cache> {
-        let _ = dir;
-        todo!()
+        let identity = read_identity(dir)?;
+        let mut teachers = BTreeMap::new();
+        for id in teacher_folders(dir)? {
+            // A folder without its record is one that is being added now.
+            if let Some(teacher) = read_teacher(dir, &id)? {
+                teachers.insert(id, teacher);
+            }
+        }
+        Ok(Cache {
+            dir: dir.to_path_buf(),
+            identity,
+            teachers,
+        })
     }
 
     /// The folder.
@@ -81,38 +129,148 @@ impl Cache {
         &self.teachers
     }
 
-    /// The commit records of a part. A record that is there but damaged is an error.
+    /// A teacher.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTeacher`] says which there are.
+    pub fn teacher(&self, id: &TeacherId) -> Result<&TeacherIdentity> {
+        self.teachers.get(id).ok_or_else(|| Error::NoSuchTeacher {
+            path: self.dir.clone(),
+            id: id.clone(),
+            known: self.teachers.keys().cloned().collect(),
+        })
+    }
+
+    /// The commit records of a part: what of it is complete. A record that is there but damaged is an error.
     pub fn part_state(&self, part: u32) -> Result<PartState> {
-        let _ = part;
-        todo!()
+        let part = self.check_part(part)?;
+        let samples = SamplesCommit::read(&self.dir, part, &self.identity)?;
+        let mut teachers = BTreeMap::new();
+        for (id, teacher) in &self.teachers {
+            if let Some(commit) = TeacherCommit::read(&self.dir, part, &self.identity, teacher)? {
+                teachers.insert(id.clone(), commit);
+            }
+        }
+        Ok(PartState { samples, teachers })
     }
 
     /// The parts that lack the samples' or any teacher's commit record.
     pub fn missing_parts(&self) -> Result<Vec<u32>> {
-        todo!()
+        let mut missing = Vec::new();
+        for part in 0..self.identity.plan.parts() {
+            let state = self.part_state(part)?;
+            if state.samples.is_none() || state.teachers.len() < self.teachers.len() {
+                missing.push(part);
+            }
+        }
+        Ok(missing)
     }
 
-    /// The rows of a samples file, each checked against its checksum.
+    /// The rows of a samples file, each checked.
+    ///
+    /// # Errors
+    /// The first damaged row; [`Error::NotBuilt`] if the part is not committed.
     pub fn samples(&self, part: u32) -> Result<Vec<SampleRow>> {
-        let _ = part;
-        todo!()
+        let commit = self.samples_commit(part)?;
+        let samples = SamplesFile::open(&self.dir, part, &self.identity, &commit)?
+            .read(part, &self.identity)?;
+        match samples.problems.into_iter().next() {
+            Some(problem) => Err(problem),
+            None => Ok(samples.rows.into_iter().flatten().collect()),
+        }
     }
 
     /// The lines of a rejects file, each checked.
+    ///
+    /// # Errors
+    /// The first damaged line; [`Error::NotBuilt`] if the part is not committed.
     pub fn rejects(&self, part: u32) -> Result<Vec<Reject>> {
-        let _ = part;
-        todo!()
+        let commit = self.samples_commit(part)?;
+        let (rejects, problems) =
+            reject::read(&layout::rejects_file(&self.dir, part), &commit.rejects)?;
+        problems.into_iter().next().map_or(Ok(rejects), Err)
     }
 
     /// Compressed bytes of each column of a samples file.
     pub fn samples_column_bytes(&self, part: u32) -> Result<BTreeMap<String, u64>> {
-        let _ = part;
-        todo!()
+        let commit = self.samples_commit(part)?;
+        let samples = SamplesFile::open(&self.dir, part, &self.identity, &commit)?;
+        Ok(samples.file.column_bytes(&samples_columns()))
     }
 
     /// Opens a teacher's features of a part.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`] if they are not committed; what is wrong with the file as a whole. A damaged row shows when it is read.
     pub fn teacher_part(&self, id: &TeacherId, part: u32) -> Result<TeacherPart> {
-        let _ = (id, part);
-        todo!()
+        let teacher = self.teacher(id)?;
+        let part = self.check_part(part)?;
+        let commit = TeacherCommit::read(&self.dir, part, &self.identity, teacher)?;
+        let commit = commit.ok_or_else(|| Error::NotBuilt {
+            path: layout::teacher_commit(&self.dir, id, part),
+        })?;
+        TeacherPart::open(&self.dir, part, &self.identity, teacher, commit)
     }
+
+    fn samples_commit(&self, part: u32) -> Result<SamplesCommit> {
+        let part = self.check_part(part)?;
+        SamplesCommit::read(&self.dir, part, &self.identity)?.ok_or_else(|| Error::NotBuilt {
+            path: layout::samples_commit(&self.dir, part),
+        })
+    }
+
+    fn check_part(&self, part: u32) -> Result<u32> {
+        let parts = self.identity.plan.parts();
+        if part < parts {
+            Ok(part)
+        } else {
+            Err(Error::NoSuchPart {
+                path: self.dir.clone(),
+                part,
+                parts,
+            })
+        }
+    }
+}
+
+/// Reads and checks `cache.json`.
+pub(crate) fn read_identity(dir: &Path) -> Result<CacheIdentity> {
+    let path = layout::cache_json(dir);
+    let identity = json::read::<CacheIdentity>(&path)?.ok_or_else(|| Error::NotACache {
+        path: dir.to_path_buf(),
+    })?;
+    identity.validate(&path)?;
+    Ok(identity)
+}
+
+/// Reads and checks a `teacher.json`; `None` if there is none.
+pub(crate) fn read_teacher(dir: &Path, id: &TeacherId) -> Result<Option<TeacherIdentity>> {
+    let path = layout::teacher_json(dir, id);
+    let Some(teacher) = json::read::<TeacherIdentity>(&path)? else {
+        return Ok(None);
+    };
+    check_place(&path, "id", &teacher.id, id)?;
+    teacher.validate(&path)?;
+    Ok(Some(teacher))
+}
+
+/// The folders of `teachers/` that can be a teacher's, sorted.
+pub(crate) fn teacher_folders(dir: &Path) -> Result<BTreeSet<TeacherId>> {
+    let folder = layout::teachers_dir(dir);
+    let entries = match std::fs::read_dir(&folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries.map_err(|e| Error::io("list", &folder, e))?,
+    };
+    let mut ids = BTreeSet::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
+        if let Some(id) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| TeacherId::new(name).ok())
+        {
+            ids.insert(id);
+        }
+    }
+    Ok(ids)
 }

@@ -306,6 +306,16 @@ pub enum Error {
         /// The samples file's value.
         expected: String,
     },
+    /// A teacher's file has another number of rows than the samples file it should be joined with.
+    #[error("{path} has {found} rows, but the samples file has {expected}: features and images do not belong together; {}", restore(.path))]
+    JoinCount {
+        /// The teacher's part file.
+        path: PathBuf,
+        /// Its rows.
+        found: u64,
+        /// The samples file's rows.
+        expected: u64,
+    },
     /// Samples and rejects of a part do not cover each of its samples exactly once.
     #[error(
         "{path}: sample {sample_id} has {rows} rows and {rejects} rejects, but must have {views} rows or 1 reject"
@@ -373,6 +383,27 @@ impl Error {
     /// data: the difference between exit status 2, "could not", and 1, "the data has problems".
     pub fn is_io(&self) -> bool {
         matches!(self, Error::Io { .. } | Error::DiskFull { .. })
+    }
+
+    /// An error of the Parquet library on `path`. The operating system's errors inside it are told apart.
+    pub(crate) fn parquet(
+        action: &'static str,
+        path: &Path,
+        error: parquet::errors::ParquetError,
+    ) -> Error {
+        let detail = match error {
+            parquet::errors::ParquetError::External(inner) => {
+                match inner.downcast::<std::io::Error>() {
+                    Ok(source) => return Error::io(action, path, *source),
+                    Err(other) => other.to_string(),
+                }
+            }
+            other => other.to_string(),
+        };
+        Error::Parquet {
+            path: path.to_path_buf(),
+            detail,
+        }
     }
 
     /// An I/O error on `path`, with a full disk told apart.

@@ -1,8 +1,11 @@
 //! The cache's identity: everything that decides its bytes, except the teachers.
 
-use serde::{Deserialize, Serialize};
+use std::path::Path;
 
-use crate::Plan;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Codec, Error, Plan, Result, TeacherIdentity, json};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -88,3 +91,251 @@ pub enum Pack {
     /// They do not: the trainer reads the data set.
     None,
 }
+
+/// The most bytes a row's features may take. Parquet counts the bytes of a page in 31 bits.
+const MAX_ROW_BYTES: u64 = 1 << 30;
+
+impl CacheIdentity {
+    /// SHA-256 of the identity in canonical JSON. Commit records carry it, so that parts of different caches cannot be mixed.
+    pub fn fingerprint(&self) -> String {
+        json::sha256_hex(json::canonical(&self.compared()).as_bytes())
+    }
+
+    /// The fields that decide bytes: all.
+    pub(crate) fn compared(&self) -> Value {
+        json::to_value(self)
+    }
+
+    /// Refuses a request that differs from what the cache at `path` (its `cache.json`) holds.
+    ///
+    /// # Errors
+    /// [`Error::IdentityChanged`] names the first field that differs.
+    pub fn check_same(&self, path: &Path, requested: &CacheIdentity) -> Result<()> {
+        check_same(path, &self.compared(), &requested.compared())
+    }
+
+    /// Refuses values that no builder can have meant, before anything relies on them. `path` is named in the error.
+    pub(crate) fn validate(&self, path: &Path) -> Result<()> {
+        let rules = Rules { path };
+        rules.version(self.format_version)?;
+        rules.filled("dataset.kind", &self.dataset.kind)?;
+        rules.sha256("dataset.digest", &self.dataset.digest)?;
+        rules.filled("image_code", &self.image_code)?;
+        rules.filled("views.filter", &self.views.filter)?;
+        rules.check(
+            "views.views",
+            self.views.views,
+            self.views.views > 0,
+            "at least 1",
+        )?;
+        if let ViewPolicy::Rrc {
+            scale: [least, most],
+            ratio: [narrow, wide],
+            flip,
+        } = self.views.policy
+        {
+            rules.check(
+                "views.scale",
+                format!("[{least}, {most}]"),
+                0.0 < least && least <= most && most <= 1.0,
+                "an ascending pair in (0, 1]",
+            )?;
+            let good = 0.0 < narrow && narrow <= wide && wide.is_finite();
+            rules.check(
+                "views.ratio",
+                format!("[{narrow}, {wide}]"),
+                good,
+                "an ascending pair above 0",
+            )?;
+            rules.check(
+                "views.flip",
+                flip,
+                (0.0..=1.0).contains(&flip),
+                "a probability",
+            )?;
+        }
+        let Plan {
+            samples,
+            part_samples,
+        } = self.plan;
+        rules.check(
+            "plan.samples",
+            samples,
+            samples == self.dataset.samples,
+            "equal to dataset.samples",
+        )?;
+        rules.check(
+            "plan.part_samples",
+            part_samples,
+            part_samples > 0,
+            "at least 1",
+        )?;
+        let few = samples.div_ceil(part_samples) <= Plan::MAX_PARTS;
+        rules.check(
+            "plan.part_samples",
+            part_samples,
+            few,
+            &format!("large enough for at most {} parts", Plan::MAX_PARTS),
+        )
+    }
+}
+
+impl TeacherIdentity {
+    /// SHA-256 of the identity, but for `source`, in canonical JSON.
+    pub fn fingerprint(&self) -> String {
+        json::sha256_hex(json::canonical(&self.compared()).as_bytes())
+    }
+
+    /// The fields that decide bytes: all but `source`.
+    pub(crate) fn compared(&self) -> Value {
+        let mut value = json::to_value(self);
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove("source");
+        }
+        value
+    }
+
+    /// Refuses a request that differs from what the cache at `path` (its `teacher.json`) holds.
+    ///
+    /// # Errors
+    /// [`Error::IdentityChanged`] names the first field that differs.
+    pub fn check_same(&self, path: &Path, requested: &TeacherIdentity) -> Result<()> {
+        check_same(path, &self.compared(), &requested.compared())
+    }
+
+    /// Refuses values that no builder can have meant, before anything relies on them. `path` is named in the error.
+    pub(crate) fn validate(&self, path: &Path) -> Result<()> {
+        let rules = Rules { path };
+        rules.version(self.format_version)?;
+        for (field, value) in [
+            ("arch", &self.arch),
+            ("layer", &self.layer),
+            ("activation", &self.activation),
+            ("device", &self.device),
+            ("runtime", &self.runtime),
+        ] {
+            rules.filled(field, value)?;
+        }
+        rules.sha256("weights_sha256", &self.weights_sha256)?;
+        rules.check(
+            "precision",
+            &self.precision,
+            matches!(&*self.precision, "f32" | "bf16"),
+            "f32 or bf16",
+        )?;
+        rules.check(
+            "norm_eps",
+            self.norm_eps,
+            self.norm_eps > 0.0 && self.norm_eps < 1.0,
+            "between 0 and 1",
+        )?;
+        for (field, values, least) in [
+            ("mean", self.mean, f64::MIN),
+            ("std", self.std, f64::MIN_POSITIVE),
+        ] {
+            let good = values
+                .iter()
+                .all(|value| (least..=f64::MAX).contains(value));
+            rules.check(
+                field,
+                format!("{values:?}"),
+                good,
+                "finite, and above 0 for std",
+            )?;
+        }
+        for (field, value) in [
+            ("grid", self.grid),
+            ("width", self.width),
+            ("patch_size", self.patch_size),
+            ("batch_size", self.batch_size),
+        ] {
+            rules.check(
+                field,
+                value,
+                (1..=1 << 20).contains(&value),
+                "between 1 and 1048576",
+            )?;
+        }
+        let side = u64::from(self.grid) * u64::from(self.patch_size);
+        rules.check(
+            "input_size",
+            self.input_size,
+            u64::from(self.input_size) == side,
+            "equal to grid * patch_size",
+        )?;
+        let values = u128::from(self.grid) * u128::from(self.grid) * u128::from(self.width);
+        let bytes = values * Codec::F32.bytes_per_value() as u128;
+        rules.check(
+            "width",
+            self.width,
+            bytes <= u128::from(MAX_ROW_BYTES),
+            "small enough for a row below 1 GiB",
+        )
+    }
+}
+
+/// Checks of an identity record's values.
+struct Rules<'a> {
+    path: &'a Path,
+}
+
+impl Rules<'_> {
+    fn version(&self, found: u32) -> Result<()> {
+        if found == FORMAT_VERSION {
+            return Ok(());
+        }
+        Err(Error::Version {
+            path: self.path.to_path_buf(),
+            found: found.into(),
+            supported: FORMAT_VERSION,
+        })
+    }
+
+    fn check(&self, field: &str, found: impl ToString, good: bool, expected: &str) -> Result<()> {
+        if good {
+            return Ok(());
+        }
+        Err(Error::IdentityValue {
+            path: self.path.to_path_buf(),
+            field: field.to_string(),
+            found: found.to_string(),
+            expected: expected.to_string(),
+        })
+    }
+
+    fn filled(&self, field: &str, value: &str) -> Result<()> {
+        self.check(field, format!("{value:?}"), !value.is_empty(), "a name")
+    }
+
+    fn sha256(&self, field: &str, value: &str) -> Result<()> {
+        let good = json::parse_hex(value, &mut [0; 32]).is_some();
+        self.check(
+            field,
+            format!("{value:?}"),
+            good,
+            "a SHA-256 in 64 lower-case hexadecimal digits",
+        )
+    }
+}
+
+fn check_same(path: &Path, cached: &Value, requested: &Value) -> Result<()> {
+    let differences = json::differences(cached, requested);
+    let Some(first) = differences.first() else {
+        return Ok(());
+    };
+    let show = |value: &Option<Value>| {
+        value
+            .as_ref()
+            .map_or("nothing".to_string(), json::canonical)
+    };
+    Err(Error::IdentityChanged {
+        path: path.to_path_buf(),
+        field: first.field.clone(),
+        cached: show(&first.left),
+        requested: show(&first.right),
+        others: differences.len() - 1,
+    })
+}
+
+#[cfg(test)]
+mod tests;

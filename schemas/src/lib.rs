@@ -3,15 +3,23 @@
 pub mod atomic;
 mod cache;
 mod codec;
+mod columns;
 mod commit;
 mod error;
 mod identity;
 mod json;
 pub mod layout;
+mod page;
+mod part_file;
 mod plan;
 mod reader;
+mod reject;
+mod rules;
 mod sample;
+mod samples_file;
 mod teacher;
+#[cfg(test)]
+mod testing;
 mod verify;
 mod writer;
 

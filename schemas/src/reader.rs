@@ -1,26 +1,98 @@
 //! Reading a teacher's features: any row at any time, from any thread.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::{ContentHash, Result, SampleRow, TeacherCommit, TeacherRow};
+use crate::columns::{Column, teacher_checksum, teacher_columns};
+use crate::page::{Page, PageLocation, Values};
+use crate::part_file::{Expected, PartFile, RowGroup};
+use crate::rules::RowRules;
+use crate::{
+    CacheIdentity, ContentHash, Error, Result, SampleRow, TeacherCommit, TeacherIdentity,
+    TeacherRow, layout,
+};
 
 /// One teacher's features of one part. `Send` and `Sync`: rows are read by position, without a shared cursor.
+///
+/// Opening reads the footer and the small columns; a row then costs one positioned read per feature.
 #[derive(Debug)]
 pub struct TeacherPart {
-    rows: usize,
+    file: PartFile,
     commit: TeacherCommit,
+    columns: [Column; 7],
+    heads: Vec<Result<Head, Damage>>,
+}
+
+/// The small columns of a row.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    sample_id: u64,
+    view: u16,
+    content_hash: ContentHash,
+    checksum: u64,
+}
+
+/// What is wrong with a row.
+#[derive(Clone, Debug)]
+struct Damage {
+    column: &'static str,
+    detail: String,
+}
+
+// Positions of the columns in the file.
+const SAMPLE_ID: usize = 0;
+const VIEW: usize = 1;
+const CONTENT_HASH: usize = 2;
+const TOKENS: usize = 3;
+const CLS: usize = 4;
+const CLS_ATTN: usize = 5;
+const CHECKSUM: usize = 6;
+
+thread_local! {
+    /// Compressed bytes on their way; a row's are too many for the allocator to hand out anew without asking the kernel.
+    static PAGE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl TeacherPart {
+    pub(crate) fn open(
+        cache: &Path,
+        part: u32,
+        identity: &CacheIdentity,
+        teacher: &TeacherIdentity,
+        commit: TeacherCommit,
+    ) -> Result<TeacherPart> {
+        let columns = teacher_columns(teacher);
+        let expected = Expected {
+            part,
+            stamp: &commit.file,
+            columns: &columns,
+            cache_fingerprint: identity.fingerprint(),
+            teacher_fingerprint: Some(teacher.fingerprint()),
+        };
+        let file = PartFile::open(&layout::teacher_file(cache, &teacher.id, part), &expected)?;
+        let mut part = TeacherPart {
+            file,
+            commit,
+            columns,
+            heads: Vec::new(),
+        };
+        let mut heads = Vec::new();
+        for group in &part.file.groups {
+            part.read_heads(group, &mut heads)?;
+        }
+        part.heads = heads;
+        Ok(part)
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.file.rows
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
-        todo!()
+        &self.file.path
     }
 
     /// The part's commit record.
@@ -28,37 +100,213 @@ impl TeacherPart {
         &self.commit
     }
 
-    /// Sample, view and content hash of a row, without reading its features.
+    /// Sample, view and content hash of a row, without reading its features and so without checking its checksum.
     pub fn key(&self, row: usize) -> Result<(u64, u16, ContentHash)> {
-        let _ = row;
-        todo!()
+        let Head {
+            sample_id,
+            view,
+            content_hash,
+            ..
+        } = self.head(row)?;
+        Ok((sample_id, view, content_hash))
     }
 
     /// Reads one row and checks it against its checksum.
+    ///
+    /// # Errors
+    /// [`Error::RowUnreadable`] and [`Error::RowChecksum`] name the row if it is damaged; other rows can be read all the same.
     pub fn read_row(&self, row: usize) -> Result<TeacherRow> {
-        let _ = row;
-        todo!()
+        let mut out = TeacherRow::default();
+        self.read_row_into(row, &mut out)?;
+        Ok(out)
     }
 
-    /// [`Self::read_row`] into a row that is reused, so that nothing is allocated.
+    /// [`Self::read_row`] into a row whose memory is reused. After an error its contents are unspecified.
     pub fn read_row_into(&self, row: usize, out: &mut TeacherRow) -> Result<()> {
-        let _ = (row, out);
-        todo!()
+        let head = self.head(row)?;
+        (out.sample_id, out.view, out.content_hash) =
+            (head.sample_id, head.view, head.content_hash);
+        let group = &self.file.groups[self
+            .file
+            .groups
+            .partition_point(|group| group.first_row <= row)
+            - 1];
+        for (column, blob) in [
+            (TOKENS, &mut out.tokens),
+            (CLS, &mut out.cls),
+            (CLS_ATTN, &mut out.cls_attn),
+        ] {
+            let chunk = &group.chunks[column];
+            let PageLocation { offset, size, .. } = chunk.pages[row - group.first_row];
+            PAGE.with_borrow_mut(|bytes| {
+                bytes.resize(size as usize, 0);
+                self.file.read_at(offset, bytes)?;
+                let read = Page::open(bytes).and_then(|page| {
+                    self.columns[column].decompress_row(&page, group, column, blob)
+                });
+                read.map_err(|detail| self.unreadable(row, self.columns[column].name, detail))
+            })?;
+        }
+        let found = teacher_checksum(out);
+        if found == head.checksum {
+            return Ok(());
+        }
+        Err(Error::RowChecksum {
+            path: self.file.path.clone(),
+            row,
+            found,
+            expected: head.checksum,
+        })
     }
 
     /// Refuses features that do not belong to this samples row: sample, view and content hash must be equal.
+    ///
+    /// # Errors
+    /// [`Error::Join`] names the column that differs.
     pub fn check_join(&self, row: usize, features: &TeacherRow, sample: &SampleRow) -> Result<()> {
-        let _ = (row, features, sample);
-        todo!()
+        let check = |column: &str, equal: bool, found: &dyn ToString, expected: &dyn ToString| {
+            if equal {
+                return Ok(());
+            }
+            let (column, found, expected) =
+                (column.to_string(), found.to_string(), expected.to_string());
+            Err(Error::Join {
+                path: self.file.path.clone(),
+                row,
+                column,
+                found,
+                expected,
+            })
+        };
+        check(
+            "sample_id",
+            features.sample_id == sample.sample_id,
+            &features.sample_id,
+            &sample.sample_id,
+        )?;
+        check(
+            "view",
+            features.view == sample.view.index,
+            &features.view,
+            &sample.view.index,
+        )?;
+        check(
+            "content_hash",
+            features.content_hash == sample.content_hash,
+            &features.content_hash,
+            &sample.content_hash,
+        )
     }
 
     /// All rows in order, each with its own verdict.
     pub fn iter(&self) -> impl Iterator<Item = Result<TeacherRow>> + '_ {
-        (0..self.rows).map(|row| self.read_row(row))
+        (0..self.rows()).map(|row| self.read_row(row))
     }
 
     /// Compressed bytes of each column.
     pub fn column_bytes(&self) -> BTreeMap<String, u64> {
-        todo!()
+        self.file.column_bytes(&self.columns)
+    }
+
+    pub(crate) fn file(&self) -> &PartFile {
+        &self.file
+    }
+
+    /// The rules that the rows of this part must satisfy in order.
+    pub(crate) fn rules(&self, identity: &CacheIdentity) -> RowRules {
+        RowRules::new(self.file.path.clone(), identity, self.commit.part)
+    }
+
+    fn head(&self, row: usize) -> Result<Head> {
+        match self.heads.get(row) {
+            Some(Ok(head)) => Ok(*head),
+            Some(Err(damage)) => Err(self.unreadable(row, damage.column, damage.detail.clone())),
+            None => Err(Error::NoSuchRow {
+                path: self.file.path.clone(),
+                row,
+                rows: self.rows(),
+            }),
+        }
+    }
+
+    fn unreadable(&self, row: usize, column: &str, detail: String) -> Error {
+        Error::RowUnreadable {
+            path: self.file.path.clone(),
+            row,
+            column: column.to_string(),
+            detail,
+        }
+    }
+
+    /// Reads the small columns of a row group, each with one positioned read.
+    fn read_heads(&self, group: &RowGroup, heads: &mut Vec<Result<Head, Damage>>) -> Result<()> {
+        let mut chunks = Vec::new();
+        for column in [SAMPLE_ID, VIEW, CONTENT_HASH, CHECKSUM] {
+            let (offset, length) = group.chunks[column].extent();
+            let mut bytes = vec![0; length];
+            self.file.read_at(offset, &mut bytes)?;
+            chunks.push((column, offset, bytes));
+        }
+        let mut value = Vec::new();
+        for i in 0..group.rows {
+            let mut fields = [[0; 16]; 4];
+            let mut read = || {
+                for ((column, start, bytes), field) in chunks.iter().zip(&mut fields) {
+                    let PageLocation { offset, size, .. } = group.chunks[*column].pages[i];
+                    let at = (offset - start) as usize;
+                    Page::open(&bytes[at..at + size as usize])
+                        .and_then(|page| {
+                            self.columns[*column].decompress_row(&page, group, *column, &mut value)
+                        })
+                        .map_err(|detail| Damage {
+                            column: self.columns[*column].name,
+                            detail,
+                        })?;
+                    field[..value.len()].copy_from_slice(&value);
+                }
+                let number = |field: &[u8; 16]| {
+                    Values::new(field)
+                        .u64()
+                        .expect("16 bytes hold a number of 8")
+                };
+                let view = u16::try_from(number(&fields[1]));
+                Ok(Head {
+                    sample_id: number(&fields[0]),
+                    view: view.map_err(|e| Damage {
+                        column: "view",
+                        detail: e.to_string(),
+                    })?,
+                    content_hash: ContentHash(fields[2]),
+                    checksum: number(&fields[3]),
+                })
+            };
+            heads.push(read());
+        }
+        Ok(())
+    }
+}
+
+impl Column {
+    /// The one value of a page of a required column of fixed width.
+    fn decompress_row(
+        &self,
+        page: &Page<'_>,
+        group: &RowGroup,
+        column: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        let width = self.width();
+        if page.rows != 1 {
+            return Err(format!("its page has {} rows instead of 1", page.rows));
+        }
+        page.decompress(group.chunks[column].compression, width, out)?;
+        if out.len() == width {
+            Ok(())
+        } else {
+            Err(format!(
+                "its page has {} bytes instead of {width}",
+                out.len()
+            ))
+        }
     }
 }

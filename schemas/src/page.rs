@@ -1,0 +1,366 @@
+//! One data page of a Parquet file: its header, its bytes, and the plain values in them.
+//!
+//! Only what the format's own writer makes is read: version-1 data pages with PLAIN values, uncompressed or zstd. It is read here
+//! and not by the Parquet library for three reasons: a damaged page gives an error that knows its row; no length in a page
+//! makes us allocate more than the row can need; and a single row costs one positioned read per column.
+
+use std::cell::RefCell;
+
+use parquet::basic::Compression;
+
+/// Where a page lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PageLocation {
+    /// From the start of the file, of the page's header.
+    pub(crate) offset: u64,
+    /// Bytes, with the header.
+    pub(crate) size: u32,
+    /// The page's first row, counted in its row group.
+    pub(crate) first_row: u64,
+}
+
+/// The most pages of a column chunk; a limit on memory, not on the format.
+const MAX_PAGES: usize = 1 << 24;
+
+/// Reads an offset index (`OffsetIndex` of parquet.thrift).
+pub(crate) fn read_offset_index(bytes: &[u8]) -> Result<Vec<PageLocation>, String> {
+    let mut thrift = Compact { bytes, at: 0 };
+    let mut locations = Vec::new();
+    thrift.fields(|thrift, id, kind| {
+        if id != 1 {
+            return thrift.skip(kind, 0);
+        }
+        let (count, element) = thrift.list(kind)?;
+        // Each location takes at least 7 bytes.
+        if count > MAX_PAGES.min(bytes.len() / 7) || (count > 0 && element != STRUCT) {
+            return None;
+        }
+        locations.reserve_exact(count);
+        for _ in 0..count {
+            let mut location = PageLocation::default();
+            thrift.fields(|thrift, id, kind| match id {
+                1 => Some(location.offset = u64::try_from(thrift.integer(kind)?).ok()?),
+                2 => Some(location.size = u32::try_from(thrift.integer(kind)?).ok()?),
+                3 => Some(location.first_row = u64::try_from(thrift.integer(kind)?).ok()?),
+                _ => thrift.skip(kind, 0),
+            })?;
+            locations.push(location);
+        }
+        Some(())
+    });
+    if locations.is_empty() {
+        Err("the page index cannot be read".to_string())
+    } else {
+        Ok(locations)
+    }
+}
+
+/// What a page's header says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct PageHeader {
+    kind: i64,
+    uncompressed: i64,
+    compressed: i64,
+    data: Option<[i64; 4]>,
+}
+
+/// A page whose header has been read and found to fit.
+#[derive(Debug)]
+pub(crate) struct Page<'a> {
+    /// Rows in the page.
+    pub(crate) rows: usize,
+    body: &'a [u8],
+    uncompressed: usize,
+}
+
+impl<'a> Page<'a> {
+    /// Reads the header (`PageHeader` of parquet.thrift) of a page that must be exactly `bytes`.
+    pub(crate) fn open(bytes: &'a [u8]) -> Result<Page<'a>, String> {
+        let mut thrift = Compact { bytes, at: 0 };
+        let mut header = PageHeader {
+            kind: -1,
+            ..PageHeader::default()
+        };
+        let read = thrift.fields(|thrift, id, kind| match id {
+            1 => Some(header.kind = thrift.integer(kind)?),
+            2 => Some(header.uncompressed = thrift.integer(kind)?),
+            3 => Some(header.compressed = thrift.integer(kind)?),
+            5 if kind == STRUCT => {
+                let mut data = [-1; 4];
+                thrift.fields(|thrift, id, kind| match id {
+                    1..=4 => Some(data[id as usize - 1] = thrift.integer(kind)?),
+                    _ => thrift.skip(kind, 0),
+                })?;
+                Some(header.data = Some(data))
+            }
+            _ => thrift.skip(kind, 0),
+        });
+        let body = &bytes[thrift.at.min(bytes.len())..];
+        let sane =
+            read.is_some() && header.kind == DATA_PAGE && header.compressed == body.len() as i64;
+        match header.data {
+            Some([rows, PLAIN, RLE, RLE]) if sane => {
+                match (usize::try_from(rows), usize::try_from(header.uncompressed)) {
+                    (Ok(rows), Ok(uncompressed)) => Ok(Page {
+                        rows,
+                        body,
+                        uncompressed,
+                    }),
+                    _ => Err("its page header has a negative length".to_string()),
+                }
+            }
+            _ => Err("its page header makes no sense".to_string()),
+        }
+    }
+
+    /// Replaces `out` by the page's values, of which there must be at most `limit` bytes.
+    pub(crate) fn decompress(
+        &self,
+        compression: Compression,
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        if self.uncompressed > limit {
+            return Err(format!(
+                "its page declares {} bytes, at most {limit} fit",
+                self.uncompressed
+            ));
+        }
+        out.clear();
+        match compression {
+            Compression::UNCOMPRESSED => out.extend_from_slice(self.body),
+            Compression::ZSTD(_) => {
+                out.reserve(self.uncompressed);
+                ZSTD.with_borrow_mut(|zstd| zstd.decompress_to_buffer(self.body, out))
+                    .map_err(|e| e.to_string())?;
+            }
+            other => return Err(format!("its page is compressed with {other:?}")),
+        }
+        if out.len() == self.uncompressed {
+            Ok(())
+        } else {
+            Err(format!(
+                "its page holds {} bytes, its header says {}",
+                out.len(),
+                self.uncompressed
+            ))
+        }
+    }
+}
+
+thread_local! {
+    /// A context takes longer to make than a row to decompress.
+    static ZSTD: RefCell<zstd::bulk::Decompressor<'static>> = RefCell::default();
+}
+
+// Values of enumerations in parquet.thrift.
+const DATA_PAGE: i64 = 0;
+const PLAIN: i64 = 0;
+const RLE: i64 = 3;
+
+/// Plain values, read one after another. Everything is `None` beyond the end.
+#[derive(Debug)]
+pub(crate) struct Values<'a> {
+    bytes: &'a [u8],
+    bit: u8,
+}
+
+impl<'a> Values<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Values<'a> {
+        Values { bytes, bit: 0 }
+    }
+
+    /// BOOLEAN: eight to a byte, the lowest bit first.
+    pub(crate) fn bool(&mut self) -> Option<bool> {
+        let value = self.bytes.first()? >> self.bit & 1 == 1;
+        self.bit += 1;
+        if self.bit == 8 {
+            self.bit = 0;
+            self.bytes = &self.bytes[1..];
+        }
+        Some(value)
+    }
+
+    /// FIXED_LEN_BYTE_ARRAY, and with it the little-endian numbers.
+    pub(crate) fn fixed<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (value, rest) = self.bytes.split_first_chunk()?;
+        self.bytes = rest;
+        Some(*value)
+    }
+
+    /// INT32.
+    pub(crate) fn i32(&mut self) -> Option<i32> {
+        self.fixed().map(i32::from_le_bytes)
+    }
+
+    /// INT32 that holds an unsigned number.
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        self.fixed().map(u32::from_le_bytes)
+    }
+
+    /// INT64 that holds an unsigned number.
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.fixed().map(u64::from_le_bytes)
+    }
+
+    /// BYTE_ARRAY: a 4-byte length, then the bytes.
+    pub(crate) fn bytes(&mut self) -> Option<&'a [u8]> {
+        let length = self.u32()? as usize;
+        let (value, rest) = self.bytes.split_at_checked(length)?;
+        self.bytes = rest;
+        Some(value)
+    }
+
+    /// The definition levels of `rows` values of an optional column: whether each is there. They come before the values as a
+    /// 4-byte length and runs of one bit each (Parquet's RLE / bit-packed hybrid).
+    pub(crate) fn present(&mut self, rows: usize) -> Option<Vec<bool>> {
+        let mut runs = Compact {
+            bytes: self.bytes()?,
+            at: 0,
+        };
+        let mut present = Vec::with_capacity(rows.min(MAX_PAGES));
+        while present.len() < rows {
+            let header = runs.varint()?;
+            let left = rows - present.len();
+            if header & 1 == 0 {
+                let count = usize::try_from(header >> 1)
+                    .ok()
+                    .filter(|&count| count > 0)?;
+                let value = runs.byte()?;
+                present.resize(present.len() + count.min(left), value == 1);
+            } else {
+                let groups = usize::try_from(header >> 1)
+                    .ok()
+                    .filter(|&groups| groups > 0)?;
+                for _ in 0..groups.min(left.div_ceil(8)) {
+                    let byte = runs.byte()?;
+                    let bits = (rows - present.len()).min(8);
+                    present.extend((0..bits).map(|bit| byte >> bit & 1 == 1));
+                }
+            }
+        }
+        Some(present)
+    }
+
+    /// Whether all values have been read.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.len() == usize::from(self.bit > 0)
+    }
+}
+
+/// Thrift's compact protocol, as far as Parquet's page structures need it. `None` for anything malformed.
+struct Compact<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+// Types of the compact protocol.
+const BINARY: u8 = 8;
+const LIST: u8 = 9;
+const STRUCT: u8 = 12;
+
+/// Structures nest this deep at most; ours nest 2 deep.
+const MAX_DEPTH: u32 = 8;
+
+impl Compact<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let byte = *self.bytes.get(self.at)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// An i16, i32 or i64: zigzag varint.
+    fn integer(&mut self, kind: u8) -> Option<i64> {
+        if !(4..=6).contains(&kind) {
+            return None;
+        }
+        let value = self.varint()?;
+        Some((value >> 1).cast_signed() ^ -((value & 1).cast_signed()))
+    }
+
+    /// Count and element type of a list.
+    fn list(&mut self, kind: u8) -> Option<(usize, u8)> {
+        if kind != LIST {
+            return None;
+        }
+        let header = self.byte()?;
+        let count = match header >> 4 {
+            15 => usize::try_from(self.varint()?).ok()?,
+            count => usize::from(count),
+        };
+        Some((count, header & 0x0f))
+    }
+
+    /// Calls `field(self, id, type)` for each field of a structure; it must consume the field.
+    fn fields(&mut self, mut field: impl FnMut(&mut Self, i64, u8) -> Option<()>) -> Option<()> {
+        let mut id = 0;
+        loop {
+            let header = self.byte()?;
+            let kind = header & 0x0f;
+            if header == 0 {
+                return Some(());
+            }
+            id = match header >> 4 {
+                0 => self.integer(6)?,
+                delta => id + i64::from(delta),
+            };
+            // More fields than any Parquet structure has; the sum above cannot overflow then.
+            if !(0..=1000).contains(&id) {
+                return None;
+            }
+            field(self, id, kind)?;
+        }
+    }
+
+    fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
+        match kind {
+            1 | 2 => Some(()),
+            3 => self.byte().map(|_| ()),
+            4..=6 => self.varint().map(|_| ()),
+            7 => self.advance(8),
+            BINARY => {
+                let length = usize::try_from(self.varint()?).ok()?;
+                self.advance(length)
+            }
+            LIST if depth < MAX_DEPTH => {
+                let (count, element) = self.list(kind)?;
+                // An element of one byte or more each, except for booleans, which lists store as bytes.
+                (0..count).try_for_each(|_| {
+                    if element <= 2 {
+                        self.advance(1)
+                    } else {
+                        self.skip(element, depth + 1)
+                    }
+                })
+            }
+            STRUCT if depth < MAX_DEPTH => {
+                self.fields(|thrift, _, kind| thrift.skip(kind, depth + 1))
+            }
+            _ => None,
+        }
+    }
+
+    fn advance(&mut self, count: usize) -> Option<()> {
+        let at = self
+            .at
+            .checked_add(count)
+            .filter(|&at| at <= self.bytes.len())?;
+        self.at = at;
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

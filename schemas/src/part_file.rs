@@ -1,0 +1,369 @@
+//! A committed Parquet file, opened: its size and footer hold against the commit record before anything in it is believed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use parquet::basic::Compression;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::schema::types::Type;
+use sha2::{Digest, Sha256};
+
+use crate::columns::{Column, KEY_CACHE_FINGERPRINT, KEY_PART, KEY_TEACHER_FINGERPRINT, schema};
+use crate::commit::check_place;
+use crate::page::{PageLocation, read_offset_index};
+use crate::{Error, FileStamp, Result, json};
+
+/// What a part file must be, from the identities and its commit record.
+#[derive(Debug)]
+pub(crate) struct Expected<'a> {
+    pub(crate) part: u32,
+    pub(crate) stamp: &'a FileStamp,
+    pub(crate) columns: &'a [Column],
+    pub(crate) cache_fingerprint: String,
+    pub(crate) teacher_fingerprint: Option<String>,
+}
+
+/// An open part file.
+#[derive(Debug)]
+pub(crate) struct PartFile {
+    pub(crate) path: PathBuf,
+    pub(crate) rows: usize,
+    pub(crate) groups: Vec<RowGroup>,
+    file: File,
+}
+
+/// A row group: where the pages of its columns lie.
+#[derive(Debug)]
+pub(crate) struct RowGroup {
+    /// The group's first row, counted in the file.
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    /// In the order of the columns.
+    pub(crate) chunks: Vec<Chunk>,
+}
+
+/// One column of one row group.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) compression: Compression,
+    /// In order, without gaps, covering the group's rows.
+    pub(crate) pages: Vec<PageLocation>,
+}
+
+impl Chunk {
+    /// First byte of the chunk in the file, and its bytes.
+    pub(crate) fn extent(&self) -> (u64, usize) {
+        match (self.pages.first(), self.pages.last()) {
+            (Some(first), Some(last)) => (
+                first.offset,
+                (last.offset + u64::from(last.size) - first.offset) as usize,
+            ),
+            _ => (0, 0),
+        }
+    }
+}
+
+impl PartFile {
+    /// Opens the file. The size is compared first, then the footer's hash; only then is the footer parsed.
+    pub(crate) fn open(path: &Path, expected: &Expected) -> Result<PartFile> {
+        let stamp = expected.stamp;
+        let io = |e| Error::io("read", path, e);
+        let file = match File::open(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(Error::FileMissing {
+                    path: path.to_path_buf(),
+                });
+            }
+            file => file.map_err(io)?,
+        };
+        let found = file.metadata().map_err(io)?.len();
+        if found != stamp.bytes {
+            return Err(Error::FileSize {
+                path: path.to_path_buf(),
+                found,
+                expected: stamp.bytes,
+            });
+        }
+        let data_end =
+            stamp
+                .bytes
+                .checked_sub(stamp.footer_bytes)
+                .ok_or_else(|| Error::Footer {
+                    path: path.to_path_buf(),
+                })?;
+        // No larger than the file, which is there.
+        let mut footer = vec![0; stamp.footer_bytes as usize];
+        file.read_exact_at(&mut footer, data_end).map_err(io)?;
+        if json::sha256_hex(&footer) != stamp.footer_sha256 {
+            return Err(Error::Footer {
+                path: path.to_path_buf(),
+            });
+        }
+        let metadata = parse_footer(&footer).map_err(|detail| Error::Parquet {
+            path: path.to_path_buf(),
+            detail,
+        })?;
+        check_columns(path, metadata.file_metadata().schema(), expected.columns)?;
+        check_key_values(path, &metadata, expected)?;
+        let groups =
+            row_groups(&metadata, &footer, data_end, expected.columns).map_err(|detail| {
+                Error::Parquet {
+                    path: path.to_path_buf(),
+                    detail,
+                }
+            })?;
+        let rows = groups
+            .last()
+            .map_or(0, |group| group.first_row + group.rows);
+        if rows as u64 != stamp.rows {
+            return Err(Error::RowCount {
+                path: path.to_path_buf(),
+                found: rows as u64,
+                expected: stamp.rows,
+            });
+        }
+        Ok(PartFile {
+            path: path.to_path_buf(),
+            rows,
+            groups,
+            file,
+        })
+    }
+
+    /// Fills `bytes` from a place in the file.
+    pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.file
+            .read_exact_at(bytes, offset)
+            .map_err(|e| Error::io("read", &self.path, e))
+    }
+
+    /// Compressed bytes of each column, page headers included.
+    pub(crate) fn column_bytes(&self, columns: &[Column]) -> BTreeMap<String, u64> {
+        let bytes = |i: usize| {
+            self.groups
+                .iter()
+                .map(|group| group.chunks[i].extent().1 as u64)
+                .sum()
+        };
+        columns
+            .iter()
+            .enumerate()
+            .map(|(i, column)| (column.name.to_string(), bytes(i)))
+            .collect()
+    }
+
+    /// Hashes the whole file and compares it with the commit record; `seen` is told of the bytes as they pass.
+    pub(crate) fn check_hash(&self, stamp: &FileStamp, seen: &dyn Fn(u64)) -> Result<()> {
+        let found = sha256_of(&self.file, &self.path, seen)?;
+        if found == stamp.sha256 {
+            Ok(())
+        } else {
+            Err(Error::FileHash {
+                path: self.path.clone(),
+            })
+        }
+    }
+}
+
+fn sha256_of(mut file: &File, path: &Path, seen: &dyn Fn(u64)) -> Result<String> {
+    use std::io::Seek;
+    let io = |e| Error::io("read", path, e);
+    file.rewind().map_err(io)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let count = file.read(&mut buffer).map_err(io)?;
+        if count == 0 {
+            return Ok(json::hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..count]);
+        seen(count as u64);
+    }
+}
+
+/// The footer's metadata. A hash has vouched for the bytes, but whoever wrote them may have meant harm: the Parquet library's
+/// panics become errors.
+fn parse_footer(footer: &[u8]) -> Result<ParquetMetaData, String> {
+    let (rest, magic) = footer.split_last_chunk::<4>().ok_or("it has no footer")?;
+    let (rest, length) = rest.split_last_chunk::<4>().ok_or("it has no footer")?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let start = rest
+        .len()
+        .checked_sub(length)
+        .filter(|_| magic == b"PAR1")
+        .ok_or("it has no Parquet footer")?;
+    let parse = AssertUnwindSafe(|| ParquetMetaDataReader::decode_metadata(&rest[start..]));
+    match catch_unwind(parse) {
+        Ok(metadata) => metadata.map_err(|e| e.to_string()),
+        Err(_) => Err("its footer makes no sense to the Parquet library".to_string()),
+    }
+}
+
+/// Names the first column that differs from the format's.
+fn check_columns(path: &Path, found: &Type, columns: &[Column]) -> Result<()> {
+    let expected = schema(columns);
+    if found.get_fields() == expected.get_fields() {
+        return Ok(());
+    }
+    let show = |field: Option<&std::sync::Arc<Type>>| {
+        field.map_or("missing".to_string(), |field| describe(field))
+    };
+    let count = found.get_fields().len().max(columns.len());
+    for i in 0..count {
+        let (found, expected) = (found.get_fields().get(i), expected.get_fields().get(i));
+        if found != expected {
+            let name = expected
+                .or(found)
+                .map_or(String::new(), |field| field.name().to_string());
+            return Err(Error::Column {
+                path: path.to_path_buf(),
+                column: name,
+                found: show(found),
+                expected: show(expected),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// For example `"tokens" REQUIRED FIXED_LEN_BYTE_ARRAY(301056)`.
+fn describe(field: &Type) -> String {
+    let info = field.get_basic_info();
+    match field {
+        Type::GroupType { .. } => format!("{:?} (a group)", field.name()),
+        Type::PrimitiveType {
+            physical_type,
+            type_length,
+            ..
+        } => {
+            let repetition = if info.has_repetition() {
+                info.repetition().to_string()
+            } else {
+                String::new()
+            };
+            let length = if *type_length >= 0 {
+                format!("({type_length})")
+            } else {
+                String::new()
+            };
+            let logical = info
+                .logical_type_ref()
+                .map_or(String::new(), |logical| format!(" {logical:?}"));
+            format!(
+                "{:?} {repetition} {physical_type}{length}{logical}",
+                field.name()
+            )
+        }
+    }
+}
+
+/// A file that was copied from another cache, teacher or part gives itself away.
+fn check_key_values(path: &Path, metadata: &ParquetMetaData, expected: &Expected) -> Result<()> {
+    let entries = metadata
+        .file_metadata()
+        .key_value_metadata()
+        .map_or(&[][..], |entries| &entries[..]);
+    let check = |key: &str, expected: &str| {
+        let found = entries
+            .iter()
+            .find(|entry| entry.key == key)
+            .and_then(|entry| entry.value.clone());
+        check_place(
+            path,
+            &format!("key-value entry {key}"),
+            &found.unwrap_or("missing".to_string()),
+            &expected.to_string(),
+        )
+    };
+    check(KEY_PART, &expected.part.to_string())?;
+    check(KEY_CACHE_FINGERPRINT, &expected.cache_fingerprint)?;
+    expected
+        .teacher_fingerprint
+        .as_ref()
+        .map_or(Ok(()), |fingerprint| {
+            check(KEY_TEACHER_FINGERPRINT, fingerprint)
+        })
+}
+
+/// Where the pages lie. Every location is held against the file's size and the rows before it is believed.
+fn row_groups(
+    metadata: &ParquetMetaData,
+    footer: &[u8],
+    data_end: u64,
+    columns: &[Column],
+) -> Result<Vec<RowGroup>, String> {
+    let mut groups = Vec::new();
+    let mut first_row = 0usize;
+    for (g, group) in metadata.row_groups().iter().enumerate() {
+        let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
+        let mut chunks = Vec::new();
+        for (column, chunk) in columns.iter().zip(group.columns()) {
+            let place = || format!("row group {g}, column {}", column.name);
+            let index = chunk
+                .offset_index_range()
+                .ok_or_else(|| format!("{} has no page index", place()))?;
+            let bytes = index_bytes(footer, data_end, &index)
+                .ok_or_else(|| format!("{}: the page index lies outside the footer", place()))?;
+            let pages =
+                read_offset_index(bytes).map_err(|detail| format!("{}: {detail}", place()))?;
+            check_pages(&pages, rows, data_end)
+                .map_err(|detail| format!("{}: {detail}", place()))?;
+            if column.page_rows == 1 && pages.len() != rows {
+                return Err(format!("{} has not one page per row", place()));
+            }
+            chunks.push(Chunk {
+                compression: chunk.compression(),
+                pages,
+            });
+        }
+        if chunks.len() != columns.len() {
+            return Err(format!("row group {g} has {} columns", chunks.len()));
+        }
+        groups.push(RowGroup {
+            first_row,
+            rows,
+            chunks,
+        });
+        first_row = first_row
+            .checked_add(rows)
+            .ok_or("it has more rows than can be counted")?;
+    }
+    Ok(groups)
+}
+
+fn index_bytes<'a>(
+    footer: &'a [u8],
+    data_end: u64,
+    range: &std::ops::Range<u64>,
+) -> Option<&'a [u8]> {
+    let start = usize::try_from(range.start.checked_sub(data_end)?).ok()?;
+    let end = usize::try_from(range.end.checked_sub(data_end)?).ok()?;
+    footer.get(start..end)
+}
+
+/// Pages follow one another without a gap, lie before the footer, and begin with ascending rows.
+fn check_pages(pages: &[PageLocation], rows: usize, data_end: u64) -> Result<(), String> {
+    let mut next: Option<(u64, u64)> = None;
+    for page in pages {
+        let end = page
+            .offset
+            .checked_add(page.size.into())
+            .filter(|&end| end <= data_end);
+        let (Some(end), true) = (end, page.size > 0 && page.first_row < rows as u64) else {
+            return Err("a page lies outside the data".to_string());
+        };
+        let follows = match next {
+            None => page.first_row == 0,
+            Some((offset, row)) => page.offset == offset && page.first_row > row,
+        };
+        if !follows {
+            return Err("its pages do not follow one another".to_string());
+        }
+        next = Some((end, page.first_row));
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! What rows must satisfy, checked by writers before and by readers after.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use crate::{CacheIdentity, Error, Pack, Result, SampleRow, TeacherIdentity, TeacherRow, View};
+
+/// The rules of one part, and the place reached in it.
+#[derive(Debug)]
+pub(crate) struct RowRules {
+    path: PathBuf,
+    samples: Range<u64>,
+    views: u16,
+    labels: Option<usize>,
+    pack: Pack,
+    row: usize,
+    before: Option<(u64, u16)>,
+}
+
+impl RowRules {
+    pub(crate) fn new(path: PathBuf, identity: &CacheIdentity, part: u32) -> RowRules {
+        RowRules {
+            path,
+            samples: identity.plan.range(part),
+            views: identity.views.views,
+            labels: Some(identity.label_names.len()).filter(|&names| names > 0),
+            pack: identity.pack,
+            row: 0,
+            before: None,
+        }
+    }
+
+    /// Goes on to a row that could not be read, so that the rows behind it keep their numbers.
+    pub(crate) fn skip_to(&mut self, row: usize) {
+        self.row = row;
+    }
+
+    /// Checks the next row of a samples file.
+    pub(crate) fn check_sample(&mut self, row: &SampleRow) -> Result<()> {
+        self.check_place(row.sample_id, row.view.index)?;
+        let View { crop, .. } = row.view;
+        let size = format!("inside the image of {} x {}", row.width, row.height);
+        self.check(
+            "crop",
+            crop.fits(row.width, row.height),
+            || format!("{crop:?}"),
+            &size,
+        )?;
+        let label = row.label.unwrap_or(0);
+        let names = self.labels.unwrap_or(usize::MAX);
+        let expected = if self.labels.is_some() {
+            format!("one of the {names} in label_names")
+        } else {
+            "0 or more".to_string()
+        };
+        self.check(
+            "label",
+            usize::try_from(label).is_ok_and(|label| label < names),
+            || label.to_string(),
+            &expected,
+        )?;
+        let Pack::None = self.pack;
+        self.check(
+            "image",
+            row.image.is_none(),
+            || "there".to_string(),
+            "empty, since the cache packs no images",
+        )?;
+        self.row += 1;
+        Ok(())
+    }
+
+    /// Checks the next row of a teacher's file.
+    pub(crate) fn check_features(
+        &mut self,
+        row: &TeacherRow,
+        teacher: &TeacherIdentity,
+    ) -> Result<()> {
+        self.check_place(row.sample_id, row.view)?;
+        for (column, found, expected) in [
+            ("tokens", row.tokens.len(), teacher.tokens_bytes()),
+            ("cls", row.cls.len(), teacher.cls_bytes()),
+            ("cls_attn", row.cls_attn.len(), teacher.cls_attn_bytes()),
+        ] {
+            self.check(
+                column,
+                found == expected,
+                || format!("{found} bytes"),
+                &format!("{expected} bytes"),
+            )?;
+        }
+        self.row += 1;
+        Ok(())
+    }
+
+    fn check_place(&mut self, sample_id: u64, view: u16) -> Result<()> {
+        let Range { start, end } = self.samples;
+        self.check(
+            "sample_id",
+            self.samples.contains(&sample_id),
+            || sample_id.to_string(),
+            &format!("in {start}..{end}, the part's samples"),
+        )?;
+        self.check(
+            "view",
+            view < self.views,
+            || view.to_string(),
+            &format!("below {}, the views per image", self.views),
+        )?;
+        match self.before {
+            Some(before) if before >= (sample_id, view) => Err(Error::RowOrder {
+                path: self.path.clone(),
+                row: self.row,
+                sample_id,
+                view,
+                before,
+            }),
+            _ => {
+                self.before = Some((sample_id, view));
+                Ok(())
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        column: &str,
+        good: bool,
+        found: impl FnOnce() -> String,
+        expected: &str,
+    ) -> Result<()> {
+        if good {
+            return Ok(());
+        }
+        Err(Error::RowValue {
+            path: self.path.clone(),
+            row: self.row,
+            column: column.to_string(),
+            found: found(),
+            expected: expected.to_string(),
+        })
+    }
+}
+
+/// Checks that each sample of a part has all its views or one reject. `counts` are (sample, rows of it) and `rejected` the
+/// rejected samples, both ascending. Takes time by rows and rejects, not by samples: a damaged plan may promise any number.
+pub(crate) fn check_coverage(
+    path: &std::path::Path,
+    samples: Range<u64>,
+    views: u16,
+    counts: &[(u64, u64)],
+    rejected: &[u64],
+) -> Result<()> {
+    let (mut counts, mut rejected) = (counts.iter().peekable(), rejected.iter().peekable());
+    for sample_id in samples {
+        let rows = counts
+            .next_if(|(id, _)| *id == sample_id)
+            .map_or(0, |(_, rows)| *rows);
+        let mut rejects = 0;
+        while rejected.next_if(|id| **id == sample_id).is_some() {
+            rejects += 1;
+        }
+        // The first sample that is not covered ends the loop.
+        if (rows, rejects) != (views.into(), 0) && (rows, rejects) != (0, 1) {
+            return Err(Error::Coverage {
+                path: path.to_path_buf(),
+                sample_id,
+                rows,
+                rejects,
+                views,
+            });
+        }
+    }
+    match (
+        counts.next().map(|(id, rows)| (*id, *rows, 0)),
+        rejected.next().map(|id| (*id, 0, 1)),
+    ) {
+        (Some((sample_id, rows, rejects)), _) | (None, Some((sample_id, rows, rejects))) => {
+            Err(Error::Coverage {
+                path: path.to_path_buf(),
+                sample_id,
+                rows,
+                rejects,
+                views,
+            })
+        }
+        (None, None) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coverage_names_the_first_sample_that_is_not_covered() {
+        let check = |counts: &[(u64, u64)], rejected: &[u64]| match check_coverage(
+            "p".as_ref(),
+            4..7,
+            2,
+            counts,
+            rejected,
+        ) {
+            Ok(()) => None,
+            Err(Error::Coverage {
+                sample_id,
+                rows,
+                rejects,
+                ..
+            }) => Some((sample_id, rows, rejects)),
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!(check(&[(4, 2), (6, 2)], &[5]), None);
+        assert_eq!(check(&[], &[4, 5, 6]), None);
+        assert_eq!(check(&[(4, 2), (6, 2)], &[]), Some((5, 0, 0)));
+        assert_eq!(check(&[(4, 2), (5, 1), (6, 2)], &[]), Some((5, 1, 0)));
+        assert_eq!(check(&[(4, 2), (5, 2), (6, 2)], &[6]), Some((6, 2, 1)));
+        assert_eq!(check(&[(4, 2), (6, 2)], &[5, 5]), Some((5, 0, 2)));
+        assert_eq!(check(&[(4, 2), (5, 2), (6, 2)], &[9]), Some((9, 0, 1)));
+        assert_eq!(
+            check(&[(3, 2), (4, 2), (5, 2), (6, 2)], &[]),
+            Some((4, 0, 0))
+        );
+    }
+
+    #[test]
+    fn a_plan_that_promises_endless_samples_costs_nothing() {
+        assert!(matches!(
+            check_coverage("p".as_ref(), 0..u64::MAX, 1, &[(0, 1)], &[]),
+            Err(Error::Coverage { sample_id: 1, .. })
+        ));
+    }
+}

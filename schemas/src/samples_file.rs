@@ -1,0 +1,230 @@
+//! Reading a samples file: all rows, each with its own verdict.
+
+use std::path::Path;
+
+use crate::columns::{sample_checksum, samples_columns};
+use crate::page::{Page, Values};
+use crate::part_file::{Expected, PartFile, RowGroup};
+use crate::rules::RowRules;
+use crate::{
+    CacheIdentity, ContentHash, CropBox, Error, Result, SampleRow, SamplesCommit, View, layout,
+};
+
+/// A samples file, open.
+#[derive(Debug)]
+pub(crate) struct SamplesFile {
+    pub(crate) file: PartFile,
+}
+
+/// What reading a samples file gives: the sound rows, and what is wrong with the others.
+#[derive(Debug, Default)]
+pub(crate) struct Samples {
+    /// One per row of the file; `None` where the row is damaged.
+    pub(crate) rows: Vec<Option<SampleRow>>,
+    /// By row.
+    pub(crate) problems: Vec<Error>,
+}
+
+impl SamplesFile {
+    pub(crate) fn open(
+        cache: &Path,
+        part: u32,
+        identity: &CacheIdentity,
+        commit: &SamplesCommit,
+    ) -> Result<SamplesFile> {
+        let expected = Expected {
+            part,
+            stamp: &commit.file,
+            columns: &samples_columns(),
+            cache_fingerprint: identity.fingerprint(),
+            teacher_fingerprint: None,
+        };
+        Ok(SamplesFile {
+            file: PartFile::open(&layout::samples_file(cache, part), &expected)?,
+        })
+    }
+
+    /// Reads every row and checks each: its checksum, its values, its place.
+    ///
+    /// # Errors
+    /// Only I/O errors; damage is in the result.
+    pub(crate) fn read(&self, part: u32, identity: &CacheIdentity) -> Result<Samples> {
+        let mut samples = Samples::default();
+        let mut rules = RowRules::new(self.file.path.clone(), identity, part);
+        for group in &self.file.groups {
+            let mut columns = Columns {
+                file: &self.file,
+                group,
+                next: 0,
+                problems: Vec::new(),
+            };
+            let rows = columns.read()?;
+            let mut problems = columns.problems;
+            for (i, row) in rows.iter().enumerate() {
+                rules.skip_to(group.first_row + i);
+                let verdict = row.as_ref().map_or(Ok(()), |(row, stored)| {
+                    let found = sample_checksum(row);
+                    if found != *stored {
+                        let (path, row) = (self.file.path.clone(), group.first_row + i);
+                        return Err(Error::RowChecksum {
+                            path,
+                            row,
+                            found,
+                            expected: *stored,
+                        });
+                    }
+                    rules.check_sample(row)
+                });
+                match verdict {
+                    Ok(()) => samples.rows.push(row.as_ref().map(|(row, _)| row.clone())),
+                    Err(error) => {
+                        problems.push((group.first_row + i, error));
+                        samples.rows.push(None);
+                    }
+                }
+            }
+            problems.sort_by_key(|(row, _)| *row);
+            samples
+                .problems
+                .extend(problems.into_iter().map(|(_, error)| error));
+        }
+        Ok(samples)
+    }
+}
+
+/// The columns of a row group, read one after another in the order of the file.
+struct Columns<'a> {
+    file: &'a PartFile,
+    group: &'a RowGroup,
+    next: usize,
+    problems: Vec<(usize, Error)>,
+}
+
+impl Columns<'_> {
+    /// The rows of the group with their stored checksums; `None` where a value of the row could not be read.
+    fn read(&mut self) -> Result<Vec<Option<(SampleRow, u64)>>> {
+        let mut sample_id = self.required(|values| values.u64())?;
+        let mut view = self.required(|values| u16::try_from(values.u32()?).ok())?;
+        let mut key = self.required(|values| {
+            std::str::from_utf8(values.bytes()?)
+                .ok()
+                .map(str::to_string)
+        })?;
+        let mut content_hash = self.required(|values| values.fixed().map(ContentHash))?;
+        let mut label = self.optional(|values| values.i32())?;
+        let mut numbers = Vec::new();
+        for _ in 0..6 {
+            numbers.push(self.required(|values| values.u32())?);
+        }
+        let mut flip = self.required(|values| values.bool())?;
+        let mut image = self.optional(|values| values.bytes().map(<[u8]>::to_vec))?;
+        let mut checksum = self.required(|values| values.u64())?;
+        let mut row = |i: usize| {
+            let [width, height, x, y, w, h] = std::array::from_fn(|n| numbers[n][i].take());
+            let row = SampleRow {
+                sample_id: sample_id[i].take()?,
+                view: View {
+                    index: view[i].take()?,
+                    crop: CropBox {
+                        x: x?,
+                        y: y?,
+                        w: w?,
+                        h: h?,
+                    },
+                    flip: flip[i].take()?,
+                },
+                key: key[i].take()?,
+                content_hash: content_hash[i].take()?,
+                label: label[i].take()?,
+                width: width?,
+                height: height?,
+                image: image[i].take()?,
+            };
+            Some((row, checksum[i].take()?))
+        };
+        Ok((0..self.group.rows).map(&mut row).collect())
+    }
+
+    /// The next column, in which every row has a value.
+    fn required<T>(
+        &mut self,
+        value: impl Fn(&mut Values<'_>) -> Option<T>,
+    ) -> Result<Vec<Option<T>>> {
+        self.column(|values, rows, cells| {
+            while cells.len() < rows {
+                cells.push(Some(value(values)?));
+            }
+            Some(())
+        })
+    }
+
+    /// The next column, in which rows may have no value.
+    fn optional<T>(
+        &mut self,
+        value: impl Fn(&mut Values<'_>) -> Option<T>,
+    ) -> Result<Vec<Option<Option<T>>>> {
+        self.column(|values, rows, cells| {
+            for present in values.present(rows)? {
+                cells.push(Some(if present { Some(value(values)?) } else { None }));
+            }
+            Some(())
+        })
+    }
+
+    /// Reads the pages of the next column. `fill` adds a page's values to an empty list; where it stops short, the row it
+    /// stopped at is named, and it and the rest of the page are without value.
+    fn column<T>(
+        &mut self,
+        fill: impl Fn(&mut Values<'_>, usize, &mut Vec<Option<T>>) -> Option<()>,
+    ) -> Result<Vec<Option<T>>> {
+        let column = samples_columns()[self.next];
+        let chunk = &self.group.chunks[self.next];
+        self.next += 1;
+        let mut cells = Vec::with_capacity(self.group.rows.min(1 << 20));
+        let (mut bytes, mut body) = (Vec::new(), Vec::new());
+        for (i, location) in chunk.pages.iter().enumerate() {
+            let end = chunk
+                .pages
+                .get(i + 1)
+                .map_or(self.group.rows, |next| next.first_row as usize);
+            let rows = end - location.first_row as usize;
+            bytes.resize(location.size as usize, 0);
+            self.file.read_at(location.offset, &mut bytes)?;
+            let mut page = Vec::new();
+            let mut read = || {
+                let opened = Page::open(&bytes)?;
+                if opened.rows != rows {
+                    return Err(format!(
+                        "its page has {} rows instead of {rows}",
+                        opened.rows
+                    ));
+                }
+                // Samples columns are never compressed.
+                opened.decompress(chunk.compression, bytes.len(), &mut body)?;
+                let mut values = Values::new(&body);
+                match fill(&mut values, rows, &mut page) {
+                    Some(()) if values.is_empty() => Ok(()),
+                    Some(()) => Err("its page has bytes left over".to_string()),
+                    None => Err("its value does not fit in its page".to_string()),
+                }
+            };
+            if let Err(detail) = read() {
+                let row =
+                    self.group.first_row + location.first_row as usize + page.len().min(rows - 1);
+                let (path, column) = (self.file.path.clone(), column.name.to_string());
+                self.problems.push((
+                    row,
+                    Error::RowUnreadable {
+                        path,
+                        row,
+                        column,
+                        detail,
+                    },
+                ));
+            }
+            page.resize_with(rows, || None);
+            cells.append(&mut page);
+        }
+        Ok(cells)
+    }
+}
