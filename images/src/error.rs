@@ -240,14 +240,6 @@ pub enum SourceError {
         /// [`MAX_FILE_BYTES`](crate::decode::MAX_FILE_BYTES).
         limit: u64,
     },
-    /// A sample number past the end of the source.
-    #[error("sample {index} was asked for, and the source has {samples}")]
-    OutOfRange {
-        /// What was asked for.
-        index: usize,
-        /// Number of samples.
-        samples: usize,
-    },
 }
 
 impl SourceError {

@@ -19,6 +19,7 @@
 
 pub mod decode;
 mod error;
+mod guard;
 mod render;
 mod resample;
 pub mod rng;

@@ -1,15 +1,33 @@
-//! stub
+//! Resampling as Pillow does it, bit for bit.
+//!
+//! Teachers were trained on pixels that Pillow made, and every reference implementation is run on them. Another resampler of the
+//! same name differs by up to 4 levels a pixel, so parity with a reference could then only be claimed loosely. This one gives the
+//! bytes of `img.crop(box).resize((w, h), filter)` in Pillow 13 for `BILINEAR`, `BICUBIC` and `LANCZOS`.
+//!
+//! What has to agree for that, all of it visible in Pillow's `Resample.c`:
+//!
+//! - the filter is widened by the scale when shrinking (antialiasing), and its weights are computed and normalised in f64;
+//! - weights become integers with 22 fractional bits, rounded half away from zero;
+//! - rows first, then columns, with the intermediate image rounded and clamped to 8 bits;
+//! - a pass whose size does not change is left out;
+//! - the crop is cut first: no pixel outside the box contributes.
+//!
+//! Sums of integers do not depend on their order, so speed is free to take any. Each weight is split into two 16-bit halves,
+//! because a product of two 16-bit numbers is one instruction on every x86-64 and aarch64, and one of 32 bits is not; and the row pass
+//! works on [`LANES`] transposed bytes at a time, so that both passes are the same inner loop over contiguous bytes.
+
 use schemas::CropBox;
+
 use crate::{CropError, RgbImage};
 
-/// A resampling filter.
+/// A resampling filter, by Pillow's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// Triangle
+    /// Triangle over 2 pixels.
     Bilinear,
-    /// Cubic
+    /// Keys' cubic with a = -0.5 over 4 pixels.
     Bicubic,
-    /// Lanczos
+    /// Windowed sinc over 6 pixels.
     Lanczos,
 }
 
@@ -22,9 +40,219 @@ impl Filter {
             Filter::Lanczos => "lanczos",
         }
     }
+
+    /// Half the width of the filter, in pixels of the coarser grid.
+    fn support(self) -> f64 {
+        match self {
+            Filter::Bilinear => 1.0,
+            Filter::Bicubic => 2.0,
+            Filter::Lanczos => 3.0,
+        }
+    }
+
+    /// The weight at a distance. The order of the operations is Pillow's: the last bit of a weight can decide a rounding.
+    fn weight(self, x: f64) -> f64 {
+        const A: f64 = -0.5;
+        let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) };
+        let d = x.abs();
+        match self {
+            Filter::Bilinear if d < 1.0 => 1.0 - d,
+            Filter::Bicubic if d < 1.0 => ((A + 2.0) * d - (A + 3.0)) * d * d + 1.0,
+            Filter::Bicubic if d < 2.0 => (((d - 5.0) * d + 8.0) * d - 4.0) * A,
+            Filter::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            _ => 0.0,
+        }
+    }
 }
 
-/// Resample.
-pub fn resample(_img: &RgbImage, _crop: CropBox, _out_w: u32, _out_h: u32, _filter: Filter) -> Result<RgbImage, CropError> {
-    todo!()
+/// Cuts out `crop` and resamples it to `out_w` x `out_h`: the bytes of Pillow's `img.crop(box).resize((out_w, out_h), filter)`.
+///
+/// Fails when the box is empty or not inside the image, or a side of the output is 0.
+pub fn resample(img: &RgbImage, crop: CropBox, out_w: u32, out_h: u32, filter: Filter) -> Result<RgbImage, CropError> {
+    let fits = |start: u32, len: u32, size: u32| len >= 1 && start.checked_add(len).is_some_and(|end| end <= size);
+    if !fits(crop.x, crop.w, img.width) || !fits(crop.y, crop.h, img.height) {
+        return Err(CropError::Outside { crop, width: img.width, height: img.height });
+    }
+    if out_w == 0 || out_h == 0 {
+        return Err(CropError::EmptyOutput { width: out_w, height: out_h });
+    }
+
+    let columns = (out_w != crop.w).then(|| Taps::new(filter, crop.w, out_w));
+    let rows = (out_h != crop.h).then(|| Taps::new(filter, crop.h, out_h));
+    // Only the rows that the second pass reads.
+    let (first_row, last_row) = rows.as_ref().map_or((0, crop.h as usize), |taps| (taps.first(), taps.end()));
+    let source: Vec<&[u8]> = (first_row..last_row)
+        .map(|y| {
+            let start = ((crop.y as usize + y) * img.width as usize + crop.x as usize) * 3;
+            &img.data[start..][..crop.w as usize * 3]
+        })
+        .collect();
+
+    let narrow = match &columns {
+        Some(taps) => resample_rows(&source, taps),
+        None => Strip::copy_of(&source),
+    };
+    let data = match &rows {
+        Some(taps) => resample_columns(&narrow, taps, first_row),
+        None => narrow.rows().flatten().copied().collect(),
+    };
+    Ok(RgbImage { width: out_w, height: out_h, data })
 }
+
+/// Fractional bits of a weight: what is left of 32 after 8 bits of pixel and 2 bits for a sum of weights above 1 on the way.
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// Bits of a weight's low half. The high half then holds weights up to 16 in 16 bits, and none is above 2.
+const LOW_BITS: u32 = 11;
+
+/// For every output position, which input positions it is a sum of, and their weights.
+struct Taps {
+    /// First input position of each output position.
+    starts: Vec<usize>,
+    /// `lens[i]` weights of output position `i` start at `i * stride`.
+    lens: Vec<usize>,
+    stride: usize,
+    /// `weight = high * 2^LOW_BITS + low`, in units of 2^-[`PRECISION_BITS`].
+    weights: Vec<[i16; 2]>,
+}
+
+impl Taps {
+    fn new(filter: Filter, in_len: u32, out_len: u32) -> Self {
+        let scale = f64::from(in_len) / f64::from(out_len);
+        let filter_scale = scale.max(1.0);
+        let support = filter.support() * filter_scale;
+        let stride = support.ceil() as usize * 2 + 1;
+        let mut taps = Self { starts: Vec::new(), lens: Vec::new(), stride, weights: vec![[0; 2]; stride * out_len as usize] };
+        let mut weights = Vec::with_capacity(stride);
+        for (i, out) in taps.weights.chunks_exact_mut(stride).enumerate() {
+            let center = (i as f64 + 0.5) * scale;
+            let start = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(in_len as usize);
+            weights.clear();
+            weights.extend((start..end).map(|x| filter.weight((x as f64 - center + 0.5) * (1.0 / filter_scale))));
+            // Summed in order, as the rounding of the sum is Pillow's too.
+            let sum: f64 = weights.iter().sum();
+            for (out, weight) in out.iter_mut().zip(&weights) {
+                let weight = if sum != 0.0 { weight / sum } else { *weight };
+                *out = split((weight * f64::from(1 << PRECISION_BITS) + 0.5_f64.copysign(weight)) as i32);
+            }
+            taps.starts.push(start);
+            taps.lens.push(end - start);
+        }
+        taps
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[[i16; 2]])> {
+        let weights = self.weights.chunks_exact(self.stride);
+        self.starts.iter().zip(&self.lens).zip(weights).map(|((&start, &len), weights)| (start, &weights[..len]))
+    }
+
+    fn first(&self) -> usize {
+        self.starts[0]
+    }
+
+    fn end(&self) -> usize {
+        self.starts[self.starts.len() - 1] + self.lens[self.lens.len() - 1]
+    }
+}
+
+fn split(weight: i32) -> [i16; 2] {
+    let high = i16::try_from(weight >> LOW_BITS).expect("normalised weights are below 2, far from 16");
+    [high, (weight & ((1 << LOW_BITS) - 1)) as i16]
+}
+
+/// Bytes that the inner loop works on at once.
+const LANES: usize = 16;
+
+/// Rows that the row pass works on at once: enough that their pixels fill whole groups of lanes.
+const STRIP_ROWS: usize = 16;
+
+/// Rows of bytes, each followed by zeros up to a multiple of [`LANES`].
+struct Strip {
+    row_bytes: usize,
+    stride: usize,
+    data: Vec<u8>,
+}
+
+impl Strip {
+    fn zeros(row_bytes: usize, rows: usize) -> Self {
+        let stride = row_bytes.next_multiple_of(LANES);
+        Self { row_bytes, stride, data: vec![0; stride * rows] }
+    }
+
+    fn copy_of(source: &[&[u8]]) -> Self {
+        let mut strip = Self::zeros(source[0].len(), source.len());
+        for (to, from) in strip.data.chunks_exact_mut(strip.stride).zip(source) {
+            to[..from.len()].copy_from_slice(from);
+        }
+        strip
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &[u8]> {
+        self.data.chunks_exact(self.stride).map(|row| &row[..self.row_bytes])
+    }
+}
+
+/// The first pass: every row of `source` becomes as long as `taps` says.
+fn resample_rows(source: &[&[u8]], taps: &Taps) -> Strip {
+    const STRIDE: usize = STRIP_ROWS * 3;
+    let in_w = source[0].len() / 3;
+    let mut out = Strip::zeros(taps.starts.len() * 3, source.len());
+    let out_stride = out.stride;
+    // Column `x` of the strip is one line of `columns`: the pixels of its rows, one after the other.
+    let mut columns = vec![0; in_w * STRIDE];
+    for (rows, out_rows) in source.chunks(STRIP_ROWS).zip(out.data.chunks_mut(STRIP_ROWS * out_stride)) {
+        for (r, row) in rows.iter().enumerate() {
+            for (line, pixel) in columns.chunks_exact_mut(STRIDE).zip(row.as_chunks::<3>().0) {
+                line[r * 3..r * 3 + 3].copy_from_slice(pixel);
+            }
+        }
+        for (x, (start, weights)) in taps.iter().enumerate() {
+            let lines = &columns[start * STRIDE..];
+            let mut line = [0; STRIDE];
+            for (i, sums) in line.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                *sums = weighted_sums(&lines[i * LANES..], STRIDE, weights);
+            }
+            for (out_row, pixel) in out_rows.chunks_exact_mut(out_stride).zip(line.as_chunks::<3>().0) {
+                out_row[x * 3..x * 3 + 3].copy_from_slice(pixel);
+            }
+        }
+    }
+    out
+}
+
+/// The second pass: every column becomes as long as `taps` says. The first row of `source` is row `first_row` of the crop.
+fn resample_columns(source: &Strip, taps: &Taps, first_row: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(source.row_bytes * taps.starts.len());
+    for (start, weights) in taps.iter() {
+        let rows = &source.data[(start - first_row) * source.stride..];
+        let row_end = out.len() + source.row_bytes;
+        for x in (0..source.row_bytes).step_by(LANES) {
+            out.extend_from_slice(&weighted_sums(&rows[x..], source.stride, weights));
+        }
+        out.truncate(row_end);
+    }
+    out
+}
+
+/// `sum over k of weights[k] * source[k * stride + lane]`, rounded and clamped to 8 bits, for every lane.
+#[inline(always)]
+fn weighted_sums(source: &[u8], stride: usize, weights: &[[i16; 2]]) -> [u8; LANES] {
+    let mut high = [0i32; LANES];
+    let mut low = [0i32; LANES];
+    for (k, &[weight_high, weight_low]) in weights.iter().enumerate() {
+        let line = &source[k * stride..][..LANES];
+        for i in 0..LANES {
+            high[i] = high[i].wrapping_add(i32::from(line[i]) * i32::from(weight_high));
+            low[i] = low[i].wrapping_add(i32::from(line[i]) * i32::from(weight_low));
+        }
+    }
+    // The low sum may pass 2^31 when thousands of pixels become one; the total does not, and wrapping sums give its exact value.
+    std::array::from_fn(|i| {
+        let sum = (high[i] << LOW_BITS).wrapping_add(low[i]).wrapping_add(1 << (PRECISION_BITS - 1));
+        (sum >> PRECISION_BITS).clamp(0, 255) as u8
+    })
+}
+
+#[cfg(test)]
+mod tests;

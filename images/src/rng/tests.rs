@@ -58,8 +58,8 @@ fn draws_are_uniform_along_and_across_streams() {
     const DRAWS: usize = 1 << 18;
     let mut rng = Rng::new(11, Purpose::Order, &[]);
     check_uniform((0..DRAWS).map(|_| rng.uniform_f64()));
-    check_uniform((0..DRAWS as u64).map(|i| Rng::new(11, Purpose::Order, &[i]).uniform_f64()));
-    check_uniform((0..DRAWS as u64).map(|seed| f64::from(Rng::new(seed, Purpose::Order, &[]).uniform_f32())));
+    check_uniform((0..DRAWS).map(|i| Rng::new(11, Purpose::Order, &[i as u64]).uniform_f64()));
+    check_uniform((0..DRAWS).map(|seed| f64::from(Rng::new(seed as u64, Purpose::Order, &[]).uniform_f32())));
 }
 
 fn check_uniform(draws: impl ExactSizeIterator<Item = f64>) {

@@ -1,0 +1,210 @@
+//! Parquet in the Hugging Face layout: a struct column `{bytes, path}` of image files, and an integer column of labels.
+//!
+//! Rows are read through pages, the unit that Parquet compresses: a row group can hold gigabytes, a page seldom more than the
+//! megabyte that writers aim at. Pages read last are kept, so that reading rows in order decodes each page once.
+
+mod columns;
+mod pages;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use ::parquet::errors::ParquetError;
+use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+
+use self::columns::Columns;
+use self::pages::{Page, Pread, read_labels};
+use super::files::ShardFiles;
+use super::{Listing, Sample, Store, check_length, file_name, io_error};
+use crate::SourceError;
+use crate::guard::catch_panics;
+
+/// Pages are kept until they hold this many bytes: 64 MiB. The page in use is kept whatever its size.
+const CACHE_BYTES: usize = 64 << 20;
+
+#[derive(Debug)]
+pub(super) struct Tables {
+    files: ShardFiles,
+    /// For every file: what its footer says, and which sample its first row is.
+    tables: Vec<Table>,
+    /// Where the image column is, which is the same in all files.
+    image_leaf: usize,
+    cache: Mutex<VecDeque<(PageId, Arc<Slot>)>>,
+}
+
+#[derive(Debug)]
+struct Table {
+    metadata: Arc<ParquetMetaData>,
+    first_sample: usize,
+    groups: Vec<RowGroup>,
+}
+
+#[derive(Debug)]
+struct RowGroup {
+    /// First row, counted in the file.
+    first_row: usize,
+    /// For every page its first row, counted in the group, found when the first of its rows is read.
+    page_starts: OnceLock<Vec<usize>>,
+}
+
+/// File, row group, page.
+type PageId = (usize, usize, usize);
+
+/// A page, or the place where the first thread to want it puts it while others wait.
+#[derive(Debug, Default)]
+struct Slot(Mutex<Option<Arc<Page>>>);
+
+/// Where a row is.
+struct Place {
+    table: usize,
+    group: usize,
+    row_in_file: usize,
+    row_in_group: usize,
+}
+
+pub(super) fn open(paths: Vec<PathBuf>) -> Result<Listing, SourceError> {
+    let (mut samples, mut tables) = (Vec::new(), Vec::new());
+    let mut first: Option<Columns> = None;
+    for path in &paths {
+        let file = Arc::new(File::open(path).map_err(io_error(path))?);
+        let (table, columns) = guarded(path, || open_table(path, &file, samples.len(), &mut samples))?;
+        match &first {
+            Some(first) => columns.check_same(first, path)?,
+            None => first = Some(columns),
+        }
+        tables.push(table);
+    }
+    let columns = first.expect("a source has at least one file");
+    let store = Tables { files: ShardFiles::new(paths), tables, image_leaf: columns.image_leaf, cache: Mutex::default() };
+    Ok(Listing { samples, label_names: columns.label_names, store: Store::Parquet(store) })
+}
+
+/// Reads a footer and the labels, and appends the file's samples.
+fn open_table(path: &Path, file: &Arc<File>, first_sample: usize, samples: &mut Vec<Sample>) -> Result<(Table, Columns), SourceError> {
+    let reader = Arc::new(Pread::new(path, file)?);
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&*reader).map_err(explain(path))?;
+    let columns = Columns::find(path, &metadata)?;
+    let name = file_name(path)?;
+    let (mut groups, mut row_in_file) = (Vec::new(), 0);
+    for group in metadata.row_groups() {
+        let corrupt = |what: &str| SourceError::CorruptParquet { path: path.to_path_buf(), detail: what.to_owned() };
+        let rows = usize::try_from(group.num_rows()).map_err(|_| corrupt("a row group has a negative number of rows"))?;
+        let bytes = u64::try_from(group.column(columns.image_leaf).uncompressed_size()).map_err(|_| corrupt("a column has a negative size"))?;
+        let labels = match columns.label_leaf {
+            Some(leaf) => read_labels(path, reader.clone(), group.column(leaf), rows, row_in_file)?,
+            None => vec![None; rows],
+        };
+        for (row, label) in labels.into_iter().enumerate() {
+            samples.push(Sample { key: format!("{name}/{}", row_in_file + row).into_boxed_str(), label, bytes });
+        }
+        groups.push(RowGroup { first_row: row_in_file, page_starts: OnceLock::new() });
+        row_in_file += rows;
+    }
+    Ok((Table { metadata: Arc::new(metadata), first_sample, groups }, columns))
+}
+
+impl Tables {
+    pub(super) fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
+        let place = self.locate(index);
+        let path = self.files.path(place.table);
+        guarded(path, || self.read_row(path, &place))
+    }
+
+    pub(super) fn place(&self, index: usize) -> String {
+        let place = self.locate(index);
+        format!("{}, row {}", self.files.path(place.table).display(), place.row_in_file)
+    }
+
+    fn locate(&self, index: usize) -> Place {
+        let table = self.tables.partition_point(|table| table.first_sample <= index) - 1;
+        let row_in_file = index - self.tables[table].first_sample;
+        let groups = &self.tables[table].groups;
+        let group = groups.partition_point(|group| group.first_row <= row_in_file) - 1;
+        Place { table, group, row_in_file, row_in_group: row_in_file - groups[group].first_row }
+    }
+
+    fn read_row(&self, path: &Path, place: &Place) -> Result<Vec<u8>, SourceError> {
+        let file = self.files.get(place.table)?;
+        let table = &self.tables[place.table];
+        let (chunk, rows) = {
+            let group = table.metadata.row_group(place.group);
+            (group.column(self.image_leaf), group.num_rows() as usize)
+        };
+        let reader = || Pread::new(path, &file).map(Arc::new);
+        let known_starts = &table.groups[place.group].page_starts;
+        let starts = match known_starts.get() {
+            Some(starts) => starts,
+            None => {
+                let starts = pages::page_starts(reader()?, chunk, rows).map_err(explain(path))?;
+                known_starts.get_or_init(|| starts)
+            }
+        };
+        let page = starts.partition_point(|&start| start <= place.row_in_group) - 1;
+        let start = starts[page];
+        let end = starts.get(page + 1).copied().unwrap_or(rows);
+        let page = self.page((place.table, place.group, page), || {
+            Page::read(reader()?, chunk, rows, start..end).map_err(explain(path))
+        })?;
+        let no_bytes = || SourceError::NoBytes { path: path.to_path_buf(), row: place.row_in_file as u64 };
+        let bytes = page.row(place.row_in_group - start).ok_or_else(no_bytes)?;
+        check_length(path, || format!("row {}", place.row_in_file), bytes.len() as u64)?;
+        Ok(bytes.to_vec())
+    }
+
+    /// A page from the cache, or read now. Threads that want the same page at once read it once; threads that want others do not
+    /// wait for them.
+    fn page(&self, id: PageId, read: impl FnOnce() -> Result<Page, SourceError>) -> Result<Arc<Page>, SourceError> {
+        let slot = {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot = match cache.iter().position(|(other, _)| *other == id) {
+                Some(at) => cache.remove(at).expect("the position was just found").1,
+                None => Arc::default(),
+            };
+            cache.push_front((id, slot.clone()));
+            slot
+        };
+        // A reader that panicked left the slot empty, which is a valid state.
+        let mut content = slot.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(page) = &*content {
+            return Ok(page.clone());
+        }
+        let page = Arc::new(read()?);
+        *content = Some(page.clone());
+        drop(content);
+        self.evict();
+        Ok(page)
+    }
+
+    /// Forgets the pages used longest ago, until the others fit. Those that are being read now count nothing yet.
+    fn evict(&self) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = 0;
+        let keep = cache.iter().position(|(_, slot)| {
+            held += slot.0.try_lock().ok().and_then(|content| content.as_ref().map(|page| page.bytes())).unwrap_or(0);
+            held > CACHE_BYTES
+        });
+        if let Some(keep) = keep {
+            cache.truncate(keep.max(1));
+        }
+    }
+}
+
+/// Calls the `parquet` crate, whose panics on malformed files become errors.
+fn guarded<T>(path: &Path, parser: impl FnOnce() -> Result<T, SourceError>) -> Result<T, SourceError> {
+    catch_panics(parser).unwrap_or_else(|detail| Err(SourceError::CorruptParquet { path: path.to_path_buf(), detail }))
+}
+
+/// Tells a failing disk from a malformed file.
+fn explain(path: &Path) -> impl FnOnce(ParquetError) -> SourceError {
+    let path = path.to_path_buf();
+    move |error| match error {
+        ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
+            Ok(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => SourceError::Io { path, source: *source },
+            Ok(source) => SourceError::CorruptParquet { path, detail: source.to_string() },
+            Err(cause) => SourceError::CorruptParquet { path, detail: cause.to_string() },
+        },
+        error => SourceError::CorruptParquet { path, detail: error.to_string() },
+    }
+}
