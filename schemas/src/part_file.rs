@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -156,32 +156,25 @@ impl PartFile {
             .collect()
     }
 
-    /// Hashes the whole file and compares it with the commit record; `seen` is told of the bytes as they pass.
-    pub(crate) fn check_hash(&self, stamp: &FileStamp, seen: &dyn Fn(u64)) -> Result<()> {
-        let found = sha256_of(&self.file, &self.path, seen)?;
-        if found == stamp.sha256 {
+    /// Hashes the whole file and compares it with the commit record.
+    pub(crate) fn check_hash(&self, stamp: &FileStamp) -> Result<()> {
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        let mut offset = 0;
+        while offset < stamp.bytes {
+            let count = (stamp.bytes - offset).min(buffer.len() as u64);
+            let bytes = &mut buffer[..count as usize];
+            self.read_at(offset, bytes)?;
+            hash.update(bytes);
+            offset += count;
+        }
+        if json::hex(&hash.finalize()) == stamp.sha256 {
             Ok(())
         } else {
             Err(Error::FileHash {
                 path: self.path.clone(),
             })
         }
-    }
-}
-
-fn sha256_of(mut file: &File, path: &Path, seen: &dyn Fn(u64)) -> Result<String> {
-    use std::io::Seek;
-    let io = |e| Error::io("read", path, e);
-    file.rewind().map_err(io)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let count = file.read(&mut buffer).map_err(io)?;
-        if count == 0 {
-            return Ok(json::hex(&hash.finalize()));
-        }
-        hash.update(&buffer[..count]);
-        seen(count as u64);
     }
 }
 

@@ -1,15 +1,28 @@
-//! Checking a whole cache: every hash, checksum, join and count.
+//! Checking a whole cache: every record, hash, checksum, value, join and count.
+//!
+//! Rows are read by the same code as in training, so damage is told in the same words. Parts are checked on all processors; the
+//! report does not depend on how many there are.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
-use crate::{Error, Result};
+use crate::cache::{read_identity, read_teacher, teacher_folders};
+use crate::rules::check_coverage;
+use crate::samples_file::SamplesFile;
+use crate::{
+    CacheIdentity, ChannelSums, Error, Result, SampleRow, SamplesCommit, TeacherCommit, TeacherId,
+    TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
+};
 
 /// How far a verification has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes read so far.
+    /// Bytes of part files checked so far.
     pub bytes: u64,
-    /// Bytes to read in all, as the commit records declare them.
+    /// Bytes to check in all, as the commit records declare them.
     pub total_bytes: u64,
 }
 
@@ -18,23 +31,391 @@ pub struct Progress {
 pub struct Report {
     /// Everything wrong, in a fixed order; empty for a sound cache.
     pub problems: Vec<Error>,
-    /// Commit records that are not there (yet): the cache is incomplete but not wrong.
+    /// Commit records that are not there (yet): the cache is incomplete, which is not wrong.
     pub missing: Vec<PathBuf>,
-    /// What was seen and does not matter: temporary files, files the format does not know.
+    /// What was seen and does not matter: temporary files, files without commit record, files the format does not know.
     pub notes: Vec<String>,
-    /// Part files checked.
+    /// Parquet files checked.
     pub files: u64,
-    /// Rows checked.
+    /// Rows of these found sound.
     pub rows: u64,
-    /// Bytes checked.
+    /// Bytes of these.
     pub bytes: u64,
 }
 
-/// Checks everything in a cache.
+impl Report {
+    fn add(&mut self, other: Report) {
+        self.problems.extend(other.problems);
+        self.missing.extend(other.missing);
+        self.notes.extend(other.notes);
+        self.files += other.files;
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+    }
+
+    /// Keeps what is wrong with the data and passes on what prevents looking at it.
+    fn keep<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_io() => Err(error),
+            Err(problem) => {
+                self.problems.push(problem);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Checks everything in a cache. `progress` is called now and then from the calling thread.
 ///
 /// # Errors
-/// Only what prevents looking at all, such as a missing folder. Everything wrong with the data is in the report.
+/// Only what prevents looking at all: the folder is no cache, or the operating system refuses. Everything wrong with the data is
+/// in the report.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
-    let _ = (dir, progress);
-    todo!()
+    let mut report = Report::default();
+    if !layout::cache_json(dir).exists() {
+        return Err(Error::NotACache {
+            path: dir.to_path_buf(),
+        });
+    }
+    // Without its identity, nothing in a cache can be judged.
+    let Some(identity) = report.keep(read_identity(dir))? else {
+        return Ok(report);
+    };
+    let mut teachers = BTreeMap::new();
+    for id in teacher_folders(dir)? {
+        match report.keep(read_teacher(dir, &id))? {
+            Some(Some(teacher)) => drop(teachers.insert(id, teacher)),
+            Some(None) => report.notes.push(format!(
+                "{} is not there: the teacher was never added",
+                layout::teacher_json(dir, &id).display()
+            )),
+            None => {}
+        }
+    }
+    let verifier = Verifier {
+        dir,
+        identity,
+        teachers,
+        seen: AtomicU64::new(0),
+    };
+    for part in verifier.in_parallel(progress)? {
+        report.add(part);
+    }
+    report.notes.extend(verifier.strangers()?);
+    Ok(report)
 }
+
+struct Verifier<'a> {
+    dir: &'a Path,
+    identity: CacheIdentity,
+    teachers: BTreeMap<TeacherId, TeacherIdentity>,
+    seen: AtomicU64,
+}
+
+impl Verifier<'_> {
+    /// Reports of all parts, in order.
+    fn in_parallel(&self, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Report>> {
+        let parts = self.identity.plan.parts();
+        let threads = std::thread::available_parallelism()
+            .map_or(1, |n| n.get())
+            .min(parts as usize);
+        let total_bytes = (0..parts).map(|part| self.declared_bytes(part)).sum();
+        let next = AtomicU32::new(0);
+        let (send, receive) = mpsc::channel();
+        let mut reports = BTreeMap::new();
+        let mut failure = None;
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                let (send, next) = (send.clone(), &next);
+                scope.spawn(move || {
+                    loop {
+                        let part = next.fetch_add(1, Ordering::Relaxed);
+                        if part >= parts || send.send((part, self.part(part))).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(send);
+            loop {
+                let received = receive.recv_timeout(Duration::from_millis(100));
+                progress(Progress {
+                    bytes: self.seen.load(Ordering::Relaxed),
+                    total_bytes,
+                });
+                match received {
+                    Ok((part, Ok(report))) => drop(reports.insert(part, report)),
+                    Ok((_, Err(error))) => {
+                        // The other threads stop at their next part.
+                        next.store(parts, Ordering::Relaxed);
+                        failure.get_or_insert(error);
+                    }
+                    Err(mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        });
+        failure.map_or(Ok(reports.into_values().collect()), Err)
+    }
+
+    /// Bytes that [`Self::part`] will count in `seen`, if nothing is wrong with the part.
+    fn declared_bytes(&self, part: u32) -> u64 {
+        let samples = SamplesCommit::read(self.dir, part, &self.identity)
+            .ok()
+            .flatten()
+            .map_or(0, |commit| commit.file.bytes);
+        let features = |teacher| {
+            TeacherCommit::read(self.dir, part, &self.identity, teacher)
+                .ok()
+                .flatten()
+        };
+        samples
+            + self
+                .teachers
+                .values()
+                .filter_map(features)
+                .map(|commit| commit.file.bytes)
+                .sum::<u64>()
+    }
+
+    fn part(&self, part: u32) -> Result<Report> {
+        let mut report = Report::default();
+        let samples = self.samples(part, &mut report)?;
+        for teacher in self.teachers.values() {
+            self.features(part, teacher, samples.as_deref(), &mut report)?;
+        }
+        Ok(report)
+    }
+
+    /// Checks the samples and rejects of a part. Gives the rows, `None` where damaged, if the file can be read at all.
+    fn samples(&self, part: u32, report: &mut Report) -> Result<Option<Vec<Option<SampleRow>>>> {
+        let commit_path = layout::samples_commit(self.dir, part);
+        let file_path = layout::samples_file(self.dir, part);
+        let commit = report.keep(SamplesCommit::read(self.dir, part, &self.identity))?;
+        let Some(commit) = self.committed(
+            commit,
+            commit_path,
+            &[file_path, layout::rejects_file(self.dir, part)],
+            report,
+        ) else {
+            return Ok(None);
+        };
+        let mut sound = true;
+        let mut rejected = Vec::new();
+        match report.keep(reject::read(
+            &layout::rejects_file(self.dir, part),
+            &commit.rejects,
+        ))? {
+            Some((rejects, problems)) => {
+                sound &= problems.is_empty();
+                report.problems.extend(problems);
+                rejected.extend(rejects.iter().map(|reject| reject.sample_id));
+            }
+            None => sound = false,
+        }
+        let opened = SamplesFile::open(self.dir, part, &self.identity, &commit);
+        let Some(samples) = report.keep(opened)? else {
+            return Ok(None);
+        };
+        report.files += 1;
+        report.bytes += commit.file.bytes;
+        let read = samples.read(part, &self.identity)?;
+        report.rows += read.rows.iter().flatten().count() as u64;
+        if read.problems.is_empty() {
+            report.keep(samples.file.check_hash(&commit.file))?;
+            if sound {
+                let counts = count_rows(read.rows.iter().flatten());
+                let range = self.identity.plan.range(part);
+                report.keep(check_coverage(
+                    &samples.file.path,
+                    range,
+                    self.identity.views.views,
+                    &counts,
+                    &rejected,
+                ))?;
+            }
+        }
+        report.problems.extend(read.problems);
+        self.seen.fetch_add(commit.file.bytes, Ordering::Relaxed);
+        Ok(Some(read.rows))
+    }
+
+    /// Checks a teacher's features of a part, and that they belong to the samples.
+    fn features(
+        &self,
+        part: u32,
+        teacher: &TeacherIdentity,
+        samples: Option<&[Option<SampleRow>]>,
+        report: &mut Report,
+    ) -> Result<()> {
+        let commit_path = layout::teacher_commit(self.dir, &teacher.id, part);
+        let commit = report.keep(TeacherCommit::read(self.dir, part, &self.identity, teacher))?;
+        let file_path = layout::teacher_file(self.dir, &teacher.id, part);
+        let Some(commit) = self.committed(commit, commit_path.clone(), &[file_path], report) else {
+            return Ok(());
+        };
+        let stamp = commit.file.clone();
+        let opened = TeacherPart::open(self.dir, part, &self.identity, teacher, commit);
+        let Some(features) = report.keep(opened)? else {
+            return Ok(());
+        };
+        report.files += 1;
+        report.bytes += stamp.bytes;
+        let mut all_sound = true;
+        let mut sums = ChannelSums::new(teacher.width as usize);
+        let mut rules = features.rules(&self.identity);
+        let (mut row, mut decoded) = (TeacherRow::default(), Vec::new());
+        for i in 0..features.rows() {
+            rules.skip_to(i);
+            let sample = samples
+                .and_then(|samples| samples.get(i))
+                .and_then(Option::as_ref);
+            let mut check = || {
+                features.read_row_into(i, &mut row)?;
+                sample.map_or(Ok(()), |sample| features.check_join(i, &row, sample))?;
+                rules.check_features(&row, teacher)?;
+                teacher.codec.decode(&row.tokens, &mut decoded)?;
+                sums.add_row(&decoded);
+                Ok(())
+            };
+            match report.keep(check())? {
+                Some(()) => report.rows += 1,
+                None => all_sound = false,
+            }
+            self.seen
+                .fetch_add(stamp.bytes / features.rows() as u64, Ordering::Relaxed);
+        }
+        if let Some(samples) = samples.filter(|samples| samples.len() != features.rows()) {
+            let (found, expected) = (features.rows() as u64, samples.len() as u64);
+            report.problems.push(Error::JoinCount {
+                path: features.path().to_path_buf(),
+                found,
+                expected,
+            });
+            all_sound = false;
+        }
+        if all_sound {
+            report.keep(check_sums(&commit_path, &features.commit().channels, &sums))?;
+            report.keep(features.file().check_hash(&stamp))?;
+        }
+        Ok(())
+    }
+
+    /// The commit record, if there is one; a note about files that lack theirs.
+    fn committed<T>(
+        &self,
+        commit: Option<Option<T>>,
+        path: PathBuf,
+        declared: &[PathBuf],
+        report: &mut Report,
+    ) -> Option<T> {
+        // The outer `None` is a damaged record, which is reported already.
+        let commit = commit?;
+        if commit.is_none() {
+            let stray = declared.iter().filter(|path| path.exists());
+            report.notes.extend(stray.map(|path| {
+                format!(
+                    "{} has no commit record: an interrupted build left it and will replace it",
+                    path.display()
+                )
+            }));
+            report.missing.push(path);
+        }
+        commit
+    }
+
+    /// Notes about files that no record declares.
+    fn strangers(&self) -> Result<Vec<String>> {
+        let mut notes = Vec::new();
+        let mut folders = vec![
+            (
+                self.dir.to_path_buf(),
+                &[][..],
+                &["cache.json", "samples", "teachers", "rejects"][..],
+            ),
+            (
+                self.dir.join("samples"),
+                &[".parquet", ".commit.json"][..],
+                &[][..],
+            ),
+            (self.dir.join("rejects"), &[".jsonl"], &[]),
+        ];
+        for id in self.teachers.keys() {
+            folders.push((
+                layout::teachers_dir(self.dir).join(id.as_str()),
+                &[".parquet", ".commit.json"],
+                &["teacher.json"],
+            ));
+        }
+        for (folder, suffixes, names) in folders {
+            let entries = match std::fs::read_dir(&folder) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(|e| Error::io("list", &folder, e))?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let part = suffixes
+                    .iter()
+                    .find_map(|suffix| layout::part_number(&name, suffix));
+                if names.contains(&&*name)
+                    || part.is_some_and(|part| part < self.identity.plan.parts())
+                {
+                    continue;
+                }
+                let path = entry.path();
+                notes.push(match atomic::target_name(&name) {
+                    Some(_) => format!(
+                        "{} is a temporary file of a build that is running or was killed",
+                        path.display()
+                    ),
+                    None => format!("{} is not part of the format", path.display()),
+                });
+            }
+        }
+        notes.sort();
+        Ok(notes)
+    }
+}
+
+/// (sample, rows of it), in order.
+fn count_rows<'a>(rows: impl Iterator<Item = &'a SampleRow>) -> Vec<(u64, u64)> {
+    let mut counts: Vec<(u64, u64)> = Vec::new();
+    for row in rows {
+        match counts.last_mut() {
+            Some((id, count)) if *id == row.sample_id => *count += 1,
+            _ => counts.push((row.sample_id, 1)),
+        }
+    }
+    counts
+}
+
+/// The sums are exact: the same additions in the same order.
+fn check_sums(commit: &Path, stated: &ChannelSums, found: &ChannelSums) -> Result<()> {
+    let fail = |field: String, stated: &dyn ToString, found: &dyn ToString| {
+        Err(Error::ChannelSums {
+            path: commit.to_path_buf(),
+            field,
+            found: stated.to_string(),
+            expected: found.to_string(),
+        })
+    };
+    if stated.count != found.count {
+        return fail("channels.count".to_string(), &stated.count, &found.count);
+    }
+    for (name, stated, found) in [
+        ("sum", &stated.sum, &found.sum),
+        ("sum_sq", &stated.sum_sq, &found.sum_sq),
+    ] {
+        for (i, (stated, found)) in stated.iter().zip(found).enumerate() {
+            if stated != found {
+                return fail(format!("channels.{name}[{i}]"), stated, found);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

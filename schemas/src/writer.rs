@@ -324,17 +324,13 @@ impl PartWriter {
     }
 
     fn publish(mut self) -> Result<FileStamp> {
-        let mut close = || {
-            // All rows have to reach the sink before it is told that the footer begins.
-            self.writer.flush()?;
-            self.writer.inner_mut().begin_footer();
-            self.writer.finish().map(|_| ())
-        };
-        close().map_err(|e: ParquetError| Error::parquet("write", &self.path, e))?;
-        let sink = self
-            .writer
-            .into_inner()
-            .map_err(|e| Error::parquet("write", &self.path, e))?;
+        let error = |e| Error::parquet("write", &self.path, e);
+        // All rows have to reach the sink before it is told that the footer begins.
+        self.writer
+            .flush()
+            .map_err(|e| Error::io("write", &self.path, e))?;
+        self.writer.inner_mut().begin_footer();
+        let sink = self.writer.into_inner().map_err(error)?;
         let (footer_start, footer) = sink.footer.expect("begin_footer was called above");
         let stamp = FileStamp {
             rows: self.rows,
