@@ -82,7 +82,14 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let cache = Arc::new(Cache::open(cache)?);
         teachers = teachers::open(&recipe, &cache, &[], device)?;
         info!("the loader alone");
-        loader_images_per_s = Some(loader_speed(&recipe, &cache, images, &mut teachers, threads, device)?);
+        loader_images_per_s = Some(loader_speed(
+            &recipe,
+            &cache,
+            images,
+            &mut teachers,
+            threads,
+            device,
+        )?);
     }
 
     let widths: BTreeMap<String, i64> = recipe
@@ -90,7 +97,10 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         .teachers
         .iter()
         .map(|id| {
-            let cached = teachers.iter().find(|t| t.id.as_str() == id).map(|t| i64::from(t.width));
+            let cached = teachers
+                .iter()
+                .find(|t| t.id.as_str() == id)
+                .map(|t| i64::from(t.width));
             // Without a cache: a teacher as wide as the student, as CLIP-B and DINO-B are for a ViT-B.
             (id.clone(), cached.unwrap_or(recipe.model.embed_dim.into()))
         })
@@ -130,10 +140,23 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()> {
-    let BenchResult { device, torch_threads, loader_threads, batch_size, gflop_per_image, .. } = result;
-    writeln!(out, "{device}, {torch_threads} libtorch threads, batch {batch_size}, {gflop_per_image:.1} GFLOP an image and step")?;
+    let BenchResult {
+        device,
+        torch_threads,
+        loader_threads,
+        batch_size,
+        gflop_per_image,
+        ..
+    } = result;
+    writeln!(
+        out,
+        "{device}, {torch_threads} libtorch threads, batch {batch_size}, {gflop_per_image:.1} GFLOP an image and step"
+    )?;
     if let Some(speed) = result.loader_images_per_s {
-        writeln!(out, "loader alone ({loader_threads} threads)  {speed:.1} img/s")?;
+        writeln!(
+            out,
+            "loader alone ({loader_threads} threads)  {speed:.1} img/s"
+        )?;
     }
     for (precision, s) in &result.steps {
         writeln!(
@@ -164,10 +187,17 @@ fn loader_speed(
     let ids: Vec<_> = teachers.iter().map(|t| t.id.clone()).collect();
     let samples = join::join(cache, &ids, &source, &recipe.data, &|_, _| ())?;
     let batch = recipe.optim.batch_size;
-    let order = Order::new(recipe.run.seed, samples.len(), batch).context("too few images for one batch")?;
+    let order = Order::new(recipe.run.seed, samples.len(), batch)
+        .context("too few images for one batch")?;
     let batches = order.steps_per_epoch().max(2);
     let plan = loader_plan(recipe, teachers, samples, source, order);
-    let mut loader = Loader::start(Arc::new(plan), 0..batches, threads, recipe.data.prefetch, device)?;
+    let mut loader = Loader::start(
+        Arc::new(plan),
+        0..batches,
+        threads,
+        recipe.data.prefetch,
+        device,
+    )?;
     let mut start = Instant::now();
     for i in 0..batches {
         let batch = loader.next_batch()?;
@@ -193,10 +223,18 @@ fn step_speeds(
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     optim::set_lr(&mut optim, recipe.schedule().lr);
     let n = recipe.optim.batch_size as i64;
-    let (size, l) = (i64::from(recipe.model.img_size), recipe.mae_config().num_patches());
+    let (size, l) = (
+        i64::from(recipe.model.img_size),
+        recipe.mae_config().num_patches(),
+    );
     let pixels = Tensor::randint(256, [n, size, size, 3], (Kind::Uint8, device));
     let noise = Tensor::rand([n, l], (Kind::Double, device));
-    let token = |(id, &width): (&String, &i64)| (id.clone(), Tensor::randn([n, l, width], (Kind::Float, device)).to_kind(Kind::Half));
+    let token = |(id, &width): (&String, &i64)| {
+        (
+            id.clone(),
+            Tensor::randn([n, l, width], (Kind::Float, device)).to_kind(Kind::Half),
+        )
+    };
     let features = Features {
         tokens: widths.iter().map(token).collect(),
         cls_attn: Some(Tensor::rand([n, l], (Kind::Float, device)).to_kind(Kind::Half)),
@@ -245,7 +283,10 @@ fn product_speed(precision: Precision, device: Device) -> f64 {
 /// three quarters, as the reference code does, makes it 58.7.)
 pub fn flop_per_image(recipe: &Recipe, widths: &BTreeMap<String, i64>) -> f64 {
     let m = &recipe.model;
-    let (keep, l) = (recipe.len_keep() as f64, recipe.mae_config().num_patches() as f64);
+    let (keep, l) = (
+        recipe.len_keep() as f64,
+        recipe.mae_config().num_patches() as f64,
+    );
     let (dim, decoder_dim) = (f64::from(m.embed_dim), f64::from(m.decoder_embed_dim));
     let patch = 3.0 * f64::from(m.patch_size).powi(2);
     let linear = |tokens: f64, from: f64, to: f64| 2.0 * tokens * from * to;
@@ -255,10 +296,14 @@ pub fn flop_per_image(recipe: &Recipe, widths: &BTreeMap<String, i64>) -> f64 {
         f64::from(depth) * (weights + 4.0 * tokens * tokens * dim)
     };
     let mut forward = linear(keep, patch, dim) + blocks(m.depth, keep + 1.0, dim);
-    forward += widths.values().map(|&width| linear(keep, dim, width as f64)).sum::<f64>();
+    forward += widths
+        .values()
+        .map(|&width| linear(keep, dim, width as f64))
+        .sum::<f64>();
     if recipe.loss.w_rec > 0.0 {
         forward += linear(keep + 1.0, dim, decoder_dim);
-        forward += blocks(m.decoder_depth, l + 1.0, decoder_dim) + linear(l + 1.0, decoder_dim, patch);
+        forward +=
+            blocks(m.decoder_depth, l + 1.0, decoder_dim) + linear(l + 1.0, decoder_dim, patch);
     }
     3.0 * forward
 }

@@ -60,8 +60,20 @@ pub struct State {
 
 impl State {
     /// A state before it is saved; saving adds the digests.
-    pub fn new(step: u64, nonfinite_in_row: u32, window: Window, data: BTreeMap<String, String>) -> State {
-        State { format_version: FORMAT_VERSION, step, nonfinite_in_row, window, data, sha256: BTreeMap::new() }
+    pub fn new(
+        step: u64,
+        nonfinite_in_row: u32,
+        window: Window,
+        data: BTreeMap<String, String>,
+    ) -> State {
+        State {
+            format_version: FORMAT_VERSION,
+            step,
+            nonfinite_in_row,
+            window,
+            data,
+            sha256: BTreeMap::new(),
+        }
     }
 }
 
@@ -86,7 +98,12 @@ pub struct Checkpoint {
 }
 
 /// Publishes a checkpoint, then `LAST`, then removes all but the newest `keep`. `recipe` goes into the model's header.
-pub fn save(run: &Path, checkpoint: &Checkpoint, recipe: &str, keep: usize) -> anyhow::Result<PathBuf> {
+pub fn save(
+    run: &Path,
+    checkpoint: &Checkpoint,
+    recipe: &str,
+    keep: usize,
+) -> anyhow::Result<PathBuf> {
     let name = folder_name(checkpoint.state.step);
     let folder = run.join(FOLDER).join(&name);
     // A folder of this step is there only if a resume went back behind it, so LAST names an older one.
@@ -94,17 +111,31 @@ pub fn save(run: &Path, checkpoint: &Checkpoint, recipe: &str, keep: usize) -> a
     atomic::remove_stale(&folder)?;
     let unfinished = AtomicDir::create(&folder)?;
     let mut state = checkpoint.state.clone();
-    for (file, tensors, header) in
-        [(MODEL, &checkpoint.model, Some((RECIPE_KEY, recipe))), (OPTIMIZER, &checkpoint.optimizer, None)]
-    {
+    for (file, tensors, header) in [
+        (MODEL, &checkpoint.model, Some((RECIPE_KEY, recipe))),
+        (OPTIMIZER, &checkpoint.optimizer, None),
+    ] {
         let file_out = AtomicFile::create(&unfinished.path().join(file))?;
-        let mut out = HashingWriter { inner: BufWriter::new(file_out), sha256: Sha256::new() };
+        let mut out = HashingWriter {
+            inner: BufWriter::new(file_out),
+            sha256: Sha256::new(),
+        };
         weights::write(&mut out, tensors, header)?;
-        let written = out.inner.into_inner().map_err(io::IntoInnerError::into_error);
-        written.with_context(|| format!("{folder:?}: cannot be written"))?.publish()?;
-        state.sha256.insert(file.to_owned(), hex(&out.sha256.finalize()));
+        let written = out
+            .inner
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error);
+        written
+            .with_context(|| format!("{folder:?}: cannot be written"))?
+            .publish()?;
+        state
+            .sha256
+            .insert(file.to_owned(), hex(&out.sha256.finalize()));
     }
-    let sealed = serde_json::to_vec_pretty(&Sealed { digest: digest(&state)?, state })?;
+    let sealed = serde_json::to_vec_pretty(&Sealed {
+        digest: digest(&state)?,
+        state,
+    })?;
     atomic::write(&unfinished.path().join(STATE), &sealed)?;
     unfinished.publish()?;
     atomic::write(&run.join(LAST), format!("{name}\n").as_bytes())?;
@@ -123,11 +154,16 @@ pub fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::Result<O
     match fs::read_to_string(&last).map(|name| step_of(name.trim())) {
         Ok(Some(step)) => {
             if !candidates.contains(&step) {
-                notice(format!("{last:?} names {}, which is gone", folder_name(step)));
+                notice(format!(
+                    "{last:?} names {}, which is gone",
+                    folder_name(step)
+                ));
             }
             candidates.retain(|&candidate| candidate <= step);
         }
-        Ok(None) => notice(format!("{last:?} names no checkpoint; looking for the newest")),
+        Ok(None) => notice(format!(
+            "{last:?} names no checkpoint; looking for the newest"
+        )),
         // Killed between the first checkpoint and the pointer to it.
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(anyhow!(e).context(format!("{last:?}: cannot be read"))),
@@ -139,21 +175,32 @@ pub fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::Result<O
             Err(e) => notice(format!("{e:#}; falling back to the checkpoint before it")),
         }
     }
-    bail!("{:?}: no checkpoint is whole. Start again with another --out, or copy a good one back", run.join(FOLDER))
+    bail!(
+        "{:?}: no checkpoint is whole. Start again with another --out, or copy a good one back",
+        run.join(FOLDER)
+    )
 }
 
 /// The folder of the newest checkpoint, without reading it.
 pub fn newest(run: &Path) -> anyhow::Result<Option<PathBuf>> {
-    Ok(steps(run)?.last().map(|&step| run.join(FOLDER).join(folder_name(step))))
+    Ok(steps(run)?
+        .last()
+        .map(|&step| run.join(FOLDER).join(folder_name(step))))
 }
 
 /// Loads and verifies one checkpoint.
 pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
     let path = folder.join(STATE);
     let bytes = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
-    let Sealed { state, digest: expected } =
-        serde_json::from_slice(&bytes).with_context(|| format!("{path:?}: is damaged, or of another version"))?;
-    ensure!(digest(&state)? == expected, "{path:?}: is damaged (its content does not hash to its digest)");
+    let Sealed {
+        state,
+        digest: expected,
+    } = serde_json::from_slice(&bytes)
+        .with_context(|| format!("{path:?}: is damaged, or of another version"))?;
+    ensure!(
+        digest(&state)? == expected,
+        "{path:?}: is damaged (its content does not hash to its digest)"
+    );
     ensure!(
         state.format_version == FORMAT_VERSION,
         "{path:?}: format version {}, this program reads {FORMAT_VERSION}",
@@ -162,16 +209,27 @@ pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
     let tensors = |name: &str| -> anyhow::Result<BTreeMap<String, Tensor>> {
         let path = folder.join(name);
         let weights = Weights::read(&path)?;
-        let expected = state.sha256.get(name).with_context(|| format!("{:?}: lacks the digest of {name}", folder.join(STATE)))?;
+        let expected = state
+            .sha256
+            .get(name)
+            .with_context(|| format!("{:?}: lacks the digest of {name}", folder.join(STATE)))?;
         ensure!(
             weights.sha256() == expected,
             "{path:?}: is damaged (SHA-256 {}, state.json says {expected})",
             weights.sha256()
         );
-        Ok(weights.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect())
+        Ok(weights
+            .tensors()
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+            .collect())
     };
     let (model, optimizer) = (tensors(MODEL)?, tensors(OPTIMIZER)?);
-    Ok(Checkpoint { state, model, optimizer })
+    Ok(Checkpoint {
+        state,
+        model,
+        optimizer,
+    })
 }
 
 /// Steps of the published checkpoints, ascending.
@@ -184,7 +242,9 @@ fn steps(run: &Path) -> anyhow::Result<Vec<u64>> {
     };
     let mut steps = Vec::new();
     for entry in entries {
-        let name = entry.with_context(|| format!("{folder:?}: cannot be read"))?.file_name();
+        let name = entry
+            .with_context(|| format!("{folder:?}: cannot be read"))?
+            .file_name();
         steps.extend(name.to_str().and_then(step_of));
     }
     steps.sort_unstable();
@@ -193,7 +253,8 @@ fn steps(run: &Path) -> anyhow::Result<Vec<u64>> {
 
 /// Removes all but the newest `keep` checkpoints up to `step`, and any later one: a damaged one that a resume went back behind.
 fn prune(run: &Path, step: u64, keep: usize) -> anyhow::Result<()> {
-    let (mut stale, later): (Vec<u64>, Vec<u64>) = steps(run)?.into_iter().partition(|&s| s <= step);
+    let (mut stale, later): (Vec<u64>, Vec<u64>) =
+        steps(run)?.into_iter().partition(|&s| s <= step);
     stale.truncate(stale.len().saturating_sub(keep));
     for step in stale.into_iter().chain(later) {
         remove(&run.join(FOLDER).join(folder_name(step)))?;

@@ -84,7 +84,12 @@ pub struct Data {
 
 impl Default for Data {
     fn default() -> Self {
-        Data { missing: Missing::Error, allow_incomplete: false, prefetch: PREFETCH, pixel_cache_mib: 0 }
+        Data {
+            missing: Missing::Error,
+            allow_incomplete: false,
+            prefetch: PREFETCH,
+            pixel_cache_mib: 0,
+        }
     }
 }
 
@@ -164,7 +169,9 @@ pub struct Target {
 
 impl Default for Target {
     fn default() -> Self {
-        Target { norm: TargetNorm::Ln }
+        Target {
+            norm: TargetNorm::Ln,
+        }
     }
 }
 
@@ -180,7 +187,10 @@ pub struct Loss {
 
 impl Default for Loss {
     fn default() -> Self {
-        Loss { w_rec: LOSS_WEIGHT, w_mimic: LOSS_WEIGHT }
+        Loss {
+            w_rec: LOSS_WEIGHT,
+            w_mimic: LOSS_WEIGHT,
+        }
     }
 }
 
@@ -202,7 +212,12 @@ pub struct Mask {
 
 impl Default for Mask {
     fn default() -> Self {
-        Mask { kind: MaskKind::Random, ratio: MASK_RATIO, mode: None, teacher: None }
+        Mask {
+            kind: MaskKind::Random,
+            ratio: MASK_RATIO,
+            mode: None,
+            teacher: None,
+        }
     }
 }
 
@@ -321,11 +336,16 @@ mod precision_name {
     use models::precision::Precision;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(precision: &Precision, out: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        precision: &Precision,
+        out: S,
+    ) -> Result<S::Ok, S::Error> {
         out.serialize_str(precision.name())
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Precision, D::Error> {
-        String::deserialize(input)?.parse().map_err(D::Error::custom)
+        String::deserialize(input)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }

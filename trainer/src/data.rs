@@ -43,7 +43,9 @@ pub enum Problem {
         cached: String,
     },
     /// A row's view is not the one its policy and seed draw, or its rows are not one per view.
-    #[error("{cache:?}: part {part}, row {row} ({key}): the view is not the one that the cache's policy and seed draw")]
+    #[error(
+        "{cache:?}: part {part}, row {row} ({key}): the view is not the one that the cache's policy and seed draw"
+    )]
     View {
         /// The cache.
         cache: PathBuf,

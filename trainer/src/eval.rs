@@ -46,26 +46,53 @@ pub struct KnnResult {
 pub fn run_knn(args: &KnnArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let device = torch_ext::resolve_device(&args.device.device)?;
     let model = Model::load(&args.model, args.untrained, device)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads()).build()?;
-    let (train, test) = (ImageSource::open(&args.train)?, ImageSource::open(&args.test)?);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(args.device.loader_threads())
+        .build()?;
+    let (train, test) = (
+        ImageSource::open(&args.train)?,
+        ImageSource::open(&args.test)?,
+    );
     let classes = Classes::of(&[&train, &test])?;
-    info!("{}: {} train and {} test images of {} classes", model.describe(), train.len(), test.len(), classes.0.len());
+    info!(
+        "{}: {} train and {} test images of {} classes",
+        model.describe(),
+        train.len(),
+        test.len(),
+        classes.0.len()
+    );
 
     let extract = |name: &str, source: &ImageSource| {
         let images = features::extract(&model, source, args.batch_size, args.precision, &pool)?;
         if !images.skipped.is_empty() {
-            warn!("{name}: {} images cannot be used, the first is {}", images.skipped.len(), images.skipped[0]);
+            warn!(
+                "{name}: {} images cannot be used, the first is {}",
+                images.skipped.len(),
+                images.skipped[0]
+            );
         }
         anyhow::Ok(images)
     };
     let (train_images, test_images) = (extract("--train", &train)?, extract("--test", &test)?);
-    let (train_labels, test_labels) = (classes.labels(&train, &train_images)?, classes.labels(&test, &test_images)?);
+    let (train_labels, test_labels) = (
+        classes.labels(&train, &train_images)?,
+        classes.labels(&test, &test_images)?,
+    );
 
     let mut accuracy = BTreeMap::new();
     for (kind, features) in &train_images.features {
-        let train = Labelled { features: features.shallow_clone(), labels: train_labels.clone() };
-        let test = Labelled { features: test_images.features[kind].shallow_clone(), labels: test_labels.clone() };
-        accuracy.insert(kind.clone(), knn::knn(&train, &test, args.k, classes.0.len())?);
+        let train = Labelled {
+            features: features.shallow_clone(),
+            labels: train_labels.clone(),
+        };
+        let test = Labelled {
+            features: test_images.features[kind].shallow_clone(),
+            labels: test_labels.clone(),
+        };
+        accuracy.insert(
+            kind.clone(),
+            knn::knn(&train, &test, args.k, classes.0.len())?,
+        );
     }
 
     let seen: BTreeSet<_> = train_images.hashes.iter().collect();
@@ -73,18 +100,29 @@ pub fn run_knn(args: &KnnArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         model: model.describe(),
         train_images: train_images.idxs.len(),
         test_images: test_images.idxs.len(),
-        test_images_in_train: test_images.hashes.iter().filter(|hash| seen.contains(hash)).count(),
+        test_images_in_train: test_images
+            .hashes
+            .iter()
+            .filter(|hash| seen.contains(hash))
+            .count(),
         skipped_images: train_images.skipped.len() + test_images.skipped.len(),
         classes: classes.0.len(),
         k: args.k,
         accuracy,
     };
     if result.test_images_in_train > 0 {
-        warn!("{} test images are among the train images too; their votes say nothing", result.test_images_in_train);
+        warn!(
+            "{} test images are among the train images too; their votes say nothing",
+            result.test_images_in_train
+        );
     }
     let json = serde_json::to_string_pretty(&result)?;
     if let Some(run) = model.run_folder() {
-        let name = if args.untrained { "eval/knn-untrained.json" } else { KNN_FILE };
+        let name = if args.untrained {
+            "eval/knn-untrained.json"
+        } else {
+            KNN_FILE
+        };
         atomic::write(&run.join(name), json.as_bytes())?;
     }
     if args.json {
@@ -104,7 +142,12 @@ fn write_table(result: &KnnResult, out: &mut dyn Write) -> std::io::Result<()> {
     )?;
     writeln!(out, "{:<10} {:>8} {:>10}", "features", "top-1", "balanced")?;
     for (kind, accuracy) in &result.accuracy {
-        writeln!(out, "{kind:<10} {:>7.2}% {:>9.2}%", 100.0 * accuracy.top1, 100.0 * accuracy.balanced)?;
+        writeln!(
+            out,
+            "{kind:<10} {:>7.2}% {:>9.2}%",
+            100.0 * accuracy.top1,
+            100.0 * accuracy.balanced
+        )?;
     }
     Ok(())
 }
@@ -125,13 +168,24 @@ impl Classes {
 
     /// The classes of a source's images.
     fn labels(&self, source: &ImageSource, images: &Images) -> anyhow::Result<Vec<i64>> {
-        images.idxs.iter().map(|&i| Ok(self.0[&class_name(source, i)?])).collect()
+        images
+            .idxs
+            .iter()
+            .map(|&i| Ok(self.0[&class_name(source, i)?]))
+            .collect()
     }
 }
 
 /// What image `i`'s class is called; its number where the source has no names.
 fn class_name(source: &ImageSource, i: usize) -> anyhow::Result<String> {
-    let label = source.label(i).with_context(|| format!("image {} has no label; k-NN needs one for every image", source.key(i)))?;
-    let name = usize::try_from(label).ok().and_then(|label| source.label_names().get(label));
+    let label = source.label(i).with_context(|| {
+        format!(
+            "image {} has no label; k-NN needs one for every image",
+            source.key(i)
+        )
+    })?;
+    let name = usize::try_from(label)
+        .ok()
+        .and_then(|label| source.label_names().get(label));
     Ok(name.cloned().unwrap_or_else(|| label.to_string()))
 }

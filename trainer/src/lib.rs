@@ -37,12 +37,18 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
     match &cli.command {
         Command::Pretrain(args) => pretrain::pretrain(args),
         Command::Knn(args) => eval::run_knn(args, out),
-        Command::Config(args) => Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?),
+        Command::Config(args) => {
+            Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
+        }
         Command::Bench(args) => bench::bench(args, out),
     }
 }
 
 /// The program's exit code for an error: 1 when the data has problems, which the message names, 2 when it could not be done.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.chain().any(|cause| cause.is::<data::Problem>()) { 1 } else { 2 }
+    if error.chain().any(|cause| cause.is::<data::Problem>()) {
+        1
+    } else {
+        2
+    }
 }

@@ -48,7 +48,10 @@ impl Window {
 
     /// The means; empty when every step was skipped.
     pub fn means(&self) -> BTreeMap<String, f64> {
-        self.sums.iter().map(|(name, sum)| (name.clone(), sum / self.steps as f64)).collect()
+        self.sums
+            .iter()
+            .map(|(name, sum)| (name.clone(), sum / self.steps as f64))
+            .collect()
     }
 }
 
@@ -127,11 +130,18 @@ impl StepLog {
         }
         let path = run.join(name);
         if path.exists() {
-            let bytes = std::fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
+            let bytes =
+                std::fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
             let is_kept = |line: &&[u8]| {
-                line.ends_with(b"\n") && serde_json::from_slice::<Numbered>(line).is_ok_and(|line| line.step <= step)
+                line.ends_with(b"\n")
+                    && serde_json::from_slice::<Numbered>(line).is_ok_and(|line| line.step <= step)
             };
-            let kept: Vec<u8> = bytes.split_inclusive(|&b| b == b'\n').take_while(is_kept).flatten().copied().collect();
+            let kept: Vec<u8> = bytes
+                .split_inclusive(|&b| b == b'\n')
+                .take_while(is_kept)
+                .flatten()
+                .copied()
+                .collect();
             if kept != bytes {
                 schemas::atomic::write(&path, &kept)?;
             }
@@ -145,20 +155,26 @@ impl StepLog {
     pub fn append(&mut self, line: &impl Serialize) -> anyhow::Result<()> {
         let mut text = serde_json::to_vec(line).context("a log line is plain numbers and names")?;
         text.push(b'\n');
-        self.file.write_all(&text).with_context(|| format!("{:?}: cannot be written", self.path))
+        self.file
+            .write_all(&text)
+            .with_context(|| format!("{:?}: cannot be written", self.path))
     }
 
     /// Makes all lines durable; called before the checkpoint that counts on them is published.
     pub fn sync(&self) -> anyhow::Result<()> {
-        self.file.sync_data().with_context(|| format!("{:?}: cannot be written", self.path))
+        self.file
+            .sync_data()
+            .with_context(|| format!("{:?}: cannot be written", self.path))
     }
 }
 
 /// Reads a run's lines.
 pub fn read(run: &Path) -> anyhow::Result<Vec<Line>> {
     let path = run.join(METRICS);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{path:?}: cannot be read"))?;
-    let parse = |(i, line)| serde_json::from_str(line).with_context(|| format!("{path:?}, line {}", i + 1));
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("{path:?}: cannot be read"))?;
+    let parse =
+        |(i, line)| serde_json::from_str(line).with_context(|| format!("{path:?}, line {}", i + 1));
     text.lines().enumerate().map(parse).collect()
 }
 
@@ -176,7 +192,13 @@ impl Clock {
     /// Starts now.
     pub fn start() -> Clock {
         let now = Instant::now();
-        Clock { started: now, line_started: now, waited: Duration::ZERO, images: 0, steps_since_start: 0 }
+        Clock {
+            started: now,
+            line_started: now,
+            waited: Duration::ZERO,
+            images: 0,
+            steps_since_start: 0,
+        }
     }
 
     /// Counts a step of `images` images that waited this long for its data.
@@ -189,7 +211,10 @@ impl Clock {
     /// Images per second and share of waiting since the last call, and starts anew.
     pub fn lap(&mut self) -> (f64, f64) {
         let seconds = self.line_started.elapsed().as_secs_f64().max(1e-9);
-        let result = (self.images as f64 / seconds, (self.waited.as_secs_f64() / seconds).min(1.0));
+        let result = (
+            self.images as f64 / seconds,
+            (self.waited.as_secs_f64() / seconds).min(1.0),
+        );
         self.line_started = Instant::now();
         self.images = 0;
         self.waited = Duration::ZERO;
@@ -198,13 +223,20 @@ impl Clock {
 
     /// How long `steps` more take at this process's mean speed so far.
     pub fn eta(&self, steps: u64) -> Duration {
-        self.started.elapsed().mul_f64(steps as f64 / self.steps_since_start.max(1) as f64)
+        self.started
+            .elapsed()
+            .mul_f64(steps as f64 / self.steps_since_start.max(1) as f64)
     }
 }
 
 fn human_time(time: Duration) -> String {
     let seconds = time.as_secs();
-    match (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+    match (
+        seconds / 86400,
+        seconds / 3600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+    ) {
         (0, 0, 0, s) => format!("{s}s"),
         (0, 0, m, s) => format!("{m}m{s:02}s"),
         (0, h, m, _) => format!("{h}h{m:02}m"),

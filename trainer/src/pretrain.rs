@@ -47,27 +47,40 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
     let cache = Arc::new(Cache::open(&args.cache)?);
     let mut teachers = teachers::open(&recipe, &cache, &args.online_teachers, device)?;
     let Some(images) = &args.images else {
-        bail!("{:?} holds no pixels: give the images it was built from with --images", args.cache);
+        bail!(
+            "{:?} holds no pixels: give the images it was built from with --images",
+            args.cache
+        );
     };
     let source = ImageSource::open(images)?;
-    let cached: Vec<_> = teachers.iter().filter(|t| t.rows.is_some()).map(|t| t.id.clone()).collect();
+    let cached: Vec<_> = teachers
+        .iter()
+        .filter(|t| t.rows.is_some())
+        .map(|t| t.id.clone())
+        .collect();
     let samples = join::join(&cache, &cached, &source, &recipe.data, &report_scan)?;
     let facts = data_facts(&cache, &samples, &teachers);
 
     // ------------------------------------------------------------------ order and schedule
-    let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).with_context(|| {
-        format!(
-            "{} images do not fill one step of optim.batch_size {} x optim.accum_iter {}",
-            samples.len(),
-            recipe.optim.batch_size,
-            recipe.optim.accum_iter
-        )
-    })?;
+    let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).with_context(
+        || {
+            format!(
+                "{} images do not fill one step of optim.batch_size {} x optim.accum_iter {}",
+                samples.len(),
+                recipe.optim.batch_size,
+                recipe.optim.accum_iter
+            )
+        },
+    )?;
     let schedule = recipe.schedule();
     let total_steps = recipe.schedule.epochs * order.steps_per_epoch();
 
     // ------------------------------------------------------------------ student and optimizer
-    let widths = teachers.iter().filter(|t| t.mimicked).map(|t| (t.id.to_string(), t.width.into())).collect();
+    let widths = teachers
+        .iter()
+        .filter(|t| t.mimicked)
+        .map(|t| (t.id.to_string(), t.width.into()))
+        .collect();
     let params = ParamStore::new(device, recipe.run.seed);
     let student = MrMae::new(&params.root(), &student_config(&recipe, &widths))?;
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
@@ -83,26 +96,45 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
     );
 
     // ------------------------------------------------------------------ resume
-    let mut progress = Progress { step: 0, nonfinite_in_row: 0, window: Window::default() };
+    let mut progress = Progress {
+        step: 0,
+        nonfinite_in_row: 0,
+        window: Window::default(),
+    };
     if let Some(last) = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))? {
         run_folder::refuse_other_data(run.path(), &last.state.data, &facts)?;
         params.load("the checkpoint's model", &last.model)?;
         optim.load_state(&last.optimizer)?;
-        progress = Progress { step: last.state.step, nonfinite_in_row: last.state.nonfinite_in_row, window: last.state.window };
+        progress = Progress {
+            step: last.state.step,
+            nonfinite_in_row: last.state.nonfinite_in_row,
+            window: last.state.window,
+        };
         info!("resuming {:?} after step {}", args.out, progress.step);
     }
     if progress.step >= total_steps {
-        info!("{:?} is finished: all {total_steps} steps are done", args.out);
+        info!(
+            "{:?} is finished: all {total_steps} steps are done",
+            args.out
+        );
         return Ok(());
     }
     let mut metrics = StepLog::open(run.path(), metrics::METRICS, progress.step)?;
     let mut nonfinite = StepLog::open(run.path(), metrics::NONFINITE, progress.step)?;
 
     // ------------------------------------------------------------------ loader
-    let end = args.stop_after.map_or(total_steps, |n| total_steps.min(progress.step.saturating_add(n)));
+    let end = args.stop_after.map_or(total_steps, |n| {
+        total_steps.min(progress.step.saturating_add(n))
+    });
     let plan = loader_plan(&recipe, &mut teachers, samples, source, order);
     let steps = progress.step..end;
-    let mut loader = Loader::start(Arc::new(plan), steps.clone(), args.device.loader_threads(), recipe.data.prefetch, device)?;
+    let mut loader = Loader::start(
+        Arc::new(plan),
+        steps.clone(),
+        args.device.loader_threads(),
+        recipe.data.prefetch,
+        device,
+    )?;
 
     // ------------------------------------------------------------------ the loop
     let mut clock = Clock::start();
@@ -119,26 +151,52 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             let features = teachers::features(&teachers, &batch, device)?;
             let noise = teachers::to_device(&batch.noise, device)?;
             let masking = step::masking(&recipe, &noise, features.cls_attn.as_ref());
-            losses.push(step::accumulate(&student, &imgs, &masking, &features, recipe.run.precision, recipe.optim.accum_iter));
+            losses.push(step::accumulate(
+                &student,
+                &imgs,
+                &masking,
+                &features,
+                recipe.run.precision,
+                recipe.optim.accum_iter,
+            ));
             batches.push(batch);
         }
         let values = step::update(&mut optim, &losses, recipe.optim.clip_grad)?;
         clock.step(recipe.effective_batch(), loader.take_waited());
 
         // This step is queued; now the previous one is read, which must be done or nearly so.
-        let done = in_flight.replace(InFlight { step, lr, values, batches });
+        let done = in_flight.replace(InFlight {
+            step,
+            lr,
+            values,
+            batches,
+        });
         let mut settle = |done: InFlight, progress: &mut Progress| -> anyhow::Result<()> {
             let finite = progress.settle(&done, &mut nonfinite)?;
             if !finite {
-                warn!("step {}: a loss or gradient is not finite; skipped, its images are in {}", done.step + 1, metrics::NONFINITE);
+                warn!(
+                    "step {}: a loss or gradient is not finite; skipped, its images are in {}",
+                    done.step + 1,
+                    metrics::NONFINITE
+                );
             }
             let in_row = progress.nonfinite_in_row;
             if progress.step % recipe.run.log_every == 0 || progress.step == total_steps {
-                let line = progress.line(order.fractional_epoch(progress.step), done.lr, &mut clock, device)?;
-                info!("{}", line.console(total_steps, clock.eta(total_steps - progress.step)));
+                let line = progress.line(
+                    order.fractional_epoch(progress.step),
+                    done.lr,
+                    &mut clock,
+                    device,
+                )?;
+                info!(
+                    "{}",
+                    line.console(total_steps, clock.eta(total_steps - progress.step))
+                );
                 metrics.append(&line)?;
             }
-            done.batches.into_iter().for_each(|batch| loader.recycle(batch));
+            done.batches
+                .into_iter()
+                .for_each(|batch| loader.recycle(batch));
             ensure!(
                 in_row < recipe.run.stop_after_nonfinite,
                 "{in_row} steps in a row had a loss or gradient that is not finite (run.stop_after_nonfinite): the run has diverged. \
@@ -158,16 +216,32 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             }
             metrics.sync()?;
             nonfinite.sync()?;
-            let state = State::new(progress.step, progress.nonfinite_in_row, progress.window.clone(), facts.clone());
-            let checkpoint = Checkpoint { state, model: params.tensors(), optimizer: optim.state() };
-            let folder = checkpoint::save(run.path(), &checkpoint, &recipe.to_toml(), recipe.run.keep_checkpoints)?;
+            let state = State::new(
+                progress.step,
+                progress.nonfinite_in_row,
+                progress.window.clone(),
+                facts.clone(),
+            );
+            let checkpoint = Checkpoint {
+                state,
+                model: params.tensors(),
+                optimizer: optim.state(),
+            };
+            let folder = checkpoint::save(
+                run.path(),
+                &checkpoint,
+                &recipe.to_toml(),
+                recipe.run.keep_checkpoints,
+            )?;
             info!("checkpoint {}", folder.display());
         }
     }
     if end == total_steps {
         info!("finished: {total_steps} steps");
     } else {
-        info!("stopped after step {end} of {total_steps} (--stop-after); the same command continues");
+        info!(
+            "stopped after step {end} of {total_steps} (--stop-after); the same command continues"
+        );
     }
     Ok(())
 }
@@ -197,31 +271,60 @@ impl Progress {
         if !finite {
             nonfinite.append(&Skipped {
                 step: self.step,
-                values: values.into_iter().map(|(name, value)| (name, value.to_string())).collect(),
-                samples: done.batches.iter().flat_map(|batch| batch.samples.iter().copied()).collect(),
+                values: values
+                    .into_iter()
+                    .map(|(name, value)| (name, value.to_string()))
+                    .collect(),
+                samples: done
+                    .batches
+                    .iter()
+                    .flat_map(|batch| batch.samples.iter().copied())
+                    .collect(),
             })?;
         }
         Ok(finite)
     }
 
     /// The metrics line of the current window, which then starts anew.
-    fn line(&mut self, epoch: f64, lr: f64, clock: &mut Clock, device: Device) -> anyhow::Result<Line> {
+    fn line(
+        &mut self,
+        epoch: f64,
+        lr: f64,
+        clock: &mut Clock,
+        device: Device,
+    ) -> anyhow::Result<Line> {
         let window = std::mem::take(&mut self.window);
         let (images_per_s, wait_share) = clock.lap();
         let peak_memory_bytes = torch_ext::memory(device)?.peak;
         let (skipped, means) = (window.skipped, window.means());
-        Ok(Line { step: self.step, epoch, lr, images_per_s, wait_share, peak_memory_bytes, skipped, means })
+        Ok(Line {
+            step: self.step,
+            epoch,
+            lr,
+            images_per_s,
+            wait_share,
+            peak_memory_bytes,
+            skipped,
+            means,
+        })
     }
 }
 
 /// The network that a recipe asks for, with a head for each teacher of `widths`. `loss.w_mimic` is shared evenly by the teachers.
 pub(crate) fn student_config(recipe: &Recipe, widths: &BTreeMap<String, i64>) -> MrMaeConfig {
     let weight = recipe.loss.w_mimic / widths.len().max(1) as f64;
-    let config = |&width: &i64| MimicConfig { width, weight, target_norm: recipe.target.norm };
+    let config = |&width: &i64| MimicConfig {
+        width,
+        weight,
+        target_norm: recipe.target.norm,
+    };
     MrMaeConfig {
         mae: recipe.mae_config(),
         rec_weight: recipe.loss.w_rec,
-        teachers: widths.iter().map(|(id, width)| (id.clone(), config(width))).collect(),
+        teachers: widths
+            .iter()
+            .map(|(id, width)| (id.clone(), config(width)))
+            .collect(),
     }
 }
 
@@ -241,19 +344,37 @@ pub(crate) fn loader_plan(
     };
     let rows = teachers.iter_mut().map(|t| t.rows.take()).collect();
     let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
-    LoaderPlan { samples, source, rows, pixels, shape, order, seed: recipe.run.seed }
+    LoaderPlan {
+        samples,
+        source,
+        rows,
+        pixels,
+        shape,
+        order,
+        seed: recipe.run.seed,
+    }
 }
 
 /// What the weights of a run depend on besides its recipe.
-fn data_facts(cache: &Cache, samples: &Samples, teachers: &[RunTeacher]) -> BTreeMap<String, String> {
+fn data_facts(
+    cache: &Cache,
+    samples: &Samples,
+    teachers: &[RunTeacher],
+) -> BTreeMap<String, String> {
     let identity = cache.identity();
     let mut facts = BTreeMap::from([
-        ("samples".to_owned(), format!("{} (SHA-256 {})", samples.len(), samples.fingerprint())),
+        (
+            "samples".to_owned(),
+            format!("{} (SHA-256 {})", samples.len(), samples.fingerprint()),
+        ),
         ("views".to_owned(), format!("{:?}", identity.views)),
         ("image_code".to_owned(), identity.image_code.clone()),
     ]);
     for teacher in teachers {
-        facts.insert(format!("teacher.{}.weights_sha256", teacher.id), teacher.weights_sha256.clone());
+        facts.insert(
+            format!("teacher.{}.weights_sha256", teacher.id),
+            teacher.weights_sha256.clone(),
+        );
         facts.insert(format!("teacher.{}.features", teacher.id), teacher.origin());
     }
     facts

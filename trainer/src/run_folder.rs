@@ -34,11 +34,18 @@ impl RunFolder {
     pub fn open(path: &Path, recipe: &Recipe) -> anyhow::Result<RunFolder> {
         let saved = path.join(RECIPE);
         if !saved.exists() && path.exists() {
-            let mut entries = fs::read_dir(path).with_context(|| format!("{path:?}: cannot be read"))?;
+            let mut entries =
+                fs::read_dir(path).with_context(|| format!("{path:?}: cannot be read"))?;
             // A lock or a temporary file alone is what a kill between the next few lines leaves.
-            let foreign = entries.find(|e| e.as_ref().is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.')));
+            let foreign = entries.find(|e| {
+                e.as_ref()
+                    .is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.'))
+            });
             if let Some(Ok(entry)) = foreign {
-                bail!("{path:?}: is no run folder (it has no {RECIPE}, but {:?}); give a new folder with --out", entry.file_name());
+                bail!(
+                    "{path:?}: is no run folder (it has no {RECIPE}, but {:?}); give a new folder with --out",
+                    entry.file_name()
+                );
             }
         }
         fs::create_dir_all(path).with_context(|| format!("{path:?}: cannot be created"))?;
@@ -54,7 +61,10 @@ impl RunFolder {
         }
         // Also over an old one, for the settings that may change.
         atomic::write(&saved, recipe.to_toml().as_bytes())?;
-        Ok(RunFolder { path: path.into(), _lock: lock })
+        Ok(RunFolder {
+            path: path.into(),
+            _lock: lock,
+        })
     }
 
     /// Where it is.
@@ -70,10 +80,16 @@ pub fn load_recipe(run: &Path) -> anyhow::Result<Recipe> {
 }
 
 /// Refuses to continue on other data than the run was started on, naming the first fact that differs.
-pub fn refuse_other_data(run: &Path, before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> anyhow::Result<()> {
+pub fn refuse_other_data(
+    run: &Path,
+    before: &BTreeMap<String, String>,
+    now: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
     let mut names: Vec<&String> = before.keys().chain(now.keys()).collect();
     names.sort();
-    let value = |facts: &BTreeMap<String, String>, name: &String| facts.get(name).cloned().unwrap_or_else(|| "absent".into());
+    let value = |facts: &BTreeMap<String, String>, name: &String| {
+        facts.get(name).cloned().unwrap_or_else(|| "absent".into())
+    };
     for name in names {
         let (old, new) = (value(before, name), value(now, name));
         if old != new {
@@ -88,11 +104,16 @@ pub fn refuse_other_data(run: &Path, before: &BTreeMap<String, String>, now: &BT
 
 fn lock(path: &Path) -> anyhow::Result<File> {
     let lock_path = path.join(LOCK);
-    let file = OpenOptions::new().create(true).append(true).open(&lock_path);
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&lock_path);
     let file = file.with_context(|| format!("{lock_path:?}: cannot be opened"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!("{path:?}: another process is training in this folder"),
+        Err(TryLockError::WouldBlock) => {
+            bail!("{path:?}: another process is training in this folder")
+        }
         // Some network file systems have no locks; training there is allowed, unprotected.
         Err(TryLockError::Error(_)) => Ok(file),
     }

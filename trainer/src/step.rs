@@ -37,14 +37,23 @@ impl StepValues {
     /// Waits for the step and reads its values: whether it was done, and every scalar by name.
     pub fn read(&self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
         let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))?;
-        let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
+        let named = self
+            .names
+            .iter()
+            .cloned()
+            .zip(values.iter().map(|&v| f64::from(v)))
+            .collect();
         Ok((values.last() == Some(&1.0), named))
     }
 }
 
 /// Pixels as the student sees them: `[N, S, S, 3]` u8 → `[N, 3, S, S]` f32, normalised.
 pub fn normalise(pixels: &Tensor) -> Tensor {
-    let constant = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(pixels.device());
+    let constant = |values: [f32; 3]| {
+        Tensor::from_slice(&values)
+            .view([1, 3, 1, 1])
+            .to_device(pixels.device())
+    };
     let imgs = pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
     (imgs - constant(IMAGENET_MEAN)) / constant(IMAGENET_STD)
 }
@@ -61,7 +70,9 @@ pub fn masking(recipe: &Recipe, noise: &Tensor, cls_attn: Option<&Tensor>) -> Ma
     let noise = match (recipe.mask.kind, recipe.mask.mode) {
         (MaskKind::Random, _) => noise.shallow_clone(),
         (MaskKind::Focused, Some(FocusMode::Topk)) => focused(masking::MaskKind::TopK),
-        (MaskKind::Focused, Some(FocusMode::Multinomial) | None) => focused(masking::MaskKind::Multinomial),
+        (MaskKind::Focused, Some(FocusMode::Multinomial) | None) => {
+            focused(masking::MaskKind::Multinomial)
+        }
     };
     random_masking(&noise, recipe.len_keep())
 }
@@ -77,20 +88,32 @@ pub fn accumulate(
 ) -> Losses {
     let losses = {
         let _scope = precision.guard(imgs.device());
-        student.forward(&Batch { imgs, masking, targets: &features.tokens })
+        student.forward(&Batch {
+            imgs,
+            masking,
+            targets: &features.tokens,
+        })
     };
     // Outside the scope: each operation's backward uses the type its forward used.
     (&losses.total / accum_iter as f64).backward();
     Losses {
         total: losses.total.detach(),
         rec: losses.rec.map(|rec| rec.detach()),
-        mimic: losses.mimic.into_iter().map(|(id, loss)| (id, loss.detach())).collect(),
+        mimic: losses
+            .mimic
+            .into_iter()
+            .map(|(id, loss)| (id, loss.detach()))
+            .collect(),
     }
 }
 
 /// Clips if asked to and takes the step, unless a loss or a gradient is not finite: then parameters, moments and step counts
 /// stay as they are. The device decides; the host learns it from [`StepValues::read`].
-pub fn update(optim: &mut FusedAdamW, losses: &[Losses], clip_grad: Option<f64>) -> anyhow::Result<StepValues> {
+pub fn update(
+    optim: &mut FusedAdamW,
+    losses: &[Losses],
+    clip_grad: Option<f64>,
+) -> anyhow::Result<StepValues> {
     let mut names = Vec::new();
     let mut values = Vec::new();
     let mut add = |name: String, of: &dyn Fn(&Losses) -> Option<Tensor>| {
@@ -103,7 +126,9 @@ pub fn update(optim: &mut FusedAdamW, losses: &[Losses], clip_grad: Option<f64>)
     add("loss".into(), &|l| Some(l.total.shallow_clone()));
     add("rec".into(), &|l| l.rec.as_ref().map(Tensor::shallow_clone));
     for id in losses.first().map(|l| l.mimic.keys()).into_iter().flatten() {
-        add(format!("mimic.{id}"), &|l| l.mimic.get(id).map(Tensor::shallow_clone));
+        add(format!("mimic.{id}"), &|l| {
+            l.mimic.get(id).map(Tensor::shallow_clone)
+        });
     }
 
     let mut grads = optim.grads();
@@ -118,5 +143,8 @@ pub fn update(optim: &mut FusedAdamW, losses: &[Losses], clip_grad: Option<f64>)
     let values = Tensor::stack(&values, 0);
     let finite = all_finite(&[values.shallow_clone()])?;
     optim.step_if(&finite)?;
-    Ok(StepValues { names, values: Tensor::cat(&[values, finite.to_kind(Kind::Float).view([1])], 0) })
+    Ok(StepValues {
+        names,
+        values: Tensor::cat(&[values, finite.to_kind(Kind::Float).view([1])], 0),
+    })
 }

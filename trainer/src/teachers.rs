@@ -49,15 +49,35 @@ pub struct Features {
 ///
 /// A network must be the one that the cache was built with (SHA-256 of its weights), if the cache knows it; one the cache does
 /// not have can be used online all the same. A grid other than the student's is refused.
-pub fn open(recipe: &Recipe, cache: &Arc<Cache>, online: &[String], device: Device) -> anyhow::Result<Vec<RunTeacher>> {
+pub fn open(
+    recipe: &Recipe,
+    cache: &Arc<Cache>,
+    online: &[String],
+    device: Device,
+) -> anyhow::Result<Vec<RunTeacher>> {
     let mut folders = BTreeMap::new();
     for argument in online {
-        let (id, folder) = argument.split_once('=').with_context(|| format!("--online-teacher {argument}: write ID=DIR"))?;
-        ensure!(folders.insert(id, Path::new(folder)).is_none(), "--online-teacher names {id} twice");
+        let (id, folder) = argument
+            .split_once('=')
+            .with_context(|| format!("--online-teacher {argument}: write ID=DIR"))?;
+        ensure!(
+            folders.insert(id, Path::new(folder)).is_none(),
+            "--online-teacher names {id} twice"
+        );
     }
-    let named: BTreeSet<&String> = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher).collect();
-    if let Some(stray) = folders.keys().find(|id| !named.iter().any(|name| name == *id)) {
-        bail!("--online-teacher {stray}: the recipe uses no such teacher (mimic.teachers, mask.teacher)");
+    let named: BTreeSet<&String> = recipe
+        .mimic
+        .teachers
+        .iter()
+        .chain(&recipe.mask.teacher)
+        .collect();
+    if let Some(stray) = folders
+        .keys()
+        .find(|id| !named.iter().any(|name| name == *id))
+    {
+        bail!(
+            "--online-teacher {stray}: the recipe uses no such teacher (mimic.teachers, mask.teacher)"
+        );
     }
 
     let mut teachers = Vec::new();
@@ -84,7 +104,9 @@ pub fn open(recipe: &Recipe, cache: &Arc<Cache>, online: &[String], device: Devi
                     width: info.width,
                     weights_sha256: info.weights_sha256.clone(),
                     // Any teacher is given the pixels at which its grid is the student's.
-                    shape: TeacherShape::Online { input_size: recipe.grid() * info.patch_size },
+                    shape: TeacherShape::Online {
+                        input_size: recipe.grid() * info.patch_size,
+                    },
                     rows: None,
                     online: Some(network),
                     id,
@@ -107,7 +129,12 @@ pub fn open(recipe: &Recipe, cache: &Arc<Cache>, online: &[String], device: Devi
                 RunTeacher {
                     width: cached.width,
                     weights_sha256: cached.weights_sha256.clone(),
-                    shape: TeacherShape::Cached { width: cached.width, kind: rows.kind(), tokens: mimicked, cls_attn: focuses },
+                    shape: TeacherShape::Cached {
+                        width: cached.width,
+                        kind: rows.kind(),
+                        tokens: mimicked,
+                        cls_attn: focuses,
+                    },
                     rows: Some(rows),
                     online: None,
                     id,
@@ -117,7 +144,12 @@ pub fn open(recipe: &Recipe, cache: &Arc<Cache>, online: &[String], device: Devi
             }
             (None, None) => {
                 let known = cache.teachers().keys().cloned().collect();
-                return Err(Problem::from(schemas::Error::NoSuchTeacher { path: cache.dir().into(), id, known }).into());
+                return Err(Problem::from(schemas::Error::NoSuchTeacher {
+                    path: cache.dir().into(),
+                    id,
+                    known,
+                })
+                .into());
             }
         };
         teachers.push(teacher);
@@ -136,22 +168,38 @@ impl RunTeacher {
 }
 
 /// The features of a batch, in the order of `teachers`.
-pub fn features(teachers: &[RunTeacher], batch: &MimicBatch, device: Device) -> anyhow::Result<Features> {
-    let mut features = Features { tokens: BTreeMap::new(), cls_attn: None };
+pub fn features(
+    teachers: &[RunTeacher],
+    batch: &MimicBatch,
+    device: Device,
+) -> anyhow::Result<Features> {
+    let mut features = Features {
+        tokens: BTreeMap::new(),
+        cls_attn: None,
+    };
     for (teacher, loaded) in teachers.iter().zip(&batch.teachers) {
         let (tokens, cls_attn) = match (loaded, &teacher.online) {
             (TeacherBatch::Cached { tokens, cls_attn }, _) => {
-                let move_it = |t: &Option<Tensor>| t.as_ref().map(|t| to_device(t, device)).transpose();
+                let move_it =
+                    |t: &Option<Tensor>| t.as_ref().map(|t| to_device(t, device)).transpose();
                 (move_it(tokens)?, move_it(cls_attn)?)
             }
             (TeacherBatch::Online { pixels }, Some(network)) => {
-                let pixels = to_device(pixels, device)?.permute([0, 3, 1, 2]).contiguous(); // [N, 3, T, T]
+                let pixels = to_device(pixels, device)?
+                    .permute([0, 3, 1, 2])
+                    .contiguous(); // [N, 3, T, T]
                 // f32, since this is what a cache is measured against; and the attention rounded as a cache rounds it, so that
                 // both draw the same masks.
                 let output = network.forward(&pixels, Precision::F32)?;
-                (Some(output.tokens), Some(output.cls_attn.to_kind(Kind::Half)))
+                (
+                    Some(output.tokens),
+                    Some(output.cls_attn.to_kind(Kind::Half)),
+                )
             }
-            (TeacherBatch::Online { .. }, None) => bail!("pixels were loaded for {}, which does not run online", teacher.id),
+            (TeacherBatch::Online { .. }, None) => bail!(
+                "pixels were loaded for {}, which does not run online",
+                teacher.id
+            ),
         };
         if let Some(tokens) = tokens.filter(|_| teacher.mimicked) {
             features.tokens.insert(teacher.id.to_string(), tokens);

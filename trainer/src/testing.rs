@@ -13,8 +13,9 @@ use models::precision::Precision;
 use models::teacher::Teacher;
 use schemas::atomic::AtomicFile;
 use schemas::{
-    CacheIdentity, Codec, ContentHash, FORMAT_VERSION, Pack, Plan, SampleRow, SamplesWriter, TeacherId, TeacherIdentity,
-    TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher, create_cache,
+    CacheIdentity, Codec, ContentHash, FORMAT_VERSION, Pack, Plan, SampleRow, SamplesWriter,
+    TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher,
+    create_cache,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -66,7 +67,12 @@ impl World {
     /// Images and a teacher; [`World::build_cache`] makes the cache.
     pub(crate) fn new(images: usize) -> World {
         let dir = tempfile::tempdir().unwrap();
-        let world = World { dir, views: 2, part_samples: 5, codec: Codec::F16 };
+        let world = World {
+            dir,
+            views: 2,
+            part_samples: 5,
+            codec: Codec::F16,
+        };
         write_images(&world.images_dir(), images, 1);
         write_teacher(&world.teacher_dir());
         world
@@ -109,9 +115,24 @@ impl World {
     /// Arguments of `trainer pretrain` into the run folder `run`.
     pub(crate) fn pretrain_args(&self, run: &str, more: &[&str]) -> Vec<String> {
         let text = |path: PathBuf| path.to_str().unwrap().to_owned();
-        let mut args: Vec<String> = ["trainer", "pretrain", "--device", "cpu", "--threads", "2", "--cache"].map(String::from).into();
+        let mut args: Vec<String> = [
+            "trainer",
+            "pretrain",
+            "--device",
+            "cpu",
+            "--threads",
+            "2",
+            "--cache",
+        ]
+        .map(String::from)
+        .into();
         args.push(text(self.cache_dir()));
-        args.extend(["--images".to_owned(), text(self.images_dir()), "--recipe".to_owned(), text(self.recipe())]);
+        args.extend([
+            "--images".to_owned(),
+            text(self.images_dir()),
+            "--recipe".to_owned(),
+            text(self.recipe()),
+        ]);
         args.extend(["--out".to_owned(), text(self.path(run))]);
         args.extend(more.iter().map(|s| s.to_string()));
         args
@@ -125,8 +146,16 @@ impl World {
             format_version: FORMAT_VERSION,
             dataset: source.identity(),
             image_code: IMAGE_CODE.to_owned(),
-            views: ViewIdentity { policy: ViewPolicy::rrc(), views: self.views, seed: 3, filter: "bicubic".to_owned() },
-            plan: Plan { samples: source.len() as u64, part_samples: self.part_samples },
+            views: ViewIdentity {
+                policy: ViewPolicy::rrc(),
+                views: self.views,
+                seed: 3,
+                filter: "bicubic".to_owned(),
+            },
+            plan: Plan {
+                samples: source.len() as u64,
+                part_samples: self.part_samples,
+            },
             pack: Pack::None,
             label_names: source.label_names().to_vec(),
         };
@@ -136,16 +165,32 @@ impl World {
         add_teacher(&dir, &teacher_identity).unwrap();
         for part in 0..identity.plan.parts() {
             let mut samples = SamplesWriter::create(&dir, part, &identity).unwrap();
-            let mut features = TeacherWriter::create(&dir, part, &identity, &teacher_identity).unwrap();
+            let mut features =
+                TeacherWriter::create(&dir, part, &identity, &teacher_identity).unwrap();
             for sample_id in identity.plan.range(part) {
                 let i = sample_id as usize;
                 let bytes = source.read(i).unwrap();
                 let img = images::decode(&bytes).unwrap();
                 let content_hash = ContentHash::of(&bytes);
                 for index in 0..self.views {
-                    let view = draw_view(&identity.views.policy, identity.views.seed, &content_hash, index, img.width, img.height);
+                    let view = draw_view(
+                        &identity.views.policy,
+                        identity.views.seed,
+                        &content_hash,
+                        index,
+                        img.width,
+                        img.height,
+                    );
                     let pixels = images::render(&img, &view, GRID * TEACHER_PATCH).unwrap();
-                    features.push(&self.teacher_row(&teacher, sample_id, index, content_hash, &pixels.data)).unwrap();
+                    features
+                        .push(&self.teacher_row(
+                            &teacher,
+                            sample_id,
+                            index,
+                            content_hash,
+                            &pixels.data,
+                        ))
+                        .unwrap();
                     samples
                         .push(&SampleRow {
                             sample_id,
@@ -165,13 +210,28 @@ impl World {
         }
     }
 
-    fn teacher_row(&self, teacher: &Teacher, sample_id: u64, view: u16, content_hash: ContentHash, pixels: &[u8]) -> TeacherRow {
+    fn teacher_row(
+        &self,
+        teacher: &Teacher,
+        sample_id: u64,
+        view: u16,
+        content_hash: ContentHash,
+        pixels: &[u8],
+    ) -> TeacherRow {
         let side = i64::from(GRID * TEACHER_PATCH);
-        let pixels = Tensor::from_slice(pixels).view([1, side, side, 3]).permute([0, 3, 1, 2]).contiguous();
+        let pixels = Tensor::from_slice(pixels)
+            .view([1, side, side, 3])
+            .permute([0, 3, 1, 2])
+            .contiguous();
         let output = teacher.forward(&pixels, Precision::F32).unwrap();
         let encode = |codec: Codec, tensor: &Tensor| {
             let mut bytes = Vec::new();
-            codec.encode(&Vec::<f32>::try_from(tensor.flatten(0, -1).to_kind(Kind::Float)).unwrap(), &mut bytes).unwrap();
+            codec
+                .encode(
+                    &Vec::<f32>::try_from(tensor.flatten(0, -1).to_kind(Kind::Float)).unwrap(),
+                    &mut bytes,
+                )
+                .unwrap();
             bytes
         };
         TeacherRow {
@@ -216,14 +276,16 @@ pub(crate) fn write_images(dir: &Path, n: usize, seed: u64) {
         let (width, height) = (40u32, 32u32);
         let mut rng = Rng::new(seed, Purpose::Select, &[i as u64]);
         let (period, phase) = (4 + rng.range(8) as u32, rng.range(12) as u32);
-        let colours: [[u8; 3]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| rng.range(256) as u8));
+        let colours: [[u8; 3]; 2] =
+            std::array::from_fn(|_| std::array::from_fn(|_| rng.range(256) as u8));
         let img = image::RgbImage::from_fn(width, height, |x, y| {
             let along = if i % 2 == 0 { x } else { y };
             image::Rgb(colours[((along + phase) / period % 2) as usize])
         });
         let path = dir.join(["a", "b"][i % 2]).join(format!("{i:04}.png"));
         let mut png = Vec::new();
-        img.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
+        img.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)
+            .unwrap();
         schemas::atomic::write(&path, &png).unwrap();
     }
 }

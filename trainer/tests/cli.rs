@@ -15,7 +15,10 @@ use testing::World;
 
 fn trainer(args: &[String]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
-    command.args(&args[1..]).env("RUST_LOG", "info").env_remove("RUST_BACKTRACE");
+    command
+        .args(&args[1..])
+        .env("RUST_LOG", "info")
+        .env_remove("RUST_BACKTRACE");
     command
 }
 
@@ -48,7 +51,11 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let line = |line| {
         let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
         for timed in ["images_per_s", "wait_share", "peak_memory_bytes"] {
-            value.as_object_mut().unwrap().remove(timed).unwrap_or_else(|| panic!("a line without {timed}"));
+            value
+                .as_object_mut()
+                .unwrap()
+                .remove(timed)
+                .unwrap_or_else(|| panic!("a line without {timed}"));
         }
         value
     };
@@ -71,12 +78,24 @@ fn exit_codes_tell_data_from_everything_else() {
     // 2: could not do it.
     for (args, words) in [
         (strings(&["trainer", "pretrain"]), "--cache"),
-        (world.pretrain_args("run", &["--set", "optim.batchsize=3"]), "batchsize"),
+        (
+            world.pretrain_args("run", &["--set", "optim.batchsize=3"]),
+            "batchsize",
+        ),
         (world.pretrain_args("run", &["--device", "tpu"]), "--device"),
     ] {
         let output = run(&args);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
-        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+        assert!(
+            stderr(&output).contains(words),
+            "{args:?}: {}",
+            stderr(&output)
+        );
         assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
     }
     // 1: the data has a problem.
@@ -87,23 +106,47 @@ fn exit_codes_tell_data_from_everything_else() {
     fs::write(&path, bytes).unwrap();
     let output = run(&world.pretrain_args("run", &[]));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("part-00000.parquet"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("part-00000.parquet"),
+        "{}",
+        stderr(&output)
+    );
     // 0: fine.
-    assert_eq!(run(&world.pretrain_args("mae", &["--set", "mimic.teachers=[]"])).status.code(), Some(0));
+    assert_eq!(
+        run(&world.pretrain_args("mae", &["--set", "mimic.teachers=[]"]))
+            .status
+            .code(),
+        Some(0)
+    );
 }
 
 #[test]
 fn the_resolved_recipe_is_printed_and_can_be_read_again() {
     let world = World::new(2);
     let recipe = world.recipe();
-    let args = strings(&["trainer", "config", "--recipe", recipe.to_str().unwrap(), "--set", "run.seed=5"]);
+    let args = strings(&[
+        "trainer",
+        "config",
+        "--recipe",
+        recipe.to_str().unwrap(),
+        "--set",
+        "run.seed=5",
+    ]);
     let output = run(&args);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("seed = 5") && text.contains("weight_decay = 0.05"), "{text}");
+    assert!(
+        text.contains("seed = 5") && text.contains("weight_decay = 0.05"),
+        "{text}"
+    );
     let again = world.path("resolved.toml");
     fs::write(&again, &text).unwrap();
-    let output = run(&strings(&["trainer", "config", "--recipe", again.to_str().unwrap()]));
+    let output = run(&strings(&[
+        "trainer",
+        "config",
+        "--recipe",
+        again.to_str().unwrap(),
+    ]));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
 }
 
@@ -112,14 +155,25 @@ fn the_resolved_recipe_is_printed_and_can_be_read_again() {
 fn kill_minus_nine_loses_work_and_nothing_else() {
     let world = World::with_cache(16);
     // 200 steps, a checkpoint every second one: most kills land in training, some in a checkpoint being written.
-    let settings = ["--set", "schedule.epochs=50", "--set", "run.checkpoint_every=2", "--set", "optim.clip_grad=1.0"];
+    let settings = [
+        "--set",
+        "schedule.epochs=50",
+        "--set",
+        "run.checkpoint_every=2",
+        "--set",
+        "optim.clip_grad=1.0",
+    ];
     let whole = run(&world.pretrain_args("whole", &settings));
     assert!(whole.status.success(), "{}", stderr(&whole));
 
     let killed = world.pretrain_args("killed", &settings);
     let mut kills = 0;
     for millis in [350, 500, 650, 420, 800] {
-        let mut child = trainer(&killed).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = trainer(&killed)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(millis));
         let finished = child.try_wait().unwrap().is_some();
         child.kill().unwrap(); // SIGKILL
@@ -132,10 +186,20 @@ fn kill_minus_nine_loses_work_and_nothing_else() {
     assert!(kills > 0, "the run was over before the first kill");
     let rest = run(&killed);
     assert!(rest.status.success(), "{}", stderr(&rest));
-    assert!(tensors(&world.path("whole")) == tensors(&world.path("killed")), "weights or moments differ after {kills} kills");
-    assert_eq!(metrics(&world.path("whole")), metrics(&world.path("killed")));
+    assert!(
+        tensors(&world.path("whole")) == tensors(&world.path("killed")),
+        "weights or moments differ after {kills} kills"
+    );
+    assert_eq!(
+        metrics(&world.path("whole")),
+        metrics(&world.path("killed"))
+    );
     assert_eq!(metrics(&world.path("killed")).len(), 200);
 
     let again = run(&killed);
-    assert!(again.status.success() && stderr(&again).contains("is finished"), "{}", stderr(&again));
+    assert!(
+        again.status.success() && stderr(&again).contains("is finished"),
+        "{}",
+        stderr(&again)
+    );
 }

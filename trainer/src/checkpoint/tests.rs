@@ -7,11 +7,23 @@ use super::*;
 fn checkpoint(step: u64) -> Checkpoint {
     let tensors = |names: &[&str]| -> BTreeMap<String, Tensor> {
         let tensor = |value: f64| Tensor::full([2, 3], value, (Kind::Float, Device::Cpu));
-        names.iter().map(|name| (name.to_string(), tensor(step as f64 + 0.1))).collect()
+        names
+            .iter()
+            .map(|name| (name.to_string(), tensor(step as f64 + 0.1)))
+            .collect()
     };
-    let window = Window { steps: 3, skipped: 1, sums: BTreeMap::from([("loss".to_owned(), 0.1 + 0.2)]) };
+    let window = Window {
+        steps: 3,
+        skipped: 1,
+        sums: BTreeMap::from([("loss".to_owned(), 0.1 + 0.2)]),
+    };
     Checkpoint {
-        state: State::new(step, 1, window, BTreeMap::from([("samples".to_owned(), "10".to_owned())])),
+        state: State::new(
+            step,
+            1,
+            window,
+            BTreeMap::from([("samples".to_owned(), "10".to_owned())]),
+        ),
         model: tensors(&["cls_token", "norm.weight"]),
         optimizer: tensors(&["exp_avg.cls_token"]),
     }
@@ -19,7 +31,9 @@ fn checkpoint(step: u64) -> Checkpoint {
 
 fn load_quietly(run: &Path) -> (u64, Vec<String>) {
     let mut notices = Vec::new();
-    let found = load_last(run, &mut |notice| notices.push(notice)).unwrap().unwrap();
+    let found = load_last(run, &mut |notice| notices.push(notice))
+        .unwrap()
+        .unwrap();
     (found.state.step, notices)
 }
 
@@ -35,12 +49,29 @@ fn run_with(steps: &[u64], keep: usize) -> tempfile::TempDir {
 fn what_is_saved_is_what_is_loaded() {
     let run = run_with(&[120], 2);
     let expected = checkpoint(120);
-    let found = load_last(run.path(), &mut |notice| panic!("{notice}")).unwrap().unwrap();
-    assert_eq!(State { sha256: BTreeMap::new(), ..found.state }, expected.state);
-    assert_eq!((found.model, found.optimizer), (expected.model, expected.optimizer));
-    assert_eq!(fs::read_to_string(run.path().join(LAST)).unwrap(), "step-00000120\n");
+    let found = load_last(run.path(), &mut |notice| panic!("{notice}"))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        State {
+            sha256: BTreeMap::new(),
+            ..found.state
+        },
+        expected.state
+    );
+    assert_eq!(
+        (found.model, found.optimizer),
+        (expected.model, expected.optimizer)
+    );
+    assert_eq!(
+        fs::read_to_string(run.path().join(LAST)).unwrap(),
+        "step-00000120\n"
+    );
     let file = newest(run.path()).unwrap().unwrap().join(MODEL);
-    assert_eq!(Weights::read(&file).unwrap().metadata()[RECIPE_KEY], "[optim]");
+    assert_eq!(
+        Weights::read(&file).unwrap().metadata()[RECIPE_KEY],
+        "[optim]"
+    );
 }
 
 #[test]
@@ -77,7 +108,10 @@ fn a_damaged_checkpoint_is_passed_over_aloud() {
             fs::write(&path, damaged).unwrap();
             let (step, notices) = load_quietly(run.path());
             assert_eq!(step, 10, "{file}, byte {position}");
-            assert!(notices[0].contains(file), "{file}, byte {position}: {notices:?}");
+            assert!(
+                notices[0].contains(file),
+                "{file}, byte {position}: {notices:?}"
+            );
         }
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         assert_eq!(load_quietly(run.path()).0, 10, "{file} cut short");
@@ -99,10 +133,16 @@ fn last_decides_and_its_loss_is_survived() {
     assert_eq!(load_quietly(run.path()), (20, vec![]));
     fs::write(run.path().join(LAST), "rubbish").unwrap();
     let (step, notices) = load_quietly(run.path());
-    assert!(step == 20 && notices[0].contains("names no checkpoint"), "{notices:?}");
+    assert!(
+        step == 20 && notices[0].contains("names no checkpoint"),
+        "{notices:?}"
+    );
     fs::write(run.path().join(LAST), "step-00000030\n").unwrap();
     let (step, notices) = load_quietly(run.path());
-    assert!(step == 20 && notices[0].contains("step-00000030, which is gone"), "{notices:?}");
+    assert!(
+        step == 20 && notices[0].contains("step-00000030, which is gone"),
+        "{notices:?}"
+    );
 }
 
 #[test]
@@ -110,5 +150,8 @@ fn without_any_whole_checkpoint_nothing_is_guessed() {
     let run = run_with(&[10], 2);
     fs::remove_file(newest(run.path()).unwrap().unwrap().join(MODEL)).unwrap();
     let error = load_last(run.path(), &mut |_| ()).unwrap_err();
-    assert!(format!("{error:#}").contains("no checkpoint is whole"), "{error:#}");
+    assert!(
+        format!("{error:#}").contains("no checkpoint is whole"),
+        "{error:#}"
+    );
 }

@@ -29,7 +29,9 @@ pub enum Error {
         message: String,
     },
     /// `--set` without `=`, or through something that is not a section.
-    #[error("--set {setting}: {problem}; write it as section.key=value, for example optim.batch_size=64")]
+    #[error(
+        "--set {setting}: {problem}; write it as section.key=value, for example optim.batch_size=64"
+    )]
     Set {
         /// What was typed.
         setting: String,
@@ -54,19 +56,26 @@ pub enum Error {
 impl Recipe {
     /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
     pub fn load(path: &Path, settings: &[String]) -> Result<Recipe, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.into(),
+            source,
+        })?;
         Recipe::parse(&text, &path.display().to_string(), settings)
     }
 
     /// Like [`Recipe::load`] for a text; `origin` is what messages call it.
     pub fn parse(text: &str, origin: &str, settings: &[String]) -> Result<Recipe, Error> {
-        let parse_error = |message: String| Error::Parse { origin: origin.to_owned(), message };
-        let mut table: toml::Table = toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
+        let parse_error = |message: String| Error::Parse {
+            origin: origin.to_owned(),
+            message,
+        };
+        let mut table: toml::Table =
+            toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
         for setting in settings {
             apply(&mut table, setting)?;
         }
-        let mut recipe =
-            Recipe::deserialize(toml::Value::Table(table)).map_err(|e| parse_error(e.to_string().trim().to_owned()))?;
+        let mut recipe = Recipe::deserialize(toml::Value::Table(table))
+            .map_err(|e| parse_error(e.to_string().trim().to_owned()))?;
         if recipe.optim.blr.is_none() && recipe.optim.lr.is_none() {
             recipe.optim.blr = Some(BLR);
         }
@@ -118,7 +127,10 @@ impl Recipe {
     pub fn schedule(&self) -> Schedule {
         let blr = self.optim.blr.unwrap_or(BLR);
         Schedule {
-            lr: self.optim.lr.unwrap_or_else(|| schedule::scale_lr(blr, self.effective_batch())),
+            lr: self
+                .optim
+                .lr
+                .unwrap_or_else(|| schedule::scale_lr(blr, self.effective_batch())),
             min_lr: self.schedule.min_lr,
             warmup_epochs: self.schedule.warmup_epochs,
             epochs: self.schedule.epochs as f64,
@@ -136,13 +148,28 @@ impl Recipe {
         other.run.checkpoint_every = self.run.checkpoint_every;
         other.run.keep_checkpoints = self.run.keep_checkpoints;
         other.run.stop_after_nonfinite = self.run.stop_after_nonfinite;
-        let value = |r: &Recipe| toml::Value::try_from(r).expect("a recipe is plain tables of plain values");
+        let value = |r: &Recipe| {
+            toml::Value::try_from(r).expect("a recipe is plain tables of plain values")
+        };
         first_difference("", &value(self), &value(&other))
     }
 
     fn check(&self) -> Result<(), Error> {
-        fn require(ok: bool, field: &'static str, value: impl ToString, problem: &str) -> Result<(), Error> {
-            if ok { Ok(()) } else { Err(Error::Invalid { field, value: value.to_string(), problem: problem.into() }) }
+        fn require(
+            ok: bool,
+            field: &'static str,
+            value: impl ToString,
+            problem: &str,
+        ) -> Result<(), Error> {
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::Invalid {
+                    field,
+                    value: value.to_string(),
+                    problem: problem.into(),
+                })
+            }
         }
         let positive = "must be at least 1";
         let m = &self.model;
@@ -163,11 +190,25 @@ impl Recipe {
             format!("{:?}", self.mimic.teachers),
             "names a teacher twice",
         )?;
-        for (field, w) in [("loss.w_rec", self.loss.w_rec), ("loss.w_mimic", self.loss.w_mimic)] {
-            require(w >= 0.0 && w.is_finite(), field, w, "must be zero or positive")?;
+        for (field, w) in [
+            ("loss.w_rec", self.loss.w_rec),
+            ("loss.w_mimic", self.loss.w_mimic),
+        ] {
+            require(
+                w >= 0.0 && w.is_finite(),
+                field,
+                w,
+                "must be zero or positive",
+            )?;
         }
-        let learns = self.loss.w_rec > 0.0 || (self.loss.w_mimic > 0.0 && !self.mimic.teachers.is_empty());
-        require(learns, "loss.w_rec", self.loss.w_rec, "is the only loss of this recipe and must be positive")?;
+        let learns =
+            self.loss.w_rec > 0.0 || (self.loss.w_mimic > 0.0 && !self.mimic.teachers.is_empty());
+        require(
+            learns,
+            "loss.w_rec",
+            self.loss.w_rec,
+            "is the only loss of this recipe and must be positive",
+        )?;
 
         let keep = self.len_keep();
         require(
@@ -177,7 +218,12 @@ impl Recipe {
             "must be in [0, 1) and leave at least one patch visible",
         )?;
         let removes = keep < self.mae_config().num_patches() || self.loss.w_rec == 0.0;
-        require(removes, "mask.ratio", self.mask.ratio, "must remove a patch, or loss.w_rec be 0")?;
+        require(
+            removes,
+            "mask.ratio",
+            self.mask.ratio,
+            "must remove a patch, or loss.w_rec be 0",
+        )?;
         let focused = self.mask.kind == MaskKind::Focused;
         require(
             focused == self.mask.teacher.is_some(),
@@ -185,11 +231,26 @@ impl Recipe {
             self.mask.teacher.as_deref().unwrap_or("none"),
             "is set exactly when mask.kind = \"focused\": the teacher whose CLS attention chooses",
         )?;
-        require(focused || self.mask.mode.is_none(), "mask.mode", "set", "has a meaning only with mask.kind = \"focused\"")?;
+        require(
+            focused || self.mask.mode.is_none(),
+            "mask.mode",
+            "set",
+            "has a meaning only with mask.kind = \"focused\"",
+        )?;
 
         let o = &self.optim;
-        require(o.batch_size >= 1, "optim.batch_size", o.batch_size, positive)?;
-        require(o.accum_iter >= 1, "optim.accum_iter", o.accum_iter, positive)?;
+        require(
+            o.batch_size >= 1,
+            "optim.batch_size",
+            o.batch_size,
+            positive,
+        )?;
+        require(
+            o.accum_iter >= 1,
+            "optim.accum_iter",
+            o.accum_iter,
+            positive,
+        )?;
         require(
             o.blr.is_none() || o.lr.is_none(),
             "optim.lr",
@@ -201,12 +262,32 @@ impl Recipe {
             require(lr > 0.0 && lr.is_finite(), field, lr, "must be positive")?;
         }
         for beta in o.betas {
-            require((0.0..1.0).contains(&beta), "optim.betas", format!("{:?}", o.betas), "must each be in [0, 1)")?;
+            require(
+                (0.0..1.0).contains(&beta),
+                "optim.betas",
+                format!("{:?}", o.betas),
+                "must each be in [0, 1)",
+            )?;
         }
-        require(o.eps > 0.0 && o.eps.is_finite(), "optim.eps", o.eps, "must be positive")?;
-        require(o.weight_decay >= 0.0 && o.weight_decay.is_finite(), "optim.weight_decay", o.weight_decay, "must be zero or positive")?;
+        require(
+            o.eps > 0.0 && o.eps.is_finite(),
+            "optim.eps",
+            o.eps,
+            "must be positive",
+        )?;
+        require(
+            o.weight_decay >= 0.0 && o.weight_decay.is_finite(),
+            "optim.weight_decay",
+            o.weight_decay,
+            "must be zero or positive",
+        )?;
         let clip = o.clip_grad.unwrap_or(1.0);
-        require(clip > 0.0 && clip.is_finite(), "optim.clip_grad", clip, "must be positive; leave it out for no clipping")?;
+        require(
+            clip > 0.0 && clip.is_finite(),
+            "optim.clip_grad",
+            clip,
+            "must be positive; leave it out for no clipping",
+        )?;
 
         let s = &self.schedule;
         require(s.epochs >= 1, "schedule.epochs", s.epochs, positive)?;
@@ -217,32 +298,80 @@ impl Recipe {
             "must be zero or more, and less than schedule.epochs",
         )?;
         let peak = self.schedule().lr;
-        require((0.0..=peak).contains(&s.min_lr), "schedule.min_lr", s.min_lr, "must lie between 0 and the peak rate")?;
+        require(
+            (0.0..=peak).contains(&s.min_lr),
+            "schedule.min_lr",
+            s.min_lr,
+            "must lie between 0 and the peak rate",
+        )?;
 
-        require(self.data.prefetch >= 1, "data.prefetch", self.data.prefetch, positive)?;
+        require(
+            self.data.prefetch >= 1,
+            "data.prefetch",
+            self.data.prefetch,
+            positive,
+        )?;
         let most = usize::MAX >> 20;
         let mib = self.data.pixel_cache_mib;
-        require(mib <= most, "data.pixel_cache_mib", mib, "must fit this machine's address space")?;
-        require(self.run.log_every >= 1, "run.log_every", self.run.log_every, positive)?;
-        require(self.run.checkpoint_every >= 1, "run.checkpoint_every", self.run.checkpoint_every, positive)?;
-        require(self.run.keep_checkpoints >= 1, "run.keep_checkpoints", self.run.keep_checkpoints, positive)?;
-        require(self.run.stop_after_nonfinite >= 1, "run.stop_after_nonfinite", self.run.stop_after_nonfinite, positive)?;
+        require(
+            mib <= most,
+            "data.pixel_cache_mib",
+            mib,
+            "must fit this machine's address space",
+        )?;
+        require(
+            self.run.log_every >= 1,
+            "run.log_every",
+            self.run.log_every,
+            positive,
+        )?;
+        require(
+            self.run.checkpoint_every >= 1,
+            "run.checkpoint_every",
+            self.run.checkpoint_every,
+            positive,
+        )?;
+        require(
+            self.run.keep_checkpoints >= 1,
+            "run.keep_checkpoints",
+            self.run.keep_checkpoints,
+            positive,
+        )?;
+        require(
+            self.run.stop_after_nonfinite >= 1,
+            "run.stop_after_nonfinite",
+            self.run.stop_after_nonfinite,
+            positive,
+        )?;
         // TOML integers are signed 64-bit; a larger seed could not be saved with the run.
-        require(i64::try_from(self.run.seed).is_ok(), "run.seed", self.run.seed, "must be less than 2^63")
+        require(
+            i64::try_from(self.run.seed).is_ok(),
+            "run.seed",
+            self.run.seed,
+            "must be less than 2^63",
+        )
     }
 }
 
 /// Sets `section.key` of `table` to a TOML value, or to a bare string when it is not one (`run.precision=bf16`).
 fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
-    let problem = |problem: &str| Error::Set { setting: setting.to_owned(), problem: problem.to_owned() };
-    let (key, text) = setting.split_once('=').ok_or_else(|| problem("has no '='"))?;
+    let problem = |problem: &str| Error::Set {
+        setting: setting.to_owned(),
+        problem: problem.to_owned(),
+    };
+    let (key, text) = setting
+        .split_once('=')
+        .ok_or_else(|| problem("has no '='"))?;
     let value = match toml::from_str::<toml::Table>(&format!("value = {text}")) {
         // A text with line breaks could smuggle in further keys; only the one asked for is taken.
         Ok(mut parsed) if parsed.len() == 1 => parsed.remove("value").expect("the only key"),
         _ => toml::Value::String(text.trim().to_owned()),
     };
     let mut path: Vec<&str> = key.trim().split('.').collect();
-    let last = path.pop().filter(|k| !k.is_empty()).ok_or_else(|| problem("names no key"))?;
+    let last = path
+        .pop()
+        .filter(|k| !k.is_empty())
+        .ok_or_else(|| problem("names no key"))?;
     let mut table = table;
     for section in path {
         table = table
@@ -256,7 +385,11 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
 }
 
 /// The first leaf, in key order, in which two TOML values differ, as (dotted name, left, right).
-fn first_difference(name: &str, a: &toml::Value, b: &toml::Value) -> Option<(String, String, String)> {
+fn first_difference(
+    name: &str,
+    a: &toml::Value,
+    b: &toml::Value,
+) -> Option<(String, String, String)> {
     let (toml::Value::Table(ta), toml::Value::Table(tb)) = (a, b) else {
         return (a != b).then(|| (name.to_owned(), a.to_string(), b.to_string()));
     };
@@ -264,11 +397,16 @@ fn first_difference(name: &str, a: &toml::Value, b: &toml::Value) -> Option<(Str
     keys.sort();
     keys.dedup();
     keys.into_iter().find_map(|key| {
-        let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+        let full = if name.is_empty() {
+            key.clone()
+        } else {
+            format!("{name}.{key}")
+        };
         match (ta.get(key), tb.get(key)) {
             (Some(va), Some(vb)) => first_difference(&full, va, vb),
             (va, vb) => {
-                let text = |v: Option<&toml::Value>| v.map_or("unset".to_owned(), |v| v.to_string());
+                let text =
+                    |v: Option<&toml::Value>| v.map_or("unset".to_owned(), |v| v.to_string());
                 Some((full, text(va), text(vb)))
             }
         }

@@ -9,7 +9,15 @@ fn parse(settings: &[&str]) -> Result<Recipe, Error> {
 
 #[test]
 fn resolving_is_idempotent() {
-    for settings in [&[][..], &["mask.kind=focused", "mask.teacher=clip", "mimic.teachers=[\"clip\"]", "optim.clip_grad=1.0"]] {
+    for settings in [
+        &[][..],
+        &[
+            "mask.kind=focused",
+            "mask.teacher=clip",
+            "mimic.teachers=[\"clip\"]",
+            "optim.clip_grad=1.0",
+        ],
+    ] {
         let recipe = parse(settings).unwrap();
         let again = Recipe::parse(&recipe.to_toml(), "saved", &[]).unwrap();
         assert_eq!(recipe, again);
@@ -61,7 +69,10 @@ fn wrong_recipes_are_refused_by_name() {
     ];
     for (settings, words) in cases {
         let message = parse(settings).unwrap_err().to_string();
-        assert!(message.contains(words), "{settings:?} gave {message:?}, which lacks {words:?}");
+        assert!(
+            message.contains(words),
+            "{settings:?} gave {message:?}, which lacks {words:?}"
+        );
     }
 }
 
@@ -70,15 +81,24 @@ fn differences_are_named_with_both_values() {
     let recipe = parse(&[]).unwrap();
     let other = parse(&["optim.weight_decay=0.1"]).unwrap();
     let (field, ours, theirs) = recipe.first_difference(&other).unwrap();
-    assert_eq!((field.as_str(), ours.as_str(), theirs.as_str()), ("optim.weight_decay", "0.05", "0.1"));
+    assert_eq!(
+        (field.as_str(), ours.as_str(), theirs.as_str()),
+        ("optim.weight_decay", "0.05", "0.1")
+    );
     let clipped = parse(&["optim.clip_grad=1.0"]).unwrap();
     let (field, ours, theirs) = recipe.first_difference(&clipped).unwrap();
-    assert_eq!((field.as_str(), ours.as_str(), theirs.as_str()), ("optim.clip_grad", "unset", "1.0"));
+    assert_eq!(
+        (field.as_str(), ours.as_str(), theirs.as_str()),
+        ("optim.clip_grad", "unset", "1.0")
+    );
 }
 
 #[test]
 fn the_peak_rate_is_scaled_or_literal() {
     let peak = |settings: &[&str]| parse(settings).unwrap().schedule().lr;
-    assert_eq!(peak(&["optim.batch_size=64", "optim.accum_iter=64"]), 1.5e-4 * 4096.0 / 256.0);
+    assert_eq!(
+        peak(&["optim.batch_size=64", "optim.accum_iter=64"]),
+        1.5e-4 * 4096.0 / 256.0
+    );
     assert_eq!(peak(&["optim.lr=1e-3"]), 1e-3);
 }

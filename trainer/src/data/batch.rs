@@ -74,14 +74,31 @@ impl BatchShape {
     pub fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
         let n = self.batch_size as i64;
         let l = i64::from(self.grid * self.grid);
-        let pixels = |size: u32| pinned_empty(&[n, i64::from(size), i64::from(size), 3], Kind::Uint8, device);
+        let pixels = |size: u32| {
+            pinned_empty(
+                &[n, i64::from(size), i64::from(size), 3],
+                Kind::Uint8,
+                device,
+            )
+        };
         let teachers = self.teachers.iter().map(|teacher| {
             Ok(match *teacher {
-                TeacherShape::Cached { width, kind, tokens, cls_attn } => TeacherBatch::Cached {
-                    tokens: tokens.then(|| pinned_empty(&[n, l, i64::from(width)], kind, device)).transpose()?,
-                    cls_attn: cls_attn.then(|| pinned_empty(&[n, l], Kind::Half, device)).transpose()?,
+                TeacherShape::Cached {
+                    width,
+                    kind,
+                    tokens,
+                    cls_attn,
+                } => TeacherBatch::Cached {
+                    tokens: tokens
+                        .then(|| pinned_empty(&[n, l, i64::from(width)], kind, device))
+                        .transpose()?,
+                    cls_attn: cls_attn
+                        .then(|| pinned_empty(&[n, l], Kind::Half, device))
+                        .transpose()?,
                 },
-                TeacherShape::Online { input_size } => TeacherBatch::Online { pixels: pixels(input_size)? },
+                TeacherShape::Online { input_size } => TeacherBatch::Online {
+                    pixels: pixels(input_size)?,
+                },
             })
         });
         Ok(MimicBatch {

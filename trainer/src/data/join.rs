@@ -94,7 +94,9 @@ pub fn join(
 ) -> Result<Samples, Problem> {
     let identity = cache.identity();
     if identity.image_code != images::IMAGE_CODE {
-        return Err(Problem::ImageCode { cached: identity.image_code.clone() });
+        return Err(Problem::ImageCode {
+            cached: identity.image_code.clone(),
+        });
     }
     let views = usize::from(identity.views.views);
     let parts = complete_parts(cache, teachers, config.allow_incomplete)?;
@@ -116,8 +118,14 @@ pub fn join(
                     row.width,
                     row.height,
                 );
-                if row.sample_id != first.sample_id || row.view != drawn || of_sample.len() != views {
-                    return Err(Problem::View { cache: cache.dir().into(), part, row: i * views + index, key: row.key.clone() });
+                if row.sample_id != first.sample_id || row.view != drawn || of_sample.len() != views
+                {
+                    return Err(Problem::View {
+                        cache: cache.dir().into(),
+                        part,
+                        row: i * views + index,
+                        key: row.key.clone(),
+                    });
                 }
                 rows.push(row.view);
             }
@@ -156,12 +164,18 @@ pub fn join(
             .par_iter()
             .map(|&i| {
                 let hash = source.read(i).ok().map(|bytes| ContentHash::of(&bytes));
-                progress(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed), unclaimed.len() as u64);
+                progress(
+                    1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+                    unclaimed.len() as u64,
+                );
                 hash
             })
             .collect();
         for (source_idx, hash) in unclaimed.into_iter().zip(hashes) {
-            for idx in hash.and_then(|hash| missing.remove(&hash)).unwrap_or_default() {
+            for idx in hash
+                .and_then(|hash| missing.remove(&hash))
+                .unwrap_or_default()
+            {
                 samples[idx].source_idx = source_idx;
             }
         }
@@ -176,11 +190,15 @@ pub fn join(
         };
         match config.missing {
             Missing::Error => return Err(problem),
-            Missing::Skip => tracing::warn!("data.missing = \"skip\": training without them. {problem}"),
+            Missing::Skip => {
+                tracing::warn!("data.missing = \"skip\": training without them. {problem}")
+            }
         }
         let mut kept_rows = Vec::with_capacity(rows.len());
         let found = |idx: usize| samples[idx].source_idx != usize::MAX;
-        (0..samples.len()).filter(|&idx| found(idx)).for_each(|idx| kept_rows.extend(&rows[idx * views..(idx + 1) * views]));
+        (0..samples.len())
+            .filter(|&idx| found(idx))
+            .for_each(|idx| kept_rows.extend(&rows[idx * views..(idx + 1) * views]));
         rows = kept_rows;
         samples.retain(|sample| sample.source_idx != usize::MAX);
     }
@@ -190,12 +208,25 @@ pub fn join(
         digest.update(sample.sample_id.to_le_bytes());
         digest.update(sample.content_hash.0);
     }
-    let fingerprint = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Samples { views, samples, rows, fingerprint })
+    let fingerprint = digest
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Ok(Samples {
+        views,
+        samples,
+        rows,
+        fingerprint,
+    })
 }
 
 /// The parts that hold samples and every one of `teachers`; an error for others unless `allow_incomplete`.
-fn complete_parts(cache: &Cache, teachers: &[TeacherId], allow_incomplete: bool) -> Result<Vec<u32>, Problem> {
+fn complete_parts(
+    cache: &Cache,
+    teachers: &[TeacherId],
+    allow_incomplete: bool,
+) -> Result<Vec<u32>, Problem> {
     let parts = cache.identity().plan.parts();
     let mut complete = Vec::new();
     let mut missing = 0;
@@ -216,11 +247,16 @@ fn complete_parts(cache: &Cache, teachers: &[TeacherId], allow_incomplete: bool)
         }
     }
     match example {
-        Some(example) if !allow_incomplete || complete.is_empty() => {
-            Err(Problem::Incomplete { cache: cache.dir().into(), missing, parts, example })
-        }
+        Some(example) if !allow_incomplete || complete.is_empty() => Err(Problem::Incomplete {
+            cache: cache.dir().into(),
+            missing,
+            parts,
+            example,
+        }),
         Some(example) => {
-            tracing::warn!("data.allow_incomplete: training without {missing} of {parts} parts ({example})");
+            tracing::warn!(
+                "data.allow_incomplete: training without {missing} of {parts} parts ({example})"
+            );
             Ok(complete)
         }
         None => Ok(complete),

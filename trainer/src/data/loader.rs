@@ -73,14 +73,25 @@ impl Loader {
         let (batch_tx, batch_rx) = bounded(prefetch);
         let (used_tx, used_rx) = unbounded();
         let walk = move || walk(&plan, steps, &pool, device, &batch_tx, &used_rx);
-        let thread = std::thread::Builder::new().name("loader".into()).spawn(walk).context("cannot start the loader")?;
-        Ok(Loader { batches: Some(batch_rx), used: Some(used_tx), thread: Some(thread), waited: Duration::ZERO })
+        let thread = std::thread::Builder::new()
+            .name("loader".into())
+            .spawn(walk)
+            .context("cannot start the loader")?;
+        Ok(Loader {
+            batches: Some(batch_rx),
+            used: Some(used_tx),
+            thread: Some(thread),
+            waited: Duration::ZERO,
+        })
     }
 
     /// The next batch, or what is wrong with the data, naming file and row. Time spent here is [`Loader::take_waited`]'s.
     pub fn next_batch(&mut self) -> anyhow::Result<MimicBatch> {
         let start = Instant::now();
-        let batch = self.batches.as_ref().and_then(|batches| batches.recv().ok());
+        let batch = self
+            .batches
+            .as_ref()
+            .and_then(|batches| batches.recv().ok());
         self.waited += start.elapsed();
         batch.unwrap_or_else(|| Err(anyhow::anyhow!("the loader has stopped: no step is left")))
     }
@@ -122,11 +133,17 @@ fn walk(
     let mut current: Option<(u64, Vec<u32>)> = None;
     for step in steps {
         let position = plan.order.position(step);
-        if current.as_ref().is_none_or(|(epoch, _)| *epoch != position.epoch) {
+        if current
+            .as_ref()
+            .is_none_or(|(epoch, _)| *epoch != position.epoch)
+        {
             current = Some((position.epoch, plan.order.permutation(position.epoch)));
         }
-        let Some((epoch, permutation)) = &current else { return };
-        for micro in permutation[plan.order.step_range(position.step)].chunks(plan.shape.batch_size) {
+        let Some((epoch, permutation)) = &current else {
+            return;
+        };
+        for micro in permutation[plan.order.step_range(position.step)].chunks(plan.shape.batch_size)
+        {
             let batch = match used.try_recv() {
                 Ok(batch) => Ok(batch),
                 Err(_) => plan.shape.allocate(device).map_err(anyhow::Error::from),
@@ -189,9 +206,20 @@ impl LoaderPlan {
         }
 
         // ---- teachers
-        for ((teacher, rows), shape) in slot.teachers.into_iter().zip(&self.rows).zip(&self.shape.teachers) {
+        for ((teacher, rows), shape) in slot
+            .teachers
+            .into_iter()
+            .zip(&self.rows)
+            .zip(&self.shape.teachers)
+        {
             if let Some(rows) = rows {
-                rows.read(sample, row_view, sample.first_row + view, teacher.tokens, teacher.cls_attn)?;
+                rows.read(
+                    sample,
+                    row_view,
+                    sample.first_row + view,
+                    teacher.tokens,
+                    teacher.cls_attn,
+                )?;
             }
             if let (Some(pixels), TeacherShape::Online { input_size }) = (teacher.pixels, shape) {
                 if *input_size == self.shape.img_size {
@@ -209,7 +237,10 @@ impl LoaderPlan {
     }
 
     fn read_image(&self, sample: &Sample, view: usize) -> Result<images::RgbImage, Problem> {
-        let bytes = self.source.read(sample.source_idx).map_err(|e| self.image_problem(sample, view, e))?;
+        let bytes = self
+            .source
+            .read(sample.source_idx)
+            .map_err(|e| self.image_problem(sample, view, e))?;
         let found = ContentHash::of(&bytes);
         if found != sample.content_hash {
             return Err(Problem::Changed {
@@ -224,36 +255,75 @@ impl LoaderPlan {
     }
 
     /// The view of the image at `size`, as [H, W, 3] bytes.
-    fn render(&self, img: &images::RgbImage, sample: &Sample, view: &View, size: u32, out: &mut [u8]) -> Result<(), Problem> {
-        let rendered = images::render(img, view, size).map_err(|e| self.image_problem(sample, view.index.into(), e))?;
+    fn render(
+        &self,
+        img: &images::RgbImage,
+        sample: &Sample,
+        view: &View,
+        size: u32,
+        out: &mut [u8],
+    ) -> Result<(), Problem> {
+        let rendered = images::render(img, view, size)
+            .map_err(|e| self.image_problem(sample, view.index.into(), e))?;
         out.copy_from_slice(&rendered.data);
         Ok(())
     }
 
-    fn image_problem(&self, sample: &Sample, view: usize, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Problem {
+    fn image_problem(
+        &self,
+        sample: &Sample,
+        view: usize,
+        e: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Problem {
         let key = self.source.key(sample.source_idx).to_owned();
-        Problem::Image { key, part: sample.part, row: sample.first_row + view, source: e.into() }
+        Problem::Image {
+            key,
+            part: sample.part,
+            row: sample.first_row + view,
+            source: e.into(),
+        }
     }
 }
 
 /// Cuts a batch's tensors into one slot per image.
 fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
-    let MimicBatch { samples, imgs, noise, teachers } = batch;
+    let MimicBatch {
+        samples,
+        imgs,
+        noise,
+        teachers,
+    } = batch;
     let n = samples.len();
     let pixels_and_noise = cut(imgs, n)?.into_iter().zip(cut(noise, n)?);
     let mut slots: Vec<Slot> = samples
         .iter_mut()
         .zip(pixels_and_noise)
-        .map(|(sample, (img, noise))| Slot { sample, img, noise, teachers: Vec::new() })
+        .map(|(sample, (img, noise))| Slot {
+            sample,
+            img,
+            noise,
+            teachers: Vec::new(),
+        })
         .collect();
     for teacher in teachers {
         let (tokens, cls_attn, pixels) = match teacher {
             TeacherBatch::Cached { tokens, cls_attn } => (tokens.as_mut(), cls_attn.as_mut(), None),
             TeacherBatch::Online { pixels } => (None, None, Some(pixels)),
         };
-        let (tokens, cls_attn, pixels) = (cut_some(tokens, n)?, cut_some(cls_attn, n)?, cut_some(pixels, n)?);
-        for (slot, ((tokens, cls_attn), pixels)) in slots.iter_mut().zip(tokens.into_iter().zip(cls_attn).zip(pixels)) {
-            slot.teachers.push(TeacherSlot { tokens, cls_attn, pixels });
+        let (tokens, cls_attn, pixels) = (
+            cut_some(tokens, n)?,
+            cut_some(cls_attn, n)?,
+            cut_some(pixels, n)?,
+        );
+        for (slot, ((tokens, cls_attn), pixels)) in slots
+            .iter_mut()
+            .zip(tokens.into_iter().zip(cls_attn).zip(pixels))
+        {
+            slot.teachers.push(TeacherSlot {
+                tokens,
+                cls_attn,
+                pixels,
+            });
         }
     }
     Ok(slots)

@@ -28,7 +28,11 @@ pub struct Position {
 impl Order {
     /// An order over `samples`; `None` when they do not fill a single step, or are more than 2^32.
     pub fn new(seed: u64, samples: usize, per_step: usize) -> Option<Order> {
-        (per_step > 0 && samples >= per_step && u32::try_from(samples).is_ok()).then_some(Order { seed, samples, per_step })
+        (per_step > 0 && samples >= per_step && u32::try_from(samples).is_ok()).then_some(Order {
+            seed,
+            samples,
+            per_step,
+        })
     }
 
     /// Updates in one epoch, at least 1.
@@ -38,7 +42,10 @@ impl Order {
 
     /// Epoch and step within it, for a step counted from the start of the run.
     pub fn position(&self, step: u64) -> Position {
-        Position { epoch: step / self.steps_per_epoch(), step: step % self.steps_per_epoch() }
+        Position {
+            epoch: step / self.steps_per_epoch(),
+            step: step % self.steps_per_epoch(),
+        }
     }
 
     /// The epoch at `step` with its fraction, as the schedule wants it.
@@ -75,8 +82,16 @@ mod tests {
         assert_eq!(sorted, (0..1000).collect::<Vec<u32>>());
         assert_ne!(first, sorted, "1000 samples in their old order");
         assert_ne!(first, order.permutation(1), "epochs differ");
-        assert_eq!(first, order.permutation(0), "asking for another epoch in between changes nothing");
-        assert_ne!(first, Order::new(8, 1000, 64).unwrap().permutation(0), "seeds differ");
+        assert_eq!(
+            first,
+            order.permutation(0),
+            "asking for another epoch in between changes nothing"
+        );
+        assert_ne!(
+            first,
+            Order::new(8, 1000, 64).unwrap().permutation(0),
+            "seeds differ"
+        );
         // How the order is cut does not change it.
         assert_eq!(first, Order::new(7, 1000, 10).unwrap().permutation(0));
     }

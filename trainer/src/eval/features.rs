@@ -70,7 +70,12 @@ impl Model {
         if let Some(size) = size {
             ensure!(!untrained, "--untrained goes with a student");
             let description = format!("raw pixels at {size}x{size}");
-            return Ok(Model { network: Network::Pixels { size }, device, description, run: None });
+            return Ok(Model {
+                network: Network::Pixels { size },
+                device,
+                description,
+                run: None,
+            });
         }
         if path.join(run_folder::RECIPE).is_file() {
             let recipe = run_folder::load_recipe(path)?;
@@ -78,28 +83,65 @@ impl Model {
                 (None, "untrained student of".to_owned())
             } else {
                 let checkpoint = checkpoint::load_last(path, &mut |notice| warn!("{notice}"))?;
-                let checkpoint = checkpoint.with_context(|| format!("{path:?}: this run has no checkpoint yet"))?;
+                let checkpoint = checkpoint
+                    .with_context(|| format!("{path:?}: this run has no checkpoint yet"))?;
                 let step = checkpoint.state.step;
-                (Some(checkpoint.model), format!("student after step {step} of"))
+                (
+                    Some(checkpoint.model),
+                    format!("student after step {step} of"),
+                )
             };
             let network = student(&recipe, tensors, spec, device)?;
-            return Ok(Model { network, device, description: format!("{what} {spec}"), run: Some(path.into()) });
+            return Ok(Model {
+                network,
+                device,
+                description: format!("{what} {spec}"),
+                run: Some(path.into()),
+            });
         }
         if path.is_file() {
             let weights = Weights::read(path)?;
             if let Some(recipe) = weights.metadata().get(checkpoint::RECIPE_KEY) {
                 let recipe = Recipe::parse(recipe, spec, &[])?;
-                let tensors = weights.tensors().iter().map(|(name, t)| (name.clone(), t.shallow_clone()));
-                let network = student(&recipe, (!untrained).then(|| tensors.collect()), spec, device)?;
-                let what = if untrained { "untrained student of" } else { "student" };
-                return Ok(Model { network, device, description: format!("{what} {spec}"), run: None });
+                let tensors = weights
+                    .tensors()
+                    .iter()
+                    .map(|(name, t)| (name.clone(), t.shallow_clone()));
+                let network = student(
+                    &recipe,
+                    (!untrained).then(|| tensors.collect()),
+                    spec,
+                    device,
+                )?;
+                let what = if untrained {
+                    "untrained student of"
+                } else {
+                    "student"
+                };
+                return Ok(Model {
+                    network,
+                    device,
+                    description: format!("{what} {spec}"),
+                    run: None,
+                });
             }
         }
-        ensure!(path.exists(), "--model {spec}: no such file or folder (nor the word pixels)");
-        ensure!(!untrained, "--untrained goes with a student, and {spec} holds none");
+        ensure!(
+            path.exists(),
+            "--model {spec}: no such file or folder (nor the word pixels)"
+        );
+        ensure!(
+            !untrained,
+            "--untrained goes with a student, and {spec} holds none"
+        );
         let teacher = Teacher::load(path, device)?;
         let description = format!("teacher {spec} ({})", teacher.info().arch);
-        Ok(Model { network: Network::Teacher(teacher), device, description, run: None })
+        Ok(Model {
+            network: Network::Teacher(teacher),
+            device,
+            description,
+            run: None,
+        })
     }
 
     /// For people: what it is and where from.
@@ -122,7 +164,11 @@ impl Model {
     }
 
     /// `pixels` `[N, S, S, 3]` u8 on the CPU → per kind of feature `[N, D]` f32 on the CPU.
-    fn features(&self, pixels: &Tensor, precision: Precision) -> anyhow::Result<BTreeMap<String, Tensor>> {
+    fn features(
+        &self,
+        pixels: &Tensor,
+        precision: Precision,
+    ) -> anyhow::Result<BTreeMap<String, Tensor>> {
         let _no_grad = tch::no_grad_guard();
         let pixels = to_device(pixels, self.device)?;
         let features = match &self.network {
@@ -130,16 +176,25 @@ impl Model {
                 let _scope = precision.guard(self.device);
                 let tokens = mae.forward_features(&step::normalise(&pixels)); // [N, 1 + L, D], after the norm
                 let patches = tokens.narrow(1, 1, tokens.size()[1] - 1);
-                vec![("cls", tokens.select(1, 0)), ("mean", patches.mean_dim(1, false, None))]
+                vec![
+                    ("cls", tokens.select(1, 0)),
+                    ("mean", patches.mean_dim(1, false, None)),
+                ]
             }
             Network::Teacher(teacher) => {
-                let output = teacher.forward(&pixels.permute([0, 3, 1, 2]).contiguous(), precision)?;
+                let output =
+                    teacher.forward(&pixels.permute([0, 3, 1, 2]).contiguous(), precision)?;
                 let mean = teacher.final_norm(&output.tokens).mean_dim(1, false, None);
                 vec![("cls", teacher.final_norm(&output.cls)), ("mean", mean)]
             }
             Network::Pixels { .. } => vec![("pixels", step::normalise(&pixels).flatten(1, -1))],
         };
-        let to_cpu = |(kind, t): (&str, Tensor)| (kind.to_owned(), t.to_kind(Kind::Float).to_device(Device::Cpu));
+        let to_cpu = |(kind, t): (&str, Tensor)| {
+            (
+                kind.to_owned(),
+                t.to_kind(Kind::Float).to_device(Device::Cpu),
+            )
+        };
         Ok(features.into_iter().map(to_cpu).collect())
     }
 }
@@ -160,7 +215,10 @@ fn student(
         tensors.retain(|name, _| !name.starts_with("mimic_heads."));
         params.load(origin, &tensors)?;
     }
-    Ok(Network::Student { mae, img_size: recipe.model.img_size })
+    Ok(Network::Student {
+        mae,
+        img_size: recipe.model.img_size,
+    })
 }
 
 /// Features of every image of `source` that can be read, through its central square. `pool` decodes one batch ahead.
@@ -177,15 +235,23 @@ pub fn extract(
         scope.spawn(move || {
             for start in (0..source.len()).step_by(batch_size as usize) {
                 let idxs = start..source.len().min(start + batch_size as usize);
-                let decoded: Vec<_> =
-                    pool.install(|| idxs.into_par_iter().map(|i| (i, read_center(source, i, size))).collect());
+                let decoded: Vec<_> = pool.install(|| {
+                    idxs.into_par_iter()
+                        .map(|i| (i, read_center(source, i, size)))
+                        .collect()
+                });
                 if batches_tx.send(decoded).is_err() {
                     return; // The receiver has failed and says why.
                 }
             }
         });
 
-        let mut images = Images { features: BTreeMap::new(), idxs: vec![], hashes: vec![], skipped: vec![] };
+        let mut images = Images {
+            features: BTreeMap::new(),
+            idxs: vec![],
+            hashes: vec![],
+            skipped: vec![],
+        };
         let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
         let mut done = 0;
         // By value: when this side fails, the channel closes and the decoder stops.
@@ -205,8 +271,14 @@ pub fn extract(
             }
             if !pixels.is_empty() {
                 let side = i64::from(size);
-                let mut batch = Tensor::empty([pixels.len() as i64, side, side, 3], (Kind::Uint8, Device::Cpu));
-                for (slot, img) in tensor_bytes_mut(&mut batch)?.chunks_exact_mut(pixels[0].data.len()).zip(&pixels) {
+                let mut batch = Tensor::empty(
+                    [pixels.len() as i64, side, side, 3],
+                    (Kind::Uint8, Device::Cpu),
+                );
+                for (slot, img) in tensor_bytes_mut(&mut batch)?
+                    .chunks_exact_mut(pixels[0].data.len())
+                    .zip(&pixels)
+                {
                     slot.copy_from_slice(&img.data);
                 }
                 for (kind, features) in model.features(&batch, precision)? {
@@ -218,14 +290,28 @@ pub fn extract(
             }
         }
         if images.idxs.is_empty() {
-            bail!("no image can be used{}", images.skipped.first().map(|e| format!("; the first: {e}")).unwrap_or_default());
+            bail!(
+                "no image can be used{}",
+                images
+                    .skipped
+                    .first()
+                    .map(|e| format!("; the first: {e}"))
+                    .unwrap_or_default()
+            );
         }
-        images.features = parts.into_iter().map(|(kind, parts)| (kind, Tensor::cat(&parts, 0))).collect();
+        images.features = parts
+            .into_iter()
+            .map(|(kind, parts)| (kind, Tensor::cat(&parts, 0)))
+            .collect();
         Ok(images)
     })
 }
 
-fn read_center(source: &ImageSource, i: usize, size: u32) -> anyhow::Result<(ContentHash, RgbImage)> {
+fn read_center(
+    source: &ImageSource,
+    i: usize,
+    size: u32,
+) -> anyhow::Result<(ContentHash, RgbImage)> {
     let bytes = source.read(i)?;
     let hash = ContentHash::of(&bytes);
     let img = images::decode(&bytes)?;

@@ -21,9 +21,26 @@ fn world() -> World {
 
 fn args(world: &World, model: &Path, more: &[&str]) -> Vec<String> {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let mut args: Vec<String> = ["trainer", "knn", "--device", "cpu", "--k", "3", "--batch-size", "5", "--model"].map(String::from).into();
+    let mut args: Vec<String> = [
+        "trainer",
+        "knn",
+        "--device",
+        "cpu",
+        "--k",
+        "3",
+        "--batch-size",
+        "5",
+        "--model",
+    ]
+    .map(String::from)
+    .into();
     args.push(text(model));
-    args.extend(["--train".to_owned(), text(&world.images_dir()), "--test".to_owned(), text(&world.path("test"))]);
+    args.extend([
+        "--train".to_owned(),
+        text(&world.images_dir()),
+        "--test".to_owned(),
+        text(&world.path("test")),
+    ]);
     args.extend(more.iter().map(|s| s.to_string()));
     args
 }
@@ -37,24 +54,56 @@ fn students_teachers_and_pixels_are_judged_alike() {
     let world = world();
     run(&world.pretrain_args("run", &[])).unwrap();
     let student = knn_json(&world, &world.path("run"), &[]);
-    assert_eq!((student.train_images, student.test_images, student.classes, student.k), (12, 8, 2, 3));
-    assert_eq!((student.test_images_in_train, student.skipped_images), (0, 0));
-    assert_eq!(student.accuracy.keys().map(String::as_str).collect::<Vec<_>>(), ["cls", "mean"]);
-    let saved: KnnResult = serde_json::from_slice(&std::fs::read(world.path("run").join(KNN_FILE)).unwrap()).unwrap();
+    assert_eq!(
+        (
+            student.train_images,
+            student.test_images,
+            student.classes,
+            student.k
+        ),
+        (12, 8, 2, 3)
+    );
+    assert_eq!(
+        (student.test_images_in_train, student.skipped_images),
+        (0, 0)
+    );
+    assert_eq!(
+        student
+            .accuracy
+            .keys()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
+        ["cls", "mean"]
+    );
+    let saved: KnnResult =
+        serde_json::from_slice(&std::fs::read(world.path("run").join(KNN_FILE)).unwrap()).unwrap();
     assert_eq!(saved, student);
 
     // The checkpoint's file alone says the same as the run.
-    let file = crate::checkpoint::newest(&world.path("run")).unwrap().unwrap().join(crate::checkpoint::MODEL);
+    let file = crate::checkpoint::newest(&world.path("run"))
+        .unwrap()
+        .unwrap()
+        .join(crate::checkpoint::MODEL);
     assert_eq!(knn_json(&world, &file, &[]).accuracy, student.accuracy);
 
     let teacher = knn_json(&world, &world.teacher_dir(), &[]);
     assert_eq!(teacher.accuracy.len(), 2);
     assert!(teacher.model.contains("teacher"), "{}", teacher.model);
     let pixels = knn_json(&world, Path::new("pixels:16"), &[]);
-    assert_eq!(pixels.accuracy.keys().map(String::as_str).collect::<Vec<_>>(), ["pixels"]);
+    assert_eq!(
+        pixels
+            .accuracy
+            .keys()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
+        ["pixels"]
+    );
     let table = run(&args(&world, Path::new("pixels:16"), &[])).unwrap();
     let percent = format!("{:.2}%", 100.0 * pixels.accuracy["pixels"].top1);
-    assert!(table.contains("3-NN, 12 train and 8 test images, 2 classes") && table.contains(&percent), "{table}");
+    assert!(
+        table.contains("3-NN, 12 train and 8 test images, 2 classes") && table.contains(&percent),
+        "{table}"
+    );
 }
 
 /// The untrained student is that of step 0, not the trained one; and both agree with themselves.
@@ -63,10 +112,20 @@ fn untrained_means_before_the_first_step() {
     let world = world();
     run(&world.pretrain_args("run", &["--set", "optim.lr=0.05"])).unwrap();
     let features = |untrained: bool| {
-        let model = Model::load(world.path("run").to_str().unwrap(), untrained, tch::Device::Cpu).unwrap();
+        let model = Model::load(
+            world.path("run").to_str().unwrap(),
+            untrained,
+            tch::Device::Cpu,
+        )
+        .unwrap();
         let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let images = features::extract(&model, &source, 5, models::precision::Precision::F32, &pool).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(2)
+            .build()
+            .unwrap();
+        let images =
+            features::extract(&model, &source, 5, models::precision::Precision::F32, &pool)
+                .unwrap();
         images.features["mean"].shallow_clone()
     };
     let (trained, untrained) = (features(false), features(true));
@@ -75,7 +134,10 @@ fn untrained_means_before_the_first_step() {
     assert_eq!(trained.size(), [12, 32]);
     let result = knn_json(&world, &world.path("run"), &["--untrained"]);
     assert!(result.model.starts_with("untrained"), "{}", result.model);
-    assert!(world.path("run").join("eval/knn-untrained.json").exists() && !world.path("run").join(KNN_FILE).exists());
+    assert!(
+        world.path("run").join("eval/knn-untrained.json").exists()
+            && !world.path("run").join(KNN_FILE).exists()
+    );
 }
 
 /// Images that vote for themselves are counted, and classes are matched by name, not by number.
@@ -89,14 +151,25 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
     same[k + 1] = "1".to_owned();
     let result: KnnResult = serde_json::from_str(&run(&same).unwrap()).unwrap();
     assert_eq!(result.test_images_in_train, 12);
-    assert_eq!(result.accuracy["pixels"].top1, 1.0, "each is its own nearest neighbour");
+    assert_eq!(
+        result.accuracy["pixels"].top1, 1.0,
+        "each is its own nearest neighbour"
+    );
 
     // A test set with class b alone: its label 0 is the train set's label 1.
     #[allow(clippy::disallowed_methods)] // A folder is moved.
-    std::fs::rename(world.images_dir().join("b"), world.path("only/b").parent().map(|p| {
-        std::fs::create_dir_all(p).unwrap();
-        p.join("b")
-    }).unwrap()).unwrap();
+    std::fs::rename(
+        world.images_dir().join("b"),
+        world
+            .path("only/b")
+            .parent()
+            .map(|p| {
+                std::fs::create_dir_all(p).unwrap();
+                p.join("b")
+            })
+            .unwrap(),
+    )
+    .unwrap();
     let mut only_b = same;
     only_b[test + 1] = world.path("only").to_str().unwrap().to_owned();
     let train = only_b.iter().position(|arg| arg == "--train").unwrap();
@@ -108,7 +181,8 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
 #[test]
 fn what_cannot_be_judged_is_refused() {
     let world = world();
-    let message = |model: &Path, more: &[&str]| format!("{:#}", run(&args(&world, model, more)).unwrap_err());
+    let message =
+        |model: &Path, more: &[&str]| format!("{:#}", run(&args(&world, model, more)).unwrap_err());
     assert!(message(Path::new("nowhere"), &[]).contains("no such file or folder"));
     assert!(message(Path::new("pixels"), &["--untrained"]).contains("goes with a student"));
     assert!(message(&world.teacher_dir(), &["--untrained"]).contains("holds none"));

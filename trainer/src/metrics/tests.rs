@@ -11,7 +11,10 @@ fn line(step: u64) -> Line {
         wait_share: 0.25,
         peak_memory_bytes: 123,
         skipped: 0,
-        means: BTreeMap::from([("loss".to_owned(), 0.5), ("mimic.clip".to_owned(), 0.1 + 0.2)]),
+        means: BTreeMap::from([
+            ("loss".to_owned(), 0.5),
+            ("mimic.clip".to_owned(), 0.1 + 0.2),
+        ]),
     }
 }
 
@@ -26,7 +29,11 @@ fn a_resume_cuts_the_log_back_to_its_step() {
     for step in [5, 10, 15] {
         log.append(&line(step)).unwrap();
     }
-    assert_eq!(read(run.path()).unwrap()[1], line(10), "what was written is what is read, f64s exactly");
+    assert_eq!(
+        read(run.path()).unwrap()[1],
+        line(10),
+        "what was written is what is read, f64s exactly"
+    );
 
     let mut log = StepLog::open(run.path(), METRICS, 12).unwrap();
     log.append(&line(15)).unwrap();
@@ -40,7 +47,11 @@ fn a_resume_cuts_the_log_back_to_its_step() {
 fn a_line_cut_short_is_dropped() {
     let run = tempfile::tempdir().unwrap();
     let whole = serde_json::to_string(&line(5)).unwrap();
-    std::fs::write(run.path().join(METRICS), format!("{whole}\n{}", &whole[..20])).unwrap();
+    std::fs::write(
+        run.path().join(METRICS),
+        format!("{whole}\n{}", &whole[..20]),
+    )
+    .unwrap();
     let mut log = StepLog::open(run.path(), METRICS, 100).unwrap();
     log.append(&line(10)).unwrap();
     assert_eq!(steps(run.path()), [5, 10]);

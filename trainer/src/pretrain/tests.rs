@@ -34,14 +34,23 @@ fn tensors(run: &Path) -> [Vec<u8>; 2] {
 
 /// What metrics.jsonl says that does not depend on time: step, learning rate and losses.
 fn losses(run: &Path) -> Vec<(u64, f64, BTreeMap<String, f64>)> {
-    metrics::read(run).unwrap().into_iter().map(|line| (line.step, line.lr, line.means)).collect()
+    metrics::read(run)
+        .unwrap()
+        .into_iter()
+        .map(|line| (line.step, line.lr, line.means))
+        .collect()
 }
 
 #[test]
 fn losses_fall() {
     let world = World::with_cache(12);
     for precision in ["f32", "bf16"] {
-        let settings = ["--set", "schedule.epochs=60", "--set", &format!("run.precision={precision}")];
+        let settings = [
+            "--set",
+            "schedule.epochs=60",
+            "--set",
+            &format!("run.precision={precision}"),
+        ];
         let lines = losses(&train(&world, precision, &settings));
         assert_eq!(lines.len(), 180);
         let mean = |lines: &[(u64, f64, BTreeMap<String, f64>)], name: &str| {
@@ -49,7 +58,10 @@ fn losses_fall() {
         };
         for name in ["rec", "mimic.clip"] {
             let (first, last) = (mean(&lines[..6], name), mean(&lines[174..], name));
-            assert!(last < 0.8 * first, "{precision}: {name} went from {first} to {last}");
+            assert!(
+                last < 0.8 * first,
+                "{precision}: {name} went from {first} to {last}"
+            );
         }
     }
 }
@@ -71,12 +83,19 @@ fn resuming_anywhere_is_not_stopping() {
     .collect();
     let world = World::with_cache(13);
     let whole = train(&world, "whole", &settings);
-    assert_eq!(losses(&whole).len(), 18 / 4 + 1, "a line every four steps and one at the end");
+    assert_eq!(
+        losses(&whole).len(),
+        18 / 4 + 1,
+        "a line every four steps and one at the end"
+    );
 
     for seed in 0..4 {
         let mut rng = Rng::new(seed, Purpose::Select, &[]);
         let name = format!("cut-{seed}");
-        let finished = || metrics::read(&world.path(&name)).is_ok_and(|lines| lines.last().is_some_and(|l| l.step == 18));
+        let finished = || {
+            metrics::read(&world.path(&name))
+                .is_ok_and(|lines| lines.last().is_some_and(|l| l.step == 18))
+        };
         let mut cuts = Vec::new();
         while !finished() {
             let stop = (1 + rng.range(6)).to_string();
@@ -85,8 +104,15 @@ fn resuming_anywhere_is_not_stopping() {
             train(&world, &name, &args);
             cuts.push(stop);
         }
-        assert_eq!(losses(&world.path(&name)), losses(&whole), "cut after {cuts:?}");
-        assert!(tensors(&world.path(&name)) == tensors(&whole), "weights or moments differ, cut after {cuts:?}");
+        assert_eq!(
+            losses(&world.path(&name)),
+            losses(&whole),
+            "cut after {cuts:?}"
+        );
+        assert!(
+            tensors(&world.path(&name)) == tensors(&whole),
+            "weights or moments differ, cut after {cuts:?}"
+        );
     }
 }
 
@@ -98,7 +124,12 @@ fn lines_after_the_last_checkpoint_are_written_once() {
     let cut = train(&world, "cut", &["--stop-after", "6"]);
     // As if killed after step 8, when the last checkpoint was that of step 6.
     let mut log = fs::read_to_string(cut.join(metrics::METRICS)).unwrap();
-    for line in fs::read_to_string(whole.join(metrics::METRICS)).unwrap().lines().skip(6).take(2) {
+    for line in fs::read_to_string(whole.join(metrics::METRICS))
+        .unwrap()
+        .lines()
+        .skip(6)
+        .take(2)
+    {
         log += &format!("{line}\n");
     }
     fs::write(cut.join(metrics::METRICS), log).unwrap();
@@ -124,32 +155,54 @@ fn the_number_of_loader_threads_changes_nothing() {
     let threads = args.iter().position(|arg| arg == "--threads").unwrap();
     args[threads + 1] = "1".to_owned();
     run(&args).unwrap();
-    assert!(tensors(&two) == tensors(&world.path("one")), "one thread and crops in memory, or two");
+    assert!(
+        tensors(&two) == tensors(&world.path("one")),
+        "one thread and crops in memory, or two"
+    );
 }
 
 #[test]
 fn another_recipe_or_another_cache_is_refused_by_name() {
     let mut world = World::with_cache(8);
     train(&world, "run", &["--stop-after", "2"]);
-    let message = format!("{:#}", error(&world, "run", &["--set", "optim.weight_decay=0.1"]));
-    assert!(message.contains("optim.weight_decay = 0.05, now it is 0.1"), "{message}");
+    let message = format!(
+        "{:#}",
+        error(&world, "run", &["--set", "optim.weight_decay=0.1"])
+    );
+    assert!(
+        message.contains("optim.weight_decay = 0.05, now it is 0.1"),
+        "{message}"
+    );
 
     fs::remove_dir_all(world.cache_dir()).unwrap();
     world.codec = Codec::F32;
     world.build_cache();
     let message = format!("{:#}", error(&world, "run", &[]));
-    assert!(message.contains("teacher.clip.features = cached half, now it is cached float"), "{message}");
+    assert!(
+        message.contains("teacher.clip.features = cached half, now it is cached float"),
+        "{message}"
+    );
 }
 
 #[test]
 fn plain_mae_needs_no_teacher_rows() {
     let world = World::with_cache(8);
     fs::remove_dir_all(world.cache_dir().join("teachers")).unwrap();
-    let lines = losses(&train(&world, "mae", &["--set", "mimic.teachers=[]", "--set", "loss.w_rec=1"]));
-    assert_eq!(lines[0].2.keys().map(String::as_str).collect::<Vec<_>>(), ["grad_norm", "loss", "rec"]);
+    let lines = losses(&train(
+        &world,
+        "mae",
+        &["--set", "mimic.teachers=[]", "--set", "loss.w_rec=1"],
+    ));
+    assert_eq!(
+        lines[0].2.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["grad_norm", "loss", "rec"]
+    );
     assert_eq!(lines[0].2["loss"], lines[0].2["rec"]);
     let refused = error(&world, "mimic", &[]);
-    assert!(format!("{refused:#}").contains("has no teacher"), "{refused:#}");
+    assert!(
+        format!("{refused:#}").contains("has no teacher"),
+        "{refused:#}"
+    );
     assert_eq!(crate::exit_code(&refused), 1);
 }
 
@@ -163,15 +216,30 @@ fn cached_equals_online() {
     let mut world = World::new(20);
     world.codec = Codec::F32;
     world.build_cache();
-    let settings = ["--set", "schedule.epochs=4", "--set", "mask.kind=focused", "--set", "mask.teacher=clip"];
+    let settings = [
+        "--set",
+        "schedule.epochs=4",
+        "--set",
+        "mask.kind=focused",
+        "--set",
+        "mask.teacher=clip",
+    ];
     let cached = losses(&train(&world, "cached", &settings));
     let teacher = format!("clip={}", world.teacher_dir().display());
-    let online = losses(&train(&world, "online", &[&settings[..], &["--online-teacher", &teacher]].concat()));
+    let online = losses(&train(
+        &world,
+        "online",
+        &[&settings[..], &["--online-teacher", &teacher]].concat(),
+    ));
     assert_eq!((cached.len(), online.len()), (20, 20));
     for ((step, _, cached), (_, _, online)) in cached.iter().zip(&online) {
         for (name, value) in cached {
             let error = (value - online[name]).abs() / value.abs();
-            assert!(error < 1e-4, "step {step}, {name}: cached {value}, online {}", online[name]);
+            assert!(
+                error < 1e-4,
+                "step {step}, {name}: cached {value}, online {}",
+                online[name]
+            );
         }
     }
     // It would show if the teacher were another one.
@@ -188,11 +256,23 @@ fn an_online_teacher_is_the_one_of_the_cache() {
     bytes[at] ^= 1;
     fs::write(&path, bytes).unwrap();
     let teacher = format!("clip={}", world.teacher_dir().display());
-    let message = format!("{:#}", error(&world, "run", &["--online-teacher", &teacher]));
-    assert!(message.contains("not those the cache was built with"), "{message}");
+    let message = format!(
+        "{:#}",
+        error(&world, "run", &["--online-teacher", &teacher])
+    );
+    assert!(
+        message.contains("not those the cache was built with"),
+        "{message}"
+    );
     let stray = format!("dino={}", world.teacher_dir().display());
-    let message = format!("{:#}", error(&world, "stray", &["--online-teacher", &stray]));
-    assert!(message.contains("the recipe uses no such teacher"), "{message}");
+    let message = format!(
+        "{:#}",
+        error(&world, "stray", &["--online-teacher", &stray])
+    );
+    assert!(
+        message.contains("the recipe uses no such teacher"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -206,36 +286,66 @@ fn a_damaged_row_is_refused_in_the_words_of_verify() {
     damaged[at] ^= 0x40;
     fs::write(&path, &damaged).unwrap();
     let refused = error(&world, "run", &[]);
-    assert!(refused.chain().any(|cause| matches!(cause.downcast_ref(), Some(Problem::Cache(_)))), "{refused:#}");
+    assert!(
+        refused
+            .chain()
+            .any(|cause| matches!(cause.downcast_ref(), Some(Problem::Cache(_)))),
+        "{refused:#}"
+    );
     assert_eq!(crate::exit_code(&refused), 1);
     let message = format!("{refused:#}");
-    assert!(message.contains("part-00001.parquet") && message.contains("row"), "{message}");
+    assert!(
+        message.contains("part-00001.parquet") && message.contains("row"),
+        "{message}"
+    );
     let report = schemas::verify(&world.cache_dir(), &mut |_| ()).unwrap();
     let said: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
-    assert!(said.contains(&message), "the trainer said {message:?}, verify {said:?}");
+    assert!(
+        said.contains(&message),
+        "the trainer said {message:?}, verify {said:?}"
+    );
 }
 
 #[test]
 fn an_unfinished_cache_is_refused_unless_allowed() {
     let world = World::with_cache(14);
-    fs::remove_file(layout::teacher_commit(&world.cache_dir(), &TeacherId::new("clip").unwrap(), 1)).unwrap();
+    fs::remove_file(layout::teacher_commit(
+        &world.cache_dir(),
+        &TeacherId::new("clip").unwrap(),
+        1,
+    ))
+    .unwrap();
     let refused = error(&world, "refused", &[]);
     let message = format!("{refused:#}");
-    assert!(message.contains("1 of 3 parts") && message.contains("part 1 lacks the features of clip"), "{message}");
+    assert!(
+        message.contains("1 of 3 parts") && message.contains("part 1 lacks the features of clip"),
+        "{message}"
+    );
     assert_eq!(crate::exit_code(&refused), 1);
     // Nine images are left: two steps of four an epoch.
     let run = train(&world, "allowed", &["--set", "data.allow_incomplete=true"]);
     assert_eq!(losses(&run).len(), 8);
     // Plain MAE does not miss it.
-    assert_eq!(losses(&train(&world, "mae", &["--set", "mimic.teachers=[]"])).len(), 12);
+    assert_eq!(
+        losses(&train(&world, "mae", &["--set", "mimic.teachers=[]"])).len(),
+        12
+    );
 }
 
 #[test]
 fn renamed_images_are_found_by_content() {
     let world = World::with_cache(9);
     let whole = train(&world, "whole", &[]);
-    fs::rename(world.images_dir().join("a"), world.images_dir().join("moved")).unwrap();
-    fs::rename(world.images_dir().join("b/0001.png"), world.images_dir().join("b/first.png")).unwrap();
+    fs::rename(
+        world.images_dir().join("a"),
+        world.images_dir().join("moved"),
+    )
+    .unwrap();
+    fs::rename(
+        world.images_dir().join("b/0001.png"),
+        world.images_dir().join("b/first.png"),
+    )
+    .unwrap();
     let renamed = train(&world, "renamed", &[]);
     assert!(tensors(&whole) == tensors(&renamed));
 }
@@ -248,7 +358,12 @@ fn missing_images_are_listed_and_skipped_only_when_told() {
     }
     let refused = error(&world, "refused", &[]);
     let message = format!("{refused:#}");
-    assert!(message.contains("2 of the cache's 10 images") && message.contains("0002") && message.contains("0005"), "{message}");
+    assert!(
+        message.contains("2 of the cache's 10 images")
+            && message.contains("0002")
+            && message.contains("0005"),
+        "{message}"
+    );
     assert_eq!(crate::exit_code(&refused), 1);
     let run = train(&world, "skipped", &["--set", "data.missing=skip"]);
     assert_eq!(losses(&run).len(), 8, "eight images are two steps an epoch");
@@ -258,9 +373,16 @@ fn missing_images_are_listed_and_skipped_only_when_told() {
 fn a_changed_image_is_refused() {
     let world = World::with_cache(8);
     // Another image under the old name.
-    fs::copy(world.images_dir().join("b/0003.png"), world.images_dir().join("a/0004.png")).unwrap();
+    fs::copy(
+        world.images_dir().join("b/0003.png"),
+        world.images_dir().join("a/0004.png"),
+    )
+    .unwrap();
     let refused = error(&world, "run", &[]);
-    assert!(matches!(refused.downcast_ref(), Some(Problem::Changed { .. })), "{refused:#}");
+    assert!(
+        matches!(refused.downcast_ref(), Some(Problem::Changed { .. })),
+        "{refused:#}"
+    );
     assert!(format!("{refused:#}").contains("0004"), "{refused:#}");
 }
 
@@ -269,33 +391,59 @@ fn another_grid_is_refused_naming_both() {
     let world = World::with_cache(8);
     let refused = error(&world, "run", &["--set", "model.img_size=64"]);
     let message = format!("{refused:#}");
-    assert!(message.contains("4x4 grid") && message.contains("8x8 grid"), "{message}");
+    assert!(
+        message.contains("4x4 grid") && message.contains("8x8 grid"),
+        "{message}"
+    );
 }
 
 #[test]
 fn too_few_images_for_a_step_is_an_error() {
     let world = World::with_cache(3);
     let message = format!("{:#}", error(&world, "run", &[]));
-    assert!(message.contains("3 images do not fill one step"), "{message}");
+    assert!(
+        message.contains("3 images do not fill one step"),
+        "{message}"
+    );
 }
 
 /// A rate that throws the weights out of the range of f32: every later step is skipped and recorded, and the run stops.
 #[test]
 fn a_diverged_run_stops_and_leaves_the_batches() {
     let world = World::with_cache(8);
-    let settings = ["optim.lr=1e38", "schedule.warmup_epochs=0", "schedule.epochs=9", "run.stop_after_nonfinite=3"];
-    let settings: Vec<&str> = settings.into_iter().flat_map(|setting| ["--set", setting]).collect();
+    let settings = [
+        "optim.lr=1e38",
+        "schedule.warmup_epochs=0",
+        "schedule.epochs=9",
+        "run.stop_after_nonfinite=3",
+    ];
+    let settings: Vec<&str> = settings
+        .into_iter()
+        .flat_map(|setting| ["--set", setting])
+        .collect();
     let message = format!("{:#}", error(&world, "run", &settings));
     assert!(message.contains("3 steps in a row"), "{message}");
     let text = fs::read_to_string(world.path("run").join(metrics::NONFINITE)).unwrap();
-    let skipped: Vec<Skipped> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(skipped.iter().map(|s| s.step).collect::<Vec<_>>(), [2, 3, 4]);
+    let skipped: Vec<Skipped> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        skipped.iter().map(|s| s.step).collect::<Vec<_>>(),
+        [2, 3, 4]
+    );
     for skipped in &skipped {
         assert_eq!(skipped.samples.len(), 4);
-        assert!(skipped.samples.iter().all(|&(id, view)| id < 8 && view < 2), "{skipped:?}");
+        assert!(
+            skipped.samples.iter().all(|&(id, view)| id < 8 && view < 2),
+            "{skipped:?}"
+        );
     }
     let lines = metrics::read(&world.path("run")).unwrap();
-    assert_eq!(lines.iter().map(|line| line.skipped).collect::<Vec<_>>(), [0, 1, 1, 1]);
+    assert_eq!(
+        lines.iter().map(|line| line.skipped).collect::<Vec<_>>(),
+        [0, 1, 1, 1]
+    );
 }
 
 /// A checkpoint that has been damaged since is passed over: the run goes back one and ends the same.
@@ -304,7 +452,10 @@ fn a_damaged_checkpoint_costs_steps_and_nothing_else() {
     let world = World::with_cache(8);
     let whole = train(&world, "whole", &[]);
     let cut = train(&world, "cut", &["--stop-after", "6"]);
-    let file = checkpoint::newest(&cut).unwrap().unwrap().join("optimizer.safetensors");
+    let file = checkpoint::newest(&cut)
+        .unwrap()
+        .unwrap()
+        .join("optimizer.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&file, bytes).unwrap();

@@ -4,7 +4,12 @@ use super::*;
 
 fn recipe(settings: &[&str]) -> Recipe {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
-    Recipe::parse("[optim]\nbatch_size = 4\n[schedule]\nepochs = 2\n", "test", &settings).unwrap()
+    Recipe::parse(
+        "[optim]\nbatch_size = 4\n[schedule]\nepochs = 2\n",
+        "test",
+        &settings,
+    )
+    .unwrap()
 }
 
 fn message(path: &Path, recipe: &Recipe) -> String {
@@ -19,7 +24,10 @@ fn the_same_recipe_opens_it_again_and_another_is_refused_by_name() {
     drop(RunFolder::open(&run, &recipe(&[])).unwrap());
     assert_eq!(load_recipe(&run).unwrap(), recipe(&[]));
     let refused = message(&run, &recipe(&["optim.weight_decay=0.1"]));
-    assert!(refused.contains("optim.weight_decay = 0.05, now it is 0.1"), "{refused}");
+    assert!(
+        refused.contains("optim.weight_decay = 0.05, now it is 0.1"),
+        "{refused}"
+    );
     // What cannot change the result may change, and is saved.
     let faster = recipe(&["data.prefetch=8", "run.keep_checkpoints=5"]);
     drop(RunFolder::open(&run, &faster).unwrap());
@@ -47,8 +55,15 @@ fn a_folder_of_other_things_is_left_alone() {
 fn other_data_is_refused_by_name() {
     let facts = |samples: &str| BTreeMap::from([("samples".to_owned(), samples.to_owned())]);
     refuse_other_data(Path::new("run"), &facts("10"), &facts("10")).unwrap();
-    let refused = refuse_other_data(Path::new("run"), &facts("10"), &facts("11")).unwrap_err().to_string();
+    let refused = refuse_other_data(Path::new("run"), &facts("10"), &facts("11"))
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("samples = 10, now it is 11"), "{refused}");
-    let refused = refuse_other_data(Path::new("run"), &BTreeMap::new(), &facts("11")).unwrap_err().to_string();
-    assert!(refused.contains("samples = absent, now it is 11"), "{refused}");
+    let refused = refuse_other_data(Path::new("run"), &BTreeMap::new(), &facts("11"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("samples = absent, now it is 11"),
+        "{refused}"
+    );
 }

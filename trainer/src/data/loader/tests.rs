@@ -22,7 +22,12 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> LoaderPlan {
 }
 
 /// Every tensor of every batch of `steps`, as bytes.
-fn load(plan: LoaderPlan, threads: usize, steps: std::ops::Range<u64>, recycle: bool) -> Vec<(Vec<(u64, u16)>, Vec<Vec<u8>>)> {
+fn load(
+    plan: LoaderPlan,
+    threads: usize,
+    steps: std::ops::Range<u64>,
+    recycle: bool,
+) -> Vec<(Vec<(u64, u16)>, Vec<Vec<u8>>)> {
     let n = steps.clone().count();
     let mut loader = Loader::start(Arc::new(plan), steps, threads, 2, Device::Cpu).unwrap();
     let bytes = |t: &Tensor| {
@@ -36,7 +41,9 @@ fn load(plan: LoaderPlan, threads: usize, steps: std::ops::Range<u64>, recycle: 
         let mut tensors = vec![bytes(&batch.imgs), bytes(&batch.noise)];
         for teacher in &batch.teachers {
             match teacher {
-                TeacherBatch::Cached { tokens, cls_attn } => tensors.extend(tokens.iter().chain(cls_attn).map(bytes)),
+                TeacherBatch::Cached { tokens, cls_attn } => {
+                    tensors.extend(tokens.iter().chain(cls_attn).map(bytes))
+                }
                 TeacherBatch::Online { pixels } => tensors.push(bytes(pixels)),
             }
         }
@@ -45,7 +52,10 @@ fn load(plan: LoaderPlan, threads: usize, steps: std::ops::Range<u64>, recycle: 
             loader.recycle(batch);
         }
     }
-    assert!(loader.next_batch().is_err(), "the loader ends with its steps");
+    assert!(
+        loader.next_batch().is_err(),
+        "the loader ends with its steps"
+    );
     batches
 }
 
@@ -55,10 +65,22 @@ const FOCUSED: [&str; 2] = ["mask.kind=focused", "mask.teacher=clip"];
 fn batches_are_the_same_for_any_threads_and_any_start() {
     let world = World::with_cache(14);
     let expected = load(plan(&world, &FOCUSED, &[]), 1, 0..9, false);
-    assert_eq!(expected, load(plan(&world, &FOCUSED, &[]), 4, 0..9, true), "one thread, four threads and recycled memory");
-    assert_eq!(expected[4..], load(plan(&world, &FOCUSED, &[]), 2, 4..9, true), "from step 4");
+    assert_eq!(
+        expected,
+        load(plan(&world, &FOCUSED, &[]), 4, 0..9, true),
+        "one thread, four threads and recycled memory"
+    );
+    assert_eq!(
+        expected[4..],
+        load(plan(&world, &FOCUSED, &[]), 2, 4..9, true),
+        "from step 4"
+    );
     let kept = [FOCUSED[0], FOCUSED[1], "data.pixel_cache_mib=1"];
-    assert_eq!(expected, load(plan(&world, &kept, &[]), 3, 0..9, true), "crops kept in memory");
+    assert_eq!(
+        expected,
+        load(plan(&world, &kept, &[]), 3, 0..9, true),
+        "crops kept in memory"
+    );
 }
 
 #[test]
@@ -68,7 +90,10 @@ fn views_rotate_and_masks_are_drawn_anew_each_epoch() {
     let batches = load(plan(&world, &[], &[]), 2, 0..6, true);
     for (step, (samples, _)) in batches.iter().enumerate() {
         let view = (step / 2 % 2) as u16;
-        assert!(samples.iter().all(|&(_, v)| v == view), "step {step}: {samples:?}");
+        assert!(
+            samples.iter().all(|&(_, v)| v == view),
+            "step {step}: {samples:?}"
+        );
     }
     let of_sample_0 = |epoch: usize, tensor: usize| {
         let epoch = &batches[2 * epoch..2 * epoch + 2];
@@ -98,9 +123,14 @@ fn pixels_are_the_rows_crop() {
     let expected = [32, 16].map(|size| images::render(&img, view, size).unwrap().data);
     let mut batch = plan_.shape.allocate(Device::Cpu).unwrap();
     plan_.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();
-    let TeacherBatch::Online { pixels } = &batch.teachers[0] else { panic!("it runs online") };
+    let TeacherBatch::Online { pixels } = &batch.teachers[0] else {
+        panic!("it runs online")
+    };
     for (tensor, expected) in [&batch.imgs, pixels].into_iter().zip(expected) {
-        assert_eq!(Vec::<u8>::try_from(tensor.get(0).flatten(0, -1)).unwrap(), expected);
+        assert_eq!(
+            Vec::<u8>::try_from(tensor.get(0).flatten(0, -1)).unwrap(),
+            expected
+        );
     }
     assert_eq!(batch.samples[0], (5, 1));
     // Once the student's crop is in memory, the teacher's still comes from the image.
@@ -108,7 +138,9 @@ fn pixels_are_the_rows_crop() {
     for _ in 0..2 {
         let mut again = kept.shape.allocate(Device::Cpu).unwrap();
         kept.fill(&mut again, 1, &[5, 0, 1, 2]).unwrap();
-        let TeacherBatch::Online { pixels: found } = &again.teachers[0] else { panic!("it runs online") };
+        let TeacherBatch::Online { pixels: found } = &again.teachers[0] else {
+            panic!("it runs online")
+        };
         assert_eq!((&again.imgs, found), (&batch.imgs, pixels));
     }
 }
@@ -116,7 +148,14 @@ fn pixels_are_the_rows_crop() {
 #[test]
 fn a_loader_that_is_dropped_early_stops() {
     let world = World::with_cache(8);
-    let mut loader = Loader::start(Arc::new(plan(&world, &[], &[])), 0..1_000_000, 2, 2, Device::Cpu).unwrap();
+    let mut loader = Loader::start(
+        Arc::new(plan(&world, &[], &[])),
+        0..1_000_000,
+        2,
+        2,
+        Device::Cpu,
+    )
+    .unwrap();
     loader.next_batch().unwrap();
     drop(loader);
 }
