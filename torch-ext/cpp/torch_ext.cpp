@@ -123,6 +123,13 @@ int te_all_finite(at::Tensor* const* tensors, int64_t len, at::Tensor** out) {
   });
 }
 
+// Leaves the tensors without gradients, as if none had been computed.
+int te_forget_grads(at::Tensor* const* tensors, int64_t len) {
+  return guarded([&] {
+    for (auto& tensor : list(tensors, len)) tensor.mutable_grad().reset();
+  });
+}
+
 // ---- autocast -----------------------------------------------------------------------------------------------------------
 
 // Turns bf16 autocast on for a device type on this thread; what to restore goes to the last two arguments.

@@ -116,11 +116,19 @@ impl FusedAdamW {
         self.groups.len()
     }
 
-    /// Forgets all gradients.
+    /// Forgets all gradients: a parameter that gets none until the next step is then left alone by it. (tch's own `zero_grad` fills
+    /// them with zeros, under which weights still decay and moments still push.)
     pub fn zero_grad(&mut self) {
-        for state in self.states_mut() {
-            state.param.zero_grad();
-        }
+        let params = ffi::pointers(
+            self.groups
+                .iter()
+                .flat_map(|g| &g.params)
+                .map(|(_, s)| &s.param),
+        );
+        // SAFETY: the list points at tensors that `self`, exclusively borrowed, keeps alive.
+        let code = unsafe { ffi::te_forget_grads(params.as_ptr(), params.len() as i64) };
+        ffi::check("forgetting gradients", code)
+            .expect("parameters are leaves and may lose their gradients");
     }
 
     /// Handles on the gradients there are, ordered by group, then as added.
@@ -242,13 +250,6 @@ impl FusedAdamW {
             }
         });
         Ok(())
-    }
-
-    fn states_mut(&mut self) -> impl Iterator<Item = &mut State> {
-        self.groups
-            .iter_mut()
-            .flat_map(|g| &mut g.params)
-            .map(|(_, state)| state)
     }
 }
 

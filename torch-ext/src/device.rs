@@ -69,3 +69,6 @@ pub fn resolve_device(name: &str) -> Result<Device> {
         Err(Error::NoSuchGpu { index, count })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,6 +39,7 @@ unsafe extern "C" {
         len: i64,
         out: *mut *mut C_tensor,
     ) -> c_int;
+    pub(crate) fn te_forget_grads(tensors: *const *const C_tensor, len: i64) -> c_int;
     pub(crate) fn te_autocast_enter(
         device_type: c_int,
         was_enabled: *mut c_int,

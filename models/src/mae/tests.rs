@@ -1,1 +1,269 @@
-//! placeholder
+use std::collections::BTreeSet;
+
+use tch::{Device, Kind};
+
+use super::*;
+use crate::masking::random_masking;
+use crate::params::ParamStore;
+
+const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+const SMALL: MaeConfig = MaeConfig {
+    img_size: [16, 24],
+    patch_size: 4,
+    embed_dim: 24,
+    depth: 2,
+    num_heads: 3,
+    decoder_embed_dim: 16,
+    decoder_depth: 1,
+    decoder_num_heads: 2,
+    mlp_ratio: 2,
+    norm_pix_loss: true,
+};
+
+fn small() -> (ParamStore, Mae) {
+    let store = ParamStore::new(Device::Cpu, 0);
+    let mae = Mae::new(&store.root(), &SMALL).unwrap();
+    (store, mae)
+}
+
+fn random(shape: &[i64], name: &str) -> Tensor {
+    Init::Normal { std: 1.0 }.tensor(shape, 11, name)
+}
+
+#[test]
+fn patches_go_back_to_where_they_were() {
+    let imgs = random(&[2, 3, 16, 24], "imgs");
+    let patches = patchify(&imgs, 4);
+    assert_eq!(patches.size(), [2, 24, 48]);
+    assert_eq!(unpatchify(&patches, 4, [4, 6]), imgs);
+    // Patch 7 is row 1, column 1 of the grid; its number (row 2, column 3, channel 1).
+    let number = patches.double_value(&[1, 7, (2 * 4 + 3) * 3 + 1]);
+    assert_eq!(number, imgs.double_value(&[1, 1, 4 + 2, 4 + 3]));
+}
+
+#[test]
+fn removed_pixels_are_not_read() {
+    let (_, mae) = small();
+    let masking = random_masking(&random(&[2, 24], "noise"), 6);
+    let imgs = random(&[2, 3, 16, 24], "imgs");
+    let removed = unpatchify(
+        &masking.mask.unsqueeze(-1).expand([-1, -1, 48], false),
+        4,
+        [4, 6],
+    );
+    let others = &imgs * (1.0 - &removed) + random(&[2, 3, 16, 24], "others") * &removed;
+    assert_ne!(imgs, others);
+    assert_eq!(
+        mae.forward_encoder(&imgs, &masking),
+        mae.forward_encoder(&others, &masking)
+    );
+    // And the test would see it if they were.
+    let all = random_masking(&random(&[2, 24], "noise"), 24);
+    assert_ne!(
+        mae.forward_encoder(&imgs, &all),
+        mae.forward_encoder(&others, &all)
+    );
+}
+
+#[test]
+fn seeing_everything_in_order_is_the_feature_path() {
+    let (_, mae) = small();
+    let imgs = random(&[2, 3, 16, 24], "imgs");
+    let order = Tensor::arange(24, F32).unsqueeze(0).expand([2, 24], false);
+    let latent = mae.forward_encoder(&imgs, &random_masking(&order, 24));
+    let difference = (latent - mae.forward_features(&imgs))
+        .abs()
+        .max()
+        .double_value(&[]);
+    assert!(difference < 1e-5, "{difference:e}");
+}
+
+#[test]
+fn the_order_of_visible_patches_does_not_matter() {
+    let (_, mae) = small();
+    let imgs = random(&[1, 3, 16, 24], "imgs");
+    let pred = |ids: &[i64]| {
+        let noise = Tensor::full([24], 1.0, F32);
+        let places = Tensor::arange(ids.len() as i64, F32) / 100.0;
+        let noise = noise
+            .index_copy(0, &Tensor::from_slice(ids), &places)
+            .unsqueeze(0);
+        let masking = random_masking(&noise, ids.len() as i64);
+        mae.forward_decoder(&mae.forward_encoder(&imgs, &masking), &masking.ids_restore)
+    };
+    let difference = (pred(&[20, 3, 7, 11]) - pred(&[3, 7, 11, 20]))
+        .abs()
+        .max()
+        .double_value(&[]);
+    assert!(difference < 1e-5, "{difference:e}");
+}
+
+#[test]
+fn a_b16_has_the_parameters_of_the_reference() {
+    let store = ParamStore::frozen(Device::Cpu);
+    Mae::new(&store.root(), &MaeConfig::VIT_BASE_PATCH16).unwrap();
+    let tensors = store.tensors();
+    // Both counts are those of transformers' ViTMAEForPreTraining(ViTMAEConfig()).
+    assert_eq!(
+        tensors.values().map(Tensor::numel).sum::<usize>(),
+        111_907_840
+    );
+    let fixed = ["pos_embed", "decoder_pos_embed"].map(|name| tensors[name].numel());
+    assert_eq!(111_907_840 - fixed[0] - fixed[1], 111_655_680);
+    let shape = |name: &str| tensors[name].size();
+    assert_eq!(shape("pos_embed"), [1, 197, 768]);
+    assert_eq!(shape("decoder_pos_embed"), [1, 197, 512]);
+    assert_eq!(shape("patch_embed.proj.weight"), [768, 3, 16, 16]);
+    assert_eq!(shape("blocks.11.attn.qkv.weight"), [2304, 768]);
+    assert_eq!(shape("decoder_blocks.7.mlp.fc1.bias"), [2048]);
+    assert_eq!(shape("decoder_pred.weight"), [768, 512]);
+    let outside: BTreeSet<&str> = tensors
+        .keys()
+        .map(String::as_str)
+        .filter(|n| !n.contains("blocks."))
+        .collect();
+    let expected = [
+        "cls_token",
+        "decoder_embed.bias",
+        "decoder_embed.weight",
+        "decoder_norm.bias",
+        "decoder_norm.weight",
+        "decoder_pos_embed",
+        "decoder_pred.bias",
+        "decoder_pred.weight",
+        "mask_token",
+        "norm.bias",
+        "norm.weight",
+        "patch_embed.proj.bias",
+        "patch_embed.proj.weight",
+        "pos_embed",
+    ];
+    assert!(outside.into_iter().eq(expected));
+}
+
+/// Deviation of each kind of parameter in the start that the reference's `initialize_weights` gives.
+#[test]
+fn parameters_start_as_in_the_reference() {
+    let config = MaeConfig {
+        embed_dim: 192,
+        decoder_embed_dim: 128,
+        patch_size: 16,
+        img_size: [32, 32],
+        ..SMALL
+    };
+    let store = ParamStore::new(Device::Cpu, 3);
+    Mae::new(&store.root(), &config).unwrap();
+    let xavier = |fan_in: f64, fan_out: f64| (2.0 / (fan_in + fan_out)).sqrt();
+    let std_of = |name: &str| {
+        store
+            .get(name)
+            .unwrap()
+            .square()
+            .mean(None)
+            .sqrt()
+            .double_value(&[])
+    };
+    for (name, expected) in [
+        ("patch_embed.proj.weight", xavier(768.0, 192.0)),
+        ("patch_embed.proj.bias", 1.0 / (3.0 * 768.0f64).sqrt()),
+        ("cls_token", 0.02),
+        ("mask_token", 0.02),
+        ("blocks.0.attn.qkv.weight", xavier(192.0, 576.0)),
+        ("blocks.1.attn.proj.weight", xavier(192.0, 192.0)),
+        ("blocks.0.mlp.fc1.weight", xavier(192.0, 384.0)),
+        ("decoder_embed.weight", xavier(192.0, 128.0)),
+        ("decoder_pred.weight", xavier(128.0, 768.0)),
+    ] {
+        let tolerance = 4.0 / (store.get(name).unwrap().numel() as f64).sqrt();
+        let found = std_of(name);
+        assert!(
+            (found / expected - 1.0).abs() < tolerance,
+            "{name}: {found}, not {expected}"
+        );
+    }
+    for (name, tensor) in store.trainable() {
+        if name.contains("norm") {
+            let expected = if name.ends_with("weight") { 1.0 } else { 0.0 };
+            assert_eq!(tensor, Tensor::full(tensor.size(), expected, F32), "{name}");
+        } else if name.ends_with("bias") && name != "patch_embed.proj.bias" {
+            assert_eq!(tensor, tensor.zeros_like(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn configurations_of_no_network_are_refused_by_field() {
+    let check = |field: &str, config: MaeConfig| {
+        let refused = Mae::new(&ParamStore::frozen(Device::Cpu).root(), &config);
+        let Err(Error::Config { field: found, .. }) = refused else {
+            panic!("{field}: {refused:?}")
+        };
+        assert_eq!(found, field);
+    };
+    check(
+        "img_size",
+        MaeConfig {
+            img_size: [16, 26],
+            ..SMALL
+        },
+    );
+    check(
+        "img_size",
+        MaeConfig {
+            img_size: [0, 16],
+            ..SMALL
+        },
+    );
+    check(
+        "patch_size",
+        MaeConfig {
+            patch_size: 0,
+            ..SMALL
+        },
+    );
+    check(
+        "embed_dim",
+        MaeConfig {
+            embed_dim: 26,
+            ..SMALL
+        },
+    );
+    check(
+        "embed_dim",
+        MaeConfig {
+            num_heads: 5,
+            ..SMALL
+        },
+    );
+    check(
+        "decoder_embed_dim",
+        MaeConfig {
+            decoder_num_heads: 3,
+            ..SMALL
+        },
+    );
+    check("depth", MaeConfig { depth: 0, ..SMALL });
+    check(
+        "mlp_ratio",
+        MaeConfig {
+            mlp_ratio: 0,
+            ..SMALL
+        },
+    );
+}
+
+#[test]
+fn published_sizes_are_networks() {
+    let sizes = [
+        (MaeConfig::VIT_TINY_PATCH16, 196),
+        (MaeConfig::VIT_SMALL_PATCH16, 196),
+        (MaeConfig::VIT_BASE_PATCH16, 196),
+        (MaeConfig::VIT_LARGE_PATCH16, 196),
+        (MaeConfig::VIT_HUGE_PATCH14, 256),
+    ];
+    for (config, num_patches) in sizes {
+        config.validate().unwrap();
+        assert_eq!(config.num_patches(), num_patches);
+    }
+}

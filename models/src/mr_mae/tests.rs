@@ -1,1 +1,238 @@
-//! placeholder
+use tch::Device;
+
+use super::*;
+use crate::init::Init;
+use crate::masking::random_masking;
+use crate::params::ParamStore;
+
+const MAE: MaeConfig = MaeConfig {
+    img_size: [16, 16],
+    patch_size: 4,
+    embed_dim: 24,
+    depth: 1,
+    num_heads: 3,
+    decoder_embed_dim: 16,
+    decoder_depth: 1,
+    decoder_num_heads: 2,
+    mlp_ratio: 2,
+    norm_pix_loss: true,
+};
+
+fn config(rec_weight: f64, teachers: &[(&str, i64, f64, TargetNorm)]) -> MrMaeConfig {
+    let teachers = teachers.iter().map(|(id, width, weight, target_norm)| {
+        (
+            id.to_string(),
+            MimicConfig {
+                width: *width,
+                weight: *weight,
+                target_norm: *target_norm,
+            },
+        )
+    });
+    MrMaeConfig {
+        mae: MAE,
+        rec_weight,
+        teachers: teachers.collect(),
+    }
+}
+
+fn two_teachers() -> MrMaeConfig {
+    config(
+        0.5,
+        &[
+            ("clip-b16", 20, 0.25, TargetNorm::None),
+            ("dino-b16", 28, 2.0, TargetNorm::Ln),
+        ],
+    )
+}
+
+fn random(shape: &[i64], name: &str) -> Tensor {
+    Init::Normal { std: 1.0 }.tensor(shape, 11, name)
+}
+
+struct Inputs {
+    imgs: Tensor,
+    masking: Masking,
+    targets: BTreeMap<String, Tensor>,
+}
+
+impl Inputs {
+    fn new() -> Self {
+        let targets = [("clip-b16", 20), ("dino-b16", 28)];
+        let targets = targets.map(|(id, width)| {
+            (
+                id.to_owned(),
+                random(&[2, 16, width], id).to_kind(Kind::Half),
+            )
+        });
+        Self {
+            imgs: random(&[2, 3, 16, 16], "imgs"),
+            masking: random_masking(&random(&[2, 16], "noise"), 4),
+            targets: targets.into(),
+        }
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        Batch {
+            imgs: &self.imgs,
+            masking: &self.masking,
+            targets: &self.targets,
+        }
+    }
+}
+
+fn build(config: &MrMaeConfig) -> (ParamStore, MrMae) {
+    let store = ParamStore::new(Device::Cpu, 0);
+    let network = MrMae::new(&store.root(), config).unwrap();
+    (store, network)
+}
+
+fn value(scalar: &Tensor) -> f64 {
+    assert_eq!((scalar.kind(), scalar.dim()), (Kind::Float, 0));
+    scalar.double_value(&[])
+}
+
+#[test]
+fn the_total_is_the_weighted_sum_and_the_terms_are_not_weighted() {
+    let inputs = Inputs::new();
+    let (store, network) = build(&two_teachers());
+    assert!(store.get("mimic_heads.clip-b16.weight").unwrap().size() == [20, 24]);
+    assert!(store.get("mimic_heads.dino-b16.bias").unwrap().size() == [28]);
+    let losses = network.forward(&inputs.batch());
+    let rec = value(losses.rec.as_ref().unwrap());
+    let expected = 0.5 * rec
+        + 0.25 * value(&losses.mimic["clip-b16"])
+        + 2.0 * value(&losses.mimic["dino-b16"]);
+    assert!((value(&losses.total) - expected).abs() < 1e-5);
+
+    let (_, plain) = build(&config(1.0, &[]));
+    let alone = plain.forward(&inputs.batch());
+    assert_eq!(
+        value(alone.rec.as_ref().unwrap()),
+        rec,
+        "heads do not change the autoencoder, nor its start"
+    );
+    assert_eq!(value(&alone.total), rec);
+    assert!(alone.mimic.is_empty());
+}
+
+#[test]
+fn a_head_is_compared_with_the_tokens_at_its_positions() {
+    let mut inputs = Inputs::new();
+    let (store, network) = build(&two_teachers());
+    // Teachers whose tokens at each patch are exactly what the student's heads say about it.
+    let latent = network
+        .mae()
+        .forward_encoder(&inputs.imgs, &inputs.masking)
+        .detach();
+    let visible = latent.narrow(1, 1, 4);
+    let nan = |width: i64| Tensor::full([2, 16, width], f64::NAN, (Kind::Float, Device::Cpu));
+    for (id, width) in [("clip-b16", 20), ("dino-b16", 28)] {
+        let parameter = |kind: &str| {
+            store
+                .get(&format!("mimic_heads.{id}.{kind}"))
+                .unwrap()
+                .detach()
+        };
+        let tokens = visible.linear(&parameter("weight"), Some(&parameter("bias")));
+        let index = inputs
+            .masking
+            .ids_keep
+            .unsqueeze(-1)
+            .expand([-1, -1, width], false);
+        // NaN elsewhere: a removed patch's token is not read.
+        inputs
+            .targets
+            .insert(id.to_owned(), nan(width).scatter(1, &index, &tokens));
+    }
+    let losses = network.forward(&inputs.batch());
+    assert!(value(&losses.mimic["clip-b16"]) < 1e-12);
+    assert!(
+        value(&losses.mimic["dino-b16"]) > 1e-3,
+        "its target is normalised, the head's output is not"
+    );
+}
+
+#[test]
+fn under_autocast_every_loss_is_f32_and_close() {
+    let inputs = Inputs::new();
+    let (store, network) = build(&two_teachers());
+    let exact = network.forward(&inputs.batch());
+    let losses = {
+        let _bf16 = torch_ext::Autocast::bf16(Device::Cpu);
+        network.forward(&inputs.batch())
+    };
+    let close = |a: &Tensor, b: &Tensor| (value(a) / value(b) - 1.0).abs() < 0.01;
+    assert!(
+        close(&losses.total, &exact.total)
+            && close(losses.rec.as_ref().unwrap(), exact.rec.as_ref().unwrap())
+    );
+    assert!(
+        losses
+            .mimic
+            .iter()
+            .all(|(id, loss)| close(loss, &exact.mimic[id]))
+    );
+    assert_ne!(
+        value(&losses.total),
+        value(&exact.total),
+        "it was computed in bf16"
+    );
+    losses.total.backward();
+    for (name, tensor) in store.trainable() {
+        let grad = tensor.grad();
+        assert!(grad.defined() && grad.kind() == Kind::Float, "{name}");
+        assert!(bool::try_from(grad.isfinite().all()).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn without_pixel_loss_the_decoder_is_left_out() {
+    let inputs = Inputs::new();
+    let (store, network) = build(&config(0.0, &[("clip-b16", 20, 1.0, TargetNorm::Ln)]));
+    let losses = network.forward(&inputs.batch());
+    assert!(losses.rec.is_none());
+    assert_eq!(value(&losses.total), value(&losses.mimic["clip-b16"]));
+    losses.total.backward();
+    for (name, tensor) in store.trainable() {
+        let of_decoder = name.starts_with("decoder_") || name == "mask_token";
+        assert_eq!(tensor.grad().defined(), !of_decoder, "{name}");
+    }
+}
+
+#[test]
+fn losses_that_cannot_be_are_refused() {
+    let check = |word: &str, config: MrMaeConfig| {
+        let refused = MrMae::new(&ParamStore::frozen(Device::Cpu).root(), &config);
+        let Err(Error::Config { field, .. }) = refused else {
+            panic!("{word}: {refused:?}")
+        };
+        assert_eq!(field, word);
+    };
+    check("rec_weight", config(0.0, &[]));
+    check("rec_weight", config(0.0, &[("a", 4, 0.0, TargetNorm::Ln)]));
+    check("weight", config(f64::NAN, &[]));
+    check("weight", config(1.0, &[("a", 4, -0.5, TargetNorm::Ln)]));
+    check("width", config(1.0, &[("a", 0, 0.5, TargetNorm::Ln)]));
+    check(
+        "patch_size",
+        MrMaeConfig {
+            mae: MaeConfig {
+                patch_size: 0,
+                ..MAE
+            },
+            ..config(1.0, &[])
+        },
+    );
+}
+
+#[test]
+fn a_configuration_survives_its_json_and_unknown_fields_do_not() {
+    let json = serde_json::to_string(&two_teachers()).unwrap();
+    assert_eq!(
+        serde_json::from_str::<MrMaeConfig>(&json).unwrap(),
+        two_teachers()
+    );
+    let other = json.replacen("rec_weight", "reconstruction_weight", 1);
+    assert!(serde_json::from_str::<MrMaeConfig>(&other).is_err());
+}
