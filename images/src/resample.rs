@@ -8,13 +8,15 @@
 //!
 //! - the filter is widened by the scale when shrinking (antialiasing), and its weights are computed and normalised in f64;
 //! - weights become integers with 22 fractional bits, rounded half away from zero;
-//! - rows first, then columns, with the intermediate image rounded and clamped to 8 bits;
-//! - a pass whose size does not change is left out;
+//! - a row pass and a column pass, with the image between them rounded and clamped to 8 bits; which comes first depends on the sizes;
+//! - a pass that changes no size is left out;
 //! - the crop is cut first: no pixel outside the box contributes.
 //!
 //! Sums of integers do not depend on their order, so speed is free to take any. Each weight is split into two 16-bit halves,
 //! because a product of two 16-bit numbers is one instruction on every x86-64 and aarch64, and one of 32 bits is not; and the row pass
 //! works on [`LANES`] transposed bytes at a time, so that both passes are the same inner loop over contiguous bytes.
+
+use std::ops::Range;
 
 use schemas::CropBox;
 
@@ -79,24 +81,27 @@ pub fn resample(img: &RgbImage, crop: CropBox, out_w: u32, out_h: u32, filter: F
 
     let columns = (out_w != crop.w).then(|| Taps::new(filter, crop.w, out_w));
     let rows = (out_h != crop.h).then(|| Taps::new(filter, crop.h, out_h));
-    // Only the rows that the second pass reads.
-    let (first_row, last_row) = rows.as_ref().map_or((0, crop.h as usize), |taps| (taps.first(), taps.end()));
-    let source: Vec<&[u8]> = (first_row..last_row)
-        .map(|y| {
-            let start = ((crop.y as usize + y) * img.width as usize + crop.x as usize) * 3;
-            &img.data[start..][..crop.w as usize * 3]
-        })
-        .collect();
+    // Only the rows that the output depends on.
+    let used = rows.as_ref().map_or(0..crop.h as usize, Taps::used);
+    let mut strip = Strip::of(img, crop, used.clone());
+    let columns_first = columns_first(crop, out_w, out_h);
+    if let (Some(taps), true) = (&rows, columns_first) {
+        strip = resample_columns(&strip, taps, used.start);
+    }
+    if let Some(taps) = &columns {
+        strip = resample_rows(&strip, taps);
+    }
+    if let (Some(taps), false) = (&rows, columns_first) {
+        strip = resample_columns(&strip, taps, used.start);
+    }
+    Ok(RgbImage { width: out_w, height: out_h, data: strip.into_pixels() })
+}
 
-    let narrow = match &columns {
-        Some(taps) => resample_rows(&source, taps),
-        None => Strip::copy_of(&source),
-    };
-    let data = match &rows {
-        Some(taps) => resample_columns(&narrow, taps, first_row),
-        None => narrow.rows().flatten().copied().collect(),
-    };
-    Ok(RgbImage { width: out_w, height: out_h, data })
+/// Pillow 13's choice of order: columns first when the height loses pixels, and more than twice as many as the width. Up to version 12
+/// it was always rows first; where the order differs, so do a third of the bytes, by a few levels.
+fn columns_first(crop: CropBox, out_w: u32, out_h: u32) -> bool {
+    let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    lost(crop.h, out_h) > 0 && lost(crop.h, out_h) > 2 * lost(crop.w, out_w)
 }
 
 /// Fractional bits of a weight: what is left of 32 after 8 bits of pixel and 2 bits for a sum of weights above 1 on the way.
@@ -147,12 +152,9 @@ impl Taps {
         self.starts.iter().zip(&self.lens).zip(weights).map(|((&start, &len), weights)| (start, &weights[..len]))
     }
 
-    fn first(&self) -> usize {
-        self.starts[0]
-    }
-
-    fn end(&self) -> usize {
-        self.starts[self.starts.len() - 1] + self.lens[self.lens.len() - 1]
+    /// The input positions between the first and the last that are read.
+    fn used(&self) -> Range<usize> {
+        self.starts[0]..self.starts[self.starts.len() - 1] + self.lens[self.lens.len() - 1]
     }
 }
 
@@ -180,38 +182,46 @@ impl Strip {
         Self { row_bytes, stride, data: vec![0; stride * rows] }
     }
 
-    fn copy_of(source: &[&[u8]]) -> Self {
-        let mut strip = Self::zeros(source[0].len(), source.len());
-        for (to, from) in strip.data.chunks_exact_mut(strip.stride).zip(source) {
-            to[..from.len()].copy_from_slice(from);
+    /// Some rows of a crop.
+    fn of(img: &RgbImage, crop: CropBox, rows: Range<usize>) -> Self {
+        let mut strip = Self::zeros(crop.w as usize * 3, rows.len());
+        for (to, y) in strip.data.chunks_exact_mut(strip.stride).zip(rows) {
+            let start = ((crop.y as usize + y) * img.width as usize + crop.x as usize) * 3;
+            to[..strip.row_bytes].copy_from_slice(&img.data[start..][..strip.row_bytes]);
         }
         strip
     }
 
-    fn rows(&self) -> impl Iterator<Item = &[u8]> {
-        self.data.chunks_exact(self.stride).map(|row| &row[..self.row_bytes])
+    /// The rows without the zeros.
+    fn into_pixels(self) -> Vec<u8> {
+        if self.stride == self.row_bytes {
+            return self.data;
+        }
+        let rows: Vec<&[u8]> = self.data.chunks_exact(self.stride).map(|row| &row[..self.row_bytes]).collect();
+        rows.concat()
     }
 }
 
-/// The first pass: every row of `source` becomes as long as `taps` says.
-fn resample_rows(source: &[&[u8]], taps: &Taps) -> Strip {
-    const STRIDE: usize = STRIP_ROWS * 3;
-    let in_w = source[0].len() / 3;
-    let mut out = Strip::zeros(taps.starts.len() * 3, source.len());
+/// Every row becomes as long as `taps` says.
+fn resample_rows(source: &Strip, taps: &Taps) -> Strip {
+    const LINE: usize = STRIP_ROWS * 3;
+    let mut out = Strip::zeros(taps.starts.len() * 3, source.data.len() / source.stride);
     let out_stride = out.stride;
-    // Column `x` of the strip is one line of `columns`: the pixels of its rows, one after the other.
-    let mut columns = vec![0; in_w * STRIDE];
-    for (rows, out_rows) in source.chunks(STRIP_ROWS).zip(out.data.chunks_mut(STRIP_ROWS * out_stride)) {
-        for (r, row) in rows.iter().enumerate() {
-            for (line, pixel) in columns.chunks_exact_mut(STRIDE).zip(row.as_chunks::<3>().0) {
+    // The pixels of a column of the rows at hand, one after the other, are a line of `columns`.
+    let mut columns = vec![0; source.row_bytes / 3 * LINE];
+    let strips = source.data.chunks(STRIP_ROWS * source.stride);
+    for (rows, out_rows) in strips.zip(out.data.chunks_mut(STRIP_ROWS * out_stride)) {
+        for (r, row) in rows.chunks_exact(source.stride).enumerate() {
+            let pixels = row[..source.row_bytes].as_chunks::<3>().0;
+            for (line, pixel) in columns.chunks_exact_mut(LINE).zip(pixels) {
                 line[r * 3..r * 3 + 3].copy_from_slice(pixel);
             }
         }
         for (x, (start, weights)) in taps.iter().enumerate() {
-            let lines = &columns[start * STRIDE..];
-            let mut line = [0; STRIDE];
+            let lines = &columns[start * LINE..];
+            let mut line = [0; LINE];
             for (i, sums) in line.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                *sums = weighted_sums(&lines[i * LANES..], STRIDE, weights);
+                *sums = weighted_sums(&lines[i * LANES..], LINE, weights);
             }
             for (out_row, pixel) in out_rows.chunks_exact_mut(out_stride).zip(line.as_chunks::<3>().0) {
                 out_row[x * 3..x * 3 + 3].copy_from_slice(pixel);
@@ -221,16 +231,14 @@ fn resample_rows(source: &[&[u8]], taps: &Taps) -> Strip {
     out
 }
 
-/// The second pass: every column becomes as long as `taps` says. The first row of `source` is row `first_row` of the crop.
-fn resample_columns(source: &Strip, taps: &Taps, first_row: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(source.row_bytes * taps.starts.len());
-    for (start, weights) in taps.iter() {
+/// Every column becomes as long as `taps` says. The first row of `source` is row `first_row` of the crop.
+fn resample_columns(source: &Strip, taps: &Taps, first_row: usize) -> Strip {
+    let mut out = Strip::zeros(source.row_bytes, taps.starts.len());
+    for (out_row, (start, weights)) in out.data.chunks_exact_mut(source.stride).zip(taps.iter()) {
         let rows = &source.data[(start - first_row) * source.stride..];
-        let row_end = out.len() + source.row_bytes;
-        for x in (0..source.row_bytes).step_by(LANES) {
-            out.extend_from_slice(&weighted_sums(&rows[x..], source.stride, weights));
+        for (i, sums) in out_row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            *sums = weighted_sums(&rows[i * LANES..], source.stride, weights);
         }
-        out.truncate(row_end);
     }
     out
 }
