@@ -25,6 +25,7 @@ use crate::data::join;
 use crate::data::loader::Loader;
 use crate::data::order::Order;
 use crate::pretrain::{loader_plan, student_config};
+use crate::step::Normalise;
 use crate::teachers::{self, Features, RunTeacher};
 use crate::{optim, step};
 
@@ -201,7 +202,7 @@ fn loader_speed(
     let mut start = Instant::now();
     for i in 0..batches {
         let batch = loader.next_batch()?;
-        loader.recycle(batch);
+        loader.recycle([batch]);
         if i == 0 {
             start = Instant::now();
         }
@@ -239,11 +240,12 @@ fn step_speeds(
         tokens: widths.iter().map(token).collect(),
         cls_attn: Some(Tensor::rand([n, l], (Kind::Float, device)).to_kind(Kind::Half)),
     };
+    let normalise = Normalise::imagenet(device);
     let mut speeds = Vec::new();
     for step in 0..=steps {
         let start = Instant::now();
         optim.zero_grad();
-        let imgs = step::normalise(&pixels);
+        let imgs = normalise.forward(&pixels);
         let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
         let losses = step::accumulate(&student, &imgs, &masking, &features, precision, 1);
         step::update(&mut optim, &[losses], recipe.optim.clip_grad)?.read()?;

@@ -19,6 +19,7 @@ pub mod eval;
 pub mod metrics;
 pub mod optim;
 pub mod pretrain;
+pub mod progress;
 pub mod run_folder;
 pub mod schedule;
 pub mod step;

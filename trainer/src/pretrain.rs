@@ -9,26 +9,25 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use images::ImageSource;
 use models::mr_mae::{MimicConfig, MrMae, MrMaeConfig};
 use models::params::ParamStore;
 use schemas::Cache;
-use tch::Device;
 use torch_ext::resolve_device;
 use tracing::{info, warn};
 
-use crate::checkpoint::{self, Checkpoint, State};
+use crate::checkpoint::{self, Checkpoint};
 use crate::cli::PretrainArgs;
 use crate::config::Recipe;
-use crate::data::batch::{BatchShape, MimicBatch};
+use crate::data::batch::BatchShape;
 use crate::data::join::{self, Samples};
 use crate::data::loader::{Loader, LoaderPlan};
 use crate::data::order::Order;
 use crate::data::pixel_cache::PixelCache;
-use crate::metrics::{self, Clock, Line, Skipped, StepLog, Window};
+use crate::progress::{InFlight, Progress};
 use crate::run_folder::RunFolder;
-use crate::step::{self, StepValues};
+use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
 use crate::{optim, run_folder};
 
@@ -96,50 +95,46 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
     );
 
     // ------------------------------------------------------------------ resume
-    let mut progress = Progress {
-        step: 0,
-        nonfinite_in_row: 0,
-        window: Window::default(),
-    };
-    if let Some(last) = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))? {
+    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
+    if let Some(last) = &last {
         run_folder::refuse_other_data(run.path(), &last.state.data, &facts)?;
         params.load("the checkpoint's model", &last.model)?;
         optim.load_state(&last.optimizer)?;
-        progress = Progress {
-            step: last.state.step,
-            nonfinite_in_row: last.state.nonfinite_in_row,
-            window: last.state.window,
-        };
-        info!("resuming {:?} after step {}", args.out, progress.step);
+        info!("resuming {:?} after step {}", args.out, last.state.step);
     }
-    if progress.step >= total_steps {
+    let start = last.as_ref().map_or(0, |last| last.state.step);
+    if start >= total_steps {
         info!(
             "{:?} is finished: all {total_steps} steps are done",
             args.out
         );
         return Ok(());
     }
-    let mut metrics = StepLog::open(run.path(), metrics::METRICS, progress.step)?;
-    let mut nonfinite = StepLog::open(run.path(), metrics::NONFINITE, progress.step)?;
+    let mut progress = Progress::open(
+        run.path(),
+        &recipe,
+        &order,
+        device,
+        last.map(|last| last.state),
+    )?;
 
     // ------------------------------------------------------------------ loader
-    let end = args.stop_after.map_or(total_steps, |n| {
-        total_steps.min(progress.step.saturating_add(n))
-    });
+    let end = args
+        .stop_after
+        .map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
     let plan = loader_plan(&recipe, &mut teachers, samples, source, order);
-    let steps = progress.step..end;
     let mut loader = Loader::start(
         Arc::new(plan),
-        steps.clone(),
+        start..end,
         args.device.loader_threads(),
         recipe.data.prefetch,
         device,
     )?;
 
     // ------------------------------------------------------------------ the loop
-    let mut clock = Clock::start();
+    let normalise = Normalise::imagenet(device);
     let mut in_flight: Option<InFlight> = None;
-    for step in steps {
+    for step in start..end {
         let lr = schedule.lr_at(order.fractional_epoch(step));
         optim::set_lr(&mut optim, lr);
         optim.zero_grad();
@@ -147,7 +142,7 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
         let mut batches = Vec::new();
         for _ in 0..recipe.optim.accum_iter {
             let batch = loader.next_batch()?;
-            let imgs = step::normalise(&teachers::to_device(&batch.imgs, device)?);
+            let imgs = normalise.forward(&teachers::to_device(&batch.imgs, device)?);
             let features = teachers::features(&teachers, &batch, device)?;
             let noise = teachers::to_device(&batch.noise, device)?;
             let masking = step::masking(&recipe, &noise, features.cls_attn.as_ref());
@@ -162,66 +157,24 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             batches.push(batch);
         }
         let values = step::update(&mut optim, &losses, recipe.optim.clip_grad)?;
-        clock.step(recipe.effective_batch(), loader.take_waited());
-
-        // This step is queued; now the previous one is read, which must be done or nearly so.
-        let done = in_flight.replace(InFlight {
+        let queued = InFlight {
             step,
             lr,
             values,
             batches,
-        });
-        let mut settle = |done: InFlight, progress: &mut Progress| -> anyhow::Result<()> {
-            let finite = progress.settle(&done, &mut nonfinite)?;
-            if !finite {
-                warn!(
-                    "step {}: a loss or gradient is not finite; skipped, its images are in {}",
-                    done.step + 1,
-                    metrics::NONFINITE
-                );
-            }
-            let in_row = progress.nonfinite_in_row;
-            if progress.step % recipe.run.log_every == 0 || progress.step == total_steps {
-                let line = progress.line(
-                    order.fractional_epoch(progress.step),
-                    done.lr,
-                    &mut clock,
-                    device,
-                )?;
-                info!(
-                    "{}",
-                    line.console(total_steps, clock.eta(total_steps - progress.step))
-                );
-                metrics.append(&line)?;
-            }
-            done.batches
-                .into_iter()
-                .for_each(|batch| loader.recycle(batch));
-            ensure!(
-                in_row < recipe.run.stop_after_nonfinite,
-                "{in_row} steps in a row had a loss or gradient that is not finite (run.stop_after_nonfinite): the run has diverged. \
-                 The images are in {:?}; try a lower optim.blr, or optim.clip_grad",
-                run.path().join(metrics::NONFINITE)
-            );
-            Ok(())
+            waited: loader.take_waited(),
         };
-        if let Some(done) = done {
-            settle(done, &mut progress)?;
+
+        // This step is queued; now the previous one is read, which is done or nearly so.
+        if let Some(done) = in_flight.replace(queued) {
+            loader.recycle(progress.settle(done)?);
         }
 
-        let is_due = (step + 1) % recipe.run.checkpoint_every == 0 || step + 1 == end;
-        if is_due {
+        if (step + 1) % recipe.run.checkpoint_every == 0 || step + 1 == end {
             if let Some(done) = in_flight.take() {
-                settle(done, &mut progress)?;
+                loader.recycle(progress.settle(done)?);
             }
-            metrics.sync()?;
-            nonfinite.sync()?;
-            let state = State::new(
-                progress.step,
-                progress.nonfinite_in_row,
-                progress.window.clone(),
-                facts.clone(),
-            );
+            let state = progress.state(facts.clone())?;
             let checkpoint = Checkpoint {
                 state,
                 model: params.tensors(),
@@ -244,70 +197,6 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// A step that is queued on the device and not read yet. Its batches may still be being copied from.
-struct InFlight {
-    step: u64,
-    lr: f64,
-    values: StepValues,
-    batches: Vec<MimicBatch>,
-}
-
-/// What has been read so far; with weights and moments, all that a checkpoint holds.
-struct Progress {
-    step: u64,
-    nonfinite_in_row: u32,
-    window: Window,
-}
-
-impl Progress {
-    /// Waits for a step, counts it, and records its images if it was skipped. Returns whether it was done.
-    fn settle(&mut self, done: &InFlight, nonfinite: &mut StepLog) -> anyhow::Result<bool> {
-        let (finite, values) = done.values.read()?;
-        self.step = done.step + 1;
-        self.window.add(finite, &values);
-        self.nonfinite_in_row = if finite { 0 } else { self.nonfinite_in_row + 1 };
-        if !finite {
-            nonfinite.append(&Skipped {
-                step: self.step,
-                values: values
-                    .into_iter()
-                    .map(|(name, value)| (name, value.to_string()))
-                    .collect(),
-                samples: done
-                    .batches
-                    .iter()
-                    .flat_map(|batch| batch.samples.iter().copied())
-                    .collect(),
-            })?;
-        }
-        Ok(finite)
-    }
-
-    /// The metrics line of the current window, which then starts anew.
-    fn line(
-        &mut self,
-        epoch: f64,
-        lr: f64,
-        clock: &mut Clock,
-        device: Device,
-    ) -> anyhow::Result<Line> {
-        let window = std::mem::take(&mut self.window);
-        let (images_per_s, wait_share) = clock.lap();
-        let peak_memory_bytes = torch_ext::memory(device)?.peak;
-        let (skipped, means) = (window.skipped, window.means());
-        Ok(Line {
-            step: self.step,
-            epoch,
-            lr,
-            images_per_s,
-            wait_share,
-            peak_memory_bytes,
-            skipped,
-            means,
-        })
-    }
 }
 
 /// The network that a recipe asks for, with a head for each teacher of `widths`. `loss.w_mimic` is shared evenly by the teachers.

@@ -6,7 +6,10 @@ use models::masking::{self, Masking, focused_noise, random_masking};
 use models::mr_mae::{Batch, Losses, MrMae};
 use models::precision::Precision;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{FusedAdamW, all_finite, clip_grad_norm_, grad_norm};
+use torch_ext::event::Event;
+use torch_ext::{
+    FusedAdamW, all_finite, clip_grad_norm_, copy_non_blocking, grad_norm, pinned_empty,
+};
 
 use crate::config::{FocusMode, MaskKind, Recipe};
 use crate::teachers::Features;
@@ -20,12 +23,14 @@ pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// See [`IMAGENET_MEAN`].
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// The scalars of a step, on the device, in [`names`](StepValues::names)' order.
+/// The scalars of a step, on their way from the device.
 #[derive(Debug)]
 pub struct StepValues {
     names: Vec<String>,
-    /// `[names + 1]` f32; the last is 1 where everything was finite and the update was done.
+    /// `[names + 1]` f32 on the CPU; the last is 1 if everything was finite and the update was done. Not to be read before
+    /// `arrived`.
     values: Tensor,
+    arrived: Event,
 }
 
 impl StepValues {
@@ -34,9 +39,11 @@ impl StepValues {
         &self.names
     }
 
-    /// Waits for the step and reads its values: whether it was done, and every scalar by name.
+    /// Waits for this step, but not for what has been queued since, and reads its values: whether it was done, and every scalar
+    /// by name.
     pub fn read(&self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
-        let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))?;
+        self.arrived.synchronize()?;
+        let values = Vec::<f32>::try_from(&self.values)?;
         let named = self
             .names
             .iter()
@@ -47,15 +54,32 @@ impl StepValues {
     }
 }
 
-/// Pixels as the student sees them: `[N, S, S, 3]` u8 → `[N, 3, S, S]` f32, normalised.
-pub fn normalise(pixels: &Tensor) -> Tensor {
-    let constant = |values: [f32; 3]| {
-        Tensor::from_slice(&values)
-            .view([1, 3, 1, 1])
-            .to_device(pixels.device())
-    };
-    let imgs = pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
-    (imgs - constant(IMAGENET_MEAN)) / constant(IMAGENET_STD)
+/// Pixels as the student sees them.
+#[derive(Debug)]
+pub struct Normalise {
+    /// Kept on the device: bringing them there for each batch would wait for all queued work.
+    mean: Tensor,
+    std: Tensor,
+}
+
+impl Normalise {
+    /// By ImageNet's channels, for pixels on `device`.
+    pub fn imagenet(device: Device) -> Normalise {
+        let constant = |values: [f32; 3]| {
+            Tensor::from_slice(&values)
+                .view([1, 3, 1, 1])
+                .to_device(device)
+        };
+        Normalise {
+            mean: constant(IMAGENET_MEAN),
+            std: constant(IMAGENET_STD),
+        }
+    }
+
+    /// `[N, S, S, 3]` u8 → `[N, 3, S, S]` f32.
+    pub fn forward(&self, pixels: &Tensor) -> Tensor {
+        (pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0 - &self.mean) / &self.std
+    }
 }
 
 /// The masks of a batch from its noise `[N, L]` and, for focused masking, the teacher's attention `[N, L]`.
@@ -143,8 +167,14 @@ pub fn update(
     let values = Tensor::stack(&values, 0);
     let finite = all_finite(&[values.shallow_clone()])?;
     optim.step_if(&finite)?;
+    let values = Tensor::cat(&[values, finite.to_kind(Kind::Float).view([1])], 0);
+
+    let device = values.device();
+    let mut host = pinned_empty(&values.size(), Kind::Float, device)?;
+    copy_non_blocking(&mut host, &values)?;
     Ok(StepValues {
         names,
-        values: Tensor::cat(&[values, finite.to_kind(Kind::Float).view([1])], 0),
+        values: host,
+        arrived: Event::record(device)?,
     })
 }

@@ -96,11 +96,13 @@ impl Loader {
         batch.unwrap_or_else(|| Err(anyhow::anyhow!("the loader has stopped: no step is left")))
     }
 
-    /// Gives a batch back to be filled again. The device must be past every copy from it.
-    pub fn recycle(&self, batch: MimicBatch) {
+    /// Gives batches back to be filled again. The device must be past every copy from them.
+    pub fn recycle(&self, batches: impl IntoIterator<Item = MimicBatch>) {
         if let Some(used) = &self.used {
-            // The walker is gone after the last step; then the memory is simply freed.
-            let _ = used.send(batch);
+            for batch in batches {
+                // The walker is gone after the last step; then the memory is simply freed.
+                let _ = used.send(batch);
+            }
         }
     }
 

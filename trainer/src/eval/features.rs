@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::checkpoint;
 use crate::config::Recipe;
 use crate::run_folder;
-use crate::step;
+use crate::step::Normalise;
 use crate::teachers::to_device;
 
 /// Side of the raw-pixel baseline's images.
@@ -29,6 +29,7 @@ const PIXELS_SIZE: u32 = 32;
 #[derive(Debug)]
 pub struct Model {
     network: Network,
+    normalise: Normalise,
     device: Device,
     description: String,
     run: Option<PathBuf>,
@@ -60,87 +61,36 @@ impl Model {
     /// With `untrained`, the student that the recipe's seed makes, whatever has been trained since.
     pub fn load(spec: &str, untrained: bool, device: Device) -> anyhow::Result<Model> {
         let path = Path::new(spec);
-        let size = match spec.split_once(':') {
-            None if spec == "pixels" => Some(PIXELS_SIZE),
-            Some(("pixels", size)) => Some(size.parse().ok().filter(|s| (1..=1024).contains(s)).with_context(|| {
-                format!("--model {spec}: the size after the colon is a number of pixels from 1 to 1024")
-            })?),
-            _ => None,
-        };
-        if let Some(size) = size {
+        let (network, description) = if spec == "pixels" || spec.starts_with("pixels:") {
             ensure!(!untrained, "--untrained goes with a student");
-            let description = format!("raw pixels at {size}x{size}");
-            return Ok(Model {
-                network: Network::Pixels { size },
-                device,
-                description,
-                run: None,
-            });
-        }
-        if path.join(run_folder::RECIPE).is_file() {
-            let recipe = run_folder::load_recipe(path)?;
-            let (tensors, what) = if untrained {
-                (None, "untrained student of".to_owned())
-            } else {
-                let checkpoint = checkpoint::load_last(path, &mut |notice| warn!("{notice}"))?;
-                let checkpoint = checkpoint
-                    .with_context(|| format!("{path:?}: this run has no checkpoint yet"))?;
-                let step = checkpoint.state.step;
-                (
-                    Some(checkpoint.model),
-                    format!("student after step {step} of"),
-                )
-            };
-            let network = student(&recipe, tensors, spec, device)?;
-            return Ok(Model {
-                network,
-                device,
-                description: format!("{what} {spec}"),
-                run: Some(path.into()),
-            });
-        }
-        if path.is_file() {
-            let weights = Weights::read(path)?;
-            if let Some(recipe) = weights.metadata().get(checkpoint::RECIPE_KEY) {
-                let recipe = Recipe::parse(recipe, spec, &[])?;
-                let tensors = weights
-                    .tensors()
-                    .iter()
-                    .map(|(name, t)| (name.clone(), t.shallow_clone()));
-                let network = student(
-                    &recipe,
-                    (!untrained).then(|| tensors.collect()),
-                    spec,
-                    device,
-                )?;
-                let what = if untrained {
-                    "untrained student of"
-                } else {
-                    "student"
-                };
-                return Ok(Model {
-                    network,
-                    device,
-                    description: format!("{what} {spec}"),
-                    run: None,
-                });
-            }
-        }
-        ensure!(
-            path.exists(),
-            "--model {spec}: no such file or folder (nor the word pixels)"
-        );
-        ensure!(
-            !untrained,
-            "--untrained goes with a student, and {spec} holds none"
-        );
-        let teacher = Teacher::load(path, device)?;
-        let description = format!("teacher {spec} ({})", teacher.info().arch);
+            pixels(spec)?
+        } else if path.join(run_folder::RECIPE).is_file() {
+            student_of_run(path, untrained, device)?
+        } else if let Some(student) = student_of_file(path, untrained, device)? {
+            student
+        } else {
+            ensure!(
+                path.exists(),
+                "--model {spec}: no such file or folder (nor the word pixels)"
+            );
+            ensure!(
+                !untrained,
+                "--untrained goes with a student, and {spec} holds none"
+            );
+            let teacher = Teacher::load(path, device)?;
+            let description = format!("teacher {spec} ({})", teacher.info().arch);
+            (Network::Teacher(teacher), description)
+        };
+        let run = path
+            .join(run_folder::RECIPE)
+            .is_file()
+            .then(|| path.to_path_buf());
         Ok(Model {
-            network: Network::Teacher(teacher),
+            network,
+            normalise: Normalise::imagenet(device),
             device,
             description,
-            run: None,
+            run,
         })
     }
 
@@ -174,7 +124,7 @@ impl Model {
         let features = match &self.network {
             Network::Student { mae, .. } => {
                 let _scope = precision.guard(self.device);
-                let tokens = mae.forward_features(&step::normalise(&pixels)); // [N, 1 + L, D], after the norm
+                let tokens = mae.forward_features(&self.normalise.forward(&pixels)); // [N, 1 + L, D], after the norm
                 let patches = tokens.narrow(1, 1, tokens.size()[1] - 1);
                 vec![
                     ("cls", tokens.select(1, 0)),
@@ -187,7 +137,9 @@ impl Model {
                 let mean = teacher.final_norm(&output.tokens).mean_dim(1, false, None);
                 vec![("cls", teacher.final_norm(&output.cls)), ("mean", mean)]
             }
-            Network::Pixels { .. } => vec![("pixels", step::normalise(&pixels).flatten(1, -1))],
+            Network::Pixels { .. } => {
+                vec![("pixels", self.normalise.forward(&pixels).flatten(1, -1))]
+            }
         };
         let to_cpu = |(kind, t): (&str, Tensor)| {
             (
@@ -197,6 +149,83 @@ impl Model {
         };
         Ok(features.into_iter().map(to_cpu).collect())
     }
+}
+
+/// The raw-pixel baseline: `pixels` or `pixels:SIZE`.
+fn pixels(spec: &str) -> anyhow::Result<(Network, String)> {
+    let size = match spec.split_once(':') {
+        None => PIXELS_SIZE,
+        Some((_, size)) => size
+            .parse()
+            .ok()
+            .filter(|size| (1..=1024).contains(size))
+            .with_context(|| {
+                format!(
+                    "--model {spec}: the size after the colon is a number of pixels from 1 to 1024"
+                )
+            })?,
+    };
+    Ok((
+        Network::Pixels { size },
+        format!("raw pixels at {size}x{size}"),
+    ))
+}
+
+/// The student of a run folder's newest whole checkpoint.
+fn student_of_run(
+    run: &Path,
+    untrained: bool,
+    device: Device,
+) -> anyhow::Result<(Network, String)> {
+    let recipe = run_folder::load_recipe(run)?;
+    if untrained {
+        let description = format!("untrained student of {}", run.display());
+        return Ok((student(&recipe, None, "", device)?, description));
+    }
+    let checkpoint = checkpoint::load_last(run, &mut |notice| warn!("{notice}"))?;
+    let checkpoint =
+        checkpoint.with_context(|| format!("{run:?}: this run has no checkpoint yet"))?;
+    let description = format!(
+        "student of {} after step {}",
+        run.display(),
+        checkpoint.state.step
+    );
+    Ok((
+        student(&recipe, Some(checkpoint.model), &description, device)?,
+        description,
+    ))
+}
+
+/// The student in a checkpoint's model file, which holds its recipe; `None` if the file is another kind of weights, or no file.
+fn student_of_file(
+    path: &Path,
+    untrained: bool,
+    device: Device,
+) -> anyhow::Result<Option<(Network, String)>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let weights = Weights::read(path)?;
+    let Some(recipe) = weights.metadata().get(checkpoint::RECIPE_KEY) else {
+        return Ok(None);
+    };
+    let origin = path.display().to_string();
+    let recipe = Recipe::parse(recipe, &origin, &[])?;
+    if untrained {
+        return Ok(Some((
+            student(&recipe, None, &origin, device)?,
+            format!("untrained student of {origin}"),
+        )));
+    }
+    let tensors = weights
+        .tensors()
+        .iter()
+        .map(|(name, t)| (name.clone(), t.shallow_clone()))
+        .collect();
+    Ok(Some((
+        student(&recipe, Some(tensors), &origin, device)?,
+        format!("student {origin}"),
+    )))
 }
 
 /// The encoder of a recipe with `tensors` (mimic heads, which pretraining alone uses, are left out), or as its seed makes it.

@@ -10,6 +10,7 @@ use schemas::{Codec, TeacherId, layout};
 use super::*;
 use crate::cli::Cli;
 use crate::data::Problem;
+use crate::metrics::{self, Skipped};
 use crate::testing::World;
 
 fn run(args: &[String]) -> anyhow::Result<()> {

@@ -45,7 +45,11 @@ fn inputs(first: i64, n: i64) -> (Tensor, Tensor, Features) {
         tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]),
         cls_attn: None,
     };
-    (normalise(&part(&all)), part(&noise), features)
+    (
+        Normalise::imagenet(Device::Cpu).forward(&part(&all)),
+        part(&noise),
+        features,
+    )
 }
 
 fn gradient(rig: &mut Rig, halves: &[(i64, i64)]) -> Vec<Losses> {
@@ -174,7 +178,12 @@ fn clipping_bounds_the_gradient_and_reports_it_unclipped() {
 #[test]
 fn pixels_are_normalised_per_channel() {
     let pixels = Tensor::from_slice(&[255u8, 0, 128]).view([1, 1, 1, 3]);
-    let found = Vec::<f32>::try_from(normalise(&pixels).flatten(0, -1)).unwrap();
+    let found = Vec::<f32>::try_from(
+        Normalise::imagenet(Device::Cpu)
+            .forward(&pixels)
+            .flatten(0, -1),
+    )
+    .unwrap();
     let expected = [
         (1.0 - 0.485) / 0.229,
         -0.456 / 0.224,

@@ -49,7 +49,7 @@ fn load(
         }
         batches.push((batch.samples.clone(), tensors));
         if recycle {
-            loader.recycle(batch);
+            loader.recycle([batch]);
         }
     }
     assert!(

@@ -1,0 +1,156 @@
+//! What has happened so far: steps are read back one late, counted, logged, and watched for values that are not finite.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::ensure;
+use tch::Device;
+use tracing::{info, warn};
+
+use crate::checkpoint::State;
+use crate::config::Recipe;
+use crate::data::batch::MimicBatch;
+use crate::data::order::Order;
+use crate::metrics::{Clock, Line, METRICS, NONFINITE, Skipped, StepLog, Window};
+use crate::step::StepValues;
+
+/// A step that is queued on the device and not read yet.
+#[derive(Debug)]
+pub struct InFlight {
+    /// From 0.
+    pub step: u64,
+    /// Its learning rate.
+    pub lr: f64,
+    /// Its scalars, on the device.
+    pub values: StepValues,
+    /// What it was made of. The device may still be copying from it.
+    pub batches: Vec<MimicBatch>,
+    /// How long it waited for them.
+    pub waited: Duration,
+}
+
+/// The run up to the last step that was read; with weights and moments, all that a checkpoint holds.
+#[derive(Debug)]
+pub struct Progress {
+    run: PathBuf,
+    step: u64,
+    nonfinite_in_row: u32,
+    window: Window,
+    metrics: StepLog,
+    nonfinite: StepLog,
+    clock: Clock,
+    order: Order,
+    device: Device,
+    total_steps: u64,
+    log_every: u64,
+    stop_after_nonfinite: u32,
+}
+
+impl Progress {
+    /// Continues from `state`, or starts; opens the run's logs and cuts them back to its step.
+    pub fn open(
+        run: &Path,
+        recipe: &Recipe,
+        order: &Order,
+        device: Device,
+        state: Option<State>,
+    ) -> anyhow::Result<Progress> {
+        let (step, nonfinite_in_row, window) =
+            state.map_or_else(Default::default, |s| (s.step, s.nonfinite_in_row, s.window));
+        Ok(Progress {
+            run: run.into(),
+            step,
+            nonfinite_in_row,
+            window,
+            metrics: StepLog::open(run, METRICS, step)?,
+            nonfinite: StepLog::open(run, NONFINITE, step)?,
+            clock: Clock::start(),
+            order: *order,
+            device,
+            total_steps: recipe.schedule.epochs * order.steps_per_epoch(),
+            log_every: recipe.run.log_every,
+            stop_after_nonfinite: recipe.run.stop_after_nonfinite,
+        })
+    }
+
+    /// Waits for a step, counts it, logs what is due, and gives its batches back: the device is past every copy from them.
+    ///
+    /// A step that was skipped because a loss or gradient was not finite is recorded with its images; too many in a row are an
+    /// error.
+    pub fn settle(&mut self, done: InFlight) -> anyhow::Result<Vec<MimicBatch>> {
+        let (finite, values) = done.values.read()?;
+        self.step = done.step + 1;
+        self.window.add(finite, &values);
+        let images = done.batches.iter().map(|batch| batch.samples.len()).sum();
+        self.clock.step(images, done.waited);
+        if finite {
+            self.nonfinite_in_row = 0;
+        } else {
+            self.nonfinite_in_row += 1;
+            warn!(
+                "step {}: a loss or gradient is not finite; skipped, its images are in {NONFINITE}",
+                self.step
+            );
+            self.nonfinite.append(&Skipped {
+                step: self.step,
+                values: values
+                    .into_iter()
+                    .map(|(name, value)| (name, value.to_string()))
+                    .collect(),
+                samples: done
+                    .batches
+                    .iter()
+                    .flat_map(|batch| batch.samples.iter().copied())
+                    .collect(),
+            })?;
+        }
+        if self.step % self.log_every == 0 || self.step == self.total_steps {
+            self.log(done.lr)?;
+        }
+        ensure!(
+            self.nonfinite_in_row < self.stop_after_nonfinite,
+            "{} steps in a row had a loss or gradient that is not finite (run.stop_after_nonfinite): the run has diverged. The \
+             images are in {:?}; try a lower optim.blr, or optim.clip_grad",
+            self.nonfinite_in_row,
+            self.run.join(NONFINITE)
+        );
+        Ok(done.batches)
+    }
+
+    /// The state of a checkpoint taken now. The logs it counts on are made durable first.
+    pub fn state(&self, data: BTreeMap<String, String>) -> anyhow::Result<State> {
+        self.metrics.sync()?;
+        self.nonfinite.sync()?;
+        Ok(State::new(
+            self.step,
+            self.nonfinite_in_row,
+            self.window.clone(),
+            data,
+        ))
+    }
+
+    /// Writes the line of the current window, which then starts anew.
+    fn log(&mut self, lr: f64) -> anyhow::Result<()> {
+        let window = std::mem::take(&mut self.window);
+        let (images_per_s, wait_share) = self.clock.lap();
+        let line = Line {
+            step: self.step,
+            epoch: self.order.fractional_epoch(self.step),
+            lr,
+            images_per_s,
+            wait_share,
+            peak_memory_bytes: torch_ext::memory(self.device)?.peak,
+            skipped: window.skipped,
+            means: window.means(),
+        };
+        info!(
+            "{}",
+            line.console(
+                self.total_steps,
+                self.clock.eta(self.total_steps - self.step)
+            )
+        );
+        self.metrics.append(&line)
+    }
+}
