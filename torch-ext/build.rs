@@ -1,5 +1,10 @@
 //! Compiles `cpp/torch_ext.cpp` against the libtorch that tch is built with.
 
+#![allow(
+    clippy::print_stderr,
+    reason = "what a build script has to say to the one who builds"
+)]
+
 use std::path::{Path, PathBuf};
 use std::{env, process};
 

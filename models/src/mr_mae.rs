@@ -149,7 +149,7 @@ impl MrMae {
                 .target_norm
                 .forward(&gather_rows(target, &batch.masking.ids_keep)); // [N, keep, K]
             let loss = mimic_loss(&self.heads.forward(id, &visible), &target);
-            total = total + &loss * teacher.weight;
+            total += &loss * teacher.weight;
             mimic.insert(id.clone(), loss);
         }
 
@@ -161,7 +161,7 @@ impl MrMae {
                 .forward_loss(batch.imgs, &pred, &batch.masking.mask)
         });
         if let Some(rec) = &rec {
-            total = total + rec * self.config.rec_weight;
+            total += rec * self.config.rec_weight;
         }
         Losses { total, rec, mimic }
     }

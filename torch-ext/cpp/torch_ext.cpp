@@ -16,6 +16,7 @@
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_foreach_sub.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
 #include <torch/version.h>
 
@@ -24,6 +25,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
@@ -226,6 +228,29 @@ int te_copy(at::Tensor* dst, const at::Tensor* src, int non_blocking) {
     dst->copy_(*src, non_blocking != 0);
   });
 }
+
+// ---- events -------------------------------------------------------------------------------------------------------------
+
+// Marks the work queued so far on a GPU's current stream.
+int te_event_record(int64_t device_index, c10::Event** out) {
+  return guarded([&] {
+    const auto stream = at::accelerator::getCurrentStream(static_cast<c10::DeviceIndex>(device_index));
+    auto event = std::make_unique<c10::Event>(stream.device_type());
+    event->record(stream);
+    *out = event.release();
+  });
+}
+
+// 1 in `done` if the marked work is finished.
+int te_event_query(const c10::Event* event, int* done) {
+  return guarded([&] { *done = event->query(); });
+}
+
+int te_event_synchronize(const c10::Event* event) {
+  return guarded([&] { event->synchronize(); });
+}
+
+void te_event_free(c10::Event* event) { delete event; }
 
 // ---- threads ------------------------------------------------------------------------------------------------------------
 

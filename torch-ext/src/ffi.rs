@@ -7,6 +7,12 @@ use torch_sys::C_tensor;
 
 use crate::error::{Error, Result};
 
+/// A `c10::Event`, only ever behind a pointer.
+#[repr(C)]
+pub(crate) struct CEvent {
+    opaque: [u8; 0],
+}
+
 unsafe extern "C" {
     fn te_last_error() -> *const c_char;
     pub(crate) fn te_fused_adamw(
@@ -76,6 +82,10 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
     ) -> c_int;
     pub(crate) fn te_copy(dst: *mut C_tensor, src: *const C_tensor, non_blocking: c_int) -> c_int;
+    pub(crate) fn te_event_record(device_index: i64, out: *mut *mut CEvent) -> c_int;
+    pub(crate) fn te_event_query(event: *const CEvent, done: *mut c_int) -> c_int;
+    pub(crate) fn te_event_synchronize(event: *const CEvent) -> c_int;
+    pub(crate) fn te_event_free(event: *mut CEvent);
     pub(crate) fn te_num_threads() -> c_int;
     pub(crate) fn te_set_num_threads(threads: c_int) -> c_int;
 }

@@ -11,8 +11,9 @@
 //! | [`adamw`] | AdamW in one kernel, with state that can be read, saved and restored |
 //! | [`grads`] | norm, clipping and the finite check of all gradients, without waiting for the device |
 //! | [`autocast`] | bf16 compute as a scope |
+//! | [`event`] | waiting for some of the queued work and not for all |
 //! | [`random`] | state of libtorch's generators |
-//! | [`memory`] | bytes on the device and in the process; bytes of a tensor; page-locked staging |
+//! | [`mod@memory`] | bytes on the device and in the process; bytes of a tensor; page-locked staging |
 //! | [`threads`] | how many cores libtorch uses |
 //!
 //! With the feature `doc-only` nothing is compiled or linked: the workspace type-checks on a machine without libtorch.
@@ -24,6 +25,7 @@ pub mod adamw;
 pub mod autocast;
 pub mod device;
 pub mod error;
+pub mod event;
 mod ffi;
 pub mod grads;
 pub mod memory;
@@ -34,6 +36,7 @@ pub use adamw::{AdamWConfig, FusedAdamW};
 pub use autocast::Autocast;
 pub use device::{load_cuda, resolve_device};
 pub use error::{Error, Result};
+pub use event::Event;
 pub use grads::{all_finite, clip_grad_norm_, grad_norm};
 pub use memory::{
     Memory, copy_non_blocking, memory, peak_rss, pinned_empty, reset_peak_memory, tensor_bytes_mut,

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use tch::{Device, Kind};
+use tch::Device;
 
 use super::*;
 use crate::masking::random_masking;

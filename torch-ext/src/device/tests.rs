@@ -73,6 +73,14 @@ fn on_a_gpu() {
     crate::copy_non_blocking(&mut on_device, &pinned).unwrap();
     assert_eq!(on_device.to_device(Device::Cpu), pinned);
 
+    let large = Tensor::ones([4096, 4096], (Kind::Float, device));
+    let product = (0..20).fold(large.copy(), |x, _| x.matmul(&large) / 4096.0);
+    let event = crate::Event::record(device).unwrap();
+    assert!(!event.is_done().unwrap(), "two teraflops take a while");
+    event.synchronize().unwrap();
+    assert!(event.is_done().unwrap());
+    assert_eq!(product.double_value(&[0, 0]), 1.0);
+
     let state = crate::rng_state(device).unwrap();
     let first = Tensor::randn([64], (Kind::Float, device));
     crate::set_rng_state(device, &state).unwrap();

@@ -1,0 +1,107 @@
+//! Marks in a device's queue of work.
+//!
+//! Reading a scalar back waits for everything queued. A loop that records an event after step s and waits for that one before
+//! it reads step s's losses lets the device go on with step s + 1.
+
+use std::ffi::c_int;
+use std::ptr::NonNull;
+
+use tch::Device;
+
+use crate::error::Result;
+use crate::ffi;
+
+/// The work queued on a device up to a moment. On the CPU nothing is queued, and an event is over when it is recorded.
+#[derive(Debug)]
+pub struct Event {
+    event: Option<NonNull<ffi::CEvent>>,
+}
+
+// SAFETY: a c10::Event belongs to no thread; CUDA events may be queried, waited for and freed from any.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// Marks what has been queued so far on the current stream of `device`.
+    ///
+    /// # Errors
+    /// If the device is not there.
+    pub fn record(device: Device) -> Result<Self> {
+        let Device::Cuda(index) = device else {
+            return Ok(Self { event: None });
+        };
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the pointer is to a live local variable.
+        let code = unsafe { ffi::te_event_record(index as i64, &mut event) };
+        ffi::check("recording an event", code)?;
+        Ok(Self {
+            event: NonNull::new(event),
+        })
+    }
+
+    /// Whether the marked work is done. Does not wait.
+    ///
+    /// # Errors
+    /// If that work has failed.
+    pub fn is_done(&self) -> Result<bool> {
+        let Some(event) = self.event else {
+            return Ok(true);
+        };
+        let mut done: c_int = 0;
+        // SAFETY: the event lives until this is dropped; the other pointer is to a live local variable.
+        ffi::check("asking for an event", unsafe {
+            ffi::te_event_query(event.as_ptr(), &mut done)
+        })?;
+        Ok(done != 0)
+    }
+
+    /// Waits until the marked work is done.
+    ///
+    /// # Errors
+    /// If that work has failed.
+    pub fn synchronize(&self) -> Result<()> {
+        let Some(event) = self.event else {
+            return Ok(());
+        };
+        // SAFETY: the event lives until this is dropped.
+        ffi::check("waiting for the device", unsafe {
+            ffi::te_event_synchronize(event.as_ptr())
+        })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Some(event) = self.event.take() {
+            // SAFETY: it came from te_event_record and is freed here alone.
+            unsafe { ffi::te_event_free(event.as_ptr()) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn on_the_cpu_everything_is_done_at_once() {
+        let event = Event::record(Device::Cpu).unwrap();
+        assert!(event.is_done().unwrap());
+        event.synchronize().unwrap();
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error() {
+        if crate::resolve_device("cuda").is_ok() {
+            println!("skipped: there is a GPU");
+            return;
+        }
+        assert!(matches!(
+            Event::record(Device::Cuda(0)),
+            Err(Error::Torch {
+                operation: "recording an event",
+                ..
+            })
+        ));
+    }
+}
