@@ -1,6 +1,12 @@
 //! The masked autoencoder against transformers' `ViTMAEForPreTraining`, on the golden files of `tests/golden/mae` (see the README
 //! there): latent, prediction, mask, loss, and the gradient of every parameter.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test states what it expects and says what it found"
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
