@@ -267,7 +267,7 @@ impl Teacher {
         };
         let mut x = patches
             .to_kind(Kind::Float)
-            .view([shape[0], shape[1], 3, -1]); // [N, L, 3, p²]
+            .view([shape[0], shape[1], 3, shape[2] / 3]); // [N, L, 3, p²]
         x /= 255.0;
         x -= channels(self.info.mean);
         x /= channels(self.info.std);

@@ -1,1 +1,480 @@
+//! Everything that can be wrong with a teacher's files. Numbers are compared in `tests/teacher_parity.rs`.
 
+#![allow(clippy::disallowed_methods, reason = "tests write throw-away folders")]
+
+use std::fs;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::tower::TensorSpec;
+use super::*;
+use crate::init::Init;
+use crate::weights;
+
+/// A ViT of one block in timm's names: width 64, patch 8, 3x3 patches.
+fn timm_config() -> TowerConfig {
+    TowerConfig {
+        width: 64,
+        depth: 2,
+        num_heads: 2,
+        mlp_dim: 32,
+        patch_size: 8,
+        grid: 3,
+        norm_pre: false,
+        patch_bias: true,
+        norm_eps: 1e-6,
+        activation: Activation::Gelu,
+    }
+}
+
+type Tensors = BTreeMap<String, Tensor>;
+
+fn timm_tensors(config: &TowerConfig) -> Tensors {
+    let draw = |TensorSpec { name, shape }| {
+        (
+            name.clone(),
+            Init::Normal { std: 0.1 }.tensor(&shape, 0, &name),
+        )
+    };
+    config.tensors().into_iter().map(draw).collect()
+}
+
+fn clip_tensors() -> Tensors {
+    timm_tensors(&TowerConfig {
+        norm_pre: true,
+        patch_bias: false,
+        ..timm_config()
+    })
+}
+
+/// The same in Hugging Face's ViT names, as many as these tests need: one block.
+fn hf_vit_tensors() -> Tensors {
+    let timm = timm_tensors(&TowerConfig {
+        depth: 1,
+        ..timm_config()
+    });
+    let mut tensors = Tensors::new();
+    for (name, tensor) in timm {
+        let name = match name.as_str() {
+            "cls_token" => "embeddings.cls_token".to_owned(),
+            "pos_embed" => "embeddings.position_embeddings".to_owned(),
+            _ => name
+                .replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
+                .replace("blocks.", "encoder.layer.")
+                .replace("norm1", "layernorm_before")
+                .replace("norm2", "layernorm_after")
+                .replace("attn.proj", "attention.output.dense")
+                .replace("mlp.fc1", "intermediate.dense")
+                .replace("mlp.fc2", "output.dense")
+                .replace("norm.", "layernorm."),
+        };
+        if let Some((block, suffix)) = name.split_once(".attn.qkv.") {
+            for (part, rows) in ["query", "key", "value"]
+                .into_iter()
+                .zip(tensor.chunk(3, 0))
+            {
+                tensors.insert(format!("{block}.attention.attention.{part}.{suffix}"), rows);
+            }
+        } else {
+            tensors.insert(name, tensor);
+        }
+    }
+    tensors
+}
+
+fn folder(tensors: &Tensors, files: &[(&str, Value)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = weights::to_bytes(tensors, None).unwrap();
+    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    for (name, value) in files {
+        fs::write(folder.path().join(name), value.to_string()).unwrap();
+    }
+    folder
+}
+
+fn load(tensors: &Tensors, files: &[(&str, Value)]) -> Result<Teacher> {
+    Teacher::load(folder(tensors, files).path(), Device::Cpu)
+}
+
+fn config(value: Value) -> [(&'static str, Value); 1] {
+    [("config.json", value)]
+}
+
+#[test]
+fn the_list_of_tensors_is_what_the_tower_asks_for() {
+    for (norm_pre, patch_bias) in [(false, true), (true, false)] {
+        let config = TowerConfig {
+            norm_pre,
+            patch_bias,
+            ..timm_config()
+        };
+        let store = ParamStore::frozen(Device::Cpu);
+        VitTower::new(&store.root(), &config);
+        let asked: BTreeMap<_, _> = store
+            .tensors()
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.size()))
+            .collect();
+        let listed = config
+            .tensors()
+            .into_iter()
+            .map(|TensorSpec { name, shape }| (name, shape))
+            .collect();
+        assert_eq!(asked, listed);
+    }
+}
+
+#[test]
+fn the_files_decide_and_defaults_fill_in() {
+    let info = load(&timm_tensors(&timm_config()), &[])
+        .unwrap()
+        .info()
+        .clone();
+    assert_eq!(info.arch, "vit-w64-d2-h1-m32-p8");
+    assert_eq!(
+        (info.layout, info.norm_eps, info.activation),
+        ("timm", 1e-6, Activation::Gelu)
+    );
+    assert_eq!(
+        (info.mean, info.std),
+        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    );
+
+    let written = json!({"num_attention_heads": 2, "layer_norm_eps": 1e-4, "hidden_act": "quick_gelu", "image_size": [24, 24],
+        "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}});
+    let info = load(&timm_tensors(&timm_config()), &config(written))
+        .unwrap()
+        .info()
+        .clone();
+    assert_eq!(
+        (info.heads, info.norm_eps, info.activation),
+        (2, 1e-4, Activation::QuickGelu)
+    );
+    assert_eq!(
+        (info.mean, info.std, info.input_size),
+        ([0.5; 3], [0.25; 3], 24)
+    );
+
+    let preprocessor =
+        json!({"image_processor": {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}});
+    let info = load(
+        &timm_tensors(&timm_config()),
+        &[("processor_config.json", preprocessor)],
+    )
+    .unwrap()
+    .info()
+    .clone();
+    assert_eq!((info.mean, info.std), ([0.1, 0.2, 0.3], [1.0; 3]));
+
+    let not_normalised =
+        json!({"do_normalize": false, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]});
+    let files = [("preprocessor_config.json", not_normalised)];
+    let info = load(&timm_tensors(&timm_config()), &files)
+        .unwrap()
+        .info()
+        .clone();
+    assert_eq!((info.mean, info.std), ([0.0; 3], [1.0; 3]));
+
+    let by_name = json!({"architecture": "vit_base_patch16_clip_quickgelu_224"});
+    let info = load(&clip_tensors(), &config(by_name))
+        .unwrap()
+        .info()
+        .clone();
+    assert_eq!(
+        (info.activation, info.norm_eps),
+        (Activation::QuickGelu, 1e-5)
+    );
+    assert_eq!(info.mean, [0.48145466, 0.4578275, 0.40821073]);
+    assert!(info.arch.starts_with("clip-vit-"));
+
+    // transformers may leave out what equals its class's default: eps 1e-12 and 12 heads.
+    let mut whole = [
+        (
+            "config.json",
+            json!({"model_type": "vit", "num_attention_heads": 4}),
+        ),
+        (
+            "preprocessor_config.json",
+            json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}),
+        ),
+    ];
+    let info = load(&hf_vit_tensors(), &whole).unwrap().info().clone();
+    assert_eq!(
+        (info.norm_eps, info.heads, info.layout),
+        (1e-12, 4, "Hugging Face ViT")
+    );
+    whole[0].1 = json!({"model_type": "vit"});
+    let error = load(&hf_vit_tensors(), &whole).unwrap_err().to_string();
+    assert!(
+        error.contains("12 attention heads do not divide a width of 64"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_must_not_be_guessed_is_asked_for() {
+    let check =
+        |tensors: &Tensors, files: &[(&str, Value)], wanted: &str| match load(tensors, files) {
+            Err(Error::MissingFact {
+                fact, next_step, ..
+            }) => {
+                assert!(fact.contains(wanted), "{fact}");
+                assert!(next_step.contains(".json"), "{next_step}");
+            }
+            other => panic!("expected a question about {wanted}, got {other:?}"),
+        };
+    check(&clip_tensors(), &[], "activation");
+    check(
+        &clip_tensors(),
+        &config(json!({"architecture": "vit_base_patch16_clip_224"})),
+        "activation",
+    );
+    check(&hf_vit_tensors(), &[], "layer_norm_eps");
+    let vit = json!({"model_type": "vit", "num_attention_heads": 1});
+    check(&hf_vit_tensors(), &config(vit), "image_mean");
+    let small = TowerConfig {
+        depth: 1,
+        width: 48,
+        num_heads: 1,
+        ..timm_config()
+    };
+    check(&timm_tensors(&small), &[], "heads");
+    let wide = TowerConfig {
+        depth: 1,
+        width: 1280,
+        num_heads: 16,
+        mlp_dim: 8,
+        ..timm_config()
+    };
+    check(&timm_tensors(&wide), &[], "heads");
+}
+
+#[test]
+fn unusable_configurations_are_refused() {
+    let check =
+        |files: &[(&str, Value)], part: &str| match load(&timm_tensors(&timm_config()), files) {
+            Err(Error::TeacherConfig { reason, .. }) => assert!(reason.contains(part), "{reason}"),
+            other => panic!("expected a refusal because of {part}, got {other:?}"),
+        };
+    check(&config(json!([1])), "no JSON object");
+    check(&config(json!({"hidden_act": "gelu_new"})), "gelu_new");
+    check(&config(json!({"hidden_act": 3})), "a string");
+    check(&config(json!({"layer_norm_eps": -1.0})), "layer_norm_eps");
+    check(&config(json!({"layer_norm_eps": "small"})), "a number");
+    check(
+        &config(json!({"num_attention_heads": 0})),
+        "num_attention_heads",
+    );
+    check(&config(json!({"num_attention_heads": 5})), "do not divide");
+    check(&config(json!({"hidden_size": 1.5})), "an integer");
+    check(&config(json!({"hidden_size": -64})), "width");
+    check(
+        &config(json!({"num_hidden_layers": 1_000_000_000_000_i64})),
+        "depth",
+    );
+    check(&config(json!({"patch_size": 0})), "patch size");
+    check(&config(json!({"image_size": [224, 112]})), "twice the same");
+    let preprocessor = |value: Value| [("preprocessor_config.json", value)];
+    check(
+        &preprocessor(json!({"image_mean": [0, 0], "image_std": [1, 1]})),
+        "three numbers",
+    );
+    check(
+        &preprocessor(json!({"image_mean": [0, 0, 0], "image_std": [1, 0, 1]})),
+        "above 0",
+    );
+    check(
+        &preprocessor(json!({"rescale_factor": 0.5})),
+        "divided by 255",
+    );
+    check(
+        &preprocessor(json!({"do_rescale": false})),
+        "divided by 255",
+    );
+
+    let folder = folder(&timm_tensors(&timm_config()), &[]);
+    fs::write(folder.path().join("config.json"), "{").unwrap();
+    let error = Teacher::load(folder.path(), Device::Cpu);
+    assert!(
+        matches!(error, Err(Error::TeacherConfig { reason, .. }) if reason.contains("no JSON"))
+    );
+}
+
+fn mismatch(tensors: &Tensors, files: &[(&str, Value)]) -> crate::Mismatch {
+    match load(tensors, files) {
+        Err(Error::WeightsMismatch { mismatch, .. }) => mismatch,
+        other => panic!("expected a mismatch, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_wrong_or_half_file_is_told_by_the_files_own_names() {
+    let names = |list: &[(String, Vec<i64>)]| {
+        list.iter()
+            .map(|(name, _)| name.clone())
+            .collect::<Vec<_>>()
+    };
+    let files = [
+        (
+            "config.json",
+            json!({"model_type": "vit", "num_attention_heads": 1}),
+        ),
+        (
+            "preprocessor_config.json",
+            json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}),
+        ),
+    ];
+    let mut tensors = hf_vit_tensors();
+    tensors.remove("encoder.layer.0.attention.attention.key.weight");
+    tensors.insert(
+        "encoder.layer.0.layer_scale1.lambda1".into(),
+        Tensor::from_slice(&[1f32]),
+    );
+    tensors.insert("layernorm.bias".into(), Tensor::from_slice(&[1f32; 3]));
+    let found = mismatch(&tensors, &files);
+    assert_eq!(
+        found.missing,
+        [(
+            "encoder.layer.0.attention.attention.key.weight".to_owned(),
+            vec![64, 64]
+        )]
+    );
+    assert_eq!(
+        names(&found.unexpected),
+        ["encoder.layer.0.layer_scale1.lambda1"]
+    );
+    assert_eq!(
+        (
+            found.misshaped[0].name.as_str(),
+            &found.misshaped[0].expected[..]
+        ),
+        ("layernorm.bias", &[64][..])
+    );
+
+    // Half a file: the config knows of blocks that the file lacks, and without a config a hole is seen.
+    let mut half = timm_tensors(&timm_config());
+    half.retain(|name, _| !name.starts_with("blocks.1."));
+    assert_eq!(
+        mismatch(
+            &half,
+            &config(json!({"num_hidden_layers": 2, "hidden_size": 64}))
+        )
+        .missing
+        .len(),
+        12
+    );
+    let mut hole = timm_tensors(&timm_config());
+    hole.retain(|name, _| !name.starts_with("blocks.0."));
+    assert_eq!(
+        names(&mismatch(&hole, &[]).missing),
+        ["blocks.0.mlp.fc1.weight"]
+    );
+    let hole = mismatch(&hole, &config(json!({"intermediate_size": 32})));
+    assert_eq!(hole.missing.len(), 12);
+
+    // Without the tensors that sizes are read off, and with damaged ones.
+    let mut blind = timm_tensors(&timm_config());
+    blind.remove("patch_embed.proj.weight");
+    blind.insert("pos_embed".into(), Tensor::from_slice(&[1f32]));
+    let blind = mismatch(&blind, &[]);
+    assert_eq!(blind.missing[0].0, "patch_embed.proj.weight");
+    assert_eq!(blind.misshaped[0].name, "pos_embed");
+    let mut uneven = timm_tensors(&timm_config());
+    uneven.insert(
+        "pos_embed".into(),
+        Tensor::zeros([1, 9, 64], (Kind::Float, Device::Cpu)),
+    );
+    assert_eq!(mismatch(&uneven, &[]).misshaped[0].name, "pos_embed");
+    let mut far = timm_tensors(&timm_config());
+    far.insert(
+        "blocks.99999999999999.norm1.weight".into(),
+        Tensor::from_slice(&[1f32; 64]),
+    );
+    assert_eq!(
+        names(&mismatch(&far, &[]).unexpected),
+        ["blocks.99999999999999.norm1.weight"]
+    );
+
+    let other = BTreeMap::from([("conv1.weight".to_owned(), Tensor::from_slice(&[1f32]))]);
+    assert!(
+        matches!(load(&other, &[]), Err(Error::UnknownLayout { first, .. }) if first == ["conv1.weight"])
+    );
+}
+
+#[test]
+fn parts_for_other_uses_are_passed_over() {
+    let mut tensors = hf_vit_tensors();
+    for name in [
+        "pooler.dense.weight",
+        "classifier.bias",
+        "embeddings.mask_token",
+    ] {
+        tensors.insert(name.into(), Tensor::from_slice(&[1f32]));
+    }
+    let files = [
+        (
+            "config.json",
+            json!({"model_type": "vit", "num_attention_heads": 1}),
+        ),
+        (
+            "preprocessor_config.json",
+            json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}),
+        ),
+    ];
+    load(&tensors, &files).unwrap();
+
+    let prefixed = timm_tensors(&timm_config())
+        .into_iter()
+        .map(|(name, tensor)| (format!("module.backbone.{name}"), tensor));
+    let mut prefixed: Tensors = prefixed.collect();
+    prefixed.insert(
+        "module.head.mlp.0.weight".into(),
+        Tensor::from_slice(&[1f32]),
+    );
+    load(&prefixed, &[]).unwrap();
+    prefixed.insert(
+        "module.predictor.weight".into(),
+        Tensor::from_slice(&[1f32]),
+    );
+    assert_eq!(
+        mismatch(&prefixed, &[]).unexpected[0].0,
+        "module.predictor.weight"
+    );
+}
+
+#[test]
+fn input_that_is_no_whole_number_of_patches_is_refused() {
+    let teacher = load(&timm_tensors(&timm_config()), &[]).unwrap();
+    let check = |shape: &[i64], kind: Kind| {
+        let pixels = Tensor::zeros(shape, (kind, Device::Cpu));
+        assert!(
+            matches!(
+                teacher.forward(&pixels, Precision::F32),
+                Err(Error::TeacherInput { .. })
+            ),
+            "{shape:?} {kind:?}"
+        );
+    };
+    check(&[1, 3, 24, 20], Kind::Uint8);
+    check(&[1, 3, 0, 24], Kind::Uint8);
+    check(&[1, 1, 24, 24], Kind::Uint8);
+    check(&[3, 24, 24], Kind::Uint8);
+    check(&[1, 3, 24, 24], Kind::Float);
+    let output = teacher
+        .forward(
+            &Tensor::zeros([2, 3, 16, 40], (Kind::Uint8, Device::Cpu)),
+            Precision::F32,
+        )
+        .unwrap();
+    assert_eq!(output.tokens.size(), [2, 10, 64]);
+    assert_eq!(output.cls.size(), [2, 64]);
+    assert_eq!(output.cls_attn.size(), [2, 10]);
+    let none = teacher
+        .forward(
+            &Tensor::zeros([0, 3, 24, 24], (Kind::Uint8, Device::Cpu)),
+            Precision::F32,
+        )
+        .unwrap();
+    assert_eq!(none.tokens.size(), [0, 9, 64]);
+}
