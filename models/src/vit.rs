@@ -6,7 +6,7 @@
 //!
 //! Shapes: `N` images, `T` tokens, `D` width, `H` heads, `d = D/H`, `p` patch size.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::init::Init;
 use crate::params::Scope;
@@ -208,8 +208,17 @@ impl Attention {
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-        let no_mask = None::<Tensor>;
-        let x = Tensor::scaled_dot_product_attention(q, k, v, no_mask, 0.0, false, None, false); // [N, H, T, d]
+        let x = if q.kind() == Kind::BFloat16 && q.device() == Device::Cpu {
+            // The fused CPU kernel of libtorch 2.11 takes bf16 no faster than f32. Plain products use the processor's bf16
+            // units: ViT-B at 16 x 197 tokens 1.8 times as fast forward and 2.8 times with backward (one Zen 5 thread). The
+            // softmax sums in f32 inside and rounds its result, as the fused kernel does before the second product.
+            let scale = (q.size()[3] as f64).powf(-0.5);
+            let scores = (q * scale).matmul(&k.transpose(-2, -1)); // [N, H, T, T]
+            scores.softmax(-1, Kind::BFloat16).matmul(v)
+        } else {
+            let no_mask = None::<Tensor>;
+            Tensor::scaled_dot_product_attention(q, k, v, no_mask, 0.0, false, None, false)
+        }; // [N, H, T, d]
         self.proj.forward(&x.transpose(1, 2).flatten(2, 3))
     }
 }
