@@ -1,8 +1,8 @@
 //! Frozen vision towers whose features a student mimics: CLIP and DINO/ViT, in the file layouts people have.
 //!
-//! [`Teacher::load`] recognises the layout from the tensors' names ([`layout`]), takes from `config.json` and
-//! `preprocessor_config.json` what shapes cannot tell ([`config`]), converts to timm's names, and builds one tower
-//! ([`tower`]) that serves all families. A file must fit exactly; see [`Error::WeightsMismatch`](crate::Error).
+//! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json` and
+//! `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and builds one tower
+//! (`tower.rs`) that serves all families. A file must fit exactly; see [`Error::WeightsMismatch`](crate::Error).
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -272,7 +272,7 @@ pub fn write(
     Ok(())
 }
 
-/// [`write`] into memory, for small sets of tensors.
+/// [`write()`] into memory, for small sets of tensors.
 pub fn to_bytes(
     tensors: &BTreeMap<String, Tensor>,
     metadata: Option<(&str, &str)>,

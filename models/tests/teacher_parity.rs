@@ -1,5 +1,9 @@
 //! Teachers against transformers, on the golden files of `tests/golden/teachers` (see the README there), every stage compared.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test states what it expects by unwrapping"
+)]
 #![allow(clippy::disallowed_methods, reason = "tests write throw-away folders")]
 
 use std::collections::BTreeMap;
