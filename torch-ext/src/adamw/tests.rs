@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::process::Command;
 
 use tch::{Device, Kind};
 
@@ -117,6 +118,44 @@ fn copy(state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
         .iter()
         .map(|(name, tensor)| (name.clone(), tensor.copy()))
         .collect()
+}
+
+#[test]
+fn the_golden_script_still_makes_this_file() {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
+    let python = Command::new(scripts.join("python-env"))
+        .arg("--if-present")
+        .output()
+        .unwrap();
+    if !python.status.success() {
+        println!(
+            "skipped: the Python environment is not installed (scripts/python-env installs it)"
+        );
+        return;
+    }
+    let python = String::from_utf8(python.stdout).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let made = Command::new(python.trim())
+        .arg(scripts.join("golden/adamw.py"))
+        .args(["--out".as_ref(), folder.path()])
+        .output()
+        .unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    let made: BTreeMap<String, Tensor> =
+        Tensor::read_safetensors(folder.path().join("adamw.safetensors"))
+            .unwrap()
+            .into_iter()
+            .collect();
+    let kept = golden();
+    assert!(kept.keys().eq(made.keys()));
+    for (name, tensor) in &kept {
+        let difference = relative_l2(&made[name], tensor);
+        assert!(difference < 1e-6, "{name}: {difference:e}");
+    }
 }
 
 #[test]
