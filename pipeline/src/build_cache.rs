@@ -143,7 +143,7 @@ fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
         Some(limit) => source.limit(limit),
         None => source,
     };
-    ensure!(source.len() > 0, "{}: no images here", config.images);
+    ensure!(!source.is_empty(), "{}: no images here", config.images);
 
     let mut models = Vec::new();
     for (id, dir) in &config.teachers {

@@ -34,7 +34,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Run teachers over images once and store their features. Run again to resume: finished parts are kept.
-    BuildCache(BuildCacheArgs),
+    BuildCache(Box<BuildCacheArgs>),
     /// Check every hash, join and checksum of a cache.
     Verify(VerifyArgs),
     /// Show what a cache holds: identity, teachers, progress, sizes, statistics, one row.

@@ -49,7 +49,7 @@ mod tests {
     fn ids(names: &[&str]) -> BTreeSet<TeacherId> {
         names
             .iter()
-            .map(|name| TeacherId::new(name).expect("a valid id"))
+            .map(|name| TeacherId::new(*name).expect("a valid id"))
             .collect()
     }
 

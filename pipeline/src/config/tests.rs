@@ -1,1 +1,263 @@
+//! Layers, defaults, and what is refused in which words.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests write recipes into throw-away folders"
+)]
+
+use std::fs;
+
+use clap::Parser;
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+fn resolve(args: &[&str]) -> Result<BuildConfig, Error> {
+    let cli =
+        Cli::try_parse_from(["pipeline", "build-cache"].iter().chain(args)).expect("well-formed");
+    let Command::BuildCache(args) = cli.command else {
+        panic!("it says build-cache")
+    };
+    BuildConfig::resolve(&args)
+}
+
+/// The least that has to be said.
+const LEAST: [&str; 6] = [
+    "--images",
+    "photos",
+    "--out",
+    "cache",
+    "--teacher",
+    "clip=models/clip",
+];
+
+fn least_and(more: &[&str]) -> Result<BuildConfig, Error> {
+    resolve(&[&LEAST, more].concat())
+}
+
+#[test]
+fn defaults() {
+    let config = least_and(&[]).unwrap();
+    assert_eq!(config.images, "photos");
+    assert_eq!(
+        config.teachers,
+        BTreeMap::from([(
+            TeacherId::new("clip").unwrap(),
+            PathBuf::from("models/clip")
+        )])
+    );
+    assert_eq!(
+        config.views,
+        ViewIdentity {
+            policy: ViewPolicy::rrc(),
+            views: 1,
+            seed: 0,
+            filter: "bicubic".into()
+        }
+    );
+    assert_eq!(
+        (config.codec, config.precision),
+        (Codec::F16, Precision::F32)
+    );
+    assert_eq!(
+        (config.grid, config.batch_size, config.limit),
+        (None, None, None)
+    );
+    assert_eq!(
+        (config.part_samples, config.device.as_str()),
+        (1024, "auto")
+    );
+    assert!(config.threads >= 1);
+    // A part has about as many rows whatever the number of views.
+    assert_eq!(least_and(&["--views", "3"]).unwrap().part_samples, 341);
+    assert_eq!(least_and(&["--views", "5000"]).unwrap().part_samples, 1);
+}
+
+#[test]
+fn a_flag_wins_over_set_and_set_over_the_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recipe.toml");
+    let text = "[data]\nimages = \"from-recipe\"\n[view]\nseed = 1\nviews = 2\n[teachers]\nclip = \"a\"\ndino = \"b\"\n[cache]\nout = \"c\"\n\
+                [features]\ngrid = 7\ncodec = \"f32\"\n";
+    fs::write(&path, text).unwrap();
+    let recipe = path.to_str().unwrap();
+    let config = resolve(&["--recipe", recipe]).unwrap();
+    assert_eq!(
+        (
+            config.views.seed,
+            config.views.views,
+            config.grid,
+            config.codec
+        ),
+        (1, 2, Some(7), Codec::F32)
+    );
+    let set = [
+        "--recipe",
+        recipe,
+        "--set",
+        "view.seed=2",
+        "--set",
+        "features.codec=f16",
+        "--set",
+        "features.grid = 8",
+    ];
+    let config = resolve(&set).unwrap();
+    assert_eq!(
+        (
+            config.views.seed,
+            config.views.views,
+            config.grid,
+            config.codec
+        ),
+        (2, 2, Some(8), Codec::F16)
+    );
+    let config = resolve(
+        &[
+            &set[..],
+            &["--seed", "3", "--teacher", "clip=z", "--teacher", "third=y"],
+        ]
+        .concat(),
+    )
+    .unwrap();
+    assert_eq!(
+        (config.views.seed, config.images.as_str()),
+        (3, "from-recipe")
+    );
+    let teachers: Vec<_> = config
+        .teachers
+        .iter()
+        .map(|(id, dir)| (id.as_str(), dir.to_str().unwrap()))
+        .collect();
+    assert_eq!(teachers, [("clip", "z"), ("dino", "b"), ("third", "y")]);
+}
+
+#[test]
+fn the_printed_recipe_resolves_to_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    for more in [
+        &["--limit", "9", "--views", "4"][..],
+        &["--view-policy", "full", "--threads", "3"],
+    ] {
+        let config = least_and(more).unwrap();
+        let text = config.to_toml(14, 16, "cpu");
+        fs::write(dir.path().join("recipe.toml"), &text).unwrap();
+        let again =
+            resolve(&["--recipe", dir.path().join("recipe.toml").to_str().unwrap()]).unwrap();
+        let expected = BuildConfig {
+            grid: Some(14),
+            batch_size: Some(16),
+            device: "cpu".into(),
+            ..config
+        };
+        assert_eq!(again, expected, "{text}");
+    }
+}
+
+#[test]
+fn every_mistake_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = |text: &str| {
+        let path = dir.path().join("recipe.toml");
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let unknown = recipe("[view]\nsede = 1\n");
+    let error = least_and(&["--recipe", &unknown]).unwrap_err();
+    assert!(
+        matches!(&error, Error::Parse { origin, message } if *origin == unknown && message.contains("sede")),
+        "{error}"
+    );
+    assert!(matches!(
+        least_and(&["--recipe", "nowhere.toml"]).unwrap_err(),
+        Error::Read { .. }
+    ));
+
+    let check = |more: &[&str], words: &[&str]| {
+        let error = least_and(more).expect_err(&format!("{more:?}")).to_string();
+        words.iter().for_each(|word| {
+            assert!(
+                error.contains(word),
+                "{more:?}: {word:?} is not in: {error}"
+            )
+        });
+    };
+    check(&["--set", "views.seed=1"], &["--set views.seed=1", "views"]);
+    check(&["--set", "view.seed"], &["--set view.seed", "'='"]);
+    check(&["--set", "=1"], &["names no key"]);
+    check(
+        &["--set", "view.seed.deep=1", "--set", "view.seed=1"],
+        &["--set view.seed.deep=1"],
+    );
+    check(
+        &["--set", "view.seed=many"],
+        &["--set view.seed=many", "integer"],
+    );
+    check(&["--teacher", "dino"], &["--teacher dino", "id=folder"]);
+    check(
+        &["--teacher", "clip=elsewhere"],
+        &["--teacher clip=elsewhere", "twice"],
+    );
+    check(&["--teacher", "CLIP=x"], &["teachers.CLIP", "lower-case"]);
+    check(&["--codec", "f8"], &["features.codec", "f8", "f16"]);
+    check(&["--precision", "f16"], &["features.precision", "bf16"]);
+    check(
+        &["--view-policy", "random"],
+        &["view.policy", "random", "center"],
+    );
+    check(
+        &["--view-policy", "center", "--views", "2"],
+        &["view.views", "one view"],
+    );
+    check(
+        &["--view-policy", "full", "--set", "view.flip=0.5"],
+        &["view.flip", "rrc"],
+    );
+    check(
+        &["--set", "view.scale=[0.5, 0.2]"],
+        &["view.scale", "low <= high"],
+    );
+    check(&["--set", "view.scale=[0.5, 1.5]"], &["view.scale"]);
+    check(&["--set", "view.ratio=[0.0, 1.0]"], &["view.ratio"]);
+    check(&["--set", "view.flip=1.5"], &["view.flip", "probability"]);
+    check(&["--set", "view.flip=nan"], &["view.flip", "probability"]);
+    check(&["--seed", "9223372036854775808"], &["view.seed", "2^63"]);
+    for (option, field) in [
+        ("--views", "view.views"),
+        ("--grid", "features.grid"),
+        ("--batch-size", "features.batch_size"),
+        ("--threads", "run.threads"),
+        ("--limit", "data.limit"),
+    ] {
+        check(&[option, "0"], &[field, "at least 1"]);
+    }
+    check(
+        &["--set", "cache.part_samples=0"],
+        &["cache.part_samples", "at least 1"],
+    );
+
+    let missing = |args: &[&str], words: &[&str]| {
+        let error = resolve(args).unwrap_err().to_string();
+        words
+            .iter()
+            .for_each(|word| assert!(error.contains(word), "{error}"));
+    };
+    missing(&LEAST[2..], &["data.images", "--images"]);
+    missing(
+        &[&LEAST[..2], &LEAST[4..]].concat(),
+        &["cache.out", "--out"],
+    );
+    missing(&LEAST[..4], &["teachers", "--teacher"]);
+}
+
+#[test]
+fn the_recipes_that_are_shipped_resolve() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes");
+    let recipes: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(!recipes.is_empty());
+    for recipe in recipes {
+        least_and(&["--recipe", recipe.to_str().unwrap()]).unwrap();
+    }
+}

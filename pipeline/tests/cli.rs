@@ -1,0 +1,21 @@
+//! The program as its users meet it: builds over real files, kills, damage, and what it says and returns.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make, damage and compare files of their own"
+)]
+
+/// Rows, rejects, resuming, thread counts, refusals.
+#[path = "cli/build.rs"]
+mod build;
+/// Every kind of file, a byte at a time.
+#[path = "cli/damage.rs"]
+mod damage;
+/// `kill -9` at twenty moments, and Ctrl-C.
+#[path = "cli/kill.rs"]
+mod kill;
+/// Exit codes, help, messages.
+#[path = "cli/smoke.rs"]
+mod smoke;
+#[path = "cli/support.rs"]
+mod support;

@@ -1,0 +1,408 @@
+//! What a build writes, and what it refuses.
+
+use std::fs;
+
+use images::ImageSource;
+use models::precision::Precision;
+use models::teacher::Teacher;
+use pipeline::ExitStatus;
+use schemas::{Cache, Codec, ContentHash, TeacherId};
+use tch::{Device, Kind, Tensor};
+
+use super::support::{BAD, USABLE, World, assert_same_tree, tree, write_teacher};
+
+#[test]
+fn every_usable_image_has_its_rows_and_every_other_its_reason() {
+    let world = World::new();
+    let (status, said) = world.build("cache", &[]).unwrap();
+    // Bad images are reported and are no failure.
+    assert_eq!(status, ExitStatus::Fine);
+    assert!(said.contains("rejected           3"), "{said}");
+
+    let cache = Cache::open(&world.path("cache")).unwrap();
+    let source = ImageSource::open(&world.path("images").display().to_string()).unwrap();
+    assert_eq!(source.len() as u64, USABLE + BAD);
+    let (mut rows, mut rejects) = (Vec::new(), Vec::new());
+    for part in 0..cache.identity().plan.parts() {
+        rows.extend(cache.samples(part).unwrap());
+        rejects.extend(cache.rejects(part).unwrap());
+    }
+    let reasons: Vec<_> = rejects
+        .iter()
+        .map(|r| (r.key.as_str(), r.reason.split(':').next().unwrap()))
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            ("cat/000-text.png", "unknown-format"),
+            ("cat/006-cut.jpg", "truncated"),
+            ("dog/999-empty.jpg", "unknown-format")
+        ]
+    );
+    assert_eq!(rows.len() as u64, 2 * USABLE);
+
+    for (row, expected) in rows.iter().zip(
+        (0..source.len())
+            .filter(|&i| rejects.iter().all(|r| r.sample_id != i as u64))
+            .flat_map(|i| [(i, 0), (i, 1)]),
+    ) {
+        let (idx, view) = expected;
+        assert_eq!((row.sample_id, row.view.index), (idx as u64, view));
+        let bytes = source.read(idx).unwrap();
+        assert_eq!(
+            (row.key.as_str(), row.label, row.content_hash),
+            (source.key(idx), source.label(idx), ContentHash::of(&bytes))
+        );
+        let image = images::decode(&bytes).unwrap();
+        assert_eq!((row.width, row.height), (image.width, image.height));
+        let views = &cache.identity().views;
+        assert_eq!(
+            row.view,
+            images::draw_view(
+                &views.policy,
+                views.seed,
+                &row.content_hash,
+                view,
+                image.width,
+                image.height
+            )
+        );
+    }
+}
+
+/// The stored features are those of the pixels that the row describes, computed here one image at a time.
+#[test]
+fn features_are_the_teachers_of_the_rows_pixels() {
+    let world = World::new();
+    world.build("cache", &["--codec", "f32"]).unwrap();
+    let cache = Cache::open(&world.path("cache")).unwrap();
+    let source = ImageSource::open(&world.path("images").display().to_string()).unwrap();
+    for (name, size) in [("clip", 16), ("dino", 32)] {
+        let id = TeacherId::new(name).unwrap();
+        let teacher = Teacher::load(&world.path(name), Device::Cpu).unwrap();
+        for part in 0..cache.identity().plan.parts() {
+            let features = cache.teacher_part(&id, part).unwrap();
+            let samples = cache.samples(part).unwrap();
+            assert_eq!(features.rows(), samples.len());
+            for (row, sample) in samples.iter().enumerate() {
+                let feature = features.read_row(row).unwrap();
+                let joined = (feature.sample_id, feature.view, feature.content_hash);
+                assert_eq!(
+                    joined,
+                    (sample.sample_id, sample.view.index, sample.content_hash)
+                );
+                let image =
+                    images::decode(&source.read(sample.sample_id as usize).unwrap()).unwrap();
+                let pixels = images::render(&image, &sample.view, size).unwrap();
+                let pixels = Tensor::from_slice(&pixels.data)
+                    .view([1, size.into(), size.into(), 3])
+                    .permute([0, 3, 1, 2]);
+                let expected = teacher
+                    .forward(&pixels.contiguous(), Precision::F32)
+                    .unwrap();
+                // Another batch size may add up in another order: a few units in the last place of f32.
+                assert_close(&feature.tokens, Codec::F32, &expected.tokens, 1e-5);
+                assert_close(&feature.cls, Codec::F32, &expected.cls, 1e-5);
+                // Half precision has 11 bits.
+                assert_close(&feature.cls_attn, Codec::F16, &expected.cls_attn, 1e-3);
+            }
+        }
+    }
+}
+
+fn assert_close(bytes: &[u8], codec: Codec, expected: &Tensor, relative: f64) {
+    let mut values = Vec::new();
+    codec.decode(bytes, &mut values).unwrap();
+    let (found, expected) = (
+        Tensor::from_slice(&values),
+        expected.flatten(0, -1).to_kind(Kind::Float),
+    );
+    let error = (&found - &expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
+    assert!(error < relative, "relative error {error}");
+}
+
+#[test]
+fn a_finished_cache_is_left_alone() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let modified = |name: &str| {
+        fs::metadata(world.path("cache").join(name))
+            .unwrap()
+            .modified()
+            .unwrap()
+    };
+    let before: Vec<_> = tree(&world.path("cache"))
+        .into_keys()
+        .map(|name| (modified(&name), name))
+        .collect();
+    let (status, said) = world.build("cache", &[]).unwrap();
+    assert_eq!(status, ExitStatus::Fine);
+    assert!(said.contains("nothing to do"), "{said}");
+    let after: Vec<_> = tree(&world.path("cache"))
+        .into_keys()
+        .map(|name| (modified(&name), name))
+        .collect();
+    assert_eq!(after, before);
+}
+
+#[test]
+fn threads_change_no_byte() {
+    let world = World::new();
+    world.build("one", &["--threads", "1"]).unwrap();
+    for threads in ["2", "3", "7"] {
+        world.build(threads, &["--threads", threads]).unwrap();
+        assert_same_tree(&world.path(threads), &world.path("one"));
+    }
+}
+
+#[test]
+fn bf16_differs_from_f32_and_does_not_depend_on_threads_either() {
+    let world = World::new();
+    world
+        .build("one", &["--threads", "1", "--precision", "bf16"])
+        .unwrap();
+    world
+        .build("three", &["--threads", "3", "--precision", "bf16"])
+        .unwrap();
+    assert_same_tree(&world.path("three"), &world.path("one"));
+    world.build("f32", &[]).unwrap();
+    let part = "teachers/clip/part-00000.parquet";
+    assert!(tree(&world.path("one"))[part] != tree(&world.path("f32"))[part]);
+}
+
+#[test]
+fn what_would_change_the_bytes_is_refused_by_name() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let before = tree(&world.path("cache"));
+    for (change, field) in [
+        (&["--seed", "1"][..], "seed"),
+        (&["--views", "3"], "views"),
+        (&["--set", "view.scale=[0.5, 1.0]"], "scale"),
+        (&["--set", "view.flip=0.25"], "flip"),
+        (
+            &["--set", "view.views=1", "--view-policy", "center"],
+            "policy",
+        ),
+        (&["--codec", "f32"], "codec"),
+        (&["--precision", "bf16"], "precision"),
+        (&["--batch-size", "4"], "batch_size"),
+        (&["--set", "cache.part_samples=9"], "part_samples"),
+        (&["--limit", "5"], "samples"),
+        (&["--grid", "5"], "grid"),
+    ] {
+        for dry_run in [&[][..], &["--dry-run"]] {
+            let error = world
+                .build("cache", &[change, dry_run].concat())
+                .expect_err(field);
+            assert!(
+                format!("{error:#}").contains(field),
+                "{change:?}: {error:#}"
+            );
+        }
+    }
+    let error = |what: &str| format!("{:#}", world.build("cache", &[]).expect_err(what));
+    write_teacher(&world.path("dino"), 8, 99);
+    assert!(
+        error("other weights").contains("weights_sha256"),
+        "{}",
+        error("other weights")
+    );
+    write_teacher(&world.path("dino"), 8, 2);
+    fs::remove_file(world.path("images/dog/000.jpg")).unwrap();
+    assert!(
+        error("one image less").contains("dataset"),
+        "{}",
+        error("one image less")
+    );
+    assert!(
+        tree(&world.path("cache")) == before,
+        "a refused build has changed the cache"
+    );
+}
+
+#[test]
+fn a_teacher_added_later_is_the_same_as_one_built_at_once() {
+    let world = World::new();
+    world.build("both", &[]).unwrap();
+    let only_clip: Vec<String> = world
+        .build_args("later", &[])
+        .into_iter()
+        .filter(|arg| !arg.starts_with("dino="))
+        .collect();
+    let flag = only_clip
+        .iter()
+        .rposition(|arg| arg == "--teacher")
+        .unwrap();
+    let only_clip = only_clip
+        .into_iter()
+        .enumerate()
+        .filter(|(i, _)| *i != flag)
+        .map(|(_, arg)| arg)
+        .collect();
+    super::support::run(only_clip).unwrap();
+    assert!(!world.path("later/teachers/dino").exists());
+    world.build("later", &[]).unwrap();
+    assert_same_tree(&world.path("later"), &world.path("both"));
+}
+
+#[test]
+fn only_what_is_missing_is_built_again() {
+    let world = World::new();
+    world.build("whole", &[]).unwrap();
+    world.build("cache", &[]).unwrap();
+    let cache = world.path("cache");
+    for missing in [
+        &["samples/part-00001.commit.json"][..],
+        &["teachers/dino/part-00000.commit.json"],
+        &[
+            "teachers/clip/part-00002.commit.json",
+            "teachers/clip/part-00002.parquet",
+            "samples/part-00002.commit.json",
+        ],
+        &["rejects/part-00000.jsonl", "samples/part-00000.commit.json"],
+    ] {
+        missing
+            .iter()
+            .for_each(|name| fs::remove_file(cache.join(name)).unwrap());
+        let (status, said) = world.build("cache", &[]).unwrap();
+        assert_eq!(status, ExitStatus::Fine);
+        assert!(!said.contains("nothing to do"), "{said}");
+        assert_same_tree(&cache, &world.path("whole"));
+    }
+}
+
+#[test]
+fn an_image_that_changed_under_a_cache_is_named() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    fs::remove_file(world.path("cache/teachers/clip/part-00000.commit.json")).unwrap();
+    // The same length, so that only the content tells.
+    let path = world.path("images/cat/001.jpg");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 3;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let error = format!("{:#}", world.build("cache", &[]).unwrap_err());
+    assert!(
+        error.contains("cat/001.jpg") && error.contains("has changed"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_source_without_a_usable_image_is_a_problem_of_the_data() {
+    let world = World::new();
+    for class in ["cat", "dog"] {
+        for entry in fs::read_dir(world.path("images").join(class)).unwrap() {
+            fs::write(entry.unwrap().path(), "spoilt").unwrap();
+        }
+    }
+    let (status, _) = world.build("cache", &[]).unwrap();
+    assert_eq!(status, ExitStatus::Problems);
+    // The finished cache says so again.
+    assert_eq!(world.build("cache", &[]).unwrap().0, ExitStatus::Problems);
+}
+
+#[test]
+fn features_that_are_not_numbers_are_an_error_and_not_stored() {
+    let world = World::new();
+    let folder = world.path("dino");
+    let weights = models::weights::Weights::read(&folder).unwrap();
+    let mut tensors: std::collections::BTreeMap<_, _> = weights
+        .tensors()
+        .iter()
+        .map(|(name, tensor)| (name.clone(), tensor.copy()))
+        .collect();
+    let bias = tensors
+        .get_mut("encoder.layer.1.output.dense.bias")
+        .unwrap();
+    for (value, codec, advice) in [(f64::NAN, "f32", "NaN"), (1e5, "f16", "100000")] {
+        let _ = bias.get(3).fill_(value);
+        fs::write(
+            folder.join("model.safetensors"),
+            models::weights::to_bytes(&with(&weights, bias), None).unwrap(),
+        )
+        .unwrap();
+        let out = format!("cache-{codec}");
+        let error = format!("{:#}", world.build(&out, &["--codec", codec]).unwrap_err());
+        // The first image of the order that can be used.
+        assert!(
+            error.contains("teacher dino")
+                && error.contains("cat/001.jpg")
+                && error.contains(advice),
+            "{error}"
+        );
+        assert!(
+            !world
+                .path(&out)
+                .join("teachers/dino/part-00000.parquet")
+                .exists()
+        );
+    }
+}
+
+fn with(
+    weights: &models::weights::Weights,
+    bias: &Tensor,
+) -> std::collections::BTreeMap<String, Tensor> {
+    let replace = |(name, tensor): (&String, &Tensor)| {
+        let tensor = if name == "encoder.layer.1.output.dense.bias" {
+            bias
+        } else {
+            tensor
+        };
+        (name.clone(), tensor.shallow_clone())
+    };
+    weights.tensors().iter().map(replace).collect()
+}
+
+#[test]
+fn a_dry_run_tells_and_writes_nothing() {
+    let world = World::new();
+    let (status, said) = world.build("cache", &["--dry-run"]).unwrap();
+    assert_eq!(status, ExitStatus::Fine);
+    assert!(!world.path("cache").exists());
+    for word in [
+        "23 images",
+        "3 parts of 8",
+        "teacher clip",
+        "teacher dino",
+        "free: fits",
+        "img/s",
+    ] {
+        assert!(said.contains(word), "{word:?} is not in:\n{said}");
+    }
+    world.build("cache", &[]).unwrap();
+    let before = tree(&world.path("cache"));
+    let (_, said) = world.build("cache", &["--dry-run"]).unwrap();
+    assert!(said.contains("nothing to do"), "{said}");
+    assert!(tree(&world.path("cache")) == before);
+}
+
+/// A dry run's upper bound on the bytes holds.
+#[test]
+fn a_dry_run_bounds_the_bytes() {
+    let world = World::new();
+    world.build("cache", &["--codec", "f32"]).unwrap();
+    let written = tree(&world.path("cache"))["teachers/clip/part-00000.parquet"].len() as u64;
+    // 16 tokens of 32 channels, CLS, attention: 2,208 bytes a row, 14 rows of 7 usable images in the first part.
+    assert!(written < 14 * 2208 + 16_000, "{written}");
+}
+
+#[test]
+fn a_limit_is_the_first_images_of_the_source() {
+    let world = World::new();
+    world.build("cache", &["--limit", "9"]).unwrap();
+    let cache = Cache::open(&world.path("cache")).unwrap();
+    assert_eq!(cache.identity().plan.samples, 9);
+    let last = cache.samples(1).unwrap();
+    assert_eq!(last.last().map(|row| row.sample_id), Some(8));
+}
+
+#[test]
+fn a_folder_of_something_else_is_not_written_to() {
+    let world = World::new();
+    let error = format!("{:#}", world.build("images", &[]).unwrap_err());
+    assert!(error.contains("is no cache"), "{error}");
+}

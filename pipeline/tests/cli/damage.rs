@@ -1,0 +1,106 @@
+//! Any one byte that changes is found, and the file is named; where it belongs to a row, the row too.
+
+use std::fs;
+
+use images::rng::{Purpose, Rng};
+use pipeline::ExitStatus;
+use schemas::Cache;
+
+use super::support::{World, run, tree};
+
+/// Bytes tried in each Parquet file; JSON files are tried whole.
+const FLIPS: u64 = 60;
+
+#[test]
+fn any_flipped_byte_is_reported_with_its_file_and_row() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let dir = world.path("cache");
+    let verify = || {
+        run(["pipeline", "verify", &dir.display().to_string()]
+            .map(str::to_owned)
+            .into())
+        .unwrap()
+    };
+    let (status, said) = verify();
+    assert_eq!(status, ExitStatus::Fine, "{said}");
+    assert!(said.contains("sound"), "{said}");
+
+    let state = Cache::open(&dir).unwrap().part_state(0).unwrap();
+    let footer_of = |name: &str| match name {
+        _ if name.starts_with("samples/") => state.samples.as_ref().unwrap().file.footer_bytes,
+        _ => {
+            state
+                .teachers
+                .values()
+                .find(|t| name.contains(&format!("/{}/", t.id)))
+                .unwrap()
+                .file
+                .footer_bytes
+        }
+    };
+    let mut kinds = 0;
+    // One part has a file of every kind.
+    for (name, bytes) in tree(&dir)
+        .into_iter()
+        .filter(|(name, _)| !name.contains("part-00001") && !name.contains("part-00002"))
+    {
+        kinds += 1;
+        let parquet = name.ends_with(".parquet");
+        let len = bytes.len() as u64;
+        let mut rng = Rng::new(7, Purpose::Select, &[kinds]);
+        let positions: Vec<u64> = if parquet {
+            (0..FLIPS)
+                .map(|_| rng.range(len))
+                .chain([0, len - 1])
+                .collect()
+        } else {
+            (0..len).step_by(7).collect()
+        };
+        for position in positions {
+            let mut damaged = bytes.clone();
+            damaged[position as usize] ^= 1 << (position % 8);
+            fs::write(dir.join(&name), &damaged).unwrap();
+            let (status, said) = verify();
+            assert_eq!(
+                status,
+                ExitStatus::Problems,
+                "{name}, byte {position}: {said}"
+            );
+            assert!(said.contains(&name), "{name}, byte {position}: {said}");
+            let in_rows = parquet && (4..len - footer_of(&name)).contains(&position);
+            assert!(
+                !in_rows || said.contains("row "),
+                "{name}, byte {position} is in a row: {said}"
+            );
+        }
+        fs::write(dir.join(&name), &bytes).unwrap();
+    }
+    // cache.json, samples with commit and rejects, two teachers with identity, features and commit.
+    assert_eq!(kinds, 4 + 2 * 3);
+    assert_eq!(verify().0, ExitStatus::Fine);
+}
+
+#[test]
+fn a_missing_file_and_an_unfinished_cache_are_problems() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let dir = world.path("cache");
+    let verify = || {
+        run(["pipeline", "verify", &dir.display().to_string()]
+            .map(str::to_owned)
+            .into())
+        .unwrap()
+    };
+    for (name, word) in [
+        ("teachers/dino/part-00001.commit.json", "not built yet"),
+        ("teachers/clip/part-00000.parquet", "part-00000.parquet"),
+    ] {
+        let bytes = fs::read(dir.join(name)).unwrap();
+        fs::remove_file(dir.join(name)).unwrap();
+        let (status, said) = verify();
+        assert_eq!(status, ExitStatus::Problems, "{said}");
+        assert!(said.contains(word), "{said}");
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+}

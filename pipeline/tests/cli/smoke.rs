@@ -1,0 +1,220 @@
+//! What the program says and returns.
+
+use super::support::{World, output, run, stderr, stdout};
+
+#[test]
+fn help_lists_the_commands_and_every_option() {
+    let help = output(["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    for word in [
+        "build-cache",
+        "verify",
+        "inspect",
+        "--log-format",
+        "130 interrupted",
+    ] {
+        assert!(stdout(&help).contains(word), "{word}");
+    }
+    let help = output(["build-cache", "--help"]);
+    let options = [
+        "--images",
+        "--out",
+        "--teacher",
+        "--views",
+        "--view-policy",
+        "--seed",
+        "--grid",
+        "--codec",
+        "--precision",
+        "--batch-size",
+        "--threads",
+        "--device",
+        "--limit",
+        "--dry-run",
+        "--recipe",
+        "--set",
+    ];
+    for option in options {
+        assert!(stdout(&help).contains(option), "{option}");
+    }
+    let version = output(["--version"]);
+    assert_eq!(
+        (version.status.code(), stdout(&version)),
+        (Some(0), format!("pipeline {}\n", env!("CARGO_PKG_VERSION")))
+    );
+}
+
+#[test]
+fn what_cannot_be_done_is_2_and_says_what_to_do() {
+    let world = World::new();
+    let nowhere = world.path("nowhere").display().to_string();
+    for (args, word) in [
+        (vec!["build-cache".to_owned()], "--images"),
+        (
+            vec!["build-cache".to_owned(), "--typo".to_owned()],
+            "--typo",
+        ),
+        (vec!["verify".to_owned(), nowhere.clone()], "nowhere"),
+        (vec!["inspect".to_owned(), nowhere.clone()], "nowhere"),
+        (
+            world.build_args("cache", &["--images", &nowhere])[1..].to_vec(),
+            "nowhere",
+        ),
+        (
+            world.build_args("cache", &["--teacher", &format!("third={nowhere}")])[1..].to_vec(),
+            "teacher third",
+        ),
+        (
+            world.build_args("cache", &["--device", "gpu"])[1..].to_vec(),
+            "gpu",
+        ),
+        (
+            world.build_args("cache", &["--codec", "f8"])[1..].to_vec(),
+            "f8",
+        ),
+        (
+            world.build_args("cache", &["--set", "view.sed=1"])[1..].to_vec(),
+            "sed",
+        ),
+    ] {
+        let failed = output(&args);
+        assert_eq!(
+            failed.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            stderr(&failed)
+        );
+        assert!(
+            stderr(&failed).contains(word),
+            "{args:?}: {}",
+            stderr(&failed)
+        );
+        assert!(stdout(&failed).is_empty(), "{args:?}: {}", stdout(&failed));
+    }
+}
+
+/// Results on stdout, messages on stderr; nothing in the wrong place.
+#[test]
+fn a_build_reports_on_stdout_and_logs_on_stderr() {
+    let world = World::new();
+    let built = output(&world.build_args("cache", &[])[1..]);
+    assert_eq!(built.status.code(), Some(0), "{}", stderr(&built));
+    assert!(
+        stdout(&built).contains("rows               40"),
+        "{}",
+        stdout(&built)
+    );
+    assert!(
+        stderr(&built).contains("part_samples = 8") && stderr(&built).contains("rejected"),
+        "{}",
+        stderr(&built)
+    );
+
+    let built = output(
+        [
+            &["--log-format".to_owned(), "json".to_owned()],
+            &world.build_args("json", &[])[1..],
+        ]
+        .concat(),
+    );
+    let summary: serde_json::Value =
+        serde_json::from_str(&stdout(&built)).expect("one JSON object");
+    assert_eq!(
+        (&summary["rows"], &summary["rejected"]),
+        (&40.into(), &3.into())
+    );
+    assert_eq!(summary["run"]["images"], 23);
+    for line in stderr(&built).lines() {
+        let message: serde_json::Value = serde_json::from_str(line).expect("JSON lines");
+        assert!(message["level"].is_string());
+    }
+}
+
+/// The recipe that a build prints repeats it.
+#[test]
+fn the_printed_recipe_is_a_recipe() {
+    let world = World::new();
+    let built = output(&world.build_args("cache", &[])[1..]);
+    let log = stderr(&built);
+    let recipe = log
+        .split("[data]")
+        .nth(1)
+        .and_then(|rest| rest.split("\n\n\n").next())
+        .expect("the recipe in the log");
+    let recipe: String = format!("[data]{recipe}")
+        .lines()
+        .take_while(|line| !line.contains("INFO"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    std::fs::write(world.path("recipe.toml"), &recipe).unwrap();
+    let args = [
+        "pipeline",
+        "build-cache",
+        "--recipe",
+        &world.path("recipe.toml").display().to_string(),
+    ]
+    .map(str::to_owned);
+    let (_, said) = run(args.into()).unwrap();
+    assert!(said.contains("nothing to do"), "{recipe}\n{said}");
+}
+
+#[test]
+fn inspect_shows_the_same_in_text_and_json() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let cache = world.path("cache").display().to_string();
+    let inspect = |more: &[&str]| {
+        let args = ["pipeline", "inspect", &cache]
+            .into_iter()
+            .chain(more.iter().copied());
+        run(args.map(str::to_owned).collect()).unwrap().1
+    };
+    let json: serde_json::Value =
+        serde_json::from_str(&inspect(&["--json", "--row", "1"])).unwrap();
+    assert_eq!(json["samples"]["rows"], 40);
+    assert_eq!(json["samples"]["parts_complete"], 3);
+    assert_eq!(json["rejected"], 3);
+    let clip = &json["teachers"]["clip"];
+    assert_eq!(
+        (&clip["identity"]["grid"], &clip["identity"]["input_size"]),
+        (&4.into(), &16.into())
+    );
+    assert_eq!(clip["channels"]["tokens"], 40 * 16);
+    assert!(clip["channels"]["std_max"][0].as_f64().unwrap() > 0.0);
+    // 16 tokens of 32 channels in f16, less what zstd finds and more what pages cost.
+    let tokens = clip["files"]["bytes_per_row"]["tokens"].as_f64().unwrap();
+    assert!((700.0..1200.0).contains(&tokens), "{tokens}");
+    assert_eq!(json["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        json["rows"][1]["teachers"]["dino"]["shape"],
+        serde_json::json!([16, 32])
+    );
+
+    let text = inspect(&["--row", "1"]);
+    for word in [
+        "3 of 3 parts (complete), 40 rows",
+        "rejected  3",
+        "teacher dino",
+        "sample 1 view 1",
+        "crop",
+        "mean",
+    ] {
+        assert!(text.contains(word), "{word:?} is not in:\n{text}");
+    }
+    let rejected = run(["pipeline", "inspect", &cache, "--row", "0"]
+        .map(str::to_owned)
+        .into())
+    .unwrap_err();
+    assert!(
+        format!("{rejected:#}").contains("was rejected"),
+        "{rejected:#}"
+    );
+    let outside = run(["pipeline", "inspect", &cache, "--row", "23"]
+        .map(str::to_owned)
+        .into())
+    .unwrap_err();
+    assert!(
+        format!("{outside:#}").contains("there is no sample 23"),
+        "{outside:#}"
+    );
+}

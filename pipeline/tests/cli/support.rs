@@ -1,0 +1,248 @@
+//! Small images, small teachers, and folders compared byte for byte.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use clap::Parser;
+use image::{DynamicImage, ImageFormat, RgbImage};
+use models::init::Init;
+use pipeline::ExitStatus;
+use pipeline::cli::{Cli, Command as Sub};
+use tempfile::TempDir;
+
+/// Usable images that [`World::new`] makes, and bad ones beside them.
+pub(crate) const USABLE: u64 = 20;
+pub(crate) const BAD: u64 = 3;
+
+/// A folder with images in two classes, two teachers, and room for caches.
+pub(crate) struct World {
+    dir: TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> World {
+        let world = World {
+            dir: tempfile::tempdir().expect("a temporary folder"),
+        };
+        for idx in 0..USABLE as u32 {
+            write_image(&world.path("images"), idx);
+        }
+        // Bad in three ways, spread over the order: cut short, no image at all, empty.
+        let whole = fs::read(world.path("images/cat/005.jpg")).unwrap();
+        fs::write(
+            world.path("images/cat/006-cut.jpg"),
+            &whole[..whole.len() / 2],
+        )
+        .unwrap();
+        fs::write(world.path("images/cat/000-text.png"), "not an image").unwrap();
+        fs::write(world.path("images/dog/999-empty.jpg"), "").unwrap();
+        write_teacher(&world.path("clip"), 4, 1);
+        write_teacher(&world.path("dino"), 8, 2);
+        world
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Arguments of a build into folder `out`: two views, parts of 8 images, batches of 5 rows, so that batches end inside parts,
+    /// inside images, and at a part's end.
+    pub(crate) fn build_args(&self, out: &str, more: &[&str]) -> Vec<String> {
+        let dir = |name: &str| self.path(name).display().to_string();
+        let mut args: Vec<String> = ["pipeline", "build-cache", "--images"]
+            .map(str::to_owned)
+            .into();
+        args.extend([dir("images"), "--out".into(), dir(out)]);
+        args.extend([
+            "--teacher".into(),
+            format!("clip={}", dir("clip")),
+            "--teacher".into(),
+            format!("dino={}", dir("dino")),
+        ]);
+        // As `--set`, which a test may repeat with another value or override by the flag.
+        args.extend(
+            [
+                "--set",
+                "cache.part_samples=8",
+                "--set",
+                "features.batch_size=5",
+                "--set",
+                "view.views=2",
+            ]
+            .map(str::to_owned),
+        );
+        args.extend(["--device", "cpu"].map(str::to_owned));
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        args
+    }
+
+    /// Builds in this process; returns the status and what was printed.
+    pub(crate) fn build(&self, out: &str, more: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
+        run(self.build_args(out, more))
+    }
+}
+
+/// Runs a command line in this process.
+pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
+    let cli = Cli::try_parse_from(args).expect("the tests' command lines are well-formed");
+    let mut out = Vec::new();
+    let status = match &cli.command {
+        Sub::BuildCache(args) => pipeline::build_cache::build_cache(args, cli.log_format, &mut out),
+        Sub::Verify(args) => pipeline::verify::verify(args, &mut out),
+        Sub::Inspect(args) => pipeline::inspect::inspect(args, &mut out),
+    }?;
+    Ok((status, String::from_utf8(out).expect("output is text")))
+}
+
+/// The built program with these arguments.
+pub(crate) fn program(args: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
+    command.args(args).env_remove("RUST_LOG");
+    command
+}
+
+/// Runs the built program to its end.
+pub(crate) fn output(args: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>) -> Output {
+    program(args).output().expect("the program starts")
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// An image of its own size and colours, JPEG or PNG, in the class folder `cat` or `dog`.
+fn write_image(dir: &Path, idx: u32) {
+    let (width, height) = (40 + 7 * (idx % 5), 36 + 5 * (idx % 7));
+    let pixels = RgbImage::from_fn(width, height, |x, y| {
+        image::Rgb([
+            (x * 5 + idx * 31) as u8,
+            (y * 6 + idx * 17) as u8,
+            ((x ^ y) * 3 + idx * 7) as u8,
+        ])
+    });
+    let class = dir.join(if idx % 2 == 1 { "cat" } else { "dog" });
+    fs::create_dir_all(&class).unwrap();
+    let (name, format) = if idx % 4 < 2 {
+        ("jpg", ImageFormat::Jpeg)
+    } else {
+        ("png", ImageFormat::Png)
+    };
+    // Some of the PNGs are gray, which the colour policy turns into RGB.
+    let image = DynamicImage::ImageRgb8(pixels);
+    let image = if idx % 8 == 2 {
+        DynamicImage::ImageLuma8(image.to_luma8())
+    } else {
+        image
+    };
+    image
+        .save_with_format(class.join(format!("{idx:03}.{name}")), format)
+        .unwrap();
+}
+
+/// A random ViT as a Hugging Face folder: 2 blocks of width 32, 4 x 4 patches of `patch` pixels.
+pub(crate) fn write_teacher(dir: &Path, patch: i64, seed: u64) {
+    const WIDTH: i64 = 32;
+    const GRID: i64 = 4;
+    fs::create_dir_all(dir).unwrap();
+    let mut shapes: BTreeMap<String, Vec<i64>> = BTreeMap::from([
+        ("embeddings.cls_token".to_owned(), vec![1, 1, WIDTH]),
+        (
+            "embeddings.position_embeddings".to_owned(),
+            vec![1, GRID * GRID + 1, WIDTH],
+        ),
+        (
+            "embeddings.patch_embeddings.projection.weight".to_owned(),
+            vec![WIDTH, 3, patch, patch],
+        ),
+        (
+            "embeddings.patch_embeddings.projection.bias".to_owned(),
+            vec![WIDTH],
+        ),
+    ]);
+    let mut module = |name: String, rows: i64, columns: Option<i64>| {
+        shapes.insert(format!("{name}.bias"), vec![rows]);
+        shapes.insert(
+            format!("{name}.weight"),
+            [Some(rows), columns].into_iter().flatten().collect(),
+        );
+    };
+    module("layernorm".to_owned(), WIDTH, None);
+    for block in 0..2 {
+        let name = |rest: &str| format!("encoder.layer.{block}.{rest}");
+        for part in [
+            "attention.attention.query",
+            "attention.attention.key",
+            "attention.attention.value",
+            "attention.output.dense",
+        ] {
+            module(name(part), WIDTH, Some(WIDTH));
+        }
+        module(name("intermediate.dense"), 2 * WIDTH, Some(WIDTH));
+        module(name("output.dense"), WIDTH, Some(2 * WIDTH));
+        module(name("layernorm_before"), WIDTH, None);
+        module(name("layernorm_after"), WIDTH, None);
+    }
+    let draw = |(name, shape): (String, Vec<i64>)| {
+        let tensor = Init::Normal { std: 0.2 }.tensor(&shape, seed, &name);
+        (name, tensor)
+    };
+    let tensors = shapes.into_iter().map(draw).collect();
+    fs::write(
+        dir.join("model.safetensors"),
+        models::weights::to_bytes(&tensors, None).unwrap(),
+    )
+    .unwrap();
+    let config = serde_json::json!({
+        "model_type": "vit", "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH,
+        "patch_size": patch, "image_size": GRID * patch, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
+    });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let preprocessor =
+        serde_json::json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]});
+    fs::write(
+        dir.join("preprocessor_config.json"),
+        preprocessor.to_string(),
+    )
+    .unwrap();
+}
+
+/// Every file below `dir`, hidden ones too, by relative path.
+pub(crate) fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path
+                    .strip_prefix(dir)
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned();
+                files.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+/// Two folders hold the same files with the same bytes; says which do not.
+pub(crate) fn assert_same_tree(found: &Path, expected: &Path) {
+    let (found, expected) = (tree(found), tree(expected));
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>(),
+        "other files"
+    );
+    for (name, bytes) in &expected {
+        assert!(found[name] == *bytes, "{name} has other bytes");
+    }
+}
