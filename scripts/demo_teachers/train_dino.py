@@ -3,11 +3,16 @@
     train_dino.py --png oc/usr/share/openclipart/png --out assets/teachers/dino-tiny
 
 DINO (Caron et al. 2021): two large and several small crops of an image; the student must give every crop the distribution
-over prototypes that its own moving average gives the *other* large crops. Centering and a low teacher temperature keep the
-outputs from collapsing. The moving average is what is saved, without its head.
+over prototypes that its own moving average gives the *other* large crops. A low teacher temperature and a centering that
+gives every prototype its share keep the outputs from collapsing. The moving average is what is saved, without its head.
 
-The first epochs use smaller crops (positions are interpolated): they cost half as much and learn most of what there is to
-learn; the last ones use the size that the teacher is made for.
+Two departures for a run of minutes on a few thousand pieces of clip art. Centering is Sinkhorn-Knopp's, as in DINOv2: with
+DINO's running mean and rising teacher temperature a first run stalled (loss 6.06 after 16 epochs; a uniform guess over its
+1024 prototypes has 6.93). And the colour distortion is half of DINO's, since flat colours are much of what clip art has to
+tell (an assumption, not measured alone).
+
+The first epochs use smaller crops (positions are interpolated): they cost half as much. The last ones use the size that
+the teacher is made for.
 """
 
 import argparse
@@ -62,16 +67,25 @@ def dino_loss(student: list[torch.Tensor], targets: list[torch.Tensor], temperat
     return sum(-(targets[t] * log_probs[s]).sum(-1).mean() for t, s in pairs) / len(pairs)
 
 
+def sinkhorn_targets(logits: torch.Tensor, temperature: float, n_iterations: int = 3) -> torch.Tensor:
+    """Distributions `[N, K]` that use every prototype equally over the batch: SwAV's assignment, DINOv2's centering."""
+    q = (logits / temperature).exp()  # Cosines: at most exp(1 / 0.03), which f32 holds.
+    for _ in range(n_iterations):
+        q = q / q.sum(0, keepdim=True)
+        q = q / q.sum(1, keepdim=True)
+    return q
+
+
 def draw_crops(imgs: torch.Tensor, aspect: torch.Tensor, large: int, small: int, n_small: int) -> list[torch.Tensor]:
     """`[N, 3, large, large]` twice, then `[N, 3, small, small]` `n_small` times. Only the second crop is solarized.
 
-    Small crops cover 10-40 % of the image, DINO's 5-40 % without its smallest: on clip art those are often blank paper.
+    Crops are larger than DINO's (5-40 % and 40-100 % there): a small piece of clip art is often blank paper.
     """
-    wanted = [(large, (0.4, 1.0), 0.0), (large, (0.4, 1.0), 0.2)] + [(small, (0.1, 0.4), 0.0)] * n_small
+    wanted = [(large, (0.4, 1.0), 0.0), (large, (0.4, 1.0), 0.1)] + [(small, (0.15, 0.5), 0.0)] * n_small
     crops = []
     for size, scale, p_solarize in wanted:
         crop = augment.random_resized_crop(imgs, aspect, size, scale)
-        crop = augment.color_jitter(crop, strength=1.0, p_gray=0.2, p_solarize=p_solarize)
+        crop = augment.color_jitter(crop, strength=0.5, p_gray=0.1, p_solarize=p_solarize)
         crops.append(teacher.normalize(crop, teacher.IMAGENET_MEAN, teacher.IMAGENET_STD))
     return crops
 
@@ -81,12 +95,13 @@ def main() -> None:
     parser.add_argument("--png", type=Path, required=True, help="the package's png folder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("/tmp/demo-teachers"), help="where decoded images are kept")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--small-epochs", type=int, default=24, help="first epochs, with crops of 48 and 24 pixels")
+    parser.add_argument("--epochs", type=int, default=22)
+    parser.add_argument("--small-epochs", type=int, default=18, help="first epochs, with crops of 48 and 24 pixels")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--n-small", type=int, default=4, help="small crops of an image")
-    parser.add_argument("--n-prototypes", type=int, default=1024)
-    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--n-prototypes", type=int, default=512)
+    parser.add_argument("--teacher-temperature", type=float, default=0.03)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.04)
     parser.add_argument("--momentum", type=float, default=0.99, help="of the moving average at the start; it ends at 1")
     parser.add_argument("--save-every", type=int, default=5, help="epochs")
@@ -100,7 +115,6 @@ def main() -> None:
     imgs, aspect = data.cached_images(args.png, files, data.CACHE_SIZE, args.cache)
     student = Network(args.n_prototypes).train()
     ema = copy.deepcopy(student).requires_grad_(False)
-    center = torch.zeros(args.n_prototypes)
     optimizer = torch.optim.AdamW(decay_groups(student, args.weight_decay), lr=args.lr)
     per_epoch = len(files) // args.batch_size
     total, warmup = args.epochs * per_epoch, args.epochs * per_epoch // 10
@@ -110,19 +124,17 @@ def main() -> None:
     started, step = time.monotonic(), 0
     for epoch in range(args.epochs):
         large, small = (48, 24) if epoch < args.small_epochs else (teacher.IMG_SIZE, teacher.IMG_SIZE // 2)
-        loss_sum = entropy_sum = 0.0
+        loss_sum = 0.0
         order = torch.randperm(len(files))[: per_epoch * args.batch_size]
         for batch in order.split(args.batch_size):
             lr = warmup_cosine(step, total, warmup, args.lr, 1e-6)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             momentum = 1 - warmup_cosine(step, total, 0, 1 - args.momentum, 0.0)
-            teacher_temperature = 0.04 + 0.02 * min(1.0, step / (3 * warmup))
 
             crops = draw_crops(imgs[batch], aspect[batch], large, small, args.n_small)
             with torch.no_grad():
-                ema_out = ema(torch.cat(crops[:2]))
-                targets = F.softmax((ema_out - center) / teacher_temperature, dim=-1).chunk(2)
+                targets = sinkhorn_targets(ema(torch.cat(crops[:2])), args.teacher_temperature).chunk(2)
             out = [*student(torch.cat(crops[:2])).chunk(2), *student(torch.cat(crops[2:])).chunk(args.n_small)]
             loss = dino_loss(out, targets, temperature=0.1)
 
@@ -134,18 +146,12 @@ def main() -> None:
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 1 - momentum)
-                center = 0.9 * center + 0.1 * ema_out.mean(0)
-                # Entropy of the mean target: near 0, one prototype has taken all images (collapse); at most ln(1024) = 6.9.
-                mean_target = torch.cat(targets).mean(0)
-                entropy_sum += -(mean_target * (mean_target + 1e-9).log()).sum().item()
             loss_sum += loss.item()
             step += 1
         done = epoch + 1
-        print(
-            f"epoch {done} loss {loss_sum / per_epoch:.4f} entropy {entropy_sum / per_epoch:.2f} lr {lr:.2e} "
-            f"{time.monotonic() - started:.0f} s",
-            flush=True,
-        )
+        # A student that has learned nothing stays at ln(n_prototypes), 6.24: the targets' mean is uniform.
+        seconds = time.monotonic() - started
+        print(f"epoch {done} loss {loss_sum / per_epoch:.4f} lr {lr:.2e} {seconds:.0f} s", flush=True)
         if done % args.save_every == 0 or done == args.epochs:
             teacher.save(ema.backbone, args.out)
 
