@@ -90,12 +90,15 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
         return Err(DecodeError::FileTooLarge { bytes: len, limit: MAX_FILE_BYTES });
     }
     let format = Format::sniff(bytes).ok_or_else(|| DecodeError::UnknownFormat { start: first_bytes(bytes) })?;
-    let pixels = || match format {
+    let (img, orientation) = guarded(format, || match format {
         Format::Jpeg => jpeg::decode(bytes),
         other => decode_with_image(bytes, other),
-    };
-    let (img, orientation) = catch_panics(pixels).map_err(|detail| DecodeError::DecoderPanic { format: format.name(), detail })??;
+    })?;
     Ok(upright(img, orientation))
+}
+
+fn guarded<T>(format: Format, decoder: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+    catch_panics(decoder).unwrap_or_else(|detail| Err(DecodeError::DecoderPanic { format: format.name(), detail }))
 }
 
 fn first_bytes(bytes: &[u8]) -> String {
@@ -114,6 +117,9 @@ fn check_pixels(width: u32, height: u32) -> Result<(), DecodeError> {
 fn decode_with_image(bytes: &[u8], format: Format) -> Result<(RgbImage, Orientation), DecodeError> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
+    if format == Format::WebP {
+        check_riff_length(bytes)?;
+    }
     let reader = Cursor::new(bytes);
     // Each of these reads the header and no pixel.
     let decoder: Result<Box<dyn ImageDecoder>, ImageError> = match format {
@@ -142,26 +148,27 @@ fn decode_with_image(bytes: &[u8], format: Format) -> Result<(RgbImage, Orientat
     Ok((RgbImage { width, height, data }, orientation))
 }
 
+/// A WebP file says how long it is; what the decoder needs for the first image of an animation may be there although the rest is not.
+fn check_riff_length(bytes: &[u8]) -> Result<(), DecodeError> {
+    let declared = bytes.get(4..8).and_then(|size| size.try_into().ok()).map_or(0, u32::from_le_bytes);
+    if u64::from(declared) + 8 > bytes.len() as u64 {
+        let detail = format!("{} bytes of {}", bytes.len(), u64::from(declared) + 8);
+        return Err(DecodeError::Truncated { format: Format::WebP.name(), detail });
+    }
+    Ok(())
+}
+
 /// Sorts the decoders' errors into ours.
 fn explain(format: &'static str, error: ImageError) -> DecodeError {
     let detail = error.to_string();
     match error {
         ImageError::Unsupported(_) => DecodeError::Unsupported { format, detail },
-        error if ends_early(&error) => DecodeError::Truncated { format, detail },
+        // The decoders have no common way to say it but words, which are those of `std::io` or their own.
+        _ if ["end of file", "fill whole buffer"].iter().any(|words| detail.to_lowercase().contains(words)) => {
+            DecodeError::Truncated { format, detail }
+        }
         _ => DecodeError::Corrupt { format, detail },
     }
-}
-
-/// Whether the end of the bytes is among the causes.
-fn ends_early(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::UnexpectedEof) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 /// Applies an orientation, so that rows run from the top and columns from the left.

@@ -57,3 +57,17 @@ impl std::fmt::Debug for RgbImage {
         write!(f, "RgbImage {{ {} x {}, {} bytes }}", self.width, self.height, self.data.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// A new decoder may give new pixels, so its version is in the caches' identity. Whoever upgrades one is told here.
+    #[test]
+    fn the_image_code_names_the_versions_in_the_lock_file() {
+        let lock = include_str!("../../Cargo.lock");
+        for name in ["turbojpeg-sys", "image", "image-webp", "png", "gif", "tiff", "zune-jpeg"] {
+            let (_, rest) = lock.split_once(&format!("name = \"{name}\"\nversion = \"")).expect("a decoder is in the lock file");
+            let (version, _) = rest.split_once('"').expect("a version is quoted");
+            assert!(super::IMAGE_CODE.contains(&format!("{name} {version}")), "{name} is at {version}: change IMAGE_CODE with it");
+        }
+    }
+}

@@ -13,8 +13,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(RgbImage, Orientation), DecodeErro
     let Some(segments) = header_segments(bytes) else {
         return Err(DecodeError::Truncated { format: "JPEG", detail: "the header has no end".to_owned() });
     };
+    let explain = |error| explain(error, has_end(&bytes[header_len(&segments)..]));
     let mut decompressor = Decompressor::new().map_err(explain)?;
-    decompressor.set_scan_limit(MAX_SCANS).map_err(explain)?;
     // libjpeg-turbo's TurboJPEG API fails on mere warnings, some of them about metadata that is ignored here anyway: a broken ICC
     // profile, an unknown JFIF version. Such files are common, so a failing header is tried again without them.
     let plain;
@@ -22,6 +22,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(RgbImage, Orientation), DecodeErro
         Ok(header) => (bytes, header),
         Err(_) => {
             plain = without_metadata(bytes, &segments);
+            // A failed header leaves the decompressor in the middle of it.
+            decompressor = Decompressor::new().map_err(explain)?;
             (plain.as_slice(), decompressor.read_header(&plain).map_err(explain)?)
         }
     };
@@ -29,6 +31,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(RgbImage, Orientation), DecodeErro
     let (width, height) = (side(header.width), side(header.height));
     check_pixels(width, height)?;
 
+    decompressor.set_scan_limit(MAX_SCANS).map_err(explain)?;
     let cmyk = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
     let format = if cmyk { PixelFormat::CMYK } else { PixelFormat::RGB };
     let pitch = header.width * format.size();
@@ -79,6 +82,16 @@ fn header_segments(bytes: &[u8]) -> Option<Vec<Segment<'_>>> {
     }
 }
 
+/// Bytes up to the first scan.
+fn header_len(segments: &[Segment<'_>]) -> usize {
+    2 + segments.iter().map(|segment| segment.whole.len()).sum::<usize>()
+}
+
+/// Whether the end marker is among the scans. Compressed data cannot contain it.
+fn has_end(scans: &[u8]) -> bool {
+    scans.windows(2).any(|pair| pair == [0xFF, END_OF_IMAGE])
+}
+
 fn orientation(segments: &[Segment<'_>]) -> Orientation {
     segments
         .iter()
@@ -92,9 +105,8 @@ fn orientation(segments: &[Segment<'_>]) -> Orientation {
 /// whose only use to a decoder is the same, libjpeg goes by the components' ids and assumes YCbCr unless these spell `RGB`.
 fn without_metadata(bytes: &[u8], segments: &[Segment<'_>]) -> Vec<u8> {
     let dropped = |marker| matches!(marker, APP0..=APP15 | COMMENT) && marker != ADOBE;
-    let header_len = 2 + segments.iter().map(|segment| segment.whole.len()).sum::<usize>();
     let kept = segments.iter().filter(|segment| !dropped(segment.marker)).flat_map(|segment| segment.whole);
-    [0xFF, 0xD8].iter().chain(kept).chain(&bytes[header_len..]).copied().collect()
+    [0xFF, 0xD8].iter().chain(kept).chain(&bytes[header_len(segments)..]).copied().collect()
 }
 
 /// Whether the only thing wrong is bytes between the end of the data and the end marker, as some cameras and editors write them.
@@ -105,17 +117,18 @@ fn is_harmless(error: &DecodeError) -> bool {
     matches!(error, DecodeError::Corrupt { detail, .. } if detail.ends_with("extraneous bytes before marker 0xd9"))
 }
 
-fn explain(error: turbojpeg::Error) -> DecodeError {
+/// Where the bytes end early, libjpeg pretends that an end marker follows, and then fails in many ways.
+fn explain(error: turbojpeg::Error, has_end: bool) -> DecodeError {
     let format = "JPEG";
     let detail = match error {
         turbojpeg::Error::TurboJpegError(message) => message,
         other => other.to_string(),
     };
-    if detail.contains("Premature end of JPEG file") {
-        DecodeError::Truncated { format, detail }
-    } else if detail.contains("nsupported") || detail.contains("not supported") {
+    if detail.contains("nsupported") || detail.contains("not supported") {
         DecodeError::Unsupported { format, detail }
-    } else {
+    } else if has_end {
         DecodeError::Corrupt { format, detail }
+    } else {
+        DecodeError::Truncated { format, detail }
     }
 }

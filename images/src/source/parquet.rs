@@ -22,7 +22,7 @@ use crate::SourceError;
 use crate::guard::catch_panics;
 
 /// Pages are kept until they hold this many bytes: 64 MiB. The page in use is kept whatever its size.
-const CACHE_BYTES: usize = 64 << 20;
+pub(super) const CACHE_BYTES: usize = 64 << 20;
 
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -175,6 +175,12 @@ impl Tables {
         drop(content);
         self.evict();
         Ok(page)
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes_kept(&self) -> usize {
+        let cache = self.cache.lock().expect("no test panics while it holds the lock");
+        cache.iter().filter_map(|(_, slot)| slot.0.lock().ok()?.as_ref().map(|page| page.bytes())).sum()
     }
 
     /// Forgets the pages used longest ago, until the others fit. Those that are being read now count nothing yet.
