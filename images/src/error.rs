@@ -9,7 +9,9 @@ use schemas::CropBox;
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The first bytes are those of no supported format.
-    #[error("not an image of a known format: it starts with {start}; JPEG, PNG, WebP, GIF, BMP and TIFF are read")]
+    #[error(
+        "not an image of a known format: it starts with {start}; JPEG, PNG, WebP, GIF, BMP and TIFF are read"
+    )]
     UnknownFormat {
         /// The first bytes, in hexadecimal.
         start: String,
@@ -23,7 +25,9 @@ pub enum DecodeError {
         limit: u64,
     },
     /// The header declares more pixels than an image may have.
-    #[error("{width} x {height} pixels are more than the {limit} that an image may have; scale it down or cut it into tiles")]
+    #[error(
+        "{width} x {height} pixels are more than the {limit} that an image may have; scale it down or cut it into tiles"
+    )]
     TooManyPixels {
         /// Columns, as the header says.
         width: u32,
@@ -131,7 +135,9 @@ pub enum SourceError {
         detail: String,
     },
     /// Nothing has this name.
-    #[error("image source `{spec}`: no such file or folder; give a folder of class folders, *.tar or *.parquet")]
+    #[error(
+        "image source `{spec}`: no such file or folder; give a folder of class folders, *.tar or *.parquet"
+    )]
     NotFound {
         /// What was asked for.
         spec: String,
@@ -246,6 +252,9 @@ impl SourceError {
     /// Whether this one record is at fault. If not, the disk, the network or the whole file is, and trying the next record would
     /// turn a passing failure into rejects.
     pub fn is_bad_record(&self) -> bool {
-        matches!(self, SourceError::NoBytes { .. } | SourceError::RecordTooLarge { .. })
+        matches!(
+            self,
+            SourceError::NoBytes { .. } | SourceError::RecordTooLarge { .. }
+        )
     }
 }

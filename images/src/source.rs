@@ -15,6 +15,7 @@ mod parquet;
 mod spec;
 mod tar;
 
+use std::fmt;
 use std::path::Path;
 
 use schemas::DatasetIdentity;
@@ -25,14 +26,17 @@ use crate::decode::MAX_FILE_BYTES;
 
 /// Files with these extensions, in any case, are images; others are passed by. They only select: what a file holds is decided by
 /// its bytes.
-pub const IMAGE_EXTENSIONS: [&str; 11] = ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff"];
+pub const IMAGE_EXTENSIONS: [&str; 11] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff",
+];
 
 fn is_image_extension(extension: &str) -> bool {
-    IMAGE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+    IMAGE_EXTENSIONS
+        .iter()
+        .any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 /// Images to read by number, with their keys and labels.
-#[derive(Debug)]
 pub struct ImageSource {
     samples: Vec<Sample>,
     /// Numbers of the samples, sorted by key.
@@ -42,7 +46,6 @@ pub struct ImageSource {
 }
 
 /// What is known of an image before it is read.
-#[derive(Debug)]
 struct Sample {
     key: Box<str>,
     label: Option<i32>,
@@ -58,7 +61,6 @@ struct Listing {
 }
 
 /// Where the bytes are.
-#[derive(Debug)]
 enum Store {
     Folder(folder::Folder),
     Tar(tar::Shards),
@@ -74,26 +76,46 @@ impl ImageSource {
     ///
     /// Fails when something is missing, unreadable or malformed, when two images have one key, and when there are no images at all.
     pub fn open(spec: &str) -> Result<Self, SourceError> {
-        let Listing { samples, label_names, store } = match spec::resolve(spec)? {
+        let Listing {
+            samples,
+            label_names,
+            store,
+        } = match spec::resolve(spec)? {
             spec::Resolved::Folder(root) => folder::open(&root)?,
             spec::Resolved::Tar(shards) => tar::open(shards)?,
             spec::Resolved::Parquet(files) => parquet::open(files)?,
         };
         if samples.is_empty() {
-            return Err(SourceError::NoImages { spec: spec.to_owned(), extensions: IMAGE_EXTENSIONS.join(", ") });
+            return Err(SourceError::NoImages {
+                spec: spec.to_owned(),
+                extensions: IMAGE_EXTENSIONS.join(", "),
+            });
         }
         let mut by_key: Vec<usize> = (0..samples.len()).collect();
         by_key.sort_unstable_by(|&a, &b| samples[a].key.cmp(&samples[b].key).then(a.cmp(&b)));
-        if let Some(twins) = by_key.windows(2).find(|pair| samples[pair[0]].key == samples[pair[1]].key) {
+        if let Some(twins) = by_key
+            .windows(2)
+            .find(|pair| samples[pair[0]].key == samples[pair[1]].key)
+        {
             let [first, second] = [twins[0], twins[1]].map(|i| store.place(i, &samples[i].key));
-            return Err(SourceError::DuplicateKey { key: samples[twins[0]].key.to_string(), first, second });
+            return Err(SourceError::DuplicateKey {
+                key: samples[twins[0]].key.to_string(),
+                first,
+                second,
+            });
         }
-        Ok(Self { samples, by_key, label_names, store })
+        Ok(Self {
+            samples,
+            by_key,
+            label_names,
+            store,
+        })
     }
 
     /// The first `samples` of this source. Its identity covers only these; names of labels stay.
     pub fn limit(mut self, samples: u64) -> Self {
-        self.samples.truncate(usize::try_from(samples).unwrap_or(usize::MAX));
+        self.samples
+            .truncate(usize::try_from(samples).unwrap_or(usize::MAX));
         let kept = self.samples.len();
         self.by_key.retain(|&i| i < kept);
         self
@@ -146,8 +168,16 @@ impl ImageSource {
             // Labels are not negative, so -1 is free to say that there is none.
             digest.update(sample.label.unwrap_or(-1).to_le_bytes());
         }
-        let digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        DatasetIdentity { kind: self.kind().to_owned(), samples: self.samples.len() as u64, digest }
+        let digest = digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        DatasetIdentity {
+            kind: self.kind().to_owned(),
+            samples: self.samples.len() as u64,
+            digest,
+        }
     }
 
     /// The bytes of an image file. See [`SourceError::is_bad_record`] for whether to go on after an error.
@@ -162,8 +192,23 @@ impl ImageSource {
 
     /// The number of the image with this key.
     pub fn find(&self, key: &str) -> Option<usize> {
-        let at = self.by_key.binary_search_by(|&i| (*self.samples[i].key).cmp(key)).ok()?;
+        let at = self
+            .by_key
+            .binary_search_by(|&i| (*self.samples[i].key).cmp(key))
+            .ok()?;
         Some(self.by_key[at])
+    }
+}
+
+/// Short: a source has millions of keys.
+impl fmt::Debug for ImageSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "ImageSource {{ {}, {} images }}",
+            self.kind(),
+            self.len()
+        )
     }
 }
 
@@ -184,16 +229,29 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> SourceError {
 }
 
 /// Refuses a record that no decoder would accept, before memory is allocated for it.
-fn check_length(path: &Path, member: impl FnOnce() -> String, bytes: u64) -> Result<(), SourceError> {
+fn check_length(
+    path: &Path,
+    member: impl FnOnce() -> String,
+    bytes: u64,
+) -> Result<(), SourceError> {
     if bytes > MAX_FILE_BYTES {
-        return Err(SourceError::RecordTooLarge { path: path.to_path_buf(), member: member(), bytes, limit: MAX_FILE_BYTES });
+        return Err(SourceError::RecordTooLarge {
+            path: path.to_path_buf(),
+            member: member(),
+            bytes,
+            limit: MAX_FILE_BYTES,
+        });
     }
     Ok(())
 }
 
 /// A file's own name, as text, for keys.
 fn file_name(path: &Path) -> Result<&str, SourceError> {
-    path.file_name().and_then(|name| name.to_str()).ok_or_else(|| SourceError::NotUtf8 { path: path.to_path_buf() })
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .ok_or_else(|| SourceError::NotUtf8 {
+            path: path.to_path_buf(),
+        })
 }
 
 #[cfg(test)]

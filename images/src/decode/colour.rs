@@ -25,7 +25,12 @@ pub(super) fn inverted_cmyk_to_rgb(samples: &[u8]) -> Vec<u8> {
 }
 
 fn high_bytes(samples: &[u8]) -> Vec<u8> {
-    samples.as_chunks::<2>().0.iter().map(|&pair| (u16::from_ne_bytes(pair) >> 8) as u8).collect()
+    samples
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|&pair| (u16::from_ne_bytes(pair) >> 8) as u8)
+        .collect()
 }
 
 fn gray_to_rgb(samples: &[u8]) -> Vec<u8> {
@@ -33,11 +38,21 @@ fn gray_to_rgb(samples: &[u8]) -> Vec<u8> {
 }
 
 fn gray_alpha_over_white(samples: &[u8]) -> Vec<u8> {
-    samples.as_chunks::<2>().0.iter().flat_map(|&[gray, alpha]| [over_white(gray, alpha); 3]).collect()
+    samples
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .flat_map(|&[gray, alpha]| [over_white(gray, alpha); 3])
+        .collect()
 }
 
 fn rgba_over_white(samples: &[u8]) -> Vec<u8> {
-    samples.as_chunks::<4>().0.iter().flat_map(|&[r, g, b, alpha]| [r, g, b].map(|channel| over_white(channel, alpha))).collect()
+    samples
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .flat_map(|&[r, g, b, alpha]| [r, g, b].map(|channel| over_white(channel, alpha)))
+        .collect()
 }
 
 /// `alpha * channel + (1 - alpha) * white`, rounded to nearest.
@@ -59,7 +74,10 @@ mod tests {
     fn division_by_255_rounds_to_nearest() {
         for a in 0..=255u8 {
             for b in 0..=255u8 {
-                assert_eq!(mul_div_255(a, b), (f64::from(a) * f64::from(b) / 255.0).round() as u8);
+                assert_eq!(
+                    mul_div_255(a, b),
+                    (f64::from(a) * f64::from(b) / 255.0).round() as u8
+                );
             }
         }
     }
@@ -76,13 +94,21 @@ mod tests {
     #[test]
     fn inverted_inks() {
         // No ink; full black; full cyan; half magenta on half black.
-        let stored = [255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 255, 255, 255, 128, 255, 128];
-        assert_eq!(inverted_cmyk_to_rgb(&stored), [255, 255, 255, 0, 0, 0, 0, 255, 255, 128, 64, 128]);
+        let stored = [
+            255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 255, 255, 255, 128, 255, 128,
+        ];
+        assert_eq!(
+            inverted_cmyk_to_rgb(&stored),
+            [255, 255, 255, 0, 0, 0, 0, 255, 255, 128, 64, 128]
+        );
     }
 
     #[test]
     fn sixteen_bits_keep_the_high_byte() {
-        let samples: Vec<u8> = [0x00FFu16, 0x0100, 0xFFFF].into_iter().flat_map(u16::to_ne_bytes).collect();
+        let samples: Vec<u8> = [0x00FFu16, 0x0100, 0xFFFF]
+            .into_iter()
+            .flat_map(u16::to_ne_bytes)
+            .collect();
         assert_eq!(to_rgb8(ColorType::Rgb16, samples), Some(vec![0, 1, 255]));
     }
 

@@ -13,8 +13,22 @@ fn golden(name: &str) -> Vec<u8> {
 
 /// One small file per decoder and way through it.
 const SEEDS: [&str; 16] = [
-    "gray.jpg", "cmyk.jpg", "orientation-6.jpg", "photo-2-other.jpg", "comment.jpg", "rgb.png", "palette-alpha.png", "rgb-interlaced.png",
-    "animation.png", "interlaced.gif", "lossless.webp", "lossy-alpha.webp", "palette8.bmp", "rgb-lzw.tif", "gray1-group4.tif", "orientation-8.tif",
+    "gray.jpg",
+    "cmyk.jpg",
+    "orientation-6.jpg",
+    "photo-2-other.jpg",
+    "comment.jpg",
+    "rgb.png",
+    "palette-alpha.png",
+    "rgb-interlaced.png",
+    "animation.png",
+    "interlaced.gif",
+    "lossless.webp",
+    "lossy-alpha.webp",
+    "palette8.bmp",
+    "rgb-lzw.tif",
+    "gray1-group4.tif",
+    "orientation-8.tif",
 ];
 
 proptest! {
@@ -46,7 +60,10 @@ proptest! {
 fn a_panicking_decoder_is_an_error() {
     let refused = guarded::<()>(Format::Gif, || panic!("index out of bounds"));
     match refused {
-        Err(DecodeError::DecoderPanic { format: "GIF", detail }) => assert_eq!(detail, "index out of bounds"),
+        Err(DecodeError::DecoderPanic {
+            format: "GIF",
+            detail,
+        }) => assert_eq!(detail, "index out of bounds"),
         other => panic!("{other:?}"),
     }
 }
@@ -55,7 +72,12 @@ fn a_panicking_decoder_is_an_error() {
 fn a_file_over_the_limit_is_refused_by_its_length() {
     let bytes = vec![0xFF; MAX_FILE_BYTES as usize + 1];
     match decode(&bytes) {
-        Err(e @ DecodeError::FileTooLarge { bytes: found, limit: MAX_FILE_BYTES }) => {
+        Err(
+            e @ DecodeError::FileTooLarge {
+                bytes: found,
+                limit: MAX_FILE_BYTES,
+            },
+        ) => {
             assert_eq!(found, MAX_FILE_BYTES + 1);
             assert_eq!(e.reason(), "file-too-large");
         }
@@ -68,7 +90,11 @@ fn a_file_over_the_limit_is_refused_by_its_length() {
 fn bombs_are_refused_by_their_header() {
     for name in ["bomb.jpg", "bomb.png", "bomb.gif"] {
         match decode(&golden(name)) {
-            Err(DecodeError::TooManyPixels { width, height, limit: MAX_PIXELS }) => assert!(width >= 60_000 && height >= 60_000),
+            Err(DecodeError::TooManyPixels {
+                width,
+                height,
+                limit: MAX_PIXELS,
+            }) => assert!(width >= 60_000 && height >= 60_000),
             other => panic!("{name}: {other:?}"),
         }
     }

@@ -12,7 +12,6 @@ use crate::SourceError;
 const MAX_OPEN: usize = 64;
 
 /// Files by number, of which the last used are open.
-#[derive(Debug)]
 pub(super) struct ShardFiles {
     paths: Vec<PathBuf>,
     /// The last used at the front.
@@ -21,7 +20,10 @@ pub(super) struct ShardFiles {
 
 impl ShardFiles {
     pub(super) fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, open: Mutex::default() }
+        Self {
+            paths,
+            open: Mutex::default(),
+        }
     }
 
     pub(super) fn path(&self, shard: usize) -> &PathBuf {

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use super::{Listing, Sample, Store, check_length, io_error, is_image_extension};
 use crate::SourceError;
 
-#[derive(Debug)]
 pub(super) struct Folder {
     root: PathBuf,
 }
@@ -34,20 +33,38 @@ impl Folder {
 }
 
 pub(super) fn open(root: &Path) -> Result<Listing, SourceError> {
-    let mut walk = Walk { classes: Vec::new(), keys: Vec::new() };
+    let mut walk = Walk {
+        classes: Vec::new(),
+        keys: Vec::new(),
+    };
     walk.folder(root, "", &mut vec![identity(root)?])?;
-    let Walk { mut classes, mut keys } = walk;
+    let Walk {
+        mut classes,
+        mut keys,
+    } = walk;
     classes.sort_unstable();
     keys.sort_unstable();
 
     let lengths = lengths(root, &keys)?;
     let label = |key: &str| {
         let (class, _) = key.split_once('/')?;
-        let label = classes.binary_search_by(|name| name.as_str().cmp(class)).expect("the walk lists every first-level folder");
+        let label = classes
+            .binary_search_by(|name| name.as_str().cmp(class))
+            .expect("the walk lists every first-level folder");
         Some(i32::try_from(label).expect("fewer than 2^31 folders"))
     };
-    let samples = keys.into_iter().zip(lengths).map(|(key, bytes)| Sample { label: label(&key), key: key.into_boxed_str(), bytes });
-    Ok(Listing { samples: samples.collect(), label_names: classes, store: Store::Folder(Folder { root: root.to_path_buf() }) })
+    let samples = keys.into_iter().zip(lengths).map(|(key, bytes)| Sample {
+        label: label(&key),
+        key: key.into_boxed_str(),
+        bytes,
+    });
+    Ok(Listing {
+        samples: samples.collect(),
+        label_names: classes,
+        store: Store::Folder(Folder {
+            root: root.to_path_buf(),
+        }),
+    })
 }
 
 struct Walk {
@@ -59,7 +76,12 @@ struct Walk {
 
 impl Walk {
     /// Collects what is below `folder`, whose key is `prefix`. `around` are the identities of the folder and of all around it.
-    fn folder(&mut self, folder: &Path, prefix: &str, around: &mut Vec<(u64, u64)>) -> Result<(), SourceError> {
+    fn folder(
+        &mut self,
+        folder: &Path,
+        prefix: &str,
+        around: &mut Vec<(u64, u64)>,
+    ) -> Result<(), SourceError> {
         for entry in fs::read_dir(folder).map_err(io_error(folder))? {
             let entry = entry.map_err(io_error(folder))?;
             let name = entry.file_name();
@@ -67,12 +89,19 @@ impl Walk {
                 continue;
             }
             let path = entry.path();
-            let is_image = path.extension().and_then(|e| e.to_str()).is_some_and(is_image_extension);
-            let Some(file_type) = followed_type(&entry, is_image).map_err(io_error(&path))? else { continue };
+            let is_image = path
+                .extension()
+                .and_then(|e| e.to_str())
+                .is_some_and(is_image_extension);
+            let Some(file_type) = followed_type(&entry, is_image).map_err(io_error(&path))? else {
+                continue;
+            };
             if !file_type.is_dir() && !(file_type.is_file() && is_image) {
                 continue;
             }
-            let Some(name) = name.to_str() else { return Err(SourceError::NotUtf8 { path }) };
+            let Some(name) = name.to_str() else {
+                return Err(SourceError::NotUtf8 { path });
+            };
             if file_type.is_file() {
                 self.keys.push(format!("{prefix}{name}"));
                 continue;
@@ -108,7 +137,9 @@ fn followed_type(entry: &fs::DirEntry, is_image: bool) -> io::Result<Option<fs::
 
 /// Device and inode: the same for a folder and for every link to it.
 fn identity(folder: &Path) -> Result<(u64, u64), SourceError> {
-    fs::metadata(folder).map(|metadata| (metadata.dev(), metadata.ino())).map_err(io_error(folder))
+    fs::metadata(folder)
+        .map(|metadata| (metadata.dev(), metadata.ino()))
+        .map_err(io_error(folder))
 }
 
 /// The lengths of all files. Asked by several threads, since on a network file system each answer takes a round trip.
@@ -116,12 +147,23 @@ fn lengths(root: &Path, keys: &[String]) -> Result<Vec<u64>, SourceError> {
     const THREADS: usize = 16;
     let length = |key: &String| {
         let path = root.join(key);
-        fs::metadata(&path).map(|metadata| metadata.len()).map_err(io_error(&path))
+        fs::metadata(&path)
+            .map(|metadata| metadata.len())
+            .map_err(io_error(&path))
     };
     let chunk = keys.len().div_ceil(THREADS).max(1000);
     let answers: Vec<Result<Vec<u64>, SourceError>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = keys.chunks(chunk).map(|keys| scope.spawn(move || keys.iter().map(length).collect())).collect();
-        workers.into_iter().map(|worker| worker.join().expect("asking for lengths does not panic")).collect()
+        let workers: Vec<_> = keys
+            .chunks(chunk)
+            .map(|keys| scope.spawn(move || keys.iter().map(length).collect()))
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("asking for lengths does not panic"))
+            .collect()
     });
-    answers.into_iter().collect::<Result<Vec<_>, _>>().map(|chunks| chunks.concat())
+    answers
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+        .map(|chunks| chunks.concat())
 }

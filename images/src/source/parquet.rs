@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use ::parquet::file::reader::Length;
 
 use self::columns::Columns;
 use self::pages::{Page, Pread, read_labels};
@@ -24,7 +25,6 @@ use crate::guard::catch_panics;
 /// Pages are kept until they hold this many bytes: 64 MiB. The page in use is kept whatever its size.
 pub(super) const CACHE_BYTES: usize = 64 << 20;
 
-#[derive(Debug)]
 pub(super) struct Tables {
     files: ShardFiles,
     /// For every file: what its footer says, and which sample its first row is.
@@ -34,14 +34,12 @@ pub(super) struct Tables {
     cache: Mutex<VecDeque<(PageId, Arc<Slot>)>>,
 }
 
-#[derive(Debug)]
 struct Table {
     metadata: Arc<ParquetMetaData>,
     first_sample: usize,
     groups: Vec<RowGroup>,
 }
 
-#[derive(Debug)]
 struct RowGroup {
     /// First row, counted in the file.
     first_row: usize,
@@ -53,7 +51,7 @@ struct RowGroup {
 type PageId = (usize, usize, usize);
 
 /// A page, or the place where the first thread to want it puts it while others wait.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Slot(Mutex<Option<Arc<Page>>>);
 
 /// Where a row is.
@@ -69,7 +67,9 @@ pub(super) fn open(paths: Vec<PathBuf>) -> Result<Listing, SourceError> {
     let mut first: Option<Columns> = None;
     for path in &paths {
         let file = Arc::new(File::open(path).map_err(io_error(path))?);
-        let (table, columns) = guarded(path, || open_table(path, &file, samples.len(), &mut samples))?;
+        let (table, columns) = guarded(path, || {
+            open_table(path, &file, samples.len(), &mut samples)
+        })?;
         match &first {
             Some(first) => columns.check_same(first, path)?,
             None => first = Some(columns),
@@ -77,32 +77,73 @@ pub(super) fn open(paths: Vec<PathBuf>) -> Result<Listing, SourceError> {
         tables.push(table);
     }
     let columns = first.expect("a source has at least one file");
-    let store = Tables { files: ShardFiles::new(paths), tables, image_leaf: columns.image_leaf, cache: Mutex::default() };
-    Ok(Listing { samples, label_names: columns.label_names, store: Store::Parquet(store) })
+    let store = Tables {
+        files: ShardFiles::new(paths),
+        tables,
+        image_leaf: columns.image_leaf,
+        cache: Mutex::default(),
+    };
+    Ok(Listing {
+        samples,
+        label_names: columns.label_names,
+        store: Store::Parquet(store),
+    })
 }
 
 /// Reads a footer and the labels, and appends the file's samples.
-fn open_table(path: &Path, file: &Arc<File>, first_sample: usize, samples: &mut Vec<Sample>) -> Result<(Table, Columns), SourceError> {
+fn open_table(
+    path: &Path,
+    file: &Arc<File>,
+    first_sample: usize,
+    samples: &mut Vec<Sample>,
+) -> Result<(Table, Columns), SourceError> {
     let reader = Arc::new(Pread::new(path, file)?);
-    let metadata = ParquetMetaDataReader::new().parse_and_finish(&*reader).map_err(explain(path))?;
+    let metadata = ParquetMetaDataReader::new()
+        .parse_and_finish(&*reader)
+        .map_err(explain(path))?;
     let columns = Columns::find(path, &metadata)?;
     let name = file_name(path)?;
+    let file_len = reader.len();
     let (mut groups, mut row_in_file) = (Vec::new(), 0);
     for group in metadata.row_groups() {
-        let corrupt = |what: &str| SourceError::CorruptParquet { path: path.to_path_buf(), detail: what.to_owned() };
-        let rows = usize::try_from(group.num_rows()).map_err(|_| corrupt("a row group has a negative number of rows"))?;
-        let bytes = u64::try_from(group.column(columns.image_leaf).uncompressed_size()).map_err(|_| corrupt("a column has a negative size"))?;
+        let corrupt = |what: &str| SourceError::CorruptParquet {
+            path: path.to_path_buf(),
+            detail: what.to_owned(),
+        };
+        // A number that is out of all proportion must not become an allocation. Eight rows to the byte is more than any image allows.
+        let plausible = 0..=file_len.saturating_mul(8);
+        let rows = usize::try_from(group.num_rows())
+            .ok()
+            .filter(|&rows| plausible.contains(&(rows as u64)));
+        let rows =
+            rows.ok_or_else(|| corrupt("a row group claims an impossible number of rows"))?;
+        let bytes = u64::try_from(group.column(columns.image_leaf).uncompressed_size())
+            .map_err(|_| corrupt("a column has a negative size"))?;
         let labels = match columns.label_leaf {
             Some(leaf) => read_labels(path, reader.clone(), group.column(leaf), rows, row_in_file)?,
             None => vec![None; rows],
         };
         for (row, label) in labels.into_iter().enumerate() {
-            samples.push(Sample { key: format!("{name}/{}", row_in_file + row).into_boxed_str(), label, bytes });
+            samples.push(Sample {
+                key: format!("{name}/{}", row_in_file + row).into_boxed_str(),
+                label,
+                bytes,
+            });
         }
-        groups.push(RowGroup { first_row: row_in_file, page_starts: OnceLock::new() });
+        groups.push(RowGroup {
+            first_row: row_in_file,
+            page_starts: OnceLock::new(),
+        });
         row_in_file += rows;
     }
-    Ok((Table { metadata: Arc::new(metadata), first_sample, groups }, columns))
+    Ok((
+        Table {
+            metadata: Arc::new(metadata),
+            first_sample,
+            groups,
+        },
+        columns,
+    ))
 }
 
 impl Tables {
@@ -114,15 +155,27 @@ impl Tables {
 
     pub(super) fn place(&self, index: usize) -> String {
         let place = self.locate(index);
-        format!("{}, row {}", self.files.path(place.table).display(), place.row_in_file)
+        format!(
+            "{}, row {}",
+            self.files.path(place.table).display(),
+            place.row_in_file
+        )
     }
 
     fn locate(&self, index: usize) -> Place {
-        let table = self.tables.partition_point(|table| table.first_sample <= index) - 1;
+        let table = self
+            .tables
+            .partition_point(|table| table.first_sample <= index)
+            - 1;
         let row_in_file = index - self.tables[table].first_sample;
         let groups = &self.tables[table].groups;
         let group = groups.partition_point(|group| group.first_row <= row_in_file) - 1;
-        Place { table, group, row_in_file, row_in_group: row_in_file - groups[group].first_row }
+        Place {
+            table,
+            group,
+            row_in_file,
+            row_in_group: row_in_file - groups[group].first_row,
+        }
     }
 
     fn read_row(&self, path: &Path, place: &Place) -> Result<Vec<u8>, SourceError> {
@@ -147,15 +200,26 @@ impl Tables {
         let page = self.page((place.table, place.group, page), || {
             Page::read(reader()?, chunk, rows, start..end).map_err(explain(path))
         })?;
-        let no_bytes = || SourceError::NoBytes { path: path.to_path_buf(), row: place.row_in_file as u64 };
+        let no_bytes = || SourceError::NoBytes {
+            path: path.to_path_buf(),
+            row: place.row_in_file as u64,
+        };
         let bytes = page.row(place.row_in_group - start).ok_or_else(no_bytes)?;
-        check_length(path, || format!("row {}", place.row_in_file), bytes.len() as u64)?;
+        check_length(
+            path,
+            || format!("row {}", place.row_in_file),
+            bytes.len() as u64,
+        )?;
         Ok(bytes.to_vec())
     }
 
     /// A page from the cache, or read now. Threads that want the same page at once read it once; threads that want others do not
     /// wait for them.
-    fn page(&self, id: PageId, read: impl FnOnce() -> Result<Page, SourceError>) -> Result<Arc<Page>, SourceError> {
+    fn page(
+        &self,
+        id: PageId,
+        read: impl FnOnce() -> Result<Page, SourceError>,
+    ) -> Result<Arc<Page>, SourceError> {
         let slot = {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             let slot = match cache.iter().position(|(other, _)| *other == id) {
@@ -179,8 +243,14 @@ impl Tables {
 
     #[cfg(test)]
     pub(super) fn bytes_kept(&self) -> usize {
-        let cache = self.cache.lock().expect("no test panics while it holds the lock");
-        cache.iter().filter_map(|(_, slot)| slot.0.lock().ok()?.as_ref().map(|page| page.bytes())).sum()
+        let cache = self
+            .cache
+            .lock()
+            .expect("no test panics while it holds the lock");
+        cache
+            .iter()
+            .filter_map(|(_, slot)| slot.0.lock().ok()?.as_ref().map(|page| page.bytes()))
+            .sum()
     }
 
     /// Forgets the pages used longest ago, until the others fit. Those that are being read now count nothing yet.
@@ -188,7 +258,12 @@ impl Tables {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held = 0;
         let keep = cache.iter().position(|(_, slot)| {
-            held += slot.0.try_lock().ok().and_then(|content| content.as_ref().map(|page| page.bytes())).unwrap_or(0);
+            held += slot
+                .0
+                .try_lock()
+                .ok()
+                .and_then(|content| content.as_ref().map(|page| page.bytes()))
+                .unwrap_or(0);
             held > CACHE_BYTES
         });
         if let Some(keep) = keep {
@@ -198,8 +273,16 @@ impl Tables {
 }
 
 /// Calls the `parquet` crate, whose panics on malformed files become errors.
-fn guarded<T>(path: &Path, parser: impl FnOnce() -> Result<T, SourceError>) -> Result<T, SourceError> {
-    catch_panics(parser).unwrap_or_else(|detail| Err(SourceError::CorruptParquet { path: path.to_path_buf(), detail }))
+fn guarded<T>(
+    path: &Path,
+    parser: impl FnOnce() -> Result<T, SourceError>,
+) -> Result<T, SourceError> {
+    catch_panics(parser).unwrap_or_else(|detail| {
+        Err(SourceError::CorruptParquet {
+            path: path.to_path_buf(),
+            detail,
+        })
+    })
 }
 
 /// Tells a failing disk from a malformed file.
@@ -207,10 +290,22 @@ fn explain(path: &Path) -> impl FnOnce(ParquetError) -> SourceError {
     let path = path.to_path_buf();
     move |error| match error {
         ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
-            Ok(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => SourceError::Io { path, source: *source },
-            Ok(source) => SourceError::CorruptParquet { path, detail: source.to_string() },
-            Err(cause) => SourceError::CorruptParquet { path, detail: cause.to_string() },
+            Ok(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => SourceError::Io {
+                path,
+                source: *source,
+            },
+            Ok(source) => SourceError::CorruptParquet {
+                path,
+                detail: source.to_string(),
+            },
+            Err(cause) => SourceError::CorruptParquet {
+                path,
+                detail: cause.to_string(),
+            },
         },
-        error => SourceError::CorruptParquet { path, detail: error.to_string() },
+        error => SourceError::CorruptParquet {
+            path,
+            detail: error.to_string(),
+        },
     }
 }

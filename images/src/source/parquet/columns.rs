@@ -13,7 +13,15 @@ use crate::SourceError;
 const IMAGE_NAMES: [&str; 2] = ["image", "img"];
 
 /// Names that a label column goes by, the most telling first.
-const LABEL_NAMES: [&str; 7] = ["label", "fine_label", "labels", "class", "cls", "target", "coarse_label"];
+const LABEL_NAMES: [&str; 7] = [
+    "label",
+    "fine_label",
+    "labels",
+    "class",
+    "cls",
+    "target",
+    "coarse_label",
+];
 
 /// The columns of a file that concern us. `leaf` numbers count the file's leaf columns.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,22 +40,42 @@ impl Columns {
         let leaves = metadata.file_metadata().schema_descr().columns();
         let features = Features::read(metadata);
 
-        let images: Vec<(usize, &str)> = leaves.iter().enumerate().filter_map(|(i, leaf)| Some((i, image_column(leaf)?))).collect();
+        let images: Vec<(usize, &str)> = leaves
+            .iter()
+            .enumerate()
+            .filter_map(|(i, leaf)| Some((i, image_column(leaf)?)))
+            .collect();
         let problem = |detail: &str| SourceError::ParquetColumns {
             path: path.to_path_buf(),
             detail: detail.to_owned(),
-            columns: leaves.iter().map(|leaf| leaf.path().string()).collect::<Vec<_>>().join(", "),
+            columns: leaves
+                .iter()
+                .map(|leaf| leaf.path().string())
+                .collect::<Vec<_>>()
+                .join(", "),
         };
         let (image_leaf, image) = match images.as_slice() {
-            [] => return Err(problem("no column of images; expected a struct with a binary field `bytes`, as Hugging Face writes it")),
+            [] => {
+                return Err(problem(
+                    "no column of images; expected a struct with a binary field `bytes`, as Hugging Face writes it",
+                ));
+            }
             [only] => *only,
-            several => *by_name(several, &IMAGE_NAMES)
-                .ok_or_else(|| problem("several columns of images, and none of them is called `image` or `img`"))?,
+            several => *by_name(several, &IMAGE_NAMES).ok_or_else(|| {
+                problem("several columns of images, and none of them is called `image` or `img`")
+            })?,
         };
 
-        let integers: Vec<(usize, &str)> = leaves.iter().enumerate().filter_map(|(i, leaf)| Some((i, integer_column(leaf)?))).collect();
-        let class_labels: Vec<(usize, &str)> =
-            integers.iter().filter(|(_, name)| features.label_names(name).is_some()).copied().collect();
+        let integers: Vec<(usize, &str)> = leaves
+            .iter()
+            .enumerate()
+            .filter_map(|(i, leaf)| Some((i, integer_column(leaf)?)))
+            .collect();
+        let class_labels: Vec<(usize, &str)> = integers
+            .iter()
+            .filter(|(_, name)| features.label_names(name).is_some())
+            .copied()
+            .collect();
         let label = by_name(&integers, &LABEL_NAMES).or(match class_labels.as_slice() {
             [only] => Some(only),
             _ => None,
@@ -55,7 +83,9 @@ impl Columns {
         Ok(Self {
             image_leaf,
             label_leaf: label.map(|(leaf, _)| *leaf),
-            label_names: label.and_then(|(_, name)| features.label_names(name)).unwrap_or_default(),
+            label_names: label
+                .and_then(|(_, name)| features.label_names(name))
+                .unwrap_or_default(),
             image: image.to_owned(),
             label: label.map(|(_, name)| (*name).to_owned()),
         })
@@ -68,23 +98,50 @@ impl Columns {
         }
         let describe = |c: &Self| {
             let label = c.label.as_deref().unwrap_or("none");
-            format!("images `{}`, labels `{label}` with {} names", c.image, c.label_names.len())
+            format!(
+                "images `{}`, labels `{label}` with {} names",
+                c.image,
+                c.label_names.len()
+            )
         };
-        let detail = format!("columns or label names differ from the first file's ({} there, {} here)", describe(first), describe(self));
-        let columns = [Some(self.image.as_str()), self.label.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(", ");
-        Err(SourceError::ParquetColumns { path: path.to_path_buf(), detail, columns })
+        let detail = format!(
+            "columns or label names differ from the first file's ({} there, {} here)",
+            describe(first),
+            describe(self)
+        );
+        let columns = [Some(self.image.as_str()), self.label.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", ");
+        Err(SourceError::ParquetColumns {
+            path: path.to_path_buf(),
+            detail,
+            columns,
+        })
     }
 }
 
 /// The first of `columns` to have one of `names`, going by the order of the names.
-fn by_name<'a, 'b>(columns: &'a [(usize, &'b str)], names: &[&str]) -> Option<&'a (usize, &'b str)> {
-    names.iter().find_map(|name| columns.iter().find(|(_, column)| column == name))
+fn by_name<'a, 'b>(
+    columns: &'a [(usize, &'b str)],
+    names: &[&str],
+) -> Option<&'a (usize, &'b str)> {
+    names
+        .iter()
+        .find_map(|name| columns.iter().find(|(_, column)| column == name))
 }
 
 /// The name of the struct around a leaf called `bytes`.
 fn image_column(leaf: &ColumnDescriptor) -> Option<&str> {
     match leaf.path().parts() {
-        [column, field] if field == "bytes" && leaf.physical_type() == Type::BYTE_ARRAY && leaf.max_rep_level() == 0 => Some(column),
+        [column, field]
+            if field == "bytes"
+                && leaf.physical_type() == Type::BYTE_ARRAY
+                && leaf.max_rep_level() == 0 =>
+        {
+            Some(column)
+        }
         _ => None,
     }
 }
@@ -92,9 +149,18 @@ fn image_column(leaf: &ColumnDescriptor) -> Option<&str> {
 /// The name of a top-level column of signed or unsigned whole numbers.
 fn integer_column(leaf: &ColumnDescriptor) -> Option<&str> {
     use ConvertedType::{INT_8, INT_16, INT_32, INT_64, NONE, UINT_8, UINT_16, UINT_32};
-    let is_number = matches!(leaf.converted_type(), NONE | INT_8 | INT_16 | INT_32 | INT_64 | UINT_8 | UINT_16 | UINT_32);
+    let is_number = matches!(
+        leaf.converted_type(),
+        NONE | INT_8 | INT_16 | INT_32 | INT_64 | UINT_8 | UINT_16 | UINT_32
+    );
     match leaf.path().parts() {
-        [column] if matches!(leaf.physical_type(), Type::INT32 | Type::INT64) && is_number && leaf.max_rep_level() == 0 => Some(column),
+        [column]
+            if matches!(leaf.physical_type(), Type::INT32 | Type::INT64)
+                && is_number
+                && leaf.max_rep_level() == 0 =>
+        {
+            Some(column)
+        }
         _ => None,
     }
 }
@@ -105,9 +171,18 @@ struct Features(Value);
 impl Features {
     /// Metadata that is missing or not as expected names no labels: it is a help, and no part of the data.
     fn read(metadata: &ParquetMetaData) -> Self {
-        let notes = metadata.file_metadata().key_value_metadata().into_iter().flatten();
-        let text = notes.filter(|note| note.key == "huggingface").find_map(|note| note.value.as_deref());
-        Self(text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null))
+        let notes = metadata
+            .file_metadata()
+            .key_value_metadata()
+            .into_iter()
+            .flatten();
+        let text = notes
+            .filter(|note| note.key == "huggingface")
+            .find_map(|note| note.value.as_deref());
+        Self(
+            text.and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or(Value::Null),
+        )
     }
 
     /// The names of a `ClassLabel` column.
@@ -116,6 +191,10 @@ impl Features {
         if feature["_type"] != "ClassLabel" {
             return None;
         }
-        feature["names"].as_array()?.iter().map(|name| name.as_str().map(str::to_owned)).collect()
+        feature["names"]
+            .as_array()?
+            .iter()
+            .map(|name| name.as_str().map(str::to_owned))
+            .collect()
     }
 }

@@ -23,10 +23,26 @@ fn class_folders_at_any_depth_with_links_and_clutter() {
 
     let source = open(root.path()).unwrap();
     assert_eq!(source.kind(), "folder");
-    assert_eq!(keys(&source), ["ant/b.webp", "ant/deep/er/a.png", "ant/link.jpg", "linked/l.tiff", "loose.gif", "zebra/z.JPG"]);
+    assert_eq!(
+        keys(&source),
+        [
+            "ant/b.webp",
+            "ant/deep/er/a.png",
+            "ant/link.jpg",
+            "linked/l.tiff",
+            "loose.gif",
+            "zebra/z.JPG"
+        ]
+    );
     assert_eq!(source.label_names(), ["ant", "empty", "linked", "zebra"]);
-    assert_eq!(labels(&source), [Some(0), Some(0), Some(0), Some(2), None, Some(3)]);
-    check_reading(&source, &[b"b", b"a", b"z", b"linked folder", b"loose", b"z"]);
+    assert_eq!(
+        labels(&source),
+        [Some(0), Some(0), Some(0), Some(2), None, Some(3)]
+    );
+    check_reading(
+        &source,
+        &[b"b", b"a", b"z", b"linked folder", b"loose", b"z"],
+    );
 }
 
 /// Bytewise, as the digest and the sample numbers depend on it: `.` and `-` come before `/`, and capitals before small letters.
@@ -37,10 +53,16 @@ fn the_order_is_that_of_the_bytes() {
         write(root.path().join(name), "");
     }
     let source = open(root.path()).unwrap();
-    assert_eq!(keys(&source), ["B/x.jpg", "a-b/x.jpg", "a.b/x.jpg", "a/x.jpg", "ä/x.jpg"]);
+    assert_eq!(
+        keys(&source),
+        ["B/x.jpg", "a-b/x.jpg", "a.b/x.jpg", "a/x.jpg", "ä/x.jpg"]
+    );
     // The folders alone are in another order than the paths, and the labels go by the folders.
     assert_eq!(source.label_names(), ["B", "a", "a-b", "a.b", "ä"]);
-    assert_eq!(labels(&source), [Some(0), Some(2), Some(3), Some(1), Some(4)]);
+    assert_eq!(
+        labels(&source),
+        [Some(0), Some(2), Some(3), Some(1), Some(4)]
+    );
 }
 
 #[test]
@@ -48,7 +70,9 @@ fn a_folder_without_images_is_refused() {
     let root = scratch();
     write(root.path().join("class/notes.txt"), "");
     match open(root.path()) {
-        Err(e @ SourceError::NoImages { .. }) => assert!(e.to_string().contains("jpg, jpeg, jpe, jfif, png")),
+        Err(e @ SourceError::NoImages { .. }) => {
+            assert!(e.to_string().contains("jpg, jpeg, jpe, jfif, png"))
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -76,7 +100,10 @@ fn a_name_that_is_not_text_is_refused() {
     let root = scratch();
     let name = std::ffi::OsStr::from_bytes(b"class/\xff.jpg");
     write(root.path().join(name), "");
-    assert!(matches!(open(root.path()), Err(SourceError::NotUtf8 { .. })));
+    assert!(matches!(
+        open(root.path()),
+        Err(SourceError::NotUtf8 { .. })
+    ));
 }
 
 #[test]
@@ -87,12 +114,21 @@ fn a_file_that_vanished_is_the_disks_fault_and_a_giant_is_its_own() {
     let source = open(root.path()).unwrap();
     fs::remove_file(&gone).unwrap();
     match source.read(0) {
-        Err(e @ SourceError::Io { .. }) => assert!(!e.is_bad_record() && e.to_string().contains("a.jpg")),
+        Err(e @ SourceError::Io { .. }) => {
+            assert!(!e.is_bad_record() && e.to_string().contains("a.jpg"))
+        }
         other => panic!("{other:?}"),
     }
-    fs::OpenOptions::new().write(true).open(&giant).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&giant)
+        .unwrap()
+        .set_len(MAX_FILE_BYTES + 1)
+        .unwrap();
     match source.read(1) {
-        Err(e @ SourceError::RecordTooLarge { .. }) => assert!(e.is_bad_record() && e.to_string().contains("b.jpg")),
+        Err(e @ SourceError::RecordTooLarge { .. }) => {
+            assert!(e.is_bad_record() && e.to_string().contains("b.jpg"))
+        }
         other => panic!("{other:?}"),
     }
 }
