@@ -44,6 +44,7 @@ mod write;
 
 use decode::Decoder;
 use flow::{Ended, Flow};
+use identity::Existing;
 use infer::BuildTeacher;
 use progress::Progress;
 use summary::Summary;
@@ -112,24 +113,20 @@ pub fn build_cache(
     let samples_left: u64 = work.iter().map(|w| build.samples_in(w.part)).sum();
     let total = build.identity.plan.samples;
     let mut progress = Progress::new(total, total - samples_left, build.identity.views.views);
-    let (ended, commits) = run_stages(&build, &cache, work, &timings, &mut progress)?;
+    let (ended, committed) = run_stages(&build, &cache, work, &timings, &mut progress)?;
 
-    // ---- What came of it -----------------------------------------------------------------------------------------------------
-    let summary = Summary::of_run(
-        &Cache::open(&build.config.out)?,
-        &build,
-        &progress,
-        &timings,
-        &commits,
-    )?;
-    drop(progress);
     if ended == Ended::Interrupted {
+        drop(progress);
         tracing::warn!(
-            parts_committed = commits.len(),
-            "interrupted; nothing is half-written, run the same command to go on"
+            "interrupted after {} finished files; nothing is half-written, run the same command to go on",
+            committed.len()
         );
         return Ok(ExitStatus::Interrupted);
     }
+
+    // ---- What came of it -----------------------------------------------------------------------------------------------------
+    let summary = Summary::of_run(&cache, &build, &progress, &timings, &committed)?;
+    drop(progress);
     summary.print(format, out)?;
     Ok(summary.status())
 }
@@ -144,6 +141,7 @@ fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
         None => source,
     };
     ensure!(!source.is_empty(), "{}: no images here", config.images);
+    let existing = Existing::look(&config, &source)?;
 
     let mut models = Vec::new();
     for (id, dir) in &config.teachers {
@@ -151,10 +149,9 @@ fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
             models::teacher::Teacher::load(dir, device).with_context(|| format!("teacher {id}"))?;
         models.push((id, dir, model));
     }
-    let cached_grid = identity::cached_grid(&config.out)?;
     let grid = identity::choose_grid(
         config.grid,
-        cached_grid,
+        existing,
         models.iter().map(|(_, _, model)| model.info()),
     )?;
     let default_batch = if device == Device::Cpu {

@@ -84,7 +84,7 @@ pub struct BuildCacheArgs {
     /// Use the first N samples of the source only. They are then the data set: another N is another cache.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
-    /// Say what would be built, how large it is and how long it takes; write nothing.
+    /// Say what would be built, how large it is and how long it takes; write nothing. Exit status 1 if the disk is too small.
     #[arg(long)]
     pub dry_run: bool,
     /// Recipe file (TOML) with any of these settings.

@@ -2,7 +2,8 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "tests make, damage and compare files of their own"
+    clippy::unwrap_used,
+    reason = "tests make, damage and compare files of their own, and state what they expect by unwrapping"
 )]
 
 /// Rows, rejects, resuming, thread counts, refusals.

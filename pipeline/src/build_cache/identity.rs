@@ -28,17 +28,41 @@ pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource) -> Cach
     }
 }
 
-/// The grid of the teachers that the cache already has, if there is a cache with teachers.
-pub(crate) fn cached_grid(out: &Path) -> anyhow::Result<Option<(TeacherId, u32)>> {
-    if !schemas::layout::cache_json(out).exists() {
-        return Ok(None);
+/// What a cache that is there already says about the build.
+#[derive(Debug, Default)]
+pub(crate) struct Existing {
+    /// The grid that all its teachers share, and one of them.
+    grid: Option<(TeacherId, u32)>,
+}
+
+impl Existing {
+    /// Looks at the cache in `out`, if there is one.
+    ///
+    /// Another number of images is refused here: the comparison of identities would name the data set's digest first, and nobody
+    /// knows a digest by heart.
+    pub(crate) fn look(config: &BuildConfig, source: &ImageSource) -> anyhow::Result<Existing> {
+        let out = &config.out;
+        if !schemas::layout::cache_json(out).exists() {
+            return Ok(Existing::default());
+        }
+        let cache = Cache::open(out)?;
+        let (cached, found) = (cache.identity().dataset.samples, source.len() as u64);
+        ensure!(
+            cached == found,
+            "{}: dataset.samples = {cached} in the cache, but {}{} has {found}; give the same images, or build into another folder",
+            out.display(),
+            config.images,
+            config
+                .limit
+                .map_or(String::new(), |limit| format!(" with --limit {limit}"))
+        );
+        let grid = cache
+            .teachers()
+            .values()
+            .next()
+            .map(|teacher| (teacher.id.clone(), teacher.grid));
+        Ok(Existing { grid })
     }
-    let cache = Cache::open(out)?;
-    Ok(cache
-        .teachers()
-        .values()
-        .next()
-        .map(|teacher| (teacher.id.clone(), teacher.grid)))
 }
 
 /// The grid to build with: as asked, else that of the cache, else the smallest native grid of the teachers.
@@ -47,10 +71,10 @@ pub(crate) fn cached_grid(out: &Path) -> anyhow::Result<Option<(TeacherId, u32)>
 /// All teachers of a cache share one grid: they are mimicked by the same tokens of one student.
 pub(crate) fn choose_grid<'a>(
     asked: Option<u32>,
-    cached: Option<(TeacherId, u32)>,
+    existing: Existing,
     teachers: impl Iterator<Item = &'a TeacherInfo>,
 ) -> anyhow::Result<u32> {
-    match (asked, cached) {
+    match (asked, existing.grid) {
         (Some(asked), Some((id, grid))) => {
             ensure!(
                 asked == grid,

@@ -147,8 +147,7 @@ pub(crate) fn encode(
             let mut bytes = Vec::with_capacity(values.len() * codec.bytes_per_value());
             codec.encode(values, &mut bytes).with_context(|| {
                 format!(
-                    "teacher {teacher}, image {:?} (sample {}, view {}), {what}: build with --codec f32 if the value is finite, \
-                     with --precision f32 if it is not; if that does not help the weights are damaged",
+                    "teacher {teacher}, image {:?} (sample {}, view {}), {what}",
                     id.key, id.sample_id, id.view
                 )
             })?;

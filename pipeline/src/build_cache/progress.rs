@@ -29,6 +29,10 @@ impl Progress {
         let style = "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images {msg}";
         bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
         bar.set_position(before);
+        if !bar.is_hidden() {
+            // A batch takes seconds on a CPU; the clock goes on meanwhile.
+            bar.enable_steady_tick(Duration::from_secs(1));
+        }
         let now = Instant::now();
         Progress {
             bar,

@@ -20,7 +20,7 @@ const KILLS: u64 = 20;
 fn killed_at_twenty_moments_and_resumed_it_is_the_same_cache() {
     let world = World::new();
     let args = |out: &str| world.build_args(out, &["--threads", "2"]);
-    let whole = output(args("whole"));
+    let whole = output(&args("whole"));
     assert!(whole.status.success(), "{}", stderr(&whole));
     let files = tree(&world.path("whole")).len() as u64;
 
@@ -30,7 +30,7 @@ fn killed_at_twenty_moments_and_resumed_it_is_the_same_cache() {
         let folder = world.path(&out);
         let mut rng = Rng::new(1, Purpose::Select, &[kill]);
         let (at_files, millis) = (1 + rng.range(files), rng.range(8));
-        let mut child = program(args(&out))
+        let mut child = program(&args(&out))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -41,7 +41,7 @@ fn killed_at_twenty_moments_and_resumed_it_is_the_same_cache() {
         child.wait().unwrap();
         interrupted += u64::from(running && count_files(&folder) != files);
 
-        let resumed = output(args(&out));
+        let resumed = output(&args(&out));
         assert!(
             resumed.status.success(),
             "kill {kill} at {at_files} files: {}",
@@ -61,14 +61,14 @@ fn killed_over_and_over_it_still_ends() {
     let world = World::new();
     let args =
         |out: &str| world.build_args(out, &["--threads", "2", "--set", "cache.part_samples=2"]);
-    assert!(output(args("whole")).status.success());
+    assert!(output(&args("whole")).status.success());
     let folder = world.path("killed");
     let mut kills = 0;
     let began = Instant::now();
     loop {
         assert!(began.elapsed() < PATIENCE, "no end after {kills} kills");
         let before = count_files(&folder);
-        let mut child = program(args("killed"))
+        let mut child = program(&args("killed"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -91,9 +91,9 @@ fn ctrl_c_ends_it_with_130_leaves_nothing_half_written_and_says_how_to_go_on() {
     let world = World::new();
     let args =
         |out: &str| world.build_args(out, &["--threads", "1", "--set", "cache.part_samples=1"]);
-    assert!(output(args("whole")).status.success());
+    assert!(output(&args("whole")).status.success());
     let folder = world.path("stopped");
-    let mut child = program(args("stopped"))
+    let mut child = program(&args("stopped"))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -119,7 +119,7 @@ fn ctrl_c_ends_it_with_130_leaves_nothing_half_written_and_says_how_to_go_on() {
         .filter(|name| name.contains("/.") || name.starts_with('.'))
         .collect();
     assert_eq!(hidden, [""; 0]);
-    assert!(output(args("stopped")).status.success());
+    assert!(output(&args("stopped")).status.success());
     assert_same_tree(&folder, &world.path("whole"));
 }
 

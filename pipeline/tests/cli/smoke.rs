@@ -4,7 +4,7 @@ use super::support::{World, output, run, stderr, stdout};
 
 #[test]
 fn help_lists_the_commands_and_every_option() {
-    let help = output(["--help"]);
+    let help = output(&["pipeline", "--help"]);
     assert_eq!(help.status.code(), Some(0));
     for word in [
         "build-cache",
@@ -15,7 +15,7 @@ fn help_lists_the_commands_and_every_option() {
     ] {
         assert!(stdout(&help).contains(word), "{word}");
     }
-    let help = output(["build-cache", "--help"]);
+    let help = output(&["pipeline", "build-cache", "--help"]);
     let options = [
         "--images",
         "--out",
@@ -37,7 +37,7 @@ fn help_lists_the_commands_and_every_option() {
     for option in options {
         assert!(stdout(&help).contains(option), "{option}");
     }
-    let version = output(["--version"]);
+    let version = output(&["pipeline", "--version"]);
     assert_eq!(
         (version.status.code(), stdout(&version)),
         (Some(0), format!("pipeline {}\n", env!("CARGO_PKG_VERSION")))
@@ -48,34 +48,30 @@ fn help_lists_the_commands_and_every_option() {
 fn what_cannot_be_done_is_2_and_says_what_to_do() {
     let world = World::new();
     let nowhere = world.path("nowhere").display().to_string();
+    let line = |words: &[&str]| {
+        ["pipeline"]
+            .iter()
+            .chain(words)
+            .map(|word| (*word).to_owned())
+            .collect()
+    };
+    let third = format!("third={nowhere}");
     for (args, word) in [
-        (vec!["build-cache".to_owned()], "--images"),
+        (line(&["build-cache"]), "--images"),
+        (line(&["build-cache", "--typo"]), "--typo"),
+        (line(&["verify", &nowhere]), "nowhere"),
+        (line(&["inspect", &nowhere]), "nowhere"),
         (
-            vec!["build-cache".to_owned(), "--typo".to_owned()],
-            "--typo",
-        ),
-        (vec!["verify".to_owned(), nowhere.clone()], "nowhere"),
-        (vec!["inspect".to_owned(), nowhere.clone()], "nowhere"),
-        (
-            world.build_args("cache", &["--images", &nowhere])[1..].to_vec(),
+            world.build_args("cache", &["--images", &nowhere]),
             "nowhere",
         ),
         (
-            world.build_args("cache", &["--teacher", &format!("third={nowhere}")])[1..].to_vec(),
+            world.build_args("cache", &["--teacher", &third]),
             "teacher third",
         ),
-        (
-            world.build_args("cache", &["--device", "gpu"])[1..].to_vec(),
-            "gpu",
-        ),
-        (
-            world.build_args("cache", &["--codec", "f8"])[1..].to_vec(),
-            "f8",
-        ),
-        (
-            world.build_args("cache", &["--set", "view.sed=1"])[1..].to_vec(),
-            "sed",
-        ),
+        (world.build_args("cache", &["--device", "gpu"]), "gpu"),
+        (world.build_args("cache", &["--codec", "f8"]), "f8"),
+        (world.build_args("cache", &["--set", "view.sed=1"]), "sed"),
     ] {
         let failed = output(&args);
         assert_eq!(
@@ -97,7 +93,7 @@ fn what_cannot_be_done_is_2_and_says_what_to_do() {
 #[test]
 fn a_build_reports_on_stdout_and_logs_on_stderr() {
     let world = World::new();
-    let built = output(&world.build_args("cache", &[])[1..]);
+    let built = output(&world.build_args("cache", &[]));
     assert_eq!(built.status.code(), Some(0), "{}", stderr(&built));
     assert!(
         stdout(&built).contains("rows               40"),
@@ -110,13 +106,7 @@ fn a_build_reports_on_stdout_and_logs_on_stderr() {
         stderr(&built)
     );
 
-    let built = output(
-        [
-            &["--log-format".to_owned(), "json".to_owned()],
-            &world.build_args("json", &[])[1..],
-        ]
-        .concat(),
-    );
+    let built = output(&world.build_args("json", &["--log-format", "json"]));
     let summary: serde_json::Value =
         serde_json::from_str(&stdout(&built)).expect("one JSON object");
     assert_eq!(
@@ -134,7 +124,7 @@ fn a_build_reports_on_stdout_and_logs_on_stderr() {
 #[test]
 fn the_printed_recipe_is_a_recipe() {
     let world = World::new();
-    let built = output(&world.build_args("cache", &[])[1..]);
+    let built = output(&world.build_args("cache", &[]));
     let log = stderr(&built);
     let recipe = log
         .split("[data]")

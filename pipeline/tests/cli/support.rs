@@ -1,6 +1,7 @@
 //! Small images, small teachers, and folders compared byte for byte.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -47,33 +48,24 @@ impl World {
         self.dir.path().join(name)
     }
 
-    /// Arguments of a build into folder `out`: two views, parts of 8 images, batches of 5 rows, so that batches end inside parts,
+    /// Command line of a build into folder `out`: two views, parts of 8 images, batches of 5 rows, so that batches end inside parts,
     /// inside images, and at a part's end.
     pub(crate) fn build_args(&self, out: &str, more: &[&str]) -> Vec<String> {
         let dir = |name: &str| self.path(name).display().to_string();
-        let mut args: Vec<String> = ["pipeline", "build-cache", "--images"]
-            .map(str::to_owned)
-            .into();
-        args.extend([dir("images"), "--out".into(), dir(out)]);
-        args.extend([
-            "--teacher".into(),
-            format!("clip={}", dir("clip")),
-            "--teacher".into(),
-            format!("dino={}", dir("dino")),
-        ]);
-        // As `--set`, which a test may repeat with another value or override by the flag.
-        args.extend(
-            [
-                "--set",
-                "cache.part_samples=8",
-                "--set",
-                "features.batch_size=5",
-                "--set",
-                "view.views=2",
-            ]
-            .map(str::to_owned),
-        );
-        args.extend(["--device", "cpu"].map(str::to_owned));
+        let mut args = vec!["pipeline".to_owned(), "build-cache".to_owned()];
+        // As settings of the recipe, which a test overrides by a flag or by saying it again.
+        for setting in [
+            format!("data.images={}", dir("images")),
+            format!("cache.out={}", dir(out)),
+            format!("teachers.clip={}", dir("clip")),
+            format!("teachers.dino={}", dir("dino")),
+            "cache.part_samples=8".to_owned(),
+            "features.batch_size=5".to_owned(),
+            "view.views=2".to_owned(),
+            "run.device=cpu".to_owned(),
+        ] {
+            args.extend(["--set".to_owned(), setting]);
+        }
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         args
     }
@@ -96,15 +88,15 @@ pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
     Ok((status, String::from_utf8(out).expect("output is text")))
 }
 
-/// The built program with these arguments.
-pub(crate) fn program(args: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>) -> Command {
+/// The built program with a command line like those for [`run`], which begin with its name.
+pub(crate) fn program(args: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
-    command.args(args).env_remove("RUST_LOG");
+    command.args(&args[1..]).env_remove("RUST_LOG");
     command
 }
 
 /// Runs the built program to its end.
-pub(crate) fn output(args: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>) -> Output {
+pub(crate) fn output(args: &[impl AsRef<OsStr>]) -> Output {
     program(args).output().expect("the program starts")
 }
 
