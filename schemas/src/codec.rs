@@ -82,6 +82,18 @@ impl Codec {
         Ok(())
     }
 
+    /// Position of the first encoded value that is not finite. A whole number of values is looked at.
+    pub(crate) fn first_non_finite(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Codec::F32 => first_word(bytes, |word: &[u8; 4]| {
+                u32::from_le_bytes(*word) & 0x7f80_0000 == 0x7f80_0000
+            }),
+            Codec::F16 => first_word(bytes, |word: &[u8; 2]| {
+                u16::from_le_bytes(*word) & 0x7c00 == 0x7c00
+            }),
+        }
+    }
+
     /// Replaces `values` by the decoded bytes.
     ///
     /// # Errors
@@ -125,6 +137,17 @@ impl Codec {
     }
 }
 
+/// Position of the first word that `bad` holds for. Whole blocks are tested without an early exit, which the compiler makes
+/// vector code of; nearly always there is nothing to find.
+fn first_word<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
+    let words = bytes.as_chunks::<N>().0;
+    let block = words
+        .chunks(BLOCK)
+        .position(|block| block.iter().fold(false, |any, word| any | bad(word)))?;
+    let within = words[BLOCK * block..].iter().position(bad)?;
+    Some(BLOCK * block + within)
+}
+
 impl fmt::Display for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -139,5 +162,138 @@ impl std::str::FromStr for Codec {
             .into_iter()
             .find(|codec| codec.name() == name)
             .ok_or_else(|| format!("no codec {name:?}; there are {}", known()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn round_trip(codec: Codec, values: &[f32]) -> Vec<f32> {
+        let mut bytes = vec![0xee];
+        codec.encode(values, &mut bytes).unwrap();
+        assert_eq!(bytes.len(), 1 + values.len() * codec.bytes_per_value());
+        let mut decoded = vec![f32::NAN; 3];
+        codec.decode(&bytes[1..], &mut decoded).unwrap();
+        decoded
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn f32_is_exact(values in proptest::collection::vec(any::<f32>().prop_filter("finite", |v| v.is_finite()), 0..3000)) {
+            prop_assert_eq!(bits(&round_trip(Codec::F32, &values)), bits(&values));
+        }
+
+        #[test]
+        fn f16_rounds_to_nearest(values in proptest::collection::vec(-65504.0f32..=65504.0, 0..3000)) {
+            for (value, decoded) in values.iter().zip(round_trip(Codec::F16, &values)) {
+                // Half a unit in the last of 11 significant bits; below the normal range the unit is 2^-24.
+                let bound = (value.abs() / 2048.0).max(f32::powi(2.0, -25));
+                prop_assert!((value - decoded).abs() <= bound, "{} became {}", value, decoded);
+            }
+        }
+    }
+
+    #[test]
+    fn every_finite_f16_survives() {
+        let values: Vec<f32> = (0..=u16::MAX)
+            .map(f16::from_bits)
+            .filter(|half| half.is_finite())
+            .map(f32::from)
+            .collect();
+        assert_eq!(bits(&round_trip(Codec::F16, &values)), bits(&values));
+    }
+
+    #[test]
+    fn ties_go_to_even_and_bytes_are_little_endian() {
+        let mut bytes = Vec::new();
+        // 2049 and 2051 lie half-way between neighbours 2 apart.
+        Codec::F16
+            .encode(&[2049.0, 2051.0, 1.0], &mut bytes)
+            .unwrap();
+        assert_eq!(round_trip(Codec::F16, &[2049.0, 2051.0]), [2048.0, 2052.0]);
+        assert_eq!(bytes[4..], [0x00, 0x3c]);
+    }
+
+    #[test]
+    fn what_cannot_be_stored_is_named_by_position() {
+        let check = |codec: Codec, at: usize, bad: f32| {
+            let mut values = vec![1.0; 2500];
+            values[at] = bad;
+            let mut bytes = vec![7];
+            match codec.encode(&values, &mut bytes) {
+                Err(Error::Unstorable {
+                    codec: c,
+                    position,
+                    value,
+                }) => {
+                    assert_eq!((c, position, value.to_bits()), (codec, at, bad.to_bits()));
+                }
+                other => panic!("{codec} {bad}: {other:?}"),
+            }
+            assert_eq!(bytes, [7], "nothing is left behind");
+        };
+        for codec in Codec::ALL {
+            check(codec, 0, f32::NAN);
+            check(codec, 2499, f32::INFINITY);
+            check(codec, 1024, f32::NEG_INFINITY);
+        }
+        check(Codec::F16, 1500, 65520.0);
+        check(Codec::F16, 3, -1e6);
+        assert_eq!(round_trip(Codec::F16, &[65519.0]), [65504.0]);
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_found() {
+        for (codec, infinity) in [
+            (Codec::F32, &f32::INFINITY.to_le_bytes()[..]),
+            (Codec::F16, &[0x00, 0xfc]),
+        ] {
+            for position in [0, 1023, 1024, 2499] {
+                let mut bytes = Vec::new();
+                codec.encode(&vec![-65504.0; 2500], &mut bytes).unwrap();
+                assert_eq!(codec.first_non_finite(&bytes), None);
+                bytes[position * infinity.len()..][..infinity.len()].copy_from_slice(infinity);
+                assert_eq!(codec.first_non_finite(&bytes), Some(position));
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        assert!(matches!(
+            Codec::F16.decode(&[0; 3], &mut Vec::new()),
+            Err(Error::CodecLength {
+                found: 3,
+                expected: 1,
+                ..
+            })
+        ));
+        assert!(matches!(
+            Codec::F32.decode_into(&[0; 8], &mut [0.0; 3]),
+            Err(Error::CodecLength {
+                found: 8,
+                expected: 3,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for codec in Codec::ALL {
+            assert_eq!(codec.name().parse(), Ok(codec));
+            assert_eq!(serde_json::to_value(codec).unwrap(), codec.name());
+        }
+        assert_eq!(
+            "f64".parse::<Codec>(),
+            Err("no codec \"f64\"; there are f32, f16".to_string())
+        );
     }
 }

@@ -456,3 +456,6 @@ fn restore(path: &Path) -> String {
         None => "restore it from a copy, or rebuild the cache".to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

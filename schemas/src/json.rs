@@ -103,7 +103,7 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 }
 
 /// The record's text with its digest line.
-fn seal<T: Serialize>(record: &T) -> String {
+pub(crate) fn seal<T: Serialize>(record: &T) -> String {
     let value = to_value(record);
     let mut text = String::from("{\n");
     for (key, value) in sorted(value.as_object().expect("records are structs")) {

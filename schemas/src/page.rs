@@ -126,22 +126,24 @@ impl<'a> Page<'a> {
                 self.uncompressed
             ));
         }
-        out.clear();
-        match compression {
-            Compression::UNCOMPRESSED => out.extend_from_slice(self.body),
-            Compression::ZSTD(_) => {
-                out.reserve(self.uncompressed);
-                ZSTD.with_borrow_mut(|zstd| zstd.decompress_to_buffer(self.body, out))
-                    .map_err(|e| e.to_string())?;
+        // To its exact length: how a damaged frame fails must not depend on what the buffer held before.
+        out.resize(self.uncompressed, 0);
+        let found = match compression {
+            Compression::UNCOMPRESSED if self.body.len() == out.len() => {
+                out.copy_from_slice(self.body);
+                out.len()
             }
+            Compression::UNCOMPRESSED => self.body.len(),
+            Compression::ZSTD(_) => ZSTD
+                .with_borrow_mut(|zstd| zstd.decompress_to_buffer(self.body, &mut out[..]))
+                .map_err(|e| e.to_string())?,
             other => return Err(format!("its page is compressed with {other:?}")),
-        }
-        if out.len() == self.uncompressed {
+        };
+        if found == self.uncompressed {
             Ok(())
         } else {
             Err(format!(
-                "its page holds {} bytes, its header says {}",
-                out.len(),
+                "its page holds {found} bytes, its header says {}",
                 self.uncompressed
             ))
         }

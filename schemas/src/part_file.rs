@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -46,24 +47,66 @@ pub(crate) struct RowGroup {
     pub(crate) chunks: Vec<Chunk>,
 }
 
-/// One column of one row group.
+/// One column of one row group. A cache has millions of rows and a reader may keep many parts open, so this is kept small: pages
+/// follow one another, and one number says where each ends and the next begins.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) compression: Compression,
-    /// In order, without gaps, covering the group's rows.
-    pub(crate) pages: Vec<PageLocation>,
+    /// Where each page begins, and last where the chunk ends.
+    offsets: Vec<u64>,
+    /// The first row of each page, counted in the group, and last the group's rows; empty if each row is a page.
+    first_rows: Vec<u64>,
 }
 
 impl Chunk {
-    /// First byte of the chunk in the file, and its bytes.
-    pub(crate) fn extent(&self) -> (u64, usize) {
-        match (self.pages.first(), self.pages.last()) {
-            (Some(first), Some(last)) => (
-                first.offset,
-                (last.offset + u64::from(last.size) - first.offset) as usize,
-            ),
-            _ => (0, 0),
+    /// `pages` have been found to follow one another and to cover the rows.
+    fn new(compression: Compression, pages: &[PageLocation], rows: usize) -> Chunk {
+        let end = pages
+            .last()
+            .map_or(0, |page| page.offset + u64::from(page.size));
+        let offsets = pages.iter().map(|page| page.offset).chain([end]).collect();
+        let first_rows = pages.iter().map(|page| page.first_row).chain([rows as u64]);
+        Chunk {
+            compression,
+            offsets,
+            first_rows: if pages.len() == rows {
+                Vec::new()
+            } else {
+                first_rows.collect()
+            },
         }
+    }
+
+    pub(crate) fn n_pages(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Where a page's header begins in the file, and the bytes of the page.
+    pub(crate) fn page(&self, page: usize) -> (u64, usize) {
+        (
+            self.offsets[page],
+            (self.offsets[page + 1] - self.offsets[page]) as usize,
+        )
+    }
+
+    /// The rows of a page, counted in the group.
+    pub(crate) fn page_rows(&self, page: usize) -> Range<usize> {
+        match self.first_rows.get(page..page + 2) {
+            Some(rows) => rows[0] as usize..rows[1] as usize,
+            None => page..page + 1,
+        }
+    }
+
+    /// Where the chunk begins in the file, and its bytes.
+    pub(crate) fn extent(&self) -> (u64, usize) {
+        let (start, end) = (self.offsets[0], self.offsets[self.n_pages()]);
+        (start, (end - start) as usize)
+    }
+
+    /// Forgets where single pages lie.
+    pub(crate) fn forget_pages(&mut self) {
+        let (start, length) = self.extent();
+        self.offsets = vec![start, start + length as u64];
     }
 }
 
@@ -308,10 +351,7 @@ fn row_groups(
             if column.page_rows == 1 && pages.len() != rows {
                 return Err(format!("{} has not one page per row", place()));
             }
-            chunks.push(Chunk {
-                compression: chunk.compression(),
-                pages,
-            });
+            chunks.push(Chunk::new(chunk.compression(), &pages, rows));
         }
         if chunks.len() != columns.len() {
             return Err(format!("row group {g} has {} columns", chunks.len()));
@@ -328,11 +368,7 @@ fn row_groups(
     Ok(groups)
 }
 
-fn index_bytes<'a>(
-    footer: &'a [u8],
-    data_end: u64,
-    range: &std::ops::Range<u64>,
-) -> Option<&'a [u8]> {
+fn index_bytes<'a>(footer: &'a [u8], data_end: u64, range: &Range<u64>) -> Option<&'a [u8]> {
     let start = usize::try_from(range.start.checked_sub(data_end)?).ok()?;
     let end = usize::try_from(range.end.checked_sub(data_end)?).ok()?;
     footer.get(start..end)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::columns::{Column, teacher_checksum, teacher_columns};
-use crate::page::{Page, PageLocation, Values};
+use crate::page::{Page, Values};
 use crate::part_file::{Expected, PartFile, RowGroup};
 use crate::rules::RowRules;
 use crate::{
@@ -49,6 +49,9 @@ const CLS: usize = 4;
 const CLS_ATTN: usize = 5;
 const CHECKSUM: usize = 6;
 
+/// The small columns.
+const HEADS: [usize; 4] = [SAMPLE_ID, VIEW, CONTENT_HASH, CHECKSUM];
+
 thread_local! {
     /// Compressed bytes on their way; a row's are too many for the allocator to hand out anew without asking the kernel.
     static PAGE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -82,6 +85,11 @@ impl TeacherPart {
             part.read_heads(group, &mut heads)?;
         }
         part.heads = heads;
+        for group in &mut part.file.groups {
+            HEADS
+                .into_iter()
+                .for_each(|column| group.chunks[column].forget_pages());
+        }
         Ok(part)
     }
 
@@ -137,9 +145,9 @@ impl TeacherPart {
             (CLS_ATTN, &mut out.cls_attn),
         ] {
             let chunk = &group.chunks[column];
-            let PageLocation { offset, size, .. } = chunk.pages[row - group.first_row];
+            let (offset, length) = chunk.page(row - group.first_row);
             PAGE.with_borrow_mut(|bytes| {
-                bytes.resize(size as usize, 0);
+                bytes.resize(length, 0);
                 self.file.read_at(offset, bytes)?;
                 let read = Page::open(bytes).and_then(|page| {
                     self.columns[column].decompress_row(&page, group, column, blob)
@@ -241,7 +249,7 @@ impl TeacherPart {
     /// Reads the small columns of a row group, each with one positioned read.
     fn read_heads(&self, group: &RowGroup, heads: &mut Vec<Result<Head, Damage>>) -> Result<()> {
         let mut chunks = Vec::new();
-        for column in [SAMPLE_ID, VIEW, CONTENT_HASH, CHECKSUM] {
+        for column in HEADS {
             let (offset, length) = group.chunks[column].extent();
             let mut bytes = vec![0; length];
             self.file.read_at(offset, &mut bytes)?;
@@ -252,9 +260,9 @@ impl TeacherPart {
             let mut fields = [[0; 16]; 4];
             let mut read = || {
                 for ((column, start, bytes), field) in chunks.iter().zip(&mut fields) {
-                    let PageLocation { offset, size, .. } = group.chunks[*column].pages[i];
+                    let (offset, length) = group.chunks[*column].page(i);
                     let at = (offset - start) as usize;
-                    Page::open(&bytes[at..at + size as usize])
+                    Page::open(&bytes[at..at + length])
                         .and_then(|page| {
                             self.columns[*column].decompress_row(&page, group, *column, &mut value)
                         })

@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use crate::{CacheIdentity, Error, Pack, Result, SampleRow, TeacherIdentity, TeacherRow, View};
+use crate::{
+    CacheIdentity, Codec, Error, Pack, Result, SampleRow, TeacherIdentity, TeacherRow, View,
+};
 
 /// The rules of one part, and the place reached in it.
 #[derive(Debug)]
@@ -77,16 +79,29 @@ impl RowRules {
         teacher: &TeacherIdentity,
     ) -> Result<()> {
         self.check_place(row.sample_id, row.view)?;
-        for (column, found, expected) in [
-            ("tokens", row.tokens.len(), teacher.tokens_bytes()),
-            ("cls", row.cls.len(), teacher.cls_bytes()),
-            ("cls_attn", row.cls_attn.len(), teacher.cls_attn_bytes()),
+        for (column, bytes, expected, codec) in [
+            ("tokens", &row.tokens, teacher.tokens_bytes(), teacher.codec),
+            ("cls", &row.cls, teacher.cls_bytes(), teacher.codec),
+            (
+                "cls_attn",
+                &row.cls_attn,
+                teacher.cls_attn_bytes(),
+                Codec::F16,
+            ),
         ] {
+            let found = bytes.len();
             self.check(
                 column,
                 found == expected,
                 || format!("{found} bytes"),
                 &format!("{expected} bytes"),
+            )?;
+            let bad = codec.first_non_finite(bytes);
+            self.check(
+                column,
+                bad.is_none(),
+                || format!("not finite at position {}", bad.unwrap_or(0)),
+                "finite everywhere",
             )?;
         }
         self.row += 1;

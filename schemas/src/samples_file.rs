@@ -52,14 +52,7 @@ impl SamplesFile {
         let mut samples = Samples::default();
         let mut rules = RowRules::new(self.file.path.clone(), identity, part);
         for group in &self.file.groups {
-            let mut columns = Columns {
-                file: &self.file,
-                group,
-                next: 0,
-                problems: Vec::new(),
-            };
-            let rows = columns.read()?;
-            let mut problems = columns.problems;
+            let (rows, mut problems) = self.read_group(group)?;
             for (i, row) in rows.iter().enumerate() {
                 rules.skip_to(group.first_row + i);
                 let verdict = row.as_ref().map_or(Ok(()), |(row, stored)| {
@@ -89,6 +82,36 @@ impl SamplesFile {
                 .extend(problems.into_iter().map(|(_, error)| error));
         }
         Ok(samples)
+    }
+
+    /// The rows of a group with their stored checksums; `None` where a value of the row could not be read, and why.
+    fn read_group(
+        &self,
+        group: &RowGroup,
+    ) -> Result<(Vec<Option<(SampleRow, u64)>>, Vec<(usize, Error)>)> {
+        let mut columns = Columns {
+            file: &self.file,
+            group,
+            next: 0,
+            problems: Vec::new(),
+        };
+        Ok((columns.read()?, columns.problems))
+    }
+
+    /// The rows as they are stored, whatever they hold.
+    #[cfg(test)]
+    pub(crate) fn read_unchecked(&self) -> Result<Vec<SampleRow>> {
+        let mut rows = Vec::new();
+        for group in &self.file.groups {
+            rows.extend(
+                self.read_group(group)?
+                    .0
+                    .into_iter()
+                    .flatten()
+                    .map(|(row, _)| row),
+            );
+        }
+        Ok(rows)
     }
 }
 
@@ -182,14 +205,12 @@ impl Columns<'_> {
         self.next += 1;
         let mut cells = Vec::with_capacity(self.group.rows.min(1 << 20));
         let (mut bytes, mut body) = (Vec::new(), Vec::new());
-        for (i, location) in chunk.pages.iter().enumerate() {
-            let end = chunk
-                .pages
-                .get(i + 1)
-                .map_or(self.group.rows, |next| next.first_row as usize);
-            let rows = end - location.first_row as usize;
-            bytes.resize(location.size as usize, 0);
-            self.file.read_at(location.offset, &mut bytes)?;
+        for i in 0..chunk.n_pages() {
+            let (offset, length) = chunk.page(i);
+            let rows = chunk.page_rows(i);
+            let (first_row, rows) = (rows.start, rows.len());
+            bytes.resize(length, 0);
+            self.file.read_at(offset, &mut bytes)?;
             let mut page = Vec::new();
             let mut read = || {
                 let opened = Page::open(&bytes)?;
@@ -209,8 +230,7 @@ impl Columns<'_> {
                 }
             };
             if let Err(detail) = read() {
-                let row =
-                    self.group.first_row + location.first_row as usize + page.len().min(rows - 1);
+                let row = self.group.first_row + first_row + page.len().min(rows - 1);
                 let (path, column) = (self.file.path.clone(), column.name.to_string());
                 self.problems.push((
                     row,

@@ -1,6 +1,7 @@
-//! A tiny cache for the tests: 10 samples in 3 parts, 2 views each, two teachers, two rejects.
+//! Tiny caches for the tests.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use crate::{
     CacheIdentity, Codec, ContentHash, CropBox, DatasetIdentity, FORMAT_VERSION, Pack, Plan,
@@ -57,10 +58,6 @@ pub(crate) fn teacher(id: &str, codec: Codec) -> TeacherIdentity {
     }
 }
 
-pub(crate) fn teachers() -> [TeacherIdentity; 2] {
-    [teacher("clip", Codec::F16), teacher("dino", Codec::F32)]
-}
-
 pub(crate) fn content_hash(sample_id: u64) -> ContentHash {
     ContentHash::of(&sample_id.to_le_bytes())
 }
@@ -89,19 +86,18 @@ pub(crate) fn sample_row(sample_id: u64, view: u16) -> SampleRow {
 }
 
 /// Values that differ in every place, row and teacher, with some of the codec's extremes.
-pub(crate) fn values(
-    sample_id: u64,
-    view: u16,
-    teacher: &TeacherIdentity,
-    count: usize,
-) -> Vec<f32> {
+fn values(sample_id: u64, view: u16, teacher: &TeacherIdentity, count: usize) -> Vec<f32> {
     let start =
         sample_id * 31 + u64::from(view) * 17 + u64::from(teacher.id.as_str().as_bytes()[0]);
     let mut values: Vec<f32> = (0..count)
         .map(|i| ((start + i as u64 * 7) % 257) as f32 / 16.0 - 8.0)
         .collect();
-    values[0] = 65504.0;
-    values[1] = -0.0;
+    if let [_, extremes @ .., _] = &mut values[..] {
+        extremes
+            .iter_mut()
+            .zip([65504.0, -0.0])
+            .for_each(|(value, extreme)| *value = extreme);
+    }
     values
 }
 
@@ -113,71 +109,133 @@ pub(crate) fn teacher_row(sample_id: u64, view: u16, teacher: &TeacherIdentity) 
             .unwrap();
         bytes
     };
+    let width = teacher.width as usize;
     TeacherRow {
         sample_id,
         view,
         content_hash: content_hash(sample_id),
-        tokens: encode(teacher.codec, 9 * 8),
-        cls: encode(teacher.codec, 8),
-        cls_attn: encode(Codec::F16, 9),
+        tokens: encode(teacher.codec, teacher.n_tokens() * width),
+        cls: encode(teacher.codec, width),
+        cls_attn: encode(Codec::F16, teacher.n_tokens()),
     }
 }
 
-/// Samples 2 and 3 cannot be used.
-pub(crate) fn rejects(part: u32) -> Vec<Reject> {
-    let reject = |sample_id, content_hash| Reject {
-        sample_id,
-        key: format!("class {}/image-{sample_id}.png", sample_id % 3),
-        reason: "truncated: 3 of 80 rows".to_string(),
-        content_hash,
-    };
-    if part == 0 {
-        vec![reject(2, Some(content_hash(2))), reject(3, None)]
-    } else {
-        Vec::new()
+/// A cache to be built: what it is, and which samples cannot be used.
+pub(crate) struct Tiny {
+    pub(crate) identity: CacheIdentity,
+    pub(crate) teachers: Vec<TeacherIdentity>,
+    pub(crate) rejected: Vec<u64>,
+}
+
+impl Tiny {
+    /// 10 samples in 3 parts, 2 views each, two teachers, two rejects.
+    pub(crate) fn usual() -> Tiny {
+        let teachers = vec![teacher("clip", Codec::F16), teacher("dino", Codec::F32)];
+        Tiny {
+            identity: identity(),
+            teachers,
+            rejected: vec![2, 3],
+        }
     }
-}
 
-/// (sample, view) of the rows of a part.
-pub(crate) fn places(part: u32) -> Vec<(u64, u16)> {
-    let rejected: Vec<u64> = rejects(part)
-        .iter()
-        .map(|reject| reject.sample_id)
-        .collect();
-    identity()
-        .plan
-        .range(part)
-        .filter(|id| !rejected.contains(id))
-        .flat_map(|id| [(id, 0), (id, 1)])
-        .collect()
-}
-
-pub(crate) fn write_samples(dir: &Path, part: u32) {
-    let mut samples = SamplesWriter::create(dir, part, &identity()).unwrap();
-    places(part)
-        .into_iter()
-        .for_each(|(id, view)| samples.push(&sample_row(id, view)).unwrap());
-    samples.finish(&rejects(part)).unwrap();
-}
-
-pub(crate) fn write_teacher(dir: &Path, part: u32, teacher: &TeacherIdentity) {
-    let mut features = TeacherWriter::create(dir, part, &identity(), teacher).unwrap();
-    places(part)
-        .into_iter()
-        .for_each(|(id, view)| features.push(&teacher_row(id, view, teacher)).unwrap());
-    features.finish().unwrap();
-}
-
-/// Builds the whole cache.
-pub(crate) fn build(dir: &Path) {
-    create_cache(dir, &identity()).unwrap();
-    for teacher in &teachers() {
-        add_teacher(dir, teacher).unwrap();
+    /// 4 samples in one part, one view each, a teacher with one token of 2 channels: for tests that try every byte.
+    pub(crate) fn least() -> Tiny {
+        let mut identity = identity();
+        identity.dataset.samples = 4;
+        identity.plan = Plan {
+            samples: 4,
+            part_samples: 4,
+        };
+        identity.views.views = 1;
+        let teacher = TeacherIdentity {
+            grid: 1,
+            input_size: 16,
+            width: 2,
+            ..teacher("clip", Codec::F16)
+        };
+        Tiny {
+            identity,
+            teachers: vec![teacher],
+            rejected: vec![0, 2],
+        }
     }
-    for part in 0..identity().plan.parts() {
-        write_samples(dir, part);
-        teachers()
+
+    /// (sample, view) of the rows of a part.
+    pub(crate) fn places(&self, part: u32) -> Vec<(u64, u16)> {
+        let used = self
+            .identity
+            .plan
+            .range(part)
+            .filter(|id| !self.rejected.contains(id));
+        used.flat_map(|id| (0..self.identity.views.views).map(move |view| (id, view)))
+            .collect()
+    }
+
+    pub(crate) fn rejects(&self, part: u32) -> Vec<Reject> {
+        let range = self.identity.plan.range(part);
+        let reject = |sample_id: u64| Reject {
+            sample_id,
+            key: format!("class {}/image-{sample_id}.png", sample_id % 3),
+            reason: "truncated: 3 of 80 rows".to_string(),
+            content_hash: (sample_id != 3).then(|| content_hash(sample_id)),
+        };
+        self.rejected
             .iter()
-            .for_each(|teacher| write_teacher(dir, part, teacher));
+            .filter(|id| range.contains(id))
+            .map(|id| reject(*id))
+            .collect()
     }
+
+    pub(crate) fn write_samples(&self, dir: &Path, part: u32) {
+        let mut samples = SamplesWriter::create(dir, part, &self.identity).unwrap();
+        self.places(part)
+            .into_iter()
+            .for_each(|(id, view)| samples.push(&sample_row(id, view)).unwrap());
+        samples.finish(&self.rejects(part)).unwrap();
+    }
+
+    pub(crate) fn write_teacher(&self, dir: &Path, part: u32, teacher: &TeacherIdentity) {
+        let mut features = TeacherWriter::create(dir, part, &self.identity, teacher).unwrap();
+        self.places(part)
+            .into_iter()
+            .for_each(|(id, view)| features.push(&teacher_row(id, view, teacher)).unwrap());
+        features.finish().unwrap();
+    }
+
+    /// Builds the whole cache.
+    pub(crate) fn build(&self, dir: &Path) {
+        create_cache(dir, &self.identity).unwrap();
+        self.teachers
+            .iter()
+            .for_each(|teacher| add_teacher(dir, teacher).unwrap());
+        for part in 0..self.identity.plan.parts() {
+            self.write_samples(dir, part);
+            self.teachers
+                .iter()
+                .for_each(|teacher| self.write_teacher(dir, part, teacher));
+        }
+    }
+}
+
+/// Every file of a folder with its bytes.
+pub(crate) fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.insert(path.clone(), std::fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+/// Replaces a file of a cache, as no builder would.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "damage is not published atomically"
+)]
+pub(crate) fn overwrite(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
 }

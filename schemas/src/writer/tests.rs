@@ -1,45 +1,36 @@
-use std::collections::BTreeMap;
-use std::fs;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Int32Type, UInt16Type, UInt32Type, UInt64Type};
+use arrow_array::{Array, RecordBatch};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{self, identity, places, rejects, sample_row, teacher_row, teachers};
-use crate::{Cache, add_teacher, create_cache};
-
-/// Every file of a folder with its bytes.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else {
-            found.insert(path.clone(), fs::read(path).unwrap());
-        }
-    }
-    found
-}
+use crate::testing::{Tiny, content_hash, files, identity, sample_row, teacher, teacher_row};
+use crate::{Cache, Codec, ContentHash, CropBox, Plan, TeacherId, View, add_teacher, create_cache};
 
 #[test]
 fn what_is_written_is_read() {
-    let dir = tempfile::tempdir().unwrap();
-    testing::build(dir.path());
+    let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+    tiny.build(dir.path());
     let cache = Cache::open(dir.path()).unwrap();
-    assert_eq!(cache.identity(), &identity());
+    assert_eq!(cache.identity(), &tiny.identity);
     assert_eq!(
         cache.teachers().values().cloned().collect::<Vec<_>>(),
-        teachers()
+        tiny.teachers
     );
     assert!(cache.missing_parts().unwrap().is_empty());
     for part in 0..3 {
-        let samples: Vec<_> = places(part)
+        let samples: Vec<_> = tiny
+            .places(part)
             .into_iter()
             .map(|(id, view)| sample_row(id, view))
             .collect();
         assert_eq!(cache.samples(part).unwrap(), samples);
-        assert_eq!(cache.rejects(part).unwrap(), rejects(part));
-        for teacher in &teachers() {
+        assert_eq!(cache.rejects(part).unwrap(), tiny.rejects(part));
+        for teacher in &tiny.teachers {
             let features = cache.teacher_part(&teacher.id, part).unwrap();
-            let expected: Vec<_> = places(part)
+            let expected: Vec<_> = tiny
+                .places(part)
                 .into_iter()
                 .map(|(id, view)| teacher_row(id, view, teacher))
                 .collect();
@@ -62,17 +53,269 @@ fn what_is_written_is_read() {
 #[test]
 fn the_same_rows_give_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["one", "two"] {
-        testing::build(&dir.path().join(name));
-    }
-    let relative = |name: &str| -> Vec<(PathBuf, Vec<u8>)> {
+    let built = |name: &str| -> Vec<(PathBuf, Vec<u8>)> {
         let root = dir.path().join(name);
+        Tiny::usual().build(&root);
         files(&root)
             .into_iter()
             .map(|(path, bytes)| (path.strip_prefix(&root).unwrap().to_path_buf(), bytes))
             .collect()
     };
-    let one = relative("one");
-    assert_eq!(one.len(), 1 + 3 * 3 + 2 * (1 + 3 * 2));
-    assert!(one == relative("two"));
+    let one = built("one");
+    assert_eq!(
+        one.len(),
+        1 + 3 * 3 + 2 * (1 + 3 * 2),
+        "no other file is left"
+    );
+    assert!(one == built("two"));
+}
+
+/// The files are ordinary Parquet: the library's own Arrow reader, which shares nothing with ours, sees the same values.
+#[test]
+fn other_readers_see_the_same_values() {
+    let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+    tiny.build(dir.path());
+    let read = |path: &Path| -> RecordBatch {
+        let file = std::fs::File::open(path).unwrap();
+        let mut batches = ParquetRecordBatchReaderBuilder::try_new(file)
+            .unwrap()
+            .build()
+            .unwrap();
+        batches.next().unwrap().unwrap()
+    };
+    let samples = read(&layout::samples_file(dir.path(), 1));
+    let rows: Vec<_> = tiny
+        .places(1)
+        .into_iter()
+        .map(|(id, view)| sample_row(id, view))
+        .collect();
+    assert_eq!(samples.num_rows(), rows.len());
+    let column = |name: &str| samples.column_by_name(name).unwrap();
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!(
+            column("sample_id").as_primitive::<UInt64Type>().value(i),
+            row.sample_id
+        );
+        assert_eq!(
+            column("view").as_primitive::<UInt16Type>().value(i),
+            row.view.index
+        );
+        assert_eq!(column("key").as_string::<i32>().value(i), row.key);
+        assert_eq!(
+            column("content_hash").as_fixed_size_binary().value(i),
+            row.content_hash.0
+        );
+        let label = column("label").as_primitive::<Int32Type>();
+        assert_eq!(label.is_valid(i).then(|| label.value(i)), row.label);
+        let crop = row.view.crop;
+        for (name, value) in [
+            ("width", row.width),
+            ("height", row.height),
+            ("crop_x", crop.x),
+            ("crop_y", crop.y),
+            ("crop_w", crop.w),
+            ("crop_h", crop.h),
+        ] {
+            assert_eq!(
+                column(name).as_primitive::<UInt32Type>().value(i),
+                value,
+                "{name}"
+            );
+        }
+        assert_eq!(column("flip").as_boolean().value(i), row.view.flip);
+        assert!(column("image").is_null(i));
+        assert_eq!(
+            column("checksum").as_primitive::<UInt64Type>().value(i),
+            sample_checksum(row)
+        );
+    }
+    for teacher in &tiny.teachers {
+        let features = read(&layout::teacher_file(dir.path(), &teacher.id, 1));
+        let rows: Vec<_> = tiny
+            .places(1)
+            .into_iter()
+            .map(|(id, view)| teacher_row(id, view, teacher))
+            .collect();
+        assert_eq!(features.num_rows(), rows.len());
+        let column = |name: &str| features.column_by_name(name).unwrap();
+        for (i, row) in rows.iter().enumerate() {
+            assert_eq!(column("tokens").as_fixed_size_binary().value(i), row.tokens);
+            assert_eq!(column("cls").as_fixed_size_binary().value(i), row.cls);
+            assert_eq!(
+                column("cls_attn").as_fixed_size_binary().value(i),
+                row.cls_attn
+            );
+            assert_eq!(
+                column("checksum").as_primitive::<UInt64Type>().value(i),
+                teacher_checksum(row)
+            );
+        }
+    }
+}
+
+/// Rows of 8 MB, more of them than one row group holds, read from several threads at once.
+#[test]
+fn rows_of_megabytes_in_several_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut identity = identity();
+    identity.dataset.samples = 11;
+    identity.plan = Plan {
+        samples: 11,
+        part_samples: 11,
+    };
+    identity.views.views = 1;
+    let mut teacher = teacher("huge", Codec::F32);
+    (
+        teacher.grid,
+        teacher.patch_size,
+        teacher.input_size,
+        teacher.width,
+    ) = (32, 14, 448, 2048);
+    create_cache(dir.path(), &identity).unwrap();
+    add_teacher(dir.path(), &teacher).unwrap();
+    let mut writer = TeacherWriter::create(dir.path(), 0, &identity, &teacher).unwrap();
+    let mut expected = teacher_row(0, 0, &teacher);
+    assert_eq!(expected.tokens.len(), 8 << 20);
+    for id in 0..11 {
+        (
+            expected.sample_id,
+            expected.content_hash,
+            expected.tokens[77],
+        ) = (id, content_hash(id), id as u8);
+        writer.push(&expected).unwrap();
+    }
+    writer.finish().unwrap();
+    let features = Cache::open(dir.path())
+        .unwrap()
+        .teacher_part(&teacher.id, 0)
+        .unwrap();
+    assert_eq!((features.rows(), features.file().groups.len()), (11, 2));
+    std::thread::scope(|scope| {
+        for start in 0..3 {
+            let (features, mut expected) = (&features, expected.clone());
+            scope.spawn(move || {
+                for id in (start..11).step_by(3) {
+                    (
+                        expected.sample_id,
+                        expected.content_hash,
+                        expected.tokens[77],
+                    ) = (id, content_hash(id), id as u8);
+                    assert!(features.read_row(id as usize).unwrap() == expected);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_writer_that_is_dropped_leaves_nothing() {
+    let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+    create_cache(dir.path(), &tiny.identity).unwrap();
+    let before = files(dir.path());
+    let mut samples = SamplesWriter::create(dir.path(), 0, &tiny.identity).unwrap();
+    samples.push(&sample_row(0, 0)).unwrap();
+    let mut features =
+        TeacherWriter::create(dir.path(), 0, &tiny.identity, &tiny.teachers[0]).unwrap();
+    features
+        .push(&teacher_row(0, 0, &tiny.teachers[0]))
+        .unwrap();
+    assert_eq!(files(dir.path()).len(), before.len() + 2);
+    drop((samples, features));
+    assert_eq!(files(dir.path()), before);
+}
+
+#[test]
+fn a_part_without_rows_is_a_part() {
+    let (dir, mut tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+    tiny.rejected = vec![4, 5, 6, 7];
+    tiny.build(dir.path());
+    let cache = Cache::open(dir.path()).unwrap();
+    assert!(cache.samples(1).unwrap().is_empty());
+    assert_eq!(cache.rejects(1).unwrap().len(), 4);
+    assert_eq!(
+        cache
+            .teacher_part(&TeacherId::new("clip").unwrap(), 1)
+            .unwrap()
+            .rows(),
+        0
+    );
+    assert!(
+        crate::verify(dir.path(), &mut |_| {})
+            .unwrap()
+            .problems
+            .is_empty()
+    );
+}
+
+fn any_row() -> impl Strategy<Value = SampleRow> {
+    let numbers = (any::<u64>(), any::<[u32; 6]>(), any::<u16>(), any::<bool>());
+    let rest = (
+        ".{0,20}",
+        any::<[u8; 16]>(),
+        any::<Option<i32>>(),
+        proptest::option::of(proptest::collection::vec(any::<u8>(), 0..50)),
+    );
+    (numbers, rest).prop_map(
+        |((sample_id, [width, height, x, y, w, h], index, flip), (key, hash, label, image))| {
+            SampleRow {
+                sample_id,
+                view: View {
+                    index,
+                    crop: CropBox { x, y, w, h },
+                    flip,
+                },
+                key,
+                content_hash: ContentHash(hash),
+                label,
+                width,
+                height,
+                image,
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Any values, packed images and pages with many rows among them, past the rules that today's caches add.
+    #[test]
+    fn any_samples_rows_survive(rows in proptest::collection::vec(any_row(), 1..700)) {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = identity();
+        create_cache(dir.path(), &identity).unwrap();
+        let mut writer = SamplesWriter::create(dir.path(), 0, &identity).unwrap();
+        for chunk in rows.chunks(500) {
+            writer.rows = chunk.to_vec();
+            writer.flush().unwrap();
+        }
+        let file = writer.file.publish().unwrap();
+        let rejects = RejectsStamp { rows: 0, bytes: 0, sha256: String::new() };
+        let commit = SamplesCommit { format_version: 1, part: 0, cache: identity.fingerprint(), file, rejects };
+        let samples = crate::samples_file::SamplesFile::open(dir.path(), 0, &identity, &commit).unwrap();
+        prop_assert_eq!(samples.read_unchecked().unwrap(), rows);
+    }
+
+    #[test]
+    fn any_features_survive(seeds in proptest::collection::vec(any::<u64>(), 1..8), f16 in any::<bool>()) {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = identity();
+        let teacher = teacher("any", if f16 { Codec::F16 } else { Codec::F32 });
+        create_cache(dir.path(), &identity).unwrap();
+        add_teacher(dir.path(), &teacher).unwrap();
+        let mut writer = TeacherWriter::create(dir.path(), 0, &identity, &teacher).unwrap();
+        let mut rows = Vec::new();
+        for (place, seed) in seeds.iter().enumerate() {
+            let mut row = teacher_row(place as u64 / 2, place as u16 % 2, &teacher);
+            // Any bits but one: without the highest of the exponent, a value is finite.
+            for (i, byte) in row.tokens.iter_mut().chain(&mut row.cls_attn).enumerate() {
+                *byte = seed.rotate_left(i as u32 * 7) as u8 & !0x40;
+            }
+            writer.push(&row).unwrap();
+            rows.push(row);
+        }
+        writer.finish().unwrap();
+        let features = Cache::open(dir.path()).unwrap().teacher_part(&teacher.id, 0).unwrap();
+        prop_assert_eq!(features.iter().collect::<Result<Vec<_>>>().unwrap(), rows);
+    }
 }

@@ -1,0 +1,192 @@
+//! How fast a cache is written and read, for rows of a B/16 teacher: 196 tokens of 768 channels in f16, 0.3 MB each.
+//!
+//! ```text
+//! cargo run --release -p schemas --example cache_rate [FOLDER] [ROWS]
+//! ```
+//!
+//! Values are drawn from a Gaussian, which compresses about as little as real features do. All figures are for one thread and count
+//! the features' bytes before compression. Reading comes from the page cache: it is the program's cost, not the disk's.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use schemas::{
+    Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, FORMAT_VERSION, Pack, Plan,
+    TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher,
+    create_cache,
+};
+
+const TOKENS: usize = 196;
+const WIDTH: usize = 768;
+
+#[expect(clippy::print_stdout, reason = "an example is a program")]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let dir = args
+        .next()
+        .map_or_else(|| std::env::temp_dir().join("cache_rate"), PathBuf::from);
+    let rows: u64 = args.next().map_or(Ok(1024), |rows| rows.parse())?;
+    if dir.exists() {
+        return Err(format!("{} is in the way", dir.display()).into());
+    }
+
+    let (identity, teacher) = (identity(rows), teacher()?);
+    let mut seed = 1;
+    let values: Vec<Vec<f32>> = (0..32)
+        .map(|_| (0..TOKENS * WIDTH).map(|_| gaussian(&mut seed)).collect())
+        .collect();
+    let encoded: Vec<Vec<u8>> = values
+        .iter()
+        .map(|values| encode(values))
+        .collect::<Result<_, _>>()?;
+    let row_bytes = teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes();
+    let megabytes = rows as f64 * row_bytes as f64 / 1e6;
+
+    let mut out = Vec::new();
+    let started = Instant::now();
+    for i in 0..rows as usize {
+        out.clear();
+        Codec::F16.encode(&values[i % 32], &mut out)?;
+    }
+    println!(
+        "encode f16        {:7.0} MB/s",
+        megabytes / started.elapsed().as_secs_f64()
+    );
+    let mut floats = vec![0.0; TOKENS * WIDTH];
+    let started = Instant::now();
+    for i in 0..rows as usize {
+        Codec::F16.decode_into(&encoded[i % 32], &mut floats)?;
+    }
+    println!(
+        "decode f16        {:7.0} MB/s",
+        megabytes / started.elapsed().as_secs_f64()
+    );
+
+    create_cache(&dir, &identity)?;
+    add_teacher(&dir, &teacher)?;
+    let started = Instant::now();
+    let mut writer = TeacherWriter::create(&dir, 0, &identity, &teacher)?;
+    for sample_id in 0..rows {
+        let tokens = encoded[sample_id as usize % 32].clone();
+        let (cls, cls_attn) = (tokens[..2 * WIDTH].to_vec(), tokens[..2 * TOKENS].to_vec());
+        let content_hash = ContentHash::of(&sample_id.to_le_bytes());
+        writer.push(&TeacherRow {
+            sample_id,
+            view: 0,
+            content_hash,
+            tokens,
+            cls,
+            cls_attn,
+        })?;
+    }
+    let commit = writer.finish()?;
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "write             {:7.0} MB/s ({rows} rows, {:.1} % of their size)",
+        megabytes / seconds,
+        commit.file.bytes as f64 / megabytes / 1e4
+    );
+
+    let started = Instant::now();
+    let part = Cache::open(&dir)?.teacher_part(&teacher.id, 0)?;
+    println!(
+        "open a part       {:7.2} ms",
+        started.elapsed().as_secs_f64() * 1e3
+    );
+    let mut row = TeacherRow::default();
+    let started = Instant::now();
+    for i in 0..part.rows() {
+        part.read_row_into(i, &mut row)?;
+    }
+    println!(
+        "read in order     {:7.0} MB/s",
+        megabytes / started.elapsed().as_secs_f64()
+    );
+    let mut seed = 2;
+    let started = Instant::now();
+    for _ in 0..part.rows() {
+        part.read_row_into(next(&mut seed) as usize % part.rows(), &mut row)?;
+    }
+    println!(
+        "read a random row {:7.3} ms, {:.0} MB/s",
+        started.elapsed().as_secs_f64() * 1e3 / rows as f64,
+        megabytes / started.elapsed().as_secs_f64()
+    );
+    let started = Instant::now();
+    let report = schemas::verify(&dir, &mut |_| {})?;
+    println!(
+        "verify            {:7.0} MB/s ({} problems)",
+        megabytes / started.elapsed().as_secs_f64(),
+        report.problems.len()
+    );
+    std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+fn encode(values: &[f32]) -> schemas::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    Codec::F16.encode(values, &mut bytes).map(|()| bytes)
+}
+
+/// splitmix64.
+fn next(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+/// Box and Muller's.
+fn gaussian(seed: &mut u64) -> f32 {
+    let mut uniform = || (next(seed) >> 11) as f64 / (1u64 << 53) as f64;
+    ((-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32
+}
+
+fn identity(samples: u64) -> CacheIdentity {
+    CacheIdentity {
+        format_version: FORMAT_VERSION,
+        dataset: DatasetIdentity {
+            kind: "made-up".to_string(),
+            samples,
+            digest: "00".repeat(32),
+        },
+        image_code: "none".to_string(),
+        views: ViewIdentity {
+            policy: ViewPolicy::Center,
+            views: 1,
+            seed: 0,
+            filter: "bicubic".to_string(),
+        },
+        plan: Plan {
+            samples,
+            part_samples: samples,
+        },
+        pack: Pack::None,
+        label_names: Vec::new(),
+    }
+}
+
+fn teacher() -> schemas::Result<TeacherIdentity> {
+    Ok(TeacherIdentity {
+        format_version: FORMAT_VERSION,
+        id: TeacherId::new("gauss")?,
+        arch: "gauss".to_string(),
+        source: String::new(),
+        weights_sha256: "00".repeat(32),
+        layer: "last".to_string(),
+        activation: "gelu".to_string(),
+        norm_eps: 1e-6,
+        input_size: 224,
+        patch_size: 16,
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        grid: 14,
+        width: WIDTH as u32,
+        codec: Codec::F16,
+        precision: "f32".to_string(),
+        batch_size: 1,
+        device: "cpu".to_string(),
+        runtime: "none".to_string(),
+    })
+}
