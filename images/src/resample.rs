@@ -122,8 +122,9 @@ pub fn resample(
     })
 }
 
-/// Pillow 13's choice of order: columns first when the height loses pixels, and more than twice as many as the width. Up to version 12
-/// it was always rows first; where the order differs, so do a third of the bytes, by a few levels.
+/// Pillow 13's choice of order: columns first when the height loses pixels, and more than twice as many as the width.
+///
+/// Before Pillow 13 it was always rows first. Where the order differs, so does about a fifth of the bytes, by up to 10 levels on photos.
 fn columns_first(crop: CropBox, out_w: u32, out_h: u32) -> bool {
     let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
     lost(crop.h, out_h) > 0 && lost(crop.h, out_h) > 2 * lost(crop.w, out_w)

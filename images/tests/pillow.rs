@@ -21,7 +21,8 @@ fn golden() -> PathBuf {
 
 /// The rows of a table, without its header.
 fn table<const COLUMNS: usize>(name: &str) -> Vec<[String; COLUMNS]> {
-    let text = std::fs::read_to_string(golden().join(name)).unwrap();
+    let text = std::fs::read_to_string(golden().join(name))
+        .expect("the tables are part of the repository");
     let row = |line: &str| -> [String; COLUMNS] {
         let fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
         fields
@@ -32,7 +33,8 @@ fn table<const COLUMNS: usize>(name: &str) -> Vec<[String; COLUMNS]> {
 }
 
 fn file(name: &str) -> Vec<u8> {
-    std::fs::read(golden().join("files").join(name)).unwrap()
+    std::fs::read(golden().join("files").join(name))
+        .expect("a table lists only files that are there")
 }
 
 /// As the script writes it: the first 128 bits of the pixels' SHA-256.

@@ -96,7 +96,8 @@ impl Walk {
             let Some(file_type) = followed_type(&entry, is_image).map_err(io_error(&path))? else {
                 continue;
             };
-            if !file_type.is_dir() && !(file_type.is_file() && is_image) {
+            let wanted = file_type.is_dir() || (file_type.is_file() && is_image);
+            if !wanted {
                 continue;
             }
             let Some(name) = name.to_str() else {

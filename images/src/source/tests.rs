@@ -144,26 +144,16 @@ fn names_that_mean_nothing_are_refused() {
     }
 }
 
-/// The photos and tables that lie beside a developer's checkout, when they do.
+/// Any real collection, named by the environment variable `MR_MAE_TEST_SOURCE`, opens, and images spread over it decode.
 #[test]
-fn real_collections_open_and_decode() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
-    let mut found = 0;
-    for (name, samples) in [
-        ("imagenet-sample-500.tar", 500),
-        ("cifar10-test.parquet", 10_000),
-    ] {
-        if !data.join(name).exists() {
-            eprintln!("skipped: {name} is not here");
-            continue;
-        }
-        let source = open(data.join(name)).unwrap();
-        assert_eq!(source.len(), samples);
-        for i in (0..samples).step_by(samples / 20) {
-            crate::decode(&source.read(i).unwrap()).unwrap();
-            assert!(source.label(i).is_some());
-        }
-        found += 1;
+fn a_real_collection_opens_and_decodes() {
+    let Ok(spec) = std::env::var("MR_MAE_TEST_SOURCE") else {
+        eprintln!("skipped: MR_MAE_TEST_SOURCE names no image source");
+        return;
+    };
+    let source = ImageSource::open(&spec).unwrap();
+    for i in (0..source.len()).step_by(source.len().div_ceil(50)) {
+        let bytes = source.read(i).unwrap();
+        crate::decode(&bytes).unwrap_or_else(|e| panic!("{}: {e}", source.key(i)));
     }
-    eprintln!("{found} of 2 real collections tried");
 }
