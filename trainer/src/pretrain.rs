@@ -264,7 +264,10 @@ fn data_facts(
             format!("teacher.{}.weights_sha256", teacher.id),
             teacher.weights_sha256.clone(),
         );
-        facts.insert(format!("teacher.{}.features", teacher.id), teacher.origin());
+        facts.insert(
+            format!("teacher.{}.features", teacher.id),
+            teacher.origin.clone(),
+        );
     }
     facts
 }

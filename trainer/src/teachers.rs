@@ -29,6 +29,8 @@ pub struct RunTeacher {
     pub focuses: bool,
     /// SHA-256 of its weights.
     pub weights_sha256: String,
+    /// Where its features come from, for the run's record: the cache with its codec, or the network.
+    pub origin: String,
     /// What the loader brings for it.
     pub shape: TeacherShape,
     /// Its rows, unless it runs online.
@@ -103,6 +105,7 @@ pub fn open(
                 RunTeacher {
                     width: info.width,
                     weights_sha256: info.weights_sha256.clone(),
+                    origin: "online".to_owned(),
                     // Any teacher is given the pixels at which its grid is the student's.
                     shape: TeacherShape::Online {
                         input_size: recipe.grid() * info.patch_size,
@@ -129,6 +132,7 @@ pub fn open(
                 RunTeacher {
                     width: cached.width,
                     weights_sha256: cached.weights_sha256.clone(),
+                    origin: format!("cached as {}", cached.codec.name()),
                     shape: TeacherShape::Cached {
                         width: cached.width,
                         kind: rows.kind(),
@@ -155,16 +159,6 @@ pub fn open(
         teachers.push(teacher);
     }
     Ok(teachers)
-}
-
-impl RunTeacher {
-    /// Where its features come from, for the run's record.
-    pub fn origin(&self) -> String {
-        match &self.shape {
-            TeacherShape::Cached { kind, .. } => format!("cached {kind:?}").to_lowercase(),
-            TeacherShape::Online { input_size } => format!("online at {input_size}"),
-        }
-    }
 }
 
 /// The features of a batch, in the order of `teachers`.

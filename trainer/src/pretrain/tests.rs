@@ -156,10 +156,10 @@ fn the_number_of_loader_threads_changes_nothing() {
     let threads = args.iter().position(|arg| arg == "--threads").unwrap();
     args[threads + 1] = "1".to_owned();
     run(&args).unwrap();
-    assert!(
-        tensors(&two) == tensors(&world.path("one")),
-        "one thread and crops in memory, or two"
-    );
+    // Not the files' bytes: the model's header holds the recipe, in which the memory for crops differs.
+    let load = |run: &Path| checkpoint::load(&checkpoint::newest(run).unwrap().unwrap()).unwrap();
+    let (two, one) = (load(&two), load(&world.path("one")));
+    assert!(two.model == one.model && two.optimizer == one.optimizer);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn another_recipe_or_another_cache_is_refused_by_name() {
     world.build_cache();
     let message = format!("{:#}", error(&world, "run", &[]));
     assert!(
-        message.contains("teacher.clip.features = cached half, now it is cached float"),
+        message.contains("teacher.clip.features = cached as f16, now it is cached as f32"),
         "{message}"
     );
 }
