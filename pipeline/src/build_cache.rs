@@ -113,7 +113,12 @@ pub fn build_cache(
     let samples_left: u64 = work.iter().map(|w| build.samples_in(w.part)).sum();
     let total = build.identity.plan.samples;
     let mut progress = Progress::new(total, total - samples_left, build.identity.views.views);
-    let (ended, committed) = run_stages(&build, &cache, work, &timings, &mut progress)?;
+    let (ended, committed) = run_stages(&build, &cache, work, &timings, &mut progress)
+        .inspect_err(|_| {
+            tracing::warn!(
+                "stopped; finished parts are kept, and the same command goes on from there"
+            )
+        })?;
 
     if ended == Ended::Interrupted {
         drop(progress);

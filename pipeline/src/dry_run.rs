@@ -20,11 +20,17 @@ use crate::build_cache::worklist::{Outputs, PartWork};
 /// Rows that each lane computes for the estimate: seconds on a CPU, and more than one so that weights are reused as in a build.
 const PROBE_ROWS: usize = 4;
 
-/// What a samples row takes at most, in bytes, beside its key: numbers, hash and checksum, before compression.
-const SAMPLE_ROW_BYTES: u64 = 80;
+/// What a samples row takes at most, in bytes, beside its key: numbers, hash and checksum.
+const SAMPLE_ROW_BYTES: u64 = 100;
 
-/// What a feature row takes beside the features: sample, view, hash, checksum and its page's header and index.
-const FEATURE_ROW_OVERHEAD: u64 = 160;
+/// What a feature row takes beside the features: sample, view, hash, checksum, and headers and index entries of its pages.
+const FEATURE_ROW_OVERHEAD: u64 = 400;
+
+/// What a part's file and commit take beside rows and identity: schema, footer, digests.
+const FILE_OVERHEAD: u64 = 32 << 10;
+
+/// What a commit says of each channel: two sums in decimal digits.
+const CHANNEL_BYTES: u64 = 60;
 
 /// Prints the plan. Refuses what the build would refuse.
 pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
@@ -50,26 +56,31 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
         let range = plan.range(part);
         (range.end - range.start) * views
     };
-    let rows_missing = |lacks: &dyn Fn(&Outputs) -> bool| -> u64 {
-        work.iter()
-            .filter(|work| lacks(&work.missing))
-            .map(|work| rows_in(work.part))
-            .sum()
+    // Parts that lack something, and their rows.
+    let missing_of = |lacks: &dyn Fn(&Outputs) -> bool| -> (u64, u64) {
+        let parts = work.iter().filter(|work| lacks(&work.missing));
+        parts.fold((0, 0), |(parts, rows), work| {
+            (parts + 1, rows + rows_in(work.part))
+        })
     };
-    let key_bytes: u64 = (0..build.source.len())
+    let longest_key = (0..build.source.len())
         .map(|idx| build.source.key(idx).len() as u64)
-        .sum();
-    let samples_rows = rows_missing(&|lacks| lacks.samples);
-    let mut needed = samples_rows * (SAMPLE_ROW_BYTES + key_bytes / plan.samples.max(1));
+        .max();
+    // Every file repeats the cache's identity, class names included, as JSON within JSON or base64.
+    let file_bytes = FILE_OVERHEAD + 2 * serde_json::to_vec(&build.identity)?.len() as u64;
+
+    let (parts, rows) = missing_of(&|lacks| lacks.samples);
+    let mut needed = parts * file_bytes + rows * (SAMPLE_ROW_BYTES + longest_key.unwrap_or(0));
     writeln!(
         out,
-        "samples            {samples_rows} rows to write, at most {}",
+        "samples            {rows} rows to write, at most {}",
         DecimalBytes(needed)
     )?;
     let mut forward_rows = 0;
     for (teacher, _) in &build.teachers {
-        let rows = rows_missing(&|lacks| lacks.teachers.contains(&teacher.id));
-        let bytes = rows * row_bytes(teacher);
+        let (parts, rows) = missing_of(&|lacks| lacks.teachers.contains(&teacher.id));
+        let bytes = parts * (file_bytes + CHANNEL_BYTES * u64::from(teacher.width))
+            + rows * row_bytes(teacher);
         needed += bytes;
         forward_rows += rows;
         let TeacherIdentity {

@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use indicatif::DecimalBytes;
 use schemas::{
     Cache, CacheIdentity, ChannelSums, Codec, SampleRow, TeacherId, TeacherIdentity, TeacherRow,
+    ViewPolicy,
 };
 use serde::Serialize;
 
@@ -355,8 +356,11 @@ fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Result<()> {
     let views = &identity.views;
     writeln!(
         out,
-        "views       {} per image, {:?}, seed {}, {}",
-        views.views, views.policy, views.seed, views.filter
+        "views       {} per image, {}, seed {}, {}",
+        views.views,
+        policy(&views.policy),
+        views.seed,
+        views.filter
     )?;
     writeln!(
         out,
@@ -433,6 +437,22 @@ fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn policy(policy: &ViewPolicy) -> String {
+    match policy {
+        ViewPolicy::Rrc {
+            scale: [small, large],
+            ratio: [tall, wide],
+            flip,
+        } => {
+            format!(
+                "random resized crops of {small} to {large} of the area, {tall:.3} to {wide:.3} wide, flipped with probability {flip}"
+            )
+        }
+        ViewPolicy::Center => "the central square".to_owned(),
+        ViewPolicy::Full => "the whole image".to_owned(),
+    }
 }
 
 fn print_files(name: &str, files: &Files, parts: u32, out: &mut dyn Write) -> std::io::Result<()> {

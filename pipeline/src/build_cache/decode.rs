@@ -159,3 +159,49 @@ impl Decoder<'_> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "tests write throw-away files")]
+
+    use schemas::ViewPolicy;
+
+    use super::*;
+
+    /// A disk or network that fails must not turn a good image into a reject for ever.
+    #[test]
+    fn a_file_that_cannot_be_read_stops_the_build_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("class/photo.png");
+        std::fs::create_dir_all(dir.path().join("class")).unwrap();
+        std::fs::write(&path, "not an image").unwrap();
+        let source = ImageSource::open(dir.path().to_str().unwrap()).unwrap();
+        let views = ViewIdentity {
+            policy: ViewPolicy::Full,
+            views: 1,
+            seed: 0,
+            filter: "bicubic".into(),
+        };
+        let timings = Timings::default();
+        let decoder = Decoder {
+            source: &source,
+            views: &views,
+            timings: &timings,
+        };
+        let job = || Job {
+            seq: 0,
+            sample_id: 0,
+            known: None,
+            sizes: vec![8],
+        };
+        assert!(
+            matches!(decoder.run(job()), Ok(Decoded::Rejected(reject)) if reject.reason.starts_with("unknown-format: "))
+        );
+        std::fs::remove_file(&path).unwrap();
+        let error = format!("{:#}", decoder.run(job()).unwrap_err());
+        assert!(
+            error.contains("class/photo.png") && error.contains("cannot read"),
+            "{error}"
+        );
+    }
+}
