@@ -39,9 +39,9 @@ pub(crate) fn read_offset_index(bytes: &[u8]) -> Result<Vec<PageLocation>, Strin
         for _ in 0..count {
             let mut location = PageLocation::default();
             thrift.fields(|thrift, id, kind| match id {
-                1 => Some(location.offset = u64::try_from(thrift.integer(kind)?).ok()?),
-                2 => Some(location.size = u32::try_from(thrift.integer(kind)?).ok()?),
-                3 => Some(location.first_row = u64::try_from(thrift.integer(kind)?).ok()?),
+                1 => Some(location.offset = u64::try_from(thrift.integer(kind, I64)?).ok()?),
+                2 => Some(location.size = u32::try_from(thrift.integer(kind, I32)?).ok()?),
+                3 => Some(location.first_row = u64::try_from(thrift.integer(kind, I64)?).ok()?),
                 _ => thrift.skip(kind, 0),
             })?;
             locations.push(location);
@@ -82,13 +82,13 @@ impl<'a> Page<'a> {
             ..PageHeader::default()
         };
         let read = thrift.fields(|thrift, id, kind| match id {
-            1 => Some(header.kind = thrift.integer(kind)?),
-            2 => Some(header.uncompressed = thrift.integer(kind)?),
-            3 => Some(header.compressed = thrift.integer(kind)?),
+            1 => Some(header.kind = thrift.integer(kind, I32)?),
+            2 => Some(header.uncompressed = thrift.integer(kind, I32)?),
+            3 => Some(header.compressed = thrift.integer(kind, I32)?),
             5 if kind == STRUCT => {
                 let mut data = [-1; 4];
                 thrift.fields(|thrift, id, kind| match id {
-                    1..=4 => Some(data[id as usize - 1] = thrift.integer(kind)?),
+                    1..=4 => Some(data[id as usize - 1] = thrift.integer(kind, I32)?),
                     _ => thrift.skip(kind, 0),
                 })?;
                 Some(header.data = Some(data))
@@ -223,30 +223,36 @@ impl<'a> Values<'a> {
         let mut present = Vec::with_capacity(rows.min(MAX_PAGES));
         while present.len() < rows {
             let header = runs.varint()?;
-            let left = rows - present.len();
+            let (count, left) = (
+                usize::try_from(header >> 1)
+                    .ok()
+                    .filter(|&count| count > 0)?,
+                rows - present.len(),
+            );
             if header & 1 == 0 {
-                let count = usize::try_from(header >> 1)
-                    .ok()
-                    .filter(|&count| count > 0)?;
-                let value = runs.byte()?;
-                present.resize(present.len() + count.min(left), value == 1);
-            } else {
-                let groups = usize::try_from(header >> 1)
-                    .ok()
-                    .filter(|&groups| groups > 0)?;
-                for _ in 0..groups.min(left.div_ceil(8)) {
-                    let byte = runs.byte()?;
-                    let bits = (rows - present.len()).min(8);
-                    present.extend((0..bits).map(|bit| byte >> bit & 1 == 1));
-                }
+                let value = runs.byte().filter(|&value| value <= 1 && count <= left)?;
+                present.resize(present.len() + count, value == 1);
+                continue;
+            }
+            // Groups of eight, of which the last may be longer than needed.
+            for _ in 0..count {
+                let bits = (rows - present.len()).min(8);
+                let byte = runs
+                    .byte()
+                    .filter(|&byte| bits == 8 || (bits > 0 && byte >> bits == 0))?;
+                present.extend((0..bits).map(|bit| byte >> bit & 1 == 1));
             }
         }
-        Some(present)
+        (runs.at == runs.bytes.len()).then_some(present)
     }
 
-    /// Whether all values have been read.
+    /// Whether all values have been read. Bits that fill up the last byte have to be zero: no byte may change unnoticed.
     pub(crate) fn is_empty(&self) -> bool {
-        self.bytes.len() == usize::from(self.bit > 0)
+        match self.bytes {
+            [] => true,
+            [last] => self.bit > 0 && last >> self.bit == 0,
+            _ => false,
+        }
     }
 }
 
@@ -257,6 +263,9 @@ struct Compact<'a> {
 }
 
 // Types of the compact protocol.
+const I16: u8 = 4;
+const I32: u8 = 5;
+const I64: u8 = 6;
 const BINARY: u8 = 8;
 const LIST: u8 = 9;
 const STRUCT: u8 = 12;
@@ -283,9 +292,9 @@ impl Compact<'_> {
         None
     }
 
-    /// An i16, i32 or i64: zigzag varint.
-    fn integer(&mut self, kind: u8) -> Option<i64> {
-        if !(4..=6).contains(&kind) {
+    /// A number of the given type, as a zigzag varint; `kind` is what the field says it is.
+    fn integer(&mut self, kind: u8, expected: u8) -> Option<i64> {
+        if kind != expected {
             return None;
         }
         let value = self.varint()?;
@@ -315,7 +324,7 @@ impl Compact<'_> {
                 return Some(());
             }
             id = match header >> 4 {
-                0 => self.integer(6)?,
+                0 => self.integer(I16, I16)?,
                 delta => id + i64::from(delta),
             };
             // More fields than any Parquet structure has; the sum above cannot overflow then.
@@ -330,7 +339,7 @@ impl Compact<'_> {
         match kind {
             1 | 2 => Some(()),
             3 => self.byte().map(|_| ()),
-            4..=6 => self.varint().map(|_| ()),
+            I16 | I32 | I64 => self.varint().map(|_| ()),
             7 => self.advance(8),
             BINARY => {
                 let length = usize::try_from(self.varint()?).ok()?;

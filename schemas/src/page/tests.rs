@@ -114,21 +114,38 @@ fn values_end_where_the_bytes_end() {
         [true, false, true, false, false, false, false, false, true]
     );
     assert!(bits.is_empty());
+    let mut unused = Values::new(&[0b101]);
+    assert_eq!(
+        (unused.bool(), unused.is_empty()),
+        (Some(true), false),
+        "a bit beyond the last value is set"
+    );
 }
 
 #[test]
 fn levels_come_in_runs_and_in_groups() {
     // 3 ones as a run, then a group of eight of which 4 count.
-    let bytes = [4, 0, 0, 0, 3 << 1, 1, 0b11, 0b1010_0101];
-    let present = Values::new(&bytes).present(7).unwrap();
-    assert_eq!(present, [true, true, true, true, false, true, false]);
-    // A run that is longer than the page is cut; none at all is malformed.
+    let read = |bytes: &[u8], rows| Values::new(bytes).present(rows);
+    let present = [true, true, true, true, false, true, false];
     assert_eq!(
-        Values::new(&[3, 0, 0, 0, 0x80, 0x10, 1]).present(2),
-        Some(vec![true, true])
+        read(&[4, 0, 0, 0, 3 << 1, 1, 0b11, 0b0101], 7),
+        Some(present.to_vec())
     );
-    assert_eq!(Values::new(&[2, 0, 0, 0, 0, 1]).present(2), None);
-    assert_eq!(Values::new(&[9, 0, 0, 0, 4, 1]).present(2), None);
+    // Malformed: too long a run, none at all, a level of 2, unused bits that are set, an unneeded group, bytes left over.
+    for bytes in [
+        &[4 << 1, 1][..],
+        &[0, 1],
+        &[3 << 1, 2],
+        &[0b11, 0b1101],
+        &[0b101, 0b101, 0],
+        &[3 << 1, 1, 0],
+        &[3 << 1],
+    ] {
+        let mut page = vec![bytes.len() as u8, 0, 0, 0];
+        page.extend(bytes);
+        assert_eq!(read(&page, 3), None, "{bytes:?}");
+    }
+    assert_eq!(read(&[9, 0, 0, 0, 6, 1], 3), None, "longer than the page");
 }
 
 #[test]

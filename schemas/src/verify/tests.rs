@@ -131,7 +131,7 @@ fn any_flipped_byte_is_reported_by_file_and_row() {
     let dir = tempfile::tempdir().unwrap();
     Tiny::least().build(dir.path());
     let cache = Cache::open(dir.path()).unwrap();
-    let (mut flipped, mut in_rows) = (0, 0);
+    let (mut in_rows, mut without_effect) = (0, Vec::new());
     for (path, bytes) in files(dir.path()) {
         let places = if path.extension().is_some_and(|e| e == "parquet") {
             places(&cache, &path, bytes.len())
@@ -168,18 +168,17 @@ fn any_flipped_byte_is_reported_by_file_and_row() {
                 "{}",
                 context()
             );
-            flipped += 1;
             let first = &report.problems[0];
             match (place, row_of(first)) {
                 (Place::Row(row), Some(named)) => assert_eq!(named, *row, "{}", context()),
                 (Place::Rows(rows), Some(named)) => assert!(rows.contains(&named), "{}", context()),
-                // A byte of a page that its values do not depend on.
                 (Place::Row(_) | Place::Rows(_), None) => {
-                    assert!(matches!(first, Error::FileHash { .. }), "{}", context())
+                    assert!(matches!(first, Error::FileHash { .. }), "{}", context());
+                    without_effect.push((path.clone(), at));
                 }
                 (Place::File, named) => assert_eq!(named, None, "{}", context()),
             }
-            in_rows += usize::from(row_of(first).is_some());
+            in_rows += usize::from(!matches!(place, Place::File));
             match read_all(dir.path()) {
                 Err(error) => assert_eq!(error.to_string(), first.to_string()),
                 // Readers do not hash whole files; what they returned is what was written, by the rows' own checksums.
@@ -189,9 +188,10 @@ fn any_flipped_byte_is_reported_by_file_and_row() {
         overwrite(&path, &bytes);
     }
     assert!(check(dir.path()).problems.is_empty());
+    // What is left over: a flag of the zstd frame that its reader does not need.
     assert!(
-        flipped > 8_000 && in_rows > 1_200,
-        "{flipped} bytes flipped, {in_rows} named by row"
+        in_rows > 1_000 && without_effect.len() <= 2,
+        "{in_rows} bytes in rows; not named: {without_effect:?}"
     );
 }
 

@@ -276,7 +276,7 @@ fn any_row() -> impl Strategy<Value = SampleRow> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Any values, packed images and pages with many rows among them, past the rules that today's caches add.
     #[test]
