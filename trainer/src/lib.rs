@@ -1,7 +1,7 @@
 //! Stage two: trains the student from images and cached teacher features, and shows what it learned.
 //!
-//! [`run`] is the table of contents. [`mod@pretrain`] is the main job, one visible loop in one file; [`eval`] judges students and
-//! teachers; [`bench`] measures the parts of a step.
+//! [`run`] is the table of contents. [`pretrain`] is the main job, one visible loop in one file; [`eval`] judges students and
+//! teachers; [`mod@bench`] measures the parts of a step.
 //!
 //! ```text
 //! cache rows ─┐

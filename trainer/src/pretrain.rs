@@ -170,7 +170,7 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             loader.recycle(progress.settle(done)?);
         }
 
-        if (step + 1) % recipe.run.checkpoint_every == 0 || step + 1 == end {
+        if (step + 1).is_multiple_of(recipe.run.checkpoint_every) || step + 1 == end {
             if let Some(done) = in_flight.take() {
                 loader.recycle(progress.settle(done)?);
             }

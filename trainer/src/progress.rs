@@ -105,7 +105,7 @@ impl Progress {
                     .collect(),
             })?;
         }
-        if self.step % self.log_every == 0 || self.step == self.total_steps {
+        if self.step.is_multiple_of(self.log_every) || self.step == self.total_steps {
             self.log(done.lr)?;
         }
         ensure!(

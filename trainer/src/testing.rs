@@ -2,6 +2,8 @@
 //!
 //! Also compiled into `tests/cli.rs`, so it uses no item of this crate.
 
+#![allow(clippy::unwrap_used)] // Tests state what they expect by unwrapping.
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
 //! The built binary: its exit codes, its streams, and a real `kill -9` in the middle of training.
 #![allow(clippy::disallowed_methods)] // Files are damaged on purpose.
+#![allow(clippy::unwrap_used)] // Tests state what they expect by unwrapping.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -169,9 +170,9 @@ fn kill_minus_nine_loses_work_and_nothing_else() {
     let killed = world.pretrain_args("killed", &settings);
     let steps = || {
         let text = fs::read_to_string(world.path("killed/metrics.jsonl")).unwrap_or_default();
-        text.lines().last().and_then(|line| {
-            Some(serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64()?)
-        })
+        text.lines()
+            .last()
+            .and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64())
     };
     // Each time a few milliseconds after the run has come past a step.
     for (step, millis) in [(1, 0), (9, 3), (21, 7), (22, 11), (40, 2), (61, 5)] {

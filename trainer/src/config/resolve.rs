@@ -174,7 +174,7 @@ impl Recipe {
         let positive = "must be at least 1";
         let m = &self.model;
         require(
-            m.patch_size >= 1 && m.img_size >= 1 && m.img_size % m.patch_size == 0,
+            m.img_size >= 1 && m.img_size.is_multiple_of(m.patch_size),
             "model.img_size",
             m.img_size,
             "must be a positive multiple of model.patch_size",

@@ -21,13 +21,16 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> LoaderPlan {
     loader_plan(&recipe, &mut teachers, samples, source, order)
 }
 
+/// Samples and tensors of a batch, as bytes.
+type LoadedBatch = (Vec<(u64, u16)>, Vec<Vec<u8>>);
+
 /// Every tensor of every batch of `steps`, as bytes.
 fn load(
     plan: LoaderPlan,
     threads: usize,
     steps: std::ops::Range<u64>,
     recycle: bool,
-) -> Vec<(Vec<(u64, u16)>, Vec<Vec<u8>>)> {
+) -> Vec<LoadedBatch> {
     let n = steps.clone().count();
     let mut loader = Loader::start(Arc::new(plan), steps, threads, 2, Device::Cpu).unwrap();
     let bytes = |t: &Tensor| {
