@@ -2,3 +2,5 @@
 
 // The architecture's invariants that can be read off the tree: dependency directions, lints, unsafe code, recipes, golden files.
 mod repo;
+// The two programs together: a cache gives the losses that its teachers would give inside the loop, and damage is refused.
+mod cached_equals_online;

@@ -5,7 +5,15 @@ use std::path::{Path, PathBuf};
 
 use tests::root;
 
-const MEMBERS: [&str; 7] = ["schemas", "images", "torch-ext", "models", "pipeline", "trainer", "tests"];
+const MEMBERS: [&str; 7] = [
+    "schemas",
+    "images",
+    "torch-ext",
+    "models",
+    "pipeline",
+    "trainer",
+    "tests",
+];
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
@@ -30,7 +38,9 @@ fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            continue;
+        };
         for path in entries.map(|e| e.expect("readable entry").path()) {
             if path.is_dir() {
                 folders.push(path);
@@ -51,15 +61,31 @@ fn rooms_use_only_what_they_may() {
         ("images", &["schemas"]),
         ("torch-ext", &["tch", "torch-sys"]),
         ("models", &["tch", "torch-ext"]),
-        ("pipeline", &["schemas", "images", "models", "torch-ext", "tch"]),
-        ("trainer", &["schemas", "images", "models", "torch-ext", "tch"]),
+        (
+            "pipeline",
+            &["schemas", "images", "models", "torch-ext", "tch"],
+        ),
+        (
+            "trainer",
+            &["schemas", "images", "models", "torch-ext", "tch"],
+        ),
     ]);
-    let watched: BTreeSet<String> = MEMBERS.iter().map(|m| (*m).to_owned()).chain(["tch".into(), "torch-sys".into()]).collect();
+    let watched: BTreeSet<String> = MEMBERS
+        .iter()
+        .map(|m| (*m).to_owned())
+        .chain(["tch".into(), "torch-sys".into()])
+        .collect();
     for (room, may_use) in allowed {
         let manifest = read(root().join(room).join("Cargo.toml"));
-        let used: Vec<_> = section(&manifest, "dependencies").intersection(&watched).cloned().collect();
+        let used: Vec<_> = section(&manifest, "dependencies")
+            .intersection(&watched)
+            .cloned()
+            .collect();
         for name in used {
-            assert!(may_use.contains(&name.as_str()), "{room}/Cargo.toml depends on {name}, which ARCHITECTURE.md forbids");
+            assert!(
+                may_use.contains(&name.as_str()),
+                "{room}/Cargo.toml depends on {name}, which ARCHITECTURE.md forbids"
+            );
         }
     }
 }
@@ -69,7 +95,10 @@ fn every_member_opts_into_the_workspace_lints() {
     for member in MEMBERS {
         let manifest = read(root().join(member).join("Cargo.toml"));
         let opted_in = section(&manifest, "lints").contains("workspace");
-        assert!(opted_in || member == "torch-ext", "{member}/Cargo.toml: [lints] workspace = true is missing");
+        assert!(
+            opted_in || member == "torch-ext",
+            "{member}/Cargo.toml: [lints] workspace = true is missing"
+        );
     }
 }
 
@@ -84,7 +113,12 @@ fn unsafe_code_lives_in_torch_ext_alone() {
                 let found = ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code)"]
                     .iter()
                     .any(|word| code.contains(word) && !code.contains(&format!("\"{word}")));
-                assert!(!found || path.ends_with("repo.rs"), "{}:{}: unsafe code", path.display(), number + 1);
+                assert!(
+                    !found || path.ends_with("repo.rs"),
+                    "{}:{}: unsafe code",
+                    path.display(),
+                    number + 1
+                );
             }
         }
     }
@@ -96,7 +130,10 @@ fn libraries_do_not_read_the_environment() {
     for member in ["schemas", "images", "models", "pipeline", "trainer"] {
         for path in files(&root().join(member).join("src"), "rs") {
             let name = path.file_name().unwrap_or_default();
-            if name == "main.rs" || path.components().any(|c| c.as_os_str() == "tests") || name == "tests.rs" {
+            if name == "main.rs"
+                || path.components().any(|c| c.as_os_str() == "tests")
+                || name == "tests.rs"
+            {
                 continue;
             }
             let text = read(&path);
@@ -111,12 +148,20 @@ fn libraries_do_not_read_the_environment() {
 fn recipes_carry_a_header_and_parse() {
     for room in ["pipeline", "trainer"] {
         let recipes = files(&root().join(room).join("recipes"), "toml");
-        assert!(room != "trainer" || !recipes.is_empty(), "{room}/recipes holds no recipe");
+        assert!(
+            room != "trainer" || !recipes.is_empty(),
+            "{room}/recipes holds no recipe"
+        );
         for path in recipes {
             let text = read(&path);
-            assert!(text.starts_with('#'), "{}: a recipe starts with its command, cost and expected result", path.display());
+            assert!(
+                text.starts_with('#'),
+                "{}: a recipe starts with its command, cost and expected result",
+                path.display()
+            );
             if room == "trainer" {
-                trainer::config::Recipe::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+                trainer::config::Recipe::load(&path, &[])
+                    .unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
             }
         }
     }
@@ -129,15 +174,32 @@ fn golden_files_say_where_they_come_from() {
     for entry in std::fs::read_dir(&golden).expect("tests/golden") {
         let dir = entry.expect("readable entry").path();
         let readme = read(dir.join("README.md"));
-        let name = dir.file_name().expect("named").to_string_lossy().into_owned();
-        assert!(root().join(format!("scripts/golden/{name}.py")).exists(), "scripts/golden/{name}.py is missing");
-        assert!(readme.contains(&format!("scripts/golden/{name}.py")), "{}: its README names no script", dir.display());
-        assert!(readme.to_lowercase().contains("tolerance") || readme.contains("bit for bit"), "{name}: no tolerance stated");
+        let name = dir
+            .file_name()
+            .expect("named")
+            .to_string_lossy()
+            .into_owned();
+        assert!(
+            root().join(format!("scripts/golden/{name}.py")).exists(),
+            "scripts/golden/{name}.py is missing"
+        );
+        assert!(
+            readme.contains(&format!("scripts/golden/{name}.py")),
+            "{}: its README names no script",
+            dir.display()
+        );
+        assert!(
+            readme.to_lowercase().contains("tolerance") || readme.contains("bit for bit"),
+            "{name}: no tolerance stated"
+        );
     }
 }
 
 #[test]
 fn architecture_fits_in_one_sitting() {
     let lines = read(root().join("ARCHITECTURE.md")).lines().count();
-    assert!(lines <= 200, "ARCHITECTURE.md has {lines} lines; it is meant to be read whole");
+    assert!(
+        lines <= 200,
+        "ARCHITECTURE.md has {lines} lines; it is meant to be read whole"
+    );
 }

@@ -23,7 +23,11 @@ pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let distance = squares(&mut a.iter().zip(b).map(|(&x, &y)| f64::from(x) - f64::from(y)));
     let norm = squares(&mut b.iter().map(|&y| f64::from(y)));
-    if distance == 0.0 { 0.0 } else { distance / norm }
+    if distance == 0.0 {
+        0.0
+    } else {
+        distance / norm
+    }
 }
 
 /// Every file below `dir` with its bytes, sorted by path relative to `dir`.
@@ -34,7 +38,11 @@ pub fn tree(dir: &Path) -> Vec<(String, Vec<u8>)> {
             if path.is_dir() {
                 walk(base, &path, out);
             } else {
-                let name = path.strip_prefix(base).expect("below base").display().to_string();
+                let name = path
+                    .strip_prefix(base)
+                    .expect("below base")
+                    .display()
+                    .to_string();
                 out.push((name, std::fs::read(&path).expect("readable file")));
             }
         }
@@ -43,4 +51,44 @@ pub fn tree(dir: &Path) -> Vec<(String, Vec<u8>)> {
     walk(dir, dir, &mut out);
     out.sort();
     out
+}
+
+/// Writes `n` pictures of 96 x 80 pixels into class folders `a` and `b` below `dir`: coloured waves, each another.
+pub fn write_bmp_folders(dir: &Path, n: usize) {
+    for i in 0..n {
+        let folder = dir.join(if i % 2 == 0 { "a" } else { "b" });
+        std::fs::create_dir_all(&folder).expect("a folder for pictures");
+        let pixel = |x: usize, y: usize, c: usize| {
+            let phase = (x * (i + 3) + y * (2 * i + 5)) as f64 * 0.02 + c as f64 + i as f64;
+            (127.5 + 127.0 * phase.sin()) as u8
+        };
+        let picture = bmp(96, 80, pixel);
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "test pictures need no atomic publication"
+        )]
+        std::fs::write(folder.join(format!("{i:03}.bmp")), picture).expect("writable");
+    }
+}
+
+/// A 24-bit BMP file of `pixel(x, y, channel)`, channels in the order RGB.
+pub fn bmp(width: usize, height: usize, pixel: impl Fn(usize, usize, usize) -> u8) -> Vec<u8> {
+    let stride = (width * 3).next_multiple_of(4);
+    let (header, data) = (54, stride * height);
+    let mut file = Vec::with_capacity(header + data);
+    let u32s = |file: &mut Vec<u8>, values: &[usize]| {
+        values
+            .iter()
+            .for_each(|&v| file.extend((v as u32).to_le_bytes()))
+    };
+    file.extend(b"BM");
+    u32s(&mut file, &[header + data, 0, header, 40, width, height]);
+    file.extend([1, 0, 24, 0]);
+    u32s(&mut file, &[0, data, 2835, 2835, 0, 0]);
+    for y in (0..height).rev() {
+        let row = file.len();
+        (0..width).for_each(|x| file.extend([2, 1, 0].map(|c| pixel(x, y, c))));
+        file.resize(row + stride, 0);
+    }
+    file
 }

@@ -1,0 +1,51 @@
+"""The demo's closing table: what was cached, what was rejected and why, speed, losses, k-NN. Usage: demo_table.py OUT"""
+
+import collections
+import json
+import pathlib
+import sys
+
+
+def seconds(out, name):
+    """Wall time of a stage over all the runs of the demo it took; the demo writes a line `began ended` for each."""
+    lines = (out / f"{name}.times").read_text().splitlines()
+    return sum(float(ended) - float(began) for began, ended in map(str.split, lines))
+
+
+def last_losses(out, name):
+    """The last line of a run's metrics with the losses in it, unweighted."""
+    line = json.loads((out / name / "metrics.jsonl").read_text().splitlines()[-1])
+    return {key: value for key, value in line.items() if key == "rec" or key.startswith("mimic.")} or line
+
+
+def main():
+    out = pathlib.Path(sys.argv[1])
+    cache = json.loads((out / "inspect.json").read_text())
+    views = cache["identity"]["views"]["views"]
+    rows = cache["samples"]["rows"]
+    size = sum(path.stat().st_size for path in (out / "cache").rglob("*") if path.is_file())
+    reasons = collections.Counter()
+    for path in sorted((out / "cache" / "rejects").glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            # A reason begins with a word to count by.
+            reasons[json.loads(line)["reason"].split(":")[0]] += 1
+
+    print(f"cache         {rows} rows ({rows // views} pictures x {views} views), {len(cache['teachers'])} teachers, {size / 1e6:.1f} MB")
+    print(f"rejects       {sum(reasons.values())}" + "".join(f"\n              {n} x {why}" for why, n in reasons.most_common(5)))
+    took = seconds(out, "build-cache")
+    print(f"build-cache   {took:.0f} s, {rows / took:.0f} views/s through decoding, both teachers and the disk")
+    for name in ("mae", "mr-mae"):
+        losses = ", ".join(f"{key} {value:.4f}" for key, value in last_losses(out, name).items())
+        print(f"{name:<13} {seconds(out, name):.0f} s, last losses: {losses}")
+
+    results = {name: json.loads((out / "knn" / f"{name}.json").read_text()) for name in ("untrained", "mae", "mr-mae", "clip-tiny", "dino-tiny")}
+    first = next(iter(results.values()))
+    print(f"\n{first['k']}-NN on {first['test_images']} held-out pictures of {first['classes']} classes, {first['train_images']} vote")
+    print(f"{'top-1 by':<14}{'CLS':>9}{'mean of patches':>18}")
+    for name, result in results.items():
+        cls, mean = (100 * result["accuracy"][feature]["top1"] for feature in ("cls", "mean"))
+        print(f"{name:<14}{cls:>8.2f}%{mean:>17.2f}%")
+
+
+if __name__ == "__main__":
+    main()
