@@ -55,31 +55,43 @@ impl Codec {
     /// [`Error::Unstorable`] for the first value that is not finite or becomes infinite; `bytes` is then as before.
     pub fn encode(self, values: &[f32], bytes: &mut Vec<u8>) -> Result<()> {
         let before = bytes.len();
-        bytes.reserve(values.len() * self.bytes_per_value());
-        for (block, chunk) in values.chunks(BLOCK).enumerate() {
-            let bad = match self {
-                Codec::F32 => {
-                    bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-                    chunk.iter().position(|value| !value.is_finite())
+        bytes.resize(before + values.len() * self.bytes_per_value(), 0);
+        let blocks = bytes[before..].chunks_mut(BLOCK * self.bytes_per_value());
+        let bad = values
+            .chunks(BLOCK)
+            .zip(blocks)
+            .enumerate()
+            .find_map(|(i, (values, bytes))| {
+                self.encode_block(values, bytes);
+                self.first_non_finite(bytes)
+                    .map(|within| i * BLOCK + within)
+            });
+        let Some(position) = bad else { return Ok(()) };
+        bytes.truncate(before);
+        Err(Error::Unstorable {
+            codec: self,
+            position,
+            value: values[position],
+        })
+    }
+
+    /// Encodes up to [`BLOCK`] values into exactly their bytes.
+    fn encode_block(self, values: &[f32], bytes: &mut [u8]) {
+        match self {
+            Codec::F32 => {
+                for (word, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+                    *word = value.to_le_bytes();
                 }
-                Codec::F16 => {
-                    let mut halves = [f16::ZERO; BLOCK];
-                    let halves = &mut halves[..chunk.len()];
-                    halves.convert_from_f32_slice(chunk);
-                    bytes.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
-                    halves.iter().position(|half| !half.is_finite())
+            }
+            Codec::F16 => {
+                let mut halves = [f16::ZERO; BLOCK];
+                let halves = &mut halves[..values.len()];
+                halves.convert_from_f32_slice(values);
+                for (word, half) in bytes.as_chunks_mut().0.iter_mut().zip(halves) {
+                    *word = half.to_le_bytes();
                 }
-            };
-            if let Some(i) = bad {
-                bytes.truncate(before);
-                return Err(Error::Unstorable {
-                    codec: self,
-                    position: block * BLOCK + i,
-                    value: chunk[i],
-                });
             }
         }
-        Ok(())
     }
 
     /// Position of the first encoded value that is not finite. A whole number of values is looked at.
