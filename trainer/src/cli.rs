@@ -2,16 +2,33 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::precision::Precision;
 
 /// Pretrains an MR-MAE student from images and cached teacher features, and shows what it learned.
 #[derive(Debug, Parser)]
-#[command(name = "trainer", version, about)]
+#[command(
+    name = "trainer",
+    version,
+    about,
+    after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it."
+)]
 pub struct Cli {
+    /// How messages are written to stderr. Results always go to stdout.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// How messages are written to stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line, with the time.
+    Json,
 }
 
 /// The stages, one file each.

@@ -1,25 +1,36 @@
-//! The `trainer` program: parse, run, exit code.
+//! The program `trainer`: parse, run, exit status.
 
-use std::io::Write;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use trainer::cli::{Cli, LogFormat};
 
 fn main() -> ExitCode {
-    let cli = trainer::cli::Cli::parse();
-    // Results go to standard output, everything about their making to standard error. RUST_LOG chooses how much.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
-    match trainer::run(&cli, &mut std::io::stdout().lock()) {
+    let cli = Cli::parse();
+    init_logging(cli.log_format);
+    match trainer::run(&cli, &mut io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            let _ = writeln!(std::io::stderr(), "error: {e:#}");
-            ExitCode::from(trainer::exit_code(&e))
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(trainer::exit_code(&error))
         }
+    }
+}
+
+/// Messages go to stderr, from `info` up unless `RUST_LOG` says otherwise.
+fn init_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let messages = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false);
+    match format {
+        LogFormat::Text => messages
+            .without_time()
+            .with_ansi(io::stderr().is_terminal())
+            .init(),
+        LogFormat::Json => messages.json().flatten_event(true).init(),
     }
 }
