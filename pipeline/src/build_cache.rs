@@ -7,12 +7,12 @@
 //!        draw views, render                  (GPU: lane + workers)
 //! ```
 //!
-//! One thread, in [`flow`], gives out work and takes results; it puts them back into the plan's order before anything depends on
+//! One thread, in `flow`, gives out work and takes results; it puts them back into the plan's order before anything depends on
 //! order. So a batch holds the same rows, and a file the same bytes, whatever the threads did and however often the build was
 //! interrupted. What is in flight is bounded, and with it memory.
 //!
 //! A build can be killed at any moment. A part's files are independent of each other and become visible only when complete; the
-//! next run builds what is missing ([`worklist`]).
+//! next run builds what is missing (`worklist`).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -83,6 +83,8 @@ pub fn build_cache(
     // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
     let folder = &build.config.out;
     refuse_foreign(folder)?;
+    // Everything is compared before anything is written: a refused command must not leave half of what it asked for.
+    build.refuse_changes()?;
     schemas::create_cache(folder, &build.identity)?;
     let _lock = lock(folder)?;
     for (teacher, _) in &build.teachers {
@@ -95,12 +97,9 @@ pub fn build_cache(
     // ---- The plan: what is still missing -------------------------------------------------------------------------------------
     let work = build.worklist(&cache)?;
     if work.is_empty() {
-        writeln!(
-            out,
-            "{}: complete, nothing to do",
-            build.config.out.display()
-        )?;
-        return Ok(Summary::of_cache(&cache)?.status());
+        let summary = Summary::of_cache(&cache)?;
+        summary.print(format, out)?;
+        return Ok(summary.status());
     }
     tracing::info!(
         "{} of {} parts to build",
@@ -200,6 +199,16 @@ fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
 }
 
 impl Build {
+    /// Compares with the cache that is there, if there is one, and says whether there is.
+    pub(crate) fn refuse_changes(&self) -> schemas::Result<bool> {
+        let folder = &self.config.out;
+        let exists = schemas::check_cache(folder, &self.identity)?;
+        for (teacher, _) in self.teachers.iter().filter(|_| exists) {
+            schemas::check_teacher(folder, teacher)?;
+        }
+        Ok(exists)
+    }
+
     /// What the cache lacks.
     pub(crate) fn worklist(&self, cache: &Cache) -> schemas::Result<Vec<PartWork>> {
         let wanted: BTreeSet<TeacherId> = self

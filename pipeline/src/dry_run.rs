@@ -153,12 +153,7 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
 /// The parts that lack something, of the cache that is there or of an empty one.
 fn missing(build: &Build) -> anyhow::Result<Vec<PartWork>> {
     let out = &build.config.out;
-    let exists = schemas::check_cache(out, &build.identity)?;
-    for (teacher, _) in &build.teachers {
-        if exists {
-            schemas::check_teacher(out, teacher)?;
-        }
-    }
+    let exists = build.refuse_changes()?;
     if exists {
         return Ok(build.worklist(&Cache::open(out)?)?);
     }

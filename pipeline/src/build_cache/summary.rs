@@ -174,7 +174,12 @@ impl Summary {
         for (file, bytes) in &self.bytes {
             writeln!(out, "{file:<18} {}", DecimalBytes(*bytes))?;
         }
-        let Some(run) = &self.run else { return Ok(()) };
+        let Some(run) = &self.run else {
+            return writeln!(
+                out,
+                "this run           nothing to do: the cache is complete"
+            );
+        };
         let took = HumanDuration(Duration::from_secs_f64(run.seconds));
         writeln!(
             out,

@@ -203,6 +203,9 @@ fn what_would_change_the_bytes_is_refused_by_name() {
     }
     let error = |what: &str| format!("{:#}", world.build("cache", &[]).expect_err(what));
     write_teacher(&world.path("dino"), 8, 99);
+    // Nor is the new teacher of a refused command left behind, which would make the cache incomplete.
+    let another = format!("another={}", world.path("clip").display());
+    assert!(world.build("cache", &["--teacher", &another]).is_err());
     assert!(
         error("other weights").contains("weights_sha256"),
         "{}",
@@ -300,7 +303,7 @@ fn features_that_are_not_numbers_are_an_error_and_not_stored() {
     let world = World::new();
     let folder = world.path("dino");
     let weights = models::weights::Weights::read(&folder).unwrap();
-    let mut bias = weights
+    let bias = weights
         .get("encoder.layer.1.output.dense.bias")
         .unwrap()
         .copy();
