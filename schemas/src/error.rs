@@ -1,7 +1,7 @@
 //! Everything that can be wrong with a cache, one variant each.
 //!
 //! A variant says where (path, row, column or field), what was found, what was expected, and the next step. A reader and
-//! [`verify`](crate::verify) meet damage through the same code, so they say it in the same words.
+//! [`verify`](crate::verify()) meet damage through the same code, so they say it in the same words.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

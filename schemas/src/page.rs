@@ -26,7 +26,7 @@ const MAX_PAGES: usize = 1 << 24;
 pub(crate) fn read_offset_index(bytes: &[u8]) -> Result<Vec<PageLocation>, String> {
     let mut thrift = Compact { bytes, at: 0 };
     let mut locations = Vec::new();
-    thrift.fields(|thrift, id, kind| {
+    let read = thrift.fields(|thrift, id, kind| {
         if id != 1 {
             return thrift.skip(kind, 0);
         }
@@ -38,20 +38,22 @@ pub(crate) fn read_offset_index(bytes: &[u8]) -> Result<Vec<PageLocation>, Strin
         locations.reserve_exact(count);
         for _ in 0..count {
             let mut location = PageLocation::default();
-            thrift.fields(|thrift, id, kind| match id {
-                1 => Some(location.offset = u64::try_from(thrift.integer(kind, I64)?).ok()?),
-                2 => Some(location.size = u32::try_from(thrift.integer(kind, I32)?).ok()?),
-                3 => Some(location.first_row = u64::try_from(thrift.integer(kind, I64)?).ok()?),
-                _ => thrift.skip(kind, 0),
+            thrift.fields(|thrift, id, kind| {
+                match id {
+                    1 => location.offset = u64::try_from(thrift.integer(kind, I64)?).ok()?,
+                    2 => location.size = u32::try_from(thrift.integer(kind, I32)?).ok()?,
+                    3 => location.first_row = u64::try_from(thrift.integer(kind, I64)?).ok()?,
+                    _ => thrift.skip(kind, 0)?,
+                }
+                Some(())
             })?;
             locations.push(location);
         }
         Some(())
     });
-    if locations.is_empty() {
-        Err("the page index cannot be read".to_string())
-    } else {
-        Ok(locations)
+    match read {
+        Some(()) if !locations.is_empty() => Ok(locations),
+        _ => Err("the page index cannot be read".to_string()),
     }
 }
 
@@ -61,6 +63,7 @@ struct PageHeader {
     kind: i64,
     uncompressed: i64,
     compressed: i64,
+    /// Values, encoding of the values, of the definition levels, of the repetition levels.
     data: Option<[i64; 4]>,
 }
 
@@ -81,19 +84,15 @@ impl<'a> Page<'a> {
             kind: -1,
             ..PageHeader::default()
         };
-        let read = thrift.fields(|thrift, id, kind| match id {
-            1 => Some(header.kind = thrift.integer(kind, I32)?),
-            2 => Some(header.uncompressed = thrift.integer(kind, I32)?),
-            3 => Some(header.compressed = thrift.integer(kind, I32)?),
-            5 if kind == STRUCT => {
-                let mut data = [-1; 4];
-                thrift.fields(|thrift, id, kind| match id {
-                    1..=4 => Some(data[id as usize - 1] = thrift.integer(kind, I32)?),
-                    _ => thrift.skip(kind, 0),
-                })?;
-                Some(header.data = Some(data))
+        let read = thrift.fields(|thrift, id, kind| {
+            match id {
+                1 => header.kind = thrift.integer(kind, I32)?,
+                2 => header.uncompressed = thrift.integer(kind, I32)?,
+                3 => header.compressed = thrift.integer(kind, I32)?,
+                5 if kind == STRUCT => header.data = Some(thrift.data_page_header()?),
+                _ => thrift.skip(kind, 0)?,
             }
-            _ => thrift.skip(kind, 0),
+            Some(())
         });
         let body = &bytes[thrift.at.min(bytes.len())..];
         let sane =
@@ -333,6 +332,19 @@ impl Compact<'_> {
             }
             field(self, id, kind)?;
         }
+    }
+
+    /// `DataPageHeader` of parquet.thrift: its four numbers.
+    fn data_page_header(&mut self) -> Option<[i64; 4]> {
+        let mut data = [-1; 4];
+        self.fields(|thrift, id, kind| {
+            match id {
+                1..=4 => data[id as usize - 1] = thrift.integer(kind, I32)?,
+                _ => thrift.skip(kind, 0)?,
+            }
+            Some(())
+        })?;
+        Some(data)
     }
 
     fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {

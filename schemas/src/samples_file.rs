@@ -84,11 +84,8 @@ impl SamplesFile {
         Ok(samples)
     }
 
-    /// The rows of a group with their stored checksums; `None` where a value of the row could not be read, and why.
-    fn read_group(
-        &self,
-        group: &RowGroup,
-    ) -> Result<(Vec<Option<(SampleRow, u64)>>, Vec<(usize, Error)>)> {
+    /// Reads a row group, and what is wrong with it by row.
+    fn read_group(&self, group: &RowGroup) -> Result<(Vec<StoredRow>, Vec<RowError>)> {
         let mut columns = Columns {
             file: &self.file,
             group,
@@ -115,17 +112,23 @@ impl SamplesFile {
     }
 }
 
+/// A row with its stored checksum; `None` where one of its values could not be read.
+type StoredRow = Option<(SampleRow, u64)>;
+
+/// What is wrong with a row, and its number in the file.
+type RowError = (usize, Error);
+
 /// The columns of a row group, read one after another in the order of the file.
 struct Columns<'a> {
     file: &'a PartFile,
     group: &'a RowGroup,
     next: usize,
-    problems: Vec<(usize, Error)>,
+    problems: Vec<RowError>,
 }
 
 impl Columns<'_> {
-    /// The rows of the group with their stored checksums; `None` where a value of the row could not be read.
-    fn read(&mut self) -> Result<Vec<Option<(SampleRow, u64)>>> {
+    /// The rows of the group.
+    fn read(&mut self) -> Result<Vec<StoredRow>> {
         let mut sample_id = self.required(|values| values.u64())?;
         let mut view = self.required(|values| u16::try_from(values.u32()?).ok())?;
         let mut key = self.required(|values| {

@@ -123,7 +123,7 @@ impl SamplesWriter {
     /// [`Error::Coverage`] names the first sample that is not covered.
     pub fn finish(mut self, rejects: &[Reject]) -> Result<SamplesCommit> {
         let mut rejects = rejects.to_vec();
-        rejects.sort_by(|a, b| a.sample_id.cmp(&b.sample_id));
+        rejects.sort_by_key(|reject| reject.sample_id);
         let rejected: Vec<u64> = rejects.iter().map(|reject| reject.sample_id).collect();
         let range = self.identity.plan.range(self.part);
         check_coverage(
