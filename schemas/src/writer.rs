@@ -293,7 +293,7 @@ struct PartWriter {
 impl PartWriter {
     fn create(path: &Path, columns: &[Column], key_values: Vec<KeyValue>) -> Result<PartWriter> {
         let sink = HashingFile {
-            file: AtomicFile::create(path)?,
+            file: Some(AtomicFile::create(path)?),
             bytes: 0,
             hash: Sha256::new(),
             footer: None,
@@ -324,22 +324,26 @@ impl PartWriter {
     }
 
     fn publish(mut self) -> Result<FileStamp> {
-        let error = |e| Error::parquet("write", &self.path, e);
-        // All rows have to reach the sink before it is told that the footer begins.
-        self.writer
-            .flush()
-            .map_err(|e| Error::io("write", &self.path, e))?;
-        self.writer.inner_mut().begin_footer();
-        let sink = self.writer.into_inner().map_err(error)?;
-        let (footer_start, footer) = sink.footer.expect("begin_footer was called above");
+        let mut close = || {
+            // All rows have to reach the sink before it is told that the footer begins.
+            self.writer.flush()?;
+            self.writer.inner_mut().begin_footer();
+            self.writer.finish()
+        };
+        close().map_err(|e: ParquetError| Error::parquet("write", &self.path, e))?;
+        let sink = self.writer.inner_mut();
+        let (footer_start, footer) = sink.footer.take().expect("begin_footer was called above");
         let stamp = FileStamp {
             rows: self.rows,
             bytes: sink.bytes,
-            sha256: json::hex(&sink.hash.finalize()),
+            sha256: json::hex(&std::mem::take(&mut sink.hash).finalize()),
             footer_bytes: sink.bytes - footer_start,
             footer_sha256: json::hex(&footer.finalize()),
         };
-        sink.file.publish()?;
+        sink.file
+            .take()
+            .expect("only publishing takes it")
+            .publish()?;
         Ok(stamp)
     }
 }
@@ -347,7 +351,8 @@ impl PartWriter {
 /// Hashes what passes through: the commit record is of the bytes as they were meant, whatever the disk makes of them.
 #[derive(Debug)]
 struct HashingFile {
-    file: AtomicFile,
+    /// Taken when it is published: the Parquet writer gives its sink back only by a way on which errors lose their kind.
+    file: Option<AtomicFile>,
     bytes: u64,
     hash: Sha256,
     /// Where the footer begins, and the hash of it.
@@ -362,7 +367,8 @@ impl HashingFile {
 
 impl Write for HashingFile {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let count = self.file.write(bytes)?;
+        let closed = || std::io::Error::other("the file is published already");
+        let count = self.file.as_mut().ok_or_else(closed)?.write(bytes)?;
         self.bytes += count as u64;
         self.hash.update(&bytes[..count]);
         if let Some((_, hash)) = &mut self.footer {
@@ -372,7 +378,7 @@ impl Write for HashingFile {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
+        self.file.as_mut().map_or(Ok(()), |file| file.flush())
     }
 }
 

@@ -148,11 +148,8 @@ fn one_of_each() -> Vec<Error> {
     // The machine.
     let c = Spoiled::new();
     add(atomic::write(&c.samples().join("below a file"), b"x").unwrap_err());
-    add(Error::io(
-        "write",
-        &c.samples(),
-        std::io::ErrorKind::StorageFull.into(),
-    ));
+    let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    add(Error::parquet("write", &c.samples(), full.into()));
     add(atomic::AtomicDir::create(&c.path().join("samples")).unwrap_err());
 
     // Identity.
