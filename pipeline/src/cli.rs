@@ -72,7 +72,7 @@ pub struct BuildCacheArgs {
     /// What the teachers' matrix products are computed in [default: f32].
     #[arg(long, value_name = "f32|bf16")]
     pub precision: Option<String>,
-    /// Rows per forward pass [default: 16 on a CPU, 128 on a GPU].
+    /// Rows per forward pass [default: 8 on a CPU, 128 on a GPU].
     #[arg(long, value_name = "N")]
     pub batch_size: Option<u32>,
     /// Worker threads, for everything; the bytes written do not depend on it [default: one per core].
