@@ -336,6 +336,11 @@ fn row_groups(
     let mut first_row = 0usize;
     for (g, group) in metadata.row_groups().iter().enumerate() {
         let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
+        // Every row takes more than a byte, so this bounds what readers make room for.
+        first_row
+            .checked_add(rows)
+            .filter(|&rows| rows as u64 <= data_end)
+            .ok_or_else(|| format!("row group {g} has more rows than the file has bytes"))?;
         let mut chunks = Vec::new();
         for (column, chunk) in columns.iter().zip(group.columns()) {
             let place = || format!("row group {g}, column {}", column.name);
@@ -361,9 +366,7 @@ fn row_groups(
             rows,
             chunks,
         });
-        first_row = first_row
-            .checked_add(rows)
-            .ok_or("it has more rows than can be counted")?;
+        first_row += rows;
     }
     Ok(groups)
 }
@@ -395,4 +398,72 @@ fn check_pages(pages: &[PageLocation], rows: usize, data_end: u64) -> Result<(),
         next = Some((end, page.first_row));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::columns::samples_columns;
+    use crate::layout;
+    use crate::testing::Tiny;
+
+    fn location(offset: u64, size: u32, first_row: u64) -> PageLocation {
+        PageLocation {
+            offset,
+            size,
+            first_row,
+        }
+    }
+
+    #[test]
+    fn pages_must_follow_one_another_inside_the_data() {
+        let check = |pages: &[PageLocation]| check_pages(pages, 5, 100);
+        assert_eq!(check(&[location(4, 50, 0), location(54, 46, 3)]), Ok(()));
+        for bad in [
+            [location(4, 50, 0), location(54, 47, 3)],
+            [location(4, 50, 0), location(u64::MAX, 1, 3)],
+            [location(4, 50, 0), location(55, 10, 3)],
+            [location(4, 50, 0), location(54, 10, 0)],
+            [location(4, 50, 0), location(54, 10, 5)],
+            [location(4, 50, 0), location(54, 0, 3)],
+            [location(4, 50, 1), location(54, 10, 3)],
+        ] {
+            assert!(check(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// A footer may promise any number of rows; no reader may make room for them before it has seen bytes for them.
+    #[test]
+    fn a_footer_that_promises_endless_rows_is_refused() {
+        let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::least());
+        tiny.build(dir.path());
+        let bytes = std::fs::read(layout::samples_file(dir.path(), 0)).unwrap();
+        let length = u32::from_le_bytes(bytes[bytes.len() - 8..][..4].try_into().unwrap());
+        let metadata = parse_footer(&bytes[bytes.len() - 8 - length as usize..]).unwrap();
+        let promise = |rows: i64| {
+            let group = metadata
+                .row_group(0)
+                .clone()
+                .into_builder()
+                .set_num_rows(rows)
+                .build()
+                .unwrap();
+            let metadata = metadata
+                .clone()
+                .into_builder()
+                .set_row_groups(vec![group])
+                .build();
+            // The whole file stands in for the footer: what is asked for lies at its end.
+            row_groups(&metadata, &bytes[4..], 4, &samples_columns())
+        };
+        for rows in [i64::MAX, 1 << 40, 5] {
+            assert!(
+                promise(rows)
+                    .unwrap_err()
+                    .contains("more rows than the file has bytes"),
+                "{rows}"
+            );
+        }
+        assert!(promise(-1).is_err());
+    }
 }
