@@ -34,13 +34,14 @@ pub enum Problem {
     },
     /// The cache's crops were made by another decoder or resampler.
     #[error(
-        "the cache was built with image code {cached:?}, this program has {:?}: the student would see other pixels than the \
-         teacher did. Use the version that built the cache, or build it again",
-        images::IMAGE_CODE
+        "the cache was built with image code {cached:?}, this program has {ours:?}: the student would see other pixels than the \
+         teacher did. Use the version that built the cache, or build it again"
     )]
     ImageCode {
-        /// What the cache says.
+        /// What the cache says: its image code and filter.
         cached: String,
+        /// What this program would do.
+        ours: String,
     },
     /// A row's view is not the one its policy and seed draw, or its rows are not one per view.
     #[error(
@@ -107,7 +108,7 @@ pub enum Problem {
         found: String,
     },
     /// An image cannot be read or decoded although it could when the cache was built.
-    #[error("image {key} (part {part}, row {row}): {source}")]
+    #[error("image {key} (part {part}, row {row}): {cause}")]
     Image {
         /// The image.
         key: String,
@@ -116,6 +117,6 @@ pub enum Problem {
         /// Where its row is.
         row: usize,
         /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        cause: Box<dyn std::error::Error + Send + Sync>,
     },
 }

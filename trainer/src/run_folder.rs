@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use schemas::atomic;
 
+use crate::checkpoint;
 use crate::config::Recipe;
 
 #[cfg(test)]
@@ -29,8 +30,8 @@ pub struct RunFolder {
 impl RunFolder {
     /// Creates the folder and saves the recipe, or opens one that was created with the same recipe.
     ///
-    /// Refuses a folder with another recipe, naming the first setting that differs; one that is in use; and one that holds other
-    /// things.
+    /// Refuses a folder with checkpoints of another recipe, naming the first setting that differs; one that is in use; and one
+    /// that holds other things.
     pub fn open(path: &Path, recipe: &Recipe) -> anyhow::Result<RunFolder> {
         let saved = path.join(RECIPE);
         if !saved.exists() && path.exists() {
@@ -50,7 +51,8 @@ impl RunFolder {
         }
         fs::create_dir_all(path).with_context(|| format!("{path:?}: cannot be created"))?;
         let lock = lock(path)?;
-        if saved.exists() {
+        // Until there is a checkpoint nothing depends on the recipe: a first attempt that failed may be corrected.
+        if saved.exists() && checkpoint::newest(path)?.is_some() {
             let before = load_recipe(path)?;
             if let Some((field, old, new)) = before.first_difference(recipe) {
                 bail!(

@@ -61,6 +61,10 @@ pub(crate) struct World {
     pub(crate) views: u16,
     /// Images per part.
     pub(crate) part_samples: u64,
+    /// What the cache says made its pixels.
+    pub(crate) image_code: String,
+    /// The seed that its views are drawn with; it says 3.
+    pub(crate) view_seed: u64,
     /// How features are stored.
     pub(crate) codec: Codec,
 }
@@ -73,6 +77,8 @@ impl World {
             dir,
             views: 2,
             part_samples: 5,
+            image_code: IMAGE_CODE.to_owned(),
+            view_seed: 3,
             codec: Codec::F16,
         };
         write_images(&world.images_dir(), images, 1);
@@ -147,7 +153,7 @@ impl World {
         let identity = CacheIdentity {
             format_version: FORMAT_VERSION,
             dataset: source.identity(),
-            image_code: IMAGE_CODE.to_owned(),
+            image_code: self.image_code.clone(),
             views: ViewIdentity {
                 policy: ViewPolicy::rrc(),
                 views: self.views,
@@ -177,7 +183,7 @@ impl World {
                 for index in 0..self.views {
                     let view = draw_view(
                         &identity.views.policy,
-                        identity.views.seed,
+                        self.view_seed,
                         &content_hash,
                         index,
                         img.width,

@@ -13,7 +13,7 @@ use crate::schedule::{self, Schedule};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("{path:?}: cannot read the recipe: {source}")]
+    #[error("{path:?}: cannot read the recipe")]
     Read {
         /// The recipe file.
         path: PathBuf,
@@ -50,7 +50,7 @@ pub enum Error {
     },
     /// There is no such network.
     #[error("[model] {0}")]
-    Model(#[from] models::Error),
+    Model(models::Error),
 }
 
 impl Recipe {
@@ -179,7 +179,7 @@ impl Recipe {
             m.img_size,
             "must be a positive multiple of model.patch_size",
         )?;
-        self.mae_config().validate()?;
+        self.mae_config().validate().map_err(Error::Model)?;
 
         let mut teachers = self.mimic.teachers.clone();
         teachers.sort();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use images::{ImageSource, draw_view};
+use images::{Filter, ImageSource, draw_view};
 use rayon::prelude::*;
 use schemas::{Cache, ContentHash, SampleRow, TeacherId, View};
 use sha2::{Digest, Sha256};
@@ -93,10 +93,10 @@ pub fn join(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Samples, Problem> {
     let identity = cache.identity();
-    if identity.image_code != images::IMAGE_CODE {
-        return Err(Problem::ImageCode {
-            cached: identity.image_code.clone(),
-        });
+    let cached = format!("{}; {}", identity.image_code, identity.views.filter);
+    let ours = format!("{}; {}", images::IMAGE_CODE, Filter::Bicubic.name());
+    if cached != ours {
+        return Err(Problem::ImageCode { cached, ours });
     }
     let views = usize::from(identity.views.views);
     let parts = complete_parts(cache, teachers, config.allow_incomplete)?;

@@ -282,7 +282,7 @@ impl LoaderPlan {
             key,
             part: sample.part,
             row: sample.first_row + view,
-            source: e.into(),
+            cause: e.into(),
         }
     }
 }

@@ -308,6 +308,29 @@ fn a_damaged_row_is_refused_in_the_words_of_verify() {
 }
 
 #[test]
+fn a_cache_of_other_pixels_or_other_crops_is_refused() {
+    let mut world = World::new(8);
+    world.image_code = "pillow 13".to_owned();
+    world.build_cache();
+    let refused = error(&world, "pixels", &[]);
+    assert!(
+        format!("{refused:#}").contains("image code \"pillow 13; bicubic\""),
+        "{refused:#}"
+    );
+    assert_eq!(crate::exit_code(&refused), 1);
+
+    let mut world = World::new(8);
+    world.view_seed = 4;
+    world.build_cache();
+    let refused = error(&world, "crops", &[]);
+    let message = format!("{refused:#}");
+    assert!(
+        message.contains("part 0, row 0 (a/0000.png): the view is not the one"),
+        "{message}"
+    );
+}
+
+#[test]
 fn an_unfinished_cache_is_refused_unless_allowed() {
     let world = World::with_cache(14);
     fs::remove_file(layout::teacher_commit(

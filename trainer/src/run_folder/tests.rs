@@ -1,6 +1,7 @@
 #![allow(clippy::disallowed_methods)] // Foreign files are made by writing them.
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 
 fn recipe(settings: &[&str]) -> Recipe {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
@@ -21,13 +22,25 @@ fn the_same_recipe_opens_it_again_and_another_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("runs/a");
     drop(RunFolder::open(&run, &recipe(&[])).unwrap());
-    drop(RunFolder::open(&run, &recipe(&[])).unwrap());
     assert_eq!(load_recipe(&run).unwrap(), recipe(&[]));
+    // Nothing has been trained: the recipe may still be corrected.
+    drop(RunFolder::open(&run, &recipe(&["optim.weight_decay=0.2"])).unwrap());
+    drop(RunFolder::open(&run, &recipe(&[])).unwrap());
+
+    let state = checkpoint::State::new(1, 0, Default::default(), BTreeMap::new());
+    let checkpoint = Checkpoint {
+        state,
+        model: BTreeMap::new(),
+        optimizer: BTreeMap::new(),
+    };
+    checkpoint::save(&run, &checkpoint, "", 1).unwrap();
+    drop(RunFolder::open(&run, &recipe(&[])).unwrap());
     let refused = message(&run, &recipe(&["optim.weight_decay=0.1"]));
     assert!(
         refused.contains("optim.weight_decay = 0.05, now it is 0.1"),
         "{refused}"
     );
+    assert_eq!(load_recipe(&run).unwrap(), recipe(&[]));
     // What cannot change the result may change, and is saved.
     let faster = recipe(&["data.prefetch=8", "run.keep_checkpoints=5"]);
     drop(RunFolder::open(&run, &faster).unwrap());
