@@ -21,6 +21,7 @@ use tracing::info;
 
 use crate::cli::BenchArgs;
 use crate::config::Recipe;
+use crate::data::Problem;
 use crate::data::join;
 use crate::data::loader::Loader;
 use crate::data::order::Order;
@@ -80,7 +81,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut loader_images_per_s = None;
     let mut teachers = Vec::new();
     if let (Some(cache), Some(images)) = (&args.cache, &args.images) {
-        let cache = Arc::new(Cache::open(cache)?);
+        let cache = Arc::new(Cache::open(cache).map_err(Problem::from)?);
         teachers = teachers::open(&recipe, &cache, &[], device)?;
         info!("the loader alone");
         loader_images_per_s = Some(loader_speed(

@@ -32,6 +32,7 @@ use std::io::Write;
 
 use cli::{Cli, Command};
 use config::Recipe;
+use data::Problem;
 
 /// Does what the command line asks for. Results go to `out`, progress to `tracing`.
 pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -47,9 +48,13 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
 
 /// The program's exit code for an error: 1 when the data has problems, which the message names, 2 when it could not be done.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.chain().any(|cause| cause.is::<data::Problem>()) {
-        1
-    } else {
-        2
+    match error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<Problem>())
+    {
+        // A wrong path or a failing disk says nothing about the data.
+        None
+        | Some(Problem::Cache(schemas::Error::NotACache { .. } | schemas::Error::Io { .. })) => 2,
+        Some(_) => 1,
     }
 }

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::checkpoint::{self, Checkpoint};
 use crate::cli::PretrainArgs;
 use crate::config::Recipe;
+use crate::data::Problem;
 use crate::data::batch::BatchShape;
 use crate::data::join::{self, Samples};
 use crate::data::loader::{Loader, LoaderPlan};
@@ -43,7 +44,7 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
     info!("recipe\n{}", recipe.to_toml().trim());
 
     // ------------------------------------------------------------------ cache, teachers, images
-    let cache = Arc::new(Cache::open(&args.cache)?);
+    let cache = Arc::new(Cache::open(&args.cache).map_err(Problem::from)?);
     let mut teachers = teachers::open(&recipe, &cache, &args.online_teachers, device)?;
     let Some(images) = &args.images else {
         bail!(
@@ -84,8 +85,10 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
     let student = MrMae::new(&params.root(), &student_config(&recipe, &widths))?;
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     info!(
-        "{:.1} M parameters on {device:?} in {}, {} images in {} steps of {} x {} an epoch, {total_steps} steps, peak lr {:.3e}",
+        "{:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} images in {} steps of {} x {} an epoch, {total_steps} \
+         steps, peak lr {:.3e}",
         params.num_trainable() as f64 / 1e6,
+        torch_ext::num_threads(),
         recipe.run.precision,
         samples.len(),
         order.steps_per_epoch(),

@@ -77,6 +77,9 @@ fn help_names_every_command() {
 fn exit_codes_tell_data_from_everything_else() {
     let world = World::with_cache(8);
     // 2: could not do it.
+    let mut no_cache = world.pretrain_args("run", &[]);
+    let cache = no_cache.iter().position(|arg| arg == "--cache").unwrap();
+    no_cache[cache + 1] = world.images_dir().to_str().unwrap().to_owned();
     for (args, words) in [
         (strings(&["trainer", "pretrain"]), "--cache"),
         (
@@ -84,6 +87,7 @@ fn exit_codes_tell_data_from_everything_else() {
             "batchsize",
         ),
         (world.pretrain_args("run", &["--device", "tpu"]), "--device"),
+        (no_cache, "cache.json"),
     ] {
         let output = run(&args);
         assert_eq!(

@@ -93,7 +93,7 @@ impl Loader {
             .as_ref()
             .and_then(|batches| batches.recv().ok());
         self.waited += start.elapsed();
-        batch.unwrap_or_else(|| Err(anyhow::anyhow!("the loader has stopped: no step is left")))
+        batch.unwrap_or_else(|| Err(anyhow::anyhow!("the loader has ended: one of its threads has panicked (the message is above), or no step is left")))
     }
 
     /// Gives batches back to be filled again. The device must be past every copy from them.

@@ -9,7 +9,6 @@ use schemas::{Codec, TeacherId, layout};
 
 use super::*;
 use crate::cli::Cli;
-use crate::data::Problem;
 use crate::metrics::{self, Skipped};
 use crate::testing::World;
 
