@@ -178,11 +178,12 @@ pub fn read(run: &Path) -> anyhow::Result<Vec<Line>> {
     text.lines().enumerate().map(parse).collect()
 }
 
-/// Where the wall time goes.
+/// Where the wall time goes. Steps are read back late, so each brings the moment at which it was queued.
 #[derive(Debug)]
 pub struct Clock {
     started: Instant,
     line_started: Instant,
+    now: Instant,
     waited: Duration,
     images: u64,
     steps_since_start: u64,
@@ -195,27 +196,29 @@ impl Clock {
         Clock {
             started: now,
             line_started: now,
+            now,
             waited: Duration::ZERO,
             images: 0,
             steps_since_start: 0,
         }
     }
 
-    /// Counts a step of `images` images that waited this long for its data.
-    pub fn step(&mut self, images: usize, waited: Duration) {
+    /// Counts a step of `images` images that was queued at `queued`, after waiting this long for its data.
+    pub fn step(&mut self, images: usize, queued: Instant, waited: Duration) {
+        self.now = queued;
         self.steps_since_start += 1;
         self.images += images as u64;
         self.waited += waited;
     }
 
-    /// Images per second and share of waiting since the last call, and starts anew.
+    /// Images per second and share of waiting between the last call and the last step, and starts anew.
     pub fn lap(&mut self) -> (f64, f64) {
-        let seconds = self.line_started.elapsed().as_secs_f64().max(1e-9);
+        let seconds = (self.now - self.line_started).as_secs_f64().max(1e-9);
         let result = (
             self.images as f64 / seconds,
             (self.waited.as_secs_f64() / seconds).min(1.0),
         );
-        self.line_started = Instant::now();
+        self.line_started = self.now;
         self.images = 0;
         self.waited = Duration::ZERO;
         result
@@ -223,9 +226,7 @@ impl Clock {
 
     /// How long `steps` more take at this process's mean speed so far.
     pub fn eta(&self, steps: u64) -> Duration {
-        self.started
-            .elapsed()
-            .mul_f64(steps as f64 / self.steps_since_start.max(1) as f64)
+        (self.now - self.started).mul_f64(steps as f64 / self.steps_since_start.max(1) as f64)
     }
 }
 

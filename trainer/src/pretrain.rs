@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use images::ImageSource;
@@ -165,6 +166,7 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             lr,
             values,
             batches,
+            queued: Instant::now(),
             waited: loader.take_waited(),
         };
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use tch::Device;
@@ -26,7 +26,9 @@ pub struct InFlight {
     pub values: StepValues,
     /// What it was made of. The device may still be copying from it.
     pub batches: Vec<MimicBatch>,
-    /// How long it waited for them.
+    /// When it was queued.
+    pub queued: Instant,
+    /// How long it had waited for its batches.
     pub waited: Duration,
 }
 
@@ -83,7 +85,7 @@ impl Progress {
         self.step = done.step + 1;
         self.window.add(finite, &values);
         let images = done.batches.iter().map(|batch| batch.samples.len()).sum();
-        self.clock.step(images, done.waited);
+        self.clock.step(images, done.queued, done.waited);
         if finite {
             self.nonfinite_in_row = 0;
         } else {

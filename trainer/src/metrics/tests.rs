@@ -80,3 +80,17 @@ fn times_read_well() {
     assert_eq!(text(3660), "1h01m");
     assert_eq!(text(90_000), "1d01h");
 }
+
+/// Two steps of 64 images, a second apart, of which the second waited a quarter of its second.
+#[test]
+fn speed_is_measured_between_queued_steps() {
+    let mut clock = Clock::start();
+    let start = clock.started;
+    let second = Duration::from_secs(1);
+    clock.step(64, start + second, Duration::ZERO);
+    assert_eq!(clock.lap(), (64.0, 0.0));
+    clock.step(64, start + 2 * second, second / 4);
+    clock.step(64, start + 3 * second, second / 4);
+    assert_eq!(clock.lap(), (64.0, 0.25));
+    assert_eq!(clock.eta(10), 10 * second);
+}
