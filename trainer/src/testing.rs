@@ -65,6 +65,8 @@ pub(crate) struct World {
     pub(crate) image_code: String,
     /// The seed that its views are drawn with; it says 3.
     pub(crate) view_seed: u64,
+    /// Whether the features say that they are of other images.
+    pub(crate) foreign_features: bool,
     /// How features are stored.
     pub(crate) codec: Codec,
 }
@@ -79,6 +81,7 @@ impl World {
             part_samples: 5,
             image_code: IMAGE_CODE.to_owned(),
             view_seed: 3,
+            foreign_features: false,
             codec: Codec::F16,
         };
         write_images(&world.images_dir(), images, 1);
@@ -242,10 +245,15 @@ impl World {
                 .unwrap();
             bytes
         };
+        let foreign = ContentHash([7; 16]);
         TeacherRow {
             sample_id,
             view,
-            content_hash,
+            content_hash: if self.foreign_features {
+                foreign
+            } else {
+                content_hash
+            },
             tokens: encode(self.codec, &output.tokens),
             cls: encode(self.codec, &output.cls),
             cls_attn: encode(Codec::F16, &output.cls_attn),

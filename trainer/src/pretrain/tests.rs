@@ -330,6 +330,21 @@ fn a_cache_of_other_pixels_or_other_crops_is_refused() {
 }
 
 #[test]
+fn features_of_other_images_are_refused() {
+    let mut world = World::new(8);
+    world.foreign_features = true;
+    world.build_cache();
+    let refused = error(&world, "run", &[]);
+    let join = refused
+        .chain()
+        .find_map(|cause| match cause.downcast_ref() {
+            Some(Problem::Cache(schemas::Error::Join { column, .. })) => Some(column.clone()),
+            _ => None,
+        });
+    assert_eq!(join.as_deref(), Some("content_hash"), "{refused:#}");
+}
+
+#[test]
 fn an_unfinished_cache_is_refused_unless_allowed() {
     let world = World::with_cache(14);
     fs::remove_file(layout::teacher_commit(
