@@ -208,9 +208,9 @@ fn plain_mae_needs_no_teacher_rows() {
 
 /// The proof that the cache is right: twenty steps from an f32 cache and twenty with the teacher in the loop.
 ///
-/// The tolerance: features of one image differ by the last bits of an f32 (1e-7) with the size of the teacher's batch, and twenty
-/// updates carry that along; 1e-4 is a hundred times more than was seen, and any difference of crop, row, mask or
-/// normalisation is a hundred times larger than that.
+/// The tolerance: the teacher's kernels may round the last bit (1e-7) otherwise when its batch has another size, and twenty updates
+/// carry that along. Where these lines were written there was no difference at all; another crop, row, mask or
+/// normalisation changes the first loss by more than 1e-2.
 #[test]
 fn cached_equals_online() {
     let mut world = World::new(20);
@@ -232,16 +232,19 @@ fn cached_equals_online() {
         &[&settings[..], &["--online-teacher", &teacher]].concat(),
     ));
     assert_eq!((cached.len(), online.len()), (20, 20));
+    let mut largest = 0.0f64;
     for ((step, _, cached), (_, _, online)) in cached.iter().zip(&online) {
         for (name, value) in cached {
             let error = (value - online[name]).abs() / value.abs();
+            largest = largest.max(error);
             assert!(
-                error < 1e-4,
+                error < 1e-5,
                 "step {step}, {name}: cached {value}, online {}",
                 online[name]
             );
         }
     }
+    println!("largest relative difference between cached and online losses: {largest:.1e}");
     // It would show if the teacher were another one.
     assert!((cached[0].2["mimic.clip"] - cached[19].2["mimic.clip"]).abs() > 1e-2);
 }
