@@ -9,7 +9,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use images::ImageSource;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
@@ -19,7 +19,7 @@ use serde::Serialize;
 use tch::{Cuda, Device, Kind, Tensor};
 use tracing::info;
 
-use crate::cli::BenchArgs;
+use crate::cli::{BenchArgs, BenchPart};
 use crate::config::Recipe;
 use crate::data::Problem;
 use crate::data::join;
@@ -48,12 +48,19 @@ pub struct BenchResult {
     /// Images per step.
     pub batch_size: usize,
     /// The loader alone, with --cache.
-    pub loader_images_per_s: Option<f64>,
+    pub loader: Option<LoaderFigures>,
     /// Arithmetic of forward and backward for one image, in GFLOP.
     pub gflop_per_image: f64,
     /// The training step alone, per precision.
     pub steps: BTreeMap<String, StepFigures>,
-    /// The largest resident memory of the process so far, in bytes; with a GPU, its peak.
+}
+
+/// The loader with nothing taking time behind it.
+#[derive(Debug, Serialize)]
+pub struct LoaderFigures {
+    /// Over one epoch, its first batch left out.
+    pub images_per_s: f64,
+    /// The largest resident memory of the process so far, in bytes.
     pub peak_memory_bytes: u64,
 }
 
@@ -68,7 +75,7 @@ pub struct StepFigures {
     pub product_gflop_per_s: f64,
     /// Images per second if the whole step ran at the product's speed.
     pub floor_images_per_s: f64,
-    /// As in [`BenchResult::peak_memory_bytes`], after these steps.
+    /// The largest resident memory of the process so far, in bytes, whatever was measured before included; with a GPU, its peak.
     pub peak_memory_bytes: u64,
 }
 
@@ -78,20 +85,30 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
     let threads = args.device.loader_threads();
 
-    let mut loader_images_per_s = None;
+    let wanted = |part| args.only.is_empty() || args.only.contains(&part);
+    ensure!(
+        args.cache.is_some() || !args.only.contains(&BenchPart::Loader),
+        "--only loader needs --cache and --images: the loader is measured on them"
+    );
+    let mut loader = None;
     let mut teachers = Vec::new();
     if let (Some(cache), Some(images)) = (&args.cache, &args.images) {
         let cache = Arc::new(Cache::open(cache).map_err(Problem::from)?);
         teachers = teachers::open(&recipe, &cache, &[], device)?;
-        info!("the loader alone");
-        loader_images_per_s = Some(loader_speed(
-            &recipe,
-            &cache,
-            images,
-            &mut teachers,
-            threads,
-            device,
-        )?);
+        if wanted(BenchPart::Loader) {
+            info!("the loader alone");
+            loader = Some(LoaderFigures {
+                images_per_s: loader_speed(
+                    &recipe,
+                    &cache,
+                    images,
+                    &mut teachers,
+                    threads,
+                    device,
+                )?,
+                peak_memory_bytes: torch_ext::memory(Device::Cpu)?.peak,
+            });
+        }
     }
 
     let widths: BTreeMap<String, i64> = recipe
@@ -109,7 +126,13 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         .collect();
     let gflop_per_image = flop_per_image(&recipe, &widths) / 1e9;
     let mut steps = BTreeMap::new();
-    for precision in [Precision::Bf16, Precision::F32] {
+    for (part, precision) in [
+        (BenchPart::Bf16, Precision::Bf16),
+        (BenchPart::F32, Precision::F32),
+    ] {
+        if !wanted(part) {
+            continue;
+        }
         info!("steps in {precision}");
         let product_gflop_per_s = product_speed(precision, device);
         let mut speeds = step_speeds(&recipe, &widths, precision, args.steps, device)?;
@@ -128,10 +151,9 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         torch_threads: torch_ext::num_threads(),
         loader_threads: threads,
         batch_size: recipe.optim.batch_size,
-        loader_images_per_s,
+        loader,
         gflop_per_image,
         steps,
-        peak_memory_bytes: torch_ext::memory(device)?.peak,
     };
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&result)?)?;
@@ -154,10 +176,12 @@ fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()>
         out,
         "{device}, {torch_threads} libtorch threads, batch {batch_size}, {gflop_per_image:.1} GFLOP an image and step"
     )?;
-    if let Some(speed) = result.loader_images_per_s {
+    if let Some(loader) = &result.loader {
         writeln!(
             out,
-            "loader alone ({loader_threads} threads)  {speed:.1} img/s"
+            "loader alone ({loader_threads} threads)  {:.1} img/s   peak {:.2} GB",
+            loader.images_per_s,
+            loader.peak_memory_bytes as f64 / 1e9,
         )?;
     }
     for (precision, s) in &result.steps {

@@ -135,6 +135,17 @@ pub struct KnnArgs {
     pub device: DeviceArgs,
 }
 
+/// What `trainer bench` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchPart {
+    /// The loader, which needs --cache and --images.
+    Loader,
+    /// The training step in bf16.
+    Bf16,
+    /// The training step in f32.
+    F32,
+}
+
 /// `trainer bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
@@ -147,6 +158,9 @@ pub struct BenchArgs {
     /// The images of that cache.
     #[arg(long, value_name = "SRC", requires = "cache")]
     pub images: Option<String>,
+    /// Measure this alone, so that the process's peak memory is its own. May be given many times; everything without it.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub only: Vec<BenchPart>,
     /// Steps to time in each precision, after one that is not timed.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,

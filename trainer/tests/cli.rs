@@ -218,3 +218,40 @@ fn kill_minus_nine_loses_work_and_nothing_else() {
         stderr(&again)
     );
 }
+
+#[test]
+fn bench_measures_what_it_is_asked_for() {
+    let world = World::with_cache(8);
+    let pretrain = world.pretrain_args("unused", &[]);
+    let value = |name: &str| {
+        let at = pretrain.iter().position(|arg| arg == name).unwrap();
+        pretrain[at + 1].clone()
+    };
+    let bench = |rest: &[&str]| {
+        let mut args = strings(&["trainer", "bench", "--json", "--steps", "1", "--recipe"]);
+        args.push(value("--recipe"));
+        args.extend(strings(rest));
+        run(&args)
+    };
+    let json = |output: Output| -> serde_json::Value {
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+
+    let step = json(bench(&["--only", "f32"]));
+    let steps = step["steps"].as_object().unwrap();
+    assert_eq!(steps.keys().collect::<Vec<_>>(), ["f32"]);
+    assert!(steps["f32"]["images_per_s"].as_f64().unwrap() > 0.0);
+    assert!(step["loader"].is_null());
+
+    let (cache, images) = (value("--cache"), value("--images"));
+    let loader = json(bench(&[
+        "--only", "loader", "--cache", &cache, "--images", &images,
+    ]));
+    assert!(loader["steps"].as_object().unwrap().is_empty());
+    assert!(loader["loader"]["images_per_s"].as_f64().unwrap() > 0.0);
+
+    let without = bench(&["--only", "loader"]);
+    assert_eq!(without.status.code(), Some(2));
+    assert!(stderr(&without).contains("--cache"), "{}", stderr(&without));
+}
