@@ -38,8 +38,10 @@ def main():
         losses = ", ".join(f"{key} {value:.4f}" for key, value in last_losses(out, name).items())
         print(f"{name:<13} {seconds(out, name):.0f} s, last losses: {losses}")
 
-    results = {name: json.loads((out / "knn" / f"{name}.json").read_text()) for name in ("untrained", "mae", "mr-mae", "clip-tiny", "dino-tiny")}
-    first = next(iter(results.values()))
+    # In the order of the demo's --model options.
+    names = ("untrained", "mae", "mr-mae", "clip-tiny", "dino-tiny")
+    results = dict(zip(names, json.loads((out / "knn.json").read_text()), strict=True))
+    first = results["untrained"]
     print(f"\n{first['k']}-NN on {first['test_images']} held-out pictures of {first['classes']} classes, {first['train_images']} vote")
     print(f"{'top-1 by':<14}{'CLS':>9}{'mean of patches':>18}")
     for name, result in results.items():

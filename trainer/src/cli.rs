@@ -107,11 +107,14 @@ pub struct PretrainArgs {
 #[derive(Debug, Clone, Args)]
 pub struct KnnArgs {
     /// A run folder, a student's model.safetensors, a teacher's folder, or `pixels[:SIZE]` for the raw-pixel baseline.
-    #[arg(long, value_name = "RUN|FILE|TEACHER|pixels")]
-    pub model: String,
-    /// With a run folder or file: the same student as its seed made it, before any step.
-    #[arg(long)]
-    pub untrained: bool,
+    /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step. May be given many times: every image is
+    /// read and decoded once for all models.
+    #[arg(
+        long = "model",
+        value_name = "RUN|FILE|TEACHER|pixels",
+        required = true
+    )]
+    pub models: Vec<String>,
     /// Labelled images that vote.
     #[arg(long, value_name = "SRC")]
     pub train: String,
@@ -127,7 +130,7 @@ pub struct KnnArgs {
     /// What the network computes in: f32 or bf16.
     #[arg(long, default_value = "f32")]
     pub precision: Precision,
-    /// Print the result as JSON.
+    /// Print the results as JSON: a list, one for each model.
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

@@ -20,6 +20,8 @@ use knn::{Accuracy, Labelled};
 
 /// The result's name in a run folder.
 pub const KNN_FILE: &str = "eval/knn.json";
+/// The same for the student before its first step.
+pub const KNN_UNTRAINED_FILE: &str = "eval/knn-untrained.json";
 
 /// What `trainer knn` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,7 +47,11 @@ pub struct KnnResult {
 /// `trainer knn`: features of both sets, then the vote.
 pub fn run_knn(args: &KnnArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let device = torch_ext::resolve_device(&args.device.device)?;
-    let model = Model::load(&args.model, args.untrained, device)?;
+    let models = args
+        .models
+        .iter()
+        .map(|spec| Model::load(spec, device))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(args.device.loader_threads())
         .build()?;
@@ -55,15 +61,15 @@ pub fn run_knn(args: &KnnArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     );
     let classes = Classes::of(&[&train, &test])?;
     info!(
-        "{}: {} train and {} test images of {} classes",
-        model.describe(),
+        "{} models, {} train and {} test images of {} classes",
+        models.len(),
         train.len(),
         test.len(),
         classes.0.len()
     );
 
     let extract = |name: &str, source: &ImageSource| {
-        let images = features::extract(&model, source, args.batch_size, args.precision, &pool)?;
+        let images = features::extract(&models, source, args.batch_size, args.precision, &pool)?;
         if !images.skipped.is_empty() {
             warn!(
                 "{name}: {} images cannot be used, the first is {}",
@@ -79,75 +85,90 @@ pub fn run_knn(args: &KnnArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         classes.labels(&test, &test_images)?,
     );
 
-    let mut accuracy = BTreeMap::new();
-    for (kind, features) in &train_images.features {
-        let train = Labelled {
-            features: features.shallow_clone(),
-            labels: train_labels.clone(),
-        };
-        let test = Labelled {
-            features: test_images.features[kind].shallow_clone(),
-            labels: test_labels.clone(),
-        };
-        accuracy.insert(
-            kind.clone(),
-            knn::knn(&train, &test, args.k, classes.0.len())?,
-        );
-    }
-
     let seen: BTreeSet<_> = train_images.hashes.iter().collect();
-    let result = KnnResult {
-        model: model.describe(),
-        train_images: train_images.idxs.len(),
-        test_images: test_images.idxs.len(),
-        test_images_in_train: test_images
-            .hashes
-            .iter()
-            .filter(|hash| seen.contains(hash))
-            .count(),
-        skipped_images: train_images.skipped.len() + test_images.skipped.len(),
-        classes: classes.0.len(),
-        k: args.k,
-        accuracy,
-    };
-    if result.test_images_in_train > 0 {
+    let test_images_in_train = test_images
+        .hashes
+        .iter()
+        .filter(|hash| seen.contains(hash))
+        .count();
+    if test_images_in_train > 0 {
         warn!(
-            "{} test images are among the train images too; their votes say nothing",
-            result.test_images_in_train
+            "{test_images_in_train} test images are among the train images too; their votes say nothing"
         );
     }
-    let json = serde_json::to_string_pretty(&result)?;
-    if let Some(run) = model.run_folder() {
-        let name = if args.untrained {
-            "eval/knn-untrained.json"
-        } else {
-            KNN_FILE
+    let mut results = Vec::with_capacity(models.len());
+    for (i, model) in models.iter().enumerate() {
+        let mut accuracy = BTreeMap::new();
+        for (kind, features) in &train_images.features[i] {
+            let train = Labelled {
+                features: features.shallow_clone(),
+                labels: train_labels.clone(),
+            };
+            let test = Labelled {
+                features: test_images.features[i][kind].shallow_clone(),
+                labels: test_labels.clone(),
+            };
+            accuracy.insert(
+                kind.clone(),
+                knn::knn(&train, &test, args.k, classes.0.len())?,
+            );
+        }
+        let result = KnnResult {
+            model: model.describe(),
+            train_images: train_images.idxs.len(),
+            test_images: test_images.idxs.len(),
+            test_images_in_train,
+            skipped_images: train_images.skipped.len() + test_images.skipped.len(),
+            classes: classes.0.len(),
+            k: args.k,
+            accuracy,
         };
-        atomic::write(&run.join(name), json.as_bytes())?;
+        if let Some(run) = model.run_folder() {
+            let name = if model.untrained() {
+                KNN_UNTRAINED_FILE
+            } else {
+                KNN_FILE
+            };
+            let json = serde_json::to_string_pretty(&result)?;
+            atomic::write(&run.join(name), json.as_bytes())?;
+        }
+        results.push(result);
     }
     if args.json {
-        writeln!(out, "{json}")?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&results)?)?;
     } else {
-        write_table(&result, out)?;
+        write_table(&results, out)?;
     }
     Ok(())
 }
 
-fn write_table(result: &KnnResult, out: &mut dyn Write) -> std::io::Result<()> {
-    writeln!(out, "{}", result.model)?;
+/// One line a model and kind of feature, under what they share.
+fn write_table(results: &[KnnResult], out: &mut dyn Write) -> std::io::Result<()> {
+    let Some(first) = results.first() else {
+        return Ok(());
+    };
     writeln!(
         out,
         "{}-NN, {} train and {} test images, {} classes",
-        result.k, result.train_images, result.test_images, result.classes
+        first.k, first.train_images, first.test_images, first.classes
     )?;
-    writeln!(out, "{:<10} {:>8} {:>10}", "features", "top-1", "balanced")?;
-    for (kind, accuracy) in &result.accuracy {
-        writeln!(
-            out,
-            "{kind:<10} {:>7.2}% {:>9.2}%",
-            100.0 * accuracy.top1,
-            100.0 * accuracy.balanced
-        )?;
+    let width = results.iter().map(|r| r.model.chars().count()).max();
+    let width = width.unwrap_or(0).max("model".len());
+    writeln!(
+        out,
+        "{:<width$}  {:<8} {:>8} {:>10}",
+        "model", "features", "top-1", "balanced"
+    )?;
+    for result in results {
+        for (kind, accuracy) in &result.accuracy {
+            writeln!(
+                out,
+                "{:<width$}  {kind:<8} {:>7.2}% {:>9.2}%",
+                result.model,
+                100.0 * accuracy.top1,
+                100.0 * accuracy.balanced
+            )?;
+        }
     }
     Ok(())
 }

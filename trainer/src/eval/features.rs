@@ -1,6 +1,6 @@
 //! One vector per image from a student, a teacher, or the pixels themselves: the whole image seen at once, nothing masked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -33,6 +33,7 @@ pub struct Model {
     device: Device,
     description: String,
     run: Option<PathBuf>,
+    untrained: bool,
 }
 
 #[derive(Debug)]
@@ -42,11 +43,14 @@ enum Network {
     Pixels { size: u32 },
 }
 
+/// Per kind of feature `[N, D]`, f32, on the CPU.
+pub type ByKind = BTreeMap<String, Tensor>;
+
 /// Features of the images of a source that can be used.
 #[derive(Debug)]
 pub struct Images {
-    /// Per kind of feature `[N, D]`, f32, on the CPU.
-    pub features: BTreeMap<String, Tensor>,
+    /// Of each model, in the order in which the models were given.
+    pub features: Vec<ByKind>,
     /// Each one's place in the source.
     pub idxs: Vec<usize>,
     /// Each one's content.
@@ -58,11 +62,18 @@ pub struct Images {
 impl Model {
     /// A run folder (its newest whole checkpoint), a student's file, a teacher's folder or file, or `pixels[:SIZE]`.
     ///
-    /// With `untrained`, the student that the recipe's seed makes, whatever has been trained since.
-    pub fn load(spec: &str, untrained: bool, device: Device) -> anyhow::Result<Model> {
+    /// After `untrained:`, the student that the recipe's seed makes, whatever has been trained since.
+    pub fn load(spec: &str, device: Device) -> anyhow::Result<Model> {
+        let (spec, untrained) = match spec.strip_prefix("untrained:") {
+            Some(spec) => (spec, true),
+            None => (spec, false),
+        };
         let path = Path::new(spec);
         let (network, description) = if spec == "pixels" || spec.starts_with("pixels:") {
-            ensure!(!untrained, "--untrained goes with a student");
+            ensure!(
+                !untrained,
+                "--model untrained:{spec}: only a student can be untrained"
+            );
             pixels(spec)?
         } else if path.join(run_folder::RECIPE).is_file() {
             student_of_run(path, untrained, device)?
@@ -75,7 +86,7 @@ impl Model {
             );
             ensure!(
                 !untrained,
-                "--untrained goes with a student, and {spec} holds none"
+                "--model untrained:{spec}: only a student can be untrained, and this holds none"
             );
             let teacher = Teacher::load(path, device)?;
             let description = format!("teacher {spec} ({})", teacher.info().arch);
@@ -91,6 +102,7 @@ impl Model {
             device,
             description,
             run,
+            untrained,
         })
     }
 
@@ -104,6 +116,11 @@ impl Model {
         self.run.as_deref()
     }
 
+    /// Whether it is a student before its first step.
+    pub fn untrained(&self) -> bool {
+        self.untrained
+    }
+
     /// Side of its square input, in pixels.
     fn input_size(&self) -> u32 {
         match &self.network {
@@ -114,11 +131,7 @@ impl Model {
     }
 
     /// `pixels` `[N, S, S, 3]` u8 on the CPU → per kind of feature `[N, D]` f32 on the CPU.
-    fn features(
-        &self,
-        pixels: &Tensor,
-        precision: Precision,
-    ) -> anyhow::Result<BTreeMap<String, Tensor>> {
+    fn features(&self, pixels: &Tensor, precision: Precision) -> anyhow::Result<ByKind> {
         let _no_grad = tch::no_grad_guard();
         let pixels = to_device(pixels, self.device)?;
         let features = match &self.network {
@@ -250,23 +263,25 @@ fn student(
     })
 }
 
-/// Features of every image of `source` that can be read, through its central square. `pool` decodes one batch ahead.
+/// Features by each of `models` of every image of `source` that can be read, through its central square. `pool` decodes one
+/// batch ahead; an image is decoded once, whatever the number of models.
 pub fn extract(
-    model: &Model,
+    models: &[Model],
     source: &ImageSource,
     batch_size: u32,
     precision: Precision,
     pool: &rayon::ThreadPool,
 ) -> anyhow::Result<Images> {
-    let size = model.input_size();
+    let sizes: BTreeSet<u32> = models.iter().map(Model::input_size).collect();
     let (batches_tx, batches_rx) = crossbeam_channel::bounded(1);
     std::thread::scope(|scope| {
+        let sizes = &sizes;
         scope.spawn(move || {
             for start in (0..source.len()).step_by(batch_size as usize) {
                 let idxs = start..source.len().min(start + batch_size as usize);
                 let decoded: Vec<_> = pool.install(|| {
                     idxs.into_par_iter()
-                        .map(|i| (i, read_center(source, i, size)))
+                        .map(|i| (i, read_center(source, i, sizes)))
                         .collect()
                 });
                 if batches_tx.send(decoded).is_err() {
@@ -276,42 +291,39 @@ pub fn extract(
         });
 
         let mut images = Images {
-            features: BTreeMap::new(),
+            features: vec![],
             idxs: vec![],
             hashes: vec![],
             skipped: vec![],
         };
-        let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+        let mut parts: Vec<BTreeMap<String, Vec<Tensor>>> = Vec::new();
+        parts.resize_with(models.len(), BTreeMap::new);
         let mut done = 0;
         // By value: when this side fails, the channel closes and the decoder stops.
         for decoded in batches_rx {
             let before = done;
             done += decoded.len();
-            let mut pixels = Vec::with_capacity(decoded.len());
+            let mut rendered = Vec::with_capacity(decoded.len());
             for (i, result) in decoded {
                 match result {
-                    Ok((hash, img)) => {
+                    Ok((hash, imgs)) => {
                         images.idxs.push(i);
                         images.hashes.push(hash);
-                        pixels.push(img);
+                        rendered.push(imgs);
                     }
                     Err(e) => images.skipped.push(format!("{}: {e:#}", source.key(i))),
                 }
             }
-            if !pixels.is_empty() {
-                let side = i64::from(size);
-                let mut batch = Tensor::empty(
-                    [pixels.len() as i64, side, side, 3],
-                    (Kind::Uint8, Device::Cpu),
-                );
-                for (slot, img) in tensor_bytes_mut(&mut batch)?
-                    .chunks_exact_mut(pixels[0].data.len())
-                    .zip(&pixels)
-                {
-                    slot.copy_from_slice(&img.data);
-                }
-                for (kind, features) in model.features(&batch, precision)? {
-                    parts.entry(kind).or_default().push(features);
+            if !rendered.is_empty() {
+                let batches = sizes
+                    .iter()
+                    .map(|&size| Ok((size, batch_of(&rendered, size)?)))
+                    .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
+                for (model, parts) in models.iter().zip(&mut parts) {
+                    let features = model.features(&batches[&model.input_size()], precision)?;
+                    for (kind, features) in features {
+                        parts.entry(kind).or_default().push(features);
+                    }
                 }
             }
             if done * 10 / source.len() != before * 10 / source.len() {
@@ -328,22 +340,45 @@ pub fn extract(
                     .unwrap_or_default()
             );
         }
+        let whole = |(kind, parts): (String, Vec<Tensor>)| (kind, Tensor::cat(&parts, 0));
         images.features = parts
             .into_iter()
-            .map(|(kind, parts)| (kind, Tensor::cat(&parts, 0)))
+            .map(|parts| parts.into_iter().map(whole).collect())
             .collect();
         Ok(images)
     })
 }
 
+/// One image at every size that a model wants.
+type Rendered = BTreeMap<u32, RgbImage>;
+
+/// `[N, size, size, 3]` u8 on the CPU.
+fn batch_of(rendered: &[Rendered], size: u32) -> anyhow::Result<Tensor> {
+    let side = i64::from(size);
+    let shape = [rendered.len() as i64, side, side, 3];
+    let mut batch = Tensor::empty(shape, (Kind::Uint8, Device::Cpu));
+    let image_bytes = (3 * side * side) as usize;
+    for (slot, imgs) in tensor_bytes_mut(&mut batch)?
+        .chunks_exact_mut(image_bytes)
+        .zip(rendered)
+    {
+        slot.copy_from_slice(&imgs[&size].data);
+    }
+    Ok(batch)
+}
+
 fn read_center(
     source: &ImageSource,
     i: usize,
-    size: u32,
-) -> anyhow::Result<(ContentHash, RgbImage)> {
+    sizes: &BTreeSet<u32>,
+) -> anyhow::Result<(ContentHash, Rendered)> {
     let bytes = source.read(i)?;
     let hash = ContentHash::of(&bytes);
     let img = images::decode(&bytes)?;
     let view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
-    Ok((hash, images::render(&img, &view, size)?))
+    let rendered = sizes
+        .iter()
+        .map(|&size| Ok((size, images::render(&img, &view, size)?)))
+        .collect::<anyhow::Result<_>>()?;
+    Ok((hash, rendered))
 }

@@ -46,7 +46,13 @@ fn args(world: &World, model: &Path, more: &[&str]) -> Vec<String> {
 }
 
 fn knn_json(world: &World, model: &Path, more: &[&str]) -> KnnResult {
-    serde_json::from_str(&run(&args(world, model, &[more, &["--json"]].concat())).unwrap()).unwrap()
+    let mut results = parse(&run(&args(world, model, &[more, &["--json"]].concat())).unwrap());
+    assert_eq!(results.len(), 1);
+    results.remove(0)
+}
+
+fn parse(json: &str) -> Vec<KnnResult> {
+    serde_json::from_str(json).unwrap()
 }
 
 #[test]
@@ -111,31 +117,34 @@ fn students_teachers_and_pixels_are_judged_alike() {
 fn untrained_means_before_the_first_step() {
     let world = world();
     run(&world.pretrain_args("run", &["--set", "optim.lr=0.05"])).unwrap();
-    let features = |untrained: bool| {
-        let model = Model::load(
-            world.path("run").to_str().unwrap(),
-            untrained,
-            tch::Device::Cpu,
-        )
-        .unwrap();
+    let run_path = world.path("run");
+    let of_run = run_path.to_str().unwrap();
+    let untrained_spec = format!("untrained:{of_run}");
+    let features = |spec: &str| {
+        let models = [Model::load(spec, tch::Device::Cpu).unwrap()];
         let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(2)
             .build()
             .unwrap();
-        let images =
-            features::extract(&model, &source, 5, models::precision::Precision::F32, &pool)
-                .unwrap();
-        images.features["mean"].shallow_clone()
+        let images = features::extract(
+            &models,
+            &source,
+            5,
+            models::precision::Precision::F32,
+            &pool,
+        )
+        .unwrap();
+        images.features[0]["mean"].shallow_clone()
     };
-    let (trained, untrained) = (features(false), features(true));
+    let (trained, untrained) = (features(of_run), features(&untrained_spec));
     assert_ne!(trained, untrained);
-    assert_eq!(untrained, features(true));
+    assert_eq!(untrained, features(&untrained_spec));
     assert_eq!(trained.size(), [12, 32]);
-    let result = knn_json(&world, &world.path("run"), &["--untrained"]);
+    let result = knn_json(&world, Path::new(&untrained_spec), &[]);
     assert!(result.model.starts_with("untrained"), "{}", result.model);
     assert!(
-        world.path("run").join("eval/knn-untrained.json").exists()
+        world.path("run").join(KNN_UNTRAINED_FILE).exists()
             && !world.path("run").join(KNN_FILE).exists()
     );
 }
@@ -149,7 +158,7 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
     same[test + 1] = world.images_dir().to_str().unwrap().to_owned();
     let k = same.iter().position(|arg| arg == "--k").unwrap();
     same[k + 1] = "1".to_owned();
-    let result: KnnResult = serde_json::from_str(&run(&same).unwrap()).unwrap();
+    let result = &parse(&run(&same).unwrap())[0];
     assert_eq!(result.test_images_in_train, 12);
     assert_eq!(
         result.accuracy["pixels"].top1, 1.0,
@@ -174,7 +183,7 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
     only_b[test + 1] = world.path("only").to_str().unwrap().to_owned();
     let train = only_b.iter().position(|arg| arg == "--train").unwrap();
     only_b[train + 1] = world.path("test").to_str().unwrap().to_owned();
-    let result: KnnResult = serde_json::from_str(&run(&only_b).unwrap()).unwrap();
+    let result = &parse(&run(&only_b).unwrap())[0];
     assert_eq!((result.classes, result.test_images), (2, 6));
 }
 
@@ -184,7 +193,26 @@ fn what_cannot_be_judged_is_refused() {
     let message =
         |model: &Path, more: &[&str]| format!("{:#}", run(&args(&world, model, more)).unwrap_err());
     assert!(message(Path::new("nowhere"), &[]).contains("no such file or folder"));
-    assert!(message(Path::new("pixels"), &["--untrained"]).contains("goes with a student"));
-    assert!(message(&world.teacher_dir(), &["--untrained"]).contains("holds none"));
+    let teacher = format!("untrained:{}", world.teacher_dir().display());
+    for untrained in ["untrained:pixels", &teacher] {
+        assert!(message(Path::new(untrained), &[]).contains("only a student can be untrained"));
+    }
     assert!(message(Path::new("pixels:0"), &[]).contains("from 1 to 1024"));
+}
+
+/// Models of several input sizes share one pass over the images, and each gets what it gets alone.
+#[test]
+fn several_models_are_judged_as_each_alone() {
+    let world = world();
+    let teacher = world.teacher_dir();
+    let specs = ["pixels:16", teacher.to_str().unwrap(), "pixels:24"];
+    let more = ["--model", specs[1], "--model", specs[2], "--json"];
+    let together = parse(&run(&args(&world, Path::new(specs[0]), &more)).unwrap());
+    let alone: Vec<_> = specs
+        .iter()
+        .map(|spec| knn_json(&world, Path::new(spec), &[]))
+        .collect();
+    assert_eq!(together, alone);
+    let table = run(&args(&world, Path::new(specs[0]), &more[..4])).unwrap();
+    assert_eq!(table.lines().count(), 2 + 1 + 2 + 1, "{table}");
 }
