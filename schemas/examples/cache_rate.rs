@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use schemas::{
-    Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, FORMAT_VERSION, Pack, Plan,
-    TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher,
-    create_cache,
+    Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack,
+    Plan, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy,
+    add_teacher, create_cache,
 };
 
 const TOKENS: usize = 196;
@@ -46,13 +46,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let clock = Clock::start();
     for i in 0..rows as usize {
         out.clear();
-        Codec::F16.encode(&values[i % 32], &mut out)?;
+        Scalar::F16.encode(&values[i % 32], WIDTH, &mut out)?;
     }
     println!("encode f16         {}", clock.rate(megabytes));
     let mut floats = vec![0.0; TOKENS * WIDTH];
     let clock = Clock::start();
     for i in 0..rows as usize {
-        Codec::F16.decode_into(&encoded[i % 32], &mut floats)?;
+        Scalar::F16.decode_into(&encoded[i % 32], WIDTH, &mut floats)?;
     }
     println!("decode f16         {}", clock.rate(megabytes));
 
@@ -153,7 +153,9 @@ fn cpu_seconds() -> f64 {
 
 fn encode(values: &[f32]) -> schemas::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    Codec::F16.encode(values, &mut bytes).map(|()| bytes)
+    Scalar::F16
+        .encode(values, WIDTH, &mut bytes)
+        .map(|()| bytes)
 }
 
 /// splitmix64.

@@ -7,8 +7,8 @@ use crate::columns::samples_columns;
 use crate::commit::check_place;
 use crate::samples_file::SamplesFile;
 use crate::{
-    CacheIdentity, Error, Reject, Result, SampleRow, SamplesCommit, TeacherCommit, TeacherId,
-    TeacherIdentity, TeacherPart, atomic, json, layout, reject,
+    CacheIdentity, Error, Reject, Result, SampleRow, SamplesCommit, SamplesPart, TeacherCommit,
+    TeacherId, TeacherIdentity, TeacherPart, atomic, json, layout, reject,
 };
 
 /// Makes the cache's folder and writes `cache.json`; where there is one already, checks that it says the same. Any number of
@@ -171,12 +171,23 @@ impl Cache {
     /// # Errors
     /// The first damaged row; [`Error::NotBuilt`] if the part is not committed.
     pub fn samples(&self, part: u32) -> Result<Vec<SampleRow>> {
+        Ok(self.samples_part(part)?.rows().to_vec())
+    }
+
+    /// A samples file with its rows, each checked, open for its packed images.
+    ///
+    /// # Errors
+    /// As [`Self::samples`].
+    pub fn samples_part(&self, part: u32) -> Result<SamplesPart> {
         let commit = self.samples_commit(part)?;
-        let samples = SamplesFile::open(&self.dir, part, &self.identity, &commit)?
-            .read(part, &self.identity)?;
+        let file = SamplesFile::open(&self.dir, part, &self.identity, &commit)?;
+        let samples = file.read(part, &self.identity)?;
         match samples.problems.into_iter().next() {
             Some(problem) => Err(problem),
-            None => Ok(samples.rows.into_iter().flatten().collect()),
+            None => Ok(SamplesPart::new(
+                file,
+                samples.rows.into_iter().flatten().collect(),
+            )),
         }
     }
 

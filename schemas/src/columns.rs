@@ -53,7 +53,7 @@ pub(crate) struct Column {
 
 /// The columns of a samples file. Nothing is compressed: the rows are a thousandth of the features, and plain bytes let damage
 /// be told row by row.
-pub(crate) fn samples_columns() -> [Column; 14] {
+pub(crate) fn samples_columns() -> [Column; 15] {
     let column = |name, kind| Column {
         name,
         kind,
@@ -77,6 +77,10 @@ pub(crate) fn samples_columns() -> [Column; 14] {
         column("crop_w", Kind::Unsigned32(32)),
         column("crop_h", Kind::Unsigned32(32)),
         column("flip", Kind::Bool),
+        Column {
+            optional: true,
+            ..column("image_hash", Kind::Fixed(16))
+        },
         Column {
             optional: true,
             page_rows: 1,
@@ -255,7 +259,7 @@ pub(crate) fn sample_checksum(row: &SampleRow) -> u64 {
         hash.number(value.into());
     }
     hash.number(row.view.flip.into());
-    hash.optional(row.image.as_deref());
+    hash.optional(row.image_hash.as_ref().map(|hash| &hash.0[..]));
     hash.finish()
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheIdentity, Error, Result, TeacherId, TeacherIdentity, json, layout};
+use crate::{CacheIdentity, CodecError, Error, Result, TeacherId, TeacherIdentity, json, layout};
 
 /// What a commit record says about a Parquet file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,8 @@ pub struct TeacherCommit {
     pub file: FileStamp,
     /// Statistics of its tokens.
     pub channels: ChannelSums,
+    /// What a lossy codec lost, if the builder measured it.
+    pub codec_error: Option<CodecError>,
 }
 
 impl SamplesCommit {
@@ -134,6 +136,13 @@ impl TeacherCommit {
                 path,
                 detail: format!("its channel sums are not of {width} channels"),
             });
+        }
+        if let Some(detail) = commit
+            .codec_error
+            .as_ref()
+            .and_then(|error| error.problem(width))
+        {
+            return Err(Error::Record { path, detail });
         }
         Ok(Some(commit))
     }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::{Codec, TeacherId};
+use crate::TeacherId;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -355,12 +355,27 @@ pub enum Error {
         expected: String,
     },
 
+    /// The packed image of a row is not the one that its hash is of.
+    #[error("{path}, row {row}: the packed image has hash {found}, the row says {expected}: the file is damaged here; {}", restore(.path))]
+    ImageHash {
+        /// The samples file.
+        path: PathBuf,
+        /// The row.
+        row: usize,
+        /// Of the bytes.
+        found: String,
+        /// In the row.
+        expected: String,
+    },
+
     // ---- Values -----------------------------------------------------------------------------------------------------
     /// A value that the codec cannot hold: not finite, or too large for it.
-    #[error("value {value} at position {position} cannot be stored as {codec} ({}): look at the teacher's output, or choose another codec", .codec.range())]
+    #[error(
+        "value {value} at position {position} cannot be stored as {codec}, which holds finite values only (f16 up to 65504): look at the teacher's output, or choose another codec"
+    )]
     Unstorable {
         /// The codec.
-        codec: Codec,
+        codec: &'static str,
         /// Position in the slice that was to be encoded.
         position: usize,
         /// The value.
@@ -370,7 +385,7 @@ pub enum Error {
     #[error("{found} bytes of {codec} cannot hold exactly {expected} values")]
     CodecLength {
         /// The codec.
-        codec: Codec,
+        codec: &'static str,
         /// Bytes given.
         found: usize,
         /// Values expected.

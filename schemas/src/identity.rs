@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Codec, Error, Plan, Result, TeacherIdentity, json};
+use crate::{Codec, Error, Plan, Result, Scalar, TeacherIdentity, json};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -84,12 +84,23 @@ impl ViewPolicy {
     }
 }
 
-/// Whether samples files carry the images themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether samples files carry the images themselves: `"none"`, `"original"` or `{"jpeg": {...}}`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pack {
     /// They do not: the trainer reads the data set.
+    #[default]
     None,
+    /// The bytes of the image files as they are.
+    Original,
+    /// Upright RGB JPEGs, made from the images before anything else looked at them: teachers and student see their pixels, and
+    /// the crop boxes are in them.
+    Jpeg {
+        /// Images with a longer short side are scaled down to it, in pixels.
+        short_side: u32,
+        /// libjpeg's quality, 1 to 100.
+        quality: u8,
+    },
 }
 
 /// The most bytes a row's features may take. Parquet counts the bytes of a page in 31 bits.
@@ -152,6 +163,24 @@ impl CacheIdentity {
                 flip,
                 (0.0..=1.0).contains(&flip),
                 "a probability",
+            )?;
+        }
+        if let Pack::Jpeg {
+            short_side,
+            quality,
+        } = self.pack
+        {
+            rules.check(
+                "pack.jpeg.short_side",
+                short_side,
+                (1..=1 << 15).contains(&short_side),
+                "between 1 and 32768",
+            )?;
+            rules.check(
+                "pack.jpeg.quality",
+                quality,
+                (1..=100).contains(&quality),
+                "between 1 and 100",
             )?;
         }
         let Plan {
@@ -264,12 +293,22 @@ impl TeacherIdentity {
             "equal to grid * patch_size",
         )?;
         let values = u128::from(self.grid) * u128::from(self.grid) * u128::from(self.width);
-        let bytes = values * Codec::F32.bytes_per_value() as u128;
+        let bytes = values * Scalar::F32.bytes_per_value() as u128;
         rules.check(
             "width",
             self.width,
             bytes <= u128::from(MAX_ROW_BYTES),
             "small enough for a row below 1 GiB",
+        )?;
+        let Codec::I8(affine) = &self.codec else {
+            return Ok(());
+        };
+        let problem = affine.problem(self.width as usize);
+        rules.check(
+            "codec.i8",
+            problem.clone().unwrap_or_default(),
+            problem.is_none(),
+            &format!("parameters of {} channels", self.width),
         )
     }
 }

@@ -26,7 +26,7 @@ mod writer;
 pub use cache::{
     Cache, PartState, add_teacher, check_cache, check_teacher, create_cache, remove_stale,
 };
-pub use codec::Codec;
+pub use codec::{Affine, Calibrator, Codec, CodecError, FeatureCodec, Scalar};
 pub use commit::{ChannelSums, FileStamp, RejectsStamp, SamplesCommit, TeacherCommit};
 pub use error::{Error, Result};
 pub use identity::{
@@ -35,6 +35,7 @@ pub use identity::{
 pub use plan::Plan;
 pub use reader::TeacherPart;
 pub use sample::{ContentHash, CropBox, Reject, SampleRow, View};
+pub use samples_file::SamplesPart;
 pub use teacher::{TeacherId, TeacherIdentity, TeacherRow};
 pub use verify::{Progress, Report, verify};
 pub use writer::{SamplesWriter, TeacherWriter};

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::{
-    CacheIdentity, Codec, Error, Pack, Result, SampleRow, TeacherIdentity, TeacherRow, View,
+    CacheIdentity, ContentHash, Error, FeatureCodec, Pack, Result, SampleRow, Scalar,
+    TeacherIdentity, TeacherRow, View,
 };
 
 /// The rules of one part, and the place reached in it.
@@ -61,15 +62,31 @@ impl RowRules {
             || label.to_string(),
             &expected,
         )?;
-        let Pack::None = self.pack;
+        let packed = self.pack != Pack::None && row.view.index == 0;
         self.check(
-            "image",
-            row.image.is_none(),
-            || "there".to_string(),
-            "empty, since the cache packs no images",
+            "image_hash",
+            row.image_hash.is_some() == packed,
+            || if packed { "empty" } else { "there" }.to_string(),
+            if packed {
+                "there, since the cache packs images in the rows of view 0"
+            } else {
+                "empty, since only rows of view 0 carry images, and only where the cache packs them"
+            },
         )?;
         self.row += 1;
         Ok(())
+    }
+
+    /// Checks that a row and the image to be packed with it belong together.
+    pub(crate) fn check_image(&self, row: &SampleRow, image: Option<&[u8]>) -> Result<()> {
+        let found = image.map(ContentHash::of);
+        let show = |hash: Option<ContentHash>| hash.map_or("none".to_string(), |h| h.to_string());
+        self.check(
+            "image",
+            found == row.image_hash,
+            || format!("an image with hash {}", show(found)),
+            &format!("one with the row's image_hash, {}", show(row.image_hash)),
+        )
     }
 
     /// Checks the next row of a teacher's file.
@@ -79,16 +96,23 @@ impl RowRules {
         teacher: &TeacherIdentity,
     ) -> Result<()> {
         self.check_place(row.sample_id, row.view)?;
-        for (column, bytes, expected, codec) in [
-            ("tokens", &row.tokens, teacher.tokens_bytes(), teacher.codec),
-            ("cls", &row.cls, teacher.cls_bytes(), teacher.codec),
+        let cls = teacher.codec.cls();
+        let features: [(&str, &Vec<u8>, usize, &dyn FeatureCodec); 3] = [
+            (
+                "tokens",
+                &row.tokens,
+                teacher.tokens_bytes(),
+                teacher.codec.tokens(),
+            ),
+            ("cls", &row.cls, teacher.cls_bytes(), &cls),
             (
                 "cls_attn",
                 &row.cls_attn,
                 teacher.cls_attn_bytes(),
-                Codec::F16,
+                &Scalar::F16,
             ),
-        ] {
+        ];
+        for (column, bytes, expected, codec) in features {
             let found = bytes.len();
             self.check(
                 column,
@@ -96,7 +120,7 @@ impl RowRules {
                 || format!("{found} bytes"),
                 &format!("{expected} bytes"),
             )?;
-            let bad = codec.first_non_finite(bytes);
+            let bad = codec.first_bad(bytes, teacher.width as usize);
             self.check(
                 column,
                 bad.is_none(),

@@ -100,12 +100,12 @@ pub struct SampleRow {
     pub content_hash: ContentHash,
     /// Class, if the data set has classes; not negative.
     pub label: Option<i32>,
-    /// Width in pixels of the decoded, upright image.
+    /// Width in pixels of the decoded, upright image; of the packed one where images are packed.
     pub width: u32,
-    /// Height in pixels of the decoded, upright image.
+    /// Height in pixels, likewise.
     pub height: u32,
-    /// The image's bytes, in caches that pack them.
-    pub image: Option<Vec<u8>>,
+    /// Hash of the packed image's bytes, in caches that pack them: in the row of view 0.
+    pub image_hash: Option<ContentHash>,
 }
 
 /// An image that could not be used: one line of a rejects file.

@@ -16,6 +16,45 @@ pub(crate) struct SamplesFile {
     pub(crate) file: PartFile,
 }
 
+/// Position of the column `image`.
+const IMAGE: usize = 13;
+
+/// The samples of a part, read and checked, with its packed images at hand. `Send` and `Sync`.
+#[derive(Debug)]
+pub struct SamplesPart {
+    file: SamplesFile,
+    rows: Vec<SampleRow>,
+}
+
+impl SamplesPart {
+    pub(crate) fn new(file: SamplesFile, rows: Vec<SampleRow>) -> SamplesPart {
+        SamplesPart { file, rows }
+    }
+
+    /// The rows, sorted by (sample_id, view).
+    pub fn rows(&self) -> &[SampleRow] {
+        &self.rows
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.file.file.path
+    }
+
+    /// The image packed with a row, checked against its `image_hash`; `None` if the row has none.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRow`], [`Error::RowUnreadable`] and [`Error::ImageHash`].
+    pub fn read_image(&self, row: usize) -> Result<Option<Vec<u8>>> {
+        let sample = self.rows.get(row).ok_or_else(|| Error::NoSuchRow {
+            path: self.path().to_path_buf(),
+            row,
+            rows: self.rows.len(),
+        })?;
+        self.file.image(row, sample)
+    }
+}
+
 /// What reading a samples file gives: the sound rows, and what is wrong with the others.
 #[derive(Debug, Default)]
 pub(crate) struct Samples {
@@ -95,6 +134,57 @@ impl SamplesFile {
         Ok((columns.read()?, columns.problems))
     }
 
+    /// The image packed with row `i`, which is `row`; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::RowUnreadable`] for a damaged page, [`Error::ImageHash`] for an image that is not the row's.
+    pub(crate) fn image(&self, i: usize, row: &SampleRow) -> Result<Option<Vec<u8>>> {
+        let group = &self.file.groups[self
+            .file
+            .groups
+            .partition_point(|group| group.first_row <= i)
+            - 1];
+        let chunk = &group.chunks[IMAGE];
+        let (offset, length) = chunk.page(i - group.first_row);
+        let (mut bytes, mut body) = (vec![0; length], Vec::new());
+        self.file.read_at(offset, &mut bytes)?;
+        let unfit = || "its value does not fit in its page".to_string();
+        let read = Page::open(&bytes).and_then(|page| {
+            if page.rows != 1 {
+                return Err(format!("its page has {} rows instead of 1", page.rows));
+            }
+            page.decompress(chunk.compression, length, &mut body)?;
+            let mut values = Values::new(&body);
+            let present = values.present(1).ok_or_else(unfit)?[0];
+            let image = match present {
+                true => Some(values.bytes().ok_or_else(unfit)?.to_vec()),
+                false => None,
+            };
+            if values.is_empty() {
+                Ok(image)
+            } else {
+                Err("its page has bytes left over".to_string())
+            }
+        });
+        let image = read.map_err(|detail| Error::RowUnreadable {
+            path: self.file.path.clone(),
+            row: i,
+            column: samples_columns()[IMAGE].name.to_string(),
+            detail,
+        })?;
+        let found = image.as_deref().map(ContentHash::of);
+        if found == row.image_hash {
+            return Ok(image);
+        }
+        let show = |hash: Option<ContentHash>| hash.map_or("none".to_string(), |h| h.to_string());
+        Err(Error::ImageHash {
+            path: self.file.path.clone(),
+            row: i,
+            found: show(found),
+            expected: show(row.image_hash),
+        })
+    }
+
     /// The rows as they are stored, whatever they hold.
     #[cfg(test)]
     pub(crate) fn read_unchecked(&self) -> Result<Vec<SampleRow>> {
@@ -143,7 +233,9 @@ impl Columns<'_> {
             numbers.push(self.required(|values| values.u32())?);
         }
         let mut flip = self.required(|values| values.bool())?;
-        let mut image = self.optional(|values| values.bytes().map(<[u8]>::to_vec))?;
+        let mut image_hash = self.optional(|values| values.fixed().map(ContentHash))?;
+        // Images are read one by one, when they are wanted.
+        self.next += 1;
         let mut checksum = self.required(|values| values.u64())?;
         let mut row = |i: usize| {
             let [width, height, x, y, w, h] = std::array::from_fn(|n| numbers[n][i].take());
@@ -164,7 +256,7 @@ impl Columns<'_> {
                 label: label[i].take()?,
                 width: width?,
                 height: height?,
-                image: image[i].take()?,
+                image_hash: image_hash[i].take()?,
             };
             Some((row, checksum[i].take()?))
         };

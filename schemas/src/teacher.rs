@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Codec, ContentHash, Error, Result};
+use crate::{Codec, ContentHash, Error, FeatureCodec, Result, Scalar};
 
 /// A teacher's name in a cache: 1 to 64 of `a-z 0-9 . _ -`, a letter or digit first. It is a folder name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,17 +101,48 @@ impl TeacherIdentity {
 
     /// Bytes of a row's `tokens`: `[L, D]` values of [`Self::codec`].
     pub fn tokens_bytes(&self) -> usize {
-        self.n_tokens() * self.cls_bytes()
+        self.codec
+            .tokens()
+            .bytes(self.n_tokens(), self.width as usize)
     }
 
-    /// Bytes of a row's `cls`: `[D]` values of [`Self::codec`].
+    /// Bytes of a row's `cls`: `[D]` values of [`Codec::cls`].
     pub fn cls_bytes(&self) -> usize {
-        self.width as usize * self.codec.bytes_per_value()
+        self.width as usize * self.codec.cls().bytes_per_value()
     }
 
     /// Bytes of a row's `cls_attn`: `[L]` values, always f16.
     pub fn cls_attn_bytes(&self) -> usize {
-        self.n_tokens() * Codec::F16.bytes_per_value()
+        self.n_tokens() * Scalar::F16.bytes_per_value()
+    }
+
+    /// Replaces `values` by a row's decoded `tokens`, `[L, D]`.
+    ///
+    /// # Errors
+    /// [`Error::CodecLength`] if the bytes are not those of a row.
+    pub fn decode_tokens(&self, bytes: &[u8], values: &mut Vec<f32>) -> Result<()> {
+        let width = self.width as usize;
+        values.resize(self.n_tokens() * width, 0.0);
+        self.codec.tokens().decode_into(bytes, width, values)
+    }
+
+    /// Replaces `values` by a row's decoded `cls`, `[D]`.
+    ///
+    /// # Errors
+    /// As [`Self::decode_tokens`].
+    pub fn decode_cls(&self, bytes: &[u8], values: &mut Vec<f32>) -> Result<()> {
+        let width = self.width as usize;
+        values.resize(width, 0.0);
+        self.codec.cls().decode_into(bytes, width, values)
+    }
+
+    /// Replaces `values` by a row's decoded `cls_attn`, `[L]`.
+    ///
+    /// # Errors
+    /// As [`Self::decode_tokens`].
+    pub fn decode_cls_attn(&self, bytes: &[u8], values: &mut Vec<f32>) -> Result<()> {
+        values.resize(self.n_tokens(), 0.0);
+        Scalar::F16.decode_into(bytes, 1, values)
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::{
-    CacheIdentity, Codec, ContentHash, CropBox, DatasetIdentity, FORMAT_VERSION, Pack, Plan,
-    Reject, SampleRow, SamplesWriter, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, View,
-    ViewIdentity, ViewPolicy, add_teacher, create_cache,
+    Affine, CacheIdentity, Codec, ContentHash, CropBox, DatasetIdentity, FORMAT_VERSION,
+    FeatureCodec, Pack, Plan, Reject, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity,
+    TeacherRow, TeacherWriter, View, ViewIdentity, ViewPolicy, add_teacher, create_cache,
 };
 
 pub(crate) fn identity() -> CacheIdentity {
@@ -31,6 +31,16 @@ pub(crate) fn identity() -> CacheIdentity {
         pack: Pack::None,
         label_names: vec!["ant".to_string(), "bee".to_string(), "cat".to_string()],
     }
+}
+
+/// Steps of 1/16 over the values of [`teacher_row`], and two outlier channels for its extremes.
+pub(crate) fn affine(width: usize) -> Codec {
+    Codec::I8(Affine {
+        scale: vec![0.0625; width],
+        offset: vec![0.5; width],
+        outliers: vec![1, 2],
+        images: 3,
+    })
 }
 
 /// A teacher with 9 tokens of 8 channels.
@@ -81,8 +91,15 @@ pub(crate) fn sample_row(sample_id: u64, view: u16) -> SampleRow {
         label: (sample_id != 5).then_some(n.cast_signed() % 3),
         width: 64,
         height: 48,
-        image: None,
+        image_hash: None,
     }
+}
+
+/// Stands for the image file of a sample.
+pub(crate) fn image(sample_id: u64) -> Vec<u8> {
+    (0..20 + sample_id as u8)
+        .map(|i| i ^ sample_id as u8)
+        .collect()
 }
 
 /// Values that differ in every place, row and teacher, with some of the codec's extremes.
@@ -102,21 +119,21 @@ fn values(sample_id: u64, view: u16, teacher: &TeacherIdentity, count: usize) ->
 }
 
 pub(crate) fn teacher_row(sample_id: u64, view: u16, teacher: &TeacherIdentity) -> TeacherRow {
-    let encode = |codec: Codec, count| {
+    let width = teacher.width as usize;
+    let encode = |codec: &dyn FeatureCodec, count| {
         let mut bytes = Vec::new();
         codec
-            .encode(&values(sample_id, view, teacher, count), &mut bytes)
+            .encode(&values(sample_id, view, teacher, count), width, &mut bytes)
             .unwrap();
         bytes
     };
-    let width = teacher.width as usize;
     TeacherRow {
         sample_id,
         view,
         content_hash: content_hash(sample_id),
-        tokens: encode(teacher.codec, teacher.n_tokens() * width),
-        cls: encode(teacher.codec, width),
-        cls_attn: encode(Codec::F16, teacher.n_tokens()),
+        tokens: encode(teacher.codec.tokens(), teacher.n_tokens() * width),
+        cls: encode(&teacher.codec.cls(), width),
+        cls_attn: encode(&Scalar::F16, teacher.n_tokens()),
     }
 }
 
@@ -138,6 +155,14 @@ impl Tiny {
         }
     }
 
+    /// [`Tiny::usual`] with packed images and the other codecs.
+    pub(crate) fn packed() -> Tiny {
+        let mut tiny = Tiny::usual();
+        tiny.identity.pack = Pack::Original;
+        tiny.teachers = vec![teacher("clip", affine(8)), teacher("dino", Codec::Bf16)];
+        tiny
+    }
+
     /// 4 samples in one part, one view each, a teacher with one token of 2 channels: for tests that try every byte.
     pub(crate) fn least() -> Tiny {
         let mut identity = identity();
@@ -157,6 +182,15 @@ impl Tiny {
             identity,
             teachers: vec![teacher],
             rejected: vec![0, 2],
+        }
+    }
+
+    /// The row of a view, with its packed image's hash where there is one.
+    pub(crate) fn sample(&self, sample_id: u64, view: u16) -> SampleRow {
+        let packed = self.identity.pack != Pack::None && view == 0;
+        SampleRow {
+            image_hash: packed.then(|| ContentHash::of(&image(sample_id))),
+            ..sample_row(sample_id, view)
         }
     }
 
@@ -188,9 +222,11 @@ impl Tiny {
 
     pub(crate) fn write_samples(&self, dir: &Path, part: u32) {
         let mut samples = SamplesWriter::create(dir, part, &self.identity).unwrap();
-        self.places(part)
-            .into_iter()
-            .for_each(|(id, view)| samples.push(&sample_row(id, view)).unwrap());
+        for (id, view) in self.places(part) {
+            let row = self.sample(id, view);
+            let image = row.image_hash.map(|_| image(id));
+            samples.push_packed(&row, image.as_deref()).unwrap();
+        }
         samples.finish(&self.rejects(part)).unwrap();
     }
 

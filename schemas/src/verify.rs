@@ -222,7 +222,13 @@ impl Verifier<'_> {
         report.bytes += commit.file.bytes;
         let read = samples.read(part, &self.identity)?;
         report.rows += read.rows.iter().flatten().count() as u64;
-        if read.problems.is_empty() {
+        let mut images = Report::default();
+        for (i, row) in read.rows.iter().enumerate() {
+            if let Some(row) = row {
+                images.keep(samples.image(i, row))?;
+            }
+        }
+        if read.problems.is_empty() && images.problems.is_empty() {
             report.keep(samples.file.check_hash(&commit.file))?;
             if sound {
                 let counts = count_rows(read.rows.iter().flatten());
@@ -237,6 +243,7 @@ impl Verifier<'_> {
             }
         }
         report.problems.extend(read.problems);
+        report.add(images);
         self.seen.fetch_add(commit.file.bytes, Ordering::Relaxed);
         Ok(Some(read.rows))
     }
@@ -275,7 +282,7 @@ impl Verifier<'_> {
                 features.read_row_into(i, &mut row)?;
                 sample.map_or(Ok(()), |sample| features.check_join(i, &row, sample))?;
                 rules.check_features(&row, teacher)?;
-                teacher.codec.decode(&row.tokens, &mut decoded)?;
+                teacher.decode_tokens(&row.tokens, &mut decoded)?;
                 sums.add_row(&decoded);
                 Ok(())
             };

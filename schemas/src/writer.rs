@@ -24,8 +24,9 @@ use crate::columns::{
 };
 use crate::rules::{RowRules, check_coverage};
 use crate::{
-    CacheIdentity, ChannelSums, Error, FORMAT_VERSION, FileStamp, Reject, RejectsStamp, Result,
-    SampleRow, SamplesCommit, TeacherCommit, TeacherIdentity, TeacherRow, json, layout, reject,
+    CacheIdentity, ChannelSums, CodecError, Error, FORMAT_VERSION, FileStamp, Reject, RejectsStamp,
+    Result, SampleRow, SamplesCommit, TeacherCommit, TeacherIdentity, TeacherRow, json, layout,
+    reject,
 };
 
 /// Writes the samples and rejects of one part. Dropping it unfinished leaves nothing.
@@ -37,6 +38,8 @@ pub struct SamplesWriter {
     file: PartWriter,
     rules: RowRules,
     rows: Vec<SampleRow>,
+    /// Of each row, if it carries one.
+    images: Vec<Option<Bytes>>,
     rows_bytes: usize,
     /// (sample_id, rows of it), ascending.
     counts: Vec<(u64, u64)>,
@@ -55,6 +58,7 @@ impl SamplesWriter {
             file: PartWriter::create(&path, &samples_columns(), key_values(part, identity, None))?,
             rules: RowRules::new(path, identity, part),
             rows: Vec::new(),
+            images: Vec::new(),
             rows_bytes: 0,
             counts: Vec::new(),
         })
@@ -65,13 +69,23 @@ impl SamplesWriter {
     /// # Errors
     /// [`Error::RowOrder`] and [`Error::RowValue`] for a row that does not belong here.
     pub fn push(&mut self, row: &SampleRow) -> Result<()> {
+        self.push_packed(row, None)
+    }
+
+    /// [`Self::push`] with the row's image, for caches that pack images; it is that of the row's `image_hash`.
+    ///
+    /// # Errors
+    /// As [`Self::push`]; also for an image that does not have the row's hash.
+    pub fn push_packed(&mut self, row: &SampleRow, image: Option<&[u8]>) -> Result<()> {
+        self.rules.check_image(row, image)?;
         self.rules.check_sample(row)?;
         match self.counts.last_mut() {
             Some((sample_id, count)) if *sample_id == row.sample_id => *count += 1,
             _ => self.counts.push((row.sample_id, 1)),
         }
-        self.rows_bytes += 128 + row.key.len() + row.image.as_ref().map_or(0, Vec::len);
+        self.rows_bytes += 128 + row.key.len() + image.map_or(0, <[u8]>::len);
         self.rows.push(row.clone());
+        self.images.push(image.map(Bytes::copy_from_slice));
         if self.rows_bytes >= ROW_GROUP_BYTES {
             self.flush()
         } else {
@@ -81,6 +95,7 @@ impl SamplesWriter {
 
     fn flush(&mut self) -> Result<()> {
         let rows = std::mem::take(&mut self.rows);
+        let images = std::mem::take(&mut self.images);
         self.rows_bytes = 0;
         self.file.write_group(rows.len(), |group| {
             put::<Int64Type>(group, rows.iter().map(|row| row.sample_id.cast_signed()))?;
@@ -104,10 +119,14 @@ impl SamplesWriter {
                 put::<Int32Type>(group, rows.iter().map(|row| value(row).cast_signed()))?;
             }
             put::<BoolType>(group, rows.iter().map(|row| row.view.flip))?;
-            put_optional::<ByteArrayType>(
+            put_optional::<FixedLenByteArrayType>(
                 group,
                 rows.iter()
-                    .map(|row| row.image.clone().map(ByteArray::from)),
+                    .map(|row| row.image_hash.map(|hash| fixed(&hash.0))),
+            )?;
+            put_optional::<ByteArrayType>(
+                group,
+                images.into_iter().map(|image| image.map(ByteArray::from)),
             )?;
             put::<Int64Type>(
                 group,
@@ -174,6 +193,7 @@ pub struct TeacherWriter {
     rules: RowRules,
     rows: Vec<StoredRow>,
     channels: ChannelSums,
+    codec_error: Option<CodecError>,
     decoded: Vec<f32>,
 }
 
@@ -211,6 +231,7 @@ impl TeacherWriter {
             rules: RowRules::new(path, identity, part),
             rows: Vec::new(),
             channels: ChannelSums::new(teacher.width as usize),
+            codec_error: None,
             decoded: Vec::new(),
         })
     }
@@ -221,7 +242,7 @@ impl TeacherWriter {
     /// [`Error::RowOrder`] and [`Error::RowValue`] for a row that does not belong here.
     pub fn push(&mut self, row: &TeacherRow) -> Result<()> {
         self.rules.check_features(row, &self.teacher)?;
-        self.teacher.codec.decode(&row.tokens, &mut self.decoded)?;
+        self.teacher.decode_tokens(&row.tokens, &mut self.decoded)?;
         self.channels.add_row(&self.decoded);
         self.rows.push(StoredRow {
             sample_id: row.sample_id,
@@ -242,6 +263,14 @@ impl TeacherWriter {
         } else {
             Ok(())
         }
+    }
+
+    /// Adds what the codec lost of a row's tokens; the sum goes into the commit record. Called in the order of the rows, it gives
+    /// the same sums whatever computed them.
+    pub fn add_codec_error(&mut self, error: &CodecError) {
+        self.codec_error
+            .get_or_insert_with(CodecError::default)
+            .add(error);
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -273,6 +302,7 @@ impl TeacherWriter {
             teacher: self.teacher.fingerprint(),
             file: self.file.publish()?,
             channels: self.channels,
+            codec_error: self.codec_error,
         };
         json::write(
             &layout::teacher_commit(&self.cache, &self.teacher.id, self.part),

@@ -6,9 +6,10 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{Tiny, overwrite, sample_row, teacher_row};
+use crate::testing::{Tiny, image, overwrite, sample_row, teacher_row};
 use crate::{
-    Cache, SamplesWriter, TeacherIdentity, TeacherWriter, atomic, create_cache, layout, verify,
+    Cache, FeatureCodec, SamplesWriter, Scalar, TeacherIdentity, TeacherWriter, atomic,
+    create_cache, layout, verify,
 };
 
 /// `name` of each variant, and all the names. A new variant does not compile until it is listed here, and once it is listed, the
@@ -47,6 +48,7 @@ variants!(
     RowCount,
     RowUnreadable,
     RowChecksum,
+    ImageHash,
     RowValue,
     RowOrder,
     Join,
@@ -66,9 +68,17 @@ struct Spoiled {
 
 impl Spoiled {
     fn new() -> Spoiled {
+        Spoiled::build(Tiny::usual())
+    }
+
+    fn packed() -> Spoiled {
+        Spoiled::build(Tiny::packed())
+    }
+
+    fn build(tiny: Tiny) -> Spoiled {
         let spoiled = Spoiled {
             dir: tempfile::tempdir().unwrap(),
-            tiny: Tiny::usual(),
+            tiny,
         };
         spoiled.tiny.build(spoiled.path());
         spoiled
@@ -258,6 +268,16 @@ fn one_of_each() -> Vec<Error> {
         bytes[at] = b'I';
     });
     add(c.problem());
+    let c = Spoiled::packed();
+    let image = image(6);
+    c.patch(&c.samples(), |bytes| {
+        let at = bytes
+            .windows(image.len())
+            .position(|window| window == image)
+            .unwrap();
+        bytes[at] ^= 1;
+    });
+    add(c.problem());
     let c = Spoiled::new();
     let mut samples = SamplesWriter::create(c.path(), 1, &c.tiny.identity).unwrap();
     let mut row = sample_row(4, 0);
@@ -291,8 +311,8 @@ fn one_of_each() -> Vec<Error> {
     add(c.problem());
 
     // Values.
-    add(Codec::F16.encode(&[1e6], &mut Vec::new()).unwrap_err());
-    add(Codec::F16.decode_into(&[0; 3], &mut [0.0]).unwrap_err());
+    add(Scalar::F16.encode(&[1e6], 1, &mut Vec::new()).unwrap_err());
+    add(Scalar::F16.decode_into(&[0; 3], 1, &mut [0.0]).unwrap_err());
     errors
 }
 

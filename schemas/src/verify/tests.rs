@@ -6,7 +6,7 @@ use super::*;
 use crate::columns::{samples_columns, teacher_columns};
 use crate::part_file::{Expected, PartFile};
 use crate::testing::{Tiny, files, overwrite};
-use crate::{Cache, Codec, json};
+use crate::{Affine, Cache, Codec, Pack, json};
 
 fn check(dir: &Path) -> Report {
     verify(dir, &mut |_| {}).unwrap()
@@ -94,6 +94,7 @@ fn path_of(problem: &Error) -> &Path {
         | Error::FileHash { path }
         | Error::RowUnreadable { path, .. }
         | Error::RowChecksum { path, .. }
+        | Error::ImageHash { path, .. }
         | Error::RowValue { path, .. }
         | Error::RejectLine { path, .. } => path,
         other => panic!("a flipped byte is not reported as: {other}"),
@@ -104,6 +105,7 @@ fn row_of(problem: &Error) -> Option<usize> {
     match problem {
         Error::RowUnreadable { row, .. }
         | Error::RowChecksum { row, .. }
+        | Error::ImageHash { row, .. }
         | Error::RejectLine { line: row, .. } => Some(*row),
         _ => None,
     }
@@ -114,7 +116,10 @@ fn read_all(dir: &Path) -> Result<()> {
     let cache = Cache::open(dir)?;
     for part in 0..cache.identity().plan.parts() {
         cache.rejects(part)?;
-        cache.samples(part)?;
+        let samples = cache.samples_part(part)?;
+        for row in 0..samples.rows().len() {
+            samples.read_image(row)?;
+        }
         for id in cache.teachers().keys() {
             cache
                 .teacher_part(id, part)?
@@ -128,8 +133,25 @@ fn read_all(dir: &Path) -> Result<()> {
 /// Flips every byte of every file, and looks whether `verify` names the file and the row, and readers say the same.
 #[test]
 fn any_flipped_byte_is_reported_by_file_and_row() {
+    flip_every_byte(&Tiny::least());
+}
+
+#[test]
+fn any_flipped_byte_is_reported_with_packed_images_and_i8() {
+    let mut tiny = Tiny::least();
+    tiny.identity.pack = Pack::Original;
+    tiny.teachers[0].codec = Codec::I8(Affine {
+        scale: vec![0.0625; 2],
+        offset: vec![0.0; 2],
+        outliers: vec![1],
+        images: 1,
+    });
+    flip_every_byte(&tiny);
+}
+
+fn flip_every_byte(tiny: &Tiny) {
     let dir = tempfile::tempdir().unwrap();
-    Tiny::least().build(dir.path());
+    tiny.build(dir.path());
     let cache = Cache::open(dir.path()).unwrap();
     let (mut in_rows, mut without_effect) = (0, Vec::new());
     for (path, bytes) in files(dir.path()) {

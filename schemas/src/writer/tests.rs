@@ -5,12 +5,20 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Tiny, content_hash, files, identity, sample_row, teacher, teacher_row};
+use crate::testing::{
+    Tiny, content_hash, files, identity, image, sample_row, teacher, teacher_row,
+};
 use crate::{Cache, Codec, ContentHash, CropBox, Plan, TeacherId, View, add_teacher, create_cache};
 
 #[test]
 fn what_is_written_is_read() {
-    let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+    for tiny in [Tiny::usual(), Tiny::packed()] {
+        write_and_read(&tiny);
+    }
+}
+
+fn write_and_read(tiny: &Tiny) {
+    let dir = tempfile::tempdir().unwrap();
     tiny.build(dir.path());
     let cache = Cache::open(dir.path()).unwrap();
     assert_eq!(cache.identity(), &tiny.identity);
@@ -23,9 +31,15 @@ fn what_is_written_is_read() {
         let samples: Vec<_> = tiny
             .places(part)
             .into_iter()
-            .map(|(id, view)| sample_row(id, view))
+            .map(|(id, view)| tiny.sample(id, view))
             .collect();
-        assert_eq!(cache.samples(part).unwrap(), samples);
+        let read = cache.samples_part(part).unwrap();
+        assert_eq!(read.rows(), samples);
+        for (row, sample) in samples.iter().enumerate() {
+            let packed = sample.image_hash.map(|_| image(sample.sample_id));
+            assert_eq!(read.read_image(row).unwrap(), packed);
+        }
+        assert!(read.read_image(samples.len()).is_err());
         assert_eq!(cache.rejects(part).unwrap(), tiny.rejects(part));
         for teacher in &tiny.teachers {
             let features = cache.teacher_part(&teacher.id, part).unwrap();
@@ -247,7 +261,7 @@ fn a_part_without_rows_is_a_part() {
     );
 }
 
-fn any_row() -> impl Strategy<Value = SampleRow> {
+fn any_row() -> impl Strategy<Value = (SampleRow, Option<Vec<u8>>)> {
     let numbers = (any::<u64>(), any::<[u32; 6]>(), any::<u16>(), any::<bool>());
     let rest = (
         ".{0,20}",
@@ -257,7 +271,7 @@ fn any_row() -> impl Strategy<Value = SampleRow> {
     );
     (numbers, rest).prop_map(
         |((sample_id, [width, height, x, y, w, h], index, flip), (key, hash, label, image))| {
-            SampleRow {
+            let row = SampleRow {
                 sample_id,
                 view: View {
                     index,
@@ -269,8 +283,9 @@ fn any_row() -> impl Strategy<Value = SampleRow> {
                 label,
                 width,
                 height,
-                image,
-            }
+                image_hash: image.as_deref().map(ContentHash::of),
+            };
+            (row, image)
         },
     )
 }
@@ -286,13 +301,18 @@ proptest! {
         create_cache(dir.path(), &identity).unwrap();
         let mut writer = SamplesWriter::create(dir.path(), 0, &identity).unwrap();
         for chunk in rows.chunks(500) {
-            writer.rows = chunk.to_vec();
+            writer.rows = chunk.iter().map(|(row, _)| row.clone()).collect();
+            writer.images = chunk.iter().map(|(_, image)| image.clone().map(Bytes::from)).collect();
             writer.flush().unwrap();
         }
         let file = writer.file.publish().unwrap();
         let rejects = RejectsStamp { rows: 0, bytes: 0, sha256: String::new() };
         let commit = SamplesCommit { format_version: 1, part: 0, cache: identity.fingerprint(), file, rejects };
         let samples = crate::samples_file::SamplesFile::open(dir.path(), 0, &identity, &commit).unwrap();
+        for (i, (row, image)) in rows.iter().enumerate() {
+            prop_assert_eq!(&samples.image(i, row).unwrap(), image);
+        }
+        let rows: Vec<_> = rows.into_iter().map(|(row, _)| row).collect();
         prop_assert_eq!(samples.read_unchecked().unwrap(), rows);
     }
 
