@@ -71,8 +71,8 @@ pub enum Error {
 
     /// The names in a weights file are not those of any tower known here.
     #[error(
-        "{path:?} holds no vision tower in a known layout (Hugging Face CLIP, Hugging Face ViT/DINO, timm or original DINO). \
-         Its {count} tensors begin with {first:?}"
+        "{path:?} holds no vision tower in a known layout (CLIP of Hugging Face, OpenAI, open_clip or timm; ViT, DINO, DINOv2 and \
+         DINOv3 of Hugging Face, timm or their own code; SigLIP of Hugging Face). Its {count} tensors begin with {first:?}"
     )]
     UnknownLayout {
         /// The weights file.
@@ -100,6 +100,17 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong and what would do.
+        reason: String,
+    },
+
+    /// Features of layer `proj` were asked of a file that has no visual projection.
+    #[error(
+        "{path:?}: no features of layer proj, because {reason}. Use layer last or last_norm, or the file of the whole model"
+    )]
+    NoProjection {
+        /// The weights file.
+        path: PathBuf,
+        /// What is missing.
         reason: String,
     },
 

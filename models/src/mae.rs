@@ -196,6 +196,7 @@ impl Mae {
             qkv_bias: true,
             norm_eps: NORM_EPS,
             activation: Activation::Gelu,
+            gated_mlp: false,
         };
         let blocks = |name: &str, depth, config: BlockConfig| {
             (0..depth)

@@ -1,8 +1,10 @@
-//! Frozen vision towers whose features a student mimics: CLIP and DINO/ViT, in the file layouts people have.
+//! Frozen vision towers whose features a student mimics: CLIP, DINO/ViT, DINOv2, DINOv3 and SigLIP, in the file layouts people
+//! have.
 //!
-//! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json` and
-//! `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and builds one tower
-//! (`tower.rs`) that serves all families. A file must fit exactly; see [`Error::WeightsMismatch`](crate::Error).
+//! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json`,
+//! `open_clip_config.json` and `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and
+//! builds one tower (`tower.rs`) that serves all families. A file must fit exactly; see
+//! [`Error::WeightsMismatch`](crate::Error).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,10 +19,13 @@ use crate::weights::Weights;
 
 mod config;
 mod layout;
+mod options;
+mod pool;
 mod tower;
 
 use config::{Config, Resolved};
-use layout::{Family, Layout};
+use layout::Layout;
+pub use options::{Layer, TeacherOptions};
 use tower::{TowerConfig, VitTower};
 
 #[cfg(test)]
@@ -29,14 +34,19 @@ mod tests;
 /// What identifies a teacher's features, besides the pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TeacherInfo {
-    /// Family and sizes, e.g. `clip-vit-w768-d12-h12-m3072-p16`: width, depth, heads, MLP width, patch size.
+    /// Family and sizes, e.g. `clip-vit-w768-d12-h12-m3072-p16`: width, depth, heads, MLP width, patch size; then what else
+    /// distinguishes the tower: `-ls` LayerScale, `-glu` gated MLP, `-r4` registers, `-rope100` rotary positions of that base.
     pub arch: String,
     /// The file layout that was recognised, for people; the same weights in two layouts give the same features.
     pub layout: &'static str,
     /// Side of a square patch, in pixels.
     pub patch_size: u32,
-    /// Width D of the residual stream, which is the width of the features.
+    /// The stage that the features are of.
+    pub layer: Layer,
+    /// Width K of the features: that of the projection for layer `proj`, else of the residual stream.
     pub width: u32,
+    /// Width D of the residual stream.
+    pub hidden: u32,
     /// Number of blocks.
     pub depth: u32,
     /// Attention heads of each block.
@@ -56,18 +66,29 @@ pub struct TeacherInfo {
     pub weights_sha256: String,
 }
 
-/// What a teacher says about a batch, all f32 on the teacher's device. N images, L patches row-major over the grid, width D.
+/// What a teacher says about a batch, all f32 on the teacher's device. N images, L patches row-major over the grid, width K
+/// ([`TeacherInfo::width`]). CLS and registers are not among the patches.
 #[derive(Debug)]
 pub struct TeacherOutput {
-    /// `[N, L, D]`: the patch tokens of layer `last`: the residual stream after the last block, before the final norm (for CLIP,
-    /// before `post_layernorm` and the projection). Hugging Face's CLIP calls this `last_hidden_state`; its ViT applies the norm
-    /// first.
+    /// `[N, L, K]`: the patch tokens of the layer asked for, see [`Layer`].
     pub tokens: Tensor,
-    /// `[N, D]`: the CLS token of the same layer, likewise before the final norm.
+    /// `[N, K]`: the CLS token of the same layer. SigLIP has none: there it is the output of the pooling head, whose query
+    /// attends to the patches after the final norm, for both of its layers.
     pub cls: Tensor,
     /// `[N, L]`: attention of the CLS query to the patches in the last block, mean over heads. The softmax runs over all tokens
-    /// and the CLS column is then dropped, so a row sums to a little less than 1.
+    /// and the columns of CLS and registers are then dropped, so a row sums to a little less than 1. For SigLIP the attention
+    /// of the pooling head's query, which sums to 1.
     pub cls_attn: Tensor,
+}
+
+/// One vector per image in two ways, `[N, D]`.
+#[derive(Debug)]
+pub struct ImageFeatures {
+    /// The CLS token after the final norm, or what the pooling head gives: what the family uses for whole images, before any
+    /// projection.
+    pub cls: Tensor,
+    /// The mean of the patch tokens after the final norm.
+    pub mean: Tensor,
 }
 
 /// Which single vector per image [`Teacher::features`] returns.
@@ -85,55 +106,65 @@ pub enum Pool {
 #[derive(Debug)]
 pub struct Teacher {
     info: TeacherInfo,
-    config: TowerConfig,
     device: Device,
     tensors: BTreeMap<String, Tensor>,
-    tower: VitTower,
+    // Boxed, so that a teacher is small enough to be one of several things.
+    tower: Box<VitTower>,
+}
+
+/// What a pass leaves: layer `last`, and how images were pooled.
+struct Stage {
+    /// `[N, L, D]`.
+    tokens: Tensor,
+    /// The first token `[N, D]`: CLS, where the tower has one.
+    cls: Tensor,
+    /// The output of the pooling head `[N, D]`, where the tower has no CLS.
+    pooled: Option<Tensor>,
+    /// `[N, L]`.
+    attn: Tensor,
 }
 
 impl Teacher {
-    /// Loads the teacher in `path`: a folder with `model.safetensors` (or one other safetensors file) and, for Hugging Face
-    /// layouts, `config.json` and `preprocessor_config.json`; or a safetensors file, with those files looked for beside it.
+    /// [`Teacher::load_with`] the default options: features of layer `last`, the activation from the files.
+    pub fn load(path: &Path, device: Device) -> Result<Teacher> {
+        Teacher::load_with(path, &TeacherOptions::default(), device)
+    }
+
+    /// Loads the teacher in `path`: a folder with `model.safetensors` (or one other safetensors file) and the configuration
+    /// published with it (`config.json` and `preprocessor_config.json`, or `open_clip_config.json`); or a safetensors file, with
+    /// those files looked for beside it.
     ///
-    /// Files in timm's or DINO's own layout may stand alone: sizes come from shapes, heads are width / 64, eps is 1e-6, the
-    /// activation exact GELU and the normalisation ImageNet's. A `config.json` with the keys of Hugging Face's configuration
-    /// (`hidden_act`, `layer_norm_eps`, `num_attention_heads`) or timm's (`pretrained_cfg`) overrides each of these.
+    /// Files in timm's, OpenAI's or DINO's own layouts may stand alone: sizes come from shapes, heads are width / 64, eps, the
+    /// activation and the normalisation are the family's. A `config.json` with the keys of Hugging Face's configuration
+    /// (`hidden_act`, `layer_norm_eps`, `num_attention_heads`, `rope_theta`) or timm's (`pretrained_cfg`) overrides each of these.
     ///
     /// # Errors
-    /// Unreadable or damaged files, an unknown layout, tensors that do not fit (all of them listed), and facts that neither file
-    /// states and that must not be guessed, such as CLIP's activation.
-    pub fn load(path: &Path, device: Device) -> Result<Teacher> {
+    /// Unreadable or damaged files, an unknown layout, tensors that do not fit (all of them listed), an activation other than
+    /// the files', a layer that the file lacks, and facts that neither file states and that must not be guessed, such as CLIP's
+    /// activation.
+    pub fn load_with(path: &Path, options: &TeacherOptions, device: Device) -> Result<Teacher> {
         let weights = Weights::read(path)?;
         let layout = Layout::recognise(&weights)?;
         let Resolved {
             tower: config,
             normalisation,
-        } = Config::read_beside(weights.path())?.resolve(&weights, &layout)?;
+        } = Config::read_beside(weights.path())?.resolve(&weights, &layout, options)?;
         let tensors = layout.convert(&weights, &config)?;
-        let family = match layout.family {
-            Family::Clip => "clip-vit",
-            Family::Vit => "vit",
-        };
-        let TowerConfig {
-            width,
-            depth,
-            num_heads,
-            mlp_dim,
-            patch_size,
-            ..
-        } = config;
         let (mean, std) = normalisation;
+        let projected = config.projection.map(|projection| projection.out_dim);
         let info = TeacherInfo {
-            arch: format!("{family}-w{width}-d{depth}-h{num_heads}-m{mlp_dim}-p{patch_size}"),
+            arch: config.arch(),
             layout: layout.title(),
-            // All sizes were checked to be small and positive.
-            patch_size: patch_size as u32,
-            width: width as u32,
-            depth: depth as u32,
-            heads: num_heads as u32,
+            layer: options.layer,
+            // All sizes were checked to be small and positive, the projection's by comparison with the file's shape.
+            patch_size: config.patch_size as u32,
+            width: projected.unwrap_or(config.width) as u32,
+            hidden: config.width as u32,
+            depth: config.depth as u32,
+            heads: config.num_heads as u32,
             activation: config.activation,
             norm_eps: config.norm_eps,
-            input_size: (config.grid * patch_size) as u32,
+            input_size: (config.grid * config.patch_size) as u32,
             mean,
             std,
             weights_sha256: weights.sha256().to_owned(),
@@ -142,7 +173,7 @@ impl Teacher {
             .into_iter()
             .map(|(name, tensor)| (name, tensor.to_device(device)))
             .collect();
-        Ok(Teacher::build(info, config, device, tensors))
+        Ok(Teacher::build(info, &config, device, tensors))
     }
 
     /// Another handle on the same weights, for another thread; the weights are not copied, and never written.
@@ -152,12 +183,12 @@ impl Teacher {
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
             .collect();
-        Teacher::build(self.info.clone(), self.config.clone(), self.device, tensors)
+        Teacher::build(self.info.clone(), self.tower.config(), self.device, tensors)
     }
 
     fn build(
         info: TeacherInfo,
-        config: TowerConfig,
+        config: &TowerConfig,
         device: Device,
         tensors: BTreeMap<String, Tensor>,
     ) -> Teacher {
@@ -165,13 +196,12 @@ impl Teacher {
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
             .collect();
-        let tower = VitTower::new(&ParamStore::given(device, shared).root(), &config);
+        let tower = VitTower::new(&ParamStore::given(device, shared).root(), config);
         Teacher {
             info,
-            config,
             device,
             tensors,
-            tower,
+            tower: Box::new(tower),
         }
     }
 
@@ -191,24 +221,54 @@ impl Teacher {
     /// # Errors
     /// [`Error::TeacherInput`] for another type or shape.
     pub fn forward(&self, pixels: &Tensor, precision: Precision) -> Result<TeacherOutput> {
-        self.run(pixels, precision, |_| {})
+        let stage = self.run(pixels, precision, |_| {})?;
+        Ok(tch::no_grad(|| {
+            let _guard = precision.guard(self.device);
+            let of_layer = |x: &Tensor| match self.info.layer {
+                Layer::Last => x.shallow_clone(),
+                Layer::LastNorm => self.tower.norm(x),
+                Layer::Proj => {
+                    let projected = self.tower.project(&self.tower.norm(x));
+                    projected.to_kind(Kind::Float)
+                }
+            };
+            TeacherOutput {
+                tokens: of_layer(&stage.tokens),
+                cls: match stage.pooled {
+                    Some(pooled) => pooled,
+                    None => of_layer(&stage.cls),
+                },
+                cls_attn: stage.attn,
+            }
+        }))
     }
 
-    /// The residual stream `[N, 1 + L, D]` before the first block and after each block, as transformers' `hidden_states`: to
-    /// compare with other implementations, or to look at earlier layers. The last one holds [`TeacherOutput::tokens`].
+    /// The residual stream `[N, T, D]` (CLS, registers, patches) before the first block and after each block, as transformers'
+    /// `hidden_states`: to compare with other implementations, or to look at earlier layers. The last one holds layer `last`.
     pub fn hidden_states(&self, pixels: &Tensor, precision: Precision) -> Result<Vec<Tensor>> {
         let mut stages = Vec::new();
         self.run(pixels, precision, |x| stages.push(x.shallow_clone()))?;
         Ok(stages)
     }
 
-    /// One vector per image `[N, D]` with the final norm applied: what the family uses for whole images, before any
-    /// projection. For k-NN.
+    /// One vector per image `[N, D]` with the final norm applied, whatever the layer of the features. For k-NN.
     pub fn features(&self, pixels: &Tensor, precision: Precision, pool: Pool) -> Result<Tensor> {
-        let output = self.forward(pixels, precision)?;
-        Ok(tch::no_grad(|| match pool {
-            Pool::Cls => self.final_norm(&output.cls),
-            Pool::Mean => self.final_norm(&output.tokens).mean_dim(1, false, None),
+        let features = self.image_features(pixels, precision)?;
+        Ok(match pool {
+            Pool::Cls => features.cls,
+            Pool::Mean => features.mean,
+        })
+    }
+
+    /// [`Teacher::features`] of both kinds from one pass.
+    pub fn image_features(&self, pixels: &Tensor, precision: Precision) -> Result<ImageFeatures> {
+        let stage = self.run(pixels, precision, |_| {})?;
+        Ok(tch::no_grad(|| ImageFeatures {
+            cls: match stage.pooled {
+                Some(pooled) => pooled,
+                None => self.final_norm(&stage.cls),
+            },
+            mean: self.final_norm(&stage.tokens).mean_dim(1, false, None),
         }))
     }
 
@@ -222,7 +282,7 @@ impl Teacher {
         pixels: &Tensor,
         precision: Precision,
         visit: impl FnMut(&Tensor),
-    ) -> Result<TeacherOutput> {
+    ) -> Result<Stage> {
         let patch = i64::from(self.info.patch_size);
         let (height, width) = match *pixels.size() {
             [_, 3, h, w]
@@ -247,12 +307,13 @@ impl Teacher {
             let _guard = precision.guard(self.device);
             // Cut first, while a pixel is one byte: [N, L, 3p²].
             let patches = self.tower.unfold(&pixels.to_device(self.device));
-            let (x, cls_attn) = self.tower.forward(&self.normalise(&patches), grid, visit);
-            let num_patches = grid.0 * grid.1;
-            TeacherOutput {
-                tokens: x.narrow(1, 1, num_patches),
-                cls: x.select(1, 0),
-                cls_attn: cls_attn.narrow(2, 1, num_patches).mean_dim(1, false, None),
+            let output = self.tower.forward(&self.normalise(&patches), grid, visit);
+            let prefix = self.tower.config().prefix();
+            Stage {
+                tokens: output.x.narrow(1, prefix, grid.0 * grid.1),
+                cls: output.x.narrow(1, 0, 1).squeeze_dim(1),
+                pooled: output.pooled,
+                attn: output.attn,
             }
         }))
     }

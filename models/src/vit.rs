@@ -11,6 +11,12 @@ use tch::{Device, Kind, Tensor};
 use crate::init::Init;
 use crate::params::Scope;
 
+mod mlp;
+mod rotary;
+
+pub use mlp::{Activation, Mlp};
+pub use rotary::Rotary;
+
 /// `x Wᵀ + b`.
 #[derive(Debug)]
 pub struct Linear {
@@ -62,25 +68,6 @@ impl LayerNorm {
         let dim = self.weight.size();
         x.to_kind(Kind::Float)
             .layer_norm(dim, Some(&self.weight), Some(&self.bias), self.eps, true)
-    }
-}
-
-/// The non-linearity of the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x Φ(x)`, with erf, not its tanh approximation.
-    Gelu,
-    /// `x σ(1.702 x)`, what OpenAI's CLIP was trained with.
-    QuickGelu,
-}
-
-impl Activation {
-    /// Elementwise.
-    pub fn forward(self, x: &Tensor) -> Tensor {
-        match self {
-            Activation::Gelu => x.gelu("none"),
-            Activation::QuickGelu => x * (x * 1.702).sigmoid(),
-        }
     }
 }
 
@@ -171,15 +158,36 @@ impl Attention {
 
     /// `[N, T, D] → [N, T, D]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let [q, k, v] = self.qkv_heads(x);
+        self.forward_rotated(x, None)
+    }
+
+    /// [`Attention::forward`] with queries and keys turned by `rotary`, which covers all `T` tokens.
+    pub fn forward_rotated(&self, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
+        let [q, k, v] = self.qkv_heads(x, rotary);
         self.attend(&q, &k, &v)
     }
 
-    /// [`Attention::forward`] and [`Attention::cls_attention`] from one projection.
-    pub fn forward_with_cls_attention(&self, x: &Tensor) -> (Tensor, Tensor) {
-        let [q, k, v] = self.qkv_heads(x);
+    /// [`Attention::forward_rotated`] and [`Attention::cls_attention`] (of the turned queries and keys) from one projection.
+    pub fn forward_with_cls_attention(
+        &self,
+        x: &Tensor,
+        rotary: Option<&Rotary>,
+    ) -> (Tensor, Tensor) {
+        let [q, k, v] = self.qkv_heads(x, rotary);
         let row = cls_row(&q.narrow(2, 0, 1), &k);
         (self.attend(&q, &k, &v), row)
+    }
+
+    /// Attention of `query [1, 1, D]`, the same for every image, to the tokens `x [N, T, D]`: the result `[N, 1, D]` and the
+    /// weights `[N, H, T]`, f32. The query is projected as any token is.
+    pub fn pool(&self, query: &Tensor, x: &Tensor) -> (Tensor, Tensor) {
+        let (n, _, dim) = x.size3().expect("tokens are [N, T, D]");
+        let q = self.heads(&self.qkv.forward_rows(query, 0, dim)); // [1, H, 1, d]
+        let mut kv = self.qkv.forward_rows(x, dim, 2 * dim).chunk(2, -1); // 2 × [N, T, D]
+        let v = self.heads(&kv.pop().expect("chunk(2) gives two"));
+        let k = self.heads(&kv.pop().expect("chunk(2) gives two"));
+        let row = cls_row(&q, &k);
+        (self.attend(&q.expand([n, -1, -1, -1], false), &k, &v), row)
     }
 
     /// How much the first token attends to each token: softmax of its query against all keys, `[N, T, D] → [N, H, T]`, f32.
@@ -192,12 +200,16 @@ impl Attention {
         cls_row(&q, &k)
     }
 
-    fn qkv_heads(&self, x: &Tensor) -> [Tensor; 3] {
+    fn qkv_heads(&self, x: &Tensor, rotary: Option<&Rotary>) -> [Tensor; 3] {
         let mut parts = self.qkv.forward(x).chunk(3, -1); // 3 × [N, T, D]
         let v = parts.pop().expect("chunk(3) gives three");
         let k = parts.pop().expect("chunk(3) gives three");
         let q = parts.pop().expect("chunk(3) gives three");
-        [self.heads(&q), self.heads(&k), self.heads(&v)]
+        let [q, k, v] = [self.heads(&q), self.heads(&k), self.heads(&v)];
+        match rotary {
+            None => [q, k, v],
+            Some(rotary) => [rotary.turn(&q), rotary.turn(&k), v],
+        }
     }
 
     /// `[N, T, D] → [N, H, T, d]`.
@@ -230,31 +242,6 @@ fn cls_row(q: &Tensor, k: &Tensor) -> Tensor {
     scores.squeeze_dim(2).softmax(-1, Kind::Float)
 }
 
-/// `fc2(act(fc1(x)))`.
-#[derive(Debug)]
-pub struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
-}
-
-impl Mlp {
-    /// Parameters `fc1 [hidden_dim, dim]` and `fc2 [dim, hidden_dim]`, with biases.
-    pub fn new(scope: &Scope, dim: i64, hidden_dim: i64, activation: Activation) -> Self {
-        Self {
-            fc1: Linear::new(&scope.sub("fc1"), dim, hidden_dim, true),
-            fc2: Linear::new(&scope.sub("fc2"), hidden_dim, dim, true),
-            activation,
-        }
-    }
-
-    /// `[.., D] → [.., D]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.fc2
-            .forward(&self.activation.forward(&self.fc1.forward(x)))
-    }
-}
-
 /// What a [`Block`] is made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BlockConfig {
@@ -270,6 +257,8 @@ pub struct BlockConfig {
     pub norm_eps: f64,
     /// The MLP's non-linearity.
     pub activation: Activation,
+    /// Whether the MLP is gated; see [`Mlp::gated`].
+    pub gated_mlp: bool,
 }
 
 /// A pre-norm transformer block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
@@ -293,24 +282,44 @@ impl Block {
                 config.qkv_bias,
             ),
             norm2: LayerNorm::new(&scope.sub("norm2"), config.dim, config.norm_eps),
-            mlp: Mlp::new(
-                &scope.sub("mlp"),
-                config.dim,
-                config.mlp_dim,
-                config.activation,
-            ),
+            mlp: if config.gated_mlp {
+                Mlp::gated(
+                    &scope.sub("mlp"),
+                    config.dim,
+                    config.mlp_dim,
+                    config.activation,
+                )
+            } else {
+                Mlp::new(
+                    &scope.sub("mlp"),
+                    config.dim,
+                    config.mlp_dim,
+                    config.activation,
+                )
+            },
         }
     }
 
     /// `[N, T, D] → [N, T, D]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let x = x + self.attn.forward(&self.norm1.forward(x));
+        self.forward_rotated(x, None)
+    }
+
+    /// [`Block::forward`] with attention turned by `rotary`.
+    pub fn forward_rotated(&self, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
+        let x = x + self.attn.forward_rotated(&self.norm1.forward(x), rotary);
         &x + self.mlp.forward(&self.norm2.forward(&x))
     }
 
-    /// [`Block::forward`], and this block's [`Attention::cls_attention`] `[N, H, T]`.
-    pub fn forward_with_cls_attention(&self, x: &Tensor) -> (Tensor, Tensor) {
-        let (y, row) = self.attn.forward_with_cls_attention(&self.norm1.forward(x));
+    /// [`Block::forward_rotated`], and how much the first token attends to each token `[N, H, T]`.
+    pub fn forward_with_cls_attention(
+        &self,
+        x: &Tensor,
+        rotary: Option<&Rotary>,
+    ) -> (Tensor, Tensor) {
+        let (y, row) = self
+            .attn
+            .forward_with_cls_attention(&self.norm1.forward(x), rotary);
         let x = x + y;
         (&x + self.mlp.forward(&self.norm2.forward(&x)), row)
     }

@@ -1,42 +1,53 @@
-//! What tensors cannot tell about a teacher, from the files beside them: `config.json` (Hugging Face's or timm's) and
-//! `preprocessor_config.json`.
+//! What tensors cannot tell about a teacher, from the files beside them: `config.json` (Hugging Face's or timm's),
+//! `open_clip_config.json` and `preprocessor_config.json`.
 //!
 //! A fact that no file states is taken from what its publishers' code would do (the defaults of transformers' configuration
-//! classes, of timm's and DINO's code), and only where that is one answer; where people's files differ (CLIP's activation, the
-//! normalisation of a Hugging Face ViT, the heads of a wide tower) it is asked for. A wrong guess would give features that
-//! look right and are not.
+//! classes, of timm's, open_clip's and DINO's code), and only where that is one answer; where people's files differ (CLIP's
+//! activation, the normalisation of a Hugging Face ViT, the heads of a wide tower) it is asked for. A wrong guess would give
+//! features that look right and are not.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use super::layout::{Family, Layout};
-use super::tower::TowerConfig;
-use crate::error::{Error, Result};
-use crate::vit::Activation;
+use super::options::{Layer, TeacherOptions};
+use super::tower::{Positions, Projection, TowerConfig};
+use crate::error::Result;
 use crate::weights::Weights;
 
-/// Mean and standard deviation of each channel, for pixels in 0..1.
-pub(super) type Normalisation = ([f64; 3], [f64; 3]);
+mod activation;
+mod json;
+mod normalisation;
+mod open_clip;
 
-const IMAGENET: Normalisation = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-const OPENAI_CLIP: Normalisation = (
-    [0.48145466, 0.4578275, 0.40821073],
-    [0.26862954, 0.26130258, 0.27577711],
-);
+use json::Json;
+pub(super) use normalisation::Normalisation;
 
-/// Configurations are a few kilobytes; more is some other file.
-const MAX_JSON_BYTES: u64 = 1 << 20;
-
-/// The published ViTs up to this width (S, B, L) have heads of 64 numbers; wider ones do not.
+/// The published ViTs up to this width (S, B, L) have heads of 64 numbers; of the wider ones, only those of [`WIDE_HEADS`].
 const MAX_WIDTH_WITH_HEADS_OF_64: i64 = 1024;
+
+/// Wide towers of one family each, as (family, width, heads): DINOv2's giant, DINOv3's huge-plus and 7B.
+const WIDE_HEADS: [(Family, i64, i64); 3] = [
+    (Family::Dinov2, 1536, 24),
+    (Family::Dinov3, 1280, 20),
+    (Family::Dinov3, 4096, 32),
+];
+
+/// No published tower comes near; a larger number is damage.
+const MAX_SIZE: i64 = 65_536;
+
+/// DINOv3's base of rotary positions.
+const ROTARY_BASE: f64 = 100.0;
+
+/// The input side of a tower without a position table, where no file names one: what every family is evaluated at.
+const USUAL_INPUT: i64 = 224;
 
 /// The files beside the weights, read but not interpreted.
 pub(super) struct Config {
     config: Json,
     preprocessor: Json,
+    open_clip: Json,
 }
 
 /// A tower's configuration with its pixels' normalisation.
@@ -68,11 +79,23 @@ impl Config {
         Ok(Config {
             config,
             preprocessor,
+            open_clip: Json::read(folder.join("open_clip_config.json"))?,
         })
     }
 
-    /// Puts the files' words, the shapes and the defaults together.
-    pub(super) fn resolve(&self, weights: &Weights, layout: &Layout) -> Result<Resolved> {
+    /// Puts the files' words, the shapes, the options and the defaults together.
+    pub(super) fn resolve(
+        mut self,
+        weights: &Weights,
+        layout: &Layout,
+        options: &TeacherOptions,
+    ) -> Result<Resolved> {
+        let activation = self.activation(layout, options.activation)?;
+        if layout.is_openai()
+            && let Some(tower) = self.open_clip.vision_tower()?
+        {
+            self.config = tower;
+        }
         let sizes = layout.sizes(weights);
         let known = |written: Option<i64>, shape: Option<i64>| {
             written.or(shape).ok_or_else(|| layout.broken(weights))
@@ -81,20 +104,25 @@ impl Config {
         let depth = known(self.config.size("num_hidden_layers")?, sizes.depth)?;
         let mlp_dim = known(self.config.size("intermediate_size")?, sizes.mlp_dim)?;
         let patch_size = known(self.config.size("patch_size")?, sizes.patch_size)?;
-        let grid = match self.config.size("image_size")? {
+        let grid = match self.image_size(layout)? {
             Some(image_size) => image_size / patch_size.max(1),
-            None => (known(None, sizes.positions)? - 1).max(0).isqrt(),
+            None => known(None, sizes.grid)?,
         };
-        for (what, size) in [
-            ("width", width),
-            ("depth", depth),
-            ("MLP width", mlp_dim),
-            ("patch size", patch_size),
-            ("grid", grid),
+        let registers = match self.config.size("num_register_tokens")? {
+            Some(registers) if layout.has_registers() => registers,
+            _ => sizes.registers,
+        };
+        for (what, size, least) in [
+            ("width", width, 1),
+            ("depth", depth, 1),
+            ("MLP width", mlp_dim, 1),
+            ("patch size", patch_size, 1),
+            ("grid", grid, 1),
+            ("number of registers", registers, 0),
         ] {
-            if !(1..=MAX_SIZE).contains(&size) {
+            if !(least..=MAX_SIZE).contains(&size) {
                 return Err(self.config.wrong(format!(
-                    "the tower's {what} would be {size}, which must be in 1..={MAX_SIZE}"
+                    "the tower's {what} would be {size}, which must be in {least}..={MAX_SIZE}"
                 )));
             }
         }
@@ -104,6 +132,25 @@ impl Config {
                 "{num_heads} attention heads do not divide a width of {width}"
             )));
         }
+        let positions = if layout.is_rotary() {
+            if width / num_heads % 4 != 0 {
+                return Err(self.config.wrong(format!(
+                    "rotary positions need heads of a width that 4 divides, not {width} / {num_heads}"
+                )));
+            }
+            Positions::Rotary {
+                base: self.rotary_base(weights)?,
+            }
+        } else {
+            Positions::Learned
+        };
+        let projection = match options.layer {
+            Layer::Last | Layer::LastNorm => None,
+            Layer::Proj => {
+                let (out_dim, bias) = layout.projection(weights)?;
+                Some(Projection { out_dim, bias })
+            }
+        };
         let tower = TowerConfig {
             width,
             depth,
@@ -111,14 +158,20 @@ impl Config {
             mlp_dim,
             patch_size,
             grid,
+            pooling: layout.pooling(),
+            registers,
+            positions,
             norm_pre: layout.family == Family::Clip,
             patch_bias: layout.patch_bias,
+            layer_scale: layout.layer_scale,
+            gated_mlp: layout.gated_mlp,
             norm_eps: self.norm_eps(layout)?,
-            activation: self.activation(layout)?,
+            activation,
+            projection,
         };
         Ok(Resolved {
             tower,
-            normalisation: self.normalisation(layout)?,
+            normalisation: self.normalisation(layout, width)?,
         })
     }
 
@@ -127,33 +180,39 @@ impl Config {
         layout.is_hugging_face() && self.config.value.get("model_type").is_some()
     }
 
-    fn activation(&self, layout: &Layout) -> Result<Activation> {
-        if let Some(name) = self.config.text("hidden_act")? {
-            return match name {
-                "gelu" => Ok(Activation::Gelu),
-                "quick_gelu" => Ok(Activation::QuickGelu),
-                other => Err(self.config.wrong(format!(
-                    "hidden_act {other:?} is not known here; gelu and quick_gelu are"
-                ))),
-            };
+    /// The input side that a file names, where the tower has no table that shows it or the file is Hugging Face's.
+    fn image_size(&self, layout: &Layout) -> Result<Option<i64>> {
+        if let Some(size) = self.config.size("image_size")? {
+            return Ok(Some(size));
         }
-        // timm's way of saying it.
-        if self
-            .config
-            .text("architecture")?
-            .is_some_and(|name| name.contains("quickgelu"))
+        if !layout.is_rotary() {
+            return Ok(None);
+        }
+        // timm's way of saying it: channels, height, width.
+        let input_size = self.config.value.pointer("/pretrained_cfg/input_size/2");
+        Ok(Some(
+            input_size.and_then(Value::as_i64).unwrap_or(USUAL_INPUT),
+        ))
+    }
+
+    fn rotary_base(&self, weights: &Weights) -> Result<f64> {
+        // All eva towers of timm have these names; the others turn by other angles.
+        if let Some(architecture) = self.config.text("architecture")?
+            && !architecture.contains("dinov3")
         {
-            return Ok(Activation::QuickGelu);
+            return Err(self.config.wrong(format!(
+                "architecture {architecture:?} is not one of timm's dinov3 towers, the only ones with rotary positions that are \
+                 known here (the weights are {:?})",
+                weights.path()
+            )));
         }
-        match layout.family {
-            Family::Vit => Ok(Activation::Gelu),
-            Family::Clip if self.by_transformers(layout) => Ok(Activation::QuickGelu),
-            Family::Clip => Err(self.config.missing(
-                "the activation of this CLIP tower (hidden_act)",
-                "Put a config.json with {\"hidden_act\": \"quick_gelu\"} (OpenAI, MetaCLIP and DFN weights) or \"gelu\" (LAION and \
-                 DataComp weights) beside the weights: both run, and the wrong one gives plausible, wrong features",
-            )),
+        let base = self.config.number("rope_theta")?.unwrap_or(ROTARY_BASE);
+        if base > 1.0 && base < 1e9 {
+            return Ok(base);
         }
+        Err(self
+            .config
+            .wrong(format!("rope_theta {base} is not between 1 and 1e9")))
     }
 
     fn norm_eps(&self, layout: &Layout) -> Result<f64> {
@@ -166,7 +225,8 @@ impl Config {
                 .wrong(format!("layer_norm_eps {eps} is not between 0 and 1")));
         }
         match layout.family {
-            Family::Clip => Ok(1e-5),
+            Family::Clip | Family::Dinov3 => Ok(1e-5),
+            Family::Dinov2 | Family::Siglip => Ok(1e-6),
             Family::Vit if !layout.is_hugging_face() => Ok(1e-6),
             // The default of transformers' ViTConfig.
             Family::Vit if self.by_transformers(layout) => Ok(1e-12),
@@ -187,180 +247,25 @@ impl Config {
             return Ok(heads);
         }
         if self.by_transformers(layout) {
-            // The default of both CLIPVisionConfig and ViTConfig.
-            return Ok(12);
+            // The defaults of transformers' configuration classes.
+            return Ok(if layout.family == Family::Dinov3 {
+                6
+            } else {
+                12
+            });
         }
         if width <= MAX_WIDTH_WITH_HEADS_OF_64 && width % 64 == 0 {
             return Ok(width / 64);
+        }
+        let known = WIDE_HEADS
+            .iter()
+            .find(|(family, of_width, _)| (*family, *of_width) == (layout.family, width));
+        if let Some((_, _, heads)) = known {
+            return Ok(*heads);
         }
         Err(self.config.missing(
             "the number of attention heads",
             &format!("Put a config.json with \"num_attention_heads\" beside the weights: a width of {width} does not tell it"),
         ))
-    }
-
-    fn normalisation(&self, layout: &Layout) -> Result<Normalisation> {
-        let preprocessor = &self.preprocessor;
-        if preprocessor.exists {
-            let rescaled = preprocessor
-                .value
-                .get("do_rescale")
-                .and_then(Value::as_bool)
-                .unwrap_or(true);
-            let factor = preprocessor
-                .number("rescale_factor")?
-                .unwrap_or(1.0 / 255.0);
-            if !rescaled || (factor * 255.0 - 1.0).abs() > 1e-6 {
-                return Err(preprocessor.wrong(format!(
-                    "pixels are scaled by {factor} (do_rescale {rescaled}); only towers that take pixels divided by 255 are supported"
-                )));
-            }
-            if preprocessor
-                .value
-                .get("do_normalize")
-                .and_then(Value::as_bool)
-                == Some(false)
-            {
-                return Ok(([0.0; 3], [1.0; 3]));
-            }
-            if let (Some(mean), Some(std)) = (
-                preprocessor.channels("image_mean")?,
-                preprocessor.channels("image_std")?,
-            ) {
-                return self.checked(preprocessor, (mean, std));
-            }
-        }
-        // timm's folders keep it in config.json.
-        if let Some(pretrained) = self.config.value.get("pretrained_cfg") {
-            let pretrained = Json {
-                path: self.config.path.clone(),
-                exists: true,
-                value: pretrained.clone(),
-            };
-            if let (Some(mean), Some(std)) =
-                (pretrained.channels("mean")?, pretrained.channels("std")?)
-            {
-                return self.checked(&pretrained, (mean, std));
-            }
-        }
-        match layout.family {
-            Family::Clip => Ok(OPENAI_CLIP),
-            Family::Vit if !layout.is_hugging_face() => Ok(IMAGENET),
-            Family::Vit => Err(preprocessor.missing(
-                "image_mean and image_std",
-                "Copy the preprocessor_config.json that was published with the weights beside them: ViTs are published with \
-                 ImageNet's constants and with 0.5",
-            )),
-        }
-    }
-
-    fn checked(&self, origin: &Json, normalisation: Normalisation) -> Result<Normalisation> {
-        let (mean, std) = normalisation;
-        if std.iter().all(|&s| s > 0.0) {
-            return Ok((mean, std));
-        }
-        Err(origin.wrong(format!("the standard deviations {std:?} must be above 0")))
-    }
-}
-
-/// No published tower comes near; a larger number is damage.
-const MAX_SIZE: i64 = 65_536;
-
-/// A JSON file that may be absent, then `null`.
-struct Json {
-    path: PathBuf,
-    exists: bool,
-    value: Value,
-}
-
-impl Json {
-    fn read(path: PathBuf) -> Result<Json> {
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Ok(Json {
-                    path,
-                    exists: false,
-                    value: Value::Null,
-                });
-            }
-            Err(source) => return Err(Error::ReadWeights { path, source }),
-        };
-        let mut bytes = Vec::new();
-        if let Err(source) = file.take(MAX_JSON_BYTES).read_to_end(&mut bytes) {
-            return Err(Error::ReadWeights { path, source });
-        }
-        match serde_json::from_slice::<Value>(&bytes) {
-            Ok(value) if value.is_object() => Ok(Json {
-                path,
-                exists: true,
-                value,
-            }),
-            Ok(_) => Err(Error::TeacherConfig {
-                path,
-                reason: "is no JSON object".to_owned(),
-            }),
-            Err(e) => Err(Error::TeacherConfig {
-                path,
-                reason: format!("is no JSON: {e}"),
-            }),
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&str>> {
-        self.typed(key, "a string", Value::as_str)
-    }
-
-    /// An integer, or a pair of equal ones (`[224, 224]`).
-    fn size(&self, key: &str) -> Result<Option<i64>> {
-        self.typed(
-            key,
-            "an integer, or twice the same one",
-            |value| match value.as_array().map(Vec::as_slice) {
-                Some([a, b]) if a == b => a.as_i64(),
-                _ => value.as_i64(),
-            },
-        )
-    }
-
-    fn channels(&self, key: &str) -> Result<Option<[f64; 3]>> {
-        self.typed(key, "a list of three numbers", |value| {
-            let values: Option<Vec<f64>> = value.as_array()?.iter().map(Value::as_f64).collect();
-            values?.try_into().ok()
-        })
-    }
-
-    fn typed<'a, T>(
-        &'a self,
-        key: &str,
-        wanted: &str,
-        convert: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        match self.value.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match convert(value) {
-                Some(converted) => Ok(Some(converted)),
-                None => Err(self.wrong(format!("{key} is {value} and must be {wanted}"))),
-            },
-        }
-    }
-
-    fn wrong(&self, reason: String) -> Error {
-        Error::TeacherConfig {
-            path: self.path.clone(),
-            reason,
-        }
-    }
-
-    fn missing(&self, fact: &'static str, next_step: &str) -> Error {
-        Error::MissingFact {
-            path: self.path.clone(),
-            fact,
-            next_step: next_step.to_owned(),
-        }
     }
 }

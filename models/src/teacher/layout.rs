@@ -1,149 +1,62 @@
-//! The layouts in which towers are published, as tables from the tower's tensor names (timm's) to the file's.
+//! The layouts in which towers are published: which one a file has, and what it says about the tower.
 //!
-//! Errors speak the file's names: the table is applied to what the tower needs, and the result compared with what the file has.
-
-use std::collections::BTreeMap;
+//! `layout/names.rs` lists each layout's names, `layout/convert.rs` makes the tower's tensors from the file's.
 
 use tch::Tensor;
 
-use super::tower::{TensorSpec, TowerConfig};
+use super::tower::Pooling;
 use crate::error::{Error, Mismatch, Misshaped, Result};
 use crate::weights::Weights;
 
-/// The two kinds of towers, which differ in their defaults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
-    /// A norm before the first block, no patch bias.
-    Clip,
-    /// DINO and supervised ViTs.
-    Vit,
+mod convert;
+mod names;
+
+pub(super) use names::Family;
+use names::{BESIDE, LAYOUTS, Names, PREFIXES, ProjectionName};
+
+/// A tower somewhere in a file, while its layout is looked for.
+pub(super) struct Found<'a> {
+    weights: &'a Weights,
+    /// What comes before all of the tower's names.
+    prefix: &'a str,
+    /// What comes before a block's number, prefix included.
+    blocks: String,
 }
 
-/// How one layout names things. Modules are listed as (tower's name, file's names); several names are stacked along the rows.
-struct Names {
-    title: &'static str,
-    /// Prefixes under which the tower may lie.
-    prefixes: &'static [&'static str],
-    cls_token: &'static str,
-    pos_embed: &'static str,
-    /// Modules outside the blocks.
-    modules: &'static [(&'static str, &'static str)],
-    /// What comes before a block's number.
-    blocks: &'static str,
-    /// Modules of a block.
-    block: &'static [(&'static str, &'static [&'static str])],
-    /// Names, or prefixes of names when they end with a dot, that belong to other parts of the model.
-    ignored: &'static [&'static str],
+impl Found<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.weights
+            .get(&format!("{}{name}", self.prefix))
+            .is_some()
+    }
+
+    /// Whether any block has the tensor `name`.
+    fn in_a_block(&self, name: &str) -> bool {
+        self.weights.names().any(|full| {
+            let in_block = full
+                .strip_prefix(&self.blocks)
+                .and_then(|rest| rest.split_once('.'));
+            in_block.is_some_and(|(_, rest)| rest == name)
+        })
+    }
 }
-
-const HF_CLIP: Names = Names {
-    title: "Hugging Face CLIP",
-    prefixes: &["vision_model.", ""],
-    cls_token: "embeddings.class_embedding",
-    pos_embed: "embeddings.position_embedding.weight",
-    modules: &[
-        ("patch_embed.proj", "embeddings.patch_embedding"),
-        // The missing letter is in the published files.
-        ("norm_pre", "pre_layrnorm"),
-        ("norm", "post_layernorm"),
-    ],
-    blocks: "encoder.layers.",
-    block: &[
-        ("norm1", &["layer_norm1"]),
-        (
-            "attn.qkv",
-            &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        ),
-        ("attn.proj", &["self_attn.out_proj"]),
-        ("norm2", &["layer_norm2"]),
-        ("mlp.fc1", &["mlp.fc1"]),
-        ("mlp.fc2", &["mlp.fc2"]),
-    ],
-    ignored: &[
-        "text_model.",
-        "text_projection.",
-        "visual_projection.",
-        "logit_scale",
-        "embeddings.position_ids",
-    ],
-};
-
-const HF_VIT: Names = Names {
-    title: "Hugging Face ViT",
-    prefixes: &["", "vit."],
-    cls_token: "embeddings.cls_token",
-    pos_embed: "embeddings.position_embeddings",
-    modules: &[
-        ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-        ("norm", "layernorm"),
-    ],
-    blocks: "encoder.layer.",
-    block: &[
-        ("norm1", &["layernorm_before"]),
-        (
-            "attn.qkv",
-            &[
-                "attention.attention.query",
-                "attention.attention.key",
-                "attention.attention.value",
-            ],
-        ),
-        ("attn.proj", &["attention.output.dense"]),
-        ("norm2", &["layernorm_after"]),
-        ("mlp.fc1", &["intermediate.dense"]),
-        ("mlp.fc2", &["output.dense"]),
-    ],
-    ignored: &["pooler.", "classifier.", "embeddings.mask_token"],
-};
-
-/// What transformers 5 calls the same tensors in memory, met in files saved from a state dict.
-const HF_VIT_5: Names = Names {
-    title: "Hugging Face ViT (transformers 5 names)",
-    blocks: "layers.",
-    block: &[
-        ("norm1", &["layernorm_before"]),
-        (
-            "attn.qkv",
-            &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
-        ),
-        ("attn.proj", &["attention.o_proj"]),
-        ("norm2", &["layernorm_after"]),
-        ("mlp.fc1", &["mlp.fc1"]),
-        ("mlp.fc2", &["mlp.fc2"]),
-    ],
-    ..HF_VIT
-};
-
-const TIMM: Names = Names {
-    title: "timm",
-    prefixes: &["", "module.", "backbone.", "module.backbone."],
-    cls_token: "cls_token",
-    pos_embed: "pos_embed",
-    modules: &[
-        ("patch_embed.proj", "patch_embed.proj"),
-        ("norm_pre", "norm_pre"),
-        ("norm", "norm"),
-    ],
-    blocks: "blocks.",
-    block: &[
-        ("norm1", &["norm1"]),
-        ("attn.qkv", &["attn.qkv"]),
-        ("attn.proj", &["attn.proj"]),
-        ("norm2", &["norm2"]),
-        ("mlp.fc1", &["mlp.fc1"]),
-        ("mlp.fc2", &["mlp.fc2"]),
-    ],
-    ignored: &["head."],
-};
 
 /// A layout as found in one file.
 pub(super) struct Layout {
     names: &'static Names,
-    prefix: &'static str,
+    prefix: String,
+    /// What comes before a block's number, prefix included.
+    blocks: String,
     /// The kind of tower in the file.
     pub(super) family: Family,
     /// Whether the patch projection has a bias.
     pub(super) patch_bias: bool,
+    /// Whether the blocks' branches are scaled.
+    pub(super) layer_scale: bool,
+    /// Whether the MLPs are gated.
+    pub(super) gated_mlp: bool,
+    /// Whether the position table has a row for CLS.
+    cls_position: bool,
 }
 
 /// Sizes as the shapes in a file tell them; what cannot be read off is `None`.
@@ -153,41 +66,28 @@ pub(super) struct Sizes {
     pub(super) depth: Option<i64>,
     pub(super) mlp_dim: Option<i64>,
     pub(super) patch_size: Option<i64>,
-    /// Positions, the CLS token's included.
-    pub(super) positions: Option<i64>,
+    /// Side of the grid of positions.
+    pub(super) grid: Option<i64>,
+    /// Register tokens.
+    pub(super) registers: i64,
 }
 
 impl Layout {
-    /// Finds the layout whose CLS token and blocks the file has.
+    /// Finds the layout whose CLS token (or pooling query), blocks and marks the file has.
     pub(super) fn recognise(weights: &Weights) -> Result<Layout> {
-        for names in [&HF_CLIP, &HF_VIT, &HF_VIT_5, &TIMM] {
-            for prefix in names.prefixes {
-                let cls_token = weights.get(&format!("{prefix}{}", names.cls_token));
-                let blocks = format!("{prefix}{}", names.blocks);
-                if cls_token.is_none() || !weights.names().any(|name| name.starts_with(&blocks)) {
-                    continue;
+        for names in LAYOUTS.iter().copied() {
+            for prefix in prefixes(weights, names.anchor) {
+                for blocks in names.blocks {
+                    let found = Found {
+                        weights,
+                        prefix,
+                        blocks: format!("{prefix}{blocks}"),
+                    };
+                    let has_blocks = weights.names().any(|name| name.starts_with(&found.blocks));
+                    if has_blocks && (names.marks)(&found) {
+                        return Ok(Layout::of(names, &found));
+                    }
                 }
-                let has = |module: &str, suffix: &str| {
-                    let mut modules = names
-                        .modules
-                        .iter()
-                        .filter(|(internal, _)| *internal == module);
-                    modules
-                        .any(|(_, file)| weights.get(&format!("{prefix}{file}.{suffix}")).is_some())
-                };
-                // Either half of the norm will do: that the other is missing is then reported as such.
-                let norm_pre = names.title == HF_CLIP.title
-                    || has("norm_pre", "weight")
-                    || has("norm_pre", "bias");
-                // The original and all Hugging Face layouts fix the bias; timm's CLIP has none and its ViTs have one.
-                let patch_bias = has("patch_embed.proj", "bias") || !norm_pre;
-                let family = if norm_pre { Family::Clip } else { Family::Vit };
-                return Ok(Layout {
-                    names,
-                    prefix,
-                    family,
-                    patch_bias,
-                });
             }
         }
         Err(Error::UnknownLayout {
@@ -197,6 +97,82 @@ impl Layout {
         })
     }
 
+    fn of(names: &'static Names, found: &Found) -> Layout {
+        let module = |internal: &str| {
+            let mut modules = names.modules.iter().filter(|(name, _)| *name == internal);
+            modules.any(|(_, file)| {
+                found.has(&format!("{file}.weight")) || found.has(&format!("{file}.bias"))
+            })
+        };
+        let family = names.family.unwrap_or(if module("norm_pre") {
+            Family::Clip
+        } else {
+            Family::Vit
+        });
+        let bias = format!("{}.bias", names.modules[0].1);
+        let mut layout = Layout {
+            names,
+            prefix: found.prefix.to_owned(),
+            blocks: found.blocks.clone(),
+            family,
+            // Every family but CLIP has the bias: that it is missing is then reported as such.
+            patch_bias: found.has(&bias) || family != Family::Clip,
+            layer_scale: match names.layer_scale {
+                Some(scales) => {
+                    // Those of DINOv2 and DINOv3 are never without.
+                    matches!(names.family, Some(Family::Dinov2 | Family::Dinov3))
+                        || scales.iter().any(|scale| found.in_a_block(scale))
+                }
+                None => false,
+            },
+            gated_mlp: false,
+            cls_position: false,
+        };
+        layout.gated_mlp = layout.finds_gated_mlp(found);
+        layout.cls_position = layout.finds_cls_position(found.weights);
+        layout
+    }
+
+    fn finds_gated_mlp(&self, found: &Found) -> bool {
+        if let Some((fc1, _)) = self.names.gated {
+            // Not the last part alone: DINOv3's plain MLP has a tensor of that name too.
+            return found.in_a_block(&format!("{}.weight", fc1[0]));
+        }
+        let shape = |internal: &str| self.shape(found.weights, internal);
+        let (fc1, fc2) = (
+            shape("blocks.0.mlp.fc1.weight"),
+            shape("blocks.0.mlp.fc2.weight"),
+        );
+        match (fc1.as_deref(), fc2.as_deref()) {
+            (Some([rows, _]), Some([_, columns])) => columns.checked_mul(2) == Some(*rows),
+            _ => false,
+        }
+    }
+
+    fn finds_cls_position(&self, weights: &Weights) -> bool {
+        if self.family == Family::Siglip || self.names.pos_embed.is_none() {
+            return false;
+        }
+        // timm has tables with a row for CLS and without. One of the two numbers is no square, unless the file is broken.
+        let square = |n: i64| n > 0 && n.isqrt() * n.isqrt() == n;
+        match self.positions(weights) {
+            Some(n) if self.names.family.is_none() => !square(n),
+            _ => true,
+        }
+    }
+
+    fn positions(&self, weights: &Weights) -> Option<i64> {
+        self.names.pos_embed?;
+        let shape = self.shape(weights, "pos_embed")?;
+        shape.len().checked_sub(2).map(|axis| shape[axis])
+    }
+
+    /// The shape of the first of the file's tensors that make the tower's `internal`.
+    fn shape(&self, weights: &Weights, internal: &str) -> Option<Vec<i64>> {
+        let name = self.sources(internal).into_iter().next()?;
+        weights.get(&name).map(Tensor::size)
+    }
+
     /// The layout's name, for people.
     pub(super) fn title(&self) -> &'static str {
         self.names.title
@@ -204,29 +180,38 @@ impl Layout {
 
     /// Whether the file is in one of Hugging Face's layouts, whose facts are in `config.json`.
     pub(super) fn is_hugging_face(&self) -> bool {
-        self.names.title != TIMM.title
+        self.names.hugging_face
     }
 
-    /// The file's name of the position embeddings.
-    pub(super) fn pos_embed(&self) -> String {
-        format!("{}{}", self.prefix, self.names.pos_embed)
+    /// Whether the file is in OpenAI's layout, whose facts are in `open_clip_config.json`.
+    pub(super) fn is_openai(&self) -> bool {
+        matches!(self.names.projection, ProjectionName::Transposed(_))
+    }
+
+    /// Whether patches are turned by their place instead of having a table.
+    pub(super) fn is_rotary(&self) -> bool {
+        self.names.pos_embed.is_none()
+    }
+
+    /// Whether the layout has a name for register tokens.
+    pub(super) fn has_registers(&self) -> bool {
+        self.names.registers.is_some()
+    }
+
+    /// How the tower pools.
+    pub(super) fn pooling(&self) -> Pooling {
+        if self.family == Family::Siglip {
+            Pooling::Attention
+        } else {
+            Pooling::Cls
+        }
     }
 
     /// Reads the sizes off the shapes.
     pub(super) fn sizes(&self, weights: &Weights) -> Sizes {
-        let shape = |internal: &str| {
-            let sources = self.sources(internal);
-            sources
-                .first()
-                .and_then(|name| weights.get(name))
-                .map(Tensor::size)
-        };
-        let patch = shape("patch_embed.proj.weight");
-        let fc1 = shape("blocks.0.mlp.fc1.weight");
-        let pos_embed = shape("pos_embed");
-        let blocks = format!("{}{}", self.prefix, self.names.blocks);
+        let shape = |internal: &str| self.shape(weights, internal);
         let number = |name: &str| {
-            name.strip_prefix(&blocks)?
+            name.strip_prefix(&self.blocks)?
                 .split_once('.')?
                 .0
                 .parse::<i64>()
@@ -238,130 +223,117 @@ impl Layout {
             .filter_map(number)
             .filter(|&n| n < weights.len() as i64)
             .max();
+        let fc1_parts = self.sources("blocks.0.mlp.fc1.weight").len() as i64;
+        let hidden = |rows: i64| {
+            let rows = rows.saturating_mul(fc1_parts);
+            if self.gated_mlp { rows / 2 } else { rows }
+        };
+        let registers = self.has_registers().then(|| shape("reg_token")).flatten();
         Sizes {
-            width: shape("cls_token").and_then(|shape| shape.last().copied()),
+            width: shape(self.anchor()).and_then(|shape| shape.last().copied()),
             depth: depth.map(|last| last + 1),
-            mlp_dim: fc1.and_then(|shape| shape.first().copied()),
-            patch_size: patch.and_then(|shape| {
+            mlp_dim: shape("blocks.0.mlp.fc1.weight")
+                .and_then(|shape| shape.first().copied())
+                .map(hidden),
+            patch_size: shape("patch_embed.proj.weight").and_then(|shape| {
                 if shape.len() == 4 {
                     Some(shape[2])
                 } else {
                     None
                 }
             }),
-            positions: pos_embed.and_then(|shape| shape.len().checked_sub(2).map(|i| shape[i])),
+            grid: self
+                .positions(weights)
+                .map(|n| (n - i64::from(self.cls_position)).max(0).isqrt()),
+            registers: registers.map_or(0, |shape| {
+                let axis = shape.len().checked_sub(2);
+                axis.map_or(0, |axis| shape[axis])
+            }),
         }
     }
 
-    /// The tensors of the tower `config`, f32, under the tower's names.
+    /// The tower's name of the tensor that every file of this layout has.
+    fn anchor(&self) -> &'static str {
+        match self.pooling() {
+            Pooling::Cls => "cls_token",
+            Pooling::Attention => "pool.probe",
+        }
+    }
+
+    /// The width of the visual projection, and whether it has a bias.
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`] with every tensor that is missing, misshaped or of no use, under the file's names.
-    pub(super) fn convert(
-        &self,
-        weights: &Weights,
-        config: &TowerConfig,
-    ) -> Result<BTreeMap<String, Tensor>> {
-        let specs = config.tensors();
-        let mut expected = BTreeMap::new();
-        for TensorSpec { name, shape } in &specs {
-            let sources = self.sources(name);
-            let mut shape = shape.clone();
-            // CLIP's class embedding and position table come without the axes of size 1.
-            if self.names.title == HF_CLIP.title && (name == "cls_token" || name == "pos_embed") {
-                shape = if name == "cls_token" {
-                    vec![shape[2]]
-                } else {
-                    shape[1..].to_vec()
-                };
-            }
-            shape[0] /= sources.len() as i64;
-            expected.extend(sources.into_iter().map(|source| (source, shape.clone())));
+    /// [`Error::NoProjection`], with the reason why there is none.
+    pub(super) fn projection(&self, weights: &Weights) -> Result<(i64, bool)> {
+        let absent = |reason: String| Error::NoProjection {
+            path: weights.path().to_path_buf(),
+            reason,
+        };
+        if self.family != Family::Clip {
+            return Err(absent(format!(
+                "the {} layout has no visual projection",
+                self.names.title
+            )));
         }
-        weights.require(&expected, |name| self.ignores(name))?;
-
-        let mut tensors = BTreeMap::new();
-        for TensorSpec { name, shape } in specs {
-            let sources = self.sources(&name);
-            let parts: Vec<Tensor> = sources
-                .iter()
-                .filter_map(|source| weights.get(source))
-                .map(Tensor::shallow_clone)
-                .collect();
-            let tensor = if parts.len() == 1 {
-                parts[0].shallow_clone()
-            } else {
-                Tensor::cat(&parts, 0)
-            };
-            tensors.insert(name, tensor.to_kind(tch::Kind::Float).reshape(&shape));
+        let source = self.sources("head.weight").remove(0);
+        let Some(tensor) = weights.get(&source) else {
+            return Err(absent(format!("the file has no tensor {source}")));
+        };
+        let shape = tensor.size();
+        let rows = match (self.names.projection, &shape[..]) {
+            (ProjectionName::Transposed(_), [_, columns]) => *columns,
+            (_, [rows, _]) => *rows,
+            // Not a matrix: reported with its shape when the tensors are compared.
+            _ => 1,
+        };
+        if CLASSES.contains(&rows) {
+            return Err(absent(format!(
+                "{source} {shape:?} is a classifier of {rows} classes"
+            )));
         }
-        Ok(tensors)
+        let bias = matches!(self.names.projection, ProjectionName::Module(_))
+            && weights.get(&self.sources("head.bias").remove(0)).is_some();
+        Ok((rows, bias))
     }
 
-    /// The file's names for the tower's tensor `internal`: one, or the parts to stack.
-    fn sources(&self, internal: &str) -> Vec<String> {
-        let prefix = self.prefix;
-        match internal {
-            "cls_token" => return vec![format!("{prefix}{}", self.names.cls_token)],
-            "pos_embed" => return vec![self.pos_embed()],
-            _ => {}
-        }
-        let (module, suffix) = internal
-            .rsplit_once('.')
-            .expect("the tower's names are module.weight or module.bias");
-        if let Some((number, module)) = module
-            .strip_prefix("blocks.")
-            .and_then(|rest| rest.split_once('.'))
-        {
-            let (_, files) = self
-                .names
-                .block
-                .iter()
-                .find(|(name, _)| *name == module)
-                .expect("every layout lists every module");
-            let blocks = self.names.blocks;
-            return files
-                .iter()
-                .map(|file| format!("{prefix}{blocks}{number}.{file}.{suffix}"))
-                .collect();
-        }
-        let (_, file) = self
-            .names
-            .modules
-            .iter()
-            .find(|(name, _)| *name == module)
-            .expect("every layout lists every module");
-        vec![format!("{prefix}{file}.{suffix}")]
+    /// The file's name of the tower's `internal`, the first of them where there are several.
+    fn file_name(&self, internal: &str) -> String {
+        self.sources(internal).remove(0)
     }
 
     /// Whether `name` is a known part of such files that the tower does not use.
     fn ignores(&self, name: &str) -> bool {
-        // A head may lie beside the backbone (`module.head.`) or, without prefixes, at the top.
+        let listed = |bare: &str, patterns: &[&str]| {
+            patterns.iter().any(|pattern| {
+                if pattern.ends_with('.') {
+                    bare.starts_with(pattern)
+                } else {
+                    bare == *pattern
+                }
+            })
+        };
+        if let Some(bare) = name.strip_prefix(&self.prefix) {
+            return listed(bare, self.names.ignored);
+        }
+        // A head or a text tower may lie beside the tower (`module.head.` beside `module.backbone.`) or further out.
         let levels = [0]
             .into_iter()
             .chain(self.prefix.match_indices('.').map(|(i, _)| i + 1));
         let mut bare = levels.filter_map(|level| name.strip_prefix(&self.prefix[..level]));
-        bare.any(|bare| {
-            let listed = |pattern: &&str| {
-                if pattern.ends_with('.') {
-                    bare.starts_with(*pattern)
-                } else {
-                    bare == *pattern
-                }
-            };
-            self.names.ignored.iter().any(listed)
-        })
+        bare.any(|bare| listed(bare, BESIDE) || listed(bare, self.names.ignored))
     }
 
     /// The error for sizes that neither a config nor the shapes tell: tensors that everything else is measured by are broken.
     pub(super) fn broken(&self, weights: &Weights) -> Error {
         let mut mismatch = Mismatch::default();
-        let key_tensors = [
-            ("cls_token", 1),
-            ("pos_embed", 2),
+        let mut key_tensors = vec![
+            (self.anchor(), 1),
             ("patch_embed.proj.weight", 4),
             ("blocks.0.mlp.fc1.weight", 2),
         ];
+        if self.names.pos_embed.is_some() {
+            key_tensors.push(("pos_embed", 2));
+        }
         for (internal, axes) in key_tensors {
             for name in self.sources(internal) {
                 match weights.get(&name).map(Tensor::size) {
@@ -380,4 +352,31 @@ impl Layout {
             mismatch,
         }
     }
+}
+
+/// Class counts of ImageNet-1k, -12k, -21k and its pruned form: a timm head with so many rows is no projection.
+const CLASSES: [i64; 4] = [1000, 11_821, 21_841, 21_843];
+
+/// What stands before `anchor` in the file's names, where it consists of known wrappers. A training checkpoint holds two
+/// networks: the teacher, which is what DINO evaluates, comes first, the student last.
+fn prefixes<'a>(weights: &'a Weights, anchor: &str) -> Vec<&'a str> {
+    let mut found: Vec<&str> = weights
+        .names()
+        .filter_map(|name| name.strip_suffix(anchor))
+        .filter(|prefix| {
+            prefix.is_empty()
+                || prefix
+                    .strip_suffix('.')
+                    .is_some_and(|p| p.split('.').all(|part| PREFIXES.contains(&part)))
+        })
+        .collect();
+    let has = |prefix: &str, part: &str| prefix.split('.').any(|p| p == part);
+    found.sort_by_key(|prefix| {
+        (
+            !has(prefix, "teacher"),
+            has(prefix, "student"),
+            prefix.len(),
+        )
+    });
+    found
 }

@@ -7,9 +7,10 @@ use std::fs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::tower::TensorSpec;
+use super::tower::{Pooling, Positions, Projection, TensorSpec};
 use super::*;
 use crate::init::Init;
+use crate::vit::Activation;
 use crate::weights;
 
 /// A ViT of one block in timm's names: width 64, patch 8, 3x3 patches.
@@ -21,17 +22,27 @@ fn timm_config() -> TowerConfig {
         mlp_dim: 32,
         patch_size: 8,
         grid: 3,
+        pooling: Pooling::Cls,
+        registers: 0,
+        positions: Positions::Learned,
         norm_pre: false,
         patch_bias: true,
+        layer_scale: false,
+        gated_mlp: false,
         norm_eps: 1e-6,
         activation: Activation::Gelu,
+        projection: None,
     }
 }
 
 type Tensors = BTreeMap<String, Tensor>;
 
 fn timm_tensors(config: &TowerConfig) -> Tensors {
-    let draw = |TensorSpec { name, shape }| {
+    let draw = |TensorSpec { name, mut shape }| {
+        // In a file the table begins with the position of CLS.
+        if name == "pos_embed" {
+            shape[1] += 1;
+        }
         (
             name.clone(),
             Init::Normal { std: 0.1 }.tensor(&shape, 0, &name),
@@ -103,10 +114,33 @@ fn config(value: Value) -> [(&'static str, Value); 1] {
 
 #[test]
 fn the_list_of_tensors_is_what_the_tower_asks_for() {
-    for (norm_pre, patch_bias) in [(false, true), (true, false)] {
+    let projection = Some(Projection {
+        out_dim: 5,
+        bias: true,
+    });
+    let rotary = Positions::Rotary { base: 100.0 };
+    for (norm_pre, registers, positions, gated_mlp, pooling, projection) in [
+        (false, 0, Positions::Learned, false, Pooling::Cls, None),
+        (true, 0, Positions::Learned, false, Pooling::Cls, projection),
+        (false, 4, Positions::Learned, true, Pooling::Cls, None),
+        (false, 2, rotary, false, Pooling::Cls, None),
+        (
+            false,
+            0,
+            Positions::Learned,
+            false,
+            Pooling::Attention,
+            None,
+        ),
+    ] {
         let config = TowerConfig {
             norm_pre,
-            patch_bias,
+            patch_bias: !norm_pre,
+            registers,
+            positions,
+            gated_mlp,
+            pooling,
+            projection,
             ..timm_config()
         };
         let store = ParamStore::frozen(Device::Cpu);
@@ -383,7 +417,7 @@ fn a_wrong_or_half_file_is_told_by_the_files_own_names() {
     let mut uneven = timm_tensors(&timm_config());
     uneven.insert(
         "pos_embed".into(),
-        Tensor::zeros([1, 9, 64], (Kind::Float, Device::Cpu)),
+        Tensor::zeros([1, 11, 64], (Kind::Float, Device::Cpu)),
     );
     assert_eq!(mismatch(&uneven, &[]).misshaped[0].name, "pos_embed");
     let mut far = timm_tensors(&timm_config());

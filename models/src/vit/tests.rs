@@ -61,7 +61,7 @@ fn attention_is_what_its_formula_says() {
     assert_close(&attention.forward(&x), &expected);
     let cls_row = matrix.select(2, 0); // [N, H, T]
     assert_close(&attention.cls_attention(&x), &cls_row);
-    let (y, row) = attention.forward_with_cls_attention(&x);
+    let (y, row) = attention.forward_with_cls_attention(&x, None);
     assert_close(&y, &expected);
     assert_close(&row, &cls_row);
     assert_close(
@@ -82,6 +82,7 @@ fn under_autocast_products_are_bf16_and_norms_and_softmax_f32() {
             qkv_bias: true,
             norm_eps: 1e-6,
             activation: Activation::Gelu,
+            gated_mlp: false,
         },
     );
     let x = random(&[2, 5, 12], "x");
@@ -92,7 +93,7 @@ fn under_autocast_products_are_bf16_and_norms_and_softmax_f32() {
         block.norm1.forward(&x.to_kind(Kind::BFloat16)).kind(),
         Kind::Float
     );
-    let (y, row) = block.forward_with_cls_attention(&x);
+    let (y, row) = block.forward_with_cls_attention(&x, None);
     assert_eq!(
         (y.kind(), row.kind()),
         (Kind::Float, Kind::Float),
@@ -115,12 +116,13 @@ fn a_block_s_attention_is_that_of_its_normed_input() {
         qkv_bias: false,
         norm_eps: 1e-6,
         activation: Activation::QuickGelu,
+        gated_mlp: false,
     };
     let block = Block::new(&store.root(), &config);
     randomise(&store);
     assert!(store.get("attn.qkv.bias").is_none());
     let x = random(&[2, 5, 12], "x");
-    let (y, row) = block.forward_with_cls_attention(&x);
+    let (y, row) = block.forward_with_cls_attention(&x, None);
     assert_eq!(y, block.forward(&x));
     assert_close(&row, &block.cls_attention(&x));
     assert_close(&row, &block.attn.cls_attention(&block.norm1.forward(&x)));

@@ -5,7 +5,6 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use images::ImageSource;
 use models::teacher::TeacherInfo;
-use models::vit::Activation;
 use schemas::{Cache, CacheIdentity, FORMAT_VERSION, Pack, Plan, TeacherId, TeacherIdentity};
 use tch::Device;
 
@@ -104,18 +103,14 @@ pub(crate) fn teacher_identity(
     let input_size = grid
         .checked_mul(info.patch_size)
         .with_context(|| format!("grid {grid} is too large for teacher {id}"))?;
-    let activation = match info.activation {
-        Activation::Gelu => "gelu",
-        Activation::QuickGelu => "quick_gelu",
-    };
     Ok(TeacherIdentity {
         format_version: FORMAT_VERSION,
         id: id.clone(),
         arch: info.arch.clone(),
         source: dir.display().to_string(),
         weights_sha256: info.weights_sha256.clone(),
-        layer: "last".to_owned(),
-        activation: activation.to_owned(),
+        layer: info.layer.name().to_owned(),
+        activation: info.activation.name().to_owned(),
         norm_eps: info.norm_eps,
         input_size,
         patch_size: info.patch_size,

@@ -145,10 +145,9 @@ impl Model {
                 ]
             }
             Network::Teacher(teacher) => {
-                let output =
-                    teacher.forward(&pixels.permute([0, 3, 1, 2]).contiguous(), precision)?;
-                let mean = teacher.final_norm(&output.tokens).mean_dim(1, false, None);
-                vec![("cls", teacher.final_norm(&output.cls)), ("mean", mean)]
+                let pixels = pixels.permute([0, 3, 1, 2]).contiguous();
+                let features = teacher.image_features(&pixels, precision)?;
+                vec![("cls", features.cls), ("mean", features.mean)]
             }
             Network::Pixels { .. } => {
                 vec![("pixels", self.normalise.forward(&pixels).flatten(1, -1))]

@@ -1,0 +1,131 @@
+//! Which activation the MLPs have, from everything that may say it.
+
+use std::path::Path;
+
+use super::Config;
+use crate::error::{Error, Result};
+use crate::teacher::layout::{Family, Layout};
+use crate::vit::Activation;
+
+/// One thing that says what the activation is.
+struct Statement<'a> {
+    path: &'a Path,
+    /// The words, for people.
+    words: String,
+    activation: Activation,
+}
+
+impl Config {
+    /// What the files say, else `explicit`, else the family's only answer.
+    ///
+    /// # Errors
+    /// If two of them say different things, or nothing says which of CLIP's two it is.
+    pub(super) fn activation(
+        &self,
+        layout: &Layout,
+        explicit: Option<Activation>,
+    ) -> Result<Activation> {
+        let stated = self.statements(layout)?;
+        if let [first, rest @ ..] = &stated[..] {
+            let other = rest.iter().find(|s| s.activation != first.activation);
+            let against = match (other, explicit) {
+                (Some(other), _) => Some(format!("{:?} {}", other.path, other.words)),
+                (None, Some(asked)) if asked != first.activation => {
+                    Some(format!("the activation asked for is {asked}"))
+                }
+                _ => None,
+            };
+            return match against {
+                None => Ok(first.activation),
+                Some(against) => Err(Error::TeacherConfig {
+                    path: first.path.to_path_buf(),
+                    reason: format!(
+                        "{}, but {against}. Correct the one that is wrong",
+                        first.words
+                    ),
+                }),
+            };
+        }
+        if let Some(activation) = explicit {
+            return Ok(activation);
+        }
+        match layout.family {
+            Family::Vit | Family::Dinov2 | Family::Dinov3 => Ok(Activation::Gelu),
+            Family::Siglip => Ok(Activation::GeluTanh),
+            Family::Clip => Err(self.config.missing(
+                "the activation of this CLIP tower (hidden_act)",
+                "Put a config.json with {\"hidden_act\": \"quick_gelu\"} (OpenAI, MetaCLIP and DFN weights) or \"gelu\" (LAION and \
+                 DataComp weights) beside the weights, or name it with the teacher (activation = \"quick_gelu\" or \"gelu\"): both \
+                 run, and the wrong one gives plausible, wrong features",
+            )),
+        }
+    }
+
+    fn statements(&self, layout: &Layout) -> Result<Vec<Statement<'_>>> {
+        let mut stated = Vec::new();
+        let config = &self.config;
+        if layout.gated_mlp {
+            // DINOv2's giant says gelu in its config and computes silu: its gate has no other.
+            if layout.family != Family::Dinov3 || config.text("hidden_act")?.is_none() {
+                stated.push(Statement {
+                    path: &config.path,
+                    words: "belongs to weights with a gated MLP, whose gate is silu".to_owned(),
+                    activation: Activation::Silu,
+                });
+                return Ok(stated);
+            }
+        }
+        if let Some(name) = config.text("hidden_act")? {
+            let activation = match name {
+                "gelu" => Activation::Gelu,
+                "quick_gelu" => Activation::QuickGelu,
+                "gelu_pytorch_tanh" => Activation::GeluTanh,
+                "silu" => Activation::Silu,
+                other => {
+                    return Err(config.wrong(format!(
+                        "hidden_act {other:?} is not known here; gelu, quick_gelu, gelu_pytorch_tanh and silu are"
+                    )));
+                }
+            };
+            stated.push(Statement {
+                path: &config.path,
+                words: format!("says hidden_act {name}"),
+                activation,
+            });
+        } else if self.by_transformers(layout) && !layout.is_openai() {
+            // The default of each configuration class.
+            let activation = match layout.family {
+                Family::Clip => Activation::QuickGelu,
+                Family::Siglip => Activation::GeluTanh,
+                Family::Vit | Family::Dinov2 | Family::Dinov3 => Activation::Gelu,
+            };
+            stated.push(Statement {
+                path: &config.path,
+                words: format!(
+                    "is transformers' and leaves hidden_act at its default, {activation}"
+                ),
+                activation,
+            });
+        }
+        // timm's way of saying it.
+        if let Some(name) = config.text("architecture")?
+            && name.contains("quickgelu")
+        {
+            stated.push(Statement {
+                path: &config.path,
+                words: format!("says architecture {name}"),
+                activation: Activation::QuickGelu,
+            });
+        }
+        if layout.family == Family::Clip
+            && let Some((activation, words)) = self.open_clip.activation()?
+        {
+            stated.push(Statement {
+                path: &self.open_clip.path,
+                words,
+                activation,
+            });
+        }
+        Ok(stated)
+    }
+}
