@@ -2,6 +2,7 @@ use tch::Device;
 
 use super::*;
 use crate::params::ParamStore;
+use crate::precision::Precision;
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -153,6 +154,74 @@ fn activations_have_their_published_values() {
         Activation::QuickGelu,
         [-0.154_204_234, 0.0, 0.845_795_766, 2.981_928_690],
     );
+    // x / (1 + exp(-x)).
+    check(
+        Activation::Silu,
+        [-0.268_941_421, 0.0, 0.731_058_579, 2.857_722_380],
+    );
+    // x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³))).
+    check(
+        Activation::GeluTanh,
+        [-0.158_808_009, 0.0, 0.841_191_991, 2.996_362_608],
+    );
+}
+
+#[test]
+fn a_gated_mlp_is_what_its_formula_says() {
+    let store = ParamStore::new(Device::Cpu, 0);
+    let mlp = Mlp::gated(&store.root(), 4, 6, Activation::Silu);
+    randomise(&store);
+    let get = |name: &str| store.get(name).unwrap();
+    let x = random(&[3, 4], "x");
+    let rows = |start| {
+        x.matmul(&get("fc1.weight").narrow(0, start, 6).tr()) + get("fc1.bias").narrow(0, start, 6)
+    };
+    let gate = rows(0);
+    let hidden = &gate * gate.sigmoid() * rows(6);
+    let expected = hidden.matmul(&get("fc2.weight").tr()) + get("fc2.bias");
+    assert_close(&mlp.forward(&x), &expected);
+}
+
+#[test]
+fn rotary_positions_turn_patches_by_their_distance_alone() {
+    let (prefix, grid, head_dim) = (2, (3, 4), 8);
+    let rotary = Rotary::axial(100.0, head_dim, prefix, grid, Device::Cpu);
+    let x = random(&[1, 1, prefix + 12, head_dim], "x");
+    let turned = rotary.turn(&x);
+    assert_eq!(turned.narrow(2, 0, prefix), x.narrow(2, 0, prefix));
+    let norms = |x: &Tensor| x.norm_scalaropt_dim(2, [3], false);
+    assert_close(&norms(&turned), &norms(&x));
+    // The same query and key everywhere: their product depends on the offset between two patches, not on where they are.
+    let same = |name: &str| random(&[1, 1, 1, head_dim], name).expand([1, 1, 14, head_dim], false);
+    let (q, k) = (rotary.turn(&same("q")), rotary.turn(&same("k")));
+    let products = q.matmul(&k.transpose(2, 3)).squeeze();
+    let at = |a: i64, b: i64| products.double_value(&[prefix + a, prefix + b]);
+    // One row down: from (0, 1) to (1, 1), and from (1, 3) to (2, 3).
+    assert!((at(1, 5) - at(7, 11)).abs() < 1e-5);
+    // One column right, and the other way round.
+    assert!((at(1, 2) - at(6, 7)).abs() < 1e-5);
+    assert!((at(1, 2) - at(2, 1)).abs() > 1e-3);
+}
+
+/// 16,000 tokens: the matrix of 2 heads would take 2 GB.
+#[test]
+fn the_attention_of_cls_never_needs_the_whole_matrix() {
+    let store = ParamStore::new(Device::Cpu, 0);
+    let attention = Attention::new(&store.root(), 16, 2, true);
+    let x = random(&[1, 16_000, 16], "x");
+    let Some(before) = torch_ext::peak_rss() else {
+        println!("skipped: the system does not tell how much memory was used");
+        return;
+    };
+    let _no_grad = tch::no_grad_guard();
+    let (_, row) = attention.forward_with_cls_attention(&x, None);
+    assert_eq!(row.size(), [1, 2, 16_000]);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let _guard = precision.guard(Device::Cpu);
+        assert_eq!(attention.cls_attention(&x).size(), [1, 2, 16_000]);
+    }
+    let grown = torch_ext::peak_rss().unwrap() - before;
+    assert!(grown < 500 << 20, "{} MB more", grown >> 20);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "tests write throw-away folders")]
 
+mod family_layouts;
 mod golden;
 mod layouts;
 mod python;
