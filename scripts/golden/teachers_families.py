@@ -81,6 +81,13 @@ def of_timm(model, x):
     hook.remove()
     result["cls_attn"] = seen[0][:, :, 0, model.num_prefix_tokens :].mean(1)
     result["normed"] = model.norm(last)
+    if model.attn_pool is not None:
+        pool, normed = model.attn_pool, result["normed"]
+        n, tokens, width = normed.shape
+        q = pool.q(pool.latent).view(1, pool.num_heads, 1, -1)
+        k = pool.kv(normed)[..., :width].reshape(n, tokens, pool.num_heads, -1).transpose(1, 2)
+        result["cls_attn"] = (q * pool.scale @ k.transpose(-2, -1)).softmax(-1)[:, :, 0].mean(1)
+        result["pooled"] = model.forward_head(normed, pre_logits=True)
     if isinstance(model.head, torch.nn.Linear):
         result["projected"] = model.head(result["normed"])
     return result
@@ -159,6 +166,15 @@ def timm_dinov2(**kwargs):
     return timm_model("vit_test_patch14_dinov2", normalisation=IMAGENET, num_classes=0, init_values=1e-5, norm_layer=norm, **kwargs)
 
 
+def timm_siglip(**kwargs):
+    from functools import partial
+
+    from timm.layers import GELUTanh
+
+    fixed = dict(class_token=False, global_pool="map", num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6))
+    return timm_model("vit_test_patch14_siglip", normalisation=HALF, act_layer=GELUTanh, **fixed, **kwargs)
+
+
 def timm_dinov3(**kwargs):
     from functools import partial
 
@@ -213,6 +229,9 @@ GOLDEN = {
 }
 LIVE = {
     "openai-clip-p32": (of_open_clip, lambda: open_clip_model(384, 6, 2, 32, 96, 64, False), torch.float32, [(96, 96)]),
+    # One block each of the large towers: heads of 64 and of 80.
+    "openai-clip-l14": (of_open_clip, lambda: open_clip_model(1024, 16, 1, 14, 28, 768, True), torch.float32, [(28, 28)]),
+    "openai-clip-h14": (of_open_clip, lambda: open_clip_model(1280, 16, 1, 14, 28, 1024, False), torch.float32, [(28, 28)]),
     "openai-clip-tanh": (
         of_open_clip,
         lambda: open_clip_model(
@@ -275,6 +294,7 @@ LIVE = {
         [(96, 96)],
     ),
     "siglip-p14": (of_transformers, lambda: hugging_face("siglip", HALF, intermediate_size=1000, **ODD), torch.float32, [(98, 98), (112, 56)]),
+    "timm-siglip": (of_timm, lambda: timm_siglip(**TIMM_ODD), torch.float32, [(98, 98)]),
 }
 
 

@@ -27,8 +27,9 @@ pub(super) use normalisation::Normalisation;
 /// The published ViTs up to this width (S, B, L) have heads of 64 numbers; of the wider ones, only those of [`WIDE_HEADS`].
 const MAX_WIDTH_WITH_HEADS_OF_64: i64 = 1024;
 
-/// Wide towers of one family each, as (family, width, heads): DINOv2's giant, DINOv3's huge-plus and 7B.
-const WIDE_HEADS: [(Family, i64, i64); 3] = [
+/// Wide towers of one family each, as (family, width, heads): DINOv2's giant, DINOv3's huge-plus and 7B, SigLIP's so400m.
+const WIDE_HEADS: [(Family, i64, i64); 4] = [
+    (Family::Siglip, 1152, 16),
     (Family::Dinov2, 1536, 24),
     (Family::Dinov3, 1280, 20),
     (Family::Dinov3, 4096, 32),

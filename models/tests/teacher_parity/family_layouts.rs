@@ -497,7 +497,7 @@ fn gated_mlps_are_the_same_in_every_layout() {
 }
 
 #[test]
-fn siglip_may_have_its_prefix_and_text_tower() {
+fn siglip_is_the_same_in_every_layout() {
     let folder = golden().join("siglip");
     let mut whole = prefixed(&read(&folder, "model"), "vision_model.");
     whole.insert("text_model.final_layer_norm.weight".into(), random(&[4]));
@@ -507,6 +507,42 @@ fn siglip_may_have_its_prefix_and_text_tower() {
         "expected-40x24",
         &whole,
         "Hugging Face SigLIP",
+        &WITHOUT_PROJ,
+    );
+    let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+    let mut timm = stacked(
+        renamed(
+            &read(&folder, "model"),
+            &[
+                ("head.attention.out_proj", "attn_pool.proj"),
+                ("head.probe", "attn_pool.latent"),
+                ("head.mlp", "attn_pool.mlp"),
+                ("head.layernorm", "attn_pool.norm"),
+                ("embeddings.patch_embedding", "patch_embed.proj"),
+                ("embeddings.position_embedding.weight", "pos_embed"),
+                ("post_layernorm", "norm"),
+                ("encoder.layers", "blocks"),
+                ("layer_norm", "norm"),
+                ("self_attn.out_proj", "attn.proj"),
+            ],
+        ),
+        &parts,
+        "attn.qkv",
+    );
+    let table = timm.remove("pos_embed").unwrap();
+    timm.insert("pos_embed".into(), table.unsqueeze(0));
+    for end in ["weight", "bias"] {
+        let qkv = timm.remove(&format!("head.attention.in_proj_{end}"));
+        let qkv = qkv.unwrap();
+        let (q, kv) = (qkv.narrow(0, 0, 48), qkv.narrow(0, 48, 96));
+        timm.insert(format!("attn_pool.q.{end}"), q.contiguous());
+        timm.insert(format!("attn_pool.kv.{end}"), kv.contiguous());
+    }
+    same_bits(
+        &folder,
+        "expected-40x24",
+        &timm,
+        "timm SigLIP",
         &WITHOUT_PROJ,
     );
 }

@@ -71,7 +71,22 @@ fn the_golden_scripts_still_make_these_files() {
 }
 
 /// The architecture that each of the larger cases must be recognised as, by the layout in which it must be.
-const LIVE: [(&str, &str, &str); 15] = [
+const LIVE: [(&str, &str, &str); 18] = [
+    (
+        "openai-clip-l14",
+        "OpenAI CLIP",
+        "clip-vit-w1024-d1-h16-m4096-p14",
+    ),
+    (
+        "openai-clip-h14",
+        "OpenAI CLIP",
+        "clip-vit-w1280-d1-h16-m5120-p14",
+    ),
+    (
+        "timm-siglip",
+        "timm SigLIP",
+        "siglip-vit-w384-d2-h6-m1536-p14",
+    ),
     (
         "openai-clip-p32",
         "OpenAI CLIP",

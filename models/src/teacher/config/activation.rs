@@ -51,6 +51,7 @@ impl Config {
         }
         match layout.family {
             Family::Vit | Family::Dinov2 | Family::Dinov3 => Ok(Activation::Gelu),
+            // As big_vision trained it and transformers runs it; timm runs most of these weights with the exact GELU.
             Family::Siglip => Ok(Activation::GeluTanh),
             Family::Clip => Err(self.config.missing(
                 "the activation of this CLIP tower (hidden_act)",

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::Layout;
 use super::names::{ProjectionName, QkvBias};
 use crate::error::{Error, Result};
-use crate::teacher::tower::{Pooling, TensorSpec, TowerConfig};
+use crate::teacher::tower::{TensorSpec, TowerConfig};
 use crate::weights::Weights;
 
 /// How one tensor of the tower is made: the parts stacked along the rows.
@@ -126,11 +126,10 @@ impl Layout {
     fn recipe(&self, weights: &Weights, spec: &TensorSpec) -> Recipe {
         let mut shape = spec.shape.clone();
         match spec.name.as_str() {
-            "cls_token" | "pool.probe" if self.names.flat => shape = vec![shape[2]],
+            "cls_token" if self.names.flat => shape = vec![shape[2]],
             "pos_embed" => {
                 shape[1] += i64::from(self.cls_position);
-                // SigLIP's query has its leading axes and its table has not.
-                if self.names.flat || self.pooling() == Pooling::Attention {
+                if self.names.flat {
                     shape.remove(0);
                 }
             }
@@ -149,10 +148,21 @@ impl Layout {
             _ => {}
         }
         let sources = self.sources(&spec.name);
-        shape[0] /= sources.len() as i64;
-        let parts = sources.into_iter().map(|name| Part {
+        // All parts have as many rows, but for a pooling query beside keys and values that are stacked.
+        let rows = shape[0];
+        let rows_of = |i: usize| match (sources.len(), self.pools_apart(&spec.name)) {
+            (2, true) => rows / 3 * (1 + i as i64),
+            (n, _) => rows / n as i64,
+        };
+        let shapes = (0..sources.len()).map(|i| {
+            let mut shape = shape.clone();
+            shape[0] = rows_of(i);
+            shape
+        });
+        let shapes: Vec<Vec<i64>> = shapes.collect();
+        let parts = sources.into_iter().zip(shapes).map(|(name, shape)| Part {
             name: Some(name),
-            shape: shape.clone(),
+            shape,
             mask: None,
         });
         Recipe {
@@ -258,6 +268,11 @@ impl Layout {
         )))
     }
 
+    /// Whether the tower's `internal` is the pooling attention's q, k and v, of which the file has q apart.
+    fn pools_apart(&self, internal: &str) -> bool {
+        internal.starts_with("pool.attn.qkv.") && self.names.pool_qkv.is_some()
+    }
+
     /// The file's names for the tower's tensor `internal`: one, or the parts to stack.
     pub(super) fn sources(&self, internal: &str) -> Vec<String> {
         let prefix = &self.prefix;
@@ -281,6 +296,9 @@ impl Layout {
                 format!("{module}.{suffix}")
             }
         };
+        if let Some(parts) = names.pool_qkv.filter(|_| self.pools_apart(internal)) {
+            return parts.map(|part| format!("{prefix}{}", join(part))).into();
+        }
         if module == "head" {
             return vec![match names.projection {
                 ProjectionName::Module(name) => format!("{prefix}{}", join(name)),

@@ -31,7 +31,7 @@ pub(super) struct Names {
     pub(super) hugging_face: bool,
     /// The CLS token, or the query of a tower without one.
     pub(super) anchor: &'static str,
-    /// Whether the anchor and the position table come without their leading axes of size 1.
+    /// Whether a CLS token and the position table come without their leading axes of size 1.
     pub(super) flat: bool,
     pub(super) pos_embed: Option<&'static str>,
     pub(super) registers: Option<&'static str>,
@@ -42,6 +42,8 @@ pub(super) struct Names {
     /// Modules of a block.
     pub(super) block: &'static [(&'static str, &'static [&'static str])],
     pub(super) qkv_bias: QkvBias,
+    /// The pooling query's projection and that of the keys and values, where they are apart.
+    pub(super) pool_qkv: Option<[&'static str; 2]>,
     /// A gated MLP's names, where they differ from those of a plain one: gate and up, or both stacked; and down.
     pub(super) gated: Option<(&'static [&'static str], &'static str)>,
     /// The scales of the attention's and the MLP's branch.
@@ -138,6 +140,7 @@ pub(super) const LAYOUTS: &[&Names] = &[
     &OPENAI_CLIP,
     &DINOV3,
     &TIMM_DINOV3,
+    &TIMM_SIGLIP,
     &DINOV2,
     &TIMM,
 ];
@@ -169,6 +172,7 @@ const HF_CLIP: Names = Names {
         ("mlp.fc2", &["mlp.fc2"]),
     ],
     qkv_bias: QkvBias::AsWeights,
+    pool_qkv: None,
     gated: None,
     layer_scale: None,
     projection: ProjectionName::Beside("visual_projection"),
@@ -186,7 +190,6 @@ const HF_SIGLIP: Names = Names {
     title: "Hugging Face SigLIP",
     family: Some(Family::Siglip),
     anchor: "head.probe",
-    flat: false,
     modules: &[
         ("patch_embed.proj", "embeddings.patch_embedding"),
         ("norm", "post_layernorm"),
@@ -236,6 +239,7 @@ const HF_VIT: Names = Names {
         ("mlp.fc2", &["output.dense"]),
     ],
     qkv_bias: QkvBias::AsWeights,
+    pool_qkv: None,
     gated: None,
     layer_scale: None,
     projection: ProjectionName::Absent,
@@ -361,6 +365,7 @@ const OPENAI_CLIP: Names = Names {
         ("mlp.fc2", &["mlp.c_proj"]),
     ],
     qkv_bias: QkvBias::AsWeights,
+    pool_qkv: None,
     gated: None,
     layer_scale: Some(["ls_1.gamma", "ls_2.gamma"]),
     projection: ProjectionName::Transposed("proj"),
@@ -392,6 +397,7 @@ const TIMM: Names = Names {
         ("mlp.fc2", &["mlp.fc2"]),
     ],
     qkv_bias: QkvBias::AsWeights,
+    pool_qkv: None,
     // Packed, under the names of a plain MLP; told by the shapes.
     gated: None,
     layer_scale: Some(["ls1.gamma", "ls2.gamma"]),
@@ -444,5 +450,24 @@ const TIMM_DINOV3: Names = Names {
     layer_scale: Some(["gamma_1", "gamma_2"]),
     projection: ProjectionName::Absent,
     marks: |found| found.has("reg_token") && !found.has("pos_embed") && found.in_a_block("gamma_1"),
+    ..TIMM
+};
+
+const TIMM_SIGLIP: Names = Names {
+    title: "timm SigLIP",
+    family: Some(Family::Siglip),
+    anchor: "attn_pool.latent",
+    registers: None,
+    modules: &[
+        ("patch_embed.proj", "patch_embed.proj"),
+        ("norm", "norm"),
+        ("pool.attn.proj", "attn_pool.proj"),
+        ("pool.norm", "attn_pool.norm"),
+        ("pool.mlp.fc1", "attn_pool.mlp.fc1"),
+        ("pool.mlp.fc2", "attn_pool.mlp.fc2"),
+    ],
+    pool_qkv: Some(["attn_pool.q", "attn_pool.kv"]),
+    layer_scale: None,
+    projection: ProjectionName::Absent,
     ..TIMM
 };
