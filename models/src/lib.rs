@@ -1,4 +1,4 @@
-//! Networks, losses and weight names: CLIP and DINO towers, the masked autoencoder, mimic heads.
+//! Networks, losses and weight names: CLIP, DINO and SigLIP towers, the masked autoencoder, mimic heads.
 //!
 //! No data sets, no loops, no command line. The letters in shapes mean the same everywhere:
 //!

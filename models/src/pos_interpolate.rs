@@ -6,15 +6,16 @@
 //! | code | sampled to | antialias |
 //! |---|---|---|
 //! | transformers: CLIP, ViT and DINO, DINOv2, SigLIP | the size asked for | no |
-//! | transformers: DINOv2 with registers; original DINOv2 with registers | the size asked for | yes |
+//! | transformers and original: DINOv2 with registers | the size asked for | yes |
 //! | original DINO, original DINOv2 without registers | a scale of `(grid + 0.1) / native` | no |
 //! | timm, open_clip | the size asked for | yes |
 //!
 //! The rule here depends on the tower and not on the layout of its file, since the same weights must give the same features
-//! whatever they are called: what transformers does, so with antialiasing for a tower with registers and without for the
-//! others. The offset of 0.1 guards the original code against rounding the output size and shifts every sampling point a
-//! little; transformers dropped it. timm's rule for towers without registers cannot be had at a non-native grid: their tables
-//! were trained with, or are read by, code that does not antialias.
+//! whatever they are called: it is what transformers 5 does, so with antialiasing for a tower with registers and without for the
+//! others. For towers with registers all three codes agree, and for DINOv3 there is nothing to interpolate. Without registers, the
+//! offset of 0.1 guards the original code against rounding the output size; it moves the last of 16 sampling points on a native
+//! grid of 37 by 0.22 patches, and transformers dropped it. timm antialiases always, and the antialiasing kernel is another cubic
+//! even where the grid grows. All of this concerns other grids than the native one only.
 
 use tch::Tensor;
 

@@ -1,10 +1,24 @@
-//! Frozen vision towers whose features a student mimics: CLIP, DINO/ViT, DINOv2, DINOv3 and SigLIP, in the file layouts people
-//! have.
+//! Frozen vision towers whose features a student mimics, in the file layouts people have.
+//!
+//! | family | layouts | what only its files have |
+//! |---|---|---|
+//! | CLIP | Hugging Face, OpenAI and open_clip (`visual.*`, or the vision tower alone), timm | a norm before the first block |
+//! | DINO, supervised ViT | original, Hugging Face (names of transformers 4 and 5), timm | none of the below |
+//! | DINOv2 | original, Hugging Face (likewise), timm | LayerScale; registers or none; gated MLP (giant) or not |
+//! | DINOv3 ViT | original, Hugging Face, timm | rotary positions, registers, no bias of the keys; gated MLP (S+, H+, 7B) or not |
+//! | SigLIP | Hugging Face, timm | no CLS token; a learned query pools the patches |
+//!
+//! In front of the names there may be what training code puts there (`module.`, `backbone.`, `model.`, `teacher.`, `student.`),
+//! and beside the tower its heads and text tower; of a training run's two networks the teacher is read.
 //!
 //! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json`,
 //! `open_clip_config.json` and `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and
 //! builds one tower (`tower.rs`) that serves all families. A file must fit exactly; see
-//! [`Error::WeightsMismatch`](crate::Error).
+//! [`Error::WeightsMismatch`](crate::Error). The same weights in two layouts give the same bits, so what differs between the
+//! packages that read them (how positions are interpolated, see [`crate::pos_interpolate`]; the activation of SigLIP) goes by the
+//! family here.
+//!
+//! Towers with patches of 14 pixels see 14 x 14 patches at 196 x 196 pixels.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -7,8 +7,10 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "tests write throw-away folders")]
 
-mod family_layouts;
+mod clip_layouts;
+mod dino_layouts;
 mod golden;
-mod layouts;
 mod python;
+mod renaming;
 mod support;
+mod vit_layouts;

@@ -1,4 +1,4 @@
-//! The same weights under other names.
+//! The same ViT and CLIP under the names of transformers 4, transformers 5 and timm, with the prefixes of training code.
 
 use std::fs;
 
