@@ -112,6 +112,27 @@ pub enum CropError {
     },
 }
 
+/// Why an image cannot be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// Longer than any JPEG.
+    #[error(
+        "{width} x {height} pixels are more than the 65500 per side that a JPEG may have; cut it into tiles"
+    )]
+    TooLong {
+        /// Columns, after scaling.
+        width: u32,
+        /// Rows, after scaling.
+        height: u32,
+    },
+    /// The image is none: its own size does not hold.
+    #[error(transparent)]
+    Scale(#[from] CropError),
+    /// The encoder's words.
+    #[error("the JPEG encoder refused: {0}")]
+    Jpeg(String),
+}
+
 /// Why images cannot be found or read in a source.
 ///
 /// [`is_bad_record`](SourceError::is_bad_record) tells an unusable record, to be recorded and passed by, from a source that cannot

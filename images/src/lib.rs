@@ -20,6 +20,7 @@
 pub mod decode;
 mod error;
 mod guard;
+mod pack;
 mod render;
 mod resample;
 pub mod rng;
@@ -27,7 +28,8 @@ pub mod source;
 mod view;
 
 pub use decode::decode;
-pub use error::{CropError, DecodeError, SourceError};
+pub use error::{CropError, DecodeError, EncodeError, SourceError};
+pub use pack::to_jpeg;
 pub use render::render;
 pub use resample::{Filter, resample};
 pub use source::ImageSource;

@@ -23,15 +23,17 @@ use std::thread;
 use anyhow::{Context, bail, ensure};
 use crossbeam_channel::{bounded, never, unbounded};
 use images::ImageSource;
-use schemas::{Cache, CacheIdentity, TeacherId, TeacherIdentity, atomic, layout};
+use models::teacher::{Teacher, TeacherOptions};
+use schemas::{Cache, CacheIdentity, Codec, TeacherId, TeacherIdentity, atomic, layout};
 use tch::Device;
 
 use crate::cli::{BuildCacheArgs, LogFormat};
-use crate::config::{self, BuildConfig};
+use crate::config::{self, BuildConfig, CodecName};
 use crate::{ExitStatus, dry_run};
 
+mod calibrate;
 pub(crate) mod decode;
-mod flow;
+pub(crate) mod flow;
 mod identity;
 pub(crate) mod infer;
 mod progress;
@@ -44,7 +46,7 @@ mod write;
 
 use decode::Decoder;
 use flow::{Ended, Flow};
-use identity::Existing;
+pub(crate) use identity::Existing;
 use infer::BuildTeacher;
 use progress::Progress;
 use summary::Summary;
@@ -56,11 +58,15 @@ use write::{Committed, WriterContext};
 /// Batches that a GPU lane may have ahead of it, beside the one it computes: one to start on, one being put together.
 const GPU_BATCHES_AHEAD: usize = 3;
 
+/// Images that a dry run calibrates codec `i8` on.
+const DRY_CALIBRATION_IMAGES: u64 = 8;
+
 /// Everything that is known before the first byte is written.
 pub(crate) struct Build {
     pub config: BuildConfig,
     pub device: Device,
-    pub source: ImageSource,
+    /// The data set; absent where all images that are needed are packed.
+    pub source: Option<ImageSource>,
     pub identity: CacheIdentity,
     /// In order of id.
     pub teachers: Vec<(TeacherIdentity, BuildTeacher)>,
@@ -75,11 +81,24 @@ pub fn build_cache(
 ) -> anyhow::Result<ExitStatus> {
     // ---- What is asked for: settings, images, teachers -----------------------------------------------------------------------
     let config = BuildConfig::resolve(args)?;
-    let build = prepare(config)?;
+    // Before anything else touches libtorch: it looks for its CUDA half only once.
+    let device = torch_ext::resolve_device(&config.device)?;
+    let source = open_source(&config)?;
+    let existing = Existing::look(&config, &source)?;
+    let identity = identity::cache_identity(&config, &source);
+    let build = prepare(config, device, Some(source), identity, existing)?;
     if build.config.dry_run {
         return dry_run::report(&build, out);
     }
+    run(&build, format, out)
+}
 
+/// Builds what the cache lacks.
+pub(crate) fn run(
+    build: &Build,
+    format: LogFormat,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
     // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
     let folder = &build.config.out;
     refuse_foreign(folder)?;
@@ -112,8 +131,8 @@ pub fn build_cache(
     let samples_left: u64 = work.iter().map(|w| build.samples_in(w.part)).sum();
     let total = build.identity.plan.samples;
     let mut progress = Progress::new(total, total - samples_left, build.identity.views.views);
-    let (ended, committed) = run_stages(&build, &cache, work, &timings, &mut progress)
-        .inspect_err(|_| {
+    let (ended, committed) =
+        run_stages(build, &cache, work, &timings, &mut progress).inspect_err(|_| {
             tracing::warn!(
                 "stopped; finished parts are kept, and the same command goes on from there"
             )
@@ -129,29 +148,41 @@ pub fn build_cache(
     }
 
     // ---- What came of it -----------------------------------------------------------------------------------------------------
-    let summary = Summary::of_run(&cache, &build, &progress, &timings, &committed)?;
+    let summary = Summary::of_run(&cache, build, &progress, &timings, &committed)?;
     drop(progress);
     summary.print(format, out)?;
     Ok(summary.status())
 }
 
-/// Opens images and teachers and settles what depends on them. Writes nothing.
-fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
-    // Before anything else touches libtorch: it looks for its CUDA half only once.
-    let device = torch_ext::resolve_device(&config.device)?;
-    let source = ImageSource::open(&config.images)?;
+/// Opens the data set.
+fn open_source(config: &BuildConfig) -> anyhow::Result<ImageSource> {
+    let images = config.images.as_deref().context("a build reads images")?;
+    let source = ImageSource::open(images)?;
     let source = match config.limit {
         Some(limit) => source.limit(limit),
         None => source,
     };
-    ensure!(!source.is_empty(), "{}: no images here", config.images);
-    let existing = Existing::look(&config, &source)?;
+    ensure!(!source.is_empty(), "{images}: no images here");
+    Ok(source)
+}
 
+/// Opens the teachers and settles what depends on them. Writes nothing.
+pub(crate) fn prepare(
+    config: BuildConfig,
+    device: Device,
+    source: Option<ImageSource>,
+    identity: CacheIdentity,
+    existing: Existing,
+) -> anyhow::Result<Build> {
     let mut models = Vec::new();
-    for (id, dir) in &config.teachers {
-        let model =
-            models::teacher::Teacher::load(dir, device).with_context(|| format!("teacher {id}"))?;
-        models.push((id, dir, model));
+    for (id, teacher) in &config.teachers {
+        let options = TeacherOptions {
+            layer: teacher.layer,
+            activation: teacher.activation,
+        };
+        let model = Teacher::load_with(Path::new(&teacher.path), &options, device)
+            .with_context(|| format!("teacher {id}"))?;
+        models.push((id, &teacher.path, model));
     }
     let grid = identity::choose_grid(
         config.grid,
@@ -165,11 +196,30 @@ fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
     };
     let batch_size = config.batch_size.unwrap_or(default_batch);
 
-    let identity = identity::cache_identity(&config, &source);
     let mut teachers = Vec::new();
-    for (id, dir, model) in models {
-        let teacher =
-            identity::teacher_identity(id, dir, model.info(), &config, grid, batch_size, device)?;
+    for (id, path, model) in models {
+        let (codec, awaits_calibration) = match config.codec {
+            CodecName::F32 => (Codec::F32, false),
+            CodecName::F16 => (Codec::F16, false),
+            CodecName::Bf16 => (Codec::Bf16, false),
+            CodecName::I8 => {
+                match calibrate::existing(&config.out, id, config.calibration_images)? {
+                    Some(affine) => (Codec::I8(affine), false),
+                    // Stands in until the calibration below.
+                    None => (Codec::F32, true),
+                }
+            }
+        };
+        let teacher = identity::teacher_identity(
+            id,
+            path,
+            model.info(),
+            &config,
+            grid,
+            batch_size,
+            codec.clone(),
+            device,
+        )?;
         let input_size = teacher.input_size;
         teachers.push((
             teacher,
@@ -177,6 +227,8 @@ fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
                 id: id.clone(),
                 model,
                 input_size,
+                codec,
+                awaits_calibration,
             },
         ));
     }
@@ -188,14 +240,21 @@ fn prepare(config: BuildConfig) -> anyhow::Result<Build> {
         "the recipe in full:\n{}",
         config.to_toml(grid, batch_size, &device_name)
     );
-    Ok(Build {
+    let mut build = Build {
         config,
         device,
         source,
         identity,
         teachers,
         batch_size,
-    })
+    };
+    // A dry run wants sizes and speed, for which any few images do.
+    let images = match build.config.dry_run {
+        true => DRY_CALIBRATION_IMAGES.min(build.config.calibration_images),
+        false => build.config.calibration_images,
+    };
+    calibrate::calibrate(&mut build, images)?;
+    Ok(build)
 }
 
 impl Build {
@@ -282,14 +341,15 @@ fn run_stages(
 ) -> anyhow::Result<(Ended, Vec<Committed>)> {
     let on_cpu = build.device == Device::Cpu;
     let threads = build.config.threads;
-    let decoder = Decoder {
-        source: &build.source,
-        views: &build.identity.views,
-        timings,
-    };
+    let decoder = Decoder::new(build, timings);
+    let codecs: Vec<Codec> = build
+        .teachers
+        .iter()
+        .map(|(_, teacher)| teacher.codec.clone())
+        .collect();
     let settings = Settings {
         precision: build.config.precision,
-        codec: build.config.codec,
+        codecs: &codecs,
         timings,
     };
     let writers = WriterContext {

@@ -35,6 +35,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Run teachers over images once and store their features. Run again to resume: finished parts are kept.
     BuildCache(Box<BuildCacheArgs>),
+    /// Add the features of one more teacher to a cache; nothing that is there is touched. Run again to resume.
+    AddTeacher(Box<AddTeacherArgs>),
     /// Check every hash, join and checksum of a cache.
     Verify(VerifyArgs),
     /// Show what a cache holds: identity, teachers, progress, sizes, statistics, one row.
@@ -66,9 +68,19 @@ pub struct BuildCacheArgs {
     /// [default: that of the cache, else the smallest native grid of the teachers].
     #[arg(long, value_name = "G")]
     pub grid: Option<u32>,
-    /// How features are stored [default: f16].
-    #[arg(long, value_name = "f32|f16")]
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub teacher_options: TeacherArgs,
+    /// How features are stored; i8 takes half of f16 and is calibrated first [default: f16].
+    #[arg(long, value_name = "f32|f16|bf16|i8")]
     pub codec: Option<String>,
+    /// Images that codec i8 takes the ranges of its channels from [default: 256].
+    #[arg(long, value_name = "N")]
+    pub calibration_images: Option<u64>,
+    /// Whether the cache carries the images too: as they are, or as JPEGs scaled down to a short side, which the teachers then see.
+    /// Training then needs nothing but the cache [default: none].
+    #[arg(long, value_name = "none|original|jpeg:SIDE:QUALITY")]
+    pub pack: Option<String>,
     /// What the teachers' matrix products are computed in [default: f32].
     #[arg(long, value_name = "f32|bf16")]
     pub precision: Option<String>,
@@ -93,6 +105,51 @@ pub struct BuildCacheArgs {
     /// Override one setting of the recipe, for example `--set view.scale=[0.5,1.0]`. May be given many times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// About every teacher of the command that the recipe does not say it of.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TeacherArgs {
+    /// Which features: the residual stream after the last block, the same after the final norm, or projected (CLIP) [default: last].
+    #[arg(long, value_name = "last|last_norm|proj")]
+    pub layer: Option<String>,
+    /// The activation of a teacher whose files do not say it.
+    #[arg(long, value_name = "gelu|quick_gelu")]
+    pub activation: Option<String>,
+}
+
+/// `pipeline add-teacher`.
+#[derive(Debug, Clone, Args)]
+pub struct AddTeacherArgs {
+    /// The cache folder.
+    pub cache: PathBuf,
+    /// A teacher: its name in the cache, and the folder or weights file. May be given many times.
+    #[arg(long = "teacher", value_name = "ID=DIR", required = true)]
+    pub teachers: Vec<String>,
+    /// The images the cache was built from; not needed for a cache that carries them.
+    #[arg(long, value_name = "SRC")]
+    pub images: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub teacher_options: TeacherArgs,
+    /// How features are stored [default: f16].
+    #[arg(long, value_name = "f32|f16|bf16|i8")]
+    pub codec: Option<String>,
+    /// Images that codec i8 takes the ranges of its channels from [default: 256].
+    #[arg(long, value_name = "N")]
+    pub calibration_images: Option<u64>,
+    /// What the teachers' matrix products are computed in [default: f32].
+    #[arg(long, value_name = "f32|bf16")]
+    pub precision: Option<String>,
+    /// Rows per forward pass [default: 8 on a CPU, 128 on a GPU].
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<u32>,
+    /// Worker threads; the bytes written do not depend on it [default: one per core].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
 }
 
 /// `pipeline verify`.

@@ -8,9 +8,12 @@
 use std::path::PathBuf;
 
 use models::precision::Precision;
-use schemas::{Codec, TeacherId, ViewIdentity, ViewPolicy};
+use models::teacher::Layer;
+use models::vit::Activation;
+use schemas::{Pack, TeacherId, ViewIdentity, ViewPolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 pub use resolve::Error;
 
@@ -31,6 +34,8 @@ pub const FLIP: f64 = 0.5;
 pub const CODEC: &str = "f16";
 /// Exact by default; bf16 is three times as fast where the processor has it, and is one word away.
 pub const PRECISION: &str = "f32";
+/// Images for codec `i8`: 256 x 196 tokens show each channel's range to a few per cent, and cost a minute with a B/16 on two cores.
+pub const CALIBRATION_IMAGES: u64 = 256;
 /// Rows per forward pass on a CPU, where every lane has a batch of its own. Larger ones gain nothing, and at B/16 their activations
 /// pass 32 MiB, from where on glibc returns memory to the system after every operation: 16 rows cost 10 % more processor time.
 pub const BATCH_SIZE_CPU: u32 = 8;
@@ -48,8 +53,8 @@ pub struct Recipe {
     pub data: Data,
     /// Which crops of them are stored.
     pub view: View,
-    /// Name in the cache → folder or safetensors file. Relative paths start at the current directory.
-    pub teachers: BTreeMap<String, PathBuf>,
+    /// Name in the cache → what it is.
+    pub teachers: BTreeMap<String, TeacherEntry>,
     /// What is computed and how it is stored.
     pub features: Features,
     /// Where it is stored.
@@ -94,6 +99,86 @@ pub struct View {
     pub flip: Option<f64>,
 }
 
+/// An entry of `[teachers]`: a path, or a table with more about it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TeacherEntry {
+    /// `clip = "/models/clip"`
+    Path(String),
+    /// `[teachers.clip]`
+    Table(TeacherTable),
+}
+
+/// `[teachers.<id>]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherTable {
+    /// Folder or weights file. Relative paths start at the current directory.
+    pub path: String,
+    /// Which features: `last`, `last_norm` or `proj`; default `last`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<String>,
+    /// The MLPs' activation, where the teacher's own files do not say: `gelu`, `quick_gelu`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<String>,
+}
+
+/// A teacher of a build, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TeacherSource {
+    /// Folder or weights file.
+    pub path: String,
+    /// Which features.
+    pub layer: Layer,
+    /// The MLPs' activation, if it was said.
+    pub activation: Option<Activation>,
+}
+
+/// A codec by name; `i8` is calibrated when the build has its teachers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodecName {
+    /// [`schemas::Codec::F32`]
+    F32,
+    /// [`schemas::Codec::F16`]
+    F16,
+    /// [`schemas::Codec::Bf16`]
+    Bf16,
+    /// [`schemas::Codec::I8`]
+    I8,
+}
+
+impl CodecName {
+    /// The name.
+    pub fn name(self) -> &'static str {
+        match self {
+            CodecName::F32 => "f32",
+            CodecName::F16 => "f16",
+            CodecName::Bf16 => "bf16",
+            CodecName::I8 => "i8",
+        }
+    }
+}
+
+impl FromStr for CodecName {
+    type Err = String;
+    fn from_str(name: &str) -> Result<CodecName, String> {
+        [
+            CodecName::F32,
+            CodecName::F16,
+            CodecName::Bf16,
+            CodecName::I8,
+        ]
+        .into_iter()
+        .find(|codec| codec.name() == name)
+        .ok_or_else(|| {
+            format!(
+                "no codec {name:?}; there are {}",
+                schemas::Codec::NAMES.join(", ")
+            )
+        })
+    }
+}
+
 /// `[features]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -102,9 +187,13 @@ pub struct Features {
     /// teachers if it has any, else the smallest native grid of those asked for (14 for every /16 teacher at 224).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grid: Option<u32>,
-    /// `f32` or `f16`.
+    /// `f32`, `f16`, `bf16` or `i8`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub codec: Option<String>,
+    /// Images, spread evenly over the data set, that codec `i8` takes the ranges of its channels from; default
+    /// [`CALIBRATION_IMAGES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration_images: Option<u64>,
     /// `f32` or `bf16`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
@@ -120,6 +209,9 @@ pub struct CacheFolder {
     /// The folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
+    /// `none`, `original`, or `jpeg:SHORT_SIDE:QUALITY`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pack: Option<String>,
     /// Samples of a part; default [`PART_ROWS`] / views. Part of the cache's identity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part_samples: Option<u64>,
@@ -140,20 +232,24 @@ pub struct Run {
 /// A build, checked: what [`crate::build_cache`] is given.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BuildConfig {
-    /// The image source, as [`images::ImageSource::open`] takes it.
-    pub images: String,
+    /// The image source, as [`images::ImageSource::open`] takes it; none where the cache has the images.
+    pub images: Option<String>,
     /// The first N samples only, if set; at least 1.
     pub limit: Option<u64>,
     /// The cache folder.
     pub out: PathBuf,
     /// At least one teacher, in order of id.
-    pub teachers: BTreeMap<TeacherId, PathBuf>,
+    pub teachers: BTreeMap<TeacherId, TeacherSource>,
     /// Policy, number, seed and filter of the crops, as the cache's identity has them.
     pub views: ViewIdentity,
     /// Patches along one side, if it was said.
     pub grid: Option<u32>,
     /// How features are stored.
-    pub codec: Codec,
+    pub codec: CodecName,
+    /// Images that codec `i8` is calibrated on, at least 1.
+    pub calibration_images: u64,
+    /// Whether and how images are stored.
+    pub pack: Pack,
     /// What matrix products are computed in.
     pub precision: Precision,
     /// Rows per forward pass, if it was said.
@@ -168,6 +264,32 @@ pub struct BuildConfig {
     pub dry_run: bool,
 }
 
+impl TeacherSource {
+    /// As a recipe says it.
+    fn entry(&self) -> TeacherEntry {
+        if self.layer == Layer::Last && self.activation.is_none() {
+            return TeacherEntry::Path(self.path.clone());
+        }
+        TeacherEntry::Table(TeacherTable {
+            path: self.path.clone(),
+            layer: Some(self.layer.name().into()),
+            activation: self.activation.map(|activation| activation.name().into()),
+        })
+    }
+}
+
+/// `none`, `original` or `jpeg:SHORT_SIDE:QUALITY`.
+pub fn pack_name(pack: Pack) -> String {
+    match pack {
+        Pack::None => "none".to_owned(),
+        Pack::Original => "original".to_owned(),
+        Pack::Jpeg {
+            short_side,
+            quality,
+        } => format!("jpeg:{short_side}:{quality}"),
+    }
+}
+
 impl BuildConfig {
     /// The complete recipe, every default spelled out, as TOML: `--recipe` with this text repeats the build.
     ///
@@ -180,7 +302,7 @@ impl BuildConfig {
         };
         let recipe = Recipe {
             data: Data {
-                images: Some(self.images.clone()),
+                images: self.images.clone(),
                 limit: self.limit,
             },
             view: View {
@@ -194,16 +316,19 @@ impl BuildConfig {
             teachers: self
                 .teachers
                 .iter()
-                .map(|(id, dir)| (id.to_string(), dir.clone()))
+                .map(|(id, teacher)| (id.to_string(), teacher.entry()))
                 .collect(),
             features: Features {
                 grid: Some(grid),
                 codec: Some(self.codec.name().into()),
+                calibration_images: (self.codec == CodecName::I8)
+                    .then_some(self.calibration_images),
                 precision: Some(self.precision.name().into()),
                 batch_size: Some(batch_size),
             },
             cache: CacheFolder {
                 out: Some(self.out.clone()),
+                pack: Some(pack_name(self.pack)),
                 part_samples: Some(self.part_samples),
             },
             run: Run {

@@ -13,7 +13,8 @@ use tch::Device;
 use crate::ExitStatus;
 use crate::build_cache::Build;
 use crate::build_cache::decode::{Decoded, Decoder, Job};
-use crate::build_cache::infer::{Batch, BuildTeacher, RowId, encode, infer};
+use crate::build_cache::flow::sizes;
+use crate::build_cache::infer::{Batch, BuildTeacher, encode, infer};
 use crate::build_cache::timing::Timings;
 use crate::build_cache::worklist::{Outputs, PartWork};
 
@@ -63,14 +64,23 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
             (parts + 1, rows + rows_in(work.part))
         })
     };
-    let longest_key = (0..build.source.len())
-        .map(|idx| build.source.key(idx).len() as u64)
+    let source = build.source.as_ref().context("a build reads images")?;
+    let longest_key = (0..source.len())
+        .map(|idx| source.key(idx).len() as u64)
         .max();
     // Every file repeats the cache's identity, class names included, as JSON within JSON or base64.
     let file_bytes = FILE_OVERHEAD + 2 * serde_json::to_vec(&build.identity)?.len() as u64;
 
+    // A short measurement on this machine, now: of time, and of the size of packed images.
+    let probe = match work.is_empty() {
+        true => None,
+        false => Some(measure(build)?),
+    };
+    let packed_bytes = probe.as_ref().map_or(0, |probe| probe.packed_bytes);
     let (parts, rows) = missing_of(&|lacks| lacks.samples);
-    let mut needed = parts * file_bytes + rows * (SAMPLE_ROW_BYTES + longest_key.unwrap_or(0));
+    let mut needed = parts * file_bytes
+        + rows * (SAMPLE_ROW_BYTES + longest_key.unwrap_or(0))
+        + rows / views * packed_bytes;
     writeln!(
         out,
         "samples            {rows} rows to write, at most {}",
@@ -111,12 +121,11 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
         DecimalBytes(free)
     )?;
 
-    // ---- Time: a short measurement on this machine, now ----
-    if work.is_empty() {
+    // ---- Time ----
+    let Some(probe) = probe else {
         writeln!(out, "time               nothing to do")?;
         return Ok(ExitStatus::Fine);
-    }
-    let probe = measure(build)?;
+    };
     let images: u64 = work.iter().map(|work| rows_in(work.part) / views).sum();
     let forward_share =
         forward_rows as f64 / (images * views * build.teachers.len() as u64).max(1) as f64;
@@ -195,6 +204,8 @@ struct Probe {
     images: usize,
     /// Read, decode and render all views, on one thread.
     decode_seconds: f64,
+    /// Of a packed image, on average over those tried; 0 where none are packed.
+    packed_bytes: u64,
     /// All views through all teachers and encoded, on all lanes together.
     teachers_seconds: f64,
 }
@@ -202,23 +213,14 @@ struct Probe {
 /// Decodes a few images and runs them through the teachers, on as many lanes at once as the build would have.
 fn measure(build: &Build) -> anyhow::Result<Probe> {
     let timings = Timings::default();
-    let decoder = Decoder {
-        source: &build.source,
-        views: &build.identity.views,
-        timings: &timings,
-    };
-    let mut sizes: Vec<u32> = build
-        .teachers
-        .iter()
-        .map(|(teacher, _)| teacher.input_size)
-        .collect();
-    sizes.sort_unstable();
-    sizes.dedup();
+    let decoder = Decoder::new(build, &timings);
+    let sizes = sizes(build.teachers.iter().map(|(teacher, _)| teacher));
 
     // Spread over the data set, since neighbours are often alike. The first one only warms up.
-    let probes = (PROBE_ROWS + 1).min(build.source.len()) as u64;
-    let step = build.source.len() as u64 / probes;
-    let mut rows = Vec::new();
+    let samples = build.identity.plan.samples;
+    let probes = (PROBE_ROWS as u64 + 1).min(samples);
+    let step = samples / probes;
+    let (mut rows, mut packed_bytes) = (Vec::new(), 0);
     let (mut images, mut busy) = (0, Duration::ZERO);
     for probe in 0..probes {
         let began = Instant::now();
@@ -228,8 +230,13 @@ fn measure(build: &Build) -> anyhow::Result<Probe> {
             known: None,
             sizes: sizes.clone(),
         })?;
-        if let Decoded::Rows(decoded) = decoded {
+        if let Decoded::Rows {
+            rows: decoded,
+            packed,
+        } = decoded
+        {
             rows.extend(decoded);
+            packed_bytes += packed.map_or(0, |packed| packed.len() as u64);
             if probe > 0 || probes == 1 {
                 images += 1;
                 busy += began.elapsed();
@@ -242,27 +249,13 @@ fn measure(build: &Build) -> anyhow::Result<Probe> {
     );
     rows.truncate(PROBE_ROWS);
 
-    let batch = Batch {
-        seq: 0,
-        rows: rows
-            .iter()
-            .map(|row| RowId {
-                sample_id: row.sample.sample_id,
-                view: row.sample.view.index,
-                content_hash: row.sample.content_hash,
-                key: row.sample.key.clone(),
-            })
-            .collect(),
-        pixels: (0..sizes.len())
-            .map(|size| rows.iter().map(|row| row.pixels[size].clone()).collect())
-            .collect(),
-        sizes,
-    };
-    let (precision, codec) = (build.config.precision, build.config.codec);
+    let batch = Batch::new(0, rows, sizes);
+    let precision = build.config.precision;
     let run = |teachers: &[BuildTeacher]| -> anyhow::Result<()> {
         torch_ext::set_num_threads(1)?;
         for teacher in teachers {
-            encode(&batch, &infer(&batch, teacher, precision, &timings)?, codec)?;
+            let features = infer(&batch, teacher, precision, &timings)?;
+            encode(&batch, &features, &teacher.codec)?;
         }
         Ok(())
     };
@@ -297,6 +290,7 @@ fn measure(build: &Build) -> anyhow::Result<Probe> {
     let views = f64::from(build.identity.views.views);
     Ok(Probe {
         images,
+        packed_bytes: packed_bytes / probes,
         decode_seconds: busy.as_secs_f64() / images as f64,
         teachers_seconds: seconds / rows_done * views,
     })

@@ -6,7 +6,7 @@ use std::io::Write;
 use anyhow::{Context, ensure};
 use indicatif::DecimalBytes;
 use schemas::{
-    Cache, CacheIdentity, ChannelSums, Codec, SampleRow, TeacherId, TeacherIdentity, TeacherRow,
+    Cache, CacheIdentity, ChannelSums, SampleRow, TeacherId, TeacherIdentity, TeacherRow,
     ViewPolicy,
 };
 use serde::Serialize;
@@ -299,9 +299,9 @@ fn row_view(
 
 fn feature_view(teacher: &TeacherIdentity, row: &TeacherRow) -> anyhow::Result<FeatureView> {
     let (mut tokens, mut cls, mut cls_attn) = (Vec::new(), Vec::new(), Vec::new());
-    teacher.codec.decode(&row.tokens, &mut tokens)?;
-    teacher.codec.decode(&row.cls, &mut cls)?;
-    Codec::F16.decode(&row.cls_attn, &mut cls_attn)?;
+    teacher.decode_tokens(&row.tokens, &mut tokens)?;
+    teacher.decode_cls(&row.cls, &mut cls)?;
+    teacher.decode_cls_attn(&row.cls_attn, &mut cls_attn)?;
     let n = tokens.len() as f64;
     let mean = tokens.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
     let var = tokens

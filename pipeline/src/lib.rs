@@ -4,6 +4,7 @@
 //! [`config`] before the first one is written. The programs of this workspace meet on disk only, in the format that the crate
 //! `schemas` lays down.
 
+pub mod add_teacher;
 pub mod build_cache;
 pub mod cli;
 pub mod config;
@@ -53,6 +54,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
     let out = &mut std::io::stdout().lock();
     match &cli.command {
         Command::BuildCache(args) => build_cache::build_cache(args, cli.log_format, out),
+        Command::AddTeacher(args) => add_teacher::add_teacher(args, cli.log_format, out),
         Command::Verify(args) => verify::verify(args, out),
         Command::Inspect(args) => inspect::inspect(args, out),
     }

@@ -15,6 +15,9 @@ mod damage;
 /// `kill -9` at twenty moments, and Ctrl-C.
 #[path = "cli/kill.rs"]
 mod kill;
+/// Packed images, codecs, layers, teachers added later.
+#[path = "cli/share.rs"]
+mod share;
 /// Exit codes, help, messages.
 #[path = "cli/smoke.rs"]
 mod smoke;

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use images::ImageSource;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;
@@ -22,6 +21,7 @@ use tracing::info;
 use crate::cli::{BenchArgs, BenchPart};
 use crate::config::Recipe;
 use crate::data::Problem;
+use crate::data::images::Images;
 use crate::data::join;
 use crate::data::loader::Loader;
 use crate::data::order::Order;
@@ -88,11 +88,11 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     ensure!(
         args.cache.is_some() || !args.only.contains(&BenchPart::Loader),
-        "--only loader needs --cache and --images: the loader is measured on them"
+        "--only loader needs --cache: the loader is measured on it"
     );
     let mut loader = None;
     let mut teachers = Vec::new();
-    if let (Some(cache), Some(images)) = (&args.cache, &args.images) {
+    if let Some(cache) = &args.cache {
         let cache = Arc::new(Cache::open(cache).map_err(Problem::from)?);
         teachers = teachers::open(&recipe, &cache, &[], device)?;
         if wanted(BenchPart::Loader) {
@@ -101,7 +101,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
                 images_per_s: loader_speed(
                     &recipe,
                     &cache,
-                    images,
+                    Images::open(&cache, args.images.as_deref())?,
                     &mut teachers,
                     threads,
                     device,
@@ -204,19 +204,18 @@ fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()>
 fn loader_speed(
     recipe: &Recipe,
     cache: &Arc<Cache>,
-    images: &str,
+    images: Images,
     teachers: &mut [RunTeacher],
     threads: usize,
     device: Device,
 ) -> anyhow::Result<f64> {
-    let source = ImageSource::open(images)?;
     let ids: Vec<_> = teachers.iter().map(|t| t.id.clone()).collect();
-    let samples = join::join(cache, &ids, &source, &recipe.data, &|_, _| ())?;
+    let samples = join::join(cache, &ids, &images, &recipe.data, &|_, _| ())?;
     let batch = recipe.optim.batch_size;
     let order = Order::new(recipe.run.seed, samples.len(), batch)
         .context("too few images for one batch")?;
     let batches = order.steps_per_epoch().max(2);
-    let plan = loader_plan(recipe, teachers, samples, source, order);
+    let plan = loader_plan(recipe, teachers, samples, images, order);
     let mut loader = Loader::start(
         Arc::new(plan),
         0..batches,

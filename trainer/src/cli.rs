@@ -86,7 +86,7 @@ pub struct PretrainArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// The images the cache was built from: class folders, *.tar or *.parquet. They may have moved or been renamed;
-    /// they are joined by content.
+    /// they are joined by content. A cache that carries its images needs none.
     #[arg(long, value_name = "SRC")]
     pub images: Option<String>,
     #[command(flatten)]
@@ -141,7 +141,7 @@ pub struct KnnArgs {
 /// What `trainer bench` measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BenchPart {
-    /// The loader, which needs --cache and --images.
+    /// The loader, which needs --cache.
     Loader,
     /// The training step in bf16.
     Bf16,
@@ -155,10 +155,10 @@ pub struct BenchArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub recipe: RecipeArgs,
-    /// Also measure the loader on this cache (with --images).
-    #[arg(long, value_name = "DIR", requires = "images")]
+    /// Also measure the loader on this cache.
+    #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
-    /// The images of that cache.
+    /// The images of that cache, unless it carries them.
     #[arg(long, value_name = "SRC", requires = "cache")]
     pub images: Option<String>,
     /// Measure this alone, so that the process's peak memory is its own. May be given many times; everything without it.

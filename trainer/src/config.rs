@@ -75,6 +75,9 @@ pub struct Data {
     /// Train on the parts that are complete although others are missing. Off by default: a run on a third of the data
     /// looks like a run. The samples in use are recorded, so a cache that has grown since refuses to resume.
     pub allow_incomplete: bool,
+    /// Views used of those that the cache stores per image: the first so many, one an epoch in turn. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub views: Option<usize>,
     /// Finished batches that may wait for the device.
     pub prefetch: usize,
     /// Memory for rendered crops, in MiB. Views are finite, so a data set whose crops fit (12 KB each at 64 pixels, 150 KB at
@@ -87,6 +90,7 @@ impl Default for Data {
         Data {
             missing: Missing::Error,
             allow_incomplete: false,
+            views: None,
             prefetch: PREFETCH,
             pixel_cache_mib: 0,
         }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 pub mod batch;
+pub mod expand;
+pub mod images;
 pub mod join;
 pub mod loader;
 pub mod order;
@@ -56,6 +58,32 @@ pub enum Problem {
         row: usize,
         /// The image.
         key: String,
+    },
+    /// There are no pixels to show the student.
+    #[error(
+        "{cache:?} holds no pixels: give the images it was built from with --images (a cache built with --pack needs none)"
+    )]
+    NoPixels {
+        /// The cache.
+        cache: PathBuf,
+    },
+    /// Other pixels were given than the features are of.
+    #[error(
+        "{cache:?} carries re-encoded images, and its features and crop boxes are of those: leave out --images"
+    )]
+    PackedPixels {
+        /// The cache.
+        cache: PathBuf,
+    },
+    /// A run wants more views than there are.
+    #[error(
+        "data.views = {wanted}, but the cache has {stored} per image: leave it out to use them all"
+    )]
+    TooManyViews {
+        /// The recipe's.
+        wanted: usize,
+        /// The cache's.
+        stored: usize,
     },
     /// The teacher's patches are not the student's.
     #[error(

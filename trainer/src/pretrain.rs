@@ -10,8 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
-use images::ImageSource;
+use anyhow::Context;
 use models::mr_mae::{MimicConfig, MrMae, MrMaeConfig};
 use models::params::ParamStore;
 use schemas::Cache;
@@ -23,6 +22,7 @@ use crate::cli::PretrainArgs;
 use crate::config::Recipe;
 use crate::data::Problem;
 use crate::data::batch::BatchShape;
+use crate::data::images::Images;
 use crate::data::join::{self, Samples};
 use crate::data::loader::{Loader, LoaderPlan};
 use crate::data::order::Order;
@@ -47,19 +47,13 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
     // ------------------------------------------------------------------ cache, teachers, images
     let cache = Arc::new(Cache::open(&args.cache).map_err(Problem::from)?);
     let mut teachers = teachers::open(&recipe, &cache, &args.online_teachers, device)?;
-    let Some(images) = &args.images else {
-        bail!(
-            "{:?} holds no pixels: give the images it was built from with --images",
-            args.cache
-        );
-    };
-    let source = ImageSource::open(images)?;
+    let images = Images::open(&cache, args.images.as_deref())?;
     let cached: Vec<_> = teachers
         .iter()
         .filter(|t| t.rows.is_some())
         .map(|t| t.id.clone())
         .collect();
-    let samples = join::join(&cache, &cached, &source, &recipe.data, &report_scan)?;
+    let samples = join::join(&cache, &cached, &images, &recipe.data, &report_scan)?;
     let facts = data_facts(&cache, &samples, &teachers);
 
     // ------------------------------------------------------------------ order and schedule
@@ -126,7 +120,7 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
     let end = args
         .stop_after
         .map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
-    let plan = loader_plan(&recipe, &mut teachers, samples, source, order);
+    let plan = loader_plan(&recipe, &mut teachers, samples, images, order);
     let mut loader = Loader::start(
         Arc::new(plan),
         start..end,
@@ -227,7 +221,7 @@ pub(crate) fn loader_plan(
     recipe: &Recipe,
     teachers: &mut [RunTeacher],
     samples: Samples,
-    source: ImageSource,
+    images: Images,
     order: Order,
 ) -> LoaderPlan {
     let shape = BatchShape {
@@ -240,7 +234,7 @@ pub(crate) fn loader_plan(
     let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
     LoaderPlan {
         samples,
-        source,
+        images,
         rows,
         pixels,
         shape,
@@ -263,6 +257,7 @@ fn data_facts(
         ),
         ("views".to_owned(), format!("{:?}", identity.views)),
         ("image_code".to_owned(), identity.image_code.clone()),
+        ("pack".to_owned(), format!("{:?}", identity.pack)),
     ]);
     for teacher in teachers {
         facts.insert(

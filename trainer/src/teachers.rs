@@ -7,13 +7,14 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use models::precision::Precision;
 use models::teacher::Teacher;
-use schemas::{Cache, TeacherId};
+use schemas::{Cache, Codec, TeacherId};
 use tch::{Device, Kind, Tensor};
 use torch_ext::copy_non_blocking;
 
 use crate::config::Recipe;
 use crate::data::Problem;
 use crate::data::batch::{MimicBatch, TeacherBatch, TeacherShape};
+use crate::data::expand::Expand;
 use crate::data::rows::TeacherRows;
 
 /// One teacher of a run.
@@ -36,6 +37,8 @@ pub struct RunTeacher {
     /// Its rows, unless it runs online.
     pub rows: Option<TeacherRows>,
     online: Option<Teacher>,
+    /// Of codec `i8`.
+    expand: Option<Expand>,
 }
 
 /// What a teacher says about a batch, on the device.
@@ -112,6 +115,7 @@ pub fn open(
                     },
                     rows: None,
                     online: Some(network),
+                    expand: None,
                     id,
                     mimicked,
                     focuses,
@@ -136,11 +140,16 @@ pub fn open(
                     shape: TeacherShape::Cached {
                         width: cached.width,
                         kind: rows.kind(),
+                        outliers: rows.outliers(),
                         tokens: mimicked,
                         cls_attn: focuses,
                     },
                     rows: Some(rows),
                     online: None,
+                    expand: match &cached.codec {
+                        Codec::I8(affine) => Some(Expand::new(affine, device)),
+                        Codec::F32 | Codec::F16 | Codec::Bf16 => None,
+                    },
                     id,
                     mimicked,
                     focuses,
@@ -173,10 +182,22 @@ pub fn features(
     };
     for (teacher, loaded) in teachers.iter().zip(&batch.teachers) {
         let (tokens, cls_attn) = match (loaded, &teacher.online) {
-            (TeacherBatch::Cached { tokens, cls_attn }, _) => {
+            (
+                TeacherBatch::Cached {
+                    tokens,
+                    outliers,
+                    cls_attn,
+                },
+                _,
+            ) => {
                 let move_it =
                     |t: &Option<Tensor>| t.as_ref().map(|t| to_device(t, device)).transpose();
-                (move_it(tokens)?, move_it(cls_attn)?)
+                let (tokens, outliers) = (move_it(tokens)?, move_it(outliers)?);
+                let tokens = match &teacher.expand {
+                    Some(expand) => tokens.map(|t| expand.forward(&t, outliers.as_ref())),
+                    None => tokens,
+                };
+                (tokens, move_it(cls_attn)?)
             }
             (TeacherBatch::Online { pixels }, Some(network)) => {
                 let pixels = to_device(pixels, device)?

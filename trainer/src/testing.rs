@@ -15,9 +15,9 @@ use models::precision::Precision;
 use models::teacher::Teacher;
 use schemas::atomic::AtomicFile;
 use schemas::{
-    CacheIdentity, Codec, ContentHash, FORMAT_VERSION, Pack, Plan, SampleRow, SamplesWriter,
-    TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher,
-    create_cache,
+    CacheIdentity, Codec, ContentHash, FORMAT_VERSION, FeatureCodec, Pack, Plan, SampleRow,
+    SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity,
+    ViewPolicy, add_teacher, create_cache,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -69,6 +69,7 @@ pub(crate) struct World {
     pub(crate) foreign_features: bool,
     /// How features are stored.
     pub(crate) codec: Codec,
+    pub(crate) pack: Pack,
 }
 
 impl World {
@@ -83,6 +84,7 @@ impl World {
             view_seed: 3,
             foreign_features: false,
             codec: Codec::F16,
+            pack: Pack::None,
         };
         write_images(&world.images_dir(), images, 1);
         write_teacher(&world.teacher_dir());
@@ -167,7 +169,7 @@ impl World {
                 samples: source.len() as u64,
                 part_samples: self.part_samples,
             },
-            pack: Pack::None,
+            pack: self.pack,
             label_names: source.label_names().to_vec(),
         };
         let teacher_identity = self.teacher_identity(&teacher);
@@ -192,6 +194,7 @@ impl World {
                         img.width,
                         img.height,
                     );
+                    let packed = (self.pack != Pack::None && index == 0).then_some(&bytes);
                     let pixels = images::render(&img, &view, GRID * TEACHER_PATCH).unwrap();
                     features
                         .push(&self.teacher_row(
@@ -203,16 +206,19 @@ impl World {
                         ))
                         .unwrap();
                     samples
-                        .push(&SampleRow {
-                            sample_id,
-                            view,
-                            key: source.key(i).to_owned(),
-                            content_hash,
-                            label: source.label(i),
-                            width: img.width,
-                            height: img.height,
-                            image: None,
-                        })
+                        .push_packed(
+                            &SampleRow {
+                                sample_id,
+                                view,
+                                key: source.key(i).to_owned(),
+                                content_hash,
+                                label: source.label(i),
+                                width: img.width,
+                                height: img.height,
+                                image_hash: packed.map(|bytes| ContentHash::of(bytes)),
+                            },
+                            packed.map(Vec::as_slice),
+                        )
                         .unwrap();
                 }
             }
@@ -235,11 +241,12 @@ impl World {
             .permute([0, 3, 1, 2])
             .contiguous();
         let output = teacher.forward(&pixels, Precision::F32).unwrap();
-        let encode = |codec: Codec, tensor: &Tensor| {
+        let encode = |codec: &dyn FeatureCodec, tensor: &Tensor| {
             let mut bytes = Vec::new();
             codec
                 .encode(
                     &Vec::<f32>::try_from(tensor.flatten(0, -1).to_kind(Kind::Float)).unwrap(),
+                    TEACHER_WIDTH as usize,
                     &mut bytes,
                 )
                 .unwrap();
@@ -254,9 +261,9 @@ impl World {
             } else {
                 content_hash
             },
-            tokens: encode(self.codec, &output.tokens),
-            cls: encode(self.codec, &output.cls),
-            cls_attn: encode(Codec::F16, &output.cls_attn),
+            tokens: encode(self.codec.tokens(), &output.tokens),
+            cls: encode(&self.codec.cls(), &output.cls),
+            cls_attn: encode(&Scalar::F16, &output.cls_attn),
         }
     }
 
@@ -277,7 +284,7 @@ impl World {
             std: info.std,
             grid: GRID,
             width: info.width,
-            codec: self.codec,
+            codec: self.codec.clone(),
             precision: "f32".to_owned(),
             batch_size: 1,
             device: "cpu".to_owned(),

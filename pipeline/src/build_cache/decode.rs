@@ -3,10 +3,13 @@
 //! An image is read and decoded once, however many views and teachers there are; teachers of the same input size share
 //! the rendered pixels.
 
-use anyhow::{Context, bail, ensure};
-use images::{ImageSource, RgbImage};
-use schemas::{ContentHash, Reject, SampleRow, ViewIdentity};
+use std::sync::Arc;
 
+use anyhow::{Context, bail, ensure};
+use images::{DecodeError, EncodeError, ImageSource, RgbImage};
+use schemas::{ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
+
+use super::Build;
 use super::timing::{Stage, Timings};
 
 /// One sample to be decoded.
@@ -17,9 +20,26 @@ pub(crate) struct Job {
     /// Its number in the data set's order.
     pub sample_id: u64,
     /// Its rows, when its part's samples are already committed: the image must still be the same.
-    pub known: Option<Vec<SampleRow>>,
+    pub known: Option<Known>,
     /// Sides of the squares to render, in pixels, each once.
     pub sizes: Vec<u32>,
+}
+
+/// The committed rows of a sample.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    /// The part they are in.
+    pub part: Arc<SamplesPart>,
+    /// The first of them; the others follow.
+    pub first_row: usize,
+    /// How many they are.
+    pub rows: usize,
+}
+
+impl Known {
+    fn rows(&self) -> &[SampleRow] {
+        &self.part.rows()[self.first_row..self.first_row + self.rows]
+    }
 }
 
 /// One (sample, view) with its pixels.
@@ -34,26 +54,51 @@ pub(crate) struct Row {
 /// What became of a sample.
 #[derive(Debug)]
 pub(crate) enum Decoded {
-    /// Its rows in order of view.
-    Rows(Vec<Row>),
+    /// It can.
+    Rows {
+        /// Its rows in order of view.
+        rows: Vec<Row>,
+        /// What is to be packed with the first of them, in a cache that packs images and does not have them yet.
+        packed: Option<Vec<u8>>,
+    },
     /// It cannot be used, and why.
     Rejected(Reject),
 }
 
 /// What decoding needs; shared by all workers.
 pub(crate) struct Decoder<'a> {
-    pub source: &'a ImageSource,
+    /// The data set; not needed for samples whose images are packed.
+    pub source: Option<&'a ImageSource>,
     pub views: &'a ViewIdentity,
+    pub pack: Pack,
     pub timings: &'a Timings,
 }
 
 impl Decoder<'_> {
+    /// Of a build.
+    pub(crate) fn new<'a>(build: &'a Build, timings: &'a Timings) -> Decoder<'a> {
+        Decoder {
+            source: build.source.as_ref(),
+            views: &build.identity.views,
+            pack: build.identity.pack,
+            timings,
+        }
+    }
+
     /// Does one job. A bad image is a result; an error is what stops the build: a source that cannot be read, or an image
     /// that is no longer the one of the committed rows.
     pub(crate) fn run(&self, job: Job) -> anyhow::Result<Decoded> {
+        if self.pack != Pack::None
+            && let Some(known) = &job.known
+        {
+            return self.packed(&job, known);
+        }
         let index = usize::try_from(job.sample_id).context("sample number")?;
-        let key = self.source.key(index);
-        let bytes = self.timings.time(Stage::Read, || self.source.read(index));
+        let source = self
+            .source
+            .context("images that are not packed are read from --images")?;
+        let key = source.key(index);
+        let bytes = self.timings.time(Stage::Read, || source.read(index));
         let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) if error.is_bad_record() => {
@@ -66,7 +111,7 @@ impl Decoder<'_> {
             }
         };
         let content_hash = ContentHash::of(&bytes);
-        if let Some(known) = job.known.as_ref().and_then(|rows| rows.first()) {
+        if let Some(known) = job.known.as_ref().and_then(|known| known.rows().first()) {
             ensure!(
                 known.content_hash == content_hash,
                 "image {key:?} (sample {}) has changed since its samples were cached: content hash {} then, {content_hash} now; \
@@ -75,8 +120,11 @@ impl Decoder<'_> {
                 known.content_hash,
             );
         }
-        let image = match self.timings.time(Stage::Decode, || images::decode(&bytes)) {
-            Ok(image) => image,
+        let decoded = self
+            .timings
+            .time(Stage::Decode, || self.decode_and_pack(bytes));
+        let (image, packed) = match decoded {
+            Ok(decoded) => decoded?,
             Err(error) => {
                 return self.reject(
                     &job,
@@ -86,34 +134,109 @@ impl Decoder<'_> {
                 );
             }
         };
-        let rows = match job.known {
-            Some(known) => known,
-            None => (0..self.views.views)
-                .map(|index| self.sample_row(job.sample_id, key, &image, content_hash, index))
-                .collect(),
+        let rows = match &job.known {
+            Some(known) => known.rows().to_vec(),
+            None => {
+                let image_hash = packed.as_deref().map(ContentHash::of);
+                let label = source.label(index);
+                let row = |view| {
+                    let id = job.sample_id;
+                    self.sample_row(id, key, &image, content_hash, label, image_hash, view)
+                };
+                (0..self.views.views).map(row).collect()
+            }
         };
+        Ok(Decoded::Rows {
+            rows: self.render(&job, &image, rows)?,
+            packed,
+        })
+    }
+
+    /// A sample whose image is in the cache.
+    fn packed(&self, job: &Job, known: &Known) -> anyhow::Result<Decoded> {
+        let bytes = self
+            .timings
+            .time(Stage::Read, || known.part.read_image(known.first_row))?;
+        // Rows of view 0 carry an image where images are packed; reading the rows has checked it.
+        let bytes = bytes.context("a packed image")?;
+        let image = self.timings.time(Stage::Decode, || images::decode(&bytes));
+        let image = image.with_context(|| {
+            format!(
+                "the image packed with sample {} of {} cannot be decoded",
+                job.sample_id,
+                known.part.path().display()
+            )
+        })?;
+        Ok(Decoded::Rows {
+            rows: self.render(job, &image, known.rows().to_vec())?,
+            packed: None,
+        })
+    }
+
+    /// The pixels that teachers and student see, and the bytes to be packed. Whoever encodes an image looks at what came of it.
+    #[allow(
+        clippy::type_complexity,
+        reason = "an image that cannot be decoded is a result, all else an error"
+    )]
+    fn decode_and_pack(
+        &self,
+        bytes: Vec<u8>,
+    ) -> Result<anyhow::Result<(RgbImage, Option<Vec<u8>>)>, DecodeError> {
+        let image = images::decode(&bytes)?;
+        Ok(match self.pack {
+            Pack::None => Ok((image, None)),
+            Pack::Original => Ok((image, Some(bytes))),
+            Pack::Jpeg {
+                short_side,
+                quality,
+            } => {
+                let packed = match images::to_jpeg(&image, short_side, quality) {
+                    Ok(packed) => packed,
+                    Err(EncodeError::TooLong { width, height }) => {
+                        return Err(DecodeError::Unsupported {
+                            format: "image",
+                            detail: format!("{width} x {height} pixels, which no JPEG holds"),
+                        });
+                    }
+                    Err(error) => return Ok(Err(error.into())),
+                };
+                Ok((images::decode(&packed)?, Some(packed)))
+            }
+        })
+    }
+
+    /// Every row at every size.
+    fn render(
+        &self,
+        job: &Job,
+        image: &RgbImage,
+        rows: Vec<SampleRow>,
+    ) -> anyhow::Result<Vec<Row>> {
+        let key = rows.first().map_or("", |row| &row.key).to_owned();
         let render = |sample: SampleRow| -> anyhow::Result<Row> {
             let pixels = job
                 .sizes
                 .iter()
-                .map(|&size| images::render(&image, &sample.view, size));
+                .map(|&size| images::render(image, &sample.view, size));
             let pixels = pixels
                 .collect::<Result<_, _>>()
                 .with_context(|| format!("cannot render image {key:?}"))?;
             Ok(Row { sample, pixels })
         };
-        let rows = self.timings.time(Stage::Render, || {
+        self.timings.time(Stage::Render, || {
             rows.into_iter().map(render).collect::<anyhow::Result<_>>()
-        })?;
-        Ok(Decoded::Rows(rows))
+        })
     }
 
+    #[allow(clippy::too_many_arguments, reason = "a row is made in one place")]
     fn sample_row(
         &self,
         sample_id: u64,
         key: &str,
         image: &RgbImage,
         content_hash: ContentHash,
+        label: Option<i32>,
+        image_hash: Option<ContentHash>,
         index: u16,
     ) -> SampleRow {
         let ViewIdentity { policy, seed, .. } = self.views;
@@ -129,10 +252,10 @@ impl Decoder<'_> {
             ),
             key: key.to_owned(),
             content_hash,
-            label: self.source.label(sample_id as usize),
+            label,
             width: image.width,
             height: image.height,
-            image: None,
+            image_hash: image_hash.filter(|_| index == 0),
         }
     }
 
@@ -184,8 +307,9 @@ mod tests {
         };
         let timings = Timings::default();
         let decoder = Decoder {
-            source: &source,
+            source: Some(&source),
             views: &views,
+            pack: Pack::None,
             timings: &timings,
         };
         let job = || Job {

@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use schemas::{Cache, Reject, SampleRow, TeacherRow};
+use schemas::{Cache, Reject, TeacherIdentity};
 
 use super::Build;
-use super::decode::{Decoded, Job, Row};
-use super::infer::{Batch, RowId};
+use super::decode::{Decoded, Job, Known, Row};
+use super::infer::{Batch, EncodedRow};
 use super::progress::Progress;
 use super::reorder::Reorder;
 use super::workers::{Event, Task};
 use super::worklist::PartWork;
-use super::write::Message;
+use super::write::{Message, PackedRow};
 use crate::interrupt;
 
 /// How often the flow looks up from waiting to see whether it is to stop.
@@ -39,9 +39,9 @@ pub(crate) fn window(build: &Build, lanes: usize) -> usize {
 pub(crate) struct Ends<'a> {
     pub jobs: Sender<Job>,
     pub tasks: Sender<Task>,
-    pub samples: Sender<Message<SampleRow>>,
+    pub samples: Sender<Message<PackedRow>>,
     /// One per teacher of the build.
-    pub features: Vec<Sender<Message<TeacherRow>>>,
+    pub features: Vec<Sender<Message<EncodedRow>>>,
     pub events: &'a Receiver<Event>,
 }
 
@@ -71,7 +71,7 @@ struct OpenPart {
 
 /// A message for a teacher's writer, at its place in that writer's order.
 struct Delivery {
-    message: Message<TeacherRow>,
+    message: Message<EncodedRow>,
     /// The batch whose rows it carries.
     batch: Option<u64>,
 }
@@ -172,31 +172,26 @@ impl<'a> Flow<'a> {
     /// Lists the samples of a part: all of its range, or, when its samples are committed, those that have rows.
     fn begin(&mut self, work: PartWork, progress: &mut Progress) -> anyhow::Result<()> {
         schemas::remove_stale(self.cache.dir(), work.part)?;
-        let (mut teachers, mut sizes) = (Vec::new(), Vec::new());
-        for (idx, (teacher, _)) in self
-            .build
-            .teachers
-            .iter()
-            .enumerate()
-            .filter(|(_, (t, _))| work.missing.teachers.contains(&t.id))
-        {
-            teachers.push(idx);
-            if !sizes.contains(&teacher.input_size) {
-                sizes.push(teacher.input_size);
-            }
-        }
+        let teachers: Vec<usize> = (0..self.build.teachers.len())
+            .filter(|&t| work.missing.teachers.contains(&self.build.teachers[t].0.id))
+            .collect();
+        let sizes = sizes(teachers.iter().map(|&t| &self.build.teachers[t].0));
 
         let range = self.build.identity.plan.range(work.part);
-        let mut samples: BTreeMap<u64, Option<Vec<SampleRow>>> = BTreeMap::new();
+        let mut samples: BTreeMap<u64, Option<Known>> = BTreeMap::new();
         if work.missing.samples {
             samples.extend(range.map(|id| (id, None)));
         } else {
-            for row in self.cache.samples(work.part)? {
-                samples
-                    .entry(row.sample_id)
-                    .or_default()
-                    .get_or_insert_default()
-                    .push(row);
+            let part = Arc::new(self.cache.samples_part(work.part)?);
+            for (first_row, row) in part.rows().iter().enumerate() {
+                let known = samples.entry(row.sample_id).or_default();
+                known
+                    .get_or_insert_with(|| Known {
+                        part: Arc::clone(&part),
+                        first_row,
+                        rows: 0,
+                    })
+                    .rows += 1;
             }
             progress.skip(range.end - range.start - samples.len() as u64);
         }
@@ -260,17 +255,22 @@ impl<'a> Flow<'a> {
         ends: &Ends<'_>,
         progress: &mut Progress,
     ) -> anyhow::Result<()> {
-        let rows = match decoded {
+        let (rows, mut packed) = match decoded {
             Decoded::Rejected(reject) => {
                 self.rows_in_flight -= usize::from(self.build.identity.views.views);
                 part.rejects.push(reject);
                 progress.reject();
                 return Ok(());
             }
-            Decoded::Rows(rows) => rows,
+            Decoded::Rows { rows, packed } => (rows, packed),
         };
         if part.work.missing.samples {
-            let rows = rows.iter().map(|row| row.sample.clone()).collect();
+            // The image goes with the first row.
+            let rows = rows.iter().map(|row| PackedRow {
+                row: row.sample.clone(),
+                image: packed.take(),
+            });
+            let rows = rows.collect();
             ends.samples
                 .send(Message::Rows(rows))
                 .map_err(|_| failure(ends))?;
@@ -291,44 +291,11 @@ impl<'a> Flow<'a> {
 
     /// Gives the pending rows to the part's teachers as one batch.
     fn dispatch(&mut self, part: &mut OpenPart, ends: &Ends<'_>) -> anyhow::Result<()> {
-        let mut ids = Vec::with_capacity(part.pending.len());
-        let mut pixels: Vec<Vec<_>> = part
-            .sizes
-            .iter()
-            .map(|_| Vec::with_capacity(part.pending.len()))
-            .collect();
-        for Row {
-            sample,
-            pixels: by_size,
-        } in part.pending.drain(..)
-        {
-            let SampleRow {
-                sample_id,
-                view,
-                key,
-                content_hash,
-                ..
-            } = sample;
-            ids.push(RowId {
-                sample_id,
-                view: view.index,
-                content_hash,
-                key,
-            });
-            pixels
-                .iter_mut()
-                .zip(by_size)
-                .for_each(|(column, image)| column.push(image));
-        }
         let seq = self.next_batch;
         self.next_batch += 1;
-        self.batches.insert(seq, (ids.len(), part.teachers.len()));
-        let batch = Arc::new(Batch {
-            seq,
-            rows: ids,
-            pixels,
-            sizes: part.sizes.clone(),
-        });
+        let rows = std::mem::take(&mut part.pending);
+        self.batches.insert(seq, (rows.len(), part.teachers.len()));
+        let batch = Arc::new(Batch::new(seq, rows, part.sizes.clone()));
         for &teacher in &part.teachers {
             let task = Task {
                 seq: self.place(teacher),
@@ -372,7 +339,7 @@ impl<'a> Flow<'a> {
     fn queue(
         &mut self,
         teacher: usize,
-        message: Message<TeacherRow>,
+        message: Message<EncodedRow>,
         ends: &Ends<'_>,
         progress: &mut Progress,
     ) -> anyhow::Result<()> {
@@ -416,6 +383,14 @@ impl<'a> Flow<'a> {
         }
         Ok(())
     }
+}
+
+/// The sides of the squares that some teachers are shown, each once.
+pub(crate) fn sizes<'a>(teachers: impl Iterator<Item = &'a TeacherIdentity>) -> Vec<u32> {
+    let mut sizes: Vec<u32> = teachers.map(|teacher| teacher.input_size).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
 }
 
 /// Why a thread has closed its end: it says so before it does.

@@ -1,11 +1,9 @@
 //! What the cache and its teachers are: everything that bytes depend on, as the format wants it written down.
 
-use std::path::Path;
-
 use anyhow::{Context, ensure};
 use images::ImageSource;
 use models::teacher::TeacherInfo;
-use schemas::{Cache, CacheIdentity, FORMAT_VERSION, Pack, Plan, TeacherId, TeacherIdentity};
+use schemas::{Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity};
 use tch::Device;
 
 use crate::config::BuildConfig;
@@ -22,7 +20,7 @@ pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource) -> Cach
         dataset,
         image_code: images::IMAGE_CODE.to_owned(),
         views: config.views.clone(),
-        pack: Pack::None,
+        pack: config.pack,
         label_names: source.label_names().to_vec(),
     }
 }
@@ -50,17 +48,22 @@ impl Existing {
             cached == found,
             "{}: dataset.samples = {cached} in the cache, but {}{} has {found}; give the same images, or build into another folder",
             out.display(),
-            config.images,
+            config.images.as_deref().unwrap_or_default(),
             config
                 .limit
                 .map_or(String::new(), |limit| format!(" with --limit {limit}"))
         );
-        let grid = cache
-            .teachers()
-            .values()
-            .next()
-            .map(|teacher| (teacher.id.clone(), teacher.grid));
-        Ok(Existing { grid })
+        Ok(Existing::of_cache(&cache))
+    }
+
+    /// What a cache says.
+    pub(crate) fn of_cache(cache: &Cache) -> Existing {
+        let mut teachers = cache.teachers().values();
+        Existing {
+            grid: teachers
+                .next()
+                .map(|teacher| (teacher.id.clone(), teacher.grid)),
+        }
     }
 }
 
@@ -93,11 +96,12 @@ pub(crate) fn choose_grid<'a>(
 /// The identity of one teacher.
 pub(crate) fn teacher_identity(
     id: &TeacherId,
-    dir: &Path,
+    source: &str,
     info: &TeacherInfo,
     config: &BuildConfig,
     grid: u32,
     batch_size: u32,
+    codec: Codec,
     device: Device,
 ) -> anyhow::Result<TeacherIdentity> {
     let input_size = grid
@@ -107,7 +111,7 @@ pub(crate) fn teacher_identity(
         format_version: FORMAT_VERSION,
         id: id.clone(),
         arch: info.arch.clone(),
-        source: dir.display().to_string(),
+        source: source.to_owned(),
         weights_sha256: info.weights_sha256.clone(),
         layer: info.layer.name().to_owned(),
         activation: info.activation.name().to_owned(),
@@ -118,7 +122,7 @@ pub(crate) fn teacher_identity(
         std: info.std,
         grid,
         width: info.width,
-        codec: config.codec,
+        codec,
         precision: config.precision.name().to_owned(),
         batch_size,
         device: if device == Device::Cpu { "cpu" } else { "cuda" }.to_owned(),

@@ -6,9 +6,10 @@ use half::slice::HalfFloatSliceExt;
 use images::RgbImage;
 use models::precision::Precision;
 use models::teacher::Teacher;
-use schemas::{Codec, ContentHash, TeacherId, TeacherRow};
+use schemas::{Codec, CodecError, ContentHash, FeatureCodec, TeacherId, TeacherRow};
 use tch::{Device, Kind, Tensor};
 
+use super::decode::Row;
 use super::timing::{Stage, Timings};
 
 /// Rows that pass through the teachers together. The plan cuts them, so who is in a batch does not depend on the run.
@@ -22,6 +23,39 @@ pub(crate) struct Batch {
     pub pixels: Vec<Vec<RgbImage>>,
     /// Sides of the rendered squares, in pixels.
     pub sizes: Vec<u32>,
+}
+
+impl Batch {
+    /// Of rows rendered at `sizes`.
+    pub(crate) fn new(seq: u64, rows: Vec<Row>, sizes: Vec<u32>) -> Batch {
+        let mut ids = Vec::with_capacity(rows.len());
+        let mut pixels: Vec<Vec<_>> = sizes
+            .iter()
+            .map(|_| Vec::with_capacity(rows.len()))
+            .collect();
+        for Row {
+            sample,
+            pixels: by_size,
+        } in rows
+        {
+            ids.push(RowId {
+                sample_id: sample.sample_id,
+                view: sample.view.index,
+                content_hash: sample.content_hash,
+                key: sample.key,
+            });
+            pixels
+                .iter_mut()
+                .zip(by_size)
+                .for_each(|(column, image)| column.push(image));
+        }
+        Batch {
+            seq,
+            rows: ids,
+            pixels,
+            sizes,
+        }
+    }
 }
 
 /// What a feature row repeats of its sample, and what messages call it.
@@ -42,6 +76,10 @@ pub(crate) struct BuildTeacher {
     pub model: Teacher,
     /// Side of the square it is shown, in pixels.
     pub input_size: u32,
+    /// How its features are stored.
+    pub codec: Codec,
+    /// Whether the codec's parameters are still to be found.
+    pub awaits_calibration: bool,
 }
 
 impl BuildTeacher {
@@ -51,6 +89,8 @@ impl BuildTeacher {
             id: self.id.clone(),
             model: self.model.shallow_clone(),
             input_size: self.input_size,
+            codec: self.codec.clone(),
+            awaits_calibration: self.awaits_calibration,
         }
     }
 }
@@ -66,6 +106,23 @@ pub(crate) struct Features {
     cls: Vec<f32>,
     /// `[N, L]`
     cls_attn: Vec<f32>,
+}
+
+impl Features {
+    /// The tokens `[L, D]` of each row of the batch.
+    pub(crate) fn rows_of_tokens(&self, batch: &Batch) -> impl Iterator<Item = &[f32]> {
+        // A batch is never empty.
+        self.tokens
+            .chunks_exact(self.tokens.len() / batch.rows.len())
+    }
+}
+
+/// A row to be stored, and what its codec lost.
+#[derive(Debug)]
+pub(crate) struct EncodedRow {
+    pub row: TeacherRow,
+    /// Of lossy codecs.
+    pub error: Option<CodecError>,
 }
 
 /// Runs one teacher of a batch on its device and brings the features to the host.
@@ -136,22 +193,23 @@ fn to_host(values: &Tensor) -> anyhow::Result<Vec<f32>> {
 pub(crate) fn encode(
     batch: &Batch,
     features: &Features,
-    codec: Codec,
-) -> anyhow::Result<Vec<TeacherRow>> {
+    codec: &Codec,
+) -> anyhow::Result<Vec<EncodedRow>> {
     let teacher = &features.teacher;
     let n = batch.rows.len();
+    let width = features.cls.len() / n;
     // A batch is never empty, and a teacher gives each of its rows the same number of features.
     let row = |all: &[f32], i: usize| i * (all.len() / n)..(i + 1) * (all.len() / n);
-    let encode_row = |(i, id): (usize, &RowId)| -> anyhow::Result<TeacherRow> {
-        let store = |what: &str, values: &[f32]| -> anyhow::Result<Vec<u8>> {
-            let mut bytes = Vec::with_capacity(values.len() * codec.bytes_per_value());
-            codec.encode(values, &mut bytes).with_context(|| {
+    let encode_row = |(i, id): (usize, &RowId)| -> anyhow::Result<EncodedRow> {
+        let store = |what: &str, codec: &dyn FeatureCodec, values: &[f32]| {
+            let mut bytes = Vec::with_capacity(codec.bytes(values.len() / width, width));
+            codec.encode(values, width, &mut bytes).with_context(|| {
                 format!(
                     "teacher {teacher}, image {:?} (sample {}, view {}), {what}",
                     id.key, id.sample_id, id.view
                 )
             })?;
-            Ok(bytes)
+            anyhow::Ok(bytes)
         };
         let attention = &features.cls_attn[row(&features.cls_attn, i)];
         let mut halves = vec![f16::ZERO; attention.len()];
@@ -163,14 +221,25 @@ pub(crate) fn encode(
             id.sample_id,
             id.view
         );
-        Ok(TeacherRow {
+        let given = &features.tokens[row(&features.tokens, i)];
+        let tokens = store("tokens", codec.tokens(), given)?;
+        let error = match codec.tokens().is_exact() {
+            true => None,
+            false => {
+                let mut stored = vec![0.0; given.len()];
+                codec.tokens().decode_into(&tokens, width, &mut stored)?;
+                Some(CodecError::measure(given, &stored, width))
+            }
+        };
+        let row = TeacherRow {
             sample_id: id.sample_id,
             view: id.view,
             content_hash: id.content_hash,
-            tokens: store("tokens", &features.tokens[row(&features.tokens, i)])?,
-            cls: store("cls", &features.cls[row(&features.cls, i)])?,
+            tokens,
+            cls: store("cls", &codec.cls(), &features.cls[row(&features.cls, i)])?,
             cls_attn: halves.iter().flat_map(|half| half.to_le_bytes()).collect(),
-        })
+        };
+        Ok(EncodedRow { row, error })
     };
     batch.rows.iter().enumerate().map(encode_row).collect()
 }

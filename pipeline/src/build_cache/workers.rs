@@ -10,10 +10,10 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use models::precision::Precision;
-use schemas::{Codec, TeacherRow};
+use schemas::Codec;
 
 use super::decode::{Decoded, Decoder, Job};
-use super::infer::{Batch, BuildTeacher, Features, encode, infer};
+use super::infer::{Batch, BuildTeacher, EncodedRow, Features, encode, infer};
 use super::timing::{Stage, Timings};
 
 /// One teacher's share of a batch.
@@ -33,7 +33,7 @@ pub(crate) enum Event {
     /// A sample has been decoded, or rejected.
     Decoded { seq: u64, decoded: Decoded },
     /// A teacher's rows of a batch are ready to be written.
-    Encoded { task: Task, rows: Vec<TeacherRow> },
+    Encoded { task: Task, rows: Vec<EncodedRow> },
     /// A thread could not go on.
     Failed(anyhow::Error),
 }
@@ -119,7 +119,8 @@ pub(crate) fn lane(
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings<'a> {
     pub precision: Precision,
-    pub codec: Codec,
+    /// Of each teacher of the build.
+    pub codecs: &'a [Codec],
     pub timings: &'a Timings,
 }
 
@@ -134,9 +135,9 @@ impl Settings<'_> {
     }
 
     fn encode(&self, task: Task, features: &Features) -> anyhow::Result<Event> {
-        let rows = self
-            .timings
-            .time(Stage::Encode, || encode(&task.batch, features, self.codec))?;
+        let rows = self.timings.time(Stage::Encode, || {
+            encode(&task.batch, features, &self.codecs[task.teacher])
+        })?;
         Ok(Event::Encoded { task, rows })
     }
 }

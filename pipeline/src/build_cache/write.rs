@@ -6,10 +6,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender};
-use schemas::{
-    CacheIdentity, Reject, SampleRow, SamplesWriter, TeacherIdentity, TeacherRow, TeacherWriter,
-};
+use schemas::{CacheIdentity, Reject, SampleRow, SamplesWriter, TeacherIdentity, TeacherWriter};
 
+use super::infer::EncodedRow;
 use super::timing::{Stage, Timings};
 
 /// Messages that may wait for a writer. One holds at most a batch of rows; a writer that falls behind stops the teachers here.
@@ -24,6 +23,13 @@ pub(crate) enum Message<Row> {
     Rows(Vec<Row>),
     /// The part is complete; these of its images could not be used (for the samples' writer only).
     End(Vec<Reject>),
+}
+
+/// A samples row and the image to be packed with it.
+#[derive(Debug)]
+pub(crate) struct PackedRow {
+    pub row: SampleRow,
+    pub image: Option<Vec<u8>>,
 }
 
 /// A file of this run that is complete and declared.
@@ -47,7 +53,7 @@ pub(crate) struct WriterContext<'a> {
 /// Writes parts of the samples until the channel closes; reports each commit.
 pub(crate) fn write_samples(
     cx: WriterContext<'_>,
-    messages: Receiver<Message<SampleRow>>,
+    messages: Receiver<Message<PackedRow>>,
     committed: &Sender<Committed>,
 ) -> anyhow::Result<()> {
     let mut open: Option<SamplesWriter> = None;
@@ -63,7 +69,9 @@ pub(crate) fn write_samples(
                         let writer = open
                             .as_mut()
                             .context("rows belong to a part that has begun")?;
-                        rows.iter().try_for_each(|row| writer.push(row))?;
+                        rows.iter().try_for_each(|PackedRow { row, image }| {
+                            writer.push_packed(row, image.as_deref())
+                        })?;
                     }
                     Message::End(rejects) => {
                         let writer = open.take().context("a part ends after it has begun")?;
@@ -88,7 +96,7 @@ pub(crate) fn write_samples(
 pub(crate) fn write_features(
     cx: WriterContext<'_>,
     teacher: &TeacherIdentity,
-    messages: Receiver<Message<TeacherRow>>,
+    messages: Receiver<Message<EncodedRow>>,
     committed: &Sender<Committed>,
 ) -> anyhow::Result<()> {
     let mut open: Option<TeacherWriter> = None;
@@ -105,7 +113,10 @@ pub(crate) fn write_features(
                         let writer = open
                             .as_mut()
                             .context("rows belong to a part that has begun")?;
-                        rows.iter().try_for_each(|row| writer.push(row))?;
+                        for EncodedRow { row, error } in &rows {
+                            writer.push(row)?;
+                            error.iter().for_each(|error| writer.add_codec_error(error));
+                        }
                     }
                     Message::End(_) => {
                         let writer = open.take().context("a part ends after it has begun")?;

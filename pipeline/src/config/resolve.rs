@@ -6,9 +6,14 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use super::{BuildConfig, CODEC, FLIP, PART_ROWS, PRECISION, RATIO, Recipe, SCALE, VIEWS, View};
-use crate::cli::BuildCacheArgs;
-use schemas::{TeacherId, ViewIdentity, ViewPolicy};
+use super::{
+    BuildConfig, CALIBRATION_IMAGES, CODEC, CacheFolder, Data, FLIP, Features, PART_ROWS,
+    PRECISION, RATIO, Recipe, Run, SCALE, TeacherEntry, TeacherSource, TeacherTable, VIEWS, View,
+};
+use models::teacher::Layer;
+use schemas::{CacheIdentity, Pack, TeacherId, ViewIdentity, ViewPolicy};
+
+use crate::cli::{AddTeacherArgs, BuildCacheArgs, TeacherArgs};
 
 /// What can be wrong with the settings. Every message names the setting and what would be accepted.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +65,37 @@ pub enum Error {
 }
 
 impl BuildConfig {
+    /// What `add-teacher` computes for a cache that is there: views and plan are the cache's.
+    pub fn for_cache(args: &AddTeacherArgs, cache: &CacheIdentity) -> Result<BuildConfig, Error> {
+        let mut recipe = Recipe {
+            data: Data {
+                images: args.images.clone(),
+                limit: None,
+            },
+            features: Features {
+                grid: None,
+                codec: args.codec.clone(),
+                calibration_images: args.calibration_images,
+                precision: args.precision.clone(),
+                batch_size: args.batch_size,
+            },
+            cache: CacheFolder {
+                out: Some(args.cache.clone()),
+                pack: None,
+                part_samples: Some(cache.plan.part_samples),
+            },
+            run: Run {
+                device: args.device.clone(),
+                threads: args.threads,
+            },
+            ..Recipe::default()
+        };
+        overlay_teachers(&mut recipe, &args.teachers)?;
+        let TeacherArgs { layer, activation } = &args.teacher_options;
+        describe_teachers(&mut recipe, layer.as_ref(), activation.as_ref());
+        complete(recipe, cache.views.clone(), cache.pack, false)
+    }
+
     /// Merges defaults, recipe, `--set` and flags (the later wins) and checks the result. Reads nothing but the recipe.
     pub fn resolve(args: &BuildCacheArgs) -> Result<BuildConfig, Error> {
         let mut recipe = read(args.recipe.as_deref(), &args.set)?;
@@ -146,14 +182,44 @@ fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) -> Result<(), Error
     set(&mut recipe.view.seed, &args.seed);
     set(&mut recipe.features.grid, &args.grid);
     set(&mut recipe.features.codec, &args.codec);
+    set(
+        &mut recipe.features.calibration_images,
+        &args.calibration_images,
+    );
+    set(&mut recipe.cache.pack, &args.pack);
     set(&mut recipe.features.precision, &args.precision);
     set(&mut recipe.features.batch_size, &args.batch_size);
     set(&mut recipe.cache.out, &args.out);
     set(&mut recipe.run.device, &args.device);
     set(&mut recipe.run.threads, &args.threads);
 
+    overlay_teachers(recipe, &args.teachers)?;
+    let TeacherArgs { layer, activation } = &args.teacher_options;
+    describe_teachers(recipe, layer.as_ref(), activation.as_ref());
+    Ok(())
+}
+
+/// What `--layer` and `--activation` say of every teacher that the recipe does not say it of.
+fn describe_teachers(recipe: &mut Recipe, layer: Option<&String>, activation: Option<&String>) {
+    for entry in recipe.teachers.values_mut() {
+        let mut table = match entry {
+            TeacherEntry::Path(path) => TeacherTable {
+                path: path.clone(),
+                layer: None,
+                activation: None,
+            },
+            TeacherEntry::Table(table) => table.clone(),
+        };
+        table.layer = table.layer.or(layer.cloned());
+        table.activation = table.activation.or(activation.cloned());
+        *entry = TeacherEntry::Table(table);
+    }
+}
+
+/// Adds what `--teacher` says.
+fn overlay_teachers(recipe: &mut Recipe, teachers: &[String]) -> Result<(), Error> {
     let mut typed = std::collections::BTreeSet::new();
-    for teacher in &args.teachers {
+    for teacher in teachers {
         let bad = |problem: &str| Error::Form {
             option: "--teacher",
             given: teacher.clone(),
@@ -168,25 +234,47 @@ fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) -> Result<(), Error
         if !typed.insert(id) {
             return Err(bad("gives the same id twice"));
         }
-        recipe.teachers.insert(id.to_owned(), dir.into());
+        recipe
+            .teachers
+            .insert(id.to_owned(), TeacherEntry::Path(dir.to_owned()));
     }
     Ok(())
 }
 
 /// Fills in the defaults and checks every value.
 fn check(recipe: Recipe, dry_run: bool) -> Result<BuildConfig, Error> {
+    if recipe.data.images.is_none() {
+        return Err(Error::Missing {
+            field: "data.images",
+            flag: "--images SRC",
+        });
+    }
+    if recipe.cache.out.is_none() {
+        return Err(Error::Missing {
+            field: "cache.out",
+            flag: "--out CACHE",
+        });
+    }
+    let pack = pack(recipe.cache.pack.as_deref().unwrap_or("none"))?;
+    let views = check_view(&recipe.view)?;
+    complete(recipe, views, pack, dry_run)
+}
+
+/// The rest, which a build and an added teacher share.
+fn complete(
+    recipe: Recipe,
+    views: ViewIdentity,
+    pack: Pack,
+    dry_run: bool,
+) -> Result<BuildConfig, Error> {
     let Recipe {
         data,
-        view,
+        view: _,
         teachers,
         features,
         cache,
         run,
     } = recipe;
-    let images = data.images.ok_or(Error::Missing {
-        field: "data.images",
-        flag: "--images SRC",
-    })?;
     let out = cache.out.ok_or(Error::Missing {
         field: "cache.out",
         flag: "--out CACHE",
@@ -199,29 +287,24 @@ fn check(recipe: Recipe, dry_run: bool) -> Result<BuildConfig, Error> {
     }
     let teachers = teachers
         .into_iter()
-        .map(|(id, dir)| match TeacherId::new(&id) {
-            Ok(id) => Ok((id, dir)),
-            Err(e) => Err(Error::Invalid {
-                field: format!("teachers.{id}"),
-                value: dir.display().to_string(),
-                problem: e.to_string(),
-            }),
-        })
+        .map(|(id, entry)| teacher(&id, entry))
         .collect::<Result<_, Error>>()?;
 
-    let views = check_view(&view)?;
     at_least_one("data.limit", data.limit)?;
     at_least_one("features.grid", features.grid)?;
     at_least_one("features.batch_size", features.batch_size)?;
+    at_least_one("features.calibration_images", features.calibration_images)?;
     at_least_one("cache.part_samples", cache.part_samples)?;
     at_least_one("run.threads", run.threads)?;
     Ok(BuildConfig {
-        images,
+        images: data.images,
         limit: data.limit,
         out,
         teachers,
         grid: features.grid,
         codec: word("features.codec", features.codec.as_deref().unwrap_or(CODEC))?,
+        calibration_images: features.calibration_images.unwrap_or(CALIBRATION_IMAGES),
+        pack,
         precision: word(
             "features.precision",
             features.precision.as_deref().unwrap_or(PRECISION),
@@ -236,6 +319,63 @@ fn check(recipe: Recipe, dry_run: bool) -> Result<BuildConfig, Error> {
             .threads
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())),
         dry_run,
+    })
+}
+
+/// One entry of `[teachers]`.
+fn teacher(id: &str, entry: TeacherEntry) -> Result<(TeacherId, TeacherSource), Error> {
+    let table = match entry {
+        TeacherEntry::Path(path) => TeacherTable {
+            path,
+            layer: None,
+            activation: None,
+        },
+        TeacherEntry::Table(table) => table,
+    };
+    let field = |name: &str| format!("teachers.{id}{name}");
+    let id = TeacherId::new(id).map_err(|e| invalid(&field(""), &table.path, e))?;
+    let layer = table
+        .layer
+        .as_deref()
+        .map_or(Ok(Layer::Last), |layer| word(&field(".layer"), layer))?;
+    let activation = table
+        .activation
+        .as_deref()
+        .map(|activation| word(&field(".activation"), activation))
+        .transpose()?;
+    Ok((
+        id,
+        TeacherSource {
+            path: table.path,
+            layer,
+            activation,
+        },
+    ))
+}
+
+/// `none`, `original` or `jpeg:SHORT_SIDE:QUALITY`.
+fn pack(text: &str) -> Result<Pack, Error> {
+    let jpeg = |rest: &str| {
+        let (short_side, quality) = rest.split_once(':')?;
+        let (short_side, quality) = (short_side.parse().ok()?, quality.parse().ok()?);
+        let good = (1..=1 << 15).contains(&short_side) && (1..=100).contains(&quality);
+        good.then_some(Pack::Jpeg {
+            short_side,
+            quality,
+        })
+    };
+    let pack = match text {
+        "none" => Some(Pack::None),
+        "original" => Some(Pack::Original),
+        _ => text.strip_prefix("jpeg:").and_then(jpeg),
+    };
+    pack.ok_or_else(|| {
+        invalid(
+            "cache.pack",
+            format!("{text:?}"),
+            "must be none, original, or jpeg:SHORT_SIDE:QUALITY, for example jpeg:256:90 (a side of 1 to 32768 pixels, a \
+             quality of 1 to 100)",
+        )
     })
 }
 

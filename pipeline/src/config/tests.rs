@@ -21,6 +21,15 @@ fn resolve(args: &[&str]) -> Result<BuildConfig, Error> {
     BuildConfig::resolve(&args)
 }
 
+/// A teacher of which only the path was said.
+fn source(path: &str) -> TeacherSource {
+    TeacherSource {
+        path: path.into(),
+        layer: Layer::Last,
+        activation: None,
+    }
+}
+
 /// The least that has to be said.
 const LEAST: [&str; 6] = [
     "--images",
@@ -38,13 +47,10 @@ fn least_and(more: &[&str]) -> Result<BuildConfig, Error> {
 #[test]
 fn defaults() {
     let config = least_and(&[]).unwrap();
-    assert_eq!(config.images, "photos");
+    assert_eq!(config.images.as_deref(), Some("photos"));
     assert_eq!(
         config.teachers,
-        BTreeMap::from([(
-            TeacherId::new("clip").unwrap(),
-            PathBuf::from("models/clip")
-        )])
+        BTreeMap::from([(TeacherId::new("clip").unwrap(), source("models/clip"))])
     );
     assert_eq!(
         config.views,
@@ -57,7 +63,7 @@ fn defaults() {
     );
     assert_eq!(
         (config.codec, config.precision),
-        (Codec::F16, Precision::F32)
+        (CodecName::F16, Precision::F32)
     );
     assert_eq!(
         (config.grid, config.batch_size, config.limit),
@@ -89,7 +95,7 @@ fn a_flag_wins_over_set_and_set_over_the_recipe() {
             config.grid,
             config.codec
         ),
-        (1, 2, Some(7), Codec::F32)
+        (1, 2, Some(7), CodecName::F32)
     );
     let set = [
         "--recipe",
@@ -109,7 +115,7 @@ fn a_flag_wins_over_set_and_set_over_the_recipe() {
             config.grid,
             config.codec
         ),
-        (2, 2, Some(8), Codec::F16)
+        (2, 2, Some(8), CodecName::F16)
     );
     let config = resolve(
         &[
@@ -120,13 +126,13 @@ fn a_flag_wins_over_set_and_set_over_the_recipe() {
     )
     .unwrap();
     assert_eq!(
-        (config.views.seed, config.images.as_str()),
+        (config.views.seed, config.images.as_deref().unwrap()),
         (3, "from-recipe")
     );
     let teachers: Vec<_> = config
         .teachers
         .iter()
-        .map(|(id, dir)| (id.as_str(), dir.to_str().unwrap()))
+        .map(|(id, dir)| (id.as_str(), dir.path.as_str()))
         .collect();
     assert_eq!(teachers, [("clip", "z"), ("dino", "b"), ("third", "y")]);
 }
@@ -256,5 +262,75 @@ fn the_recipes_that_are_shipped_resolve() {
     assert!(!recipes.is_empty());
     for recipe in recipes {
         least_and(&["--recipe", recipe.to_str().unwrap()]).unwrap();
+    }
+}
+
+#[test]
+fn teachers_may_be_tables_and_flags_fill_what_they_leave_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("recipe.toml");
+    fs::write(
+        &recipe,
+        "[teachers]\ndino = \"models/dino\"\n[teachers.clip]\npath = \"models/clip\"\nlayer = \"proj\"\n",
+    )
+    .unwrap();
+    let recipe = recipe.display().to_string();
+    let args = [
+        "--images",
+        "photos",
+        "--out",
+        "cache",
+        "--recipe",
+        &recipe,
+        "--layer",
+        "last_norm",
+        "--activation",
+        "quick_gelu",
+    ];
+    let config = resolve(&args).unwrap();
+    let teacher = |id: &str| config.teachers[&TeacherId::new(id).unwrap()].clone();
+    assert_eq!(teacher("clip").layer, Layer::Proj);
+    assert_eq!(teacher("dino").layer, Layer::LastNorm);
+    assert_eq!(teacher("dino").activation, Some(Activation::QuickGelu));
+    // What is printed repeats the build.
+    fs::write(dir.path().join("again.toml"), config.to_toml(14, 8, "cpu")).unwrap();
+    let again = resolve(&[
+        "--recipe",
+        &dir.path().join("again.toml").display().to_string(),
+    ])
+    .unwrap();
+    assert_eq!(again.teachers, config.teachers);
+    let error = least_and(&["--layer", "first"]).unwrap_err().to_string();
+    assert!(
+        error.contains("teachers.clip.layer") && error.contains("last_norm"),
+        "{error}"
+    );
+}
+
+#[test]
+fn images_are_packed_as_asked() {
+    let pack = |text: &str| least_and(&["--pack", text]).map(|config| config.pack);
+    assert_eq!(least_and(&[]).unwrap().pack, Pack::None);
+    assert_eq!(pack("original").unwrap(), Pack::Original);
+    let jpeg = Pack::Jpeg {
+        short_side: 256,
+        quality: 90,
+    };
+    assert_eq!(pack("jpeg:256:90").unwrap(), jpeg);
+    assert_eq!(pack_name(jpeg), "jpeg:256:90");
+    for bad in [
+        "jpeg",
+        "jpeg:256",
+        "jpeg:0:90",
+        "jpeg:256:101",
+        "jpeg:-1:90",
+        "png",
+        "",
+    ] {
+        let error = pack(bad).unwrap_err().to_string();
+        assert!(
+            error.contains("cache.pack") && error.contains("jpeg:256:90"),
+            "{error}"
+        );
     }
 }

@@ -6,7 +6,7 @@ use images::ImageSource;
 use models::precision::Precision;
 use models::teacher::Teacher;
 use pipeline::ExitStatus;
-use schemas::{Cache, Codec, ContentHash, TeacherId};
+use schemas::{Cache, ContentHash, FeatureCodec, Scalar, TeacherId};
 use tch::{Device, Kind, Tensor};
 
 use super::support::{BAD, USABLE, World, assert_same_tree, run, tree, write_teacher};
@@ -101,18 +101,18 @@ fn features_are_the_teachers_of_the_rows_pixels() {
                     .forward(&pixels.contiguous(), Precision::F32)
                     .unwrap();
                 // Another batch size may add up in another order: a few units in the last place of f32.
-                assert_close(&feature.tokens, Codec::F32, &expected.tokens, 1e-5);
-                assert_close(&feature.cls, Codec::F32, &expected.cls, 1e-5);
+                assert_close(&feature.tokens, Scalar::F32, &expected.tokens, 1e-5);
+                assert_close(&feature.cls, Scalar::F32, &expected.cls, 1e-5);
                 // Half precision has 11 bits.
-                assert_close(&feature.cls_attn, Codec::F16, &expected.cls_attn, 1e-3);
+                assert_close(&feature.cls_attn, Scalar::F16, &expected.cls_attn, 1e-3);
             }
         }
     }
 }
 
-fn assert_close(bytes: &[u8], codec: Codec, expected: &Tensor, relative: f64) {
-    let mut values = Vec::new();
-    codec.decode(bytes, &mut values).unwrap();
+fn assert_close(bytes: &[u8], codec: Scalar, expected: &Tensor, relative: f64) {
+    let mut values = vec![0.0; bytes.len() / codec.bytes_per_value()];
+    codec.decode_into(bytes, 1, &mut values).unwrap();
     let (found, expected) = (
         Tensor::from_slice(&values),
         expected.flatten(0, -1).to_kind(Kind::Float),

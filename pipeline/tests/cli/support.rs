@@ -82,6 +82,7 @@ pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
     let mut out = Vec::new();
     let status = match &cli.command {
         Sub::BuildCache(args) => pipeline::build_cache::build_cache(args, cli.log_format, &mut out),
+        Sub::AddTeacher(args) => pipeline::add_teacher::add_teacher(args, cli.log_format, &mut out),
         Sub::Verify(args) => pipeline::verify::verify(args, &mut out),
         Sub::Inspect(args) => pipeline::inspect::inspect(args, &mut out),
     }?;

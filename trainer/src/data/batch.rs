@@ -23,8 +23,10 @@ pub struct MimicBatch {
 pub enum TeacherBatch {
     /// Features from the cache, in the type they are stored in.
     Cached {
-        /// `[N, L, K]`; absent when only the attention is used.
+        /// `[N, L, K]`; absent when only the attention is used. For codec `i8` these are its steps.
         tokens: Option<Tensor>,
+        /// `[N, L, O]` f16: the channels that codec `i8` keeps apart; absent where there are none.
+        outliers: Option<Tensor>,
         /// `[N, L]` f16; absent when only the tokens are used.
         cls_attn: Option<Tensor>,
     },
@@ -57,6 +59,8 @@ pub enum TeacherShape {
         width: u32,
         /// The stored type of a token's number.
         kind: Kind,
+        /// Channels that codec `i8` keeps apart, O; 0 for the other codecs.
+        outliers: usize,
         /// Whether the tokens are used.
         tokens: bool,
         /// Whether the attention is used.
@@ -86,9 +90,13 @@ impl BatchShape {
                 TeacherShape::Cached {
                     width,
                     kind,
+                    outliers,
                     tokens,
                     cls_attn,
                 } => TeacherBatch::Cached {
+                    outliers: (tokens && outliers > 0)
+                        .then(|| pinned_empty(&[n, l, outliers as i64], Kind::Half, device))
+                        .transpose()?,
                     tokens: tokens
                         .then(|| pinned_empty(&[n, l, i64::from(width)], kind, device))
                         .transpose()?,

@@ -2,17 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use images::{Filter, ImageSource, draw_view};
+use images::{Filter, draw_view};
 use rayon::prelude::*;
 use schemas::{Cache, ContentHash, SampleRow, TeacherId, View};
 use sha2::{Digest, Sha256};
 
 use super::Problem;
+use super::images::Images;
 use crate::config::{self, Missing};
 
 /// Everything a run trains on, in the cache's order.
 #[derive(Debug)]
 pub struct Samples {
+    /// Stored per image.
+    stored_views: usize,
+    /// Used by the run: the first of these.
     views: usize,
     samples: Vec<Sample>,
     rows: Vec<View>,
@@ -26,7 +30,7 @@ pub struct Sample {
     pub sample_id: u64,
     /// Of the original bytes; checked whenever they are read.
     pub content_hash: ContentHash,
-    /// Its number in the image source of this run.
+    /// Its number in the data set of this run; of no meaning where images are packed.
     pub source_idx: usize,
     /// The cache's part it is in.
     pub part: u32,
@@ -49,7 +53,7 @@ impl Sample {
             label: None,
             width: self.width,
             height: self.height,
-            image: None,
+            image_hash: None,
         }
     }
 }
@@ -65,14 +69,17 @@ impl Samples {
         self.samples.is_empty()
     }
 
-    /// Views stored per image. Epoch `e` uses view `e % views`.
+    /// Views used per image, `data.views` or all that are stored. Epoch `e` uses view `e % views`.
     pub fn views(&self) -> usize {
         self.views
     }
 
     /// Sample `idx` and its view `view`.
     pub fn get(&self, idx: usize, view: usize) -> (&Sample, &View) {
-        (&self.samples[idx], &self.rows[idx * self.views + view])
+        (
+            &self.samples[idx],
+            &self.rows[idx * self.stored_views + view],
+        )
     }
 
     /// SHA-256 over every sample's id and content hash, in order: equal only for the same training set.
@@ -81,14 +88,14 @@ impl Samples {
     }
 }
 
-/// Reads the cache's sample rows, checks them, and finds each one's image in `source`.
+/// Reads the cache's sample rows, checks them, and finds each one's image in `images`.
 ///
-/// An image is looked up by its key; its bytes are compared with the row's hash when they are read. Images whose key is not
+/// Packed images are where their rows are. In a data set, an image is looked up by its key; its bytes are compared with the row's hash when they are read. Images whose key is not
 /// found are searched by content among the files that no key matched: those are read once, with `progress(done, of)`.
 pub fn join(
     cache: &Cache,
     teachers: &[TeacherId],
-    source: &ImageSource,
+    images: &Images,
     config: &config::Data,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Samples, Problem> {
@@ -99,6 +106,13 @@ pub fn join(
         return Err(Problem::ImageCode { cached, ours });
     }
     let views = usize::from(identity.views.views);
+    let used_views = config.views.unwrap_or(views);
+    if used_views > views {
+        return Err(Problem::TooManyViews {
+            wanted: used_views,
+            stored: views,
+        });
+    }
     let parts = complete_parts(cache, teachers, config.allow_incomplete)?;
 
     // ---- rows of the cache
@@ -145,18 +159,20 @@ pub fn join(
     // ---- images by key
     let mut missing: BTreeMap<ContentHash, Vec<usize>> = BTreeMap::new();
     let mut taken = BTreeSet::new();
-    for (idx, (sample, key)) in samples.iter_mut().zip(&keys).enumerate() {
-        match source.find(key) {
-            Some(found) => {
-                sample.source_idx = found;
-                taken.insert(found);
+    if let Some(source) = images.source() {
+        for (idx, (sample, key)) in samples.iter_mut().zip(&keys).enumerate() {
+            match source.find(key) {
+                Some(found) => {
+                    sample.source_idx = found;
+                    taken.insert(found);
+                }
+                None => missing.entry(sample.content_hash).or_default().push(idx),
             }
-            None => missing.entry(sample.content_hash).or_default().push(idx),
         }
     }
 
     // ---- the rest by content
-    if !missing.is_empty() {
+    if let Some(source) = images.source().filter(|_| !missing.is_empty()) {
         let unclaimed: Vec<usize> = (0..source.len()).filter(|i| !taken.contains(i)).collect();
         let done = std::sync::atomic::AtomicU64::new(0);
         // A file that cannot be read is no match; what then stays missing is reported below, by name.
@@ -214,7 +230,8 @@ pub fn join(
         .map(|byte| format!("{byte:02x}"))
         .collect();
     Ok(Samples {
-        views,
+        stored_views: views,
+        views: used_views,
         samples,
         rows,
         fingerprint,

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use images::ImageSource;
 use images::rng::{Purpose, Rng};
 use rayon::prelude::*;
-use schemas::{ContentHash, View};
+use schemas::View;
 use tch::{Device, Tensor};
 use torch_ext::tensor_bytes_mut;
 
 use super::Problem;
 use super::batch::{BatchShape, MimicBatch, TeacherBatch, TeacherShape};
+use super::images::Images;
 use super::join::{Sample, Samples};
 use super::order::Order;
 use super::pixel_cache::PixelCache;
@@ -32,7 +32,7 @@ pub struct LoaderPlan {
     /// The joined data set.
     pub samples: Samples,
     /// Where the bytes are.
-    pub source: ImageSource,
+    pub images: Images,
     /// One per teacher; `None` where the teacher runs online.
     pub rows: Vec<Option<TeacherRows>>,
     /// The student's crops that are in memory.
@@ -172,6 +172,7 @@ struct Slot<'a> {
 
 struct TeacherSlot<'a> {
     tokens: Option<&'a mut [u8]>,
+    outliers: Option<&'a mut [u8]>,
     cls_attn: Option<&'a mut [u8]>,
     pixels: Option<&'a mut [u8]>,
 }
@@ -220,6 +221,7 @@ impl LoaderPlan {
                     row_view,
                     sample.first_row + view,
                     teacher.tokens,
+                    teacher.outliers,
                     teacher.cls_attn,
                 )?;
             }
@@ -239,21 +241,8 @@ impl LoaderPlan {
     }
 
     fn read_image(&self, sample: &Sample, view: usize) -> Result<images::RgbImage, Problem> {
-        let bytes = self
-            .source
-            .read(sample.source_idx)
-            .map_err(|e| self.image_problem(sample, view, e))?;
-        let found = ContentHash::of(&bytes);
-        if found != sample.content_hash {
-            return Err(Problem::Changed {
-                key: self.source.key(sample.source_idx).to_owned(),
-                part: sample.part,
-                row: sample.first_row + view,
-                expected: sample.content_hash.to_string(),
-                found: found.to_string(),
-            });
-        }
-        images::decode(&bytes).map_err(|e| self.image_problem(sample, view, e))
+        let bytes = self.images.read(sample, view)?;
+        images::decode(&bytes).map_err(|e| self.images.problem(sample, view, e))
     }
 
     /// The view of the image at `size`, as [H, W, 3] bytes.
@@ -266,24 +255,9 @@ impl LoaderPlan {
         out: &mut [u8],
     ) -> Result<(), Problem> {
         let rendered = images::render(img, view, size)
-            .map_err(|e| self.image_problem(sample, view.index.into(), e))?;
+            .map_err(|e| self.images.problem(sample, view.index.into(), e))?;
         out.copy_from_slice(&rendered.data);
         Ok(())
-    }
-
-    fn image_problem(
-        &self,
-        sample: &Sample,
-        view: usize,
-        e: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Problem {
-        let key = self.source.key(sample.source_idx).to_owned();
-        Problem::Image {
-            key,
-            part: sample.part,
-            row: sample.first_row + view,
-            cause: e.into(),
-        }
     }
 }
 
@@ -308,21 +282,23 @@ fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
         })
         .collect();
     for teacher in teachers {
-        let (tokens, cls_attn, pixels) = match teacher {
-            TeacherBatch::Cached { tokens, cls_attn } => (tokens.as_mut(), cls_attn.as_mut(), None),
-            TeacherBatch::Online { pixels } => (None, None, Some(pixels)),
+        let mut parts: [Option<&mut Tensor>; 4] = match teacher {
+            TeacherBatch::Cached {
+                tokens,
+                outliers,
+                cls_attn,
+            } => [tokens.as_mut(), outliers.as_mut(), cls_attn.as_mut(), None],
+            TeacherBatch::Online { pixels } => [None, None, None, Some(pixels)],
         };
-        let (tokens, cls_attn, pixels) = (
-            cut_some(tokens, n)?,
-            cut_some(cls_attn, n)?,
-            cut_some(pixels, n)?,
-        );
-        for (slot, ((tokens, cls_attn), pixels)) in slots
-            .iter_mut()
-            .zip(tokens.into_iter().zip(cls_attn).zip(pixels))
+        let mut cut_next = |part: usize| cut_some(parts[part].take(), n);
+        let features = cut_next(0)?.into_iter().zip(cut_next(1)?);
+        let rest = cut_next(2)?.into_iter().zip(cut_next(3)?);
+        for (slot, ((tokens, outliers), (cls_attn, pixels))) in
+            slots.iter_mut().zip(features.zip(rest))
         {
             slot.teachers.push(TeacherSlot {
                 tokens,
+                outliers,
                 cls_attn,
                 pixels,
             });

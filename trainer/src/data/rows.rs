@@ -14,7 +14,10 @@ use super::join::Sample;
 pub struct TeacherRows {
     cache: Arc<Cache>,
     id: TeacherId,
-    codec: Codec,
+    /// Where the tokens' bytes end and those of the outlier channels begin.
+    split: usize,
+    kind: Kind,
+    outliers: usize,
     parts: Vec<Mutex<Option<Arc<TeacherPart>>>>,
 }
 
@@ -31,20 +34,30 @@ impl TeacherRows {
     /// The rows of a teacher of `cache`.
     pub fn new(cache: &Arc<Cache>, identity: &TeacherIdentity) -> TeacherRows {
         let parts = cache.identity().plan.parts();
+        let (kind, outliers) = match &identity.codec {
+            Codec::F32 => (Kind::Float, 0),
+            Codec::F16 => (Kind::Half, 0),
+            Codec::Bf16 => (Kind::BFloat16, 0),
+            Codec::I8(affine) => (Kind::Int8, affine.outliers.len()),
+        };
         TeacherRows {
             cache: Arc::clone(cache),
             id: identity.id.clone(),
-            codec: identity.codec,
+            split: identity.n_tokens() * identity.width as usize * kind.elt_size_in_bytes(),
+            kind,
+            outliers,
             parts: (0..parts).map(|_| Mutex::new(None)).collect(),
         }
     }
 
     /// The tensor type of a stored number: tokens go to the device as they are stored.
     pub fn kind(&self) -> Kind {
-        match self.codec {
-            Codec::F32 => Kind::Float,
-            Codec::F16 => Kind::Half,
-        }
+        self.kind
+    }
+
+    /// Channels that codec `i8` keeps apart; 0 for the others.
+    pub fn outliers(&self) -> usize {
+        self.outliers
     }
 
     /// Copies row `row` of the sample's part into what is given, after checking that it is whole and of this sample and view.
@@ -54,6 +67,7 @@ impl TeacherRows {
         view: &View,
         row: usize,
         tokens: Option<&mut [u8]>,
+        outliers: Option<&mut [u8]>,
         cls_attn: Option<&mut [u8]>,
     ) -> Result<(), Problem> {
         thread_local! {
@@ -66,7 +80,10 @@ impl TeacherRows {
             part.check_join(row, found, &sample.row(view))?;
             // The reader has checked the lengths against the teacher's identity, from which the batch's sizes are taken too.
             if let Some(tokens) = tokens {
-                tokens.copy_from_slice(&found.tokens);
+                tokens.copy_from_slice(&found.tokens[..self.split]);
+            }
+            if let Some(outliers) = outliers {
+                outliers.copy_from_slice(&found.tokens[self.split..]);
             }
             if let Some(cls_attn) = cls_attn {
                 cls_attn.copy_from_slice(&found.cls_attn);

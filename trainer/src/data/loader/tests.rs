@@ -15,10 +15,10 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> LoaderPlan {
     let recipe = Recipe::parse(RECIPE, "test", &settings).unwrap();
     let cache = Arc::new(Cache::open(&world.cache_dir()).unwrap());
     let mut teachers = teachers::open(&recipe, &cache, online, Device::Cpu).unwrap();
-    let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
-    let samples = join::join(&cache, &[], &source, &recipe.data, &|_, _| ()).unwrap();
+    let images = Images::open(&cache, world.images_dir().to_str()).unwrap();
+    let samples = join::join(&cache, &[], &images, &recipe.data, &|_, _| ()).unwrap();
     let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).unwrap();
-    loader_plan(&recipe, &mut teachers, samples, source, order)
+    loader_plan(&recipe, &mut teachers, samples, images, order)
 }
 
 /// Samples and tensors of a batch, as bytes.
@@ -44,9 +44,11 @@ fn load(
         let mut tensors = vec![bytes(&batch.imgs), bytes(&batch.noise)];
         for teacher in &batch.teachers {
             match teacher {
-                TeacherBatch::Cached { tokens, cls_attn } => {
-                    tensors.extend(tokens.iter().chain(cls_attn).map(bytes))
-                }
+                TeacherBatch::Cached {
+                    tokens,
+                    outliers,
+                    cls_attn,
+                } => tensors.extend(tokens.iter().chain(outliers).chain(cls_attn).map(bytes)),
                 TeacherBatch::Online { pixels } => tensors.push(bytes(pixels)),
             }
         }
@@ -122,7 +124,7 @@ fn pixels_are_the_rows_crop() {
     let online = [format!("clip={}", world.teacher_dir().display())];
     let plan_ = plan(&world, &[], &online);
     let (sample, view) = plan_.samples.get(5, 1);
-    let img = images::decode(&plan_.source.read(sample.source_idx).unwrap()).unwrap();
+    let img = images::decode(&plan_.images.read(sample, 1).unwrap()).unwrap();
     let expected = [32, 16].map(|size| images::render(&img, view, size).unwrap().data);
     let mut batch = plan_.shape.allocate(Device::Cpu).unwrap();
     plan_.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();

@@ -1,0 +1,79 @@
+//! One more teacher for a cache that is there: the same views of the same images, and no byte of what is there changed.
+
+use std::io::Write;
+
+use anyhow::ensure;
+use images::ImageSource;
+use schemas::{Cache, Pack};
+
+use crate::ExitStatus;
+use crate::build_cache::{self, Existing};
+use crate::cli::{AddTeacherArgs, LogFormat};
+use crate::config::BuildConfig;
+
+/// `pipeline add-teacher`.
+pub fn add_teacher(
+    args: &AddTeacherArgs,
+    format: LogFormat,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
+    let cache = Cache::open(&args.cache)?;
+    let identity = cache.identity().clone();
+    let config = BuildConfig::for_cache(args, &identity)?;
+    // Before anything else touches libtorch: it looks for its CUDA half only once.
+    let device = torch_ext::resolve_device(&config.device)?;
+
+    for part in 0..identity.plan.parts() {
+        ensure!(
+            cache.part_state(part)?.samples.is_some(),
+            "{}: part {part} has no samples yet; finish it first: run the pipeline build-cache that began it again",
+            args.cache.display()
+        );
+    }
+    let source = match &config.images {
+        Some(images) => Some(same_images(&cache, images)?),
+        None => {
+            ensure!(
+                identity.pack != Pack::None,
+                "{} holds no images: give those it was built from with --images",
+                args.cache.display()
+            );
+            None
+        }
+    };
+    ensure!(
+        identity.image_code == images::IMAGE_CODE,
+        "{}: its crops were made by image code {:?}, this program has {:?}: the new teacher would see other pixels than the \
+         others did. Use the version that built the cache, or build it again",
+        args.cache.display(),
+        identity.image_code,
+        images::IMAGE_CODE
+    );
+    let existing = Existing::of_cache(&cache);
+    let build = build_cache::prepare(config, device, source, identity, existing)?;
+    build_cache::run(&build, format, out)
+}
+
+/// Opens the data set that the cache was built from. Content is compared image by image, when it is read.
+fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
+    let source = ImageSource::open(images)?;
+    let dataset = &cache.identity().dataset;
+    let found = source.len() as u64;
+    // A cache of the first samples of a source was built with --limit.
+    let source = match found > dataset.samples {
+        true => source.limit(dataset.samples),
+        false => source,
+    };
+    ensure!(
+        source.identity().digest == dataset.digest,
+        "{images} is not the data set that {} was built from: {found} images here, {} there{}. Give the same folder, tar or \
+         Parquet files with the same names",
+        cache.dir().display(),
+        dataset.samples,
+        match found == dataset.samples {
+            true => ", with other names, sizes or labels",
+            false => "",
+        }
+    );
+    Ok(source)
+}
