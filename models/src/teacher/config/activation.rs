@@ -93,7 +93,7 @@ impl Config {
                 words: format!("says hidden_act {name}"),
                 activation,
             });
-        } else if self.by_transformers(layout) && !layout.is_openai() {
+        } else if self.by_transformers(layout) {
             // The default of each configuration class.
             let activation = match layout.family {
                 Family::Clip => Activation::QuickGelu,
