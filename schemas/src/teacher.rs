@@ -63,9 +63,10 @@ pub struct TeacherIdentity {
     pub source: String,
     /// SHA-256 of the weights file, lower-case hexadecimal.
     pub weights_sha256: String,
-    /// Which features: `last` is the residual stream after the last block, before the final norm.
+    /// Which features: `last` is the residual stream after the last block, before the final norm; `last_norm` is after that norm;
+    /// `proj` after the norm and the visual projection.
     pub layer: String,
-    /// Activation of the MLPs: `gelu` or `quick_gelu`.
+    /// Activation of the MLPs: `gelu`, `gelu_tanh`, `quick_gelu` or `silu`.
     pub activation: String,
     /// Epsilon of the layer norms.
     pub norm_eps: f64,
