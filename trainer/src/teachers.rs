@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use models::precision::Precision;
-use models::teacher::Teacher;
-use schemas::{Cache, Codec, TeacherId};
+use models::teacher::{Teacher, TeacherOptions};
+use schemas::{Cache, Codec, TeacherId, TeacherIdentity};
 use tch::{Device, Kind, Tensor};
 use torch_ext::copy_non_blocking;
 
@@ -93,7 +93,7 @@ pub fn open(
         let cached = cache.teachers().get(&id);
         let teacher = match (folders.get(name.as_str()), cached) {
             (Some(folder), _) => {
-                let network = Teacher::load(folder, device)?;
+                let network = load_online(folder, cached, device)?;
                 let info = network.info();
                 if let Some(cached) = cached {
                     ensure!(
@@ -168,6 +168,26 @@ pub fn open(
         teachers.push(teacher);
     }
     Ok(teachers)
+}
+
+/// A network to run inside the loop: its features are those of the cache's layer, if the cache knows it.
+fn load_online(
+    path: &Path,
+    cached: Option<&TeacherIdentity>,
+    device: Device,
+) -> anyhow::Result<Teacher> {
+    let mut options = TeacherOptions::default();
+    if let Some(cached) = cached {
+        let place = || format!("teacher.json of {}", cached.id);
+        options.layer = cached
+            .layer
+            .parse()
+            .map_err(anyhow::Error::msg)
+            .with_context(place)?;
+        let activation = cached.activation.parse().map_err(anyhow::Error::msg);
+        options.activation = Some(activation.with_context(place)?);
+    }
+    Ok(Teacher::load_with(path, &options, device)?)
 }
 
 /// The features of a batch, in the order of `teachers`.

@@ -26,7 +26,7 @@ pub(crate) const GRID: u32 = 4;
 /// The teacher's patch; its input is 16 pixels.
 const TEACHER_PATCH: u32 = 4;
 /// Width of the teacher.
-const TEACHER_WIDTH: u32 = 64;
+pub(crate) const TEACHER_WIDTH: u32 = 64;
 
 /// A recipe that fits the world: 32 pixels in patches of 8, so a 4 x 4 grid.
 pub(crate) const RECIPE: &str = r#"
@@ -69,6 +69,7 @@ pub(crate) struct World {
     pub(crate) foreign_features: bool,
     /// How features are stored.
     pub(crate) codec: Codec,
+    /// Whether the cache carries the images; runs are then given no others.
     pub(crate) pack: Pack,
 }
 
@@ -140,12 +141,10 @@ impl World {
         .map(String::from)
         .into();
         args.push(text(self.cache_dir()));
-        args.extend([
-            "--images".to_owned(),
-            text(self.images_dir()),
-            "--recipe".to_owned(),
-            text(self.recipe()),
-        ]);
+        if self.pack == Pack::None {
+            args.extend(["--images".to_owned(), text(self.images_dir())]);
+        }
+        args.extend(["--recipe".to_owned(), text(self.recipe())]);
         args.extend(["--out".to_owned(), text(self.path(run))]);
         args.extend(more.iter().map(|s| s.to_string()));
         args
@@ -183,8 +182,20 @@ impl World {
             for sample_id in identity.plan.range(part) {
                 let i = sample_id as usize;
                 let bytes = source.read(i).unwrap();
-                let img = images::decode(&bytes).unwrap();
                 let content_hash = ContentHash::of(&bytes);
+                let mut img = images::decode(&bytes).unwrap();
+                let bytes = match self.pack {
+                    Pack::None | Pack::Original => bytes,
+                    Pack::Jpeg {
+                        short_side,
+                        quality,
+                    } => images::to_jpeg(&img, short_side, quality).unwrap(),
+                };
+                img = if self.pack == Pack::None {
+                    img
+                } else {
+                    images::decode(&bytes).unwrap()
+                };
                 for index in 0..self.views {
                     let view = draw_view(
                         &identity.views.policy,

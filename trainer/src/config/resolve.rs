@@ -238,6 +238,8 @@ impl Recipe {
             "has a meaning only with mask.kind = \"focused\"",
         )?;
 
+        require(self.data.views != Some(0), "data.views", 0, positive)?;
+
         let o = &self.optim;
         require(
             o.batch_size >= 1,

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use clap::Parser;
 use images::rng::{Purpose, Rng};
-use schemas::{Codec, TeacherId, layout};
+use schemas::{Codec, Pack, TeacherId, layout};
 
 use super::*;
 use crate::cli::Cli;
 use crate::metrics::{self, Skipped};
-use crate::testing::World;
+use crate::testing::{TEACHER_WIDTH, World};
 
 fn run(args: &[String]) -> anyhow::Result<()> {
     crate::run(&Cli::try_parse_from(args).unwrap(), &mut Vec::new())
@@ -503,4 +503,124 @@ fn a_damaged_checkpoint_costs_steps_and_nothing_else() {
     train(&world, "cut", &[]);
     assert!(tensors(&cut) == tensors(&whole));
     assert_eq!(losses(&cut), losses(&whole));
+}
+
+/// A machine that has the cache and nothing else.
+#[test]
+fn a_cache_that_carries_its_images_is_all_that_is_needed() {
+    let jpeg = Pack::Jpeg {
+        short_side: 24,
+        quality: 90,
+    };
+    let mut first = Vec::new();
+    for pack in [Pack::None, Pack::Original, jpeg] {
+        let mut world = World::new(8);
+        world.pack = pack;
+        world.build_cache();
+        if pack != Pack::None {
+            fs::remove_dir_all(world.images_dir()).unwrap();
+        }
+        let lines = losses(&train(&world, "run", &["--stop-after", "3"]));
+        first.push(
+            lines
+                .iter()
+                .map(|(_, _, of)| of["loss"])
+                .collect::<Vec<_>>(),
+        );
+    }
+    assert_eq!(first[0], first[1], "the same pixels by another way");
+    assert_ne!(first[0], first[2], "re-encoded pixels are others");
+}
+
+#[test]
+fn pixels_that_are_missing_or_other_than_the_features_are_refused() {
+    let mut world = World::new(8);
+    world.pack = Pack::Jpeg {
+        short_side: 24,
+        quality: 90,
+    };
+    world.build_cache();
+    let images = world.images_dir().to_str().unwrap().to_owned();
+    let refused = error(&world, "run", &["--images", &images]);
+    assert!(
+        format!("{refused:#}").contains("leave out --images"),
+        "{refused:#}"
+    );
+
+    // A byte of a packed image: named by file and row, as verify does.
+    let file = schemas::layout::samples_file(&world.cache_dir(), 0);
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.windows(4).position(|at| at == b"JFIF").unwrap();
+    bytes[at + 200] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let refused = format!("{:#}", error(&world, "damaged", &[]));
+    let report = schemas::verify(&world.cache_dir(), &mut |_| {}).unwrap();
+    assert!(
+        refused.contains(&report.problems[0].to_string()),
+        "{refused}"
+    );
+    assert!(refused.contains("row 0"), "{refused}");
+
+    let mut bare = World::with_cache(8);
+    // So that no --images is given.
+    bare.pack = Pack::Original;
+    let refused = error(&bare, "run", &[]);
+    assert!(
+        format!("{refused:#}").contains("holds no pixels"),
+        "{refused:#}"
+    );
+}
+
+/// Steps of codec i8 become, on the device, the values that the decoder gives.
+#[test]
+fn i8_trains_like_the_values_it_stands_for() {
+    let run = |codec: Codec| {
+        let mut world = World::new(8);
+        world.codec = codec;
+        world.build_cache();
+        let lines = losses(&train(&world, "run", &["--stop-after", "6"]));
+        lines
+            .iter()
+            .map(|(_, _, of)| of["mimic.clip"])
+            .collect::<Vec<_>>()
+    };
+    let exact = run(Codec::F32);
+    // The random teacher's features lie within ±8; two channels stand for those with heavy tails.
+    let affine = schemas::Affine {
+        scale: vec![8.0 / 127.0; TEACHER_WIDTH as usize],
+        offset: vec![0.0; TEACHER_WIDTH as usize],
+        outliers: vec![3, 60],
+        images: 8,
+    };
+    for (codec, tolerance) in [(Codec::Bf16, 1e-3), (Codec::I8(affine), 2e-2)] {
+        let found = run(codec.clone());
+        for (exact, found) in exact.iter().zip(&found) {
+            let error = (exact - found).abs() / exact;
+            assert!(error > 0.0 && error < tolerance, "{codec}: {exact} {found}");
+        }
+    }
+}
+
+#[test]
+fn a_run_may_use_fewer_views_than_there_are() {
+    let world = World::with_cache(8);
+    let one = |run: &str, views: &str| {
+        let setting = format!("data.views={views}");
+        losses(&train(
+            &world,
+            run,
+            &["--set", &setting, "--stop-after", "4"],
+        ))
+    };
+    let (one_view, both) = (one("one", "1"), one("both", "2"));
+    // Two steps an epoch: the second epoch differs.
+    assert_eq!(one_view[..2], both[..2]);
+    assert_ne!(one_view[2..], both[2..]);
+    let refused = error(&world, "three", &["--set", "data.views=3"]);
+    assert!(
+        format!("{refused:#}").contains("has 2 per image"),
+        "{refused:#}"
+    );
+    let refused = error(&world, "none", &["--set", "data.views=0"]);
+    assert!(format!("{refused:#}").contains("data.views"), "{refused:#}");
 }
