@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -44,7 +45,7 @@ pub trait FeatureCodec {
 }
 
 /// How a teacher's features are stored: the field `codec` of `teacher.json`, a name or `{"i8": {...}}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Codec {
     /// [`Scalar::F32`].

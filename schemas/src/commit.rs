@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{CacheIdentity, CodecError, Error, Result, TeacherId, TeacherIdentity, json, layout};
 
 /// What a commit record says about a Parquet file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileStamp {
     /// Rows.
     pub rows: u64,
@@ -22,7 +23,7 @@ pub struct FileStamp {
 }
 
 /// What a commit record says about a rejects file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RejectsStamp {
     /// Lines.
     pub rows: u64,
@@ -34,7 +35,7 @@ pub struct RejectsStamp {
 
 /// Sums over every token of a part, per channel, of the values as stored. Added over parts they give the channel statistics
 /// of the whole cache: mean = sum / count, variance = sum_sq / count - mean².
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChannelSums {
     /// Values added per channel: rows times tokens.
     pub count: u64,
@@ -45,7 +46,7 @@ pub struct ChannelSums {
 }
 
 /// The contents of `samples/part-00000.commit.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SamplesCommit {
     /// [`FORMAT_VERSION`](crate::FORMAT_VERSION).
     pub format_version: u32,
@@ -60,7 +61,7 @@ pub struct SamplesCommit {
 }
 
 /// The contents of `teachers/<id>/part-00000.commit.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TeacherCommit {
     /// [`FORMAT_VERSION`](crate::FORMAT_VERSION).
     pub format_version: u32,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use crate::{Codec, Error, Plan, Result, Scalar, TeacherIdentity, json};
 pub const FORMAT_VERSION: u32 = 1;
 
 /// The contents of `cache.json`. Two builds with equal identities write equal bytes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CacheIdentity {
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
@@ -30,7 +31,7 @@ pub struct CacheIdentity {
 }
 
 /// The images a cache is made of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DatasetIdentity {
     /// Layout of the source: `folder`, `tar` or `parquet`.
     pub kind: String,
@@ -41,7 +42,7 @@ pub struct DatasetIdentity {
 }
 
 /// How views are drawn and rendered.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ViewIdentity {
     /// The rule.
     #[serde(flatten)]
@@ -55,7 +56,7 @@ pub struct ViewIdentity {
 }
 
 /// The rule that draws a view's crop box and flip.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "policy", rename_all = "lowercase")]
 pub enum ViewPolicy {
     /// RandomResizedCrop.
@@ -85,7 +86,7 @@ impl ViewPolicy {
 }
 
 /// Whether samples files carry the images themselves: `"none"`, `"original"` or `{"jpeg": {...}}`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Pack {
     /// They do not: the trainer reads the data set.

@@ -8,6 +8,7 @@ mod commit;
 mod error;
 mod identity;
 mod json;
+pub mod json_schema;
 pub mod layout;
 mod page;
 mod part_file;

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the samples of a data set are cut into parts. Part `p` holds the samples `p * part_samples .. (p + 1) * part_samples`,
 /// the last one fewer. Parts are the unit of building, resuming and committing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// Samples in the data set, the unusable ones included.
     pub samples: u64,

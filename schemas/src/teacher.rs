@@ -2,13 +2,17 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Codec, ContentHash, Error, FeatureCodec, Result, Scalar};
 
 /// A teacher's name in a cache: 1 to 64 of `a-z 0-9 . _ -`, a letter or digit first. It is a folder name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = "^[a-z0-9][a-z0-9._-]{0,63}$"))]
 pub struct TeacherId(String);
 
 impl TeacherId {
@@ -51,7 +55,7 @@ impl From<TeacherId> for String {
 }
 
 /// Everything about a teacher that decides the bytes of its features: the contents of `teacher.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TeacherIdentity {
     /// [`FORMAT_VERSION`](crate::FORMAT_VERSION).
     pub format_version: u32,

@@ -4,3 +4,7 @@
 mod repo;
 // The two programs together: a cache gives the losses that its teachers would give inside the loop, and damage is refused.
 mod cached_equals_online;
+// A cache of the format's first version.
+mod compat;
+// The cache read by other tools, as docs/reading-a-cache.md says.
+mod interop;

@@ -5,6 +5,7 @@
 //! one in 16, keep f16. The others lose a 254th of their calibrated range, whatever their unit.
 
 use half::f16;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{FeatureCodec, Scalar, first_word};
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 ///
 /// `n` tokens are stored as `[n, D]` signed bytes `q` and then `[n, O]` f16, O being the number of `outliers`. A value is
 /// `q * scale + offset`, two f32 operations, except in the outlier channels, where `q` is 0 and the f16 is the value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Affine {
     /// Step of each channel, above 0.
     pub scale: Vec<f32>,

@@ -1,10 +1,11 @@
 //! What a lossy codec loses, measured on the features themselves.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Differences between the tokens that teachers gave and the tokens as stored, summed; kept in the commit record of every part
 /// of a lossy codec. Sums add up over parts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CodecError {
     /// Tokens compared.
     pub tokens: u64,
