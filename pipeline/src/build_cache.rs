@@ -47,6 +47,7 @@ mod write;
 use decode::Decoder;
 use flow::{Ended, Flow};
 pub(crate) use identity::Existing;
+use identity::ForwardPass;
 use infer::BuildTeacher;
 use progress::Progress;
 use summary::Summary;
@@ -210,16 +211,13 @@ pub(crate) fn prepare(
                 }
             }
         };
-        let teacher = identity::teacher_identity(
-            id,
-            path,
-            model.info(),
-            &config,
+        let pass = ForwardPass {
             grid,
             batch_size,
-            codec.clone(),
             device,
-        )?;
+        };
+        let teacher =
+            identity::teacher_identity(id, path, model.info(), &config, codec.clone(), pass)?;
         let input_size = teacher.input_size;
         teachers.push((
             teacher,

@@ -93,17 +93,28 @@ pub(crate) fn choose_grid<'a>(
     }
 }
 
+/// How forward passes are cut and where they run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ForwardPass {
+    pub grid: u32,
+    pub batch_size: u32,
+    pub device: Device,
+}
+
 /// The identity of one teacher.
 pub(crate) fn teacher_identity(
     id: &TeacherId,
     source: &str,
     info: &TeacherInfo,
     config: &BuildConfig,
-    grid: u32,
-    batch_size: u32,
     codec: Codec,
-    device: Device,
+    pass: ForwardPass,
 ) -> anyhow::Result<TeacherIdentity> {
+    let ForwardPass {
+        grid,
+        batch_size,
+        device,
+    } = pass;
     let input_size = grid
         .checked_mul(info.patch_size)
         .with_context(|| format!("grid {grid} is too large for teacher {id}"))?;
