@@ -1,6 +1,7 @@
 //! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -39,8 +40,12 @@ pub enum Command {
     AddTeacher(Box<AddTeacherArgs>),
     /// Check every hash, join and checksum of a cache.
     Verify(VerifyArgs),
-    /// Show what a cache holds: identity, teachers, progress, sizes, statistics, one row.
+    /// Show what a cache holds: identity, teachers, progress, sizes, statistics, rows; draw rows as a picture.
     Inspect(InspectArgs),
+    /// Read the features of a cache and show their statistics: channels, norms, outliers, attention, bytes.
+    Stats(StatsArgs),
+    /// List the caches below a folder: teachers, views, rows, size, completeness. Exit status 1 if one of them is damaged.
+    List(ListArgs),
 }
 
 /// `pipeline build-cache`. A flag wins over `--set`, `--set` over the recipe, the recipe over the defaults.
@@ -167,7 +172,74 @@ pub struct InspectArgs {
     /// Print JSON instead of text.
     #[arg(long)]
     pub json: bool,
-    /// Also show the rows of one sample: its number in the data set's order.
+    /// Also show the rows of these samples: a number in the data set's order, or a range `FIRST-LAST` with both ends. May be given
+    /// many times.
     #[arg(long, value_name = "SAMPLE_ID")]
-    pub row: Option<u64>,
+    pub row: Vec<SampleRange>,
+    /// Of these samples, this view only [default: all; view 0 where a picture's samples are not named].
+    #[arg(long, value_name = "V")]
+    pub view: Option<u16>,
+    /// Draw the rows into a PNG file: the crop, and for each teacher the principal components of its features as colours, its
+    /// CLS attention, and a focused mask. Without --row: of the first, the middle and the last usable image.
+    #[arg(long, value_name = "OUT")]
+    pub png: Option<PathBuf>,
+    /// Where the picture's crops come from if the cache packs no images: the source it was built from, or any that holds the same
+    /// files.
+    #[arg(long, value_name = "SRC", requires = "png")]
+    pub images: Option<String>,
+}
+
+/// Samples by number, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleRange {
+    /// The first.
+    pub first: u64,
+    /// The last, not before the first.
+    pub last: u64,
+}
+
+impl FromStr for SampleRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SampleRange, String> {
+        let number = |text: &str| {
+            text.parse::<u64>().map_err(|_| {
+                format!("{text:?} is no sample number; give one like 7, or a range like 3-9")
+            })
+        };
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(text)?, number(text)?),
+        };
+        if first > last {
+            return Err(format!("the range {text} ends before it begins"));
+        }
+        Ok(SampleRange { first, last })
+    }
+}
+
+/// `pipeline stats`.
+#[derive(Debug, Clone, Args)]
+pub struct StatsArgs {
+    /// The cache folder.
+    pub cache: PathBuf,
+    /// Only this teacher. May be given many times [default: all].
+    #[arg(long = "teacher", value_name = "ID")]
+    pub teachers: Vec<String>,
+    /// Print JSON with every channel and grid instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Only the first N rows of each teacher.
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+}
+
+/// `pipeline list`.
+#[derive(Debug, Clone, Args)]
+pub struct ListArgs {
+    /// The folder to search.
+    pub dir: PathBuf,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
 }

@@ -1,18 +1,27 @@
 //! `pipeline inspect`: what a cache is, how far it is built, what it costs, what its features look like.
 
+mod canvas;
+mod colour;
+mod font;
+mod pca;
+mod picture;
+mod pixels;
+mod rows;
+mod text;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Context, ensure};
-use indicatif::DecimalBytes;
 use schemas::{
     Cache, CacheIdentity, ChannelSums, SampleRow, TeacherId, TeacherIdentity, TeacherRow,
-    ViewPolicy,
 };
 use serde::Serialize;
 
-use crate::ExitStatus;
 use crate::cli::InspectArgs;
+use crate::{ExitStatus, features};
+use picture::Picture;
+use rows::Chosen;
 
 /// Everything that is shown; the JSON output is this.
 #[derive(Debug, Serialize)]
@@ -25,6 +34,9 @@ struct Overview<'a> {
     teachers: BTreeMap<&'a TeacherId, TeacherOverview<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rows: Vec<RowView>,
+    /// What `--png` drew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture: Option<Picture>,
 }
 
 /// The committed files of the samples or of a teacher.
@@ -88,18 +100,37 @@ struct FeatureView {
     cls_attn_peak: ([usize; 2], f32),
 }
 
-/// Shows the cache; with `--row`, also the rows of one sample, read through the page index and checked.
+/// Shows the cache; with `--row`, also rows of samples, read through the page index and checked; with `--png`, draws rows on a
+/// sheet, and says in text only what was drawn.
 pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    ensure!(
+        args.view.is_none() || args.png.is_some() || !args.row.is_empty(),
+        "--view chooses among the views of samples: name some by --row, or ask for a picture by --png"
+    );
     let cache = Cache::open(&args.cache)?;
-    let mut overview = overview(&cache)?;
-    if let Some(sample_id) = args.row {
-        overview.rows = sample_rows(&cache, sample_id)?;
+    let mut chosen = rows::choose(&cache, &args.row, args.view)?;
+    let picture = match &args.png {
+        Some(path) => {
+            if args.row.is_empty() {
+                chosen = rows::first_middle_last(&cache, args.view)?;
+            }
+            let source = args.images.as_deref();
+            Some(picture::draw(&cache, &chosen, source, path)?)
+        }
+        None => None,
+    };
+    if let (Some(picture), false) = (&picture, args.json) {
+        writeln!(out, "{}", picture.summary())?;
+        return Ok(ExitStatus::Fine);
     }
+    let mut overview = overview(&cache)?;
+    overview.rows = row_views(&cache, chosen)?;
+    overview.picture = picture;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &overview)?;
         writeln!(out)?;
     } else {
-        print(&overview, out)?;
+        text::print(&overview, out)?;
     }
     Ok(ExitStatus::Fine)
 }
@@ -156,6 +187,7 @@ fn overview(cache: &Cache) -> anyhow::Result<Overview<'_>> {
         rejected,
         teachers: teachers.collect(),
         rows: Vec::new(),
+        picture: None,
     })
 }
 
@@ -220,50 +252,17 @@ fn channels(sums: &ChannelSums) -> Option<Channels> {
     })
 }
 
-fn sample_rows(cache: &Cache, sample_id: u64) -> anyhow::Result<Vec<RowView>> {
-    let plan = cache.identity().plan;
-    ensure!(
-        sample_id < plan.samples,
-        "there is no sample {sample_id}: the data set has {}, numbered from 0",
-        plan.samples
-    );
-    let part = u32::try_from(sample_id / plan.part_samples)?;
-    let samples = cache.samples(part)?;
-    if let Some(reject) = cache
-        .rejects(part)?
-        .into_iter()
-        .find(|reject| reject.sample_id == sample_id)
-    {
-        anyhow::bail!(
-            "sample {sample_id} ({:?}) has no rows, it was rejected: {}",
-            reject.key,
-            reject.reason
-        );
-    }
-    let state = cache.part_state(part)?;
-    let mut views = Vec::new();
-    for (row, sample) in samples
-        .into_iter()
-        .enumerate()
-        .filter(|(_, sample)| sample.sample_id == sample_id)
-    {
-        let mut teachers = BTreeMap::new();
-        for (id, teacher) in cache
-            .teachers()
-            .iter()
-            .filter(|(id, _)| state.teachers.contains_key(*id))
-        {
-            let feature = cache.teacher_part(id, part)?.read_row(row)?;
-            ensure!(
-                (feature.sample_id, feature.view, feature.content_hash)
-                    == (sample_id, sample.view.index, sample.content_hash),
-                "row {row} of teacher {id}, part {part}, belongs to another view: run `pipeline verify`"
-            );
-            teachers.insert(id.clone(), feature_view(teacher, &feature)?);
-        }
-        views.push(row_view(cache.identity(), sample, teachers));
-    }
-    Ok(views)
+/// The chosen rows with each teacher's feature in brief.
+fn row_views(cache: &Cache, chosen: Vec<Chosen>) -> anyhow::Result<Vec<RowView>> {
+    let mut teachers: Vec<BTreeMap<_, _>> = chosen.iter().map(|_| BTreeMap::new()).collect();
+    rows::for_each_feature(cache, &chosen, |position, teacher, row| {
+        teachers[position].insert(teacher.id.clone(), feature_view(teacher, row)?);
+        Ok(())
+    })?;
+    let views = chosen.into_iter().zip(teachers);
+    Ok(views
+        .map(|(chosen, teachers)| row_view(cache.identity(), chosen.sample, teachers))
+        .collect())
 }
 
 fn row_view(
@@ -298,10 +297,10 @@ fn row_view(
 }
 
 fn feature_view(teacher: &TeacherIdentity, row: &TeacherRow) -> anyhow::Result<FeatureView> {
-    let (mut tokens, mut cls, mut cls_attn) = (Vec::new(), Vec::new(), Vec::new());
-    teacher.decode_tokens(&row.tokens, &mut tokens)?;
-    teacher.decode_cls(&row.cls, &mut cls)?;
-    teacher.decode_cls_attn(&row.cls_attn, &mut cls_attn)?;
+    let (mut tokens, mut cls_attn) = (Vec::new(), Vec::new());
+    features::tokens(teacher, row, &mut tokens)?;
+    features::cls_attn(row, &mut cls_attn)?;
+    let cls = features::cls(teacher, row)?;
     let n = tokens.len() as f64;
     let mean = tokens.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
     let var = tokens
@@ -329,156 +328,4 @@ fn feature_view(teacher: &TeacherIdentity, row: &TeacherRow) -> anyhow::Result<F
             .sqrt(),
         cls_attn_peak: ([peak / grid, peak % grid], weight),
     })
-}
-
-fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Result<()> {
-    let Overview {
-        identity,
-        parts,
-        samples,
-        ..
-    } = overview;
-    writeln!(
-        out,
-        "{}: cache, format version {}",
-        overview.cache, identity.format_version
-    )?;
-    let dataset = &identity.dataset;
-    writeln!(
-        out,
-        "data set    {} images ({}), digest {}",
-        dataset.samples,
-        dataset.kind,
-        short(&dataset.digest)
-    )?;
-    writeln!(out, "labels      {}", identity.label_names.len())?;
-    writeln!(out, "image code  {}", identity.image_code)?;
-    let views = &identity.views;
-    writeln!(
-        out,
-        "views       {} per image, {}, seed {}, {}",
-        views.views,
-        policy(&views.policy),
-        views.seed,
-        views.filter
-    )?;
-    writeln!(
-        out,
-        "plan        {parts} parts of {} images",
-        identity.plan.part_samples
-    )?;
-    print_files("samples", samples, *parts, out)?;
-    writeln!(out, "  rejected  {} images", overview.rejected)?;
-    for (
-        id,
-        TeacherOverview {
-            identity: teacher,
-            files,
-            channels,
-        },
-    ) in &overview.teachers
-    {
-        print_files(&format!("teacher {id}"), files, *parts, out)?;
-        writeln!(
-            out,
-            "  network   {}, {}, layer {}, from {}",
-            teacher.arch, teacher.activation, teacher.layer, teacher.source
-        )?;
-        writeln!(out, "  weights   sha256 {}", short(&teacher.weights_sha256))?;
-        let (grid, width, size) = (teacher.grid, teacher.width, teacher.input_size);
-        writeln!(
-            out,
-            "  features  [{}, {width}] ({grid} x {grid} patches of {} px of {size} px), {}",
-            grid * grid,
-            teacher.patch_size,
-            teacher.codec
-        )?;
-        writeln!(
-            out,
-            "  computed  {}, batches of {}, {}, {}",
-            teacher.precision, teacher.batch_size, teacher.device, teacher.runtime
-        )?;
-        if let Some(c) = channels {
-            let range = |low: (f64, usize), high: (f64, usize)| {
-                format!(
-                    "{:.4} (channel {}) to {:.4} (channel {})",
-                    low.0, low.1, high.0, high.1
-                )
-            };
-            writeln!(out, "  mean      {}", range(c.mean_min, c.mean_max))?;
-            writeln!(out, "  std       {}", range(c.std_min, c.std_max))?;
-        }
-    }
-    for row in &overview.rows {
-        let [x, y, w, h] = row.crop;
-        let label = row
-            .label_name
-            .clone()
-            .or(row.label.map(|label| label.to_string()))
-            .unwrap_or_else(|| "none".into());
-        writeln!(
-            out,
-            "sample {} view {}: {:?}, label {label}, content {}",
-            row.sample_id, row.view, row.key, row.content_hash
-        )?;
-        let flip = if row.flip { ", flipped" } else { "" };
-        writeln!(
-            out,
-            "  crop      {w} x {h} at ({x}, {y}) of {} x {}{flip}",
-            row.width, row.height
-        )?;
-        for (id, f) in &row.teachers {
-            let ([peak_row, peak_column], weight) = f.cls_attn_peak;
-            writeln!(
-                out,
-                "  {id:<9} [{}, {}] mean {:.4} std {:.4} min {:.3} max {:.3}; cls norm {:.3}; attends most to patch ({peak_row}, {peak_column}): {weight:.4}",
-                f.shape[0], f.shape[1], f.mean, f.std, f.min, f.max, f.cls_norm
-            )?;
-        }
-    }
-    Ok(())
-}
-
-fn policy(policy: &ViewPolicy) -> String {
-    match policy {
-        ViewPolicy::Rrc {
-            scale: [small, large],
-            ratio: [tall, wide],
-            flip,
-        } => {
-            format!(
-                "random resized crops of {small} to {large} of the area, {tall:.3} to {wide:.3} wide, flipped with probability {flip}"
-            )
-        }
-        ViewPolicy::Center => "the central square".to_owned(),
-        ViewPolicy::Full => "the whole image".to_owned(),
-    }
-}
-
-fn print_files(name: &str, files: &Files, parts: u32, out: &mut dyn Write) -> std::io::Result<()> {
-    let state = if files.parts_complete == parts {
-        "complete"
-    } else {
-        "incomplete"
-    };
-    let Files {
-        parts_complete,
-        rows,
-        bytes,
-        bytes_per_row,
-    } = files;
-    writeln!(
-        out,
-        "{name}: {parts_complete} of {parts} parts ({state}), {rows} rows, {}",
-        DecimalBytes(*bytes)
-    )?;
-    let columns: Vec<_> = bytes_per_row
-        .iter()
-        .map(|(column, bytes)| format!("{column} {bytes:.0}"))
-        .collect();
-    writeln!(out, "  bytes/row {}", columns.join(", "))
-}
-
-fn short(digest: &str) -> &str {
-    digest.get(..16).unwrap_or(digest)
 }

@@ -9,9 +9,13 @@ pub mod build_cache;
 pub mod cli;
 pub mod config;
 mod dry_run;
+mod features;
 pub mod inspect;
 pub mod interrupt;
+pub mod list;
 pub mod logging;
+pub mod stats;
+mod table;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -57,5 +61,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
         Command::AddTeacher(args) => add_teacher::add_teacher(args, cli.log_format, out),
         Command::Verify(args) => verify::verify(args, out),
         Command::Inspect(args) => inspect::inspect(args, out),
+        Command::Stats(args) => stats::stats(args, out),
+        Command::List(args) => list::list(args, out),
     }
 }

@@ -1,0 +1,375 @@
+//! `--png`: what a view shows, and what each teacher made of it, on one sheet.
+//!
+//! A row of panels is one (sample, view): the crop, then three panels for each teacher. The first three principal components of
+//! its tokens as red, green and blue, over all rows of the sheet together, so that equal colours mean similar features; the
+//! attention of its CLS token as heat over the crop; and a focused mask as training would draw it from that attention.
+
+mod panels;
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use image::ImageEncoder;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use images::RgbImage;
+use schemas::{Cache, TeacherId, atomic};
+use serde::Serialize;
+
+use super::canvas::{ADVANCE, CAPITAL, Canvas, Rgb, shorten, text_width};
+use super::colour::heat;
+use super::pca::{COMPONENTS, pca};
+use super::pixels::crops;
+use super::rows::{Chosen, for_each_feature};
+use crate::features;
+
+/// Rows on a sheet at most.
+const MAX_ROWS: usize = 64;
+
+const PAPER: Rgb = [255, 255, 255];
+const INK: Rgb = [28, 30, 36];
+const FADED: Rgb = [120, 124, 134];
+const EMPTY: Rgb = [240, 241, 244];
+const RULE: Rgb = [222, 224, 230];
+
+/// Around the sheet.
+const MARGIN: u32 = 28;
+/// Between panels, and between teachers.
+const GAP: u32 = 8;
+const GROUP_GAP: u32 = 28;
+/// A line of text with its space.
+const LINE: u32 = CAPITAL + 12;
+/// Between rows of panels.
+const ROW_GAP: u32 = 20;
+/// Panels of a teacher.
+const PANELS: u32 = 3;
+
+/// What the JSON output says of the picture.
+#[derive(Debug, Serialize)]
+pub(super) struct Picture {
+    /// The file.
+    path: String,
+    /// Its size in pixels.
+    width: u32,
+    height: u32,
+    /// Side in pixels of a panel.
+    panel: u32,
+    /// Side in pixels of the whole sheet's margin: the first crop lies at (margin, top).
+    margin: u32,
+    /// Upper edge of each row's panels.
+    rows: Vec<PictureRow>,
+    /// Per teacher, in the order of the columns.
+    teachers: BTreeMap<TeacherId, PictureTeacher>,
+}
+
+#[derive(Debug, Serialize)]
+struct PictureRow {
+    sample_id: u64,
+    view: u16,
+    /// Upper edge of its panels.
+    top: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct PictureTeacher {
+    /// Left edges of the three panels: components, attention, mask.
+    left: [u32; 3],
+    /// Share of the tokens' variance that red, green and blue explain.
+    explained: [f64; COMPONENTS],
+}
+
+impl Picture {
+    /// What was drawn, in a line.
+    pub(super) fn summary(&self) -> String {
+        let rows: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| format!("{}/{}", row.sample_id, row.view))
+            .collect();
+        let teachers: Vec<_> = self.teachers.keys().map(TeacherId::as_str).collect();
+        format!(
+            "{}: {} x {} pixels, sample/view {}, teachers {}",
+            self.path,
+            self.width,
+            self.height,
+            rows.join(" "),
+            if teachers.is_empty() {
+                "none".to_owned()
+            } else {
+                teachers.join(" ")
+            }
+        )
+    }
+}
+
+/// What a teacher's columns show.
+struct Column {
+    id: TeacherId,
+    grid: usize,
+    width: usize,
+    /// Per row of the sheet that the teacher has features of: tokens, then attention.
+    tokens: BTreeMap<usize, Vec<f32>>,
+    attention: BTreeMap<usize, Vec<f32>>,
+    colours: BTreeMap<usize, Vec<[f32; COMPONENTS]>>,
+    explained: [f64; COMPONENTS],
+    left: u32,
+}
+
+/// Draws the chosen rows and publishes the sheet as a PNG file at `path`.
+pub(super) fn draw(
+    cache: &Cache,
+    chosen: &[Chosen],
+    source: Option<&str>,
+    path: &Path,
+) -> anyhow::Result<Picture> {
+    ensure!(
+        chosen.len() <= MAX_ROWS,
+        "{} rows are too many for one picture: choose {MAX_ROWS} or fewer by --row and --view",
+        chosen.len()
+    );
+    let mut columns = read_columns(cache, chosen)?;
+    let panel = panel_side(&columns);
+    let crops = crops(cache, chosen, source, panel)?;
+    let mut left = MARGIN + panel + GROUP_GAP;
+    for column in &mut columns {
+        column.colour()?;
+        column.left = left;
+        left += PANELS * panel + (PANELS - 1) * GAP + GROUP_GAP;
+    }
+    let header = MARGIN + 3 * LINE;
+    let row_height = LINE + panel + GAP + LINE + ROW_GAP;
+    let width = left - GROUP_GAP + MARGIN;
+    let height = header + row_height * chosen.len() as u32 - ROW_GAP + MARGIN - (LINE - CAPITAL);
+    let mut canvas = Canvas::new(width, height, PAPER);
+    draw_header(cache, &columns, panel, &mut canvas);
+    let mut rows = Vec::new();
+    for (i, (chosen, crop)) in chosen.iter().zip(&crops).enumerate() {
+        let top = header + row_height * i as u32;
+        draw_caption(cache, chosen, top, &mut canvas);
+        let top = top + LINE;
+        rows.push(PictureRow {
+            sample_id: chosen.sample.sample_id,
+            view: chosen.sample.view.index,
+            top,
+        });
+        canvas.paste(crop, MARGIN, top);
+        let size = chosen.sample.view.crop;
+        let flip = if chosen.sample.view.flip { " flip" } else { "" };
+        let legend = format!("{} x {}{flip}", size.w, size.h);
+        canvas.text(MARGIN, top + panel + GAP, &shorten(&legend, panel), FADED);
+        for column in &columns {
+            column.draw(i, chosen.sample.sample_id, crop, top, &mut canvas);
+        }
+    }
+    atomic::write(path, &png(&canvas.img)?)?;
+    let step = panel + GAP;
+    Ok(Picture {
+        path: path.display().to_string(),
+        width,
+        height,
+        panel,
+        margin: MARGIN,
+        rows,
+        teachers: columns
+            .into_iter()
+            .map(|column| {
+                let teacher = PictureTeacher {
+                    left: [0, 1, 2].map(|i| column.left + i * step),
+                    explained: column.explained,
+                };
+                (column.id, teacher)
+            })
+            .collect(),
+    })
+}
+
+fn read_columns(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<Vec<Column>> {
+    let mut columns: BTreeMap<&TeacherId, Column> = cache
+        .teachers()
+        .iter()
+        .map(|(id, teacher)| {
+            let column = Column {
+                id: id.clone(),
+                grid: teacher.grid as usize,
+                width: teacher.width as usize,
+                tokens: BTreeMap::new(),
+                attention: BTreeMap::new(),
+                colours: BTreeMap::new(),
+                explained: [0.0; COMPONENTS],
+                left: 0,
+            };
+            (id, column)
+        })
+        .collect();
+    for_each_feature(cache, chosen, |position, teacher, row| {
+        let (mut tokens, mut attention) = (Vec::new(), Vec::new());
+        features::tokens(teacher, row, &mut tokens)?;
+        features::cls_attn(row, &mut attention)?;
+        ensure!(
+            tokens.iter().chain(&attention).all(|v| v.is_finite()),
+            "the features of sample {} view {}, teacher {}, are not all finite: run `pipeline verify`",
+            row.sample_id,
+            row.view,
+            teacher.id
+        );
+        let column = columns
+            .get_mut(&teacher.id)
+            .context("every teacher has a column")?;
+        column.tokens.insert(position, tokens);
+        column.attention.insert(position, attention);
+        Ok(())
+    })?;
+    Ok(columns.into_values().collect())
+}
+
+/// Side of a panel: smaller where there are many teachers, and a multiple of the first grid, so that its patches are all alike.
+fn panel_side(columns: &[Column]) -> u32 {
+    let wanted: u32 = if columns.len() <= 2 { 224 } else { 176 };
+    let Some(grid) = columns.first().and_then(|c| u32::try_from(c.grid).ok()) else {
+        return wanted;
+    };
+    if grid == 0 || grid > wanted {
+        return wanted;
+    }
+    grid * ((wanted + grid / 2) / grid)
+}
+
+fn draw_header(cache: &Cache, columns: &[Column], panel: u32, canvas: &mut Canvas) {
+    let titles = MARGIN + 2 * LINE;
+    let name = cache
+        .dir()
+        .canonicalize()
+        .ok()
+        .and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| cache.dir().display().to_string());
+    canvas.text(MARGIN, MARGIN, &shorten(&name, panel), INK);
+    let images = format!("{} images", cache.identity().dataset.samples);
+    canvas.text(MARGIN, MARGIN + LINE, &shorten(&images, panel), FADED);
+    canvas.text(MARGIN, titles, "crop", INK);
+    for column in columns {
+        let width = PANELS * panel + (PANELS - 1) * GAP;
+        let left = column.left;
+        canvas.text(left, MARGIN, &shorten(column.id.as_str(), width), INK);
+        let about = cache
+            .teachers()
+            .get(&column.id)
+            .map_or_else(String::new, |teacher| {
+                format!(
+                    "{} x {} tokens of {}, {}, {}",
+                    column.grid, column.grid, column.width, teacher.arch, teacher.codec
+                )
+            });
+        canvas.text(left, MARGIN + LINE, &shorten(&about, width), FADED);
+        canvas.fill([left, titles - 8, width, 1], RULE);
+        let shares = column
+            .explained
+            .map(|share| format!("{:.0}", 100.0 * share));
+        let components = format!("PCA {} %", shares.join("+"));
+        for (i, title) in [components.as_str(), "CLS attention", "75 % masked"]
+            .into_iter()
+            .enumerate()
+        {
+            let left = left + i as u32 * (panel + GAP);
+            canvas.text(left, titles, &shorten(title, panel), INK);
+        }
+    }
+    canvas.fill([MARGIN, titles - 8, panel, 1], RULE);
+}
+
+fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, canvas: &mut Canvas) {
+    let sample = &chosen.sample;
+    let room = canvas.img.width - 2 * MARGIN;
+    let mut about = format!("sample {} view {}", sample.sample_id, sample.view.index);
+    if let Some(label) = sample.label {
+        let name = usize::try_from(label)
+            .ok()
+            .and_then(|label| cache.identity().label_names.get(label));
+        about += &match name {
+            // A key of class folders begins with the class.
+            Some(name) if sample.key.starts_with(&format!("{name}/")) => String::new(),
+            Some(name) => format!(", {name}"),
+            None => format!(", label {label}"),
+        };
+    }
+    let about = shorten(&about, room / 2);
+    let gap = 2 * ADVANCE;
+    let key = shorten(&sample.key, room.saturating_sub(text_width(&about) + gap));
+    canvas.text(MARGIN, top, &key, INK);
+    canvas.text(MARGIN + text_width(&key) + gap, top, &about, FADED);
+}
+
+impl Column {
+    /// Finds the colours of all rows together.
+    fn colour(&mut self) -> anyhow::Result<()> {
+        let tokens = std::mem::take(&mut self.tokens);
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let positions: Vec<usize> = tokens.keys().copied().collect();
+        let all: Vec<f32> = tokens.into_values().flatten().collect();
+        let found = pca(&all, self.width).with_context(|| format!("teacher {}", self.id))?;
+        self.explained = found.explained;
+        self.colours = positions
+            .into_iter()
+            .zip(found.colours.chunks_exact(self.grid * self.grid))
+            .map(|(position, colours)| (position, colours.to_vec()))
+            .collect();
+        Ok(())
+    }
+
+    /// Draws the three panels of a row, with a line below each.
+    fn draw(&self, row: usize, sample_id: u64, crop: &RgbImage, top: u32, canvas: &mut Canvas) {
+        let panel = crop.width;
+        let legend = top + panel + GAP;
+        let left = [0, 1, 2].map(|i| self.left + i * (panel + GAP));
+        let (Some(colours), Some(attention)) = (self.colours.get(&row), self.attention.get(&row))
+        else {
+            for left in left {
+                canvas.fill([left, top, panel, panel], EMPTY);
+            }
+            let text = "not built";
+            let middle = left[1] + (panel.saturating_sub(text_width(text))) / 2;
+            canvas.text(middle, top + panel / 2 - CAPITAL / 2, text, FADED);
+            return;
+        };
+        canvas.paste(&panels::components(colours, self.grid, panel), left[0], top);
+        let (heat_map, highest) = panels::attention(attention, self.grid, crop);
+        canvas.paste(&heat_map, left[1], top);
+        draw_scale(left[1], legend, panel, highest, canvas);
+        let (masked, seen) = panels::focused_mask(attention, self.grid, sample_id, crop);
+        canvas.paste(&masked, left[2], top);
+        let text = format!("{seen} of {} seen", attention.len());
+        canvas.text(left[2], legend, &shorten(&text, panel), FADED);
+    }
+}
+
+/// The colours of heat between the two values that they stand for.
+fn draw_scale(left: u32, top: u32, width: u32, highest: f32, canvas: &mut Canvas) {
+    let most = if highest >= 0.0995 {
+        format!("{highest:.2}")
+    } else {
+        format!("{highest:.3}")
+    };
+    let from = left + text_width("0") + 8;
+    let to = left + width.saturating_sub(text_width(&most) + 8);
+    canvas.text(left, top, "0", FADED);
+    canvas.text(to + 8, top, &most, FADED);
+    for x in from..to {
+        let value = f64::from(x - from) / f64::from((to - from).max(2) - 1);
+        canvas.fill([x, top + 2, 1, CAPITAL - 4], heat(value));
+    }
+}
+
+fn png(img: &RgbImage) -> anyhow::Result<Vec<u8>> {
+    let mut file = Cursor::new(Vec::new());
+    PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive)
+        .write_image(
+            &img.data,
+            img.width,
+            img.height,
+            image::ExtendedColorType::Rgb8,
+        )
+        .context("cannot encode the picture")?;
+    Ok(file.into_inner())
+}

@@ -1,0 +1,107 @@
+//! The three squares of a teacher.
+
+use images::RgbImage;
+use images::rng::{Purpose, Rng};
+use models::masking::{MaskKind, focused_noise, len_keep, random_masking};
+use tch::Tensor;
+
+use crate::inspect::colour::{heat, luma, mix};
+use crate::inspect::pca::COMPONENTS;
+
+/// Share of the patches that a mask removes: the recipe's of the paper.
+const MASK_RATIO: f64 = 0.75;
+
+/// What stands where patches are masked, and how much of the crop's brightness shines through.
+const MASKED: [u8; 3] = [206, 208, 214];
+const SHINE: f64 = 0.12;
+
+/// The patch that a pixel of a square of `side` pixels belongs to, in a grid of `grid` patches a side.
+fn patch(x: u32, y: u32, side: u32, grid: usize) -> usize {
+    let at = |v: u32| (v as usize * grid / side as usize).min(grid - 1);
+    at(y) * grid + at(x)
+}
+
+fn square(side: u32, pixel: impl Fn(u32, u32) -> [u8; 3]) -> RgbImage {
+    let data = (0..side)
+        .flat_map(|y| (0..side).map(move |x| (x, y)))
+        .flat_map(|(x, y)| pixel(x, y))
+        .collect();
+    RgbImage {
+        width: side,
+        height: side,
+        data,
+    }
+}
+
+fn pixel(img: &RgbImage, x: u32, y: u32) -> [u8; 3] {
+    let at = 3 * (y as usize * img.width as usize + x as usize);
+    [img.data[at], img.data[at + 1], img.data[at + 2]]
+}
+
+/// One flat square per patch, in its colour.
+pub(super) fn components(colours: &[[f32; COMPONENTS]], grid: usize, side: u32) -> RgbImage {
+    square(side, |x, y| {
+        colours[patch(x, y, side, grid)].map(|v| (v * 255.0).round() as u8)
+    })
+}
+
+/// Heat over the gray crop, from 0 to the view's largest value, which is returned; smooth between the patches' centres.
+pub(super) fn attention(attention: &[f32], grid: usize, crop: &RgbImage) -> (RgbImage, f32) {
+    let highest = attention.iter().copied().fold(0.0, f32::max);
+    let scale = if highest > 0.0 {
+        f64::from(highest).recip()
+    } else {
+        0.0
+    };
+    // The two patches between whose centres a pixel lies, and how far it is from the first to the second.
+    let between = |v: u32| {
+        let place = (f64::from(v) + 0.5) * grid as f64 / f64::from(crop.width) - 0.5;
+        let place = place.clamp(0.0, (grid - 1) as f64);
+        let first = place.floor() as usize;
+        (first, (first + 1).min(grid - 1), place - place.floor())
+    };
+    let img = square(crop.width, |x, y| {
+        let ((left, right, across), (upper, lower, down)) = (between(x), between(y));
+        let at = |row: usize, column: usize| f64::from(attention[row * grid + column]);
+        let line = |row| at(row, left) * (1.0 - across) + at(row, right) * across;
+        let value = (line(upper) * (1.0 - down) + line(lower) * down) * scale;
+        let gray = (luma(pixel(crop, x, y)) * 0.75).round() as u8;
+        mix([gray; 3], heat(value), 0.45 + 0.4 * value.clamp(0.0, 1.0))
+    });
+    (img, highest)
+}
+
+/// The crop with the patches grayed that focused masking removes, and how many are left: the mask that training draws for this
+/// sample in its first epoch under seed 0, with this teacher as the one that focuses.
+pub(super) fn focused_mask(
+    attention: &[f32],
+    grid: usize,
+    sample_id: u64,
+    crop: &RgbImage,
+) -> (RgbImage, usize) {
+    let patches = attention.len() as i64;
+    let mut rng = Rng::new(0, Purpose::Mask, &[0, sample_id]);
+    let uniform: Vec<f64> = attention.iter().map(|_| rng.uniform_f64()).collect();
+    let row = |tensor: Tensor| tensor.view([1, patches]);
+    let noise = focused_noise(
+        &row(Tensor::from_slice(attention)),
+        &row(Tensor::from_slice(&uniform)),
+        MaskKind::Multinomial,
+    );
+    // A grid of one patch keeps it: nothing would be seen of the view otherwise.
+    let keep = len_keep(patches, MASK_RATIO).max(1);
+    let mask = random_masking(&noise, keep).mask;
+    let seen: Vec<bool> = (0..patches)
+        .map(|i| mask.double_value(&[0, i]) == 0.0)
+        .collect();
+    let count = seen.iter().filter(|seen| **seen).count();
+    let img = square(crop.width, |x, y| {
+        let colour = pixel(crop, x, y);
+        if seen[patch(x, y, crop.width, grid)] {
+            colour
+        } else {
+            mix(MASKED, [luma(colour).round() as u8; 3], SHINE)
+        }
+    });
+    (img, count)
+}

@@ -1,0 +1,160 @@
+//! The overview in words.
+
+use std::io::Write;
+
+use indicatif::DecimalBytes;
+use schemas::ViewPolicy;
+
+use super::{Files, Overview, TeacherOverview};
+
+pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Result<()> {
+    let Overview {
+        identity,
+        parts,
+        samples,
+        ..
+    } = overview;
+    writeln!(
+        out,
+        "{}: cache, format version {}",
+        overview.cache, identity.format_version
+    )?;
+    let dataset = &identity.dataset;
+    writeln!(
+        out,
+        "data set    {} images ({}), digest {}",
+        dataset.samples,
+        dataset.kind,
+        short(&dataset.digest)
+    )?;
+    writeln!(out, "labels      {}", identity.label_names.len())?;
+    writeln!(out, "image code  {}", identity.image_code)?;
+    let views = &identity.views;
+    writeln!(
+        out,
+        "views       {} per image, {}, seed {}, {}",
+        views.views,
+        policy(&views.policy),
+        views.seed,
+        views.filter
+    )?;
+    writeln!(
+        out,
+        "plan        {parts} parts of {} images",
+        identity.plan.part_samples
+    )?;
+    print_files("samples", samples, *parts, out)?;
+    writeln!(out, "  rejected  {} images", overview.rejected)?;
+    for (
+        id,
+        TeacherOverview {
+            identity: teacher,
+            files,
+            channels,
+        },
+    ) in &overview.teachers
+    {
+        print_files(&format!("teacher {id}"), files, *parts, out)?;
+        writeln!(
+            out,
+            "  network   {}, {}, layer {}, from {}",
+            teacher.arch, teacher.activation, teacher.layer, teacher.source
+        )?;
+        writeln!(out, "  weights   sha256 {}", short(&teacher.weights_sha256))?;
+        let (grid, width, size) = (teacher.grid, teacher.width, teacher.input_size);
+        writeln!(
+            out,
+            "  features  [{}, {width}] ({grid} x {grid} patches of {} px of {size} px), {}",
+            grid * grid,
+            teacher.patch_size,
+            teacher.codec
+        )?;
+        writeln!(
+            out,
+            "  computed  {}, batches of {}, {}, {}",
+            teacher.precision, teacher.batch_size, teacher.device, teacher.runtime
+        )?;
+        if let Some(c) = channels {
+            let range = |low: (f64, usize), high: (f64, usize)| {
+                format!(
+                    "{:.4} (channel {}) to {:.4} (channel {})",
+                    low.0, low.1, high.0, high.1
+                )
+            };
+            writeln!(out, "  mean      {}", range(c.mean_min, c.mean_max))?;
+            writeln!(out, "  std       {}", range(c.std_min, c.std_max))?;
+        }
+    }
+    for row in &overview.rows {
+        let [x, y, w, h] = row.crop;
+        let label = row
+            .label_name
+            .clone()
+            .or(row.label.map(|label| label.to_string()))
+            .unwrap_or_else(|| "none".into());
+        writeln!(
+            out,
+            "sample {} view {}: {:?}, label {label}, content {}",
+            row.sample_id, row.view, row.key, row.content_hash
+        )?;
+        let flip = if row.flip { ", flipped" } else { "" };
+        writeln!(
+            out,
+            "  crop      {w} x {h} at ({x}, {y}) of {} x {}{flip}",
+            row.width, row.height
+        )?;
+        for (id, f) in &row.teachers {
+            let ([peak_row, peak_column], weight) = f.cls_attn_peak;
+            writeln!(
+                out,
+                "  {id:<9} [{}, {}] mean {:.4} std {:.4} min {:.3} max {:.3}; cls norm {:.3}; attends most to patch ({peak_row}, {peak_column}): {weight:.4}",
+                f.shape[0], f.shape[1], f.mean, f.std, f.min, f.max, f.cls_norm
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn policy(policy: &ViewPolicy) -> String {
+    match policy {
+        ViewPolicy::Rrc {
+            scale: [small, large],
+            ratio: [tall, wide],
+            flip,
+        } => {
+            format!(
+                "random resized crops of {small} to {large} of the area, {tall:.3} to {wide:.3} wide, flipped with probability {flip}"
+            )
+        }
+        ViewPolicy::Center => "the central square".to_owned(),
+        ViewPolicy::Full => "the whole image".to_owned(),
+    }
+}
+
+fn print_files(name: &str, files: &Files, parts: u32, out: &mut dyn Write) -> std::io::Result<()> {
+    let state = if files.parts_complete == parts {
+        "complete"
+    } else {
+        "incomplete"
+    };
+    let Files {
+        parts_complete,
+        rows,
+        bytes,
+        bytes_per_row,
+    } = files;
+    writeln!(
+        out,
+        "{name}: {parts_complete} of {parts} parts ({state}), {rows} rows, {}",
+        DecimalBytes(*bytes)
+    )?;
+    let columns: Vec<_> = bytes_per_row
+        .iter()
+        .map(|(column, bytes)| format!("{column} {bytes:.0}"))
+        .collect();
+    writeln!(out, "  bytes/row {}", columns.join(", "))
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
+}

@@ -1,0 +1,255 @@
+//! `pipeline list`: the caches below a folder, what is in them, and whether they are whole.
+
+mod search;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use indicatif::DecimalBytes;
+use schemas::{Cache, FileStamp, TeacherId, ViewPolicy, layout};
+use serde::Serialize;
+
+use crate::ExitStatus;
+use crate::cli::ListArgs;
+use crate::table::{Align, Table, grouped};
+
+/// The JSON output.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The folder that was searched.
+    dir: String,
+    /// By path.
+    caches: Vec<CacheEntry>,
+    /// Folders that could not be read, with the reason.
+    unreadable: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct CacheEntry {
+    /// The folder.
+    path: String,
+    state: State,
+    /// Why it is not complete: the first thing that is missing or damaged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Of all files in the folder.
+    bytes: u64,
+    /// Absent if `cache.json` or a `teacher.json` cannot be read.
+    #[serde(flatten)]
+    content: Option<Content>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// Every part has its samples and the features of every teacher; there is at least one teacher.
+    Complete,
+    /// Something is not built yet.
+    Incomplete,
+    /// A record cannot be read, or a committed file is missing or of another size. `pipeline verify` looks deeper.
+    Damaged,
+}
+
+#[derive(Debug, Serialize)]
+struct Content {
+    images: u64,
+    views: u16,
+    /// `rrc`, `center` or `full`.
+    policy: &'static str,
+    /// Rows of the samples that are built.
+    rows: u64,
+    /// Share of the images whose parts are built.
+    samples_complete: f64,
+    /// The same by teacher.
+    teachers: BTreeMap<TeacherId, f64>,
+}
+
+/// Finds the caches below a folder and shows them, without reading their rows.
+pub fn list(args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let found = search::caches(&args.dir)?;
+    let mut unreadable = found.unreadable;
+    let caches = found
+        .caches
+        .iter()
+        .map(|dir| entry(dir, &mut unreadable))
+        .collect();
+    let report = Report {
+        dir: args.dir.display().to_string(),
+        caches,
+        unreadable,
+    };
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        writeln!(out)?;
+    } else {
+        print(&report, out)?;
+    }
+    let damaged = report.caches.iter().any(|c| c.state == State::Damaged);
+    Ok(if damaged {
+        ExitStatus::Problems
+    } else {
+        ExitStatus::Fine
+    })
+}
+
+fn entry(dir: &Path, unreadable: &mut Vec<String>) -> CacheEntry {
+    let bytes = search::size(dir, unreadable);
+    let path = dir.display().to_string();
+    let (state, reason, content) = match Cache::open(dir) {
+        Ok(cache) => look(&cache),
+        Err(e) => (State::Damaged, Some(e.to_string()), None),
+    };
+    CacheEntry {
+        path,
+        state,
+        reason,
+        bytes,
+        content,
+    }
+}
+
+/// Goes through the commit records and looks whether the files they declare are there.
+fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
+    let identity = cache.identity();
+    let mut damage: Option<String> = None;
+    let mut missing: Option<String> = None;
+    let mut rows = 0;
+    let mut samples_images = 0;
+    let mut images: BTreeMap<&TeacherId, u64> = cache.teachers().keys().map(|id| (id, 0)).collect();
+    for part in 0..identity.plan.parts() {
+        let range = identity.plan.range(part);
+        let in_part = range.end - range.start;
+        let state = match cache.part_state(part) {
+            Ok(state) => state,
+            Err(e) => {
+                damage.get_or_insert(e.to_string());
+                continue;
+            }
+        };
+        let mut built = |path: std::path::PathBuf, file: Option<&FileStamp>| match file {
+            None => {
+                missing.get_or_insert_with(|| format!("{} is not built yet", path.display()));
+                false
+            }
+            Some(file) => match check_file(&path, file) {
+                None => true,
+                Some(problem) => {
+                    damage.get_or_insert(problem);
+                    false
+                }
+            },
+        };
+        let samples = state.samples.as_ref().map(|commit| &commit.file);
+        if built(layout::samples_file(cache.dir(), part), samples) {
+            samples_images += in_part;
+            rows += samples.map_or(0, |file| file.rows);
+        }
+        for (id, images) in &mut images {
+            let file = state.teachers.get(*id).map(|commit| &commit.file);
+            if built(layout::teacher_file(cache.dir(), id, part), file) {
+                *images += in_part;
+            }
+        }
+    }
+    if cache.teachers().is_empty() {
+        missing.get_or_insert("it has no teacher".to_owned());
+    }
+    let share = |images: u64| images as f64 / identity.plan.samples.max(1) as f64;
+    let content = Content {
+        images: identity.dataset.samples,
+        views: identity.views.views,
+        policy: match identity.views.policy {
+            ViewPolicy::Rrc { .. } => "rrc",
+            ViewPolicy::Center => "center",
+            ViewPolicy::Full => "full",
+        },
+        rows,
+        samples_complete: share(samples_images),
+        teachers: images
+            .into_iter()
+            .map(|(id, images)| (id.clone(), share(images)))
+            .collect(),
+    };
+    let (state, reason) = match (damage, missing) {
+        (Some(damage), _) => (State::Damaged, Some(damage)),
+        (None, Some(missing)) => (State::Incomplete, Some(missing)),
+        (None, None) => (State::Complete, None),
+    };
+    (state, reason, Some(content))
+}
+
+/// What is wrong with a committed file, as far as its size tells.
+fn check_file(path: &Path, stamp: &FileStamp) -> Option<String> {
+    match std::fs::metadata(path) {
+        Ok(file) if file.len() == stamp.bytes => None,
+        Ok(file) => Some(format!(
+            "{} has {} bytes, its commit record says {}",
+            path.display(),
+            file.len(),
+            stamp.bytes
+        )),
+        Err(e) => Some(format!("cannot read {}: {e}", path.display())),
+    }
+}
+
+fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
+    if report.caches.is_empty() {
+        writeln!(out, "no cache below {}", report.dir)?;
+    } else {
+        use Align::{Left, Right};
+        let mut table = Table::new(
+            [Left, Right, Right, Right, Right, Left, Left],
+            [
+                "cache", "images", "views", "rows", "size", "state", "teachers",
+            ],
+        );
+        for cache in &report.caches {
+            let content = cache.content.as_ref();
+            let field = |text: &dyn Fn(&Content) -> String| content.map_or("-".to_owned(), text);
+            table.push([
+                cache.path.clone(),
+                field(&|c| grouped(c.images)),
+                field(&|c| format!("{} x {}", c.views, c.policy)),
+                field(&|c| grouped(c.rows)),
+                DecimalBytes(cache.bytes).to_string(),
+                match cache.state {
+                    State::Complete => "complete",
+                    State::Incomplete => "incomplete",
+                    State::Damaged => "DAMAGED",
+                }
+                .to_owned(),
+                field(&teachers),
+            ]);
+        }
+        table.write("", out)?;
+    }
+    for cache in &report.caches {
+        if let Some(reason) = &cache.reason {
+            let next = match cache.state {
+                State::Damaged => "run `pipeline verify` for all that is wrong",
+                State::Incomplete | State::Complete => {
+                    "the same `pipeline build-cache` again finishes it"
+                }
+            };
+            writeln!(out, "{}: {reason}; {next}", cache.path)?;
+        }
+    }
+    for reason in &report.unreadable {
+        writeln!(out, "not searched: {reason}")?;
+    }
+    Ok(())
+}
+
+fn teachers(content: &Content) -> String {
+    let share = |(id, share): (&TeacherId, &f64)| {
+        // Not 100 before everything is there.
+        format!("{id} {:.0} %", (100.0 * share).floor())
+    };
+    let teachers: Vec<_> = content.teachers.iter().map(share).collect();
+    if teachers.is_empty() {
+        "none".to_owned()
+    } else {
+        teachers.join(", ")
+    }
+}

@@ -1,0 +1,281 @@
+//! `pipeline stats`: what the features of a cache are like, read row by row.
+//!
+//! Rows are read on all processors, a few at a time; sums are added in the order of the rows, so that the numbers do not depend
+//! on how many processors there are.
+
+mod bytes;
+mod codec_error;
+mod sketch;
+mod sums;
+mod text;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use anyhow::{Context, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+use schemas::{Cache, TeacherId, TeacherIdentity, TeacherPart};
+use serde::Serialize;
+
+use crate::cli::StatsArgs;
+use crate::{ExitStatus, interrupt, logging};
+use bytes::Bytes;
+use codec_error::CodecLoss;
+use sketch::Distribution;
+use sums::Sums;
+
+/// A token is an outlier if its norm is more than this times the median norm of the tokens of its row.
+pub const OUTLIER: f64 = 3.0;
+
+/// Rows whose sums are made by one thread in one go. It decides the order of additions, and so the last bits.
+const CHUNK: usize = 8;
+
+/// Chunks between two looks at the clock and at Ctrl-C.
+const CHUNKS: usize = 64;
+
+/// The JSON output.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    /// The cache's folder.
+    cache: String,
+    teachers: BTreeMap<&'a TeacherId, TeacherStats>,
+}
+
+/// What the rows of one teacher are like. Grids are row-major; all statistics are of the values as decoded.
+#[derive(Debug, Serialize)]
+struct TeacherStats {
+    /// Patches per side, `sqrt(L)`.
+    grid: u32,
+    /// Channels, `D`.
+    width: u32,
+    codec: String,
+    parts: u32,
+    parts_complete: u32,
+    /// Rows in the complete parts, and rows that were read.
+    rows: u64,
+    rows_read: u64,
+    bytes: Bytes,
+    codec_error: CodecLoss,
+    /// Absent if no row was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    features: Option<Features>,
+}
+
+#[derive(Debug, Serialize)]
+struct Features {
+    tokens: u64,
+    /// Values that are infinite or NaN, by column. They are left out of everything else, and so is the norm of a token that has one.
+    non_finite: NonFinite,
+    /// Of the patch tokens, by channel.
+    channels: Channels,
+    /// 2-norms of the patch tokens.
+    token_norm: Distribution,
+    /// 2-norms of the CLS tokens.
+    cls_norm: Distribution,
+    outliers: Outliers,
+    /// Share of the sum of all squared values that the 1, 4 and 16 channels with the most of it have.
+    top_channels: TopChannels,
+    attention: Attention,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+struct NonFinite {
+    tokens: u64,
+    cls: u64,
+    cls_attn: u64,
+}
+
+/// `[D]` each.
+#[derive(Debug, Serialize)]
+struct Channels {
+    mean: Vec<f64>,
+    std: Vec<f64>,
+    min: Vec<f32>,
+    max: Vec<f32>,
+    /// Share of the sum of all squared values.
+    share: Vec<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct TopChannels {
+    top_1: f64,
+    top_4: f64,
+    top_16: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Outliers {
+    /// [`OUTLIER`].
+    times_median: f64,
+    tokens: u64,
+    share: f64,
+    /// How many there are at each place of the grid.
+    per_patch: Vec<u64>,
+}
+
+/// Attention of CLS to the patches.
+#[derive(Debug, Serialize)]
+struct Attention {
+    /// Rows without any attention to patches; left out of the rest.
+    rows_without: u64,
+    /// In bits, of each row's attention scaled to sum to 1.
+    entropy_bits: Distribution,
+    /// That of attention spread evenly: `log2 L`.
+    entropy_most: f64,
+    /// Largest weight of each row.
+    peak: Distribution,
+    /// Sum of each row: the rest went to CLS itself and to registers.
+    sum: Distribution,
+    /// Mean over rows at each place of the grid.
+    mean: Vec<f64>,
+}
+
+/// Reads the features of the committed parts and shows their statistics.
+pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let cache = Cache::open(&args.cache)?;
+    let mut ids = Vec::new();
+    for name in &args.teachers {
+        let id = cache.teacher(&TeacherId::new(name.as_str())?)?.id.clone();
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    if ids.is_empty() {
+        ids = cache.teachers().keys().cloned().collect();
+    }
+    ensure!(
+        !ids.is_empty(),
+        "{}: the cache has no teachers, so there are no features to look at",
+        cache.dir().display()
+    );
+    let limit = args.limit.unwrap_or(u64::MAX);
+    let mut plans = Vec::new();
+    for id in &ids {
+        plans.push(TeacherPlan::new(&cache, cache.teacher(id)?)?);
+    }
+    let bar = logging::bars().add(ProgressBar::new(
+        plans.iter().map(|plan| plan.rows.min(limit)).sum(),
+    ));
+    bar.set_style(
+        ProgressStyle::with_template(
+            "{elapsed_precise} {wide_bar} {human_pos}/{human_len} rows, ETA {eta}",
+        )
+        .expect("a constant template"),
+    );
+    let mut report = Report {
+        cache: cache.dir().display().to_string(),
+        teachers: BTreeMap::new(),
+    };
+    for (id, plan) in ids.iter().zip(plans) {
+        let Some(stats) = plan.read(&cache, limit, &bar)? else {
+            tracing::warn!("interrupted; nothing is shown of a pass that was not finished");
+            return Ok(ExitStatus::Interrupted);
+        };
+        report.teachers.insert(id, stats);
+    }
+    bar.finish_and_clear();
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        writeln!(out)?;
+    } else {
+        text::print(&report, out)?;
+    }
+    Ok(ExitStatus::Fine)
+}
+
+/// What the commit records say of a teacher before a row is read.
+struct TeacherPlan<'a> {
+    teacher: &'a TeacherIdentity,
+    /// The complete parts.
+    parts: Vec<u32>,
+    rows: u64,
+    bytes: Bytes,
+    codec_error: CodecLoss,
+}
+
+impl TeacherPlan<'_> {
+    fn new<'a>(cache: &Cache, teacher: &'a TeacherIdentity) -> anyhow::Result<TeacherPlan<'a>> {
+        let mut plan = TeacherPlan {
+            teacher,
+            parts: Vec::new(),
+            rows: 0,
+            bytes: Bytes::default(),
+            codec_error: CodecLoss::of(teacher),
+        };
+        for part in 0..cache.identity().plan.parts() {
+            if !cache.part_state(part)?.teachers.contains_key(&teacher.id) {
+                continue;
+            }
+            let features = cache.teacher_part(&teacher.id, part)?;
+            plan.parts.push(part);
+            plan.rows += features.commit().file.rows;
+            plan.bytes.add(&features);
+            plan.codec_error.add(features.commit());
+        }
+        plan.bytes
+            .finish(teacher, plan.rows, cache.identity().views.views);
+        Ok(plan)
+    }
+
+    /// `None` if interrupted.
+    fn read(
+        self,
+        cache: &Cache,
+        limit: u64,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<Option<TeacherStats>> {
+        let mut sums = Sums::new(self.teacher);
+        for &part in &self.parts {
+            let features = cache.teacher_part(&self.teacher.id, part)?;
+            let left = limit.saturating_sub(sums.rows());
+            let rows = features
+                .rows()
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            for first in (0..rows).step_by(CHUNK * CHUNKS) {
+                if interrupt::requested() {
+                    return Ok(None);
+                }
+                let last = rows.min(first + CHUNK * CHUNKS);
+                for chunk in self.chunks(&features, first, last) {
+                    sums.merge(&chunk?);
+                }
+                bar.inc((last - first) as u64);
+            }
+        }
+        Ok(Some(TeacherStats {
+            grid: self.teacher.grid,
+            width: self.teacher.width,
+            codec: self.teacher.codec.to_string(),
+            parts: cache.identity().plan.parts(),
+            parts_complete: u32::try_from(self.parts.len()).context("parts are counted in u32")?,
+            rows: self.rows,
+            rows_read: sums.rows(),
+            bytes: self.bytes,
+            codec_error: self.codec_error,
+            features: sums.finish(),
+        }))
+    }
+
+    /// The sums of the rows `first..last` in chunks, in their order.
+    fn chunks(
+        &self,
+        features: &TeacherPart,
+        first: usize,
+        last: usize,
+    ) -> Vec<anyhow::Result<Sums>> {
+        let starts: Vec<usize> = (first..last).step_by(CHUNK).collect();
+        starts
+            .into_par_iter()
+            .map(|start| {
+                let mut sums = Sums::new(self.teacher);
+                let mut scratch = sums::Scratch::default();
+                for row in start..last.min(start + CHUNK) {
+                    features.read_row_into(row, &mut scratch.row)?;
+                    sums.add_row(self.teacher, &mut scratch)?;
+                }
+                Ok(sums)
+            })
+            .collect()
+    }
+}
