@@ -183,6 +183,10 @@ pub struct InspectArgs {
     /// CLS attention, and a focused mask. Without --row: of the first, the middle and the last usable image.
     #[arg(long, value_name = "OUT")]
     pub png: Option<PathBuf>,
+    /// Side of the picture's panels in pixels; they become the nearest multiple of the grid [default: 224, and 176 from three
+    /// teachers on].
+    #[arg(long, value_name = "PIXELS", requires = "png", value_parser = clap::value_parser!(u32).range(64..=512))]
+    pub panel: Option<u32>,
     /// Where the picture's crops come from if the cache packs no images: the source it was built from, or any that holds the same
     /// files.
     #[arg(long, value_name = "SRC", requires = "png")]

@@ -115,7 +115,7 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitSt
                 chosen = rows::first_middle_last(&cache, args.view)?;
             }
             let source = args.images.as_deref();
-            Some(picture::draw(&cache, &chosen, source, path)?)
+            Some(picture::draw(&cache, &chosen, source, args.panel, path)?)
         }
         None => None,
     };

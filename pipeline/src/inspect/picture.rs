@@ -18,7 +18,6 @@ use schemas::{Cache, TeacherId, atomic};
 use serde::Serialize;
 
 use super::canvas::{ADVANCE, CAPITAL, Canvas, Rgb, shorten, text_width};
-use super::colour::heat;
 use super::pca::{COMPONENTS, pca};
 use super::pixels::crops;
 use super::rows::{Chosen, for_each_feature};
@@ -42,6 +41,8 @@ const GROUP_GAP: u32 = 28;
 const LINE: u32 = CAPITAL + 12;
 /// Between rows of panels.
 const ROW_GAP: u32 = 20;
+/// Between the titles and the first row.
+const HEADER_GAP: u32 = 16;
 /// Panels of a teacher.
 const PANELS: u32 = 3;
 
@@ -55,9 +56,8 @@ pub(super) struct Picture {
     height: u32,
     /// Side in pixels of a panel.
     panel: u32,
-    /// Side in pixels of the whole sheet's margin: the first crop lies at (margin, top).
-    margin: u32,
-    /// Upper edge of each row's panels.
+    /// Left edge of the crops.
+    crop_left: u32,
     rows: Vec<PictureRow>,
     /// Per teacher, in the order of the columns.
     teachers: BTreeMap<TeacherId, PictureTeacher>,
@@ -121,6 +121,7 @@ pub(super) fn draw(
     cache: &Cache,
     chosen: &[Chosen],
     source: Option<&str>,
+    panel: Option<u32>,
     path: &Path,
 ) -> anyhow::Result<Picture> {
     ensure!(
@@ -129,7 +130,7 @@ pub(super) fn draw(
         chosen.len()
     );
     let mut columns = read_columns(cache, chosen)?;
-    let panel = panel_side(&columns);
+    let panel = panel_side(panel, &columns);
     let crops = crops(cache, chosen, source, panel)?;
     let mut left = MARGIN + panel + GROUP_GAP;
     for column in &mut columns {
@@ -137,7 +138,7 @@ pub(super) fn draw(
         column.left = left;
         left += PANELS * panel + (PANELS - 1) * GAP + GROUP_GAP;
     }
-    let header = MARGIN + 3 * LINE;
+    let header = MARGIN + 3 * LINE + HEADER_GAP;
     let row_height = LINE + panel + GAP + LINE + ROW_GAP;
     let width = left - GROUP_GAP + MARGIN;
     let height = header + row_height * chosen.len() as u32 - ROW_GAP + MARGIN - (LINE - CAPITAL);
@@ -169,7 +170,7 @@ pub(super) fn draw(
         width,
         height,
         panel,
-        margin: MARGIN,
+        crop_left: MARGIN,
         rows,
         teachers: columns
             .into_iter()
@@ -223,9 +224,10 @@ fn read_columns(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<Vec<Column>>
     Ok(columns.into_values().collect())
 }
 
-/// Side of a panel: smaller where there are many teachers, and a multiple of the first grid, so that its patches are all alike.
-fn panel_side(columns: &[Column]) -> u32 {
-    let wanted: u32 = if columns.len() <= 2 { 224 } else { 176 };
+/// Side of a panel: the multiple of the first grid, so that its patches are all alike, that is nearest to the one asked for, or to
+/// one that leaves room for many teachers.
+fn panel_side(asked: Option<u32>, columns: &[Column]) -> u32 {
+    let wanted = asked.unwrap_or(if columns.len() <= 2 { 224 } else { 176 });
     let Some(grid) = columns.first().and_then(|c| u32::try_from(c.grid).ok()) else {
         return wanted;
     };
@@ -236,7 +238,7 @@ fn panel_side(columns: &[Column]) -> u32 {
 }
 
 fn draw_header(cache: &Cache, columns: &[Column], panel: u32, canvas: &mut Canvas) {
-    let titles = MARGIN + 2 * LINE;
+    let titles = MARGIN + 2 * LINE + 4;
     let name = cache
         .dir()
         .canonicalize()
@@ -251,30 +253,39 @@ fn draw_header(cache: &Cache, columns: &[Column], panel: u32, canvas: &mut Canva
         let width = PANELS * panel + (PANELS - 1) * GAP;
         let left = column.left;
         canvas.text(left, MARGIN, &shorten(column.id.as_str(), width), INK);
-        let about = cache
-            .teachers()
-            .get(&column.id)
-            .map_or_else(String::new, |teacher| {
-                format!(
-                    "{} x {} tokens of {}, {}, {}",
-                    column.grid, column.grid, column.width, teacher.arch, teacher.codec
-                )
-            });
+        let shape = format!("{} x {} x {}", column.grid, column.grid, column.width);
+        let mut about = shape.clone();
+        if let Some(teacher) = cache.teachers().get(&column.id) {
+            let codec = &teacher.codec;
+            let full = format!("{shape}, {codec}, {}", teacher.arch);
+            let fits = text_width(&full) <= width;
+            about = if fits {
+                full
+            } else {
+                format!("{shape}, {codec}")
+            };
+        }
         canvas.text(left, MARGIN + LINE, &shorten(&about, width), FADED);
-        canvas.fill([left, titles - 8, width, 1], RULE);
+        canvas.fill([left, titles + CAPITAL + 8, width, 1], RULE);
         let shares = column
             .explained
             .map(|share| format!("{:.0}", 100.0 * share));
-        let components = format!("PCA {} %", shares.join("+"));
-        for (i, title) in [components.as_str(), "CLS attention", "75 % masked"]
-            .into_iter()
-            .enumerate()
-        {
+        let components = format!("PCA {}%", shares.join("+"));
+        let titles_of = [
+            [components.as_str(), "PCA"],
+            ["CLS attention", "attention"],
+            ["75 % masked", "75% mask"],
+        ];
+        // All long or all short, whichever leaves space between them.
+        let room = panel.saturating_sub(ADVANCE);
+        let long = titles_of.iter().all(|[long, _]| text_width(long) <= room);
+        for (i, title) in titles_of.into_iter().enumerate() {
             let left = left + i as u32 * (panel + GAP);
+            let title = title[usize::from(!long)];
             canvas.text(left, titles, &shorten(title, panel), INK);
         }
     }
-    canvas.fill([MARGIN, titles - 8, panel, 1], RULE);
+    canvas.fill([MARGIN, titles + CAPITAL + 8, panel, 1], RULE);
 }
 
 fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, canvas: &mut Canvas) {
@@ -339,12 +350,12 @@ impl Column {
         draw_scale(left[1], legend, panel, highest, canvas);
         let (masked, seen) = panels::focused_mask(attention, self.grid, sample_id, crop);
         canvas.paste(&masked, left[2], top);
-        let text = format!("{seen} of {} seen", attention.len());
+        let text = format!("{seen} of {}", attention.len());
         canvas.text(left[2], legend, &shorten(&text, panel), FADED);
     }
 }
 
-/// The colours of heat between the two values that they stand for.
+/// The colours of heat between the two values that they stand for; evenly spaced in value.
 fn draw_scale(left: u32, top: u32, width: u32, highest: f32, canvas: &mut Canvas) {
     let most = if highest >= 0.0995 {
         format!("{highest:.2}")
@@ -352,12 +363,12 @@ fn draw_scale(left: u32, top: u32, width: u32, highest: f32, canvas: &mut Canvas
         format!("{highest:.3}")
     };
     let from = left + text_width("0") + 8;
-    let to = left + width.saturating_sub(text_width(&most) + 8);
+    let to = left + width.saturating_sub(text_width(&most) + 8 + ADVANCE);
     canvas.text(left, top, "0", FADED);
     canvas.text(to + 8, top, &most, FADED);
     for x in from..to {
         let value = f64::from(x - from) / f64::from((to - from).max(2) - 1);
-        canvas.fill([x, top + 2, 1, CAPITAL - 4], heat(value));
+        canvas.fill([x, top + 2, 1, CAPITAL - 4], panels::heat_of(value));
     }
 }
 

@@ -45,7 +45,13 @@ pub(super) fn components(colours: &[[f32; COMPONENTS]], grid: usize, side: u32) 
     })
 }
 
-/// Heat over the gray crop, from 0 to the view's largest value, which is returned; smooth between the patches' centres.
+/// The colour of a share of the largest attention. A root stretches the low end: attention often lies on a few patches, and
+/// what the others get would be told apart by no eye.
+pub(super) fn heat_of(share: f64) -> [u8; 3] {
+    heat(share.max(0.0).sqrt())
+}
+
+/// Heat over the gray crop, from 0 to the view's largest value, which is returned: exact at the patches' centres, smooth between.
 pub(super) fn attention(attention: &[f32], grid: usize, crop: &RgbImage) -> (RgbImage, f32) {
     let highest = attention.iter().copied().fold(0.0, f32::max);
     let scale = if highest > 0.0 {
@@ -53,22 +59,39 @@ pub(super) fn attention(attention: &[f32], grid: usize, crop: &RgbImage) -> (Rgb
     } else {
         0.0
     };
-    // The two patches between whose centres a pixel lies, and how far it is from the first to the second.
-    let between = |v: u32| {
-        let place = (f64::from(v) + 0.5) * grid as f64 / f64::from(crop.width) - 0.5;
-        let place = place.clamp(0.0, (grid - 1) as f64);
-        let first = place.floor() as usize;
-        (first, (first + 1).min(grid - 1), place - place.floor())
-    };
+    // The patches beside each column of pixels and their weights; rows are alike.
+    let around: Vec<_> = (0..crop.width)
+        .map(|v| {
+            around(
+                (f64::from(v) + 0.5) * grid as f64 / f64::from(crop.width) - 0.5,
+                grid,
+            )
+        })
+        .collect();
     let img = square(crop.width, |x, y| {
-        let ((left, right, across), (upper, lower, down)) = (between(x), between(y));
+        let (columns, rows) = (&around[x as usize], &around[y as usize]);
         let at = |row: usize, column: usize| f64::from(attention[row * grid + column]);
-        let line = |row| at(row, left) * (1.0 - across) + at(row, right) * across;
-        let value = (line(upper) * (1.0 - down) + line(lower) * down) * scale;
+        let line = |row| -> f64 { columns.iter().map(|(i, weight)| weight * at(row, *i)).sum() };
+        let value: f64 = rows.iter().map(|(i, weight)| weight * line(*i)).sum();
+        let value = value * scale;
         let gray = (luma(pixel(crop, x, y)) * 0.75).round() as u8;
-        mix([gray; 3], heat(value), 0.45 + 0.4 * value.clamp(0.0, 1.0))
+        mix(
+            [gray; 3],
+            heat_of(value),
+            0.45 + 0.4 * value.clamp(0.0, 1.0),
+        )
     });
     (img, highest)
+}
+
+/// The two cells between whose centres a place lies, on a line of `n` cells with centres 0, 1, ..., and their weights: even at the
+/// centres and never negative, so that a peak gets no dark ring.
+fn around(place: f64, n: usize) -> [(usize, f64); 2] {
+    let place = place.clamp(0.0, (n - 1) as f64);
+    let first = place.floor() as usize;
+    let t = place - place.floor();
+    let second = t * t * (3.0 - 2.0 * t);
+    [(first, 1.0 - second), ((first + 1).min(n - 1), second)]
 }
 
 /// The crop with the patches grayed that focused masking removes, and how many are left: the mask that training draws for this
