@@ -297,10 +297,10 @@ fn row_view(
 }
 
 fn feature_view(teacher: &TeacherIdentity, row: &TeacherRow) -> anyhow::Result<FeatureView> {
-    let (mut tokens, mut cls_attn) = (Vec::new(), Vec::new());
+    let (mut tokens, mut cls, mut cls_attn) = (Vec::new(), Vec::new(), Vec::new());
     features::tokens(teacher, row, &mut tokens)?;
-    features::cls_attn(row, &mut cls_attn)?;
-    let cls = features::cls(teacher, row)?;
+    features::cls_attn(teacher, row, &mut cls_attn)?;
+    features::cls(teacher, row, &mut cls)?;
     let n = tokens.len() as f64;
     let mean = tokens.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
     let var = tokens

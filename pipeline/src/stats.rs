@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::cli::StatsArgs;
 use crate::{ExitStatus, interrupt, logging};
 use bytes::Bytes;
-use codec_error::CodecLoss;
+use codec_error::{CodecErrors, CodecLoss};
 use sketch::Distribution;
 use sums::Sums;
 
@@ -191,7 +191,7 @@ struct TeacherPlan<'a> {
     parts: Vec<u32>,
     rows: u64,
     bytes: Bytes,
-    codec_error: CodecLoss,
+    codec_error: CodecErrors,
 }
 
 impl TeacherPlan<'_> {
@@ -201,7 +201,7 @@ impl TeacherPlan<'_> {
             parts: Vec::new(),
             rows: 0,
             bytes: Bytes::default(),
-            codec_error: CodecLoss::of(teacher),
+            codec_error: CodecErrors::new(teacher),
         };
         for part in 0..cache.identity().plan.parts() {
             if !cache.part_state(part)?.teachers.contains_key(&teacher.id) {
@@ -252,7 +252,7 @@ impl TeacherPlan<'_> {
             rows: self.rows,
             rows_read: sums.rows(),
             bytes: self.bytes,
-            codec_error: self.codec_error,
+            codec_error: self.codec_error.finish(),
             features: sums.finish(),
         }))
     }

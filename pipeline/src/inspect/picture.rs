@@ -206,7 +206,7 @@ fn read_columns(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<Vec<Column>>
     for_each_feature(cache, chosen, |position, teacher, row| {
         let (mut tokens, mut attention) = (Vec::new(), Vec::new());
         features::tokens(teacher, row, &mut tokens)?;
-        features::cls_attn(row, &mut attention)?;
+        features::cls_attn(teacher, row, &mut attention)?;
         ensure!(
             tokens.iter().chain(&attention).all(|v| v.is_finite()),
             "the features of sample {} view {}, teacher {}, are not all finite: run `pipeline verify`",

@@ -1,11 +1,11 @@
 //! The crops of views, from the images packed in the cache or from a source that holds them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail};
 use images::{ImageSource, RgbImage};
 use indicatif::{ProgressBar, ProgressStyle};
-use schemas::{Cache, ContentHash, SampleRow};
+use schemas::{Cache, ContentHash, Pack, SampleRow};
 
 use super::rows::Chosen;
 use crate::{interrupt, logging};
@@ -26,15 +26,13 @@ pub(super) fn crops(
             "the cache was built by another image code: the crops may differ from those of its features"
         );
     }
-    let mut packed = Vec::new();
-    let mut wanted = BTreeMap::new();
-    for chosen in chosen {
-        let bytes = packed_image(chosen);
-        if bytes.is_none() {
-            wanted.insert(chosen.sample.content_hash, &chosen.sample);
-        }
-        packed.push(bytes);
-    }
+    let packed = packed_images(cache, chosen)?;
+    let wanted: BTreeMap<ContentHash, &SampleRow> = chosen
+        .iter()
+        .map(|chosen| &chosen.sample)
+        .filter(|sample| !packed.contains_key(&sample.sample_id))
+        .map(|sample| (sample.content_hash, sample))
+        .collect();
     let found = match source {
         _ if wanted.is_empty() => BTreeMap::new(),
         Some(spec) => find(spec, &wanted)?,
@@ -45,9 +43,9 @@ pub(super) fn crops(
     };
     chosen
         .iter()
-        .zip(packed)
-        .map(|(Chosen { sample, .. }, packed)| {
-            let bytes = packed.or_else(|| found.get(&sample.content_hash).map(Vec::as_slice));
+        .map(|Chosen { sample, .. }| {
+            let packed = packed.get(&sample.sample_id);
+            let bytes = packed.or_else(|| found.get(&sample.content_hash));
             let bytes = bytes.context("every wanted image was found")?;
             let name = || {
                 format!(
@@ -71,9 +69,28 @@ pub(super) fn crops(
         .collect()
 }
 
-/// The image packed with the view's sample, if the cache packs images.
-fn packed_image(chosen: &Chosen) -> Option<&[u8]> {
-    chosen.packed.as_deref()
+/// The images that the cache packs with the chosen samples, by sample. An image is packed once, with the first of its rows.
+fn packed_images(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<BTreeMap<u64, Vec<u8>>> {
+    let mut packed = BTreeMap::new();
+    if cache.identity().pack == Pack::None {
+        return Ok(packed);
+    }
+    let mut by_part: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
+    for chosen in chosen {
+        let ids = by_part.entry(chosen.part).or_default();
+        ids.insert(chosen.sample.sample_id);
+    }
+    for (part, ids) in by_part {
+        let part = cache.samples_part(part)?;
+        for (row, sample) in part.rows().iter().enumerate() {
+            if ids.contains(&sample.sample_id)
+                && let Some(bytes) = part.read_image(row)?
+            {
+                packed.insert(sample.sample_id, bytes);
+            }
+        }
+    }
+    Ok(packed)
 }
 
 /// The bytes of the wanted images. An image has nearly always kept its key or its place, so these are tried first; for what is

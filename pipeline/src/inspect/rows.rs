@@ -17,8 +17,6 @@ pub(super) struct Chosen {
     pub(super) part: u32,
     pub(super) row: usize,
     pub(super) sample: SampleRow,
-    /// The image packed with the sample, in caches that pack them.
-    pub(super) packed: Option<Vec<u8>>,
 }
 
 /// The views asked for, of all samples asked for; ascending, each once. Without `view`, all views. A rejected image is an error
@@ -124,33 +122,17 @@ fn check_view(cache: &Cache, view: Option<u16>) -> anyhow::Result<()> {
     }
 }
 
-/// The rows of a part that are wanted, with the images packed with their samples.
+/// The rows of a part that are wanted.
 fn part_rows(
     cache: &Cache,
     part: u32,
     wanted: impl Fn(&SampleRow) -> bool,
 ) -> anyhow::Result<Vec<Chosen>> {
-    let mut chosen = Vec::new();
-    // An image is packed once, in the first of its sample's rows.
-    let mut packed: Option<(u64, Vec<u8>)> = None;
-    for (row, mut sample) in cache.samples(part)?.into_iter().enumerate() {
-        if let Some(bytes) = sample.image.take() {
-            packed = Some((sample.sample_id, bytes));
-        }
-        if wanted(&sample) {
-            let packed = packed
-                .as_ref()
-                .filter(|(id, _)| *id == sample.sample_id)
-                .map(|(_, bytes)| bytes.clone());
-            chosen.push(Chosen {
-                part,
-                row,
-                sample,
-                packed,
-            });
-        }
-    }
-    Ok(chosen)
+    let rows = cache.samples(part)?.into_iter().enumerate();
+    Ok(rows
+        .filter(|(_, sample)| wanted(sample))
+        .map(|(row, sample)| Chosen { part, row, sample })
+        .collect())
 }
 
 /// Reads the features of the chosen rows, checks that they belong to them, and hands each to `visit` with the position of its row

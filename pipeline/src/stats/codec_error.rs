@@ -1,35 +1,88 @@
-//! What the codec lost of the features, as far as the commit records tell.
+//! What the codec lost of the features, as the commit records tell.
 
-use schemas::{Codec, TeacherCommit, TeacherIdentity};
+use schemas::{CodecError, TeacherCommit, TeacherIdentity};
 use serde::Serialize;
 
 /// The codec's error.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "known")]
 pub(super) enum CodecLoss {
-    /// The codec is lossless.
+    /// The codec keeps every bit.
     Exact,
-    /// The codec rounds, and the build did not record how far.
+    /// The codec rounds, and not every complete part says how far.
     NotRecorded,
+    /// Over the tokens of all complete parts.
+    Measured(Loss),
 }
 
-impl CodecLoss {
-    /// What the codec alone tells.
-    pub(super) fn of(teacher: &TeacherIdentity) -> CodecLoss {
-        match teacher.codec {
-            Codec::F32 => CodecLoss::Exact,
-            Codec::F16 => CodecLoss::NotRecorded,
+/// Differences between the tokens that the teacher gave and the tokens as stored.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Loss {
+    tokens: u64,
+    /// 2-norm of all differences over the 2-norm of all values.
+    relative_l2: f64,
+    /// Cosine of a token and its stored form: mean, least.
+    cosine_mean: f64,
+    cosine_min: f64,
+    /// The channel with the largest relative error, and that error.
+    worst_channel: usize,
+    worst_channel_relative_l2: f64,
+}
+
+/// Adds up the records of a teacher's parts.
+#[derive(Debug)]
+pub(super) struct CodecErrors {
+    exact: bool,
+    complete: bool,
+    sum: CodecError,
+}
+
+impl CodecErrors {
+    pub(super) fn new(teacher: &TeacherIdentity) -> CodecErrors {
+        CodecErrors {
+            exact: teacher.codec.tokens().is_exact(),
+            complete: true,
+            sum: CodecError::default(),
         }
     }
 
-    /// Adds what a part's record says; records of this version say nothing of it.
-    pub(super) fn add(&mut self, _commit: &TeacherCommit) {}
+    pub(super) fn add(&mut self, commit: &TeacherCommit) {
+        match &commit.codec_error {
+            Some(error) => self.sum.add(error),
+            None => self.complete = false,
+        }
+    }
 
+    pub(super) fn finish(&self) -> CodecLoss {
+        match self.sum.worst_channel() {
+            _ if self.exact => CodecLoss::Exact,
+            Some((channel, error)) if self.complete => CodecLoss::Measured(Loss {
+                tokens: self.sum.tokens,
+                relative_l2: self.sum.relative_l2(),
+                cosine_mean: self.sum.mean_cos(),
+                cosine_min: self.sum.cos_min,
+                worst_channel: channel,
+                worst_channel_relative_l2: error,
+            }),
+            _ => CodecLoss::NotRecorded,
+        }
+    }
+}
+
+impl CodecLoss {
     /// In words.
     pub(super) fn text(&self) -> String {
         match self {
-            CodecLoss::Exact => "none: the codec is lossless".to_owned(),
+            CodecLoss::Exact => "none: the codec keeps every bit".to_owned(),
             CodecLoss::NotRecorded => "not recorded by the build".to_owned(),
+            CodecLoss::Measured(loss) => format!(
+                "relative L2 {:.2e}, cosine {:.6} mean and {:.6} least, worst channel {} with {:.2e}",
+                loss.relative_l2,
+                loss.cosine_mean,
+                loss.cosine_min,
+                loss.worst_channel,
+                loss.worst_channel_relative_l2
+            ),
         }
     }
 }

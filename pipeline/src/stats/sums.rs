@@ -34,6 +34,7 @@ pub(super) struct Sums {
 pub(super) struct Scratch {
     pub(super) row: TeacherRow,
     tokens: Vec<f32>,
+    cls: Vec<f32>,
     attention: Vec<f32>,
     norms: Vec<f64>,
     sorted: Vec<f64>,
@@ -75,6 +76,7 @@ impl Sums {
         let Scratch {
             row,
             tokens,
+            cls,
             attention,
             norms,
             sorted,
@@ -87,15 +89,15 @@ impl Sums {
         }
         self.add_norms(norms, sorted);
 
-        let cls = features::cls(teacher, row)?;
+        features::cls(teacher, row, cls)?;
         let sq: f64 = cls.iter().map(|&v| f64::from(v).powi(2)).sum();
         if sq.is_finite() {
             self.cls_norm.add(sq.sqrt());
         } else {
-            self.non_finite.cls += non_finite(&cls);
+            self.non_finite.cls += non_finite(cls);
         }
 
-        features::cls_attn(row, attention)?;
+        features::cls_attn(teacher, row, attention)?;
         self.add_attention(attention);
         Ok(())
     }
