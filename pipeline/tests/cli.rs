@@ -15,11 +15,20 @@ mod damage;
 /// `kill -9` at twenty moments, and Ctrl-C.
 #[path = "cli/kill.rs"]
 mod kill;
+/// `list`: folders, links, damage.
+#[path = "cli/list.rs"]
+mod list;
+/// `inspect`: rows chosen, and the picture pixel by pixel.
+#[path = "cli/picture.rs"]
+mod picture;
 /// Packed images, codecs, layers, teachers added later.
 #[path = "cli/share.rs"]
 mod share;
 /// Exit codes, help, messages.
 #[path = "cli/smoke.rs"]
 mod smoke;
+/// `stats` against its own arithmetic.
+#[path = "cli/stats.rs"]
+mod stats;
 #[path = "cli/support.rs"]
 mod support;

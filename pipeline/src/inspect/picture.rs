@@ -350,7 +350,10 @@ impl Column {
         draw_scale(left[1], legend, panel, highest, canvas);
         let (masked, seen) = panels::focused_mask(attention, self.grid, sample_id, crop);
         canvas.paste(&masked, left[2], top);
-        let text = format!("{seen} of {}", attention.len());
+        let mut text = format!("{seen} of {} seen", attention.len());
+        if text_width(&text) > panel {
+            text = format!("{seen} of {}", attention.len());
+        }
         canvas.text(left[2], legend, &shorten(&text, panel), FADED);
     }
 }

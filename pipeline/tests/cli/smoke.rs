@@ -10,6 +10,8 @@ fn help_lists_the_commands_and_every_option() {
         "build-cache",
         "verify",
         "inspect",
+        "stats",
+        "list",
         "--log-format",
         "130 interrupted",
     ] {
