@@ -31,8 +31,9 @@ pub const OUTLIER: f64 = 3.0;
 /// Rows whose sums are made by one thread in one go. It decides the order of additions, and so the last bits.
 const CHUNK: usize = 8;
 
-/// Chunks between two looks at the clock and at Ctrl-C.
+/// Chunks between two looks at Ctrl-C, and the bytes that their sums may take together: fewer are made at once where tokens are wide.
 const CHUNKS: usize = 64;
+const SUMS_BYTES: usize = 256 << 20;
 
 /// The JSON output.
 #[derive(Debug, Serialize)]
@@ -232,11 +233,12 @@ impl TeacherPlan<'_> {
             let rows = features
                 .rows()
                 .min(usize::try_from(left).unwrap_or(usize::MAX));
-            for first in (0..rows).step_by(CHUNK * CHUNKS) {
+            let chunks = (SUMS_BYTES / Sums::bytes(self.teacher)).clamp(1, CHUNKS);
+            for first in (0..rows).step_by(CHUNK * chunks) {
                 if interrupt::requested() {
                     return Ok(None);
                 }
-                let last = rows.min(first + CHUNK * CHUNKS);
+                let last = rows.min(first + CHUNK * chunks);
                 for chunk in self.chunks(&features, first, last) {
                     sums.merge(&chunk?);
                 }

@@ -46,7 +46,6 @@ fn oklch(lightness: f64, chroma: f64, hue: f64) -> Rgb {
 }
 
 /// Ottosson's matrices.
-#[expect(clippy::excessive_precision, reason = "as published")]
 fn oklab_to_linear(l: f64, a: f64, b: f64) -> [f64; 3] {
     let l_ = (l + 0.3963377774 * a + 0.2158037573 * b).powi(3);
     let m_ = (l - 0.1055613458 * a - 0.0638541728 * b).powi(3);

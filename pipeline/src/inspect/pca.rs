@@ -1,6 +1,6 @@
 //! Principal components of tokens, and their place as colours.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tch::{Kind, Tensor};
 
 /// Components that are found: one for each of red, green and blue.
@@ -8,6 +8,9 @@ pub(super) const COMPONENTS: usize = 3;
 
 /// Tokens that the components are fitted to at most, taken evenly; more would not move them visibly.
 const MAX_FIT: usize = 16_384;
+
+/// Channels that a token has at most: the covariance is their square, 2 GiB at this width.
+const MAX_WIDTH: usize = 16_384;
 
 /// Share of the values beyond each end of a colour's range.
 const TAIL: f64 = 0.01;
@@ -25,6 +28,10 @@ pub(super) struct Pca {
 /// The first three principal components of `tokens [N, width]` (`N` at least 1), all finite. The sign of a component is that in
 /// which its largest coefficient (the first of equals) is positive.
 pub(super) fn pca(tokens: &[f32], width: usize) -> anyhow::Result<Pca> {
+    ensure!(
+        width <= MAX_WIDTH,
+        "tokens of {width} channels are too wide for principal components; the most are {MAX_WIDTH}"
+    );
     let n = tokens.len() / width;
     let step = n.div_ceil(MAX_FIT).max(1);
     let fitted: Vec<f32> = tokens

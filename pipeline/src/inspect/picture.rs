@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use images::RgbImage;
-use schemas::{Cache, TeacherId, atomic};
+use schemas::{Cache, TeacherId, TeacherIdentity, atomic};
 use serde::Serialize;
 
 use super::canvas::{ADVANCE, CAPITAL, Canvas, Rgb, shorten, text_width};
@@ -25,6 +25,10 @@ use crate::features;
 
 /// Rows on a sheet at most.
 const MAX_ROWS: usize = 64;
+
+/// Values of all teachers' tokens on a sheet at most: 2 GiB of f32. Sixty-four rows of 1024 tokens of 1024 channels
+/// are an eighth of it.
+const MAX_VALUES: usize = 1 << 29;
 
 const PAPER: Rgb = [255, 255, 255];
 const INK: Rgb = [28, 30, 36];
@@ -127,6 +131,13 @@ pub(super) fn draw(
     ensure!(
         chosen.len() <= MAX_ROWS,
         "{} rows are too many for one picture: choose {MAX_ROWS} or fewer by --row and --view",
+        chosen.len()
+    );
+    let row_values = |teacher: &TeacherIdentity| teacher.n_tokens() * teacher.width as usize;
+    let values: usize = cache.teachers().values().map(row_values).sum();
+    ensure!(
+        values.saturating_mul(chosen.len()) <= MAX_VALUES,
+        "the tokens of {} rows are more than {MAX_VALUES} values: choose fewer by --row and --view",
         chosen.len()
     );
     let mut columns = read_columns(cache, chosen)?;

@@ -76,7 +76,7 @@ impl CodecLoss {
             CodecLoss::Exact => "none: the codec keeps every bit".to_owned(),
             CodecLoss::NotRecorded => "not recorded by the build".to_owned(),
             CodecLoss::Measured(loss) => format!(
-                "relative L2 {:.2e}, cosine {:.6} mean and {:.6} least, worst channel {} with {:.2e}",
+                "relative L2 {:.2e}, cosine {:.8} mean and {:.8} least, worst channel {} with {:.2e}",
                 loss.relative_l2,
                 loss.cosine_mean,
                 loss.cosine_min,

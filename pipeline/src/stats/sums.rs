@@ -63,6 +63,11 @@ impl Sums {
         }
     }
 
+    /// About what one takes in memory.
+    pub(super) fn bytes(teacher: &TeacherIdentity) -> usize {
+        32 * teacher.width as usize + 16 * teacher.n_tokens()
+    }
+
     pub(super) fn rows(&self) -> u64 {
         self.rows
     }
