@@ -128,3 +128,69 @@ pub(super) fn focused_mask(
     });
     (img, count)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flat(side: u32, colour: [u8; 3]) -> RgbImage {
+        square(side, |_, _| colour)
+    }
+
+    /// Grids that do not divide the panel leave no patch out and none over.
+    #[test]
+    fn any_grid_fits_any_panel() {
+        for (grid, side) in [(1, 64), (3, 64), (7, 224), (14, 224), (37, 224), (300, 224)] {
+            let colours: Vec<[f32; 3]> = (0..grid * grid)
+                .map(|i| [(i % 2) as f32, (i / grid) as f32 / grid as f32, 0.25])
+                .collect();
+            let drawn = components(&colours, grid, side);
+            assert_eq!(
+                (drawn.width, drawn.data.len()),
+                (side, 3 * (side * side) as usize)
+            );
+            assert_eq!(
+                pixel(&drawn, 0, 0),
+                colours[0].map(|v| (v * 255.0).round() as u8)
+            );
+            let last = colours[grid * grid - 1].map(|v| (v * 255.0).round() as u8);
+            if grid <= side as usize {
+                assert_eq!(pixel(&drawn, side - 1, side - 1), last, "{grid}");
+            }
+            let weights = vec![1.0 / (grid * grid) as f32; grid * grid];
+            let crop = flat(side, [200, 20, 20]);
+            let (even, highest) = attention(&weights, grid, &crop);
+            assert_eq!(highest, weights[0]);
+            let colour = pixel(&even, 0, 0);
+            assert!(even.data.chunks(3).all(|p| p == colour), "{grid}");
+            let (_, seen) = focused_mask(&weights, grid, 3, &crop);
+            assert_eq!(seen, (grid * grid / 4).max(1), "{grid}");
+        }
+    }
+
+    /// Exact at the centres, in between between them, and nothing where there is nothing.
+    #[test]
+    fn heat_is_that_of_the_weights() {
+        let crop = flat(90, [0; 3]);
+        let mut weights = vec![0.0; 9];
+        (weights[4], weights[5]) = (0.4, 0.1);
+        let (drawn, highest) = attention(&weights, 3, &crop);
+        assert_eq!(highest, 0.4);
+        let expected = |share: f64| mix([0; 3], heat_of(share), 0.45 + 0.4 * share);
+        for (x, y, share) in [(15, 15, 0.0), (45, 45, 1.0), (75, 45, 0.25), (0, 89, 0.0)] {
+            let found = pixel(&drawn, x, y);
+            // A pixel's centre is half a pixel from the patch's, where the curve is flat.
+            let near = found
+                .iter()
+                .zip(expected(share))
+                .all(|(a, b)| a.abs_diff(b) <= 2);
+            assert!(
+                near,
+                "({x}, {y}): {found:?}, expected {:?}",
+                expected(share)
+            );
+        }
+        let (cold, highest) = attention(&[0.0; 9], 3, &crop);
+        assert_eq!((highest, pixel(&cold, 45, 45)), (0.0, expected(0.0)));
+    }
+}
