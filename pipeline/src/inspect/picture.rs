@@ -171,7 +171,8 @@ pub(super) fn draw(
         let legend = format!("{} x {}{flip}", size.w, size.h);
         canvas.text(MARGIN, top + panel + GAP, &shorten(&legend, panel), FADED);
         for column in &columns {
-            column.draw(i, chosen.sample.sample_id, crop, top, &mut canvas);
+            let place = (chosen.sample.sample_id, chosen.sample.view.index);
+            column.draw(i, place, crop, top, &mut canvas);
         }
     }
     atomic::write(path, &png(&canvas.img)?)?;
@@ -341,7 +342,7 @@ impl Column {
     }
 
     /// Draws the three panels of a row, with a line below each.
-    fn draw(&self, row: usize, sample_id: u64, crop: &RgbImage, top: u32, canvas: &mut Canvas) {
+    fn draw(&self, row: usize, place: (u64, u16), crop: &RgbImage, top: u32, canvas: &mut Canvas) {
         let panel = crop.width;
         let legend = top + panel + GAP;
         let left = [0, 1, 2].map(|i| self.left + i * (panel + GAP));
@@ -359,7 +360,7 @@ impl Column {
         let (heat_map, highest) = panels::attention(attention, self.grid, crop);
         canvas.paste(&heat_map, left[1], top);
         draw_scale(left[1], legend, panel, highest, canvas);
-        let (masked, seen) = panels::focused_mask(attention, self.grid, sample_id, crop);
+        let (masked, seen) = panels::focused_mask(attention, self.grid, place, crop);
         canvas.paste(&masked, left[2], top);
         let mut text = format!("{seen} of {} seen", attention.len());
         if text_width(&text) > panel {

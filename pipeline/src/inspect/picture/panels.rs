@@ -95,15 +95,16 @@ fn around(place: f64, n: usize) -> [(usize, f64); 2] {
 }
 
 /// The crop with the patches grayed that focused masking removes, and how many are left: the mask that training draws for this
-/// sample in its first epoch under seed 0, with this teacher as the one that focuses.
+/// view in the first epoch that shows it (view `v` in epoch `v`, counted from 0) under seed 0, with this teacher as the one that
+/// focuses.
 pub(super) fn focused_mask(
     attention: &[f32],
     grid: usize,
-    sample_id: u64,
+    (sample_id, view): (u64, u16),
     crop: &RgbImage,
 ) -> (RgbImage, usize) {
     let patches = attention.len() as i64;
-    let mut rng = Rng::new(0, Purpose::Mask, &[0, sample_id]);
+    let mut rng = Rng::new(0, Purpose::Mask, &[view.into(), sample_id]);
     let uniform: Vec<f64> = attention.iter().map(|_| rng.uniform_f64()).collect();
     let row = |tensor: Tensor| tensor.view([1, patches]);
     let noise = focused_noise(
@@ -163,7 +164,7 @@ mod tests {
             assert_eq!(highest, weights[0]);
             let colour = pixel(&even, 0, 0);
             assert!(even.data.chunks(3).all(|p| p == colour), "{grid}");
-            let (_, seen) = focused_mask(&weights, grid, 3, &crop);
+            let (_, seen) = focused_mask(&weights, grid, (3, 0), &crop);
             assert_eq!(seen, (grid * grid / 4).max(1), "{grid}");
         }
     }
