@@ -140,7 +140,7 @@ pub enum EncodeError {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The operating system could not do it: a file is missing, may not be read, or the disk or the network failed.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: cannot be read", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -180,6 +180,20 @@ pub enum SourceError {
         spec: String,
         /// The list of extensions.
         extensions: String,
+    },
+    /// Entries of a folder that are neither images nor folders that can be read. All are looked for before this is said.
+    #[error(
+        "{root}: {count} entries cannot be used; mend, rename or remove them{}",
+        list(.first, *.count),
+        root = root.display()
+    )]
+    BadEntries {
+        /// The source's folder.
+        root: PathBuf,
+        /// How many.
+        count: usize,
+        /// What is wrong with the first of them.
+        first: Vec<SourceError>,
     },
     /// Two images with one name.
     #[error("two images have the key `{key}`: {first} and {second}; rename one of them")]
@@ -278,4 +292,21 @@ impl SourceError {
             SourceError::NoBytes { .. } | SourceError::RecordTooLarge { .. }
         )
     }
+}
+
+/// The first errors, a line each, with their causes.
+fn list(first: &[SourceError], count: usize) -> String {
+    let mut text = String::new();
+    for error in first {
+        text += &format!("\n  {error}");
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            text += &format!(": {error}");
+            cause = error.source();
+        }
+    }
+    if count > first.len() {
+        text += &format!("\n  and {} more", count - first.len());
+    }
+    text
 }

@@ -260,7 +260,8 @@ impl Build {
     pub(crate) fn refuse_changes(&self) -> schemas::Result<bool> {
         let folder = &self.config.out;
         let exists = schemas::check_cache(folder, &self.identity)?;
-        for (teacher, _) in self.teachers.iter().filter(|_| exists) {
+        // Those of a new cache too: a value that no cache can have is refused before anything is written.
+        for (teacher, _) in &self.teachers {
             schemas::check_teacher(folder, teacher)?;
         }
         Ok(exists)

@@ -11,6 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     name = "pipeline",
     version,
     about,
+    // A wrapper script may be given an option again: the last one counts.
+    args_override_self = true,
     after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {

@@ -19,6 +19,8 @@ pub fn init(format: LogFormat, filter: Option<&str>) {
     let messages = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| AboveBars)
+        // Whoever reads the messages may be gone, or the log's disk full; the work goes on without them.
+        .log_internal_errors(false)
         .with_target(false);
     match format {
         LogFormat::Text => messages
@@ -30,6 +32,23 @@ pub fn init(format: LogFormat, filter: Option<&str>) {
             messages.json().flatten_event(true).init();
         }
     }
+}
+
+/// The last word of a program that could not do what was asked: on stderr whatever the filter, in the format asked for.
+pub fn report_error(format: LogFormat, error: &anyhow::Error) {
+    let message = format!("{error:#}");
+    let line = match format {
+        LogFormat::Text => format!("ERROR {message}"),
+        LogFormat::Json => serde_json::json!({"level": "ERROR", "message": message}).to_string(),
+    };
+    // With nobody to read it, the exit status is all that is left.
+    let _ = writeln!(AboveBars, "{line}");
+}
+
+/// Whether an error is only that whoever read stdout has gone, as `head` does when it has seen enough.
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The bars, to add one.

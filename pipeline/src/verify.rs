@@ -1,5 +1,6 @@
 //! `pipeline verify`: every hash, join and checksum of a cache.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
@@ -22,11 +23,24 @@ pub fn verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitStat
     for problem in &report.problems {
         writeln!(out, "{problem}")?;
     }
+    // By folder: a cache that has only begun lacks thousands.
+    let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for path in &report.missing {
+        missing.entry(path.parent()).or_default().push(path);
+    }
+    for (folder, paths) in missing {
+        let (Some(folder), [first, ..]) = (folder, &paths[..]) else {
+            continue;
+        };
+        let name = first.file_name().unwrap_or_default().display();
+        let more = match paths.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
         writeln!(
             out,
-            "{}: not built yet; run the same `pipeline build-cache` again to finish the cache",
-            path.display()
+            "{}: {name}{more} not built yet; run the same `pipeline build-cache` again to finish the cache",
+            folder.display()
         )?;
     }
     for note in &report.notes {
@@ -35,8 +49,8 @@ pub fn verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitStat
     let (files, rows, bytes) = (report.files, report.rows, DecimalBytes(report.bytes));
     let verdict = match (report.problems.len(), report.missing.len()) {
         (0, 0) => "sound".to_owned(),
-        (0, missing) => format!("sound so far, {missing} files missing"),
-        (problems, missing) => format!("{problems} problems, {missing} files missing"),
+        (0, missing) => format!("sound so far, files missing: {missing}"),
+        (problems, missing) => format!("problems: {problems}, files missing: {missing}"),
     };
     writeln!(
         out,

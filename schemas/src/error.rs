@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     // ---- The machine ------------------------------------------------------------------------------------------------
     /// The operating system refused. Nothing is known about the data.
-    #[error("could not {action} {path}: {source}")]
+    #[error("could not {action} {path}")]
     Io {
         /// What was tried: "read", "create", "rename", ...
         action: &'static str,
@@ -89,7 +89,7 @@ pub enum Error {
         others: usize,
     },
     /// The cache has no teacher of that name.
-    #[error("{path} has no teacher {id:?}; it has {}", list(.known))]
+    #[error("{path} has no teacher {id}; it has {}", list(.known))]
     NoSuchTeacher {
         /// The cache.
         path: PathBuf,

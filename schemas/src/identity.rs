@@ -296,8 +296,8 @@ impl TeacherIdentity {
         let values = u128::from(self.grid) * u128::from(self.grid) * u128::from(self.width);
         let bytes = values * Scalar::F32.bytes_per_value() as u128;
         rules.check(
-            "width",
-            self.width,
+            "grid",
+            format!("{} with {} channels a token", self.grid, self.width),
             bytes <= u128::from(MAX_ROW_BYTES),
             "small enough for a row below 1 GiB",
         )?;

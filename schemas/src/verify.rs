@@ -86,6 +86,12 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> 
     for id in teacher_folders(dir)? {
         match report.keep(read_teacher(dir, &id))? {
             Some(Some(teacher)) => drop(teachers.insert(id, teacher)),
+            // A builder writes the identity before anything else, so parts without it have lost it.
+            Some(None) if holds_parts(dir, &id)? => {
+                report.problems.push(Error::FileMissing {
+                    path: layout::teacher_json(dir, &id),
+                });
+            }
             Some(None) => report.notes.push(format!(
                 "{} is not there: the teacher was never added",
                 layout::teacher_json(dir, &id).display()
@@ -384,6 +390,19 @@ impl Verifier<'_> {
         notes.sort();
         Ok(notes)
     }
+}
+
+/// Whether a teacher's folder holds commit records.
+fn holds_parts(dir: &Path, id: &TeacherId) -> Result<bool> {
+    let folder = layout::teachers_dir(dir).join(id.as_str());
+    let io = |e| Error::io("list", &folder, e);
+    for entry in std::fs::read_dir(&folder).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        if layout::part_number(&name.to_string_lossy(), ".commit.json").is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// (sample, rows of it), in order.

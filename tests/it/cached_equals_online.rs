@@ -13,7 +13,7 @@ fn pipeline(args: &[&str]) -> pipeline::ExitStatus {
 
 fn trainer(args: &[&str]) -> anyhow::Result<()> {
     let cli = trainer::cli::Cli::parse_from(std::iter::once(&"trainer").chain(args));
-    trainer::run(&cli, &mut Vec::new())
+    trainer::run(&cli, &mut Vec::new()).map(|_| ())
 }
 
 fn text(path: &Path) -> &str {

@@ -120,7 +120,9 @@ pub fn save(
             inner: BufWriter::new(file_out),
             sha256: Sha256::new(),
         };
-        weights::write(&mut out, tensors, header)?;
+        weights::write(&mut out, tensors, header).with_context(|| {
+            format!("{folder:?}: cannot be written; the checkpoints before it are kept, and the same command goes on from the last")
+        })?;
         let written = out
             .inner
             .into_inner()

@@ -11,7 +11,9 @@ use models::precision::Precision;
     name = "trainer",
     version,
     about,
-    after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it."
+    // A wrapper script may be given an option again: the last one counts.
+    args_override_self = true,
+    after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {
     /// How messages are written to stderr. Results always go to stdout.

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod eval;
+pub mod interrupt;
 pub mod metrics;
 pub mod optim;
 pub mod pretrain;
@@ -34,16 +35,36 @@ use cli::{Cli, Command};
 use config::Recipe;
 use data::Problem;
 
+/// What a command came to, unless it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// 0: done.
+    Fine,
+    /// 130: stopped by a signal, as shells number it; the same command goes on.
+    Interrupted,
+}
+
+impl ExitStatus {
+    /// The number for the shell.
+    pub fn code(self) -> u8 {
+        match self {
+            ExitStatus::Fine => 0,
+            ExitStatus::Interrupted => 130,
+        }
+    }
+}
+
 /// Does what the command line asks for. Results go to `out`, progress to `tracing`.
-pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
+pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     match &cli.command {
-        Command::Pretrain(args) => pretrain::pretrain(args),
+        Command::Pretrain(args) => return pretrain::pretrain(args),
         Command::Knn(args) => eval::run_knn(args, out),
         Command::Config(args) => {
             Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
         }
         Command::Bench(args) => bench::bench(args, out),
-    }
+    }?;
+    Ok(ExitStatus::Fine)
 }
 
 /// The program's exit code for an error: 1 when the data has problems, which the message names, 2 when it could not be done.
@@ -52,9 +73,19 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         .chain()
         .find_map(|cause| cause.downcast_ref::<Problem>())
     {
-        // A wrong path or a failing disk says nothing about the data.
+        // A wrong path, a failing disk or a setting that does not fit says nothing about the data.
         None
-        | Some(Problem::Cache(schemas::Error::NotACache { .. } | schemas::Error::Io { .. })) => 2,
+        | Some(
+            Problem::Cache(
+                schemas::Error::NotACache { .. }
+                | schemas::Error::Io { .. }
+                | schemas::Error::NoSuchTeacher { .. },
+            )
+            | Problem::Grid { .. }
+            | Problem::TooManyViews { .. }
+            | Problem::NoPixels { .. }
+            | Problem::PackedPixels { .. },
+        ) => 2,
         Some(_) => 1,
     }
 }

@@ -1,6 +1,6 @@
 //! The program `trainer`: parse, run, exit status.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -12,13 +12,34 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     init_logging(cli.log_format);
     allow_open_files();
-    match trainer::run(&cli, &mut io::stdout().lock()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let outcome = trainer::interrupt::catch_signals()
+        .and_then(|()| trainer::run(&cli, &mut io::stdout().lock()));
+    match outcome {
+        Ok(status) => ExitCode::from(status.code()),
+        // Whoever read stdout has gone, as `head` does when it has seen enough; results come when the work is done.
+        Err(error)
+            if error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) =>
+        {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            tracing::error!("{error:#}");
+            report_error(cli.log_format, &error);
             ExitCode::from(trainer::exit_code(&error))
         }
     }
+}
+
+/// The last word of a program that could not do what was asked: whatever `RUST_LOG` says, in the format asked for.
+fn report_error(format: LogFormat, error: &anyhow::Error) {
+    let message = format!("{error:#}");
+    let line = match format {
+        LogFormat::Text => format!("ERROR {message}"),
+        LogFormat::Json => serde_json::json!({"level": "ERROR", "message": message}).to_string(),
+    };
+    // With nobody to read it, the exit status is all that is left.
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Raises the number of files this process may open to what the system lets it have. The loader keeps each part of a teacher open, and a cache of
@@ -43,6 +64,8 @@ fn init_logging(format: LogFormat) {
     let messages = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // Whoever reads the messages may be gone, or the log's disk full; a run of days goes on without them.
+        .log_internal_errors(false)
         .with_target(false);
     match format {
         LogFormat::Text => messages

@@ -31,13 +31,13 @@ use crate::progress::{InFlight, Progress};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
-use crate::{optim, run_folder};
+use crate::{ExitStatus, interrupt, optim, run_folder};
 
 #[cfg(test)]
 mod tests;
 
 /// Trains until the recipe's last step, or for `--stop-after` steps. Run again to continue.
-pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
+pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<ExitStatus> {
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
@@ -106,7 +106,7 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             "{:?} is finished: all {total_steps} steps are done",
             args.out
         );
-        return Ok(());
+        return Ok(ExitStatus::Fine);
     }
     let mut progress = Progress::open(
         run.path(),
@@ -169,7 +169,9 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             loader.recycle(progress.settle(done)?);
         }
 
-        if (step + 1).is_multiple_of(recipe.run.checkpoint_every) || step + 1 == end {
+        let interrupted = interrupt::requested();
+        let due = (step + 1).is_multiple_of(recipe.run.checkpoint_every);
+        if due || step + 1 == end || interrupted {
             if let Some(done) = in_flight.take() {
                 loader.recycle(progress.settle(done)?);
             }
@@ -187,6 +189,13 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             )?;
             info!("checkpoint {}", folder.display());
         }
+        if interrupted && step + 1 < end {
+            warn!(
+                "interrupted after step {}; the same command goes on from there",
+                step + 1
+            );
+            return Ok(ExitStatus::Interrupted);
+        }
     }
     if end == total_steps {
         info!("finished: {total_steps} steps");
@@ -195,7 +204,7 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<()> {
             "stopped after step {end} of {total_steps} (--stop-after); the same command continues"
         );
     }
-    Ok(())
+    Ok(ExitStatus::Fine)
 }
 
 /// The network that a recipe asks for, with a head for each teacher of `widths`. `loss.w_mimic` is shared evenly by the teachers.

@@ -61,6 +61,7 @@ impl RunFolder {
                 );
             }
         }
+        atomic::remove_stale(&saved)?;
         // Also over an old one, for the settings that may change.
         atomic::write(&saved, recipe.to_toml().as_bytes())?;
         Ok(RunFolder {

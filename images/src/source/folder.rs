@@ -36,12 +36,23 @@ pub(super) fn open(root: &Path) -> Result<Listing, SourceError> {
     let mut walk = Walk {
         classes: Vec::new(),
         keys: Vec::new(),
+        bad: Vec::new(),
+        bad_count: 0,
     };
     walk.folder(root, "", &mut vec![identity(root)?])?;
     let Walk {
         mut classes,
         mut keys,
+        bad,
+        bad_count,
     } = walk;
+    if bad_count > 0 {
+        return Err(SourceError::BadEntries {
+            root: root.to_path_buf(),
+            count: bad_count,
+            first: bad,
+        });
+    }
     classes.sort_unstable();
     keys.sort_unstable();
 
@@ -72,7 +83,13 @@ struct Walk {
     classes: Vec<String>,
     /// Paths of the images, below the root.
     keys: Vec<String>,
+    /// The first of the entries that cannot be used, and how many there are: whoever has to mend them sees all at once.
+    bad: Vec<SourceError>,
+    bad_count: usize,
 }
+
+/// Bad entries that a message lists.
+const LISTED: usize = 10;
 
 impl Walk {
     /// Collects what is below `folder`, whose key is `prefix`. `around` are the identities of the folder and of all around it.
@@ -93,32 +110,54 @@ impl Walk {
                 .extension()
                 .and_then(|e| e.to_str())
                 .is_some_and(is_image_extension);
-            let Some(file_type) = followed_type(&entry, is_image).map_err(io_error(&path))? else {
-                continue;
+            let file_type = match followed_type(&entry, is_image) {
+                Ok(Some(file_type)) => file_type,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.bad(io_error(&path)(error));
+                    continue;
+                }
             };
             let wanted = file_type.is_dir() || (file_type.is_file() && is_image);
             if !wanted {
                 continue;
             }
             let Some(name) = name.to_str() else {
-                return Err(SourceError::NotUtf8 { path });
+                self.bad(SourceError::NotUtf8 { path });
+                continue;
             };
             if file_type.is_file() {
                 self.keys.push(format!("{prefix}{name}"));
                 continue;
             }
-            let identity = identity(&path)?;
-            if around.contains(&identity) {
-                return Err(SourceError::LinkLoop { path });
-            }
+            let identity = match identity(&path) {
+                Ok(identity) if around.contains(&identity) => {
+                    self.bad(SourceError::LinkLoop { path });
+                    continue;
+                }
+                Ok(identity) => identity,
+                Err(error) => {
+                    self.bad(error);
+                    continue;
+                }
+            };
             if prefix.is_empty() {
                 self.classes.push(name.to_owned());
             }
             around.push(identity);
-            self.folder(&path, &format!("{prefix}{name}/"), around)?;
+            if let Err(error) = self.folder(&path, &format!("{prefix}{name}/"), around) {
+                self.bad(error);
+            }
             around.pop();
         }
         Ok(())
+    }
+
+    fn bad(&mut self, error: SourceError) {
+        self.bad_count += 1;
+        if self.bad.len() < LISTED {
+            self.bad.push(error);
+        }
     }
 }
 

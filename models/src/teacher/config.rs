@@ -84,6 +84,30 @@ impl Config {
         })
     }
 
+    /// Refuses the configuration of another kind of network than the tensors are of: its activation, eps and sizes would be taken
+    /// for this one's. A kind that is not known here says nothing.
+    fn check_model_type(&self, layout: &Layout) -> Result<()> {
+        let Some(model_type) = self.config.value.get("model_type").and_then(Value::as_str) else {
+            return Ok(());
+        };
+        let family = match model_type {
+            "clip" | "clip_vision_model" => Family::Clip,
+            "vit" | "deit" | "vit_mae" => Family::Vit,
+            "dinov2" | "dinov2_with_registers" => Family::Dinov2,
+            "dinov3_vit" => Family::Dinov3,
+            "siglip" | "siglip_vision_model" => Family::Siglip,
+            _ => return Ok(()),
+        };
+        if family == layout.family {
+            return Ok(());
+        }
+        Err(self.config.wrong(format!(
+            "model_type is {model_type:?}, and the tensors beside it are those of {}: this file belongs to another model. Put the \
+             right one there",
+            layout.title()
+        )))
+    }
+
     /// Puts the files' words, the shapes, the options and the defaults together.
     pub(super) fn resolve(
         mut self,
@@ -91,6 +115,7 @@ impl Config {
         layout: &Layout,
         options: &TeacherOptions,
     ) -> Result<Resolved> {
+        self.check_model_type(layout)?;
         let activation = self.activation(layout, options.activation)?;
         if layout.is_openai()
             && let Some(tower) = self.open_clip.vision_tower()?

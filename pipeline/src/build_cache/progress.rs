@@ -81,13 +81,16 @@ impl Progress {
 
     fn show(&mut self) {
         let (done, rate) = (self.before + self.images(), self.rate());
-        let eta = Duration::from_secs_f64(
-            ((self.total - done.min(self.total)) as f64 / rate.max(1e-9)).min(1e9),
-        );
+        // Nothing is known before the first image is through.
+        let eta = (rate > 0.0).then(|| {
+            let left = (self.total - done.min(self.total)) as f64;
+            Duration::from_secs_f64((left / rate).min(1e9))
+        });
         self.bar.set_position(done);
         self.bar.set_message(format!(
             "{rate:.1} img/s, ETA {}, {} rejected",
-            indicatif::HumanDuration(eta),
+            eta.map_or("unknown".to_owned(), |eta| indicatif::HumanDuration(eta)
+                .to_string()),
             self.rejected
         ));
         if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
@@ -96,7 +99,7 @@ impl Progress {
                 images = done,
                 of = self.total,
                 img_per_s = (rate * 10.0).round() / 10.0,
-                eta_s = eta.as_secs(),
+                eta_s = eta.map(|eta| eta.as_secs()),
                 rejected = self.rejected,
                 "building"
             );

@@ -15,11 +15,14 @@ use schemas::{CacheIdentity, Pack, TeacherId, ViewIdentity, ViewPolicy};
 
 use crate::cli::{AddTeacherArgs, BuildCacheArgs, TeacherArgs};
 
+/// More threads than any machine has cores; systems refuse some tens of thousands, and each takes memory.
+const MAX_THREADS: usize = 4096;
+
 /// What can be wrong with the settings. Every message names the setting and what would be accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The recipe file cannot be read.
-    #[error("{path:?}: cannot read the recipe: {source}")]
+    #[error("{path:?}: cannot read the recipe")]
     Read {
         /// The recipe file.
         path: PathBuf,
@@ -296,6 +299,14 @@ fn complete(
     at_least_one("features.calibration_images", features.calibration_images)?;
     at_least_one("cache.part_samples", cache.part_samples)?;
     at_least_one("run.threads", run.threads)?;
+    if let Some(threads) = run.threads {
+        require(
+            threads <= MAX_THREADS,
+            "run.threads",
+            threads,
+            "must be at most 4096",
+        )?;
+    }
     Ok(BuildConfig {
         images: data.images,
         limit: data.limit,

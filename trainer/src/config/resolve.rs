@@ -71,8 +71,20 @@ impl Recipe {
         };
         let mut table: toml::Table =
             toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
+        let mut before = table.clone();
         for setting in settings {
             apply(&mut table, setting)?;
+            // One at a time, so that the message names the setting and not the file.
+            let checked = Recipe::deserialize(toml::Value::Table(table.clone()));
+            if let Err(e) = checked
+                && Recipe::deserialize(toml::Value::Table(before.clone())).is_ok()
+            {
+                return Err(Error::Set {
+                    setting: setting.clone(),
+                    problem: e.to_string().trim().to_owned(),
+                });
+            }
+            before.clone_from(&table);
         }
         let mut recipe = Recipe::deserialize(toml::Value::Table(table))
             .map_err(|e| parse_error(e.to_string().trim().to_owned()))?;
@@ -140,11 +152,12 @@ impl Recipe {
     /// The first setting in which `self` and `other` differ: its dotted name and both values as TOML.
     ///
     /// Settings that cannot change what is computed, only how fast and what is kept, do not count: `data.prefetch`,
-    /// `data.pixel_cache_mib`, `run.checkpoint_every`, `run.keep_checkpoints` and `run.stop_after_nonfinite`.
+    /// `data.pixel_cache_mib`, `run.log_every`, `run.checkpoint_every`, `run.keep_checkpoints` and `run.stop_after_nonfinite`.
     pub fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
         let mut other = other.clone();
         other.data.prefetch = self.data.prefetch;
         other.data.pixel_cache_mib = self.data.pixel_cache_mib;
+        other.run.log_every = self.run.log_every;
         other.run.checkpoint_every = self.run.checkpoint_every;
         other.run.keep_checkpoints = self.run.keep_checkpoints;
         other.run.stop_after_nonfinite = self.run.stop_after_nonfinite;
