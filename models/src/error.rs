@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tch::Kind;
 
@@ -53,12 +53,48 @@ pub enum Error {
         reason: String,
     },
 
+    /// A zip archive is none that `torch.save` wrote, is damaged, or holds what is not read.
+    #[error(
+        "{path:?} is not an intact file of torch.save: {reason}. Copy or save it again, or convert it: {}",
+        to_safetensors(path)
+    )]
+    BadTorchFile {
+        /// The file.
+        path: PathBuf,
+        /// The first thing that is wrong with it.
+        reason: String,
+    },
+
+    /// A file is in a format that is not read here.
+    #[error(
+        "{path:?} is {what}, which is not read here. Convert it in Python: {}",
+        to_safetensors(path)
+    )]
+    UnreadFormat {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+
+    /// The index of a sharded set and its shards do not agree.
+    #[error("{path:?}: {reason}. Copy the index and all its shards again")]
+    BadIndex {
+        /// The index.
+        path: PathBuf,
+        /// The first thing that is wrong, naming shard and tensor.
+        reason: String,
+    },
+
     /// A folder does not say which file holds the weights.
-    #[error("{folder:?} has no model.safetensors, and {} other .safetensors files: {found:?}. Name the file itself", found.len())]
+    #[error(
+        "{folder:?} has none of the usual weights files (model.safetensors, pytorch_model.bin, their indices, open_clip_model), and {}",
+        candidates(found)
+    )]
     NoWeightsFile {
         /// The folder.
         folder: PathBuf,
-        /// Its safetensors files.
+        /// The files in it that may hold weights.
         found: Vec<PathBuf>,
     },
 
@@ -128,6 +164,26 @@ pub enum Error {
     /// The libtorch side failed.
     #[error(transparent)]
     TorchExt(#[from] torch_ext::Error),
+}
+
+/// A line of Python that converts the state dict in `path`, wherever the reader of this line finds it in the saved object.
+fn to_safetensors(path: &Path) -> String {
+    let to = path.with_extension("safetensors");
+    format!(
+        "python -c 'import torch, safetensors.torch as s; x = torch.load({path:?}, map_location=\"cpu\", weights_only=True); \
+         x = x.get(\"state_dict\", x); s.save_file({{k: v.clone().contiguous() for k, v in x.items()}}, {to:?})' (for TorchScript \
+         take torch.jit.load(..).state_dict())"
+    )
+}
+
+fn candidates(found: &[PathBuf]) -> String {
+    match found {
+        [] => "no other .safetensors, .pth, .pt or .bin file".to_owned(),
+        _ => format!(
+            "{} that may be meant: {found:?}. Name the file itself",
+            found.len()
+        ),
+    }
 }
 
 /// Every difference between the tensors a network needs and the tensors it was given.

@@ -76,7 +76,7 @@ pub struct TeacherInfo {
     pub mean: [f64; 3],
     /// Standard deviation of each channel, divided by.
     pub std: [f64; 3],
-    /// SHA-256 of the weights file, in hexadecimal.
+    /// SHA-256 of the weights file or sharded set, see [`Weights::sha256`].
     pub weights_sha256: String,
 }
 
@@ -144,9 +144,9 @@ impl Teacher {
         Teacher::load_with(path, &TeacherOptions::default(), device)
     }
 
-    /// Loads the teacher in `path`: a folder with `model.safetensors` (or one other safetensors file) and the configuration
-    /// published with it (`config.json` and `preprocessor_config.json`, or `open_clip_config.json`); or a safetensors file, with
-    /// those files looked for beside it.
+    /// Loads the teacher in `path`: a folder with a weights file ([`weights_file`](crate::weights::weights_file) says which) and
+    /// the configuration published with it (`config.json` and `preprocessor_config.json`, or `open_clip_config.json`); or a
+    /// weights file, with those files looked for beside it. What is read as weights: [`Weights::read`].
     ///
     /// Files in timm's, OpenAI's or DINO's own layouts may stand alone: sizes come from shapes, heads are width / 64, eps, the
     /// activation and the normalisation are the family's. A `config.json` with the keys of Hugging Face's configuration

@@ -1,29 +1,41 @@
-//! Safetensors files as named tensors: strict in what is accepted, deterministic in what is written.
+//! Weights files as named tensors: strict in what is accepted, deterministic in what is written.
 //!
-//! A file from outside may be anything: cut short, hostile, another model's. Reading checks the header against the length of
-//! the file before a byte of data is allocated, and [`Weights::require`] compares every name and shape with what a network
+//! | file | read by |
+//! |---|---|
+//! | one safetensors file | `safetensors_file.rs` |
+//! | a sharded set with its index, `model.safetensors.index.json` | `sharded.rs` |
+//! | a zip archive of `torch.save` (`.pth`, `.pt`, `.bin`) | `torch_zip.rs`, `pickle.rs` |
+//!
+//! Written is safetensors alone. A file from outside may be anything: cut short, hostile, another model's. Reading checks what a
+//! file claims against its length before a byte of data is allocated, and [`Weights::require`] compares every name and shape with what a network
 //! needs and reports all differences at once: one line per tensor tells a wrong file from a half-copied one.
 //!
 //! Format: <https://github.com/huggingface/safetensors>, header length (u64, little endian), JSON header, data.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, Mismatch, Misshaped, Result};
+
+mod files;
+mod pickle;
+mod safetensors_file;
+mod sharded;
+mod torch_zip;
+
+use files::Format;
+pub use files::weights_file;
 
 #[cfg(test)]
 mod tests;
 
-/// Longest header that is parsed: a thousand times that of a ViT-L, and small enough to parse from an unknown file.
-const MAX_HEADER_BYTES: u64 = 64 << 20;
-
-/// The tensors of one safetensors file, on the CPU and in the types of the file.
+/// The tensors of a weights file or a sharded set, on the CPU and in the types of the file.
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
@@ -33,93 +45,38 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Reads the safetensors file `path`, or the one in the folder `path` (see [`weights_file`]).
+    /// Reads the weights `path`: a file, or the one that a folder stands for (see [`weights_file`]).
     ///
-    /// The file is read once, front to back; its SHA-256 is taken from the same bytes that become the tensors.
+    /// What a file is shows in its content and not in its name: safetensors, the index of a sharded set (a JSON object with
+    /// `weight_map`), or a zip archive of `torch.save`. Tensors of an archive are named by the dictionary keys on the way to
+    /// them, joined by dots; nothing in it is run.
+    ///
+    /// # Errors
+    /// Files that cannot be read, that are damaged or that contradict each other, and formats that are not read, with the way to
+    /// convert them.
     pub fn read(path: &Path) -> Result<Weights> {
-        let path = weights_file(path)?;
-        let io_error = |source| Error::ReadWeights {
-            path: path.clone(),
-            source,
-        };
-        let malformed = |reason: String| Error::BadSafetensors {
-            path: path.clone(),
-            reason,
-        };
-
-        let file = File::open(&path).map_err(io_error)?;
-        let file_len = file.metadata().map_err(io_error)?.len();
-        let mut reader = HashingReader {
-            inner: BufReader::with_capacity(1 << 20, file),
-            sha256: Sha256::new(),
-        };
-
-        let mut header_len = [0; 8];
-        if file_len < 8 {
-            return Err(malformed(format!(
-                "the file has {file_len} bytes, too few for a header"
-            )));
+        let path = files::weights_file(path)?;
+        match Format::of(&path)? {
+            Format::Safetensors => safetensors_file::read(&path),
+            Format::Torch => archive(path),
+            Format::Index => sharded::read(&path),
         }
-        reader.read_exact(&mut header_len).map_err(io_error)?;
-        let header_len = u64::from_le_bytes(header_len);
-        if header_len > MAX_HEADER_BYTES || header_len > file_len - 8 {
-            return Err(malformed(format!(
-                "the header claims {header_len} bytes in a file of {file_len}"
-            )));
-        }
-        let mut header = vec![0; header_len as usize];
-        reader.read_exact(&mut header).map_err(io_error)?;
-        // Deserializing validates: offsets without gaps or overlaps, each span as long as its shape and type say.
-        let header: Metadata = serde_json::from_slice(&header)
-            .map_err(|e| malformed(format!("the header is damaged: {e}")))?;
-        let expected_len = (header.data_len() as u64).checked_add(8 + header_len);
-        if expected_len != Some(file_len) {
-            return Err(malformed(match expected_len {
-                Some(len) => {
-                    format!("the header describes {len} bytes but the file has {file_len}")
-                }
-                None => "the header describes more bytes than any file can have".to_string(),
-            }));
-        }
-
-        let mut tensors = BTreeMap::new();
-        for name in header.offset_keys() {
-            let Some(info) = header.info(&name) else {
-                continue;
-            };
-            // Bounded by the length of the file, checked above.
-            let mut tensor = empty_tensor(info)
-                .map_err(|reason| malformed(format!("tensor {name}: {reason}")))?;
-            let bytes = torch_ext::tensor_bytes_mut(&mut tensor)?;
-            reader.read_exact(bytes).map_err(io_error)?;
-            tensors.insert(name, tensor);
-        }
-        let sha256 = hex(&reader.sha256.finalize());
-        let metadata = header
-            .metadata()
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
-        Ok(Weights {
-            path,
-            sha256,
-            tensors,
-            metadata,
-        })
     }
 
-    /// The file that was read (never the folder).
+    /// The file that was read (never the folder); the index of a sharded set.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// SHA-256 of the whole file, in hexadecimal.
+    ///
+    /// Of a sharded set it is the SHA-256 over one line per shard, `<name>  <SHA-256>` and a line feed, sorted by name: the lines
+    /// of `sha256sum` with the columns exchanged. The index has no part in it, since it holds no weights.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// The header's free-text entries.
+    /// The free-text entries of a safetensors header; empty for other files.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -189,36 +146,38 @@ impl Weights {
     }
 }
 
-/// The safetensors file that `path` stands for: itself, or `model.safetensors` in it, or the only `*.safetensors` in it.
-pub fn weights_file(path: &Path) -> Result<PathBuf> {
-    if !path.is_dir() {
-        return Ok(path.to_path_buf());
-    }
-    let usual = path.join("model.safetensors");
-    if usual.is_file() {
-        return Ok(usual);
-    }
+/// An archive of `torch.save`, hashed and then read.
+fn archive(path: PathBuf) -> Result<Weights> {
     let io_error = |source| Error::ReadWeights {
-        path: path.to_path_buf(),
+        path: path.clone(),
         source,
     };
-    let mut found = BTreeSet::new();
-    for entry in path.read_dir().map_err(io_error)? {
-        let file = entry.map_err(io_error)?.path();
-        if file
-            .extension()
-            .is_some_and(|extension| extension == "safetensors")
-        {
-            found.insert(file);
+    let mut file = File::open(&path).map_err(io_error)?;
+    let sha256 = sha256_of(&mut file).map_err(io_error)?;
+    let tensors = torch_zip::read(file).map_err(|reason| Error::BadTorchFile {
+        path: path.clone(),
+        reason,
+    })?;
+    Ok(Weights {
+        path,
+        sha256,
+        tensors,
+        metadata: BTreeMap::new(),
+    })
+}
+
+/// SHA-256 of a file from its beginning, in hexadecimal; leaves it at its beginning.
+fn sha256_of(file: &mut File) -> io::Result<String> {
+    let mut sha256 = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            n => sha256.update(&buffer[..n]),
         }
     }
-    match found.first() {
-        Some(file) if found.len() == 1 => Ok(file.clone()),
-        _ => Err(Error::NoWeightsFile {
-            folder: path.to_path_buf(),
-            found: found.into_iter().collect(),
-        }),
-    }
+    file.rewind()?;
+    Ok(hex(&sha256.finalize()))
 }
 
 /// Writes tensors as a safetensors file, streaming: at most one tensor is copied at a time.
@@ -282,31 +241,6 @@ pub fn to_bytes(
     Ok(bytes)
 }
 
-/// A tensor to fill, of the file's type. Values come as bytes, because tch takes bf16 slices for f16.
-fn empty_tensor(info: &TensorInfo) -> std::result::Result<Tensor, String> {
-    let kind = match info.dtype {
-        Dtype::F64 => Kind::Double,
-        Dtype::F32 => Kind::Float,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        Dtype::I16 => Kind::Int16,
-        Dtype::I8 => Kind::Int8,
-        Dtype::U8 => Kind::Uint8,
-        other => return Err(format!("the type {other} is not one this program reads")),
-    };
-    let mut shape = Vec::with_capacity(info.shape.len());
-    for &dim in &info.shape {
-        shape.push(
-            i64::try_from(dim).map_err(|_| format!("the shape {:?} is impossible", info.shape))?,
-        );
-    }
-    // An error of libtorch carries its C++ stack; the first line says what is wrong.
-    Tensor::f_empty(&shape, (kind, Device::Cpu))
-        .map_err(|e| e.to_string().lines().next().unwrap_or_default().to_string())
-}
-
 fn dtype_of(name: &str, tensor: &Tensor) -> Result<Dtype> {
     Ok(match tensor.kind() {
         Kind::Double => Dtype::F64,
@@ -325,19 +259,6 @@ fn dtype_of(name: &str, tensor: &Tensor) -> Result<Dtype> {
             return Err(Error::WriteWeights { source });
         }
     })
-}
-
-struct HashingReader<R> {
-    inner: R,
-    sha256: Sha256,
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.sha256.update(&buf[..n]);
-        Ok(n)
-    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -4,8 +4,12 @@ use std::fs;
 
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
+use tch::Device;
 
 use super::*;
+
+mod folders;
+mod torch_files;
 
 fn sample() -> BTreeMap<String, Tensor> {
     let values = Tensor::from_slice(&[1.5f32, -2.25, 0.0, 3.0, 4.0, 5.0]).reshape([2, 3]);

@@ -1,0 +1,129 @@
+//! Safetensors files: header length (u64, little endian), JSON header, data.
+//!
+//! Format: <https://github.com/huggingface/safetensors>.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use super::{Weights, hex};
+use crate::error::{Error, Result};
+
+/// Longest header that is parsed: a thousand times that of a ViT-L, and small enough to parse from an unknown file.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+
+/// Reads the file `path` once, front to back; its SHA-256 is taken from the same bytes that become the tensors.
+pub(super) fn read(path: &Path) -> Result<Weights> {
+    let io_error = |source| Error::ReadWeights {
+        path: path.to_path_buf(),
+        source,
+    };
+    let malformed = |reason: String| Error::BadSafetensors {
+        path: path.to_path_buf(),
+        reason,
+    };
+
+    let file = File::open(path).map_err(io_error)?;
+    let file_len = file.metadata().map_err(io_error)?.len();
+    let mut reader = HashingReader {
+        inner: BufReader::with_capacity(1 << 20, file),
+        sha256: Sha256::new(),
+    };
+
+    let mut header_len = [0; 8];
+    if file_len < 8 {
+        return Err(malformed(format!(
+            "the file has {file_len} bytes, too few for a header"
+        )));
+    }
+    reader.read_exact(&mut header_len).map_err(io_error)?;
+    let header_len = u64::from_le_bytes(header_len);
+    if header_len > MAX_HEADER_BYTES || header_len > file_len - 8 {
+        return Err(malformed(format!(
+            "the header claims {header_len} bytes in a file of {file_len}"
+        )));
+    }
+    let mut header = vec![0; header_len as usize];
+    reader.read_exact(&mut header).map_err(io_error)?;
+    // Deserializing validates: offsets without gaps or overlaps, each span as long as its shape and type say.
+    let header: Metadata = serde_json::from_slice(&header)
+        .map_err(|e| malformed(format!("the header is damaged: {e}")))?;
+    let expected_len = (header.data_len() as u64).checked_add(8 + header_len);
+    if expected_len != Some(file_len) {
+        return Err(malformed(match expected_len {
+            Some(len) => {
+                format!("the header describes {len} bytes but the file has {file_len}")
+            }
+            None => "the header describes more bytes than any file can have".to_string(),
+        }));
+    }
+
+    let mut tensors = BTreeMap::new();
+    for name in header.offset_keys() {
+        let Some(info) = header.info(&name) else {
+            continue;
+        };
+        // Bounded by the length of the file, checked above.
+        let mut tensor =
+            empty_tensor(info).map_err(|reason| malformed(format!("tensor {name}: {reason}")))?;
+        let bytes = torch_ext::tensor_bytes_mut(&mut tensor)?;
+        reader.read_exact(bytes).map_err(io_error)?;
+        tensors.insert(name, tensor);
+    }
+    let sha256 = hex(&reader.sha256.finalize());
+    let metadata = header
+        .metadata()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    Ok(Weights {
+        path: path.to_path_buf(),
+        sha256,
+        tensors,
+        metadata,
+    })
+}
+
+/// A tensor to fill, of the file's type. Values come as bytes, because tch takes bf16 slices for f16.
+fn empty_tensor(info: &TensorInfo) -> std::result::Result<Tensor, String> {
+    let kind = match info.dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I8 => Kind::Int8,
+        Dtype::U8 => Kind::Uint8,
+        other => return Err(format!("the type {other} is not one this program reads")),
+    };
+    let mut shape = Vec::with_capacity(info.shape.len());
+    for &dim in &info.shape {
+        shape.push(
+            i64::try_from(dim).map_err(|_| format!("the shape {:?} is impossible", info.shape))?,
+        );
+    }
+    // An error of libtorch carries its C++ stack; the first line says what is wrong.
+    Tensor::f_empty(&shape, (kind, Device::Cpu))
+        .map_err(|e| e.to_string().lines().next().unwrap_or_default().to_string())
+}
+
+struct HashingReader<R> {
+    inner: R,
+    sha256: Sha256,
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.sha256.update(&buf[..n]);
+        Ok(n)
+    }
+}

@@ -1,0 +1,330 @@
+//! The zip archives of `torch.save` (`.pth`, `.pt`, `.bin`) as named tensors.
+//!
+//! | entry below the archive's one folder | holds |
+//! |---|---|
+//! | `data.pkl` | the saved object, see [`super::pickle`] |
+//! | `data/<key>` | the numbers of one storage |
+//! | `byteorder` | `little` or `big`; older versions of torch leave it out and write little-endian |
+//!
+//! A tensor is named by the dictionary keys on the way to it, joined by dots: `{"teacher": {"backbone.norm.weight": ..}}` holds
+//! `teacher.backbone.norm.weight`. Objects of other classes (a whole module, a TorchScript archive) are looked through by their
+//! attributes; the dictionaries in which modules keep theirs (`_parameters`, `_buffers`, `_modules`) give no part of the name.
+//! What is in lists, or under keys that are not text, has no name and is not read: an optimiser's moments, say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
+
+use tch::{Device, Kind, Tensor};
+use zip::ZipArchive;
+
+use super::pickle::{Id, Node, Pickle, Storage, View};
+
+/// The pickle of a ViT-g with its optimiser has about 5 MiB; the numbers are in entries of their own.
+const MAX_PICKLE_BYTES: u64 = 64 << 20;
+
+/// Dictionaries within dictionaries; a module of modules nests about ten deep.
+const MAX_DEPTH: usize = 64;
+
+/// Places that are looked at in all, since one dictionary can stand in many.
+const MAX_VISITS: usize = 1 << 20;
+
+type Outcome<T> = Result<T, String>;
+
+/// Reads the tensors of the archive `file`.
+///
+/// # Errors
+/// The first thing that is wrong with it, naming the tensor where there is one.
+pub(super) fn read(file: File) -> Outcome<BTreeMap<String, Tensor>> {
+    let file_len = file.metadata().map_err(|e| e.to_string())?.len();
+    let mut archive = Archive::open(BufReader::new(file), file_len)?;
+    archive.check_byte_order()?;
+    let pickle = archive.entry("data.pkl", MAX_PICKLE_BYTES)?;
+    let pickle = Pickle::parse(&pickle)?;
+    let mut names = Names {
+        pickle: &pickle,
+        views: BTreeMap::new(),
+        visits: 0,
+    };
+    names.collect(pickle.root, &mut Vec::new())?;
+
+    let mut storages = HashMap::new();
+    let mut tensors = BTreeMap::new();
+    for (name, view) in names.views {
+        let named = |reason: String| format!("tensor {name}: {reason}");
+        let kind = kind_of(&view.storage.class).map_err(named)?;
+        check(view).map_err(named)?;
+        let loaded = match storages.get(&view.storage.key) {
+            Some(loaded) => loaded,
+            None => {
+                let loaded = archive.storage(&view.storage, kind).map_err(named)?;
+                storages.entry(view.storage.key.clone()).or_insert(loaded)
+            }
+        };
+        if loaded.kind() != kind || loaded.numel() as i64 != view.storage.numel {
+            return Err(named(format!(
+                "storage {} is of two types or lengths",
+                view.storage.key
+            )));
+        }
+        let tensor = loaded.f_as_strided(&view.size, &view.stride, view.offset);
+        let tensor = tensor.map_err(|e| named(first_line(&e.to_string())))?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+struct Archive<R> {
+    zip: ZipArchive<R>,
+    /// With its slash.
+    root: String,
+    file_len: u64,
+}
+
+impl<R: Read + Seek> Archive<R> {
+    fn open(reader: R, file_len: u64) -> Outcome<Archive<R>> {
+        let zip =
+            ZipArchive::new(reader).map_err(|e| format!("the zip archive is damaged: {e}"))?;
+        let mut roots = Vec::new();
+        for name in zip.file_names() {
+            let name = name.map_err(|e| format!("the zip archive is damaged: {e}"))?;
+            let root = name.strip_suffix("data.pkl");
+            roots.extend(
+                root.filter(|root| root.ends_with('/') && root.matches('/').count() == 1)
+                    .map(str::to_owned),
+            );
+        }
+        match (roots.pop(), roots.is_empty()) {
+            (Some(root), true) => Ok(Archive {
+                root,
+                file_len,
+                zip,
+            }),
+            _ => Err(
+                "this zip archive has no single data.pkl, so torch.save did not write it"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    fn check_byte_order(&mut self) -> Outcome<()> {
+        if self
+            .zip
+            .index_for_name(&format!("{}byteorder", self.root))
+            .is_none()
+        {
+            return Ok(());
+        }
+        match &self.entry("byteorder", 16)?[..] {
+            b"little" => Ok(()),
+            other => Err(format!(
+                "its numbers are in byte order {:?}, and only little is read. Save it again on the usual hardware",
+                String::from_utf8_lossy(other)
+            )),
+        }
+    }
+
+    /// Opens a stored entry. Reading to its end checks its CRC.
+    fn open_entry(&mut self, name: &str) -> Outcome<zip::read::ZipFile<'_, R>> {
+        let entry = self.zip.by_name(&format!("{}{name}", self.root));
+        let entry = entry.map_err(|e| format!("entry {name}: {e}"))?;
+        if entry.size() != entry.compressed_size() || entry.size() > self.file_len {
+            return Err(format!(
+                "entry {name} claims {} bytes in a file of {}",
+                entry.size(),
+                self.file_len
+            ));
+        }
+        Ok(entry)
+    }
+
+    fn entry(&mut self, name: &str, limit: u64) -> Outcome<Vec<u8>> {
+        let mut entry = self.open_entry(name)?;
+        let len = entry.size();
+        if len > limit {
+            return Err(format!("entry {name} has {len} bytes, more than {limit}"));
+        }
+        let mut bytes = Vec::with_capacity(len as usize);
+        entry
+            .read_to_end(&mut bytes)
+            .map_err(|e| format!("entry {name}: {e}"))?;
+        if bytes.len() as u64 != len {
+            return Err(format!("entry {name} is cut short"));
+        }
+        Ok(bytes)
+    }
+
+    fn storage(&mut self, storage: &Storage, kind: Kind) -> Outcome<Tensor> {
+        let name = format!("data/{}", storage.key);
+        let mut entry = self.open_entry(&name)?;
+        let len = u64::try_from(storage.numel)
+            .ok()
+            .and_then(|numel| numel.checked_mul(kind.elt_size_in_bytes() as u64));
+        if len != Some(entry.size()) {
+            return Err(format!(
+                "storage {} of {} elements of {} has {} bytes",
+                storage.key,
+                storage.numel,
+                storage.class,
+                entry.size()
+            ));
+        }
+        let mut tensor = Tensor::f_empty([storage.numel], (kind, Device::Cpu))
+            .map_err(|e| first_line(&e.to_string()))?;
+        let bytes = torch_ext::tensor_bytes_mut(&mut tensor).map_err(|e| e.to_string())?;
+        entry
+            .read_exact(bytes)
+            .map_err(|e| format!("entry {name}: {e}"))?;
+        // The CRC is compared at the end of the entry, which reading exactly its length does not reach.
+        match entry.read(&mut [0]) {
+            Ok(0) => {}
+            Ok(_) => return Err(format!("entry {name} is longer than it says")),
+            Err(e) => return Err(format!("entry {name}: {e}")),
+        }
+        if kind == Kind::Bool && bytes.iter().any(|&byte| byte > 1) {
+            return Err(format!(
+                "storage {} has booleans that are neither 0 nor 1",
+                storage.key
+            ));
+        }
+        Ok(tensor)
+    }
+}
+
+/// Finds the tensors that have names.
+struct Names<'a> {
+    pickle: &'a Pickle,
+    views: BTreeMap<String, &'a View>,
+    visits: usize,
+}
+
+impl<'a> Names<'a> {
+    fn collect(&mut self, id: Id, path: &mut Vec<&'a str>) -> Outcome<()> {
+        self.visits += 1;
+        if path.len() > MAX_DEPTH || self.visits > MAX_VISITS {
+            return Err(format!(
+                "its dictionaries nest more than {MAX_DEPTH} deep or hold more than {MAX_VISITS} entries"
+            ));
+        }
+        match self.pickle.node(id) {
+            Node::Tensor(view) => {
+                // An empty path is a file of one tensor alone.
+                let name = path.iter().filter(|part| !part.is_empty());
+                let name = name.copied().collect::<Vec<_>>().join(".");
+                if name.is_empty() {
+                    return Err("it holds one tensor without a name, and no dictionary".to_owned());
+                }
+                if self.views.get(&name).is_some_and(|other| *other != view) {
+                    return Err(format!("tensor {name} is in it twice"));
+                }
+                self.views.insert(name, view);
+            }
+            Node::Dict(entries) => {
+                for &(key, value) in entries {
+                    if let Node::Text(key) = self.pickle.node(key) {
+                        path.push(key);
+                        self.collect(value, path)?;
+                        path.pop();
+                    }
+                }
+            }
+            Node::Opaque {
+                state: Some(state), ..
+            } => {
+                // Objects with slots have a pair of dictionaries.
+                let states = match self.pickle.node(*state) {
+                    Node::Tuple(states) => states.as_slice(),
+                    _ => std::slice::from_ref(state),
+                };
+                for &state in states {
+                    let Node::Dict(entries) = self.pickle.node(state) else {
+                        continue;
+                    };
+                    for &(key, value) in entries {
+                        if let Node::Text(key) = self.pickle.node(key) {
+                            let kept = matches!(&key[..], "_parameters" | "_buffers" | "_modules");
+                            path.push(if kept { "" } else { key });
+                            self.collect(value, path)?;
+                            path.pop();
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether a view lies within its storage, and is no larger than it.
+fn check(view: &View) -> Outcome<()> {
+    let View {
+        storage,
+        offset,
+        size,
+        stride,
+    } = view;
+    let outside = || {
+        format!(
+            "shape {size:?} with strides {stride:?} from {offset} does not fit into its storage of {} elements",
+            storage.numel
+        )
+    };
+    let negative = |values: &[i64]| values.iter().any(|&value| value < 0);
+    if size.len() != stride.len()
+        || *offset < 0
+        || negative(size)
+        || negative(stride)
+        || storage.numel < 0
+    {
+        return Err(outside());
+    }
+    let numel = size.iter().try_fold(1i64, |all, &n| all.checked_mul(n));
+    if size.contains(&0) {
+        // No element is read, and the other sides are nobody's concern but libtorch's, which multiplies them.
+        return if size.iter().all(|&n| n <= i64::from(u32::MAX))
+            && *offset <= storage.numel
+            && size.len() <= 8
+        {
+            Ok(())
+        } else {
+            Err(outside())
+        };
+    }
+    let last = size
+        .iter()
+        .zip(stride)
+        .try_fold(*offset, |at, (&n, &step)| {
+            (n - 1)
+                .checked_mul(step)
+                .and_then(|span| at.checked_add(span))
+        });
+    // A stride of 0 repeats elements; a few bytes would stand for any amount of memory once copied.
+    if numel.is_none_or(|numel| numel > storage.numel)
+        || last.is_none_or(|last| last >= storage.numel)
+    {
+        return Err(outside());
+    }
+    Ok(())
+}
+
+fn kind_of(class: &str) -> Outcome<Kind> {
+    Ok(match class {
+        "DoubleStorage" => Kind::Double,
+        "FloatStorage" => Kind::Float,
+        "HalfStorage" => Kind::Half,
+        "BFloat16Storage" => Kind::BFloat16,
+        "LongStorage" => Kind::Int64,
+        "IntStorage" => Kind::Int,
+        "ShortStorage" => Kind::Int16,
+        "CharStorage" => Kind::Int8,
+        "ByteStorage" => Kind::Uint8,
+        "BoolStorage" => Kind::Bool,
+        other => return Err(format!("the type {other} is not one this program reads")),
+    })
+}
+
+/// An error of libtorch carries its C++ stack; the first line says what is wrong.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
