@@ -15,9 +15,10 @@
 //!
 //! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (blocks), [`pos_embed`], [`masking`], [`mae`] (He et
 //! al. 2022), [`mimic`] (one head per teacher), [`losses`], [`mr_mae`] (Gao et al. 2023, all of it together). Teachers:
-//! [`teacher`], loaded through [`weights`].
+//! [`teacher`], loaded through [`weights`], found by [`hub`].
 
 pub mod error;
+pub mod hub;
 pub mod init;
 pub mod losses;
 pub mod mae;

@@ -30,7 +30,10 @@ mod sharded;
 mod torch_zip;
 
 use files::Format;
+#[cfg(feature = "hub")]
+pub(crate) use files::preferred;
 pub use files::weights_file;
+pub(crate) use sharded::read_index;
 
 #[cfg(test)]
 mod tests;
@@ -261,6 +264,6 @@ fn dtype_of(name: &str, tensor: &Tensor) -> Result<Dtype> {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -29,50 +29,63 @@ pub fn weights_file(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }
-    let usual = |name: &str| Some(path.join(name)).filter(|file| file.is_file());
-    if let Some(file) = SAFETENSORS.into_iter().find_map(usual) {
-        return Ok(file);
-    }
-    let safetensors = with_extension(path, &["safetensors"])?;
-    if let [file] = &safetensors[..] {
-        return Ok(file.clone());
-    }
-    if let Some(file) = usual(OPEN_CLIP) {
-        return Ok(file);
-    }
-    let ambiguous = |found| Error::NoWeightsFile {
-        folder: path.to_path_buf(),
-        found,
+    let io_error = |source| Error::ReadWeights {
+        path: path.to_path_buf(),
+        source,
     };
-    if !safetensors.is_empty() {
-        return Err(ambiguous(safetensors));
+    let mut names = Vec::new();
+    for entry in path.read_dir().map_err(io_error)? {
+        let entry = entry.map_err(io_error)?;
+        // A link, as in a hub's cache, is what it leads to.
+        if let Ok(name) = entry.file_name().into_string()
+            && entry.path().is_file()
+        {
+            names.push(name);
+        }
     }
-    if let Some(file) = PICKLES.into_iter().find_map(usual) {
-        return Ok(file);
-    }
-    let pickles = with_extension(path, &["pth", "pt", "bin"])?;
-    match &pickles[..] {
-        [file] => Ok(file.clone()),
-        _ => Err(ambiguous(pickles)),
+    match preferred(names.iter().map(String::as_str)) {
+        Ok(name) => Ok(path.join(name)),
+        Err(found) => Err(Error::NoWeightsFile {
+            folder: path.to_path_buf(),
+            found: found.into_iter().map(|name| path.join(name)).collect(),
+        }),
     }
 }
 
-/// The files of a folder with one of these extensions, sorted.
-fn with_extension(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
-    let io_error = |source| Error::ReadWeights {
-        path: folder.to_path_buf(),
-        source,
+/// Which of the files of one folder holds the weights, in the order of [`weights_file`]. Where none does, or several could be
+/// meant, those that could, sorted.
+pub(crate) fn preferred<'n>(names: impl Iterator<Item = &'n str>) -> Result<&'n str, Vec<&'n str>> {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    let usual = |name: &&str| names.iter().find(|found| *found == name).copied();
+    let with_extension = |extensions: &[&str]| -> Vec<&'n str> {
+        let of = |name: &&&str| {
+            let extension = Path::new(name).extension().and_then(|e| e.to_str());
+            extension.is_some_and(|e| extensions.contains(&e))
+        };
+        names.iter().filter(of).copied().collect()
     };
-    let mut found = Vec::new();
-    for entry in folder.read_dir().map_err(io_error)? {
-        let file = entry.map_err(io_error)?.path();
-        let extension = file.extension().and_then(|extension| extension.to_str());
-        if extension.is_some_and(|extension| extensions.contains(&extension)) && file.is_file() {
-            found.push(file);
-        }
+    if let Some(name) = SAFETENSORS.iter().find_map(usual) {
+        return Ok(name);
     }
-    found.sort();
-    Ok(found)
+    let safetensors = with_extension(&["safetensors"]);
+    if let [name] = safetensors[..] {
+        return Ok(name);
+    }
+    if let Some(name) = usual(&OPEN_CLIP) {
+        return Ok(name);
+    }
+    if !safetensors.is_empty() {
+        return Err(safetensors);
+    }
+    if let Some(name) = PICKLES.iter().find_map(usual) {
+        return Ok(name);
+    }
+    let pickles = with_extension(&["pth", "pt", "bin"]);
+    match pickles[..] {
+        [name] => Ok(name),
+        _ => Err(pickles),
+    }
 }
 
 /// Kinds of files that are read.

@@ -111,7 +111,7 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
 }
 
 /// Tensor names and the plain file names of their shards.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let mut text = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut text))
