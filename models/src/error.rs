@@ -161,10 +161,6 @@ pub enum Error {
         patch_size: u32,
     },
 
-    /// A model could not be had by its id.
-    #[error(transparent)]
-    Hub(#[from] crate::hub::Error),
-
     /// The libtorch side failed.
     #[error(transparent)]
     TorchExt(#[from] torch_ext::Error),

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::ensure;
 use images::ImageSource;
+use models::hub::HubSettings;
 use schemas::{Cache, Pack};
 
 use crate::ExitStatus;
@@ -14,6 +15,7 @@ use crate::config::BuildConfig;
 /// `pipeline add-teacher`.
 pub fn add_teacher(
     args: &AddTeacherArgs,
+    hub: &HubSettings,
     format: LogFormat,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
@@ -50,7 +52,7 @@ pub fn add_teacher(
         images::IMAGE_CODE
     );
     let existing = Existing::of_cache(&cache);
-    let build = build_cache::prepare(config, device, source, identity, existing)?;
+    let build = build_cache::prepare(config, device, source, identity, existing, hub)?;
     build_cache::run(&build, format, out)
 }
 

@@ -23,6 +23,7 @@ use std::thread;
 use anyhow::{Context, bail, ensure};
 use crossbeam_channel::{bounded, never, unbounded};
 use images::ImageSource;
+use models::hub::HubSettings;
 use models::teacher::{Teacher, TeacherOptions};
 use schemas::{Cache, CacheIdentity, Codec, TeacherId, TeacherIdentity, atomic, layout};
 use tch::Device;
@@ -38,6 +39,7 @@ mod identity;
 pub(crate) mod infer;
 mod progress;
 mod reorder;
+mod resolve;
 mod summary;
 pub(crate) mod timing;
 mod workers;
@@ -77,6 +79,7 @@ pub(crate) struct Build {
 /// `pipeline build-cache`.
 pub fn build_cache(
     args: &BuildCacheArgs,
+    hub: &HubSettings,
     format: LogFormat,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
@@ -87,7 +90,7 @@ pub fn build_cache(
     let source = open_source(&config)?;
     let existing = Existing::look(&config, &source)?;
     let identity = identity::cache_identity(&config, &source);
-    let build = prepare(config, device, Some(source), identity, existing)?;
+    let build = prepare(config, device, Some(source), identity, existing, hub)?;
     if build.config.dry_run {
         return dry_run::report(&build, out);
     }
@@ -167,23 +170,29 @@ fn open_source(config: &BuildConfig) -> anyhow::Result<ImageSource> {
     Ok(source)
 }
 
-/// Opens the teachers and settles what depends on them. Writes nothing.
+/// Finds and opens the teachers and settles what depends on them. Writes nothing, apart from what a hub's cache lacks.
 pub(crate) fn prepare(
     config: BuildConfig,
     device: Device,
     source: Option<ImageSource>,
     identity: CacheIdentity,
     existing: Existing,
+    hub: &HubSettings,
 ) -> anyhow::Result<Build> {
-    let mut models = Vec::new();
+    // All of them are found before the first is loaded: what is wrong with the second should not show after minutes.
+    let mut found = Vec::new();
     for (id, teacher) in &config.teachers {
+        found.push(resolve::resolve(id, &teacher.path, hub)?);
+    }
+    let mut models = Vec::new();
+    for ((id, teacher), resolved) in config.teachers.iter().zip(found) {
         let options = TeacherOptions {
             layer: teacher.layer,
             activation: teacher.activation,
         };
-        let model = Teacher::load_with(Path::new(&teacher.path), &options, device)
+        let model = Teacher::load_with(&resolved.path, &options, device)
             .with_context(|| format!("teacher {id}"))?;
-        models.push((id, &teacher.path, model));
+        models.push((id, resolved.source, model));
     }
     let grid = identity::choose_grid(
         config.grid,
@@ -198,7 +207,7 @@ pub(crate) fn prepare(
     let batch_size = config.batch_size.unwrap_or(default_batch);
 
     let mut teachers = Vec::new();
-    for (id, path, model) in models {
+    for (id, source, model) in models {
         let (codec, awaits_calibration) = match config.codec {
             CodecName::F32 => (Codec::F32, false),
             CodecName::F16 => (Codec::F16, false),
@@ -217,7 +226,7 @@ pub(crate) fn prepare(
             device,
         };
         let teacher =
-            identity::teacher_identity(id, path, model.info(), &config, codec.clone(), pass)?;
+            identity::teacher_identity(id, &source, model.info(), &config, codec.clone(), pass)?;
         let input_size = teacher.input_size;
         teachers.push((
             teacher,

@@ -59,8 +59,9 @@ pub struct BuildCacheArgs {
     /// The cache folder; created, or resumed when it holds the same build.
     #[arg(long, value_name = "CACHE")]
     pub out: Option<PathBuf>,
-    /// A teacher: its name in the cache, and the folder or safetensors file of its weights. May be given many times.
-    #[arg(long = "teacher", value_name = "ID=DIR")]
+    /// A teacher: its name in the cache, and the folder or file of its weights, or its id on the Hugging Face hub
+    /// (org/name or org/name@revision). May be given many times.
+    #[arg(long = "teacher", value_name = "ID=DIR|HUB_ID")]
     pub teachers: Vec<String>,
     /// Crops stored per image [default: 1].
     #[arg(long, value_name = "K")]
@@ -130,8 +131,9 @@ pub struct TeacherArgs {
 pub struct AddTeacherArgs {
     /// The cache folder.
     pub cache: PathBuf,
-    /// A teacher: its name in the cache, and the folder or weights file. May be given many times.
-    #[arg(long = "teacher", value_name = "ID=DIR", required = true)]
+    /// A teacher: its name in the cache, and the folder or file of its weights, or its id on the Hugging Face hub
+    /// (org/name or org/name@revision). May be given many times.
+    #[arg(long = "teacher", value_name = "ID=DIR|HUB_ID", required = true)]
     pub teachers: Vec<String>,
     /// The images the cache was built from; not needed for a cache that carries them.
     #[arg(long, value_name = "SRC")]

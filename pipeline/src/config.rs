@@ -113,7 +113,7 @@ pub enum TeacherEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherTable {
-    /// Folder or weights file. Relative paths start at the current directory.
+    /// Folder or weights file, or a model's id on the Hugging Face hub. Relative paths start at the current directory.
     pub path: String,
     /// Which features: `last`, `last_norm` or `proj`; default `last`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,7 +126,7 @@ pub struct TeacherTable {
 /// A teacher of a build, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TeacherSource {
-    /// Folder or weights file.
+    /// Folder, weights file or id on a hub.
     pub path: String,
     /// Which features.
     pub layer: Layer,

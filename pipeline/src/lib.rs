@@ -21,6 +21,7 @@ pub mod verify;
 use std::process::ExitCode;
 
 use cli::{Cli, Command};
+use models::hub::{self, HubSettings};
 
 /// What a command found out, as its exit status. Errors are [`ExitStatus::COULD_NOT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +54,24 @@ impl From<ExitStatus> for ExitCode {
     }
 }
 
-/// Does what the command line says. Results go to stdout, progress and messages to stderr through `tracing`.
-pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
+/// Does what the command line says. Results go to stdout, progress and messages to stderr through `tracing`. Teachers that are
+/// given by id are looked for as `hub` says.
+pub fn run(cli: Cli, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
     let out = &mut std::io::stdout().lock();
-    match &cli.command {
-        Command::BuildCache(args) => build_cache::build_cache(args, cli.log_format, out),
-        Command::AddTeacher(args) => add_teacher::add_teacher(args, cli.log_format, out),
+    let result = match &cli.command {
+        Command::BuildCache(args) => build_cache::build_cache(args, hub, cli.log_format, out),
+        Command::AddTeacher(args) => add_teacher::add_teacher(args, hub, cli.log_format, out),
         Command::Verify(args) => verify::verify(args, out),
         Command::Inspect(args) => inspect::inspect(args, out),
         Command::Stats(args) => stats::stats(args, out),
         Command::List(args) => list::list(args, out),
-    }
+    };
+    result.or_else(|error| {
+        match error.downcast_ref() {
+            // Asked for, and so no failure.
+            Some(stopped @ hub::Error::Interrupted { .. }) => tracing::warn!("{stopped}"),
+            _ => return Err(error),
+        }
+        Ok(ExitStatus::Interrupted)
+    })
 }

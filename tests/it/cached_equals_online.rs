@@ -4,16 +4,18 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use models::hub::HubSettings;
 use tests::{root, write_bmp_folders};
 
 fn pipeline(args: &[&str]) -> pipeline::ExitStatus {
     let cli = pipeline::cli::Cli::parse_from(std::iter::once(&"pipeline").chain(args));
-    pipeline::run(cli).unwrap_or_else(|error| panic!("pipeline {args:?}: {error:#}"))
+    pipeline::run(cli, &HubSettings::default())
+        .unwrap_or_else(|error| panic!("pipeline {args:?}: {error:#}"))
 }
 
 fn trainer(args: &[&str]) -> anyhow::Result<()> {
     let cli = trainer::cli::Cli::parse_from(std::iter::once(&"trainer").chain(args));
-    trainer::run(&cli, &mut Vec::new()).map(|_| ())
+    trainer::run(&cli, &HubSettings::default(), &mut Vec::new()).map(|_| ())
 }
 
 fn text(path: &Path) -> &str {

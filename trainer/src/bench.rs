@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use models::hub::HubSettings;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;
@@ -94,7 +95,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut teachers = Vec::new();
     if let Some(cache) = &args.cache {
         let cache = Arc::new(Cache::open(cache).map_err(Problem::from)?);
-        teachers = teachers::open(&recipe, &cache, &[], device)?;
+        teachers = teachers::open(&recipe, &cache, &[], &HubSettings::default(), device)?;
         if wanted(BenchPart::Loader) {
             info!("the loader alone");
             loader = Some(LoaderFigures {

@@ -94,8 +94,9 @@ pub struct PretrainArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub recipe: RecipeArgs,
-    /// Run this teacher inside the loop, in f32, instead of reading its rows. May be given many times.
-    #[arg(long = "online-teacher", value_name = "ID=DIR")]
+    /// Run this teacher inside the loop, in f32, instead of reading its rows: its name in the cache, and its folder, file or id
+    /// on the Hugging Face hub. May be given many times.
+    #[arg(long = "online-teacher", value_name = "ID=DIR|HUB_ID")]
     pub online_teachers: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -108,7 +109,8 @@ pub struct PretrainArgs {
 /// `trainer knn`.
 #[derive(Debug, Clone, Args)]
 pub struct KnnArgs {
-    /// A run folder, a student's model.safetensors, a teacher's folder, or `pixels[:SIZE]` for the raw-pixel baseline.
+    /// A run folder, a student's model.safetensors, a teacher's folder or id on the Hugging Face hub, or `pixels[:SIZE]` for
+    /// the raw-pixel baseline.
     /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step. May be given many times: every image is
     /// read and decoded once for all models.
     #[arg(

@@ -10,6 +10,7 @@ use std::io::Write;
 
 use anyhow::Context;
 use images::ImageSource;
+use models::hub::HubSettings;
 use schemas::atomic;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -45,12 +46,12 @@ pub struct KnnResult {
 }
 
 /// `trainer knn`: features of both sets, then the vote.
-pub fn run_knn(args: &KnnArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
     let device = torch_ext::resolve_device(&args.device.device)?;
     let models = args
         .models
         .iter()
-        .map(|spec| Model::load(spec, device))
+        .map(|spec| Model::load(spec, hub, device))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(args.device.loader_threads())

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod optim;
 pub mod pretrain;
 pub mod progress;
+mod resolve;
 pub mod run_folder;
 pub mod schedule;
 pub mod step;
@@ -34,6 +35,7 @@ use std::io::Write;
 use cli::{Cli, Command};
 use config::Recipe;
 use data::Problem;
+use models::hub::{self, HubSettings};
 
 /// What a command came to, unless it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,11 +56,23 @@ impl ExitStatus {
     }
 }
 
-/// Does what the command line asks for. Results go to `out`, progress to `tracing`.
-pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+/// Does what the command line asks for. Results go to `out`, progress to `tracing`. Teachers that are given by id
+/// are looked for as `hub` says.
+pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    run_command(cli, hub, out).or_else(|error| {
+        match error.downcast_ref() {
+            // Asked for, and so no failure.
+            Some(stopped @ hub::Error::Interrupted { .. }) => tracing::warn!("{stopped}"),
+            _ => return Err(error),
+        }
+        Ok(ExitStatus::Interrupted)
+    })
+}
+
+fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     match &cli.command {
-        Command::Pretrain(args) => return pretrain::pretrain(args),
-        Command::Knn(args) => eval::run_knn(args, out),
+        Command::Pretrain(args) => return pretrain::pretrain(args, hub),
+        Command::Knn(args) => eval::run_knn(args, hub, out),
         Command::Config(args) => {
             Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
         }

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use models::hub::HubSettings;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 use trainer::cli::{Cli, LogFormat};
@@ -12,8 +13,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     init_logging(cli.log_format);
     allow_open_files();
+    let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
     let outcome = trainer::interrupt::catch_signals()
-        .and_then(|()| trainer::run(&cli, &mut io::stdout().lock()));
+        .and_then(|()| trainer::run(&cli, &hub, &mut io::stdout().lock()));
     match outcome {
         Ok(status) => ExitCode::from(status.code()),
         // Whoever read stdout has gone, as `head` does when it has seen enough; results come when the work is done.

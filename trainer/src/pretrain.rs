@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use models::hub::HubSettings;
 use models::mr_mae::{MimicConfig, MrMae, MrMaeConfig};
 use models::params::ParamStore;
 use schemas::Cache;
@@ -37,7 +38,7 @@ use crate::{ExitStatus, interrupt, optim, run_folder};
 mod tests;
 
 /// Trains until the recipe's last step, or for `--stop-after` steps. Run again to continue.
-pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<ExitStatus> {
+pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
@@ -46,7 +47,7 @@ pub fn pretrain(args: &PretrainArgs) -> anyhow::Result<ExitStatus> {
 
     // ------------------------------------------------------------------ cache, teachers, images
     let cache = Arc::new(Cache::open(&args.cache).map_err(Problem::from)?);
-    let mut teachers = teachers::open(&recipe, &cache, &args.online_teachers, device)?;
+    let mut teachers = teachers::open(&recipe, &cache, &args.online_teachers, hub, device)?;
     let images = Images::open(&cache, args.images.as_deref())?;
     let cached: Vec<_> = teachers
         .iter()

@@ -1,10 +1,10 @@
 //! The teachers of a run: their features from the cache, or from the network itself inside the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
+use models::hub::{HubSettings, Resolved};
 use models::precision::Precision;
 use models::teacher::{Teacher, TeacherOptions};
 use schemas::{Cache, Codec, TeacherId, TeacherIdentity};
@@ -16,6 +16,7 @@ use crate::data::Problem;
 use crate::data::batch::{MimicBatch, TeacherBatch, TeacherShape};
 use crate::data::expand::Expand;
 use crate::data::rows::TeacherRows;
+use crate::resolve::resolve;
 
 /// One teacher of a run.
 #[derive(Debug)]
@@ -50,7 +51,8 @@ pub struct Features {
     pub cls_attn: Option<Tensor>,
 }
 
-/// Opens every teacher that the recipe names: those of `online` (`ID=DIR`) as networks, the others as rows of the cache.
+/// Opens every teacher that the recipe names: those of `online` (`ID=DIR`, where a model's id on a hub may stand for
+/// the folder) as networks, the others as rows of the cache.
 ///
 /// A network must be the one that the cache was built with (SHA-256 of its weights), if the cache knows it; one the cache does
 /// not have can be used online all the same. A grid other than the student's is refused.
@@ -58,6 +60,7 @@ pub fn open(
     recipe: &Recipe,
     cache: &Arc<Cache>,
     online: &[String],
+    hub: &HubSettings,
     device: Device,
 ) -> anyhow::Result<Vec<RunTeacher>> {
     let mut folders = BTreeMap::new();
@@ -66,7 +69,7 @@ pub fn open(
             .split_once('=')
             .with_context(|| format!("--online-teacher {argument}: write ID=DIR"))?;
         ensure!(
-            folders.insert(id, Path::new(folder)).is_none(),
+            folders.insert(id, folder).is_none(),
             "--online-teacher names {id} twice"
         );
     }
@@ -93,13 +96,14 @@ pub fn open(
         let cached = cache.teachers().get(&id);
         let teacher = match (folders.get(name.as_str()), cached) {
             (Some(folder), _) => {
-                let network = load_online(folder, cached, device)?;
+                let (network, found) = load_online(folder, cached, hub, device)
+                    .with_context(|| format!("--online-teacher {name}={folder}"))?;
+                tracing::info!("teacher {name} runs online, from {}", found.source);
                 let info = network.info();
                 if let Some(cached) = cached {
                     ensure!(
                         info.weights_sha256 == cached.weights_sha256,
-                        "--online-teacher {name}={}: its weights are not those the cache was built with (SHA-256 {}, {:?} says {})",
-                        folder.display(),
+                        "--online-teacher {name}={folder}: its weights are not those the cache was built with (SHA-256 {}, {:?} says {})",
                         info.weights_sha256,
                         cache.dir().join("teachers").join(name).join("teacher.json"),
                         cached.weights_sha256,
@@ -172,10 +176,11 @@ pub fn open(
 
 /// A network to run inside the loop: its features are those of the cache's layer, if the cache knows it.
 fn load_online(
-    path: &Path,
+    given: &str,
     cached: Option<&TeacherIdentity>,
+    hub: &HubSettings,
     device: Device,
-) -> anyhow::Result<Teacher> {
+) -> anyhow::Result<(Teacher, Resolved)> {
     let mut options = TeacherOptions::default();
     if let Some(cached) = cached {
         let place = || format!("teacher.json of {}", cached.id);
@@ -187,7 +192,8 @@ fn load_online(
         let activation = cached.activation.parse().map_err(anyhow::Error::msg);
         options.activation = Some(activation.with_context(place)?);
     }
-    Ok(Teacher::load_with(path, &options, device)?)
+    let found = resolve(given, hub)?;
+    Ok((Teacher::load_with(&found.path, &options, device)?, found))
 }
 
 /// The features of a batch, in the order of `teachers`.

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 use clap::Parser;
 use image::{DynamicImage, ImageFormat, RgbImage};
+use models::hub::HubSettings;
 use models::init::Init;
 use pipeline::ExitStatus;
 use pipeline::cli::{Cli, Command as Sub};
@@ -78,11 +79,16 @@ impl World {
 
 /// Runs a command line in this process.
 pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
+    let hub = &HubSettings::default();
     let cli = Cli::try_parse_from(args).expect("the tests' command lines are well-formed");
     let mut out = Vec::new();
     let status = match &cli.command {
-        Sub::BuildCache(args) => pipeline::build_cache::build_cache(args, cli.log_format, &mut out),
-        Sub::AddTeacher(args) => pipeline::add_teacher::add_teacher(args, cli.log_format, &mut out),
+        Sub::BuildCache(args) => {
+            pipeline::build_cache::build_cache(args, hub, cli.log_format, &mut out)
+        }
+        Sub::AddTeacher(args) => {
+            pipeline::add_teacher::add_teacher(args, hub, cli.log_format, &mut out)
+        }
         Sub::Verify(args) => pipeline::verify::verify(args, &mut out),
         Sub::Inspect(args) => pipeline::inspect::inspect(args, &mut out),
         Sub::Stats(args) => pipeline::stats::stats(args, &mut out),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use images::{ImageSource, RgbImage, draw_view};
+use models::hub::HubSettings;
 use models::mae::Mae;
 use models::params::ParamStore;
 use models::precision::Precision;
@@ -18,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::checkpoint;
 use crate::config::Recipe;
+use crate::resolve::resolve;
 use crate::run_folder;
 use crate::step::Normalise;
 use crate::teachers::to_device;
@@ -60,10 +62,10 @@ pub struct Images {
 }
 
 impl Model {
-    /// A run folder (its newest whole checkpoint), a student's file, a teacher's folder or file, or `pixels[:SIZE]`.
+    /// A run folder (its newest whole checkpoint), a student's file, a teacher's folder, file or id on a hub, or `pixels[:SIZE]`.
     ///
     /// After `untrained:`, the student that the recipe's seed makes, whatever has been trained since.
-    pub fn load(spec: &str, device: Device) -> anyhow::Result<Model> {
+    pub fn load(spec: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
         let (spec, untrained) = match spec.strip_prefix("untrained:") {
             Some(spec) => (spec, true),
             None => (spec, false),
@@ -81,15 +83,14 @@ impl Model {
             student
         } else {
             ensure!(
-                path.exists(),
-                "--model {spec}: no such file or folder (nor the word pixels)"
-            );
-            ensure!(
                 !untrained,
-                "--model untrained:{spec}: only a student can be untrained, and this holds none"
+                "--model untrained:{spec}: only a student can be untrained, and this is none"
             );
-            let teacher = Teacher::load(path, device)?;
-            let description = format!("teacher {spec} ({})", teacher.info().arch);
+            let resolved = resolve(spec, hub).with_context(|| {
+                format!("--model {spec} (a path, a teacher's id, or the word pixels)")
+            })?;
+            let teacher = Teacher::load(&resolved.path, device)?;
+            let description = format!("teacher {} ({})", resolved.source, teacher.info().arch);
             (Network::Teacher(teacher), description)
         };
         let run = path

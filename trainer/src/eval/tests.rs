@@ -8,7 +8,11 @@ use crate::testing::{World, write_images};
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(&Cli::try_parse_from(args).unwrap(), &mut out)?;
+    crate::run(
+        &Cli::try_parse_from(args).unwrap(),
+        &HubSettings::default(),
+        &mut out,
+    )?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -121,7 +125,7 @@ fn untrained_means_before_the_first_step() {
     let of_run = run_path.to_str().unwrap();
     let untrained_spec = format!("untrained:{of_run}");
     let features = |spec: &str| {
-        let models = [Model::load(spec, tch::Device::Cpu).unwrap()];
+        let models = [Model::load(spec, &HubSettings::default(), tch::Device::Cpu).unwrap()];
         let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(2)

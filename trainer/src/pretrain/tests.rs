@@ -13,7 +13,12 @@ use crate::metrics::{self, Skipped};
 use crate::testing::{TEACHER_WIDTH, World};
 
 fn run(args: &[String]) -> anyhow::Result<()> {
-    crate::run(&Cli::try_parse_from(args).unwrap(), &mut Vec::new()).map(|_| ())
+    crate::run(
+        &Cli::try_parse_from(args).unwrap(),
+        &HubSettings::default(),
+        &mut Vec::new(),
+    )
+    .map(|_| ())
 }
 
 /// Trains into `name` and gives the run folder.

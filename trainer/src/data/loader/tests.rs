@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use models::hub::HubSettings;
 use schemas::Cache;
 use tch::Tensor;
 
@@ -14,7 +15,14 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> LoaderPlan {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
     let recipe = Recipe::parse(RECIPE, "test", &settings).unwrap();
     let cache = Arc::new(Cache::open(&world.cache_dir()).unwrap());
-    let mut teachers = teachers::open(&recipe, &cache, online, Device::Cpu).unwrap();
+    let mut teachers = teachers::open(
+        &recipe,
+        &cache,
+        online,
+        &HubSettings::default(),
+        Device::Cpu,
+    )
+    .unwrap();
     let images = Images::open(&cache, world.images_dir().to_str()).unwrap();
     let samples = join::join(&cache, &[], &images, &recipe.data, &|_, _| ()).unwrap();
     let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).unwrap();
