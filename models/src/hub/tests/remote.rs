@@ -12,7 +12,7 @@ const TOKEN: &str = "hf_nobody_else_sees_this";
 
 /// Large for the server, and several reports of progress long.
 fn weights() -> Vec<u8> {
-    (0..1_000_000u32).map(|i| (i * i / 7 + i) as u8).collect()
+    (0..1_000_000u32).map(|i| (i / 251 + i) as u8).collect()
 }
 
 /// A model with two small files and large weights.
