@@ -9,7 +9,9 @@ use pipeline::ExitStatus;
 use schemas::{Cache, ContentHash, FeatureCodec, Scalar, TeacherId};
 use tch::{Device, Kind, Tensor};
 
-use super::support::{BAD, USABLE, World, assert_same_tree, run, tree, write_teacher};
+use super::support::{
+    BAD, USABLE, World, assert_same_tree, program, run, stderr, tree, write_teacher,
+};
 
 #[test]
 fn every_usable_image_has_its_rows_and_every_other_its_reason() {
@@ -441,4 +443,53 @@ fn a_folder_of_something_else_is_not_written_to() {
     let world = World::new();
     let error = format!("{:#}", world.build("images", &[]).unwrap_err());
     assert!(error.contains("is no cache"), "{error}");
+}
+
+/// The program alone reads the environment. The record names model and commit, never a path of this machine's cache.
+#[test]
+fn a_teacher_by_id_comes_from_the_cache_of_the_hub() {
+    let world = World::new();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let model = world.path("hub/models--org--clip-tiny");
+    let snapshot = model.join("snapshots").join(commit);
+    fs::create_dir_all(model.join("refs")).unwrap();
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::write(model.join("refs/main"), commit).unwrap();
+    for entry in fs::read_dir(world.path("clip")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, snapshot.join(path.file_name().unwrap())).unwrap();
+    }
+    let build = |out: &str, teacher: &str| {
+        program(&world.build_args(out, &["--teacher", teacher]))
+            .env("HF_HUB_CACHE", world.path("hub"))
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .unwrap()
+    };
+    let by_id = build("by-id", "clip=org/clip-tiny");
+    assert_eq!(by_id.status.code(), Some(0), "{}", stderr(&by_id));
+    let clip = TeacherId::new("clip").unwrap();
+    let cache = Cache::open(&world.path("by-id")).unwrap();
+    assert_eq!(
+        cache.teachers()[&clip].source,
+        format!("org/clip-tiny@{commit}")
+    );
+    // The weights are the same, so a build by path goes on where the one by id ended.
+    assert_eq!(world.build("by-id", &[]).unwrap().0, ExitStatus::Fine);
+    assert_eq!(
+        Cache::open(&world.path("by-id")).unwrap().teachers()[&clip].source,
+        format!("org/clip-tiny@{commit}")
+    );
+
+    let missing = build("missing", "clip=org/nosuch@v2");
+    assert_eq!(missing.status.code(), Some(2));
+    let said = stderr(&missing);
+    for words in [
+        "teacher clip: org/nosuch@v2",
+        "no such file or folder",
+        "HF_HUB_OFFLINE",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(!world.path("missing").exists());
 }
