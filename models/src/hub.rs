@@ -11,7 +11,7 @@
 //! the hub states. What the cache knows of a branch is used without asking whether the branch has moved: a build that resumes
 //! must see the weights it began with. To follow a branch, name the new commit or refresh the cache with `hf download`.
 //!
-//! The client is feature `hub`, on by default, over ureq with rustls: 14 crates beside those of the workspace, no async runtime.
+//! The client is feature `hub`, on by default, over ureq with rustls: 13 crates more in each program, no async runtime.
 //! hf-hub 1.0 brings some 290, and its version 0.4 neither resumes nor checks hashes.
 
 use std::ops::ControlFlow;
@@ -76,7 +76,7 @@ pub enum Progress<'a> {
         /// After which time.
         pause: Duration,
     },
-    /// The hub cannot be reached; weights of the cache are used, though the files beside them may be incomplete.
+    /// The hub cannot be asked; weights of the cache are used, though files beside them may be missing there.
     Unconfirmed {
         /// `org/name@commit`.
         model: &'a str,
@@ -131,17 +131,21 @@ pub fn resolve(
         usable,
     ) {
         (Ok(commit), _) => Ok(resolved(&commit)),
-        (Err(Error::Offline { .. } | Error::NoClient { .. }), Some(commit)) => Ok(resolved(commit)),
-        (Err(Error::Unreachable { reason, .. }), Some(commit)) => {
+        (Err(error), Some(commit)) => {
+            let reason = match &error {
+                Error::Offline { .. } => "nothing may be fetched",
+                Error::NoClient { .. } => "this program fetches nothing",
+                Error::Unreachable { reason, .. } => reason,
+                _ => return Err(error),
+            };
             let found = resolved(commit);
             let model = &found.source;
-            let reason = &reason;
             match progress(Progress::Unconfirmed { model, reason }) {
                 ControlFlow::Continue(()) => Ok(found),
                 ControlFlow::Break(()) => Err(Error::Interrupted { id: id.name }),
             }
         }
-        (Err(error), _) => Err(error),
+        (Err(error), None) => Err(error),
     }
 }
 
