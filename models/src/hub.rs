@@ -12,7 +12,7 @@
 //! must see the weights it began with. To follow a branch, name the new commit or refresh the cache with `hf download`.
 //!
 //! The client is feature `hub`, on by default, over ureq with rustls: 13 crates more in each program, no async runtime.
-//! hf-hub 1.0 brings some 290, and its version 0.4 neither resumes nor checks hashes.
+//! hf-hub 1.0 brings more than 230, and its version 0.4 neither resumes nor checks hashes.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
