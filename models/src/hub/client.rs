@@ -4,14 +4,19 @@
 //! and because the token goes to the endpoint's own scheme, host and port and to no other.
 
 use std::io::Read;
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use ureq::http::{Response, Uri};
-use ureq::{Agent, Body, Proxy};
+use ureq::http::Response;
+use ureq::{Agent, Body};
 
 use super::{Error, HubSettings, ModelId, Result, Secret, is_commit, is_lower_hex};
+
+mod access;
+mod url;
+
+use access::{proxy, token};
+use url::{Origin, follow, quoted};
 
 /// The answer about a model of ten thousand files takes about 1 MB.
 const MAX_INFO_BYTES: u64 = 16 << 20;
@@ -21,9 +26,6 @@ const MAX_FILES: usize = 50_000;
 
 /// Redirects of one request: a renamed model, a cache in front of the hub, a storage host.
 const MAX_REDIRECTS: usize = 8;
-
-/// A token is some 40 characters.
-const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// What the hub says about a model at a revision.
 #[derive(Debug)]
@@ -64,43 +66,6 @@ pub(super) struct Client<'a> {
     origin: Origin,
     token: Option<Secret>,
     id: &'a ModelId,
-}
-
-/// Whom a connection is made to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Origin {
-    scheme: String,
-    host: String,
-    port: u16,
-}
-
-impl Origin {
-    fn of(url: &str) -> Option<Origin> {
-        let uri: Uri = url.parse().ok()?;
-        let scheme = uri.scheme_str()?.to_ascii_lowercase();
-        let port = match scheme.as_str() {
-            "https" => 443,
-            "http" => 80,
-            _ => return None,
-        };
-        let authority = uri.authority()?;
-        if authority.as_str().contains('@') || authority.host().is_empty() {
-            return None;
-        }
-        Some(Origin {
-            scheme,
-            host: authority.host().to_ascii_lowercase(),
-            port: authority.port_u16().unwrap_or(port),
-        })
-    }
-
-    /// For people: without the port where it is the usual one.
-    fn name(&self) -> String {
-        match (self.scheme.as_str(), self.port) {
-            ("https", 443) | ("http", 80) => self.host.clone(),
-            _ => format!("{}:{}", self.host, self.port),
-        }
-    }
 }
 
 /// The last answer of a chain of redirects.
@@ -436,82 +401,4 @@ fn broken(origin: &Origin, error: &std::io::Error) -> Failure {
 fn header(response: &Response<Body>, name: &str) -> Option<String> {
     let value = response.headers().get(name)?.to_str().ok()?;
     Some(value.trim().to_owned())
-}
-
-/// The URL that `location` means in an answer of `origin`. The hub's are absolute, or begin at the root.
-fn follow(origin: &Origin, location: &str) -> Option<String> {
-    let Origin { scheme, host, port } = origin;
-    if location.starts_with("http://") || location.starts_with("https://") {
-        Some(location.to_owned())
-    } else if location.starts_with("//") {
-        Some(format!("{scheme}:{location}"))
-    } else if location.starts_with('/') {
-        Some(format!("{scheme}://{host}:{port}{location}"))
-    } else {
-        None
-    }
-}
-
-/// A name as one part of a URL's path.
-fn quoted(name: &str) -> String {
-    let mut quoted = String::new();
-    for byte in name.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                quoted.push(byte.into());
-            }
-            _ => quoted.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    quoted
-}
-
-fn token(settings: &HubSettings) -> Result<Option<Secret>> {
-    let from_file = |path: &Path| {
-        let mut text = String::new();
-        // Most people have none, and need none.
-        let file = std::fs::File::open(path).ok()?;
-        file.take(MAX_TOKEN_BYTES).read_to_string(&mut text).ok()?;
-        let text = text.trim();
-        (!text.is_empty()).then(|| Secret::new(text.to_owned()))
-    };
-    let token = settings
-        .token
-        .clone()
-        .or_else(|| settings.token_file.as_deref().and_then(from_file));
-    match &token {
-        Some(token) if !token.reveal().bytes().all(|b| b.is_ascii_graphic()) => {
-            Err(Error::Setting {
-                name: "HF_TOKEN",
-                problem: "(or the file HF_HOME/token) holds characters that no token has: set it again, or unset it",
-            })
-        }
-        _ => Ok(token),
-    }
-}
-
-fn proxy(settings: &HubSettings) -> Result<Option<Proxy>> {
-    let Some(url) = &settings.proxy else {
-        return Ok(None);
-    };
-    let build = || {
-        let plain = Proxy::new(url.reveal())?;
-        let mut builder = Proxy::builder(plain.protocol())
-            .host(plain.host())
-            .port(plain.port());
-        if let Some(name) = plain.username() {
-            builder = builder.username(name);
-        }
-        if let Some(password) = plain.password() {
-            builder = builder.password(password);
-        }
-        for host in settings.no_proxy.iter().flat_map(|hosts| hosts.split(',')) {
-            builder = builder.no_proxy(host.trim());
-        }
-        builder.build()
-    };
-    build().map(Some).map_err(|_: ureq::Error| Error::Setting {
-        name: "HTTPS_PROXY (or HTTP_PROXY, ALL_PROXY)",
-        problem: "is no URL of an HTTP proxy, such as http://host:3128",
-    })
 }
