@@ -98,7 +98,8 @@ impl Config {
             "siglip" | "siglip_vision_model" => Family::Siglip,
             _ => return Ok(()),
         };
-        if family == layout.family {
+        // Other layouts may carry whatever configuration their converter left: only transformers' own pairs the two.
+        if family == layout.family || !layout.is_hugging_face() {
             return Ok(());
         }
         Err(self.config.wrong(format!(

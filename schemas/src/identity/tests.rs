@@ -183,7 +183,7 @@ fn impossible_teachers_are_refused_by_field() {
     check("grid", |t| t.grid = 0);
     check("batch_size", |t| t.batch_size = 0);
     check("input_size", |t| t.input_size = 47);
-    check("width", |t| {
+    check("grid", |t| {
         (t.grid, t.patch_size, t.input_size, t.width) = (1 << 20, 1, 1 << 20, 1 << 20)
     });
 }

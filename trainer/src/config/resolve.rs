@@ -192,6 +192,21 @@ impl Recipe {
             m.img_size,
             "must be a positive multiple of model.patch_size",
         )?;
+        // Far beyond any published network, and small enough to multiply and to hold.
+        for (field, size, most) in [
+            ("model.embed_dim", m.embed_dim, 16384),
+            ("model.depth", m.depth, 512),
+            ("model.decoder_embed_dim", m.decoder_embed_dim, 16384),
+            ("model.decoder_depth", m.decoder_depth, 512),
+            ("model.mlp_ratio", m.mlp_ratio, 64),
+        ] {
+            require(
+                size <= most,
+                field,
+                size,
+                &format!("must be at most {most}"),
+            )?;
+        }
         self.mae_config().validate().map_err(Error::Model)?;
 
         let mut teachers = self.mimic.teachers.clone();
