@@ -208,7 +208,7 @@ fn plain_mae_needs_no_teacher_rows() {
         format!("{refused:#}").contains("has no teacher"),
         "{refused:#}"
     );
-    assert_eq!(crate::exit_code(&refused), 1);
+    assert_eq!(crate::exit_code(&refused), 2);
 }
 
 /// The proof that the cache is right: twenty steps from an f32 cache and twenty with the teacher in the loop.
