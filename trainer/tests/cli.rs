@@ -86,7 +86,7 @@ fn exit_codes_tell_data_from_everything_else() {
             world.pretrain_args("run", &["--set", "optim.batchsize=3"]),
             "batchsize",
         ),
-        (world.pretrain_args("run", &["--device", "tpu"]), "--device"),
+        (world.pretrain_args("run", &["--device", "tpu"]), "tpu"),
         (no_cache, "cache.json"),
     ] {
         let output = run(&args);
