@@ -78,29 +78,11 @@ pub struct BuildCacheArgs {
     pub grid: Option<u32>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub teacher_options: TeacherArgs,
-    /// How features are stored; i8 takes half of f16 and is calibrated first [default: f16].
-    #[arg(long, value_name = "f32|f16|bf16|i8")]
-    pub codec: Option<String>,
-    /// Images that codec i8 takes the ranges of its channels from [default: 256].
-    #[arg(long, value_name = "N")]
-    pub calibration_images: Option<u64>,
+    pub features: FeatureArgs,
     /// Whether the cache carries the images too: as they are, or as JPEGs scaled down to a short side, which the teachers then see.
     /// Training then needs nothing but the cache [default: none].
     #[arg(long, value_name = "none|original|jpeg:SIDE:QUALITY")]
     pub pack: Option<String>,
-    /// What the teachers' matrix products are computed in [default: f32].
-    #[arg(long, value_name = "f32|bf16")]
-    pub precision: Option<String>,
-    /// Rows per forward pass [default: 8 on a CPU, 128 on a GPU].
-    #[arg(long, value_name = "N")]
-    pub batch_size: Option<u32>,
-    /// Worker threads, for everything; the bytes written do not depend on it [default: one per core].
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
-    /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
     /// Use the first N samples of the source only. They are then the data set: another N is another cache.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
@@ -115,15 +97,34 @@ pub struct BuildCacheArgs {
     pub set: Vec<String>,
 }
 
-/// About every teacher of the command that the recipe does not say it of.
+/// What teachers compute, how it is stored and where it runs: the same for a build and for an added teacher.
 #[derive(Debug, Clone, Default, Args)]
-pub struct TeacherArgs {
-    /// Which features: the residual stream after the last block, the same after the final norm, or projected (CLIP) [default: last].
+pub struct FeatureArgs {
+    /// Which features: the residual stream after the last block, the same after the final norm, or projected (CLIP); for every
+    /// teacher that the recipe does not say it of [default: last].
     #[arg(long, value_name = "last|last_norm|proj")]
     pub layer: Option<String>,
     /// The activation of a teacher whose files do not say it.
     #[arg(long, value_name = "gelu|quick_gelu")]
     pub activation: Option<String>,
+    /// How features are stored; i8 takes half of f16 and is calibrated first [default: f16].
+    #[arg(long, value_name = "f32|f16|bf16|i8")]
+    pub codec: Option<String>,
+    /// Images that codec i8 takes the ranges of its channels from [default: 256].
+    #[arg(long, value_name = "N")]
+    pub calibration_images: Option<u64>,
+    /// What the teachers' matrix products are computed in [default: f32].
+    #[arg(long, value_name = "f32|bf16")]
+    pub precision: Option<String>,
+    /// Rows per forward pass [default: 8 on a CPU, 128 on a GPU].
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<u32>,
+    /// Worker threads, for everything; the bytes written do not depend on it [default: one per core].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
 }
 
 /// `pipeline add-teacher`.
@@ -140,25 +141,7 @@ pub struct AddTeacherArgs {
     pub images: Option<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub teacher_options: TeacherArgs,
-    /// How features are stored [default: f16].
-    #[arg(long, value_name = "f32|f16|bf16|i8")]
-    pub codec: Option<String>,
-    /// Images that codec i8 takes the ranges of its channels from [default: 256].
-    #[arg(long, value_name = "N")]
-    pub calibration_images: Option<u64>,
-    /// What the teachers' matrix products are computed in [default: f32].
-    #[arg(long, value_name = "f32|bf16")]
-    pub precision: Option<String>,
-    /// Rows per forward pass [default: 8 on a CPU, 128 on a GPU].
-    #[arg(long, value_name = "N")]
-    pub batch_size: Option<u32>,
-    /// Worker threads; the bytes written do not depend on it [default: one per core].
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
-    /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
+    pub features: FeatureArgs,
 }
 
 /// `pipeline verify`.

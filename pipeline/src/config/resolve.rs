@@ -7,13 +7,13 @@ use std::str::FromStr;
 use serde::Deserialize;
 
 use super::{
-    BuildConfig, CALIBRATION_IMAGES, CODEC, CacheFolder, Data, FLIP, Features, PART_ROWS,
-    PRECISION, RATIO, Recipe, Run, SCALE, TeacherEntry, TeacherSource, TeacherTable, VIEWS, View,
+    BuildConfig, CALIBRATION_IMAGES, CODEC, CacheFolder, Data, FLIP, PART_ROWS, PRECISION, RATIO,
+    Recipe, SCALE, TeacherEntry, TeacherSource, TeacherTable, VIEWS, View,
 };
 use models::teacher::Layer;
 use schemas::{CacheIdentity, Pack, TeacherId, ViewIdentity, ViewPolicy};
 
-use crate::cli::{AddTeacherArgs, BuildCacheArgs, TeacherArgs};
+use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
 
 /// More threads than any machine has cores; systems refuse some tens of thousands, and each takes memory.
 const MAX_THREADS: usize = 4096;
@@ -75,27 +75,15 @@ impl BuildConfig {
                 images: args.images.clone(),
                 limit: None,
             },
-            features: Features {
-                grid: None,
-                codec: args.codec.clone(),
-                calibration_images: args.calibration_images,
-                precision: args.precision.clone(),
-                batch_size: args.batch_size,
-            },
             cache: CacheFolder {
                 out: Some(args.cache.clone()),
                 pack: None,
                 part_samples: Some(cache.plan.part_samples),
             },
-            run: Run {
-                device: args.device.clone(),
-                threads: args.threads,
-            },
             ..Recipe::default()
         };
         overlay_teachers(&mut recipe, &args.teachers)?;
-        let TeacherArgs { layer, activation } = &args.teacher_options;
-        describe_teachers(&mut recipe, layer.as_ref(), activation.as_ref());
+        overlay_features(&mut recipe, &args.features);
         complete(recipe, cache.views.clone(), cache.pack, false)
     }
 
@@ -173,33 +161,45 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
 
 /// Lays the flags over the recipe. A `--teacher` adds to the recipe's teachers, or replaces the one of the same id.
 fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) -> Result<(), Error> {
-    fn set<T: Clone>(slot: &mut Option<T>, flag: &Option<T>) {
-        if flag.is_some() {
-            slot.clone_from(flag);
-        }
-    }
     set(&mut recipe.data.images, &args.images);
     set(&mut recipe.data.limit, &args.limit);
     set(&mut recipe.view.policy, &args.view_policy);
     set(&mut recipe.view.views, &args.views);
     set(&mut recipe.view.seed, &args.seed);
     set(&mut recipe.features.grid, &args.grid);
-    set(&mut recipe.features.codec, &args.codec);
-    set(
-        &mut recipe.features.calibration_images,
-        &args.calibration_images,
-    );
     set(&mut recipe.cache.pack, &args.pack);
-    set(&mut recipe.features.precision, &args.precision);
-    set(&mut recipe.features.batch_size, &args.batch_size);
     set(&mut recipe.cache.out, &args.out);
-    set(&mut recipe.run.device, &args.device);
-    set(&mut recipe.run.threads, &args.threads);
-
     overlay_teachers(recipe, &args.teachers)?;
-    let TeacherArgs { layer, activation } = &args.teacher_options;
-    describe_teachers(recipe, layer.as_ref(), activation.as_ref());
+    overlay_features(recipe, &args.features);
     Ok(())
+}
+
+/// A flag, if it was given, in the place of what was said before.
+fn set<T: Clone>(slot: &mut Option<T>, flag: &Option<T>) {
+    if flag.is_some() {
+        slot.clone_from(flag);
+    }
+}
+
+/// The flags that a build and an added teacher share. The teachers are in the recipe already.
+fn overlay_features(recipe: &mut Recipe, args: &FeatureArgs) {
+    let FeatureArgs {
+        layer,
+        activation,
+        codec,
+        calibration_images,
+        precision,
+        batch_size,
+        threads,
+        device,
+    } = args;
+    set(&mut recipe.features.codec, codec);
+    set(&mut recipe.features.calibration_images, calibration_images);
+    set(&mut recipe.features.precision, precision);
+    set(&mut recipe.features.batch_size, batch_size);
+    set(&mut recipe.run.device, device);
+    set(&mut recipe.run.threads, threads);
+    describe_teachers(recipe, layer.as_ref(), activation.as_ref());
 }
 
 /// What `--layer` and `--activation` say of every teacher that the recipe does not say it of.
