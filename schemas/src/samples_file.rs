@@ -157,14 +157,17 @@ impl SamplesFile {
             let mut values = Values::new(&body);
             let present = values.present(1).ok_or_else(unfit)?[0];
             let image = match present {
-                true => Some(values.bytes().ok_or_else(unfit)?.to_vec()),
+                true => Some(values.bytes().ok_or_else(unfit)?.len()),
                 false => None,
             };
-            if values.is_empty() {
-                Ok(image)
-            } else {
-                Err("its page has bytes left over".to_string())
+            if !values.is_empty() {
+                return Err("its page has bytes left over".to_string());
             }
+            // The image is the end of the page, which becomes it without another allocation.
+            Ok(image.map(|length| {
+                body.drain(..body.len() - length);
+                std::mem::take(&mut body)
+            }))
         });
         let image = read.map_err(|detail| Error::RowUnreadable {
             path: self.file.path.clone(),

@@ -137,7 +137,11 @@ impl Decoder<'_> {
         let rows = match &job.known {
             Some(known) => known.rows().to_vec(),
             None => {
-                let image_hash = packed.as_deref().map(ContentHash::of);
+                let image_hash = match self.pack {
+                    // The very bytes that were hashed already.
+                    Pack::Original => Some(content_hash),
+                    Pack::None | Pack::Jpeg { .. } => packed.as_deref().map(ContentHash::of),
+                };
                 let label = source.label(index);
                 let row = |view| {
                     let id = job.sample_id;
