@@ -2,6 +2,7 @@
 
     $(scripts/python-env) scripts/golden/weights.py              # writes tests/golden/weights/
     $(scripts/python-env) scripts/golden/weights.py --out DIR    # writes them elsewhere
+    $(scripts/python-env) scripts/golden/weights.py --teacher TEACHER --out DIR   # a teacher's folder with pytorch_model.bin
 
 Each `NAME.pth` has a `NAME.safetensors` beside it with the names and values that a reader must find. `legacy.pth` and `module.pt`
 have formats of their own; `remote.pth` asks its reader to run a function. `sharded/` is a set of three shards with its index.
@@ -14,7 +15,7 @@ import pathlib
 
 import numpy
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -89,8 +90,15 @@ def checkpoint():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "tests/golden/weights")
-    out = parser.parse_args().out
+    parser.add_argument("--teacher", type=pathlib.Path)
+    args = parser.parse_args()
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
+    if args.teacher:
+        torch.save(load_file(args.teacher / "model.safetensors"), out / "pytorch_model.bin")
+        for file in args.teacher.glob("*.json"):
+            (out / file.name).write_text(file.read_text())
+        return
 
     def save(name, saved, named=None, **how):
         torch.save(saved, out / f"{name}.pth", **how)

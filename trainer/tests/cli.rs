@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use schemas::{TeacherId, layout};
 
 #[path = "../src/testing.rs"]
@@ -217,6 +218,93 @@ fn kill_minus_nine_loses_work_and_nothing_else() {
         "{}",
         stderr(&again)
     );
+}
+
+/// What a scheduler sends before it ends a job: the run writes a checkpoint, says how to go on, and nothing is computed twice.
+#[test]
+fn a_signal_ends_a_run_with_a_checkpoint() {
+    let world = World::with_cache(16);
+    let settings = [
+        "--set",
+        "schedule.epochs=20",
+        "--set",
+        "run.checkpoint_every=1000",
+        "--set",
+        "run.log_every=1",
+    ];
+    let whole = run(&world.pretrain_args("whole", &settings));
+    assert!(whole.status.success(), "{}", stderr(&whole));
+    let stopped = world.pretrain_args("stopped", &settings);
+    let child = trainer(&stopped)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = || fs::read_to_string(world.path("stopped/metrics.jsonl")).unwrap_or_default();
+    while lines().lines().count() < 5 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    let text = stderr(&output);
+    assert!(text.contains("interrupted after step"), "{text}");
+    assert!(last_checkpoint(&world.path("stopped")).is_some());
+    let done = lines().lines().count();
+    assert!((5..80).contains(&done), "{done} of 80 steps");
+    let rest = run(&stopped);
+    assert!(rest.status.success(), "{}", stderr(&rest));
+    assert!(
+        stderr(&rest).contains(&format!("after step {done}")),
+        "{}",
+        stderr(&rest)
+    );
+    assert!(tensors(&world.path("whole")) == tensors(&world.path("stopped")));
+    assert_eq!(
+        metrics(&world.path("whole")),
+        metrics(&world.path("stopped"))
+    );
+}
+
+/// A log that cannot be written ends no run, and a reader that has seen enough is no error.
+#[test]
+fn nobody_has_to_listen() {
+    let world = World::with_cache(8);
+    let full = || {
+        fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    let mut command = trainer(&world.pretrain_args("run", &[]));
+    assert!(command.stderr(full()).status().unwrap().success());
+    assert!(last_checkpoint(&world.path("run")).is_some());
+    let wrong = strings(&["trainer", "config", "--recipe", "gone.toml"]);
+    assert_eq!(
+        trainer(&wrong).stderr(full()).status().unwrap().code(),
+        Some(2)
+    );
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let recipe = world.recipe();
+    let config = strings(&["trainer", "config", "--recipe", recipe.to_str().unwrap()]);
+    let output = trainer(&config)
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert_eq!(
+        (output.status.code(), stderr(&output).as_str()),
+        (Some(0), "")
+    );
+
+    // An error is said whatever RUST_LOG lets through.
+    let output = trainer(&wrong).env("RUST_LOG", "off").output().unwrap();
+    assert!(stderr(&output).contains("gone.toml"), "{}", stderr(&output));
 }
 
 #[test]

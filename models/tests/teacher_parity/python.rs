@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use models::precision::Precision;
+use tch::{Device, Kind, Tensor};
 
 use crate::support::*;
 
@@ -231,6 +232,39 @@ fn the_demo_teachers_equal_transformers() {
                 largest(&differences) < TOLERANCE,
                 "{name} {size}: {differences:?}"
             );
+        }
+    }
+}
+
+/// The same weights by way of torch.save give the same bits, from the folder that holds them as from the file itself.
+#[test]
+fn a_teacher_saved_by_torch_is_the_same() {
+    let Some(python) = python() else {
+        println!("skipped: scripts/python-env has not been run, so no torch.save was asked");
+        return;
+    };
+    for name in ["clip-tiny", "dino-tiny"] {
+        let folder = root().join("assets/teachers").join(name);
+        let temp = tempfile::tempdir().unwrap();
+        let arguments = [
+            Path::new("--teacher"),
+            &folder,
+            Path::new("--out"),
+            temp.path(),
+        ];
+        run_script(&python, "weights.py", &arguments);
+        assert!(!temp.path().join("model.safetensors").exists());
+        let pixels = Tensor::randint(256, [2, 3, 64, 64], (Kind::Uint8, Device::Cpu));
+        let features = |path: &Path| teacher(path).forward(&pixels, Precision::F32).unwrap();
+        let expected = features(&folder);
+        for path in [
+            temp.path().to_path_buf(),
+            temp.path().join("pytorch_model.bin"),
+        ] {
+            let found = features(&path);
+            assert_eq!(found.tokens, expected.tokens, "{name}");
+            assert_eq!(found.cls, expected.cls, "{name}");
+            assert_eq!(found.cls_attn, expected.cls_attn, "{name}");
         }
     }
 }

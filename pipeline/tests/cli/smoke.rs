@@ -1,6 +1,6 @@
 //! What the program says and returns.
 
-use super::support::{World, output, run, stderr, stdout};
+use super::support::{World, output, program, run, stderr, stdout};
 
 #[test]
 fn help_lists_the_commands_and_every_option() {
@@ -208,5 +208,55 @@ fn inspect_shows_the_same_in_text_and_json() {
     assert!(
         format!("{outside:#}").contains("there is no sample 23"),
         "{outside:#}"
+    );
+}
+
+/// A log that cannot be written ends no build, a reader that has seen enough is no error, and an error is said whatever RUST_LOG
+/// lets through.
+#[test]
+fn nobody_has_to_listen() {
+    let world = World::new();
+    let full = || {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).open("/dev/full").unwrap()
+    };
+    let mut build = program(&world.build_args("cache", &[]));
+    assert!(
+        build
+            .stderr(full())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
+    let cache = world.path("cache").display().to_string();
+    assert!(output(&["pipeline", "verify", &cache]).status.success());
+
+    for command in ["inspect", "verify", "stats", "list"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let shown = program(&["pipeline", command, &cache])
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(
+            shown.status.code(),
+            Some(0),
+            "{command}: {}",
+            stderr(&shown)
+        );
+    }
+    let wrong = ["pipeline", "verify", "gone"];
+    let said = program(&wrong)
+        .env("RUST_LOG", "trainer=trace")
+        .output()
+        .unwrap();
+    assert!(stderr(&said).contains("gone"), "{}", stderr(&said));
+    assert_eq!(
+        program(&wrong).stderr(full()).status().unwrap().code(),
+        Some(2)
     );
 }

@@ -419,3 +419,17 @@ fn a_teacher_that_claims_other_shapes_is_refused() {
         "{problems:?}"
     );
 }
+
+/// Parts without their teacher's identity can be neither read nor judged: the cache has lost something.
+#[test]
+fn a_teacher_that_lost_its_identity_is_reported() {
+    let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+    tiny.build(dir.path());
+    let record = layout::teacher_json(dir.path(), &tiny.teachers[0].id);
+    fs::remove_file(&record).unwrap();
+    let problems = check(dir.path()).problems;
+    assert!(
+        matches!(&problems[..], [Error::FileMissing { path }] if *path == record),
+        "{problems:?}"
+    );
+}

@@ -89,6 +89,36 @@ fn the_files_decide_and_defaults_fill_in() {
     );
 }
 
+/// Another model's file would lend its activation, eps and sizes to these tensors without a word.
+#[test]
+fn the_configuration_of_another_kind_of_network_is_refused() {
+    let with = |model_type: &str| {
+        let files = [
+            (
+                "config.json",
+                json!({"model_type": model_type, "num_attention_heads": 4}),
+            ),
+            (
+                "preprocessor_config.json",
+                json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}),
+            ),
+        ];
+        load(&hf_vit_tensors(), &files)
+    };
+    for foreign in ["clip", "dinov2", "dinov3_vit", "siglip_vision_model"] {
+        match with(foreign) {
+            Err(Error::TeacherConfig { reason, .. }) => assert!(
+                reason.contains(foreign) && reason.contains("belongs to another model"),
+                "{reason}"
+            ),
+            other => panic!("{foreign}: {other:?}"),
+        }
+    }
+    // What is not known here says nothing.
+    with("vit").unwrap();
+    with("my-vit").unwrap();
+}
+
 #[test]
 fn what_must_not_be_guessed_is_asked_for() {
     let check =
