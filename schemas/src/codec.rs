@@ -31,13 +31,13 @@ pub trait FeatureCodec {
     /// Appends the encoded values `[n, width]` to `bytes`.
     ///
     /// # Errors
-    /// [`Error::Unstorable`] for the first value that cannot be held; `bytes` is then as before.
+    /// [`Unstorable`](crate::Error::Unstorable) for the first value that cannot be held; `bytes` is then as before.
     fn encode(&self, values: &[f32], width: usize, bytes: &mut Vec<u8>) -> Result<()>;
 
     /// Decodes into `values [n, width]`, for callers that own the destination.
     ///
     /// # Errors
-    /// [`Error::CodecLength`] if the bytes do not hold exactly these values.
+    /// [`CodecLength`](crate::Error::CodecLength) if the bytes do not hold exactly these values.
     fn decode_into(&self, bytes: &[u8], width: usize, values: &mut [f32]) -> Result<()>;
 
     /// Position in `[n, width]` of the first encoded value that no encoder wrote, such as one that is not finite.
