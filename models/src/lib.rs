@@ -13,10 +13,14 @@
 //! | `D` | width of a token |
 //! | `K` | width of a teacher's token |
 //!
-//! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (blocks), [`pos_embed`], [`masking`], [`mae`] (He et
-//! al. 2022), [`mimic`] (one head per teacher), [`losses`], [`mr_mae`] (Gao et al. 2023, all of it together). Teachers:
+//! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (parts of a block), [`drop_path`], [`blocks`],
+//! [`pos_embed`], [`masking`], [`encoder`], [`decoder`], [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`losses`], [`mr_mae`] (Gao et al. 2023, all of it together). Teachers:
 //! [`teacher`], loaded through [`weights`], found by [`hub`].
 
+pub mod blocks;
+pub mod decoder;
+pub mod drop_path;
+pub mod encoder;
 pub mod error;
 pub mod hub;
 pub mod init;

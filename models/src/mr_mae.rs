@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::blocks::Pass;
 use crate::error::{Error, Result};
 use crate::losses::{TargetNorm, mimic_loss};
 use crate::mae::{Mae, MaeConfig, gather_rows};
@@ -17,8 +17,7 @@ use crate::mimic::MimicHeads;
 use crate::params::Scope;
 
 /// What an MR-MAE is made of. Without teachers it is a plain MAE.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MrMaeConfig {
     /// The autoencoder.
     pub mae: MaeConfig,
@@ -29,8 +28,7 @@ pub struct MrMaeConfig {
 }
 
 /// How one teacher is mimicked.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MimicConfig {
     /// Width `K` of the teacher's tokens.
     pub width: i64,
@@ -49,6 +47,8 @@ pub struct Batch<'a> {
     pub masking: &'a Masking,
     /// For each teacher its tokens at *all* patches, `[N, L, K]`, of any floating type, as stored.
     pub targets: &'a BTreeMap<String, Tensor>,
+    /// Stochastic depth and the like.
+    pub pass: Pass<'a>,
 }
 
 /// Scalars, f32, none of them weighted but `total`.
@@ -112,7 +112,7 @@ impl MrMae {
             .teachers
             .iter()
             .map(|(id, teacher)| (id.as_str(), teacher.width));
-        let heads = MimicHeads::new(scope, config.mae.embed_dim, teachers);
+        let heads = MimicHeads::new(scope, config.mae.encoder.embed_dim(), teachers);
         Ok(Self {
             config: config.clone(),
             mae,
@@ -135,8 +135,10 @@ impl MrMae {
     /// # Panics
     /// If a teacher of the configuration has no target, or shapes do not fit: the loader's mistake.
     pub fn forward(&self, batch: &Batch) -> Losses {
-        let latent = self.mae.forward_encoder(batch.imgs, batch.masking); // [N, 1 + keep, D]
-        let visible = latent.narrow(1, 1, latent.size()[1] - 1); // [N, keep, D]
+        let (imgs, masking, pass) = (batch.imgs, batch.masking, &batch.pass);
+        let latent = self.mae.encoder().forward_encoder(imgs, masking, pass); // [N, P + keep, D]
+        let keep = masking.ids_keep.size()[1];
+        let visible = latent.narrow(1, latent.size()[1] - keep, keep); // [N, keep, D]
         let mut total = Tensor::zeros([0; 0], (Kind::Float, latent.device()));
 
         let mut mimic = BTreeMap::new();
@@ -147,18 +149,17 @@ impl MrMae {
                 .unwrap_or_else(|| panic!("the batch has no tokens of {id}"));
             let target = teacher
                 .target_norm
-                .forward(&gather_rows(target, &batch.masking.ids_keep)); // [N, keep, K]
+                .forward(&gather_rows(target, &masking.ids_keep)); // [N, keep, K]
             let loss = mimic_loss(&self.heads.forward(id, &visible), &target);
             total += &loss * teacher.weight;
             mimic.insert(id.clone(), loss);
         }
 
         let rec = (self.config.rec_weight > 0.0).then(|| {
-            let pred = self
-                .mae
-                .forward_decoder(&latent, &batch.masking.ids_restore); // [N, L, p²·3]
-            self.mae
-                .forward_loss(batch.imgs, &pred, &batch.masking.mask)
+            let decoder = self.mae.decoder();
+            let tokens = decoder.forward_tokens(&latent, &masking.ids_restore, pass);
+            let pred = decoder.predict(&tokens); // [N, L, p²·3]
+            self.mae.forward_loss(imgs, &pred, &masking.mask)
         });
         if let Some(rec) = &rec {
             total += rec * self.config.rec_weight;

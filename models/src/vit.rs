@@ -311,6 +311,16 @@ impl Block {
         &x + self.mlp.forward(&self.norm2.forward(&x))
     }
 
+    /// [`Block::forward`] in training, the two branches scaled by `drop` (each `[N, 1, 1]`, see
+    /// [`DropPath`](crate::drop_path::DropPath)).
+    pub fn forward_dropped(&self, x: &Tensor, drop: Option<&[Tensor; 2]>) -> Tensor {
+        let Some([attn, mlp]) = drop else {
+            return self.forward(x);
+        };
+        let x = x + self.attn.forward_rotated(&self.norm1.forward(x), None) * attn;
+        &x + self.mlp.forward(&self.norm2.forward(&x)) * mlp
+    }
+
     /// [`Block::forward_rotated`], and how much the first token attends to each token `[N, H, T]`.
     pub fn forward_with_cls_attention(
         &self,

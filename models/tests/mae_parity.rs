@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use models::decoder::DecoderConfig;
+use models::encoder::{EncoderConfig, VitConfig};
 use models::mae::{Mae, MaeConfig};
 use models::masking::{len_keep, random_masking};
 use models::params::ParamStore;
@@ -47,11 +49,30 @@ fn under(weights: &Weights, prefix: &str) -> BTreeMap<String, Tensor> {
 
 /// The network of a case, and its mask ratio.
 fn build(weights: &Weights) -> (ParamStore, Mae, f64) {
-    let mut case: Value = serde_json::from_str(&weights.metadata()["case"]).unwrap();
-    let case = case.as_object_mut().unwrap();
-    let mask_ratio = case.remove("mask_ratio").unwrap().as_f64().unwrap();
-    case.remove("batch").unwrap();
-    let config: MaeConfig = serde_json::from_value(Value::Object(case.clone())).unwrap();
+    let case: Value = serde_json::from_str(&weights.metadata()["case"]).unwrap();
+    let mask_ratio = case["mask_ratio"].as_f64().unwrap();
+    let number = |key: &str| case[key].as_i64().unwrap();
+    let config = MaeConfig {
+        encoder: EncoderConfig::Vit(VitConfig {
+            img_size: [
+                case["img_size"][0].as_i64().unwrap(),
+                case["img_size"][1].as_i64().unwrap(),
+            ],
+            patch_size: number("patch_size"),
+            embed_dim: number("embed_dim"),
+            depth: number("depth"),
+            num_heads: number("num_heads"),
+            mlp_ratio: number("mlp_ratio"),
+            fusion: vec![],
+        }),
+        decoder: DecoderConfig {
+            embed_dim: number("decoder_embed_dim"),
+            depth: number("decoder_depth"),
+            num_heads: number("decoder_num_heads"),
+            mlp_ratio: number("mlp_ratio"),
+        },
+        norm_pix_loss: case["norm_pix_loss"].as_bool().unwrap(),
+    };
     let store = ParamStore::new(Device::Cpu, 0);
     let mae = Mae::new(&store.root(), &config).unwrap();
     (store, mae, mask_ratio)

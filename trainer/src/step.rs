@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use models::blocks::Pass;
 use models::masking::{self, Masking, focused_noise, random_masking};
 use models::mr_mae::{Batch, Losses, MrMae};
 use models::precision::Precision;
@@ -116,6 +117,7 @@ pub fn accumulate(
             imgs,
             masking,
             targets: &features.tokens,
+            pass: Pass::default(),
         })
     };
     // Outside the scope: each operation's backward uses the type its forward used.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use images::rng::{Purpose, Rng};
 use images::{IMAGE_CODE, ImageSource, draw_view};
-use models::mae::{Mae, MaeConfig};
+use models::encoder::{VitConfig, VitEncoder};
 use models::params::ParamStore;
 use models::precision::Precision;
 use models::teacher::Teacher;
@@ -326,18 +326,17 @@ pub(crate) fn write_images(dir: &Path, n: usize, seed: u64) {
 
 /// A ViT of random weights in timm's layout, which is also that of MAE's encoder.
 fn write_teacher(dir: &Path) {
-    let config = MaeConfig {
+    let config = VitConfig {
         img_size: [i64::from(GRID * TEACHER_PATCH); 2],
         patch_size: TEACHER_PATCH.into(),
         embed_dim: TEACHER_WIDTH.into(),
         depth: 2,
         num_heads: 1,
-        ..MaeConfig::VIT_BASE_PATCH16
+        ..VitConfig::BASE_PATCH16
     };
     let params = ParamStore::new(Device::Cpu, 17);
-    let _network = Mae::new(&params.root(), &config).unwrap();
-    let mut tensors = params.tensors();
-    tensors.retain(|name, _| !name.contains("decoder") && name != "mask_token");
+    let _network = VitEncoder::new(&params.root(), &config).unwrap();
+    let tensors = params.tensors();
     let mut file = AtomicFile::create(&dir.join("model.safetensors")).unwrap();
     models::weights::write(&mut file, &tensors, None).unwrap();
     file.flush().unwrap();

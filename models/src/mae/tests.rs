@@ -3,27 +3,45 @@ use std::collections::BTreeSet;
 use tch::Device;
 
 use super::*;
+use crate::error::Error;
+use crate::init::Init;
 use crate::masking::random_masking;
 use crate::params::ParamStore;
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 
-const SMALL: MaeConfig = MaeConfig {
-    img_size: [16, 24],
-    patch_size: 4,
-    embed_dim: 24,
-    depth: 2,
-    num_heads: 3,
-    decoder_embed_dim: 16,
-    decoder_depth: 1,
-    decoder_num_heads: 2,
-    mlp_ratio: 2,
-    norm_pix_loss: true,
-};
+fn small_vit() -> VitConfig {
+    VitConfig {
+        img_size: [16, 24],
+        patch_size: 4,
+        embed_dim: 24,
+        depth: 2,
+        num_heads: 3,
+        mlp_ratio: 2,
+        fusion: vec![],
+    }
+}
+
+fn small_decoder() -> DecoderConfig {
+    DecoderConfig {
+        embed_dim: 16,
+        depth: 1,
+        num_heads: 2,
+        mlp_ratio: 2,
+    }
+}
+
+fn config(encoder: VitConfig, decoder: DecoderConfig) -> MaeConfig {
+    MaeConfig {
+        encoder: EncoderConfig::Vit(encoder),
+        decoder,
+        norm_pix_loss: true,
+    }
+}
 
 fn small() -> (ParamStore, Mae) {
     let store = ParamStore::new(Device::Cpu, 0);
-    let mae = Mae::new(&store.root(), &SMALL).unwrap();
+    let mae = Mae::new(&store.root(), &config(small_vit(), small_decoder())).unwrap();
     (store, mae)
 }
 
@@ -145,13 +163,17 @@ fn a_b16_has_the_parameters_of_the_reference() {
 /// Deviation of each kind of parameter in the start that the reference's `initialize_weights` gives.
 #[test]
 fn parameters_start_as_in_the_reference() {
-    let config = MaeConfig {
+    let encoder = VitConfig {
         embed_dim: 192,
-        decoder_embed_dim: 128,
         patch_size: 16,
         img_size: [32, 32],
-        ..SMALL
+        ..small_vit()
     };
+    let decoder = DecoderConfig {
+        embed_dim: 128,
+        ..small_decoder()
+    };
+    let config = config(encoder, decoder);
     let store = ParamStore::new(Device::Cpu, 3);
     Mae::new(&store.root(), &config).unwrap();
     let xavier = |fan_in: f64, fan_out: f64| (2.0 / (fan_in + fan_out)).sqrt();
@@ -194,76 +216,74 @@ fn parameters_start_as_in_the_reference() {
 
 #[test]
 fn configurations_of_no_network_are_refused_by_field() {
-    let check = |field: &str, config: MaeConfig| {
-        let refused = Mae::new(&ParamStore::frozen(Device::Cpu).root(), &config);
+    let check = |field: &str, encoder: VitConfig, decoder: DecoderConfig| {
+        let refused = Mae::new(
+            &ParamStore::frozen(Device::Cpu).root(),
+            &config(encoder, decoder),
+        );
         let Err(Error::Config { field: found, .. }) = refused else {
             panic!("{field}: {refused:?}")
         };
         assert_eq!(found, field);
     };
-    check(
-        "img_size",
-        MaeConfig {
-            img_size: [16, 26],
-            ..SMALL
-        },
-    );
-    check(
-        "img_size",
-        MaeConfig {
-            img_size: [0, 16],
-            ..SMALL
-        },
-    );
-    check(
-        "patch_size",
-        MaeConfig {
-            patch_size: 0,
-            ..SMALL
-        },
-    );
-    check(
-        "embed_dim",
-        MaeConfig {
-            embed_dim: 26,
-            ..SMALL
-        },
-    );
-    check(
-        "embed_dim",
-        MaeConfig {
-            num_heads: 5,
-            ..SMALL
-        },
-    );
-    check(
-        "decoder_embed_dim",
-        MaeConfig {
-            decoder_num_heads: 3,
-            ..SMALL
-        },
-    );
-    check("depth", MaeConfig { depth: 0, ..SMALL });
-    check(
-        "mlp_ratio",
-        MaeConfig {
-            mlp_ratio: 0,
-            ..SMALL
-        },
-    );
+    let vit = |change: fn(&mut VitConfig)| {
+        let mut config = small_vit();
+        change(&mut config);
+        config
+    };
+    for (field, encoder) in [
+        ("img_size", vit(|c| c.img_size = [16, 26])),
+        ("img_size", vit(|c| c.img_size = [0, 16])),
+        ("patch_size", vit(|c| c.patch_size = 0)),
+        ("embed_dim", vit(|c| c.embed_dim = 26)),
+        ("embed_dim", vit(|c| c.num_heads = 5)),
+        ("depth", vit(|c| c.depth = 0)),
+        ("mlp_ratio", vit(|c| c.mlp_ratio = 0)),
+        ("fusion", vit(|c| c.fusion = vec![1])),
+        ("fusion", vit(|c| c.fusion = vec![-1])),
+        ("fusion", vit(|c| c.fusion = vec![0, 0])),
+    ] {
+        check(field, encoder, small_decoder());
+    }
+    let decoder = DecoderConfig {
+        num_heads: 3,
+        ..small_decoder()
+    };
+    check("decoder_embed_dim", small_vit(), decoder);
 }
 
 #[test]
 fn published_sizes_are_networks() {
     let sizes = [
-        (MaeConfig::VIT_TINY_PATCH16, 196),
-        (MaeConfig::VIT_SMALL_PATCH16, 196),
-        (MaeConfig::VIT_BASE_PATCH16, 196),
-        (MaeConfig::VIT_LARGE_PATCH16, 196),
-        (MaeConfig::VIT_HUGE_PATCH14, 256),
+        (VitConfig::TINY_PATCH16, 196),
+        (VitConfig::SMALL_PATCH16, 196),
+        (VitConfig::BASE_PATCH16, 196),
+        (VitConfig::LARGE_PATCH16, 196),
+        (VitConfig::HUGE_PATCH14, 256),
     ];
-    for (config, num_patches) in sizes {
+    for (encoder, num_patches) in sizes {
+        let config = config(encoder, DecoderConfig::PUBLISHED);
         config.validate().unwrap();
         assert_eq!(config.num_patches(), num_patches);
     }
+}
+
+#[test]
+fn fusion_changes_what_the_losses_see_and_not_the_features() {
+    let build = |fusion: Vec<i64>| {
+        let store = ParamStore::new(Device::Cpu, 0);
+        let encoder = VitConfig {
+            fusion,
+            ..small_vit()
+        };
+        Mae::new(&store.root(), &config(encoder, small_decoder())).unwrap()
+    };
+    let (plain, fused) = (build(vec![]), build(vec![0]));
+    let imgs = random(&[2, 3, 16, 24], "imgs");
+    let masking = random_masking(&random(&[2, 24], "noise"), 6);
+    assert_ne!(
+        fused.forward_encoder(&imgs, &masking),
+        plain.forward_encoder(&imgs, &masking)
+    );
+    assert_eq!(fused.forward_features(&imgs), plain.forward_features(&imgs));
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use models::decoder::DecoderConfig;
+use models::encoder::{EncoderConfig, VitConfig};
 use models::mae::MaeConfig;
 use models::masking::len_keep;
 use serde::Deserialize;
@@ -117,15 +119,21 @@ impl Recipe {
     pub fn mae_config(&self) -> MaeConfig {
         let m = &self.model;
         MaeConfig {
-            img_size: [i64::from(m.img_size); 2],
-            patch_size: m.patch_size.into(),
-            embed_dim: m.embed_dim.into(),
-            depth: m.depth.into(),
-            num_heads: m.num_heads.into(),
-            decoder_embed_dim: m.decoder_embed_dim.into(),
-            decoder_depth: m.decoder_depth.into(),
-            decoder_num_heads: m.decoder_num_heads.into(),
-            mlp_ratio: m.mlp_ratio.into(),
+            encoder: EncoderConfig::Vit(VitConfig {
+                img_size: [i64::from(m.img_size); 2],
+                patch_size: m.patch_size.into(),
+                embed_dim: m.embed_dim.into(),
+                depth: m.depth.into(),
+                num_heads: m.num_heads.into(),
+                mlp_ratio: m.mlp_ratio.into(),
+                fusion: vec![],
+            }),
+            decoder: DecoderConfig {
+                embed_dim: m.decoder_embed_dim.into(),
+                depth: m.decoder_depth.into(),
+                num_heads: m.decoder_num_heads.into(),
+                mlp_ratio: m.mlp_ratio.into(),
+            },
             norm_pix_loss: m.norm_pix_loss,
         }
     }

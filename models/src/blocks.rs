@@ -1,0 +1,68 @@
+//! A stack of transformer blocks, as encoders and the decoder run it in training.
+
+use tch::Tensor;
+
+use crate::drop_path::DropPath;
+use crate::params::Scope;
+use crate::vit::{Block, BlockConfig};
+
+/// How a forward pass is made, besides its inputs. The default is the plain one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pass<'a> {
+    /// The residual branches of the encoder to drop; branch `2 b` is the first of its block `b`, `2 b + 1` the second.
+    pub drop_path: Option<&'a DropPath>,
+}
+
+/// Blocks `0..depth`, one after the other.
+#[derive(Debug)]
+pub struct Blocks {
+    blocks: Vec<Block>,
+    /// What [`Pass::drop_path`] calls the first of them.
+    first: usize,
+}
+
+impl Blocks {
+    /// Parameters `<name>.<i>.*` for each block under `scope`. `first` is the place of the first one among all blocks of the
+    /// encoder, those of convolution stages included.
+    pub fn new(scope: &Scope, name: &str, depth: i64, config: &BlockConfig, first: usize) -> Self {
+        let scope = scope.sub(name);
+        Self {
+            blocks: (0..depth)
+                .map(|i| Block::new(&scope.sub(i), config))
+                .collect(),
+            first,
+        }
+    }
+
+    /// `[N, T, D] → [N, T, D]`.
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Tensor {
+        self.forward_fused(x, &[], pass)
+    }
+
+    /// The output of the last block plus those of the blocks `fusion` (each at most once, in any order): `[N, T, D] → [N, T, D]`.
+    pub fn forward_fused(&self, x: &Tensor, fusion: &[i64], pass: &Pass) -> Tensor {
+        let mut x = x.shallow_clone();
+        let mut sum: Option<Tensor> = None;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let drop = pass.drop_path.map(|drop| {
+                let branch = 2 * (self.first + i);
+                [drop.branch(branch), drop.branch(branch + 1)]
+            });
+            x = block.forward_dropped(&x, drop.as_ref());
+            let is_last = i + 1 == self.blocks.len();
+            if !is_last && fusion.contains(&(i as i64)) {
+                sum = Some(match sum {
+                    Some(sum) => sum + &x,
+                    None => x.shallow_clone(),
+                });
+            }
+        }
+        match sum {
+            Some(sum) => sum + x,
+            None => x,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
