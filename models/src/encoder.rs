@@ -90,6 +90,13 @@ impl Encoder {
         })
     }
 
+    /// Whether its first token is CLS.
+    pub fn cls_token(&self) -> bool {
+        match self {
+            Self::Vit(_) => true,
+        }
+    }
+
     /// Encodes the visible patches: `imgs [N, 3, H, W]`, normalised, → latent `[N, P + keep, D]` after the last norm, the patches in
     /// the order of `ids_keep`. With fusion, if the configuration has it.
     pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &Pass) -> Tensor {

@@ -89,6 +89,11 @@ impl Mae {
         &self.encoder
     }
 
+    /// The encoder alone.
+    pub fn into_encoder(self) -> Encoder {
+        self.encoder
+    }
+
     /// The decoder.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder

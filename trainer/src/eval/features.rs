@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use images::{ImageSource, RgbImage, draw_view};
+use models::encoder::Encoder;
 use models::hub::HubSettings;
 use models::mae::Mae;
 use models::params::ParamStore;
@@ -40,7 +41,7 @@ pub struct Model {
 
 #[derive(Debug)]
 enum Network {
-    Student { mae: Mae, img_size: u32 },
+    Student { encoder: Encoder, img_size: u32 },
     Teacher(Teacher),
     Pixels { size: u32 },
 }
@@ -136,14 +137,16 @@ impl Model {
         let _no_grad = tch::no_grad_guard();
         let pixels = to_device(pixels, self.device)?;
         let features = match &self.network {
-            Network::Student { mae, .. } => {
+            Network::Student { encoder, .. } => {
                 let _scope = precision.guard(self.device);
-                let tokens = mae.forward_features(&self.normalise.forward(&pixels)); // [N, 1 + L, D], after the norm
-                let patches = tokens.narrow(1, 1, tokens.size()[1] - 1);
-                vec![
-                    ("cls", tokens.select(1, 0)),
-                    ("mean", patches.mean_dim(1, false, None)),
-                ]
+                let tokens = encoder.forward_features(&self.normalise.forward(&pixels)); // [N, P + L, D], after the norm
+                let prefix = i64::from(encoder.cls_token());
+                let patches = tokens.narrow(1, prefix, tokens.size()[1] - prefix);
+                let mean = ("mean", patches.mean_dim(1, false, None));
+                match encoder.cls_token() {
+                    true => vec![("cls", tokens.select(1, 0)), mean],
+                    false => vec![mean],
+                }
             }
             Network::Teacher(teacher) => {
                 let pixels = pixels.permute([0, 3, 1, 2]).contiguous();
@@ -258,7 +261,7 @@ fn student(
         params.load(origin, &tensors)?;
     }
     Ok(Network::Student {
-        mae,
+        encoder: mae.into_encoder(),
         img_size: recipe.model.img_size,
     })
 }
