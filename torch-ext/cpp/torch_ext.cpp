@@ -146,6 +146,17 @@ int te_autocast_enter(int device_type, int* was_enabled, int* was_dtype) {
   });
 }
 
+// Turns autocast off for a device type on this thread; undone by te_autocast_exit as well.
+int te_autocast_pause(int device_type, int* was_enabled, int* was_dtype) {
+  return guarded([&] {
+    const auto type = device_of(device_type, 0).type();
+    *was_enabled = at::autocast::is_autocast_enabled(type);
+    *was_dtype = static_cast<int>(at::autocast::get_autocast_dtype(type));
+    at::autocast::set_autocast_enabled(type, false);
+    at::autocast::increment_nesting();
+  });
+}
+
 int te_autocast_exit(int device_type, int was_enabled, int was_dtype) {
   return guarded([&] {
     const auto type = device_of(device_type, 0).type();

@@ -29,10 +29,24 @@ pub struct Autocast {
 impl Autocast {
     /// Starts bf16 autocast for the kind of `device`.
     pub fn bf16(device: Device) -> Self {
+        Self::start(device, true)
+    }
+
+    /// An f32 island: inside a scope of [`Autocast::bf16`], computes in the types it is given for as long as it lives.
+    pub fn pause(device: Device) -> Self {
+        Self::start(device, false)
+    }
+
+    fn start(device: Device, on: bool) -> Self {
         let (device_type, _) = ffi::device_parts(device);
         let (mut was_enabled, mut was_dtype) = (0, 0);
         // SAFETY: both pointers are to live local variables.
-        let code = unsafe { ffi::te_autocast_enter(device_type, &mut was_enabled, &mut was_dtype) };
+        let code = unsafe {
+            match on {
+                true => ffi::te_autocast_enter(device_type, &mut was_enabled, &mut was_dtype),
+                false => ffi::te_autocast_pause(device_type, &mut was_enabled, &mut was_dtype),
+            }
+        };
         ffi::check("autocast", code).expect("autocast exists for the CPU and CUDA");
         Self {
             device_type,

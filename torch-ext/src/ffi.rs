@@ -51,6 +51,11 @@ unsafe extern "C" {
         was_enabled: *mut c_int,
         was_dtype: *mut c_int,
     ) -> c_int;
+    pub(crate) fn te_autocast_pause(
+        device_type: c_int,
+        was_enabled: *mut c_int,
+        was_dtype: *mut c_int,
+    ) -> c_int;
     pub(crate) fn te_autocast_exit(
         device_type: c_int,
         was_enabled: c_int,

@@ -86,3 +86,13 @@ fn the_gpu_s_scope_leaves_the_cpu_alone() {
     let _bf16 = Autocast::bf16(Device::Cuda(0));
     assert_eq!(product_kind(), Kind::Float);
 }
+
+#[test]
+fn a_pause_is_an_island_and_bf16_goes_on_after_it() {
+    let _bf16 = Autocast::bf16(Device::Cpu);
+    {
+        let _f32 = Autocast::pause(Device::Cpu);
+        assert_eq!(product_kind(), Kind::Float);
+    }
+    assert_eq!(product_kind(), Kind::BFloat16);
+}
