@@ -157,3 +157,44 @@ fn a_mask_depends_on_its_own_row() {
     assert_eq!(ids(&together).narrow(0, 2, 1), ids(&alone));
     assert_eq!(together.device(), Device::Cpu);
 }
+
+#[test]
+fn blocks_remove_the_number_asked_for_in_pieces_that_hang_together() {
+    let mut state = 1u64;
+    let mut uniform = move || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    // How many of the neighbours of removed patches are removed, over many masks.
+    let (grid_h, grid_w) = (14usize, 12usize);
+    for num_removed in [0, 3, 40, 126, 168] {
+        let (mut same, mut pairs, mut place) = (0.0, 0.0, vec![0u32; grid_h * grid_w]);
+        for _ in 0..200 {
+            let noise = block_noise([grid_h, grid_w], num_removed, &mut uniform);
+            let removed: Vec<bool> = noise.iter().map(|&v| v >= 1.0).collect();
+            assert_eq!(removed.iter().filter(|r| **r).count(), num_removed);
+            assert!(noise.iter().all(|v| (0.0..2.0).contains(v)));
+            for y in 0..grid_h {
+                for x in 0..grid_w {
+                    place[y * grid_w + x] += u32::from(removed[y * grid_w + x]);
+                    if x + 1 < grid_w && removed[y * grid_w + x] {
+                        pairs += 1.0;
+                        same += f64::from(u8::from(removed[y * grid_w + x + 1]));
+                    }
+                }
+            }
+        }
+        let share = num_removed as f64 / (grid_h * grid_w) as f64;
+        if num_removed == 40 {
+            assert!(same / pairs > share + 0.4, "{} of neighbours", same / pairs);
+        }
+        if num_removed >= 40 {
+            assert!(
+                place.iter().all(|&n| n > 0),
+                "{num_removed}: a patch is never removed"
+            );
+        }
+    }
+}
