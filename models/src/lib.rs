@@ -14,7 +14,7 @@
 //! | `K` | width of a teacher's token |
 //!
 //! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (parts of a block), [`drop_path`], [`blocks`],
-//! [`pos_embed`], [`masking`], [`encoder`], [`decoder`], [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`losses`], [`mr_mae`] (Gao et al. 2023, all of it together). Teachers:
+//! [`pos_embed`], [`masking`], [`encoder`], [`decoder`], [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it together). Teachers:
 //! [`teacher`], loaded through [`weights`], found by [`hub`].
 
 pub mod blocks;
@@ -33,6 +33,7 @@ pub mod params;
 pub mod pos_embed;
 pub mod pos_interpolate;
 pub mod precision;
+pub mod targets;
 pub mod teacher;
 pub mod vit;
 pub mod weights;

@@ -1,6 +1,5 @@
-//! Losses and the normalisation of their targets. Everything here computes in f32, whatever it is given.
+//! Losses. Everything here computes in f32, whatever it is given.
 
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// Normalises each patch to mean 0 and variance 1: `norm_pix_loss` of MAE. `[N, L, p²·3] → [N, L, p²·3]`.
@@ -24,51 +23,36 @@ pub fn masked_patch_loss(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Tenso
     (per_patch * mask).sum(None) / mask.sum(None)
 }
 
-/// What is done to a teacher's token before it is a target. Done at load and never at store: a cache serves every choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TargetNorm {
-    /// Nothing: the paper's equation to the letter. Channels of large variance then have most of the loss.
-    None,
-    /// LayerNorm of each token without scale and shift (eps 1e-6): what the neighbouring methods agree on.
-    #[default]
-    Ln,
-    /// Length √K. The mean over channels of the squared difference is then the sum over channels for unit vectors, the form that
-    /// MILAN and others use, and weighs about as much as with [`TargetNorm::Ln`].
+/// How far a head's output is from its target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MimicLoss {
+    /// Mean squared difference over tokens and channels. The paper sums over channels; the mean keeps the loss comparable between
+    /// teachers of different width and with the pixel loss (for a B/16 student and a B teacher, 768 numbers each, the ratio of the
+    /// two is the paper's).
     L2,
+    /// Mean smooth L1 (Huber): `d² / (2 beta)` where `|d| < beta`, else `|d| - beta / 2`. MaskAlign, FD and dBOT use it.
+    SmoothL1 {
+        /// Where the square ends, in the target's units.
+        beta: f64,
+    },
+    /// Mean over tokens of `1 - cos`; only directions count. MILAN's and EVA's up to constants.
+    Cosine,
 }
 
-impl TargetNorm {
-    /// `[.., K] → [.., K]`, f32. A token of zeros stays one.
-    pub fn forward(self, target: &Tensor) -> Tensor {
-        let target = target.to_kind(Kind::Float);
-        let width = *target.size().last().expect("a target has channels");
+impl MimicLoss {
+    /// `pred`, `target` `[N, .., K]`, the target normalised → a scalar, f32.
+    pub fn forward(self, pred: &Tensor, target: &Tensor) -> Tensor {
+        let (pred, target) = (pred.to_kind(Kind::Float), target.to_kind(Kind::Float));
         match self {
-            TargetNorm::None => target,
-            TargetNorm::Ln => {
-                target.layer_norm([width], None::<Tensor>, None::<Tensor>, 1e-6, true)
+            MimicLoss::L2 => (pred - target).square().mean(None),
+            MimicLoss::SmoothL1 { beta } => {
+                pred.smooth_l1_loss(&target, tch::Reduction::Mean, beta)
             }
-            TargetNorm::L2 => {
-                let length = target
-                    .square()
-                    .sum_dim_intlist(-1, true, None)
-                    .sqrt()
-                    .clamp_min(1e-12);
-                target / length * (width as f64).sqrt()
+            MimicLoss::Cosine => {
+                1.0 - Tensor::cosine_similarity(&pred, &target, -1, 1e-8).mean(None)
             }
         }
     }
-}
-
-/// Mean squared difference between a head's output and the teacher's tokens, over tokens and channels: a scalar.
-///
-/// `pred`, `target`: `[N, keep, K]`, the target normalised. The paper sums over channels; the mean keeps the loss comparable
-/// between teachers of different width and with the pixel loss (for a B/16 student and a B teacher, 768 numbers each, the ratio
-/// of the two is the paper's).
-pub fn mimic_loss(pred: &Tensor, target: &Tensor) -> Tensor {
-    (pred.to_kind(Kind::Float) - target.to_kind(Kind::Float))
-        .square()
-        .mean(None)
 }
 
 #[cfg(test)]

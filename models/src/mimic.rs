@@ -1,4 +1,4 @@
-//! Heads that predict teachers' tokens from the student's visible tokens.
+//! Heads that predict teachers' tokens from the student's.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,12 @@ pub struct MimicHeads {
 }
 
 impl MimicHeads {
-    /// Parameters `mimic_heads.<teacher>.{weight [K, D], bias [K]}` for each (teacher, `K`); `scope` is the network's root.
+    /// Parameters `<teacher>.{weight [K, D], bias [K]}` under `scope` for each (teacher, `K`), over tokens of width `dim`.
     pub fn new<'a>(
         scope: &Scope,
         dim: i64,
         teachers: impl IntoIterator<Item = (&'a str, i64)>,
     ) -> Self {
-        let scope = scope.sub("mimic_heads");
         let head = |(id, width): (&str, i64)| {
             (id.to_owned(), Linear::new(&scope.sub(id), dim, width, true))
         };
@@ -34,7 +33,7 @@ impl MimicHeads {
         self.heads.keys().map(String::as_str)
     }
 
-    /// What the head of `teacher` makes of the student's visible tokens: `[N, keep, D] → [N, keep, K]`.
+    /// What the head of `teacher` makes of the student's tokens: `[.., D] → [.., K]`.
     ///
     /// # Panics
     /// If there is no such head.

@@ -2,7 +2,8 @@
 //!
 //! The encoder's output feeds two losses. Before the decoder, one linear head per teacher predicts the teacher's tokens at the
 //! visible positions; after it, the decoder predicts the pixels of the removed ones. The decoder gets the encoder's output, not
-//! a head's, and never sees a teacher (figure 2 of the paper). Total = `rec_weight`·rec + Σ `weight_t`·mimic_t.
+//! a head's, and never sees a teacher (figure 2 of the paper). Total = `rec_weight`·rec + Σ `weight_t`·mimic_t
+//! + Σ `cls_weight_t`·mimic_cls_t. The paper's ablations are fields of the configuration.
 
 use std::collections::BTreeMap;
 
@@ -10,32 +11,57 @@ use tch::{Kind, Tensor};
 
 use crate::blocks::Pass;
 use crate::error::{Error, Result};
-use crate::losses::{TargetNorm, mimic_loss};
+use crate::losses::MimicLoss;
 use crate::mae::{Mae, MaeConfig, gather_rows};
 use crate::masking::Masking;
 use crate::mimic::MimicHeads;
 use crate::params::Scope;
+use crate::targets::{Target, TargetNorm, TargetStats};
 
 /// What an MR-MAE is made of. Without teachers it is a plain MAE.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MrMaeConfig {
     /// The autoencoder.
     pub mae: MaeConfig,
-    /// Weight of the pixel loss; 0 leaves the decoder out. The paper has 0.5.
+    /// Weight of the pixel loss; 0 leaves it out. The paper has 0.5.
     pub rec_weight: f64,
+    /// Which of the student's tokens mimic.
+    pub mimic_tokens: MimicTokens,
     /// The teachers, by id.
     pub teachers: BTreeMap<String, MimicConfig>,
 }
 
+/// Which of the student's tokens mimic the teachers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MimicTokens {
+    /// The encoder's visible tokens, before the decoder: the paper's method.
+    #[default]
+    Encoder,
+    /// The decoder's tokens at the removed patches, beside the pixels that it predicts there: the fifth row of the paper's table 3,
+    /// which costs 1.7 points. The paper does not say which of the decoder's tokens; the removed ones are where it also reconstructs.
+    DecoderRemoved,
+    /// The decoder's tokens at the visible patches.
+    DecoderVisible,
+    /// The decoder's tokens at all patches.
+    DecoderAll,
+}
+
 /// How one teacher is mimicked.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MimicConfig {
     /// Width `K` of the teacher's tokens.
     pub width: i64,
-    /// Weight of its loss. The paper has 0.5 for its one teacher.
+    /// Weight of the loss of its patch tokens. The paper has 0.5 for its one teacher.
     pub weight: f64,
+    /// Weight of the loss of its CLS token, which the student's CLS token mimics by a head of its own; 0 = no such head. The paper does
+    /// not mention one; MaskAlign, MILAN and MEDiC have it.
+    pub cls_weight: f64,
     /// What is done to its tokens first.
     pub target_norm: TargetNorm,
+    /// How the difference counts.
+    pub loss: MimicLoss,
+    /// What its tokens are like, for the normalisations that need it.
+    pub stats: Option<TargetStats>,
 }
 
 /// One batch, all on the network's device.
@@ -47,6 +73,8 @@ pub struct Batch<'a> {
     pub masking: &'a Masking,
     /// For each teacher its tokens at *all* patches, `[N, L, K]`, of any floating type, as stored.
     pub targets: &'a BTreeMap<String, Tensor>,
+    /// For each teacher whose CLS token is mimicked that token, `[N, K]`.
+    pub cls_targets: &'a BTreeMap<String, Tensor>,
     /// Stochastic depth and the like.
     pub pass: Pass<'a>,
 }
@@ -58,8 +86,18 @@ pub struct Losses {
     pub total: Tensor,
     /// The pixel loss; `None` if its weight is 0.
     pub rec: Option<Tensor>,
-    /// The mimic loss of each teacher.
+    /// The mimic loss of each teacher's patch tokens.
     pub mimic: BTreeMap<String, Tensor>,
+    /// The mimic loss of the CLS token of each teacher that has one.
+    pub mimic_cls: BTreeMap<String, Tensor>,
+}
+
+/// Whether a parameter of that name is for pretraining alone: mimic heads, and what is known of the teachers' features. The others are
+/// the autoencoder's.
+pub fn is_mimic_param(name: &str) -> bool {
+    ["mimic_heads.", "mimic_cls_heads.", "mimic_targets."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 /// The network of pretraining: an autoencoder and its mimic heads.
@@ -68,10 +106,13 @@ pub struct MrMae {
     config: MrMaeConfig,
     mae: Mae,
     heads: MimicHeads,
+    cls_heads: MimicHeads,
+    targets: BTreeMap<String, Target>,
 }
 
 impl MrMae {
-    /// The autoencoder directly under `scope`, the heads under `mimic_heads`.
+    /// The autoencoder directly under `scope`, the heads under `mimic_heads` and `mimic_cls_heads`, what is known of the teachers'
+    /// features under `mimic_targets`.
     ///
     /// # Errors
     /// [`Error::Config`] if there is no such network or nothing to minimise.
@@ -79,7 +120,7 @@ impl MrMae {
         let weights = config
             .teachers
             .values()
-            .map(|t| t.weight)
+            .flat_map(|t| [t.weight, t.cls_weight])
             .chain([config.rec_weight]);
         for weight in weights.clone() {
             if !weight.is_finite() || weight < 0.0 {
@@ -107,16 +148,57 @@ impl MrMae {
                 reason,
             });
         }
-        let mae = Mae::new(scope, &config.mae)?;
-        let teachers = config
+        let with_cls = |t: &&MimicConfig| t.cls_weight > 0.0;
+        let cls_of = config.teachers.values().find(with_cls);
+        if let Some(teacher) = cls_of.filter(|_| !config.mae.encoder.cls_token()) {
+            return Err(Error::Config {
+                field: "cls_weight",
+                value: teacher.cls_weight.to_string(),
+                reason: "this encoder has no CLS token".to_owned(),
+            });
+        }
+        if let Some(MimicLoss::SmoothL1 { beta }) = config
             .teachers
-            .iter()
-            .map(|(id, teacher)| (id.as_str(), teacher.width));
-        let heads = MimicHeads::new(scope, config.mae.encoder.embed_dim(), teachers);
+            .values()
+            .map(|t| t.loss)
+            .find(|loss| matches!(loss, MimicLoss::SmoothL1 { beta } if !(*beta > 0.0 && beta.is_finite())))
+        {
+            return Err(Error::Config {
+                field: "beta",
+                value: beta.to_string(),
+                reason: "must be positive".to_owned(),
+            });
+        }
+        let mae = Mae::new(scope, &config.mae)?;
+        let encoder_dim = config.mae.encoder.embed_dim();
+        let dim = match config.mimic_tokens {
+            MimicTokens::Encoder => encoder_dim,
+            _ => config.mae.decoder.embed_dim,
+        };
+        let widths = |of: fn(&MimicConfig) -> f64| {
+            let teachers = config.teachers.iter().filter(move |(_, t)| of(t) > 0.0);
+            teachers.map(|(id, teacher)| (id.as_str(), teacher.width))
+        };
+        let targets = config.teachers.iter().map(|(id, teacher)| {
+            let target = Target::new(
+                scope,
+                id,
+                teacher.target_norm,
+                teacher.width,
+                teacher.stats.as_ref(),
+            );
+            Ok((id.clone(), target?))
+        });
         Ok(Self {
+            heads: MimicHeads::new(&scope.sub("mimic_heads"), dim, widths(|t| t.weight)),
+            cls_heads: MimicHeads::new(
+                &scope.sub("mimic_cls_heads"),
+                encoder_dim,
+                widths(|t| t.cls_weight),
+            ),
+            targets: targets.collect::<Result<_>>()?,
             config: config.clone(),
             mae,
-            heads,
         })
     }
 
@@ -137,35 +219,116 @@ impl MrMae {
     pub fn forward(&self, batch: &Batch) -> Losses {
         let (imgs, masking, pass) = (batch.imgs, batch.masking, &batch.pass);
         let latent = self.mae.encoder().forward_encoder(imgs, masking, pass); // [N, P + keep, D]
-        let keep = masking.ids_keep.size()[1];
-        let visible = latent.narrow(1, latent.size()[1] - keep, keep); // [N, keep, D]
-        let mut total = Tensor::zeros([0; 0], (Kind::Float, latent.device()));
-
-        let mut mimic = BTreeMap::new();
-        for (id, teacher) in &self.config.teachers {
-            let target = batch
-                .targets
-                .get(id)
-                .unwrap_or_else(|| panic!("the batch has no tokens of {id}"));
-            let target = teacher
-                .target_norm
-                .forward(&gather_rows(target, &masking.ids_keep)); // [N, keep, K]
-            let loss = mimic_loss(&self.heads.forward(id, &visible), &target);
-            total += &loss * teacher.weight;
-            mimic.insert(id.clone(), loss);
-        }
-
-        let rec = (self.config.rec_weight > 0.0).then(|| {
+        let at_encoder = self.config.mimic_tokens == MimicTokens::Encoder;
+        let decoded = (self.config.rec_weight > 0.0 || !at_encoder).then(|| {
             let decoder = self.mae.decoder();
-            let tokens = decoder.forward_tokens(&latent, &masking.ids_restore, pass);
-            let pred = decoder.predict(&tokens); // [N, L, p²·3]
-            self.mae.forward_loss(imgs, &pred, &masking.mask)
+            decoder.forward_tokens(&latent, &masking.ids_restore, pass) // [N, P + L, Dd]
         });
-        if let Some(rec) = &rec {
-            total += rec * self.config.rec_weight;
+        let (tokens, ids) = self.mimicking(&latent, decoded.as_ref(), masking);
+
+        let mut losses = Losses {
+            total: Tensor::zeros([0; 0], (Kind::Float, latent.device())),
+            rec: None,
+            mimic: BTreeMap::new(),
+            mimic_cls: BTreeMap::new(),
+        };
+        for (id, teacher) in &self.config.teachers {
+            if teacher.weight > 0.0 {
+                let target = of_teacher(batch.targets, id); // [N, L, K]
+                let target = match &ids {
+                    Some(ids) => gather_rows(target, ids),
+                    None => target.shallow_clone(),
+                };
+                let target = self.targets[id].forward(&target);
+                let loss = teacher
+                    .loss
+                    .forward(&self.heads.forward(id, &tokens), &target);
+                losses.total += &loss * teacher.weight;
+                losses.mimic.insert(id.clone(), loss);
+            }
+            if teacher.cls_weight > 0.0 {
+                let target = teacher
+                    .target_norm
+                    .per_token(of_teacher(batch.cls_targets, id)); // [N, K]
+                let cls = latent.select(1, 0);
+                let loss = teacher
+                    .loss
+                    .forward(&self.cls_heads.forward(id, &cls), &target);
+                losses.total += &loss * teacher.cls_weight;
+                losses.mimic_cls.insert(id.clone(), loss);
+            }
         }
-        Losses { total, rec, mimic }
+        if let Some(decoded) = decoded.filter(|_| self.config.rec_weight > 0.0) {
+            let pred = self.mae.decoder().predict(&decoded); // [N, L, p²·3]
+            let rec = self.mae.forward_loss(imgs, &pred, &masking.mask);
+            losses.total += &rec * self.config.rec_weight;
+            losses.rec = Some(rec);
+        }
+        losses
     }
+
+    /// How close each mimicking token comes to its target: per teacher `[N, K]` cosines in [-1, 1], f32, and the patches `[N, K]` they
+    /// are of. For pictures; nothing to be trained on.
+    ///
+    /// # Panics
+    /// As [`MrMae::forward`].
+    pub fn similarity(&self, batch: &Batch) -> (BTreeMap<String, Tensor>, Tensor) {
+        let _no_grad = tch::no_grad_guard();
+        let (imgs, masking, pass) = (batch.imgs, batch.masking, &batch.pass);
+        let latent = self.mae.encoder().forward_encoder(imgs, masking, pass);
+        let decoded = (self.config.mimic_tokens != MimicTokens::Encoder).then(|| {
+            let decoder = self.mae.decoder();
+            decoder.forward_tokens(&latent, &masking.ids_restore, pass)
+        });
+        let (tokens, ids) = self.mimicking(&latent, decoded.as_ref(), masking);
+        let (n, l) = masking.mask.size2().expect("mask is [N, L]");
+        let ids = ids.unwrap_or_else(|| {
+            Tensor::arange(l, (Kind::Int64, latent.device())).expand([n, l], false)
+        });
+        let mut maps = BTreeMap::new();
+        for (id, _) in self.config.teachers.iter().filter(|(_, t)| t.weight > 0.0) {
+            let target =
+                self.targets[id].forward(&gather_rows(of_teacher(batch.targets, id), &ids));
+            let found = self.heads.forward(id, &tokens).to_kind(Kind::Float);
+            maps.insert(
+                id.clone(),
+                Tensor::cosine_similarity(&found, &target, -1, 1e-8),
+            );
+        }
+        (maps, ids)
+    }
+
+    /// The tokens that mimic, `[N, T, ..]`, and the patches `[N, T]` they are of; `None` for all patches in order.
+    fn mimicking(
+        &self,
+        latent: &Tensor,
+        decoded: Option<&Tensor>,
+        masking: &Masking,
+    ) -> (Tensor, Option<Tensor>) {
+        let keep = masking.ids_keep.size()[1];
+        let patches = decoded.map(|tokens| self.mae.decoder().patches(tokens)); // [N, L, Dd]
+        let taken = |ids: &Tensor| {
+            let patches = patches
+                .as_ref()
+                .expect("the decoder's tokens were computed");
+            (gather_rows(patches, ids), Some(ids.shallow_clone()))
+        };
+        match self.config.mimic_tokens {
+            MimicTokens::Encoder => (
+                latent.narrow(1, latent.size()[1] - keep, keep),
+                Some(masking.ids_keep.shallow_clone()),
+            ),
+            MimicTokens::DecoderVisible => taken(&masking.ids_keep),
+            MimicTokens::DecoderRemoved => taken(&masking.ids_removed),
+            MimicTokens::DecoderAll => (patches.expect("the decoder's tokens were computed"), None),
+        }
+    }
+}
+
+fn of_teacher<'a>(targets: &'a BTreeMap<String, Tensor>, id: &str) -> &'a Tensor {
+    targets
+        .get(id)
+        .unwrap_or_else(|| panic!("the batch has no tokens of {id}"))
 }
 
 #[cfg(test)]

@@ -245,7 +245,10 @@ fn step_speeds(
     device: Device,
 ) -> anyhow::Result<Vec<f64>> {
     let params = ParamStore::new(device, recipe.run.seed);
-    let student = MrMae::new(&params.root(), &student_config(recipe, widths))?;
+    let student = MrMae::new(
+        &params.root(),
+        &student_config(recipe, widths, &BTreeMap::new()),
+    )?;
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     optim::set_lr(&mut optim, recipe.schedule().lr);
     let n = recipe.optim.batch_size as i64;
@@ -261,8 +264,13 @@ fn step_speeds(
             Tensor::randn([n, l, width], (Kind::Float, device)).to_kind(Kind::Half),
         )
     };
+    let cls = |(id, &width): (&String, &i64)| {
+        let cls = Tensor::randn([n, width], (Kind::Float, device));
+        (id.clone(), cls.to_kind(Kind::Half))
+    };
     let features = Features {
         tokens: widths.iter().map(token).collect(),
+        cls: widths.iter().map(cls).collect(),
         cls_attn: Some(Tensor::rand([n, l], (Kind::Float, device)).to_kind(Kind::Half)),
     };
     let normalise = Normalise::imagenet(device);

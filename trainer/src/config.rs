@@ -5,8 +5,10 @@
 //! first field that differs, except for the few settings that cannot change the result ([`Recipe::first_difference`]).
 //! Folders, device and threads are not part of a recipe.
 
-use models::losses::TargetNorm;
+use std::collections::BTreeMap;
+
 use models::precision::Precision;
+use models::targets::TargetNorm;
 use serde::{Deserialize, Serialize};
 
 pub use resolve::Error;
@@ -32,6 +34,8 @@ pub const LOSS_WEIGHT: f64 = 0.5;
 pub const PREFETCH: usize = 3;
 /// One is enough to resume; the second is there for the day the first turns out to be damaged.
 pub const KEEP_CHECKPOINTS: usize = 2;
+/// MaskAlign's for smooth L1.
+pub const SMOOTH_L1_BETA: f64 = 1.0;
 /// A few skipped steps are an accident, this many in a row are a diverged run.
 pub const STOP_AFTER_NONFINITE: u32 = 5;
 
@@ -129,6 +133,12 @@ pub struct Model {
     pub decoder_depth: u32,
     /// Decoder attention heads.
     pub decoder_num_heads: u32,
+    /// Multi-layer fusion: encoder blocks (from 0, before the last) whose outputs are added to the last one's, for both losses, in
+    /// pretraining alone. The paper does not say which: with 12 blocks `[3, 7]`, every fourth, is a reasonable reading. Empty = none.
+    pub fusion: Vec<u32>,
+    /// Stochastic depth: the rate of the encoder's last block, falling linearly to 0 at its first. MaskAlign pretrains with 0.1; MAE and
+    /// the paper's text have none.
+    pub drop_path: f64,
     /// Reconstruct each patch normalised by its own mean and deviation. MAE's better setting; MR-MAE does not say.
     pub norm_pix_loss: bool,
 }
@@ -142,6 +152,8 @@ impl Default for Model {
             depth: 12,
             num_heads: 12,
             mlp_ratio: 4,
+            fusion: vec![],
+            drop_path: 0.0,
             decoder_embed_dim: 512,
             decoder_depth: 8,
             decoder_num_heads: 16,
@@ -156,8 +168,65 @@ impl Default for Model {
 pub struct Mimic {
     /// Teacher ids of the cache. Each gets a linear head of its own on the encoder's visible tokens. Empty = plain MAE,
     /// which needs no teacher rows. More than one is never a default: the paper found CLIP and DINO together worse than
-    /// either alone (table 4).
+    /// either alone (table 4). Later work that gains from several normalises each first: try `target.norm = "phi_s"` or
+    /// "standardize" with it.
     pub teachers: Vec<String>,
+    /// Which of the student's tokens mimic. All but the default are ablations.
+    pub tokens: MimicTokens,
+    /// How a head's output is compared with its target.
+    pub loss: LossKind,
+    /// For `smooth_l1`: where the square becomes a line, in the target's units. Default 1, MaskAlign's; FD and dBOT have 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+    /// Per teacher, what is different from the settings that all share.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub teacher: BTreeMap<String, TeacherSettings>,
+}
+
+/// `[mimic.teacher.ID]`: each absent setting is the shared one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TeacherSettings {
+    /// Its share of `loss.w_mimic` and `loss.w_cls`. Default: one over the number of teachers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<f64>,
+    /// Instead of `target.norm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm: Option<TargetNorm>,
+    /// Instead of `mimic.loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<LossKind>,
+    /// Instead of `mimic.beta`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+}
+
+/// Which of the student's tokens mimic the teachers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MimicTokens {
+    /// The encoder's visible tokens: the method.
+    #[default]
+    Visible,
+    /// The decoder's, at the patches that it reconstructs: table 3's "feature loss at the decoder".
+    DecoderRemoved,
+    /// The decoder's, at the patches that the encoder saw.
+    DecoderVisible,
+    /// The decoder's, at all patches.
+    DecoderAll,
+}
+
+/// How a head's output is compared with its target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// Mean squared difference: the paper's.
+    #[default]
+    L2,
+    /// Smooth L1 with `beta`: a token far off counts less (MaskAlign, MaskDistill, FD).
+    SmoothL1,
+    /// One minus the cosine (MILAN, EVA).
+    Cosine,
 }
 
 /// `[target]`
@@ -167,7 +236,8 @@ pub struct Target {
     /// What is done to a teacher's token before it is compared; always at load, never in the cache. The paper is silent. The
     /// default is `ln`, LayerNorm without affine parameters per token, on which its nearest relatives settled (MaskAlign calls
     /// it "whiten"): the residual stream of a ViT has a few channels tens of times larger than the rest, which under `none`,
-    /// the paper's equation read literally, own the loss. `l2` keeps only the direction (MVP, MILAN).
+    /// the paper's equation read literally, own the loss. `l2` keeps only the direction (MVP, MILAN). `standardize` (Theia) and
+    /// `phi_s` (RADIO) use statistics of the whole cache and are meant for several teachers.
     pub norm: TargetNorm,
 }
 
@@ -179,14 +249,18 @@ impl Default for Target {
     }
 }
 
-/// `[loss]`: total = `w_rec` * reconstruction + `w_mimic` * mean over teachers of their mimic loss.
+/// `[loss]`: total = `w_rec` * reconstruction + the sum over teachers of their share of `w_mimic` * mimic + `w_cls` * CLS mimic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loss {
-    /// Weight of the pixel loss.
+    /// Weight of the pixel loss; 0 = mimic only.
     pub w_rec: f64,
-    /// Weight of mimicking, shared evenly by the teachers.
+    /// Weight of mimicking, shared evenly by the teachers unless their settings say otherwise.
     pub w_mimic: f64,
+    /// Weight of mimicking the teachers' CLS tokens with the student's, by heads of their own. 0 = off: the paper has no such term;
+    /// MaskAlign, MILAN and MEDiC do. CLS targets are normalised one by one: `standardize` and `phi_s`, whose statistics are those
+    /// of patches, are `ln` for them.
+    pub w_cls: f64,
 }
 
 impl Default for Loss {
@@ -194,6 +268,7 @@ impl Default for Loss {
         Loss {
             w_rec: LOSS_WEIGHT,
             w_mimic: LOSS_WEIGHT,
+            w_cls: 0.0,
         }
     }
 }
@@ -233,6 +308,8 @@ pub enum MaskKind {
     Random,
     /// By the CLS attention of a teacher's last block ("focused mimicking").
     Focused,
+    /// In blocks (BEiT's), with the same number of visible patches in every image.
+    Block,
 }
 
 /// How the teacher's attention decides which patches stay visible. The paper says only "the most salient".

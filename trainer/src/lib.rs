@@ -25,6 +25,7 @@ mod resolve;
 pub mod run_folder;
 pub mod schedule;
 pub mod step;
+pub mod target_stats;
 pub mod teachers;
 
 #[cfg(test)]

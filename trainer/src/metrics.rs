@@ -73,7 +73,7 @@ pub struct Line {
     /// Skipped steps since the previous line.
     pub skipped: u64,
     /// Means over the finite steps since the previous line: `loss` (the weighted total), `rec`, `mimic.<teacher>`,
-    /// `grad_norm`. Absent when there were none.
+    /// `mimic_cls.<teacher>`, `grad_norm`. Absent when there were none.
     #[serde(flatten)]
     pub means: BTreeMap<String, f64>,
 }

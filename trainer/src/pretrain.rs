@@ -12,27 +12,28 @@ use std::time::Instant;
 
 use anyhow::Context;
 use models::hub::HubSettings;
-use models::mr_mae::{MimicConfig, MrMae, MrMaeConfig};
+use models::mr_mae::{MimicConfig, MimicTokens, MrMae, MrMaeConfig};
 use models::params::ParamStore;
+use models::targets::TargetStats;
 use schemas::Cache;
 use torch_ext::resolve_device;
 use tracing::{info, warn};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::cli::PretrainArgs;
-use crate::config::Recipe;
+use crate::config::{self, Recipe};
 use crate::data::Problem;
 use crate::data::batch::BatchShape;
 use crate::data::images::Images;
 use crate::data::join::{self, Samples};
-use crate::data::loader::{Loader, LoaderPlan};
+use crate::data::loader::{Loader, LoaderPlan, Noise};
 use crate::data::order::Order;
 use crate::data::pixel_cache::PixelCache;
 use crate::progress::{InFlight, Progress};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
-use crate::{ExitStatus, interrupt, optim, run_folder};
+use crate::{ExitStatus, interrupt, optim, run_folder, target_stats};
 
 #[cfg(test)]
 mod tests;
@@ -77,8 +78,19 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         .filter(|t| t.mimicked)
         .map(|t| (t.id.to_string(), t.width.into()))
         .collect();
+    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
+    let mut stats = BTreeMap::new();
+    if last.is_none() {
+        // Later they come with the parameters.
+        for teacher in teachers.iter().filter(|t| t.mimicked) {
+            let (_, norm, _) = recipe.mimic_of(teacher.id.as_str());
+            let seed = recipe.run.seed;
+            let found = target_stats::of_teacher(&cache, &teacher.id, norm, &samples, seed)?;
+            stats.extend(found.map(|found| (teacher.id.to_string(), found)));
+        }
+    }
     let params = ParamStore::new(device, recipe.run.seed);
-    let student = MrMae::new(&params.root(), &student_config(&recipe, &widths))?;
+    let student = MrMae::new(&params.root(), &student_config(&recipe, &widths, &stats))?;
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     info!(
         "{:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} images in {} steps of {} x {} an epoch, {total_steps} \
@@ -94,7 +106,6 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     );
 
     // ------------------------------------------------------------------ resume
-    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
     if let Some(last) = &last {
         run_folder::refuse_other_data(run.path(), &last.state.data, &facts)?;
         params.load("the checkpoint's model", &last.model)?;
@@ -208,21 +219,37 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     Ok(ExitStatus::Fine)
 }
 
-/// The network that a recipe asks for, with a head for each teacher of `widths`. `loss.w_mimic` is shared evenly by the teachers.
-pub(crate) fn student_config(recipe: &Recipe, widths: &BTreeMap<String, i64>) -> MrMaeConfig {
-    let weight = recipe.loss.w_mimic / widths.len().max(1) as f64;
-    let config = |&width: &i64| MimicConfig {
-        width,
-        weight,
-        target_norm: recipe.target.norm,
+/// The network that a recipe asks for, with a head for each teacher of `widths`. A normalisation that needs statistics and is given none
+/// starts with those of uncorrelated channels: values come with a checkpoint then, or do not matter.
+pub(crate) fn student_config(
+    recipe: &Recipe,
+    widths: &BTreeMap<String, i64>,
+    stats: &BTreeMap<String, TargetStats>,
+) -> MrMaeConfig {
+    let teacher = |(id, &width): (&String, &i64)| {
+        let (share, target_norm, loss) = recipe.mimic_of(id);
+        let standard = || TargetStats::standard(usize::try_from(width).unwrap_or_default());
+        let stats = stats.get(id).cloned();
+        let config = MimicConfig {
+            width,
+            weight: share * recipe.loss.w_mimic,
+            cls_weight: share * recipe.loss.w_cls,
+            target_norm,
+            loss,
+            stats: stats.or_else(|| target_norm.needs_stats().then(standard)),
+        };
+        (id.clone(), config)
     };
     MrMaeConfig {
         mae: recipe.mae_config(),
         rec_weight: recipe.loss.w_rec,
-        teachers: widths
-            .iter()
-            .map(|(id, width)| (id.clone(), config(width)))
-            .collect(),
+        mimic_tokens: match recipe.mimic.tokens {
+            config::MimicTokens::Visible => MimicTokens::Encoder,
+            config::MimicTokens::DecoderRemoved => MimicTokens::DecoderRemoved,
+            config::MimicTokens::DecoderVisible => MimicTokens::DecoderVisible,
+            config::MimicTokens::DecoderAll => MimicTokens::DecoderAll,
+        },
+        teachers: widths.iter().map(teacher).collect(),
     }
 }
 
@@ -242,6 +269,12 @@ pub(crate) fn loader_plan(
     };
     let rows = teachers.iter_mut().map(|t| t.rows.take()).collect();
     let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
+    let noise = match recipe.mask.kind {
+        config::MaskKind::Random | config::MaskKind::Focused => Noise::Uniform,
+        config::MaskKind::Block => Noise::Block {
+            num_removed: (recipe.mae_config().num_patches() - recipe.len_keep()) as usize,
+        },
+    };
     LoaderPlan {
         samples,
         images,
@@ -249,6 +282,7 @@ pub(crate) fn loader_plan(
         pixels,
         shape,
         order,
+        noise,
         seed: recipe.run.seed,
     }
 }

@@ -35,7 +35,7 @@ pub struct StepValues {
 }
 
 impl StepValues {
-    /// `loss` (the weighted total), then what it is made of, unweighted: `rec`, `mimic.<teacher>`; and `grad_norm` before clipping.
+    /// `loss` (the weighted total), then what it is made of, unweighted: `rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`; and `grad_norm` before clipping.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -93,7 +93,8 @@ pub fn masking(recipe: &Recipe, noise: &Tensor, cls_attn: Option<&Tensor>) -> Ma
         focused_noise(cls_attn, noise, mode)
     };
     let noise = match (recipe.mask.kind, recipe.mask.mode) {
-        (MaskKind::Random, _) => noise.shallow_clone(),
+        // Blocks are in the noise already.
+        (MaskKind::Random | MaskKind::Block, _) => noise.shallow_clone(),
         (MaskKind::Focused, Some(FocusMode::Topk)) => focused(masking::MaskKind::TopK),
         (MaskKind::Focused, Some(FocusMode::Multinomial) | None) => {
             focused(masking::MaskKind::Multinomial)
@@ -117,19 +118,21 @@ pub fn accumulate(
             imgs,
             masking,
             targets: &features.tokens,
+            cls_targets: &features.cls,
             pass: Pass::default(),
         })
     };
     // Outside the scope: each operation's backward uses the type its forward used.
     (&losses.total / accum_iter as f64).backward();
+    let detached = |losses: BTreeMap<String, Tensor>| {
+        let losses = losses.into_iter();
+        losses.map(|(id, loss)| (id, loss.detach())).collect()
+    };
     Losses {
         total: losses.total.detach(),
         rec: losses.rec.map(|rec| rec.detach()),
-        mimic: losses
-            .mimic
-            .into_iter()
-            .map(|(id, loss)| (id, loss.detach()))
-            .collect(),
+        mimic: detached(losses.mimic),
+        mimic_cls: detached(losses.mimic_cls),
     }
 }
 
@@ -154,6 +157,12 @@ pub fn update(
     for id in losses.first().map(|l| l.mimic.keys()).into_iter().flatten() {
         add(format!("mimic.{id}"), &|l| {
             l.mimic.get(id).map(Tensor::shallow_clone)
+        });
+    }
+    let with_cls = losses.first().map(|l| l.mimic_cls.keys());
+    for id in with_cls.into_iter().flatten() {
+        add(format!("mimic_cls.{id}"), &|l| {
+            l.mimic_cls.get(id).map(Tensor::shallow_clone)
         });
     }
 

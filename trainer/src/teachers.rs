@@ -27,6 +27,8 @@ pub struct RunTeacher {
     pub width: u32,
     /// Whether its tokens are mimicked.
     pub mimicked: bool,
+    /// Whether its CLS token is mimicked too.
+    pub mimics_cls: bool,
     /// Whether its attention chooses the visible patches.
     pub focuses: bool,
     /// SHA-256 of its weights.
@@ -47,6 +49,8 @@ pub struct RunTeacher {
 pub struct Features {
     /// Per mimicked teacher `[N, L, K]`, in the type it is stored in.
     pub tokens: BTreeMap<String, Tensor>,
+    /// Per teacher whose CLS token is mimicked `[N, K]`.
+    pub cls: BTreeMap<String, Tensor>,
     /// `[N, L]` of the teacher that focuses.
     pub cls_attn: Option<Tensor>,
 }
@@ -91,6 +95,8 @@ pub fn open(
     let mut teachers = Vec::new();
     for name in named {
         let mimicked = recipe.mimic.teachers.contains(name);
+        let (share, _, _) = recipe.mimic_of(name);
+        let mimics_cls = mimicked && share * recipe.loss.w_cls > 0.0;
         let focuses = recipe.mask.teacher.as_ref() == Some(name);
         let id = TeacherId::new(name.as_str())?;
         let cached = cache.teachers().get(&id);
@@ -122,6 +128,7 @@ pub fn open(
                     expand: None,
                     id,
                     mimicked,
+                    mimics_cls,
                     focuses,
                 }
             }
@@ -146,6 +153,7 @@ pub fn open(
                         kind: rows.kind(),
                         outliers: rows.outliers(),
                         tokens: mimicked,
+                        cls: mimics_cls.then(|| rows.cls_kind()),
                         cls_attn: focuses,
                     },
                     rows: Some(rows),
@@ -156,6 +164,7 @@ pub fn open(
                     },
                     id,
                     mimicked,
+                    mimics_cls,
                     focuses,
                 }
             }
@@ -204,14 +213,16 @@ pub fn features(
 ) -> anyhow::Result<Features> {
     let mut features = Features {
         tokens: BTreeMap::new(),
+        cls: BTreeMap::new(),
         cls_attn: None,
     };
     for (teacher, loaded) in teachers.iter().zip(&batch.teachers) {
-        let (tokens, cls_attn) = match (loaded, &teacher.online) {
+        let (tokens, cls, cls_attn) = match (loaded, &teacher.online) {
             (
                 TeacherBatch::Cached {
                     tokens,
                     outliers,
+                    cls,
                     cls_attn,
                 },
                 _,
@@ -223,7 +234,7 @@ pub fn features(
                     Some(expand) => tokens.map(|t| expand.forward(&t, outliers.as_ref())),
                     None => tokens,
                 };
-                (tokens, move_it(cls_attn)?)
+                (tokens, move_it(cls)?, move_it(cls_attn)?)
             }
             (TeacherBatch::Online { pixels }, Some(network)) => {
                 let pixels = to_device(pixels, device)?
@@ -234,6 +245,7 @@ pub fn features(
                 let output = network.forward(&pixels, Precision::F32)?;
                 (
                     Some(output.tokens),
+                    Some(output.cls),
                     Some(output.cls_attn.to_kind(Kind::Half)),
                 )
             }
@@ -244,6 +256,9 @@ pub fn features(
         };
         if let Some(tokens) = tokens.filter(|_| teacher.mimicked) {
             features.tokens.insert(teacher.id.to_string(), tokens);
+        }
+        if let Some(cls) = cls.filter(|_| teacher.mimics_cls) {
+            features.cls.insert(teacher.id.to_string(), cls);
         }
         if teacher.focuses {
             features.cls_attn = cls_attn;

@@ -49,42 +49,36 @@ fn the_pixel_target_has_unbiased_variance_one() {
 }
 
 #[test]
-fn target_norms() {
-    let token = Tensor::from_slice(&[3f32, 0.0, 0.0, -4.0])
-        .reshape([1, 1, 4])
-        .to_kind(Kind::Half);
-    assert_values(&TargetNorm::None.forward(&token), &[3.0, 0.0, 0.0, -4.0]);
-    assert_values(&TargetNorm::L2.forward(&token), &[1.2, 0.0, 0.0, -1.6]);
-    // Mean -1/4, biased variance 99/16.
-    let deviation = (99f32 / 16.0).sqrt();
-    let expected = [3.25, 0.25, 0.25, -3.75].map(|v: f32| v / deviation);
-    assert_values(&TargetNorm::Ln.forward(&token), &expected);
-    for norm in [TargetNorm::None, TargetNorm::Ln, TargetNorm::L2] {
-        assert_eq!(norm.forward(&token).kind(), Kind::Float);
-        assert_values(&norm.forward(&token.zeros_like()), &[0.0; 4]);
-    }
-}
-
-#[test]
-fn target_norms_are_spelt_as_in_a_recipe() {
-    for (norm, word) in [
-        (TargetNorm::None, "\"none\""),
-        (TargetNorm::Ln, "\"ln\""),
-        (TargetNorm::L2, "\"l2\""),
-    ] {
-        assert_eq!(serde_json::to_string(&norm).unwrap(), word);
-        assert_eq!(serde_json::from_str::<TargetNorm>(word).unwrap(), norm);
-    }
-    assert_eq!(TargetNorm::default(), TargetNorm::Ln);
-}
-
-#[test]
-fn the_mimic_loss_is_the_mean_square_in_f32() {
+fn the_squared_loss_is_a_mean_in_f32() {
     let pred = Tensor::from_slice(&[256f32, 1.0])
         .reshape([1, 1, 2])
         .to_kind(Kind::BFloat16);
     let target = Tensor::from_slice(&[0f32, 0.0]).reshape([1, 1, 2]);
-    let loss = mimic_loss(&pred, &target);
+    let loss = MimicLoss::L2.forward(&pred, &target);
     assert_eq!((loss.kind(), loss.dim()), (Kind::Float, 0));
     assert_eq!(loss.double_value(&[]), (65536.0 + 1.0) / 2.0);
+}
+
+#[test]
+fn smooth_l1_is_a_square_up_to_beta_and_a_line_beyond() {
+    let pred = Tensor::from_slice(&[1f32, -3.0]).reshape([1, 1, 2]);
+    let target = Tensor::zeros([1, 1, 2], (Kind::Half, tch::Device::Cpu));
+    let loss = |beta| {
+        MimicLoss::SmoothL1 { beta }
+            .forward(&pred, &target)
+            .double_value(&[])
+    };
+    // 1²/4 and 3 - 1, at beta 2; 1 - 1/4 and 3 - 1/4, at beta 1/2.
+    assert!((loss(2.0) - (0.25 + 2.0) / 2.0).abs() < 1e-6);
+    assert!((loss(0.5) - (0.75 + 2.75) / 2.0).abs() < 1e-6);
+}
+
+#[test]
+fn the_cosine_loss_sees_directions_alone() {
+    let token = |values: &[f32]| Tensor::from_slice(values).reshape([1, 2, 2]);
+    let pred = token(&[3.0, 0.0, 0.0, 2.0]);
+    let loss = |target: &Tensor| MimicLoss::Cosine.forward(&pred, target).double_value(&[]);
+    assert!(loss(&(&pred * 7.0)).abs() < 1e-6);
+    // The first token the same, the second turned by 180 degrees: (0 + 2) / 2.
+    assert!((loss(&token(&[1.0, 0.0, 0.0, -1.0])) - 1.0).abs() < 1e-6);
 }

@@ -35,13 +35,17 @@ fn config(rec_weight: f64, teachers: &[(&str, i64, f64, TargetNorm)]) -> MrMaeCo
             MimicConfig {
                 width: *width,
                 weight: *weight,
+                cls_weight: 0.0,
                 target_norm: *target_norm,
+                loss: MimicLoss::L2,
+                stats: None,
             },
         )
     });
     MrMaeConfig {
         mae: mae(),
         rec_weight,
+        mimic_tokens: MimicTokens::Encoder,
         teachers: teachers.collect(),
     }
 }
@@ -64,6 +68,7 @@ struct Inputs {
     imgs: Tensor,
     masking: Masking,
     targets: BTreeMap<String, Tensor>,
+    cls_targets: BTreeMap<String, Tensor>,
 }
 
 impl Inputs {
@@ -79,6 +84,7 @@ impl Inputs {
             imgs: random(&[2, 3, 16, 16], "imgs"),
             masking: random_masking(&random(&[2, 16], "noise"), 4),
             targets: targets.into(),
+            cls_targets: [("clip-b16".to_owned(), random(&[2, 20], "cls"))].into(),
         }
     }
 
@@ -87,6 +93,7 @@ impl Inputs {
             imgs: &self.imgs,
             masking: &self.masking,
             targets: &self.targets,
+            cls_targets: &self.cls_targets,
             pass: Pass::default(),
         }
     }
@@ -212,6 +219,72 @@ fn without_pixel_loss_the_decoder_is_left_out() {
 }
 
 #[test]
+fn the_decoder_mimics_at_the_patches_that_are_named() {
+    for (mimic_tokens, visible, removed) in [
+        (MimicTokens::DecoderVisible, true, false),
+        (MimicTokens::DecoderRemoved, false, true),
+        (MimicTokens::DecoderAll, true, true),
+    ] {
+        let mut config = config(0.0, &[("clip-b16", 20, 1.0, TargetNorm::None)]);
+        config.mimic_tokens = mimic_tokens;
+        let (store, network) = build(&config);
+        // The decoder's width, not the encoder's.
+        assert_eq!(
+            store.get("mimic_heads.clip-b16.weight").unwrap().size(),
+            [20, 16]
+        );
+        let mut inputs = Inputs::new();
+        let decoder = network.mae().decoder();
+        let latent = network.mae().forward_encoder(&inputs.imgs, &inputs.masking);
+        let tokens = decoder.forward_tokens(&latent, &inputs.masking.ids_restore, &Pass::default());
+        let head = |kind: &str| store.get(&format!("mimic_heads.clip-b16.{kind}")).unwrap();
+        let said = decoder
+            .patches(&tokens)
+            .linear(&head("weight"), Some(&head("bias")))
+            .detach();
+        // NaN where nothing may be compared.
+        let share = |of: bool, mask: &Tensor| mask * f64::from(u8::from(of));
+        let seen = 1.0 - &inputs.masking.mask;
+        let counts = share(removed, &inputs.masking.mask) + share(visible, &seen);
+        let counts = counts.gt(0.5).unsqueeze(-1);
+        let nan = said.full_like(f64::NAN);
+        inputs
+            .targets
+            .insert("clip-b16".to_owned(), said.where_self(&counts, &nan));
+        let losses = network.forward(&inputs.batch());
+        assert!(value(&losses.mimic["clip-b16"]) < 1e-12, "{mimic_tokens:?}");
+        let (maps, ids) = network.similarity(&inputs.batch());
+        let map = &maps["clip-b16"];
+        assert_eq!(map.size(), ids.size());
+        assert!((map.min().double_value(&[]) - 1.0).abs() < 1e-5, "{map}");
+    }
+}
+
+#[test]
+fn a_cls_token_is_mimicked_by_a_head_of_its_own() {
+    let mut config = config(0.0, &[("clip-b16", 20, 0.0, TargetNorm::Ln)]);
+    config.teachers.get_mut("clip-b16").unwrap().cls_weight = 0.5;
+    let (store, network) = build(&config);
+    assert!(store.get("mimic_heads.clip-b16.weight").is_none());
+    let inputs = Inputs::new();
+    let losses = network.forward(&inputs.batch());
+    let latent = network.mae().forward_encoder(&inputs.imgs, &inputs.masking);
+    let head = |kind: &str| {
+        store
+            .get(&format!("mimic_cls_heads.clip-b16.{kind}"))
+            .unwrap()
+    };
+    let said = latent
+        .select(1, 0)
+        .linear(&head("weight"), Some(&head("bias")));
+    let target = TargetNorm::Ln.per_token(&inputs.cls_targets["clip-b16"]);
+    let expected = value(&(said - target).square().mean(None));
+    assert!((value(&losses.mimic_cls["clip-b16"]) - expected).abs() < 1e-6);
+    assert!((value(&losses.total) - 0.5 * expected).abs() < 1e-6);
+    assert!(losses.mimic.is_empty());
+}
+
+#[test]
 fn losses_that_cannot_be_are_refused() {
     let check = |word: &str, config: MrMaeConfig| {
         let refused = MrMae::new(&ParamStore::frozen(Device::Cpu).root(), &config);
@@ -225,6 +298,13 @@ fn losses_that_cannot_be_are_refused() {
     check("weight", config(f64::NAN, &[]));
     check("weight", config(1.0, &[("a", 4, -0.5, TargetNorm::Ln)]));
     check("width", config(1.0, &[("a", 0, 0.5, TargetNorm::Ln)]));
+    let mut no_beta = config(1.0, &[("a", 4, 0.5, TargetNorm::Ln)]);
+    no_beta.teachers.get_mut("a").unwrap().loss = MimicLoss::SmoothL1 { beta: 0.0 };
+    check("beta", no_beta);
+    check(
+        "target_norm",
+        config(1.0, &[("a", 4, 0.5, TargetNorm::PhiS)]),
+    );
     let mut without_patches = config(1.0, &[]);
     let EncoderConfig::Vit(vit) = &mut without_patches.mae.encoder;
     vit.patch_size = 0;

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use models::decoder::DecoderConfig;
 use models::encoder::{EncoderConfig, VitConfig};
+use models::losses::MimicLoss;
 use models::mae::MaeConfig;
 use models::masking::len_keep;
+use models::targets::TargetNorm;
 use serde::Deserialize;
 
-use super::{BLR, FocusMode, MaskKind, Recipe};
+use super::{BLR, FocusMode, LossKind, MaskKind, MimicTokens, Recipe, SMOOTH_L1_BETA};
 use crate::schedule::{self, Schedule};
 
 /// What can be wrong with a recipe. Every message names the setting and what would be accepted.
@@ -96,6 +98,10 @@ impl Recipe {
         if recipe.mask.kind == MaskKind::Focused {
             recipe.mask.mode.get_or_insert(FocusMode::Multinomial);
         }
+        let m = &mut recipe.mimic;
+        if m.loss == LossKind::SmoothL1 {
+            m.beta.get_or_insert(SMOOTH_L1_BETA);
+        }
         recipe.check()?;
         Ok(recipe)
     }
@@ -126,7 +132,7 @@ impl Recipe {
                 depth: m.depth.into(),
                 num_heads: m.num_heads.into(),
                 mlp_ratio: m.mlp_ratio.into(),
-                fusion: vec![],
+                fusion: m.fusion.iter().map(|&block| block.into()).collect(),
             }),
             decoder: DecoderConfig {
                 embed_dim: m.decoder_embed_dim.into(),
@@ -136,6 +142,20 @@ impl Recipe {
             },
             norm_pix_loss: m.norm_pix_loss,
         }
+    }
+
+    /// How the teacher `id` is mimicked: its share, its normalisation, its loss.
+    pub fn mimic_of(&self, id: &str) -> (f64, TargetNorm, MimicLoss) {
+        let own = self.mimic.teacher.get(id).cloned().unwrap_or_default();
+        let beta = own.beta.or(self.mimic.beta).unwrap_or(SMOOTH_L1_BETA);
+        let loss = match own.loss.unwrap_or(self.mimic.loss) {
+            LossKind::L2 => MimicLoss::L2,
+            LossKind::SmoothL1 => MimicLoss::SmoothL1 { beta },
+            LossKind::Cosine => MimicLoss::Cosine,
+        };
+        let even = 1.0 / self.mimic.teachers.len().max(1) as f64;
+        let norm = own.norm.unwrap_or(self.target.norm);
+        (own.share.unwrap_or(even), norm, loss)
     }
 
     /// Patches that the encoder sees.
@@ -229,6 +249,7 @@ impl Recipe {
         for (field, w) in [
             ("loss.w_rec", self.loss.w_rec),
             ("loss.w_mimic", self.loss.w_mimic),
+            ("loss.w_cls", self.loss.w_cls),
         ] {
             require(
                 w >= 0.0 && w.is_finite(),
@@ -237,13 +258,59 @@ impl Recipe {
                 "must be zero or positive",
             )?;
         }
-        let learns =
-            self.loss.w_rec > 0.0 || (self.loss.w_mimic > 0.0 && !self.mimic.teachers.is_empty());
+        let mimics = !self.mimic.teachers.is_empty();
+        let learns = self.loss.w_rec > 0.0 || (mimics && self.loss.w_mimic + self.loss.w_cls > 0.0);
         require(
             learns,
             "loss.w_rec",
             self.loss.w_rec,
             "is the only loss of this recipe and must be positive",
+        )?;
+        for (id, own) in &self.mimic.teacher {
+            require(
+                teachers.contains(id),
+                "mimic.teacher",
+                id,
+                "has settings, but is not in mimic.teachers",
+            )?;
+            let share = own.share.unwrap_or(1.0);
+            require(
+                share >= 0.0 && share.is_finite(),
+                "mimic.teacher.*.share",
+                share,
+                "must be zero or positive",
+            )?;
+            let smooth = own.loss.unwrap_or(self.mimic.loss) == LossKind::SmoothL1;
+            require(
+                smooth || own.beta.is_none(),
+                "mimic.teacher.*.beta",
+                own.beta.unwrap_or_default(),
+                "has a meaning only with loss = \"smooth_l1\"",
+            )?;
+        }
+        let smooth = |own: &super::TeacherSettings| own.loss == Some(LossKind::SmoothL1);
+        require(
+            self.mimic.beta.is_none()
+                || self.mimic.loss == LossKind::SmoothL1
+                || self.mimic.teacher.values().any(smooth),
+            "mimic.beta",
+            self.mimic.beta.unwrap_or_default(),
+            "has a meaning only with loss = \"smooth_l1\"",
+        )?;
+        let betas = self.mimic.teacher.values().map(|own| own.beta);
+        for beta in betas.chain([self.mimic.beta]).flatten() {
+            require(
+                beta > 0.0 && beta.is_finite(),
+                "mimic.beta",
+                beta,
+                "must be positive",
+            )?;
+        }
+        require(
+            (0.0..1.0).contains(&m.drop_path),
+            "model.drop_path",
+            m.drop_path,
+            "must be in [0, 1)",
         )?;
 
         let keep = self.len_keep();
@@ -253,7 +320,9 @@ impl Recipe {
             self.mask.ratio,
             "must be in [0, 1) and leave at least one patch visible",
         )?;
-        let removes = keep < self.mae_config().num_patches() || self.loss.w_rec == 0.0;
+        let removed_matter =
+            self.loss.w_rec > 0.0 || self.mimic.tokens == MimicTokens::DecoderRemoved;
+        let removes = keep < self.mae_config().num_patches() || !removed_matter;
         require(
             removes,
             "mask.ratio",

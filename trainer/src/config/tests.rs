@@ -1,3 +1,5 @@
+use models::losses::MimicLoss;
+
 use super::*;
 
 const MINIMAL: &str = "[optim]\nbatch_size = 64\n[schedule]\nepochs = 800\nwarmup_epochs = 40\n";
@@ -16,6 +18,16 @@ fn resolving_is_idempotent() {
             "mask.teacher=clip",
             "mimic.teachers=[\"clip\"]",
             "optim.clip_grad=1.0",
+        ],
+        &[
+            "mask.kind=block",
+            "mimic.teachers=[\"clip\", \"dino\"]",
+            "mimic.loss=smooth_l1",
+            "mimic.tokens=decoder_all",
+            "mimic.teacher.dino.norm=phi_s",
+            "mimic.teacher.dino.share=0.25",
+            "loss.w_cls=0.1",
+            "model.fusion=[3, 7]",
         ],
     ] {
         let recipe = parse(settings).unwrap();
@@ -61,6 +73,27 @@ fn wrong_recipes_are_refused_by_name() {
         (&["mask.mode=topk"], "mask.mode"),
         (&["mimic.teachers=[\"clip\", \"clip\"]"], "twice"),
         (&["loss.w_rec=0"], "loss.w_rec"),
+        (&["loss.w_cls=-1"], "loss.w_cls"),
+        (&["model.fusion=[11]"], "fusion"),
+        (&["model.fusion=[3, 3]"], "fusion"),
+        (&["model.drop_path=1.0"], "model.drop_path"),
+        (&["mimic.loss=l1"], "l1"),
+        (&["mimic.beta=2.0"], "smooth_l1"),
+        (
+            &["mimic.loss=smooth_l1", "mimic.beta=0.0"],
+            "must be positive",
+        ),
+        (&["mimic.tokens=all"], "all"),
+        (&["mimic.teacher.clip.share=1.0"], "not in mimic.teachers"),
+        (
+            &["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.share=-1.0"],
+            "share",
+        ),
+        (
+            &["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.weight=1.0"],
+            "weight",
+        ),
+        (&["target.norm=phis"], "phis"),
         (&["schedule.warmup_epochs=800"], "schedule.warmup_epochs"),
         (&["schedule.min_lr=1"], "schedule.min_lr"),
         (&["optim.clip_grad=0"], "optim.clip_grad"),
@@ -101,4 +134,20 @@ fn the_peak_rate_is_scaled_or_literal() {
         1.5e-4 * 4096.0 / 256.0
     );
     assert_eq!(peak(&["optim.lr=1e-3"]), 1e-3);
+}
+
+#[test]
+fn a_teacher_has_the_shared_settings_but_for_its_own() {
+    let recipe = parse(&[
+        "mimic.teachers=[\"clip\", \"dino\"]",
+        "mimic.loss=smooth_l1",
+        "mimic.teacher.dino.norm=phi_s",
+        "mimic.teacher.dino.share=0.25",
+        "mimic.teacher.dino.loss=cosine",
+    ])
+    .unwrap();
+    let smooth = MimicLoss::SmoothL1 { beta: 1.0 };
+    assert_eq!(recipe.mimic_of("clip"), (0.5, TargetNorm::Ln, smooth));
+    let cosine = MimicLoss::Cosine;
+    assert_eq!(recipe.mimic_of("dino"), (0.25, TargetNorm::PhiS, cosine));
 }

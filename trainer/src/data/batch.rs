@@ -12,7 +12,8 @@ pub struct MimicBatch {
     pub samples: Vec<(u64, u16)>,
     /// `[N, S, S, 3]` u8, S = the student's image size.
     pub imgs: Tensor,
-    /// `[N, L]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): what a mask is made from.
+    /// `[N, L]` f64, drawn per (seed, epoch, sample): what a mask is made from. Uniform in [0, 1), or
+    /// [`block_noise`](models::masking::block_noise).
     pub noise: Tensor,
     /// One per teacher of the run, in the order of [`BatchShape::teachers`].
     pub teachers: Vec<TeacherBatch>,
@@ -27,6 +28,8 @@ pub enum TeacherBatch {
         tokens: Option<Tensor>,
         /// `[N, L, O]` f16: the channels that codec `i8` keeps apart; absent where there are none.
         outliers: Option<Tensor>,
+        /// `[N, K]`; absent unless the CLS token is mimicked.
+        cls: Option<Tensor>,
         /// `[N, L]` f16; absent when only the tokens are used.
         cls_attn: Option<Tensor>,
     },
@@ -63,6 +66,8 @@ pub enum TeacherShape {
         outliers: usize,
         /// Whether the tokens are used.
         tokens: bool,
+        /// The stored type of the CLS token's numbers, if it is used.
+        cls: Option<Kind>,
         /// Whether the attention is used.
         cls_attn: bool,
     },
@@ -92,6 +97,7 @@ impl BatchShape {
                     kind,
                     outliers,
                     tokens,
+                    cls,
                     cls_attn,
                 } => TeacherBatch::Cached {
                     outliers: (tokens && outliers > 0)
@@ -99,6 +105,9 @@ impl BatchShape {
                         .transpose()?,
                     tokens: tokens
                         .then(|| pinned_empty(&[n, l, i64::from(width)], kind, device))
+                        .transpose()?,
+                    cls: cls
+                        .map(|kind| pinned_empty(&[n, i64::from(width)], kind, device))
                         .transpose()?,
                     cls_attn: cls_attn
                         .then(|| pinned_empty(&[n, l], Kind::Half, device))

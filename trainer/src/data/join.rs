@@ -44,7 +44,7 @@ pub struct Sample {
 
 impl Sample {
     /// What is checked of the samples row of `view` when it is joined with a teacher's; its key and label are not kept.
-    pub(super) fn row(&self, view: &View) -> SampleRow {
+    pub(crate) fn row(&self, view: &View) -> SampleRow {
         SampleRow {
             sample_id: self.sample_id,
             view: *view,

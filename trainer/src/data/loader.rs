@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use images::rng::{Purpose, Rng};
+use models::masking::block_noise;
 use rayon::prelude::*;
 use schemas::View;
 use tch::{Device, Tensor};
@@ -41,8 +42,22 @@ pub struct LoaderPlan {
     pub shape: BatchShape,
     /// Which samples each step sees.
     pub order: Order,
+    /// What masks are made from.
+    pub noise: Noise,
     /// Of masks.
     pub seed: u64,
+}
+
+/// What masks are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noise {
+    /// One uniform number per patch.
+    Uniform,
+    /// Blocks.
+    Block {
+        /// Patches removed per image.
+        num_removed: usize,
+    },
 }
 
 /// The running loader. Dropping it stops and joins its threads.
@@ -173,6 +188,7 @@ struct Slot<'a> {
 struct TeacherSlot<'a> {
     tokens: Option<&'a mut [u8]>,
     outliers: Option<&'a mut [u8]>,
+    cls: Option<&'a mut [u8]>,
     cls_attn: Option<&'a mut [u8]>,
     pixels: Option<&'a mut [u8]>,
 }
@@ -204,8 +220,15 @@ impl LoaderPlan {
 
         // ---- noise for the mask
         let mut rng = Rng::new(self.seed, Purpose::Mask, &[epoch, sample.sample_id]);
-        for value in slot.noise.chunks_exact_mut(size_of::<f64>()) {
-            value.copy_from_slice(&rng.uniform_f64().to_ne_bytes());
+        let side = self.shape.grid as usize;
+        let noise: Vec<f64> = match self.noise {
+            Noise::Uniform => (0..side * side).map(|_| rng.uniform_f64()).collect(),
+            Noise::Block { num_removed } => {
+                block_noise([side, side], num_removed, &mut || rng.uniform_f64())
+            }
+        };
+        for (slot, value) in slot.noise.chunks_exact_mut(size_of::<f64>()).zip(noise) {
+            slot.copy_from_slice(&value.to_ne_bytes());
         }
 
         // ---- teachers
@@ -222,6 +245,7 @@ impl LoaderPlan {
                     sample.first_row + view,
                     teacher.tokens,
                     teacher.outliers,
+                    teacher.cls,
                     teacher.cls_attn,
                 )?;
             }
@@ -282,25 +306,33 @@ fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
         })
         .collect();
     for teacher in teachers {
-        let mut parts: [Option<&mut Tensor>; 4] = match teacher {
+        let [tokens, outliers, cls, cls_attn, pixels] = match teacher {
             TeacherBatch::Cached {
                 tokens,
                 outliers,
+                cls,
                 cls_attn,
-            } => [tokens.as_mut(), outliers.as_mut(), cls_attn.as_mut(), None],
-            TeacherBatch::Online { pixels } => [None, None, None, Some(pixels)],
+            } => [
+                tokens.as_mut(),
+                outliers.as_mut(),
+                cls.as_mut(),
+                cls_attn.as_mut(),
+                None,
+            ],
+            TeacherBatch::Online { pixels } => [None, None, None, None, Some(pixels)],
         };
-        let mut cut_next = |part: usize| cut_some(parts[part].take(), n);
-        let features = cut_next(0)?.into_iter().zip(cut_next(1)?);
-        let rest = cut_next(2)?.into_iter().zip(cut_next(3)?);
-        for (slot, ((tokens, outliers), (cls_attn, pixels))) in
-            slots.iter_mut().zip(features.zip(rest))
-        {
+        let mut tokens = cut_some(tokens, n)?.into_iter();
+        let mut outliers = cut_some(outliers, n)?.into_iter();
+        let mut cls = cut_some(cls, n)?.into_iter();
+        let mut cls_attn = cut_some(cls_attn, n)?.into_iter();
+        let mut pixels = cut_some(pixels, n)?.into_iter();
+        for slot in &mut slots {
             slot.teachers.push(TeacherSlot {
-                tokens,
-                outliers,
-                cls_attn,
-                pixels,
+                tokens: tokens.next().flatten(),
+                outliers: outliers.next().flatten(),
+                cls: cls.next().flatten(),
+                cls_attn: cls_attn.next().flatten(),
+                pixels: pixels.next().flatten(),
             });
         }
     }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use schemas::{Cache, Codec, TeacherId, TeacherIdentity, TeacherPart, TeacherRow, View};
+use schemas::{Cache, Codec, Scalar, TeacherId, TeacherIdentity, TeacherPart, TeacherRow, View};
 use tch::Kind;
 
 use super::Problem;
@@ -17,6 +17,7 @@ pub struct TeacherRows {
     /// Where the tokens' bytes end and those of the outlier channels begin.
     split: usize,
     kind: Kind,
+    cls_kind: Kind,
     outliers: usize,
     parts: Vec<Mutex<Option<Arc<TeacherPart>>>>,
 }
@@ -45,6 +46,11 @@ impl TeacherRows {
             id: identity.id.clone(),
             split: identity.n_tokens() * identity.width as usize * kind.elt_size_in_bytes(),
             kind,
+            cls_kind: match identity.codec.cls() {
+                Scalar::F32 => Kind::Float,
+                Scalar::F16 => Kind::Half,
+                Scalar::Bf16 => Kind::BFloat16,
+            },
             outliers,
             parts: (0..parts).map(|_| Mutex::new(None)).collect(),
         }
@@ -55,11 +61,17 @@ impl TeacherRows {
         self.kind
     }
 
+    /// The same for the CLS token.
+    pub fn cls_kind(&self) -> Kind {
+        self.cls_kind
+    }
+
     /// Channels that codec `i8` keeps apart; 0 for the others.
     pub fn outliers(&self) -> usize {
         self.outliers
     }
 
+    #[allow(clippy::too_many_arguments, reason = "a row has that many columns")]
     /// Copies row `row` of the sample's part into what is given, after checking that it is whole and of this sample and view.
     pub fn read(
         &self,
@@ -68,6 +80,7 @@ impl TeacherRows {
         row: usize,
         tokens: Option<&mut [u8]>,
         outliers: Option<&mut [u8]>,
+        cls: Option<&mut [u8]>,
         cls_attn: Option<&mut [u8]>,
     ) -> Result<(), Problem> {
         thread_local! {
@@ -84,6 +97,9 @@ impl TeacherRows {
             }
             if let Some(outliers) = outliers {
                 outliers.copy_from_slice(&found.tokens[self.split..]);
+            }
+            if let Some(cls) = cls {
+                cls.copy_from_slice(&found.cls);
             }
             if let Some(cls_attn) = cls_attn {
                 cls_attn.copy_from_slice(&found.cls_attn);

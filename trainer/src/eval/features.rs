@@ -8,6 +8,7 @@ use images::{ImageSource, RgbImage, draw_view};
 use models::encoder::Encoder;
 use models::hub::HubSettings;
 use models::mae::Mae;
+use models::mr_mae::is_mimic_param;
 use models::params::ParamStore;
 use models::precision::Precision;
 use models::teacher::Teacher;
@@ -257,7 +258,7 @@ fn student(
     };
     let mae = Mae::new(&params.root(), &recipe.mae_config())?;
     if let Some(mut tensors) = tensors {
-        tensors.retain(|name, _| !name.starts_with("mimic_heads."));
+        tensors.retain(|name, _| !is_mimic_param(name));
         params.load(origin, &tensors)?;
     }
     Ok(Network::Student {

@@ -14,6 +14,8 @@ use crate::testing::World;
 
 /// What a run is given: caches, images, teachers; and what is refused of them.
 mod data;
+/// Every switch of the method.
+mod switches;
 
 fn run(args: &[String]) -> anyhow::Result<()> {
     crate::run(

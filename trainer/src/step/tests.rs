@@ -23,7 +23,11 @@ fn rig(settings: &[&str]) -> Rig {
     let recipe = recipe(settings);
     let params = ParamStore::new(Device::Cpu, 1);
     let widths = BTreeMap::from([("clip".to_owned(), 8)]);
-    let student = MrMae::new(&params.root(), &student_config(&recipe, &widths)).unwrap();
+    let student = MrMae::new(
+        &params.root(),
+        &student_config(&recipe, &widths, &BTreeMap::new()),
+    )
+    .unwrap();
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     optim::set_lr(&mut optim, 1e-3);
     Rig {
@@ -43,6 +47,7 @@ fn inputs(first: i64, n: i64) -> (Tensor, Tensor, Features) {
     let part = |t: &Tensor| t.narrow(0, first, n);
     let features = Features {
         tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]),
+        cls: BTreeMap::new(),
         cls_attn: None,
     };
     (

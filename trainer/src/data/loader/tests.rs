@@ -55,8 +55,12 @@ fn load(
                 TeacherBatch::Cached {
                     tokens,
                     outliers,
+                    cls,
                     cls_attn,
-                } => tensors.extend(tokens.iter().chain(outliers).chain(cls_attn).map(bytes)),
+                } => {
+                    let columns = tokens.iter().chain(outliers).chain(cls).chain(cls_attn);
+                    tensors.extend(columns.map(bytes));
+                }
                 TeacherBatch::Online { pixels } => tensors.push(bytes(pixels)),
             }
         }

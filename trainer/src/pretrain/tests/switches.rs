@@ -1,0 +1,91 @@
+use super::*;
+
+fn settings<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|s| ["--set", s]).collect()
+}
+
+/// Every choice of the method trains: its terms are logged under their names, and each falls.
+#[test]
+fn every_switch_trains() {
+    let world = World::with_cache(12);
+    let both: &[&str] = &["rec", "mimic.clip"];
+    for (name, switches, terms) in [
+        ("standardize", &["target.norm=standardize"][..], both),
+        ("phi-s", &["target.norm=phi_s"], both),
+        ("none", &["target.norm=none"], both),
+        ("l2", &["target.norm=l2"], both),
+        ("smooth", &["mimic.loss=smooth_l1", "mimic.beta=2.0"], both),
+        ("cosine", &["mimic.loss=cosine"], both),
+        ("at-decoder", &["mimic.tokens=decoder_removed"], both),
+        ("decoder-all", &["mimic.tokens=decoder_all"], both),
+        ("mimic-only", &["loss.w_rec=0"], &["mimic.clip"]),
+        (
+            "decoder-mimic-only",
+            &["loss.w_rec=0", "mimic.tokens=decoder_visible"],
+            &["mimic.clip"],
+        ),
+        ("pixel-only", &["mimic.teachers=[]"], &["rec"]),
+        (
+            "cls",
+            &["loss.w_cls=0.5"],
+            &["rec", "mimic.clip", "mimic_cls.clip"],
+        ),
+        ("fusion", &["model.fusion=[0]"], both),
+        ("block", &["mask.kind=block"], both),
+        (
+            "topk",
+            &["mask.kind=focused", "mask.mode=topk", "mask.teacher=clip"],
+            both,
+        ),
+        (
+            "own",
+            &["mimic.teacher.clip.norm=l2", "mimic.teacher.clip.share=0.5"],
+            both,
+        ),
+    ] {
+        let mut args = settings(switches);
+        args.extend(["--set", "schedule.epochs=20"]);
+        let lines = losses(&train(&world, name, &args));
+        assert_eq!(lines.len(), 60);
+        let logged: Vec<&str> = lines[0].2.keys().map(String::as_str).collect();
+        let mut expected = vec!["grad_norm", "loss"];
+        expected.extend(terms);
+        expected.sort_unstable();
+        assert_eq!(logged, expected, "{name}");
+        for term in terms {
+            let mean = |lines: &[(u64, f64, BTreeMap<String, f64>)]| {
+                lines.iter().map(|(_, _, means)| means[*term]).sum::<f64>() / lines.len() as f64
+            };
+            let (first, last) = (mean(&lines[..9]), mean(&lines[51..]));
+            assert!(
+                last < 0.98 * first,
+                "{name}: {term} went from {first} to {last}"
+            );
+        }
+    }
+}
+
+/// Statistics are measured once and belong to the run: a resumed one has them from its checkpoint, to the bit.
+#[test]
+fn statistics_of_targets_come_back_with_the_checkpoint() {
+    let world = World::with_cache(9);
+    for norm in ["standardize", "phi_s"] {
+        let norm_setting = format!("target.norm={norm}");
+        let args = settings(&[&norm_setting, "schedule.epochs=3"]);
+        let whole = train(&world, norm, &args);
+        let cut = format!("{norm}-cut");
+        for _ in 0..3 {
+            let mut args = args.clone();
+            args.extend(["--stop-after", "2"]);
+            train(&world, &cut, &args);
+        }
+        let cut = world.path(&cut);
+        assert_eq!(losses(&cut), losses(&whole));
+        assert!(tensors(&cut) == tensors(&whole), "{norm}");
+        let model = checkpoint::load_last(&cut, &mut |_| {})
+            .unwrap()
+            .unwrap()
+            .model;
+        assert!(model.contains_key("mimic_targets.clip.scale"));
+    }
+}
