@@ -13,6 +13,14 @@ pub struct Pass<'a> {
     pub drop_path: Option<&'a DropPath>,
 }
 
+impl Pass<'_> {
+    /// The scales `[N, 1, 1]` of both branches of the encoder's block `index`, if branches are dropped.
+    pub(crate) fn branches(&self, index: usize) -> Option<[Tensor; 2]> {
+        self.drop_path
+            .map(|drop| [drop.branch(2 * index), drop.branch(2 * index + 1)])
+    }
+}
+
 /// Blocks `0..depth`, one after the other.
 #[derive(Debug)]
 pub struct Blocks {
@@ -44,11 +52,7 @@ impl Blocks {
         let mut x = x.shallow_clone();
         let mut sum: Option<Tensor> = None;
         for (i, block) in self.blocks.iter().enumerate() {
-            let drop = pass.drop_path.map(|drop| {
-                let branch = 2 * (self.first + i);
-                [drop.branch(branch), drop.branch(branch + 1)]
-            });
-            x = block.forward_dropped(&x, drop.as_ref());
+            x = block.forward_dropped(&x, pass.branches(self.first + i).as_ref());
             let is_last = i + 1 == self.blocks.len();
             if !is_last && fusion.contains(&(i as i64)) {
                 sum = Some(match sum {

@@ -1,4 +1,4 @@
-//! The student's encoder: MAE's ViT or another that keeps the same promises.
+//! The student's encoder: MAE's ViT or MCMAE's, which keep the same promises.
 //!
 //! Each sees the visible patches alone, or a whole image, and gives `P` prefix tokens (CLS, or none) and then one token for each
 //! patch.
@@ -8,6 +8,7 @@ use tch::Tensor;
 use crate::blocks::Pass;
 use crate::error::Result;
 use crate::masking::Masking;
+use crate::mcmae::{McmaeEncoder, McmaeEncoderConfig, PATCH_SIZE};
 use crate::params::Scope;
 
 mod vit;
@@ -19,6 +20,8 @@ pub use vit::{VitConfig, VitEncoder};
 pub enum EncoderConfig {
     /// MAE's ViT.
     Vit(VitConfig),
+    /// MCMAE's convolution stages and transformer.
+    Mcmae(McmaeEncoderConfig),
 }
 
 impl EncoderConfig {
@@ -26,6 +29,7 @@ impl EncoderConfig {
     pub fn grid(&self) -> [i64; 2] {
         match self {
             Self::Vit(config) => config.grid(),
+            Self::Mcmae(config) => config.grid(),
         }
     }
 
@@ -39,6 +43,7 @@ impl EncoderConfig {
     pub fn patch_size(&self) -> i64 {
         match self {
             Self::Vit(config) => config.patch_size,
+            Self::Mcmae(_) => PATCH_SIZE,
         }
     }
 
@@ -46,6 +51,7 @@ impl EncoderConfig {
     pub fn embed_dim(&self) -> i64 {
         match self {
             Self::Vit(config) => config.embed_dim,
+            Self::Mcmae(config) => config.embed_dim(),
         }
     }
 
@@ -53,6 +59,7 @@ impl EncoderConfig {
     pub fn cls_token(&self) -> bool {
         match self {
             Self::Vit(_) => true,
+            Self::Mcmae(config) => config.cls_token,
         }
     }
 
@@ -60,6 +67,7 @@ impl EncoderConfig {
     pub fn num_blocks(&self) -> i64 {
         match self {
             Self::Vit(config) => config.depth,
+            Self::Mcmae(config) => config.num_blocks(),
         }
     }
 
@@ -68,6 +76,7 @@ impl EncoderConfig {
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Vit(config) => config.validate(),
+            Self::Mcmae(config) => config.validate(),
         }
     }
 }
@@ -77,6 +86,8 @@ impl EncoderConfig {
 pub enum Encoder {
     /// MAE's ViT.
     Vit(VitEncoder),
+    /// MCMAE's convolution stages and transformer.
+    Mcmae(Box<McmaeEncoder>),
 }
 
 impl Encoder {
@@ -87,6 +98,9 @@ impl Encoder {
     pub fn new(scope: &Scope, config: &EncoderConfig) -> Result<Self> {
         Ok(match config {
             EncoderConfig::Vit(config) => Self::Vit(VitEncoder::new(scope, config)?),
+            EncoderConfig::Mcmae(config) => {
+                Self::Mcmae(Box::new(McmaeEncoder::new(scope, config)?))
+            }
         })
     }
 
@@ -94,6 +108,7 @@ impl Encoder {
     pub fn cls_token(&self) -> bool {
         match self {
             Self::Vit(_) => true,
+            Self::Mcmae(encoder) => encoder.config().cls_token,
         }
     }
 
@@ -102,6 +117,7 @@ impl Encoder {
     pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &Pass) -> Tensor {
         match self {
             Self::Vit(encoder) => encoder.forward_encoder(imgs, masking, pass),
+            Self::Mcmae(encoder) => encoder.forward_encoder(imgs, masking, pass),
         }
     }
 
@@ -110,6 +126,7 @@ impl Encoder {
     pub fn forward_blocks(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
         match self {
             Self::Vit(encoder) => encoder.forward_blocks(imgs, pass),
+            Self::Mcmae(encoder) => encoder.forward_blocks(imgs, pass),
         }
     }
 
@@ -117,6 +134,7 @@ impl Encoder {
     pub fn forward_norm(&self, x: &Tensor) -> Tensor {
         match self {
             Self::Vit(encoder) => encoder.forward_norm(x),
+            Self::Mcmae(encoder) => encoder.forward_norm(x),
         }
     }
 

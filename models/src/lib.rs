@@ -14,8 +14,9 @@
 //! | `K` | width of a teacher's token |
 //!
 //! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (parts of a block), [`drop_path`], [`blocks`],
-//! [`pos_embed`], [`masking`], [`encoder`], [`decoder`], [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it together). Teachers:
-//! [`teacher`], loaded through [`weights`], found by [`hub`].
+//! [`pos_embed`], [`masking`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
+//! [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
+//! together). Teachers: [`teacher`], loaded through [`weights`], found by [`hub`].
 
 pub mod blocks;
 pub mod decoder;
@@ -27,6 +28,7 @@ pub mod init;
 pub mod losses;
 pub mod mae;
 pub mod masking;
+pub mod mcmae;
 pub mod mimic;
 pub mod mr_mae;
 pub mod params;

@@ -306,7 +306,9 @@ fn losses_that_cannot_be_are_refused() {
         config(1.0, &[("a", 4, 0.5, TargetNorm::PhiS)]),
     );
     let mut without_patches = config(1.0, &[]);
-    let EncoderConfig::Vit(vit) = &mut without_patches.mae.encoder;
+    let EncoderConfig::Vit(vit) = &mut without_patches.mae.encoder else {
+        panic!("a ViT was configured")
+    };
     vit.patch_size = 0;
     check("patch_size", without_patches);
 }

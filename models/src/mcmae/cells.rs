@@ -1,0 +1,167 @@
+//! The cells that a convolution stage computes, and the order they are in.
+//!
+//! A token of the last stage stands for 2 × 2 cells of the second stage and 4 × 4 of the first. A mask is drawn over tokens, so
+//! the cells of a token are all seen or all removed.
+//!
+//! Visible cells are kept token by token, the tokens in the order of `ids_keep`; those of one token lie row by row, as a small
+//! map of its own. Then the cells that a token is projected from, and the four that the second stage merges into one token,
+//! already lie side by side, and nothing but the merge of the first stage moves any number.
+
+use tch::{Kind, Tensor};
+
+use super::config::PATCH_SIZE;
+use super::conv::DepthwiseConv;
+use crate::mae::gather_rows;
+use crate::masking::Masking;
+
+/// Side of a first-stage cell in pixels.
+pub(super) const CELL: i64 = 4;
+/// Cells along a side of a token in the first and the second stage.
+pub(super) const SIDES: [i64; 2] = [PATCH_SIZE / CELL, PATCH_SIZE / CELL / 2];
+
+/// Which cells are computed.
+#[derive(Debug)]
+pub(super) enum Cells<'a> {
+    /// Those of the visible tokens.
+    Visible {
+        masking: &'a Masking,
+        /// Of [`neighbours`].
+        neighbours: Tensor,
+    },
+    /// All of them, row by row over the map of the stage.
+    Whole { grid: [i64; 2] },
+}
+
+impl<'a> Cells<'a> {
+    pub(super) fn visible(masking: &'a Masking, grid: [i64; 2]) -> Self {
+        Self::Visible {
+            masking,
+            neighbours: neighbours(masking, grid),
+        }
+    }
+
+    /// The pixels of each first-stage cell: `imgs [N, 3, H, W]` → `[N, cells, 48]`, within a cell channel, row, column.
+    pub(super) fn pixels(&self, imgs: &Tensor) -> Tensor {
+        let (n, c, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
+        let numbers = c * CELL * CELL;
+        match self {
+            Self::Visible { masking, .. } => {
+                let (h, w, side) = (height / PATCH_SIZE, width / PATCH_SIZE, SIDES[0]);
+                let tokens = imgs
+                    .reshape([n, c, h, side, CELL, w, side, CELL])
+                    .permute([0, 2, 5, 3, 6, 1, 4, 7])
+                    .reshape([n, h * w, side * side * numbers]);
+                gather_rows(&tokens, &masking.ids_keep).reshape([n, -1, numbers])
+            }
+            Self::Whole { .. } => {
+                let (h, w) = (height / CELL, width / CELL);
+                imgs.reshape([n, c, h, CELL, w, CELL])
+                    .permute([0, 2, 4, 1, 3, 5])
+                    .reshape([n, h * w, numbers])
+            }
+        }
+    }
+
+    /// Joins squares of `merged × merged` cells, row by row and then channel by channel, where `side × side` cells are a token:
+    /// `[N, cells, C] → [N, cells / merged², merged²·C]`.
+    pub(super) fn merge(&self, x: &Tensor, side: i64, merged: i64) -> Tensor {
+        let (n, cells, dim) = x.size3().expect("cells are [N, cells, C]");
+        let [h, w] = self.map(side);
+        x.reshape([-1, h / merged, merged, w / merged, merged, dim])
+            .permute([0, 1, 3, 2, 4, 5])
+            .reshape([n, cells / (merged * merged), merged * merged * dim])
+    }
+
+    /// The depthwise convolution where `side × side` cells are a token; removed cells count as zero, as those outside of the image
+    /// do: `[N, cells, C] → [N, cells, C]`.
+    pub(super) fn depthwise(&self, x: &Tensor, side: i64, conv: &DepthwiseConv) -> Tensor {
+        let (n, cells, dim) = x.size3().expect("cells are [N, cells, C]");
+        let x = &conv.prepare(x);
+        let (h, w, padding, map) = match self {
+            // A token and what is around it are a small image, in which the convolution without padding gives just the cells of
+            // the token. With a quarter of the tokens visible, the first stage reads no more than a map with holes would have,
+            // and computes a quarter of it.
+            Self::Visible { neighbours, .. } => {
+                let tile = side + 2 * conv.reach();
+                let zero = Tensor::zeros([1, dim], (x.kind(), x.device()));
+                let rows = Tensor::cat(&[&x.reshape([n * cells, dim]), &zero], 0);
+                let tiles = rows.index_select(0, &tile_rows(neighbours, side, conv.reach()));
+                (tile, tile, 0, tiles)
+            }
+            Self::Whole { .. } => {
+                let [h, w] = self.map(side);
+                (h, w, conv.reach(), x.shallow_clone())
+            }
+        };
+        // With channels last in memory, the depthwise kernels are several times as fast, and nothing has to be transposed.
+        let map = map.reshape([-1, h, w, dim]).permute([0, 3, 1, 2]);
+        let y = conv.forward(&map, padding).permute([0, 2, 3, 1]);
+        y.reshape([n, cells, dim])
+    }
+
+    /// The positions of the tokens: `pos_embed [L, D]` → `[N or 1, tokens, D]`.
+    pub(super) fn positions(&self, pos_embed: &Tensor) -> Tensor {
+        match self {
+            Self::Visible { masking, .. } => {
+                let (n, keep) = masking.ids_keep.size2().expect("ids_keep is [N, keep]");
+                pos_embed
+                    .index_select(0, &masking.ids_keep.flatten(0, 1))
+                    .reshape([n, keep, -1])
+            }
+            Self::Whole { .. } => pos_embed.unsqueeze(0),
+        }
+    }
+
+    /// Rows and columns of cells that lie side by side.
+    fn map(&self, side: i64) -> [i64; 2] {
+        match self {
+            Self::Visible { .. } => [side; 2],
+            Self::Whole { grid } => grid.map(|tokens| tokens * side),
+        }
+    }
+}
+
+/// Each visible token and its eight neighbours, row by row, as rows of `[N·keep, ..]`: `[N, keep, 9]`; those that are removed or
+/// outside of the image are row `N·keep`.
+///
+/// Made of operations on the mask's device alone: no number has to come back before the next step can be sent.
+fn neighbours(masking: &Masking, [grid_h, grid_w]: [i64; 2]) -> Tensor {
+    let (n, keep) = masking.ids_keep.size2().expect("ids_keep is [N, keep]");
+    let int = (Kind::Int64, masking.ids_keep.device());
+    // For each position its place among the visible tokens, in a frame of positions that are not visible.
+    let places = masking.ids_restore.reshape([n, grid_h, grid_w]);
+    let places = places.pad([1, 1, 1, 1], "constant", keep as f64);
+    // The upper left neighbour of the token in row r and column c is in row r and column c of the frame's grid, two wider.
+    let row = masking.ids_keep.floor_divide_scalar(grid_w);
+    let upper_left = (&masking.ids_keep + row * 2).unsqueeze(2);
+    let step = Tensor::arange(3, int);
+    let steps = (step.unsqueeze(1) * (grid_w + 2) + step).flatten(0, 1); // [9]
+    let around = (upper_left + steps).flatten(1, 2); // [N, keep·9]
+    let places = places.flatten(1, 2).gather(1, &around, false);
+    let first_row = (Tensor::arange(n, int) * keep).unsqueeze(1);
+    (&places + first_row)
+        .masked_fill(&places.ge(keep), n * keep)
+        .reshape([n, keep, 9])
+}
+
+/// The rows of `[N·keep·side² + 1, ..]`, the last of them zero, that are each visible token with `reach` cells around it:
+/// `[N·keep·(side + 2·reach)²]`.
+///
+/// # Panics
+/// If `reach` is more than a token, whose neighbours' neighbours nobody knows.
+fn tile_rows(neighbours: &Tensor, side: i64, reach: i64) -> Tensor {
+    assert!(
+        reach <= side,
+        "a reach of {reach} cells in tokens of {side}"
+    );
+    let (n, keep, _) = neighbours.size3().expect("neighbours are [N, keep, 9]");
+    // Along a side of the tile: in which of the three tokens, and which of its cells.
+    let place =
+        Tensor::arange(side + 2 * reach, (Kind::Int64, neighbours.device())) + (side - reach);
+    let token = place.floor_divide_scalar(side);
+    let cell = place - &token * side;
+    let token = (token.unsqueeze(1) * 3 + token).flatten(0, 1);
+    let cell = (cell.unsqueeze(1) * side + cell).flatten(0, 1);
+    let rows = neighbours.index_select(2, &token) * (side * side) + cell;
+    rows.clamp_max(n * keep * side * side).flatten(0, 2)
+}
