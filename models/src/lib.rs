@@ -23,6 +23,7 @@ pub mod decoder;
 pub mod drop_path;
 pub mod encoder;
 pub mod error;
+pub mod flops;
 pub mod hub;
 pub mod init;
 pub mod losses;

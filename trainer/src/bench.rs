@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use models::flops::Flops;
 use models::hub::HubSettings;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
@@ -122,7 +123,10 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
                 .find(|t| t.id.as_str() == id)
                 .map(|t| i64::from(t.width));
             // Without a cache: a teacher as wide as the student, as CLIP-B and DINO-B are for a ViT-B.
-            (id.clone(), cached.unwrap_or(recipe.model.embed_dim.into()))
+            (
+                id.clone(),
+                cached.unwrap_or(recipe.mae_config().encoder.embed_dim()),
+            )
         })
         .collect();
     let gflop_per_image = flop_per_image(&recipe, &widths) / 1e9;
@@ -311,34 +315,8 @@ fn product_speed(precision: Precision, device: Device) -> f64 {
     2.0 * (PRODUCT as f64).powi(3) / best / 1e9
 }
 
-/// Floating-point operations of forward and backward for one image: matrix products alone, a multiply-add as two, the backward
-/// pass as twice the forward.
-///
-/// ViT-B/16 at 224 with MAE's decoder: 58.2 GFLOP, and 0.2 per mimic head of width 768. (Embedding all patches and dropping
-/// three quarters, as the reference code does, makes it 58.7.)
+/// Floating-point operations of forward and backward for one image; see [`Flops`].
 pub fn flop_per_image(recipe: &Recipe, widths: &BTreeMap<String, i64>) -> f64 {
-    let m = &recipe.model;
-    let (keep, l) = (
-        recipe.len_keep() as f64,
-        recipe.mae_config().num_patches() as f64,
-    );
-    let (dim, decoder_dim) = (f64::from(m.embed_dim), f64::from(m.decoder_embed_dim));
-    let patch = 3.0 * f64::from(m.patch_size).powi(2);
-    let linear = |tokens: f64, from: f64, to: f64| 2.0 * tokens * from * to;
-    // qkv and proj are 4 D x D, the MLP twice mlp_ratio D x D; attention multiplies T x T with D twice.
-    let blocks = |depth: u32, tokens: f64, dim: f64| {
-        let weights = linear(tokens, dim, (4.0 + 2.0 * f64::from(m.mlp_ratio)) * dim);
-        f64::from(depth) * (weights + 4.0 * tokens * tokens * dim)
-    };
-    let mut forward = linear(keep, patch, dim) + blocks(m.depth, keep + 1.0, dim);
-    forward += widths
-        .values()
-        .map(|&width| linear(keep, dim, width as f64))
-        .sum::<f64>();
-    if recipe.loss.w_rec > 0.0 {
-        forward += linear(keep + 1.0, dim, decoder_dim);
-        forward +=
-            blocks(m.decoder_depth, l + 1.0, decoder_dim) + linear(l + 1.0, decoder_dim, patch);
-    }
-    3.0 * forward
+    let config = student_config(recipe, widths, &BTreeMap::new());
+    Flops::of_pretraining(&config, recipe.len_keep()).step()
 }

@@ -111,34 +111,59 @@ pub enum Missing {
     Skip,
 }
 
-/// `[model]`: MAE's ViT. The defaults are ViT-B/16 with MAE's decoder (He et al. 2022, table 1 and appendix).
+/// `[model]`: the autoencoder. The defaults are those of ViT-B/16 or of MCMAE-B, with MAE's decoder (He et al. 2022, table 1 and
+/// appendix; Gao et al. 2022).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
+    /// The kind of encoder.
+    pub encoder: EncoderKind,
     /// Side of the square input, in pixels.
     pub img_size: u32,
-    /// Side of a patch, in pixels; divides `img_size`.
+    /// Side of a patch, in pixels; divides `img_size`. Of `mcmae` it is 16.
     pub patch_size: u32,
-    /// Encoder width.
-    pub embed_dim: u32,
-    /// Encoder blocks.
-    pub depth: u32,
-    /// Encoder attention heads.
+    /// Encoder width, for `vit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embed_dim: Option<u32>,
+    /// Encoder blocks, for `vit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u32>,
+    /// Hidden width of an MLP, in widths of its block, for `vit`; the decoder's too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp_ratio: Option<u32>,
+    /// Widths of the three stages, for `mcmae`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embed_dims: Option<[u32; 3]>,
+    /// Blocks of the three stages, for `mcmae`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depths: Option<[u32; 3]>,
+    /// Hidden widths of the MLPs of the three stages, for `mcmae`; the last one's is the decoder's too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp_ratios: Option<[u32; 3]>,
+    /// For `mcmae`: whether there is a CLS token. Not in the published code, but in the weights that MR-MAE's authors published later,
+    /// and needed for `loss.w_cls`. A `vit` always has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cls_token: Option<bool>,
+    /// Attention heads of the transformer blocks.
     pub num_heads: u32,
-    /// Hidden width of an MLP, in widths of its block.
-    pub mlp_ratio: u32,
+    /// Multi-layer fusion, for `vit`: encoder blocks (from 0, before the last) whose outputs are added to the last one's, for both
+    /// losses, in pretraining alone. The paper does not say which: with 12 blocks `[3, 7]`, every fourth, is a reasonable reading.
+    /// Empty = none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fusion: Vec<u32>,
+    /// The same for `mcmae`: whether projections of the two convolution stages are added to the last stage's output, as in the
+    /// published code. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage_fusion: Option<bool>,
+    /// Stochastic depth: the rate of the encoder's last block, falling linearly to 0 at its first. MaskAlign pretrains with 0.1; MAE and
+    /// the paper's text have none.
+    pub drop_path: f64,
     /// Decoder width. MR-MAE does not state it; MAE's.
     pub decoder_embed_dim: u32,
     /// Decoder blocks.
     pub decoder_depth: u32,
     /// Decoder attention heads.
     pub decoder_num_heads: u32,
-    /// Multi-layer fusion: encoder blocks (from 0, before the last) whose outputs are added to the last one's, for both losses, in
-    /// pretraining alone. The paper does not say which: with 12 blocks `[3, 7]`, every fourth, is a reasonable reading. Empty = none.
-    pub fusion: Vec<u32>,
-    /// Stochastic depth: the rate of the encoder's last block, falling linearly to 0 at its first. MaskAlign pretrains with 0.1; MAE and
-    /// the paper's text have none.
-    pub drop_path: f64,
     /// Reconstruct each patch normalised by its own mean and deviation. MAE's better setting; MR-MAE does not say.
     pub norm_pix_loss: bool,
 }
@@ -146,13 +171,19 @@ pub struct Model {
 impl Default for Model {
     fn default() -> Self {
         Model {
+            encoder: EncoderKind::Vit,
             img_size: 224,
             patch_size: 16,
-            embed_dim: 768,
-            depth: 12,
+            embed_dim: None,
+            depth: None,
+            mlp_ratio: None,
+            embed_dims: None,
+            depths: None,
+            mlp_ratios: None,
+            cls_token: None,
             num_heads: 12,
-            mlp_ratio: 4,
             fusion: vec![],
+            stage_fusion: None,
             drop_path: 0.0,
             decoder_embed_dim: 512,
             decoder_depth: 8,
@@ -160,6 +191,17 @@ impl Default for Model {
             norm_pix_loss: true,
         }
     }
+}
+
+/// The kind of encoder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncoderKind {
+    /// MAE's ViT.
+    #[default]
+    Vit,
+    /// MCMAE (ConvMAE): two stages of masked convolution, then a transformer.
+    Mcmae,
 }
 
 /// `[mimic]`

@@ -7,10 +7,11 @@ use models::encoder::{EncoderConfig, VitConfig};
 use models::losses::MimicLoss;
 use models::mae::MaeConfig;
 use models::masking::len_keep;
+use models::mcmae::McmaeEncoderConfig;
 use models::targets::TargetNorm;
 use serde::Deserialize;
 
-use super::{BLR, FocusMode, LossKind, MaskKind, MimicTokens, Recipe, SMOOTH_L1_BETA};
+use super::{BLR, EncoderKind, FocusMode, LossKind, MaskKind, MimicTokens, Recipe, SMOOTH_L1_BETA};
 use crate::schedule::{self, Schedule};
 
 /// What can be wrong with a recipe. Every message names the setting and what would be accepted.
@@ -98,6 +99,7 @@ impl Recipe {
         if recipe.mask.kind == MaskKind::Focused {
             recipe.mask.mode.get_or_insert(FocusMode::Multinomial);
         }
+        recipe.resolve_encoder()?;
         let m = &mut recipe.mimic;
         if m.loss == LossKind::SmoothL1 {
             m.beta.get_or_insert(SMOOTH_L1_BETA);
@@ -124,23 +126,106 @@ impl Recipe {
     /// The autoencoder.
     pub fn mae_config(&self) -> MaeConfig {
         let m = &self.model;
+        let img_size = [i64::from(m.img_size); 2];
+        let (encoder, mlp_ratio) = match m.encoder {
+            EncoderKind::Vit => {
+                let base = VitConfig::BASE_PATCH16;
+                let config = VitConfig {
+                    img_size,
+                    patch_size: m.patch_size.into(),
+                    embed_dim: m.embed_dim.map_or(base.embed_dim, i64::from),
+                    depth: m.depth.map_or(base.depth, i64::from),
+                    num_heads: m.num_heads.into(),
+                    mlp_ratio: m.mlp_ratio.map_or(base.mlp_ratio, i64::from),
+                    fusion: m.fusion.iter().map(|&block| block.into()).collect(),
+                };
+                let mlp_ratio = config.mlp_ratio;
+                (EncoderConfig::Vit(config), mlp_ratio)
+            }
+            EncoderKind::Mcmae => {
+                let base = McmaeEncoderConfig::BASE;
+                let three = |given: Option<[u32; 3]>, default: [i64; 3]| {
+                    given.map_or(default, |given| given.map(i64::from))
+                };
+                let config = McmaeEncoderConfig {
+                    img_size,
+                    embed_dims: three(m.embed_dims, base.embed_dims),
+                    depths: three(m.depths, base.depths),
+                    num_heads: m.num_heads.into(),
+                    mlp_ratios: three(m.mlp_ratios, base.mlp_ratios),
+                    cls_token: m.cls_token.unwrap_or(base.cls_token),
+                    fusion: m.stage_fusion.unwrap_or(base.fusion),
+                };
+                (EncoderConfig::Mcmae(config), config.mlp_ratios[2])
+            }
+        };
         MaeConfig {
-            encoder: EncoderConfig::Vit(VitConfig {
-                img_size: [i64::from(m.img_size); 2],
-                patch_size: m.patch_size.into(),
-                embed_dim: m.embed_dim.into(),
-                depth: m.depth.into(),
-                num_heads: m.num_heads.into(),
-                mlp_ratio: m.mlp_ratio.into(),
-                fusion: m.fusion.iter().map(|&block| block.into()).collect(),
-            }),
+            encoder,
             decoder: DecoderConfig {
                 embed_dim: m.decoder_embed_dim.into(),
                 depth: m.decoder_depth.into(),
                 num_heads: m.decoder_num_heads.into(),
-                mlp_ratio: m.mlp_ratio.into(),
+                mlp_ratio,
             },
             norm_pix_loss: m.norm_pix_loss,
+        }
+    }
+
+    /// Spells out the defaults that depend on the kind of encoder, and refuses the settings of the other kind.
+    fn resolve_encoder(&mut self) -> Result<(), Error> {
+        let m = &mut self.model;
+        let narrow = |value: i64| u32::try_from(value).expect("a published size");
+        let kind = m.encoder;
+        let of_other_kind = match kind {
+            EncoderKind::Vit => {
+                let base = VitConfig::BASE_PATCH16;
+                m.embed_dim.get_or_insert(narrow(base.embed_dim));
+                m.depth.get_or_insert(narrow(base.depth));
+                m.mlp_ratio.get_or_insert(narrow(base.mlp_ratio));
+                [
+                    ("model.embed_dims", m.embed_dims.is_some()),
+                    ("model.depths", m.depths.is_some()),
+                    ("model.mlp_ratios", m.mlp_ratios.is_some()),
+                    ("model.cls_token", m.cls_token.is_some()),
+                    ("model.stage_fusion", m.stage_fusion.is_some()),
+                ]
+            }
+            EncoderKind::Mcmae => {
+                let base = McmaeEncoderConfig::BASE;
+                m.embed_dims.get_or_insert(base.embed_dims.map(narrow));
+                m.depths.get_or_insert(base.depths.map(narrow));
+                m.mlp_ratios.get_or_insert(base.mlp_ratios.map(narrow));
+                m.cls_token.get_or_insert(base.cls_token);
+                m.stage_fusion.get_or_insert(base.fusion);
+                if m.patch_size != 16 {
+                    return Err(Error::Invalid {
+                        field: "model.patch_size",
+                        value: m.patch_size.to_string(),
+                        problem: "is 16 with model.encoder = \"mcmae\": 4 x 2 x 2 pixels".into(),
+                    });
+                }
+                [
+                    ("model.embed_dim", m.embed_dim.is_some()),
+                    ("model.depth", m.depth.is_some()),
+                    ("model.mlp_ratio", m.mlp_ratio.is_some()),
+                    ("model.fusion", !m.fusion.is_empty()),
+                    // A fifth, so that both kinds have as many; never set.
+                    ("model.encoder", false),
+                ]
+            }
+        };
+        match of_other_kind.into_iter().find(|(_, given)| *given) {
+            Some((field, _)) => Err(Error::Invalid {
+                field,
+                value: "given".into(),
+                problem: match kind {
+                    EncoderKind::Vit => "is a setting of model.encoder = \"mcmae\"".into(),
+                    EncoderKind::Mcmae => {
+                        "is a setting of model.encoder = \"vit\"; mcmae has embed_dims, depths, mlp_ratios and stage_fusion".into()
+                    }
+                },
+            }),
+            None => Ok(()),
         }
     }
 
@@ -221,12 +306,17 @@ impl Recipe {
             "must be a positive multiple of model.patch_size",
         )?;
         // Far beyond any published network, and small enough to multiply and to hold.
+        let largest =
+            |sizes: Option<[u32; 3]>| sizes.into_iter().flatten().max().unwrap_or_default();
         for (field, size, most) in [
-            ("model.embed_dim", m.embed_dim, 16384),
-            ("model.depth", m.depth, 512),
+            ("model.embed_dim", m.embed_dim.unwrap_or_default(), 16384),
+            ("model.embed_dims", largest(m.embed_dims), 16384),
+            ("model.depth", m.depth.unwrap_or_default(), 512),
+            ("model.depths", largest(m.depths), 512),
             ("model.decoder_embed_dim", m.decoder_embed_dim, 16384),
             ("model.decoder_depth", m.decoder_depth, 512),
-            ("model.mlp_ratio", m.mlp_ratio, 64),
+            ("model.mlp_ratio", m.mlp_ratio.unwrap_or_default(), 64),
+            ("model.mlp_ratios", largest(m.mlp_ratios), 64),
         ] {
             require(
                 size <= most,
@@ -306,6 +396,12 @@ impl Recipe {
                 "must be positive",
             )?;
         }
+        require(
+            self.loss.w_cls == 0.0 || self.mae_config().encoder.cls_token(),
+            "loss.w_cls",
+            self.loss.w_cls,
+            "needs a CLS token: model.cls_token = true",
+        )?;
         require(
             (0.0..1.0).contains(&m.drop_path),
             "model.drop_path",

@@ -1,4 +1,7 @@
+use models::decoder::DecoderConfig;
+use models::encoder::EncoderConfig;
 use models::losses::MimicLoss;
+use models::mcmae::McmaeEncoderConfig;
 
 use super::*;
 
@@ -29,6 +32,7 @@ fn resolving_is_idempotent() {
             "loss.w_cls=0.1",
             "model.fusion=[3, 7]",
         ],
+        &["model.encoder=mcmae", "model.cls_token=true"],
     ] {
         let recipe = parse(settings).unwrap();
         let again = Recipe::parse(&recipe.to_toml(), "saved", &[]).unwrap();
@@ -75,6 +79,23 @@ fn wrong_recipes_are_refused_by_name() {
         (&["loss.w_rec=0"], "loss.w_rec"),
         (&["loss.w_cls=-1"], "loss.w_cls"),
         (&["model.fusion=[11]"], "fusion"),
+        (&["model.depths=[2, 2, 11]"], "model.depths"),
+        (&["model.cls_token=true"], "model.cls_token"),
+        (
+            &["model.encoder=mcmae", "model.embed_dim=64"],
+            "model.embed_dim",
+        ),
+        (&["model.encoder=mcmae", "model.fusion=[1]"], "stage_fusion"),
+        (&["model.encoder=mcmae", "model.patch_size=8"], "is 16"),
+        (
+            &["model.encoder=mcmae", "loss.w_cls=0.1"],
+            "model.cls_token",
+        ),
+        (
+            &["model.encoder=mcmae", "model.embed_dims=[3, 4]"],
+            "embed_dims",
+        ),
+        (&["model.encoder=swin"], "swin"),
         (&["model.fusion=[3, 3]"], "fusion"),
         (&["model.drop_path=1.0"], "model.drop_path"),
         (&["mimic.loss=l1"], "l1"),
@@ -150,4 +171,15 @@ fn a_teacher_has_the_shared_settings_but_for_its_own() {
     assert_eq!(recipe.mimic_of("clip"), (0.5, TargetNorm::Ln, smooth));
     let cosine = MimicLoss::Cosine;
     assert_eq!(recipe.mimic_of("dino"), (0.25, TargetNorm::PhiS, cosine));
+}
+
+#[test]
+fn an_mcmae_is_the_published_base_unless_told() {
+    let recipe = parse(&["model.encoder=mcmae"]).unwrap();
+    let EncoderConfig::Mcmae(config) = recipe.mae_config().encoder else {
+        panic!("another encoder")
+    };
+    assert_eq!(config, McmaeEncoderConfig::BASE);
+    assert_eq!(recipe.mae_config().decoder, DecoderConfig::PUBLISHED);
+    assert_eq!(recipe.grid(), 14);
 }

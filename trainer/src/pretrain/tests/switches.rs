@@ -89,3 +89,35 @@ fn statistics_of_targets_come_back_with_the_checkpoint() {
         assert!(model.contains_key("mimic_targets.clip.scale"));
     }
 }
+
+/// The other encoder in the same loop: it trains, stops and goes on, and its features are judged without a CLS token.
+#[test]
+fn masked_convolutions_train_and_resume() {
+    let world = World::with_cache(9);
+    let vit = "patch_size = 8\nembed_dim = 32\ndepth = 2\nnum_heads = 2\n";
+    let mcmae = "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
+    let recipe = crate::testing::RECIPE.replace(vit, mcmae);
+    let recipe = recipe.replace("img_size = 32", "img_size = 64");
+    assert!(recipe.contains("mcmae") && recipe.contains("64"));
+    let path = world.path("mcmae.toml");
+    schemas::atomic::write(&path, recipe.as_bytes()).unwrap();
+    let mut args = vec!["--recipe", path.to_str().unwrap()];
+    args.extend(settings(&["schedule.epochs=10"]));
+    let whole = train(&world, "whole", &args);
+    let lines = losses(&whole);
+    assert_eq!(lines.len(), 20);
+    for term in ["rec", "mimic.clip"] {
+        let mean = |lines: &[(u64, f64, BTreeMap<String, f64>)]| {
+            lines.iter().map(|(_, _, means)| means[term]).sum::<f64>() / lines.len() as f64
+        };
+        assert!(mean(&lines[16..]) < 0.98 * mean(&lines[..4]), "{term}");
+    }
+    for _ in 0..4 {
+        let mut args = args.clone();
+        args.extend(["--stop-after", "6"]);
+        train(&world, "cut", &args);
+    }
+    let cut = world.path("cut");
+    assert_eq!(losses(&cut), lines);
+    assert!(tensors(&cut) == tensors(&whole));
+}

@@ -1,0 +1,65 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::decoder::DecoderConfig;
+use crate::losses::MimicLoss;
+use crate::mae::MaeConfig;
+use crate::mr_mae::MimicConfig;
+use crate::targets::TargetNorm;
+
+fn config(encoder: EncoderConfig, rec_weight: f64, mimic_tokens: MimicTokens) -> MrMaeConfig {
+    let clip = MimicConfig {
+        width: 768,
+        weight: 0.5,
+        cls_weight: 0.0,
+        target_norm: TargetNorm::Ln,
+        loss: MimicLoss::L2,
+        stats: None,
+    };
+    MrMaeConfig {
+        mae: MaeConfig {
+            encoder,
+            decoder: DecoderConfig::PUBLISHED,
+            norm_pix_loss: true,
+        },
+        rec_weight,
+        mimic_tokens,
+        teachers: BTreeMap::from([("clip".to_owned(), clip)]),
+    }
+}
+
+fn gflop(flops: f64) -> f64 {
+    (flops / 1e8).round() / 10.0
+}
+
+/// By hand for ViT-B/16: 50 tokens of 12 blocks of 12·768² weights, a multiply-add as two, are 8.49; attention 4·50²·768·12 is 0.09; the
+/// patches 49·768² are 0.06. The decoder: 197 tokens of 8 blocks of 12·512² are 9.92, attention 0.64, pixels and embedding 0.19.
+#[test]
+fn a_vit_b_step_is_59_gflop() {
+    let vit = EncoderConfig::Vit(VitConfig::BASE_PATCH16);
+    let flops = Flops::of_pretraining(&config(vit.clone(), 0.5, MimicTokens::Encoder), 49);
+    assert_eq!([flops.encoder, flops.decoder].map(gflop), [8.6, 10.7]);
+    assert_eq!(flops.heads, 2.0 * 49.0 * 768.0 * 768.0);
+    assert_eq!(gflop(flops.step()), 58.3);
+    // All 197 tokens: the 35 GFLOP of a teacher.
+    assert_eq!(gflop(of_features(&vit)), 35.1);
+}
+
+#[test]
+fn an_mcmae_b_is_counted_where_it_is_visible() {
+    let mcmae = EncoderConfig::Mcmae(McmaeEncoderConfig::BASE);
+    let flops = Flops::of_pretraining(&config(mcmae.clone(), 0.5, MimicTokens::Encoder), 49);
+    assert_eq!([flops.encoder, flops.decoder].map(gflop), [11.7, 10.7]);
+    assert!(of_features(&mcmae) > 4.0 * (flops.encoder - 1e9));
+}
+
+#[test]
+fn what_no_loss_needs_is_not_counted() {
+    let vit = || EncoderConfig::Vit(VitConfig::BASE_PATCH16);
+    let count = |weight, tokens| Flops::of_pretraining(&config(vit(), weight, tokens), 49);
+    assert_eq!(count(0.0, MimicTokens::Encoder).decoder, 0.0);
+    let at_decoder = count(0.0, MimicTokens::DecoderRemoved);
+    assert!(at_decoder.decoder > 1e10);
+    assert!(at_decoder.decoder < count(0.5, MimicTokens::DecoderRemoved).decoder);
+    assert_eq!(at_decoder.heads, 2.0 * 147.0 * 512.0 * 768.0);
+}
