@@ -86,6 +86,39 @@ impl McmaeEncoderConfig {
         self.depths.iter().sum()
     }
 
+    /// Arithmetic of a forward pass for one image, by module, a product with an addition counted as two: the cells of `computed`
+    /// tokens in the convolution stages (`keep` of them in the sparse computation, `L` in the dense one), then `keep` tokens (without
+    /// CLS) in the transformer. Norms, activations and additions are not counted.
+    pub fn flop_per_image(&self, computed: i64, keep: i64) -> Vec<(&'static str, f64)> {
+        let [dim1, dim2, dim] = self.embed_dims.map(|dim| dim as f64);
+        let [depth1, depth2, depth3] = self.depths.map(|depth| depth as f64);
+        let [ratio1, ratio2, ratio3] = self.mlp_ratios.map(|ratio| ratio as f64);
+        let computed = computed as f64;
+        let tokens = (keep + i64::from(self.cls_token)) as f64;
+        let [cells1, cells2] = [16.0 * computed, 4.0 * computed];
+        let conv_blocks = |cells: f64, depth: f64, dim: f64, ratio: f64| {
+            depth * cells * dim * (2.0 * dim + 25.0 + 2.0 * ratio * dim)
+        };
+        let transformer =
+            depth3 * (tokens * dim * dim * (4.0 + 2.0 * ratio3) + 2.0 * tokens * tokens * dim);
+        let decode = f64::from(u8::from(self.fusion));
+        let products = [
+            ("patch_embed1", cells1 * 48.0 * dim1),
+            ("blocks1", conv_blocks(cells1, depth1, dim1, ratio1)),
+            ("patch_embed2", cells2 * 4.0 * dim1 * dim2),
+            ("blocks2", conv_blocks(cells2, depth2, dim2, ratio2)),
+            ("patch_embed3", computed * 4.0 * dim2 * dim),
+            ("patch_embed4", computed * dim * dim),
+            ("stage1_output_decode", decode * cells1 * dim1 * dim),
+            ("stage2_output_decode", decode * cells2 * dim2 * dim),
+            ("blocks3", transformer),
+        ];
+        products
+            .into_iter()
+            .map(|(name, products)| (name, 2.0 * products))
+            .collect()
+    }
+
     /// # Errors
     /// [`Error::Config`] for the first field that no network can have.
     pub fn validate(&self) -> Result<()> {
@@ -118,3 +151,6 @@ impl McmaeEncoderConfig {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;
