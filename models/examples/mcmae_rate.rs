@@ -1,11 +1,12 @@
 //! Images per second and memory of a training step of MCMAE-B, with the visible cells alone and as published, and of a ViT-B MAE.
 //!
 //!     cargo run --release -p models --example mcmae_rate [-- [--threads 1] [--batch 8] [--steps 5] [--size 224] [--precision f32]
-//!                                                            [--only sparse|dense|vit] [--tiny]]
+//!                                                            [--only sparse|dense|vit] [--encoder-alone] [--tiny]]
 //!
 //! A step is forward (encoder, published decoder, pixel loss) and backward, a quarter of the patches visible; the optimizer is not
 //! part of it. The three take turns, and the median of the steps counts, so that a machine that is slow for a while is slow for all
-//! of them. `--only` runs one of them, and says how much memory the process took at most; without it, a process is started for each
+//! of them. `--encoder-alone` leaves out decoder and pixel loss, as in a recipe that only mimics: the three have the decoder in common,
+//! and it is most of what is left to them. `--only` runs one of them, and says how much memory the process took at most; without it, a process is started for each
 //! of them to find that out. `--precision` leaves out the other one. `--tiny` has networks that only show that the program works.
 
 #![allow(clippy::print_stdout, reason = "an example shows its result")]
@@ -34,6 +35,7 @@ struct Options {
     size: i64,
     precisions: Vec<Precision>,
     only: Option<String>,
+    encoder_alone: bool,
     tiny: bool,
 }
 
@@ -46,12 +48,18 @@ impl Options {
             size: 224,
             precisions: vec![Precision::F32, Precision::Bf16],
             only: None,
+            encoder_alone: false,
             tiny: false,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
-            if name == "--tiny" {
-                options.tiny = true;
+            let flag = match name.as_str() {
+                "--tiny" => Some(&mut options.tiny),
+                "--encoder-alone" => Some(&mut options.encoder_alone),
+                _ => None,
+            };
+            if let Some(flag) = flag {
+                *flag = true;
                 continue;
             }
             let value = arguments.next().expect("an option has a value");
@@ -74,6 +82,7 @@ struct Network {
     way: &'static str,
     store: ParamStore,
     mae: Mae,
+    encoder_alone: bool,
 }
 
 impl Network {
@@ -104,7 +113,12 @@ impl Network {
         };
         let store = ParamStore::new(Device::Cpu, 0);
         let mae = Mae::new(&store.root(), &config).unwrap();
-        Self { way, store, mae }
+        Self {
+            way,
+            store,
+            mae,
+            encoder_alone: options.encoder_alone,
+        }
     }
 
     /// Seconds of one step.
@@ -121,8 +135,12 @@ impl Network {
                 }
                 _ => self.mae.forward_encoder(imgs, masking),
             };
-            let pred = self.mae.forward_decoder(&latent, &masking.ids_restore);
-            self.mae.forward_loss(imgs, &pred, &masking.mask)
+            if self.encoder_alone {
+                latent.square().mean(None)
+            } else {
+                let pred = self.mae.forward_decoder(&latent, &masking.ids_restore);
+                self.mae.forward_loss(imgs, &pred, &masking.mask)
+            }
         };
         loss.backward();
         start.elapsed().as_secs_f64()
@@ -232,6 +250,9 @@ fn peak(way: &str, precision: Precision, options: &Options) -> u64 {
     }
     if options.tiny {
         alone.arg("--tiny");
+    }
+    if options.encoder_alone {
+        alone.arg("--encoder-alone");
     }
     let output = alone.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
