@@ -111,24 +111,8 @@ fn vit_flops(vit: &VitConfig, keep: i64) -> f64 {
 }
 
 fn mcmae_flops(mcmae: &McmaeEncoderConfig, keep: i64) -> f64 {
-    let [c1, c2, dim] = mcmae.embed_dims;
-    let [depth1, depth2, depth3] = mcmae.depths;
-    let [ratio1, ratio2, ratio3] = mcmae.mlp_ratios;
-    // 4 x 4 cells of the first stage and 2 x 2 of the second to a token. A block is two 1 x 1 convolutions, a depthwise 5 x 5 and an MLP.
-    let stage = |depth: i64, cells: i64, dim: i64, ratio: i64| {
-        depth as f64 * (linear(cells, dim, (2 + 2 * ratio) * dim) + linear(cells, 25, dim))
-    };
-    let mut flops = linear(16 * keep, 3 * 16, c1)
-        + stage(depth1, 16 * keep, c1, ratio1)
-        + linear(4 * keep, 4 * c1, c2)
-        + stage(depth2, 4 * keep, c2, ratio2)
-        + linear(keep, 4 * c2, dim)
-        + linear(keep, dim, dim);
-    if mcmae.fusion {
-        flops += linear(keep, 16 * c1, dim) + linear(keep, 4 * c2, dim);
-    }
-    let tokens = keep + i64::from(mcmae.cls_token);
-    flops + block_flops(depth3, tokens, dim, ratio3 * dim)
+    let modules = mcmae.flop_per_image(keep, keep);
+    modules.into_iter().map(|(_, flops)| flops).sum()
 }
 
 /// A product of `[rows, from]` with `[from, to]`.

@@ -294,7 +294,7 @@ fn step_speeds(
 }
 
 /// GFLOP/s of a plain matrix product, the best of three.
-fn product_speed(precision: Precision, device: Device) -> f64 {
+pub(crate) fn product_speed(precision: Precision, device: Device) -> f64 {
     let kind = match precision {
         Precision::F32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,

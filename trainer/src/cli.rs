@@ -42,6 +42,8 @@ pub enum Command {
     Knn(KnnArgs),
     /// Print the resolved recipe: the file, the settings on the command line, and every default.
     Config(RecipeArgs),
+    /// Say what a recipe costs before it is run: parameters, arithmetic, memory, time, and when a cache pays for itself.
+    Plan(PlanArgs),
     /// Measure the loader alone, the training step alone, and a plain matrix product, in one run.
     Bench(BenchArgs),
 }
@@ -140,6 +142,32 @@ pub struct KnnArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+}
+
+/// `trainer plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub recipe: RecipeArgs,
+    /// The cache: its images, views and teachers.
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Images of the data set, instead of the cache's.
+    #[arg(long, value_name = "N")]
+    pub num_images: Option<u64>,
+    /// The device's matrix products in TFLOP/s, in the recipe's precision [default: measured, on --device].
+    #[arg(long, value_name = "T")]
+    pub peak_tflops: Option<f64>,
+    /// Share of the peak that is reached, from 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.4)]
+    pub mfu: f64,
+    /// Where to measure: auto, cpu, cuda or cuda:INDEX.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `trainer bench` measures.

@@ -19,6 +19,7 @@ pub mod eval;
 pub mod interrupt;
 pub mod metrics;
 pub mod optim;
+pub mod plan;
 pub mod pretrain;
 pub mod progress;
 mod resolve;
@@ -77,6 +78,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         Command::Config(args) => {
             Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
         }
+        Command::Plan(args) => plan::plan(args, out),
         Command::Bench(args) => bench::bench(args, out),
     }?;
     Ok(ExitStatus::Fine)

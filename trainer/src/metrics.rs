@@ -230,7 +230,8 @@ impl Clock {
     }
 }
 
-fn human_time(time: Duration) -> String {
+/// Two units, the largest that are not zero.
+pub(crate) fn human_time(time: Duration) -> String {
     let seconds = time.as_secs();
     match (
         seconds / 86400,

@@ -1,0 +1,381 @@
+//! `trainer plan`: what a recipe costs before it is run: parameters, arithmetic, memory, time, and whether a cache pays for itself.
+//!
+//! Nothing is trained and no feature is read; with `--peak-tflops` nothing is computed either.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use models::encoder::EncoderConfig;
+use models::flops::{Flops, block_flops};
+use models::mr_mae::MrMae;
+use models::params::ParamStore;
+use models::precision::Precision;
+use schemas::{Cache, TeacherIdentity};
+use serde::Serialize;
+use tch::Device;
+
+use crate::bench::product_speed;
+use crate::cli::PlanArgs;
+use crate::config::Recipe;
+use crate::data::Problem;
+use crate::metrics::human_time;
+use crate::pretrain::student_config;
+
+#[cfg(test)]
+mod tests;
+
+/// Bytes of a trained number: itself, its gradient, and AdamW's two moments, all f32.
+const BYTES_PER_PARAM: f64 = 16.0;
+
+/// The plan, as `--json` prints it. Numbers of operations are of matrix products, a multiply-add as two.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// Trained numbers, by part: `encoder`, `decoder`, `heads`.
+    pub params: BTreeMap<String, usize>,
+    /// GFLOP of forward and backward for one image, by part, and `total`.
+    pub gflop_per_image: BTreeMap<String, f64>,
+    /// Images of the data set.
+    pub images: u64,
+    /// Updates of the whole run.
+    pub steps: u64,
+    /// Images seen by the whole run.
+    pub images_seen: u64,
+    /// PFLOP of the whole run.
+    pub pflop: f64,
+    /// TFLOP/s of the device, given or measured.
+    pub peak_tflops: f64,
+    /// Share of it that is assumed to be reached.
+    pub mfu: f64,
+    /// Images per second at that share.
+    pub images_per_s: f64,
+    /// Hours of the whole run at that share.
+    pub hours: f64,
+    /// Memory, in bytes: `params` (weights, gradients, moments), `activations` of one forward pass, about.
+    pub memory_bytes: BTreeMap<String, f64>,
+    /// One for each teacher that the recipe names and the cache knows.
+    pub teachers: BTreeMap<String, TeacherPlan>,
+    /// Bytes of features that are read per second at that speed.
+    pub read_bytes_per_s: f64,
+}
+
+/// What one teacher costs, online and cached.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TeacherPlan {
+    /// GFLOP of its forward pass for one view.
+    pub gflop_per_view: f64,
+    /// Views stored per image.
+    pub views: u16,
+    /// Uncompressed bytes of the rows of one view.
+    pub bytes_per_view: u64,
+    /// Hours of its passes inside the loop of the whole run, at the same share of the peak.
+    pub online_hours: f64,
+    /// Hours of building its part of the cache, at the same share of the peak.
+    pub cache_hours: f64,
+    /// Epochs, of one run or of several together, after which the cache has cost less than the teacher inside the loop.
+    pub pays_after_epochs: u64,
+}
+
+/// Prints the plan.
+pub fn plan(args: &PlanArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let cache = args
+        .cache
+        .as_deref()
+        .map(|dir| Cache::open(dir).map_err(Problem::from))
+        .transpose()?;
+    let images = match (&cache, args.num_images) {
+        (_, Some(images)) => images,
+        (Some(cache), None) => cache.identity().plan.samples,
+        (None, None) => {
+            anyhow::bail!("give --cache, or the size of the data set with --num-images")
+        }
+    };
+    ensure!(
+        args.mfu > 0.0 && args.mfu <= 1.0,
+        "--mfu {}: is a share of the peak, above 0 and at most 1",
+        args.mfu
+    );
+    let peak_tflops = match args.peak_tflops {
+        Some(peak) => {
+            ensure!(
+                peak > 0.0 && peak.is_finite(),
+                "--peak-tflops {peak}: must be positive"
+            );
+            peak
+        }
+        None => {
+            let device = torch_ext::resolve_device(&args.device)?;
+            product_speed(recipe.run.precision, device) / 1e3
+        }
+    };
+    let plan = Plan::of(&recipe, cache.as_ref(), images, peak_tflops, args.mfu)?;
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
+    } else {
+        plan.write_text(&recipe, args.peak_tflops.is_none(), out)?;
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// The plan of a recipe over `images` images, on a device of `peak_tflops` of which `mfu` is reached.
+    ///
+    /// # Errors
+    /// If the data set does not fill one step, or the cache has no such teacher.
+    pub fn of(
+        recipe: &Recipe,
+        cache: Option<&Cache>,
+        images: u64,
+        peak_tflops: f64,
+        mfu: f64,
+    ) -> anyhow::Result<Plan> {
+        let known: BTreeMap<&str, &TeacherIdentity> = cache
+            .iter()
+            .flat_map(|cache| cache.teachers())
+            .map(|(id, teacher)| (id.as_str(), teacher))
+            .collect();
+        let mut widths = BTreeMap::new();
+        for id in &recipe.mimic.teachers {
+            let width = match (known.get(id.as_str()), cache) {
+                (Some(teacher), _) => teacher.width.into(),
+                (None, Some(cache)) => anyhow::bail!(
+                    "{:?} has no teacher {id} (it has {:?})",
+                    cache.dir(),
+                    known.keys()
+                ),
+                // As wide as the student, as CLIP-B and DINO-B are for a ViT-B.
+                (None, None) => recipe.mae_config().encoder.embed_dim(),
+            };
+            widths.insert(id.clone(), width);
+        }
+
+        let config = student_config(recipe, &widths, &BTreeMap::new());
+        let store = ParamStore::frozen(Device::Cpu);
+        let _network = MrMae::new(&store.root(), &config)?;
+        let mut params = BTreeMap::new();
+        for (name, tensor) in store.tensors() {
+            let fixed = name.ends_with("pos_embed") || name.starts_with("mimic_targets.");
+            let part = match name.as_str() {
+                _ if fixed => continue,
+                name if name.starts_with("mimic_") => "heads",
+                name if name.starts_with("decoder_") || name == "mask_token" => "decoder",
+                _ => "encoder",
+            };
+            *params.entry(part.to_owned()).or_default() += tensor.numel();
+        }
+
+        let flops = Flops::of_pretraining(&config, recipe.len_keep());
+        let per_step = models::flops::STEP_PER_FORWARD / 1e9;
+        let gflop_per_image = BTreeMap::from([
+            ("encoder".to_owned(), flops.encoder * per_step),
+            ("decoder".to_owned(), flops.decoder * per_step),
+            ("heads".to_owned(), flops.heads * per_step),
+            ("total".to_owned(), flops.step() / 1e9),
+        ]);
+        let batch = recipe.effective_batch() as u64;
+        let steps_per_epoch = images / batch;
+        ensure!(
+            steps_per_epoch > 0,
+            "{images} images do not fill one step of optim.batch_size {} x optim.accum_iter {}",
+            recipe.optim.batch_size,
+            recipe.optim.accum_iter
+        );
+        let steps = recipe.schedule.epochs * steps_per_epoch;
+        let images_seen = steps * batch;
+        let reached = peak_tflops * 1e12 * mfu;
+        let images_per_s = reached / flops.step();
+        let hours = |flop: f64| flop / reached / 3600.0;
+
+        let mut teachers = BTreeMap::new();
+        let named = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher);
+        for id in named {
+            let (Some(teacher), Some(cache)) = (known.get(id.as_str()), cache) else {
+                continue;
+            };
+            let views = cache.identity().views.views;
+            let flop = teacher_flops(teacher)?;
+            teachers.insert(
+                id.clone(),
+                TeacherPlan {
+                    gflop_per_view: flop / 1e9,
+                    views,
+                    bytes_per_view: images
+                        * (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes())
+                            as u64,
+                    online_hours: hours(flop * images_seen as f64),
+                    cache_hours: hours(flop * (images * u64::from(views)) as f64),
+                    // An epoch uses one view of each image.
+                    pays_after_epochs: u64::from(views),
+                },
+            );
+        }
+        let row_bytes: u64 = teachers.values().map(|t| t.bytes_per_view / images).sum();
+        let trained = params.values().sum::<usize>() as f64;
+        Ok(Plan {
+            params,
+            gflop_per_image,
+            images,
+            steps,
+            images_seen,
+            pflop: flops.step() * images_seen as f64 / 1e15,
+            peak_tflops,
+            mfu,
+            images_per_s,
+            hours: hours(flops.step() * images_seen as f64),
+            memory_bytes: BTreeMap::from([
+                ("params".to_owned(), BYTES_PER_PARAM * trained),
+                (
+                    "activations".to_owned(),
+                    recipe.optim.batch_size as f64 * activation_bytes(recipe),
+                ),
+            ]),
+            teachers,
+            read_bytes_per_s: row_bytes as f64 * images_per_s,
+        })
+    }
+
+    fn write_text(
+        &self,
+        recipe: &Recipe,
+        measured: bool,
+        out: &mut dyn Write,
+    ) -> anyhow::Result<()> {
+        let millions = |part: &str| *self.params.get(part).unwrap_or(&0) as f64 / 1e6;
+        let total = self.params.values().sum::<usize>() as f64 / 1e6;
+        writeln!(
+            out,
+            "parameters    {total:.1} M trained: encoder {:.1}, decoder {:.1}, mimic heads {:.1}",
+            millions("encoder"),
+            millions("decoder"),
+            millions("heads")
+        )?;
+        let gflop = |part: &str| self.gflop_per_image[part];
+        writeln!(
+            out,
+            "arithmetic    {:.1} GFLOP an image and step: encoder {:.1}, decoder {:.1}, mimic heads {:.1}",
+            gflop("total"),
+            gflop("encoder"),
+            gflop("decoder"),
+            gflop("heads")
+        )?;
+        writeln!(
+            out,
+            "run           {} epochs of {} images: {} steps of {} x {}, {:.4} EFLOP",
+            recipe.schedule.epochs,
+            self.images,
+            self.steps,
+            recipe.optim.accum_iter,
+            recipe.optim.batch_size,
+            self.pflop / 1e3
+        )?;
+        writeln!(
+            out,
+            "time          {} at {:.0} % of {:.2} TFLOP/s ({}): {:.1} img/s",
+            human_hours(self.hours),
+            100.0 * self.mfu,
+            self.peak_tflops,
+            if measured {
+                "measured by a plain product"
+            } else {
+                "given"
+            },
+            self.images_per_s
+        )?;
+        writeln!(
+            out,
+            "memory        about {:.2} GB: {:.2} for weights, gradients and moments, {:.2} for activations at batch {}",
+            self.memory_bytes.values().sum::<f64>() / 1e9,
+            self.memory_bytes["params"] / 1e9,
+            self.memory_bytes["activations"] / 1e9,
+            recipe.optim.batch_size
+        )?;
+        if self.teachers.is_empty() && !recipe.mimic.teachers.is_empty() {
+            writeln!(out, "teachers      give --cache to see what they cost")?;
+        }
+        for (id, teacher) in &self.teachers {
+            writeln!(
+                out,
+                "teacher       {id}: {:.1} GFLOP a view, {:.0} % of the student's step",
+                teacher.gflop_per_view,
+                100.0 * teacher.gflop_per_view / gflop("total")
+            )?;
+            writeln!(
+                out,
+                "              inside the loop {} more; cached once {} for {} views, {:.2} GB a view before compression",
+                human_hours(teacher.online_hours),
+                human_hours(teacher.cache_hours),
+                teacher.views,
+                teacher.bytes_per_view as f64 / 1e9
+            )?;
+            writeln!(
+                out,
+                "              the cache pays for itself after {} epochs, of this run and all others together",
+                teacher.pays_after_epochs
+            )?;
+        }
+        if !self.teachers.is_empty() {
+            writeln!(
+                out,
+                "reading       {:.1} MB/s of features at that speed",
+                self.read_bytes_per_s / 1e6
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn human_hours(hours: f64) -> String {
+    // A plan of more than a thousand years is one that nobody carries out.
+    human_time(Duration::from_secs_f64((hours * 3600.0).clamp(0.0, 3e10)))
+}
+
+/// A forward pass of a cached teacher over one view, from what its identity says of its network: `...-w768-d12-h12-m3072-p16...`.
+fn teacher_flops(teacher: &TeacherIdentity) -> anyhow::Result<f64> {
+    let number = |letter: char| {
+        let parts = teacher.arch.split('-');
+        let mut numbers = parts.filter_map(|part| part.strip_prefix(letter)?.parse::<u32>().ok());
+        numbers.next().map(i64::from).with_context(|| {
+            format!(
+                "teacher {}: its arch {:?} does not say {letter}",
+                teacher.id, teacher.arch
+            )
+        })
+    };
+    let (width, depth, mlp) = (number('w')?, number('d')?, number('m')?);
+    let tokens = teacher.n_tokens() as i64;
+    let patch = 3 * i64::from(teacher.patch_size).pow(2);
+    let embed = 2.0 * (tokens * patch * width) as f64;
+    Ok(embed + block_flops(depth, tokens + 1, width, mlp))
+}
+
+/// Bytes that a forward pass keeps for the backward, of one image.
+///
+/// A block keeps, per token and channel, in f32 both norms' inputs, and in the precision of products the two norms' outputs, q, k, v, the
+/// attention's output, and twice the MLP's hidden layer.
+fn activation_bytes(recipe: &Recipe) -> f64 {
+    let size = match recipe.run.precision {
+        Precision::F32 => 4.0,
+        Precision::Bf16 => 2.0,
+    };
+    let block = |tokens: i64, dim: i64, depth: i64, ratio: i64| {
+        let per_channel = 8.0 + size * (6.0 + 2.0 * ratio as f64);
+        (tokens * dim * depth) as f64 * per_channel
+    };
+    let config = recipe.mae_config();
+    let keep = recipe.len_keep();
+    let encoder = match &config.encoder {
+        EncoderConfig::Vit(vit) => block(1 + keep, vit.embed_dim, vit.depth, vit.mlp_ratio),
+        EncoderConfig::Mcmae(mcmae) => [16, 4, 1]
+            .into_iter()
+            .zip(mcmae.embed_dims)
+            .zip(mcmae.depths)
+            .zip(mcmae.mlp_ratios)
+            .map(|(((cells, dim), depth), ratio)| block(cells * keep, dim, depth, ratio))
+            .sum(),
+    };
+    let decoder = &config.decoder;
+    let all = 1 + config.num_patches();
+    encoder + block(all, decoder.embed_dim, decoder.depth, decoder.mlp_ratio)
+}

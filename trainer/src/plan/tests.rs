@@ -1,0 +1,67 @@
+use super::*;
+use crate::testing::World;
+
+const BASE: &str = "[mimic]\nteachers = [\"clip\"]\n[optim]\nbatch_size = 256\naccum_iter = 4\n[schedule]\nepochs = 200\n";
+
+fn recipe(text: &str, settings: &[&str]) -> Recipe {
+    let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+    Recipe::parse(text, "test", &settings).unwrap()
+}
+
+/// Against figures worked out by hand from the published sizes: 111.7 M trained numbers, 58.3 GFLOP a step, 1,281,167 images in steps of
+/// 1,024.
+#[test]
+fn a_vit_b_on_imagenet() {
+    let plan = Plan::of(&recipe(BASE, &[]), None, 1_281_167, 100.0, 0.5).unwrap();
+    assert_eq!(plan.params["encoder"] + plan.params["decoder"], 111_655_680);
+    assert_eq!(plan.params["heads"], 768 * 768 + 768);
+    assert_eq!(plan.steps, 200 * 1251);
+    assert_eq!(plan.images_seen, 200 * 1251 * 1024);
+    let step = plan.gflop_per_image["total"];
+    assert!((step - 58.3).abs() < 0.1, "{step}");
+    assert!((plan.images_per_s - 50e12 / (step * 1e9)).abs() < 1e-6);
+    let hours = plan.images_seen as f64 / plan.images_per_s / 3600.0;
+    assert!((plan.hours - hours).abs() < 1e-9 * hours);
+    let params = plan.memory_bytes["params"];
+    assert_eq!(params, 16.0 * (111_655_680 + 768 * 769) as f64);
+    assert!(plan.teachers.is_empty());
+}
+
+#[test]
+fn a_cached_teacher_is_counted_from_its_identity() {
+    let world = World::with_cache(8);
+    let cache = Cache::open(&world.cache_dir()).unwrap();
+    let plan = Plan::of(
+        &recipe(crate::testing::RECIPE, &[]),
+        Some(&cache),
+        8,
+        1.0,
+        1.0,
+    )
+    .unwrap();
+    let clip = &plan.teachers["clip"];
+    // The world's teacher: 2 blocks of width 64 with MLPs of 256 over 16 patches of 4 pixels and CLS.
+    let weights = 17.0 * 2.0 * 64.0 * (4.0 * 64.0 + 2.0 * 256.0);
+    let block = weights + 4.0 * 17.0 * 17.0 * 64.0;
+    let expected = 2.0 * block + 2.0 * 16.0 * 48.0 * 64.0;
+    assert!((clip.gflop_per_view * 1e9 - expected).abs() < 1.0);
+    assert_eq!(clip.views, 2);
+    // Two views are computed once, and four epochs look at one each.
+    assert_eq!(clip.pays_after_epochs, 2);
+    assert!((clip.online_hours / clip.cache_hours - 2.0).abs() < 1e-9);
+    assert_eq!(clip.bytes_per_view, 8 * (16 * 64 * 2 + 64 * 2 + 16 * 2));
+}
+
+#[test]
+fn what_cannot_be_planned_is_refused() {
+    let error = Plan::of(&recipe(BASE, &[]), None, 1000, 1.0, 1.0).unwrap_err();
+    assert!(
+        error.to_string().contains("do not fill one step"),
+        "{error}"
+    );
+    let world = World::with_cache(8);
+    let cache = Cache::open(&world.cache_dir()).unwrap();
+    let other = recipe(crate::testing::RECIPE, &["mimic.teachers=[\"dino\"]"]);
+    let error = Plan::of(&other, Some(&cache), 8, 1.0, 1.0).unwrap_err();
+    assert!(error.to_string().contains("no teacher dino"), "{error}");
+}
