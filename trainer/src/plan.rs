@@ -254,28 +254,28 @@ impl Plan {
         let gflop = |part: &str| self.gflop_per_image[part];
         writeln!(
             out,
-            "arithmetic    {:.1} GFLOP an image and step: encoder {:.1}, decoder {:.1}, mimic heads {:.1}",
-            gflop("total"),
-            gflop("encoder"),
-            gflop("decoder"),
-            gflop("heads")
+            "arithmetic    {} GFLOP an image and step: encoder {}, decoder {}, mimic heads {}",
+            figure(gflop("total")),
+            figure(gflop("encoder")),
+            figure(gflop("decoder")),
+            figure(gflop("heads"))
         )?;
         writeln!(
             out,
-            "run           {} epochs of {} images: {} steps of {} x {}, {:.4} EFLOP",
+            "run           {} epochs of {} images: {} steps of {} x {}, {} PFLOP",
             recipe.schedule.epochs,
             self.images,
             self.steps,
             recipe.optim.accum_iter,
             recipe.optim.batch_size,
-            self.pflop / 1e3
+            figure(self.pflop)
         )?;
         writeln!(
             out,
-            "time          {} at {:.0} % of {:.2} TFLOP/s ({}): {:.1} img/s",
+            "time          {} at {:.0} % of {} TFLOP/s ({}): {:.1} img/s",
             human_hours(self.hours),
             100.0 * self.mfu,
-            self.peak_tflops,
+            figure(self.peak_tflops),
             if measured {
                 "measured by a plain product"
             } else {
@@ -297,8 +297,8 @@ impl Plan {
         for (id, teacher) in &self.teachers {
             writeln!(
                 out,
-                "teacher       {id}: {:.1} GFLOP a view, {:.0} % of the student's step",
-                teacher.gflop_per_view,
+                "teacher       {id}: {} GFLOP a view, {:.0} % of the student's step",
+                figure(teacher.gflop_per_view),
                 100.0 * teacher.gflop_per_view / gflop("total")
             )?;
             writeln!(
@@ -324,6 +324,15 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Three figures and no exponent.
+fn figure(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let decimals = (2.0 - value.abs().max(1e-9).log10().floor()).clamp(0.0, 6.0);
+    format!("{value:.*}", decimals as usize)
 }
 
 fn human_hours(hours: f64) -> String {

@@ -21,7 +21,7 @@ const COVARIANCE_VIEWS: usize = 512;
 /// The statistics that `norm` needs of a cached teacher; `None` if it needs none.
 ///
 /// Means and variances come from the sums in the commits of all complete parts: every token of the cache. A covariance is measured on
-/// [`COVARIANCE_VIEWS`] views of the run, drawn by `seed`, or on all if there are fewer.
+/// 512 views of the run, drawn by `seed`, or on all if there are fewer.
 ///
 /// # Errors
 /// If the teacher is not in the cache (it runs online), or a row cannot be read.

@@ -65,3 +65,9 @@ fn what_cannot_be_planned_is_refused() {
     let error = Plan::of(&other, Some(&cache), 8, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("no teacher dino"), "{error}");
 }
+
+#[test]
+fn figures_have_three_digits_at_any_size() {
+    let found = [0.0123456, 0.1789, 58.34, 989.0, 14947.0].map(figure);
+    assert_eq!(found, ["0.0123", "0.179", "58.3", "989", "14947"]);
+}
