@@ -161,6 +161,38 @@ pub enum Error {
         patch_size: u32,
     },
 
+    /// A student cannot be written as another package's model.
+    #[error("format {format} cannot hold this student: {reason}")]
+    CannotExport {
+        /// The format.
+        format: &'static str,
+        /// Why, and what would do.
+        reason: String,
+    },
+
+    /// The names in a weights file are not those of any student that can be read.
+    #[error(
+        "{path:?} holds no student in a known layout (MAE, ConvMAE, timm's ViT, transformers' ViT and ViTMAE). Its {count} tensors \
+         begin with {first:?}"
+    )]
+    NoStudent {
+        /// The weights file.
+        path: PathBuf,
+        /// How many tensors it holds.
+        count: usize,
+        /// The first few names.
+        first: Vec<String>,
+    },
+
+    /// The config.json beside a student's weights describes another network.
+    #[error("{path:?}: {reason}")]
+    StudentConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would do.
+        reason: String,
+    },
+
     /// The libtorch side failed.
     #[error(transparent)]
     TorchExt(#[from] torch_ext::Error),

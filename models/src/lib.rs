@@ -24,6 +24,7 @@ pub mod drop_path;
 pub mod encoder;
 pub mod error;
 pub mod flops;
+pub mod exchange;
 pub mod hub;
 pub mod init;
 pub mod losses;
