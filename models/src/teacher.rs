@@ -3,13 +3,13 @@
 //! | family | layouts | what only its files have |
 //! |---|---|---|
 //! | CLIP | Hugging Face, OpenAI and open_clip (`visual.*`, or the vision tower alone), timm | a norm before the first block |
-//! | DINO, supervised ViT | original, Hugging Face (names of transformers 4 and 5), timm | none of the below |
+//! | DINO, MAE, supervised ViT | original, Hugging Face (names of transformers 4 and 5), timm | none of the below |
 //! | DINOv2 | original, Hugging Face (likewise), timm | LayerScale; registers or none; gated MLP (giant) or not |
 //! | DINOv3 ViT | original, Hugging Face, timm | rotary positions, registers, no bias of the keys; gated MLP (S+, H+, 7B) or not |
 //! | SigLIP | Hugging Face, timm | no CLS token; a learned query pools the patches |
 //!
 //! In front of the names there may be what training code puts there (`module.`, `backbone.`, `model.`, `teacher.`, `student.`),
-//! and beside the tower its heads and text tower; of a training run's two networks the teacher is read.
+//! and beside the tower its heads, MAE's decoder and text tower; of a training run's two networks the teacher is read.
 //!
 //! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json`,
 //! `open_clip_config.json` and `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and

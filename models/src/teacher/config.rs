@@ -265,11 +265,17 @@ impl Config {
     }
 
     fn num_heads(&self, layout: &Layout, width: i64) -> Result<i64> {
-        if let Some(heads) = self.config.size("num_attention_heads")? {
+        // timm's folders say what differs from the architecture they name.
+        let model_args = self.config.part("/model_args");
+        for (file, key) in [
+            (&self.config, "num_attention_heads"),
+            (&model_args, "num_heads"),
+        ] {
+            let Some(heads) = file.size(key)? else {
+                continue;
+            };
             if !(1..=MAX_SIZE).contains(&heads) {
-                return Err(self.config.wrong(format!(
-                    "num_attention_heads {heads} must be in 1..={MAX_SIZE}"
-                )));
+                return Err(file.wrong(format!("{key} {heads} must be in 1..={MAX_SIZE}")));
             }
             return Ok(heads);
         }

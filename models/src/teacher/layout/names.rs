@@ -119,6 +119,7 @@ pub(super) const BESIDE: &[&str] = &[
     "visual_projection.",
     "head.",
     "classifier.",
+    "decoder.",
     "dino_head.",
     "ibot_head.",
     "student.",
@@ -142,6 +143,7 @@ pub(super) const LAYOUTS: &[&Names] = &[
     &TIMM_DINOV3,
     &TIMM_SIGLIP,
     &DINOV2,
+    &MAE,
     &TIMM,
 ];
 
@@ -404,6 +406,26 @@ const TIMM: Names = Names {
     projection: ProjectionName::Module("head"),
     ignored: &["head.", "dino_head.", "ibot_head."],
     marks: |_| true,
+};
+
+/// A masked autoencoder with its decoder, or a student of this project; without either it is told from no other ViT.
+const MAE: Names = Names {
+    title: "MAE",
+    family: Some(Family::Vit),
+    registers: None,
+    projection: ProjectionName::Absent,
+    ignored: &[
+        "mask_token",
+        "decoder_embed.",
+        "decoder_pos_embed",
+        "decoder_blocks.",
+        "decoder_norm.",
+        "decoder_pred.",
+        "mimic_heads.",
+        "head.",
+    ],
+    marks: |found| found.has("decoder_embed.weight") && found.has("decoder_pos_embed"),
+    ..TIMM
 };
 
 /// DINOv2's own files, where they differ from timm's.
