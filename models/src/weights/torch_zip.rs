@@ -17,6 +17,7 @@ use std::io::{BufReader, Read, Seek};
 
 use tch::{Device, Kind, Tensor};
 use zip::ZipArchive;
+use zip::read::{ArchiveOffset, Config};
 
 use super::pickle::{Id, Node, Pickle, Storage, View};
 
@@ -83,8 +84,14 @@ struct Archive<R> {
 
 impl<R: Read + Seek> Archive<R> {
     fn open(reader: R, file_len: u64) -> Outcome<Archive<R>> {
-        let zip =
-            ZipArchive::new(reader).map_err(|e| format!("the zip archive is damaged: {e}"))?;
+        // torch writes nothing before its archive, but records of 76 bytes between its directory and the end. A reader that looks
+        // for the beginning counts back from the end, lands 76 bytes late, and takes what it finds there for the first entry
+        // where the true first has 76 bytes: in every file that was saved under a name as long as mae_pretrain_vit_base.
+        let config = Config {
+            archive_offset: ArchiveOffset::Known(0),
+        };
+        let zip = ZipArchive::with_config(config, reader)
+            .map_err(|e| format!("the zip archive is damaged: {e}"))?;
         let mut roots = Vec::new();
         for name in zip.file_names() {
             let name = name.map_err(|e| format!("the zip archive is damaged: {e}"))?;
