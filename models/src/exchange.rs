@@ -22,7 +22,9 @@ use std::str::FromStr;
 use serde_json::Value;
 use tch::Tensor;
 
+use crate::encoder::EncoderConfig;
 use crate::error::{Error, Result};
+use crate::mae::MaeConfig;
 
 mod configs;
 mod import;
@@ -129,6 +131,23 @@ pub struct Facts {
     /// Whether the outputs of several blocks of a ViT are summed before the last norm. No other package's ViT does that in front
     /// of a decoder.
     pub fusion: bool,
+}
+
+impl Facts {
+    /// What `config` says, for a student trained with this mask ratio.
+    pub fn of(config: &MaeConfig, mask_ratio: f64) -> Facts {
+        let (img_size, num_heads, fusion) = match &config.encoder {
+            EncoderConfig::Vit(vit) => (vit.img_size, vit.num_heads, !vit.fusion.is_empty()),
+        };
+        Facts {
+            img_size,
+            num_heads,
+            decoder_num_heads: config.decoder.num_heads,
+            norm_pix_loss: config.norm_pix_loss,
+            mask_ratio,
+            fusion,
+        }
+    }
 }
 
 /// A student as another package's files.

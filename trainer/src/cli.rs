@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use models::exchange::Format;
 use models::precision::Precision;
 
 /// Pretrains an MR-MAE student from images and cached teacher features, and shows what it learned.
@@ -40,6 +41,8 @@ pub enum Command {
     Pretrain(PretrainArgs),
     /// Weighted k-nearest-neighbour classification on frozen features of a student, a teacher, or raw pixels.
     Knn(KnnArgs),
+    /// Write a student as the files of timm, transformers, MAE or ConvMAE.
+    Export(ExportArgs),
     /// Print the resolved recipe: the file, the settings on the command line, and every default.
     Config(RecipeArgs),
     /// Say what a recipe costs before it is run: parameters, arithmetic, memory, time, and when a cache pays for itself.
@@ -168,6 +171,33 @@ pub struct PlanArgs {
     /// Print the plan as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `trainer export`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// A run folder (its newest whole checkpoint), or a checkpoint's model.safetensors.
+    #[arg(long, value_name = "RUN|FILE")]
+    pub run: PathBuf,
+    /// timm, hf-mae (ViTMAEForPreTraining), hf-vit (ViTModel), mae or convmae (names of the reference code).
+    #[arg(long)]
+    pub format: Format,
+    /// The folder to write; it must not exist, or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// With the decoder, which is the default where the format has a place for one.
+    #[arg(long, conflicts_with = "encoder_only")]
+    pub with_decoder: bool,
+    /// Without decoder, mask token and what else only pretraining needs.
+    #[arg(long)]
+    pub encoder_only: bool,
+}
+
+impl ExportArgs {
+    /// Whether the decoder is exported too.
+    pub fn decoder(&self) -> bool {
+        self.with_decoder || (self.format.holds_decoder() && !self.encoder_only)
+    }
 }
 
 /// What `trainer bench` measures.

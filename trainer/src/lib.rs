@@ -1,7 +1,7 @@
 //! Stage two: trains the student from images and cached teacher features, and shows what it learned.
 //!
 //! [`run`] is the table of contents. [`pretrain`] is the main job, one visible loop in one file; [`eval`] judges students and
-//! teachers; [`mod@bench`] measures the parts of a step.
+//! teachers; [`export`] writes students for other packages; [`mod@bench`] measures the parts of a step.
 //!
 //! ```text
 //! cache rows ─┐
@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod eval;
+pub mod export;
 pub mod interrupt;
 pub mod metrics;
 pub mod optim;
@@ -75,6 +76,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
     match &cli.command {
         Command::Pretrain(args) => return pretrain::pretrain(args, hub),
         Command::Knn(args) => eval::run_knn(args, hub, out),
+        Command::Export(args) => export::run_export(args, out),
         Command::Config(args) => {
             Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
         }

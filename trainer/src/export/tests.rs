@@ -1,0 +1,203 @@
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test states what it expects by unwrapping"
+)]
+#![allow(clippy::disallowed_methods, reason = "tests write throw-away files")]
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use models::exchange::{Format, import};
+use models::hub::HubSettings;
+use models::mae::Mae;
+use models::params::ParamStore;
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use super::*;
+use crate::cli::Cli;
+use crate::testing::{RECIPE as WORLD_RECIPE, World};
+
+mod python;
+
+fn run(args: &[&str]) -> anyhow::Result<String> {
+    let mut out = Vec::new();
+    let cli = Cli::try_parse_from([&["trainer"], args].concat())?;
+    crate::run(&cli, &HubSettings::default(), &mut out)?;
+    Ok(String::from_utf8(out).unwrap())
+}
+
+fn export(run_or_file: &Path, format: &str, out: &Path, more: &[&str]) -> anyhow::Result<String> {
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let (run_or_file, out) = (path(run_or_file), path(out));
+    let args = [
+        "export",
+        "--run",
+        &run_or_file,
+        "--format",
+        format,
+        "--out",
+        &out,
+    ];
+    run(&[&args, more].concat())
+}
+
+/// Every number random, norms and biases too, so that none can be left out unseen.
+fn randomise(params: &ParamStore, seed: u64) {
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(seed as i64);
+    for (name, mut tensor) in params.trainable() {
+        let noise = Tensor::randn_like(&tensor);
+        let fan_in = tensor.numel() as f64 / tensor.size()[0] as f64;
+        let value = match &name[..] {
+            "cls_token" | "mask_token" => noise * 0.3,
+            _ if name.ends_with("bias") => noise * 0.2,
+            _ if name.contains("norm") => noise * 0.2 + 1.0,
+            _ => noise * fan_in.powf(-0.5),
+        };
+        tensor.copy_(&value);
+    }
+}
+
+/// A student of the world's recipe with `settings`, with a mimic head: its checkpoint's file, and the network.
+fn student(folder: &Path, settings: &[&str]) -> (PathBuf, Mae) {
+    let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+    let recipe = Recipe::parse(WORLD_RECIPE, "a test", &settings).unwrap();
+    let params = ParamStore::new(Device::Cpu, 1);
+    let mae = Mae::new(&params.root(), &recipe.mae_config()).unwrap();
+    let head = params.root().sub("mimic_heads").sub("clip");
+    let _weight = head.param("weight", &[5, 32], models::init::Init::XavierUniform);
+    randomise(&params, 5);
+    let path = folder.join("student.safetensors");
+    let header = Some((checkpoint::RECIPE_KEY, &recipe.to_toml()[..]));
+    fs::write(&path, weights::to_bytes(&params.tensors(), header).unwrap()).unwrap();
+    (path, mae)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_run_is_exported_whole_and_says_where_it_is_from() {
+    let world = World::with_cache(8);
+    let args = world.pretrain_args("run", &["--stop-after", "2"]);
+    let args: Vec<&str> = args[1..].iter().map(String::as_str).collect();
+    run(&args).unwrap();
+    let (of_run, of_file) = (world.path("run"), world.path("file"));
+    for format in Format::ALL {
+        let out = world.path(format.name());
+        if format == Format::ConvMae {
+            let message = format!("{:#}", export(&of_run, "convmae", &out, &[]).unwrap_err());
+            assert!(message.contains("is a ViT") && !out.exists(), "{message}");
+            continue;
+        }
+        let said = export(&of_run, format.name(), &out, &[]).unwrap();
+        assert!(said.contains("after step 2"), "{said}");
+        let card = fs::read_to_string(out.join(CARD)).unwrap();
+        let recipe = run_folder::load_recipe(&of_run).unwrap();
+        for words in [
+            "| optimisation steps | 2 |",
+            "mimic clip",
+            recipe.to_toml().trim(),
+        ] {
+            assert!(card.contains(words), "{words}: {card}");
+        }
+        // The digest is that of the recipe's text in the run folder.
+        let digest = Sha256::digest(fs::read(of_run.join(run_folder::RECIPE)).unwrap());
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(card.contains(&digest), "{card}");
+        assert_eq!(
+            out.join(PREPROCESSOR).exists(),
+            matches!(format, Format::HfMae | Format::HfVit)
+        );
+
+        // The tensors are the checkpoint's; the same are got from its file.
+        let newest = checkpoint::newest(&of_run)
+            .unwrap()
+            .unwrap()
+            .join(checkpoint::MODEL);
+        let own = Weights::read(&newest).unwrap();
+        let exported = Weights::read(&out).unwrap();
+        assert_eq!(exported.metadata()["format"], "pt");
+        let imported = import(&exported).unwrap();
+        assert_eq!(imported.has_decoder(), format.holds_decoder());
+        for (name, tensor) in &imported.tensors {
+            assert_eq!(tensor, own.get(name).unwrap(), "{format}: {name}");
+        }
+        export(&newest, format.name(), &of_file, &[]).unwrap();
+        assert_eq!(
+            fs::read(of_file.join(checkpoint::MODEL)).unwrap(),
+            fs::read(out.join(checkpoint::MODEL)).unwrap()
+        );
+        fs::remove_dir_all(&of_file).unwrap();
+    }
+}
+
+#[test]
+fn parts_are_chosen() {
+    let temp = tempfile::tempdir().unwrap();
+    let (file, _) = student(temp.path(), &[]);
+    let decoder_of = |format: &str, more: &[&str]| {
+        let out = temp.path().join(format!("{format}{}", more.concat()));
+        export(&file, format, &out, more).unwrap();
+        import(&Weights::read(&out).unwrap()).unwrap().has_decoder()
+    };
+    assert!(decoder_of("mae", &[]) && decoder_of("hf-mae", &["--with-decoder"]));
+    assert!(!decoder_of("mae", &["--encoder-only"]) && !decoder_of("hf-mae", &["--encoder-only"]));
+    assert!(!decoder_of("timm", &[]) && !decoder_of("hf-vit", &["--encoder-only"]));
+    let config = json(&temp.path().join("hf-mae--encoder-only").join(CONFIG));
+    assert_eq!(config["architectures"], serde_json::json!(["ViTMAEModel"]));
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let (file, _) = student(temp.path(), &[]);
+    let out = temp.path().join("out");
+    let refused = |run: &Path, format: &str, more: &[&str], words: &str| {
+        let message = format!("{:#}", export(run, format, &out, more).unwrap_err());
+        assert!(message.contains(words), "{message}");
+        let left: Vec<_> = fs::read_dir(temp.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert!(
+            !out.exists()
+                || left
+                    .iter()
+                    .all(|name| !name.to_string_lossy().ends_with("tmp"))
+        );
+    };
+    refused(&file, "timm", &["--with-decoder"], "no place for a decoder");
+    refused(&file, "convmae", &[], "is a ViT");
+    refused(
+        &file,
+        "onnx",
+        &[],
+        "there are timm, hf-mae, hf-vit, mae, convmae",
+    );
+    refused(
+        &file,
+        "mae",
+        &["--with-decoder", "--encoder-only"],
+        "cannot be used with",
+    );
+    refused(Path::new("nowhere"), "mae", &[], "neither a run folder");
+    let folder = temp.path().join("run");
+    fs::create_dir(&folder).unwrap();
+    refused(&folder, "mae", &[], "neither a run folder");
+    fs::write(folder.join(run_folder::RECIPE), WORLD_RECIPE).unwrap();
+    refused(&folder, "mae", &[], "no checkpoint yet");
+
+    // An empty folder is as good as none; anything in it is not.
+    fs::create_dir(&out).unwrap();
+    export(&file, "timm", &out, &[]).unwrap();
+    refused(&file, "timm", &[], "is not empty");
+    // An exported file is no checkpoint.
+    let exported = out.join(checkpoint::MODEL);
+    let message = export(&exported, "mae", &temp.path().join("again"), &[])
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("has no recipe"), "{message}");
+}
