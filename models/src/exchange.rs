@@ -25,6 +25,7 @@ use tch::Tensor;
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, Result};
 use crate::mae::MaeConfig;
+use crate::mr_mae::is_mimic_param;
 
 mod configs;
 mod import;
@@ -170,8 +171,8 @@ pub(crate) enum Part<'n> {
     Encoder,
     /// What predicts pixels, with the mask token.
     Decoder,
-    /// One linear layer per teacher.
-    MimicHeads,
+    /// What belongs to the teachers of a run: heads, statistics of features.
+    Mimic,
     /// Anything else, by the first part of its names: ConvMAE's projections of its stages.
     Other(&'n str),
 }
@@ -184,14 +185,14 @@ impl Part<'_> {
             _ if first.starts_with("patch_embed") || first.starts_with("blocks") => Part::Encoder,
             "mask_token" => Part::Decoder,
             _ if first.starts_with("decoder_") => Part::Decoder,
-            "mimic_heads" => Part::MimicHeads,
+            _ if is_mimic_param(name) => Part::Mimic,
             _ => Part::Other(first),
         }
     }
 }
 
-/// The student `tensors`, under its own names, as `format` has it: with its decoder where `decoder` says so, without its mimic
-/// heads. Names and numbers only; nothing is written.
+/// The student `tensors`, under its own names, as `format` has it: with its decoder where `decoder` says so, without what
+/// belongs to teachers. Names and numbers only; nothing is written.
 ///
 /// # Errors
 /// [`Error::CannotExport`] if the format has no place for such a student.
@@ -228,7 +229,7 @@ pub fn export(tensors: &Tensors, facts: &Facts, format: Format, decoder: bool) -
         .filter(|(name, _)| match Part::of(name) {
             Part::Encoder => true,
             Part::Decoder | Part::Other(_) => decoder,
-            Part::MimicHeads => false,
+            Part::Mimic => false,
         })
         .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
         .collect();

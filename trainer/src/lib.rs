@@ -17,6 +17,7 @@ pub mod config;
 pub mod data;
 pub mod eval;
 pub mod export;
+mod init;
 pub mod interrupt;
 pub mod metrics;
 pub mod optim;

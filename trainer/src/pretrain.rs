@@ -33,7 +33,7 @@ use crate::progress::{InFlight, Progress};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
-use crate::{ExitStatus, interrupt, optim, run_folder, target_stats};
+use crate::{ExitStatus, init, interrupt, optim, run_folder, target_stats};
 
 #[cfg(test)]
 mod tests;
@@ -56,7 +56,9 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         .map(|t| t.id.clone())
         .collect();
     let samples = join::join(&cache, &cached, &images, &recipe.data, &report_scan)?;
-    let facts = data_facts(&cache, &samples, &teachers);
+    let begin = init::open(&recipe, hub)?;
+    let mut facts = data_facts(&cache, &samples, &teachers);
+    facts.extend(begin.iter().map(init::Begin::fact));
 
     // ------------------------------------------------------------------ order and schedule
     let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).with_context(
@@ -91,6 +93,11 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     }
     let params = ParamStore::new(device, recipe.run.seed);
     let student = MrMae::new(&params.root(), &student_config(&recipe, &widths, &stats))?;
+    if last.is_none()
+        && let Some(begin) = &begin
+    {
+        begin.load(&params, &recipe)?;
+    }
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     info!(
         "{:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} images in {} steps of {} x {} an epoch, {total_steps} \

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Part, Tensors, names};
 use crate::error::{Error, Mismatch, Result};
+use crate::mr_mae::is_mimic_param;
 use crate::weights::Weights;
 
 /// The tensor by which each layout is known.
@@ -32,7 +33,7 @@ const BESIDE: [&str; 9] = [
 ];
 
 /// What other uses of an encoder put on top of it, by the beginning of its names.
-const HEADS: [&str; 5] = ["head.", "fc.", "classifier.", "pooler.", "mimic_heads."];
+const HEADS: [&str; 4] = ["head.", "fc.", "classifier.", "pooler."];
 
 /// `config.json` is a few kilobytes; more is some other file.
 const MAX_JSON_BYTES: u64 = 1 << 20;
@@ -63,7 +64,7 @@ impl Imported {
 }
 
 /// The student in `weights`: one of MAE, ConvMAE, timm's ViT, transformers' ViT or ViTMAE, or of this project, with or without a
-/// decoder, alone or in a training checkpoint. Mimic heads, classifiers and optimisers are left out.
+/// decoder, alone or in a training checkpoint. What belongs to teachers, classifiers and optimisers are left out.
 ///
 /// # Errors
 /// [`Error::NoStudent`] if the names are none of these; [`Error::WeightsMismatch`] with every tensor that has no place in a student.
@@ -87,7 +88,9 @@ pub fn import(weights: &Weights) -> Result<Imported> {
     for (full, tensor) in tensors {
         let first = full.split('.').next().unwrap_or_default();
         match full.strip_prefix(&prefix) {
-            Some(name) if HEADS.iter().any(|head| name.starts_with(head)) => {
+            Some(name)
+                if is_mimic_param(name) || HEADS.iter().any(|head| name.starts_with(head)) =>
+            {
                 ignored.push(full.clone());
             }
             _ if BESIDE.contains(&first) => ignored.push(full.clone()),

@@ -33,8 +33,7 @@ impl Loaded {
 /// Copies `tensors`, under a student's own names, over the values of the network on `params`, converted to f32.
 ///
 /// A part of a student (the decoder, the projections of ConvMAE's stages) is taken whole, or not at all where `tensors` has
-/// nothing of it; then it stays as it is. The encoder is always needed. Mimic heads are never taken: they belong to the teachers of
-/// a run. Sine-cosine positions are the network's own where `tensors` has none.
+/// nothing of it; then it stays as it is. The encoder is always needed, and what belongs to the teachers of a run never. Sine-cosine positions are the network's own where `tensors` has none.
 ///
 /// # Errors
 /// [`Error::WeightsMismatch`] with all that is missing, of another shape (both are named) or has no place; then nothing has been
@@ -47,7 +46,7 @@ pub fn load_into(params: &ParamStore, tensors: &Tensors, origin: &str) -> Result
         let part = Part::of(&name);
         let is_fixed = matches!(&name[..], "pos_embed" | "decoder_pos_embed");
         let is_whole_part = part != Part::Encoder && !parts.contains(&part);
-        if is_fixed || is_whole_part || part == Part::MimicHeads {
+        if is_fixed || is_whole_part || part == Part::Mimic {
             fresh.push(name);
         } else {
             missing.push((name, shape));

@@ -109,7 +109,7 @@ fn part(tensors: &Tensors, decoder: bool) -> Tensors {
         .iter()
         .filter(|(name, _)| match Part::of(name) {
             Part::Encoder => true,
-            Part::MimicHeads => false,
+            Part::Mimic => false,
             Part::Decoder | Part::Other(_) => decoder,
         })
         .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))

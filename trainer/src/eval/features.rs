@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::checkpoint;
 use crate::config::Recipe;
+use crate::init;
 use crate::resolve::resolve;
 use crate::run_folder;
 use crate::step::Normalise;
@@ -80,8 +81,8 @@ impl Model {
             );
             pixels(spec)?
         } else if path.join(run_folder::RECIPE).is_file() {
-            student_of_run(path, untrained, device)?
-        } else if let Some(student) = student_of_file(path, untrained, device)? {
+            student_of_run(path, untrained, hub, device)?
+        } else if let Some(student) = student_of_file(path, untrained, hub, device)? {
             student
         } else {
             ensure!(
@@ -192,12 +193,13 @@ fn pixels(spec: &str) -> anyhow::Result<(Network, String)> {
 fn student_of_run(
     run: &Path,
     untrained: bool,
+    hub: &HubSettings,
     device: Device,
 ) -> anyhow::Result<(Network, String)> {
     let recipe = run_folder::load_recipe(run)?;
     if untrained {
         let description = format!("untrained student of {}", run.display());
-        return Ok((student(&recipe, None, "", device)?, description));
+        return Ok((untrained_student(&recipe, hub, device)?, description));
     }
     let checkpoint = checkpoint::load_last(run, &mut |notice| warn!("{notice}"))?;
     let checkpoint =
@@ -208,7 +210,7 @@ fn student_of_run(
         checkpoint.state.step
     );
     Ok((
-        student(&recipe, Some(checkpoint.model), &description, device)?,
+        student(&recipe, checkpoint.model, &description, device)?,
         description,
     ))
 }
@@ -217,6 +219,7 @@ fn student_of_run(
 fn student_of_file(
     path: &Path,
     untrained: bool,
+    hub: &HubSettings,
     device: Device,
 ) -> anyhow::Result<Option<(Network, String)>> {
     if !path.is_file() {
@@ -230,7 +233,7 @@ fn student_of_file(
     let recipe = Recipe::parse(recipe, &origin, &[])?;
     if untrained {
         return Ok(Some((
-            student(&recipe, None, &origin, device)?,
+            untrained_student(&recipe, hub, device)?,
             format!("untrained student of {origin}"),
         )));
     }
@@ -240,26 +243,38 @@ fn student_of_file(
         .map(|(name, t)| (name.clone(), t.shallow_clone()))
         .collect();
     Ok(Some((
-        student(&recipe, Some(tensors), &origin, device)?,
+        student(&recipe, tensors, &origin, device)?,
         format!("student {origin}"),
     )))
 }
 
-/// The encoder of a recipe with `tensors` (mimic heads, which pretraining alone uses, are left out), or as its seed makes it.
+/// The encoder of a recipe with `tensors`; mimic heads, which pretraining alone uses, are left out.
 fn student(
     recipe: &Recipe,
-    tensors: Option<BTreeMap<String, Tensor>>,
+    mut tensors: BTreeMap<String, Tensor>,
     origin: &str,
     device: Device,
 ) -> anyhow::Result<Network> {
-    let params = match tensors {
-        Some(_) => ParamStore::frozen(device),
-        None => ParamStore::new(device, recipe.run.seed),
-    };
+    let params = ParamStore::frozen(device);
     let mae = Mae::new(&params.root(), &recipe.mae_config())?;
-    if let Some(mut tensors) = tensors {
-        tensors.retain(|name, _| !is_mimic_param(name));
-        params.load(origin, &tensors)?;
+    tensors.retain(|name, _| !is_mimic_param(name));
+    params.load(origin, &tensors)?;
+    Ok(Network::Student {
+        encoder: mae.into_encoder(),
+        img_size: recipe.model.img_size,
+    })
+}
+
+/// The encoder of a recipe before its first step: as its seed makes it, or as what it starts from.
+fn untrained_student(
+    recipe: &Recipe,
+    hub: &HubSettings,
+    device: Device,
+) -> anyhow::Result<Network> {
+    let params = ParamStore::new(device, recipe.run.seed);
+    let mae = Mae::new(&params.root(), &recipe.mae_config())?;
+    if let Some(begin) = init::open(recipe, hub)? {
+        begin.load(&params, recipe)?;
     }
     Ok(Network::Student {
         encoder: mae.into_encoder(),

@@ -14,8 +14,12 @@ use models::params::ParamStore;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use images::ImageSource;
+use models::precision::Precision;
+
 use super::*;
 use crate::cli::Cli;
+use crate::eval::features::{self, Model};
 use crate::testing::{RECIPE as WORLD_RECIPE, World};
 
 mod python;
@@ -72,6 +76,27 @@ fn student(folder: &Path, settings: &[&str]) -> (PathBuf, Mae) {
     let header = Some((checkpoint::RECIPE_KEY, &recipe.to_toml()[..]));
     fs::write(&path, weights::to_bytes(&params.tensors(), header).unwrap()).unwrap();
     (path, mae)
+}
+
+/// What `trainer knn` sees of each image.
+fn features(model: &Path, images: &Path) -> Vec<Tensor> {
+    let hub = HubSettings::default();
+    let models = [Model::load(model.to_str().unwrap(), &hub, Device::Cpu).unwrap()];
+    let source = ImageSource::open(images.to_str().unwrap()).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .unwrap();
+    let found = features::extract(&models, &source, 4, Precision::F32, &pool).unwrap();
+    let kinds = &found.features[0];
+    assert_eq!(kinds.keys().collect::<Vec<_>>(), ["cls", "mean"]);
+    kinds.values().map(Tensor::shallow_clone).collect()
+}
+
+fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.size(), expected.size());
+    let norm = |x: &Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
+    norm(&(found.to_kind(Kind::Double) - expected.to_kind(Kind::Double))) / norm(expected)
 }
 
 fn json(path: &Path) -> Value {
@@ -134,6 +159,34 @@ fn a_run_is_exported_whole_and_says_where_it_is_from() {
     }
 }
 
+/// An exported student is evaluated as itself: the same pixels, norms and heads, by way of the code that reads other people's files.
+#[test]
+fn an_exported_student_has_the_features_that_it_had() {
+    let temp = tempfile::tempdir().unwrap();
+    let images = temp.path().join("images");
+    crate::testing::write_images(&images, 6, 3);
+    let (file, _) = student(temp.path(), &["model.num_heads=4"]);
+    let own = features(&file, &images);
+    for (format, more) in [
+        ("timm", None),
+        ("hf-vit", None),
+        ("hf-mae", None),
+        ("hf-mae", Some("--encoder-only")),
+        ("mae", None),
+        ("mae", Some("--encoder-only")),
+    ] {
+        let out = temp
+            .path()
+            .join(format!("{format}{}", more.unwrap_or_default()));
+        export(&file, format, &out, more.as_slice()).unwrap();
+        for (found, expected) in features(&out, &images).iter().zip(&own) {
+            // The same arithmetic, but for where the position of CLS (zeros) is added.
+            let difference = relative_l2(found, expected);
+            assert!(difference < 1e-6, "{format} {more:?}: {difference:e}");
+        }
+    }
+}
+
 #[test]
 fn parts_are_chosen() {
     let temp = tempfile::tempdir().unwrap();
@@ -189,6 +242,9 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     refused(&folder, "mae", &[], "neither a run folder");
     fs::write(folder.join(run_folder::RECIPE), WORLD_RECIPE).unwrap();
     refused(&folder, "mae", &[], "no checkpoint yet");
+
+    let (fused, _) = student(temp.path(), &["model.fusion=[0]"]);
+    refused(&fused, "hf-mae", &[], "model.fusion");
 
     // An empty folder is as good as none; anything in it is not.
     fs::create_dir(&out).unwrap();

@@ -422,6 +422,8 @@ const MAE: Names = Names {
         "decoder_norm.",
         "decoder_pred.",
         "mimic_heads.",
+        "mimic_cls_heads.",
+        "mimic_targets.",
         "head.",
     ],
     marks: |found| found.has("decoder_embed.weight") && found.has("decoder_pos_embed"),
