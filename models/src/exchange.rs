@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::mae::MaeConfig;
 use crate::mr_mae::is_mimic_param;
 
+mod beside;
 mod configs;
 mod import;
 mod load;
@@ -36,7 +37,7 @@ mod shapes;
 pub use configs::{IMAGENET_MEAN, IMAGENET_STD};
 pub use import::{Imported, check_beside, import};
 pub use load::{Loaded, load_into};
-pub use shapes::{DecoderShapes, VitShapes};
+pub use shapes::{DecoderShapes, McmaeShapes, VitShapes};
 
 #[cfg(test)]
 mod tests;
@@ -129,8 +130,8 @@ pub struct Facts {
     pub norm_pix_loss: bool,
     /// Share of patches that were removed in training.
     pub mask_ratio: f64,
-    /// Whether the outputs of several blocks of a ViT are summed before the last norm. No other package's ViT does that in front
-    /// of a decoder.
+    /// Whether the outputs of several blocks or stages are summed before the last norm. No other package's ViT does that in front of
+    /// a decoder; ConvMAE always does.
     pub fusion: bool,
 }
 
@@ -139,6 +140,7 @@ impl Facts {
     pub fn of(config: &MaeConfig, mask_ratio: f64) -> Facts {
         let (img_size, num_heads, fusion) = match &config.encoder {
             EncoderConfig::Vit(vit) => (vit.img_size, vit.num_heads, !vit.fusion.is_empty()),
+            EncoderConfig::Mcmae(mcmae) => (mcmae.img_size, mcmae.num_heads, mcmae.fusion),
         };
         Facts {
             img_size,
@@ -218,6 +220,12 @@ pub fn export(tensors: &Tensors, facts: &Facts, format: Format, decoder: bool) -
     if decoder && !tensors.keys().any(|name| Part::of(name) == Part::Decoder) {
         return Err(format.refuses("the student has no decoder. Export the encoder alone"));
     }
+    if decoder && convolutional && !facts.fusion {
+        return Err(format.refuses(
+            "the decoder was trained without the projections of the first stages, which ConvMAE's network always adds. Export the \
+             encoder alone",
+        ));
+    }
     if decoder && facts.fusion && !convolutional {
         return Err(format.refuses(
             "the decoder was trained on the sum of several blocks (model.fusion), which this format's network does not build. \
@@ -241,7 +249,11 @@ pub fn export(tensors: &Tensors, facts: &Facts, format: Format, decoder: bool) -
         )));
     }
     let (config, preprocessor) = match format {
-        Format::ConvMae => (configs::convmae(&wanted, facts, decoder)?, None),
+        Format::ConvMae => {
+            let cls_token = wanted.contains_key("cls_token");
+            let config = configs::convmae(&McmaeShapes::of(&wanted)?, facts, cls_token);
+            (config, None)
+        }
         Format::Timm => (configs::timm(&VitShapes::of(&wanted)?, facts), None),
         Format::Mae => (configs::mae(&VitShapes::of(&wanted)?, facts), None),
         Format::HfMae | Format::HfVit => {

@@ -5,9 +5,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::shapes::{Sizes, count};
-use super::{Facts, Tensors, VitShapes};
-use crate::error::{Mismatch, Result};
+use super::Facts;
+use super::shapes::{DecoderShapes, McmaeShapes, VitShapes};
 use crate::mae::NORM_EPS;
 
 /// Mean of each channel (R, G, B) of ImageNet's pixels in 0..1, which every student's input is normalised by.
@@ -178,12 +177,7 @@ pub(super) fn mae(shapes: &VitShapes, facts: &Facts) -> Value {
         "num_heads": facts.num_heads,
         "mlp_ratio": ratio(shapes.mlp_dim, shapes.embed_dim),
     });
-    if let Some(decoder) = &shapes.decoder {
-        args["decoder_embed_dim"] = json!(decoder.embed_dim);
-        args["decoder_depth"] = json!(decoder.depth);
-        args["decoder_num_heads"] = json!(facts.decoder_num_heads);
-        args["norm_pix_loss"] = json!(facts.norm_pix_loss);
-    }
+    add_decoder(&mut args, shapes.decoder.as_ref(), facts);
     json!({
         "architecture": "MaskedAutoencoderViT",
         "model_args": args,
@@ -193,56 +187,42 @@ pub(super) fn mae(shapes: &VitShapes, facts: &Facts) -> Value {
     })
 }
 
-/// The arguments of ConvMAE's `MaskedAutoencoderConvViT`: three stages, of which the last is a ViT.
-///
-/// # Errors
-/// [`Error::WeightsMismatch`](crate::Error::WeightsMismatch) with the tensors that everything else is measured by, where they are
-/// missing.
-pub(super) fn convmae(tensors: &Tensors, facts: &Facts, decoder: bool) -> Result<Value> {
-    let mut sizes = Sizes {
-        tensors,
-        mismatch: Mismatch::default(),
-    };
-    let stages: Vec<[i64; 4]> = (1..=3)
-        .map(|stage| {
-            let proj = sizes.get(&format!("patch_embed{stage}.proj.weight"), 4);
-            let axes = if stage == 3 { 2 } else { 4 };
-            let mlp = sizes.get(&format!("blocks{stage}.0.mlp.fc1.weight"), axes);
-            [
-                proj[2],
-                proj[0],
-                count(tensors, &format!("blocks{stage}.")),
-                mlp[0],
-            ]
-        })
-        .collect();
-    let mut args = json!({
-        "patch_size": stages.iter().map(|stage| stage[0]).collect::<Vec<_>>(),
-        "embed_dim": stages.iter().map(|stage| stage[1]).collect::<Vec<_>>(),
-        "depth": stages.iter().map(|stage| stage[2]).collect::<Vec<_>>(),
-        "num_heads": facts.num_heads,
-        "mlp_ratio": stages.iter().map(|stage| ratio(stage[3], stage[1])).collect::<Vec<_>>(),
-    });
+/// The arguments of ConvMAE's `MaskedAutoencoderConvViT`: three stages, of which the last is a ViT. `cls_token` is no argument of
+/// it: the published code has none, the weights of its second version do.
+pub(super) fn convmae(shapes: &McmaeShapes, facts: &Facts, cls_token: bool) -> Value {
     // The side of each stage's input.
     let mut sides = facts.img_size;
-    let inputs = stages.iter().map(|stage| {
+    let inputs = shapes.patch_sizes.map(|patch| {
         let input = side_or_sides(sides);
-        sides = sides.map(|side| side / stage[0].max(1));
+        sides = sides.map(|side| side / patch.max(1));
         input
     });
-    args["img_size"] = Value::Array(inputs.collect());
-    if decoder {
-        let embed = sizes.get("decoder_embed.weight", 2);
-        args["decoder_embed_dim"] = json!(embed[0]);
-        args["decoder_depth"] = json!(count(tensors, "decoder_blocks."));
+    let ratios = [0, 1, 2].map(|i| ratio(shapes.mlp_dims[i], shapes.embed_dims[i]));
+    let mut args = json!({
+        "img_size": inputs,
+        "patch_size": shapes.patch_sizes,
+        "embed_dim": shapes.embed_dims,
+        "depth": shapes.depths,
+        "num_heads": facts.num_heads,
+        "mlp_ratio": ratios,
+    });
+    add_decoder(&mut args, shapes.decoder.as_ref(), facts);
+    let mut config = json!({
+        "architecture": "MaskedAutoencoderConvViT",
+        "model_args": args,
+        "cls_token": cls_token,
+        "mask_ratio": facts.mask_ratio,
+        "pretrained_cfg": pretrained_cfg(facts),
+    });
+    config["pretrained_cfg"]["first_conv"] = json!("patch_embed1.proj");
+    config
+}
+
+fn add_decoder(args: &mut Value, decoder: Option<&DecoderShapes>, facts: &Facts) {
+    if let Some(decoder) = decoder {
+        args["decoder_embed_dim"] = json!(decoder.embed_dim);
+        args["decoder_depth"] = json!(decoder.depth);
         args["decoder_num_heads"] = json!(facts.decoder_num_heads);
         args["norm_pix_loss"] = json!(facts.norm_pix_loss);
     }
-    sizes.finish()?;
-    Ok(json!({
-        "architecture": "MaskedAutoencoderConvViT",
-        "model_args": args,
-        "mask_ratio": facts.mask_ratio,
-        "pretrained_cfg": pretrained_cfg(facts),
-    }))
 }

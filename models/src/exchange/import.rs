@@ -1,13 +1,13 @@
 //! A student's tensors from another package's file.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use serde_json::Value;
-
+use super::beside::Beside;
+use super::shapes::{McmaeShapes, VitShapes};
 use super::{Part, Tensors, names};
+use crate::encoder::{EncoderConfig, VitConfig};
 use crate::error::{Error, Mismatch, Result};
+use crate::mcmae::{McmaeEncoderConfig, PATCH_SIZE};
 use crate::mr_mae::is_mimic_param;
 use crate::weights::Weights;
 
@@ -35,9 +35,6 @@ const BESIDE: [&str; 9] = [
 /// What other uses of an encoder put on top of it, by the beginning of its names.
 const HEADS: [&str; 4] = ["head.", "fc.", "classifier.", "pooler."];
 
-/// `config.json` is a few kilobytes; more is some other file.
-const MAX_JSON_BYTES: u64 = 1 << 20;
-
 /// A student that came from a file.
 #[derive(Debug)]
 pub struct Imported {
@@ -61,6 +58,77 @@ impl Imported {
     pub fn is_convolutional(&self) -> bool {
         self.tensors.contains_key(CONV_ANCHOR)
     }
+
+    /// The tensors of the encoder alone: what evaluation and fine-tuning need.
+    pub fn encoder_tensors(&self) -> Tensors {
+        let encoder = self
+            .tensors
+            .iter()
+            .filter(|(name, _)| Part::of(name) == Part::Encoder);
+        encoder
+            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+            .collect()
+    }
+
+    /// The encoder that its tensors are of, without fusion: sizes from shapes, the number of heads and sides of images that are no
+    /// squares from the `config.json` beside the file `weights`, else those of the published sizes.
+    ///
+    /// # Errors
+    /// [`Error::WeightsMismatch`] where the tensors that sizes are read off are missing, [`Error::StudentConfig`] where the file
+    /// contradicts them or a number of heads is not known, [`Error::Config`] where there is no such network.
+    pub fn encoder_config(&self, weights: &Path) -> Result<EncoderConfig> {
+        let beside = Beside::read(weights)?;
+        beside.check_activation()?;
+        let config = if self.is_convolutional() {
+            let shapes = McmaeShapes::of(&self.tensors)?;
+            let usual = McmaeEncoderConfig::BASE.num_patches();
+            EncoderConfig::Mcmae(McmaeEncoderConfig {
+                img_size: beside.img_size(shapes.num_patches.unwrap_or(usual), PATCH_SIZE)?,
+                embed_dims: shapes.embed_dims,
+                depths: shapes.depths,
+                num_heads: beside.num_heads(shapes.embed_dims[2])?,
+                mlp_ratios: ratios("mlp_ratios", shapes.mlp_dims, shapes.embed_dims)?,
+                cls_token: self.tensors.contains_key("cls_token"),
+                fusion: false,
+            })
+        } else {
+            let shapes = VitShapes::of(&self.tensors)?;
+            let usual = (224 / shapes.patch_size.max(1)).pow(2);
+            let [mlp_ratio] = ratios("mlp_ratio", [shapes.mlp_dim], [shapes.embed_dim])?;
+            EncoderConfig::Vit(VitConfig {
+                img_size: beside
+                    .img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?,
+                patch_size: shapes.patch_size,
+                embed_dim: shapes.embed_dim,
+                depth: shapes.depth,
+                num_heads: beside.num_heads(shapes.embed_dim)?,
+                mlp_ratio,
+                fusion: Vec::new(),
+            })
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Hidden widths in widths, which have to be whole numbers.
+fn ratios<const N: usize>(
+    field: &'static str,
+    mlp_dims: [i64; N],
+    dims: [i64; N],
+) -> Result<[i64; N]> {
+    let mut ratios = [0; N];
+    for ((ratio, mlp_dim), dim) in ratios.iter_mut().zip(mlp_dims).zip(dims) {
+        if dim < 1 || mlp_dim % dim != 0 {
+            return Err(Error::Config {
+                field,
+                value: format!("{mlp_dim} / {dim}"),
+                reason: "a student's MLPs are a whole number of widths wide".to_owned(),
+            });
+        }
+        *ratio = mlp_dim / dim;
+    }
+    Ok(ratios)
 }
 
 /// The student in `weights`: one of MAE, ConvMAE, timm's ViT, transformers' ViT or ViTMAE, or of this project, with or without a
@@ -168,55 +236,5 @@ fn wrapper(tensors: &Tensors, anchor: &str) -> Option<String> {
 /// # Errors
 /// [`Error::StudentConfig`] if they differ, or the file is no JSON.
 pub fn check_beside(weights: &Path, num_heads: i64, decoder_num_heads: Option<i64>) -> Result<()> {
-    let path = weights
-        .parent()
-        .unwrap_or(Path::new(""))
-        .join("config.json");
-    let wrong = |reason: String| {
-        Err(Error::StudentConfig {
-            path: path.clone(),
-            reason,
-        })
-    };
-    let mut text = String::new();
-    match File::open(&path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_string(&mut text)) {
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return wrong(format!("cannot be read: {e}")),
-    }
-    let config: Value = match serde_json::from_str(&text) {
-        Ok(config) => config,
-        Err(e) => return wrong(format!("is no JSON: {e}")),
-    };
-    let heads = |keys: [&str; 2]| {
-        keys.into_iter()
-            .find_map(|key| config.pointer(key)?.as_i64())
-    };
-    let written = heads(["/num_attention_heads", "/model_args/num_heads"]);
-    let decoder_written = heads([
-        "/decoder_num_attention_heads",
-        "/model_args/decoder_num_heads",
-    ]);
-    for (what, field, written, wanted) in [
-        ("encoder", "num_heads", written, Some(num_heads)),
-        (
-            "decoder",
-            "decoder_num_heads",
-            decoder_written,
-            decoder_num_heads,
-        ),
-    ] {
-        if let (Some(written), Some(wanted)) = (written, wanted)
-            && written != wanted
-        {
-            return wrong(format!(
-                "the {what} has {written} attention heads, and model.{field} is {wanted}. Set it to {written}: the weights mean \
-                 nothing else"
-            ));
-        }
-    }
-    match config.get("hidden_act").and_then(Value::as_str) {
-        None | Some("gelu") => Ok(()),
-        Some(other) => wrong(format!("hidden_act is {other:?}, and a student's is gelu")),
-    }
+    Beside::read(weights)?.check(num_heads, decoder_num_heads)
 }

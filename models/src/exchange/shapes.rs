@@ -1,4 +1,4 @@
-//! A ViT student's sizes, read off its tensors.
+//! A student's sizes, read off its tensors.
 
 use super::{Tensors, names};
 use crate::error::{Error, Mismatch, Result};
@@ -38,44 +38,100 @@ impl VitShapes {
     /// [`Error::WeightsMismatch`] with the tensors that everything else is measured by, where they are missing or have another
     /// number of axes.
     pub fn of(tensors: &Tensors) -> Result<VitShapes> {
-        let mut sizes = Sizes {
-            tensors,
-            mismatch: Mismatch::default(),
-        };
+        let mut sizes = Sizes::of(tensors);
         let patch = sizes.get("patch_embed.proj.weight", 4);
         let mlp = sizes.get("blocks.0.mlp.fc1.weight", 2);
-        let decoder = tensors.contains_key("decoder_embed.weight").then(|| {
-            let width = sizes.get("decoder_embed.weight", 2);
-            let mlp = sizes.get("decoder_blocks.0.mlp.fc1.weight", 2);
-            DecoderShapes {
-                embed_dim: width[0],
-                depth: count(tensors, "decoder_blocks."),
-                mlp_dim: mlp[0],
-            }
-        });
-        let positions = tensors.get("pos_embed").map(|_| sizes.get("pos_embed", 3));
+        let decoder = sizes.decoder();
+        let num_patches = sizes.num_patches();
         sizes.finish()?;
-        let cls = i64::from(tensors.contains_key("cls_token"));
         Ok(VitShapes {
             patch_size: patch[2],
             embed_dim: patch[0],
             depth: count(tensors, "blocks."),
             mlp_dim: mlp[0],
-            num_patches: positions.map(|shape| (shape[1] - cls).max(0)),
+            num_patches,
+            decoder,
+        })
+    }
+}
+
+/// What the shapes of an MCMAE student's tensors tell, for its three stages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct McmaeShapes {
+    /// Sides of the cells that each stage puts together.
+    pub patch_sizes: [i64; 3],
+    /// Widths.
+    pub embed_dims: [i64; 3],
+    /// Blocks.
+    pub depths: [i64; 3],
+    /// Hidden widths of the blocks' MLPs.
+    pub mlp_dims: [i64; 3],
+    /// Patches of an image, where there is a table of positions.
+    pub num_patches: Option<i64>,
+    /// The decoder's, where there is one.
+    pub decoder: Option<DecoderShapes>,
+}
+
+impl McmaeShapes {
+    /// The sizes of a student under its own names.
+    ///
+    /// # Errors
+    /// As [`VitShapes::of`].
+    pub fn of(tensors: &Tensors) -> Result<McmaeShapes> {
+        let mut sizes = Sizes::of(tensors);
+        let proj = [1, 2, 3].map(|stage| sizes.get(&format!("patch_embed{stage}.proj.weight"), 4));
+        let mlp = [(1, 4), (2, 4), (3, 2)]
+            .map(|(stage, axes)| sizes.get(&format!("blocks{stage}.0.mlp.fc1.weight"), axes)[0]);
+        let num_patches = sizes.num_patches();
+        let decoder = sizes.decoder();
+        sizes.finish()?;
+        Ok(McmaeShapes {
+            patch_sizes: [0, 1, 2].map(|stage| proj[stage][2]),
+            embed_dims: [0, 1, 2].map(|stage| proj[stage][0]),
+            depths: [1, 2, 3].map(|stage| count(tensors, &format!("blocks{stage}."))),
+            mlp_dims: mlp,
+            num_patches,
             decoder,
         })
     }
 }
 
 /// Looks up shapes and remembers every one that is not there.
-pub(super) struct Sizes<'a> {
-    pub(super) tensors: &'a Tensors,
-    pub(super) mismatch: Mismatch,
+struct Sizes<'a> {
+    tensors: &'a Tensors,
+    mismatch: Mismatch,
 }
 
 impl Sizes<'_> {
+    fn of(tensors: &Tensors) -> Sizes<'_> {
+        Sizes {
+            tensors,
+            mismatch: Mismatch::default(),
+        }
+    }
+
+    fn decoder(&mut self) -> Option<DecoderShapes> {
+        self.tensors
+            .contains_key("decoder_embed.weight")
+            .then(|| DecoderShapes {
+                embed_dim: self.get("decoder_embed.weight", 2)[0],
+                depth: count(self.tensors, "decoder_blocks."),
+                mlp_dim: self.get("decoder_blocks.0.mlp.fc1.weight", 2)[0],
+            })
+    }
+
+    /// Rows of the table of positions, without that of CLS.
+    fn num_patches(&mut self) -> Option<i64> {
+        let cls = i64::from(self.tensors.contains_key("cls_token"));
+        let table = self
+            .tensors
+            .contains_key("pos_embed")
+            .then(|| self.get("pos_embed", 3));
+        table.map(|shape| (shape[1] - cls).max(0))
+    }
+
     /// The shape of `name`, which has `axes` axes; where it has not, ones, and the difference is kept.
-    pub(super) fn get(&mut self, name: &str, axes: usize) -> Vec<i64> {
+    fn get(&mut self, name: &str, axes: usize) -> Vec<i64> {
         match self.tensors.get(name).map(tch::Tensor::size) {
             Some(shape) if shape.len() == axes => shape,
             found => {
@@ -93,7 +149,7 @@ impl Sizes<'_> {
         }
     }
 
-    pub(super) fn finish(self) -> Result<()> {
+    fn finish(self) -> Result<()> {
         if self.mismatch.is_empty() {
             return Ok(());
         }
@@ -106,7 +162,7 @@ impl Sizes<'_> {
 
 /// Blocks whose names begin with `prefix`: one more than the largest number, or 0. A map cannot hold more blocks than tensors, so
 /// larger numbers are damage.
-pub(super) fn count(tensors: &Tensors, prefix: &str) -> i64 {
+fn count(tensors: &Tensors, prefix: &str) -> i64 {
     let numbers = tensors
         .keys()
         .filter_map(|name| Some(names::numbered(name, prefix)?.0))

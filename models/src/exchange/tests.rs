@@ -4,13 +4,16 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "tests write throw-away files")]
 
+use std::path::Path;
+
 use tch::{Device, Kind};
 
 use super::*;
 use crate::decoder::DecoderConfig;
-use crate::encoder::{EncoderConfig, VitConfig};
+use crate::encoder::{Encoder, EncoderConfig, VitConfig};
 use crate::error::Mismatch;
 use crate::mae::{Mae, MaeConfig};
+use crate::mcmae::McmaeEncoderConfig;
 use crate::params::ParamStore;
 use crate::weights::{self, Weights};
 
@@ -64,44 +67,30 @@ fn student(img_size: [i64; 2]) -> Tensors {
     tensors
 }
 
-/// A student of MCMAE's names; sizes as small as the names allow.
+/// A small MCMAE, random; sides of 16 and 48 pixels, with CLS or without.
+fn mcmae(cls_token: bool) -> (McmaeEncoderConfig, ParamStore, Mae) {
+    let encoder = McmaeEncoderConfig {
+        img_size: [16, 48],
+        embed_dims: [8, 12, 32],
+        depths: [1, 2, 2],
+        num_heads: 4,
+        mlp_ratios: [2, 3, 4],
+        cls_token,
+        fusion: true,
+    };
+    let config = MaeConfig {
+        encoder: EncoderConfig::Mcmae(encoder),
+        ..config([32, 32])
+    };
+    let params = ParamStore::new(Device::Cpu, 3);
+    let mae = Mae::new(&params.root(), &config).unwrap();
+    let head = params.root().sub("mimic_heads").sub("clip");
+    let _weight = head.param("weight", &[5, 32], crate::init::Init::XavierUniform);
+    (encoder, params, mae)
+}
+
 fn convolutional() -> Tensors {
-    let zeros = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-    let mut tensors = Tensors::new();
-    let mut add = |name: &str, shape: &[i64]| tensors.insert(name.to_owned(), zeros(shape));
-    for (stage, (dim, inner, patch)) in [(4, 3, 4), (6, 4, 2), (8, 6, 2)].into_iter().enumerate() {
-        let stage = stage + 1;
-        add(
-            &format!("patch_embed{stage}.proj.weight"),
-            &[dim, inner, patch, patch],
-        );
-        add(&format!("patch_embed{stage}.norm.weight"), &[dim]);
-        for block in 0..=stage {
-            let mlp: &[i64] = if stage == 3 {
-                &[32, 8]
-            } else {
-                &[8 * dim, dim, 1, 1]
-            };
-            add(&format!("blocks{stage}.{block}.mlp.fc1.weight"), mlp);
-        }
-    }
-    for (name, shape) in [
-        ("patch_embed4.weight", &[8, 8][..]),
-        ("pos_embed", &[1, 4, 8]),
-        ("norm.weight", &[8]),
-        ("stage1_output_decode.weight", &[8, 4, 4, 4]),
-        ("stage2_output_decode.weight", &[8, 6, 2, 2]),
-        ("mask_token", &[1, 1, 4]),
-        ("decoder_pos_embed", &[1, 4, 4]),
-        ("decoder_embed.weight", &[4, 8]),
-        ("decoder_blocks.0.mlp.fc1.weight", &[16, 4]),
-        ("decoder_norm.weight", &[4]),
-        ("decoder_pred.weight", &[768, 4]),
-        ("mimic_heads.clip.weight", &[5, 8]),
-    ] {
-        add(name, shape);
-    }
-    tensors
+    mcmae(false).1.tensors()
 }
 
 fn part(tensors: &Tensors, decoder: bool) -> Tensors {
@@ -160,19 +149,111 @@ fn there_and_back_is_the_same_to_the_bit() {
             }
         }
     }
-    let own = convolutional();
-    for decoder in [false, true] {
-        let exported = export(&own, &facts([32, 32]), Format::ConvMae, decoder).unwrap();
-        let imported = import(&file(&exported.tensors)).unwrap();
-        assert!(imported.is_convolutional());
-        assert_same(&imported.tensors, &part(&own, decoder), "convmae");
-        // The published form: neither decoder, nor mask token, nor projections.
-        let beyond = imported
-            .tensors
-            .keys()
-            .filter(|name| name.contains("decode") || *name == "mask_token");
-        assert_eq!(beyond.count() > 0, decoder);
+    for cls_token in [false, true] {
+        let (config, params, mae) = mcmae(cls_token);
+        let own = params.tensors();
+        let facts = Facts::of(mae.config(), 0.75);
+        for decoder in [false, true] {
+            let exported = export(&own, &facts, Format::ConvMae, decoder).unwrap();
+            assert_eq!(exported.config["cls_token"], cls_token);
+            let imported = import(&file(&exported.tensors)).unwrap();
+            assert!(imported.is_convolutional());
+            assert_same(&imported.tensors, &part(&own, decoder), "convmae");
+            // The published form: neither decoder, nor mask token, nor projections.
+            let is_beyond = |name: &&String| name.contains("decode") || *name == "mask_token";
+            let beyond = imported.tensors.keys().filter(is_beyond).count();
+            assert_eq!(beyond > 0, decoder);
+            let expected = McmaeEncoderConfig {
+                fusion: false,
+                ..config
+            };
+            same_features(&exported, EncoderConfig::Mcmae(expected), &mae);
+        }
     }
+}
+
+/// The encoder that `exported` is said to be is `expected`, and computes what `mae` does.
+fn same_features(exported: &Exported, expected: EncoderConfig, mae: &Mae) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    std::fs::write(&path, weights::to_bytes(&exported.tensors, None).unwrap()).unwrap();
+    std::fs::write(
+        folder.path().join("config.json"),
+        exported.config.to_string(),
+    )
+    .unwrap();
+    let imported = import(&Weights::read(&path).unwrap()).unwrap();
+    let config = imported.encoder_config(&path).unwrap();
+    assert_eq!(config, expected);
+    let params = ParamStore::frozen(Device::Cpu);
+    let encoder = Encoder::new(&params.root(), &config).unwrap();
+    let loaded = load_into(&params, &imported.encoder_tensors(), "a test").unwrap();
+    assert!(loaded.fresh.is_empty());
+    let [height, width] = Facts::of(mae.config(), 0.75).img_size;
+    let imgs = Tensor::randn([2, 3, height, width], (Kind::Float, Device::Cpu));
+    assert_eq!(encoder.forward_features(&imgs), mae.forward_features(&imgs));
+}
+
+#[test]
+fn the_encoder_of_a_file_is_found_out() {
+    for img_size in [[32, 32], [16, 40]] {
+        let params = ParamStore::new(Device::Cpu, 1);
+        let mae = Mae::new(&params.root(), &config(img_size)).unwrap();
+        for format in [Format::Timm, Format::HfVit, Format::HfMae, Format::Mae] {
+            if let Ok(exported) = export(&params.tensors(), &facts(img_size), format, false) {
+                same_features(&exported, config(img_size).encoder, &mae);
+            }
+        }
+    }
+
+    // Without a file beside it: heads of the published sizes, and squares.
+    let mut own = student([32, 32]);
+    let read = |tensors: &Tensors| {
+        import(&file(tensors))
+            .unwrap()
+            .encoder_config(Path::new("nowhere/x"))
+    };
+    let message = read(&own).unwrap_err().to_string();
+    assert!(
+        message.contains("a width of 32 does not tell it"),
+        "{message}"
+    );
+    for (width, heads) in [(64, 1), (1280, 16)] {
+        for name in [
+            "patch_embed.proj.weight",
+            "blocks.0.mlp.fc1.weight",
+            "pos_embed",
+        ] {
+            let mut size = own[name].size();
+            match name {
+                "pos_embed" => size[2] = width,
+                "blocks.0.mlp.fc1.weight" => size = vec![4 * width, width],
+                _ => size[0] = width,
+            }
+            own.insert(
+                name.to_owned(),
+                Tensor::zeros(size, (Kind::Float, Device::Cpu)),
+            );
+        }
+        let EncoderConfig::Vit(found) = read(&own).unwrap() else {
+            panic!("a ViT")
+        };
+        assert_eq!(
+            (found.embed_dim, found.num_heads, found.img_size),
+            (width, heads, [32, 32])
+        );
+    }
+    let message = read(&part(&student([16, 40]), false))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("no 10 patches of 8 pixels"), "{message}");
+    own.insert(
+        "blocks.0.mlp.fc1.weight".into(),
+        Tensor::zeros([100, 1280], (Kind::Float, Device::Cpu)),
+    );
+    assert!(read(&own).unwrap_err().to_string().contains("100 / 1280"));
+    own.remove("blocks.0.mlp.fc1.weight");
+    assert!(matches!(read(&own), Err(Error::WeightsMismatch { .. })));
 }
 
 #[test]
@@ -216,6 +297,17 @@ fn what_a_format_cannot_hold_is_refused() {
         ..square
     };
     refused(&own, &fused, Format::HfMae, true, "model.fusion");
+    let plain = Facts {
+        fusion: false,
+        ..fused.clone()
+    };
+    refused(
+        &convolutional(),
+        &plain,
+        Format::ConvMae,
+        true,
+        "projections of the first stages",
+    );
     assert!(export(&own, &fused, Format::HfMae, false).is_ok());
 }
 
@@ -233,14 +325,17 @@ fn configurations_say_what_the_tensors_are() {
         serde_json::json!([16, 40])
     );
     assert_eq!(timm.config["model_args"]["mlp_ratio"], 3);
-    let conv = export(&convolutional(), &facts([64, 32]), Format::ConvMae, true).unwrap();
+    let (_, params, mae) = mcmae(false);
+    let facts = Facts::of(mae.config(), 0.75);
+    let conv = export(&params.tensors(), &facts, Format::ConvMae, true).unwrap();
     let args = &conv.config["model_args"];
     assert_eq!(
         args["img_size"],
-        serde_json::json!([[64, 32], [16, 8], [8, 4]])
+        serde_json::json!([[16, 48], [4, 12], [2, 6]])
     );
-    assert_eq!(args["depth"], serde_json::json!([2, 3, 4]));
-    assert_eq!(args["mlp_ratio"], serde_json::json!([8, 8, 4]));
+    assert_eq!(args["patch_size"], serde_json::json!([4, 2, 2]));
+    assert_eq!(args["depth"], serde_json::json!([1, 2, 2]));
+    assert_eq!(args["mlp_ratio"], serde_json::json!([2, 3, 4]));
 }
 
 #[test]

@@ -7,9 +7,11 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use models::encoder::EncoderConfig;
 use models::exchange::{Format, import};
 use models::hub::HubSettings;
-use models::mae::Mae;
+use models::mae::{Mae, MaeConfig};
+use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -89,7 +91,6 @@ fn features(model: &Path, images: &Path) -> Vec<Tensor> {
         .unwrap();
     let found = features::extract(&models, &source, 4, Precision::F32, &pool).unwrap();
     let kinds = &found.features[0];
-    assert_eq!(kinds.keys().collect::<Vec<_>>(), ["cls", "mean"]);
     kinds.values().map(Tensor::shallow_clone).collect()
 }
 
@@ -179,12 +180,48 @@ fn an_exported_student_has_the_features_that_it_had() {
             .path()
             .join(format!("{format}{}", more.unwrap_or_default()));
         export(&file, format, &out, more.as_slice()).unwrap();
+        assert_eq!(own.len(), 2);
         for (found, expected) in features(&out, &images).iter().zip(&own) {
             // The same arithmetic, but for where the position of CLS (zeros) is added.
             let difference = relative_l2(found, expected);
             assert!(difference < 1e-6, "{format} {more:?}: {difference:e}");
         }
     }
+}
+
+/// ConvMAE's published files are an encoder alone; with a decoder they are evaluated the same.
+#[test]
+fn a_file_in_convmaes_names_is_evaluated() {
+    let temp = tempfile::tempdir().unwrap();
+    let images = temp.path().join("images");
+    crate::testing::write_images(&images, 6, 3);
+    let recipe = Recipe::parse(WORLD_RECIPE, "a test", &[]).unwrap();
+    let config = MaeConfig {
+        encoder: EncoderConfig::Mcmae(McmaeEncoderConfig {
+            img_size: [32, 32],
+            embed_dims: [8, 12, 64],
+            depths: [1, 1, 2],
+            num_heads: 1,
+            ..McmaeEncoderConfig::BASE
+        }),
+        ..recipe.mae_config()
+    };
+    let params = ParamStore::new(Device::Cpu, 1);
+    let mae = Mae::new(&params.root(), &config).unwrap();
+    randomise(&params, 5);
+    let facts = Facts::of(mae.config(), 0.75);
+    let found = [false, true].map(|decoder| {
+        let exported =
+            exchange::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
+        let folder = temp.path().join(format!("convmae-{decoder}"));
+        write(&folder, &exported, "").unwrap();
+        // The file alone tells as much: heads of 64 numbers, a square.
+        fs::remove_file(folder.join(CONFIG)).unwrap();
+        features(&folder, &images)
+    });
+    assert_eq!((found[0].len(), found[0][0].size()), (1, vec![6, 64]));
+    assert_eq!(found[0], found[1]);
+    assert!(found[0][0].std(false).double_value(&[]) > 0.1);
 }
 
 #[test]

@@ -134,8 +134,7 @@ fn timm_loads_a_student_of_wide_images() {
     let temp = tempfile::tempdir().unwrap();
     let recipe = Recipe::parse(WORLD_RECIPE, "a test", &[]).unwrap();
     let mut config = recipe.mae_config();
-    #[allow(irrefutable_let_patterns, reason = "there may be other encoders")]
-    if let models::encoder::EncoderConfig::Vit(vit) = &mut config.encoder {
+    if let EncoderConfig::Vit(vit) = &mut config.encoder {
         vit.img_size = [16, 40];
     }
     let params = ParamStore::new(Device::Cpu, 1);

@@ -1,0 +1,163 @@
+//! What `config.json` beside a student's weights says that shapes do not.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// `config.json` is a few kilobytes; more is some other file.
+const MAX_JSON_BYTES: u64 = 1 << 20;
+
+/// The published students up to this width have heads of 64 numbers.
+const MAX_WIDTH_WITH_HEADS_OF_64: i64 = 1024;
+
+/// The width of the huge size, and its heads, in MAE as in ConvMAE.
+const HUGE: (i64, i64) = (1280, 16);
+
+/// A `config.json` in transformers' words or in those of `model_args`; empty where there is none.
+pub(super) struct Beside {
+    path: PathBuf,
+    config: Value,
+}
+
+impl Beside {
+    /// Reads the file in the folder of `weights`.
+    pub(super) fn read(weights: &Path) -> Result<Beside> {
+        let path = weights
+            .parent()
+            .unwrap_or(Path::new(""))
+            .join("config.json");
+        let mut text = String::new();
+        let read =
+            File::open(&path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_string(&mut text));
+        match read {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Ok(Beside {
+                    path,
+                    config: Value::Null,
+                });
+            }
+            Err(e) => {
+                let reason = format!("cannot be read: {e}");
+                return Err(Error::StudentConfig { path, reason });
+            }
+        }
+        match serde_json::from_str(&text) {
+            Ok(config) => Ok(Beside { path, config }),
+            Err(e) => {
+                let reason = format!("is no JSON: {e}");
+                Err(Error::StudentConfig { path, reason })
+            }
+        }
+    }
+
+    fn number(&self, keys: [&str; 2]) -> Option<i64> {
+        let mut found = keys
+            .into_iter()
+            .filter_map(|key| self.config.pointer(key)?.as_i64());
+        found.next()
+    }
+
+    fn wrong(&self, reason: String) -> Error {
+        Error::StudentConfig {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+
+    /// Attention heads of the encoder, as written.
+    fn written_heads(&self) -> Option<i64> {
+        self.number(["/num_attention_heads", "/model_args/num_heads"])
+    }
+
+    /// Attention heads of an encoder of `width`: as written, else those of the published sizes.
+    pub(super) fn num_heads(&self, width: i64) -> Result<i64> {
+        if let Some(heads) = self.written_heads() {
+            return Ok(heads);
+        }
+        if width <= MAX_WIDTH_WITH_HEADS_OF_64 && width % 64 == 0 {
+            return Ok(width / 64);
+        }
+        if width == HUGE.0 {
+            return Ok(HUGE.1);
+        }
+        Err(self.wrong(format!(
+            "the number of attention heads is not written, and a width of {width} does not tell it. Put a config.json with \
+             \"num_attention_heads\" beside the weights"
+        )))
+    }
+
+    /// Height and width of an image of `num_patches` patches of `patch_size` pixels: as written, else those of a square.
+    pub(super) fn img_size(&self, num_patches: i64, patch_size: i64) -> Result<[i64; 2]> {
+        let sides = |value: &Value| match value.as_array().map(Vec::as_slice) {
+            Some([height, width]) => Some([height.as_i64()?, width.as_i64()?]),
+            _ => Some([value.as_i64()?; 2]),
+        };
+        // The reference's convolutional student lists one for each stage.
+        let staged = self.config.pointer("/model_args/img_size/2").is_some();
+        let keys = match staged {
+            true => ["/image_size", "/model_args/img_size/0"],
+            false => ["/image_size", "/model_args/img_size"],
+        };
+        let written = keys
+            .into_iter()
+            .find_map(|key| self.config.pointer(key).and_then(sides));
+        let grid = num_patches.max(0).isqrt();
+        let size = written.unwrap_or([grid.saturating_mul(patch_size); 2]);
+        let cells = size.map(|side| if patch_size > 0 { side / patch_size } else { 0 });
+        if cells[0].checked_mul(cells[1]) == Some(num_patches) && num_patches > 0 {
+            return Ok(size);
+        }
+        Err(self.wrong(format!(
+            "an image of {} x {} pixels has no {num_patches} patches of {patch_size} pixels, which is what the table of positions is \
+             for",
+            size[0], size[1]
+        )))
+    }
+
+    /// Compares with the network that the weights go into.
+    pub(super) fn check(&self, num_heads: i64, decoder_num_heads: Option<i64>) -> Result<()> {
+        let decoder_written = self.number([
+            "/decoder_num_attention_heads",
+            "/model_args/decoder_num_heads",
+        ]);
+        for (what, field, written, wanted) in [
+            (
+                "encoder",
+                "num_heads",
+                self.written_heads(),
+                Some(num_heads),
+            ),
+            (
+                "decoder",
+                "decoder_num_heads",
+                decoder_written,
+                decoder_num_heads,
+            ),
+        ] {
+            if let (Some(written), Some(wanted)) = (written, wanted)
+                && written != wanted
+            {
+                return Err(self.wrong(format!(
+                    "the {what} has {written} attention heads, and model.{field} is {wanted}. Set it to {written}: the weights mean \
+                     nothing else"
+                )));
+            }
+        }
+        self.check_activation()
+    }
+
+    /// Refuses an activation that students do not have.
+    pub(super) fn check_activation(&self) -> Result<()> {
+        match self.config.get("hidden_act").and_then(Value::as_str) {
+            None | Some("gelu") => Ok(()),
+            Some(other) => {
+                Err(self.wrong(format!("hidden_act is {other:?}, and a student's is gelu")))
+            }
+        }
+    }
+}
