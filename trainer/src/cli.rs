@@ -114,8 +114,8 @@ pub struct PretrainArgs {
 /// `trainer knn`.
 #[derive(Debug, Clone, Args)]
 pub struct KnnArgs {
-    /// A run folder, a student's model.safetensors, a teacher's folder or id on the Hugging Face hub, or `pixels[:SIZE]` for
-    /// the raw-pixel baseline.
+    /// A run folder, a student's model.safetensors, a folder, file or id on the Hugging Face hub of a teacher or of a student in
+    /// another package's names, or `pixels[:SIZE]` for the raw-pixel baseline.
     /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step. May be given many times: every image is
     /// read and decoded once for all models.
     #[arg(

@@ -69,7 +69,7 @@ fn help_names_every_command() {
     let output = run(&strings(&["trainer", "--help"]));
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
-    for command in ["pretrain", "knn", "config", "bench"] {
+    for command in ["pretrain", "knn", "export", "config", "bench"] {
         assert!(text.contains(command), "{text}");
     }
 }

@@ -266,10 +266,14 @@ impl Recipe {
     ///
     /// Settings that cannot change what is computed, only how fast and what is kept, do not count: `data.prefetch`,
     /// `data.pixel_cache_mib`, `run.log_every`, `run.checkpoint_every`, `run.keep_checkpoints` and `run.stop_after_nonfinite`.
+    /// Nor does the place of `model.init`, whose content a run compares by its hash.
     pub fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
         let mut other = other.clone();
         other.data.prefetch = self.data.prefetch;
         other.data.pixel_cache_mib = self.data.pixel_cache_mib;
+        if let (Some(before), Some(now)) = (&self.model.init, &mut other.model.init) {
+            now.clone_from(before);
+        }
         other.run.log_every = self.run.log_every;
         other.run.checkpoint_every = self.run.checkpoint_every;
         other.run.keep_checkpoints = self.run.keep_checkpoints;

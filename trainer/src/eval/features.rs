@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use images::{ImageSource, RgbImage, draw_view};
-use models::encoder::{Encoder, EncoderConfig};
-use models::exchange;
+use models::encoder::Encoder;
 use models::hub::HubSettings;
 use models::mae::Mae;
-use models::mcmae::McmaeEncoderConfig;
 use models::mr_mae::is_mimic_param;
 use models::params::ParamStore;
 use models::precision::Precision;
@@ -28,6 +26,8 @@ use crate::resolve::resolve;
 use crate::run_folder;
 use crate::step::Normalise;
 use crate::teachers::to_device;
+
+mod mcmae;
 
 /// Side of the raw-pixel baseline's images.
 const PIXELS_SIZE: u32 = 32;
@@ -101,7 +101,7 @@ impl Model {
                     (Network::Teacher(teacher), description)
                 }
                 Err(unknown @ models::Error::UnknownLayout { .. }) => {
-                    let found = mcmae_of_file(&resolved.path, device)?.ok_or(unknown)?;
+                    let found = mcmae::of_file(&resolved.path, device)?.ok_or(unknown)?;
                     (found, format!("ConvMAE {}", resolved.source))
                 }
                 Err(error) => return Err(error.into()),
@@ -274,36 +274,6 @@ fn student(
         encoder: mae.into_encoder(),
         img_size: recipe.model.img_size,
     })
-}
-
-/// The encoder of a file in ConvMAE's names; `None` if it is another kind of weights.
-fn mcmae_of_file(path: &Path, device: Device) -> anyhow::Result<Option<Network>> {
-    let weights = Weights::read(path)?;
-    let imported = match exchange::import(&weights) {
-        Ok(imported) if imported.is_convolutional() => imported,
-        Ok(_) | Err(models::Error::NoStudent { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let config = imported.encoder_config(weights.path())?;
-    let EncoderConfig::Mcmae(McmaeEncoderConfig {
-        img_size: [height, width],
-        ..
-    }) = config
-    else {
-        return Ok(None);
-    };
-    ensure!(
-        height == width,
-        "{path:?}: is for images of {height} x {width} pixels; only squares are evaluated"
-    );
-    let params = ParamStore::frozen(device);
-    let encoder = Encoder::new(&params.root(), &config)?;
-    let origin = weights.path().display().to_string();
-    exchange::load_into(&params, &imported.encoder_tensors(), &origin)?;
-    Ok(Some(Network::Student {
-        encoder,
-        img_size: u32::try_from(height)?,
-    }))
 }
 
 /// The encoder of a recipe before its first step: as its seed makes it, or as what it starts from.

@@ -119,6 +119,16 @@ fn a_resume_with_other_weights_is_refused() {
     let args = world.pretrain_args("run", &["--stop-after", "1", "--set", &init]);
     run(&args).unwrap();
     run(&args).unwrap();
+    // The same weights elsewhere are the same.
+    let moved = world.path("moved.safetensors");
+    fs::copy(&path, &moved).unwrap();
+    let elsewhere = format!("model.init={}", moved.display());
+    run(&world.pretrain_args("run", &["--stop-after", "1", "--set", &elsewhere])).unwrap();
+    let message = format!(
+        "{:#}",
+        run(&world.pretrain_args("run", &["--stop-after", "1"])).unwrap_err()
+    );
+    assert!(message.contains("model.init"), "{message}");
     published(&world, "start.safetensors", 41, true);
     let message = format!("{:#}", run(&args).unwrap_err());
     assert!(message.contains("init.weights_sha256"), "{message}");

@@ -1,0 +1,40 @@
+//! Students in ConvMAE's files, which are no tower that a teacher could be.
+
+use std::path::Path;
+
+use anyhow::ensure;
+use models::encoder::{Encoder, EncoderConfig};
+use models::exchange;
+use models::mcmae::McmaeEncoderConfig;
+use models::params::ParamStore;
+use models::weights::Weights;
+use tch::Device;
+
+use super::Network;
+
+/// The encoder of a file in ConvMAE's names; `None` if it is another kind of weights.
+pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Network>> {
+    let weights = Weights::read(path)?;
+    let imported = match exchange::import(&weights) {
+        Ok(imported) if imported.is_convolutional() => imported,
+        Ok(_) | Err(models::Error::NoStudent { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let config = imported.encoder_config(weights.path())?;
+    let EncoderConfig::Mcmae(McmaeEncoderConfig { img_size, .. }) = config else {
+        return Ok(None);
+    };
+    let [height, width] = img_size;
+    ensure!(
+        height == width,
+        "{path:?}: is for images of {height} x {width} pixels; only squares are evaluated"
+    );
+    let params = ParamStore::frozen(device);
+    let encoder = Encoder::new(&params.root(), &config)?;
+    let origin = weights.path().display().to_string();
+    exchange::load_into(&params, &imported.encoder_tensors(), &origin)?;
+    Ok(Some(Network::Student {
+        encoder,
+        img_size: u32::try_from(height)?,
+    }))
+}
