@@ -225,6 +225,68 @@ fn a_file_in_convmaes_names_is_evaluated() {
 }
 
 #[test]
+fn an_mcmae_run_goes_out_and_comes_in() {
+    let world = World::with_cache(8);
+    let vit = "patch_size = 8\nembed_dim = 32\ndepth = 2\nnum_heads = 2\n";
+    let mcmae = "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
+    let recipe = WORLD_RECIPE
+        .replace(vit, mcmae)
+        .replace("img_size = 32", "img_size = 64");
+    let path = world.path("mcmae.toml");
+    fs::write(&path, recipe).unwrap();
+    let train = |name: &str, more: &[&str]| {
+        let usual = ["--recipe", path.to_str().unwrap(), "--stop-after", "1"];
+        let args = world.pretrain_args(name, &[&usual, more].concat());
+        run(&args[1..].iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+        let last = checkpoint::load_last(&world.path(name), &mut |_| {}).unwrap();
+        last.unwrap().model
+    };
+    let own = train("run", &[]);
+    let images = world.images_dir();
+    let expected = features(&world.path("run"), &images);
+    for more in [None, Some("--encoder-only")] {
+        let out = world.path(&format!("convmae{}", more.unwrap_or_default()));
+        export(&world.path("run"), "convmae", &out, more.as_slice()).unwrap();
+        assert_eq!(features(&out, &images), expected);
+        let exported = Weights::read(&out).unwrap();
+        let projections = |name: &str| name.starts_with("stage1_output_decode");
+        assert_eq!(exported.names().any(projections), more.is_none());
+
+        // A tiny rate leaves what was taken where it was; the other parts are the seed's.
+        let init = format!("model.init={}", out.display());
+        let small = [
+            "--set",
+            "optim.lr=1e-6",
+            "--set",
+            "schedule.warmup_epochs=0",
+            "--set",
+            "run.seed=7",
+        ];
+        let begun = train(
+            &format!("from{}", more.unwrap_or_default()),
+            &[&small[..], &["--set", &init]].concat(),
+        );
+        for (name, tensor) in &begun {
+            let near = (tensor - &own[name]).abs().max().double_value(&[]) < 1e-5;
+            let was_taken = exported.get(name).is_some() || name.ends_with("pos_embed");
+            assert!(near || !was_taken, "{name}");
+        }
+        let decoder = "decoder_blocks.0.mlp.fc1.weight";
+        let moved = (&begun[decoder] - &own[decoder])
+            .abs()
+            .max()
+            .double_value(&[])
+            > 1e-5;
+        assert_eq!(moved, more.is_some());
+    }
+    let message = export(&world.path("run"), "timm", &world.path("timm"), &[]).unwrap_err();
+    assert!(
+        format!("{message:#}").contains("convolution stages"),
+        "{message:#}"
+    );
+}
+
+#[test]
 fn parts_are_chosen() {
     let temp = tempfile::tempdir().unwrap();
     let (file, _) = student(temp.path(), &[]);
