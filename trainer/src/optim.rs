@@ -1,4 +1,4 @@
-//! AdamW over the student's parameters: which of them decay.
+//! Optimizers over named parameters: which of them decay, and at which rate each learns.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,8 @@ use tch::Tensor;
 use torch_ext::{AdamWConfig, FusedAdamW};
 
 use crate::config;
+
+pub mod lars;
 
 /// Fused AdamW in two groups: weight decay for what has two or more axes, none for biases and norms.
 ///

@@ -324,6 +324,19 @@ pub(crate) fn write_images(dir: &Path, n: usize, seed: u64) {
     }
 }
 
+/// How far `found` is from `expected`, in lengths of `expected`.
+#[allow(dead_code)] // The command line's tests compare no tensors.
+pub(crate) fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.size(), expected.size());
+    let norm = |x: &Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
+    let difference = norm(&(found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)));
+    if difference == 0.0 {
+        0.0
+    } else {
+        difference / norm(expected)
+    }
+}
+
 /// A ViT of random weights in timm's layout, which is also that of MAE's encoder.
 fn write_teacher(dir: &Path) {
     let config = VitConfig {
