@@ -43,6 +43,8 @@ pub enum Command {
     Knn(KnnArgs),
     /// Write a student as the files of timm, transformers, MAE or ConvMAE.
     Export(ExportArgs),
+    /// Linear classification of frozen features of a student, a teacher, or raw pixels: MAE's linear probe.
+    Linprobe(LinprobeArgs),
     /// Print the resolved recipe: the file, the settings on the command line, and every default.
     Config(RecipeArgs),
     /// Say what a recipe costs before it is run: parameters, arithmetic, memory, time, and when a cache pays for itself.
@@ -198,6 +200,71 @@ impl ExportArgs {
     pub fn decoder(&self) -> bool {
         self.with_decoder || (self.format.holds_decoder() && !self.encoder_only)
     }
+}
+
+/// `trainer linprobe`. Defaults are MAE's protocol, but for the batch (16384 there) and the learning rates (0.1 alone).
+#[derive(Debug, Clone, Args)]
+pub struct LinprobeArgs {
+    /// What is probed, as for `trainer knn`. May be given many times: every image is read and decoded once for all models.
+    #[arg(
+        long = "model",
+        value_name = "RUN|FILE|TEACHER|pixels",
+        required = true
+    )]
+    pub models: Vec<String>,
+    /// Labelled images to train the classifier on.
+    #[arg(long, value_name = "SRC")]
+    pub train: String,
+    /// Labelled images to classify.
+    #[arg(long, value_name = "SRC")]
+    pub test: String,
+    /// Kinds of feature to probe: cls, mean (of the patch tokens) [default: all that a model has].
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub features: Vec<String>,
+    /// Fixed random crops of each training image, by turns one an epoch; 0 = its central square alone.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub views: u16,
+    /// Base learning rates per 256 images, trained side by side; which counts is decided on held-out training images.
+    #[arg(
+        long = "blr",
+        value_name = "LR",
+        value_delimiter = ',',
+        default_values_t = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0]
+    )]
+    pub blrs: Vec<f64>,
+    /// Passes over the training images.
+    #[arg(long, value_name = "N", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..))]
+    pub epochs: u32,
+    /// Of these with a rising learning rate.
+    #[arg(long, value_name = "N", default_value_t = 10.0)]
+    pub warmup_epochs: f64,
+    /// Images per step of the classifier.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub probe_batch: u32,
+    /// Decay of the classifier's weights.
+    #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
+    pub weight_decay: f64,
+    /// Share of the training images on which the learning rate is chosen.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    pub held_out: f64,
+    /// Crops, order, start weights and held-out images are functions of it.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Most memory for features, in GiB.
+    #[arg(long, value_name = "GIB", default_value_t = 32)]
+    pub feature_gib: u64,
+    /// Images per forward pass of the network.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// What the network computes in: f32 or bf16. The classifier is f32.
+    #[arg(long, default_value = "f32")]
+    pub precision: Precision,
+    /// Print the results as JSON: a list, one for each model.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// What `trainer bench` measures.

@@ -1,7 +1,9 @@
-//! What features know: k-nearest neighbours on students, teachers and raw pixels.
+//! What features know: k-nearest neighbours and linear probes on students, teachers and raw pixels.
 
+pub mod accuracy;
 pub mod features;
 pub mod knn;
+pub mod linprobe;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::cli::KnnArgs;
-use features::{Images, Model};
+use features::{Extraction, Images, Model, Views};
 use knn::{Accuracy, Labelled};
 
 /// The result's name in a run folder.
@@ -66,18 +68,19 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
         models.len(),
         train.len(),
         test.len(),
-        classes.0.len()
+        classes.len()
     );
 
+    let extraction = Extraction {
+        views: Views::CENTER,
+        kinds: Vec::new(),
+        max_bytes: u64::MAX,
+        batch_size: args.batch_size,
+        precision: args.precision,
+    };
     let extract = |name: &str, source: &ImageSource| {
-        let images = features::extract(&models, source, args.batch_size, args.precision, &pool)?;
-        if !images.skipped.is_empty() {
-            warn!(
-                "{name}: {} images cannot be used, the first is {}",
-                images.skipped.len(),
-                images.skipped[0]
-            );
-        }
+        let images = features::extract(&models, source, &extraction, &pool)?;
+        report_skipped(name, &images);
         anyhow::Ok(images)
     };
     let (train_images, test_images) = (extract("--train", &train)?, extract("--test", &test)?);
@@ -86,32 +89,22 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
         classes.labels(&test, &test_images)?,
     );
 
-    let seen: BTreeSet<_> = train_images.hashes.iter().collect();
-    let test_images_in_train = test_images
-        .hashes
-        .iter()
-        .filter(|hash| seen.contains(hash))
-        .count();
-    if test_images_in_train > 0 {
-        warn!(
-            "{test_images_in_train} test images are among the train images too; their votes say nothing"
-        );
-    }
+    let test_images_in_train = count_in_train(&train_images, &test_images);
     let mut results = Vec::with_capacity(models.len());
     for (i, model) in models.iter().enumerate() {
         let mut accuracy = BTreeMap::new();
         for (kind, features) in &train_images.features[i] {
             let train = Labelled {
-                features: features.shallow_clone(),
+                features: features.get(0),
                 labels: train_labels.clone(),
             };
             let test = Labelled {
-                features: test_images.features[i][kind].shallow_clone(),
+                features: test_images.features[i][kind].get(0),
                 labels: test_labels.clone(),
             };
             accuracy.insert(
                 kind.clone(),
-                knn::knn(&train, &test, args.k, classes.0.len())?,
+                knn::knn(&train, &test, args.k, classes.len())?,
             );
         }
         let result = KnnResult {
@@ -120,7 +113,7 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
             test_images: test_images.idxs.len(),
             test_images_in_train,
             skipped_images: train_images.skipped.len() + test_images.skipped.len(),
-            classes: classes.0.len(),
+            classes: classes.len(),
             k: args.k,
             accuracy,
         };
@@ -174,6 +167,32 @@ fn write_table(results: &[KnnResult], out: &mut dyn Write) -> std::io::Result<()
     Ok(())
 }
 
+/// Says how many images of a set cannot be used, and why the first.
+fn report_skipped(name: &str, images: &Images) {
+    if let Some(first) = images.skipped.first() {
+        warn!(
+            "{name}: {} images cannot be used, the first is {first}",
+            images.skipped.len()
+        );
+    }
+}
+
+/// How many test images are byte for byte among the train images, and a warning if any is.
+fn count_in_train(train: &Images, test: &Images) -> usize {
+    let seen: BTreeSet<_> = train.hashes.iter().collect();
+    let count = test
+        .hashes
+        .iter()
+        .filter(|hash| seen.contains(hash))
+        .count();
+    if count > 0 {
+        warn!(
+            "{count} test images are among the train images too; what is said of them says nothing"
+        );
+    }
+    count
+}
+
 /// The classes of several sources in common terms: their names where every source names them, else their numbers.
 struct Classes(BTreeMap<String, i64>);
 
@@ -186,6 +205,11 @@ impl Classes {
             }
         }
         Ok(Classes(names.into_iter().zip(0..).collect()))
+    }
+
+    /// How many there are.
+    fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// The classes of a source's images.
@@ -202,7 +226,7 @@ impl Classes {
 fn class_name(source: &ImageSource, i: usize) -> anyhow::Result<String> {
     let label = source.label(i).with_context(|| {
         format!(
-            "image {} has no label; k-NN needs one for every image",
+            "image {} has no label, and every image needs one",
             source.key(i)
         )
     })?;

@@ -24,6 +24,11 @@ pub fn catch_signals() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Work that a signal has ended before there was a result; nothing has been written.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; nothing is kept, the same command starts again")]
+pub(crate) struct Interrupted;
+
 /// Whether a signal has come.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)

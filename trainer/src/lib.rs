@@ -64,11 +64,13 @@ impl ExitStatus {
 /// are looked for as `hub` says.
 pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     run_command(cli, hub, out).or_else(|error| {
-        match error.downcast_ref() {
-            // Asked for, and so no failure.
-            Some(stopped @ hub::Error::Interrupted { .. }) => tracing::warn!("{stopped}"),
-            _ => return Err(error),
+        // Asked for, and so no failure.
+        let stopped = matches!(error.downcast_ref(), Some(hub::Error::Interrupted { .. }))
+            || error.is::<interrupt::Interrupted>();
+        if !stopped {
+            return Err(error);
         }
+        tracing::warn!("{error:#}");
         Ok(ExitStatus::Interrupted)
     })
 }
@@ -78,6 +80,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         Command::Pretrain(args) => return pretrain::pretrain(args, hub),
         Command::Knn(args) => eval::run_knn(args, hub, out),
         Command::Export(args) => export::run_export(args, out),
+        Command::Linprobe(args) => eval::linprobe::run(args, hub, out),
         Command::Config(args) => {
             Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
         }

@@ -8,6 +8,7 @@ use torch_ext::{AdamWConfig, FusedAdamW};
 use crate::config;
 
 pub mod lars;
+pub mod layer_decay;
 
 /// Fused AdamW in two groups: weight decay for what has two or more axes, none for biases and norms.
 ///

@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used)] // Tests state what they expect by unwrapping.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use images::rng::{Purpose, Rng};
 use images::{IMAGE_CODE, ImageSource, draw_view};
@@ -334,6 +336,59 @@ pub(crate) fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
         0.0
     } else {
         difference / norm(expected)
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Makes the files of `tests/golden/NAME` again by their script, where the Python environment is installed.
+#[allow(dead_code)] // Only unit tests look at golden files.
+pub(crate) fn made_again(name: &str) -> Option<tempfile::TempDir> {
+    let python = Command::new(root().join("scripts/python-env"))
+        .arg("--if-present")
+        .output()
+        .unwrap();
+    if !python.status.success() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: the Python environment is not installed (scripts/python-env installs it)"
+        );
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let made = Command::new(String::from_utf8(python.stdout).unwrap().trim())
+        .arg(root().join("scripts/golden").join(format!("{name}.py")))
+        .args(["--out".as_ref(), folder.path()])
+        .output()
+        .unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    Some(folder)
+}
+
+/// Compares a file that was made again with the one that is kept.
+#[allow(dead_code)] // Likewise.
+pub(crate) fn same_tensors(made: &tempfile::TempDir, name: &str, file: &str, tolerance: f64) {
+    let read = |folder: &Path| -> BTreeMap<String, Tensor> {
+        let tensors = Tensor::read_safetensors(folder.join(file)).unwrap();
+        tensors.into_iter().collect()
+    };
+    let (kept, new) = (
+        read(&root().join("tests/golden").join(name)),
+        read(made.path()),
+    );
+    assert!(kept.keys().eq(new.keys()), "{file}: other entries");
+    for (entry, tensor) in &kept {
+        let difference = relative_l2(&new[entry], tensor);
+        assert!(
+            difference <= tolerance,
+            "{file}: {entry} differs by {difference:e}"
+        );
     }
 }
 

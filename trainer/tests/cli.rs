@@ -69,7 +69,9 @@ fn help_names_every_command() {
     let output = run(&strings(&["trainer", "--help"]));
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
-    for command in ["pretrain", "knn", "export", "config", "bench"] {
+    for command in [
+        "pretrain", "knn", "linprobe", "export", "config", "plan", "bench",
+    ] {
         assert!(text.contains(command), "{text}");
     }
 }

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use crate::checkpoint;
 use crate::config::Recipe;
 use crate::init;
+use crate::interrupt::{self, Interrupted};
 use crate::resolve::resolve;
 use crate::run_folder;
 use crate::step::Normalise;
@@ -50,13 +51,15 @@ enum Network {
     Pixels { size: u32 },
 }
 
-/// Per kind of feature `[N, D]`, f32, on the CPU.
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Per kind of feature its values, f32, on the CPU.
 pub type ByKind = BTreeMap<String, Tensor>;
 
 /// Features of the images of a source that can be used.
 #[derive(Debug)]
 pub struct Images {
-    /// Of each model, in the order in which the models were given.
+    /// Of each model, in the order in which the models were given: `[V, N, D]`.
     pub features: Vec<ByKind>,
     /// Each one's place in the source.
     pub idxs: Vec<usize>,
@@ -293,15 +296,54 @@ fn untrained_student(
     })
 }
 
-/// Features by each of `models` of every image of `source` that can be read, through its central square. `pool` decodes one
-/// batch ahead; an image is decoded once, whatever the number of models.
+/// Which parts of an image are seen.
+#[derive(Debug, Clone)]
+pub struct Views {
+    /// How a view is drawn.
+    pub policy: ViewPolicy,
+    /// What it is drawn with, besides the image's content and the view's number.
+    pub seed: u64,
+    /// How many, `V`, at least 1.
+    pub count: u16,
+}
+
+impl Views {
+    /// The central square, once.
+    pub const CENTER: Views = Views {
+        policy: ViewPolicy::Center,
+        seed: 0,
+        count: 1,
+    };
+}
+
+/// What [`extract`] computes, besides of what.
+#[derive(Debug, Clone)]
+pub struct Extraction {
+    /// Which parts of an image are seen; each has features of its own.
+    pub views: Views,
+    /// The kinds of feature that are kept; all when empty.
+    pub kinds: Vec<String>,
+    /// Most bytes of features.
+    pub max_bytes: u64,
+    /// Images per forward pass.
+    pub batch_size: u32,
+    /// What networks compute in.
+    pub precision: Precision,
+}
+
+/// Features by each of `models` of every image of `source` that can be read. `pool` decodes one batch ahead; an image is decoded
+/// once, whatever the number of models and views.
+///
+/// # Errors
+/// When no image can be read, when a model has none of the kinds asked for, and when the features are too large to be kept.
 pub fn extract(
     models: &[Model],
     source: &ImageSource,
-    batch_size: u32,
-    precision: Precision,
+    extraction: &Extraction,
     pool: &rayon::ThreadPool,
 ) -> anyhow::Result<Images> {
+    let views = &extraction.views;
+    let (batch_size, precision) = (extraction.batch_size, extraction.precision);
     let sizes: BTreeSet<u32> = models.iter().map(Model::input_size).collect();
     let (batches_tx, batches_rx) = crossbeam_channel::bounded(1);
     std::thread::scope(|scope| {
@@ -311,7 +353,7 @@ pub fn extract(
                 let idxs = start..source.len().min(start + batch_size as usize);
                 let decoded: Vec<_> = pool.install(|| {
                     idxs.into_par_iter()
-                        .map(|i| (i, read_center(source, i, sizes)))
+                        .map(|i| (i, read_views(source, i, views, sizes)))
                         .collect()
                 });
                 if batches_tx.send(decoded).is_err() {
@@ -326,13 +368,13 @@ pub fn extract(
             hashes: vec![],
             skipped: vec![],
         };
-        let mut parts: Vec<BTreeMap<String, Vec<Tensor>>> = Vec::new();
-        parts.resize_with(models.len(), BTreeMap::new);
+        let mut room = Room::default();
         let mut done = 0;
         // By value: when this side fails, the channel closes and the decoder stops.
         for decoded in batches_rx {
             let before = done;
             done += decoded.len();
+            let first_row = images.idxs.len();
             let mut rendered = Vec::with_capacity(decoded.len());
             for (i, result) in decoded {
                 match result {
@@ -344,20 +386,34 @@ pub fn extract(
                     Err(e) => images.skipped.push(format!("{}: {e:#}", source.key(i))),
                 }
             }
-            if !rendered.is_empty() {
+            for view in 0..usize::from(if rendered.is_empty() { 0 } else { views.count }) {
                 let batches = sizes
                     .iter()
-                    .map(|&size| Ok((size, batch_of(&rendered, size)?)))
+                    .map(|&size| Ok((size, batch_of(&rendered, view, size)?)))
                     .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
-                for (model, parts) in models.iter().zip(&mut parts) {
-                    let features = model.features(&batches[&model.input_size()], precision)?;
-                    for (kind, features) in features {
-                        parts.entry(kind).or_default().push(features);
+                let mut features = Vec::with_capacity(models.len());
+                for model in models {
+                    let mut of_model = model.features(&batches[&model.input_size()], precision)?;
+                    if !extraction.kinds.is_empty() {
+                        let all: Vec<String> = of_model.keys().cloned().collect();
+                        of_model.retain(|kind, _| extraction.kinds.contains(kind));
+                        ensure!(
+                            !of_model.is_empty(),
+                            "{} has no features called {}; it has {}",
+                            model.describe(),
+                            extraction.kinds.join(" or "),
+                            all.join(" and ")
+                        );
                     }
+                    features.push(of_model);
                 }
+                room.put(&features, source.len(), view, first_row, extraction)?;
             }
             if done * 10 / source.len() != before * 10 / source.len() {
                 info!("features of {done} of {} images", source.len());
+            }
+            if interrupt::requested() {
+                return Err(Interrupted.into());
             }
         }
         if images.idxs.is_empty() {
@@ -370,20 +426,87 @@ pub fn extract(
                     .unwrap_or_default()
             );
         }
-        let whole = |(kind, parts): (String, Vec<Tensor>)| (kind, Tensor::cat(&parts, 0));
-        images.features = parts
-            .into_iter()
-            .map(|parts| parts.into_iter().map(whole).collect())
-            .collect();
+        images.features = room.finish(images.idxs.len());
         Ok(images)
     })
 }
 
-/// One image at every size that a model wants.
-type Rendered = BTreeMap<u32, RgbImage>;
+/// The features of all images, allocated once when their widths are known: joining parts at the end would need twice the memory.
+#[derive(Default)]
+struct Room(Vec<ByKind>);
+
+impl Room {
+    /// Writes the features `[n, D]` of the images from `first_row` on, by model and kind, in a view.
+    fn put(
+        &mut self,
+        features: &[ByKind],
+        images: usize,
+        view: usize,
+        first_row: usize,
+        extraction: &Extraction,
+    ) -> anyhow::Result<()> {
+        if self.0.is_empty() {
+            let views = i64::from(extraction.views.count);
+            let width: i64 = features
+                .iter()
+                .flat_map(BTreeMap::values)
+                .map(|t| t.size()[1])
+                .sum();
+            let bytes = images as u128
+                * u128::from(views as u64)
+                * width as u128
+                * size_of::<f32>() as u128;
+            ensure!(
+                bytes <= u128::from(extraction.max_bytes),
+                "{images} images x {views} views x {width} numbers are {:.1} GiB of features, more than the {:.1} GiB allowed: take \
+                 fewer views, one kind of feature or one model at a time, or allow more where there is the memory",
+                bytes as f64 / GIB,
+                extraction.max_bytes as f64 / GIB
+            );
+            let allocate = |t: &Tensor| {
+                Tensor::empty(
+                    [views, images as i64, t.size()[1]],
+                    (Kind::Float, Device::Cpu),
+                )
+            };
+            self.0 = features
+                .iter()
+                .map(|of_model| {
+                    of_model
+                        .iter()
+                        .map(|(kind, t)| (kind.clone(), allocate(t)))
+                        .collect()
+                })
+                .collect();
+        }
+        for (room, features) in self.0.iter_mut().zip(features) {
+            for (kind, t) in features {
+                let n = t.size()[0];
+                room.get(kind)
+                    .context("a model has the same kinds of feature for every image")?
+                    .get(view as i64)
+                    .narrow(0, first_row as i64, n)
+                    .copy_(t);
+            }
+        }
+        Ok(())
+    }
+
+    /// `[V, N, D]` of the `used` images.
+    fn finish(self, used: usize) -> Vec<ByKind> {
+        let cut = |(kind, t): (String, Tensor)| (kind, t.narrow(1, 0, used as i64));
+        self.0
+            .into_iter()
+            .map(|of_model| of_model.into_iter().map(cut).collect())
+            .collect()
+    }
+}
+
+/// One image's views at every size that a model wants.
+type Rendered = BTreeMap<u32, Vec<RgbImage>>;
 
 /// `[N, size, size, 3]` u8 on the CPU.
-fn batch_of(rendered: &[Rendered], size: u32) -> anyhow::Result<Tensor> {
+fn batch_of(rendered: &[Rendered], view: usize, size: u32) -> anyhow::Result<Tensor> {
     let side = i64::from(size);
     let shape = [rendered.len() as i64, side, side, 3];
     let mut batch = Tensor::empty(shape, (Kind::Uint8, Device::Cpu));
@@ -392,23 +515,37 @@ fn batch_of(rendered: &[Rendered], size: u32) -> anyhow::Result<Tensor> {
         .chunks_exact_mut(image_bytes)
         .zip(rendered)
     {
-        slot.copy_from_slice(&imgs[&size].data);
+        slot.copy_from_slice(&imgs[&size][view].data);
     }
     Ok(batch)
 }
 
-fn read_center(
+fn read_views(
     source: &ImageSource,
     i: usize,
+    views: &Views,
     sizes: &BTreeSet<u32>,
 ) -> anyhow::Result<(ContentHash, Rendered)> {
     let bytes = source.read(i)?;
     let hash = ContentHash::of(&bytes);
     let img = images::decode(&bytes)?;
-    let view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
+    let render = |size: u32| -> anyhow::Result<(u32, Vec<RgbImage>)> {
+        let views = (0..views.count).map(|index| {
+            let view = draw_view(
+                &views.policy,
+                views.seed,
+                &hash,
+                index,
+                img.width,
+                img.height,
+            );
+            images::render(&img, &view, size)
+        });
+        Ok((size, views.collect::<Result<_, _>>()?))
+    };
     let rendered = sizes
         .iter()
-        .map(|&size| Ok((size, images::render(&img, &view, size)?)))
+        .map(|&size| render(size))
         .collect::<anyhow::Result<_>>()?;
     Ok((hash, rendered))
 }

@@ -134,12 +134,17 @@ fn untrained_means_before_the_first_step() {
         let images = features::extract(
             &models,
             &source,
-            5,
-            models::precision::Precision::F32,
+            &Extraction {
+                views: Views::CENTER,
+                kinds: vec!["mean".to_owned()],
+                max_bytes: u64::MAX,
+                batch_size: 5,
+                precision: models::precision::Precision::F32,
+            },
             &pool,
         )
         .unwrap();
-        images.features[0]["mean"].shallow_clone()
+        images.features[0]["mean"].get(0)
     };
     let (trained, untrained) = (features(of_run), features(&untrained_spec));
     assert_ne!(trained, untrained);

@@ -1,0 +1,119 @@
+//! How many images a classifier gets right, from its scores.
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+/// Guesses of which one may be right in [`TopK::top5`].
+const GUESSES: i64 = 5;
+
+/// How many images were given their own class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TopK {
+    /// Share of images whose own class has the highest score, 0 to 1.
+    pub top1: f64,
+    /// Share of images whose own class is among the five highest; 1 for five classes or fewer.
+    pub top5: f64,
+    /// Mean over the classes that occur of the share of each that `top1` counts; what a majority class cannot carry.
+    pub balanced: f64,
+}
+
+/// Counts right guesses, batch by batch.
+#[derive(Debug)]
+pub struct Counter {
+    /// Per class: images, those right at the first guess.
+    classes: Vec<(u64, u64)>,
+    within_top5: u64,
+}
+
+impl Counter {
+    /// Nothing counted yet.
+    pub fn new(n_classes: usize) -> Counter {
+        Counter {
+            classes: vec![(0, 0); n_classes],
+            within_top5: 0,
+        }
+    }
+
+    /// Counts a batch by the best classes `guesses [B, up to 5]`, see [`guesses`], and the own class of each image.
+    ///
+    /// Scores that are not a number guess blindly.
+    pub fn add(&mut self, guesses: &Tensor, labels: &[i64]) -> anyhow::Result<()> {
+        let per_image = guesses.size()[1] as usize;
+        let guesses = Vec::<i64>::try_from(guesses.flatten(0, -1))?;
+        ensure!(
+            guesses.len() == labels.len() * per_image,
+            "as many labels as images"
+        );
+        for (guesses, &label) in guesses.chunks_exact(per_image).zip(labels) {
+            let class = usize::try_from(label)
+                .ok()
+                .and_then(|label| self.classes.get_mut(label));
+            let (images, right) = class.context("a label out of range")?;
+            *images += 1;
+            *right += u64::from(guesses[0] == label);
+            self.within_top5 += u64::from(guesses.contains(&label));
+        }
+        Ok(())
+    }
+
+    /// The shares of all that was counted.
+    pub fn finish(&self) -> anyhow::Result<TopK> {
+        let sum = |part: fn(&(u64, u64)) -> u64| self.classes.iter().map(part).sum::<u64>() as f64;
+        let images = sum(|&(images, _)| images);
+        ensure!(images > 0.0, "no labelled image is left to classify");
+        let shares: Vec<f64> = self
+            .classes
+            .iter()
+            .filter(|&&(images, _)| images > 0)
+            .map(|&(images, right)| right as f64 / images as f64)
+            .collect();
+        Ok(TopK {
+            top1: sum(|&(_, right)| right) / images,
+            top5: self.within_top5 as f64 / images,
+            balanced: shares.iter().sum::<f64>() / shares.len() as f64,
+        })
+    }
+}
+
+/// The classes with the highest scores, the best first: `scores [.., C]` → `[.., up to 5]` i64 on the CPU.
+pub fn guesses(scores: &Tensor) -> Tensor {
+    let n_classes = *scores.size().last().expect("scores have classes");
+    let (_, classes) = scores.topk(GUESSES.min(n_classes), -1, true, true);
+    classes.to_kind(Kind::Int64).to_device(tch::Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_those_counted_by_hand() {
+        let mut counter = Counter::new(8);
+        let scores = Tensor::from_slice(&[
+            0.9f32, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5,
+            0.6, // best 0; 0, 7, 6, 5, 4 are the five best
+            0.9, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, //
+            0.9, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, //
+        ])
+        .view([3, 8]);
+        counter.add(&guesses(&scores), &[0, 0, 4]).unwrap();
+        counter
+            .add(&guesses(&scores.narrow(0, 0, 1)), &[1])
+            .unwrap();
+        let found = counter.finish().unwrap();
+        assert_eq!((found.top1, found.top5), (0.5, 0.75));
+        // Class 0 is always right, classes 1 and 4 never.
+        assert!((found.balanced - 1.0 / 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn few_classes_and_wrong_labels() {
+        let scores = Tensor::from_slice(&[1.0f32, 2.0]).view([1, 2]);
+        assert_eq!(guesses(&scores).size(), [1, 2]);
+        let mut counter = Counter::new(2);
+        assert!(counter.add(&guesses(&scores), &[2]).is_err());
+        assert!(counter.add(&guesses(&scores), &[-1]).is_err());
+        assert!(Counter::new(2).finish().is_err(), "nothing was counted");
+    }
+}

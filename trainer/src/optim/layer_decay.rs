@@ -1,0 +1,79 @@
+//! Layer-wise learning rates for fine-tuning: the nearer to the pixels, the slower.
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+use torch_ext::{AdamWConfig, FusedAdamW};
+
+#[cfg(test)]
+mod tests;
+
+/// The layer a parameter belongs to in a network of `depth` transformer blocks, from 0 (patches, positions, CLS, and the convolution
+/// stages of a ConvViT) over `i + 1` for block `i` to `depth + 1` for all that follows.
+///
+/// As MAE's `lr_decay.py` has it for ViT and ConvMAE's for ConvViT, whose transformer blocks are called `blocks3`.
+pub fn layer_id(name: &str, depth: usize) -> usize {
+    let mut parts = name.split('.');
+    match parts.next().unwrap_or_default() {
+        "cls_token" | "pos_embed" | "blocks1" | "blocks2" => 0,
+        first if first.starts_with("patch_embed") => 0,
+        "blocks" | "blocks3" => parts
+            .next()
+            .and_then(|i| i.parse::<usize>().ok())
+            .map_or(depth + 1, |i| (i + 1).min(depth)),
+        _ => depth + 1,
+    }
+}
+
+/// The factor on the learning rate of a layer: `layer_decay` to the power of its distance from the last.
+pub fn lr_scale(layer_id: usize, depth: usize, layer_decay: f64) -> f64 {
+    // As many layers as fit an i32 are more than any network has.
+    layer_decay.powi((depth + 1 - layer_id) as i32)
+}
+
+/// Whether weight decay leaves a parameter alone: biases, norms, positions and CLS, as in MAE's fine-tuning.
+///
+/// Pretraining decays the CLS token; this is not an oversight here, the two of MAE's programs differ.
+pub fn is_exempt(name: &str, param: &Tensor) -> bool {
+    param.dim() <= 1 || name == "cls_token" || name == "pos_embed"
+}
+
+/// AdamW in groups of equal learning rate and decay.
+#[derive(Debug)]
+pub struct LayerDecayed {
+    /// The optimizer.
+    pub optim: FusedAdamW,
+    /// Of each of its groups.
+    lr_scales: Vec<f64>,
+}
+
+impl LayerDecayed {
+    /// Groups `params` of a network of `depth` transformer blocks. `layer_decay` 1 is one rate for all.
+    pub fn new(
+        params: BTreeMap<String, Tensor>,
+        depth: usize,
+        layer_decay: f64,
+        weight_decay: f64,
+        config: AdamWConfig,
+    ) -> LayerDecayed {
+        let mut groups: BTreeMap<(usize, bool), Vec<(String, Tensor)>> = BTreeMap::new();
+        for (name, param) in params {
+            let group = (layer_id(&name, depth), is_exempt(&name, &param));
+            groups.entry(group).or_default().push((name, param));
+        }
+        let mut optim = FusedAdamW::new(config);
+        let mut lr_scales = Vec::with_capacity(groups.len());
+        for ((layer, exempt), params) in groups {
+            optim.add_group(params, 0.0, if exempt { 0.0 } else { weight_decay });
+            lr_scales.push(lr_scale(layer, depth, layer_decay));
+        }
+        LayerDecayed { optim, lr_scales }
+    }
+
+    /// Sets the learning rate of the last layer; the others follow by their factors.
+    pub fn set_lr(&mut self, lr: f64) {
+        for (group, scale) in self.lr_scales.iter().enumerate() {
+            self.optim.set_lr(group, lr * scale);
+        }
+    }
+}
