@@ -19,6 +19,7 @@
 //! together); in other packages' files: [`exchange`]. Teachers: [`teacher`], loaded through [`weights`], found by [`hub`].
 
 pub mod blocks;
+pub mod classifier;
 pub mod decoder;
 pub mod drop_path;
 pub mod encoder;

@@ -132,6 +132,31 @@ impl ParamStore {
             .collect()
     }
 
+    /// Trains the buffer called `name` from here on, as fine-tuning does with positions that were fixed before. Does nothing on a
+    /// store that is not trained.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn train(&self, name: &str) {
+        if !matches!(self.start, Start::Seed(_)) {
+            return;
+        }
+        let mut params = self.params.borrow_mut();
+        let param = params
+            .get_mut(name)
+            .unwrap_or_else(|| panic!("no tensor is called {name}"));
+        param.tensor = param.tensor.set_requires_grad(true);
+        param.role = Role::Trainable;
+    }
+
+    /// Takes the tensors whose names start with `prefix` out of the store: parts of a network that a use of it leaves out are neither
+    /// trained nor saved nor asked for. Layers keep their handles.
+    pub fn remove(&self, prefix: &str) {
+        self.params
+            .borrow_mut()
+            .retain(|name, _| !name.starts_with(prefix));
+    }
+
     /// Count of trained numbers.
     pub fn num_trainable(&self) -> usize {
         self.params

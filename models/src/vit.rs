@@ -27,8 +27,19 @@ pub struct Linear {
 impl Linear {
     /// Parameters `weight [out_dim, in_dim]`, xavier-uniform, and, if `bias`, `bias [out_dim]`, zero.
     pub fn new(scope: &Scope, in_dim: i64, out_dim: i64, bias: bool) -> Self {
+        Self::started(scope, in_dim, out_dim, bias, Init::XavierUniform)
+    }
+
+    /// [`Linear::new`] with another start of the weight.
+    pub(crate) fn started(
+        scope: &Scope,
+        in_dim: i64,
+        out_dim: i64,
+        bias: bool,
+        weight: Init,
+    ) -> Self {
         Self {
-            weight: scope.param("weight", &[out_dim, in_dim], Init::XavierUniform),
+            weight: scope.param("weight", &[out_dim, in_dim], weight),
             bias: bias.then(|| scope.param("bias", &[out_dim], Init::Zeros)),
         }
     }

@@ -146,3 +146,31 @@ fn moving_takes_the_layers_along() {
     assert!(weight.requires_grad() && weight.is_leaf());
     assert_eq!(weight.detach().to_device(Device::Cpu), before);
 }
+
+/// A layer's handle follows: what was a buffer gets a gradient.
+#[test]
+fn a_buffer_can_be_trained_later_and_parts_can_be_left_out() {
+    let store = ParamStore::new(Device::Cpu, 0);
+    let value = Tensor::ones([3], (Kind::Float, Device::Cpu));
+    let handle = store.root().buffer("pos_embed", &value);
+    let _norm = store.root().sub("norm").param("weight", &[3], Init::Ones);
+    let _fc_norm = store
+        .root()
+        .sub("fc_norm")
+        .param("weight", &[3], Init::Ones);
+    assert_eq!(store.trainable().len(), 2);
+    store.train("pos_embed");
+    (&handle * 2.0).sum(Kind::Float).backward();
+    let grad = store.trainable()["pos_embed"].grad();
+    assert_eq!(Vec::<f32>::try_from(grad).unwrap(), [2.0; 3]);
+    store.remove("norm.");
+    assert_eq!(
+        store.tensors().into_keys().collect::<Vec<_>>(),
+        ["fc_norm.weight", "pos_embed"]
+    );
+
+    let frozen = ParamStore::frozen(Device::Cpu);
+    let _ = frozen.root().buffer("pos_embed", &value);
+    frozen.train("pos_embed");
+    assert!(frozen.trainable().is_empty());
+}

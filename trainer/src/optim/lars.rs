@@ -104,7 +104,8 @@ impl Lars {
                 let mut per_network = vec![1; state.param.dim()];
                 per_network[0] = -1;
                 if state.param.dim() > 2 {
-                    update = update + &state.param * weight_decay;
+                    // Not in place: this is the gradient itself.
+                    update = &update + &state.param * weight_decay;
                     let (p, u) = (lengths(&state.param), lengths(&update));
                     let known = p.gt(0.0).logical_and(&u.gt(0.0));
                     let trust = (p * trust_coefficient / u)

@@ -1,0 +1,173 @@
+//! An encoder with a linear classifier: what fine-tuning trains.
+//!
+//! Names and computation are those of MAE's fine-tuning model (`facebookresearch/mae`, `models_vit.py`) and so of timm's
+//! `VisionTransformer`, and, for an encoder with convolution stages, of ConvMAE's `ConvViT`. The decoder, the mask token, fusion and
+//! the mimic heads are gone; positions are trained, from the fixed ones.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use crate::blocks::Pass;
+use crate::encoder::{Encoder, EncoderConfig};
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::mae::NORM_EPS;
+use crate::params::ParamStore;
+use crate::pos_interpolate::interpolate;
+use crate::teacher::Pool;
+use crate::vit::{LayerNorm, Linear};
+
+#[cfg(test)]
+mod tests;
+
+/// Standard deviation of the classifier's start weights: MAE's `main_finetune.py`.
+const HEAD_STD: f64 = 2e-5;
+
+/// The network.
+#[derive(Debug)]
+pub struct Classifier {
+    encoder: Encoder,
+    pool: Pool,
+    /// Of the mean of the patches; CLS goes through the encoder's own last norm.
+    fc_norm: Option<LayerNorm>,
+    head: Linear,
+}
+
+impl Classifier {
+    /// A network in `params`: the encoder's names, `head.*` (weights from a truncated normal of deviation 2e-5), and for
+    /// [`Pool::Mean`] `fc_norm.*` in place of `norm.*`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is no such network, or the encoder has no CLS token to pool.
+    pub fn new(
+        params: &ParamStore,
+        config: &EncoderConfig,
+        pool: Pool,
+        n_classes: i64,
+    ) -> Result<Self> {
+        if pool == Pool::Cls && !config.cls_token() {
+            return Err(Error::Config {
+                field: "pool",
+                value: "cls".to_owned(),
+                reason: "this encoder has no CLS token; mean pools its patches".to_owned(),
+            });
+        }
+        let root = params.root();
+        let dim = config.embed_dim();
+        let encoder = Encoder::new(&root, config)?;
+        params.train("pos_embed");
+        for prefix in UNUSED {
+            params.remove(prefix);
+        }
+        let fc_norm = match pool {
+            Pool::Cls => None,
+            Pool::Mean => {
+                params.remove("norm.");
+                Some(LayerNorm::new(&root.sub("fc_norm"), dim, NORM_EPS))
+            }
+        };
+        let start = Init::TruncNormal { std: HEAD_STD };
+        Ok(Self {
+            encoder,
+            pool,
+            fc_norm,
+            head: Linear::started(&root.sub("head"), dim, n_classes, true, start),
+        })
+    }
+
+    /// Class scores of `imgs [N, 3, H, W]`, normalised: `[N, C]`, f32.
+    pub fn forward(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
+        let tokens = self.encoder.forward_blocks(imgs, pass); // [N, P + L, D]
+        let pooled = match &self.fc_norm {
+            Some(fc_norm) => {
+                let prefix = i64::from(self.encoder.cls_token());
+                let patches = tokens.narrow(1, prefix, tokens.size()[1] - prefix);
+                fc_norm.forward(&patches.mean_dim(1, false, Kind::Float))
+            }
+            None => self.encoder.forward_norm(&tokens.select(1, 0)),
+        }; // [N, D]
+        self.head.forward(&pooled).to_kind(Kind::Float)
+    }
+
+    /// Which vector is classified.
+    pub fn pool(&self) -> Pool {
+        self.pool
+    }
+}
+
+/// Parts of an encoder that only pretraining uses: ConvMAE's fusion of its stages.
+const UNUSED: [&str; 2] = ["stage1_output_decode.", "stage2_output_decode."];
+
+/// Names of weights that are passed over when a classifier starts from them: what else pretraining and other classifiers have.
+const NOT_STARTED_FROM: [&str; 8] = [
+    "decoder",
+    "mask_token",
+    "mimic_heads.",
+    "head.",
+    "fc_norm.",
+    "norm.",
+    UNUSED[0],
+    UNUSED[1],
+];
+
+/// Starts the encoder of a [`Classifier`] in `params` from pretrained weights; its head, and the norm of a mean, stay as they are.
+/// Positions of another grid are interpolated bicubically, those of CLS kept, as MAE's `interpolate_pos_embed` does.
+///
+/// `tensors` may hold a decoder, mimic heads and a classifier, which are passed over; `origin` names them in the error.
+///
+/// # Errors
+/// [`Error::WeightsMismatch`] unless the rest is exactly the encoder's; then nothing has been changed.
+pub fn start_from(
+    params: &ParamStore,
+    config: &EncoderConfig,
+    origin: &str,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let own = params.tensors();
+    let kept_norm = own.contains_key("norm.weight");
+    let mut start: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let passed_over = NOT_STARTED_FROM
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+            && !(kept_norm && name.starts_with("norm."));
+        if !passed_over {
+            start.insert(name.clone(), tensor.shallow_clone());
+        }
+    }
+    for (name, tensor) in own {
+        if name.starts_with("head.") || name.starts_with("fc_norm.") {
+            start.insert(name, tensor);
+        }
+    }
+    if let Some(positions) = start.get("pos_embed").and_then(|t| resized(t, config)) {
+        start.insert("pos_embed".to_owned(), positions);
+    }
+    params.load(origin, &start)
+}
+
+/// `pos_embed [1, P + g², D]` for the grid of `config`; `None` where it fits already, or cannot be positions of a square grid.
+fn resized(pos_embed: &Tensor, config: &EncoderConfig) -> Option<Tensor> {
+    let prefix = i64::from(config.cls_token());
+    let (_, tokens, dim) = pos_embed.size3().ok()?;
+    let patches = tokens - prefix;
+    let [height, width] = config.grid();
+    let is_square = patches > 0 && patches.isqrt().pow(2) == patches;
+    if patches == height * width || !is_square || dim != config.embed_dim() {
+        return None;
+    }
+    let cut = |start, length| pos_embed.narrow(1, start, length).to_kind(Kind::Float);
+    let positions = interpolate(&cut(prefix, patches), (height, width), false);
+    Some(Tensor::cat(&[cut(0, prefix), positions], 1))
+}
+
+/// Cross entropy with soft targets, the mean over the batch: `scores [N, C]`, `targets [N, C]`, each row of which sums to 1, → a scalar.
+///
+/// With targets `1 - s + s / C` and `s / C` this is label smoothing by `s`. Source: timm's `SoftTargetCrossEntropy`.
+pub fn soft_target_cross_entropy(scores: &Tensor, targets: &Tensor) -> Tensor {
+    let log_probabilities = scores.log_softmax(-1, Kind::Float);
+    -(log_probabilities * targets)
+        .sum_dim_intlist(-1, false, Kind::Float)
+        .mean(Kind::Float)
+}
