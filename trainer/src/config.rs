@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use resolve::Error;
 
-mod resolve;
+pub(crate) mod resolve;
 #[cfg(test)]
 mod tests;
 
@@ -460,18 +460,18 @@ impl Default for Run {
 }
 
 /// [`Precision`] as its name.
-mod precision_name {
+pub(crate) mod precision_name {
     use models::precision::Precision;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         precision: &Precision,
         out: S,
     ) -> Result<S::Ok, S::Error> {
         out.serialize_str(precision.name())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Precision, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Precision, D::Error> {
         String::deserialize(input)?
             .parse()
             .map_err(D::Error::custom)

@@ -29,7 +29,7 @@ use crate::data::join::{self, Samples};
 use crate::data::loader::{Loader, LoaderPlan, Noise};
 use crate::data::order::Order;
 use crate::data::pixel_cache::PixelCache;
-use crate::progress::{InFlight, Progress};
+use crate::progress::{InFlight, Progress, Watch};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
@@ -129,7 +129,11 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     }
     let mut progress = Progress::open(
         run.path(),
-        &recipe,
+        Watch {
+            epochs: recipe.schedule.epochs,
+            log_every: recipe.run.log_every,
+            stop_after_nonfinite: recipe.run.stop_after_nonfinite,
+        },
         &order,
         device,
         last.map(|last| last.state),

@@ -9,15 +9,14 @@ use tch::Device;
 use tracing::{info, warn};
 
 use crate::checkpoint::State;
-use crate::config::Recipe;
-use crate::data::batch::MimicBatch;
+use crate::data::batch::{MimicBatch, Samples};
 use crate::data::order::Order;
 use crate::metrics::{Clock, Line, METRICS, NONFINITE, Skipped, StepLog, Window};
 use crate::step::StepValues;
 
 /// A step that is queued on the device and not read yet.
 #[derive(Debug)]
-pub struct InFlight {
+pub struct InFlight<B = MimicBatch> {
     /// From 0.
     pub step: u64,
     /// Its learning rate.
@@ -25,11 +24,22 @@ pub struct InFlight {
     /// Its scalars, on the device.
     pub values: StepValues,
     /// What it was made of. The device may still be copying from it.
-    pub batches: Vec<MimicBatch>,
+    pub batches: Vec<B>,
     /// When it was queued.
     pub queued: Instant,
     /// How long it had waited for its batches.
     pub waited: Duration,
+}
+
+/// What is logged when, and when a run has failed.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch {
+    /// Length of the run, in epochs.
+    pub epochs: u64,
+    /// Steps between two log lines.
+    pub log_every: u64,
+    /// Consecutive steps that are not finite and end the run.
+    pub stop_after_nonfinite: u32,
 }
 
 /// The run up to the last step that was read; with weights and moments, all that a checkpoint holds.
@@ -53,7 +63,7 @@ impl Progress {
     /// Continues from `state`, or starts; opens the run's logs and cuts them back to its step.
     pub fn open(
         run: &Path,
-        recipe: &Recipe,
+        watch: Watch,
         order: &Order,
         device: Device,
         state: Option<State>,
@@ -70,9 +80,9 @@ impl Progress {
             clock: Clock::start(),
             order: *order,
             device,
-            total_steps: recipe.schedule.epochs * order.steps_per_epoch(),
-            log_every: recipe.run.log_every,
-            stop_after_nonfinite: recipe.run.stop_after_nonfinite,
+            total_steps: watch.epochs * order.steps_per_epoch(),
+            log_every: watch.log_every,
+            stop_after_nonfinite: watch.stop_after_nonfinite,
         })
     }
 
@@ -80,11 +90,11 @@ impl Progress {
     ///
     /// A step that was skipped because a loss or gradient was not finite is recorded with its images; too many in a row are an
     /// error.
-    pub fn settle(&mut self, done: InFlight) -> anyhow::Result<Vec<MimicBatch>> {
+    pub fn settle<B: Samples>(&mut self, done: InFlight<B>) -> anyhow::Result<Vec<B>> {
         let (finite, values) = done.values.read()?;
         self.step = done.step + 1;
         self.window.add(finite, &values);
-        let images = done.batches.iter().map(|batch| batch.samples.len()).sum();
+        let images = done.batches.iter().map(|b| b.samples().len()).sum();
         self.clock.step(images, done.queued, done.waited);
         if finite {
             self.nonfinite_in_row = 0;
@@ -103,7 +113,7 @@ impl Progress {
                 samples: done
                     .batches
                     .iter()
-                    .flat_map(|batch| batch.samples.iter().copied())
+                    .flat_map(|batch| batch.samples().iter().copied())
                     .collect(),
             })?;
         }

@@ -19,6 +19,30 @@ pub const RECIPE: &str = "recipe.toml";
 /// Held open while a process trains in the folder; the system releases it however the process ends.
 const LOCK: &str = ".lock";
 
+/// What a run folder is kept to.
+pub trait Experiment: Sized {
+    /// Reads a resolved recipe.
+    fn read(path: &Path) -> anyhow::Result<Self>;
+    /// The first setting in which two differ and that may not change: its dotted name and both values.
+    fn first_difference(&self, other: &Self) -> Option<(String, String, String)>;
+    /// All settings.
+    fn to_toml(&self) -> String;
+}
+
+impl Experiment for Recipe {
+    fn read(path: &Path) -> anyhow::Result<Recipe> {
+        Ok(Recipe::load(path, &[])?)
+    }
+
+    fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
+        Recipe::first_difference(self, other)
+    }
+
+    fn to_toml(&self) -> String {
+        Recipe::to_toml(self)
+    }
+}
+
 /// An open run folder.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -32,7 +56,7 @@ impl RunFolder {
     ///
     /// Refuses a folder with checkpoints of another recipe, naming the first setting that differs; one that is in use; and one
     /// that holds other things.
-    pub fn open(path: &Path, recipe: &Recipe) -> anyhow::Result<RunFolder> {
+    pub fn open<R: Experiment>(path: &Path, recipe: &R) -> anyhow::Result<RunFolder> {
         let saved = path.join(RECIPE);
         if !saved.exists() && path.exists() {
             let mut entries =
@@ -53,7 +77,7 @@ impl RunFolder {
         let lock = lock(path)?;
         // Until there is a checkpoint nothing depends on the recipe: a first attempt that failed may be corrected.
         if saved.exists() && checkpoint::newest(path)?.is_some() {
-            let before = load_recipe(path)?;
+            let before: R = load(path)?;
             if let Some((field, old, new)) = before.first_difference(recipe) {
                 bail!(
                     "{saved:?}: this run was started with {field} = {old}, now it is {new}. Use the same recipe to continue, or \
@@ -78,8 +102,11 @@ impl RunFolder {
 
 /// The recipe of a run folder.
 pub fn load_recipe(run: &Path) -> anyhow::Result<Recipe> {
-    let path = run.join(RECIPE);
-    Recipe::load(&path, &[]).with_context(|| format!("{run:?}: its recipe cannot be used"))
+    load(run)
+}
+
+fn load<R: Experiment>(run: &Path) -> anyhow::Result<R> {
+    R::read(&run.join(RECIPE)).with_context(|| format!("{run:?}: its recipe cannot be used"))
 }
 
 /// Refuses to continue on other data than the run was started on, naming the first fact that differs.

@@ -166,6 +166,16 @@ pub fn update(
         });
     }
 
+    finish(optim, names, values, clip_grad)
+}
+
+/// The second half of [`update`] for any scalars, one for each of `names`.
+pub fn finish(
+    optim: &mut FusedAdamW,
+    mut names: Vec<String>,
+    mut values: Vec<Tensor>,
+    clip_grad: Option<f64>,
+) -> anyhow::Result<StepValues> {
     let mut grads = optim.grads();
     let norm = match clip_grad {
         Some(max_norm) => clip_grad_norm_(&mut grads, max_norm)?,

@@ -9,7 +9,7 @@ use models::mae::MaeConfig;
 use models::masking::len_keep;
 use models::mcmae::McmaeEncoderConfig;
 use models::targets::TargetNorm;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::{BLR, EncoderKind, FocusMode, LossKind, MaskKind, MimicTokens, Recipe, SMOOTH_L1_BETA};
 use crate::schedule::{self, Schedule};
@@ -61,38 +61,12 @@ pub enum Error {
 impl Recipe {
     /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
     pub fn load(path: &Path, settings: &[String]) -> Result<Recipe, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.into(),
-            source,
-        })?;
-        Recipe::parse(&text, &path.display().to_string(), settings)
+        Recipe::parse(&read(path)?, &path.display().to_string(), settings)
     }
 
     /// Like [`Recipe::load`] for a text; `origin` is what messages call it.
     pub fn parse(text: &str, origin: &str, settings: &[String]) -> Result<Recipe, Error> {
-        let parse_error = |message: String| Error::Parse {
-            origin: origin.to_owned(),
-            message,
-        };
-        let mut table: toml::Table =
-            toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
-        let mut before = table.clone();
-        for setting in settings {
-            apply(&mut table, setting)?;
-            // One at a time, so that the message names the setting and not the file.
-            let checked = Recipe::deserialize(toml::Value::Table(table.clone()));
-            if let Err(e) = checked
-                && Recipe::deserialize(toml::Value::Table(before.clone())).is_ok()
-            {
-                return Err(Error::Set {
-                    setting: setting.clone(),
-                    problem: e.to_string().trim().to_owned(),
-                });
-            }
-            before.clone_from(&table);
-        }
-        let mut recipe = Recipe::deserialize(toml::Value::Table(table))
-            .map_err(|e| parse_error(e.to_string().trim().to_owned()))?;
+        let mut recipe: Recipe = typed(text, origin, settings)?;
         if recipe.optim.blr.is_none() && recipe.optim.lr.is_none() {
             recipe.optim.blr = Some(BLR);
         }
@@ -285,22 +259,6 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<(), Error> {
-        fn require(
-            ok: bool,
-            field: &'static str,
-            value: impl ToString,
-            problem: &str,
-        ) -> Result<(), Error> {
-            if ok {
-                Ok(())
-            } else {
-                Err(Error::Invalid {
-                    field,
-                    value: value.to_string(),
-                    problem: problem.into(),
-                })
-            }
-        }
         let positive = "must be at least 1";
         let m = &self.model;
         require(
@@ -560,6 +518,62 @@ impl Recipe {
     }
 }
 
+/// The text of a recipe.
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.into(),
+        source,
+    })
+}
+
+/// A recipe as its type has it, with `settings` applied, not yet checked.
+pub(crate) fn typed<R: DeserializeOwned>(
+    text: &str,
+    origin: &str,
+    settings: &[String],
+) -> Result<R, Error> {
+    let parse_error = |message: String| Error::Parse {
+        origin: origin.to_owned(),
+        message,
+    };
+    let mut table: toml::Table = toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
+    let mut before = table.clone();
+    for setting in settings {
+        apply(&mut table, setting)?;
+        // One at a time, so that the message names the setting and not the file.
+        let checked = R::deserialize(toml::Value::Table(table.clone()));
+        if let Err(e) = checked
+            && R::deserialize(toml::Value::Table(before.clone())).is_ok()
+        {
+            return Err(Error::Set {
+                setting: setting.clone(),
+                problem: e.to_string().trim().to_owned(),
+            });
+        }
+        before.clone_from(&table);
+    }
+    R::deserialize(toml::Value::Table(table))
+        .map_err(|e| parse_error(e.to_string().trim().to_owned()))
+}
+
+/// An error that names `field`, unless `ok`.
+pub(crate) fn require(
+    ok: bool,
+    field: &'static str,
+    value: impl ToString,
+    problem: &str,
+) -> Result<(), Error> {
+    if ok {
+        Ok(())
+    } else {
+        Err(Error::Invalid {
+            field,
+            value: value.to_string(),
+            problem: problem.into(),
+        })
+    }
+}
+
 /// Sets `section.key` of `table` to a TOML value, or to a bare string when it is not one (`run.precision=bf16`).
 fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
     let problem = |problem: &str| Error::Set {
@@ -592,7 +606,7 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
 }
 
 /// The first leaf, in key order, in which two TOML values differ, as (dotted name, left, right).
-fn first_difference(
+pub(crate) fn first_difference(
     name: &str,
     a: &toml::Value,
     b: &toml::Value,

@@ -19,6 +19,18 @@ pub struct MimicBatch {
     pub teachers: Vec<TeacherBatch>,
 }
 
+/// What a batch is made of, for the record.
+pub trait Samples {
+    /// (sample id, view) of each image.
+    fn samples(&self) -> &[(u64, u16)];
+}
+
+impl Samples for MimicBatch {
+    fn samples(&self) -> &[(u64, u16)] {
+        &self.samples
+    }
+}
+
 /// What a batch holds for one teacher.
 #[derive(Debug)]
 pub enum TeacherBatch {

@@ -60,26 +60,60 @@ pub enum Noise {
     },
 }
 
+/// What a [`Loader`] loads: batches that depend on nothing but their place in the order.
+pub trait Plan: Send + Sync + 'static {
+    /// Memory that is filled again and again.
+    type Batch: Send + 'static;
+    /// Which samples each step sees.
+    fn order(&self) -> &Order;
+    /// Samples of a batch.
+    fn batch_size(&self) -> usize;
+    /// A batch of unspecified content; page-locked when `device` is a GPU.
+    fn allocate(&self, device: Device) -> torch_ext::Result<Self::Batch>;
+    /// Fills `batch` with the given samples of an epoch, on the threads of the pool it is called in.
+    fn fill(&self, batch: &mut Self::Batch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()>;
+}
+
+impl Plan for LoaderPlan {
+    type Batch = MimicBatch;
+
+    fn order(&self) -> &Order {
+        &self.order
+    }
+
+    fn batch_size(&self) -> usize {
+        self.shape.batch_size
+    }
+
+    fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
+        self.shape.allocate(device)
+    }
+
+    fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
+        LoaderPlan::fill(self, batch, epoch, idxs)
+    }
+}
+
 /// The running loader. Dropping it stops and joins its threads.
 #[derive(Debug)]
-pub struct Loader {
-    batches: Option<Receiver<anyhow::Result<MimicBatch>>>,
-    used: Option<Sender<MimicBatch>>,
+pub struct Loader<B = MimicBatch> {
+    batches: Option<Receiver<anyhow::Result<B>>>,
+    used: Option<Sender<B>>,
     thread: Option<JoinHandle<()>>,
     waited: Duration,
 }
 
-impl Loader {
+impl<B: Send + 'static> Loader<B> {
     /// Starts loading the batches of `steps`, each step as batches of the plan's size.
     ///
     /// `threads` decode; `prefetch` finished batches may wait; memory is page-locked when `device` is a GPU.
     pub fn start(
-        plan: Arc<LoaderPlan>,
+        plan: Arc<impl Plan<Batch = B>>,
         steps: std::ops::Range<u64>,
         threads: usize,
         prefetch: usize,
         device: Device,
-    ) -> anyhow::Result<Loader> {
+    ) -> anyhow::Result<Loader<B>> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("loader-{i}"))
@@ -87,7 +121,7 @@ impl Loader {
             .context("cannot start the loader's threads")?;
         let (batch_tx, batch_rx) = bounded(prefetch);
         let (used_tx, used_rx) = unbounded();
-        let walk = move || walk(&plan, steps, &pool, device, &batch_tx, &used_rx);
+        let walk = move || walk(&*plan, steps, &pool, device, &batch_tx, &used_rx);
         let thread = std::thread::Builder::new()
             .name("loader".into())
             .spawn(walk)
@@ -101,7 +135,7 @@ impl Loader {
     }
 
     /// The next batch, or what is wrong with the data, naming file and row. Time spent here is [`Loader::take_waited`]'s.
-    pub fn next_batch(&mut self) -> anyhow::Result<MimicBatch> {
+    pub fn next_batch(&mut self) -> anyhow::Result<B> {
         let start = Instant::now();
         let batch = self
             .batches
@@ -112,7 +146,7 @@ impl Loader {
     }
 
     /// Gives batches back to be filled again. The device must be past every copy from them.
-    pub fn recycle(&self, batches: impl IntoIterator<Item = MimicBatch>) {
+    pub fn recycle(&self, batches: impl IntoIterator<Item = B>) {
         if let Some(used) = &self.used {
             for batch in batches {
                 // The walker is gone after the last step; then the memory is simply freed.
@@ -127,7 +161,7 @@ impl Loader {
     }
 }
 
-impl Drop for Loader {
+impl<B> Drop for Loader<B> {
     fn drop(&mut self) {
         // Closing both ends makes the walker's next send fail, which ends it.
         self.batches = None;
@@ -139,31 +173,30 @@ impl Drop for Loader {
     }
 }
 
-fn walk(
-    plan: &LoaderPlan,
+fn walk<P: Plan>(
+    plan: &P,
     steps: std::ops::Range<u64>,
     pool: &rayon::ThreadPool,
     device: Device,
-    batches: &Sender<anyhow::Result<MimicBatch>>,
-    used: &Receiver<MimicBatch>,
+    batches: &Sender<anyhow::Result<P::Batch>>,
+    used: &Receiver<P::Batch>,
 ) {
     let mut current: Option<(u64, Vec<u32>)> = None;
     for step in steps {
-        let position = plan.order.position(step);
+        let position = plan.order().position(step);
         if current
             .as_ref()
             .is_none_or(|(epoch, _)| *epoch != position.epoch)
         {
-            current = Some((position.epoch, plan.order.permutation(position.epoch)));
+            current = Some((position.epoch, plan.order().permutation(position.epoch)));
         }
         let Some((epoch, permutation)) = &current else {
             return;
         };
-        for micro in permutation[plan.order.step_range(position.step)].chunks(plan.shape.batch_size)
-        {
+        for micro in permutation[plan.order().step_range(position.step)].chunks(plan.batch_size()) {
             let batch = match used.try_recv() {
                 Ok(batch) => Ok(batch),
-                Err(_) => plan.shape.allocate(device).map_err(anyhow::Error::from),
+                Err(_) => plan.allocate(device).map_err(anyhow::Error::from),
             };
             let filled = batch.and_then(|mut batch| {
                 pool.install(|| plan.fill(&mut batch, *epoch, micro))?;
@@ -340,7 +373,7 @@ fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
 }
 
 /// The bytes of `tensor [n, ..]` as `n` pieces.
-fn cut(tensor: &mut Tensor, n: usize) -> torch_ext::Result<Vec<&mut [u8]>> {
+pub(crate) fn cut(tensor: &mut Tensor, n: usize) -> torch_ext::Result<Vec<&mut [u8]>> {
     let bytes = tensor_bytes_mut(tensor)?;
     let each = bytes.len() / n;
     Ok(bytes.chunks_exact_mut(each).collect())
