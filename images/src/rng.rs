@@ -22,6 +22,8 @@ pub enum Purpose {
     Mask = 3,
     /// Which rows are checked or held out.
     Select = 4,
+    /// Which residual branches of a sample are dropped.
+    DropPath = 5,
 }
 
 /// A stream of random numbers. Cheap to make: one hash of a few words.

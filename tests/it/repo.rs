@@ -160,8 +160,13 @@ fn recipes_carry_a_header_and_parse() {
                 path.display()
             );
             if room == "trainer" {
-                trainer::config::Recipe::load(&path, &[])
-                    .unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let parsed = if name.starts_with("finetune_") {
+                    trainer::finetune::recipe::FinetuneRecipe::load(&path, &[]).map(drop)
+                } else {
+                    trainer::config::Recipe::load(&path, &[]).map(drop)
+                };
+                parsed.unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
             }
         }
     }

@@ -39,6 +39,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Train a masked autoencoder whose visible tokens mimic the cached teachers. Run again to resume.
     Pretrain(PretrainArgs),
+    /// Train a pretrained encoder further, with a classifier on top, on labelled images. Run again to resume.
+    Finetune(FinetuneArgs),
     /// Weighted k-nearest-neighbour classification on frozen features of a student, a teacher, or raw pixels.
     Knn(KnnArgs),
     /// Write a student as the files of timm, transformers, MAE or ConvMAE.
@@ -111,6 +113,35 @@ pub struct PretrainArgs {
     /// Stop after this many optimisation steps of this call, with a checkpoint; the same command continues.
     #[arg(long, value_name = "STEPS")]
     pub stop_after: Option<u64>,
+}
+
+/// `trainer finetune`.
+#[derive(Debug, Clone, Args)]
+pub struct FinetuneArgs {
+    /// What is fine-tuned: a run folder of `trainer pretrain`, a student's model.safetensors, or weights of MAE's or timm's ViT.
+    #[arg(long, value_name = "RUN|FILE")]
+    pub init: String,
+    /// Labelled images to train on.
+    #[arg(long, value_name = "SRC")]
+    pub train: String,
+    /// Labelled images to classify after each epoch.
+    #[arg(long, value_name = "SRC")]
+    pub test: String,
+    /// The run folder; created, or resumed when it holds the same recipe.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub recipe: RecipeArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+    /// Stop after this many optimisation steps of this call, with a checkpoint; the same command continues.
+    #[arg(long, value_name = "STEPS")]
+    pub stop_after: Option<u64>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `trainer knn`.

@@ -194,10 +194,11 @@ fn count_in_train(train: &Images, test: &Images) -> usize {
 }
 
 /// The classes of several sources in common terms: their names where every source names them, else their numbers.
-struct Classes(BTreeMap<String, i64>);
+pub(crate) struct Classes(BTreeMap<String, i64>);
 
 impl Classes {
-    fn of(sources: &[&ImageSource]) -> anyhow::Result<Classes> {
+    /// The classes of `sources` together, in the order of their names.
+    pub(crate) fn of(sources: &[&ImageSource]) -> anyhow::Result<Classes> {
         let mut names = BTreeSet::new();
         for source in sources {
             for i in 0..source.len() {
@@ -208,8 +209,20 @@ impl Classes {
     }
 
     /// How many there are.
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Their names, in the order of their numbers.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    /// The class of every image of a source.
+    pub(crate) fn of_all(&self, source: &ImageSource) -> anyhow::Result<Vec<i64>> {
+        (0..source.len())
+            .map(|i| Ok(self.0[&class_name(source, i)?]))
+            .collect()
     }
 
     /// The classes of a source's images.

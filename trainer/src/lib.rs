@@ -1,7 +1,8 @@
 //! Stage two: trains the student from images and cached teacher features, and shows what it learned.
 //!
-//! [`run`] is the table of contents. [`pretrain`] is the main job, one visible loop in one file; [`eval`] judges students and
-//! teachers; [`export`] writes students for other packages; [`mod@bench`] measures the parts of a step.
+//! [`run`] is the table of contents. [`pretrain`] is the main job, one visible loop in one file; [`mod@finetune`] is another, for
+//! classification; [`eval`] judges students and teachers; [`export`] writes students for other packages; [`mod@plan`] says what a
+//! run costs and [`mod@bench`] measures the parts of a step.
 //!
 //! ```text
 //! cache rows ─┐
@@ -17,6 +18,7 @@ pub mod config;
 pub mod data;
 pub mod eval;
 pub mod export;
+pub mod finetune;
 mod init;
 pub mod interrupt;
 pub mod metrics;
@@ -78,6 +80,7 @@ pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<
 fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     match &cli.command {
         Command::Pretrain(args) => return pretrain::pretrain(args, hub),
+        Command::Finetune(args) => return finetune::finetune(args, out),
         Command::Knn(args) => eval::run_knn(args, hub, out),
         Command::Export(args) => export::run_export(args, out),
         Command::Linprobe(args) => eval::linprobe::run(args, hub, out),

@@ -124,8 +124,8 @@ pub fn refuse_other_data(
         let (old, new) = (value(before, name), value(now, name));
         if old != new {
             bail!(
-                "{run:?}: this run was started with {name} = {old}, now it is {new}. Give the same cache, images and online \
-                 teachers to continue, or another --out"
+                "{run:?}: this run was started with {name} = {old}, now it is {new}. Give the same data and weights to \
+                 continue, or another --out"
             );
         }
     }

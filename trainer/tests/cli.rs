@@ -70,7 +70,7 @@ fn help_names_every_command() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
     for command in [
-        "pretrain", "knn", "linprobe", "export", "config", "plan", "bench",
+        "pretrain", "finetune", "knn", "linprobe", "export", "config", "plan", "bench",
     ] {
         assert!(text.contains(command), "{text}");
     }

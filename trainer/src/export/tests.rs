@@ -21,7 +21,7 @@ use models::precision::Precision;
 
 use super::*;
 use crate::cli::Cli;
-use crate::eval::features::{self, Model};
+use crate::eval::features::{self, Extraction, Model, Views};
 use crate::testing::{RECIPE as WORLD_RECIPE, World};
 
 mod python;
@@ -89,7 +89,14 @@ fn features(model: &Path, images: &Path) -> Vec<Tensor> {
         .num_threads(1)
         .build()
         .unwrap();
-    let found = features::extract(&models, &source, 4, Precision::F32, &pool).unwrap();
+    let extraction = Extraction {
+        views: Views::CENTER,
+        kinds: Vec::new(),
+        max_bytes: u64::MAX,
+        batch_size: 4,
+        precision: Precision::F32,
+    };
+    let found = features::extract(&models, &source, &extraction, &pool).unwrap();
     let kinds = &found.features[0];
     kinds.values().map(Tensor::shallow_clone).collect()
 }

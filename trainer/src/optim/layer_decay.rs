@@ -25,6 +25,22 @@ pub fn layer_id(name: &str, depth: usize) -> usize {
     }
 }
 
+/// The transformer blocks among the parameters of a network.
+pub fn depth<'a>(names: impl IntoIterator<Item = &'a str>) -> usize {
+    let block = |name: &str| {
+        let rest = name
+            .strip_prefix("blocks.")
+            .or_else(|| name.strip_prefix("blocks3."))?;
+        rest.split('.').next()?.parse::<usize>().ok()
+    };
+    names
+        .into_iter()
+        .filter_map(block)
+        .map(|i| i + 1)
+        .max()
+        .unwrap_or(0)
+}
+
 /// The factor on the learning rate of a layer: `layer_decay` to the power of its distance from the last.
 pub fn lr_scale(layer_id: usize, depth: usize, layer_decay: f64) -> f64 {
     // As many layers as fit an i32 are more than any network has.
@@ -48,14 +64,14 @@ pub struct LayerDecayed {
 }
 
 impl LayerDecayed {
-    /// Groups `params` of a network of `depth` transformer blocks. `layer_decay` 1 is one rate for all.
+    /// Groups the parameters of a network. `layer_decay` 1 is one rate for all.
     pub fn new(
         params: BTreeMap<String, Tensor>,
-        depth: usize,
         layer_decay: f64,
         weight_decay: f64,
         config: AdamWConfig,
     ) -> LayerDecayed {
+        let depth = depth(params.keys().map(String::as_str));
         let mut groups: BTreeMap<(usize, bool), Vec<(String, Tensor)>> = BTreeMap::new();
         for (name, param) in params {
             let group = (layer_id(&name, depth), is_exempt(&name, &param));

@@ -19,7 +19,7 @@ fn like(name: &str) -> Tensor {
 }
 
 /// How far a step with a gradient of zero and one with a large gradient move each parameter from 1: decay alone, and rate alone.
-fn moves(names: &[&str], depth: usize) -> BTreeMap<String, (f64, f64)> {
+fn moves(names: &[&str]) -> BTreeMap<String, (f64, f64)> {
     let mut found = BTreeMap::new();
     for (grad, decay) in [(0.0, 0.5), (1e3, 0.0)] {
         let params: BTreeMap<String, Tensor> = names
@@ -30,7 +30,7 @@ fn moves(names: &[&str], depth: usize) -> BTreeMap<String, (f64, f64)> {
             .iter()
             .map(|(n, t)| (n.clone(), t.shallow_clone()))
             .collect();
-        let mut optim = LayerDecayed::new(handles, depth, 0.65, decay, AdamWConfig::default());
+        let mut optim = LayerDecayed::new(handles, 0.65, decay, AdamWConfig::default());
         optim.set_lr(0.1);
         for param in params.values() {
             (param * grad).sum(Kind::Float).backward();
@@ -58,7 +58,7 @@ fn groups_of_a_vit_are_those_of_timm() {
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     assert_eq!(expected.len(), 4 + 2 * 12 + 4);
     let names: Vec<&str> = expected.keys().map(String::as_str).collect();
-    let moves = moves(&names, 2);
+    let moves = moves(&names);
     for (name, (scale, decay)) in expected {
         let own = lr_scale(layer_id(&name, 2), 2, 0.65);
         assert!(
@@ -96,4 +96,10 @@ fn layers_of_a_convvit_are_those_of_convmae() {
     ] {
         assert_eq!(layer_id(name, 11), layer, "{name}");
     }
+    let names = [
+        "blocks1.1.conv1.weight",
+        "blocks3.10.mlp.fc2.bias",
+        "blocks3.9.norm1.bias",
+    ];
+    assert_eq!(depth(names), 11);
 }

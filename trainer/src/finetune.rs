@@ -1,0 +1,400 @@
+//! Fine-tuning: a pretrained encoder and a new classifier, trained together on labelled images, as one visible loop.
+//!
+//! The promises are those of pretraining: everything random is a function of (seed, epoch, image), a checkpoint is weights, moments
+//! and a step, and a run that is stopped and started again takes the same steps, bit for bit on a CPU with the same number of
+//! libtorch threads.
+//!
+//! The protocol is MAE's (He et al. 2022, appendix A.2); the recipe says which part of it is on.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use images::ImageSource;
+use models::blocks::Pass;
+use models::classifier::{Classifier, soft_target_cross_entropy, start_from};
+use models::drop_path::{DropPath, linear_rates};
+use models::params::ParamStore;
+use models::weights;
+use schemas::atomic::{self, AtomicFile};
+use sha2::{Digest, Sha256};
+use tch::{Kind, Tensor};
+use torch_ext::{AdamWConfig, resolve_device};
+use tracing::{info, warn};
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::cli::FinetuneArgs;
+use crate::data::loader::Loader;
+use crate::data::order::Order;
+use crate::eval::Classes;
+use crate::metrics::StepLog;
+use crate::optim::layer_decay::LayerDecayed;
+use crate::progress::{InFlight, Progress, Watch};
+use crate::run_folder::RunFolder;
+use crate::step::{self, Normalise};
+use crate::teachers::to_device;
+use crate::{ExitStatus, interrupt, run_folder};
+use data::TrainPlan;
+use evaluate::{EVALUATIONS, Evaluation, FINETUNE_FILE, FinetuneResult, TestSet};
+use init::Start;
+use recipe::FinetuneRecipe;
+
+pub mod data;
+pub mod evaluate;
+pub mod init;
+pub mod recipe;
+#[cfg(test)]
+mod tests;
+
+/// The names of the classes in a run folder, in the order of the classifier's scores.
+pub const CLASSES: &str = "classes.json";
+/// The weights of the best evaluation in a run folder.
+pub const BEST: &str = "best/model.safetensors";
+
+/// Trains until the recipe's last epoch, or for `--stop-after` steps. Run again to continue.
+pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    // ------------------------------------------------------------------ recipe and run folder
+    let device = resolve_device(&args.device.device)?;
+    let recipe = FinetuneRecipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let run = RunFolder::open(&args.out, &recipe)?;
+    info!("recipe\n{}", recipe.to_toml().trim());
+
+    // ------------------------------------------------------------------ encoder and images
+    let start_from_weights = Start::load(&args.init)?;
+    let encoder = match recipe.model.img_size {
+        Some(img_size) => init::at_size(&start_from_weights.encoder, img_size)?,
+        None => start_from_weights.encoder.clone(),
+    };
+    let img_size = init::img_size(&encoder)?;
+    let (train, test) = (
+        ImageSource::open(&args.train)?,
+        ImageSource::open(&args.test)?,
+    );
+    let classes = Classes::of(&[&train, &test])?;
+    atomic::write(
+        &run.path().join(CLASSES),
+        serde_json::to_string_pretty(&classes.names())?.as_bytes(),
+    )?;
+    let (train_labels, test_labels) = (classes.of_all(&train)?, classes.of_all(&test)?);
+    let facts = facts(&start_from_weights, &train, &test, &classes);
+    let train_images = train.len();
+
+    // ------------------------------------------------------------------ order and schedule
+    let order = Order::new(recipe.run.seed, train_images, recipe.effective_batch()).with_context(
+        || {
+            format!(
+                "{train_images} images do not fill one step of optim.batch_size {} x optim.accum_iter {}",
+                recipe.optim.batch_size, recipe.optim.accum_iter
+            )
+        },
+    )?;
+    let schedule = recipe.schedule();
+    let total_steps = recipe.schedule.epochs * order.steps_per_epoch();
+
+    // ------------------------------------------------------------------ classifier and optimizer
+    let params = ParamStore::new(device, recipe.run.seed);
+    let classifier = Classifier::new(
+        &params,
+        &encoder,
+        recipe.model.pool.into(),
+        classes.len() as i64,
+    )?;
+    start_from(
+        &params,
+        &encoder,
+        &start_from_weights.description,
+        &start_from_weights.tensors,
+    )?;
+    let branches = 2 * encoder.num_blocks() as usize;
+    let drop_rates = linear_rates(recipe.model.drop_path, branches / 2);
+    let drop_rates = Tensor::from_slice(&drop_rates)
+        .to_kind(Kind::Float)
+        .to_device(device);
+    let [beta1, beta2] = recipe.optim.betas;
+    let mut optim = LayerDecayed::new(
+        params.trainable(),
+        recipe.optim.layer_decay,
+        recipe.optim.weight_decay,
+        AdamWConfig {
+            beta1,
+            beta2,
+            eps: recipe.optim.eps,
+        },
+    );
+    info!(
+        "{}, {:.1} M parameters on {device:?} ({} libtorch threads) in {}, {train_images} images of {} classes in {} steps of {} x {} \
+         an epoch, {total_steps} steps, peak lr {:.3e}",
+        start_from_weights.description,
+        params.num_trainable() as f64 / 1e6,
+        torch_ext::num_threads(),
+        recipe.run.precision,
+        classes.len(),
+        order.steps_per_epoch(),
+        recipe.optim.accum_iter,
+        recipe.optim.batch_size,
+        schedule.lr,
+    );
+
+    // ------------------------------------------------------------------ resume
+    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
+    if let Some(last) = &last {
+        run_folder::refuse_other_data(run.path(), &last.state.data, &facts)?;
+        params.load("the checkpoint's model", &last.model)?;
+        optim.optim.load_state(&last.optimizer)?;
+        info!("resuming {:?} after step {}", args.out, last.state.step);
+    }
+    let start = last.as_ref().map_or(0, |last| last.state.step);
+    let mut log = StepLog::open(run.path(), EVALUATIONS, start)?;
+    let result = || -> anyhow::Result<FinetuneResult> {
+        let evaluations = evaluate::read(run.path())?;
+        let none = || format!("{:?}: holds no evaluation", args.out);
+        Ok(FinetuneResult {
+            model: start_from_weights.description.clone(),
+            train_images,
+            classes: classes.len(),
+            last: evaluations.last().with_context(none)?.clone(),
+            best: evaluate::best(&evaluations).with_context(none)?.clone(),
+            evaluations,
+        })
+    };
+    if start >= total_steps {
+        info!(
+            "{:?} is finished: all {total_steps} steps are done",
+            args.out
+        );
+        publish(&run, &result()?, args.json, out)?;
+        return Ok(ExitStatus::Fine);
+    }
+    let watch = Watch {
+        epochs: recipe.schedule.epochs,
+        log_every: recipe.run.log_every,
+        stop_after_nonfinite: recipe.run.stop_after_nonfinite,
+    };
+    let state = last.map(|last| last.state);
+    let mut progress = Progress::open(run.path(), watch, &order, device, state)?;
+
+    // ------------------------------------------------------------------ loader
+    let end = args
+        .stop_after
+        .map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
+    let plan = TrainPlan {
+        source: train,
+        labels: train_labels,
+        order,
+        batch_size: recipe.optim.batch_size,
+        img_size,
+        branches,
+        augment: recipe.augment.clone(),
+        seed: recipe.run.seed,
+    };
+    let threads = args.device.loader_threads();
+    let mut loader = Loader::start(
+        Arc::new(plan),
+        start..end,
+        threads,
+        recipe.run.prefetch,
+        device,
+    )?;
+    let test = TestSet {
+        source: test,
+        labels: test_labels,
+        img_size,
+        batch_size: recipe.optim.batch_size,
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()?;
+
+    // ------------------------------------------------------------------ the loop
+    let normalise = Normalise::imagenet(device);
+    let smoothing = recipe.augment.label_smoothing;
+    let mut in_flight: Option<InFlight<data::LabelledBatch>> = None;
+    for step in start..end {
+        let lr = schedule.lr_at(order.fractional_epoch(step));
+        optim.set_lr(lr);
+        optim.optim.zero_grad();
+        let mut losses = Vec::new();
+        let mut batches = Vec::new();
+        for _ in 0..recipe.optim.accum_iter {
+            let batch = loader.next_batch()?;
+            let imgs = normalise.forward(&to_device(&batch.imgs, device)?);
+            let labels = to_device(&batch.labels, device)?;
+            let targets = smoothed(&labels, classes.len(), smoothing);
+            let drop_path = DropPath::new(&to_device(&batch.branches, device)?, &drop_rates);
+            let scores = {
+                let _scope = recipe.run.precision.guard(device);
+                let drop_path = (recipe.model.drop_path > 0.0).then_some(&drop_path);
+                classifier.forward(&imgs, &Pass { drop_path })
+            };
+            let loss = soft_target_cross_entropy(&scores, &targets);
+            (&loss / recipe.optim.accum_iter as f64).backward();
+            losses.push(loss.detach());
+            batches.push(batch);
+        }
+        let loss = Tensor::stack(&losses, 0).mean(Kind::Float);
+        let values = step::finish(
+            &mut optim.optim,
+            vec!["loss".to_owned()],
+            vec![loss],
+            recipe.optim.clip_grad,
+        )?;
+        let queued = InFlight {
+            step,
+            lr,
+            values,
+            batches,
+            queued: Instant::now(),
+            waited: loader.take_waited(),
+        };
+
+        // This step is queued; now the previous one is read, which is done or nearly so.
+        if let Some(done) = in_flight.replace(queued) {
+            loader.recycle(progress.settle(done)?);
+        }
+
+        let done_steps = step + 1;
+        let epochs_done = done_steps / order.steps_per_epoch();
+        let evaluates = done_steps.is_multiple_of(order.steps_per_epoch())
+            && (epochs_done.is_multiple_of(recipe.run.eval_every) || done_steps == total_steps);
+        let interrupted = interrupt::requested();
+        let saves = done_steps.is_multiple_of(recipe.run.checkpoint_every)
+            || done_steps == end
+            || interrupted;
+        if (evaluates || saves)
+            && let Some(done) = in_flight.take()
+        {
+            loader.recycle(progress.settle(done)?);
+        }
+        if evaluates {
+            let outcome = test.evaluate(
+                &classifier,
+                classes.len(),
+                recipe.run.precision,
+                &pool,
+                device,
+            )?;
+            let evaluation = Evaluation {
+                step: done_steps,
+                epoch: epochs_done,
+                loss: outcome.loss,
+                accuracy: outcome.accuracy,
+                images: outcome.images,
+                skipped: outcome.skipped.len(),
+            };
+            info!(
+                "epoch {epochs_done}: top-1 {:.2}%  top-5 {:.2}%  loss {:.4}",
+                100.0 * evaluation.accuracy.top1,
+                100.0 * evaluation.accuracy.top5,
+                evaluation.loss
+            );
+            log.append(&evaluation)?;
+            if evaluate::best(&evaluate::read(run.path())?) == Some(&evaluation) {
+                save_best(&run, &params, &recipe)?;
+            }
+        }
+        if saves {
+            log.sync()?;
+            let checkpoint = Checkpoint {
+                state: progress.state(facts.clone())?,
+                model: params.tensors(),
+                optimizer: optim.optim.state(),
+            };
+            let folder = checkpoint::save(
+                run.path(),
+                &checkpoint,
+                &recipe.to_toml(),
+                recipe.run.keep_checkpoints,
+            )?;
+            info!("checkpoint {}", folder.display());
+        }
+        if interrupted && done_steps < end {
+            warn!("interrupted after step {done_steps}; the same command goes on from there");
+            return Ok(ExitStatus::Interrupted);
+        }
+    }
+    if end < total_steps {
+        info!(
+            "stopped after step {end} of {total_steps} (--stop-after); the same command continues"
+        );
+        return Ok(ExitStatus::Fine);
+    }
+    info!("finished: {total_steps} steps");
+    publish(&run, &result()?, args.json, out)?;
+    Ok(ExitStatus::Fine)
+}
+
+/// One-hot targets `[N, C]` of which `smoothing` is spread over all classes.
+fn smoothed(labels: &Tensor, n_classes: usize, smoothing: f64) -> Tensor {
+    labels.one_hot(n_classes as i64).to_kind(Kind::Float) * (1.0 - smoothing)
+        + smoothing / n_classes as f64
+}
+
+/// What the weights of a run depend on besides its recipe.
+fn facts(
+    start: &Start,
+    train: &ImageSource,
+    test: &ImageSource,
+    classes: &Classes,
+) -> BTreeMap<String, String> {
+    let images = |source: &ImageSource| {
+        let identity = source.identity();
+        format!(
+            "{} images in a {} source (SHA-256 {})",
+            identity.samples, identity.kind, identity.digest
+        )
+    };
+    BTreeMap::from([
+        ("init".to_owned(), format!("SHA-256 {}", start.sha256)),
+        ("train".to_owned(), images(train)),
+        ("test".to_owned(), images(test)),
+        (
+            "classes".to_owned(),
+            format!("{} classes, {}", classes.len(), digest(&classes.names())),
+        ),
+        ("image_code".to_owned(), images::IMAGE_CODE.to_owned()),
+    ])
+}
+
+/// SHA-256 of names, each ended by a line feed.
+fn digest(names: &[String]) -> String {
+    let mut digest = Sha256::new();
+    for name in names {
+        digest.update(name);
+        digest.update("\n");
+    }
+    let hex: String = digest
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("SHA-256 {hex}")
+}
+
+/// Publishes the weights as the best so far.
+fn save_best(run: &RunFolder, params: &ParamStore, recipe: &FinetuneRecipe) -> anyhow::Result<()> {
+    let mut file = AtomicFile::create(&run.path().join(BEST))?;
+    let header = Some((checkpoint::RECIPE_KEY, recipe.to_toml()));
+    let header = header.as_ref().map(|(key, text)| (*key, text.as_str()));
+    weights::write(&mut file, &params.tensors(), header)?;
+    file.flush()?;
+    Ok(file.publish()?)
+}
+
+/// Puts the result into the run folder and tells it.
+fn publish(
+    run: &RunFolder,
+    result: &FinetuneResult,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(result)?;
+    atomic::write(&run.path().join(FINETUNE_FILE), text.as_bytes())?;
+    if json {
+        writeln!(out, "{text}")?;
+    } else {
+        evaluate::write_table(result, out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,392 @@
+//! The recipe of a fine-tuning: like that of pretraining a typed TOML file, completed by the documented defaults below.
+//!
+//! Defaults are those of MAE's fine-tuning of a ViT-B (He et al. 2022, appendix A.2; `facebookresearch/mae`, FINETUNE.md).
+
+use std::path::Path;
+
+use models::precision::Precision;
+use models::teacher::Pool;
+use serde::{Deserialize, Serialize};
+
+use crate::config::resolve::{self, require};
+use crate::config::{Error, precision_name};
+use crate::run_folder::Experiment;
+use crate::schedule::{Schedule, scale_lr};
+
+/// Base learning rate per 256 images for ViT-B; MAE has 1e-3 for L and H.
+pub const BLR: f64 = 5e-4;
+/// For ViT-B; MAE has 0.75 for L and H, MR-MAE 0.6 and MaskAlign 0.55 for B.
+pub const LAYER_DECAY: f64 = 0.65;
+/// Of the last block, rising linearly from 0 in the first, for ViT-B; MAE has 0.2 for L and 0.3 for H, MR-MAE 0.2 for B.
+pub const DROP_PATH: f64 = 0.1;
+/// PyTorch's default, which MAE's code leaves untouched here.
+pub const BETAS: [f64; 2] = [0.9, 0.999];
+/// Where MAE's cosine ends.
+pub const MIN_LR: f64 = 1e-6;
+/// Views are numbered by epoch in 16 bits.
+const MAX_EPOCHS: u64 = 1 << 16;
+
+/// One fine-tuning. What is fine-tuned, and on which images, is not part of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinetuneRecipe {
+    /// What is added to the encoder.
+    #[serde(default)]
+    pub model: Model,
+    /// What is done to images and labels.
+    #[serde(default)]
+    pub augment: Augment,
+    /// The optimiser.
+    pub optim: Optim,
+    /// Its learning rate over time.
+    pub schedule: ScheduleConfig,
+    /// Everything around it.
+    #[serde(default)]
+    pub run: Run,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// What is classified: `mean` of the patch tokens, through a norm of its own, or `cls`.
+    pub pool: PoolKind,
+    /// Stochastic depth: the share of samples that skip a branch of the last block; the first block's is 0, between them it is
+    /// linear.
+    pub drop_path: f64,
+    /// Side of the square input, in pixels, if it is not that of pretraining; positions are interpolated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub img_size: Option<u32>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Model {
+            pool: PoolKind::Mean,
+            drop_path: DROP_PATH,
+            img_size: None,
+        }
+    }
+}
+
+/// [`Pool`] in a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolKind {
+    /// The mean of the patch tokens.
+    Mean,
+    /// The CLS token.
+    Cls,
+}
+
+impl From<PoolKind> for Pool {
+    fn from(kind: PoolKind) -> Pool {
+        match kind {
+            PoolKind::Mean => Pool::Mean,
+            PoolKind::Cls => Pool::Cls,
+        }
+    }
+}
+
+/// `[augment]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Augment {
+    /// Smallest and largest share of an image's area that a random crop has.
+    pub crop_scale: [f64; 2],
+    /// Probability of a horizontal flip.
+    pub flip: f64,
+    /// Share of the target that is spread over all classes.
+    pub label_smoothing: f64,
+}
+
+impl Default for Augment {
+    fn default() -> Self {
+        Augment {
+            crop_scale: [0.08, 1.0],
+            flip: 0.5,
+            label_smoothing: 0.1,
+        }
+    }
+}
+
+/// `[optim]`: AdamW; biases, norms, positions and CLS do not decay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optim {
+    /// Images per forward pass.
+    pub batch_size: usize,
+    /// Forward passes whose gradients are averaged into one update.
+    #[serde(default = "one")]
+    pub accum_iter: usize,
+    /// Base learning rate of the last layer, scaled by effective batch / 256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blr: Option<f64>,
+    /// Peak learning rate of the last layer, literally; excludes `blr`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// The learning rate of a layer, in that of the next; 1 = one for all.
+    #[serde(default = "layer_decay")]
+    pub layer_decay: f64,
+    /// Decay rates of the two moments.
+    #[serde(default = "betas")]
+    pub betas: [f64; 2],
+    /// Added to the denominator.
+    #[serde(default = "adam_eps")]
+    pub eps: f64,
+    /// Decoupled weight decay.
+    #[serde(default = "weight_decay")]
+    pub weight_decay: f64,
+    /// Largest global gradient norm. Absent = no clipping, as in MAE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_grad: Option<f64>,
+}
+
+fn one() -> usize {
+    1
+}
+fn layer_decay() -> f64 {
+    LAYER_DECAY
+}
+fn betas() -> [f64; 2] {
+    BETAS
+}
+fn adam_eps() -> f64 {
+    crate::config::ADAM_EPS
+}
+fn weight_decay() -> f64 {
+    crate::config::WEIGHT_DECAY
+}
+
+/// `[schedule]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Length of the run.
+    pub epochs: u64,
+    /// Length of the linear rise, in epochs; may have a fraction.
+    #[serde(default)]
+    pub warmup_epochs: f64,
+    /// Where the cosine ends.
+    #[serde(default = "min_lr")]
+    pub min_lr: f64,
+}
+
+fn min_lr() -> f64 {
+    MIN_LR
+}
+
+/// `[run]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// The classifier's start, order, crops and what is dropped are functions of it.
+    pub seed: u64,
+    /// What matrix products and attention compute in; all else is f32.
+    #[serde(with = "precision_name")]
+    pub precision: Precision,
+    /// Epochs between two evaluations; there is always one at the end.
+    pub eval_every: u64,
+    /// Finished batches that may wait for the device.
+    pub prefetch: usize,
+    /// Steps between two log lines.
+    pub log_every: u64,
+    /// Steps between two checkpoints; there is always one at the end.
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    pub keep_checkpoints: usize,
+    /// Consecutive steps with a non-finite loss or gradient that end the run.
+    pub stop_after_nonfinite: u32,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run {
+            seed: 0,
+            precision: Precision::Bf16,
+            eval_every: 1,
+            prefetch: crate::config::PREFETCH,
+            log_every: 20,
+            checkpoint_every: 1000,
+            keep_checkpoints: crate::config::KEEP_CHECKPOINTS,
+            stop_after_nonfinite: crate::config::STOP_AFTER_NONFINITE,
+        }
+    }
+}
+
+impl FinetuneRecipe {
+    /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
+    pub fn load(path: &Path, settings: &[String]) -> Result<FinetuneRecipe, Error> {
+        FinetuneRecipe::parse(&resolve::read(path)?, &path.display().to_string(), settings)
+    }
+
+    /// Like [`FinetuneRecipe::load`] for a text; `origin` is what messages call it.
+    pub fn parse(text: &str, origin: &str, settings: &[String]) -> Result<FinetuneRecipe, Error> {
+        let mut recipe: FinetuneRecipe = resolve::typed(text, origin, settings)?;
+        if recipe.optim.blr.is_none() && recipe.optim.lr.is_none() {
+            recipe.optim.blr = Some(BLR);
+        }
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The resolved recipe as TOML, every default spelled out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe is plain tables of plain values")
+    }
+
+    /// Images between two updates.
+    pub fn effective_batch(&self) -> usize {
+        self.optim.batch_size * self.optim.accum_iter
+    }
+
+    /// The learning rate of the last layer over time.
+    pub fn schedule(&self) -> Schedule {
+        let blr = self.optim.blr.unwrap_or(BLR);
+        Schedule {
+            lr: self
+                .optim
+                .lr
+                .unwrap_or_else(|| scale_lr(blr, self.effective_batch())),
+            min_lr: self.schedule.min_lr,
+            warmup_epochs: self.schedule.warmup_epochs,
+            epochs: self.schedule.epochs as f64,
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let share = |field, value: f64| {
+            require(
+                (0.0..1.0).contains(&value),
+                field,
+                value,
+                "must be zero or more, and less than 1",
+            )
+        };
+        let not_negative = |field, value: f64| {
+            require(
+                value >= 0.0 && value.is_finite(),
+                field,
+                value,
+                "must be zero or positive",
+            )
+        };
+        let positive = |field, value: f64| {
+            require(
+                value > 0.0 && value.is_finite(),
+                field,
+                value,
+                "must be positive",
+            )
+        };
+        let at_least_one =
+            |field, value: u64| require(value >= 1, field, value, "must be at least 1");
+
+        share("model.drop_path", self.model.drop_path)?;
+        let a = &self.augment;
+        let [low, high] = a.crop_scale;
+        require(
+            low > 0.0 && low <= high && high <= 1.0,
+            "augment.crop_scale",
+            format!("{:?}", a.crop_scale),
+            "must be two shares of the area, above 0 and at most 1, the smaller first",
+        )?;
+        require(
+            (0.0..=1.0).contains(&a.flip),
+            "augment.flip",
+            a.flip,
+            "must be a probability",
+        )?;
+        share("augment.label_smoothing", a.label_smoothing)?;
+
+        let o = &self.optim;
+        at_least_one("optim.batch_size", o.batch_size as u64)?;
+        at_least_one("optim.accum_iter", o.accum_iter as u64)?;
+        require(
+            o.batch_size.checked_mul(o.accum_iter).is_some(),
+            "optim.accum_iter",
+            o.accum_iter,
+            "must leave an effective batch that can be counted",
+        )?;
+        require(
+            o.blr.is_none() || o.lr.is_none(),
+            "optim.lr",
+            o.lr.unwrap_or_default(),
+            "excludes optim.blr: give the peak or the base rate",
+        )?;
+        positive("optim.blr", o.blr.unwrap_or(1.0))?;
+        positive("optim.lr", o.lr.unwrap_or(1.0))?;
+        require(
+            o.layer_decay > 0.0 && o.layer_decay <= 1.0,
+            "optim.layer_decay",
+            o.layer_decay,
+            "must be above 0 and at most 1",
+        )?;
+        for beta in o.betas {
+            share("optim.betas", beta)?;
+        }
+        positive("optim.eps", o.eps)?;
+        not_negative("optim.weight_decay", o.weight_decay)?;
+        positive("optim.clip_grad", o.clip_grad.unwrap_or(1.0))?;
+
+        let s = &self.schedule;
+        require(
+            (1..=MAX_EPOCHS).contains(&s.epochs),
+            "schedule.epochs",
+            s.epochs,
+            "must be from 1 to 65536",
+        )?;
+        require(
+            (0.0..s.epochs as f64).contains(&s.warmup_epochs),
+            "schedule.warmup_epochs",
+            s.warmup_epochs,
+            "must be zero or more, and less than schedule.epochs",
+        )?;
+        require(
+            (0.0..=self.schedule().lr).contains(&s.min_lr),
+            "schedule.min_lr",
+            s.min_lr,
+            "must lie between 0 and the peak rate",
+        )?;
+
+        let r = &self.run;
+        at_least_one("run.eval_every", r.eval_every)?;
+        at_least_one("run.prefetch", r.prefetch as u64)?;
+        at_least_one("run.log_every", r.log_every)?;
+        at_least_one("run.checkpoint_every", r.checkpoint_every)?;
+        at_least_one("run.keep_checkpoints", r.keep_checkpoints as u64)?;
+        at_least_one("run.stop_after_nonfinite", r.stop_after_nonfinite.into())?;
+        // TOML integers are signed 64-bit; a larger seed could not be saved with the run.
+        require(
+            i64::try_from(r.seed).is_ok(),
+            "run.seed",
+            r.seed,
+            "must be less than 2^63",
+        )
+    }
+}
+
+impl Experiment for FinetuneRecipe {
+    fn read(path: &Path) -> anyhow::Result<FinetuneRecipe> {
+        Ok(FinetuneRecipe::load(path, &[])?)
+    }
+
+    /// Settings that cannot change what is computed do not count: `run.prefetch`, `run.log_every`, `run.checkpoint_every`,
+    /// `run.keep_checkpoints` and `run.stop_after_nonfinite`.
+    fn first_difference(&self, other: &FinetuneRecipe) -> Option<(String, String, String)> {
+        let mut other = other.clone();
+        other.run.prefetch = self.run.prefetch;
+        other.run.log_every = self.run.log_every;
+        other.run.checkpoint_every = self.run.checkpoint_every;
+        other.run.keep_checkpoints = self.run.keep_checkpoints;
+        other.run.stop_after_nonfinite = self.run.stop_after_nonfinite;
+        let value = |r: &FinetuneRecipe| {
+            toml::Value::try_from(r).expect("a recipe is plain tables of plain values")
+        };
+        resolve::first_difference("", &value(self), &value(&other))
+    }
+
+    fn to_toml(&self) -> String {
+        FinetuneRecipe::to_toml(self)
+    }
+}
