@@ -13,6 +13,7 @@ use crate::encoder::{Encoder, EncoderConfig};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::mae::NORM_EPS;
+use crate::mr_mae::is_mimic_param;
 use crate::params::ParamStore;
 use crate::pos_interpolate::interpolate;
 use crate::teacher::Pool;
@@ -55,11 +56,8 @@ impl Classifier {
         }
         let root = params.root();
         let dim = config.embed_dim();
-        let encoder = Encoder::new(&root, config)?;
+        let encoder = Encoder::new(&root, &without_fusion(config))?;
         params.train("pos_embed");
-        for prefix in UNUSED {
-            params.remove(prefix);
-        }
         let fc_norm = match pool {
             Pool::Cls => None,
             Pool::Mean => {
@@ -96,19 +94,25 @@ impl Classifier {
     }
 }
 
-/// Parts of an encoder that only pretraining uses: ConvMAE's fusion of its stages.
-const UNUSED: [&str; 2] = ["stage1_output_decode.", "stage2_output_decode."];
+/// Fusion, and with it ConvMAE's projections of its stages, is for pretraining alone.
+fn without_fusion(config: &EncoderConfig) -> EncoderConfig {
+    let mut config = config.clone();
+    match &mut config {
+        EncoderConfig::Vit(vit) => vit.fusion.clear(),
+        EncoderConfig::Mcmae(mcmae) => mcmae.fusion = false,
+    }
+    config
+}
 
-/// Names of weights that are passed over when a classifier starts from them: what else pretraining and other classifiers have.
-const NOT_STARTED_FROM: [&str; 8] = [
+/// Beginnings of names that a classifier does not start from: what else pretraining and other classifiers have.
+const PASSED_OVER: [&str; 7] = [
     "decoder",
     "mask_token",
-    "mimic_heads.",
+    "stage1_output_decode.",
+    "stage2_output_decode.",
     "head.",
     "fc_norm.",
     "norm.",
-    UNUSED[0],
-    UNUSED[1],
 ];
 
 /// Starts the encoder of a [`Classifier`] in `params` from pretrained weights; its head, and the norm of a mean, stay as they are.
@@ -128,11 +132,10 @@ pub fn start_from(
     let kept_norm = own.contains_key("norm.weight");
     let mut start: BTreeMap<String, Tensor> = BTreeMap::new();
     for (name, tensor) in tensors {
-        let passed_over = NOT_STARTED_FROM
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-            && !(kept_norm && name.starts_with("norm."));
-        if !passed_over {
+        let is_passed_over = is_mimic_param(name)
+            || PASSED_OVER.iter().any(|prefix| name.starts_with(prefix))
+                && !(kept_norm && name.starts_with("norm."));
+        if !is_passed_over {
             start.insert(name.clone(), tensor.shallow_clone());
         }
     }

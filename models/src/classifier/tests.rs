@@ -5,6 +5,7 @@ use tch::Device;
 use super::*;
 use crate::drop_path::DropPath;
 use crate::encoder::VitConfig;
+use crate::mcmae::McmaeEncoderConfig;
 use crate::weights::Weights;
 
 /// Both sides compute in f32 and sum in another order; an eps of 1e-5 in the norms instead of 1e-6 makes more.
@@ -186,4 +187,49 @@ fn weights_of_another_network_are_refused_by_name() {
     );
     let odd = || Tensor::zeros([1, 6, 24], (Kind::Float, Device::Cpu));
     assert!(refused(&|t| drop(t.insert("pos_embed".into(), odd()))).contains("pos_embed"));
+}
+
+/// ConvMAE's `convvit_base_patch16` with 1000 classes, counted in PyTorch; and MAE's `vit_base_patch16`, which is timm's.
+#[test]
+fn base_sizes_have_as_many_numbers_as_the_references() {
+    let vit = EncoderConfig::Vit(VitConfig::BASE_PATCH16);
+    let convvit = EncoderConfig::Mcmae(McmaeEncoderConfig::BASE);
+    for (config, expected) in [(vit, 86_567_656), (convvit, 85_374_824)] {
+        let params = ParamStore::frozen(Device::Cpu);
+        Classifier::new(&params, &config, Pool::Mean, 1000).unwrap();
+        let numbers: usize = params.tensors().values().map(Tensor::numel).sum();
+        assert_eq!(numbers, expected, "{config:?}");
+    }
+}
+
+/// A ConvViT starts from what pretraining with fusion leaves, is trained in every parameter, and has no CLS token to pool.
+#[test]
+fn a_convvit_is_a_classifier_too() {
+    let mcmae = McmaeEncoderConfig {
+        img_size: [32; 2],
+        embed_dims: [8, 12, 16],
+        depths: [1, 1, 2],
+        num_heads: 2,
+        ..McmaeEncoderConfig::BASE
+    };
+    let config = EncoderConfig::Mcmae(mcmae);
+    let pretrained = ParamStore::new(Device::Cpu, 1);
+    Encoder::new(&pretrained.root(), &config).unwrap();
+    let params = ParamStore::new(Device::Cpu, 0);
+    let classifier = Classifier::new(&params, &config, Pool::Mean, 3).unwrap();
+    start_from(&params, &config, "a run", &pretrained.tensors()).unwrap();
+    assert_eq!(
+        params.get("blocks2.0.attn.weight"),
+        pretrained.get("blocks2.0.attn.weight")
+    );
+    let imgs = (Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)) * 0.37).sin();
+    let imgs = imgs.view([2, 3, 32, 32]);
+    let scores = classifier.forward(&imgs, &Pass::default());
+    let targets = Tensor::ones([2, 3], (Kind::Float, Device::Cpu)) / 3.0;
+    soft_target_cross_entropy(&(scores * 1e3), &targets).backward();
+    for (name, param) in params.trainable() {
+        assert!(param.grad().defined(), "{name} gets no gradient");
+    }
+    let refused = Classifier::new(&ParamStore::new(Device::Cpu, 0), &config, Pool::Cls, 3);
+    assert!(matches!(refused, Err(Error::Config { field: "pool", .. })));
 }

@@ -118,6 +118,7 @@ pub fn at_size(config: &EncoderConfig, img_size: u32) -> anyhow::Result<EncoderC
     let mut config = config.clone();
     match &mut config {
         EncoderConfig::Vit(vit) => vit.img_size = [img_size.into(); 2],
+        EncoderConfig::Mcmae(mcmae) => mcmae.img_size = [img_size.into(); 2],
     }
     config
         .validate()
