@@ -260,7 +260,7 @@ pub struct LinprobeArgs {
         long = "blr",
         value_name = "LR",
         value_delimiter = ',',
-        default_values_t = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0]
+        default_values_t = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
     )]
     pub blrs: Vec<f64>,
     /// Passes over the training images.

@@ -187,7 +187,7 @@ fn count_in_train(train: &Images, test: &Images) -> usize {
         .count();
     if count > 0 {
         warn!(
-            "{count} test images are among the train images too; what is said of them says nothing"
+            "{count} test images are among the train images too; what comes of them says nothing"
         );
     }
     count

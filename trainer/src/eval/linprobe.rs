@@ -164,7 +164,17 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
                 labels: &test_labels,
                 rows: &test_rows,
             })?;
-            probes.insert(kind.clone(), probe(&training.blrs, &losses, held_out, test));
+            let probe = probe(&training.blrs, &losses, held_out, test);
+            if let [lowest, .., highest] = training.blrs[..]
+                && (probe.blr == lowest || probe.blr == highest)
+            {
+                warn!(
+                    "{kind} of {}: the best base learning rate, {}, is at an end of those tried; give others with --blr",
+                    model.describe(),
+                    probe.blr
+                );
+            }
+            probes.insert(kind.clone(), probe);
         }
         let result = LinprobeResult {
             model: model.describe(),
@@ -315,13 +325,6 @@ fn probe(blrs: &[f64], losses: &[f64], held_out: Option<Vec<TopK>>, test: Vec<To
             test,
         })
         .collect();
-    let at_an_end = heads.len() > 1 && (best == 0 || best + 1 == heads.len());
-    if at_an_end {
-        warn!(
-            "the best base learning rate, {}, is at an end of those tried; give others with --blr",
-            blrs[best]
-        );
-    }
     Probe {
         blr: blrs[best],
         test: heads[best].test.clone(),

@@ -218,7 +218,7 @@ fn students_teachers_and_pixels_are_probed_and_the_test_images_choose_nothing() 
             result.held_out_images
         );
         for probe in result.features.values() {
-            assert_eq!(probe.heads.len(), 7);
+            assert_eq!(probe.heads.len(), 8);
             let held_out = |head: &Head| head.held_out.as_ref().unwrap().top1;
             let chosen = probe
                 .heads
