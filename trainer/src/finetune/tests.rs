@@ -280,6 +280,72 @@ fn starts_from_a_file_as_from_its_run() {
     assert!(refused.contains("patch_embed.proj.weight"), "{refused}");
 }
 
+/// The other encoder in the same loop: probed and fine-tuned without a CLS token, stopped and gone on with.
+#[test]
+fn masked_convolutions_are_tuned_and_probed() {
+    let world = world();
+    let vit = "patch_size = 8\nembed_dim = 32\ndepth = 2\nnum_heads = 2\n";
+    let mcmae = "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
+    let recipe = crate::testing::RECIPE
+        .replace(vit, mcmae)
+        .replace("img_size = 32", "img_size = 64");
+    assert!(recipe.contains("mcmae") && recipe.contains("64"));
+    let path = world.path("mcmae.toml");
+    schemas::atomic::write(&path, recipe.as_bytes()).unwrap();
+    let recipe = ["--recipe", path.to_str().unwrap(), "--stop-after", "2"];
+    run(&world.pretrain_args("mcmae", &recipe)).unwrap();
+    let init = world.path("mcmae").to_str().unwrap().to_owned();
+
+    let tune = |name: &str, more: &[&str]| {
+        let mut args = args(&world, name, more);
+        let at = args.iter().position(|arg| arg == "--init").unwrap();
+        args[at + 1].clone_from(&init);
+        run(&args).unwrap();
+        world.path(name)
+    };
+    let whole = tune("whole", &[]);
+    for _ in 0..3 {
+        tune("cut", &["--stop-after", "5"]);
+    }
+    let cut = world.path("cut");
+    assert_eq!(losses(&cut), losses(&whole));
+    assert!(tensors(&cut) == tensors(&whole));
+    let best = Weights::read(&whole.join(BEST)).unwrap();
+    assert!(best.get("blocks1.0.attn.weight").is_some());
+    assert!(
+        best.names()
+            .all(|name| !name.contains("output_decode") && name != "norm.weight")
+    );
+
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let (train, test) = (text(world.images_dir()), text(world.path("test")));
+    let probe = [
+        "trainer",
+        "linprobe",
+        "--device",
+        "cpu",
+        "--model",
+        &init,
+        "--train",
+        &train,
+        "--test",
+        &test,
+        "--probe-batch",
+        "6",
+        "--epochs",
+        "2",
+        "--warmup-epochs",
+        "1",
+        "--held-out",
+        "0.3",
+        "--json",
+    ];
+    let printed = run(&probe.map(String::from)).unwrap();
+    let results: Vec<crate::eval::linprobe::LinprobeResult> =
+        serde_json::from_str(&printed).unwrap();
+    assert_eq!(results[0].features.keys().collect::<Vec<_>>(), ["mean"]);
+}
+
 fn tensors_without_best(run: &Path) -> [Vec<u8>; 2] {
     let folder = checkpoint::newest(run).unwrap().unwrap();
     ["model.safetensors", "optimizer.safetensors"].map(|file| fs::read(folder.join(file)).unwrap())
