@@ -23,7 +23,7 @@ pub enum Purpose {
     /// Which rows are checked or held out.
     Select = 4,
     /// Which residual branches of a sample are dropped.
-    DropPath = 5,
+    DropPath = 8,
 }
 
 /// A stream of random numbers. Cheap to make: one hash of a few words.
