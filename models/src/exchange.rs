@@ -13,7 +13,7 @@
 //! value is changed on the way, so that a student is the same to the bit after any way there and back.
 //!
 //! Everything works on maps of named tensors and takes sizes from their shapes. What shapes cannot tell is [`Facts`]. [`export`]
-//! is the way out, [`import`] the way in, [`load_into`] puts what came in into a network.
+//! is the way out, [`import()`] the way in, [`load_into`] puts what came in into a network.
 
 use std::collections::BTreeMap;
 use std::fmt;
