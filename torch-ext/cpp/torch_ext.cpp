@@ -18,6 +18,8 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/version.h>
 
 #include <dlfcn.h>
@@ -31,6 +33,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 static_assert(std::string_view(TORCH_VERSION) == "2.11.0", "torch-ext is written for libtorch 2.11.0, as tch 0.24 is; run scripts/setup");
@@ -72,6 +75,92 @@ at::Tensor total_norm(const std::vector<at::Tensor>& tensors, const at::Scalar& 
   return at::linalg_vector_norm(at::stack(at::_foreach_norm(tensors, order)), order);
 }
 
+// ---- gradient checkpointing: what autograd calls back --------------------------------------------------------------------
+
+thread_local std::string closure_error;
+
+// Takes the input, gives a new tensor, or null after te_closure_failed: it panicked.
+using ClosureCall = at::Tensor* (*)(void* closure, at::Tensor* input);
+using ClosureFree = void (*)(void* closure);
+
+// A Rust closure from tensor to tensor. The graph owns it.
+struct Closure : torch::CustomClassHolder {
+  Closure(void* data, ClosureCall call, ClosureFree free) : data_(data), call_(call), free_(free) {}
+  ~Closure() override { free_(data_); }
+
+  at::Tensor operator()(const at::Tensor& x) const {
+    std::unique_ptr<at::Tensor> out(call_(data_, new at::Tensor(x)));
+    if (!out) throw std::runtime_error(closure_error);
+    return *out;
+  }
+
+ private:
+  void* data_;
+  ClosureCall call_;
+  ClosureFree free_;
+};
+
+// Autocast in a given state, its memory of cast weights included, until the end of the block.
+class AutocastState {
+ public:
+  AutocastState(c10::DeviceType type, bool enabled, at::ScalarType dtype, bool cache)
+      : type_(type),
+        enabled_(at::autocast::is_autocast_enabled(type)),
+        dtype_(at::autocast::get_autocast_dtype(type)),
+        cache_(at::autocast::is_autocast_cache_enabled()) {
+    at::autocast::set_autocast_enabled(type, enabled);
+    at::autocast::set_autocast_dtype(type, dtype);
+    at::autocast::set_autocast_cache_enabled(cache);
+    at::autocast::increment_nesting();
+  }
+  AutocastState(const AutocastState&) = delete;
+  AutocastState& operator=(const AutocastState&) = delete;
+  ~AutocastState() {
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(type_, enabled_);
+    at::autocast::set_autocast_dtype(type_, dtype_);
+    at::autocast::set_autocast_cache_enabled(cache_);
+  }
+
+ private:
+  c10::DeviceType type_;
+  bool enabled_;
+  at::ScalarType dtype_;
+  bool cache_;
+};
+
+// Keeps the input alone; backward calls the closure again, with gradients, and goes back through what it did this time.
+struct Checkpoint : torch::autograd::Function<Checkpoint> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const c10::intrusive_ptr<Closure>& closure) {
+    const auto type = x.device().type();
+    const bool enabled = at::autocast::is_autocast_enabled(type);
+    const auto dtype = at::autocast::get_autocast_dtype(type);
+    ctx->saved_data["enabled"] = enabled;
+    ctx->saved_data["dtype"] = static_cast<int64_t>(dtype);
+    ctx->saved_data["closure"] = at::IValue::make_capsule(closure);
+    ctx->save_for_backward({x});
+    // Casts made here carry no gradient and must not be remembered for those who want one.
+    AutocastState state(type, enabled, dtype, /*cache=*/false);
+    return (*closure)(x);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+    const auto capsule = ctx->saved_data["closure"].toCapsule();
+    const auto& closure = static_cast<const Closure&>(*capsule);
+    const auto x = ctx->get_saved_variables()[0].detach().requires_grad_(true);
+    at::Tensor y;
+    {
+      at::AutoGradMode grad_mode(true);
+      AutocastState state(x.device().type(), ctx->saved_data["enabled"].toBool(),
+                          static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()), /*cache=*/true);
+      y = closure(x);
+    }
+    // Into x and into every leaf that the closure holds.
+    torch::autograd::backward({y}, {grads[0]});
+    return {x.grad(), at::Tensor()};
+  }
+};
+
 }  // namespace
 
 extern "C" {
@@ -95,6 +184,23 @@ int te_fused_adamw(at::Tensor* const* params, at::Tensor* const* grads, at::Tens
     at::_fused_adamw_(list(params, len), list(grads, len), list(exp_avgs, len), list(exp_avg_sqs, len), {}, step_list, lr, beta1,
                       beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, skip);
     if (skip) at::_foreach_sub_(step_list, std::vector<at::Tensor>(len, *skip));
+  });
+}
+
+// Moves each average towards its parameter: average += weight * (param - average). The weight is a scalar tensor on the device; the
+// host does not look at it. A few at a time, so that the differences never take as much memory as the parameters do.
+int te_ema_update(at::Tensor* const* averages, at::Tensor* const* params, int64_t len, const at::Tensor* weight) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    constexpr int64_t most_numbers = int64_t{1} << 24;
+    for (int64_t start = 0, end = 0; start < len; start = end) {
+      int64_t numbers = 0;
+      while (end < len && (end == start || numbers + averages[end]->numel() <= most_numbers)) numbers += averages[end++]->numel();
+      auto some_averages = list(averages + start, end - start);
+      auto differences = at::_foreach_sub(list(params + start, end - start), some_averages);
+      at::_foreach_mul_(differences, *weight);
+      at::_foreach_add_(some_averages, differences);
+    }
   });
 }
 
@@ -129,6 +235,21 @@ int te_all_finite(at::Tensor* const* tensors, int64_t len, at::Tensor** out) {
 int te_forget_grads(at::Tensor* const* tensors, int64_t len) {
   return guarded([&] {
     for (auto& tensor : list(tensors, len)) tensor.mutable_grad().reset();
+  });
+}
+
+// ---- gradient checkpointing ---------------------------------------------------------------------------------------------
+
+// What a closure that panics says before it returns null; for this thread.
+void te_closure_failed(const char* message, int64_t len) { closure_error.assign(message, static_cast<size_t>(len)); }
+
+// Calls the closure on x without keeping what it computes in between; see Checkpoint. The closure is owned from here on and may be
+// called and freed on any thread, but never by two at once.
+int te_checkpoint(const at::Tensor* x, void* data, ClosureCall call, ClosureFree free, at::Tensor** out) {
+  return guarded([&] {
+    const auto closure = c10::make_intrusive<Closure>(data, call, free);
+    const bool kept_otherwise = at::GradMode::is_enabled() && x->requires_grad();
+    *out = new at::Tensor(kept_otherwise ? Checkpoint::apply(*x, closure) : (*closure)(*x));
   });
 }
 

@@ -52,6 +52,15 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// Saved averages are not those of the parameters.
+    #[error("average of {param}: {problem}")]
+    EmaState {
+        /// Name of the parameter, or of the stray entry.
+        param: String,
+        /// What does not fit.
+        problem: String,
+    },
+
     /// An optimizer's saved state is not that of its parameters.
     #[error("optimizer state of {param}: {problem}")]
     OptimizerState {

@@ -1,6 +1,6 @@
 //! The C functions of `cpp/torch_ext.cpp`, and how their failures become [`Error`].
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
@@ -28,6 +28,20 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
         found_inf: *const C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_ema_update(
+        averages: *const *const C_tensor,
+        params: *const *const C_tensor,
+        len: i64,
+        weight: *const C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_closure_failed(message: *const c_char, len: i64);
+    pub(crate) fn te_checkpoint(
+        x: *const C_tensor,
+        closure: *mut c_void,
+        call: extern "C" fn(*mut c_void, *mut C_tensor) -> *mut C_tensor,
+        free: extern "C" fn(*mut c_void),
+        out: *mut *mut C_tensor,
     ) -> c_int;
     pub(crate) fn te_grad_norm(
         grads: *const *const C_tensor,

@@ -9,6 +9,8 @@
 //! |---|---|
 //! | [`device`] | opening the CUDA library at start, `auto`, `cpu`, `cuda:1` → a device |
 //! | [`adamw`] | AdamW in one kernel, with state that can be read, saved and restored |
+//! | [`ema`] | a moving average of the parameters, which skipped steps leave alone |
+//! | [`mod@checkpoint`] | recomputing a part of the forward pass in backward instead of keeping it |
 //! | [`grads`] | norm, clipping and the finite check of all gradients, without waiting for the device |
 //! | [`autocast`] | bf16 compute as a scope |
 //! | [`event`] | waiting for some of the queued work and not for all |
@@ -23,7 +25,9 @@
 
 pub mod adamw;
 pub mod autocast;
+pub mod checkpoint;
 pub mod device;
+pub mod ema;
 pub mod error;
 pub mod event;
 mod ffi;
@@ -34,7 +38,9 @@ pub mod threads;
 
 pub use adamw::{AdamWConfig, FusedAdamW};
 pub use autocast::Autocast;
+pub use checkpoint::checkpoint;
 pub use device::{load_cuda, resolve_device};
+pub use ema::Ema;
 pub use error::{Error, Result};
 pub use event::Event;
 pub use grads::{all_finite, clip_grad_norm_, grad_norm};
