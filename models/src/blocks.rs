@@ -11,6 +11,9 @@ use crate::vit::{Block, BlockConfig};
 pub struct Pass<'a> {
     /// The residual branches of the encoder to drop; branch `2 b` is the first of its block `b`, `2 b + 1` the second.
     pub drop_path: Option<&'a DropPath>,
+    /// Whether each transformer block keeps its input alone and is computed again in backward ([`torch_ext::checkpoint()`]). Changes no
+    /// number.
+    pub grad_checkpointing: bool,
 }
 
 impl Pass<'_> {
@@ -52,7 +55,16 @@ impl Blocks {
         let mut x = x.shallow_clone();
         let mut sum: Option<Tensor> = None;
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward_dropped(&x, pass.branches(self.first + i).as_ref());
+            let branches = pass.branches(self.first + i);
+            x = match pass.grad_checkpointing {
+                true => {
+                    // The graph outlives this borrow of the block.
+                    let block = block.shallow_clone();
+                    let forward = move |x: &Tensor| block.forward_dropped(x, branches.as_ref());
+                    torch_ext::checkpoint(forward, &x)
+                }
+                false => block.forward_dropped(&x, branches.as_ref()),
+            };
             let is_last = i + 1 == self.blocks.len();
             if !is_last && fusion.contains(&(i as i64)) {
                 sum = Some(match sum {

@@ -44,6 +44,14 @@ impl Linear {
         }
     }
 
+    /// Another handle on the same parameters.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
     /// `[.., in_dim] → [.., out_dim]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
@@ -71,6 +79,15 @@ impl LayerNorm {
             weight: scope.param("weight", &[dim], Init::Ones),
             bias: scope.param("bias", &[dim], Init::Zeros),
             eps,
+        }
+    }
+
+    /// Another handle on the same parameters.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+            eps: self.eps,
         }
     }
 
@@ -164,6 +181,15 @@ impl Attention {
             qkv: Linear::new(&scope.sub("qkv"), dim, 3 * dim, qkv_bias),
             proj: Linear::new(&scope.sub("proj"), dim, dim, true),
             num_heads,
+        }
+    }
+
+    /// Another handle on the same parameters.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            qkv: self.qkv.shallow_clone(),
+            proj: self.proj.shallow_clone(),
+            num_heads: self.num_heads,
         }
     }
 
@@ -308,6 +334,16 @@ impl Block {
                     config.activation,
                 )
             },
+        }
+    }
+
+    /// Another handle on the same parameters.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            norm1: self.norm1.shallow_clone(),
+            attn: self.attn.shallow_clone(),
+            norm2: self.norm2.shallow_clone(),
+            mlp: self.mlp.shallow_clone(),
         }
     }
 

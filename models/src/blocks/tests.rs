@@ -3,6 +3,7 @@ use tch::{Device, Kind};
 use super::*;
 use crate::init::Init;
 use crate::params::ParamStore;
+use crate::precision::Precision;
 use crate::vit::Activation;
 
 const CONFIG: BlockConfig = BlockConfig {
@@ -66,6 +67,7 @@ fn a_dropped_branch_is_left_out_for_its_sample_alone() {
     let drop = DropPath::new(&uniform, &rates);
     let pass = Pass {
         drop_path: Some(&drop),
+        ..Pass::default()
     };
     let found = stack.forward(&x, &pass);
     let rest = |x: Tensor| single[1..].iter().fold(x, |x, block| block.forward(&x));
@@ -82,8 +84,40 @@ fn a_dropped_branch_is_left_out_for_its_sample_alone() {
         &x,
         &Pass {
             drop_path: Some(&kept),
+            ..Pass::default()
         },
     );
     assert_eq!(found.get(1), kept.get(1));
     assert_ne!(found.get(0), kept.get(0));
+}
+
+/// Fusion and dropped branches included, in both precisions.
+#[test]
+fn checkpointed_blocks_have_the_same_gradients_to_the_bit() {
+    let uniform = Tensor::arange(16, (Kind::Double, Device::Cpu)).view([2, 8]) / 16.0;
+    let drop = DropPath::new(&uniform, &Tensor::from_slice(&[0.4; 8]));
+    for precision in [Precision::F32, Precision::Bf16] {
+        let gradients = |grad_checkpointing| {
+            let params = ParamStore::new(Device::Cpu, 0);
+            let stack = Blocks::new(&params.root(), "blocks", 3, &CONFIG, 1);
+            let x = random(&[2, 5, 16], "x").set_requires_grad(true);
+            let pass = Pass {
+                drop_path: Some(&drop),
+                grad_checkpointing,
+            };
+            let y = {
+                let _scope = precision.guard(Device::Cpu);
+                stack.forward_fused(&x, &[0], &pass)
+            };
+            (y * random(&[2, 5, 16], "weights"))
+                .sum(Kind::Float)
+                .backward();
+            let mut grads: Vec<Tensor> = params.trainable().values().map(Tensor::grad).collect();
+            grads.push(x.grad());
+            grads
+        };
+        let (plain, checkpointed) = (gradients(false), gradients(true));
+        assert_eq!(plain.len(), 3 * 12 + 1);
+        assert!(plain == checkpointed, "{precision}");
+    }
 }

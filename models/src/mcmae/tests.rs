@@ -218,6 +218,7 @@ fn dropped_branches_are_left_out_in_both_computations() {
         let drop = DropPath::new(&uniform, &rates);
         let pass = Pass {
             drop_path: Some(&drop),
+            ..Pass::default()
         };
         let found = encoder.forward_encoder(&imgs, &masking, &pass);
         let expected = encoder.forward_encoder_dense(&imgs, &masking, &pass);

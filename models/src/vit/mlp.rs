@@ -104,6 +104,15 @@ impl Mlp {
         }
     }
 
+    /// Another handle on the same parameters.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            fc1: self.fc1.shallow_clone(),
+            fc2: self.fc2.shallow_clone(),
+            ..*self
+        }
+    }
+
     /// `[.., D] → [.., D]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let x = self.fc1.forward(x);

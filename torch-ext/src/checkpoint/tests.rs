@@ -132,7 +132,7 @@ fn a_panic_crosses_the_border_as_a_panic_in_both_passes() {
             .clone()
     };
     let forward = panic::catch_unwind(|| {
-        checkpoint(|_| panic!("on purpose, forward"), &leaf(&[2], 0));
+        let _ = checkpoint(|_| panic!("on purpose, forward"), &leaf(&[2], 0));
     });
     assert!(message(forward.unwrap_err()).contains("on purpose, forward"));
 
