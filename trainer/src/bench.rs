@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use models::blocks::Pass;
 use models::flops::Flops;
 use models::hub::HubSettings;
 use models::mr_mae::MrMae;
@@ -284,8 +285,12 @@ fn step_speeds(
         optim.zero_grad();
         let imgs = normalise.forward(&pixels);
         let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
-        let losses = step::accumulate(&student, &imgs, &masking, &features, precision, 1);
-        step::update(&mut optim, &[losses], recipe.optim.clip_grad)?.read()?;
+        let pass = Pass {
+            grad_checkpointing: recipe.run.grad_checkpointing,
+            ..Pass::default()
+        };
+        let losses = step::accumulate(&student, &imgs, &masking, &features, pass, precision, 1);
+        step::update(&mut optim, &[losses], recipe.optim.clip_grad, None)?.read()?;
         if step > 0 {
             speeds.push(n as f64 / start.elapsed().as_secs_f64());
         }

@@ -3,11 +3,12 @@
 //! ```text
 //! RUN/checkpoints/step-00001000/model.safetensors       parameters by their reference names; the recipe in the header
 //!                               optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, step.<name>
-//!                               state.json              step, counters, what was trained on, digests of the two files
+//!                               ema.safetensors         with optim.ema_decay: the averaged network, under the model's names
+//!                               state.json              step, counters, what was trained on, digests of the other files
 //! RUN/LAST                                              name of the newest, written after it
 //! ```
 //!
-//! A folder is written under a temporary name and renamed when its bytes are on disk; `LAST` follows. Older checkpoints are
+//! The newest few are kept, and those of `run.keep_every`. A folder is written under a temporary name and renamed when its bytes are on disk; `LAST` follows. Older checkpoints are
 //! removed only after that, so a kill at any moment leaves at least one that is whole. All randomness is keyed by the recipe's
 //! seed and by position, so `step` is also the state of every random draw and of the data order.
 
@@ -35,6 +36,10 @@ pub const MODEL: &str = "model.safetensors";
 /// The key under which [`MODEL`]'s header holds the resolved recipe, so that the file alone can be evaluated.
 pub const RECIPE_KEY: &str = "recipe";
 
+/// The averaged network of a checkpoint whose recipe asks for one: parameters' averages, buffers as they are. Its header is that of
+/// [`MODEL`].
+pub const EMA: &str = "ema.safetensors";
+
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const FOLDER: &str = "checkpoints";
@@ -50,6 +55,9 @@ pub struct State {
     pub step: u64,
     /// Skipped steps in a row up to here.
     pub nonfinite_in_row: u32,
+    /// Parts that each batch is taken in since memory ran out; 1 if it has not.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub parts: usize,
     /// Sums for the next metrics line.
     pub window: Window,
     /// What the run trains on, by name of the fact: a resume with another value is refused.
@@ -58,11 +66,20 @@ pub struct State {
     pub sha256: BTreeMap<String, String>,
 }
 
+fn one() -> usize {
+    1
+}
+
+fn is_one(parts: &usize) -> bool {
+    *parts == 1
+}
+
 impl State {
     /// A state before it is saved; saving adds the digests.
     pub fn new(
         step: u64,
         nonfinite_in_row: u32,
+        parts: usize,
         window: Window,
         data: BTreeMap<String, String>,
     ) -> State {
@@ -70,6 +87,7 @@ impl State {
             format_version: FORMAT_VERSION,
             step,
             nonfinite_in_row,
+            parts,
             window,
             data,
             sha256: BTreeMap::new(),
@@ -95,15 +113,23 @@ pub struct Checkpoint {
     pub model: BTreeMap<String, Tensor>,
     /// The optimizer's state by name.
     pub optimizer: BTreeMap<String, Tensor>,
+    /// The averaged network, by the names of `model`.
+    pub ema: Option<BTreeMap<String, Tensor>>,
+    /// The resolved recipe, as TOML.
+    pub recipe: String,
 }
 
-/// Publishes a checkpoint, then `LAST`, then removes all but the newest `keep`. `recipe` goes into the model's header.
-pub fn save(
-    run: &Path,
-    checkpoint: &Checkpoint,
-    recipe: &str,
-    keep: usize,
-) -> anyhow::Result<PathBuf> {
+/// Which checkpoints stay when a new one has been published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest so many.
+    pub newest: usize,
+    /// And those of every so many steps.
+    pub every: Option<u64>,
+}
+
+/// Publishes a checkpoint, then `LAST`, then removes those that are not to be kept.
+pub fn save(run: &Path, checkpoint: &Checkpoint, keep: Keep) -> anyhow::Result<PathBuf> {
     let name = folder_name(checkpoint.state.step);
     let folder = run.join(FOLDER).join(&name);
     // A folder of this step is there only if a resume went back behind it, so LAST names an older one.
@@ -111,10 +137,13 @@ pub fn save(
     atomic::remove_stale(&folder)?;
     let unfinished = AtomicDir::create(&folder)?;
     let mut state = checkpoint.state.clone();
-    for (file, tensors, header) in [
-        (MODEL, &checkpoint.model, Some((RECIPE_KEY, recipe))),
+    let header = Some((RECIPE_KEY, checkpoint.recipe.as_str()));
+    let mut files = vec![
+        (MODEL, &checkpoint.model, header),
         (OPTIMIZER, &checkpoint.optimizer, None),
-    ] {
+    ];
+    files.extend(checkpoint.ema.as_ref().map(|ema| (EMA, ema, header)));
+    for (file, tensors, header) in files {
         let file_out = AtomicFile::create(&unfinished.path().join(file))?;
         let mut out = HashingWriter {
             inner: BufWriter::new(file_out),
@@ -208,7 +237,7 @@ pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
         "{path:?}: format version {}, this program reads {FORMAT_VERSION}",
         state.format_version
     );
-    let tensors = |name: &str| -> anyhow::Result<BTreeMap<String, Tensor>> {
+    let read = |name: &str| -> anyhow::Result<Weights> {
         let path = folder.join(name);
         let weights = Weights::read(&path)?;
         let expected = state
@@ -220,18 +249,33 @@ pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
             "{path:?}: is damaged (SHA-256 {}, state.json says {expected})",
             weights.sha256()
         );
-        Ok(weights
-            .tensors()
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-            .collect())
+        Ok(weights)
     };
-    let (model, optimizer) = (tensors(MODEL)?, tensors(OPTIMIZER)?);
+    let model = read(MODEL)?;
+    let optimizer = tensors(&read(OPTIMIZER)?);
+    // The digests are part of what state.json vouches for, so they also say whether the file should be there.
+    let ema = match state.sha256.contains_key(EMA) {
+        true => Some(tensors(&read(EMA)?)),
+        false => None,
+    };
     Ok(Checkpoint {
-        state,
-        model,
+        model: tensors(&model),
+        recipe: model
+            .metadata()
+            .get(RECIPE_KEY)
+            .with_context(|| format!("{:?}: its header holds no recipe", folder.join(MODEL)))?
+            .clone(),
         optimizer,
+        ema,
+        state,
     })
+}
+
+fn tensors(weights: &Weights) -> BTreeMap<String, Tensor> {
+    let tensors = weights.tensors().iter();
+    tensors
+        .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+        .collect()
 }
 
 /// Steps of the published checkpoints, ascending.
@@ -253,11 +297,12 @@ fn steps(run: &Path) -> anyhow::Result<Vec<u64>> {
     Ok(steps)
 }
 
-/// Removes all but the newest `keep` checkpoints up to `step`, and any later one: a damaged one that a resume went back behind.
-fn prune(run: &Path, step: u64, keep: usize) -> anyhow::Result<()> {
+/// Removes the checkpoints up to `step` that are not to be kept, and any later one: a damaged one that a resume went back behind.
+fn prune(run: &Path, step: u64, keep: Keep) -> anyhow::Result<()> {
     let (mut stale, later): (Vec<u64>, Vec<u64>) =
         steps(run)?.into_iter().partition(|&s| s <= step);
-    stale.truncate(stale.len().saturating_sub(keep));
+    stale.truncate(stale.len().saturating_sub(keep.newest));
+    stale.retain(|step| keep.every.is_none_or(|every| !step.is_multiple_of(every)));
     for step in stale.into_iter().chain(later) {
         remove(&run.join(FOLDER).join(folder_name(step)))?;
     }

@@ -149,7 +149,8 @@ pub struct FinetuneArgs {
 pub struct KnnArgs {
     /// A run folder, a student's model.safetensors, a folder, file or id on the Hugging Face hub of a teacher or of a student in
     /// another package's names, or `pixels[:SIZE]` for the raw-pixel baseline.
-    /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step. May be given many times: every image is
+    /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step; `ema:RUN` the moving average of a run that
+    /// keeps one (optim.ema_decay). May be given many times: every image is
     /// read and decoded once for all models.
     #[arg(
         long = "model",

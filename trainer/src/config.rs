@@ -11,6 +11,8 @@ use models::precision::Precision;
 use models::targets::TargetNorm;
 use serde::{Deserialize, Serialize};
 
+use crate::schedule::Decay;
+
 pub use resolve::Error;
 
 pub(crate) mod resolve;
@@ -397,6 +399,15 @@ pub struct Optim {
     /// Largest global gradient norm. Absent = no clipping, as in MAE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_grad: Option<f64>,
+    /// Also keep a moving average of the parameters: the share of itself that it keeps at each step, for example 0.9999. It is saved with
+    /// every checkpoint (`ema.safetensors`) and evaluated as `ema:RUN`. Absent = none, as in MAE and MR-MAE. Fine-tuning of MAE's
+    /// successors commonly has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
+    /// Begin the average fast: at step t (from 1) it keeps no more than (1 + t) / (10 + t), so that a short run's average forgets where it
+    /// started. TensorFlow's `ExponentialMovingAverage(num_updates)`. Off by default, like timm's `--model-ema-warmup`.
+    #[serde(default)]
+    pub ema_warmup: bool,
 }
 
 fn one() -> usize {
@@ -416,14 +427,36 @@ fn weight_decay() -> f64 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleConfig {
-    /// Length of the run.
+    /// What comes after the warm-up.
+    #[serde(default)]
+    pub kind: ScheduleKind,
+    /// Length of the run. With `kind = "wsd"` it may be changed on a resume for as long as the decay has not begun.
     pub epochs: u64,
     /// Length of the linear rise, in epochs; may have a fraction.
     #[serde(default)]
     pub warmup_epochs: f64,
-    /// Where the cosine ends.
+    /// Where the descent ends.
     #[serde(default)]
     pub min_lr: f64,
+    /// For `wsd`, which needs it: length of the decay at the end, in epochs; may have a fraction. Hägele et al. 2024 find 10 to 20 % of the
+    /// run enough to reach a cosine's loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_epochs: Option<f64>,
+    /// For `wsd`: the decay's shape, "1-sqrt" (the default) or "linear". Hägele et al. 2024 find the first better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay: Option<Decay>,
+}
+
+/// What comes after the warm-up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Half a cosine to the end: MAE's and the paper's. The length must be known at the start.
+    #[default]
+    Cosine,
+    /// Warm-up, stable, decay: the peak rate until `decay_epochs` before the end (Hu et al. 2024, MiniCPM; Hägele et al. 2024). One long
+    /// run can be finished at several lengths, each from a checkpoint of the plateau.
+    Wsd,
 }
 
 /// `[run]`
@@ -440,8 +473,15 @@ pub struct Run {
     pub log_every: u64,
     /// Steps between two checkpoints; there is always one at the end.
     pub checkpoint_every: u64,
-    /// Checkpoints that are kept.
+    /// Newest checkpoints that are kept.
     pub keep_checkpoints: usize,
+    /// Besides these, checkpoints after every so many steps are written and kept for good: to evaluate a run along its way, or to finish a
+    /// `wsd` run at several lengths. Absent = none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
+    /// Keep of each block (convolution stages and decoder included) only its input and compute the rest again in backward (Chen et al. 2016): a third more arithmetic
+    /// for a fraction of the memory. Changes no number.
+    pub grad_checkpointing: bool,
     /// Consecutive steps with a non-finite loss or gradient (each skipped and recorded) that end the run.
     pub stop_after_nonfinite: u32,
 }
@@ -454,6 +494,8 @@ impl Default for Run {
             log_every: 20,
             checkpoint_every: 1000,
             keep_checkpoints: KEEP_CHECKPOINTS,
+            keep_every: None,
+            grad_checkpointing: false,
             stop_after_nonfinite: STOP_AFTER_NONFINITE,
         }
     }

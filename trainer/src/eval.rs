@@ -26,6 +26,9 @@ pub const KNN_FILE: &str = "eval/knn.json";
 /// The same for the student before its first step.
 pub const KNN_UNTRAINED_FILE: &str = "eval/knn-untrained.json";
 
+/// The same for a run's moving average.
+pub const KNN_EMA_FILE: &str = "eval/knn-ema.json";
+
 /// What `trainer knn` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KnnResult {
@@ -118,10 +121,10 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
             accuracy,
         };
         if let Some(run) = model.run_folder() {
-            let name = if model.untrained() {
-                KNN_UNTRAINED_FILE
-            } else {
-                KNN_FILE
+            let name = match (model.untrained(), model.ema()) {
+                (true, _) => KNN_UNTRAINED_FILE,
+                (false, true) => KNN_EMA_FILE,
+                (false, false) => KNN_FILE,
             };
             let json = serde_json::to_string_pretty(&result)?;
             atomic::write(&run.join(name), json.as_bytes())?;

@@ -24,7 +24,7 @@ use tch::{Kind, Tensor};
 use torch_ext::{AdamWConfig, resolve_device};
 use tracing::{info, warn};
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, Keep};
 use crate::cli::FinetuneArgs;
 use crate::data::loader::Loader;
 use crate::data::order::Order;
@@ -226,7 +226,11 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
             let scores = {
                 let _scope = recipe.run.precision.guard(device);
                 let drop_path = (recipe.model.drop_path > 0.0).then_some(&drop_path);
-                classifier.forward(&imgs, &Pass { drop_path })
+                let pass = Pass {
+                    drop_path,
+                    grad_checkpointing: false,
+                };
+                classifier.forward(&imgs, &pass)
             };
             let loss = soft_target_cross_entropy(&scores, &targets);
             (&loss / recipe.optim.accum_iter as f64).backward();
@@ -239,6 +243,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
             vec!["loss".to_owned()],
             vec![loss],
             recipe.optim.clip_grad,
+            None,
         )?;
         let queued = InFlight {
             step,
@@ -297,16 +302,17 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         if saves {
             log.sync()?;
             let checkpoint = Checkpoint {
-                state: progress.state(facts.clone())?,
+                state: progress.state(1, facts.clone())?,
                 model: params.tensors(),
                 optimizer: optim.optim.state(),
+                ema: None,
+                recipe: recipe.to_toml(),
             };
-            let folder = checkpoint::save(
-                run.path(),
-                &checkpoint,
-                &recipe.to_toml(),
-                recipe.run.keep_checkpoints,
-            )?;
+            let keep = Keep {
+                newest: recipe.run.keep_checkpoints,
+                every: None,
+            };
+            let folder = checkpoint::save(run.path(), &checkpoint, keep)?;
             info!("checkpoint {}", folder.display());
         }
         if interrupted && done_steps < end {

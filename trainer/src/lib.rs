@@ -22,6 +22,7 @@ pub mod finetune;
 mod init;
 pub mod interrupt;
 pub mod metrics;
+pub mod micro_batch;
 pub mod optim;
 pub mod plan;
 pub mod pretrain;

@@ -11,15 +11,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use models::blocks::Pass;
+use models::drop_path::{DropPath, linear_rates};
 use models::hub::HubSettings;
 use models::mr_mae::{MimicConfig, MimicTokens, MrMae, MrMaeConfig};
 use models::params::ParamStore;
 use models::targets::TargetStats;
 use schemas::Cache;
-use torch_ext::resolve_device;
+use tch::Tensor;
+use torch_ext::{Ema, resolve_device};
 use tracing::{info, warn};
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, Keep};
 use crate::cli::PretrainArgs;
 use crate::config::{self, Recipe};
 use crate::data::Problem;
@@ -29,6 +32,7 @@ use crate::data::join::{self, Samples};
 use crate::data::loader::{Loader, LoaderPlan, Noise};
 use crate::data::order::Order;
 use crate::data::pixel_cache::PixelCache;
+use crate::micro_batch::MicroBatches;
 use crate::progress::{InFlight, Progress, Watch};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
@@ -99,6 +103,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         begin.load(&params, &recipe)?;
     }
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
+    let mut ema = (recipe.optim.ema_decay).map(|_| Ema::new(params.trainable()));
     info!(
         "{:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} images in {} steps of {} x {} an epoch, {total_steps} \
          steps, peak lr {:.3e}",
@@ -117,6 +122,13 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         run_folder::refuse_other_data(run.path(), &last.state.data, &facts)?;
         params.load("the checkpoint's model", &last.model)?;
         optim.load_state(&last.optimizer)?;
+        if let Some(ema) = &mut ema {
+            // The averaged network too comes with what it was saved with; without, the checkpoint is not this recipe's.
+            ema.load_state(last.ema.as_ref().unwrap_or(&BTreeMap::new()))?;
+        }
+        let before = Recipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
+        let epoch = order.fractional_epoch(last.state.step);
+        run_folder::refuse_other_length(run.path(), &before, &recipe, epoch)?;
         info!("resuming {:?} after step {}", args.out, last.state.step);
     }
     let start = last.as_ref().map_or(0, |last| last.state.step);
@@ -127,6 +139,11 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         );
         return Ok(ExitStatus::Fine);
     }
+    let mut micro = MicroBatches::new(
+        recipe.optim.batch_size,
+        recipe.optim.accum_iter,
+        last.as_ref().map_or(1, |last| last.state.parts),
+    )?;
     let mut progress = Progress::open(
         run.path(),
         Watch {
@@ -154,6 +171,11 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
 
     // ------------------------------------------------------------------ the loop
     let normalise = Normalise::imagenet(device);
+    let drop_rates = Tensor::from_slice(&linear_rates(
+        recipe.model.drop_path,
+        recipe.drop_path_branches() / 2,
+    ))
+    .to_device(device);
     let mut in_flight: Option<InFlight> = None;
     for step in start..end {
         let lr = schedule.lr_at(order.fractional_epoch(step));
@@ -161,23 +183,31 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         optim.zero_grad();
         let mut losses = Vec::new();
         let mut batches = Vec::new();
-        for _ in 0..recipe.optim.accum_iter {
-            let batch = loader.next_batch()?;
-            let imgs = normalise.forward(&teachers::to_device(&batch.imgs, device)?);
-            let features = teachers::features(&teachers, &batch, device)?;
-            let noise = teachers::to_device(&batch.noise, device)?;
-            let masking = step::masking(&recipe, &noise, features.cls_attn.as_ref());
-            losses.push(step::accumulate(
-                &student,
-                &imgs,
-                &masking,
-                &features,
-                recipe.run.precision,
-                recipe.optim.accum_iter,
-            ));
-            batches.push(batch);
+        while batches.len() < recipe.optim.accum_iter {
+            batches.push(loader.next_batch()?);
+            // One pass over the batch, or several over parts of it once memory has run out.
+            micro.accumulate(&mut optim, &batches, &mut losses, &|part, of_step| {
+                let imgs = normalise.forward(&teachers::to_device(&part.imgs, device)?);
+                let features = teachers::features(&teachers, part, device)?;
+                let noise = teachers::to_device(&part.noise, device)?;
+                let masking = step::masking(&recipe, &noise, features.cls_attn.as_ref());
+                let uniform = part.drop_path.as_ref();
+                let uniform = uniform
+                    .map(|t| teachers::to_device(t, device))
+                    .transpose()?;
+                let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
+                let pass = Pass {
+                    drop_path: drop_path.as_ref(),
+                    grad_checkpointing: recipe.run.grad_checkpointing,
+                };
+                let precision = recipe.run.precision;
+                Ok(step::accumulate(
+                    &student, &imgs, &masking, &features, pass, precision, of_step,
+                ))
+            })?;
         }
-        let values = step::update(&mut optim, &losses, recipe.optim.clip_grad)?;
+        let averaged = ema.as_mut().zip(recipe.ema_decay(step));
+        let values = step::update(&mut optim, &losses, recipe.optim.clip_grad, averaged)?;
         let queued = InFlight {
             step,
             lr,
@@ -193,23 +223,31 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         }
 
         let interrupted = interrupt::requested();
-        let due = (step + 1).is_multiple_of(recipe.run.checkpoint_every);
+        let every = [Some(recipe.run.checkpoint_every), recipe.run.keep_every];
+        let due = every
+            .iter()
+            .flatten()
+            .any(|&n| (step + 1).is_multiple_of(n));
         if due || step + 1 == end || interrupted {
             if let Some(done) = in_flight.take() {
                 loader.recycle(progress.settle(done)?);
             }
-            let state = progress.state(facts.clone())?;
             let checkpoint = Checkpoint {
-                state,
+                state: progress.state(micro.parts(), facts.clone())?,
                 model: params.tensors(),
                 optimizer: optim.state(),
+                ema: ema.as_ref().map(|ema| {
+                    let mut network = params.tensors();
+                    network.extend(ema.state());
+                    network
+                }),
+                recipe: recipe.to_toml(),
             };
-            let folder = checkpoint::save(
-                run.path(),
-                &checkpoint,
-                &recipe.to_toml(),
-                recipe.run.keep_checkpoints,
-            )?;
+            let keep = Keep {
+                newest: recipe.run.keep_checkpoints,
+                every: recipe.run.keep_every,
+            };
+            let folder = checkpoint::save(run.path(), &checkpoint, keep)?;
             info!("checkpoint {}", folder.display());
         }
         if interrupted && step + 1 < end {
@@ -276,6 +314,7 @@ pub(crate) fn loader_plan(
         batch_size: recipe.optim.batch_size,
         img_size: recipe.model.img_size,
         grid: recipe.grid(),
+        drop_path: recipe.drop_path_branches(),
         teachers: teachers.iter().map(|t| t.shape.clone()).collect(),
     };
     let rows = teachers.iter_mut().map(|t| t.rows.take()).collect();

@@ -130,13 +130,14 @@ impl Progress {
         Ok(done.batches)
     }
 
-    /// The state of a checkpoint taken now. The logs it counts on are made durable first.
-    pub fn state(&self, data: BTreeMap<String, String>) -> anyhow::Result<State> {
+    /// The state of a checkpoint taken now, of a run that takes its batches in `parts`. The logs it counts on are made durable first.
+    pub fn state(&self, parts: usize, data: BTreeMap<String, String>) -> anyhow::Result<State> {
         self.metrics.sync()?;
         self.nonfinite.sync()?;
         Ok(State::new(
             self.step,
             self.nonfinite_in_row,
+            parts,
             self.window.clone(),
             data,
         ))

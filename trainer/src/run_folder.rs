@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use schemas::atomic;
 
 use crate::checkpoint;
-use crate::config::Recipe;
+use crate::config::{Recipe, ScheduleKind};
 
 #[cfg(test)]
 mod tests;
@@ -126,6 +126,31 @@ pub fn refuse_other_data(
             bail!(
                 "{run:?}: this run was started with {name} = {old}, now it is {new}. Give the same data and weights to \
                  continue, or another --out"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses another length of a `wsd` run whose decay has begun, or would have: at `epoch`, where the run stands, both `before` and `now`
+/// must still be on the plateau. Their steps up to there are the same.
+pub fn refuse_other_length(
+    run: &Path,
+    before: &Recipe,
+    now: &Recipe,
+    epoch: f64,
+) -> anyhow::Result<()> {
+    let (old, new) = (before.schedule.epochs, now.schedule.epochs);
+    if now.schedule.kind != ScheduleKind::Wsd || old == new {
+        return Ok(());
+    }
+    for (recipe, length) in [(before, old), (now, new)] {
+        let begins = recipe.schedule().descends_from();
+        if epoch > begins {
+            bail!(
+                "{run:?}: schedule.epochs was {old}, now it is {new}, and the run stands at epoch {epoch:.2}: with {length} the decay \
+                 begins at epoch {begins}, and a decay cannot be taken back. Go on with {old}, or start from a checkpoint of the plateau \
+                 (run.keep_every keeps them) in a folder of its own"
             );
         }
     }

@@ -1,9 +1,13 @@
-//! Learning rate: linear warm-up, then half a cosine, per iteration. A pure function of where the run stands.
+//! Learning rate: linear warm-up, then half a cosine, or a plateau and a short decay; per iteration. A pure function of where the run
+//! stands.
 //!
-//! Agrees with `facebookresearch/mae` (`util/lr_sched.py`, and `main_pretrain.py` for the scaling rule), which MR-MAE's
-//! recipe is written in terms of.
+//! The cosine agrees with `facebookresearch/mae` (`util/lr_sched.py`, and `main_pretrain.py` for the scaling rule), which MR-MAE's
+//! recipe is written in terms of. Warm-up, stable, decay is that of MiniCPM (Hu et al. 2024) with the decays of Hägele et al. 2024,
+//! "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".
 
 use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
 
 /// Images per step that a *base* learning rate is quoted for.
 ///
@@ -20,26 +24,74 @@ pub fn scale_lr(blr: f64, effective_batch: usize) -> f64 {
 pub struct Schedule {
     /// Peak, reached at the end of the warm-up.
     pub lr: f64,
-    /// Where the cosine ends.
+    /// Where the descent ends.
     pub min_lr: f64,
     /// Length of the linear rise from zero, in epochs.
     pub warmup_epochs: f64,
     /// Length of the whole run, in epochs.
     pub epochs: f64,
+    /// The way from the peak to the end.
+    pub descent: Descent,
+}
+
+/// The way from the peak to the end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Descent {
+    /// Half a cosine from the end of the warm-up on.
+    Cosine,
+    /// The peak until `epochs` before the end, then down.
+    Wsd {
+        /// Length of the decay, in epochs.
+        epochs: f64,
+        /// Its shape.
+        decay: Decay,
+    },
+}
+
+/// The shape of a decay after a plateau, over its progress `t` from 0 to 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Decay {
+    /// `1 - t`.
+    #[serde(rename = "linear")]
+    Linear,
+    /// `1 - sqrt(t)`, which Hägele et al. found better than the linear one at every length.
+    #[default]
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
 }
 
 impl Schedule {
     /// The learning rate at `epoch`, which counts from 0 and has a fraction: step `s` of epoch `e` stands at
     /// `e + s / steps_per_epoch`.
     ///
-    /// `lr * e / w` during the warm-up, then `min + (lr - min) * (1 + cos(pi * (e - w) / (E - w))) / 2`. The very first
-    /// step therefore has a rate of zero, as in the reference code.
+    /// `lr * e / w` during the warm-up. The very first step therefore has a rate of zero, as in the reference code. Then
+    /// `min + (lr - min) * f`, where `f` falls from 1 to 0: `(1 + cos(pi * (e - w) / (E - w))) / 2`, or 1 and the [`Decay`].
     pub fn lr_at(&self, epoch: f64) -> f64 {
         if epoch < self.warmup_epochs {
             return self.lr * epoch / self.warmup_epochs;
         }
-        let progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs);
-        self.min_lr + (self.lr - self.min_lr) * 0.5 * (1.0 + (PI * progress).cos())
+        let factor = match self.descent {
+            Descent::Cosine => {
+                let progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs);
+                0.5 * (1.0 + (PI * progress).cos())
+            }
+            Descent::Wsd { epochs, decay } => {
+                let progress = (epoch - (self.epochs - epochs)).max(0.0) / epochs;
+                match decay {
+                    Decay::Linear => 1.0 - progress,
+                    Decay::OneMinusSqrt => 1.0 - progress.sqrt(),
+                }
+            }
+        };
+        self.min_lr + (self.lr - self.min_lr) * factor
+    }
+
+    /// From which epoch on the rate depends on the length of the run: until there a run that will be longer takes the same steps.
+    pub fn descends_from(&self) -> f64 {
+        match self.descent {
+            Descent::Cosine => self.warmup_epochs,
+            Descent::Wsd { epochs, .. } => self.epochs - epochs,
+        }
     }
 }
 
@@ -70,6 +122,7 @@ mod tests {
             min_lr: 0.0,
             warmup_epochs: 40.0,
             epochs: 800.0,
+            descent: Descent::Cosine,
         };
         close(schedule.lr_at(0.0), 0.0);
         close(schedule.lr_at(0.5), 3.0e-5);
@@ -90,9 +143,39 @@ mod tests {
             min_lr: 0.25,
             warmup_epochs: 0.0,
             epochs: 10.0,
+            descent: Descent::Cosine,
         };
         close(schedule.lr_at(0.0), 1.0);
         close(schedule.lr_at(5.0), 0.625);
         close(schedule.lr_at(10.0), 0.25);
+    }
+
+    #[test]
+    fn a_plateau_ends_in_the_decay_asked_for() {
+        let schedule = |decay| Schedule {
+            lr: 1.0,
+            min_lr: 0.2,
+            warmup_epochs: 5.0,
+            epochs: 100.0,
+            descent: Descent::Wsd {
+                epochs: 20.0,
+                decay,
+            },
+        };
+        // Equation 1 of Hägele et al.: 1 - sqrt((n - (N - N_decay)) / N_decay); at a quarter and a half, by hand.
+        for (decay, quarter, half) in [
+            (Decay::Linear, 0.75, 0.5),
+            (Decay::OneMinusSqrt, 0.5, 1.0 - 0.5f64.sqrt()),
+        ] {
+            let schedule = schedule(decay);
+            close(schedule.lr_at(2.5), 0.5);
+            close(schedule.lr_at(5.0), 1.0);
+            close(schedule.lr_at(79.99), 1.0);
+            close(schedule.lr_at(80.0), 1.0);
+            close(schedule.lr_at(85.0), 0.2 + 0.8 * quarter);
+            close(schedule.lr_at(90.0), 0.2 + 0.8 * half);
+            close(schedule.lr_at(100.0), 0.2);
+            close(schedule.descends_from(), 80.0);
+        }
     }
 }

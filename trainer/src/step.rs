@@ -9,7 +9,7 @@ use models::precision::Precision;
 use tch::{Device, Kind, Tensor};
 use torch_ext::event::Event;
 use torch_ext::{
-    FusedAdamW, all_finite, clip_grad_norm_, copy_non_blocking, grad_norm, pinned_empty,
+    Ema, FusedAdamW, all_finite, clip_grad_norm_, copy_non_blocking, grad_norm, pinned_empty,
 };
 
 use crate::config::{FocusMode, MaskKind, Recipe};
@@ -103,14 +103,15 @@ pub fn masking(recipe: &Recipe, noise: &Tensor, cls_attn: Option<&Tensor>) -> Ma
     random_masking(&noise, recipe.len_keep())
 }
 
-/// Forward and backward of one batch; adds `1 / accum_iter` of its gradient to the parameters' and returns its losses.
+/// Forward and backward of one batch, or part of one; adds `1 / of_step` of its gradient to the parameters' and returns its losses.
 pub fn accumulate(
     student: &MrMae,
     imgs: &Tensor,
     masking: &Masking,
     features: &Features,
+    pass: Pass,
     precision: Precision,
-    accum_iter: usize,
+    of_step: usize,
 ) -> Losses {
     let losses = {
         let _scope = precision.guard(imgs.device());
@@ -119,11 +120,11 @@ pub fn accumulate(
             masking,
             targets: &features.tokens,
             cls_targets: &features.cls,
-            pass: Pass::default(),
+            pass,
         })
     };
     // Outside the scope: each operation's backward uses the type its forward used.
-    (&losses.total / accum_iter as f64).backward();
+    (&losses.total / of_step as f64).backward();
     let detached = |losses: BTreeMap<String, Tensor>| {
         let losses = losses.into_iter();
         losses.map(|(id, loss)| (id, loss.detach())).collect()
@@ -136,12 +137,13 @@ pub fn accumulate(
     }
 }
 
-/// Clips if asked to and takes the step, unless a loss or a gradient is not finite: then parameters, moments and step counts
-/// stay as they are. The device decides; the host learns it from [`StepValues::read`].
+/// Clips if asked to and takes the step, unless a loss or a gradient is not finite: then parameters, moments, step counts and averages
+/// stay as they are. The device decides; the host learns it from [`StepValues::read`]. `ema` comes with what it keeps of itself.
 pub fn update(
     optim: &mut FusedAdamW,
     losses: &[Losses],
     clip_grad: Option<f64>,
+    ema: Option<(&mut Ema, f64)>,
 ) -> anyhow::Result<StepValues> {
     let mut names = Vec::new();
     let mut values = Vec::new();
@@ -166,7 +168,7 @@ pub fn update(
         });
     }
 
-    finish(optim, names, values, clip_grad)
+    finish(optim, names, values, clip_grad, ema)
 }
 
 /// The second half of [`update`] for any scalars, one for each of `names`.
@@ -175,6 +177,7 @@ pub fn finish(
     mut names: Vec<String>,
     mut values: Vec<Tensor>,
     clip_grad: Option<f64>,
+    ema: Option<(&mut Ema, f64)>,
 ) -> anyhow::Result<StepValues> {
     let mut grads = optim.grads();
     let norm = match clip_grad {
@@ -188,6 +191,9 @@ pub fn finish(
     let values = Tensor::stack(&values, 0);
     let finite = all_finite(&[values.shallow_clone()])?;
     optim.step_if(&finite)?;
+    if let Some((ema, decay)) = ema {
+        ema.update_if(decay, &finite)?;
+    }
     let values = Tensor::cat(&[values, finite.to_kind(Kind::Float).view([1])], 0);
 
     let device = values.device();

@@ -106,6 +106,7 @@ fn a_dropped_branch_of_every_block_leaves_the_patches_alone() {
         let drop = DropPath::new(&uniform, &Tensor::from_slice(&[0.5f32; 4]));
         let pass = Pass {
             drop_path: Some(&drop),
+            ..Pass::default()
         };
         classifier.forward(&imgs, &pass)
     };

@@ -21,11 +21,14 @@ fn checkpoint(step: u64) -> Checkpoint {
         state: State::new(
             step,
             1,
+            2,
             window,
             BTreeMap::from([("samples".to_owned(), "10".to_owned())]),
         ),
         model: tensors(&["cls_token", "norm.weight"]),
         optimizer: tensors(&["exp_avg.cls_token"]),
+        ema: Some(tensors(&["cls_token", "norm.weight"])),
+        recipe: "[optim]".to_owned(),
     }
 }
 
@@ -37,10 +40,17 @@ fn load_quietly(run: &Path) -> (u64, Vec<String>) {
     (found.state.step, notices)
 }
 
+fn newest_only(newest: usize) -> Keep {
+    Keep {
+        newest,
+        every: None,
+    }
+}
+
 fn run_with(steps: &[u64], keep: usize) -> tempfile::TempDir {
     let run = tempfile::tempdir().unwrap();
     for &step in steps {
-        save(run.path(), &checkpoint(step), "[optim]", keep).unwrap();
+        save(run.path(), &checkpoint(step), newest_only(keep)).unwrap();
     }
     run
 }
@@ -60,8 +70,13 @@ fn what_is_saved_is_what_is_loaded() {
         expected.state
     );
     assert_eq!(
-        (found.model, found.optimizer),
-        (expected.model, expected.optimizer)
+        (found.model, found.optimizer, found.ema, found.recipe),
+        (
+            expected.model,
+            expected.optimizer,
+            expected.ema,
+            expected.recipe
+        )
     );
     assert_eq!(
         fs::read_to_string(run.path().join(LAST)).unwrap(),
@@ -85,8 +100,42 @@ fn old_checkpoints_go_and_the_newest_stay() {
     let run = run_with(&[10, 20, 30, 40], 2);
     assert_eq!(steps(run.path()).unwrap(), [30, 40]);
     // A resume that went back to 30 saves 35: what lay ahead is gone.
-    save(run.path(), &checkpoint(35), "", 2).unwrap();
+    save(run.path(), &checkpoint(35), newest_only(2)).unwrap();
     assert_eq!(steps(run.path()).unwrap(), [30, 35]);
+}
+
+#[test]
+fn those_of_every_so_many_steps_stay_for_good() {
+    let run = tempfile::tempdir().unwrap();
+    let keep = Keep {
+        newest: 2,
+        every: Some(30),
+    };
+    for step in (10..=100).step_by(10) {
+        save(run.path(), &checkpoint(step), keep).unwrap();
+    }
+    assert_eq!(steps(run.path()).unwrap(), [30, 60, 90, 100]);
+    for step in [30, 60] {
+        let found = load(&run.path().join(FOLDER).join(folder_name(step))).unwrap();
+        assert_eq!(found.state.step, step);
+    }
+    // The newest that is whole goes first, kept or not.
+    assert_eq!(load_quietly(run.path()), (100, vec![]));
+}
+
+/// A checkpoint without averages, and one of before batches could be taken in parts, is what it was.
+#[test]
+fn what_is_not_there_is_not_written() {
+    let run = tempfile::tempdir().unwrap();
+    let mut plain = checkpoint(5);
+    plain.ema = None;
+    plain.state.parts = 1;
+    let folder = save(run.path(), &plain, newest_only(1)).unwrap();
+    assert!(!folder.join(EMA).exists());
+    let text = fs::read_to_string(folder.join(STATE)).unwrap();
+    assert!(!text.contains("parts"), "{text}");
+    let found = load(&folder).unwrap();
+    assert!(found.ema.is_none() && found.state.parts == 1);
 }
 
 /// Any flipped byte of any file of the newest checkpoint is noticed, and the one before is used.
@@ -94,7 +143,7 @@ fn old_checkpoints_go_and_the_newest_stay() {
 fn a_damaged_checkpoint_is_passed_over_aloud() {
     let run = run_with(&[10, 20], 2);
     let folder = newest(run.path()).unwrap().unwrap();
-    for file in [MODEL, OPTIMIZER, STATE] {
+    for file in [MODEL, OPTIMIZER, EMA, STATE] {
         let path = folder.join(file);
         let whole = fs::read(&path).unwrap();
         // Every 13th byte: all fields of the short files, headers and data.

@@ -11,8 +11,11 @@ use models::mcmae::McmaeEncoderConfig;
 use models::targets::TargetNorm;
 use serde::de::DeserializeOwned;
 
-use super::{BLR, EncoderKind, FocusMode, LossKind, MaskKind, MimicTokens, Recipe, SMOOTH_L1_BETA};
-use crate::schedule::{self, Schedule};
+use super::{
+    BLR, EncoderKind, FocusMode, LossKind, MaskKind, MimicTokens, Recipe, SMOOTH_L1_BETA,
+    ScheduleKind,
+};
+use crate::schedule::{self, Descent, Schedule};
 
 /// What can be wrong with a recipe. Every message names the setting and what would be accepted.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +80,9 @@ impl Recipe {
         let m = &mut recipe.mimic;
         if m.loss == LossKind::SmoothL1 {
             m.beta.get_or_insert(SMOOTH_L1_BETA);
+        }
+        if recipe.schedule.kind == ScheduleKind::Wsd {
+            recipe.schedule.decay.get_or_insert_default();
         }
         recipe.check()?;
         Ok(recipe)
@@ -233,13 +239,40 @@ impl Recipe {
             min_lr: self.schedule.min_lr,
             warmup_epochs: self.schedule.warmup_epochs,
             epochs: self.schedule.epochs as f64,
+            descent: match self.schedule.kind {
+                ScheduleKind::Cosine => Descent::Cosine,
+                ScheduleKind::Wsd => Descent::Wsd {
+                    epochs: self.schedule.decay_epochs.unwrap_or_default(),
+                    decay: self.schedule.decay.unwrap_or_default(),
+                },
+            },
         }
+    }
+
+    /// Residual branches that stochastic depth draws a number for; 0 without it.
+    pub fn drop_path_branches(&self) -> usize {
+        match self.model.drop_path > 0.0 {
+            true => 2 * usize::try_from(self.mae_config().encoder.num_blocks()).unwrap_or_default(),
+            false => 0,
+        }
+    }
+
+    /// How much of itself the moving average keeps at step `step` (from 0), if there is one.
+    pub fn ema_decay(&self, step: u64) -> Option<f64> {
+        let taken = (step + 1) as f64;
+        let most = match self.optim.ema_warmup {
+            true => (1.0 + taken) / (10.0 + taken),
+            false => 1.0,
+        };
+        self.optim.ema_decay.map(|decay| decay.min(most))
     }
 
     /// The first setting in which `self` and `other` differ: its dotted name and both values as TOML.
     ///
     /// Settings that cannot change what is computed, only how fast and what is kept, do not count: `data.prefetch`,
-    /// `data.pixel_cache_mib`, `run.log_every`, `run.checkpoint_every`, `run.keep_checkpoints` and `run.stop_after_nonfinite`.
+    /// `data.pixel_cache_mib`, `run.log_every`, `run.checkpoint_every`, `run.keep_checkpoints`, `run.keep_every`,
+    /// `run.grad_checkpointing` and `run.stop_after_nonfinite`. Nor does `schedule.epochs` of two `wsd` schedules: whether it may change
+    /// depends on where the run stands, see [`run_folder::refuse_other_length`](crate::run_folder::refuse_other_length).
     /// Nor does the place of `model.init`, whose content a run compares by its hash.
     pub fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
         let mut other = other.clone();
@@ -251,7 +284,12 @@ impl Recipe {
         other.run.log_every = self.run.log_every;
         other.run.checkpoint_every = self.run.checkpoint_every;
         other.run.keep_checkpoints = self.run.keep_checkpoints;
+        other.run.keep_every = self.run.keep_every;
+        other.run.grad_checkpointing = self.run.grad_checkpointing;
         other.run.stop_after_nonfinite = self.run.stop_after_nonfinite;
+        if [self.schedule.kind, other.schedule.kind] == [ScheduleKind::Wsd; 2] {
+            other.schedule.epochs = self.schedule.epochs;
+        }
         let value = |r: &Recipe| {
             toml::Value::try_from(r).expect("a recipe is plain tables of plain values")
         };
@@ -453,6 +491,19 @@ impl Recipe {
             clip,
             "must be positive; leave it out for no clipping",
         )?;
+        let decay = o.ema_decay.unwrap_or(0.5);
+        require(
+            0.0 < decay && decay < 1.0,
+            "optim.ema_decay",
+            decay,
+            "must be more than 0 and less than 1; leave it out for no average",
+        )?;
+        require(
+            o.ema_decay.is_some() || !o.ema_warmup,
+            "optim.ema_warmup",
+            o.ema_warmup,
+            "has a meaning only with optim.ema_decay",
+        )?;
 
         let s = &self.schedule;
         require(s.epochs >= 1, "schedule.epochs", s.epochs, positive)?;
@@ -461,6 +512,27 @@ impl Recipe {
             "schedule.warmup_epochs",
             s.warmup_epochs,
             "must be zero or more, and less than schedule.epochs",
+        )?;
+        let wsd = s.kind == ScheduleKind::Wsd;
+        require(
+            wsd == s.decay_epochs.is_some(),
+            "schedule.decay_epochs",
+            s.decay_epochs
+                .map_or("unset".into(), |epochs| epochs.to_string()),
+            "is set exactly when schedule.kind = \"wsd\"; a fifth of schedule.epochs is usual",
+        )?;
+        require(
+            wsd || s.decay.is_none(),
+            "schedule.decay",
+            "set",
+            "has a meaning only with schedule.kind = \"wsd\"",
+        )?;
+        let decay_epochs = s.decay_epochs.unwrap_or(1.0);
+        require(
+            !wsd || (decay_epochs > 0.0 && decay_epochs <= s.epochs as f64 - s.warmup_epochs),
+            "schedule.decay_epochs",
+            decay_epochs,
+            "must be more than 0, and no more than what the warm-up leaves of schedule.epochs",
         )?;
         let peak = self.schedule().lr;
         require(
@@ -502,6 +574,8 @@ impl Recipe {
             self.run.keep_checkpoints,
             positive,
         )?;
+        let every = self.run.keep_every.unwrap_or(1);
+        require(every >= 1, "run.keep_every", every, positive)?;
         require(
             self.run.stop_after_nonfinite >= 1,
             "run.stop_after_nonfinite",

@@ -33,6 +33,14 @@ fn resolving_is_idempotent() {
             "model.fusion=[3, 7]",
         ],
         &["model.encoder=mcmae", "model.cls_token=true"],
+        &[
+            "schedule.kind=wsd",
+            "schedule.decay_epochs=80",
+            "optim.ema_decay=0.9999",
+            "optim.ema_warmup=true",
+            "run.keep_every=5000",
+            "run.grad_checkpointing=true",
+        ],
     ] {
         let recipe = parse(settings).unwrap();
         let again = Recipe::parse(&recipe.to_toml(), "saved", &[]).unwrap();
@@ -118,6 +126,31 @@ fn wrong_recipes_are_refused_by_name() {
         (&["schedule.warmup_epochs=800"], "schedule.warmup_epochs"),
         (&["schedule.min_lr=1"], "schedule.min_lr"),
         (&["optim.clip_grad=0"], "optim.clip_grad"),
+        (&["optim.ema_decay=1.0"], "optim.ema_decay = 1"),
+        (&["optim.ema_decay=0.0"], "optim.ema_decay = 0"),
+        (&["optim.ema_decay=nan"], "optim.ema_decay = NaN"),
+        (&["optim.ema_warmup=true"], "only with optim.ema_decay"),
+        (&["schedule.kind=linear"], "linear"),
+        (&["schedule.kind=wsd"], "schedule.decay_epochs = unset"),
+        (&["schedule.decay_epochs=9"], "exactly when schedule.kind"),
+        (&["schedule.decay=linear"], "schedule.decay"),
+        (
+            &["schedule.kind=wsd", "schedule.decay_epochs=0.0"],
+            "more than 0",
+        ),
+        (
+            &["schedule.kind=wsd", "schedule.decay_epochs=761"],
+            "what the warm-up leaves",
+        ),
+        (
+            &[
+                "schedule.kind=wsd",
+                "schedule.decay_epochs=80",
+                "schedule.decay=cubic",
+            ],
+            "cubic",
+        ),
+        (&["run.keep_every=0"], "run.keep_every"),
         (&["run.log_every=0"], "run.log_every"),
         (&["run.precision=fp16"], "fp16"),
     ];
@@ -145,6 +178,36 @@ fn differences_are_named_with_both_values() {
         (field.as_str(), ours.as_str(), theirs.as_str()),
         ("optim.clip_grad", "unset", "1.0")
     );
+}
+
+#[test]
+fn what_changes_no_result_may_change() {
+    let settings = ["run.keep_every=7", "run.grad_checkpointing=true"];
+    let other = parse(&settings).unwrap();
+    assert_eq!(parse(&[]).unwrap().first_difference(&other), None);
+
+    // The length of a plateau is open until the decay; that of a cosine is not, and the decay's is not either.
+    let wsd = |more| parse(&["schedule.kind=wsd", "schedule.decay_epochs=80", more]).unwrap();
+    let run = wsd("schedule.epochs=800");
+    assert_eq!(run.first_difference(&wsd("schedule.epochs=900")), None);
+    let (field, ..) = run
+        .first_difference(&wsd("schedule.decay_epochs=90"))
+        .unwrap();
+    assert_eq!(field, "schedule.decay_epochs");
+    let longer = parse(&["schedule.epochs=900"]).unwrap();
+    let (field, ..) = parse(&[]).unwrap().first_difference(&longer).unwrap();
+    assert_eq!(field, "schedule.epochs");
+}
+
+#[test]
+fn an_average_begins_fast_only_if_asked_to() {
+    let plain = parse(&["optim.ema_decay=0.99"]).unwrap();
+    assert_eq!(plain.ema_decay(0), Some(0.99));
+    let warm = parse(&["optim.ema_decay=0.99", "optim.ema_warmup=true"]).unwrap();
+    assert_eq!(warm.ema_decay(0), Some(2.0 / 11.0));
+    assert_eq!(warm.ema_decay(8), Some(10.0 / 19.0));
+    assert_eq!(warm.ema_decay(10_000), Some(0.99));
+    assert_eq!(parse(&[]).unwrap().ema_decay(5), None);
 }
 
 #[test]

@@ -15,6 +15,9 @@ pub struct MimicBatch {
     /// `[N, L]` f64, drawn per (seed, epoch, sample): what a mask is made from. Uniform in [0, 1), or
     /// [`block_noise`](models::masking::block_noise).
     pub noise: Tensor,
+    /// `[N, B]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): which of the encoder's residual branches are dropped; absent
+    /// without stochastic depth.
+    pub drop_path: Option<Tensor>,
     /// One per teacher of the run, in the order of [`BatchShape::teachers`].
     pub teachers: Vec<TeacherBatch>,
 }
@@ -28,6 +31,37 @@ pub trait Samples {
 impl Samples for MimicBatch {
     fn samples(&self) -> &[(u64, u16)] {
         &self.samples
+    }
+}
+
+impl MimicBatch {
+    /// The images `start..start + len` alone, in the same memory.
+    pub fn part(&self, start: usize, len: usize) -> MimicBatch {
+        let rows = |t: &Tensor| t.narrow(0, start as i64, len as i64);
+        let some_rows = |t: &Option<Tensor>| t.as_ref().map(rows);
+        let of_teacher = |teacher: &TeacherBatch| match teacher {
+            TeacherBatch::Cached {
+                tokens,
+                outliers,
+                cls,
+                cls_attn,
+            } => TeacherBatch::Cached {
+                tokens: some_rows(tokens),
+                outliers: some_rows(outliers),
+                cls: some_rows(cls),
+                cls_attn: some_rows(cls_attn),
+            },
+            TeacherBatch::Online { pixels } => TeacherBatch::Online {
+                pixels: rows(pixels),
+            },
+        };
+        MimicBatch {
+            samples: self.samples[start..start + len].to_vec(),
+            imgs: rows(&self.imgs),
+            noise: rows(&self.noise),
+            drop_path: some_rows(&self.drop_path),
+            teachers: self.teachers.iter().map(of_teacher).collect(),
+        }
     }
 }
 
@@ -61,6 +95,8 @@ pub struct BatchShape {
     pub img_size: u32,
     /// Side of the patch grid; L is its square.
     pub grid: u32,
+    /// B, the encoder's residual branches; 0 without stochastic depth.
+    pub drop_path: usize,
     /// What is loaded for each teacher.
     pub teachers: Vec<TeacherShape>,
 }
@@ -134,6 +170,9 @@ impl BatchShape {
             samples: vec![(0, 0); self.batch_size],
             imgs: pixels(self.img_size)?,
             noise: pinned_empty(&[n, l], Kind::Double, device)?,
+            drop_path: (self.drop_path > 0)
+                .then(|| pinned_empty(&[n, self.drop_path as i64], Kind::Double, device))
+                .transpose()?,
             teachers: teachers.collect::<torch_ext::Result<_>>()?,
         })
     }

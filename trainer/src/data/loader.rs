@@ -215,6 +215,7 @@ struct Slot<'a> {
     sample: &'a mut (u64, u16),
     img: &'a mut [u8],
     noise: &'a mut [u8],
+    drop_path: Option<&'a mut [u8]>,
     teachers: Vec<TeacherSlot<'a>>,
 }
 
@@ -260,8 +261,12 @@ impl LoaderPlan {
                 block_noise([side, side], num_removed, &mut || rng.uniform_f64())
             }
         };
-        for (slot, value) in slot.noise.chunks_exact_mut(size_of::<f64>()).zip(noise) {
-            slot.copy_from_slice(&value.to_ne_bytes());
+        write_f64(slot.noise, noise);
+
+        // ---- stochastic depth
+        if let Some(drop_path) = slot.drop_path {
+            let mut rng = Rng::new(self.seed, Purpose::DropPath, &[epoch, sample.sample_id]);
+            write_f64(drop_path, std::iter::repeat_with(|| rng.uniform_f64()));
         }
 
         // ---- teachers
@@ -318,23 +323,34 @@ impl LoaderPlan {
     }
 }
 
+/// Fills `bytes` with as many of `values` as it has room for.
+fn write_f64(bytes: &mut [u8], values: impl IntoIterator<Item = f64>) {
+    for (slot, value) in bytes.chunks_exact_mut(size_of::<f64>()).zip(values) {
+        slot.copy_from_slice(&value.to_ne_bytes());
+    }
+}
+
 /// Cuts a batch's tensors into one slot per image.
 fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
     let MimicBatch {
         samples,
         imgs,
         noise,
+        drop_path,
         teachers,
     } = batch;
     let n = samples.len();
     let pixels_and_noise = cut(imgs, n)?.into_iter().zip(cut(noise, n)?);
+    let drop_path = cut_some(drop_path.as_mut(), n)?;
     let mut slots: Vec<Slot> = samples
         .iter_mut()
         .zip(pixels_and_noise)
-        .map(|(sample, (img, noise))| Slot {
+        .zip(drop_path)
+        .map(|((sample, (img, noise)), drop_path)| Slot {
             sample,
             img,
             noise,
+            drop_path,
             teachers: Vec::new(),
         })
         .collect();

@@ -42,6 +42,7 @@ pub struct Model {
     description: String,
     run: Option<PathBuf>,
     untrained: bool,
+    ema: bool,
 }
 
 #[derive(Debug)]
@@ -72,13 +73,22 @@ pub struct Images {
 impl Model {
     /// A run folder (its newest whole checkpoint), a student's file, a teacher's folder, file or id on a hub, or `pixels[:SIZE]`.
     ///
-    /// After `untrained:`, the student that the recipe's seed makes, whatever has been trained since.
+    /// After `untrained:`, the student that the recipe's seed makes, whatever has been trained since; after `ema:`, a run's moving
+    /// average.
     pub fn load(spec: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
         let (spec, untrained) = match spec.strip_prefix("untrained:") {
             Some(spec) => (spec, true),
             None => (spec, false),
         };
+        let (spec, ema) = match spec.strip_prefix("ema:") {
+            Some(spec) => (spec, true),
+            None => (spec, false),
+        };
         let path = Path::new(spec);
+        ensure!(
+            !ema || (!untrained && path.join(run_folder::RECIPE).is_file()),
+            "--model ema:{spec}: only a run folder has a moving average, and this is none"
+        );
         let (network, description) = if spec == "pixels" || spec.starts_with("pixels:") {
             ensure!(
                 !untrained,
@@ -86,7 +96,7 @@ impl Model {
             );
             pixels(spec)?
         } else if path.join(run_folder::RECIPE).is_file() {
-            student_of_run(path, untrained, hub, device)?
+            student_of_run(path, untrained, ema, hub, device)?
         } else if let Some(student) = student_of_file(path, untrained, hub, device)? {
             student
         } else {
@@ -121,6 +131,7 @@ impl Model {
             description,
             run,
             untrained,
+            ema,
         })
     }
 
@@ -137,6 +148,11 @@ impl Model {
     /// Whether it is a student before its first step.
     pub fn untrained(&self) -> bool {
         self.untrained
+    }
+
+    /// Whether it is a student's moving average.
+    pub fn ema(&self) -> bool {
+        self.ema
     }
 
     /// Side of its square input, in pixels.
@@ -203,10 +219,11 @@ fn pixels(spec: &str) -> anyhow::Result<(Network, String)> {
     ))
 }
 
-/// The student of a run folder's newest whole checkpoint.
+/// The student of a run folder's newest whole checkpoint, or its moving average.
 fn student_of_run(
     run: &Path,
     untrained: bool,
+    ema: bool,
     hub: &HubSettings,
     device: Device,
 ) -> anyhow::Result<(Network, String)> {
@@ -218,13 +235,22 @@ fn student_of_run(
     let checkpoint = checkpoint::load_last(run, &mut |notice| warn!("{notice}"))?;
     let checkpoint =
         checkpoint.with_context(|| format!("{run:?}: this run has no checkpoint yet"))?;
+    let (what, tensors) = match ema {
+        false => ("student", checkpoint.model),
+        true => (
+            "average",
+            checkpoint.ema.with_context(|| {
+                format!("--model ema:{}: this run keeps no moving average; its recipe has no optim.ema_decay", run.display())
+            })?,
+        ),
+    };
     let description = format!(
-        "student of {} after step {}",
+        "{what} of {} after step {}",
         run.display(),
         checkpoint.state.step
     );
     Ok((
-        student(&recipe, checkpoint.model, &description, device)?,
+        student(&recipe, tensors, &description, device)?,
         description,
     ))
 }

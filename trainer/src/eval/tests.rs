@@ -158,6 +158,53 @@ fn untrained_means_before_the_first_step() {
     );
 }
 
+/// `ema:RUN` is the average, which is neither the trained student nor the untrained one; and its file alone is the same.
+#[test]
+fn a_moving_average_is_evaluated_when_asked_for() {
+    let world = world();
+    let settings = ["--set", "optim.lr=0.05", "--set", "optim.ema_decay=0.8"];
+    run(&world.pretrain_args("run", &settings)).unwrap();
+    let of_run = world.path("run").to_str().unwrap().to_owned();
+    let tensors = |spec: &str| {
+        let model = Model::load(spec, &HubSettings::default(), tch::Device::Cpu).unwrap();
+        let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().build().unwrap();
+        let extraction = features::Extraction {
+            views: features::Views::CENTER,
+            kinds: Vec::new(),
+            max_bytes: u64::MAX,
+            batch_size: 5,
+            precision: models::precision::Precision::F32,
+        };
+        let images = features::extract(&[model], &source, &extraction, &pool).unwrap();
+        images.features[0]["mean"].shallow_clone()
+    };
+    let average_spec = format!("ema:{of_run}");
+    let average = tensors(&average_spec);
+    assert_ne!(average, tensors(&of_run));
+    assert_ne!(average, tensors(&format!("untrained:{of_run}")));
+    let file = crate::checkpoint::newest(Path::new(&of_run))
+        .unwrap()
+        .unwrap()
+        .join(crate::checkpoint::EMA);
+    assert_eq!(average, tensors(file.to_str().unwrap()));
+
+    let result = knn_json(&world, Path::new(&average_spec), &[]);
+    assert!(result.model.starts_with("average of"), "{}", result.model);
+    assert!(world.path("run").join(KNN_EMA_FILE).exists());
+    assert!(!world.path("run").join(KNN_FILE).exists());
+
+    run(&world.pretrain_args("plain", &["--stop-after", "2"])).unwrap();
+    let refused = |spec: String| {
+        let loaded = Model::load(&spec, &HubSettings::default(), tch::Device::Cpu);
+        format!("{:#}", loaded.unwrap_err())
+    };
+    let none = refused(format!("ema:{}", world.path("plain").display()));
+    assert!(none.contains("no optim.ema_decay"), "{none}");
+    let no_run = refused(format!("ema:{}", world.teacher_dir().display()));
+    assert!(no_run.contains("only a run folder"), "{no_run}");
+}
+
 /// Images that vote for themselves are counted, and classes are matched by name, not by number.
 #[test]
 fn overlap_is_counted_and_classes_are_matched_by_name() {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::resolve::{self, require};
 use crate::config::{Error, precision_name};
 use crate::run_folder::Experiment;
-use crate::schedule::{Schedule, scale_lr};
+use crate::schedule::{Descent, Schedule, scale_lr};
 
 /// Base learning rate per 256 images for ViT-B; MAE has 1e-3 for L and H.
 pub const BLR: f64 = 5e-4;
@@ -251,6 +251,7 @@ impl FinetuneRecipe {
             min_lr: self.schedule.min_lr,
             warmup_epochs: self.schedule.warmup_epochs,
             epochs: self.schedule.epochs as f64,
+            descent: Descent::Cosine,
         }
     }
 

@@ -1,7 +1,7 @@
 #![allow(clippy::disallowed_methods)] // Foreign files are made by writing them.
 
 use super::*;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Keep};
 
 fn recipe(settings: &[&str]) -> Recipe {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
@@ -27,13 +27,19 @@ fn the_same_recipe_opens_it_again_and_another_is_refused_by_name() {
     drop(RunFolder::open(&run, &recipe(&["optim.weight_decay=0.2"])).unwrap());
     drop(RunFolder::open(&run, &recipe(&[])).unwrap());
 
-    let state = checkpoint::State::new(1, 0, Default::default(), BTreeMap::new());
+    let state = checkpoint::State::new(1, 0, 1, Default::default(), BTreeMap::new());
     let checkpoint = Checkpoint {
         state,
         model: BTreeMap::new(),
         optimizer: BTreeMap::new(),
+        ema: None,
+        recipe: String::new(),
     };
-    checkpoint::save(&run, &checkpoint, "", 1).unwrap();
+    let keep = Keep {
+        newest: 1,
+        every: None,
+    };
+    checkpoint::save(&run, &checkpoint, keep).unwrap();
     drop(RunFolder::open(&run, &recipe(&[])).unwrap());
     let refused = message(&run, &recipe(&["optim.weight_decay=0.1"]));
     assert!(
@@ -45,6 +51,36 @@ fn the_same_recipe_opens_it_again_and_another_is_refused_by_name() {
     let faster = recipe(&["data.prefetch=8", "run.keep_checkpoints=5"]);
     drop(RunFolder::open(&run, &faster).unwrap());
     assert_eq!(load_recipe(&run).unwrap(), faster);
+}
+
+#[test]
+fn a_plateau_may_have_another_length_until_it_ends() {
+    let wsd = |epochs: &str| {
+        recipe(&[
+            "schedule.kind=wsd",
+            "schedule.decay_epochs=2",
+            &format!("schedule.epochs={epochs}"),
+        ])
+    };
+    let refused = |before: &str, now: &str, epoch: f64| {
+        let dir = Path::new("run");
+        refuse_other_length(dir, &wsd(before), &wsd(now), epoch)
+            .err()
+            .map(|e| e.to_string())
+    };
+    assert_eq!(refused("10", "10", 9.0), None);
+    assert_eq!(refused("10", "20", 8.0), None);
+    assert_eq!(refused("20", "10", 8.0), None);
+    let begun = refused("10", "20", 8.25).unwrap();
+    assert!(
+        begun.contains("with 10 the decay begins at epoch 8") && begun.contains("run.keep_every"),
+        "{begun}"
+    );
+    let missed = refused("20", "10", 8.25).unwrap();
+    assert!(
+        missed.contains("with 10 the decay begins at epoch 8"),
+        "{missed}"
+    );
 }
 
 #[test]

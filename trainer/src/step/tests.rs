@@ -67,6 +67,7 @@ fn gradient(rig: &mut Rig, halves: &[(i64, i64)]) -> Vec<Losses> {
             &imgs,
             &masks,
             &features,
+            Pass::default(),
             Precision::F32,
             halves.len(),
         ));
@@ -96,11 +97,11 @@ fn two_half_batches_are_one_batch() {
             a.size()
         );
     }
-    let (_, a) = update(&mut whole.optim, &losses_whole, None)
+    let (_, a) = update(&mut whole.optim, &losses_whole, None, None)
         .unwrap()
         .read()
         .unwrap();
-    let (_, b) = update(&mut halves.optim, &losses_halves, None)
+    let (_, b) = update(&mut halves.optim, &losses_halves, None, None)
         .unwrap()
         .read()
         .unwrap();
@@ -135,10 +136,11 @@ fn a_step_that_is_not_finite_leaves_no_trace() {
             &poisoned,
             &masks,
             &features,
+            Pass::default(),
             Precision::F32,
             1,
         );
-        let (done, values) = update(&mut hit.optim, &[losses], clip)
+        let (done, values) = update(&mut hit.optim, &[losses], clip, None)
             .unwrap()
             .read()
             .unwrap();
@@ -149,7 +151,7 @@ fn a_step_that_is_not_finite_leaves_no_trace() {
             rig.optim.zero_grad();
             let losses = gradient(rig, &[(0, 4)]);
             assert!(
-                update(&mut rig.optim, &losses, clip)
+                update(&mut rig.optim, &losses, clip, None)
                     .unwrap()
                     .read()
                     .unwrap()
@@ -165,7 +167,7 @@ fn clipping_bounds_the_gradient_and_reports_it_unclipped() {
     let mut rig = rig(&[]);
     let losses = gradient(&mut rig, &[(0, 8)]);
     let before = grad_norm(&rig.optim.grads()).unwrap().double_value(&[]);
-    let (_, values) = update(&mut rig.optim, &losses, Some(before / 10.0))
+    let (_, values) = update(&mut rig.optim, &losses, Some(before / 10.0), None)
         .unwrap()
         .read()
         .unwrap();

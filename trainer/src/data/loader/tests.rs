@@ -50,6 +50,7 @@ fn load(
     for _ in 0..n {
         let batch = loader.next_batch().unwrap();
         let mut tensors = vec![bytes(&batch.imgs), bytes(&batch.noise)];
+        tensors.extend(batch.drop_path.iter().map(bytes));
         for teacher in &batch.teachers {
             match teacher {
                 TeacherBatch::Cached {
@@ -76,7 +77,11 @@ fn load(
     batches
 }
 
-const FOCUSED: [&str; 2] = ["mask.kind=focused", "mask.teacher=clip"];
+const FOCUSED: [&str; 3] = [
+    "mask.kind=focused",
+    "mask.teacher=clip",
+    "model.drop_path=0.1",
+];
 
 #[test]
 fn batches_are_the_same_for_any_threads_and_any_start() {
@@ -92,7 +97,8 @@ fn batches_are_the_same_for_any_threads_and_any_start() {
         load(plan(&world, &FOCUSED, &[]), 2, 4..9, true),
         "from step 4"
     );
-    let kept = [FOCUSED[0], FOCUSED[1], "data.pixel_cache_mib=1"];
+    let mut kept = FOCUSED.to_vec();
+    kept.push("data.pixel_cache_mib=1");
     assert_eq!(
         expected,
         load(plan(&world, &kept, &[]), 3, 0..9, true),
@@ -127,6 +133,60 @@ fn views_rotate_and_masks_are_drawn_anew_each_epoch() {
     assert_ne!(of_sample_0(0, imgs), of_sample_0(1, imgs));
     assert_ne!(of_sample_0(0, tokens), of_sample_0(1, tokens));
     assert_ne!(of_sample_0(0, noise), of_sample_0(2, noise));
+}
+
+/// Two numbers for each of the encoder's blocks, of the sample and the epoch alone, and not those of its mask.
+#[test]
+fn what_is_dropped_is_drawn_per_sample_and_epoch() {
+    let world = World::with_cache(8);
+    let plan = plan(&world, &["model.drop_path=0.3"], &[]);
+    let numbers = |epoch: u64, idxs: &[u32]| {
+        let mut batch = plan.shape.allocate(Device::Cpu).unwrap();
+        plan.fill(&mut batch, epoch, idxs).unwrap();
+        let noise = batch.noise.narrow(1, 0, 4);
+        (batch.drop_path.unwrap(), noise)
+    };
+    let (first, noise) = numbers(1, &[5, 0, 1, 2]);
+    assert_eq!(first.size(), [4, 2 * 2]);
+    assert_eq!(first.kind(), tch::Kind::Double);
+    assert_ne!(first, noise);
+    assert_eq!(first.get(0), numbers(1, &[3, 4, 5, 6]).0.get(2));
+    assert_ne!(first.get(0), first.get(1));
+    assert_ne!(first.get(0), numbers(2, &[5, 0, 1, 2]).0.get(0));
+    assert!(first.min().double_value(&[]) >= 0.0 && first.max().double_value(&[]) < 1.0);
+}
+
+/// A part is the images that it names, in every tensor.
+#[test]
+fn parts_make_up_the_batch() {
+    let world = World::with_cache(8);
+    let online = [format!("clip={}", world.teacher_dir().display())];
+    for online in [&[][..], &online] {
+        let plan = plan(&world, &FOCUSED, online);
+        let mut batch = plan.shape.allocate(Device::Cpu).unwrap();
+        plan.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();
+        let parts = [batch.part(0, 2), batch.part(2, 2)];
+        let joined = |of: &dyn Fn(&MimicBatch) -> Vec<Tensor>| {
+            let [first, second] = [of(&parts[0]), of(&parts[1])];
+            let pairs = first.iter().zip(&second);
+            let joined: Vec<Tensor> = pairs.map(|(a, b)| Tensor::cat(&[a, b], 0)).collect();
+            assert!(!joined.is_empty() && joined == of(&batch));
+        };
+        joined(&|b| vec![b.imgs.shallow_clone(), b.noise.shallow_clone()]);
+        joined(&|b| b.drop_path.iter().map(Tensor::shallow_clone).collect());
+        joined(&|b| match &b.teachers[0] {
+            TeacherBatch::Cached {
+                tokens, cls_attn, ..
+            } => tokens
+                .iter()
+                .chain(cls_attn)
+                .map(Tensor::shallow_clone)
+                .collect(),
+            TeacherBatch::Online { pixels } => vec![pixels.shallow_clone()],
+        });
+        let samples = parts.iter().flat_map(|part| part.samples.clone());
+        assert_eq!(samples.collect::<Vec<_>>(), batch.samples);
+    }
 }
 
 /// What a batch holds is what the row says: pixels of its box at the student's and at the teacher's size.

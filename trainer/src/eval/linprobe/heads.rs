@@ -10,7 +10,7 @@ use crate::data::order::Order;
 use crate::eval::accuracy::{Counter, TopK, guesses};
 use crate::interrupt::{self, Interrupted};
 use crate::optim::lars::{Lars, LarsConfig};
-use crate::schedule::{Schedule, scale_lr};
+use crate::schedule::{Descent, Schedule, scale_lr};
 
 /// eps of the batch norm in front of the classifier, as MAE's probe has it.
 const NORM_EPS: f64 = 1e-6;
@@ -202,6 +202,7 @@ pub fn train(
         min_lr: 0.0,
         warmup_epochs: training.warmup_epochs,
         epochs: training.epochs as f64,
+        descent: Descent::Cosine,
     };
 
     let mut last_losses = Tensor::zeros([n_heads as i64], (Kind::Float, device));

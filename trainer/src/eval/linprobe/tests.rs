@@ -7,7 +7,7 @@ use super::heads::Heads;
 use super::*;
 use crate::cli::{Cli, Command};
 use crate::optim::lars::{Lars, LarsConfig};
-use crate::schedule::{Schedule, scale_lr};
+use crate::schedule::{Descent, Schedule, scale_lr};
 use crate::testing::{World, relative_l2, write_images};
 
 const BLRS: [f64; 3] = [1.0, 10.0, 60.0];
@@ -40,6 +40,7 @@ fn heads_learn_as_each_alone_does_in_pytorch() {
         min_lr: 0.0,
         warmup_epochs: 1.0,
         epochs: 3.0,
+        descent: Descent::Cosine,
     };
     let mut losses = Vec::new();
     for epoch in 0..3 {
