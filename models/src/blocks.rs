@@ -11,7 +11,7 @@ use crate::vit::{Block, BlockConfig};
 pub struct Pass<'a> {
     /// The residual branches of the encoder to drop; branch `2 b` is the first of its block `b`, `2 b + 1` the second.
     pub drop_path: Option<&'a DropPath>,
-    /// Whether each transformer block keeps its input alone and is computed again in backward ([`torch_ext::checkpoint()`]). Changes no
+    /// Whether each block keeps its input alone and is computed again in backward ([`torch_ext::checkpoint()`]). Changes no
     /// number.
     pub grad_checkpointing: bool,
 }
@@ -71,6 +71,9 @@ impl Blocks {
                     Some(sum) => sum + &x,
                     None => x.shallow_clone(),
                 });
+                // What comes back from the next block is summed before fusion's share is added, as it is where that block is computed
+                // again: else the order of three summands, and so the last bit, would depend on it.
+                x = x.view_as(&x);
             }
         }
         match sum {

@@ -254,4 +254,4 @@ impl FusedAdamW {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -21,10 +21,11 @@ pub(super) const SIDES: [i64; 2] = [PATCH_SIZE / CELL, PATCH_SIZE / CELL / 2];
 
 /// Which cells are computed.
 #[derive(Debug)]
-pub(super) enum Cells<'a> {
+pub(super) enum Cells {
     /// Those of the visible tokens.
     Visible {
-        masking: &'a Masking,
+        /// `[N, keep]`, the visible tokens.
+        ids_keep: Tensor,
         /// Of [`neighbours`].
         neighbours: Tensor,
     },
@@ -32,11 +33,25 @@ pub(super) enum Cells<'a> {
     Whole { grid: [i64; 2] },
 }
 
-impl<'a> Cells<'a> {
-    pub(super) fn visible(masking: &'a Masking, grid: [i64; 2]) -> Self {
+impl Cells {
+    pub(super) fn visible(masking: &Masking, grid: [i64; 2]) -> Self {
         Self::Visible {
-            masking,
+            ids_keep: masking.ids_keep.shallow_clone(),
             neighbours: neighbours(masking, grid),
+        }
+    }
+
+    /// Another handle on the same cells.
+    pub(super) fn shallow_clone(&self) -> Self {
+        match self {
+            Self::Visible {
+                ids_keep,
+                neighbours,
+            } => Self::Visible {
+                ids_keep: ids_keep.shallow_clone(),
+                neighbours: neighbours.shallow_clone(),
+            },
+            Self::Whole { grid } => Self::Whole { grid: *grid },
         }
     }
 
@@ -45,13 +60,13 @@ impl<'a> Cells<'a> {
         let (n, c, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
         let numbers = c * CELL * CELL;
         match self {
-            Self::Visible { masking, .. } => {
+            Self::Visible { ids_keep, .. } => {
                 let (h, w, side) = (height / PATCH_SIZE, width / PATCH_SIZE, SIDES[0]);
                 let tokens = imgs
                     .reshape([n, c, h, side, CELL, w, side, CELL])
                     .permute([0, 2, 5, 3, 6, 1, 4, 7])
                     .reshape([n, h * w, side * side * numbers]);
-                gather_rows(&tokens, &masking.ids_keep).reshape([n, -1, numbers])
+                gather_rows(&tokens, ids_keep).reshape([n, -1, numbers])
             }
             Self::Whole { .. } => {
                 let (h, w) = (height / CELL, width / CELL);
@@ -102,10 +117,10 @@ impl<'a> Cells<'a> {
     /// The positions of the tokens: `pos_embed [L, D]` → `[N or 1, tokens, D]`.
     pub(super) fn positions(&self, pos_embed: &Tensor) -> Tensor {
         match self {
-            Self::Visible { masking, .. } => {
-                let (n, keep) = masking.ids_keep.size2().expect("ids_keep is [N, keep]");
+            Self::Visible { ids_keep, .. } => {
+                let (n, keep) = ids_keep.size2().expect("ids_keep is [N, keep]");
                 pos_embed
-                    .index_select(0, &masking.ids_keep.flatten(0, 1))
+                    .index_select(0, &ids_keep.flatten(0, 1))
                     .reshape([n, keep, -1])
             }
             Self::Whole { .. } => pos_embed.unsqueeze(0),

@@ -42,6 +42,14 @@ impl Conv {
         Self { weight, bias }
     }
 
+    /// Another handle on the same parameters.
+    pub(super) fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+        }
+    }
+
     /// Of squares of cells, within a square row, column, channel: `[.., side²·in_dim] → [.., out_dim]`.
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.permute([0, 2, 3, 1]).flatten(1, -1);
@@ -74,6 +82,14 @@ impl DepthwiseConv {
     pub(super) fn new(scope: &Scope, dim: i64) -> Self {
         let [weight, bias] = conv_params(scope, [dim, 1, Self::SIDE, Self::SIDE], None);
         Self { weight, bias }
+    }
+
+    /// Another handle on the same parameters.
+    pub(super) fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+        }
     }
 
     /// How far it sees in each direction.

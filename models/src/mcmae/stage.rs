@@ -66,8 +66,21 @@ impl ConvBlock {
         }
     }
 
+    /// Another handle on the same parameters.
+    fn shallow_clone(&self) -> Self {
+        Self {
+            norm1: self.norm1.shallow_clone(),
+            conv1: self.conv1.shallow_clone(),
+            attn: self.attn.shallow_clone(),
+            conv2: self.conv2.shallow_clone(),
+            norm2: self.norm2.shallow_clone(),
+            fc1: self.fc1.shallow_clone(),
+            fc2: self.fc2.shallow_clone(),
+        }
+    }
+
     /// `[N, cells, C] → [N, cells, C]`, `side × side` cells to a token, the branches scaled by `drop` (each `[N, 1, 1]`).
-    fn forward(&self, x: &Tensor, cells: &Cells, side: i64, drop: Option<[Tensor; 2]>) -> Tensor {
+    fn forward(&self, x: &Tensor, cells: &Cells, side: i64, drop: Option<&[Tensor; 2]>) -> Tensor {
         let seen = cells.depthwise(
             &self.conv1.forward(&self.norm1.forward(x)),
             side,
@@ -111,7 +124,14 @@ impl ConvBlocks {
     pub(super) fn forward(&self, x: Tensor, cells: &Cells, side: i64, pass: &Pass) -> Tensor {
         let blocks = self.blocks.iter().enumerate();
         blocks.fold(x, |x, (i, block)| {
-            block.forward(&x, cells, side, pass.branches(self.first + i))
+            let branches = pass.branches(self.first + i);
+            if !pass.grad_checkpointing {
+                return block.forward(&x, cells, side, branches.as_ref());
+            }
+            // The graph outlives these borrows.
+            let (block, cells) = (block.shallow_clone(), cells.shallow_clone());
+            let forward = move |x: &Tensor| block.forward(x, &cells, side, branches.as_ref());
+            torch_ext::checkpoint(forward, &x)
         })
     }
 }

@@ -230,6 +230,38 @@ fn dropped_branches_are_left_out_in_both_computations() {
     }
 }
 
+/// Of both convolution stages and the transformer.
+#[test]
+fn checkpointed_stages_have_the_same_gradients_to_the_bit() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let gradients = |grad_checkpointing| {
+            let (store, encoder) = small(&SMALL);
+            let (imgs, masking) = (imgs(2, &SMALL), masking(2, &SMALL, 3));
+            let pass = Pass {
+                grad_checkpointing,
+                ..Pass::default()
+            };
+            let latent = {
+                let _scope = precision.guard(Device::Cpu);
+                encoder.forward_encoder(&imgs, &masking, &pass)
+            };
+            let weight = random(&latent.size(), "weight");
+            (latent * weight).sum(Kind::Float).backward();
+            let grads = store.trainable().into_iter();
+            let grads = grads.map(|(name, param)| (name, param.grad()));
+            grads.collect::<std::collections::BTreeMap<_, _>>()
+        };
+        let (plain, checkpointed) = (gradients(false), gradients(true));
+        assert!(plain.keys().eq(checkpointed.keys()));
+        for (name, grad) in &plain {
+            assert!(
+                grad.defined() && *grad == checkpointed[name],
+                "{precision}: {name}"
+            );
+        }
+    }
+}
+
 #[test]
 fn bf16_is_near_f32_and_keeps_the_residual_stream() {
     let config = McmaeEncoderConfig {
