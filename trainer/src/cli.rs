@@ -118,7 +118,8 @@ pub struct PretrainArgs {
 /// `trainer finetune`.
 #[derive(Debug, Clone, Args)]
 pub struct FinetuneArgs {
-    /// What is fine-tuned: a run folder of `trainer pretrain`, a student's model.safetensors, or weights of MAE's or timm's ViT.
+    /// What is fine-tuned: a run folder of `trainer pretrain`, a student's model.safetensors, or weights of MAE, ConvMAE, timm's
+    /// ViT or transformers' ViT or ViTMAE.
     #[arg(long, value_name = "RUN|FILE")]
     pub init: String,
     /// Labelled images to train on.
