@@ -226,7 +226,7 @@ fn a_file_in_convmaes_names_is_evaluated() {
         fs::remove_file(folder.join(CONFIG)).unwrap();
         features(&folder, &images)
     });
-    assert_eq!((found[0].len(), found[0][0].size()), (1, vec![6, 64]));
+    assert_eq!((found[0].len(), found[0][0].size()), (1, vec![1, 6, 64]));
     assert_eq!(found[0], found[1]);
     assert!(found[0][0].std(false).double_value(&[]) > 0.1);
 }
