@@ -220,6 +220,9 @@ pub struct ExportArgs {
     /// The folder to write; it must not exist, or be empty.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// The run's moving average (optim.ema_decay) instead of the last step's weights.
+    #[arg(long)]
+    pub ema: bool,
     /// With the decoder, which is the default where the format has a place for one.
     #[arg(long, conflicts_with = "encoder_only")]
     pub with_decoder: bool,

@@ -62,7 +62,7 @@ impl Student {
 /// `trainer export`.
 pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     refuse_foreign_folder(&args.out)?;
-    let student = read(&args.run)?;
+    let student = read(&args.run, args.ema)?;
     let facts = Facts::of(&student.recipe.mae_config(), student.recipe.mask.ratio);
     let exported = exchange::export(&student.tensors, &facts, args.format, args.decoder())
         .with_context(|| student.origin.clone())?;
@@ -81,7 +81,8 @@ pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> 
 }
 
 /// The student of a run folder's newest whole checkpoint, or of a checkpoint's model file.
-fn read(path: &Path) -> anyhow::Result<Student> {
+/// `ema` asks for the run's moving average instead.
+fn read(path: &Path, ema: bool) -> anyhow::Result<Student> {
     if path.join(run_folder::RECIPE).is_file() {
         let recipe = run_folder::load_recipe(path)?;
         let checkpoint = checkpoint::load_last(path, &mut |notice| warn!("{notice}"))?;
@@ -89,18 +90,33 @@ fn read(path: &Path) -> anyhow::Result<Student> {
             format!("{path:?}: this run has no checkpoint yet; train it first, for a step at least")
         })?;
         let step = checkpoint.state.step;
+        let (file, tensors, what) = match ema {
+            false => (checkpoint::MODEL, checkpoint.model, ""),
+            true => {
+                let average = checkpoint.ema.with_context(|| {
+                    format!("{path:?}: this run keeps no moving average; its recipe has no optim.ema_decay")
+                })?;
+                (checkpoint::EMA, average, "the average of ")
+            }
+        };
         return Ok(Student {
             recipe,
             step: Some(step),
             sha256: checkpoint
                 .state
                 .sha256
-                .get(checkpoint::MODEL)
+                .get(file)
                 .cloned()
                 .unwrap_or_default(),
-            tensors: checkpoint.model,
-            origin: format!("{} after step {step}", path.display()),
+            tensors,
+            origin: format!("{what}{} after step {step}", path.display()),
         });
+    }
+    if ema {
+        bail!(
+            "--ema: {path:?} is no run folder; give the file {} of a checkpoint without it",
+            checkpoint::EMA
+        );
     }
     if !path.is_file() {
         bail!(

@@ -21,7 +21,7 @@ use models::weights;
 use schemas::atomic::{self, AtomicFile};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
-use torch_ext::{AdamWConfig, resolve_device};
+use torch_ext::{AdamWConfig, Ema, resolve_device};
 use tracing::{info, warn};
 
 use crate::checkpoint::{self, Checkpoint, Keep};
@@ -137,12 +137,18 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         schedule.lr,
     );
 
+    let mut ema = (recipe.optim.ema_decay).map(|_| Ema::new(params.trainable()));
+
     // ------------------------------------------------------------------ resume
     let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
     if let Some(last) = &last {
         run_folder::refuse_other_data(run.path(), &last.state.data, &facts)?;
         params.load("the checkpoint's model", &last.model)?;
         optim.optim.load_state(&last.optimizer)?;
+        if let Some(ema) = &mut ema {
+            // One that is not there is told by the name of what it lacks.
+            ema.load_state(last.ema.as_ref().unwrap_or(&BTreeMap::new()))?;
+        }
         info!("resuming {:?} after step {}", args.out, last.state.step);
     }
     let start = last.as_ref().map_or(0, |last| last.state.step);
@@ -243,7 +249,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
             vec!["loss".to_owned()],
             vec![loss],
             recipe.optim.clip_grad,
-            None,
+            ema.as_mut().zip(recipe.optim.ema_decay),
         )?;
         let queued = InFlight {
             step,
@@ -273,6 +279,9 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
             loader.recycle(progress.settle(done)?);
         }
         if evaluates {
+            let trained = ema
+                .as_ref()
+                .map(|ema| exchange_values(&params, &ema.state()));
             let outcome = test.evaluate(
                 &classifier,
                 classes.len(),
@@ -298,6 +307,9 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
             if evaluate::best(&evaluate::read(run.path())?) == Some(&evaluation) {
                 save_best(&run, &params, &recipe)?;
             }
+            if let Some(trained) = trained {
+                exchange_values(&params, &trained);
+            }
         }
         if saves {
             log.sync()?;
@@ -305,7 +317,11 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
                 state: progress.state(1, facts.clone())?,
                 model: params.tensors(),
                 optimizer: optim.optim.state(),
-                ema: None,
+                ema: ema.as_ref().map(|ema| {
+                    let mut network = params.tensors();
+                    network.extend(ema.state());
+                    network
+                }),
                 recipe: recipe.to_toml(),
             };
             let keep = Keep {
@@ -379,6 +395,22 @@ fn digest(names: &[String]) -> String {
 }
 
 /// Publishes the weights as the best so far.
+/// Gives the parameters named in `values` these values, in place, and returns copies of those they had.
+fn exchange_values(
+    params: &ParamStore,
+    values: &BTreeMap<String, Tensor>,
+) -> BTreeMap<String, Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let mut before = BTreeMap::new();
+    for (name, mut param) in params.trainable() {
+        if let Some(value) = values.get(&name) {
+            before.insert(name, param.detach().copy());
+            param.copy_(value);
+        }
+    }
+    before
+}
+
 fn save_best(run: &RunFolder, params: &ParamStore, recipe: &FinetuneRecipe) -> anyhow::Result<()> {
     let mut file = AtomicFile::create(&run.path().join(BEST))?;
     let header = Some((checkpoint::RECIPE_KEY, recipe.to_toml()));

@@ -363,3 +363,34 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
         .to_string();
     assert!(message.contains("has no recipe"), "{message}");
 }
+
+#[test]
+fn a_moving_average_is_exported_when_asked_for() {
+    let world = World::with_cache(8);
+    let settings = ["--set", "optim.ema_decay=0.5", "--stop-after", "2"];
+    let args = world.pretrain_args("run", &settings);
+    let args: Vec<&str> = args[1..].iter().map(String::as_str).collect();
+    run(&args).unwrap();
+    let of_run = world.path("run");
+    let (plain, average, file) = (
+        world.path("plain"),
+        world.path("average"),
+        world.path("file"),
+    );
+    export(&of_run, "mae", &plain, &[]).unwrap();
+    let said = export(&of_run, "mae", &average, &["--ema"]).unwrap();
+    assert!(said.contains("the average of"), "{said}");
+    let checkpoint = checkpoint::newest(&of_run).unwrap().unwrap();
+    export(&checkpoint.join(checkpoint::EMA), "mae", &file, &[]).unwrap();
+    let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(&average) == weights(&file) && weights(&average) != weights(&plain));
+
+    let none = world.pretrain_args("none", &["--stop-after", "1"]);
+    let none: Vec<&str> = none[1..].iter().map(String::as_str).collect();
+    run(&none).unwrap();
+    let refused = export(&world.path("none"), "mae", &world.path("x"), &["--ema"]).unwrap_err();
+    assert!(
+        refused.to_string().contains("optim.ema_decay"),
+        "{refused:#}"
+    );
+}

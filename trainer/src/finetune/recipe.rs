@@ -140,6 +140,10 @@ pub struct Optim {
     /// Largest global gradient norm. Absent = no clipping, as in MAE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_grad: Option<f64>,
+    /// Keeps a moving average of the parameters, with this share of itself at every step, for example 0.9999; it is then what is
+    /// evaluated and kept as the best. Absent = none, as in MAE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
 }
 
 fn one() -> usize {
@@ -329,6 +333,13 @@ impl FinetuneRecipe {
         positive("optim.eps", o.eps)?;
         not_negative("optim.weight_decay", o.weight_decay)?;
         positive("optim.clip_grad", o.clip_grad.unwrap_or(1.0))?;
+        let decay = o.ema_decay.unwrap_or(0.5);
+        require(
+            0.0 < decay && decay < 1.0,
+            "optim.ema_decay",
+            decay,
+            "must be more than 0 and less than 1; leave it out for no average",
+        )?;
 
         let s = &self.schedule;
         require(

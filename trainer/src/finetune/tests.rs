@@ -164,6 +164,7 @@ fn resuming_anywhere_is_not_stopping() {
         "optim.batch_size=4",
         "optim.accum_iter=2",
         "optim.clip_grad=0.5",
+        "optim.ema_decay=0.9",
         "run.log_every=4",
         "schedule.epochs=5",
     ]
@@ -197,6 +198,34 @@ fn resuming_anywhere_is_not_stopping() {
             "results differ, cut after {cuts:?}"
         );
     }
+}
+
+/// An average is evaluated and kept as the best; what is trained goes on as without it.
+#[test]
+fn a_moving_average_is_what_is_judged() {
+    let world = world();
+    let plain = tune(&world, "plain", &["--set", "schedule.epochs=3"]);
+    let settings = [
+        "--set",
+        "schedule.epochs=3",
+        "--set",
+        "optim.ema_decay=0.99",
+    ];
+    let averaged = tune(&world, "averaged", &settings);
+    assert_eq!(losses(&averaged), losses(&plain));
+    // Tensors, since the files' headers hold the recipes.
+    let same = |a: &Path, b: &Path| {
+        let (a, b) = (Weights::read(a).unwrap(), Weights::read(b).unwrap());
+        a.tensors() == b.tensors()
+    };
+    let model = |run: &Path| {
+        let folder = checkpoint::newest(run).unwrap().unwrap();
+        folder.join(checkpoint::MODEL)
+    };
+    assert!(same(&model(&averaged), &model(&plain)));
+    assert!(!same(&averaged.join(BEST), &plain.join(BEST)));
+    let evaluated = |run: &Path| evaluate::read(run).unwrap();
+    assert_ne!(evaluated(&averaged), evaluated(&plain));
 }
 
 /// Each setting of a recipe changes what is trained.
