@@ -1,6 +1,7 @@
 //! One more teacher for a cache that is there: the same views of the same images, and no byte of what is there changed.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::ensure;
 use images::ImageSource;
@@ -53,7 +54,20 @@ pub fn add_teacher(
     );
     let existing = Existing::of_cache(&cache);
     let build = build_cache::prepare(config, device, source, identity, existing, hub)?;
-    build_cache::run(&build, format, out)
+    build_cache::run(&build, format, out).map_err(|error| {
+        match error.downcast_ref() {
+            // The field that differs follows; the way out is another than for a whole cache.
+            Some(schemas::Error::IdentityChanged { path, .. }) if is_teacher(path) => error.context(
+                "a teacher of this name is in the cache already, with other weights or settings: choose another name, or give the same \
+                 to go on with it",
+            ),
+            _ => error,
+        }
+    })
+}
+
+fn is_teacher(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "teacher.json")
 }
 
 /// Opens the data set that the cache was built from. Content is compared image by image, when it is read.

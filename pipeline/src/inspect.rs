@@ -3,6 +3,7 @@
 mod canvas;
 mod colour;
 mod font;
+mod output;
 mod pca;
 mod picture;
 mod pixels;
@@ -108,8 +109,13 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitSt
         "--view chooses among the views of samples: name some by --row, or ask for a picture by --png"
     );
     let cache = Cache::open(&args.cache)?;
+    let png = args
+        .png
+        .as_deref()
+        .map(|path| output::place(path, cache.dir()))
+        .transpose()?;
     let mut chosen = rows::choose(&cache, &args.row, args.view)?;
-    let picture = match &args.png {
+    let picture = match &png {
         Some(path) => {
             if args.row.is_empty() {
                 chosen = rows::first_middle_last(&cache, args.view)?;
@@ -127,8 +133,7 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitSt
     overview.rows = row_views(&cache, chosen)?;
     overview.picture = picture;
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &overview)?;
-        writeln!(out)?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&overview)?)?;
     } else {
         text::print(&overview, out)?;
     }

@@ -80,8 +80,7 @@ pub fn list(args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> 
         unreadable,
     };
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &report)?;
-        writeln!(out)?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         print(&report, out)?;
     }
@@ -229,7 +228,7 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
             let next = match cache.state {
                 State::Damaged => "run `pipeline verify` for all that is wrong",
                 State::Incomplete | State::Complete => {
-                    "the same `pipeline build-cache` again finishes it"
+                    "the same `pipeline build-cache` (or `add-teacher`) again finishes it"
                 }
             };
             writeln!(out, "{}: {reason}; {next}", cache.path)?;

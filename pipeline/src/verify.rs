@@ -39,7 +39,7 @@ pub fn verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitStat
         };
         writeln!(
             out,
-            "{}: {name}{more} not built yet; run the same `pipeline build-cache` again to finish the cache",
+            "{}: {name}{more} not built yet; run the same `pipeline build-cache` (or `add-teacher`, for one added later) again to finish the cache",
             folder.display()
         )?;
     }

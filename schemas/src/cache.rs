@@ -27,7 +27,8 @@ pub fn create_cache(dir: &Path, identity: &CacheIdentity) -> Result<()> {
     check_cache(dir, identity).map(|_| ())
 }
 
-/// Writes the teacher's `teacher.json`; where there is one already, checks that it says the same, `source` apart.
+/// Writes the teacher's `teacher.json`; where there is one already, checks that it says the same, `source` apart. One that says
+/// otherwise and has not a single committed part is what a failed attempt left, and is replaced.
 ///
 /// # Errors
 /// As [`create_cache`].
@@ -37,7 +38,11 @@ pub fn add_teacher(dir: &Path, teacher: &TeacherIdentity) -> Result<()> {
     if check_teacher(dir, teacher)? || json::write_new(&path, teacher)? {
         return Ok(());
     }
-    check_teacher(dir, teacher).map(|_| ())
+    // Another builder was quicker, or an attempt without parts is in the way.
+    if !check_teacher(dir, teacher)? {
+        json::write(&path, teacher)?;
+    }
+    Ok(())
 }
 
 /// What [`create_cache`] would refuse, without writing. True if the cache exists, false if it would be made.
@@ -50,14 +55,32 @@ pub fn check_cache(dir: &Path, identity: &CacheIdentity) -> Result<bool> {
     }
 }
 
-/// What [`add_teacher`] would refuse, without writing. True if the teacher exists, false if it would be added.
+/// What [`add_teacher`] would refuse, without writing. True if the teacher exists, false if it would be added or replaced.
 pub fn check_teacher(dir: &Path, teacher: &TeacherIdentity) -> Result<bool> {
     let path = layout::teacher_json(dir, &teacher.id);
     teacher.validate(&path)?;
-    match json::read::<TeacherIdentity>(&path)? {
-        Some(cached) => cached.check_same(&path, teacher).map(|()| true),
-        None => Ok(false),
+    let Some(cached) = json::read::<TeacherIdentity>(&path)? else {
+        return Ok(false);
+    };
+    match cached.check_same(&path, teacher) {
+        Ok(()) => Ok(true),
+        Err(_) if !has_committed_part(&path)? => Ok(false),
+        Err(changed) => Err(changed),
     }
+}
+
+/// Whether any part of the teacher of `teacher_json` is declared complete, readable or not.
+fn has_committed_part(teacher_json: &Path) -> Result<bool> {
+    let folder = teacher_json.parent().unwrap_or(teacher_json);
+    let listed = |e| Error::io("list", folder, e);
+    for entry in std::fs::read_dir(folder).map_err(listed)? {
+        let name = entry.map_err(listed)?.file_name();
+        let commit = |name: &str| layout::part_number(name, ".commit.json").is_some();
+        if name.to_str().is_some_and(commit) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Removes what killed builders left of a part: temporary files of its samples, rejects and teachers. Files of living builders

@@ -120,7 +120,7 @@ pub enum Error {
     },
     /// The part was never committed: the build has not come to it, or was interrupted in it.
     #[error(
-        "{path} is not there, so this part is not finished: run the same `pipeline build-cache` again to build what is missing"
+        "{path} is not there, so this part is not finished: run the command that builds it again (`pipeline build-cache`, or `add-teacher` for a teacher added later)"
     )]
     NotBuilt {
         /// The commit record that is missing.
@@ -464,7 +464,7 @@ fn restore(path: &Path) -> String {
     match crate::layout::commit_of(path) {
         Some(commit) => {
             format!(
-                "restore it from a copy, or delete {} and run `pipeline build-cache` again to rebuild this part",
+                "restore it from a copy, or delete {} and run `pipeline build-cache` (`add-teacher`, for a teacher added later) again to rebuild this part",
                 commit.display()
             )
         }

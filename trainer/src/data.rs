@@ -21,7 +21,7 @@ pub enum Problem {
     Cache(#[from] schemas::Error),
     /// Parts of the cache are not there yet.
     #[error(
-        "{cache:?}: {missing} of {parts} parts are not complete ({example}). Run the same pipeline build-cache again, or train \
+        "{cache:?}: {missing} of {parts} parts are not complete ({example}). Run the same pipeline build-cache (or add-teacher) again, or train \
          on what is there with --set data.allow_incomplete=true"
     )]
     Incomplete {

@@ -256,3 +256,59 @@ fn a_later_teacher_may_have_another_width_codec_and_layer() {
     let refused = add_teacher(&world, "cache", &["--codec", "i8"]).unwrap_err();
     assert!(format!("{refused:#}").contains("layer"), "{refused:#}");
 }
+
+/// An attempt that failed before its first part leaves the name free; one that succeeded holds it.
+#[test]
+fn a_failed_attempt_does_not_claim_the_name() {
+    let world = World::new();
+    build_clip(&world, "cache", &[]);
+    let images = world.path("images");
+    let given = images.display().to_string();
+    let files: Vec<_> = tree(&images).into_keys().collect();
+    let contents = tree(&images);
+    for name in &files {
+        let mut bytes = contents[name].clone();
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+        }
+        fs::write(images.join(name), bytes).unwrap();
+    }
+    let codec = |codec: &'static str| ["--images", &given, "--codec", codec].map(str::to_owned);
+    let add = |codec_args: [String; 4]| {
+        let args: Vec<&str> = codec_args.iter().map(String::as_str).collect();
+        add_teacher(&world, "cache", &args)
+    };
+    let failed = add(codec("f32")).unwrap_err();
+    assert!(format!("{failed:#}").contains("changed"), "{failed:#}");
+    for name in &files {
+        fs::write(images.join(name), &contents[name]).unwrap();
+    }
+    assert_eq!(add(codec("bf16")).unwrap().0, ExitStatus::Fine);
+    let cache = Cache::open(&world.path("cache")).unwrap();
+    assert_eq!(cache.teachers()[&teacher_id("dino")].codec, Codec::Bf16);
+
+    let refused = format!("{:#}", add(codec("f32")).unwrap_err());
+    assert!(refused.contains("choose another name"), "{refused}");
+}
+
+#[test]
+fn a_picture_replaces_nothing_but_pictures() {
+    let world = World::new();
+    build_clip(&world, "cache", &[]);
+    let before = tree(&world.path("cache"));
+    let draw = |png: &str| {
+        let args = ["pipeline", "inspect"].map(String::from);
+        let rest = [world.path("cache").display().to_string(), "--png".into()];
+        let png = [world.path(png).display().to_string()];
+        let more = [
+            "--images".into(),
+            world.path("images").display().to_string(),
+        ];
+        run([&args[..], &rest, &png, &more].concat())
+    };
+    let refused = format!("{:#}", draw("cache/cache.json").unwrap_err());
+    assert!(refused.contains("lies in the cache"), "{refused}");
+    assert!(tree(&world.path("cache")) == before);
+    draw("out.png").unwrap();
+    draw("out.png").unwrap();
+}

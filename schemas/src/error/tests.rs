@@ -369,8 +369,8 @@ fn messages_read_like_this() {
             expected: 0xfedc_ba98_7654_3210
         }),
         "CACHE/teachers/dino/part-00002.parquet, row 3: the values have checksum 0000000000000001, the row says fedcba9876543210: the file \
-         is damaged here; restore it from a copy, or delete CACHE/teachers/dino/part-00002.commit.json and run `pipeline build-cache` again \
-         to rebuild this part"
+         is damaged here; restore it from a copy, or delete CACHE/teachers/dino/part-00002.commit.json and run `pipeline build-cache` \
+         (`add-teacher`, for a teacher added later) again to rebuild this part"
     );
     let path = layout::rejects_file(dir.path(), 0);
     assert!(

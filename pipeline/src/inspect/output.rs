@@ -1,0 +1,97 @@
+//! Where a picture may go: never over anything but another picture.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+
+/// What every PNG begins with.
+const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
+
+/// The file that `path` stands for, links followed.
+///
+/// # Errors
+/// If its folder is not there, if it lies in `cache`, or if it exists and is anything but a PNG: a picture is easily drawn again, and what
+/// a typing error would have it replace may not be.
+pub(super) fn place(path: &Path, cache: &Path) -> anyhow::Result<PathBuf> {
+    let refuse = |why: &str| format!("--png {}: {why}", path.display());
+    let name = path
+        .file_name()
+        .with_context(|| refuse("is no file name"))?;
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let folder = folder
+        .canonicalize()
+        .with_context(|| refuse("its folder is not there; make it first"))?;
+    let place = match fs::symlink_metadata(path) {
+        Ok(_) => path
+            .canonicalize()
+            .with_context(|| refuse("is a link to nowhere"))?,
+        Err(_) => folder.join(name),
+    };
+    let cache = cache
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", cache.display()))?;
+    ensure!(
+        !place.starts_with(&cache),
+        refuse("lies in the cache, which a look at it must not change; give another place")
+    );
+    let Ok(metadata) = fs::metadata(&place) else {
+        return Ok(place);
+    };
+    if !metadata.is_file() {
+        bail!(refuse("is there and is no file; give another name"));
+    }
+    let mut start = [0; SIGNATURE.len()];
+    let is_png = File::open(&place)
+        .and_then(|mut file| file.read_exact(&mut start))
+        .is_ok_and(|()| start == SIGNATURE);
+    ensure!(
+        is_png || metadata.len() == 0,
+        refuse("is there and is no PNG; give another name, or remove it first")
+    );
+    Ok(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(path: &Path, cache: &Path) -> String {
+        format!("{:#}", place(path, cache).unwrap_err())
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "the files are not the product's")]
+    fn only_pictures_are_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (cache, png, photo) = (root.join("cache"), root.join("a.png"), root.join("b.jpg"));
+        fs::create_dir_all(cache.join("samples")).unwrap();
+        fs::write(&png, [&SIGNATURE[..], b"more"].concat()).unwrap();
+        fs::write(&photo, b"\xff\xd8 a photo").unwrap();
+        assert_eq!(
+            place(&root.join("new.png"), &cache).unwrap(),
+            root.join("new.png")
+        );
+        assert_eq!(place(&png, &cache).unwrap(), png);
+        assert!(refused(&photo, &cache).contains("is no PNG"));
+        assert!(refused(&root, &cache).contains("is no file"));
+        assert!(refused(&cache.join("cache.json"), &cache).contains("lies in the cache"));
+        assert!(refused(&cache.join("samples/x.png"), &cache).contains("lies in the cache"));
+        assert!(refused(&root.join("none/x.png"), &cache).contains("make it first"));
+        assert!(refused(Path::new("/dev/null"), &cache).contains("is no file"));
+        #[cfg(unix)]
+        {
+            let link = root.join("link.png");
+            std::os::unix::fs::symlink(&png, &link).unwrap();
+            assert_eq!(place(&link, &cache).unwrap(), png);
+            let into = root.join("into.png");
+            std::os::unix::fs::symlink(cache.join("samples"), &into).unwrap();
+            assert!(refused(&into, &cache).contains("lies in the cache"));
+        }
+    }
+}
