@@ -11,6 +11,7 @@ activation, scale or order shows.
 import argparse
 import json
 import pathlib
+import re
 import sys
 
 import torch
@@ -166,13 +167,14 @@ def timm_dinov2(**kwargs):
     return timm_model("vit_test_patch14_dinov2", normalisation=IMAGENET, num_classes=0, init_values=1e-5, norm_layer=norm, **kwargs)
 
 
-def timm_siglip(**kwargs):
+def timm_siglip(architecture, tanh, **kwargs):
     from functools import partial
 
     from timm.layers import GELUTanh
 
+    act = dict(act_layer=GELUTanh) if tanh else {}
     fixed = dict(class_token=False, global_pool="map", num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6))
-    return timm_model("vit_test_patch14_siglip", normalisation=HALF, act_layer=GELUTanh, **fixed, **kwargs)
+    return timm_model(architecture, normalisation=HALF, **act, **fixed, **kwargs)
 
 
 def timm_dinov3(**kwargs):
@@ -294,17 +296,24 @@ LIVE = {
         [(96, 96)],
     ),
     "siglip-p14": (of_transformers, lambda: hugging_face("siglip", HALF, intermediate_size=1000, **ODD), torch.float32, [(98, 98), (112, 56)]),
-    "timm-siglip": (of_timm, lambda: timm_siglip(**TIMM_ODD), torch.float32, [(98, 98)]),
+    # Which of the two GELUs an entry of timm has, its name alone says.
+    "timm-siglip": (of_timm, lambda: timm_siglip("vit_base_patch16_siglip_224", False, **TIMM_ODD), torch.float32, [(98, 98)]),
+    "timm-siglip-tanh": (of_timm, lambda: timm_siglip("vit_so400m_patch16_siglip_256", True, **TIMM_ODD), torch.float32, [(98, 98)]),
 }
 
 
 @torch.no_grad()
-def write_case(folder, case, seed):
+def write_case(folder, case, seed, live):
     compute, make, dtype, sizes = case
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model, files = make()
     randomise(model, generator)
+    if live:
+        # Hidden layers of the size that trained ones have: near zero the GELUs are all alike.
+        for name, parameter in model.named_parameters():
+            if re.search(r"(fc1|c_fc|up_proj)[a-z_]*\.weight$", name):
+                parameter.mul_(6)
     # The file's type rounds; what is expected is computed from the rounded values.
     model.to(dtype)
     if compute is of_transformers:
@@ -340,7 +349,7 @@ def main():
     for seed, (name, case) in enumerate((LIVE if args.live else GOLDEN).items()):
         folder = args.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        write_case(folder, case, seed)
+        write_case(folder, case, seed, args.live)
         for file in sorted(folder.glob("*.safetensors")):
             print(f"{file}: {len(load_file(file))} tensors, {file.stat().st_size:,} bytes")
 

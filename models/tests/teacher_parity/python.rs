@@ -72,7 +72,7 @@ fn the_golden_scripts_still_make_these_files() {
 }
 
 /// The architecture that each of the larger cases must be recognised as, by the layout in which it must be.
-const LIVE: [(&str, &str, &str); 18] = [
+const LIVE: [(&str, &str, &str); 19] = [
     (
         "openai-clip-l14",
         "OpenAI CLIP",
@@ -85,6 +85,11 @@ const LIVE: [(&str, &str, &str); 18] = [
     ),
     (
         "timm-siglip",
+        "timm SigLIP",
+        "siglip-vit-w384-d2-h6-m1536-p14",
+    ),
+    (
+        "timm-siglip-tanh",
         "timm SigLIP",
         "siglip-vit-w384-d2-h6-m1536-p14",
     ),

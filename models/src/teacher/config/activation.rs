@@ -51,12 +51,16 @@ impl Config {
         }
         match layout.family {
             Family::Vit | Family::Dinov2 | Family::Dinov3 => Ok(Activation::Gelu),
-            // As big_vision trained it and transformers runs it; timm runs most of these weights with the exact GELU.
-            Family::Siglip => Ok(Activation::GeluTanh),
+            Family::Siglip => Err(self.config.missing(
+                "the activation of this SigLIP tower",
+                "Put a config.json beside the weights that says {\"hidden_act\": \"gelu_pytorch_tanh\"} (as big_vision trained them and \
+                 transformers runs them), or timm's {\"architecture\": ...} (timm runs most of them with the exact GELU), or name it with \
+                 the teacher (--activation gelu_tanh or gelu)",
+            )),
             Family::Clip => Err(self.config.missing(
                 "the activation of this CLIP tower (hidden_act)",
                 "Put a config.json with {\"hidden_act\": \"quick_gelu\"} (OpenAI, MetaCLIP and DFN weights) or \"gelu\" (LAION and \
-                 DataComp weights) beside the weights, or name it with the teacher (activation = \"quick_gelu\" or \"gelu\"): both \
+                 DataComp weights) beside the weights, or name it with the teacher (--activation quick_gelu or gelu): both \
                  run, and the wrong one gives plausible, wrong features",
             )),
         }
@@ -108,6 +112,16 @@ impl Config {
                 activation,
             });
         }
+        if let Some(name) = config.text("architecture")?
+            && layout.family == Family::Siglip
+        {
+            let activation = timm_siglip(name);
+            stated.push(Statement {
+                path: &config.path,
+                words: format!("says architecture {name}, which timm builds with {activation}"),
+                activation,
+            });
+        }
         // timm's way of saying it.
         if let Some(name) = config.text("architecture")?
             && name.contains("quickgelu")
@@ -128,5 +142,47 @@ impl Config {
             });
         }
         Ok(stated)
+    }
+}
+
+/// The activation that timm 1.0 gives its entry `architecture` of SigLIP: the tanh approximation for B/32, L/16 at 512 pixels and every
+/// /16 of so400m and giantopt, the exact one for all others.
+fn timm_siglip(architecture: &str) -> Activation {
+    let name = architecture.split('.').next().unwrap_or_default();
+    let large_512 = name.contains("large_patch16_siglip") && name.ends_with("_512");
+    let tanh = [
+        "patch32_siglip",
+        "so400m_patch16_siglip",
+        "giantopt_patch16_siglip",
+    ];
+    match large_512 || tanh.iter().any(|entry| name.contains(entry)) {
+        true => Activation::GeluTanh,
+        false => Activation::Gelu,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `act_layer` each entry of timm 1.0.31 has.
+    #[test]
+    fn timms_entries_of_siglip_have_two_activations() {
+        for (architecture, tanh) in [
+            ("vit_base_patch16_siglip_224.webli", false),
+            ("vit_base_patch32_siglip_256", true),
+            ("vit_large_patch16_siglip_384", false),
+            ("vit_large_patch16_siglip_512.v2_webli", true),
+            ("vit_large_patch16_siglip_gap_512", true),
+            ("vit_so400m_patch14_siglip_384", false),
+            ("vit_so400m_patch16_siglip_256", true),
+            ("vit_giantopt_patch16_siglip_gap_384", true),
+        ] {
+            let expected = match tanh {
+                true => Activation::GeluTanh,
+                false => Activation::Gelu,
+            };
+            assert_eq!(timm_siglip(architecture), expected, "{architecture}");
+        }
     }
 }
