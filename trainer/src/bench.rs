@@ -37,7 +37,7 @@ use crate::{optim, step};
 mod tests;
 
 /// Side of the plain matrix product: large enough that its operands do not fit the caches.
-const PRODUCT: i64 = 4096;
+pub(crate) const PRODUCT: i64 = 4096;
 
 /// All figures of a run.
 #[derive(Debug, Serialize)]
@@ -140,7 +140,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
             continue;
         }
         info!("steps in {precision}");
-        let product_gflop_per_s = product_speed(precision, device);
+        let product_gflop_per_s = product_speed(precision, PRODUCT, device);
         let mut speeds = step_speeds(&recipe, &widths, precision, args.steps, device)?;
         speeds.sort_by(f64::total_cmp);
         let figures = StepFigures {
@@ -299,12 +299,12 @@ fn step_speeds(
 }
 
 /// GFLOP/s of a plain matrix product, the best of three.
-pub(crate) fn product_speed(precision: Precision, device: Device) -> f64 {
+pub(crate) fn product_speed(precision: Precision, side: i64, device: Device) -> f64 {
     let kind = match precision {
         Precision::F32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
     };
-    let operand = || Tensor::randn([PRODUCT, PRODUCT], (Kind::Float, device)).to_kind(kind);
+    let operand = || Tensor::randn([side, side], (Kind::Float, device)).to_kind(kind);
     let (a, b) = (operand(), operand());
     let seconds = (0..4).map(|_| {
         let start = Instant::now();
@@ -317,7 +317,7 @@ pub(crate) fn product_speed(precision: Precision, device: Device) -> f64 {
     });
     // The first warms up and is left out.
     let best = seconds.skip(1).fold(f64::INFINITY, f64::min);
-    2.0 * (PRODUCT as f64).powi(3) / best / 1e9
+    2.0 * (side as f64).powi(3) / best / 1e9
 }
 
 /// Floating-point operations of forward and backward for one image; see [`Flops`].

@@ -47,6 +47,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Linear classification of frozen features of a student, a teacher, or raw pixels: MAE's linear probe.
     Linprobe(LinprobeArgs),
+    /// Draw original, masked and reconstructed images of a student.
+    Reconstruct(ReconstructArgs),
     /// Print the resolved recipe: the file, the settings on the command line, and every default.
     Config(RecipeArgs),
     /// Say what a recipe costs before it is run: parameters, arithmetic, memory, time, and when a cache pays for itself.
@@ -180,6 +182,35 @@ pub struct KnnArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+}
+
+/// `trainer reconstruct`.
+#[derive(Debug, Clone, Args)]
+pub struct ReconstructArgs {
+    /// A run folder (its newest whole checkpoint), or a checkpoint's model.safetensors.
+    #[arg(long, value_name = "RUN|FILE")]
+    pub model: PathBuf,
+    /// The run's moving average (optim.ema_decay) instead of the last step's weights.
+    #[arg(long)]
+    pub ema: bool,
+    /// The images: class folders, *.tar or *.parquet.
+    #[arg(long, value_name = "SRC")]
+    pub images: String,
+    /// The picture to write, a PNG.
+    #[arg(long, value_name = "PNG")]
+    pub out: PathBuf,
+    /// Images to draw, chosen by --seed.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub count: u32,
+    /// Images and masks are functions of it.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Share of patches that are removed, at random [default: the recipe's].
+    #[arg(long, value_name = "SHARE")]
+    pub mask_ratio: Option<f64>,
+    /// auto, cpu, cuda or cuda:INDEX.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
 }
 
 /// `trainer plan`.

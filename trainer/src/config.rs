@@ -36,6 +36,8 @@ pub const LOSS_WEIGHT: f64 = 0.5;
 pub const PREFETCH: usize = 3;
 /// One is enough to resume; the second is there for the day the first turns out to be damaged.
 pub const KEEP_CHECKPOINTS: usize = 2;
+/// Enough to see what is learnt, and drawn in no time.
+pub const PICTURES: usize = 4;
 /// MaskAlign's for smooth L1.
 pub const SMOOTH_L1_BETA: f64 = 1.0;
 /// A few skipped steps are an accident, this many in a row are a diverged run.
@@ -475,6 +477,13 @@ pub struct Run {
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept.
     pub keep_checkpoints: usize,
+    /// Samples of the current batch that are drawn with each checkpoint: original, masked, reconstruction, and how close each token comes
+    /// to each teacher. Into `RUN/pictures/` and TensorBoard. 0 = none.
+    pub pictures: usize,
+    /// The device's matrix products in TFLOP/s, in this precision, for the log's MFU. Default: measured at the start by a small plain
+    /// product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_tflops: Option<f64>,
     /// Besides these, checkpoints after every so many steps are written and kept for good: to evaluate a run along its way, or to finish a
     /// `wsd` run at several lengths. Absent = none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -494,6 +503,8 @@ impl Default for Run {
             log_every: 20,
             checkpoint_every: 1000,
             keep_checkpoints: KEEP_CHECKPOINTS,
+            pictures: PICTURES,
+            peak_tflops: None,
             keep_every: None,
             grad_checkpointing: false,
             stop_after_nonfinite: STOP_AFTER_NONFINITE,

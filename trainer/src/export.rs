@@ -82,7 +82,7 @@ pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> 
 
 /// The student of a run folder's newest whole checkpoint, or of a checkpoint's model file.
 /// `ema` asks for the run's moving average instead.
-fn read(path: &Path, ema: bool) -> anyhow::Result<Student> {
+pub(crate) fn read(path: &Path, ema: bool) -> anyhow::Result<Student> {
     if path.join(run_folder::RECIPE).is_file() {
         let recipe = run_folder::load_recipe(path)?;
         let checkpoint = checkpoint::load_last(path, &mut |notice| warn!("{notice}"))?;

@@ -177,6 +177,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         epochs: recipe.schedule.epochs,
         log_every: recipe.run.log_every,
         stop_after_nonfinite: recipe.run.stop_after_nonfinite,
+        full_speed: None,
     };
     let state = last.map(|last| last.state);
     let mut progress = Progress::open(run.path(), watch, &order, device, state)?;

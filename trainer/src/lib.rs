@@ -27,12 +27,14 @@ pub mod optim;
 pub mod plan;
 pub mod pretrain;
 pub mod progress;
+pub mod reconstruct;
 mod resolve;
 pub mod run_folder;
 pub mod schedule;
 pub mod step;
 pub mod target_stats;
 pub mod teachers;
+pub mod tensorboard;
 
 #[cfg(test)]
 mod testing;
@@ -88,6 +90,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         Command::Config(args) => {
             Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
         }
+        Command::Reconstruct(args) => reconstruct::reconstruct(args, out),
         Command::Plan(args) => plan::plan(args, out),
         Command::Bench(args) => bench::bench(args, out),
     }?;

@@ -70,6 +70,10 @@ pub struct Line {
     pub wait_share: f64,
     /// Largest memory so far: the device's, or the process's resident set on the CPU.
     pub peak_memory_bytes: u64,
+    /// Model FLOP utilisation: the operations that the network's products take at that speed, as a share of what the device does in a
+    /// plain product; absent where one of the two is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// Skipped steps since the previous line.
     pub skipped: u64,
     /// Means over the finite steps since the previous line: `loss` (the weighted total), `rec`, `mimic.<teacher>`,
@@ -100,14 +104,32 @@ impl Line {
             text += &format!("  skipped {}", self.skipped);
         }
         text += &format!(
-            "  lr {:.2e}  {:.1} img/s  wait {:.0}%  {:.2} GB  eta {}",
+            "  lr {:.2e}  {:.1} img/s  wait {:.0}%  {:.2} GB",
             self.lr,
             self.images_per_s,
             100.0 * self.wait_share,
             self.peak_memory_bytes as f64 / 1e9,
-            human_time(eta),
         );
+        if let Some(mfu) = self.mfu {
+            text += &format!("  mfu {:.0}%", 100.0 * mfu);
+        }
+        text += &format!("  eta {}", human_time(eta));
         text
+    }
+
+    /// Every number of the line by its name in the file.
+    pub fn scalars(&self) -> Vec<(&str, f64)> {
+        let mut scalars = vec![
+            ("epoch", self.epoch),
+            ("lr", self.lr),
+            ("images_per_s", self.images_per_s),
+            ("wait_share", self.wait_share),
+            ("peak_memory_bytes", self.peak_memory_bytes as f64),
+            ("skipped", self.skipped as f64),
+        ];
+        scalars.extend(self.mfu.map(|mfu| ("mfu", mfu)));
+        scalars.extend(self.means.iter().map(|(name, &mean)| (name.as_str(), mean)));
+        scalars
     }
 }
 

@@ -16,7 +16,7 @@ use schemas::{Cache, TeacherIdentity};
 use serde::Serialize;
 use tch::Device;
 
-use crate::bench::product_speed;
+use crate::bench::{PRODUCT, product_speed};
 use crate::cli::PlanArgs;
 use crate::config::Recipe;
 use crate::data::Problem;
@@ -107,7 +107,7 @@ pub fn plan(args: &PlanArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         }
         None => {
             let device = torch_ext::resolve_device(&args.device)?;
-            product_speed(recipe.run.precision, device) / 1e3
+            product_speed(recipe.run.precision, PRODUCT, device) / 1e3
         }
     };
     let plan = Plan::of(&recipe, cache.as_ref(), images, peak_tflops, args.mfu)?;

@@ -13,12 +13,13 @@ use std::time::Instant;
 use anyhow::Context;
 use models::blocks::Pass;
 use models::drop_path::{DropPath, linear_rates};
+use models::flops::Flops;
 use models::hub::HubSettings;
-use models::mr_mae::{MimicConfig, MimicTokens, MrMae, MrMaeConfig};
+use models::mr_mae::{Batch, MimicConfig, MimicTokens, MrMae, MrMaeConfig};
 use models::params::ParamStore;
 use models::targets::TargetStats;
 use schemas::Cache;
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_ext::{Ema, resolve_device};
 use tracing::{info, warn};
 
@@ -26,7 +27,7 @@ use crate::checkpoint::{self, Checkpoint, Keep};
 use crate::cli::PretrainArgs;
 use crate::config::{self, Recipe};
 use crate::data::Problem;
-use crate::data::batch::BatchShape;
+use crate::data::batch::{BatchShape, MimicBatch};
 use crate::data::images::Images;
 use crate::data::join::{self, Samples};
 use crate::data::loader::{Loader, LoaderPlan, Noise};
@@ -34,10 +35,11 @@ use crate::data::order::Order;
 use crate::data::pixel_cache::PixelCache;
 use crate::micro_batch::MicroBatches;
 use crate::progress::{InFlight, Progress, Watch};
+use crate::reconstruct::Sheet;
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
-use crate::{ExitStatus, init, interrupt, optim, run_folder, target_stats};
+use crate::{ExitStatus, bench, init, interrupt, optim, run_folder, target_stats};
 
 #[cfg(test)]
 mod tests;
@@ -150,6 +152,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
             epochs: recipe.schedule.epochs,
             log_every: recipe.run.log_every,
             stop_after_nonfinite: recipe.run.stop_after_nonfinite,
+            full_speed: Some(full_speed(&recipe, student.config(), device)),
         },
         &order,
         device,
@@ -230,7 +233,14 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
             .any(|&n| (step + 1).is_multiple_of(n));
         if due || step + 1 == end || interrupted {
             if let Some(done) = in_flight.take() {
-                loader.recycle(progress.settle(done)?);
+                let batches = progress.settle(done)?;
+                let shown = recipe.run.pictures.min(recipe.optim.batch_size);
+                if let Some(batch) = batches.first().filter(|_| shown > 0) {
+                    let batch = batch.part(0, shown);
+                    let sheet = draw(&recipe, &student, &teachers, &batch, &normalise, device)?;
+                    sheet.publish(run.path(), step + 1, &mut progress)?;
+                }
+                loader.recycle(batches);
             }
             let checkpoint = Checkpoint {
                 state: progress.state(micro.parts(), facts.clone())?,
@@ -335,6 +345,44 @@ pub(crate) fn loader_plan(
         noise,
         seed: recipe.run.seed,
     }
+}
+
+/// The images of `batch` with what the student makes of them now.
+fn draw(
+    recipe: &Recipe,
+    student: &MrMae,
+    teachers: &[RunTeacher],
+    batch: &MimicBatch,
+    normalise: &Normalise,
+    device: Device,
+) -> anyhow::Result<Sheet> {
+    let _no_grad = tch::no_grad_guard();
+    let imgs = normalise.forward(&teachers::to_device(&batch.imgs, device)?);
+    let features = teachers::features(teachers, batch, device)?;
+    let noise = teachers::to_device(&batch.noise, device)?;
+    let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
+    let _scope = recipe.run.precision.guard(device);
+    let mut sheet = Sheet::of(student.mae(), &imgs, &masking);
+    let (maps, patches) = student.similarity(&Batch {
+        imgs: &imgs,
+        masking: &masking,
+        targets: &features.tokens,
+        cls_targets: &features.cls,
+        pass: Pass::default(),
+    });
+    for map in maps.values() {
+        sheet.add_map(map, &patches);
+    }
+    Ok(sheet)
+}
+
+/// Images per second that the device could do if it did nothing but the student's matrix products, at the rate that the recipe gives or a
+/// plain product reaches now.
+fn full_speed(recipe: &Recipe, config: &MrMaeConfig, device: Device) -> f64 {
+    let side = if device.is_cuda() { 8192 } else { 1024 };
+    let measured = || bench::product_speed(recipe.run.precision, side, device) * 1e9;
+    let peak = recipe.run.peak_tflops.map_or_else(measured, |t| t * 1e12);
+    peak / Flops::of_pretraining(config, recipe.len_keep()).step()
 }
 
 /// What the weights of a run depend on besides its recipe.

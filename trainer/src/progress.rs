@@ -13,6 +13,7 @@ use crate::data::batch::{MimicBatch, Samples};
 use crate::data::order::Order;
 use crate::metrics::{Clock, Line, METRICS, NONFINITE, Skipped, StepLog, Window};
 use crate::step::StepValues;
+use crate::tensorboard::EventLog;
 
 /// A step that is queued on the device and not read yet.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct Watch {
     pub log_every: u64,
     /// Consecutive steps that are not finite and end the run.
     pub stop_after_nonfinite: u32,
+    /// Images per second of a device that did nothing but the network's products at its full rate, where that is known.
+    pub full_speed: Option<f64>,
 }
 
 /// The run up to the last step that was read; with weights and moments, all that a checkpoint holds.
@@ -57,6 +60,8 @@ pub struct Progress {
     total_steps: u64,
     log_every: u64,
     stop_after_nonfinite: u32,
+    full_speed: Option<f64>,
+    events: EventLog,
 }
 
 impl Progress {
@@ -83,6 +88,8 @@ impl Progress {
             total_steps: watch.epochs * order.steps_per_epoch(),
             log_every: watch.log_every,
             stop_after_nonfinite: watch.stop_after_nonfinite,
+            full_speed: watch.full_speed,
+            events: EventLog::open(run, step)?,
         })
     }
 
@@ -134,6 +141,7 @@ impl Progress {
     pub fn state(&self, parts: usize, data: BTreeMap<String, String>) -> anyhow::Result<State> {
         self.metrics.sync()?;
         self.nonfinite.sync()?;
+        self.events.sync()?;
         Ok(State::new(
             self.step,
             self.nonfinite_in_row,
@@ -154,6 +162,7 @@ impl Progress {
             images_per_s,
             wait_share,
             peak_memory_bytes: torch_ext::memory(self.device)?.peak,
+            mfu: self.full_speed.map(|full_speed| images_per_s / full_speed),
             skipped: window.skipped,
             means: window.means(),
         };
@@ -164,6 +173,12 @@ impl Progress {
                 self.clock.eta(self.total_steps - self.step)
             )
         );
+        self.events.scalars(line.step, line.scalars())?;
         self.metrics.append(&line)
+    }
+
+    /// Shows a PNG of `size` (width, height) in TensorBoard, as of the last step.
+    pub fn picture(&mut self, tag: &str, size: [u32; 2], png: &[u8]) -> anyhow::Result<()> {
+        self.events.image(self.step, tag, size, png)
     }
 }

@@ -271,13 +271,15 @@ impl Recipe {
     ///
     /// Settings that cannot change what is computed, only how fast and what is kept, do not count: `data.prefetch`,
     /// `data.pixel_cache_mib`, `run.log_every`, `run.checkpoint_every`, `run.keep_checkpoints`, `run.keep_every`,
-    /// `run.grad_checkpointing` and `run.stop_after_nonfinite`. Nor does `schedule.epochs` of two `wsd` schedules: whether it may change
+    /// `run.pictures`, `run.peak_tflops`, `run.grad_checkpointing` and `run.stop_after_nonfinite`. Nor does `schedule.epochs` of two `wsd` schedules: whether it may change
     /// depends on where the run stands, see [`run_folder::refuse_other_length`](crate::run_folder::refuse_other_length).
     /// Nor does the place of `model.init`, whose content a run compares by its hash.
     pub fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
         let mut other = other.clone();
         other.data.prefetch = self.data.prefetch;
         other.data.pixel_cache_mib = self.data.pixel_cache_mib;
+        other.run.pictures = self.run.pictures;
+        other.run.peak_tflops = self.run.peak_tflops;
         if let (Some(before), Some(now)) = (&self.model.init, &mut other.model.init) {
             now.clone_from(before);
         }
@@ -576,6 +578,13 @@ impl Recipe {
         )?;
         let every = self.run.keep_every.unwrap_or(1);
         require(every >= 1, "run.keep_every", every, positive)?;
+        let peak = self.run.peak_tflops.unwrap_or(1.0);
+        require(
+            peak > 0.0 && peak.is_finite(),
+            "run.peak_tflops",
+            peak,
+            "must be positive; leave it out to have it measured",
+        )?;
         require(
             self.run.stop_after_nonfinite >= 1,
             "run.stop_after_nonfinite",

@@ -10,6 +10,7 @@ fn line(step: u64) -> Line {
         images_per_s: 10.5,
         wait_share: 0.25,
         peak_memory_bytes: 123,
+        mfu: None,
         skipped: 0,
         means: BTreeMap::from([
             ("loss".to_owned(), 0.5),
