@@ -14,9 +14,11 @@
 //! - [`resample()`]: Pillow's fixed-point resampler, bit for bit.
 //! - [`draw_view`] and [`rng`]: random crops that depend on (seed, content, view index) and on nothing else.
 //! - [`render()`]: crop, resample, flip. The only way from an image to a network's input.
+//! - [`augment`]: what fine-tuning does to its images besides: RandAugment and random erasing.
 //!
 //! What these compute is named by [`IMAGE_CODE`], which is part of a cache's identity.
 
+pub mod augment;
 pub mod decode;
 mod error;
 mod guard;

@@ -24,6 +24,12 @@ pub enum Purpose {
     Select = 4,
     /// Which residual branches of a sample are dropped.
     DropPath = 8,
+    /// RandAugment's operations on an image.
+    Augment = 9,
+    /// Box and noise of random erasing.
+    Erase = 10,
+    /// How the images of a batch are mixed.
+    Mixup = 11,
 }
 
 /// A stream of random numbers. Cheap to make: one hash of a few words.
@@ -85,6 +91,14 @@ impl Rng {
                 return (product >> 64) as u64;
             }
         }
+    }
+
+    /// Two independent standard normal numbers (Box and Muller 1958).
+    pub fn normal_pair(&mut self) -> [f64; 2] {
+        // In (0, 1], so that the logarithm is finite.
+        let radius = (-2.0 * (1.0 - self.uniform_f64()).ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * self.uniform_f64()).sin_cos();
+        [radius * cos, radius * sin]
     }
 
     /// Puts the items in a random order (Fisher and Yates).
