@@ -11,6 +11,7 @@
 //!                                   └──► checkpoint ──► RUN/checkpoints/step-…, LAST
 //! ```
 
+pub mod augment;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;

@@ -1,0 +1,3 @@
+//! What fine-tuning does to a whole batch. What it does to single images is in [`images::augment`].
+
+pub mod mixup;
