@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use images::ImageSource;
+use images::rng::{Purpose, Rng};
 use models::blocks::Pass;
 use models::classifier::{Classifier, soft_target_cross_entropy, start_from};
 use models::drop_path::{DropPath, linear_rates};
@@ -193,6 +194,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         batch_size: recipe.optim.batch_size,
         img_size,
         branches,
+        policy: recipe.augment.policy()?,
         augment: recipe.augment.clone(),
         seed: recipe.run.seed,
     };
@@ -208,6 +210,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         source: test,
         labels: test_labels,
         img_size,
+        crop_pct: recipe.augment.crop_pct,
         batch_size: recipe.optim.batch_size,
     };
     let pool = rayon::ThreadPoolBuilder::new()
@@ -216,7 +219,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
 
     // ------------------------------------------------------------------ the loop
     let normalise = Normalise::imagenet(device);
-    let smoothing = recipe.augment.label_smoothing;
+    let mixing = recipe.augment.mixing();
     let mut in_flight: Option<InFlight<data::LabelledBatch>> = None;
     for step in start..end {
         let lr = schedule.lr_at(order.fractional_epoch(step));
@@ -226,9 +229,17 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         let mut batches = Vec::new();
         for _ in 0..recipe.optim.accum_iter {
             let batch = loader.next_batch()?;
-            let imgs = normalise.forward(&to_device(&batch.imgs, device)?);
+            let imgs = to_device(&batch.imgs, device)?;
+            let imgs = match imgs.kind() {
+                Kind::Uint8 => normalise.forward(&imgs),
+                // Boxes of noise are among them.
+                _ => imgs,
+            };
             let labels = to_device(&batch.labels, device)?;
-            let targets = smoothed(&labels, classes.len(), smoothing);
+            let key = [step, batches.len() as u64];
+            let mut rng = Rng::new(recipe.run.seed, Purpose::Mixup, &key);
+            let drawn = mixing.draw(&mut rng, img_size, img_size);
+            let (imgs, targets) = mixing.mix(&imgs, &labels, classes.len(), &drawn);
             let drop_path = DropPath::new(&to_device(&batch.branches, device)?, &drop_rates);
             let scores = {
                 let _scope = recipe.run.precision.guard(device);
@@ -346,12 +357,6 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
     info!("finished: {total_steps} steps");
     publish(&run, &result()?, args.json, out)?;
     Ok(ExitStatus::Fine)
-}
-
-/// One-hot targets `[N, C]` of which `smoothing` is spread over all classes.
-fn smoothed(labels: &Tensor, n_classes: usize, smoothing: f64) -> Tensor {
-    labels.one_hot(n_classes as i64).to_kind(Kind::Float) * (1.0 - smoothing)
-        + smoothing / n_classes as f64
 }
 
 /// What the weights of a run depend on besides its recipe.

@@ -1,8 +1,9 @@
 //! Labelled images for fine-tuning: what a batch holds, and how it is filled.
 
 use anyhow::Context;
+use images::augment::{RandAugment, RandomErasing};
 use images::rng::{Purpose, Rng};
-use images::{ImageSource, draw_view};
+use images::{ImageSource, RgbImage, draw_view};
 use rayon::prelude::*;
 use schemas::{ContentHash, ViewPolicy};
 use tch::{Device, Kind, Tensor};
@@ -12,13 +13,14 @@ use super::recipe::Augment;
 use crate::data::batch::Samples;
 use crate::data::loader::{Plan, cut};
 use crate::data::order::Order;
+use crate::step::{IMAGENET_MEAN, IMAGENET_STD};
 
 /// One forward pass of images with all that is random about them, on the CPU (page-locked when the device is a GPU).
 #[derive(Debug)]
 pub struct LabelledBatch {
     /// (image, epoch) of each.
     pub samples: Vec<(u64, u16)>,
-    /// `[N, S, S, 3]` u8.
+    /// `[N, S, S, 3]` u8; or, where boxes of noise are among them, `[N, 3, S, S]` f32, normalised.
     pub imgs: Tensor,
     /// `[N]` i64.
     pub labels: Tensor,
@@ -49,6 +51,8 @@ pub struct TrainPlan {
     pub branches: usize,
     /// What is done to an image.
     pub augment: Augment,
+    /// RandAugment, if it is part of that.
+    pub policy: Option<RandAugment>,
     /// Of everything random.
     pub seed: u64,
 }
@@ -73,11 +77,15 @@ impl Plan for TrainPlan {
 
     fn allocate(&self, device: Device) -> torch_ext::Result<LabelledBatch> {
         let (n, side) = (self.batch_size as i64, i64::from(self.img_size));
+        let imgs = match self.augment.random_erasing > 0.0 {
+            true => pinned_empty(&[n, 3, side, side], Kind::Float, device)?,
+            false => pinned_empty(&[n, side, side, 3], Kind::Uint8, device)?,
+        };
         // At least one number an image, so that every image has its place in the tensor.
         let branches = self.branches.max(1) as i64;
         Ok(LabelledBatch {
             samples: vec![(0, 0); self.batch_size],
-            imgs: pinned_empty(&[n, side, side, 3], Kind::Uint8, device)?,
+            imgs,
             labels: pinned_empty(&[n], Kind::Int64, device)?,
             branches: pinned_empty(&[n, branches], Kind::Float, device)?,
         })
@@ -128,13 +136,63 @@ impl TrainPlan {
         };
         let hash = ContentHash::of(&bytes);
         let view = draw_view(&policy, self.seed, &hash, view, img.width, img.height);
-        let rendered = images::render(&img, &view, self.img_size)?;
-        slot.img.copy_from_slice(&rendered.data);
+        let mut rendered = images::render(&img, &view, self.img_size)?;
+        let key = [epoch, idx as u64];
+        if let Some(policy) = &self.policy {
+            let ops = policy.draw(&mut Rng::new(self.seed, Purpose::Augment, &key));
+            rendered = policy.apply(&rendered, &ops);
+        }
+        if self.augment.random_erasing > 0.0 {
+            // The noise is of normalised pixels, so these are normalised here.
+            let mut pixels = normalised(&rendered);
+            let mut rng = Rng::new(self.seed, Purpose::Erase, &key);
+            let erasing = RandomErasing::with_prob(self.augment.random_erasing);
+            if let Some(found) = erasing.draw(&mut rng, self.img_size, self.img_size) {
+                found.erase(&mut rng, &mut pixels, self.img_size);
+            }
+            let slots = slot.img.chunks_exact_mut(size_of::<f32>());
+            for (slot, value) in slots.zip(pixels) {
+                slot.copy_from_slice(&value.to_ne_bytes());
+            }
+        } else {
+            slot.img.copy_from_slice(&rendered.data);
+        }
 
         let mut rng = Rng::new(self.seed, Purpose::DropPath, &[epoch, idx as u64]);
         for value in slot.branches.chunks_exact_mut(size_of::<f32>()) {
             value.copy_from_slice(&rng.uniform_f32().to_ne_bytes());
         }
         Ok(())
+    }
+}
+
+/// `[H, W, 3]` bytes as `[3, H, W]`, to the bit what [`Normalise`](crate::step::Normalise) makes of them on the device.
+fn normalised(img: &RgbImage) -> Vec<f32> {
+    (0..3)
+        .flat_map(|c| {
+            let channel = img.data.iter().skip(c).step_by(3);
+            channel.map(move |&v| (f32::from(v) / 255.0 - IMAGENET_MEAN[c]) / IMAGENET_STD[c])
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::step::Normalise;
+
+    use super::*;
+
+    #[test]
+    fn pixels_are_normalised_as_on_the_device() {
+        let data: Vec<u8> = (0..5 * 4 * 3).map(|i| (i * 37 % 256) as u8).collect();
+        let img = RgbImage {
+            width: 5,
+            height: 4,
+            data: data.clone(),
+        };
+        let expected = Normalise::imagenet(Device::Cpu)
+            .forward(&Tensor::from_slice(&data).reshape([1, 4, 5, 3]));
+        let expected = Vec::<f32>::try_from(expected.contiguous().flatten(0, -1)).unwrap();
+        assert_eq!(normalised(&img), expected);
     }
 }

@@ -68,6 +68,8 @@ pub struct TestSet {
     pub labels: Vec<i64>,
     /// Side of the square input, in pixels.
     pub img_size: u32,
+    /// Share of the shorter side that the central square has, above 0 and at most 1.
+    pub crop_pct: f64,
     /// Images of a forward pass.
     pub batch_size: usize,
 }
@@ -156,7 +158,13 @@ impl TestSet {
         let bytes = self.source.read(i)?;
         let hash = ContentHash::of(&bytes);
         let img = images::decode(&bytes)?;
-        let view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
+        let mut view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
+        let whole = view.crop.w;
+        let side = ((f64::from(whole) * self.crop_pct).round() as u32).clamp(1, whole);
+        let margin = (whole - side) / 2;
+        view.crop.x += margin;
+        view.crop.y += margin;
+        (view.crop.w, view.crop.h) = (side, side);
         Ok(images::render(&img, &view, self.img_size)?)
     }
 

@@ -4,14 +4,17 @@
 
 use std::path::Path;
 
+use images::augment::{Interpolation, PolicyError, RandAugment};
 use models::precision::Precision;
 use models::teacher::Pool;
 use serde::{Deserialize, Serialize};
 
+use crate::augment::mixup::Mixup;
 use crate::config::resolve::{self, require};
 use crate::config::{Error, precision_name};
 use crate::run_folder::Experiment;
 use crate::schedule::{Descent, Schedule, scale_lr};
+use crate::step::IMAGENET_MEAN;
 
 /// Base learning rate per 256 images for ViT-B; MAE has 1e-3 for L and H.
 pub const BLR: f64 = 5e-4;
@@ -88,7 +91,7 @@ impl From<PoolKind> for Pool {
     }
 }
 
-/// `[augment]`
+/// `[augment]`. The defaults are MAE's fine-tuning (`FINETUNE.md` and `main_finetune.py`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
@@ -96,8 +99,48 @@ pub struct Augment {
     pub crop_scale: [f64; 2],
     /// Probability of a horizontal flip.
     pub flip: f64,
+    /// timm's RandAugment policy of training images, or "none".
+    pub rand_augment: String,
+    /// Probability that a box of a training image becomes noise.
+    pub random_erasing: f64,
+    /// a of mixup's Beta(a, a); 0 = off.
+    pub mixup: f64,
+    /// a of CutMix's Beta(a, a); 0 = off.
+    pub cutmix: f64,
+    /// Probability that a batch is mixed, by one of the two.
+    pub mixup_prob: f64,
+    /// Probability of CutMix where both are possible.
+    pub switch_prob: f64,
     /// Share of the target that is spread over all classes.
     pub label_smoothing: f64,
+    /// Share of the shorter side that the central square of a test image has: 0.875 is "resize to 256, crop 224". The square is cut from
+    /// the original and resampled once, so that its border is within a pixel of that.
+    pub crop_pct: f64,
+}
+
+impl Augment {
+    /// How batches are mixed.
+    pub fn mixing(&self) -> Mixup {
+        Mixup {
+            mixup_alpha: self.mixup,
+            cutmix_alpha: self.cutmix,
+            prob: self.mixup_prob,
+            switch_prob: self.switch_prob,
+            label_smoothing: self.label_smoothing,
+        }
+    }
+
+    /// What RandAugment does, if anything. Bicubic, as timm is told to resize; images are filled up with ImageNet's mean colour.
+    ///
+    /// # Errors
+    /// If there is no such policy.
+    pub fn policy(&self) -> Result<Option<RandAugment>, PolicyError> {
+        if self.rand_augment == "none" {
+            return Ok(None);
+        }
+        let mean = IMAGENET_MEAN.map(f64::from);
+        RandAugment::parse(&self.rand_augment, mean, Interpolation::Bicubic).map(Some)
+    }
 }
 
 impl Default for Augment {
@@ -105,7 +148,14 @@ impl Default for Augment {
         Augment {
             crop_scale: [0.08, 1.0],
             flip: 0.5,
+            rand_augment: "rand-m9-mstd0.5-inc1".to_owned(),
+            random_erasing: 0.25,
+            mixup: 0.8,
+            cutmix: 1.0,
+            mixup_prob: 1.0,
+            switch_prob: 0.5,
             label_smoothing: 0.1,
+            crop_pct: 0.875,
         }
     }
 }
@@ -302,7 +352,40 @@ impl FinetuneRecipe {
             a.flip,
             "must be a probability",
         )?;
+        for (field, probability) in [
+            ("augment.random_erasing", a.random_erasing),
+            ("augment.mixup_prob", a.mixup_prob),
+            ("augment.switch_prob", a.switch_prob),
+        ] {
+            require(
+                (0.0..=1.0).contains(&probability),
+                field,
+                probability,
+                "must be a probability",
+            )?;
+        }
         share("augment.label_smoothing", a.label_smoothing)?;
+        require(
+            a.crop_pct > 0.0 && a.crop_pct <= 1.0,
+            "augment.crop_pct",
+            a.crop_pct,
+            "must be above 0 and at most 1",
+        )?;
+        let invalid = |field, value: String, problem: String| Error::Invalid {
+            field,
+            value,
+            problem,
+        };
+        a.mixing()
+            .check()
+            .map_err(|e| invalid("augment.mixup", a.mixup.to_string(), e.to_string()))?;
+        a.policy().map_err(|e| {
+            invalid(
+                "augment.rand_augment",
+                a.rand_augment.clone(),
+                e.to_string(),
+            )
+        })?;
 
         let o = &self.optim;
         at_least_one("optim.batch_size", o.batch_size as u64)?;

@@ -18,6 +18,12 @@ use crate::testing::{World, write_images};
 const RECIPE: &str = r#"
 [model]
 drop_path = 0.2
+[augment]
+rand_augment = "none"
+random_erasing = 0.0
+mixup = 0.0
+cutmix = 0.0
+crop_pct = 1.0
 [optim]
 batch_size = 8
 lr = 2e-3
@@ -165,6 +171,11 @@ fn resuming_anywhere_is_not_stopping() {
         "optim.accum_iter=2",
         "optim.clip_grad=0.5",
         "optim.ema_decay=0.9",
+        "augment.rand_augment=rand-m9-mstd0.5-inc1",
+        "augment.random_erasing=0.5",
+        "augment.mixup=0.8",
+        "augment.cutmix=1.0",
+        "augment.crop_pct=0.875",
         "run.log_every=4",
         "schedule.epochs=5",
     ]
@@ -244,6 +255,10 @@ fn no_setting_is_ignored() {
         "augment.crop_scale=[0.5, 1.0]",
         "augment.flip=0.0",
         "augment.label_smoothing=0.0",
+        "augment.rand_augment=rand-m9-mstd0.5-inc1",
+        "augment.random_erasing=1.0",
+        "augment.mixup=0.8",
+        "augment.cutmix=1.0",
         "optim.lr=1e-3",
         "optim.layer_decay=1.0",
         "optim.betas=[0.9, 0.95]",
