@@ -49,6 +49,8 @@ pub enum Command {
     Linprobe(LinprobeArgs),
     /// Draw original, masked and reconstructed images of a student.
     Reconstruct(ReconstructArgs),
+    /// Show runs side by side in one HTML file: curves, pictures, evaluations, recipes.
+    Report(ReportArgs),
     /// Print the resolved recipe: the file, the settings on the command line, and every default.
     Config(RecipeArgs),
     /// Say what a recipe costs before it is run: parameters, arithmetic, memory, time, and when a cache pays for itself.
@@ -211,6 +213,17 @@ pub struct ReconstructArgs {
     /// auto, cpu, cuda or cuda:INDEX.
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// `trainer report`.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArgs {
+    /// Run folders, of `trainer pretrain` or `trainer finetune`.
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// The page to write.
+    #[arg(long, value_name = "HTML", default_value = "report.html")]
+    pub out: PathBuf,
 }
 
 /// `trainer plan`.

@@ -29,6 +29,7 @@ pub mod plan;
 pub mod pretrain;
 pub mod progress;
 pub mod reconstruct;
+pub mod report;
 mod resolve;
 pub mod run_folder;
 pub mod schedule;
@@ -92,6 +93,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
             Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
         }
         Command::Reconstruct(args) => reconstruct::reconstruct(args, out),
+        Command::Report(args) => report::report(args, out),
         Command::Plan(args) => plan::plan(args, out),
         Command::Bench(args) => bench::bench(args, out),
     }?;

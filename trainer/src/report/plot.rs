@@ -1,0 +1,218 @@
+//! Curves as SVG.
+
+use std::fmt::Write as _;
+
+use super::html::escape;
+
+/// Colours of the style sheet, `c0` to `c6`; further runs begin again, dashed.
+pub(super) const COLOURS: usize = 7;
+
+/// The drawing's size in its own units.
+const WIDTH: f64 = 560.0;
+const HEIGHT: f64 = 250.0;
+/// Room for the labels of the axes.
+const LEFT: f64 = 58.0;
+const BOTTOM: f64 = 26.0;
+const TOP: f64 = 8.0;
+const RIGHT: f64 = 10.0;
+/// More points than this are averaged in groups: more than the pixels of a wide screen.
+const MOST_POINTS: usize = 800;
+/// Where the axis ends: a spike of a few steps may leave the picture.
+const QUANTILE: f64 = 0.995;
+
+/// One run's values of one quantity.
+pub(super) struct Curve<'a> {
+    /// Its place among the runs.
+    pub(super) colour: usize,
+    /// What the pointer shows.
+    pub(super) label: &'a str,
+    /// (step, value), in order; values may not be finite.
+    pub(super) points: &'a [(f64, f64)],
+}
+
+/// All curves over the step, their values times `scale`.
+pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
+    let thinned: Vec<Vec<(f64, f64)>> = curves
+        .iter()
+        .map(|curve| thin(curve.points, scale))
+        .collect();
+    let mut values: Vec<f64> = thinned.iter().flatten().map(|&(_, y)| y).collect();
+    values.sort_by(f64::total_cmp);
+    let (Some(&low), Some(&top)) = (values.first(), values.last()) else {
+        return "<p class=\"none\">no finite value</p>".to_owned();
+    };
+    let high = values[((values.len() - 1) as f64 * QUANTILE) as usize];
+    // A curve that is flat has a range too.
+    let high = if high > low { high } else { top };
+    let margin = 0.04 * (high - low).max(1e-9 * high.abs().max(1e-9));
+    let y_ticks = ticks(low - margin, high + margin);
+    let last = thinned
+        .iter()
+        .flatten()
+        .map(|&(x, _)| x)
+        .fold(1.0, f64::max);
+    let x_ticks = ticks(0.0, last);
+
+    let (plot_w, plot_h) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
+    let x_of = |x: f64| LEFT + x / last * plot_w;
+    let (y_low, y_high) = (low - margin, high + margin);
+    let y_of = |y: f64| TOP + (1.0 - (y - y_low) / (y_high - y_low)) * plot_h;
+    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
+    for &tick in y_ticks.iter().filter(|t| (y_low..=y_high).contains(*t)) {
+        let y = y_of(tick);
+        let _ = writeln!(
+            svg,
+            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/><text class=\"y\" x=\"{}\" y=\"{:.1}\">{}</text>",
+            WIDTH - RIGHT,
+            LEFT - 6.0,
+            y + 4.0,
+            label(tick, step_of(&y_ticks))
+        );
+    }
+    for &tick in x_ticks.iter().filter(|t| (0.0..=last).contains(*t)) {
+        let _ = writeln!(
+            svg,
+            "<text class=\"x\" x=\"{:.1}\" y=\"{}\">{}</text>",
+            x_of(tick),
+            HEIGHT - 6.0,
+            label(tick, step_of(&x_ticks))
+        );
+    }
+    for (curve, points) in curves.iter().zip(&thinned) {
+        let mut path = String::new();
+        for (i, &(x, y)) in points.iter().enumerate() {
+            // Off the top of the picture is at its edge, so that a line leads there.
+            let y = y_of(y).clamp(TOP, TOP + plot_h);
+            let _ = write!(
+                path,
+                "{}{:.1} {y:.1}",
+                if i == 0 { "M" } else { "L" },
+                x_of(x)
+            );
+        }
+        let dashed = if curve.colour >= COLOURS {
+            " dashed"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            svg,
+            "<path class=\"curve c{}{dashed}\" d=\"{path}\"><title>{}</title></path>",
+            curve.colour % COLOURS,
+            escape(curve.label)
+        );
+    }
+    svg + "</svg>"
+}
+
+/// The finite points, in groups where there are many.
+fn thin(points: &[(f64, f64)], scale: f64) -> Vec<(f64, f64)> {
+    let finite: Vec<(f64, f64)> = points
+        .iter()
+        .filter(|(x, y)| x.is_finite() && (y * scale).is_finite())
+        .map(|&(x, y)| (x, y * scale))
+        .collect();
+    let group = finite.len().div_ceil(MOST_POINTS).max(1);
+    let mean = |group: &[(f64, f64)]| {
+        let n = group.len() as f64;
+        let sum = group.iter().fold((0.0, 0.0), |s, p| (s.0 + p.0, s.1 + p.1));
+        (sum.0 / n, sum.1 / n)
+    };
+    finite.chunks(group).map(mean).collect()
+}
+
+/// Round numbers from at most `low` to at least `high`, four to nine of them.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let range = (high - low).max(f64::MIN_POSITIVE);
+    let rough = range / 5.0;
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * power)
+        .into_iter()
+        .find(|step| range / step <= 6.0)
+        .unwrap_or(10.0 * power);
+    let first = (low / step).floor();
+    (0..12)
+        .map(|i| (first + f64::from(i)) * step)
+        .take_while(|tick| *tick <= high + step)
+        .collect()
+}
+
+fn step_of(ticks: &[f64]) -> f64 {
+    match ticks {
+        [a, b, ..] => b - a,
+        _ => 1.0,
+    }
+}
+
+/// A tick's text, with the digits that its neighbours need.
+fn label(tick: f64, step: f64) -> String {
+    let size = tick.abs().max(step);
+    if size >= 1e6 {
+        return format!("{}M", trimmed(tick / 1e6, step / 1e6));
+    }
+    if size >= 1e4 {
+        return format!("{}k", trimmed(tick / 1e3, step / 1e3));
+    }
+    if step < 1e-4 {
+        return if tick == 0.0 {
+            "0".to_owned()
+        } else {
+            format!("{tick:.1e}")
+        };
+    }
+    trimmed(tick, step)
+}
+
+fn trimmed(tick: f64, step: f64) -> String {
+    let decimals = (-step.log10().floor()).clamp(0.0, 6.0) as usize;
+    let text = format!("{tick:.decimals$}");
+    // No minus before a zero.
+    match text.trim_start_matches('-').parse::<f64>() {
+        Ok(0.0) => "0".to_owned(),
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_cover_the_range() {
+        for (low, high) in [
+            (0.0, 1560.0),
+            (0.53, 1.02),
+            (-3.0, 4.5),
+            (1e-6, 4e-3),
+            (5.0, 5.0 + 1e-9),
+        ] {
+            let ticks = ticks(low, high);
+            assert!((2..=12).contains(&ticks.len()), "{low}..{high}: {ticks:?}");
+            assert!(
+                ticks[0] <= low && *ticks.last().unwrap() >= high - 1e-12,
+                "{low}..{high}: {ticks:?}"
+            );
+        }
+        assert_eq!(label(0.25, 0.05), "0.25");
+        assert_eq!(label(20000.0, 5000.0), "20k");
+        assert_eq!(label(-1e-17, 0.1), "0");
+        assert_eq!(label(2e-5, 1e-5), "2.0e-5");
+    }
+
+    #[test]
+    fn many_points_become_few_and_what_is_not_finite_is_left_out() {
+        let mut points: Vec<(f64, f64)> = (0..10_000).map(|i| (f64::from(i), 1.0)).collect();
+        points[3].1 = f64::NAN;
+        let thinned = thin(&points, 2.0);
+        assert!(thinned.len() <= MOST_POINTS);
+        assert!(thinned.iter().all(|&(_, y)| y == 2.0));
+        let nothing = [(1.0, f64::NAN)];
+        let curve = Curve {
+            colour: 0,
+            label: "a",
+            points: &nothing,
+        };
+        assert!(plot(&[curve], 1.0).contains("no finite value"));
+    }
+}
