@@ -5,7 +5,7 @@ use std::process::Command;
 
 use schemas::{Cache, ContentHash};
 use serde_json::Value;
-use tests::{root, skipped};
+use tests::{python, root, skipped};
 
 /// The fenced blocks of one language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
@@ -68,18 +68,13 @@ print(json.dumps({
 
 #[test]
 fn other_tools_read_what_the_docs_say() {
-    let python = Command::new(root().join("scripts/python-env"))
-        .arg("--if-present")
-        .output();
-    let python = python.expect("the script starts");
-    if !python.status.success() {
+    let Some(python) = python() else {
         skipped(
-            "reading a cache with pyarrow, polars, DuckDB and datasets",
+            "docs/reading-a-cache.md was not run",
             "scripts/python-env has not been run",
         );
         return;
-    }
-    let python = String::from_utf8_lossy(&python.stdout).trim().to_owned();
+    };
     let folder = root().join("tests/compat/v1/cache");
     let text = std::fs::read_to_string(root().join("docs/reading-a-cache.md")).expect("the page");
     let text = text.replace("CACHE", &folder.display().to_string());

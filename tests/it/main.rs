@@ -8,3 +8,5 @@ mod cached_equals_online;
 mod compat;
 // The cache read by other tools, as docs/reading-a-cache.md says.
 mod interop;
+// What a run shows of itself: TensorBoard's events and the report in a browser.
+mod seeing;

@@ -17,6 +17,16 @@ pub fn skipped(what: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
 }
 
+/// The interpreter that `scripts/python-env` made, if it has been run.
+pub fn python() -> Option<String> {
+    let output = std::process::Command::new(root().join("scripts/python-env"))
+        .arg("--if-present")
+        .output()
+        .expect("the script starts");
+    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    output.status.success().then_some(path)
+}
+
 /// Relative L2 distance `|a - b| / |b|` of two equally long slices; 0 for two zero vectors.
 pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len(), "lengths differ");
