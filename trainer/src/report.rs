@@ -176,7 +176,7 @@ fn curves(runs: &[RunData]) -> String {
         .collect();
     match plots.is_empty() {
         true => plots,
-        false => format!("<div class=\"plots\">\n{plots}</div>"),
+        false => format!("<p class=\"note\">over steps</p>\n<div class=\"plots\">\n{plots}</div>"),
     }
 }
 

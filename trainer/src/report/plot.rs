@@ -17,9 +17,6 @@ const TOP: f64 = 8.0;
 const RIGHT: f64 = 10.0;
 /// More points than this are averaged in groups: more than the pixels of a wide screen.
 const MOST_POINTS: usize = 800;
-/// Where the axis ends: a spike of a few steps may leave the picture.
-const QUANTILE: f64 = 0.995;
-
 /// One run's values of one quantity.
 pub(super) struct Curve<'a> {
     /// Its place among the runs.
@@ -41,11 +38,13 @@ pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
     let (Some(&low), Some(&top)) = (values.first(), values.last()) else {
         return "<p class=\"none\">no finite value</p>".to_owned();
     };
-    let high = values[((values.len() - 1) as f64 * QUANTILE) as usize];
     // A curve that is flat has a range too.
-    let high = if high > low { high } else { top };
-    let margin = 0.04 * (high - low).max(1e-9 * high.abs().max(1e-9));
-    let y_ticks = ticks(low - margin, high + margin);
+    let margin = match top > low {
+        true => 0.04 * (top - low),
+        false if top == 0.0 => 1.0,
+        false => 0.1 * top.abs(),
+    };
+    let y_ticks = ticks(low - margin, top + margin);
     let last = thinned
         .iter()
         .flatten()
@@ -55,7 +54,7 @@ pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
 
     let (plot_w, plot_h) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
     let x_of = |x: f64| LEFT + x / last * plot_w;
-    let (y_low, y_high) = (low - margin, high + margin);
+    let (y_low, y_high) = (low - margin, top + margin);
     let y_of = |y: f64| TOP + (1.0 - (y - y_low) / (y_high - y_low)) * plot_h;
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
     for &tick in y_ticks.iter().filter(|t| (y_low..=y_high).contains(*t)) {
@@ -81,14 +80,17 @@ pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
     for (curve, points) in curves.iter().zip(&thinned) {
         let mut path = String::new();
         for (i, &(x, y)) in points.iter().enumerate() {
-            // Off the top of the picture is at its edge, so that a line leads there.
-            let y = y_of(y).clamp(TOP, TOP + plot_h);
+            let y = y_of(y);
             let _ = write!(
                 path,
                 "{}{:.1} {y:.1}",
                 if i == 0 { "M" } else { "L" },
                 x_of(x)
             );
+        }
+        if points.len() == 1 {
+            // A dot, where there is no line yet.
+            path += "h0.01";
         }
         let dashed = if curve.colour >= COLOURS {
             " dashed"

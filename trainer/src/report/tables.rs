@@ -56,12 +56,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
     let mut rows = Vec::new();
     let mut voters = BTreeSet::new();
     for (run, name, value) in of("knn") {
-        let what = match name.strip_prefix("knn-") {
-            Some("untrained") => format!("{}, untrained", run.name),
-            Some("ema") => format!("{}, moving average", run.name),
-            Some(other) => format!("{}, {other}", run.name),
-            None => run.name.clone(),
-        };
+        let what = what(run, name);
         voters.insert(format!(
             "{} nearest of {} images vote on {} of {} classes",
             text(&value["k"]),
@@ -86,7 +81,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
     );
 
     let (mut rows, mut protocols) = (Vec::new(), BTreeSet::new());
-    for (run, _, value) in of("linprobe") {
+    for (run, name, value) in of("linprobe") {
         protocols.insert(format!(
             "{} epochs, {} views, {} train and {} test images of {} classes",
             text(&value["protocol"]["epochs"]),
@@ -97,7 +92,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
         ));
         for (kind, probe) in value["features"].as_object().into_iter().flatten() {
             rows.push(vec![
-                run.name.clone(),
+                what(run, name),
                 kind.clone(),
                 text(&probe["blr"]),
                 percent(&probe["test"]["top1"]),
@@ -109,7 +104,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
     out += &kind("Linear probe", header, &rows, &protocols);
 
     let (mut rows, mut sets) = (Vec::new(), BTreeSet::new());
-    for (run, _, value) in of("finetune") {
+    for (run, name, value) in of("finetune") {
         sets.insert(format!(
             "{} train and {} test images of {} classes; the best was chosen by looking at the test images",
             text(&value["train_images"]),
@@ -119,7 +114,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
         for which in ["last", "best"] {
             let found = &value[which];
             rows.push(vec![
-                run.name.clone(),
+                what(run, name),
                 which.to_owned(),
                 text(&found["epoch"]),
                 percent(&found["top1"]),
@@ -145,6 +140,16 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
         }
     }
     out
+}
+
+/// Which of a run's networks an evaluation is of, by its file's name: `knn`, `knn-untrained`, `knn-ema`.
+fn what(run: &RunData, file: &str) -> String {
+    match file.split_once('-') {
+        None => run.name.clone(),
+        Some((_, "untrained")) => format!("{}, untrained", run.name),
+        Some((_, "ema")) => format!("{}, moving average", run.name),
+        Some((_, other)) => format!("{}, {other}", run.name),
+    }
 }
 
 /// A titled table, or nothing.

@@ -35,6 +35,11 @@ fn world() -> World {
     fs::create_dir_all(world.path("a").join("eval")).unwrap();
     let knn = r#"{"model":"m","train_images":8,"test_images":4,"classes":2,"k":3,"accuracy":{"cls":{"top1":0.75,"balanced":0.5}}}"#;
     fs::write(world.path("a").join("eval/knn.json"), knn).unwrap();
+    fs::write(
+        world.path("a").join("eval/knn-untrained.json"),
+        knn.replace("0.75", "0.25"),
+    )
+    .unwrap();
     fs::write(world.path("a").join("eval/other.json"), r#"{"<b>": 1}"#).unwrap();
     world
 }
@@ -47,7 +52,8 @@ fn runs_stand_side_by_side_in_one_file() {
     for words in [
         "<h1>2 runs</h1>",
         "Overview",
-        "<td>75.00 %</td><td>50.00 %</td>",
+        "<td>a</td><td>cls</td><td>75.00 %</td><td>50.00 %</td>",
+        "<td>a, untrained</td><td>cls</td><td>25.00 %</td>",
         "3 nearest of 8 images vote on 4 of 2 classes",
         "mimic.teachers",
         "data:image/png;base64,iVBORw0KGgo",
