@@ -24,6 +24,11 @@ use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
 use models::precision::Precision;
 use tch::{Device, Kind, Tensor};
+use tikv_jemallocator::Jemalloc;
+
+/// As the programs have it.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 const WAYS: [&str; 3] = ["sparse", "dense", "vit"];
 const MASK_RATIO: f64 = 0.75;

@@ -5,6 +5,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use models::hub::HubSettings;
 use pipeline::{ExitStatus, cli::Cli, interrupt, logging};
+use tikv_jemallocator::Jemalloc;
+
+/// libtorch's allocator too: what a step or a forward pass frees serves the next one, where the C library's gives every large block back to the
+/// system, which must clear its pages again each time. `malloc_conf` in torch-ext has the settings.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -165,6 +165,13 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
 
 extern "C" {
 
+// Read by jemalloc, which the programs are linked with, before main; the environment's MALLOC_CONF comes after it. A training step
+// frees and takes gigabytes in blocks of megabytes: without the first setting each block over 8 MiB goes back to the system at once,
+// without the second what is unused for ten seconds does, and a step of a large batch takes longer. The system has to clear every page
+// it gives out again.
+extern const char* const malloc_conf;
+const char* const malloc_conf = "oversize_threshold:0,dirty_decay_ms:60000";
+
 const char* te_last_error() { return last_error.c_str(); }
 
 // ---- optimizer ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use models::hub::HubSettings;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tikv_jemallocator::Jemalloc;
 use tracing_subscriber::EnvFilter;
 use trainer::cli::{Cli, LogFormat};
+
+/// libtorch's allocator too: what a step or a forward pass frees serves the next one, where the C library's gives every large block back to the
+/// system, which must clear its pages again each time. `malloc_conf` in torch-ext has the settings.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

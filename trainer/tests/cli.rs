@@ -77,6 +77,24 @@ fn help_names_every_command() {
 }
 
 #[test]
+fn the_allocator_keeps_what_a_step_frees_and_can_be_told_otherwise() {
+    let settings = |conf: &str| {
+        let output = trainer(&strings(&["trainer", "--help"]))
+            .env("MALLOC_CONF", conf)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        stderr(&output)
+    };
+    let own = settings("stats_print:true");
+    for setting in ["opt.oversize_threshold: 0\n", "opt.dirty_decay_ms: 60000 "] {
+        assert!(own.contains(setting), "{own}");
+    }
+    let told = settings("stats_print:true,dirty_decay_ms:5000");
+    assert!(told.contains("opt.dirty_decay_ms: 5000 "), "{told}");
+}
+
+#[test]
 fn exit_codes_tell_data_from_everything_else() {
     let world = World::with_cache(8);
     // 2: could not do it.
