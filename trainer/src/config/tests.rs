@@ -2,6 +2,8 @@ use models::decoder::DecoderConfig;
 use models::encoder::EncoderConfig;
 use models::losses::MimicLoss;
 use models::mcmae::McmaeEncoderConfig;
+use models::precision::Precision;
+use models::targets::TargetNorm;
 
 use super::*;
 

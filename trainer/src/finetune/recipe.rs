@@ -10,7 +10,8 @@ use models::teacher::Pool;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::mixup::Mixup;
-use crate::config::resolve::{self, require};
+use crate::config::difference;
+use crate::config::read::{self, require};
 use crate::config::{Error, precision_name};
 use crate::run_folder::Experiment;
 use crate::schedule::{Descent, Schedule, scale_lr};
@@ -271,12 +272,12 @@ impl Default for Run {
 impl FinetuneRecipe {
     /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
     pub fn load(path: &Path, settings: &[String]) -> Result<FinetuneRecipe, Error> {
-        FinetuneRecipe::parse(&resolve::read(path)?, &path.display().to_string(), settings)
+        FinetuneRecipe::parse(&read::read(path)?, &path.display().to_string(), settings)
     }
 
     /// Like [`FinetuneRecipe::load`] for a text; `origin` is what messages call it.
     pub fn parse(text: &str, origin: &str, settings: &[String]) -> Result<FinetuneRecipe, Error> {
-        let mut recipe: FinetuneRecipe = resolve::typed(text, origin, settings)?;
+        let mut recipe: FinetuneRecipe = read::typed(text, origin, settings)?;
         if recipe.optim.blr.is_none() && recipe.optim.lr.is_none() {
             recipe.optim.blr = Some(BLR);
         }
@@ -478,7 +479,7 @@ impl Experiment for FinetuneRecipe {
         let value = |r: &FinetuneRecipe| {
             toml::Value::try_from(r).expect("a recipe is plain tables of plain values")
         };
-        resolve::first_difference("", &value(self), &value(&other))
+        difference::first_difference("", &value(self), &value(&other))
     }
 
     fn to_toml(&self) -> String {
