@@ -164,6 +164,10 @@ fn decode_with_image(bytes: &[u8], format: Format) -> Result<(RgbImage, Orientat
     if format == Format::WebP {
         check_riff_length(bytes)?;
     }
+    // Its decoder takes a side beyond 2^31 for a lack of memory, before it tells the size.
+    if let (Format::Png, Some((width, height))) = (format, png_size(bytes)) {
+        check_pixels(width, height)?;
+    }
     let reader = Cursor::new(bytes);
     // Each of these reads the header and no pixel.
     let decoder: Result<Box<dyn ImageDecoder>, ImageError> = match format {
@@ -203,6 +207,12 @@ fn decode_with_image(bytes: &[u8], format: Format) -> Result<(RgbImage, Orientat
         },
         orientation,
     ))
+}
+
+/// Width and height in a PNG's first chunk, which follows the signature of 8 bytes.
+fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let side = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    (bytes.get(12..16)? == b"IHDR").then_some((side(16)?, side(20)?))
 }
 
 /// A WebP file says how long it is; what the decoder needs for the first image of an animation may be there although the rest is not.

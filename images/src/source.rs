@@ -42,6 +42,7 @@ pub struct ImageSource {
     /// Numbers of the samples, sorted by key.
     by_key: Vec<usize>,
     label_names: Vec<String>,
+    shards_passed_by: usize,
     store: Store,
 }
 
@@ -76,12 +77,16 @@ impl ImageSource {
     ///
     /// Fails when something is missing, unreadable or malformed, when two images have one key, and when there are no images at all.
     pub fn open(spec: &str) -> Result<Self, SourceError> {
+        let mut shards_passed_by = 0;
         let Listing {
             samples,
             label_names,
             store,
         } = match spec::resolve(spec)? {
-            spec::Resolved::Folder(root) => folder::open(&root)?,
+            spec::Resolved::Folder(root, shards) => {
+                shards_passed_by = shards;
+                folder::open(&root)?
+            }
             spec::Resolved::Tar(shards) => tar::open(shards)?,
             spec::Resolved::Parquet(files) => parquet::open(files)?,
         };
@@ -108,8 +113,14 @@ impl ImageSource {
             samples,
             by_key,
             label_names,
+            shards_passed_by,
             store,
         })
+    }
+
+    /// How many `.tar` and `.parquet` files lie beside the images or class folders of a folder: none of them is read.
+    pub fn shards_passed_by(&self) -> usize {
+        self.shards_passed_by
     }
 
     /// The first `samples` of this source. Its identity covers only these; names of labels stay.

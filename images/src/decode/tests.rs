@@ -101,6 +101,19 @@ fn bombs_are_refused_by_their_header() {
 }
 
 #[test]
+fn a_png_of_any_side_is_refused_by_its_size() {
+    for side in [1 << 20, i32::MAX as u32, 1 << 31, u32::MAX] {
+        let mut bytes = golden("rgb.png");
+        bytes[16..20].copy_from_slice(&side.to_be_bytes());
+        bytes[20..24].copy_from_slice(&side.to_be_bytes());
+        match decode(&bytes) {
+            Err(DecodeError::TooManyPixels { width, .. }) => assert_eq!(width, side),
+            other => panic!("{side}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn errors_say_what_and_what_next() {
     let message = |name: &str| decode(&golden(name)).unwrap_err().to_string();
     assert_eq!(

@@ -8,7 +8,8 @@ use crate::SourceError;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resolved {
-    Folder(PathBuf),
+    /// With the number of shards beside the images, which are passed by.
+    Folder(PathBuf, usize),
     Tar(Vec<PathBuf>),
     Parquet(Vec<PathBuf>),
 }
@@ -83,7 +84,8 @@ fn resolve_folder(root: &Path) -> Result<Resolved, SourceError> {
         }
     }
     if is_image_folder || (tars.is_empty() && tables.is_empty()) {
-        return Ok(Resolved::Folder(root.to_path_buf()));
+        let beside = tars.len() + tables.len();
+        return Ok(Resolved::Folder(root.to_path_buf(), beside));
     }
     let mut paths = tables;
     paths.append(&mut tars);

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use tar::{Archive, EntryType};
+use tar::{Archive, EntryType, Header};
 
 use super::files::ShardFiles;
 use super::{Listing, Sample, Store, check_length, file_name, io_error, is_image_extension};
@@ -102,6 +102,14 @@ impl Index {
     fn read(path: &Path) -> Result<Self, SourceError> {
         let file = File::open(path).map_err(io_error(path))?;
         let file_len = file.metadata().map_err(io_error(path))?.len();
+        let mut start = [0; BLOCK as usize];
+        if file.read_exact_at(&mut start, 0).is_ok() && !is_header(&start) {
+            return Err(SourceError::CorruptTar {
+                path: path.to_path_buf(),
+                detail: "it does not begin with a header, so it is something else under that name"
+                    .to_owned(),
+            });
+        }
         let mut index = Self::default();
         let mut end = 0;
         for entry in Archive::new(&file)
@@ -227,6 +235,18 @@ fn key_and_extension(name: &[u8]) -> Option<(&[u8], &[u8])> {
         .filter(|&dot| dot > 0)?
         + base;
     Some((&name[..dot], &name[dot + 1..]))
+}
+
+/// Whether a block can begin an archive: its checksum is that of its bytes, with spaces in the checksum's place; or it is of zeros, as in
+/// an archive of nothing.
+fn is_header(block: &[u8; BLOCK as usize]) -> bool {
+    let sum = |place: usize, byte: u8| match (148..156).contains(&place) {
+        true => u32::from(b' '),
+        false => u32::from(byte),
+    };
+    let expected: u32 = block.iter().enumerate().map(|(i, &b)| sum(i, b)).sum();
+    let stated = Header::from_byte_slice(block).cksum();
+    stated.is_ok_and(|stated| stated == expected) || block.iter().all(|&byte| byte == 0)
 }
 
 fn truncated(path: &Path, detail: String) -> SourceError {

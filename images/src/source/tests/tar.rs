@@ -73,7 +73,10 @@ fn shards_by_glob_by_braces_and_by_folder_are_in_order() {
     );
     // Beside a class folder, shards are clutter.
     write(root.path().join("class/a.jpg"), "a");
-    assert_eq!(open(root.path()).unwrap().kind(), "folder");
+    let folder = open(root.path()).unwrap();
+    assert_eq!((folder.kind(), folder.shards_passed_by()), ("folder", 4));
+    let shards = open(root.path().join("s-*.tar")).unwrap();
+    assert_eq!(shards.shards_passed_by(), 0);
 }
 
 #[test]
@@ -177,6 +180,11 @@ fn headers_that_make_no_sense_are_refused() {
         Err(SourceError::CorruptTar { detail, .. }) => detail,
         other => panic!("{other:?}"),
     };
+    // Whatever its length is.
+    for len in [512, 1000, 4096] {
+        let junk = refused(&b"no archive at all ".repeat(300)[..len]);
+        assert!(junk.contains("does not begin with a header"), "{junk}");
+    }
     let mut damaged = archive(&[("1.jpg", b"a"), ("2.jpg", b"b")]);
     damaged[1024 + 3] ^= 1;
     assert!(refused(&damaged).contains("checksum"));
