@@ -65,6 +65,40 @@ pub enum Error {
         reason: String,
     },
 
+    /// A pickle that names a function which Python would run when it opens the file.
+    #[error(
+        "{path:?} would run {function} when opened in Python, which weights never do; nothing of it was run here. Do not open this \
+         file: get the weights as safetensors, or from where you trust"
+    )]
+    HarmfulTorchFile {
+        /// The file.
+        path: PathBuf,
+        /// `module.name` of the function.
+        function: String,
+    },
+
+    /// A download that left something else in the place of the weights.
+    #[error("{path:?} is {what} and holds no weights: {next_step}")]
+    NotWeights {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// How to get the weights.
+        next_step: &'static str,
+    },
+
+    /// A damaged file in the cache of a hub, where nobody copied or converted it.
+    #[error(
+        "{damage}. It lies in the cache of a model hub: delete {blob:?}, and the same command fetches it again"
+    )]
+    DamagedDownload {
+        /// The file to delete.
+        blob: PathBuf,
+        /// What is wrong.
+        damage: Box<Error>,
+    },
+
     /// A file is in a format that is not read here.
     #[error(
         "{path:?} is {what}, which is not read here. Convert it in Python: {}",
@@ -120,15 +154,21 @@ pub enum Error {
     },
 
     /// Something about a teacher that its tensors cannot tell is not written beside them.
-    #[error("{path:?} does not say {fact}. {next_step}")]
+    #[error("{}. {next_step}", unsaid(path, fact, *exists))]
     MissingFact {
         /// The file that should say it.
         path: PathBuf,
+        /// Whether there is such a file.
+        exists: bool,
         /// What is not said.
         fact: &'static str,
         /// How to say it.
         next_step: String,
     },
+
+    /// Several such things, each a [`Error::MissingFact`]: whoever has to write them down should hear of all at once.
+    #[error("{} things about this teacher are not written beside its weights:{}", .0.len(), one_a_line(.0))]
+    MissingFacts(Vec<Error>),
 
     /// A teacher's config.json or preprocessor file cannot be used.
     #[error("{path:?}: {reason}")]
@@ -206,6 +246,18 @@ fn to_safetensors(path: &Path) -> String {
          x = x.get(\"state_dict\", x); s.save_file({{k: v.clone().contiguous() for k, v in x.items()}}, {to:?})' (for TorchScript \
          take torch.jit.load(..).state_dict())"
     )
+}
+
+/// Tells a file that leaves something out from one that is not there.
+fn unsaid(path: &Path, fact: &str, exists: bool) -> String {
+    match exists {
+        true => format!("{path:?} does not say {fact}"),
+        false => format!("there is no {path:?}, which would say {fact}"),
+    }
+}
+
+fn one_a_line(errors: &[Error]) -> String {
+    errors.iter().map(|error| format!("\n  {error}")).collect()
 }
 
 fn candidates(found: &[PathBuf]) -> String {

@@ -27,6 +27,7 @@ mod error;
 mod settings;
 
 use cache::Repo;
+pub(crate) use cache::blob_of as cached_blob;
 pub use error::Error;
 pub use settings::{HubSettings, Secret};
 

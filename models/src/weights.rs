@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Mismatch, Misshaped, Result};
+use crate::hub;
 
 mod files;
 mod pickle;
@@ -59,11 +60,12 @@ impl Weights {
     /// convert them.
     pub fn read(path: &Path) -> Result<Weights> {
         let path = files::weights_file(path)?;
-        match Format::of(&path)? {
+        let read = Format::of(&path).and_then(|format| match format {
             Format::Safetensors => safetensors_file::read(&path),
             Format::Torch => archive(path),
             Format::Index => sharded::read(&path),
-        }
+        });
+        read.map_err(in_hub_cache)
     }
 
     /// The file that was read (never the folder); the index of a sharded set.
@@ -149,6 +151,24 @@ impl Weights {
     }
 }
 
+/// Says of a damaged file in a hub's cache how to have it fetched again.
+fn in_hub_cache(error: Error) -> Error {
+    let (Error::BadSafetensors { path, .. }
+    | Error::BadTorchFile { path, .. }
+    | Error::NotWeights { path, .. }
+    | Error::BadIndex { path, .. }) = &error
+    else {
+        return error;
+    };
+    match hub::cached_blob(path) {
+        Some(blob) => Error::DamagedDownload {
+            blob,
+            damage: Box::new(error),
+        },
+        None => error,
+    }
+}
+
 /// An archive of `torch.save`, hashed and then read.
 fn archive(path: PathBuf) -> Result<Weights> {
     let io_error = |source| Error::ReadWeights {
@@ -157,9 +177,15 @@ fn archive(path: PathBuf) -> Result<Weights> {
     };
     let mut file = File::open(&path).map_err(io_error)?;
     let sha256 = sha256_of(&mut file).map_err(io_error)?;
-    let tensors = torch_zip::read(file).map_err(|reason| Error::BadTorchFile {
-        path: path.clone(),
-        reason,
+    let tensors = torch_zip::read(file).map_err(|refusal| match refusal {
+        pickle::Refusal::Damaged(reason) => Error::BadTorchFile {
+            path: path.clone(),
+            reason,
+        },
+        pickle::Refusal::Harmful(function) => Error::HarmfulTorchFile {
+            path: path.clone(),
+            function,
+        },
     })?;
     Ok(Weights {
         path,

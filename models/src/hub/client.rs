@@ -392,9 +392,15 @@ impl Stream {
 }
 
 fn broken(origin: &Origin, error: &std::io::Error) -> Failure {
+    let said = error.to_string();
+    // Of names that are not resolved the standard library says so in words alone.
+    let what = match said.starts_with("failed to lookup address") {
+        true => "its name, or that of the proxy, cannot be resolved",
+        false => "the connection broke",
+    };
     Failure::Transient {
         host: origin.name(),
-        reason: format!("the connection broke ({error})"),
+        reason: format!("{what} ({said})"),
     }
 }
 

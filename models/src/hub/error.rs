@@ -146,10 +146,7 @@ pub enum Error {
     },
 
     /// The model has no weights that can be read, or several that may be meant.
-    #[error(
-        "{id}@{commit}: its files do not say which of them holds the weights; candidates: {found:?}. Download it with `hf download \
-         {id} --revision {commit} --local-dir DIR` and give the file itself"
-    )]
+    #[error("{id}@{commit}: {}", which_weights(id, commit, found))]
     NoWeights {
         /// The model.
         id: String,
@@ -187,6 +184,19 @@ pub enum Error {
         /// The model.
         id: String,
     },
+}
+
+fn which_weights(id: &str, commit: &str, found: &[String]) -> String {
+    match found {
+        [] => "the model has no file of weights that is read here (.safetensors, .bin, .pth, .pt). Check that it is the one meant, or name \
+               another revision"
+            .to_owned(),
+        found => format!(
+            "its files do not say which of them holds the weights; candidates: {}. Download it with `hf download {id} --revision {commit} \
+             --local-dir DIR` and give the file itself",
+            found.join(", ")
+        ),
+    }
 }
 
 fn refused(gated: bool, with_token: bool, page: &str) -> String {

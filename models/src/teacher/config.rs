@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::layout::{Family, Layout};
 use super::options::{Layer, TeacherOptions};
 use super::tower::{Positions, Projection, TowerConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::weights::Weights;
 
 mod activation;
@@ -55,6 +55,18 @@ pub(super) struct Config {
 pub(super) struct Resolved {
     pub(super) tower: TowerConfig,
     pub(super) normalisation: Normalisation,
+}
+
+/// The value, or nothing where it is a question to be asked with others.
+fn answer<T>(outcome: Result<T>, questions: &mut Vec<Error>) -> Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(question @ Error::MissingFact { .. }) => {
+            questions.push(question);
+            Ok(None)
+        }
+        Err(other) => Err(other),
+    }
 }
 
 impl Config {
@@ -117,7 +129,8 @@ impl Config {
         options: &TeacherOptions,
     ) -> Result<Resolved> {
         self.check_model_type(layout)?;
-        let activation = self.activation(layout, options.activation)?;
+        let mut questions = Vec::new();
+        let activation = answer(self.activation(layout, options.activation), &mut questions)?;
         if layout.is_openai()
             && let Some(tower) = self.open_clip.vision_tower()?
         {
@@ -153,7 +166,17 @@ impl Config {
                 )));
             }
         }
-        let num_heads = self.num_heads(layout, width)?;
+        let num_heads = answer(self.num_heads(layout, width), &mut questions)?;
+        let norm_eps = answer(self.norm_eps(layout), &mut questions)?;
+        let normalisation = answer(self.normalisation(layout, width), &mut questions)?;
+        let (Some(activation), Some(num_heads), Some(norm_eps), Some(normalisation)) =
+            (activation, num_heads, norm_eps, normalisation)
+        else {
+            return Err(match <[Error; 1]>::try_from(questions) {
+                Ok([only]) => only,
+                Err(several) => Error::MissingFacts(several),
+            });
+        };
         if width % num_heads != 0 {
             return Err(self.config.wrong(format!(
                 "{num_heads} attention heads do not divide a width of {width}"
@@ -192,13 +215,13 @@ impl Config {
             patch_bias: layout.patch_bias,
             layer_scale: layout.layer_scale,
             gated_mlp: layout.gated_mlp,
-            norm_eps: self.norm_eps(layout)?,
+            norm_eps,
             activation,
             projection,
         };
         Ok(Resolved {
             tower,
-            normalisation: self.normalisation(layout, width)?,
+            normalisation,
         })
     }
 

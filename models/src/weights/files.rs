@@ -103,7 +103,8 @@ impl Format {
     /// Looks at the first bytes of `path`.
     ///
     /// # Errors
-    /// [`Error::UnreadFormat`] for what torch wrote before its version 1.6.
+    /// [`Error::UnreadFormat`] for what torch wrote before its version 1.6, [`Error::NotWeights`] for what downloads leave in the
+    /// place of weights.
     pub(super) fn of(path: &Path) -> Result<Format> {
         // The pickle of 0x1950a86a20f9469cfc6c, in protocol 2 and in those that begin with a frame or not.
         const LEGACY: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -126,6 +127,13 @@ impl Format {
                 .windows(LEGACY.len())
                 .take(16)
                 .any(|bytes| bytes == LEGACY);
+        if let Some((what, next_step)) = no_weights(&head) {
+            return Err(Error::NotWeights {
+                path: path.to_path_buf(),
+                what,
+                next_step,
+            });
+        }
         match extension {
             _ if head.starts_with(b"PK\x03\x04") => Ok(Format::Torch),
             Some("json") => Ok(Format::Index),
@@ -140,4 +148,25 @@ impl Format {
             _ => Ok(Format::Safetensors),
         }
     }
+}
+
+/// What a file is that a download left in the place of weights, going by its first bytes, and the next step.
+fn no_weights(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    let text = text.trim_ascii_start();
+    let begins = |with: &[u8]| {
+        text.get(..with.len())
+            .is_some_and(|begin| begin.eq_ignore_ascii_case(with))
+    };
+    if begins(b"version https://git-lfs.github.com/spec/") {
+        return Some((
+            "a pointer of Git LFS",
+            "fetch the file that it stands for with `git lfs pull` in its repository, or download it from the hub",
+        ));
+    }
+    let page = begins(b"<!doctype html") || begins(b"<html") || begins(b"<?xml");
+    page.then_some((
+        "a web page",
+        "the download was answered by an error or a login instead of the file. Download it again",
+    ))
 }

@@ -72,6 +72,21 @@ pub(super) struct View {
     pub(super) stride: Vec<i64>,
 }
 
+/// Why an archive is not read.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// What is wrong with it.
+    Damaged(String),
+    /// The function `module.name` that Python would run when it opens the file.
+    Harmful(String),
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Refusal {
+        Refusal::Damaged(reason)
+    }
+}
+
 /// A pickle that was read: its nodes, and the one it returns.
 #[derive(Debug)]
 pub(super) struct Pickle {
@@ -89,7 +104,7 @@ impl Pickle {
     ///
     /// # Errors
     /// What is wrong, and at which byte.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Pickle, String> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Pickle, Refusal> {
         let mut machine = Machine {
             bytes,
             at: 0,
@@ -97,10 +112,19 @@ impl Pickle {
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
+            harmful: None,
         };
-        let root = machine
-            .run()
-            .map_err(|reason| format!("{reason} (byte {} of the pickle)", machine.at))?;
+        let root = match machine.run() {
+            Ok(root) => root,
+            Err(reason) => {
+                return Err(match machine.harmful {
+                    Some(function) => Refusal::Harmful(function),
+                    None => {
+                        Refusal::Damaged(format!("{reason} (byte {} of the pickle)", machine.at))
+                    }
+                });
+            }
+        };
         Ok(Pickle {
             nodes: machine.nodes,
             root,
@@ -116,6 +140,8 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// The function that ended the reading, `module.name`.
+    harmful: Option<String>,
 }
 
 type Step<T = ()> = Result<T, String>;

@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 use zip::ZipArchive;
 use zip::read::{ArchiveOffset, Config};
 
-use super::pickle::{Id, Node, Pickle, Storage, View};
+use super::pickle::{Id, Node, Pickle, Refusal, Storage, View};
 
 /// The pickle of a ViT-g with its optimiser has about 5 MiB; the numbers are in entries of their own.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
@@ -36,7 +36,7 @@ type Outcome<T> = Result<T, String>;
 ///
 /// # Errors
 /// The first thing that is wrong with it, naming the tensor where there is one.
-pub(super) fn read(file: File) -> Outcome<BTreeMap<String, Tensor>> {
+pub(super) fn read(file: File) -> Result<BTreeMap<String, Tensor>, Refusal> {
     let file_len = file.metadata().map_err(|e| e.to_string())?.len();
     let mut archive = Archive::open(BufReader::new(file), file_len)?;
     archive.check_byte_order()?;
@@ -63,10 +63,10 @@ pub(super) fn read(file: File) -> Outcome<BTreeMap<String, Tensor>> {
             }
         };
         if loaded.kind() != kind || loaded.numel() as i64 != view.storage.numel {
-            return Err(named(format!(
+            return Err(Refusal::Damaged(named(format!(
                 "storage {} is of two types or lengths",
                 view.storage.key
-            )));
+            ))));
         }
         let tensor = loaded.f_as_strided(&view.size, &view.stride, view.offset);
         let tensor = tensor.map_err(|e| named(first_line(&e.to_string())))?;

@@ -138,6 +138,48 @@ fn a_model_is_fetched_into_the_layout_that_other_tools_read() {
     );
 }
 
+/// What is damaged in the cache is told by the file to delete, and fetched again once it is.
+#[test]
+fn a_damaged_blob_is_named_and_fetched_again() {
+    let world = World::new(hub());
+    let found = world.resolve("org/name").unwrap();
+    let blob = found.path.join("model.safetensors").canonicalize().unwrap();
+    fs::write(&blob, &weights()[..100]).unwrap();
+    match crate::weights::Weights::read(&found.path) {
+        Err(error @ crate::Error::DamagedDownload { .. }) => {
+            let said = error.to_string();
+            assert!(
+                said.contains(&format!("delete {blob:?}")) && said.contains("safetensors"),
+                "{said}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    fs::remove_file(&blob).unwrap();
+    world.assert_whole(&world.resolve("org/name").unwrap());
+    // The same bytes elsewhere are nobody's download.
+    let copy = world.cache.path().join("model.safetensors");
+    fs::write(&copy, &weights()[..100]).unwrap();
+    let error = crate::weights::Weights::read(&copy).unwrap_err();
+    assert!(
+        matches!(error, crate::Error::BadSafetensors { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_name_that_is_not_resolved_is_no_broken_connection() {
+    let mut world = World::new(hub());
+    // RFC 6761: no name below .invalid exists.
+    world.settings.endpoint = "http://hub.invalid".to_owned();
+    let (error, said) = world.error("org/name");
+    assert!(matches!(error, Error::Unreachable { .. }), "{said}");
+    assert!(
+        said.contains("resolved") || said.contains("name is not known"),
+        "{said}"
+    );
+}
+
 #[test]
 fn the_token_goes_to_the_endpoint_alone() {
     let mut world = World::new(hub());
@@ -462,7 +504,13 @@ fn a_model_without_weights_that_are_read_is_refused() {
     }
     let (error, said) = World::new(hub).error("org/name");
     assert!(matches!(error, Error::NoWeights { .. }), "{said}");
-    assert!(said.contains("a.pth"), "{said}");
+    assert!(said.contains("candidates: a.pth, b.pth"), "{said}");
+    let (error, said) = World::new(Hub::default()).error("org/name");
+    assert!(matches!(error, Error::NoWeights { .. }), "{said}");
+    assert!(
+        said.contains("no file of weights") && !error.to_string().contains("candidates"),
+        "{said}"
+    );
 }
 
 /// Every file is fetched once, whoever asks for it at the same time.

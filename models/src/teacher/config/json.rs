@@ -108,6 +108,7 @@ impl Json {
     pub(super) fn missing(&self, fact: &'static str, next_step: &str) -> Error {
         Error::MissingFact {
             path: self.path.clone(),
+            exists: self.exists,
             fact,
             next_step: next_step.to_owned(),
         }

@@ -18,6 +18,10 @@ struct Recipe {
     transposed: bool,
 }
 
+fn is_finite(tensor: &Tensor) -> bool {
+    tensor.isfinite().all().int64_value(&[]) == 1
+}
+
 /// One tensor of a file, or zeros where the layout leaves out what the tower has.
 struct Part {
     name: Option<String>,
@@ -104,6 +108,20 @@ impl Layout {
             }
         }
         self.check_values(weights, &tensors, config)?;
+        // The file's tensors, since their names are what a user can look for.
+        let mut bad = expected.keys().filter(|name| !is_finite(&get(name)));
+        if let Some(first) = bad.next() {
+            let others = match bad.count() {
+                0 => String::new(),
+                n => format!(" (and so of {n} more)"),
+            };
+            return Err(Error::TeacherConfig {
+                path: weights.path().to_path_buf(),
+                reason: format!(
+                    "values of tensor {first}{others} are NaN or infinite: the file is damaged or its training diverged. Take other weights"
+                ),
+            });
+        }
         Ok(tensors)
     }
 
@@ -237,7 +255,7 @@ impl Layout {
         if let QkvBias::Masked(mask) = self.names.qkv_bias {
             for i in 0..config.depth {
                 let bias = &tensors[&format!("blocks.{i}.attn.qkv.bias")];
-                if bias.isfinite().all().int64_value(&[]) == 0 {
+                if !is_finite(bias) {
                     return Err(wrong(format!(
                         "the biases of {}{i}.attn.qkv times {mask} are not finite; the file is from a model that was never loaded",
                         self.blocks

@@ -119,18 +119,69 @@ fn the_configuration_of_another_kind_of_network_is_refused() {
     with("my-vit").unwrap();
 }
 
+/// A file of CLIP alone, as wide as no head of 64 divides: both questions, in one answer that says that there is no config.
+#[test]
+fn all_questions_are_asked_at_once() {
+    let small = TowerConfig {
+        width: 48,
+        num_heads: 1,
+        norm_pre: true,
+        patch_bias: false,
+        ..timm_config()
+    };
+    let error = load(&timm_tensors(&small), &[]).unwrap_err().to_string();
+    for part in [
+        "2 things",
+        "there is no",
+        "config.json",
+        "hidden_act",
+        "--activation",
+        "num_attention_heads",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let heads = config(json!({"num_attention_heads": 1}));
+    let error = load(&timm_tensors(&small), &heads).unwrap_err().to_string();
+    assert!(
+        error.contains("config.json\" does not say the activation") && !error.contains("heads"),
+        "{error}"
+    );
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_tensor() {
+    for value in [f64::NAN, f64::INFINITY] {
+        let mut tensors = timm_tensors(&timm_config());
+        let bias = Tensor::full([64], value, (Kind::Float, Device::Cpu));
+        tensors.insert("blocks.1.mlp.fc2.bias".into(), bias);
+        match load(&tensors, &[]) {
+            Err(Error::TeacherConfig { reason, .. }) => {
+                assert!(
+                    reason.contains("tensor blocks.1.mlp.fc2.bias are NaN or infinite"),
+                    "{reason}"
+                )
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn what_must_not_be_guessed_is_asked_for() {
-    let check =
-        |tensors: &Tensors, files: &[(&str, Value)], wanted: &str| match load(tensors, files) {
-            Err(Error::MissingFact {
+    let check = |tensors: &Tensors, files: &[(&str, Value)], wanted: &str| {
+        let error = load(tensors, files).unwrap_err();
+        let questions = match &error {
+            Error::MissingFacts(several) => several,
+            one => std::slice::from_ref(one),
+        };
+        let asks = |question: &Error| match question {
+            Error::MissingFact {
                 fact, next_step, ..
-            }) => {
-                assert!(fact.contains(wanted), "{fact}");
-                assert!(next_step.contains(".json"), "{next_step}");
-            }
+            } => fact.contains(wanted) && next_step.contains(".json"),
             other => panic!("expected a question about {wanted}, got {other:?}"),
         };
+        assert_eq!(questions.iter().filter(|q| asks(q)).count(), 1, "{error}");
+    };
     check(&clip_tensors(), &[], "activation");
     check(
         &clip_tensors(),

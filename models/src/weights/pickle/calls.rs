@@ -157,9 +157,8 @@ impl Machine<'_> {
         ];
         let builtin = matches!(package, "builtins" | "__builtin__" | "__builtins__");
         if HARMFUL.contains(&package) || (builtin && runs_code.contains(&name)) {
-            return Err(format!(
-                "it would run {module}.{name} when opened in Python; weights never do. Do not open this file"
-            ));
+            self.harmful = Some(format!("{module}.{name}"));
+            return Err(format!("{module}.{name} is no part of a tensor"));
         }
         let module = if builtin { "builtins" } else { module };
         self.push(Node::Global(format!("{module}.{name}")))

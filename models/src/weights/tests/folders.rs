@@ -178,3 +178,29 @@ fn the_order_of_names_in_a_folder() {
         "{text}"
     );
 }
+
+#[test]
+fn what_downloads_leave_in_the_place_of_weights_is_told_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
+    for name in ["model.safetensors", "model.pth", "model"] {
+        for (content, part) in [
+            (pointer, "git lfs pull"),
+            ("\n<!DOCTYPE html><html><body>403</body></html>", "web page"),
+            ("\u{feff}<HTML><body>log in</body></HTML>", "web page"),
+            (
+                "<?xml version='1.0'?><Error>AccessDenied</Error>",
+                "web page",
+            ),
+        ] {
+            let path = folder.path().join(name);
+            fs::write(&path, content).unwrap();
+            match Weights::read(&path) {
+                Err(error @ Error::NotWeights { .. }) => {
+                    assert!(error.to_string().contains(part), "{error}")
+                }
+                other => panic!("{name}, {content:?}: {other:?}"),
+            }
+        }
+    }
+}

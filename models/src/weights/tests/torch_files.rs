@@ -93,7 +93,7 @@ fn other_formats_of_torch_are_named() {
     tar[257..262].copy_from_slice(b"ustar");
     for (bytes, expected) in [
         (&tar[..], "tar archive"),
-        (b"<html>", "no zip archive"),
+        (b"weights", "no zip archive"),
         (b"", "no zip archive"),
     ] {
         let path = folder.path().join("model.pth");
@@ -197,6 +197,12 @@ fn refused(pickle: &[u8], expected: &str) {
         Err(Error::BadTorchFile { reason, .. }) => {
             assert!(reason.contains(expected), "{reason:?} without {expected:?}")
         }
+        Err(Error::HarmfulTorchFile { function, .. }) => {
+            assert!(
+                function.contains(expected),
+                "{function:?} without {expected:?}"
+            )
+        }
         other => panic!("expected a refusal with {expected:?}, got {other:?}"),
     }
 }
@@ -285,6 +291,8 @@ fn nothing_is_run() {
         error.contains("posix.system") && error.contains("Do not open"),
         "{error}"
     );
+    // No line that opens the file in Python goes with it.
+    assert!(!error.contains("torch.load"), "{error}");
     for (module, name) in [
         ("os", "system"),
         ("builtins", "eval"),
