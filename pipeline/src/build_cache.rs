@@ -30,6 +30,7 @@ use tch::Device;
 
 use crate::cli::{BuildCacheArgs, LogFormat};
 use crate::config::{self, BuildConfig, CodecName};
+use crate::table::count;
 use crate::{ExitStatus, dry_run};
 
 mod calibrate;
@@ -162,6 +163,12 @@ pub(crate) fn run(
 fn open_source(config: &BuildConfig) -> anyhow::Result<ImageSource> {
     let images = config.images.as_deref().context("a build reads images")?;
     let source = ImageSource::open(images)?;
+    if source.shards_passed_by() > 0 {
+        tracing::warn!(
+            "{images} has images or class folders and {} beside them: the images are the data set, and what is in the shards is not",
+            count(source.shards_passed_by() as u64, "shard")
+        );
+    }
     let source = match config.limit {
         Some(limit) => source.limit(limit),
         None => source,

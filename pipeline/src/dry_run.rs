@@ -17,6 +17,7 @@ use crate::build_cache::flow::sizes;
 use crate::build_cache::infer::{Batch, BuildTeacher, encode, infer};
 use crate::build_cache::timing::Timings;
 use crate::build_cache::worklist::{Outputs, PartWork};
+use crate::table::count;
 
 /// Rows that each lane computes for the estimate: seconds on a CPU, and more than one so that weights are reused as in a build.
 const PROBE_ROWS: usize = 4;
@@ -40,15 +41,16 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
     let views = u64::from(build.identity.views.views);
     writeln!(
         out,
-        "data set           {} images, {views} views each: at most {} rows",
-        plan.samples,
-        plan.samples * views
+        "data set           {}, {} each: at most {}",
+        count(plan.samples, "image"),
+        count(views, "view"),
+        count(plan.samples * views, "row")
     )?;
     writeln!(
         out,
-        "plan               {} parts of {} images; {} to build",
-        plan.parts(),
-        plan.part_samples,
+        "plan               {} of {}; {} to build",
+        count(plan.parts().into(), "part"),
+        count(plan.part_samples, "image"),
         work.len()
     )?;
 

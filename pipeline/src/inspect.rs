@@ -33,6 +33,9 @@ struct Overview<'a> {
     samples: Files,
     rejected: u64,
     teachers: BTreeMap<&'a TeacherId, TeacherOverview<'a>>,
+    /// Teachers whose `teacher.json` is damaged, with what is wrong.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    damaged: BTreeMap<TeacherId, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rows: Vec<RowView>,
     /// What `--png` drew.
@@ -102,13 +105,20 @@ struct FeatureView {
 }
 
 /// Shows the cache; with `--row`, also rows of samples, read through the page index and checked; with `--png`, draws rows on a
-/// sheet, and says in text only what was drawn.
+/// sheet, and says in text only what was drawn. A teacher whose record is damaged is told of and left out.
 pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     ensure!(
         args.view.is_none() || args.png.is_some() || !args.row.is_empty(),
         "--view chooses among the views of samples: name some by --row, or ask for a picture by --png"
     );
-    let cache = Cache::open(&args.cache)?;
+    let (cache, unreadable) = Cache::open_readable(&args.cache)?;
+    let status = match unreadable.is_empty() {
+        true => ExitStatus::Fine,
+        false => ExitStatus::Problems,
+    };
+    for (id, error) in &unreadable {
+        tracing::warn!("teacher {id} is left out: {error}");
+    }
     let png = args
         .png
         .as_deref()
@@ -127,9 +137,13 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitSt
     };
     if let (Some(picture), false) = (&picture, args.json) {
         writeln!(out, "{}", picture.summary())?;
-        return Ok(ExitStatus::Fine);
+        return Ok(status);
     }
     let mut overview = overview(&cache)?;
+    let damaged = unreadable.iter();
+    overview.damaged = damaged
+        .map(|(id, error)| (id.clone(), error.to_string()))
+        .collect();
     overview.rows = row_views(&cache, chosen)?;
     overview.picture = picture;
     if args.json {
@@ -137,7 +151,7 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitSt
     } else {
         text::print(&overview, out)?;
     }
-    Ok(ExitStatus::Fine)
+    Ok(status)
 }
 
 fn overview(cache: &Cache) -> anyhow::Result<Overview<'_>> {
@@ -191,6 +205,7 @@ fn overview(cache: &Cache) -> anyhow::Result<Overview<'_>> {
         samples,
         rejected,
         teachers: teachers.collect(),
+        damaged: BTreeMap::new(),
         rows: Vec::new(),
         picture: None,
     })

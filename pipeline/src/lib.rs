@@ -7,6 +7,7 @@
 pub mod add_teacher;
 pub mod build_cache;
 pub mod cli;
+mod codec_error;
 pub mod config;
 mod dry_run;
 mod features;

@@ -228,7 +228,7 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
             let next = match cache.state {
                 State::Damaged => "run `pipeline verify` for all that is wrong",
                 State::Incomplete | State::Complete => {
-                    "the same `pipeline build-cache` (or `add-teacher`) again finishes it"
+                    "the same `pipeline build-cache` (or `add-teacher`, for a teacher added later) again finishes it"
                 }
             };
             writeln!(out, "{}: {reason}; {next}", cache.path)?;

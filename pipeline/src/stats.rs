@@ -4,7 +4,6 @@
 //! on how many processors there are.
 
 mod bytes;
-mod codec_error;
 mod sketch;
 mod sums;
 mod text;
@@ -19,9 +18,9 @@ use schemas::{Cache, TeacherId, TeacherIdentity, TeacherPart};
 use serde::Serialize;
 
 use crate::cli::StatsArgs;
+use crate::codec_error::{CodecErrors, CodecLoss};
 use crate::{ExitStatus, interrupt, logging};
 use bytes::Bytes;
-use codec_error::{CodecErrors, CodecLoss};
 use sketch::Distribution;
 use sums::Sums;
 
@@ -134,13 +133,23 @@ struct Attention {
 
 /// Reads the features of the committed parts and shows their statistics.
 pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let cache = Cache::open(&args.cache)?;
+    let (cache, mut unreadable) = Cache::open_readable(&args.cache)?;
     let mut ids = Vec::new();
     for name in &args.teachers {
-        let id = cache.teacher(&TeacherId::new(name.as_str())?)?.id.clone();
+        let id = TeacherId::new(name.as_str())?;
+        if let Some(error) = unreadable.remove(&id) {
+            return Err(error.into());
+        }
+        let id = cache.teacher(&id)?.id.clone();
         if !ids.contains(&id) {
             ids.push(id);
         }
+    }
+    // Those that were not asked for may be damaged; all of them are not, where one is.
+    if ids.is_empty()
+        && let Some(error) = unreadable.into_values().next()
+    {
+        return Err(error.into());
     }
     if ids.is_empty() {
         ids = cache.teachers().keys().cloned().collect();

@@ -122,19 +122,36 @@ pub struct PartState {
 impl Cache {
     /// Reads `cache.json` and every `teacher.json`.
     pub fn open(dir: &Path) -> Result<Cache> {
+        let (cache, unreadable) = Cache::open_readable(dir)?;
+        unreadable.into_values().next().map_or(Ok(cache), Err)
+    }
+
+    /// Reads `cache.json` and every `teacher.json` that can be read; the cache has these teachers, and beside it are the others, each
+    /// with what is wrong with its record. For a look at what is left of a damaged cache.
+    ///
+    /// # Errors
+    /// What is wrong with `cache.json` or with the folder itself.
+    pub fn open_readable(dir: &Path) -> Result<(Cache, BTreeMap<TeacherId, Error>)> {
         let identity = read_identity(dir)?;
-        let mut teachers = BTreeMap::new();
+        let (mut teachers, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
         for id in teacher_folders(dir)? {
-            // A folder without its record is one that is being added now.
-            if let Some(teacher) = read_teacher(dir, &id)? {
-                teachers.insert(id, teacher);
+            match read_teacher(dir, &id) {
+                Ok(Some(teacher)) => {
+                    teachers.insert(id, teacher);
+                }
+                // A folder without its record is one that is being added now.
+                Ok(None) => {}
+                Err(error) => {
+                    unreadable.insert(id, error);
+                }
             }
         }
-        Ok(Cache {
+        let cache = Cache {
             dir: dir.to_path_buf(),
             identity,
             teachers,
-        })
+        };
+        Ok((cache, unreadable))
     }
 
     /// The folder.

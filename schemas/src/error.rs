@@ -28,7 +28,7 @@ pub enum Error {
     },
     /// No space (or no quota) left. What was being written is removed; everything committed stays.
     #[error(
-        "no space left to write {path}: free some, then run the same command again (committed parts are kept)"
+        "no space left to write {path}: free some, then run the same command again (what was finished before is kept)"
     )]
     DiskFull {
         /// The file that did not fit.
@@ -459,7 +459,7 @@ fn list<T: fmt::Display>(names: &[T]) -> String {
 }
 
 /// What to do about a damaged file. Deleting a part's commit record makes the builder build that part again, to the same
-/// bytes; the identity records have no such way, since nothing else says what they said.
+/// bytes, and deleting a teacher's identity makes it write that again; of `cache.json` nothing else says what it said.
 fn restore(path: &Path) -> String {
     match crate::layout::commit_of(path) {
         Some(commit) => {
@@ -467,6 +467,10 @@ fn restore(path: &Path) -> String {
                 "restore it from a copy, or delete {} and run `pipeline build-cache` (`add-teacher`, for a teacher added later) again to rebuild this part",
                 commit.display()
             )
+        }
+        // The same settings write the same record again, and the parts still belong to it.
+        None if path.file_name().is_some_and(|name| name == "teacher.json") => {
+            "restore it from a copy, or delete it and run the command that built this teacher again (`pipeline build-cache`, or `add-teacher` for a teacher added later)".to_string()
         }
         None => "restore it from a copy, or rebuild the cache".to_string(),
     }

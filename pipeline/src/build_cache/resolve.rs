@@ -42,7 +42,9 @@ struct Display {
 impl Display {
     fn show(&mut self, progress: Progress<'_>) {
         match progress {
-            Progress::Asking { model, host } => tracing::info!("asking {host} for {model}"),
+            Progress::Asking { model, host } => {
+                tracing::info!("no such file or folder here; asking {host} for {model}");
+            }
             Progress::Waiting { file } => {
                 tracing::info!("{file}: another process is fetching it; waiting");
             }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use indicatif::{DecimalBytes, HumanDuration};
-use schemas::Cache;
+use schemas::{Cache, TeacherId};
 use serde::Serialize;
 use tch::Device;
 
@@ -15,6 +15,8 @@ use super::timing::{Stage, Timings};
 use super::write::Committed;
 use crate::ExitStatus;
 use crate::cli::LogFormat;
+use crate::codec_error::{CodecErrors, CodecLoss};
+use crate::table::count;
 
 /// The cache as a whole, and what this run did.
 #[derive(Debug, Serialize)]
@@ -29,6 +31,8 @@ pub(crate) struct Summary {
     rejects_by_reason: Vec<(String, u64)>,
     /// Bytes of the committed files: `samples`, and each teacher.
     bytes: BTreeMap<String, u64>,
+    /// What the codec lost, of each teacher's complete parts.
+    codec_error: BTreeMap<TeacherId, CodecLoss>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<Run>,
 }
@@ -65,6 +69,11 @@ impl Summary {
         let (mut rows, mut rejected, mut images) = (0, 0, 0);
         let mut reasons = BTreeMap::<String, u64>::new();
         let mut bytes = BTreeMap::<String, u64>::new();
+        let mut errors: BTreeMap<_, _> = cache
+            .teachers()
+            .iter()
+            .map(|(id, teacher)| (id.clone(), CodecErrors::new(teacher)))
+            .collect();
         for part in 0..cache.identity().plan.parts() {
             let state = cache.part_state(part)?;
             if let Some(samples) = state.samples {
@@ -82,6 +91,9 @@ impl Summary {
             }
             for (id, teacher) in state.teachers {
                 *bytes.entry(format!("teacher {id}")).or_default() += teacher.file.bytes;
+                if let Some(errors) = errors.get_mut(&id) {
+                    errors.add(&teacher);
+                }
             }
         }
         let mut rejects_by_reason: Vec<_> = reasons.into_iter().collect();
@@ -94,6 +106,10 @@ impl Summary {
             rejected,
             rejects_by_reason,
             bytes,
+            codec_error: errors
+                .into_iter()
+                .map(|(id, errors)| (id, errors.finish()))
+                .collect(),
             run: None,
         })
     }
@@ -150,13 +166,23 @@ impl Summary {
             LogFormat::Json => writeln!(out, "{}", serde_json::to_string(self)?)?,
             LogFormat::Text => self.print_text(out)?,
         }
+        for (id, loss) in &self.codec_error {
+            if let Some(error) = loss.beyond_rounding() {
+                tracing::warn!(
+                    "teacher {id}: the codec lost {:.0} % of the features (relative L2), more than rounding explains: the images that it was \
+                     calibrated on are too few or unlike the others. Build it again, in another folder or under another name, with more of them \
+                     (--calibration-images) or with --codec f16",
+                    100.0 * error
+                );
+            }
+        }
         if self.rows == 0 {
-            tracing::error!("none of the {} images could be used", self.images);
+            tracing::error!("none of {} could be used", count(self.images, "image"));
         } else if self.rejected > 0 {
             tracing::warn!(
-                "{} of {} images could not be used; see {}/rejects",
+                "{} of {} could not be used; see {}/rejects",
                 self.rejected,
-                self.images,
+                count(self.images, "image"),
                 self.cache
             );
         }
@@ -174,6 +200,9 @@ impl Summary {
         for (file, bytes) in &self.bytes {
             writeln!(out, "{file:<18} {}", DecimalBytes(*bytes))?;
         }
+        for (id, loss) in self.codec_error.iter().filter(|(_, loss)| loss.is_lossy()) {
+            writeln!(out, "{:<18} {}", format!("codec error {id}"), loss.text())?;
+        }
         let Some(run) = &self.run else {
             return writeln!(
                 out,
@@ -183,14 +212,15 @@ impl Summary {
         let took = HumanDuration(Duration::from_secs_f64(run.seconds));
         writeln!(
             out,
-            "this run           {} images in {took}, {:.2} img/s",
-            run.images, run.images_per_second
+            "this run           {} in {took}, {:.2} img/s",
+            count(run.images, "image"),
+            run.images_per_second
         )?;
         writeln!(
             out,
-            "written            {} in {} files",
+            "written            {} in {}",
             DecimalBytes(run.bytes),
-            run.files
+            count(run.files as u64, "file")
         )?;
         for StageTime {
             stage,

@@ -168,6 +168,8 @@ fn every_mistake_is_named() {
         path.display().to_string()
     };
     let unknown = recipe("[view]\nsede = 1\n");
+    let long = least_and(&["--set", "view.seed=9223372036854775808"]).unwrap_err();
+    assert!(long.to_string().contains("beyond 2^63 - 1"), "{long}");
     let error = least_and(&["--recipe", &unknown]).unwrap_err();
     assert!(
         matches!(&error, Error::Parse { origin, message } if *origin == unknown && message.contains("sede")),

@@ -16,6 +16,10 @@ const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 /// a typing error would have it replace may not be.
 pub(super) fn place(path: &Path, cache: &Path) -> anyhow::Result<PathBuf> {
     let refuse = |why: &str| format!("--png {}: {why}", path.display());
+    ensure!(
+        path != Path::new("-"),
+        refuse("a picture goes into a file and not to stdout; give its name")
+    );
     let name = path
         .file_name()
         .with_context(|| refuse("is no file name"))?;
@@ -84,6 +88,7 @@ mod tests {
         assert!(refused(&cache.join("samples/x.png"), &cache).contains("lies in the cache"));
         assert!(refused(&root.join("none/x.png"), &cache).contains("make it first"));
         assert!(refused(Path::new("/dev/null"), &cache).contains("is no file"));
+        assert!(refused(Path::new("-"), &cache).contains("not to stdout"));
         #[cfg(unix)]
         {
             let link = root.join("link.png");

@@ -22,6 +22,7 @@ use super::pca::{COMPONENTS, pca};
 use super::pixels::crops;
 use super::rows::{Chosen, for_each_feature};
 use crate::features;
+use crate::table::count;
 
 /// Rows on a sheet at most.
 const MAX_ROWS: usize = 64;
@@ -258,7 +259,7 @@ fn draw_header(cache: &Cache, columns: &[Column], panel: u32, canvas: &mut Canva
         .and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_else(|| cache.dir().display().to_string());
     canvas.text(MARGIN, MARGIN, &shorten(&name, panel), INK);
-    let images = format!("{} images", cache.identity().dataset.samples);
+    let images = count(cache.identity().dataset.samples, "image");
     canvas.text(MARGIN, MARGIN + LINE, &shorten(&images, panel), FADED);
     canvas.text(MARGIN, titles, "crop", INK);
     for column in columns {

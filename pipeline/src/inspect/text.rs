@@ -6,6 +6,7 @@ use indicatif::DecimalBytes;
 use schemas::ViewPolicy;
 
 use super::{Files, Overview, TeacherOverview};
+use crate::table::count;
 
 pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Result<()> {
     let Overview {
@@ -22,8 +23,8 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
     let dataset = &identity.dataset;
     writeln!(
         out,
-        "data set    {} images ({}), digest {}",
-        dataset.samples,
+        "data set    {} ({}), digest {}",
+        count(dataset.samples, "image"),
         dataset.kind,
         short(&dataset.digest)
     )?;
@@ -40,11 +41,12 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
     )?;
     writeln!(
         out,
-        "plan        {parts} parts of {} images",
-        identity.plan.part_samples
+        "plan        {} of {}",
+        count((*parts).into(), "part"),
+        count(identity.plan.part_samples, "image")
     )?;
     print_files("samples", samples, *parts, out)?;
-    writeln!(out, "  rejected  {} images", overview.rejected)?;
+    writeln!(out, "  rejected  {}", count(overview.rejected, "image"))?;
     for (
         id,
         TeacherOverview {
@@ -61,6 +63,11 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
             teacher.arch, teacher.activation, teacher.layer, teacher.source
         )?;
         writeln!(out, "  weights   sha256 {}", short(&teacher.weights_sha256))?;
+        writeln!(
+            out,
+            "  pixels    minus {:?}, by {:?}",
+            teacher.mean, teacher.std
+        )?;
         let (grid, width, size) = (teacher.grid, teacher.width, teacher.input_size);
         writeln!(
             out,
@@ -84,6 +91,9 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
             writeln!(out, "  mean      {}", range(c.mean_min, c.mean_max))?;
             writeln!(out, "  std       {}", range(c.std_min, c.std_max))?;
         }
+    }
+    for (id, problem) in &overview.damaged {
+        writeln!(out, "teacher {id}: damaged: {problem}")?;
     }
     for row in &overview.rows {
         let [x, y, w, h] = row.crop;
@@ -145,7 +155,9 @@ fn print_files(name: &str, files: &Files, parts: u32, out: &mut dyn Write) -> st
     } = files;
     writeln!(
         out,
-        "{name}: {parts_complete} of {parts} parts ({state}), {rows} rows, {}",
+        "{name}: {parts_complete} of {} ({state}), {}, {}",
+        count(parts.into(), "part"),
+        count(*rows, "row"),
         DecimalBytes(*bytes)
     )?;
     let columns: Vec<_> = bytes_per_row

@@ -104,3 +104,46 @@ fn a_missing_file_and_an_unfinished_cache_are_problems() {
         fs::write(dir.join(name), bytes).unwrap();
     }
 }
+
+/// A damaged record of one teacher keeps nobody from looking at another; it is told how to have it written again, which loses nothing.
+#[test]
+fn a_damaged_teacher_does_not_hide_the_others() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let (dir, before) = (world.path("cache"), tree(&world.path("cache")));
+    let path = dir.join("teachers/dino/teacher.json");
+    fs::write(&path, "{}").unwrap();
+    let look = |words: &[&str]| {
+        let cache = dir.display().to_string();
+        let line = ["pipeline", words[0], &cache];
+        run(line
+            .iter()
+            .chain(&words[1..])
+            .map(|word| (*word).to_owned())
+            .collect())
+    };
+    let (status, said) = look(&["stats", "--teacher", "clip"]).unwrap();
+    assert_eq!(status, ExitStatus::Fine, "{said}");
+    assert!(
+        said.contains("teacher clip") && !said.contains("dino"),
+        "{said}"
+    );
+    for words in [&["stats"][..], &["stats", "--teacher", "dino"]] {
+        let refused = look(words).unwrap_err().to_string();
+        assert!(refused.contains("dino/teacher.json"), "{refused}");
+    }
+    let (status, said) = look(&["inspect"]).unwrap();
+    assert_eq!(status, ExitStatus::Problems, "{said}");
+    assert!(
+        said.contains("teacher clip: 3 of 3 parts") && said.contains("teacher dino: damaged: "),
+        "{said}"
+    );
+    let (_, said) = look(&["inspect", "--json"]).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(json["teachers"]["clip"].is_object() && json["damaged"]["dino"].is_string());
+
+    assert!(said.contains("delete it and run the command"), "{said}");
+    fs::remove_file(&path).unwrap();
+    world.build("cache", &[]).unwrap();
+    assert!(tree(&dir) == before);
+}

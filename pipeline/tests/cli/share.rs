@@ -5,7 +5,7 @@ use std::fs;
 use pipeline::ExitStatus;
 use schemas::{Cache, Codec, CodecError, Pack, TeacherId};
 
-use crate::support::{World, assert_same_tree, run, tree, write_teacher};
+use crate::support::{World, assert_same_tree, output, run, stderr, stdout, tree, write_teacher};
 
 const JPEG: [&str; 2] = ["--pack", "jpeg:32:90"];
 
@@ -219,19 +219,47 @@ fn i8_is_calibrated_once() {
     // Other ranges would come of other images; the cache's own are used.
     world.build("cache", &i8).unwrap();
     assert_same_tree(&world.path("cache"), &world.path("other"));
+    // The numbers of a table say nothing to anybody.
+    let longest = 400 + world.path("cache").as_os_str().len();
     for (change, words) in [
         (
             &["--codec", "i8", "--calibration-images", "3"][..],
             "calibrated over",
         ),
-        (&["--codec", "f16"], "codec"),
+        (
+            &["--codec", "f16"],
+            "codec = \"i8\", but codec = \"f16\" is asked for;",
+        ),
     ] {
         let refused = format!("{:#}", world.build("cache", change).unwrap_err());
         assert!(refused.contains(words), "{refused}");
+        assert!(refused.len() < longest, "{refused}");
     }
+    let refused = format!("{:#}", world.build("cache", &["--views", "3"]).unwrap_err());
+    assert!(refused.contains("views.views = 2"), "{refused}");
     world.build("f16", &[]).unwrap();
     let refused = format!("{:#}", world.build("f16", &i8).unwrap_err());
     assert!(refused.contains("codec is f16"), "{refused}");
+}
+
+/// The summary says what the codec lost, and that it is too much where the calibration saw too little.
+#[test]
+fn a_bad_calibration_does_not_pass_in_silence() {
+    let world = World::new();
+    let i8 = |out: &str, images: &str| {
+        let more = ["--codec", "i8", "--calibration-images", images];
+        let built = output(&world.build_args(out, &more));
+        assert_eq!(built.status.code(), Some(0), "{}", stderr(&built));
+        assert!(
+            stdout(&built).contains("codec error clip   relative L2 "),
+            "{}",
+            stdout(&built)
+        );
+        stderr(&built).contains("more than rounding explains")
+    };
+    // Of two samples, the first is no image.
+    assert!(i8("bad", "2"));
+    assert!(!i8("good", "256"));
 }
 
 #[test]

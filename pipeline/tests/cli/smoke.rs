@@ -111,6 +111,8 @@ fn a_build_reports_on_stdout_and_logs_on_stderr() {
     let built = output(&world.build_args("json", &["--log-format", "json"]));
     let summary: serde_json::Value =
         serde_json::from_str(&stdout(&built)).expect("one JSON object");
+    let lost = &summary["codec_error"]["clip"]["relative_l2"];
+    assert!((1e-5..1e-3).contains(&lost.as_f64().unwrap()), "{summary}");
     assert_eq!(
         (&summary["rows"], &summary["rejected"]),
         (&40.into(), &3.into())
@@ -120,6 +122,23 @@ fn a_build_reports_on_stdout_and_logs_on_stderr() {
         let message: serde_json::Value = serde_json::from_str(line).expect("JSON lines");
         assert!(message["level"].is_string());
     }
+}
+
+/// A path with a typing error looks like a model's id: that there is no such path is said before a hub is asked.
+#[test]
+fn a_path_that_is_not_there_is_said_before_a_hub_is_asked() {
+    let world = World::new();
+    let failed = program(&world.build_args("cache", &["--teacher", "clip=teachers/clip-b16"]))
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .env("HF_HUB_CACHE", world.path("hub"))
+        .env_remove("HF_HUB_OFFLINE")
+        .env_remove("TRANSFORMERS_OFFLINE")
+        .output()
+        .unwrap();
+    let said = stderr(&failed);
+    assert_eq!(failed.status.code(), Some(2), "{said}");
+    let asking = "no such file or folder here; asking 127.0.0.1:9 for teachers/clip-b16@main";
+    assert!(said.contains(asking), "{said}");
 }
 
 /// The recipe that a build prints repeats it.
@@ -232,10 +251,21 @@ fn nobody_has_to_listen() {
     let cache = world.path("cache").display().to_string();
     assert!(output(&["pipeline", "verify", &cache]).status.success());
 
+    let mut commands = Vec::new();
     for command in ["inspect", "verify", "stats", "list"] {
+        let line = ["pipeline", command, &cache].map(str::to_owned).to_vec();
+        if command != "verify" {
+            commands.push([&line[..], &["--json".to_owned()]].concat());
+        }
+        commands.push(line);
+    }
+    commands.push(world.build_args("cache", &[]));
+    commands.push(world.build_args("cache", &["--log-format", "json"]));
+    commands.push(world.build_args("another", &["--dry-run"]));
+    for command in commands {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let shown = program(&["pipeline", command, &cache])
+        let shown = program(&command)
             .stdout(writer)
             .stderr(std::process::Stdio::piped())
             .spawn()
@@ -245,7 +275,7 @@ fn nobody_has_to_listen() {
         assert_eq!(
             shown.status.code(),
             Some(0),
-            "{command}: {}",
+            "{command:?}: {}",
             stderr(&shown)
         );
     }

@@ -383,4 +383,11 @@ fn messages_read_like_this() {
         })
         .ends_with("or rebuild the cache")
     );
+    let path = layout::teacher_json(dir.path(), &tiny.teachers[1].id);
+    let text = show(Error::RecordDigest { path });
+    assert!(
+        text.contains("delete it and run the command that built this teacher")
+            && text.ends_with("`add-teacher` for a teacher added later)"),
+        "{text}"
+    );
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Affine;
 use crate::testing::{identity, teacher};
 
 /// What `edit` to the identity is refused as.
@@ -67,7 +68,59 @@ fn a_changed_identity_is_refused_by_field() {
             3
         )
     );
+    // The parts become smaller by themselves where an image has more rows.
+    let views = refused(|id| {
+        id.views.views = 3;
+        id.plan.part_samples = 3;
+    });
+    assert_eq!(
+        views,
+        (
+            "views.views".to_string(),
+            "2".to_string(),
+            "3".to_string(),
+            1
+        )
+    );
+    // Nobody reads the names of a thousand classes.
+    let labels = refused(|id| {
+        id.plan.part_samples = 3;
+        id.label_names = vec!["a name of many letters ".repeat(100); 1000];
+    });
+    assert!(labels.0.starts_with("label_names"), "{labels:?}");
+    assert!(labels.1.len() < 200 && labels.2.len() < 200, "{labels:?}");
     assert!(identity().check_same(Path::new("x"), &identity()).is_ok());
+}
+
+#[test]
+fn codecs_that_differ_are_told_by_name_and_not_by_their_tables() {
+    let width = teacher("clip", Codec::F16).width as usize;
+    let i8 = teacher(
+        "clip",
+        Codec::I8(Affine {
+            scale: vec![0.5; width],
+            offset: vec![0.0; width],
+            outliers: Vec::new(),
+            images: 1,
+        }),
+    );
+    let f16 = teacher("clip", Codec::F16);
+    for (cached, requested) in [(&i8, &f16), (&f16, &i8)] {
+        match cached.check_same(Path::new("t"), requested) {
+            Err(Error::IdentityChanged {
+                field,
+                cached: was,
+                requested: asked,
+                others,
+                ..
+            }) => {
+                assert_eq!((field.as_str(), others), ("codec", 0));
+                let names = [cached, requested].map(|t| format!("{:?}", t.codec.name()));
+                assert_eq!([was, asked], names);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]
@@ -100,6 +153,17 @@ fn a_changed_teacher_is_refused_by_field_but_its_source_may_move() {
         Some("precision")
     );
     assert_eq!(check(|t| t.batch_size = 5).as_deref(), Some("batch_size"));
+    // What follows from another setting is not what was changed.
+    let other_weights = |t: &mut TeacherIdentity| {
+        t.activation = "another".to_string();
+        t.weights_sha256 = "00".repeat(32);
+    };
+    assert_eq!(check(other_weights).as_deref(), Some("weights_sha256"));
+    let other_precision = |t: &mut TeacherIdentity| {
+        t.input_size += 1;
+        t.precision = "bf16".to_string();
+    };
+    assert_eq!(check(other_precision).as_deref(), Some("precision"));
 }
 
 #[test]
