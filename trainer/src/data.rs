@@ -135,6 +135,12 @@ pub enum Problem {
         /// Of the bytes.
         found: String,
     },
+    /// There is nothing to look at.
+    #[error("no image can be used{why}")]
+    NoImages {
+        /// `; ` and the reason, or nothing.
+        why: String,
+    },
     /// An image cannot be read or decoded although it could when the cache was built.
     #[error("image {key} (part {part}, row {row}): {cause}")]
     Image {

@@ -62,6 +62,13 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         .map(|t| t.id.clone())
         .collect();
     let samples = join::join(&cache, &cached, &images, &recipe.data, &report_scan)?;
+    if samples.is_empty() {
+        let why = format!(
+            "; the cache has no rows, see {:?}",
+            args.cache.join("rejects")
+        );
+        return Err(Problem::NoImages { why }.into());
+    }
     let begin = init::open(&recipe, hub)?;
     let mut facts = data_facts(&cache, &samples, &teachers);
     facts.extend(begin.iter().map(init::Begin::fact));

@@ -16,7 +16,9 @@ pub(crate) fn resolve(text: &str, settings: &HubSettings) -> hub::Result<Resolve
     let mut last: Option<(String, Instant)> = None;
     hub::resolve(text, settings, &mut |progress| {
         match progress {
-            Progress::Asking { model, host } => info!("asking {host} for {model}"),
+            Progress::Asking { model, host } => {
+                info!("no such file or folder here; asking {host} for {model}");
+            }
             Progress::Waiting { file } => {
                 info!("{file}: another process is fetching it; waiting");
             }

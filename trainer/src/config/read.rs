@@ -107,6 +107,13 @@ pub(crate) fn require(
     }
 }
 
+/// Whether a text is an integer beyond TOML's, which have 64 bits with the sign: it is meant as a number and not as a word.
+fn is_beyond_toml(text: &str) -> bool {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    let parsed = text.trim().parse::<i64>();
+    parsed.is_err_and(|e| matches!(e.kind(), PosOverflow | NegOverflow))
+}
+
 /// Sets `section.key` of `table` to a TOML value, or to a bare string when it is not one (`run.precision=bf16`).
 fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
     let problem = |problem: &str| Error::Set {
@@ -119,6 +126,7 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
     let value = match toml::from_str::<toml::Table>(&format!("value = {text}")) {
         // A text with line breaks could smuggle in further keys; only the one asked for is taken.
         Ok(mut parsed) if parsed.len() == 1 => parsed.remove("value").expect("the only key"),
+        _ if is_beyond_toml(text) => return Err(problem("is a number beyond 2^63 - 1")),
         _ => toml::Value::String(text.trim().to_owned()),
     };
     let mut path: Vec<&str> = key.trim().split('.').collect();

@@ -74,6 +74,8 @@ fn wrong_recipes_are_refused_by_name() {
         (&["optim.batchsize=1"], "batchsize"),
         (&["optimizer.lr=1"], "optimizer"),
         (&["optim.batch_size=many"], "many"),
+        (&["run.seed=9223372036854775808"], "beyond 2^63 - 1"),
+        (&["run.seed=99999999999999999999"], "beyond 2^63 - 1"),
         (&["optim.batch_size"], "no '='"),
         (&["=3"], "names no key"),
         (&["optim.batch_size.x=3"], "not a section"),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use images::{ImageSource, RgbImage, draw_view};
 use models::encoder::Encoder;
 use models::hub::HubSettings;
@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::checkpoint;
 use crate::config::Recipe;
+use crate::data::Problem;
 use crate::init;
 use crate::interrupt::{self, Interrupted};
 use crate::resolve::resolve;
@@ -443,14 +444,9 @@ pub fn extract(
             }
         }
         if images.idxs.is_empty() {
-            bail!(
-                "no image can be used{}",
-                images
-                    .skipped
-                    .first()
-                    .map(|e| format!("; the first: {e}"))
-                    .unwrap_or_default()
-            );
+            let first = images.skipped.first().map(|e| format!("; the first: {e}"));
+            let why = first.unwrap_or_default();
+            return Err(Problem::NoImages { why }.into());
         }
         images.features = room.finish(images.idxs.len());
         Ok(images)
