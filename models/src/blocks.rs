@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::drop_path::DropPath;
 use crate::params::Scope;
-use crate::vit::{Block, BlockConfig};
+use crate::vit::{Block, BlockConfig, Rotary};
 
 /// How a forward pass is made, besides its inputs. The default is the plain one.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,6 +17,27 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// The block `index` of the encoder in training: `[N, T, D] → [N, T, D]`, attention turned by `rotary`.
+    pub(crate) fn block(
+        &self,
+        index: usize,
+        block: &Block,
+        x: &Tensor,
+        rotary: Option<&Rotary>,
+    ) -> Tensor {
+        let branches = self.branches(index);
+        match self.grad_checkpointing {
+            true => {
+                // The graph outlives these borrows.
+                let (block, rotary) = (block.shallow_clone(), rotary.map(Rotary::shallow_clone));
+                let forward =
+                    move |x: &Tensor| block.forward_dropped(x, rotary.as_ref(), branches.as_ref());
+                torch_ext::checkpoint(forward, x)
+            }
+            false => block.forward_dropped(x, rotary, branches.as_ref()),
+        }
+    }
+
     /// The scales `[N, 1, 1]` of both branches of the encoder's block `index`, if branches are dropped.
     pub(crate) fn branches(&self, index: usize) -> Option<[Tensor; 2]> {
         self.drop_path
@@ -55,16 +76,7 @@ impl Blocks {
         let mut x = x.shallow_clone();
         let mut sum: Option<Tensor> = None;
         for (i, block) in self.blocks.iter().enumerate() {
-            let branches = pass.branches(self.first + i);
-            x = match pass.grad_checkpointing {
-                true => {
-                    // The graph outlives this borrow of the block.
-                    let block = block.shallow_clone();
-                    let forward = move |x: &Tensor| block.forward_dropped(x, branches.as_ref());
-                    torch_ext::checkpoint(forward, &x)
-                }
-                false => block.forward_dropped(&x, branches.as_ref()),
-            };
+            x = pass.block(self.first + i, block, &x, None);
             let is_last = i + 1 == self.blocks.len();
             if !is_last && fusion.contains(&(i as i64)) {
                 sum = Some(match sum {

@@ -2,25 +2,28 @@
 //!
 //! Names and computation are those of MAE's fine-tuning model (`facebookresearch/mae`, `models_vit.py`) and so of timm's
 //! `VisionTransformer`, and, for an encoder with convolution stages, of ConvMAE's `ConvViT`. The decoder, the mask token, fusion and
-//! the mimic heads are gone; positions are trained, from the fixed ones.
+//! the mimic heads are gone; positions are trained, from the fixed ones. A teacher's tower is a backbone too, exactly as it is when
+//! it gives features.
 
 use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
 use crate::blocks::Pass;
-use crate::encoder::{Encoder, EncoderConfig};
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::mae::NORM_EPS;
 use crate::mr_mae::is_mimic_param;
 use crate::params::ParamStore;
 use crate::pos_interpolate::interpolate;
 use crate::teacher::Pool;
 use crate::vit::{LayerNorm, Linear};
+use backbone::Backbone;
 
+mod backbone;
 #[cfg(test)]
 mod tests;
+
+pub use backbone::BackboneConfig;
 
 /// Standard deviation of the classifier's start weights: MAE's `main_finetune.py`.
 const HEAD_STD: f64 = 2e-5;
@@ -28,7 +31,7 @@ const HEAD_STD: f64 = 2e-5;
 /// The network.
 #[derive(Debug)]
 pub struct Classifier {
-    encoder: Encoder,
+    backbone: Backbone,
     pool: Pool,
     /// Of the mean of the patches; CLS goes through the encoder's own last norm.
     fc_norm: Option<LayerNorm>,
@@ -43,7 +46,7 @@ impl Classifier {
     /// [`Error::Config`] if there is no such network, or the encoder has no CLS token to pool.
     pub fn new(
         params: &ParamStore,
-        config: &EncoderConfig,
+        config: &BackboneConfig,
         pool: Pool,
         n_classes: i64,
     ) -> Result<Self> {
@@ -56,18 +59,22 @@ impl Classifier {
         }
         let root = params.root();
         let dim = config.embed_dim();
-        let encoder = Encoder::new(&root, &without_fusion(config))?;
-        params.train("pos_embed");
+        let backbone = Backbone::new(&root, config)?;
+        if config.encoder().is_some() {
+            params.train("pos_embed");
+        }
+        // The attention that a tower without CLS pools with.
+        params.remove("pool.");
         let fc_norm = match pool {
             Pool::Cls => None,
             Pool::Mean => {
                 params.remove("norm.");
-                Some(LayerNorm::new(&root.sub("fc_norm"), dim, NORM_EPS))
+                Some(LayerNorm::new(&root.sub("fc_norm"), dim, config.norm_eps()))
             }
         };
         let start = Init::TruncNormal { std: HEAD_STD };
         Ok(Self {
-            encoder,
+            backbone,
             pool,
             fc_norm,
             head: Linear::started(&root.sub("head"), dim, n_classes, true, start),
@@ -76,16 +83,50 @@ impl Classifier {
 
     /// Class scores of `imgs [N, 3, H, W]`, normalised: `[N, C]`, f32.
     pub fn forward(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
-        let tokens = self.encoder.forward_blocks(imgs, pass); // [N, P + L, D]
-        let pooled = match &self.fc_norm {
-            Some(fc_norm) => {
-                let prefix = i64::from(self.encoder.cls_token());
-                let patches = tokens.narrow(1, prefix, tokens.size()[1] - prefix);
-                fc_norm.forward(&patches.mean_dim(1, false, Kind::Float))
-            }
-            None => self.encoder.forward_norm(&tokens.select(1, 0)),
+        let tokens = self.backbone.forward_blocks(imgs, pass); // [N, P + L, D]
+        let pooled = match self.pool {
+            Pool::Mean => self.pooled_mean(&tokens),
+            Pool::Cls => self.backbone.forward_norm(&tokens.select(1, 0)),
         }; // [N, D]
         self.head.forward(&pooled).to_kind(Kind::Float)
+    }
+
+    /// What the network makes of whole images `imgs [N, 3, H, W]`, normalised, before its head.
+    pub fn forward_features(&self, imgs: &Tensor) -> Features {
+        let tokens = self.backbone.forward_blocks(imgs, &Pass::default());
+        match self.pool {
+            Pool::Mean => Features {
+                cls: None,
+                mean: self.pooled_mean(&tokens),
+            },
+            Pool::Cls => {
+                let tokens = self.backbone.forward_norm(&tokens);
+                Features {
+                    cls: Some(tokens.select(1, 0)),
+                    mean: self.patches(&tokens).mean_dim(1, false, Kind::Float),
+                }
+            }
+        }
+    }
+
+    /// The scores of what is classified, `[N, D] → [N, C]`.
+    pub fn forward_head(&self, pooled: &Tensor) -> Tensor {
+        self.head.forward(pooled).to_kind(Kind::Float)
+    }
+
+    /// `[N, P + L, D] → [N, D]`: the norm of the patches' mean.
+    fn pooled_mean(&self, tokens: &Tensor) -> Tensor {
+        let mean = self.patches(tokens).mean_dim(1, false, Kind::Float);
+        match &self.fc_norm {
+            Some(fc_norm) => fc_norm.forward(&mean),
+            None => mean,
+        }
+    }
+
+    /// `[N, P + L, D] → [N, L, D]`.
+    fn patches(&self, tokens: &Tensor) -> Tensor {
+        let prefix = self.backbone.prefix();
+        tokens.narrow(1, prefix, tokens.size()[1] - prefix)
     }
 
     /// Which vector is classified.
@@ -94,18 +135,17 @@ impl Classifier {
     }
 }
 
-/// Fusion, and with it ConvMAE's projections of its stages, is for pretraining alone.
-fn without_fusion(config: &EncoderConfig) -> EncoderConfig {
-    let mut config = config.clone();
-    match &mut config {
-        EncoderConfig::Vit(vit) => vit.fusion.clear(),
-        EncoderConfig::Mcmae(mcmae) => mcmae.fusion = false,
-    }
-    config
+/// One vector per image, `[N, D]`, f32.
+#[derive(Debug)]
+pub struct Features {
+    /// CLS after the last norm; absent where the patches' mean is classified, since nothing has trained CLS then and it has no norm.
+    pub cls: Option<Tensor>,
+    /// The patches' mean: for [`Pool::Mean`] through its own norm, as the head sees it, else of the patches after the last norm.
+    pub mean: Tensor,
 }
 
 /// Beginnings of names that a classifier does not start from: what else pretraining and other classifiers have.
-const PASSED_OVER: [&str; 7] = [
+const PASSED_OVER: [&str; 8] = [
     "decoder",
     "mask_token",
     "stage1_output_decode.",
@@ -113,6 +153,7 @@ const PASSED_OVER: [&str; 7] = [
     "head.",
     "fc_norm.",
     "norm.",
+    "pool.",
 ];
 
 /// Starts the encoder of a [`Classifier`] in `params` from pretrained weights; its head, and the norm of a mean, stay as they are.
@@ -124,7 +165,7 @@ const PASSED_OVER: [&str; 7] = [
 /// [`Error::WeightsMismatch`] unless the rest is exactly the encoder's; then nothing has been changed.
 pub fn start_from(
     params: &ParamStore,
-    config: &EncoderConfig,
+    config: &BackboneConfig,
     origin: &str,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
@@ -151,8 +192,8 @@ pub fn start_from(
 }
 
 /// `pos_embed [1, P + g², D]` for the grid of `config`; `None` where it fits already, or cannot be positions of a square grid.
-fn resized(pos_embed: &Tensor, config: &EncoderConfig) -> Option<Tensor> {
-    let prefix = i64::from(config.cls_token());
+fn resized(pos_embed: &Tensor, config: &BackboneConfig) -> Option<Tensor> {
+    let (prefix, antialias) = config.positions();
     let (_, tokens, dim) = pos_embed.size3().ok()?;
     let patches = tokens - prefix;
     let [height, width] = config.grid();
@@ -161,7 +202,7 @@ fn resized(pos_embed: &Tensor, config: &EncoderConfig) -> Option<Tensor> {
         return None;
     }
     let cut = |start, length| pos_embed.narrow(1, start, length).to_kind(Kind::Float);
-    let positions = interpolate(&cut(prefix, patches), (height, width), false);
+    let positions = interpolate(&cut(prefix, patches), (height, width), antialias);
     Some(Tensor::cat(&[cut(0, prefix), positions], 1))
 }
 

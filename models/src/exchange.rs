@@ -5,6 +5,7 @@
 //! | `timm` | timm's `VisionTransformer` | encoder |
 //! | `hf-mae` | transformers' `ViTMAEForPreTraining`; without a decoder `ViTMAEModel` | encoder, decoder |
 //! | `hf-vit` | transformers' `ViTModel` without a pooler | encoder |
+//! | `timm`, `hf-vit` of a classifier | timm's `VisionTransformer`, transformers' `ViTForImageClassification` | all: [`export_classifier`] |
 //! | `mae` | `facebookresearch/mae` | encoder, decoder |
 //! | `convmae` | `Alpha-VL/ConvMAE`'s pretraining model | encoder, stage projections, decoder |
 //!
@@ -28,12 +29,14 @@ use crate::mae::MaeConfig;
 use crate::mr_mae::is_mimic_param;
 
 mod beside;
+mod classifier;
 mod configs;
 mod import;
 mod load;
 mod names;
 mod shapes;
 
+pub use classifier::{ClassifierFacts, export_classifier};
 pub use configs::{IMAGENET_MEAN, IMAGENET_STD};
 pub use import::{Imported, check_beside, import};
 pub use load::{Loaded, load_into};

@@ -3,6 +3,7 @@
 //! Matrix products and convolutions alone, a multiply-add as two; norms, activations and softmax are a few per cent and move bytes rather than
 //! compute. A backward pass has two products for each of the forward's.
 
+use crate::classifier::BackboneConfig;
 use crate::encoder::{EncoderConfig, VitConfig};
 use crate::mcmae::McmaeEncoderConfig;
 use crate::mr_mae::{MimicTokens, MrMaeConfig};
@@ -94,6 +95,25 @@ pub fn of_features(encoder: &EncoderConfig) -> f64 {
             l,
         ),
     }
+}
+
+/// A forward of a classifier over one image: its backbone and the linear layer to `n_classes` scores.
+pub fn of_classifier(config: &BackboneConfig, n_classes: i64) -> f64 {
+    let backbone = match config {
+        BackboneConfig::Vit(vit) => vit_flops(vit, config.num_patches()),
+        BackboneConfig::Mcmae(mcmae) => mcmae_flops(mcmae, config.num_patches()),
+        BackboneConfig::Tower(tower) => {
+            let (l, dim) = (config.num_patches(), config.embed_dim());
+            linear(l, 3 * tower.patch_size().pow(2), dim)
+                + block_flops(
+                    config.num_blocks(),
+                    tower.prefix() + l,
+                    dim,
+                    tower.mlp_dim(),
+                )
+        }
+    };
+    backbone + linear(1, config.embed_dim(), n_classes)
 }
 
 /// `depth` transformer blocks over `tokens` of width `dim`: qkv and proj are 4 D x D, the MLP twice D x `mlp_dim`, and attention multiplies

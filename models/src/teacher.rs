@@ -36,11 +36,14 @@ mod layout;
 mod options;
 mod pool;
 mod tower;
+mod trainable;
 
 use config::{Config, Resolved};
 use layout::Layout;
 pub use options::{Layer, TeacherOptions};
-use tower::{TowerConfig, VitTower};
+use tower::TowerConfig;
+pub(crate) use tower::VitTower;
+pub use trainable::{Tower, TowerWeights};
 
 #[cfg(test)]
 mod tests;

@@ -358,13 +358,18 @@ impl Block {
         &x + self.mlp.forward(&self.norm2.forward(&x))
     }
 
-    /// [`Block::forward`] in training, the two branches scaled by `drop` (each `[N, 1, 1]`, see
+    /// [`Block::forward_rotated`] in training, the two branches scaled by `drop` (each `[N, 1, 1]`, see
     /// [`DropPath`](crate::drop_path::DropPath)).
-    pub fn forward_dropped(&self, x: &Tensor, drop: Option<&[Tensor; 2]>) -> Tensor {
+    pub fn forward_dropped(
+        &self,
+        x: &Tensor,
+        rotary: Option<&Rotary>,
+        drop: Option<&[Tensor; 2]>,
+    ) -> Tensor {
         let Some([attn, mlp]) = drop else {
-            return self.forward(x);
+            return self.forward_rotated(x, rotary);
         };
-        let x = x + self.attn.forward_rotated(&self.norm1.forward(x), None) * attn;
+        let x = x + self.attn.forward_rotated(&self.norm1.forward(x), rotary) * attn;
         &x + self.mlp.forward(&self.norm2.forward(&x)) * mlp
     }
 

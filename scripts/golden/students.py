@@ -4,7 +4,7 @@
     $(scripts/python-env) scripts/golden/students.py --save --folder DIR --out DIR
 
 `--load` builds what DIR/config.json says, loads DIR/model.safetensors strictly (nothing missing, nothing left over), and writes what
-the package computes for `imgs` (and `noise`, `ids_keep`) of the input file. `--save` writes the tensors of a folder in MAE's names as
+the package computes for `imgs` (and `noise`, `ids_keep`) of the input file; `FORMAT-classifier` is a fine-tuned network's folder. `--save` writes the tensors of a folder in MAE's names as
 published and as training checkpoints have them. Used by trainer/src/export/tests.rs, with random weights made there.
 """
 
@@ -82,6 +82,29 @@ def load_hf_vit(folder, inputs):
     return {"tokens": model(inputs["imgs"]).last_hidden_state}
 
 
+def load_timm_classifier(folder, inputs):
+    import timm
+
+    config = json.loads((folder / "config.json").read_text())
+    model = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    print(model.load_state_dict(load_file(folder / "model.safetensors"), strict=True))
+    logits = model.eval()(inputs["imgs"])
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(again(inputs["imgs"]), logits)
+    assert len(again.pretrained_cfg["label_names"]) == logits.shape[1], again.pretrained_cfg
+    return {"logits": logits}
+
+
+def load_hf_vit_classifier(folder, inputs):
+    from transformers import ViTForImageClassification
+
+    check_processor(folder, inputs["imgs"].shape[-1])
+    model = strictly(ViTForImageClassification, folder)
+    logits = model(inputs["imgs"]).logits
+    assert len(model.config.id2label) == logits.shape[1] and "LABEL_0" not in model.config.id2label.values()
+    return {"logits": logits}
+
+
 def save(folder, out):
     """Of a whole student: what is published, the same with its decoder, and a training checkpoint."""
     tensors = load_file(folder / "model.safetensors")
@@ -103,7 +126,10 @@ def save(folder, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    loaders = {"timm": load_timm, "hf-mae": load_hf_mae, "hf-vit": load_hf_vit}
+    loaders = {
+        "timm": load_timm, "hf-mae": load_hf_mae, "hf-vit": load_hf_vit,
+        "timm-classifier": load_timm_classifier, "hf-vit-classifier": load_hf_vit_classifier,
+    }  # fmt: skip
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--load", choices=loaders)
     what.add_argument("--save", action="store_true")

@@ -298,6 +298,14 @@ fn step_speeds(
     Ok(speeds)
 }
 
+/// Operations per second of the device's matrix products: as given, in TFLOP/s, or as a plain product reaches them now. The operands are
+/// smaller than [`PRODUCT`], since training waits for it.
+pub(crate) fn peak_flops(precision: Precision, given: Option<f64>, device: Device) -> f64 {
+    let side = if device.is_cuda() { 8192 } else { 1024 };
+    let measured = || product_speed(precision, side, device) * 1e9;
+    given.map_or_else(measured, |tflops| tflops * 1e12)
+}
+
 /// GFLOP/s of a plain matrix product, the best of three.
 pub(crate) fn product_speed(precision: Precision, side: i64, device: Device) -> f64 {
     let kind = match precision {

@@ -43,7 +43,7 @@ pub enum Command {
     Finetune(FinetuneArgs),
     /// Weighted k-nearest-neighbour classification on frozen features of a student, a teacher, or raw pixels.
     Knn(KnnArgs),
-    /// Write a student as the files of timm, transformers, MAE or ConvMAE.
+    /// Write a student, or a fine-tuned classifier, as the files of timm, transformers, MAE or ConvMAE.
     Export(ExportArgs),
     /// Linear classification of frozen features of a student, a teacher, or raw pixels: MAE's linear probe.
     Linprobe(LinprobeArgs),
@@ -51,7 +51,7 @@ pub enum Command {
     Reconstruct(ReconstructArgs),
     /// Show runs side by side in one HTML file: curves, pictures, evaluations, recipes.
     Report(ReportArgs),
-    /// Print the resolved recipe: the file, the settings on the command line, and every default.
+    /// Print the resolved recipe, of pretraining or of fine-tuning: the file, the settings on the command line, and every default.
     Config(RecipeArgs),
     /// Say what a recipe costs before it is run: parameters, arithmetic, memory, time, and when a cache pays for itself.
     Plan(PlanArgs),
@@ -122,9 +122,11 @@ pub struct PretrainArgs {
 /// `trainer finetune`.
 #[derive(Debug, Clone, Args)]
 pub struct FinetuneArgs {
-    /// What is fine-tuned: a run folder of `trainer pretrain`, a student's model.safetensors, or weights of MAE, ConvMAE, timm's
-    /// ViT or transformers' ViT or ViTMAE.
-    #[arg(long, value_name = "RUN|FILE")]
+    /// What is fine-tuned: a run folder of `trainer pretrain` or `trainer finetune`, a model.safetensors of one, weights of MAE,
+    /// ConvMAE, timm's ViT or transformers' ViT or ViTMAE, or a tower of CLIP, DINO, DINOv2, DINOv3 or SigLIP (path or id on the
+    /// Hugging Face hub). `untrained:RUN` is a student as its seed made it, `ema:RUN` a run's moving average, `teacher:PATH` the tower
+    /// exactly as a frozen teacher has it where a file could be either.
+    #[arg(long, value_name = "RUN|FILE|TEACHER")]
     pub init: String,
     /// Labelled images to train on.
     #[arg(long, value_name = "SRC")]
@@ -152,8 +154,8 @@ pub struct FinetuneArgs {
 /// `trainer knn`.
 #[derive(Debug, Clone, Args)]
 pub struct KnnArgs {
-    /// A run folder, a student's model.safetensors, a folder, file or id on the Hugging Face hub of a teacher or of a student in
-    /// another package's names, or `pixels[:SIZE]` for the raw-pixel baseline.
+    /// A run folder of `trainer pretrain` or `trainer finetune`, a model.safetensors of one, a folder, file or id on the Hugging Face
+    /// hub of a teacher or of a student in another package's names, or `pixels[:SIZE]` for the raw-pixel baseline.
     /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step; `ema:RUN` the moving average of a run that
     /// keeps one (optim.ema_decay). May be given many times: every image is
     /// read and decoded once for all models.
@@ -255,10 +257,10 @@ pub struct PlanArgs {
 /// `trainer export`.
 #[derive(Debug, Clone, Args)]
 pub struct ExportArgs {
-    /// A run folder (its newest whole checkpoint), or a checkpoint's model.safetensors.
+    /// A run folder of `trainer pretrain` or `trainer finetune` (its newest whole checkpoint), or a checkpoint's model.safetensors.
     #[arg(long, value_name = "RUN|FILE")]
     pub run: PathBuf,
-    /// timm, hf-mae (ViTMAEForPreTraining), hf-vit (ViTModel), mae or convmae (names of the reference code).
+    /// timm, hf-mae (ViTMAEForPreTraining), hf-vit (ViTModel; of a fine-tuning ViTForImageClassification), mae or convmae (names of the reference code).
     #[arg(long)]
     pub format: Format,
     /// The folder to write; it must not exist, or be empty.

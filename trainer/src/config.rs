@@ -18,6 +18,7 @@ pub use read::Error;
 pub(crate) use run::precision_name;
 pub use run::{Data, Missing, Run};
 
+pub(crate) mod any;
 pub(crate) mod difference;
 mod method;
 mod model;

@@ -1,4 +1,4 @@
-//! `trainer export`: a student as a folder that timm, transformers or the reference code loads.
+//! `trainer export`: a student, or a fine-tuned classifier, as a folder that timm, transformers or the reference code loads.
 //!
 //! ```text
 //! DIR/model.safetensors          the tensors under the package's names
@@ -15,17 +15,19 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use models::exchange::{self, Exported, Facts, Tensors};
-use models::weights::{self, Weights};
+use models::weights;
 use schemas::atomic::{self, AtomicDir, AtomicFile};
 use sha2::{Digest, Sha256};
-use tracing::warn;
 
 use crate::checkpoint;
 use crate::cli::ExportArgs;
 use crate::config::Recipe;
+use crate::config::any::AnyRecipe;
 use crate::run_folder;
+use crate::trained::{self, Trained};
 
 mod card;
+mod classifier;
 #[cfg(test)]
 mod tests;
 
@@ -52,17 +54,37 @@ pub(crate) struct Student {
 }
 
 impl Student {
+    fn of(recipe: Recipe, found: Trained) -> Student {
+        let what = if found.average { "the average of " } else { "" };
+        Student {
+            recipe,
+            step: found.step,
+            sha256: found.sha256,
+            origin: format!("{what}{}", found.place),
+            tensors: found.tensors,
+        }
+    }
+
     /// SHA-256 of the resolved recipe as TOML.
     pub(crate) fn recipe_digest(&self) -> String {
-        let digest = Sha256::digest(self.recipe.to_toml());
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        digest_of(&self.recipe.to_toml())
     }
+}
+
+/// SHA-256 of a text.
+fn digest_of(text: &str) -> String {
+    let digest = Sha256::digest(text);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `trainer export`.
 pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     refuse_foreign_folder(&args.out)?;
-    let student = read(&args.run, args.ema)?;
+    let found = read_trained(&args.run, args.ema)?;
+    let student = match &found.recipe {
+        AnyRecipe::Finetune(_) => return classifier::export(args, found, out),
+        AnyRecipe::Pretrain(recipe) => Student::of((**recipe).clone(), found),
+    };
     let facts = Facts::of(&student.recipe.mae_config(), student.recipe.mask.ratio);
     let exported = exchange::export(&student.tensors, &facts, args.format, args.decoder())
         .with_context(|| student.origin.clone())?;
@@ -80,70 +102,28 @@ pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The student of a run folder's newest whole checkpoint, or of a checkpoint's model file.
-/// `ema` asks for the run's moving average instead.
-pub(crate) fn read(path: &Path, ema: bool) -> anyhow::Result<Student> {
-    if path.join(run_folder::RECIPE).is_file() {
-        let recipe = run_folder::load_recipe(path)?;
-        let checkpoint = checkpoint::load_last(path, &mut |notice| warn!("{notice}"))?;
-        let checkpoint = checkpoint.with_context(|| {
-            format!("{path:?}: this run has no checkpoint yet; train it first, for a step at least")
-        })?;
-        let step = checkpoint.state.step;
-        let (file, tensors, what) = match ema {
-            false => (checkpoint::MODEL, checkpoint.model, ""),
-            true => {
-                let average = checkpoint.ema.with_context(|| {
-                    format!("{path:?}: this run keeps no moving average; its recipe has no optim.ema_decay")
-                })?;
-                (checkpoint::EMA, average, "the average of ")
-            }
-        };
-        return Ok(Student {
-            recipe,
-            step: Some(step),
-            sha256: checkpoint
-                .state
-                .sha256
-                .get(file)
-                .cloned()
-                .unwrap_or_default(),
-            tensors,
-            origin: format!("{what}{} after step {step}", path.display()),
-        });
-    }
-    if ema {
-        bail!(
-            "--ema: {path:?} is no run folder; give the file {} of a checkpoint without it",
-            checkpoint::EMA
-        );
-    }
-    if !path.is_file() {
-        bail!(
+/// What a run folder's newest whole checkpoint, or a checkpoint's model file, holds. `ema` asks for the run's moving average instead.
+fn read_trained(path: &Path, ema: bool) -> anyhow::Result<Trained> {
+    let found = Trained::read(path, ema)?;
+    found.with_context(|| match path.is_file() {
+        true => format!(
+            "--run {path:?}: its header has no recipe, so it is no checkpoint's {}; give a run folder, or the file of one of its \
+             checkpoints",
+            checkpoint::MODEL
+        ),
+        false => format!(
             "--run {path:?}: is neither a run folder (with {}) nor a checkpoint's {}",
             run_folder::RECIPE,
             checkpoint::MODEL
-        );
-    }
-    let weights = Weights::read(path)?;
-    let origin = path.display().to_string();
-    let Some(recipe) = weights.metadata().get(checkpoint::RECIPE_KEY) else {
-        bail!(
-            "--run {path:?}: its header has no recipe, so it is no student's {}; give a run folder, or the file of one of its checkpoints",
-            checkpoint::MODEL
-        );
-    };
-    Ok(Student {
-        recipe: Recipe::parse(recipe, &origin, &[])?,
-        step: None,
-        sha256: weights.sha256().to_owned(),
-        tensors: weights
-            .tensors()
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-            .collect(),
-        origin,
+        ),
     })
+}
+
+/// The student of a run folder or of a checkpoint's model file.
+pub(crate) fn read(path: &Path, ema: bool) -> anyhow::Result<Student> {
+    let found = read_trained(path, ema)?;
+    let recipe = trained::pretraining(&found.recipe, &path.display().to_string())?;
+    Ok(Student::of(recipe, found))
 }
 
 /// Refuses a folder with anything in it: it would be another model's, or this one's with the user's changes.

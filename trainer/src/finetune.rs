@@ -1,4 +1,4 @@
-//! Fine-tuning: a pretrained encoder and a new classifier, trained together on labelled images, as one visible loop.
+//! Fine-tuning: a pretrained encoder, or a teacher's tower, and a new classifier, trained together on labelled images, as one visible loop.
 //!
 //! The promises are those of pretraining: everything random is a function of (seed, epoch, image), a checkpoint is weights, moments
 //! and a step, and a run that is stopped and started again takes the same steps, bit for bit on a CPU with the same number of
@@ -11,17 +11,17 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
 use models::blocks::Pass;
-use models::classifier::{Classifier, soft_target_cross_entropy, start_from};
+use models::classifier::{BackboneConfig, Classifier, soft_target_cross_entropy, start_from};
 use models::drop_path::{DropPath, linear_rates};
+use models::flops::{self, STEP_PER_FORWARD};
+use models::hub::HubSettings;
 use models::params::ParamStore;
-use models::weights;
-use schemas::atomic::{self, AtomicFile};
-use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
+use schemas::atomic;
+use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamWConfig, Ema, resolve_device};
 use tracing::{info, warn};
 
@@ -36,16 +36,18 @@ use crate::progress::{InFlight, Progress, Watch};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::to_device;
-use crate::{ExitStatus, interrupt, run_folder};
+use crate::{ExitStatus, bench, interrupt, run_folder};
 use data::TrainPlan;
-use evaluate::{EVALUATIONS, Evaluation, FINETUNE_FILE, FinetuneResult, TestSet};
+use evaluate::{EVALUATIONS, Evaluation, FinetuneResult, TestSet};
 use init::Start;
 use recipe::FinetuneRecipe;
+use record::{exchange_values, facts, publish, save_best};
 
 pub mod data;
 pub mod evaluate;
 pub mod init;
 pub mod recipe;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -55,20 +57,34 @@ pub const CLASSES: &str = "classes.json";
 pub const BEST: &str = "best/model.safetensors";
 
 /// Trains until the recipe's last epoch, or for `--stop-after` steps. Run again to continue.
-pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+pub fn finetune(
+    args: &FinetuneArgs,
+    hub: &HubSettings,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
-    let recipe = FinetuneRecipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let mut recipe = FinetuneRecipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let start_from_weights = Start::load(&args.init, hub)?;
+    let encoder = match recipe.model.img_size {
+        Some(img_size) => (start_from_weights.encoder)
+            .at_size(img_size.into())
+            .with_context(|| format!("model.img_size = {img_size}"))?,
+        None => start_from_weights.encoder.clone(),
+    };
+    ensure!(
+        recipe.encoder.as_ref().is_none_or(|of| *of == encoder),
+        "[encoder] of the recipe is another than that of --init {}; leave it out, it is filled in",
+        args.init
+    );
+    recipe.encoder = Some(encoder.clone());
     let run = RunFolder::open(&args.out, &recipe)?;
     info!("recipe\n{}", recipe.to_toml().trim());
 
-    // ------------------------------------------------------------------ encoder and images
-    let start_from_weights = Start::load(&args.init)?;
-    let encoder = match recipe.model.img_size {
-        Some(img_size) => init::at_size(&start_from_weights.encoder, img_size)?,
-        None => start_from_weights.encoder.clone(),
-    };
+    // ------------------------------------------------------------------ images
     let img_size = init::img_size(&encoder)?;
+    let (mean, std) = encoder.normalisation();
+    let normalisation = [mean, std].map(|of| of.map(|v| v as f32));
     let (train, test) = (
         ImageSource::open(&args.train)?,
         ImageSource::open(&args.test)?,
@@ -178,7 +194,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         epochs: recipe.schedule.epochs,
         log_every: recipe.run.log_every,
         stop_after_nonfinite: recipe.run.stop_after_nonfinite,
-        full_speed: None,
+        full_speed: Some(full_speed(&recipe, &encoder, classes.len(), device)),
     };
     let state = last.map(|last| last.state);
     let mut progress = Progress::open(run.path(), watch, &order, device, state)?;
@@ -194,6 +210,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         batch_size: recipe.optim.batch_size,
         img_size,
         branches,
+        normalisation,
         policy: recipe.augment.policy()?,
         augment: recipe.augment.clone(),
         seed: recipe.run.seed,
@@ -210,6 +227,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         source: test,
         labels: test_labels,
         img_size,
+        normalisation,
         crop_pct: recipe.augment.crop_pct,
         batch_size: recipe.optim.batch_size,
     };
@@ -218,7 +236,7 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         .build()?;
 
     // ------------------------------------------------------------------ the loop
-    let normalise = Normalise::imagenet(device);
+    let normalise = Normalise::of(normalisation, device);
     let mixing = recipe.augment.mixing();
     let mut in_flight: Option<InFlight<data::LabelledBatch>> = None;
     for step in start..end {
@@ -316,6 +334,11 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
                 evaluation.loss
             );
             log.append(&evaluation)?;
+            progress.evaluated(&[
+                ("eval/top1", evaluation.accuracy.top1),
+                ("eval/top5", evaluation.accuracy.top5),
+                ("eval/loss", evaluation.loss),
+            ])?;
             if evaluate::best(&evaluate::read(run.path())?) == Some(&evaluation) {
                 save_best(&run, &params, &recipe)?;
             }
@@ -359,86 +382,14 @@ pub fn finetune(args: &FinetuneArgs, out: &mut dyn Write) -> anyhow::Result<Exit
     Ok(ExitStatus::Fine)
 }
 
-/// What the weights of a run depend on besides its recipe.
-fn facts(
-    start: &Start,
-    train: &ImageSource,
-    test: &ImageSource,
-    classes: &Classes,
-) -> BTreeMap<String, String> {
-    let images = |source: &ImageSource| {
-        let identity = source.identity();
-        format!(
-            "{} images in a {} source (SHA-256 {})",
-            identity.samples, identity.kind, identity.digest
-        )
-    };
-    BTreeMap::from([
-        ("init".to_owned(), format!("SHA-256 {}", start.sha256)),
-        ("train".to_owned(), images(train)),
-        ("test".to_owned(), images(test)),
-        (
-            "classes".to_owned(),
-            format!("{} classes, {}", classes.len(), digest(&classes.names())),
-        ),
-        ("image_code".to_owned(), images::IMAGE_CODE.to_owned()),
-    ])
-}
-
-/// SHA-256 of names, each ended by a line feed.
-fn digest(names: &[String]) -> String {
-    let mut digest = Sha256::new();
-    for name in names {
-        digest.update(name);
-        digest.update("\n");
-    }
-    let hex: String = digest
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("SHA-256 {hex}")
-}
-
-/// Publishes the weights as the best so far.
-/// Gives the parameters named in `values` these values, in place, and returns copies of those they had.
-fn exchange_values(
-    params: &ParamStore,
-    values: &BTreeMap<String, Tensor>,
-) -> BTreeMap<String, Tensor> {
-    let _no_grad = tch::no_grad_guard();
-    let mut before = BTreeMap::new();
-    for (name, mut param) in params.trainable() {
-        if let Some(value) = values.get(&name) {
-            before.insert(name, param.detach().copy());
-            param.copy_(value);
-        }
-    }
-    before
-}
-
-fn save_best(run: &RunFolder, params: &ParamStore, recipe: &FinetuneRecipe) -> anyhow::Result<()> {
-    let mut file = AtomicFile::create(&run.path().join(BEST))?;
-    let header = Some((checkpoint::RECIPE_KEY, recipe.to_toml()));
-    let header = header.as_ref().map(|(key, text)| (*key, text.as_str()));
-    weights::write(&mut file, &params.tensors(), header)?;
-    file.flush()?;
-    Ok(file.publish()?)
-}
-
-/// Puts the result into the run folder and tells it.
-fn publish(
-    run: &RunFolder,
-    result: &FinetuneResult,
-    json: bool,
-    out: &mut dyn Write,
-) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(result)?;
-    atomic::write(&run.path().join(FINETUNE_FILE), text.as_bytes())?;
-    if json {
-        writeln!(out, "{text}")?;
-    } else {
-        evaluate::write_table(result, out)?;
-    }
-    Ok(())
+/// Images per second that the device could do if it did nothing but the classifier's matrix products, at the rate that the recipe gives or
+/// a plain product reaches now.
+fn full_speed(
+    recipe: &FinetuneRecipe,
+    encoder: &BackboneConfig,
+    n_classes: usize,
+    device: Device,
+) -> f64 {
+    let peak = bench::peak_flops(recipe.run.precision, recipe.run.peak_tflops, device);
+    peak / (STEP_PER_FORWARD * flops::of_classifier(encoder, n_classes as i64))
 }

@@ -37,6 +37,7 @@ pub mod step;
 pub mod target_stats;
 pub mod teachers;
 pub mod tensorboard;
+mod trained;
 
 #[cfg(test)]
 mod testing;
@@ -44,7 +45,7 @@ mod testing;
 use std::io::Write;
 
 use cli::{Cli, Command};
-use config::Recipe;
+use config::any::AnyRecipe;
 use data::Problem;
 use models::hub::{self, HubSettings};
 
@@ -85,12 +86,13 @@ pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<
 fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     match &cli.command {
         Command::Pretrain(args) => return pretrain::pretrain(args, hub),
-        Command::Finetune(args) => return finetune::finetune(args, out),
+        Command::Finetune(args) => return finetune::finetune(args, hub, out),
         Command::Knn(args) => eval::run_knn(args, hub, out),
         Command::Export(args) => export::run_export(args, out),
         Command::Linprobe(args) => eval::linprobe::run(args, hub, out),
         Command::Config(args) => {
-            Ok(out.write_all(Recipe::load(&args.recipe, &args.set)?.to_toml().as_bytes())?)
+            let recipe = AnyRecipe::load(&args.recipe, &args.set)?;
+            Ok(out.write_all(recipe.to_toml().as_bytes())?)
         }
         Command::Reconstruct(args) => reconstruct::reconstruct(args, out),
         Command::Report(args) => report::report(args, out),

@@ -386,9 +386,7 @@ fn draw(
 /// Images per second that the device could do if it did nothing but the student's matrix products, at the rate that the recipe gives or a
 /// plain product reaches now.
 fn full_speed(recipe: &Recipe, config: &MrMaeConfig, device: Device) -> f64 {
-    let side = if device.is_cuda() { 8192 } else { 1024 };
-    let measured = || bench::product_speed(recipe.run.precision, side, device) * 1e9;
-    let peak = recipe.run.peak_tflops.map_or_else(measured, |t| t * 1e12);
+    let peak = bench::peak_flops(recipe.run.precision, recipe.run.peak_tflops, device);
     peak / Flops::of_pretraining(config, recipe.len_keep()).step()
 }
 

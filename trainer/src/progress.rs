@@ -177,6 +177,11 @@ impl Progress {
         self.metrics.append(&line)
     }
 
+    /// Shows what an evaluation after the last step found in TensorBoard, by name.
+    pub fn evaluated(&mut self, scalars: &[(&str, f64)]) -> anyhow::Result<()> {
+        self.events.scalars(self.step, scalars.to_vec())
+    }
+
     /// Shows a PNG of `size` (width, height) in TensorBoard, as of the last step.
     pub fn picture(&mut self, tag: &str, size: [u32; 2], png: &[u8]) -> anyhow::Result<()> {
         self.events.image(self.step, tag, size, png)

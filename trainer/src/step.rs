@@ -66,14 +66,19 @@ pub struct Normalise {
 impl Normalise {
     /// By ImageNet's channels, for pixels on `device`.
     pub fn imagenet(device: Device) -> Normalise {
+        Normalise::of([IMAGENET_MEAN, IMAGENET_STD], device)
+    }
+
+    /// By mean and deviation of the channels on the scale 0 to 1, for pixels on `device`.
+    pub fn of([mean, std]: [[f32; 3]; 2], device: Device) -> Normalise {
         let constant = |values: [f32; 3]| {
             Tensor::from_slice(&values)
                 .view([1, 3, 1, 1])
                 .to_device(device)
         };
         Normalise {
-            mean: constant(IMAGENET_MEAN),
-            std: constant(IMAGENET_STD),
+            mean: constant(mean),
+            std: constant(std),
         }
     }
 

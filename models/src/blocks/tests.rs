@@ -73,7 +73,7 @@ fn a_dropped_branch_is_left_out_for_its_sample_alone() {
     let rest = |x: Tensor| single[1..].iter().fold(x, |x, block| block.forward(&x));
     let [attn, mlp] = [[0.0, 2.0], [1.0, 1.0]]
         .map(|scales| Tensor::from_slice(&scales.map(|s: f64| s as f32)).view([2, 1, 1]));
-    let expected = rest(single[0].forward_dropped(&x, Some(&[attn, mlp])));
+    let expected = rest(single[0].forward_dropped(&x, None, Some(&[attn, mlp])));
     assert_eq!(found, expected);
     // And that is neither the plain pass nor the same for both samples.
     let plain = stack.forward(&x, &Pass::default());

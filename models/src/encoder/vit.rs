@@ -1,5 +1,6 @@
 //! MAE's encoder: a plain ViT over the patches that are seen.
 
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::blocks::{Blocks, Pass};
@@ -13,7 +14,8 @@ use crate::pos_embed::sincos_2d;
 use crate::vit::{Activation, BlockConfig, LayerNorm, PatchEmbed};
 
 /// What a ViT encoder is made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VitConfig {
     /// Height and width of an image in pixels, multiples of the patch.
     pub img_size: [i64; 2],
@@ -29,6 +31,7 @@ pub struct VitConfig {
     pub mlp_ratio: i64,
     /// Multi-layer fusion (MR-MAE, section 3.3): blocks whose outputs are added to the last one's before the last norm, so that both
     /// losses see them. Each in `0..depth - 1`, none twice. Empty = none. Pretraining alone uses it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fusion: Vec<i64>,
 }
 

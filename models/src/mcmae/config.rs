@@ -1,5 +1,7 @@
 //! What a masked convolution encoder is made of.
 
+use serde::{Deserialize, Serialize};
+
 use crate::decoder::{positive, width_and_heads};
 use crate::error::{Error, Result};
 
@@ -10,7 +12,8 @@ pub(crate) const PATCH_SIZE: i64 = 16;
 ///
 /// Only the base size was ever published as code. The others were read off files of weights by third parties; the confidence in
 /// each is at its constant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct McmaeEncoderConfig {
     /// Height and width of an image in pixels, multiples of 16.
     pub img_size: [i64; 2],

@@ -15,6 +15,7 @@ use crate::weights;
 
 mod config;
 mod families;
+mod trained;
 
 /// A ViT of one block in timm's names: width 64, patch 8, 3x3 patches.
 fn timm_config() -> TowerConfig {

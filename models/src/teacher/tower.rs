@@ -1,15 +1,18 @@
 //! The one network behind every teacher: a pre-norm ViT, with CLS and registers or without, with learned or rotary positions.
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::pool::AttentionPool;
+use crate::blocks::Pass;
 use crate::init::Init;
 use crate::params::Scope;
 use crate::pos_interpolate::interpolate;
 use crate::vit::{Activation, Block, BlockConfig, LayerNorm, Linear, PatchEmbed, Rotary};
 
 /// Everything that distinguishes one tower from another.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct TowerConfig {
     pub(super) width: i64,
     pub(super) depth: i64,
@@ -35,11 +38,13 @@ pub(super) struct TowerConfig {
     pub(super) norm_eps: f64,
     pub(super) activation: Activation,
     /// The visual projection, where features of that layer are wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) projection: Option<Projection>,
 }
 
 /// Where the vector of a whole image comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Pooling {
     /// A CLS token.
     Cls,
@@ -48,7 +53,8 @@ pub(super) enum Pooling {
 }
 
 /// How patches know where they are.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Positions {
     /// A table, added before the first block and interpolated for other grids.
     Learned,
@@ -57,7 +63,8 @@ pub(super) enum Positions {
 }
 
 /// The visual projection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Projection {
     pub(super) out_dim: i64,
     pub(super) bias: bool,
@@ -132,6 +139,11 @@ impl TowerConfig {
         specs
     }
 
+    /// Whether positions are antialiased where they are interpolated; see [`crate::pos_interpolate`].
+    pub(super) fn antialias(&self) -> bool {
+        self.registers > 0
+    }
+
     /// Tokens before the patches.
     pub(super) fn prefix(&self) -> i64 {
         let cls = match self.pooling {
@@ -187,10 +199,10 @@ impl TowerConfig {
 
 /// The tower.
 #[derive(Debug)]
-pub(super) struct VitTower {
+pub(crate) struct VitTower {
     patch_embed: PatchEmbed,
-    /// CLS and registers `[1, P, D]`, if there are any.
-    prefix: Option<Tensor>,
+    /// CLS and registers, each `[1, n, D]`, in the order of the tokens. Apart, since they are trained apart.
+    prefix: Vec<Tensor>,
     pos_embed: Option<Tensor>,
     norm_pre: Option<LayerNorm>,
     blocks: Vec<Block>,
@@ -238,7 +250,7 @@ impl VitTower {
                 config.width,
                 config.patch_bias,
             ),
-            prefix: (!prefix.is_empty()).then(|| Tensor::cat(&prefix, 1)),
+            prefix,
             pos_embed: (config.positions == Positions::Learned)
                 .then(|| token("pos_embed", config.grid * config.grid)),
             norm_pre: config.norm_pre.then(|| norm("norm_pre")),
@@ -256,6 +268,11 @@ impl VitTower {
         }
     }
 
+    /// Tokens before the patches.
+    pub(crate) fn num_prefix(&self) -> i64 {
+        self.config.prefix()
+    }
+
     /// What the tower was made from.
     pub(super) fn config(&self) -> &TowerConfig {
         &self.config
@@ -266,6 +283,50 @@ impl VitTower {
         self.patch_embed.unfold(imgs)
     }
 
+    /// The residual stream `[N, P + L, D]` before the first block, of `patches [N, h·w, 3p²]` on the grid `(h, w)`.
+    fn embed(&self, patches: &Tensor, grid: (i64, i64)) -> Tensor {
+        let n = patches.size()[0];
+        let mut x = self.patch_embed.project(patches).to_kind(tch::Kind::Float); // [N, L, D]
+        if let Some(pos_embed) = &self.pos_embed {
+            x += interpolate(pos_embed, grid, self.config.antialias());
+        }
+        if !self.prefix.is_empty() {
+            let mut tokens: Vec<Tensor> = self
+                .prefix
+                .iter()
+                .map(|token| token.expand([n, -1, -1], false))
+                .collect();
+            tokens.push(x);
+            x = Tensor::cat(&tokens, 1); // [N, P + L, D]
+        }
+        match &self.norm_pre {
+            Some(norm_pre) => norm_pre.forward(&x),
+            None => x,
+        }
+    }
+
+    /// By what every block turns its queries and keys on the grid `(h, w)`.
+    fn rotary(&self, grid: (i64, i64)) -> Option<Rotary> {
+        let base = self.config.rotary_base()?;
+        let head_dim = self.config.width / self.config.num_heads;
+        let prefix = self.config.prefix();
+        Some(Rotary::axial(base, head_dim, prefix, grid, self.device))
+    }
+
+    /// As a network that is trained: `imgs [N, 3, H, W]`, normalised, → `[N, P + L, D]` before the last norm. The frozen tower's
+    /// numbers, with gradients.
+    pub(crate) fn forward_blocks(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
+        let (_, _, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
+        let patch = self.config.patch_size;
+        let grid = (height / patch, width / patch);
+        let mut x = self.embed(&self.unfold(imgs), grid);
+        let rotary = self.rotary(grid);
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = pass.block(i, block, &x, rotary.as_ref());
+        }
+        x
+    }
+
     /// `patches [N, h·w, 3p²]` on the grid `(h, w)`, through all blocks. `visit` sees the residual stream before the first block
     /// and after each one.
     pub(super) fn forward(
@@ -274,26 +335,10 @@ impl VitTower {
         grid: (i64, i64),
         mut visit: impl FnMut(&Tensor),
     ) -> TowerOutput {
-        let n = patches.size()[0];
-        let mut x = self.patch_embed.project(patches).to_kind(tch::Kind::Float); // [N, L, D]
-        if let Some(pos_embed) = &self.pos_embed {
-            x += interpolate(pos_embed, grid, self.config.registers > 0);
-        }
-        if let Some(prefix) = &self.prefix {
-            x = Tensor::cat(&[&prefix.expand([n, -1, -1], false), &x], 1); // [N, P + L, D]
-        }
-        if let Some(norm_pre) = &self.norm_pre {
-            x = norm_pre.forward(&x);
-        }
+        let mut x = self.embed(patches, grid);
         visit(&x);
         let num_prefix = self.config.prefix();
-        let rotary = match self.config.positions {
-            Positions::Learned => None,
-            Positions::Rotary { base } => {
-                let head_dim = self.config.width / self.config.num_heads;
-                Some(Rotary::axial(base, head_dim, num_prefix, grid, self.device))
-            }
-        };
+        let rotary = self.rotary(grid);
         let (last, before) = self
             .blocks
             .split_last()
@@ -323,7 +368,7 @@ impl VitTower {
     }
 
     /// The final norm, `[.., D] → [.., D]`.
-    pub(super) fn norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn norm(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x)
     }
 

@@ -60,6 +60,14 @@ impl Rotary {
         }
     }
 
+    /// Another handle on the same angles.
+    pub(crate) fn shallow_clone(&self) -> Rotary {
+        Rotary {
+            cos: self.cos.shallow_clone(),
+            sin: self.sin.shallow_clone(),
+        }
+    }
+
     /// Queries or keys `[N, H, T, d]` of all tokens, turned. Computed in f32, given back in the type of `x`.
     pub fn turn(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();

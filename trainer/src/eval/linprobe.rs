@@ -31,6 +31,9 @@ pub const LINPROBE_FILE: &str = "eval/linprobe.json";
 /// The same for the student before its first step.
 pub const LINPROBE_UNTRAINED_FILE: &str = "eval/linprobe-untrained.json";
 
+/// The same for a run's moving average.
+pub const LINPROBE_EMA_FILE: &str = "eval/linprobe-ema.json";
+
 /// What `trainer linprobe` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinprobeResult {
@@ -195,10 +198,10 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
             features: probes,
         };
         if let Some(run) = model.run_folder() {
-            let name = if model.untrained() {
-                LINPROBE_UNTRAINED_FILE
-            } else {
-                LINPROBE_FILE
+            let name = match (model.untrained(), model.ema()) {
+                (true, _) => LINPROBE_UNTRAINED_FILE,
+                (false, true) => LINPROBE_EMA_FILE,
+                (false, false) => LINPROBE_FILE,
             };
             let json = serde_json::to_string_pretty(&result)?;
             atomic::write(&run.join(name), json.as_bytes())?;

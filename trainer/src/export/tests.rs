@@ -18,6 +18,7 @@ use tch::{Device, Kind, Tensor};
 
 use images::ImageSource;
 use models::precision::Precision;
+use models::weights::Weights;
 
 use super::*;
 use crate::cli::Cli;

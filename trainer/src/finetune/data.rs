@@ -13,7 +13,6 @@ use super::recipe::Augment;
 use crate::data::batch::Samples;
 use crate::data::loader::{Plan, cut};
 use crate::data::order::Order;
-use crate::step::{IMAGENET_MEAN, IMAGENET_STD};
 
 /// One forward pass of images with all that is random about them, on the CPU (page-locked when the device is a GPU).
 #[derive(Debug)]
@@ -51,6 +50,8 @@ pub struct TrainPlan {
     pub branches: usize,
     /// What is done to an image.
     pub augment: Augment,
+    /// Mean and deviation by which the encoder's pixels are normalised.
+    pub normalisation: [[f32; 3]; 2],
     /// RandAugment, if it is part of that.
     pub policy: Option<RandAugment>,
     /// Of everything random.
@@ -144,7 +145,7 @@ impl TrainPlan {
         }
         if self.augment.random_erasing > 0.0 {
             // The noise is of normalised pixels, so these are normalised here.
-            let mut pixels = normalised(&rendered);
+            let mut pixels = normalised(&rendered, self.normalisation);
             let mut rng = Rng::new(self.seed, Purpose::Erase, &key);
             let erasing = RandomErasing::with_prob(self.augment.random_erasing);
             if let Some(found) = erasing.draw(&mut rng, self.img_size, self.img_size) {
@@ -167,18 +168,18 @@ impl TrainPlan {
 }
 
 /// `[H, W, 3]` bytes as `[3, H, W]`, to the bit what [`Normalise`](crate::step::Normalise) makes of them on the device.
-fn normalised(img: &RgbImage) -> Vec<f32> {
+fn normalised(img: &RgbImage, [mean, std]: [[f32; 3]; 2]) -> Vec<f32> {
     (0..3)
         .flat_map(|c| {
             let channel = img.data.iter().skip(c).step_by(3);
-            channel.map(move |&v| (f32::from(v) / 255.0 - IMAGENET_MEAN[c]) / IMAGENET_STD[c])
+            channel.map(move |&v| (f32::from(v) / 255.0 - mean[c]) / std[c])
         })
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::step::Normalise;
+    use crate::step::{IMAGENET_MEAN, IMAGENET_STD, Normalise};
 
     use super::*;
 
@@ -193,6 +194,6 @@ mod tests {
         let expected = Normalise::imagenet(Device::Cpu)
             .forward(&Tensor::from_slice(&data).reshape([1, 4, 5, 3]));
         let expected = Vec::<f32>::try_from(expected.contiguous().flatten(0, -1)).unwrap();
-        assert_eq!(normalised(&img), expected);
+        assert_eq!(normalised(&img, [IMAGENET_MEAN, IMAGENET_STD]), expected);
     }
 }

@@ -68,6 +68,8 @@ pub struct TestSet {
     pub labels: Vec<i64>,
     /// Side of the square input, in pixels.
     pub img_size: u32,
+    /// Mean and deviation by which the encoder's pixels are normalised.
+    pub normalisation: [[f32; 3]; 2],
     /// Share of the shorter side that the central square has, above 0 and at most 1.
     pub crop_pct: f64,
     /// Images of a forward pass.
@@ -98,7 +100,7 @@ impl TestSet {
         device: Device,
     ) -> anyhow::Result<Outcome> {
         let (batches_tx, batches_rx) = crossbeam_channel::bounded(1);
-        let normalise = Normalise::imagenet(device);
+        let normalise = Normalise::of(self.normalisation, device);
         let _no_grad = tch::no_grad_guard();
         std::thread::scope(|scope| {
             scope.spawn(move || {
@@ -154,7 +156,7 @@ impl TestSet {
         })
     }
 
-    fn read(&self, i: usize) -> anyhow::Result<RgbImage> {
+    pub(super) fn read(&self, i: usize) -> anyhow::Result<RgbImage> {
         let bytes = self.source.read(i)?;
         let hash = ContentHash::of(&bytes);
         let img = images::decode(&bytes)?;
@@ -169,7 +171,7 @@ impl TestSet {
     }
 
     /// `[N, S, S, 3]` u8 on the CPU.
-    fn batch_of(&self, rendered: &[RgbImage]) -> anyhow::Result<Tensor> {
+    pub(super) fn batch_of(&self, rendered: &[RgbImage]) -> anyhow::Result<Tensor> {
         let side = i64::from(self.img_size);
         let mut batch = Tensor::empty(
             [rendered.len() as i64, side, side, 3],

@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use images::rng::{Purpose, Rng};
 use models::hub::HubSettings;
-use models::weights::Weights;
+use models::weights::{self, Weights};
+use schemas::atomic::AtomicFile;
 
+use super::evaluate::FINETUNE_FILE;
 use super::recipe::FinetuneRecipe;
 use super::*;
 use crate::cli::Cli;
 use crate::metrics;
 use crate::testing::{World, write_images};
+
+mod reading;
 
 /// A recipe that fits the world: 3 steps of 8 images an epoch.
 const RECIPE: &str = r#"
@@ -418,7 +422,7 @@ fn what_cannot_be_tuned_is_refused_with_what_to_do() {
         (&["--set", "optim.blr=1e-3"], "excludes optim.blr"),
         (&["--set", "schedule.epochs=70000"], "schedule.epochs"),
         (&["--set", "run.eval_every=0"], "run.eval_every"),
-        (&["--init", "nowhere"], "no such file or folder"),
+        (&["--init", "nowhere"], "--init nowhere: give a run folder"),
     ] {
         let mut args = args(&world, "refused", &[]);
         if more[0] == "--init" {

@@ -8,14 +8,16 @@ use torch_ext::{AdamWConfig, FusedAdamW};
 #[cfg(test)]
 mod tests;
 
-/// The layer a parameter belongs to in a network of `depth` transformer blocks, from 0 (patches, positions, CLS, and the convolution
-/// stages of a ConvViT) over `i + 1` for block `i` to `depth + 1` for all that follows.
+/// The layer a parameter belongs to in a network of `depth` transformer blocks, from 0 (patches, positions, CLS, registers, the norm
+/// before the first block, and the convolution stages of a ConvViT) over `i + 1` for block `i` to `depth + 1` for all that follows.
 ///
 /// As MAE's `lr_decay.py` has it for ViT and ConvMAE's for ConvViT, whose transformer blocks are called `blocks3`.
 pub fn layer_id(name: &str, depth: usize) -> usize {
     let mut parts = name.split('.');
     match parts.next().unwrap_or_default() {
-        "cls_token" | "pos_embed" | "blocks1" | "blocks2" => 0,
+        "cls_token" | "reg_token" | "pos_embed" | "blocks1" | "blocks2" => 0,
+        // CLIP's norm before the first block.
+        "norm_pre" => 0,
         first if first.starts_with("patch_embed") => 0,
         "blocks" | "blocks3" => parts
             .next()
@@ -47,11 +49,11 @@ pub fn lr_scale(layer_id: usize, depth: usize, layer_decay: f64) -> f64 {
     layer_decay.powi((depth + 1 - layer_id) as i32)
 }
 
-/// Whether weight decay leaves a parameter alone: biases, norms, positions and CLS, as in MAE's fine-tuning.
+/// Whether weight decay leaves a parameter alone: biases, norms, positions, CLS and registers, as in MAE's fine-tuning.
 ///
 /// Pretraining decays the CLS token; this is not an oversight here, the two of MAE's programs differ.
 pub fn is_exempt(name: &str, param: &Tensor) -> bool {
-    param.dim() <= 1 || name == "cls_token" || name == "pos_embed"
+    param.dim() <= 1 || matches!(name, "cls_token" | "reg_token" | "pos_embed")
 }
 
 /// AdamW in groups of equal learning rate and decay.

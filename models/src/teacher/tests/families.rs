@@ -41,7 +41,7 @@ fn clip_config() -> TowerConfig {
 }
 
 /// The original DINOv3 of one block: 2 heads of 32, 4 registers, a mask over the keys' bias.
-fn dinov3_tensors() -> Tensors {
+pub(super) fn dinov3_tensors() -> Tensors {
     let config = TowerConfig {
         registers: 4,
         positions: Positions::Rotary { base: 100.0 },

@@ -10,7 +10,7 @@ use models::params::ParamStore;
 use models::weights::Weights;
 use tch::Device;
 
-use super::Network;
+use super::model::Network;
 
 /// The encoder of a file in ConvMAE's names; `None` if it is another kind of weights.
 pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Network>> {

@@ -1,0 +1,155 @@
+//! A fine-tuned classifier as a folder of another package.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use models::exchange::{self, ClassifierFacts, Exported, Format};
+use tch::Tensor;
+
+use super::{digest_of, write};
+use crate::cli::ExportArgs;
+use crate::config::any::AnyRecipe;
+use crate::finetune::CLASSES;
+use crate::finetune::recipe::FinetuneRecipe;
+use crate::trained::{self, Trained};
+
+/// More than this is no list of class names.
+const MOST_BYTES: u64 = 1 << 28;
+
+/// Writes the classifier `found`.
+pub(super) fn export(args: &ExportArgs, found: Trained, out: &mut dyn Write) -> anyhow::Result<()> {
+    let AnyRecipe::Finetune(recipe) = &found.recipe else {
+        unreachable!("the caller has looked at the recipe");
+    };
+    ensure!(
+        !args.with_decoder,
+        "--with-decoder: {} is a classifier, which has no decoder",
+        found.place
+    );
+    let backbone = trained::backbone(recipe, &found.place)?;
+    backbone
+        .check(&found.tensors)
+        .with_context(|| found.place.clone())?;
+    let n_classes = usize::try_from(found.n_classes()?)?;
+    let classes = match class_names(&args.run)? {
+        Some(names) if names.len() == n_classes => names,
+        Some(names) => anyhow::bail!(
+            "{:?}: {CLASSES} has {} names, and the classifier {n_classes} scores: the two are not of one run",
+            args.run,
+            names.len()
+        ),
+        // A file that has left its run: by number.
+        None => (0..n_classes).map(|i| i.to_string()).collect(),
+    };
+    let facts = ClassifierFacts {
+        backbone,
+        pool: recipe.model.pool.into(),
+        classes: &classes,
+        crop_pct: recipe.augment.crop_pct,
+    };
+    let exported = exchange::export_classifier(&found.tensors, &facts, args.format)
+        .with_context(|| found.place.clone())?;
+    let card = card(args, recipe, &found, &exported, n_classes);
+    write(&args.out, &exported, &card)?;
+    let numbers: usize = exported.tensors.values().map(Tensor::numel).sum();
+    writeln!(
+        out,
+        "{}: {} of {}, encoder and head of {n_classes} classes, {} tensors, {numbers} numbers",
+        args.out.display(),
+        args.format,
+        found.describe(),
+        exported.tensors.len(),
+    )?;
+    Ok(())
+}
+
+/// The names of the classes of a run folder, or of the run folder that a file lies in (`best/`, `checkpoints/step-.../`).
+fn class_names(path: &Path) -> anyhow::Result<Option<Vec<String>>> {
+    let depth = if path.is_dir() { 1 } else { 4 };
+    let Some(file) = path
+        .ancestors()
+        .take(depth)
+        .map(|folder| folder.join(CLASSES))
+        .find(|file| file.is_file())
+    else {
+        return Ok(None);
+    };
+    let size = std::fs::metadata(&file)
+        .with_context(|| format!("{file:?}: cannot be read"))?
+        .len();
+    ensure!(
+        size <= MOST_BYTES,
+        "{file:?}: has {size} bytes, more than names of classes"
+    );
+    let text = std::fs::read(&file).with_context(|| format!("{file:?}: cannot be read"))?;
+    let names = serde_json::from_slice(&text);
+    Ok(Some(names.with_context(|| {
+        format!("{file:?}: is no list of names")
+    })?))
+}
+
+/// What the folder holds, where it is from and how it is loaded, in the form that model hubs read.
+fn card(
+    args: &ExportArgs,
+    recipe: &FinetuneRecipe,
+    found: &Trained,
+    exported: &Exported,
+    n_classes: usize,
+) -> String {
+    let folder = args.out.file_name().unwrap_or_default().to_string_lossy();
+    // A string of Python: JSON's escapes are Python's.
+    let quoted = |text: &str| serde_json::Value::String(text.to_owned()).to_string();
+    let (library, snippet) = match args.format {
+        Format::Timm => (
+            "timm",
+            format!(
+                "import timm\nimport torch\n\n\
+                 model = timm.create_model({}, pretrained=True).eval()\n\
+                 imgs = torch.zeros(1, *model.pretrained_cfg[\"input_size\"])\n\
+                 scores = model(imgs)  # [N, {n_classes}]\n",
+                quoted(&format!("local-dir:{folder}"))
+            ),
+        ),
+        _ => (
+            "transformers",
+            format!(
+                "import torch\nfrom transformers import ViTForImageClassification\n\n\
+                 model = ViTForImageClassification.from_pretrained({}).eval()\n\
+                 imgs = torch.zeros(1, 3, model.config.image_size, model.config.image_size)\n\
+                 scores = model(imgs).logits  # [N, {n_classes}], named by model.config.id2label\n",
+                quoted(&folder)
+            ),
+        ),
+    };
+    let numbers: usize = exported.tensors.values().map(Tensor::numel).sum();
+    let step = found
+        .step
+        .map_or("not recorded".to_owned(), |step| step.to_string());
+    let toml = recipe.to_toml();
+    let mut card = format!(
+        "---\nlibrary_name: {library}\npipeline_tag: image-classification\ntags:\n- mae\n- mr-mae\n---\n\n# {folder}\n\n\
+         A vision model fine-tuned on labelled images of {n_classes} classes.\n\n| | |\n|---|---|\n"
+    );
+    for (what, value) in [
+        ("format", args.format.to_string()),
+        ("numbers", numbers.to_string()),
+        (
+            "input",
+            "RGB in 0..1, ImageNet's mean and deviation subtracted and divided by".to_owned(),
+        ),
+        ("optimisation steps", step),
+        ("recipe, SHA-256", digest_of(&toml)),
+        ("checkpoint, SHA-256", found.sha256.clone()),
+    ] {
+        // Writing to a string does not fail.
+        let _ = writeln!(card, "| {what} | {value} |");
+    }
+    let _ = write!(
+        card,
+        "\n## Loading it\n\n```python\n{snippet}```\n\n## Recipe\n\n```toml\n{}\n```\n",
+        toml.trim()
+    );
+    card
+}
