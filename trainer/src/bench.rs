@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use models::blocks::Pass;
+use models::drop_path::{DropPath, linear_rates};
 use models::flops::Flops;
 use models::hub::HubSettings;
 use models::mr_mae::MrMae;
@@ -278,6 +279,11 @@ fn step_speeds(
         cls: widths.iter().map(cls).collect(),
         cls_attn: Some(Tensor::rand([n, l], (Kind::Float, device)).to_kind(Kind::Half)),
     };
+    // As the loop has it: no branch is looked at where the recipe drops none.
+    let branches = recipe.drop_path_branches();
+    let drop_rates =
+        Tensor::from_slice(&linear_rates(recipe.model.drop_path, branches / 2)).to_device(device);
+    let uniform = Tensor::rand([n, branches as i64], (Kind::Float, device));
     let normalise = Normalise::imagenet(device);
     let mut speeds = Vec::new();
     for step in 0..=steps {
@@ -285,9 +291,10 @@ fn step_speeds(
         optim.zero_grad();
         let imgs = normalise.forward(&pixels);
         let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
+        let dropped = (branches > 0).then(|| DropPath::new(&uniform, &drop_rates));
         let pass = Pass {
+            drop_path: dropped.as_ref(),
             grad_checkpointing: recipe.run.grad_checkpointing,
-            ..Pass::default()
         };
         let losses = step::accumulate(&student, &imgs, &masking, &features, pass, precision, 1);
         step::update(&mut optim, &[losses], recipe.optim.clip_grad, None)?.read()?;

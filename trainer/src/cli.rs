@@ -237,6 +237,13 @@ pub struct PlanArgs {
     /// The cache: its images, views and teachers.
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+    /// For a recipe of fine-tuning: what is fine-tuned, as `trainer finetune` takes it [default: the recipe's encoder, which that of a run
+    /// has].
+    #[arg(long, value_name = "RUN|FILE|TEACHER")]
+    pub init: Option<String>,
+    /// For a recipe of fine-tuning: classes [default: 1000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub num_classes: Option<u32>,
     /// Images of the data set, instead of the cache's.
     #[arg(long, value_name = "N")]
     pub num_images: Option<u64>,

@@ -96,7 +96,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         }
         Command::Reconstruct(args) => reconstruct::reconstruct(args, out),
         Command::Report(args) => report::report(args, out),
-        Command::Plan(args) => plan::plan(args, out),
+        Command::Plan(args) => plan::plan(args, hub, out),
         Command::Bench(args) => bench::bench(args, out),
     }?;
     Ok(ExitStatus::Fine)

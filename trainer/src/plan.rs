@@ -1,4 +1,5 @@
-//! `trainer plan`: what a recipe costs before it is run: parameters, arithmetic, memory, time, and whether a cache pays for itself.
+//! `trainer plan`: what a recipe costs before it is run: parameters, arithmetic, memory, time, and whether a cache pays for itself. Of
+//! fine-tuning likewise, without a cache.
 //!
 //! Nothing is trained and no feature is read; with `--peak-tflops` nothing is computed either.
 
@@ -7,8 +8,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use models::encoder::EncoderConfig;
 use models::flops::{Flops, block_flops};
+use models::hub::HubSettings;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;
@@ -19,20 +20,20 @@ use tch::Device;
 use crate::bench::{PRODUCT, product_speed};
 use crate::cli::PlanArgs;
 use crate::config::Recipe;
+use crate::config::any::AnyRecipe;
 use crate::data::Problem;
 use crate::metrics::human_time;
 use crate::pretrain::student_config;
 
+mod finetune;
+mod memory;
 #[cfg(test)]
 mod tests;
-
-/// Bytes of a trained number: itself, its gradient, and AdamW's two moments, all f32.
-const BYTES_PER_PARAM: f64 = 16.0;
 
 /// The plan, as `--json` prints it. Numbers of operations are of matrix products, a multiply-add as two.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// Trained numbers, by part: `encoder`, `decoder`, `heads`.
+    /// Trained numbers, by part: `encoder`, `decoder`, `heads`; of fine-tuning `encoder` and `classifier`.
     pub params: BTreeMap<String, usize>,
     /// GFLOP of forward and backward for one image, by part, and `total`.
     pub gflop_per_image: BTreeMap<String, f64>,
@@ -52,7 +53,9 @@ pub struct Plan {
     pub images_per_s: f64,
     /// Hours of the whole run at that share.
     pub hours: f64,
-    /// Memory, in bytes: `params` (weights, gradients, moments), `activations` of one forward pass, about.
+    /// Memory, in bytes: `params` (weights, gradients, AdamW's two moments), `ema` (the moving average of the weights, if the recipe keeps
+    /// one), `activations` of one forward pass, about: what blocks keep for the backward, so with gradient checkpointing their inputs and
+    /// one block's own. Not counted are the loader's batches, what a library keeps to compute with, and copies of weights in bf16.
     pub memory_bytes: BTreeMap<String, f64>,
     /// One for each teacher that the recipe names and the cache knows.
     pub teachers: BTreeMap<String, TeacherPlan>,
@@ -78,8 +81,15 @@ pub struct TeacherPlan {
 }
 
 /// Prints the plan.
-pub fn plan(args: &PlanArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+pub fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
+    let recipe = match AnyRecipe::load(&args.recipe.recipe, &args.recipe.set)? {
+        AnyRecipe::Pretrain(recipe) => *recipe,
+        AnyRecipe::Finetune(recipe) => return finetune::plan(args, &recipe, hub, out),
+    };
+    ensure!(
+        args.init.is_none() && args.num_classes.is_none(),
+        "--init and --num-classes are for recipes of fine-tuning, and this is one of pretraining"
+    );
     let cache = args
         .cache
         .as_deref()
@@ -92,24 +102,7 @@ pub fn plan(args: &PlanArgs, out: &mut dyn Write) -> anyhow::Result<()> {
             anyhow::bail!("give --cache, or the size of the data set with --num-images")
         }
     };
-    ensure!(
-        args.mfu > 0.0 && args.mfu <= 1.0,
-        "--mfu {}: is a share of the peak, above 0 and at most 1",
-        args.mfu
-    );
-    let peak_tflops = match args.peak_tflops {
-        Some(peak) => {
-            ensure!(
-                peak > 0.0 && peak.is_finite(),
-                "--peak-tflops {peak}: must be positive"
-            );
-            peak
-        }
-        None => {
-            let device = torch_ext::resolve_device(&args.device)?;
-            product_speed(recipe.run.precision, PRODUCT, device) / 1e3
-        }
-    };
+    let peak_tflops = peak_tflops(args, recipe.run.precision)?;
     let plan = Plan::of(&recipe, cache.as_ref(), images, peak_tflops, args.mfu)?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
@@ -117,6 +110,28 @@ pub fn plan(args: &PlanArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         plan.write_text(&recipe, args.peak_tflops.is_none(), out)?;
     }
     Ok(())
+}
+
+/// TFLOP/s of the device's products, as given or measured now; with a look at the share of it.
+fn peak_tflops(args: &PlanArgs, precision: Precision) -> anyhow::Result<f64> {
+    ensure!(
+        args.mfu > 0.0 && args.mfu <= 1.0,
+        "--mfu {}: is a share of the peak, above 0 and at most 1",
+        args.mfu
+    );
+    match args.peak_tflops {
+        Some(peak) => {
+            ensure!(
+                peak > 0.0 && peak.is_finite(),
+                "--peak-tflops {peak}: must be positive"
+            );
+            Ok(peak)
+        }
+        None => {
+            let device = torch_ext::resolve_device(&args.device)?;
+            Ok(product_speed(precision, PRODUCT, device) / 1e3)
+        }
+    }
 }
 
 impl Plan {
@@ -224,50 +239,25 @@ impl Plan {
             mfu,
             images_per_s,
             hours: hours(flops.step() * images_seen as f64),
-            memory_bytes: BTreeMap::from([
-                ("params".to_owned(), BYTES_PER_PARAM * trained),
-                (
-                    "activations".to_owned(),
-                    recipe.optim.batch_size as f64 * activation_bytes(recipe),
-                ),
-            ]),
+            memory_bytes: memory::of_pretraining(recipe, trained),
             teachers,
             read_bytes_per_s: row_bytes as f64 * images_per_s,
         })
     }
 
-    fn write_text(
+    /// Length, time and memory.
+    fn write_run(
         &self,
-        recipe: &Recipe,
+        epochs: u64,
+        [accum_iter, batch_size]: [usize; 2],
         measured: bool,
         out: &mut dyn Write,
     ) -> anyhow::Result<()> {
-        let millions = |part: &str| *self.params.get(part).unwrap_or(&0) as f64 / 1e6;
-        let total = self.params.values().sum::<usize>() as f64 / 1e6;
         writeln!(
             out,
-            "parameters    {total:.1} M trained: encoder {:.1}, decoder {:.1}, mimic heads {:.1}",
-            millions("encoder"),
-            millions("decoder"),
-            millions("heads")
-        )?;
-        let gflop = |part: &str| self.gflop_per_image[part];
-        writeln!(
-            out,
-            "arithmetic    {} GFLOP an image and step: encoder {}, decoder {}, mimic heads {}",
-            figure(gflop("total")),
-            figure(gflop("encoder")),
-            figure(gflop("decoder")),
-            figure(gflop("heads"))
-        )?;
-        writeln!(
-            out,
-            "run           {} epochs of {} images: {} steps of {} x {}, {} PFLOP",
-            recipe.schedule.epochs,
+            "run           {epochs} epochs of {} images: {} steps of {accum_iter} x {batch_size}, {} PFLOP",
             self.images,
             self.steps,
-            recipe.optim.accum_iter,
-            recipe.optim.batch_size,
             figure(self.pflop)
         )?;
         writeln!(
@@ -283,13 +273,50 @@ impl Plan {
             },
             self.images_per_s
         )?;
+        let gb = |part: &str| self.memory_bytes.get(part).map(|bytes| bytes / 1e9);
+        let ema = gb("ema").map_or(String::new(), |ema| {
+            format!("{ema:.2} for the moving average, ")
+        });
         writeln!(
             out,
-            "memory        about {:.2} GB: {:.2} for weights, gradients and moments, {:.2} for activations at batch {}",
+            "memory        about {:.2} GB: {:.2} for weights, gradients and moments, {ema}{:.2} for activations at batch {batch_size}",
             self.memory_bytes.values().sum::<f64>() / 1e9,
-            self.memory_bytes["params"] / 1e9,
-            self.memory_bytes["activations"] / 1e9,
-            recipe.optim.batch_size
+            gb("params").unwrap_or_default(),
+            gb("activations").unwrap_or_default(),
+        )?;
+        Ok(())
+    }
+
+    fn write_text(
+        &self,
+        recipe: &Recipe,
+        measured: bool,
+        out: &mut dyn Write,
+    ) -> anyhow::Result<()> {
+        let of = |part: &str| *self.params.get(part).unwrap_or(&0) as f64 / 1e6;
+        let total = self.params.values().sum::<usize>() as f64 / 1e6;
+        writeln!(
+            out,
+            "parameters    {total:.1} M trained: encoder {:.1}, decoder {:.1}, mimic heads {:.1}",
+            of("encoder"),
+            of("decoder"),
+            of("heads")
+        )?;
+        let gflop = |part: &str| self.gflop_per_image[part];
+        writeln!(
+            out,
+            "arithmetic    {} GFLOP an image and step: encoder {}, decoder {}, mimic heads {}",
+            figure(gflop("total")),
+            figure(gflop("encoder")),
+            figure(gflop("decoder")),
+            figure(gflop("heads"))
+        )?;
+        let o = &recipe.optim;
+        self.write_run(
+            recipe.schedule.epochs,
+            [o.accum_iter, o.batch_size],
+            measured,
+            out,
         )?;
         if self.teachers.is_empty() && !recipe.mimic.teachers.is_empty() {
             writeln!(out, "teachers      give --cache to see what they cost")?;
@@ -357,34 +384,4 @@ fn teacher_flops(teacher: &TeacherIdentity) -> anyhow::Result<f64> {
     let patch = 3 * i64::from(teacher.patch_size).pow(2);
     let embed = 2.0 * (tokens * patch * width) as f64;
     Ok(embed + block_flops(depth, tokens + 1, width, mlp))
-}
-
-/// Bytes that a forward pass keeps for the backward, of one image.
-///
-/// A block keeps, per token and channel, in f32 both norms' inputs, and in the precision of products the two norms' outputs, q, k, v, the
-/// attention's output, and twice the MLP's hidden layer.
-fn activation_bytes(recipe: &Recipe) -> f64 {
-    let size = match recipe.run.precision {
-        Precision::F32 => 4.0,
-        Precision::Bf16 => 2.0,
-    };
-    let block = |tokens: i64, dim: i64, depth: i64, ratio: i64| {
-        let per_channel = 8.0 + size * (6.0 + 2.0 * ratio as f64);
-        (tokens * dim * depth) as f64 * per_channel
-    };
-    let config = recipe.mae_config();
-    let keep = recipe.len_keep();
-    let encoder = match &config.encoder {
-        EncoderConfig::Vit(vit) => block(1 + keep, vit.embed_dim, vit.depth, vit.mlp_ratio),
-        EncoderConfig::Mcmae(mcmae) => [16, 4, 1]
-            .into_iter()
-            .zip(mcmae.embed_dims)
-            .zip(mcmae.depths)
-            .zip(mcmae.mlp_ratios)
-            .map(|(((cells, dim), depth), ratio)| block(cells * keep, dim, depth, ratio))
-            .sum(),
-    };
-    let decoder = &config.decoder;
-    let all = 1 + config.num_patches();
-    encoder + block(all, decoder.embed_dim, decoder.depth, decoder.mlp_ratio)
 }

@@ -119,6 +119,15 @@ impl BackboneConfig {
         }
     }
 
+    /// Hidden width of the MLPs of its last blocks, in widths; of gated ones that of MLPs with as many products.
+    pub fn mlp_ratio(&self) -> f64 {
+        match self {
+            Self::Vit(vit) => vit.mlp_ratio as f64,
+            Self::Mcmae(mcmae) => mcmae.mlp_ratios[2] as f64,
+            Self::Tower(tower) => tower.mlp_dim() as f64 / tower.embed_dim() as f64,
+        }
+    }
+
     /// Mean and deviation of the channels (R, G, B) of pixels in 0..1, by which images are normalised.
     pub fn normalisation(&self) -> ([f64; 3], [f64; 3]) {
         match self {

@@ -71,3 +71,105 @@ fn figures_have_three_digits_at_any_size() {
     let found = [0.0123456, 0.1789, 58.34, 989.0, 14947.0].map(figure);
     assert_eq!(found, ["0.0123", "0.179", "58.3", "989", "14947"]);
 }
+
+/// The average is one f32 more of every trained number. A checkpointed block keeps its input alone, four bytes a channel, but for the one that
+/// is computed again: ViT-B keeps 50 tokens of 768 in 12 blocks, the decoder 197 of 512 in 8, whose blocks are the larger ones.
+#[test]
+fn memory_follows_the_average_and_checkpointing() {
+    let bytes = |settings: &[&str]| {
+        Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5)
+            .unwrap()
+            .memory_bytes
+    };
+    let plain = bytes(&["run.precision=\"bf16\""]);
+    assert!(!plain.contains_key("ema"));
+    let (encoder, decoder) = (50.0 * 768.0, 197.0 * 512.0);
+    let kept = 8.0 + 2.0 * 14.0;
+    let expected = 256.0 * kept * (12.0 * encoder + 8.0 * decoder);
+    assert!((plain["activations"] - expected).abs() < 1.0, "{plain:?}");
+    let average = bytes(&["optim.ema_decay=0.9999"]);
+    assert_eq!(4.0 * average["ema"], average["params"]);
+    let checkpointed = bytes(&["run.precision=\"bf16\"", "run.grad_checkpointing=true"]);
+    let expected = 256.0 * (4.0 * (12.0 * encoder + 8.0 * decoder) + kept * decoder);
+    assert!(
+        (checkpointed["activations"] - expected).abs() < 1.0,
+        "{checkpointed:?}"
+    );
+    assert_eq!(checkpointed["params"], plain["params"]);
+}
+
+/// Against published figures: ViT-B/16 with 1000 classes has 86.57 M numbers and 17.6 GFLOP (multiply-adds as two) a forward.
+#[test]
+fn a_fine_tuning_is_planned_for_its_encoder() {
+    use models::encoder::{EncoderConfig, VitConfig};
+
+    use crate::finetune::recipe::FinetuneRecipe;
+
+    let text =
+        "[optim]\nbatch_size = 128\naccum_iter = 8\nema_decay = 0.9999\n[schedule]\nepochs = 100\n";
+    let recipe = FinetuneRecipe::parse(text, "test", &[]).unwrap();
+    let encoder = EncoderConfig::Vit(VitConfig::BASE_PATCH16).into();
+    let plan = |images| Plan::of_finetuning(&recipe, &encoder, 1000, images, 100.0, 0.5);
+    let found = plan(1_281_167).unwrap();
+    assert_eq!(
+        found.params["encoder"] + found.params["classifier"],
+        86_567_656
+    );
+    assert_eq!(found.params["classifier"], 769_000);
+    assert_eq!((found.steps, found.images_seen), (125_100, 125_100 * 1024));
+    let step = found.gflop_per_image["total"];
+    assert!((step / 3.0 - 17.56).abs() < 0.1, "{step}");
+    assert_eq!(found.memory_bytes["ema"], 4.0 * 86_567_656.0);
+    assert!(
+        plan(1000)
+            .unwrap_err()
+            .to_string()
+            .contains("do not fill one step")
+    );
+}
+
+#[test]
+fn a_recipe_of_fine_tuning_says_what_is_missing() {
+    use clap::Parser;
+
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/finetune_tiny.toml");
+    let run = |more: &[&str]| {
+        let recipe = path.to_str().unwrap();
+        let mut args = vec!["trainer", "plan", "--recipe", recipe, "--peak-tflops", "1"];
+        args.extend(more);
+        let mut out = Vec::new();
+        let cli = crate::cli::Cli::try_parse_from(args).unwrap();
+        crate::run(&cli, &HubSettings::default(), &mut out)
+            .map(|_| String::from_utf8(out).unwrap())
+            .map_err(|error| format!("{error:#}"))
+    };
+    assert!(run(&[]).unwrap_err().contains("--num-images"));
+    assert!(
+        run(&["--num-images", "8000"])
+            .unwrap_err()
+            .contains("--init")
+    );
+    assert!(
+        run(&["--cache", "x"])
+            .unwrap_err()
+            .contains("reads no cache")
+    );
+    let teacher = path
+        .ancestors()
+        .nth(3)
+        .unwrap()
+        .join("assets/teachers/clip-tiny");
+    let init = [
+        "--init",
+        teacher.to_str().unwrap(),
+        "--num-images",
+        "8000",
+        "--num-classes",
+        "21",
+    ];
+    let told = run(&init).unwrap();
+    assert!(
+        told.contains("classifier of 21 classes") && told.contains("10 epochs of 8000"),
+        "{told}"
+    );
+}
