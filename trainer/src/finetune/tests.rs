@@ -142,6 +142,12 @@ fn learns_and_writes_what_it_found() {
             .find(|e| e.accuracy.top1 == result.best.accuracy.top1),
         Some(&result.best)
     );
+    assert!(
+        metrics::read(&run_path)
+            .unwrap()
+            .iter()
+            .all(|line| line.mfu.is_some_and(|mfu| mfu > 0.0 && mfu.is_finite()))
+    );
     let lines = losses(&run_path);
     let mean = |lines: &[(u64, f64, BTreeMap<String, f64>)]| {
         lines.iter().map(|(_, _, means)| means["loss"]).sum::<f64>() / lines.len() as f64

@@ -1,4 +1,8 @@
+use clap::Parser;
+use models::hub::HubSettings;
+
 use super::*;
+use crate::cli::Cli;
 
 const SHORT: &str = "[optim]\nbatch_size = 4\n[schedule]\nepochs = 2\n";
 
@@ -59,4 +63,39 @@ fn what_is_wrong_is_told_of_the_kind_that_it_is() {
     assert!(tune.contains("keep_every"), "{tune}");
     let pretrain = message("[optim]\nbatchsize = 4\n[schedule]\nepochs = 2\n");
     assert!(pretrain.contains("batchsize"), "{pretrain}");
+}
+
+/// `trainer config` prints either kind with every default, as the kind itself resolves it.
+#[test]
+fn either_kind_is_printed_resolved() {
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    for name in ["finetune_tiny.toml", "tiny.toml"] {
+        let path = recipes.join(name);
+        let args = [
+            "trainer",
+            "config",
+            "--recipe",
+            path.to_str().unwrap(),
+            "--set",
+            "run.seed=7",
+        ];
+        let mut out = Vec::new();
+        crate::run(
+            &Cli::try_parse_from(args).unwrap(),
+            &HubSettings::default(),
+            &mut out,
+        )
+        .unwrap();
+        let settings = ["run.seed=7".to_owned()];
+        let expected = match name.starts_with("finetune") {
+            true => FinetuneRecipe::load(&path, &settings).unwrap().to_toml(),
+            false => Recipe::load(&path, &settings).unwrap().to_toml(),
+        };
+        let printed = String::from_utf8(out).unwrap();
+        assert_eq!(printed, expected);
+        assert!(
+            printed.contains("seed = 7") && printed.contains("eps = "),
+            "{printed}"
+        );
+    }
 }

@@ -103,3 +103,17 @@ fn layers_of_a_convvit_are_those_of_convmae() {
     ];
     assert_eq!(depth(names), 11);
 }
+
+/// CLIP's norm before its first block and registers stand where the patches do; the last norm does not.
+#[test]
+fn what_comes_before_the_blocks_of_a_tower_learns_as_the_patches_do() {
+    let layers = [
+        "norm_pre.weight",
+        "reg_token",
+        "cls_token",
+        "patch_embed.proj.weight",
+    ];
+    assert_eq!(layers.map(|name| layer_id(name, 12)), [0; 4]);
+    assert_eq!(layer_id("norm.weight", 12), 13);
+    assert!(is_exempt("reg_token", &ones(&[1, 4, 2])));
+}
