@@ -98,7 +98,7 @@ fn memory_follows_the_average_and_checkpointing() {
     assert_eq!(checkpointed["params"], plain["params"]);
 }
 
-/// Against published figures: ViT-B/16 with 1000 classes has 86.57 M numbers and 17.6 GFLOP (multiply-adds as two) a forward.
+/// Against published figures: ViT-B/16 with 1000 classes has 86.57 M numbers and 17.56 G multiply-adds, each two operations, a forward.
 #[test]
 fn a_fine_tuning_is_planned_for_its_encoder() {
     use models::encoder::{EncoderConfig, VitConfig};
@@ -118,7 +118,7 @@ fn a_fine_tuning_is_planned_for_its_encoder() {
     assert_eq!(found.params["classifier"], 769_000);
     assert_eq!((found.steps, found.images_seen), (125_100, 125_100 * 1024));
     let step = found.gflop_per_image["total"];
-    assert!((step / 3.0 - 17.56).abs() < 0.1, "{step}");
+    assert!((step / 3.0 - 2.0 * 17.56).abs() < 0.1, "{step}");
     assert_eq!(found.memory_bytes["ema"], 4.0 * 86_567_656.0);
     assert!(
         plan(1000)
