@@ -17,6 +17,9 @@ const TOP: f64 = 8.0;
 const RIGHT: f64 = 10.0;
 /// More points than this are averaged in groups: more than the pixels of a wide screen.
 const MOST_POINTS: usize = 800;
+/// Digits after the point that a double can tell apart.
+const MOST_DIGITS: f64 = 15.0;
+
 /// One run's values of one quantity.
 pub(super) struct Curve<'a> {
     /// Its place among the runs.
@@ -147,33 +150,27 @@ fn step_of(ticks: &[f64]) -> f64 {
     }
 }
 
-/// A tick's text, with the digits that its neighbours need.
+/// A tick's text, with the digits that tell it from its neighbours.
 fn label(tick: f64, step: f64) -> String {
     let size = tick.abs().max(step);
-    if size >= 1e6 {
-        return format!("{}M", trimmed(tick / 1e6, step / 1e6));
+    // No minus before a zero, and no power of ten after it.
+    if tick.abs() < step / 2.0 {
+        return "0".to_owned();
     }
-    if size >= 1e4 {
-        return format!("{}k", trimmed(tick / 1e3, step / 1e3));
-    }
-    if step < 1e-4 {
-        return if tick == 0.0 {
-            "0".to_owned()
-        } else {
-            format!("{tick:.1e}")
-        };
-    }
-    trimmed(tick, step)
+    let (unit, suffix) = match size {
+        size if size >= 1e6 => (1e6, "M"),
+        size if size >= 1e4 => (1e3, "k"),
+        size if size < 1e-3 => return small(tick, step),
+        _ => (1.0, ""),
+    };
+    let decimals = (-(step / unit).log10().floor()).clamp(0.0, MOST_DIGITS) as usize;
+    format!("{:.decimals$}{suffix}", tick / unit)
 }
 
-fn trimmed(tick: f64, step: f64) -> String {
-    let decimals = (-step.log10().floor()).clamp(0.0, 6.0) as usize;
-    let text = format!("{tick:.decimals$}");
-    // No minus before a zero.
-    match text.trim_start_matches('-').parse::<f64>() {
-        Ok(0.0) => "0".to_owned(),
-        _ => text,
-    }
+/// A number below a thousandth, as a power of ten.
+fn small(tick: f64, step: f64) -> String {
+    let digits = (tick.abs().log10().floor() - step.log10().floor()).clamp(0.0, MOST_DIGITS);
+    format!("{tick:.*e}", digits as usize)
 }
 
 #[cfg(test)]
@@ -199,7 +196,26 @@ mod tests {
         assert_eq!(label(0.25, 0.05), "0.25");
         assert_eq!(label(20000.0, 5000.0), "20k");
         assert_eq!(label(-1e-17, 0.1), "0");
-        assert_eq!(label(2e-5, 1e-5), "2.0e-5");
+        assert_eq!(label(2e-5, 1e-5), "2e-5");
+        assert_eq!(label(2.5e-5, 5e-6), "2.5e-5");
+    }
+
+    #[test]
+    fn neighbouring_ticks_have_different_texts() {
+        for (low, high) in [
+            (0.3, 0.3 + 1e-9),
+            (0.999_999_9, 1.0),
+            (-2e-6, -2e-6 + 1e-12),
+            (12_345_678.0, 12_345_679.0),
+            (10_000.1, 10_000.2),
+            (1e-3, 1.001e-3),
+            (-1.0, 1.0),
+        ] {
+            let ticks = ticks(low, high);
+            let texts: Vec<String> = ticks.iter().map(|&t| label(t, step_of(&ticks))).collect();
+            let distinct: std::collections::BTreeSet<&String> = texts.iter().collect();
+            assert_eq!(distinct.len(), texts.len(), "{low}..{high}: {texts:?}");
+        }
     }
 
     #[test]

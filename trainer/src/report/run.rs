@@ -136,8 +136,9 @@ impl RunData {
             }
         }
         if bad > 0 {
+            let lines = if bad == 1 { "line is" } else { "lines are" };
             self.problems
-                .push(format!("{METRICS}: {bad} lines are damaged and left out"));
+                .push(format!("{METRICS}: {bad} {lines} damaged and left out"));
         }
     }
 
