@@ -65,7 +65,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Continues from `state`, or starts; opens the run's logs and cuts them back to its step.
+    /// Continues from `state`, or starts; opens the run's logs at its step.
     pub fn open(
         run: &Path,
         watch: Watch,

@@ -1,8 +1,10 @@
 //! TensorBoard event files: the metrics lines as scalars, and pictures.
 //!
-//! One file per run, `RUN/tb/events.out.tfevents.<seconds>.<host>`. It grows while the run goes on and is cut back to the checkpoint's step
-//! on a resume, as `metrics.jsonl` is, so that no step appears twice; a record that a kill cut short is dropped. Format: TensorFlow's
-//! `record_writer.cc` (framing) and `event.proto`, `summary.proto` (the few fields written here).
+//! One file per session, `RUN/tb/events.out.tfevents.<seconds>.<host>`, which only grows. It begins with the version and a
+//! `SessionLog.START` at the first step that the session does: TensorBoard then forgets what earlier files say of this step and later ones,
+//! also while it is open, so that no step shows twice after a resume. No file is ever cut or replaced, since a TensorBoard that reads it
+//! would keep the old one open. Format: TensorFlow's `record_writer.cc` (framing) and `event.proto`, `summary.proto` (the few fields
+//! written here); the purge is `_CheckForRestartAndMaybePurge` in TensorBoard's `plugin_event_accumulator.py`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -23,7 +25,7 @@ pub const FOLDER: &str = "tb";
 /// How the name of an event file begins; TensorBoard looks for it.
 const PREFIX: &str = "events.out.tfevents.";
 
-/// The event file of a run, open for appending.
+/// The event file of a session, open for appending.
 #[derive(Debug)]
 pub struct EventLog {
     path: PathBuf,
@@ -31,27 +33,22 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Opens the file of a run that has done `step` steps, without what is of later steps; makes it if there is none.
+    /// Begins a file for the session of a run that has done `step` steps.
     pub fn open(run: &Path, step: u64) -> anyhow::Result<EventLog> {
         let folder = run.join(FOLDER);
         fs::create_dir_all(&folder).with_context(|| format!("{folder:?}: cannot be created"))?;
-        let path = match newest(&folder)? {
-            Some(path) => path,
-            None => folder.join(format!("{PREFIX}{}.{}", now() as u64, host())),
-        };
-        if path.exists() {
-            let bytes = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
-            let kept = kept_bytes(&bytes, step);
-            if kept < bytes.len() {
-                schemas::atomic::write(&path, &bytes[..kept])?;
-            }
-        }
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        let file = file.with_context(|| format!("{path:?}: cannot be opened for appending"))?;
+        // Readers take the files in the order of their names: after those that are there, whatever the clock says.
+        let newest = files(&folder)?.last().and_then(|path| seconds_of(path));
+        let seconds = newest.map_or(0, |newest| newest + 1).max(now() as u64);
+        let path = folder.join(format!("{PREFIX}{seconds:010}.{}", host()));
+        let file = OpenOptions::new().create_new(true).append(true).open(&path);
+        let file = file.with_context(|| format!("{path:?}: cannot be created"))?;
         let mut log = EventLog { path, file };
-        let length = log.file.metadata().map_or(0, |metadata| metadata.len());
-        if length == 0 {
-            log.append(&Event::version(now()))?;
+        log.append(&Event::version(now()))?;
+        // A live TensorBoard takes the first START that it meets for a beginning and purges at each later one. Two make this a restart
+        // also where the earlier files have none.
+        for _ in 0..2 {
+            log.append(&Event::start(now(), step + 1))?;
         }
         Ok(log)
     }
@@ -91,20 +88,8 @@ impl EventLog {
     }
 }
 
-/// Bytes of the whole records, from the start on, that are of no later step than `step`.
-fn kept_bytes(bytes: &[u8], step: u64) -> usize {
-    let mut kept = 0;
-    while let Some((data, length)) = record::unframe(&bytes[kept..]) {
-        if event::step_of(data).is_none_or(|of| of > step) {
-            break;
-        }
-        kept += length;
-    }
-    kept
-}
-
-/// The event file of the latest name.
-fn newest(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
+/// The event files in the order of their names.
+fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let listed = || format!("{folder:?}: cannot be read");
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).with_context(listed)? {
@@ -113,7 +98,15 @@ fn newest(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
             paths.push(entry.path());
         }
     }
-    Ok(paths.into_iter().max())
+    paths.sort();
+    Ok(paths)
+}
+
+/// The seconds in a file's name, which has ten digits of them as TensorFlow's do.
+fn seconds_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_string_lossy();
+    let digits = name.strip_prefix(PREFIX)?.split('.').next()?;
+    (digits.len() == 10).then(|| digits.parse().ok())?
 }
 
 /// Seconds since 1970.

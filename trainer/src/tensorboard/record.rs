@@ -49,20 +49,6 @@ pub(super) fn frame(data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The data of the first record and the record's length; `None` unless it is there, whole and undamaged.
-pub(super) fn unframe(bytes: &[u8]) -> Option<(&[u8], usize)> {
-    let (length, rest) = bytes.split_first_chunk::<LENGTH>()?;
-    let (checksum, rest) = rest.split_first_chunk::<CHECKSUM>()?;
-    if masked(length) != u32::from_le_bytes(*checksum) {
-        return None;
-    }
-    let data_length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
-    let data = rest.get(..data_length)?;
-    let checksum = rest.get(data_length..)?.first_chunk::<CHECKSUM>()?;
-    (masked(data) == u32::from_le_bytes(*checksum))
-        .then_some((data, LENGTH + 2 * CHECKSUM + data_length))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,17 +59,5 @@ mod tests {
         assert_eq!(crc32c(b"123456789"), 0xE306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8A91_36AA);
         assert_eq!(crc32c(&[0xFF; 32]), 0x62A8_AB43);
-    }
-
-    #[test]
-    fn a_damaged_or_short_record_is_none() {
-        let framed = frame(b"event");
-        assert_eq!(unframe(&framed), Some((&b"event"[..], framed.len())));
-        for i in 0..framed.len() {
-            let mut damaged = framed.clone();
-            damaged[i] ^= 1;
-            assert_eq!(unframe(&damaged), None, "byte {i}");
-            assert_eq!(unframe(&framed[..i]), None, "{i} bytes");
-        }
     }
 }
