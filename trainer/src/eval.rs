@@ -4,6 +4,7 @@ pub mod accuracy;
 pub mod features;
 pub mod knn;
 pub mod linprobe;
+pub mod record;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +14,6 @@ use std::io::Write;
 use anyhow::Context;
 use images::ImageSource;
 use models::hub::HubSettings;
-use schemas::atomic;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -21,19 +21,15 @@ use crate::cli::KnnArgs;
 use features::{Extraction, Images, Model, Views};
 use knn::{Accuracy, Labelled};
 
-/// The result's name in a run folder.
-pub const KNN_FILE: &str = "eval/knn.json";
-/// The same for the student before its first step.
-pub const KNN_UNTRAINED_FILE: &str = "eval/knn-untrained.json";
-
-/// The same for a run's moving average.
-pub const KNN_EMA_FILE: &str = "eval/knn-ema.json";
-
 /// What `trainer knn` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KnnResult {
     /// What was evaluated.
     pub model: String,
+    /// The images that voted, as `--train` named them.
+    pub train: String,
+    /// The images that were classified, as `--test` named them.
+    pub test: String,
     /// Images that voted.
     pub train_images: usize,
     /// Images that were classified.
@@ -112,6 +108,8 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
         }
         let result = KnnResult {
             model: model.describe(),
+            train: args.train.clone(),
+            test: args.test.clone(),
             train_images: train_images.idxs.len(),
             test_images: test_images.idxs.len(),
             test_images_in_train,
@@ -120,15 +118,19 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
             k: args.k,
             accuracy,
         };
-        if let Some(run) = model.run_folder() {
-            let name = match (model.untrained(), model.ema()) {
-                (true, _) => KNN_UNTRAINED_FILE,
-                (false, true) => KNN_EMA_FILE,
-                (false, false) => KNN_FILE,
-            };
-            let json = serde_json::to_string_pretty(&result)?;
-            atomic::write(&run.join(name), json.as_bytes())?;
-        }
+        record::save(
+            model,
+            "knn",
+            &[
+                "train",
+                "test",
+                "k",
+                "train_images",
+                "test_images",
+                "classes",
+            ],
+            &result,
+        )?;
         results.push(result);
     }
     if args.json {

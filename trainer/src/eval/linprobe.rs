@@ -12,13 +12,13 @@ use anyhow::{Context, ensure};
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
 use models::hub::HubSettings;
-use schemas::{ContentHash, ViewPolicy, atomic};
+use schemas::{ContentHash, ViewPolicy};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::accuracy::TopK;
 use super::features::{self, Extraction, Images, Model, Views};
-use super::{Classes, count_in_train, report_skipped};
+use super::{Classes, count_in_train, record, report_skipped};
 use crate::cli::LinprobeArgs;
 use heads::{Labelled, Training, train};
 
@@ -26,19 +26,15 @@ pub mod heads;
 #[cfg(test)]
 mod tests;
 
-/// The result's name in a run folder.
-pub const LINPROBE_FILE: &str = "eval/linprobe.json";
-/// The same for the student before its first step.
-pub const LINPROBE_UNTRAINED_FILE: &str = "eval/linprobe-untrained.json";
-
-/// The same for a run's moving average.
-pub const LINPROBE_EMA_FILE: &str = "eval/linprobe-ema.json";
-
 /// What `trainer linprobe` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinprobeResult {
     /// What was evaluated.
     pub model: String,
+    /// The images to train on, as `--train` named them.
+    pub train: String,
+    /// The images that were classified, as `--test` named them.
+    pub test: String,
     /// Images to train on, the held-out ones included.
     pub train_images: usize,
     /// Those of them on which the learning rate was chosen; 0 where there was no choice.
@@ -114,6 +110,8 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
         ImageSource::open(&args.train)?,
         ImageSource::open(&args.test)?,
     );
+    // Before hours of features.
+    heads::require_a_step(train_source.len(), training.batch_size)?;
     let classes = Classes::of(&[&train_source, &test_source])?;
     info!(
         "{} models, {} train and {} test images of {} classes",
@@ -181,6 +179,8 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
         }
         let result = LinprobeResult {
             model: model.describe(),
+            train: args.train.clone(),
+            test: args.test.clone(),
             train_images: train_images.idxs.len(),
             held_out_images: split.held_out.len(),
             test_images: test_images.idxs.len(),
@@ -197,15 +197,20 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
             },
             features: probes,
         };
-        if let Some(run) = model.run_folder() {
-            let name = match (model.untrained(), model.ema()) {
-                (true, _) => LINPROBE_UNTRAINED_FILE,
-                (false, true) => LINPROBE_EMA_FILE,
-                (false, false) => LINPROBE_FILE,
-            };
-            let json = serde_json::to_string_pretty(&result)?;
-            atomic::write(&run.join(name), json.as_bytes())?;
-        }
+        record::save(
+            model,
+            "linprobe",
+            &[
+                "train",
+                "test",
+                "protocol",
+                "train_images",
+                "held_out_images",
+                "test_images",
+                "classes",
+            ],
+            &result,
+        )?;
         results.push(result);
     }
     if args.json {

@@ -86,7 +86,8 @@ fn students_teachers_and_pixels_are_judged_alike() {
         ["cls", "mean"]
     );
     let saved: KnnResult =
-        serde_json::from_slice(&std::fs::read(world.path("run").join(KNN_FILE)).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(world.path("run").join("eval/knn.json")).unwrap())
+            .unwrap();
     assert_eq!(saved, student);
 
     // The checkpoint's file alone says the same as the run.
@@ -153,8 +154,8 @@ fn untrained_means_before_the_first_step() {
     let result = knn_json(&world, Path::new(&untrained_spec), &[]);
     assert!(result.model.starts_with("untrained"), "{}", result.model);
     assert!(
-        world.path("run").join(KNN_UNTRAINED_FILE).exists()
-            && !world.path("run").join(KNN_FILE).exists()
+        world.path("run").join("eval/knn-untrained.json").exists()
+            && !world.path("run").join("eval/knn.json").exists()
     );
 }
 
@@ -191,8 +192,8 @@ fn a_moving_average_is_evaluated_when_asked_for() {
 
     let result = knn_json(&world, Path::new(&average_spec), &[]);
     assert!(result.model.starts_with("average of"), "{}", result.model);
-    assert!(world.path("run").join(KNN_EMA_FILE).exists());
-    assert!(!world.path("run").join(KNN_FILE).exists());
+    assert!(world.path("run").join("eval/knn-ema.json").exists());
+    assert!(!world.path("run").join("eval/knn.json").exists());
 
     run(&world.pretrain_args("plain", &["--stop-after", "2"])).unwrap();
     let refused = |spec: String| {

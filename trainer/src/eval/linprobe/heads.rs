@@ -179,12 +179,9 @@ pub fn train(
         "{n_heads} learning rates x {batch_size} images x {n_classes} classes are too many scores for a step; take a smaller \
          --probe-batch or fewer --blr"
     );
-    let order = Order::new(training.seed, set.rows.len(), batch_size).with_context(|| {
-        format!(
-            "{} images to train on do not fill one step of --probe-batch {batch_size}",
-            set.rows.len()
-        )
-    })?;
+    require_a_step(set.rows.len(), batch_size)?;
+    let order = Order::new(training.seed, set.rows.len(), batch_size)
+        .context("an order of the images to train on")?;
     let (views, _, dim) = set.features.size3()?;
     let heads = Heads::new(n_heads, n_classes, dim, training.seed, device);
     let lrs: Vec<f64> = training
@@ -232,4 +229,12 @@ pub fn train(
     }
     let losses = last_losses / order.steps_per_epoch() as f64;
     Ok((heads, Vec::<f64>::try_from(losses.to_kind(Kind::Double))?))
+}
+/// Refuses fewer images than one step takes.
+pub(super) fn require_a_step(images: usize, batch_size: usize) -> anyhow::Result<()> {
+    ensure!(
+        images >= batch_size,
+        "{images} images to train on do not fill one step of --probe-batch {batch_size}; give a smaller --probe-batch"
+    );
+    Ok(())
 }

@@ -206,7 +206,8 @@ fn students_teachers_and_pixels_are_probed_and_the_test_images_choose_nothing() 
         ["cls mean", "cls mean", "pixels"]
     );
     let saved: LinprobeResult =
-        serde_json::from_slice(&std::fs::read(run_path.join(LINPROBE_FILE)).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(run_path.join("eval/linprobe.json")).unwrap())
+            .unwrap();
     assert_eq!(saved, results[0]);
     for result in &results {
         assert_eq!(

@@ -1,0 +1,97 @@
+//! Where results lie in a run folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use schemas::atomic;
+use serde::Serialize;
+use serde_json::Value;
+use tracing::info;
+
+use super::features::Model;
+
+/// The folder of results in a run.
+pub const FOLDER: &str = "eval";
+
+/// Saves what was found about a model of a run in the run's folder, as `eval/KIND.json`, `KIND-untrained.json` or `KIND-ema.json`; nothing
+/// for other models.
+///
+/// A result replaces one of the same question, where all fields named in `question` are equal, since the run may have gone on. One of another
+/// question (other images, another `k`) stays, and the new one becomes `KIND-2.json` and so on.
+pub(super) fn save(
+    model: &Model,
+    kind: &str,
+    question: &[&str],
+    result: &impl Serialize,
+) -> anyhow::Result<()> {
+    let Some(run) = model.run_folder() else {
+        return Ok(());
+    };
+    let stem = match (model.untrained(), model.ema()) {
+        (true, _) => format!("{kind}-untrained"),
+        (false, true) => format!("{kind}-ema"),
+        (false, false) => kind.to_owned(),
+    };
+    let result = serde_json::to_value(result)?;
+    let path = place(&run.join(FOLDER), &stem, question, &result)?;
+    atomic::write(&path, serde_json::to_string_pretty(&result)?.as_bytes())?;
+    info!("written to {}", path.display());
+    Ok(())
+}
+
+/// The first file that does not exist or answers the same question.
+fn place(folder: &Path, stem: &str, question: &[&str], result: &Value) -> anyhow::Result<PathBuf> {
+    for number in 1u32.. {
+        let path = folder.join(match number {
+            1 => format!("{stem}.json"),
+            _ => format!("{stem}-{number}.json"),
+        });
+        if !path.try_exists().with_context(|| format!("{path:?}"))? {
+            return Ok(path);
+        }
+        let text = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
+        // What is damaged answers nothing, and is not ours to remove.
+        let before: Value = serde_json::from_slice(&text).unwrap_or_default();
+        if question
+            .iter()
+            .all(|field| before.get(field) == result.get(field))
+        {
+            return Ok(path);
+        }
+    }
+    unreachable!("a folder does not hold 2^32 files")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn another_question_does_not_cost_the_first_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut written = Vec::new();
+        for (k, top1) in [(20, 0.5), (5, 0.4), (20, 0.6), (1, 0.3), (5, 0.45)] {
+            let result = json!({"k": k, "top1": top1});
+            let path = place(folder.path(), "knn", &["k"], &result).unwrap();
+            atomic::write(&path, result.to_string().as_bytes()).unwrap();
+            written.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+        assert_eq!(
+            written,
+            [
+                "knn.json",
+                "knn-2.json",
+                "knn.json",
+                "knn-3.json",
+                "knn-2.json"
+            ]
+        );
+        // A damaged file stays where it is.
+        atomic::write(&folder.path().join("knn.json"), b"{").unwrap();
+        let path = place(folder.path(), "knn", &["k"], &json!({"k": 20})).unwrap();
+        assert!(path.ends_with("knn-4.json"), "{path:?}");
+    }
+}
