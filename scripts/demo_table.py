@@ -39,14 +39,16 @@ def main():
         print(f"{name:<13} {seconds(out, name):.0f} s, last losses: {losses}")
 
     # In the order of the demo's --model options.
-    names = ("untrained", "mae", "mr-mae", "clip-tiny", "dino-tiny")
+    names = ("raw pixels", "untrained", "mae", "mr-mae", "clip-tiny", "dino-tiny")
     results = dict(zip(names, json.loads((out / "knn.json").read_text()), strict=True))
     first = results["untrained"]
     print(f"\n{first['k']}-NN on {first['test_images']} held-out pictures of {first['classes']} classes, {first['train_images']} vote")
-    print(f"{'top-1 by':<14}{'CLS':>9}{'mean of patches':>18}")
+    print(f"{'':<14}{'top-1 by CLS':>14}{'by mean of patches':>20}{'balanced, by mean':>20}")
     for name, result in results.items():
-        cls, mean = (100 * result["accuracy"][feature]["top1"] for feature in ("cls", "mean"))
-        print(f"{name:<14}{cls:>8.2f}%{mean:>17.2f}%")
+        accuracy = result["accuracy"]
+        mean = accuracy.get("mean") or accuracy["pixels"]
+        cls = f"{100 * accuracy['cls']['top1']:.2f}%" if "cls" in accuracy else "-"
+        print(f"{name:<14}{cls:>14}{100 * mean['top1']:>19.2f}%{100 * mean['balanced']:>19.2f}%")
 
 
 if __name__ == "__main__":
