@@ -219,8 +219,8 @@ pub fn newest(run: &Path) -> anyhow::Result<Option<PathBuf>> {
         .map(|&step| run.join(FOLDER).join(folder_name(step))))
 }
 
-/// Loads and verifies one checkpoint.
-pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
+/// What a checkpoint's state says, without its tensors.
+pub fn read_state(folder: &Path) -> anyhow::Result<State> {
     let path = folder.join(STATE);
     let bytes = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
     let Sealed {
@@ -237,6 +237,12 @@ pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
         "{path:?}: format version {}, this program reads {FORMAT_VERSION}",
         state.format_version
     );
+    Ok(state)
+}
+
+/// Loads and verifies one checkpoint.
+pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
+    let state = read_state(folder)?;
     let read = |name: &str| -> anyhow::Result<Weights> {
         let path = folder.join(name);
         let weights = Weights::read(&path)?;

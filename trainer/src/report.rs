@@ -3,6 +3,7 @@
 //! Whatever of a run is missing or damaged is said in the report, and the rest is shown.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::ensure;
 use schemas::atomic;
@@ -10,6 +11,7 @@ use schemas::atomic;
 use crate::cli::ReportArgs;
 
 mod html;
+mod names;
 mod plot;
 mod run;
 mod tables;
@@ -39,10 +41,30 @@ const ORDER: [&str; 10] = [
 
 /// Writes the report.
 pub fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let runs: Vec<RunData> = args.runs.iter().map(|path| RunData::read(path)).collect();
+    let mut runs: Vec<RunData> = args.runs.iter().map(|path| RunData::read(path)).collect();
+    let paths: Vec<&Path> = args.runs.iter().map(|path| path.as_path()).collect();
+    for (run, name) in runs.iter_mut().zip(names::name_apart(&paths)) {
+        run.name = name;
+    }
+    // A typing error is no run with problems.
+    let nothing: Vec<String> = runs
+        .iter()
+        .filter(|run| run.is_empty())
+        .map(|run| format!("{:?}", run.path))
+        .collect();
     ensure!(
-        runs.iter().any(|run| !run.is_empty()),
-        "none of the folders given holds anything of a run: give folders that `trainer pretrain` or `trainer finetune` wrote"
+        nothing.is_empty(),
+        "{}: nothing of a run is there; give folders that `trainer pretrain` or `trainer finetune` wrote",
+        nothing.join(", ")
+    );
+    let folder = args
+        .out
+        .parent()
+        .filter(|path| !path.as_os_str().is_empty());
+    ensure!(
+        folder.is_none_or(Path::is_dir),
+        "--out {:?}: there is no such folder; make it first",
+        args.out
     );
     let html = render(&runs);
     atomic::write(&args.out, html.as_bytes())?;
@@ -90,6 +112,7 @@ fn render(runs: &[RunData]) -> String {
     page += &section("Evaluation", &tables::evaluations(runs));
     page += &section("Curves", &curves(runs));
     page += &section("Pictures", &pictures(runs));
+    page += &section("Data", &tables::data(runs));
     page += &section(
         "What differs between the recipes",
         &tables::differences(runs),
@@ -107,7 +130,7 @@ fn section(title: &str, content: &str) -> String {
     }
 }
 
-/// Which colour is which run; said once, since it is the same in every plot.
+/// Which stroke is which run; said once, since it is the same in every plot.
 fn legend(names: &[&str]) -> String {
     if names.len() < 2 {
         return String::new();
@@ -117,8 +140,8 @@ fn legend(names: &[&str]) -> String {
         .enumerate()
         .map(|(i, name)| {
             format!(
-                "<li><i class=\"c{}\"></i>{}</li>",
-                i % plot::COLOURS,
+                "<li><svg class=\"key\" viewBox=\"0 0 34 8\" aria-hidden=\"true\"><path class=\"curve {}\" d=\"M2 4H32\"/></svg>{}</li>",
+                plot::stroke(i),
                 escape(name)
             )
         })
@@ -152,7 +175,7 @@ fn curves(runs: &[RunData]) -> String {
                 .filter_map(|(i, run)| {
                     let points = run.series.get(name)?;
                     Some(Curve {
-                        colour: i,
+                        place: i,
                         label: &run.name,
                         points,
                     })
@@ -170,18 +193,19 @@ fn curves(runs: &[RunData]) -> String {
             format!(
                 "<figure><figcaption>{}</figcaption>{}</figure>\n",
                 escape(&title),
-                plot(&curves, scale)
+                plot(&title, &curves, scale)
             )
         })
         .collect();
     match plots.is_empty() {
         true => plots,
-        false => format!("<p class=\"note\">over steps</p>\n<div class=\"plots\">\n{plots}</div>"),
+        false => format!("<div class=\"plots\">\n{plots}</div>"),
     }
 }
 
 fn pictures(runs: &[RunData]) -> String {
-    runs.iter()
+    let sheets: String = runs
+        .iter()
         .filter_map(|run| {
             let (name, png) = run.picture.as_ref()?;
             Some(format!(
@@ -192,5 +216,9 @@ fn pictures(runs: &[RunData]) -> String {
                 image(png, &format!("reconstructions of {}", run.name))
             ))
         })
-        .collect()
+        .collect();
+    match sheets.is_empty() {
+        true => sheets,
+        false => format!("<div class=\"sheets\">\n{sheets}</div>"),
+    }
 }

@@ -157,6 +157,12 @@ pub fn refuse_other_length(
     Ok(())
 }
 
+/// Whether a process trains in the folder now, as far as its lock tells.
+pub fn in_use(path: &Path) -> bool {
+    let file = File::open(path.join(LOCK));
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
 fn lock(path: &Path) -> anyhow::Result<File> {
     let lock_path = path.join(LOCK);
     let file = OpenOptions::new()

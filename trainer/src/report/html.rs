@@ -25,11 +25,15 @@ pub(super) fn image(png: &[u8], alt: &str) -> String {
     )
 }
 
-/// A table: the first cell of each row is a name, the others are numbers.
-pub(super) fn table(header: &[String], rows: &[Vec<String>]) -> String {
+/// A table whose first `words` columns are text, to be read from the left; the others are numbers, to be compared down their right edge.
+pub(super) fn table(words: usize, header: &[String], rows: &[Vec<String>]) -> String {
     let cells = |row: &[String], tag: &str| -> String {
         row.iter()
-            .map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)))
+            .enumerate()
+            .map(|(i, cell)| {
+                let class = if i < words { " class=\"text\"" } else { "" };
+                format!("<{tag}{class}>{}</{tag}>", escape(cell))
+            })
             .collect()
     };
     let body: String = rows
@@ -80,7 +84,7 @@ mod tests {
 
     #[test]
     fn names_of_runs_cannot_become_markup() {
-        let found = table(&["run".into()], &[vec!["<script>\"&'".into()]]);
+        let found = table(1, &["run".into()], &[vec!["<script>\"&'".into()]]);
         assert!(found.contains("&lt;script&gt;&quot;&amp;&#39;"), "{found}");
         assert!(!found.contains("<script>"));
     }

@@ -4,17 +4,19 @@ use std::fmt::Write as _;
 
 use super::html::escape;
 
-/// Colours of the style sheet, `c0` to `c6`; further runs begin again, dashed.
-pub(super) const COLOURS: usize = 7;
+/// Colours of the style sheet, `c0` to `c6`.
+const COLOURS: usize = 7;
+/// Its dashes, `d0` (none) to `d3`: with the colours, strokes for 28 runs.
+const DASHES: usize = 4;
 
 /// The drawing's size in its own units.
-const WIDTH: f64 = 560.0;
-const HEIGHT: f64 = 250.0;
+const WIDTH: f64 = 400.0;
+const HEIGHT: f64 = 230.0;
 /// Room for the labels of the axes.
-const LEFT: f64 = 58.0;
-const BOTTOM: f64 = 26.0;
+const LEFT: f64 = 60.0;
+const BOTTOM: f64 = 40.0;
 const TOP: f64 = 8.0;
-const RIGHT: f64 = 10.0;
+const RIGHT: f64 = 14.0;
 /// More points than this are averaged in groups: more than the pixels of a wide screen.
 const MOST_POINTS: usize = 800;
 /// Digits after the point that a double can tell apart.
@@ -23,15 +25,20 @@ const MOST_DIGITS: f64 = 15.0;
 /// One run's values of one quantity.
 pub(super) struct Curve<'a> {
     /// Its place among the runs.
-    pub(super) colour: usize,
+    pub(super) place: usize,
     /// What the pointer shows.
     pub(super) label: &'a str,
     /// (step, value), in order; values may not be finite.
     pub(super) points: &'a [(f64, f64)],
 }
 
-/// All curves over the step, their values times `scale`.
-pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
+/// The classes of a run's curves, by its place among the runs: its colour and, beyond the seventh run, its dashes.
+pub(super) fn stroke(place: usize) -> String {
+    format!("c{} d{}", place % COLOURS, place / COLOURS % DASHES)
+}
+
+/// All curves of the quantity `title` over the step, their values times `scale`.
+pub(super) fn plot(title: &str, curves: &[Curve], scale: f64) -> String {
     let thinned: Vec<Vec<(f64, f64)>> = curves
         .iter()
         .map(|curve| thin(curve.points, scale))
@@ -59,7 +66,11 @@ pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
     let x_of = |x: f64| LEFT + x / last * plot_w;
     let (y_low, y_high) = (low - margin, top + margin);
     let y_of = |y: f64| TOP + (1.0 - (y - y_low) / (y_high - y_low)) * plot_h;
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
+    let labels: Vec<&str> = curves.iter().map(|curve| curve.label).collect();
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">\n",
+        escape(&format!("{title} over the steps of {}", labels.join(", ")))
+    );
     for &tick in y_ticks.iter().filter(|t| (y_low..=y_high).contains(*t)) {
         let y = y_of(tick);
         let _ = writeln!(
@@ -68,7 +79,7 @@ pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
             WIDTH - RIGHT,
             LEFT - 6.0,
             y + 4.0,
-            label(tick, step_of(&y_ticks))
+            label(tick, &y_ticks)
         );
     }
     for &tick in x_ticks.iter().filter(|t| (0.0..=last).contains(*t)) {
@@ -76,10 +87,16 @@ pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
             svg,
             "<text class=\"x\" x=\"{:.1}\" y=\"{}\">{}</text>",
             x_of(tick),
-            HEIGHT - 6.0,
-            label(tick, step_of(&x_ticks))
+            HEIGHT - BOTTOM + 18.0,
+            label(tick, &x_ticks)
         );
     }
+    let _ = writeln!(
+        svg,
+        "<text class=\"x\" x=\"{:.1}\" y=\"{}\">step</text>",
+        LEFT + plot_w / 2.0,
+        HEIGHT - 5.0
+    );
     for (curve, points) in curves.iter().zip(&thinned) {
         let mut path = String::new();
         for (i, &(x, y)) in points.iter().enumerate() {
@@ -95,15 +112,10 @@ pub(super) fn plot(curves: &[Curve], scale: f64) -> String {
             // A dot, where there is no line yet.
             path += "h0.01";
         }
-        let dashed = if curve.colour >= COLOURS {
-            " dashed"
-        } else {
-            ""
-        };
         let _ = writeln!(
             svg,
-            "<path class=\"curve c{}{dashed}\" d=\"{path}\"><title>{}</title></path>",
-            curve.colour % COLOURS,
+            "<path class=\"curve {}\" d=\"{path}\"><title>{}</title></path>",
+            stroke(curve.place),
             escape(curve.label)
         );
     }
@@ -150,8 +162,12 @@ fn step_of(ticks: &[f64]) -> f64 {
     }
 }
 
-/// A tick's text, with the digits that tell it from its neighbours.
-fn label(tick: f64, step: f64) -> String {
+/// A tick's text, with the digits that tell it from its neighbours, and in the form that all `ticks` of its axis have.
+fn label(tick: f64, ticks: &[f64]) -> String {
+    let step = step_of(ticks);
+    let largest = ticks
+        .iter()
+        .fold(0.0, |most: f64, tick| most.max(tick.abs()));
     let size = tick.abs().max(step);
     // No minus before a zero, and no power of ten after it.
     if tick.abs() < step / 2.0 {
@@ -160,14 +176,14 @@ fn label(tick: f64, step: f64) -> String {
     let (unit, suffix) = match size {
         size if size >= 1e6 => (1e6, "M"),
         size if size >= 1e4 => (1e3, "k"),
-        size if size < 1e-3 => return small(tick, step),
+        _ if largest < 1e-2 && step < 1e-3 => return small(tick, step),
         _ => (1.0, ""),
     };
     let decimals = (-(step / unit).log10().floor()).clamp(0.0, MOST_DIGITS) as usize;
     format!("{:.decimals$}{suffix}", tick / unit)
 }
 
-/// A number below a thousandth, as a power of ten.
+/// A small number, as a power of ten.
 fn small(tick: f64, step: f64) -> String {
     let digits = (tick.abs().log10().floor() - step.log10().floor()).clamp(0.0, MOST_DIGITS);
     format!("{tick:.*e}", digits as usize)
@@ -193,11 +209,14 @@ mod tests {
                 "{low}..{high}: {ticks:?}"
             );
         }
-        assert_eq!(label(0.25, 0.05), "0.25");
-        assert_eq!(label(20000.0, 5000.0), "20k");
-        assert_eq!(label(-1e-17, 0.1), "0");
-        assert_eq!(label(2e-5, 1e-5), "2e-5");
-        assert_eq!(label(2.5e-5, 5e-6), "2.5e-5");
+        let texts = |ticks: &[f64]| -> Vec<String> {
+            ticks.iter().map(|&tick| label(tick, ticks)).collect()
+        };
+        assert_eq!(texts(&[0.2, 0.25, 0.3]), ["0.20", "0.25", "0.30"]);
+        assert_eq!(texts(&[15e3, 20e3]), ["15k", "20k"]);
+        assert_eq!(texts(&[-1e-17, 0.1]), ["0", "0.1"]);
+        assert_eq!(texts(&[0.0, 5e-4, 1e-3]), ["0", "5e-4", "1.0e-3"]);
+        assert_eq!(texts(&[2e-5, 2.5e-5]), ["2.0e-5", "2.5e-5"]);
     }
 
     #[test]
@@ -212,7 +231,7 @@ mod tests {
             (-1.0, 1.0),
         ] {
             let ticks = ticks(low, high);
-            let texts: Vec<String> = ticks.iter().map(|&t| label(t, step_of(&ticks))).collect();
+            let texts: Vec<String> = ticks.iter().map(|&t| label(t, &ticks)).collect();
             let distinct: std::collections::BTreeSet<&String> = texts.iter().collect();
             assert_eq!(distinct.len(), texts.len(), "{low}..{high}: {texts:?}");
         }
@@ -227,10 +246,10 @@ mod tests {
         assert!(thinned.iter().all(|&(_, y)| y == 2.0));
         let nothing = [(1.0, f64::NAN)];
         let curve = Curve {
-            colour: 0,
+            place: 0,
             label: "a",
             points: &nothing,
         };
-        assert!(plot(&[curve], 1.0).contains("no finite value"));
+        assert!(plot("loss", &[curve], 1.0).contains("no finite value"));
     }
 }

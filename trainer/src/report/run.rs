@@ -2,21 +2,32 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::eval::record;
 use crate::metrics::{METRICS, NONFINITE};
-use crate::{reconstruct, run_folder};
+use crate::{checkpoint, reconstruct, run_folder};
 
 /// More of a file than this is not a run's.
 const MOST_BYTES: u64 = 1 << 30;
+/// The same for a sheet of pictures: one of a run has a few MB.
+const MOST_PICTURE_BYTES: u64 = 64 << 20;
 
 /// One run.
 #[derive(Debug, Default)]
 pub(super) struct RunData {
-    /// The folder's name, or its path where that says nothing.
+    /// As given.
+    pub(super) path: PathBuf,
+    /// What it is called, see [`name_apart`](super::names::name_apart).
     pub(super) name: String,
+    /// Steps of the newest checkpoint.
+    pub(super) saved: Option<u64>,
+    /// Whether a process trains in it now.
+    pub(super) running: bool,
+    /// What it trains on, by fact, as the newest checkpoint has it.
+    pub(super) data: BTreeMap<String, String>,
     /// The recipe's text.
     pub(super) recipe: Option<String>,
     /// The recipe as dotted names and values.
@@ -36,11 +47,8 @@ pub(super) struct RunData {
 impl RunData {
     /// Reads what is there.
     pub(super) fn read(path: &Path) -> RunData {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned());
         let mut run = RunData {
-            name: name.unwrap_or_else(|| path.display().to_string()),
+            path: path.into(),
             ..RunData::default()
         };
         if !path.is_dir() {
@@ -63,12 +71,24 @@ impl RunData {
         if let Some(text) = run.text(&path.join(NONFINITE), false) {
             run.skipped = text.lines().count();
         }
-        run.read_evaluations(&path.join("eval"));
+        run.running = run_folder::in_use(path);
+        match checkpoint::newest(path) {
+            Ok(Some(folder)) => match checkpoint::read_state(&folder) {
+                Ok(state) => {
+                    run.saved = Some(state.step);
+                    run.data = state.data;
+                }
+                Err(e) => run.problems.push(format!("{e:#}")),
+            },
+            Ok(None) => {}
+            Err(e) => run.problems.push(format!("{e:#}")),
+        }
+        run.read_evaluations(&path.join(record::FOLDER));
         match reconstruct::sheets(path) {
             Ok(sheets) => {
                 if let Some(newest) = sheets.last() {
                     let name = newest.file_stem().unwrap_or_default().to_string_lossy();
-                    match fs::read(newest) {
+                    match picture(newest) {
                         Ok(png) => run.picture = Some((name.into_owned(), png)),
                         Err(e) => run.problems.push(format!("{}: {e}", newest.display())),
                     }
@@ -87,6 +107,27 @@ impl RunData {
     /// The last value of a quantity.
     pub(super) fn last(&self, name: &str) -> Option<f64> {
         self.series.get(name)?.last().map(|&(_, value)| value)
+    }
+
+    /// Where it stands: in words, with the epoch that it has come to.
+    pub(super) fn state(&self) -> String {
+        let epochs = self.settings.get("schedule.epochs");
+        let all = epochs.and_then(|epochs| epochs.parse::<f64>().ok());
+        // The folder does not say how many steps an epoch has, but every line of the metrics is of a step and an epoch.
+        let per_epoch = self
+            .series
+            .get("epoch")
+            .and_then(|points| points.last())
+            .filter(|(_, epoch)| *epoch > 0.0)
+            .map(|(step, epoch)| step / epoch);
+        let total = all.zip(per_epoch).map(|(all, per)| (all * per).round());
+        match (self.running, self.saved, total) {
+            (true, ..) => "running".to_owned(),
+            (false, Some(saved), Some(total)) if saved as f64 >= total => "finished".to_owned(),
+            (false, Some(saved), Some(total)) => format!("stopped at {saved} of {total}"),
+            (false, Some(saved), None) => format!("stopped at {saved}"),
+            (false, None, _) => "no checkpoint".to_owned(),
+        }
     }
 
     /// A file's text; a problem where it is unreadable, or not there and `wanted`.
@@ -169,6 +210,21 @@ impl RunData {
             }
         }
     }
+}
+
+/// The bytes of a PNG that a browser will show.
+fn picture(path: &Path) -> Result<Vec<u8>, String> {
+    let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
+    if size > MOST_PICTURE_BYTES {
+        return Err(format!("has {size} bytes, more than a sheet of pictures"));
+    }
+    let bytes = fs::read(path).map_err(|e| e.to_string())?;
+    if !bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+        return Err("is no PNG".to_owned());
+    }
+    // Also bounds its sides.
+    images::decode(&bytes).map_err(|e| e.to_string())?;
+    Ok(bytes)
 }
 
 /// The leaves of a TOML value by dotted name.

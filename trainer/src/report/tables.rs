@@ -1,6 +1,6 @@
 //! The report's tables.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ pub(super) fn overview(runs: &[RunData]) -> String {
         .map(String::as_str)
         .filter(|name| *name == "rec" || *name == "loss" || name.starts_with("mimic"))
         .collect();
-    let mut header: Vec<String> = ["run", "steps", "epochs"].map(String::from).into();
+    let mut header: Vec<String> = ["run", "state", "steps", "epochs"].map(String::from).into();
     header.extend(terms.iter().map(|term| (*term).to_owned()));
     header.extend(["img/s", "peak GB", "skipped"].map(String::from));
     let rows: Vec<Vec<String>> = runs
@@ -27,6 +27,7 @@ pub(super) fn overview(runs: &[RunData]) -> String {
             let of = run.settings.get("schedule.epochs");
             let mut row = vec![
                 run.name.clone(),
+                run.state(),
                 format!("{steps}"),
                 match of {
                     Some(of) => format!("{epochs:.1} of {of}"),
@@ -40,10 +41,11 @@ pub(super) fn overview(runs: &[RunData]) -> String {
             row
         })
         .collect();
-    table(&header, &rows)
+    table(2, &header, &rows)
 }
 
-/// One table for each kind of evaluation, all runs in it; files of other shapes as they are.
+/// One table for each question that was asked (kind of evaluation, images, protocol), with the answers of all runs in it; files of other
+/// shapes as they are.
 pub(super) fn evaluations(runs: &[RunData]) -> String {
     let mut out = String::new();
     let of = |kind: &'static str| {
@@ -53,43 +55,38 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
             files.map(move |(name, value)| (run, name, value))
         })
     };
-    let mut rows = Vec::new();
-    let mut voters = BTreeSet::new();
+    let mut knn = Questions::new();
     for (run, name, value) in of("knn") {
-        let what = what(run, name);
-        voters.insert(format!(
-            "{} nearest of {} images vote on {} of {} classes",
+        let question = format!(
+            "{} nearest of {} vote on {}",
             text(&value["k"]),
-            text(&value["train_images"]),
-            text(&value["test_images"]),
-            text(&value["classes"])
-        ));
+            images(value, "train"),
+            images(value, "test")
+        );
+        let rows = knn.entry(question + &classes(value)).or_default();
         for (kind, accuracy) in value["accuracy"].as_object().into_iter().flatten() {
             rows.push(vec![
-                what.clone(),
+                what(run, name),
                 kind.clone(),
                 percent(&accuracy["top1"]),
                 percent(&accuracy["balanced"]),
             ]);
         }
     }
-    out += &kind(
-        "k-NN",
-        ["run", "features", "top-1", "balanced"],
-        &rows,
-        &voters,
-    );
+    out += &kind("k-NN", ["run", "features", "top-1", "balanced"], &knn);
 
-    let (mut rows, mut protocols) = (Vec::new(), BTreeSet::new());
+    let mut probes = Questions::new();
     for (run, name, value) in of("linprobe") {
-        protocols.insert(format!(
-            "{} epochs, {} views, {} train and {} test images of {} classes",
-            text(&value["protocol"]["epochs"]),
-            text(&value["protocol"]["views"]),
-            text(&value["train_images"]),
-            text(&value["test_images"]),
-            text(&value["classes"])
-        ));
+        let protocol = &value["protocol"];
+        let question = format!(
+            "{} epochs in batches of {}, {} views; {} to train on, {} to test",
+            text(&protocol["epochs"]),
+            text(&protocol["batch_size"]),
+            text(&protocol["views"]),
+            images(value, "train"),
+            images(value, "test")
+        );
+        let rows = probes.entry(question + &classes(value)).or_default();
         for (kind, probe) in value["features"].as_object().into_iter().flatten() {
             rows.push(vec![
                 what(run, name),
@@ -101,16 +98,17 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
         }
     }
     let header = ["run", "features", "base lr", "top-1", "top-5"];
-    out += &kind("Linear probe", header, &rows, &protocols);
+    out += &kind("Linear probe", header, &probes);
 
-    let (mut rows, mut sets) = (Vec::new(), BTreeSet::new());
+    let mut tuned = Questions::new();
     for (run, name, value) in of("finetune") {
-        sets.insert(format!(
-            "{} train and {} test images of {} classes; the best was chosen by looking at the test images",
+        let question = format!(
+            "{} train and {} test images{}; the best was chosen by looking at the test images",
             text(&value["train_images"]),
             text(&value["last"]["images"]),
-            text(&value["classes"])
-        ));
+            classes(value)
+        );
+        let rows = tuned.entry(question).or_default();
         for which in ["last", "best"] {
             let found = &value[which];
             rows.push(vec![
@@ -123,7 +121,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
         }
     }
     let header = ["run", "", "epoch", "top-1", "top-5"];
-    out += &kind("Fine-tuning", header, &rows, &sets);
+    out += &kind("Fine-tuning", header, &tuned);
 
     for run in runs {
         for (name, value) in &run.evaluations {
@@ -142,33 +140,74 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
     out
 }
 
-/// Which of a run's networks an evaluation is of, by its file's name: `knn`, `knn-untrained`, `knn-ema`.
-fn what(run: &RunData, file: &str) -> String {
-    match file.split_once('-') {
-        None => run.name.clone(),
-        Some((_, "untrained")) => format!("{}, untrained", run.name),
-        Some((_, "ema")) => format!("{}, moving average", run.name),
-        Some((_, other)) => format!("{}, {other}", run.name),
+/// Rows by the question that they answer: only answers to the same one may be compared.
+type Questions = BTreeMap<String, Vec<Vec<String>>>;
+
+/// How many images of a set there are, and which.
+fn images(value: &Value, set: &str) -> String {
+    let count = text(&value[format!("{set}_images")]);
+    match value[set].as_str() {
+        Some(source) => format!("{count} images of {source}"),
+        None => format!("{count} {set} images"),
     }
 }
 
-/// A titled table, or nothing.
-fn kind<const N: usize>(
-    title: &str,
-    header: [&str; N],
-    rows: &[Vec<String>],
-    notes: &BTreeSet<String>,
-) -> String {
-    if rows.is_empty() {
+fn classes(value: &Value) -> String {
+    format!(", {} classes", text(&value["classes"]))
+}
+
+/// Which of a run's networks an evaluation is of, by its file's name: `knn`, `knn-untrained`, `knn-ema`, each also with a number for a
+/// further question.
+fn what(run: &RunData, file: &str) -> String {
+    let named = file.split('-').skip(1);
+    let which: Vec<&str> = named.filter(|part| part.parse::<u32>().is_err()).collect();
+    match which.join("-").as_str() {
+        "" => run.name.clone(),
+        "ema" => format!("{}, moving average", run.name),
+        other => format!("{}, {other}", run.name),
+    }
+}
+
+/// A title, and a table for each question; or nothing.
+fn kind<const N: usize>(title: &str, header: [&str; N], questions: &Questions) -> String {
+    let tables: String = questions
+        .iter()
+        .filter(|(_, rows)| !rows.is_empty())
+        .map(|(question, rows)| {
+            format!(
+                "<p class=\"note\">{}</p>\n{}\n",
+                escape(question),
+                table(2, &header.map(String::from), rows)
+            )
+        })
+        .collect();
+    match tables.is_empty() {
+        true => tables,
+        false => format!("<h3>{title}</h3>\n{tables}"),
+    }
+}
+
+/// What each run trains on, as its newest checkpoint has it.
+pub(super) fn data(runs: &[RunData]) -> String {
+    let facts: BTreeSet<&String> = runs.iter().flat_map(|run| run.data.keys()).collect();
+    if facts.is_empty() {
         return String::new();
     }
-    let notes: String = notes
-        .iter()
-        .map(|note| format!("<p class=\"note\">{}</p>\n", escape(note)))
-        .collect();
+    let mut header = vec!["fact".to_owned()];
+    header.extend(runs.iter().map(|run| run.name.clone()));
+    let row = |fact: &&String| {
+        let mut row = vec![(*fact).clone()];
+        row.extend(runs.iter().map(|run| match run.data.get(*fact) {
+            Some(value) => value.clone(),
+            None if run.data.is_empty() => "not recorded".to_owned(),
+            None => "–".to_owned(),
+        }));
+        row
+    };
+    let rows: Vec<Vec<String>> = facts.iter().map(row).collect();
     format!(
-        "<h3>{title}</h3>\n{notes}{}\n",
-        table(&header.map(String::from), rows)
+        "<div class=\"wrap\">{}</div>",
+        table(usize::MAX, &header, &rows)
     )
 }
 
@@ -203,7 +242,7 @@ pub(super) fn differences(runs: &[RunData]) -> String {
     }
     let mut header = vec!["setting".to_owned()];
     header.extend(with_recipe.iter().map(|run| run.name.clone()));
-    table(&header, &rows)
+    table(usize::MAX, &header, &rows)
 }
 
 /// Every recipe, folded.
