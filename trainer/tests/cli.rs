@@ -87,7 +87,7 @@ fn the_allocator_keeps_what_a_step_frees_and_can_be_told_otherwise() {
         stderr(&output)
     };
     let own = settings("stats_print:true");
-    for setting in ["opt.oversize_threshold: 0\n", "opt.dirty_decay_ms: 60000 "] {
+    for setting in ["opt.oversize_threshold: 0\n", "opt.dirty_decay_ms: -1 "] {
         assert!(own.contains(setting), "{own}");
     }
     let told = settings("stats_print:true,dirty_decay_ms:5000");
