@@ -88,6 +88,20 @@ pub enum Error {
         next_step: &'static str,
     },
 
+    /// Weights that hold NaN or infinities.
+    #[error(
+        "{path:?}: values of tensor {tensor}{} are NaN or infinite: the file is damaged or its training diverged. Take other weights",
+        and_more(*.others)
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The first such tensor, by the file's name.
+        tensor: String,
+        /// How many more there are.
+        others: usize,
+    },
+
     /// A damaged file in the cache of a hub, where nobody copied or converted it.
     #[error(
         "{damage}. It lies in the cache of a model hub: delete {blob:?}, and the same command fetches it again"
@@ -253,6 +267,13 @@ fn unsaid(path: &Path, fact: &str, exists: bool) -> String {
     match exists {
         true => format!("{path:?} does not say {fact}"),
         false => format!("there is no {path:?}, which would say {fact}"),
+    }
+}
+
+fn and_more(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        n => format!(" (and of {n} more)"),
     }
 }
 

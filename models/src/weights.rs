@@ -36,6 +36,27 @@ pub(crate) use files::preferred;
 pub use files::weights_file;
 pub(crate) use sharded::read_index;
 
+/// Refuses tensors of the file `path`, each with its name there, that hold NaN or infinities: nothing could be computed with them, and
+/// what is would blame the data.
+///
+/// # Errors
+/// [`Error::NotFinite`] names the first and counts the others.
+pub(crate) fn require_finite<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<()> {
+    let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
+    let mut bad = tensors.into_iter().filter(|(_, t)| !is_finite(t));
+    let Some((first, _)) = bad.next() else {
+        return Ok(());
+    };
+    Err(Error::NotFinite {
+        path: path.to_path_buf(),
+        tensor: first.to_owned(),
+        others: bad.count(),
+    })
+}
+
 #[cfg(test)]
 mod tests;
 

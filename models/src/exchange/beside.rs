@@ -11,11 +11,9 @@ use crate::error::{Error, Result};
 /// `config.json` is a few kilobytes; more is some other file.
 const MAX_JSON_BYTES: u64 = 1 << 20;
 
-/// The published students up to this width have heads of 64 numbers.
-const MAX_WIDTH_WITH_HEADS_OF_64: i64 = 1024;
-
-/// The width of the huge size, and its heads, in MAE as in ConvMAE.
-const HUGE: (i64, i64) = (1280, 16);
+/// Widths of the published students and their heads, in MAE, ConvMAE and timm's plain ViTs. At any other width a count of heads would be a
+/// guess, and a wrong one gives features that look like features.
+const PUBLISHED: [(i64, i64); 5] = [(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 16)];
 
 /// A `config.json` in transformers' words or in those of `model_args`; empty where there is none.
 pub(super) struct Beside {
@@ -79,11 +77,8 @@ impl Beside {
         if let Some(heads) = self.written_heads() {
             return Ok(heads);
         }
-        if width <= MAX_WIDTH_WITH_HEADS_OF_64 && width % 64 == 0 {
-            return Ok(width / 64);
-        }
-        if width == HUGE.0 {
-            return Ok(HUGE.1);
+        if let Some((_, heads)) = PUBLISHED.iter().find(|(of, _)| *of == width) {
+            return Ok(*heads);
         }
         Err(self.wrong(format!(
             "the number of attention heads is not written, and a width of {width} does not tell it. Put a config.json with \

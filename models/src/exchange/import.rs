@@ -9,7 +9,7 @@ use crate::encoder::{EncoderConfig, VitConfig};
 use crate::error::{Error, Mismatch, Result};
 use crate::mcmae::{McmaeEncoderConfig, PATCH_SIZE};
 use crate::mr_mae::is_mimic_param;
-use crate::weights::Weights;
+use crate::weights::{Weights, require_finite};
 
 /// The tensor by which each layout is known.
 const VIT_ANCHOR: &str = "patch_embed.proj.weight";
@@ -135,7 +135,8 @@ fn ratios<const N: usize>(
 /// decoder, alone or in a training checkpoint. What belongs to teachers, classifiers and optimisers are left out.
 ///
 /// # Errors
-/// [`Error::NoStudent`] if the names are none of these; [`Error::WeightsMismatch`] with every tensor that has no place in a student.
+/// [`Error::NoStudent`] if the names are none of these; [`Error::WeightsMismatch`] with every tensor that has no place in a student;
+/// [`Error::NotFinite`] if one that has holds NaN or infinities.
 pub fn import(weights: &Weights) -> Result<Imported> {
     let tensors = weights.tensors();
     let origin = weights.path().display().to_string();
@@ -195,6 +196,11 @@ pub fn import(weights: &Weights) -> Result<Imported> {
     } else {
         inside
     };
+    let taken = (weights.tensors().iter()).filter(|(name, _)| !ignored.contains(name));
+    require_finite(
+        weights.path(),
+        taken.map(|(name, tensor)| (name.as_str(), tensor)),
+    )?;
     let decoder = tensors.keys().any(|name| Part::of(name) == Part::Decoder);
     Ok(Imported {
         layout: match (anchor, decoder) {

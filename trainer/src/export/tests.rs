@@ -207,9 +207,9 @@ fn a_file_in_convmaes_names_is_evaluated() {
     let config = MaeConfig {
         encoder: EncoderConfig::Mcmae(McmaeEncoderConfig {
             img_size: [32, 32],
-            embed_dims: [8, 12, 64],
+            embed_dims: [8, 12, 192],
             depths: [1, 1, 2],
-            num_heads: 1,
+            num_heads: 3,
             ..McmaeEncoderConfig::BASE
         }),
         ..recipe.mae_config()
@@ -223,11 +223,11 @@ fn a_file_in_convmaes_names_is_evaluated() {
             exchange::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
         let folder = temp.path().join(format!("convmae-{decoder}"));
         write(&folder, &exported, "").unwrap();
-        // The file alone tells as much: heads of 64 numbers, a square.
+        // The file alone tells as much: the heads of a published width, a square.
         fs::remove_file(folder.join(CONFIG)).unwrap();
         features(&folder, &images)
     });
-    assert_eq!((found[0].len(), found[0][0].size()), (1, vec![1, 6, 64]));
+    assert_eq!((found[0].len(), found[0][0].size()), (1, vec![1, 6, 192]));
     assert_eq!(found[0], found[1]);
     assert!(found[0][0].std(false).double_value(&[]) > 0.1);
 }

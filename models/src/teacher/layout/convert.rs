@@ -10,7 +10,7 @@ use super::Layout;
 use super::names::{ProjectionName, QkvBias};
 use crate::error::{Error, Result};
 use crate::teacher::tower::{TensorSpec, TowerConfig};
-use crate::weights::Weights;
+use crate::weights::{Weights, require_finite};
 
 /// How one tensor of the tower is made: the parts stacked along the rows.
 struct Recipe {
@@ -109,19 +109,11 @@ impl Layout {
         }
         self.check_values(weights, &tensors, config)?;
         // The file's tensors, since their names are what a user can look for.
-        let mut bad = expected.keys().filter(|name| !is_finite(&get(name)));
-        if let Some(first) = bad.next() {
-            let others = match bad.count() {
-                0 => String::new(),
-                n => format!(" (and so of {n} more)"),
-            };
-            return Err(Error::TeacherConfig {
-                path: weights.path().to_path_buf(),
-                reason: format!(
-                    "values of tensor {first}{others} are NaN or infinite: the file is damaged or its training diverged. Take other weights"
-                ),
-            });
-        }
+        let read: Vec<(&str, Tensor)> = expected.keys().map(|n| (n.as_str(), get(n))).collect();
+        require_finite(
+            weights.path(),
+            read.iter().map(|(name, tensor)| (*name, tensor)),
+        )?;
         Ok(tensors)
     }
 
