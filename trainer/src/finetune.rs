@@ -42,12 +42,14 @@ use evaluate::{EVALUATIONS, Evaluation, FinetuneResult, TestSet};
 use init::Start;
 use recipe::FinetuneRecipe;
 use record::{exchange_values, facts, publish, save_best};
+use rejects::Rejects;
 
 pub mod data;
 pub mod evaluate;
 pub mod init;
 pub mod recipe;
 mod record;
+pub mod rejects;
 #[cfg(test)]
 mod tests;
 
@@ -203,6 +205,7 @@ pub fn finetune(
     let end = args
         .stop_after
         .map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
+    let rejects = Arc::new(Rejects::read(run.path())?);
     let plan = TrainPlan {
         source: train,
         labels: train_labels,
@@ -214,6 +217,7 @@ pub fn finetune(
         policy: recipe.augment.policy()?,
         augment: recipe.augment.clone(),
         seed: recipe.run.seed,
+        rejects: Arc::clone(&rejects),
     };
     let threads = args.device.loader_threads();
     let mut loader = Loader::start(
@@ -348,6 +352,7 @@ pub fn finetune(
         }
         if saves {
             log.sync()?;
+            rejects.write(run.path())?;
             let checkpoint = Checkpoint {
                 state: progress.state(1, facts.clone())?,
                 model: params.tensors(),

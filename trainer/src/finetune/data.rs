@@ -1,6 +1,8 @@
 //! Labelled images for fine-tuning: what a batch holds, and how it is filled.
 
-use anyhow::Context;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
 use images::augment::{RandAugment, RandomErasing};
 use images::rng::{Purpose, Rng};
 use images::{ImageSource, RgbImage, draw_view};
@@ -10,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::pinned_empty;
 
 use super::recipe::Augment;
+use super::rejects::Rejects;
 use crate::data::batch::Samples;
 use crate::data::loader::{Plan, cut};
 use crate::data::order::Order;
@@ -56,6 +59,8 @@ pub struct TrainPlan {
     pub policy: Option<RandAugment>,
     /// Of everything random.
     pub seed: u64,
+    /// Images that could not be used.
+    pub rejects: Arc<Rejects>,
 }
 
 struct Slot<'a> {
@@ -123,13 +128,32 @@ impl Plan for TrainPlan {
 }
 
 impl TrainPlan {
+    /// Image `idx` with its number and bytes; or, where it cannot be decoded, the next in the order of the data set that can, whatever the
+    /// step, the epoch or the threads. So every batch is full, and a resumed run sees what it would have seen.
+    fn usable(&self, idx: usize) -> anyhow::Result<(usize, Vec<u8>, RgbImage)> {
+        /// So many in a row are no accident.
+        const MOST: usize = 100;
+        let n = self.labels.len();
+        for idx in (0..MOST.min(n)).map(|ahead| (idx + ahead) % n) {
+            let bytes = self.source.read(idx)?;
+            match images::decode(&bytes) {
+                Ok(img) => return Ok((idx, bytes, img)),
+                Err(reason) => self.rejects.add(self.source.key(idx), &reason.to_string()),
+            }
+        }
+        bail!(
+            "neither this image nor the {} after it can be decoded: look at the data set",
+            MOST.min(n) - 1
+        )
+    }
+
     fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize) -> anyhow::Result<()> {
         let view = u16::try_from(epoch).context("epochs are numbered in 16 bits")?;
-        *slot.sample = (idx as u64, view);
-        slot.label.copy_from_slice(&self.labels[idx].to_ne_bytes());
+        let (shown, bytes, img) = self.usable(idx)?;
+        *slot.sample = (shown as u64, view);
+        slot.label
+            .copy_from_slice(&self.labels[shown].to_ne_bytes());
 
-        let bytes = self.source.read(idx)?;
-        let img = images::decode(&bytes)?;
         let policy = ViewPolicy::Rrc {
             scale: self.augment.crop_scale,
             ratio: [3.0 / 4.0, 4.0 / 3.0],
