@@ -24,6 +24,7 @@ use crate::config::any::AnyRecipe;
 use crate::data::Problem;
 use crate::metrics::human_time;
 use crate::pretrain::student_config;
+use crate::teachers;
 
 mod finetune;
 mod memory;
@@ -134,6 +135,30 @@ fn peak_tflops(args: &PlanArgs, precision: Precision) -> anyhow::Result<f64> {
     }
 }
 
+/// Steps of a run, and images that they see.
+fn length(
+    epochs: u64,
+    images: u64,
+    [batch_size, accum_iter]: [usize; 2],
+) -> anyhow::Result<(u64, u64)> {
+    // Far beyond any data set, and small enough to multiply.
+    const MOST_IMAGES: u64 = 1 << 40;
+    ensure!(
+        images <= MOST_IMAGES,
+        "{images} images are more than any data set has; a plan is for {MOST_IMAGES} at most"
+    );
+    let batch = (batch_size as u64).saturating_mul(accum_iter as u64);
+    let per_epoch = images / batch;
+    ensure!(
+        per_epoch > 0,
+        "{images} images do not fill one step of optim.batch_size {batch_size} x optim.accum_iter {accum_iter}"
+    );
+    let steps = epochs.checked_mul(per_epoch);
+    steps
+        .and_then(|steps| Some((steps, steps.checked_mul(batch)?)))
+        .with_context(|| format!("schedule.epochs = {epochs}: longer than can be counted"))
+}
+
 impl Plan {
     /// The plan of a recipe over `images` images, on a device of `peak_tflops` of which `mfu` is reached.
     ///
@@ -154,14 +179,17 @@ impl Plan {
         let mut widths = BTreeMap::new();
         for id in &recipe.mimic.teachers {
             let width = match (known.get(id.as_str()), cache) {
-                (Some(teacher), _) => teacher.width.into(),
+                (Some(teacher), Some(_)) => {
+                    teachers::require_grid(teacher, recipe)?;
+                    teacher.width.into()
+                }
                 (None, Some(cache)) => anyhow::bail!(
                     "{:?} has no teacher {id} (it has {:?})",
                     cache.dir(),
                     known.keys()
                 ),
                 // As wide as the student, as CLIP-B and DINO-B are for a ViT-B.
-                (None, None) => recipe.mae_config().encoder.embed_dim(),
+                (_, None) => recipe.mae_config().encoder.embed_dim(),
             };
             widths.insert(id.clone(), width);
         }
@@ -189,21 +217,16 @@ impl Plan {
             ("heads".to_owned(), flops.heads * per_step),
             ("total".to_owned(), flops.step() / 1e9),
         ]);
-        let batch = recipe.effective_batch() as u64;
-        let steps_per_epoch = images / batch;
-        ensure!(
-            steps_per_epoch > 0,
-            "{images} images do not fill one step of optim.batch_size {} x optim.accum_iter {}",
-            recipe.optim.batch_size,
-            recipe.optim.accum_iter
-        );
-        let steps = recipe.schedule.epochs * steps_per_epoch;
-        let images_seen = steps * batch;
+        let (steps, images_seen) = length(
+            recipe.schedule.epochs,
+            images,
+            [recipe.optim.batch_size, recipe.optim.accum_iter],
+        )?;
         let reached = peak_tflops * 1e12 * mfu;
         let images_per_s = reached / flops.step();
         let hours = |flop: f64| flop / reached / 3600.0;
 
-        let mut teachers = BTreeMap::new();
+        let mut teacher_plans = BTreeMap::new();
         let named = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher);
         for id in named {
             let (Some(teacher), Some(cache)) = (known.get(id.as_str()), cache) else {
@@ -211,7 +234,7 @@ impl Plan {
             };
             let views = cache.identity().views.views;
             let flop = teacher_flops(teacher)?;
-            teachers.insert(
+            teacher_plans.insert(
                 id.clone(),
                 TeacherPlan {
                     gflop_per_view: flop / 1e9,
@@ -226,8 +249,16 @@ impl Plan {
                 },
             );
         }
-        let row_bytes: u64 = teachers.values().map(|t| t.bytes_per_view / images).sum();
-        let trained = params.values().sum::<usize>() as f64;
+        let row_bytes: u64 = teacher_plans
+            .values()
+            .map(|t| t.bytes_per_view / images)
+            .sum();
+        let decodes = flops.decoder > 0.0;
+        let untrained = match decodes {
+            true => 0,
+            false => params.get("decoder").copied().unwrap_or_default(),
+        };
+        let trained = params.values().sum::<usize>() - untrained;
         Ok(Plan {
             params,
             gflop_per_image,
@@ -239,8 +270,8 @@ impl Plan {
             mfu,
             images_per_s,
             hours: hours(flops.step() * images_seen as f64),
-            memory_bytes: memory::of_pretraining(recipe, trained),
-            teachers,
+            memory_bytes: memory::of_pretraining(recipe, trained as f64, untrained as f64),
+            teachers: teacher_plans,
             read_bytes_per_s: row_bytes as f64 * images_per_s,
         })
     }
@@ -279,7 +310,8 @@ impl Plan {
         });
         writeln!(
             out,
-            "memory        about {:.2} GB: {:.2} for weights, gradients and moments, {ema}{:.2} for activations at batch {batch_size}",
+            "memory        about {:.2} GB: {:.2} for weights, gradients and moments, {ema}{:.2} for activations at batch {batch_size}; \
+             besides libtorch itself and, in the host's memory, data.pixel_cache_mib",
             self.memory_bytes.values().sum::<f64>() / 1e9,
             gb("params").unwrap_or_default(),
             gb("activations").unwrap_or_default(),
@@ -294,15 +326,32 @@ impl Plan {
         out: &mut dyn Write,
     ) -> anyhow::Result<()> {
         let of = |part: &str| *self.params.get(part).unwrap_or(&0) as f64 / 1e6;
-        let total = self.params.values().sum::<usize>() as f64 / 1e6;
+        let gflop = |part: &str| self.gflop_per_image[part];
+        let decodes = gflop("decoder") > 0.0;
+        let (decoder, aside) = match decodes {
+            true => (
+                of("decoder"),
+                format!(
+                    "decoder {:.1}, mimic heads {:.1}",
+                    of("decoder"),
+                    of("heads")
+                ),
+            ),
+            false => (
+                0.0,
+                format!(
+                    "mimic heads {:.1}; the decoder's {:.1} are not, no loss needs it",
+                    of("heads"),
+                    of("decoder")
+                ),
+            ),
+        };
         writeln!(
             out,
-            "parameters    {total:.1} M trained: encoder {:.1}, decoder {:.1}, mimic heads {:.1}",
+            "parameters    {:.1} M trained: encoder {:.1}, {aside}",
+            of("encoder") + decoder + of("heads"),
             of("encoder"),
-            of("decoder"),
-            of("heads")
         )?;
-        let gflop = |part: &str| self.gflop_per_image[part];
         writeln!(
             out,
             "arithmetic    {} GFLOP an image and step: encoder {}, decoder {}, mimic heads {}",

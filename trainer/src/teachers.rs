@@ -133,16 +133,7 @@ pub fn open(
                 }
             }
             (None, Some(cached)) => {
-                if cached.grid != recipe.grid() {
-                    return Err(Problem::Grid {
-                        teacher: name.clone(),
-                        teacher_grid: cached.grid,
-                        student_grid: recipe.grid(),
-                        img_size: recipe.model.img_size,
-                        patch_size: recipe.model.patch_size,
-                    }
-                    .into());
-                }
+                require_grid(cached, recipe)?;
                 let rows = TeacherRows::new(cache, cached);
                 RunTeacher {
                     width: cached.width,
@@ -275,4 +266,18 @@ pub fn to_device(src: &Tensor, device: Device) -> torch_ext::Result<Tensor> {
     let mut dst = Tensor::empty(src.size(), (src.kind(), device));
     copy_non_blocking(&mut dst, src)?;
     Ok(dst)
+}
+
+/// Refuses a cached teacher whose patches are not the student's.
+pub(crate) fn require_grid(cached: &TeacherIdentity, recipe: &Recipe) -> Result<(), Problem> {
+    match cached.grid == recipe.grid() {
+        true => Ok(()),
+        false => Err(Problem::Grid {
+            teacher: cached.id.to_string(),
+            teacher_grid: cached.grid,
+            student_grid: recipe.grid(),
+            img_size: recipe.model.img_size,
+            patch_size: recipe.model.patch_size,
+        }),
+    }
 }

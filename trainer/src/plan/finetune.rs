@@ -99,16 +99,11 @@ impl Plan {
             };
             *params.entry(part.to_owned()).or_default() += tensor.numel();
         }
-        let batch = recipe.effective_batch() as u64;
-        let steps_per_epoch = images / batch;
-        ensure!(
-            steps_per_epoch > 0,
-            "{images} images do not fill one step of optim.batch_size {} x optim.accum_iter {}",
-            recipe.optim.batch_size,
-            recipe.optim.accum_iter
-        );
-        let steps = recipe.schedule.epochs * steps_per_epoch;
-        let images_seen = steps * batch;
+        let (steps, images_seen) = super::length(
+            recipe.schedule.epochs,
+            images,
+            [recipe.optim.batch_size, recipe.optim.accum_iter],
+        )?;
         let flop = STEP_PER_FORWARD * of_classifier(encoder, classes.into());
         let reached = peak_tflops * 1e12 * mfu;
         let trained = params.values().sum::<usize>() as f64;

@@ -11,6 +11,8 @@ use crate::finetune::recipe::FinetuneRecipe;
 
 /// Bytes of a trained number: itself, its gradient, and AdamW's two moments, all f32.
 const BYTES_PER_PARAM: f64 = 16.0;
+/// Bytes of a number that is not trained, f32.
+const BYTES_PER_UNTRAINED: f64 = 4.0;
 /// Bytes of a trained number's moving average, f32.
 const BYTES_PER_AVERAGE: f64 = 4.0;
 
@@ -72,23 +74,31 @@ fn memory(trained: f64, ema: bool, activations: f64) -> BTreeMap<String, f64> {
     memory
 }
 
-/// Of a pretraining with `trained` numbers.
-pub(super) fn of_pretraining(recipe: &Recipe, trained: f64) -> BTreeMap<String, f64> {
+/// Of a pretraining with `trained` numbers, and `untrained` ones of a decoder that no loss needs: it is there, and nothing passes it.
+pub(super) fn of_pretraining(
+    recipe: &Recipe,
+    trained: f64,
+    untrained: f64,
+) -> BTreeMap<String, f64> {
     let config = recipe.mae_config();
     let mut stacks = encoder(&config.encoder, recipe.len_keep());
-    let decoder = &config.decoder;
-    stacks.push(Stack {
-        tokens: 1 + config.num_patches(),
-        dim: decoder.embed_dim,
-        depth: decoder.depth,
-        mlp_ratio: decoder.mlp_ratio as f64,
-    });
+    if untrained == 0.0 {
+        let decoder = &config.decoder;
+        stacks.push(Stack {
+            tokens: 1 + config.num_patches(),
+            dim: decoder.embed_dim,
+            depth: decoder.depth,
+            mlp_ratio: decoder.mlp_ratio as f64,
+        });
+    }
     let of_image = activation_bytes(&stacks, recipe.run.precision, recipe.run.grad_checkpointing);
-    memory(
+    let mut memory = memory(
         trained,
         recipe.optim.ema_decay.is_some(),
         recipe.optim.batch_size as f64 * of_image,
-    )
+    );
+    *memory.entry("params".to_owned()).or_default() += BYTES_PER_UNTRAINED * untrained;
+    memory
 }
 
 /// Of a fine-tuning of `backbone` with `trained` numbers.

@@ -64,6 +64,41 @@ fn what_cannot_be_planned_is_refused() {
     let other = recipe(crate::testing::RECIPE, &["mimic.teachers=[\"dino\"]"]);
     let error = Plan::of(&other, Some(&cache), 8, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("no teacher dino"), "{error}");
+    let error = Plan::of(&recipe(BASE, &[]), Some(&cache), 1_281_167, 1.0, 1.0).unwrap_err();
+    assert!(
+        error.to_string().contains("4x4 grid, the student a 14x14"),
+        "{error}"
+    );
+    let error = Plan::of(&recipe(BASE, &[]), None, u64::MAX, 1.0, 1.0).unwrap_err();
+    assert!(error.to_string().contains("more than any"), "{error}");
+    let long = recipe(BASE, &["schedule.epochs=9223372036854775807"]);
+    let error = Plan::of(&long, None, 1_281_167, 1.0, 1.0).unwrap_err();
+    assert!(error.to_string().contains("schedule.epochs"), "{error}");
+}
+
+/// Mimicking at the encoder alone, nothing passes the decoder, which is there all the same.
+#[test]
+fn a_decoder_without_a_loss_costs_its_weights_alone() {
+    let plan =
+        |settings: &[&str]| Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap();
+    let (both, mimic) = (plan(&[]), plan(&["loss.w_rec=0.0"]));
+    let decoder = both.params["decoder"] as f64;
+    assert_eq!(mimic.params, both.params);
+    assert_eq!(
+        both.memory_bytes["params"] - mimic.memory_bytes["params"],
+        12.0 * decoder
+    );
+    let of_decoder = 256.0 * (8.0 * 197.0 * 512.0) * (8.0 + 2.0 * 14.0);
+    let less = both.memory_bytes["activations"] - mimic.memory_bytes["activations"];
+    assert!((less - of_decoder).abs() < 1.0, "{less}");
+    let mut text = Vec::new();
+    let recipe = recipe(BASE, &["loss.w_rec=0.0"]);
+    mimic.write_text(&recipe, false, &mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    assert!(
+        text.contains("86.2 M trained") && text.contains("26.0 are not"),
+        "{text}"
+    );
 }
 
 #[test]
