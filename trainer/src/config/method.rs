@@ -290,14 +290,17 @@ impl Recipe {
         require(
             focused == self.mask.teacher.is_some(),
             "mask.teacher",
-            self.mask.teacher.as_deref().unwrap_or("none"),
-            "is set exactly when mask.kind = \"focused\": the teacher whose CLS attention chooses",
+            self.mask.teacher.as_deref().unwrap_or("unset"),
+            match focused {
+                true => "mask.kind = \"focused\" needs the teacher whose CLS attention chooses",
+                false => "belongs to mask.kind = \"focused\": set that too, or neither",
+            },
         )?;
         require(
             focused || self.mask.mode.is_none(),
             "mask.mode",
-            "set",
-            "has a meaning only with mask.kind = \"focused\"",
+            "given",
+            "belongs to mask.kind = \"focused\": set that too, or neither",
         )
     }
 }

@@ -211,13 +211,16 @@ impl Recipe {
             "schedule.decay_epochs",
             s.decay_epochs
                 .map_or("unset".into(), |epochs| epochs.to_string()),
-            "is set exactly when schedule.kind = \"wsd\"; a fifth of schedule.epochs is usual",
+            match wsd {
+                true => "schedule.kind = \"wsd\" needs it; a fifth of schedule.epochs is usual",
+                false => "belongs to schedule.kind = \"wsd\": set that too, or neither",
+            },
         )?;
         require(
             wsd || s.decay.is_none(),
             "schedule.decay",
-            "set",
-            "has a meaning only with schedule.kind = \"wsd\"",
+            "given",
+            "belongs to schedule.kind = \"wsd\": set that too, or neither",
         )?;
         let decay_epochs = s.decay_epochs.unwrap_or(1.0);
         require(

@@ -136,7 +136,7 @@ fn wrong_recipes_are_refused_by_name() {
         (&["optim.ema_warmup=true"], "only with optim.ema_decay"),
         (&["schedule.kind=linear"], "linear"),
         (&["schedule.kind=wsd"], "schedule.decay_epochs = unset"),
-        (&["schedule.decay_epochs=9"], "exactly when schedule.kind"),
+        (&["schedule.decay_epochs=9"], "belongs to schedule.kind"),
         (&["schedule.decay=linear"], "schedule.decay"),
         (
             &["schedule.kind=wsd", "schedule.decay_epochs=0.0"],
