@@ -89,6 +89,7 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
     );
 
     let test_images_in_train = count_in_train(&train_images, &test_images);
+    count_of_unseen_classes(&train_labels, &test_labels);
     let mut results = Vec::with_capacity(models.len());
     for (i, model) in models.iter().enumerate() {
         let mut accuracy = BTreeMap::new();
@@ -193,6 +194,19 @@ fn count_in_train(train: &Images, test: &Images) -> usize {
     if count > 0 {
         warn!(
             "{count} test images are among the train images too; what comes of them says nothing"
+        );
+    }
+    count
+}
+
+/// Test images of classes that no train image has, with a warning if there are any: none of them can be given its own class.
+pub(crate) fn count_of_unseen_classes(train: &[i64], test: &[i64]) -> usize {
+    let seen: BTreeSet<_> = train.iter().collect();
+    let count = test.iter().filter(|label| !seen.contains(label)).count();
+    if count > 0 {
+        warn!(
+            "{count} of {} test images are of classes that no train image has: all of them count as wrong",
+            test.len()
         );
     }
     count

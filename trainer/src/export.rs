@@ -107,12 +107,12 @@ fn read_trained(path: &Path, ema: bool) -> anyhow::Result<Trained> {
     let found = Trained::read(path, ema)?;
     found.with_context(|| match path.is_file() {
         true => format!(
-            "--run {path:?}: its header has no recipe, so it is no checkpoint's {}; give a run folder, or the file of one of its \
+            "{path:?}: its header has no recipe, so it is no checkpoint's {}; give a run folder, or the file of one of its \
              checkpoints",
             checkpoint::MODEL
         ),
         false => format!(
-            "--run {path:?}: is neither a run folder (with {}) nor a checkpoint's {}",
+            "{path:?}: is neither a run folder (with {}) nor a checkpoint's {}",
             run_folder::RECIPE,
             checkpoint::MODEL
         ),

@@ -29,7 +29,7 @@ use crate::checkpoint::{self, Checkpoint, Keep};
 use crate::cli::FinetuneArgs;
 use crate::data::loader::Loader;
 use crate::data::order::Order;
-use crate::eval::Classes;
+use crate::eval::{Classes, count_of_unseen_classes};
 use crate::metrics::StepLog;
 use crate::optim::layer_decay::LayerDecayed;
 use crate::progress::{InFlight, Progress, Watch};
@@ -97,6 +97,7 @@ pub fn finetune(
         serde_json::to_string_pretty(&classes.names())?.as_bytes(),
     )?;
     let (train_labels, test_labels) = (classes.of_all(&train)?, classes.of_all(&test)?);
+    count_of_unseen_classes(&train_labels, &test_labels);
     let facts = facts(&start_from_weights, &train, &test, &classes);
     let train_images = train.len();
 

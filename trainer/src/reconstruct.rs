@@ -19,6 +19,7 @@ use models::mr_mae::is_mimic_param;
 use models::params::ParamStore;
 use schemas::{ContentHash, ViewPolicy, atomic};
 use tch::{Device, Kind, Tensor};
+use tracing::warn;
 
 use crate::cli::ReconstructArgs;
 use crate::export;
@@ -175,8 +176,23 @@ pub fn sheets(run: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 /// `trainer reconstruct`: some images of a source under random masks.
 pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let is_png = args
+        .out
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    ensure!(
+        is_png,
+        "--out {:?}: a PNG is written; give a name that ends with .png",
+        args.out
+    );
     let device = torch_ext::resolve_device(&args.device)?;
     let student = export::read(&args.model, args.ema)?;
+    if student.recipe.loss.w_rec == 0.0 {
+        warn!(
+            "{}: trained with loss.w_rec = 0, so its prediction of pixels is as it was drawn",
+            student.origin
+        );
+    }
     let params = ParamStore::frozen(device);
     let mae = Mae::new(&params.root(), &student.recipe.mae_config())?;
     let mut tensors = student.tensors;

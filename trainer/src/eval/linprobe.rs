@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::accuracy::TopK;
 use super::features::{self, Extraction, Images, Model, Views};
-use super::{Classes, count_in_train, record, report_skipped};
+use super::{Classes, count_in_train, count_of_unseen_classes, record, report_skipped};
 use crate::cli::LinprobeArgs;
 use heads::{Labelled, Training, train};
 
@@ -141,6 +141,7 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
         classes.labels(&test_source, &test_images)?,
     );
     let test_images_in_train = count_in_train(&train_images, &test_images);
+    count_of_unseen_classes(&train_labels, &test_labels);
     let split = Split::of(&train_images, args)?;
 
     let mut results = Vec::with_capacity(models.len());

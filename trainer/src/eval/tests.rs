@@ -273,3 +273,9 @@ fn several_models_are_judged_as_each_alone() {
     let table = run(&args(&world, Path::new(specs[0]), &more[..4])).unwrap();
     assert_eq!(table.lines().count(), 2 + 1 + 2 + 1, "{table}");
 }
+
+#[test]
+fn test_images_of_unseen_classes_are_counted() {
+    assert_eq!(count_of_unseen_classes(&[0, 1, 1], &[1, 2, 3, 2, 0]), 3);
+    assert_eq!(count_of_unseen_classes(&[0, 1], &[1, 1]), 0);
+}
