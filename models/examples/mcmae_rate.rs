@@ -180,6 +180,7 @@ impl Network {
 
 fn main() {
     let options = Options::read();
+    torch_ext::keep_freed_memory();
     torch_ext::set_num_threads(options.threads).unwrap();
     let ways = WAYS.into_iter();
     let ways = ways.filter(|way| options.only.as_deref().is_none_or(|only| only == *way));

@@ -165,12 +165,13 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
 
 extern "C" {
 
-// Read by jemalloc, which the programs are linked with, before main; the environment's MALLOC_CONF comes after it. A training step
-// frees and takes gigabytes, and the system has to clear every page that it gives out again. Without the first setting each block over
-// 8 MiB goes back at once; the second keeps what is free until the process ends. (A decay of a minute is no compromise: jemalloc gives
-// pages back all along, and a ViT-B step in bf16 ran at 7.8 instead of 10.6 img/s on two cores.)
+// Read by jemalloc, which the programs are linked with, before main; the environment's MALLOC_CONF comes after it. Without this setting
+// blocks over 8 MiB come from an arena of their own, whose pages go back to the system at once.
 extern const char* const malloc_conf;
-const char* const malloc_conf = "oversize_threshold:0,dirty_decay_ms:-1";
+const char* const malloc_conf = "oversize_threshold:0";
+
+// jemalloc's; absent in a program with another allocator.
+int mallctl(const char* name, void* old, size_t* old_len, void* given, size_t given_len) __attribute__((weak));
 
 const char* te_last_error() { return last_error.c_str(); }
 
@@ -392,6 +393,16 @@ int te_event_synchronize(const c10::Event* event) {
 void te_event_free(c10::Event* event) { delete event; }
 
 // ---- threads ------------------------------------------------------------------------------------------------------------
+
+int te_keep_freed_memory() {
+  if (mallctl == nullptr) return 0;
+  unsigned arena = 0;
+  size_t len = sizeof(arena);
+  if (mallctl("thread.arena", &arena, &len, nullptr, 0) != 0) return 0;
+  ssize_t never = -1;
+  const std::string name = "arena." + std::to_string(arena) + ".dirty_decay_ms";
+  return mallctl(name.c_str(), nullptr, nullptr, &never, sizeof(never)) == 0;
+}
 
 int te_num_threads() { return at::get_num_threads(); }
 

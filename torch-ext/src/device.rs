@@ -10,6 +10,7 @@ use tch::{Cuda, Device};
 
 use crate::error::{Error, Result};
 use crate::ffi;
+use crate::memory::keep_freed_memory;
 
 /// Opens libtorch's CUDA library, once per process.
 ///
@@ -39,17 +40,18 @@ pub fn load_cuda() -> Result<()> {
 }
 
 /// The device that `auto`, `cpu`, `cuda` (the first GPU) or `cuda:INDEX` names; `auto` is the first GPU if one can be used,
-/// else the CPU. Opens the CUDA library except for `cpu`, so call it first thing.
+/// else the CPU. Opens the CUDA library except for `cpu`, so call it first thing, in the thread that will compute: on the CPU its memory is
+/// kept from here on ([`keep_freed_memory`]).
 ///
 /// # Errors
 /// [`Error::UnknownDevice`] for other words; [`Error::NoCudaLibrary`] and [`Error::NoSuchGpu`] when a GPU is named and cannot
 /// be had. `auto` never fails for want of a GPU.
 pub fn resolve_device(name: &str) -> Result<Device> {
     let index = match name {
-        "cpu" => return Ok(Device::Cpu),
+        "cpu" => return Ok(cpu()),
         "auto" => {
             let usable = load_cuda().is_ok() && Cuda::device_count() > 0;
-            return Ok(if usable { Device::Cuda(0) } else { Device::Cpu });
+            return Ok(if usable { Device::Cuda(0) } else { cpu() });
         }
         "cuda" => 0,
         other => {
@@ -68,6 +70,11 @@ pub fn resolve_device(name: &str) -> Result<Device> {
     } else {
         Err(Error::NoSuchGpu { index, count })
     }
+}
+
+fn cpu() -> Device {
+    keep_freed_memory();
+    Device::Cpu
 }
 
 #[cfg(test)]

@@ -105,6 +105,7 @@ unsafe extern "C" {
     pub(crate) fn te_event_query(event: *const CEvent, done: *mut c_int) -> c_int;
     pub(crate) fn te_event_synchronize(event: *const CEvent) -> c_int;
     pub(crate) fn te_event_free(event: *mut CEvent);
+    pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_num_threads() -> c_int;
     pub(crate) fn te_set_num_threads(threads: c_int) -> c_int;
 }

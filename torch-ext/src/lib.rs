@@ -45,7 +45,8 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use grads::{all_finite, clip_grad_norm_, grad_norm};
 pub use memory::{
-    Memory, copy_non_blocking, memory, peak_rss, pinned_empty, reset_peak_memory, tensor_bytes_mut,
+    Memory, copy_non_blocking, keep_freed_memory, memory, peak_rss, pinned_empty,
+    reset_peak_memory, tensor_bytes_mut,
 };
 pub use random::{rng_state, set_rng_state};
 pub use threads::{num_threads, set_num_threads};

@@ -62,6 +62,16 @@ pub fn reset_peak_memory(device: Device) -> Result<()> {
     })
 }
 
+/// Has memory that this thread's tensors free kept for its next ones, instead of given back to the system after a while; false in a program
+/// whose allocator is not jemalloc.
+///
+/// For a thread that computes: a step or a forward pass frees and takes the same gigabytes again and again, and the system clears every page
+/// that it gives out. Not for threads that decode images, each of which would keep the room of the largest image that it has seen.
+pub fn keep_freed_memory() -> bool {
+    // SAFETY: no arguments; the allocator takes its own lock.
+    unsafe { ffi::te_keep_freed_memory() == 1 }
+}
+
 /// The most resident memory this process has had, in bytes; `None` where the system does not tell (outside Linux).
 ///
 /// Read from `/proc`, since `getrusage` also counts what the process was before `exec`.

@@ -67,6 +67,7 @@ pub(crate) fn work(
     let tasks = if teachers.is_some() { tasks } else { never() };
     let teachers = teachers.unwrap_or_default();
     // One thread per operation is what makes the bytes independent of the number of workers.
+    torch_ext::keep_freed_memory();
     if let Err(error) = torch_ext::set_num_threads(1) {
         let _ = events.send(Event::Failed(error.into()));
         return;

@@ -110,3 +110,9 @@ fn a_gpu_that_is_not_there_is_an_error() {
     assert!(memory(Device::Cuda(0)).is_err());
     assert!(pinned_empty(&[2], Kind::Float, Device::Cuda(0)).is_err());
 }
+
+/// Nothing in this program is jemalloc's.
+#[test]
+fn another_allocator_is_told_of() {
+    assert!(!keep_freed_memory());
+}
