@@ -8,6 +8,9 @@ use tempfile::TempDir;
 use super::server::{COMMIT, Hub, Server, git_hash, sha256};
 use super::*;
 
+mod broken;
+mod refused;
+
 const TOKEN: &str = "hf_nobody_else_sees_this";
 
 /// Large for the server, and several reports of progress long.
@@ -138,48 +141,6 @@ fn a_model_is_fetched_into_the_layout_that_other_tools_read() {
     );
 }
 
-/// What is damaged in the cache is told by the file to delete, and fetched again once it is.
-#[test]
-fn a_damaged_blob_is_named_and_fetched_again() {
-    let world = World::new(hub());
-    let found = world.resolve("org/name").unwrap();
-    let blob = found.path.join("model.safetensors").canonicalize().unwrap();
-    fs::write(&blob, &weights()[..100]).unwrap();
-    match crate::weights::Weights::read(&found.path) {
-        Err(error @ crate::Error::DamagedDownload { .. }) => {
-            let said = error.to_string();
-            assert!(
-                said.contains(&format!("delete {blob:?}")) && said.contains("safetensors"),
-                "{said}"
-            );
-        }
-        other => panic!("{other:?}"),
-    }
-    fs::remove_file(&blob).unwrap();
-    world.assert_whole(&world.resolve("org/name").unwrap());
-    // The same bytes elsewhere are nobody's download.
-    let copy = world.cache.path().join("model.safetensors");
-    fs::write(&copy, &weights()[..100]).unwrap();
-    let error = crate::weights::Weights::read(&copy).unwrap_err();
-    assert!(
-        matches!(error, crate::Error::BadSafetensors { .. }),
-        "{error}"
-    );
-}
-
-#[test]
-fn a_name_that_is_not_resolved_is_no_broken_connection() {
-    let mut world = World::new(hub());
-    // RFC 6761: no name below .invalid exists.
-    world.settings.endpoint = "http://hub.invalid".to_owned();
-    let (error, said) = world.error("org/name");
-    assert!(matches!(error, Error::Unreachable { .. }), "{said}");
-    assert!(
-        said.contains("resolved") || said.contains("name is not known"),
-        "{said}"
-    );
-}
-
 #[test]
 fn the_token_goes_to_the_endpoint_alone() {
     let mut world = World::new(hub());
@@ -204,192 +165,6 @@ fn the_token_goes_to_the_endpoint_alone() {
     }
 }
 
-#[test]
-fn a_connection_that_breaks_is_resumed_where_it_broke() {
-    let hub = hub();
-    hub.cuts.lock().unwrap().extend([300_000, 0, 1000]);
-    let world = World::new(hub);
-    let mut retries = 0;
-    let found = resolve("org/name", &world.settings, &mut |progress| {
-        retries += u32::from(matches!(progress, Progress::Retrying { .. }));
-        ControlFlow::Continue(())
-    });
-    world.assert_whole(&found.unwrap());
-    let range = |start: u64| Some(format!("bytes={start}-"));
-    assert_eq!(
-        world.server.ranges(),
-        [None, range(300_000), range(300_000), range(301_000)]
-    );
-    assert_eq!(retries, 3);
-}
-
-#[test]
-fn a_connection_that_breaks_always_is_given_up_and_what_came_is_kept() {
-    let hub = hub();
-    let cuts = Arc::clone(&hub.cuts);
-    cuts.lock().unwrap().extend([5000, 0, 0, 0, 0, 0]);
-    let world = World::new(hub);
-    let (error, said) = world.error("org/name");
-    assert!(matches!(error, Error::Unreachable { .. }), "{said}");
-    assert_eq!(fs::metadata(world.incomplete()).unwrap().len(), 5000);
-    assert!(
-        !world
-            .root()
-            .join("snapshots")
-            .join(COMMIT)
-            .join("model.safetensors")
-            .exists()
-    );
-    cuts.lock().unwrap().clear();
-    world.assert_whole(&world.resolve("org/name").unwrap());
-    assert_eq!(
-        world.server.ranges().last().unwrap().as_deref(),
-        Some("bytes=5000-")
-    );
-}
-
-#[test]
-fn what_an_earlier_run_left_is_used_if_it_fits() {
-    let whole = weights();
-    let wrong = vec![1; 5000];
-    let long = vec![1; whole.len() + 1];
-    for (left, requests) in [
-        (&whole[..5000], 1),
-        (&whole[..], 0),
-        (&wrong, 2),
-        (&long, 1),
-    ] {
-        let world = World::new(hub());
-        world.leave(left);
-        world.assert_whole(&world.resolve("org/name").unwrap());
-        assert_eq!(world.server.ranges().len(), requests);
-    }
-}
-
-#[test]
-fn a_server_without_ranges_begins_anew() {
-    let world = World::new(Hub {
-        no_ranges: true,
-        ..hub()
-    });
-    world.leave(&weights()[..5000]);
-    world.assert_whole(&world.resolve("org/name").unwrap());
-    assert_eq!(world.server.ranges(), [Some("bytes=5000-".to_owned())]);
-}
-
-#[test]
-fn bytes_with_another_hash_are_refused() {
-    let world = World::new(Hub {
-        corrupts: true,
-        ..hub()
-    });
-    for left in [0, 5000] {
-        world.leave(&weights()[..left]);
-        let (error, said) = world.error("org/name");
-        assert!(matches!(error, Error::HashMismatch { .. }), "{said}");
-        assert!(
-            said.contains(&sha256(&weights())) && said.contains("model.safetensors"),
-            "{said}"
-        );
-        assert!(!world.incomplete().exists());
-        assert!(
-            !world
-                .root()
-                .join("snapshots")
-                .join(COMMIT)
-                .join("model.safetensors")
-                .exists()
-        );
-        assert!(!world.root().join("refs/main").exists());
-    }
-}
-
-#[test]
-fn each_refusal_says_what_to_do() {
-    for (status, code, with_token, words) in [
-        (
-            401,
-            "GatedRepo",
-            false,
-            "licence must be accepted: do so at http://127.0.0.1",
-        ),
-        (403, "GatedRepo", true, "has not accepted its licence"),
-        (401, "", true, "set one that is valid"),
-        (403, "", false, "no token was shown: set HF_TOKEN"),
-        (
-            401,
-            "RepoNotFound",
-            false,
-            "no such file or folder here, and 127.0.0.1",
-        ),
-        (404, "RepoNotFound", true, "has no such model"),
-        (404, "RevisionNotFound", true, "has no such revision"),
-        (404, "", true, "has no such model or revision"),
-        (418, "", true, "gives HTTP 418"),
-    ] {
-        let mut world = World::new(Hub {
-            refuses: Some((status, code)),
-            ..hub()
-        });
-        if !with_token {
-            world.settings.token = None;
-        }
-        let (_, said) = world.error("org/name@v3");
-        assert!(said.contains(words), "{status} {code}: {said}");
-        assert!(said.contains("org/name"), "{said}");
-        // What will not change is not asked twice.
-        assert_eq!(world.server.requests().len(), 1);
-    }
-    let (error, said) = World::new(hub()).error("org/name@nosuch");
-    assert!(matches!(error, Error::NotFound { .. }), "{said}");
-    assert!(said.contains("org/name@nosuch"), "{said}");
-}
-
-#[test]
-fn a_busy_server_is_asked_again_and_not_for_ever() {
-    let hub = hub();
-    let busy = Arc::clone(&hub.busy);
-    *busy.lock().unwrap() = 4;
-    let world = World::new(hub);
-    world.assert_whole(&world.resolve("org/name").unwrap());
-
-    fs::remove_dir_all(world.root()).unwrap();
-    *busy.lock().unwrap() = usize::MAX;
-    let asked = world.server.requests().len();
-    let (error, said) = world.error("org/name");
-    assert!(matches!(error, Error::Unreachable { .. }), "{said}");
-    assert!(
-        said.contains("503") && said.contains("5 attempts"),
-        "{said}"
-    );
-    assert_eq!(world.server.requests().len(), asked + 5);
-}
-
-#[test]
-fn without_a_network_the_cache_helps_if_it_has_weights() {
-    let mut world = World::new(hub());
-    // A port that nobody listens at, for its listener is dropped.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    world.settings.endpoint = format!("http://{}", closed.local_addr().unwrap());
-    drop(closed);
-    let (error, said) = world.error("org/name");
-    assert!(matches!(error, Error::Unreachable { .. }), "{said}");
-    assert!(said.contains("HTTPS_PROXY"), "{said}");
-
-    fill(
-        &world.cache.path().join("hub"),
-        COMMIT,
-        &[("model.safetensors", "x")],
-    );
-    let mut unconfirmed = 0;
-    let found = resolve("org/name", &world.settings, &mut |progress| {
-        unconfirmed += u32::from(matches!(progress, Progress::Unconfirmed { .. }));
-        ControlFlow::Continue(())
-    });
-    assert_eq!(found.unwrap().source, format!("org/name@{COMMIT}"));
-    assert_eq!(unconfirmed, 1);
-}
-
 /// As transformers leaves it: weights and config.json. The rest comes from the commit of the cache, and the weights stay.
 #[test]
 fn what_other_tools_left_out_is_added() {
@@ -401,72 +176,6 @@ fn what_other_tools_left_out_is_added() {
     assert_eq!(read("preprocessor_config.json"), "{\"b\": 2}");
     assert_eq!(read("model.safetensors"), "theirs");
     assert!(world.server.requests()[0].path.ends_with(COMMIT));
-}
-
-#[test]
-fn names_that_leave_the_folder_are_refused() {
-    for name in [
-        "../evil.safetensors",
-        "/etc/x",
-        "a/../../b",
-        "a\\b",
-        "x:y",
-        "a\0b",
-    ] {
-        let world = World::new(Hub {
-            also_listed: vec![name.to_owned()],
-            ..hub()
-        });
-        let (error, said) = world.error("org/name");
-        assert!(matches!(error, Error::BadAnswer { .. }), "{name:?}: {said}");
-    }
-    let bad = |hub: Hub, words: &str| {
-        let world = World::new(hub);
-        let (_, said) = world.error("org/name");
-        assert!(said.contains(words), "{said}");
-        // Nothing but the cache is in its folder, and no link to anywhere in there.
-        let names: Vec<_> = fs::read_dir(world.cache.path()).unwrap().collect();
-        assert!(names.len() <= 1, "{names:?}");
-    };
-    let commit = Some("../../../../evil".to_owned());
-    bad(Hub { commit, ..hub() }, "a commit that is none");
-    let etag = Some("../".repeat(21) + "x");
-    bad(Hub { etag, ..hub() }, "neither SHA-256 nor git's");
-
-    let mut sharded = hub();
-    sharded.files.remove("model.safetensors");
-    let index = br#"{"weight_map": {"a": "../../evil"}}"#.to_vec();
-    sharded
-        .files
-        .insert("model.safetensors.index.json".to_owned(), index);
-    bad(sharded, "which is no plain file name");
-}
-
-#[test]
-fn sizes_are_bounded() {
-    let bad = |hub: Hub, words: &str| {
-        let (error, said) = World::new(hub).error("org/name");
-        assert!(matches!(error, Error::BadAnswer { .. }), "{said}");
-        assert!(said.contains(words), "{said}");
-    };
-    let padding = 17 << 20;
-    bad(Hub { padding, ..hub() }, "bytes about the model");
-    let mut large = hub();
-    large.size = Some(1 << 60);
-    bad(large.clone(), "model.safetensors a size of");
-    large.size = Some(20 << 20);
-    large
-        .files
-        .insert("config.json".to_owned(), vec![b' '; 2000]);
-    bad(large, "config.json a size of");
-    let also_listed = (0..50_001).map(|i| i.to_string()).collect();
-    bad(
-        Hub {
-            also_listed,
-            ..hub()
-        },
-        "more than 50000 files",
-    );
 }
 
 #[test]
@@ -493,24 +202,6 @@ fn a_sharded_set_comes_with_all_its_shards() {
     let (error, said) = World::new(hub).error("org/name");
     assert!(matches!(error, Error::BadModel { .. }), "{said}");
     assert!(said.contains("m-2.safetensors"), "{said}");
-}
-
-#[test]
-fn a_model_without_weights_that_are_read_is_refused() {
-    let mut hub = hub();
-    hub.files.retain(|name, _| name.ends_with(".json"));
-    for name in ["a.pth", "b.pth"] {
-        hub.files.insert(name.to_owned(), vec![0; 10]);
-    }
-    let (error, said) = World::new(hub).error("org/name");
-    assert!(matches!(error, Error::NoWeights { .. }), "{said}");
-    assert!(said.contains("candidates: a.pth, b.pth"), "{said}");
-    let (error, said) = World::new(Hub::default()).error("org/name");
-    assert!(matches!(error, Error::NoWeights { .. }), "{said}");
-    assert!(
-        said.contains("no file of weights") && !error.to_string().contains("candidates"),
-        "{said}"
-    );
 }
 
 /// Every file is fetched once, whoever asks for it at the same time.
@@ -575,36 +266,6 @@ fn who_asks_to_stop_is_obeyed_and_may_go_on() {
 }
 
 #[test]
-fn settings_that_cannot_be_used_are_named() {
-    let mut world = World::new(hub());
-    world.settings.token = Some(Secret::new("two\r\nlines".to_owned()));
-    let (_, said) = world.error("org/name");
-    assert!(said.contains("HF_TOKEN") && !said.contains("two"), "{said}");
-    world.settings.token = None;
-    world.settings.proxy = Some(Secret::new("http://me:word@".to_owned()));
-    let (_, said) = world.error("org/name");
-    assert!(
-        said.contains("HTTPS_PROXY") && !said.contains("word"),
-        "{said}"
-    );
-    for endpoint in [
-        "huggingface.co",
-        "ftp://x",
-        "https://me:word@x",
-        "http://x?y",
-        "",
-    ] {
-        world.settings.endpoint = endpoint.to_owned();
-        let (_, said) = world.error("org/name");
-        assert!(
-            said.contains("HF_ENDPOINT") && !said.contains("word"),
-            "{said}"
-        );
-    }
-    assert!(world.server.requests().is_empty());
-}
-
-#[test]
 fn a_proxy_is_used_but_not_for_hosts_without() {
     let mut world = World::new(hub());
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -617,18 +278,4 @@ fn a_proxy_is_used_but_not_for_hosts_without() {
     assert!(world.server.requests().is_empty());
     world.settings.no_proxy = Some("127.0.0.1, localhost".to_owned());
     world.resolve("org/name").unwrap();
-}
-
-#[test]
-fn a_cache_that_cannot_be_written_is_named() {
-    let mut world = World::new(hub());
-    let file = world.cache.path().join("file");
-    fs::write(&file, "").unwrap();
-    world.settings.cache = Some(file.clone());
-    let (error, said) = world.error("org/name");
-    assert!(matches!(error, Error::Disk { .. }), "{said}");
-    assert!(
-        said.contains("HF_HUB_CACHE") && said.contains(file.to_str().unwrap()),
-        "{said}"
-    );
 }
