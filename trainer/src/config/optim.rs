@@ -145,6 +145,12 @@ impl Recipe {
             POSITIVE,
         )?;
         require(
+            o.batch_size.checked_mul(o.accum_iter).is_some(),
+            "optim.accum_iter",
+            o.accum_iter,
+            "must leave an effective batch that can be counted",
+        )?;
+        require(
             o.blr.is_none() || o.lr.is_none(),
             "optim.lr",
             o.lr.unwrap_or_default(),

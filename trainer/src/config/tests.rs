@@ -137,6 +137,10 @@ fn wrong_recipes_are_refused_by_name() {
         (&["schedule.kind=linear"], "linear"),
         (&["schedule.kind=wsd"], "schedule.decay_epochs = unset"),
         (&["schedule.decay_epochs=9"], "belongs to schedule.kind"),
+        (
+            &["optim.batch_size=9223372036854775807", "optim.accum_iter=4"],
+            "effective batch that can be counted",
+        ),
         (&["schedule.decay=linear"], "schedule.decay"),
         (
             &["schedule.kind=wsd", "schedule.decay_epochs=0.0"],
