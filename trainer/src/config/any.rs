@@ -2,11 +2,8 @@
 
 use std::path::Path;
 
-use super::Recipe;
-use super::read;
+use super::{Error, Recipe, read};
 use crate::finetune::recipe::FinetuneRecipe;
-
-use super::Error;
 
 #[cfg(test)]
 mod tests;
