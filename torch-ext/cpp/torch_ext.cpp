@@ -26,6 +26,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -161,6 +162,29 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
   }
 };
 
+// Rows of x with a row of zeros behind the last, by index.
+at::Tensor rows_or_zero(const at::Tensor& x, const at::Tensor& index) {
+  return at::cat({x, at::zeros({1, x.size(1)}, x.options())}, 0).index_select(0, index);
+}
+
+// x [M, D] -> [P, D] by index [P] with values 0..M, M for a row of zeros. The caller also knows the other direction: inverse [S, M]
+// names, for each row of x, the up to S places where it went, P for none. So the gradient is S gathers summed in f32 in a fixed order.
+// PyTorch's own would add each place to its row with atomics: in bf16 a rounding for each, in an order that differs from run to run.
+struct Gather : torch::autograd::Function<Gather> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& index, const at::Tensor& inverse) {
+    ctx->save_for_backward({inverse});
+    return rows_or_zero(x, index);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+    const auto inverse = ctx->get_saved_variables()[0];
+    const auto padded = at::cat({grads[0], at::zeros({1, grads[0].size(1)}, grads[0].options())}, 0);
+    auto sum = padded.index_select(0, inverse[0]).to(at::kFloat);
+    for (int64_t slot = 1; slot < inverse.size(0); ++slot) sum.add_(padded.index_select(0, inverse[slot]));
+    return {sum.to(grads[0].scalar_type()), at::Tensor(), at::Tensor()};
+  }
+};
+
 }  // namespace
 
 extern "C" {
@@ -261,6 +285,13 @@ int te_checkpoint(const at::Tensor* x, void* data, ClosureCall call, ClosureFree
   });
 }
 
+// ---- gathering --------------------------------------------------------------------------------------------------------
+
+// Rows of x by index, where the index one past the last row stands for a row of zeros; see Gather.
+int te_gather_rows(const at::Tensor* x, const at::Tensor* index, const at::Tensor* inverse, at::Tensor** out) {
+  return guarded([&] { *out = new at::Tensor(Gather::apply(*x, *index, *inverse)); });
+}
+
 // ---- autocast -----------------------------------------------------------------------------------------------------------
 
 // Turns bf16 autocast on for a device type on this thread; what to restore goes to the last two arguments.
@@ -332,11 +363,41 @@ int te_load_cuda(char* path, int64_t path_len) {
   });
 }
 
+// What libtorch leaves to its defaults and the environment: f32 products and convolutions are f32 and never TF32, which cuDNN's
+// convolutions are by default, and every product where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set, as NVIDIA's containers do.
+int te_set_full_f32() {
+  return guarded([&] {
+    at::globalContext().setAllowTF32CuDNN(false);
+    at::globalContext().setAllowTF32CuBLAS(false);
+  });
+}
+
+// Only operations whose result is the same every time; an error from those that have none. cuBLAS reads its part from the environment
+// when it is first used.
+int te_set_deterministic(int on) {
+  return guarded([&] {
+    if (on != 0) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+    at::globalContext().setDeterministicAlgorithms(on != 0, /*warn_only=*/false);
+    at::globalContext().setDeterministicCuDNN(on != 0);
+    // Filling uninitialized memory is for programs that read it.
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+  });
+}
+
 // ---- memory -------------------------------------------------------------------------------------------------------------
+
+// Gives what the GPU's allocator holds without use back to the driver.
+int te_empty_cache() {
+  return guarded([&] {
+    if (at::hasCUDA()) at::accelerator::emptyCache();
+  });
+}
 
 // Bytes in use by tensors, held by the allocator, and the most ever in use by tensors.
 int te_device_memory(int64_t device_index, int64_t* allocated, int64_t* reserved, int64_t* peak) {
   return guarded([&] {
+    // The allocator has no figures before the device is first used.
+    at::globalContext().lazyInitDevice(c10::kCUDA);
     const auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(device_index));
     const auto aggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     *allocated = stats.allocated_bytes[aggregate].current;
@@ -346,7 +407,10 @@ int te_device_memory(int64_t device_index, int64_t* allocated, int64_t* reserved
 }
 
 int te_reset_peak_memory(int64_t device_index) {
-  return guarded([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(device_index)); });
+  return guarded([&] {
+    at::globalContext().lazyInitDevice(c10::kCUDA);
+    at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(device_index));
+  });
 }
 
 // 1 if nobody else has a handle on the tensor or its storage.
@@ -384,10 +448,6 @@ int te_event_record(int64_t device_index, c10::Event** out) {
 // 1 in `done` if the marked work is finished.
 int te_event_query(const c10::Event* event, int* done) {
   return guarded([&] { *done = event->query(); });
-}
-
-int te_event_synchronize(const c10::Event* event) {
-  return guarded([&] { event->synchronize(); });
 }
 
 void te_event_free(c10::Event* event) { delete event; }

@@ -51,7 +51,7 @@ pub fn resolve_device(name: &str) -> Result<Device> {
         "cpu" => return Ok(cpu()),
         "auto" => {
             let usable = load_cuda().is_ok() && Cuda::device_count() > 0;
-            return Ok(if usable { Device::Cuda(0) } else { cpu() });
+            return if usable { gpu(0) } else { Ok(cpu()) };
         }
         "cuda" => 0,
         other => {
@@ -66,10 +66,31 @@ pub fn resolve_device(name: &str) -> Result<Device> {
     load_cuda()?;
     let count = Cuda::device_count().max(0) as usize;
     if index < count {
-        Ok(Device::Cuda(index))
+        gpu(index)
     } else {
         Err(Error::NoSuchGpu { index, count })
     }
+}
+
+/// Has libtorch use only operations whose result is the same every time, or again whatever is fastest. For the whole process, and before
+/// it first computes on a GPU: cuBLAS looks at its setting once.
+///
+/// An operation that has no deterministic form fails then, with its name. On the CPU nothing changes.
+///
+/// # Errors
+/// If libtorch reports one.
+pub fn set_deterministic(on: bool) -> Result<()> {
+    // SAFETY: takes a value only.
+    ffi::check("choosing deterministic operations", unsafe {
+        ffi::te_set_deterministic(i32::from(on))
+    })
+}
+
+/// A GPU that is there, with f32 meaning f32: no TF32, whatever libtorch's defaults and the environment say.
+fn gpu(index: usize) -> Result<Device> {
+    // SAFETY: no arguments.
+    ffi::check("switching TF32 off", unsafe { ffi::te_set_full_f32() })?;
+    Ok(Device::Cuda(index))
 }
 
 fn cpu() -> Device {

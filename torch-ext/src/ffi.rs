@@ -60,6 +60,15 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
     ) -> c_int;
     pub(crate) fn te_forget_grads(tensors: *const *const C_tensor, len: i64) -> c_int;
+    pub(crate) fn te_gather_rows(
+        x: *const C_tensor,
+        index: *const C_tensor,
+        inverse: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_set_full_f32() -> c_int;
+    pub(crate) fn te_set_deterministic(on: c_int) -> c_int;
+    pub(crate) fn te_empty_cache() -> c_int;
     pub(crate) fn te_autocast_enter(
         device_type: c_int,
         was_enabled: *mut c_int,
@@ -103,7 +112,6 @@ unsafe extern "C" {
     pub(crate) fn te_copy(dst: *mut C_tensor, src: *const C_tensor, non_blocking: c_int) -> c_int;
     pub(crate) fn te_event_record(device_index: i64, out: *mut *mut CEvent) -> c_int;
     pub(crate) fn te_event_query(event: *const CEvent, done: *mut c_int) -> c_int;
-    pub(crate) fn te_event_synchronize(event: *const CEvent) -> c_int;
     pub(crate) fn te_event_free(event: *mut CEvent);
     pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_num_threads() -> c_int;

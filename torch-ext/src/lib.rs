@@ -12,6 +12,7 @@
 //! | [`ema`] | a moving average of the parameters, which skipped steps leave alone |
 //! | [`mod@checkpoint`] | recomputing a part of the forward pass in backward instead of keeping it |
 //! | [`grads`] | norm, clipping and the finite check of all gradients, without waiting for the device |
+//! | [`gather`] | rows by index, with a deterministic gradient |
 //! | [`autocast`] | bf16 compute as a scope |
 //! | [`event`] | waiting for some of the queued work and not for all |
 //! | [`random`] | state of libtorch's generators |
@@ -31,6 +32,7 @@ pub mod ema;
 pub mod error;
 pub mod event;
 mod ffi;
+pub mod gather;
 pub mod grads;
 pub mod memory;
 pub mod random;
@@ -39,13 +41,14 @@ pub mod threads;
 pub use adamw::{AdamWConfig, FusedAdamW};
 pub use autocast::Autocast;
 pub use checkpoint::checkpoint;
-pub use device::{load_cuda, resolve_device};
+pub use device::{load_cuda, resolve_device, set_deterministic};
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use event::Event;
+pub use gather::gather_rows;
 pub use grads::{all_finite, clip_grad_norm_, grad_norm};
 pub use memory::{
-    Memory, copy_non_blocking, keep_freed_memory, memory, peak_rss, pinned_empty,
+    Memory, copy_non_blocking, empty_cache, keep_freed_memory, memory, peak_rss, pinned_empty,
     reset_peak_memory, tensor_bytes_mut,
 };
 pub use random::{rng_state, set_rng_state};

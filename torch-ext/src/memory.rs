@@ -62,6 +62,17 @@ pub fn reset_peak_memory(device: Device) -> Result<()> {
     })
 }
 
+/// Gives memory that libtorch's GPU allocator holds without using it back to the driver. Nothing to do without a GPU.
+///
+/// # Errors
+/// If the device reports one.
+pub fn empty_cache() -> Result<()> {
+    // SAFETY: no arguments.
+    ffi::check("emptying the allocator's cache", unsafe {
+        ffi::te_empty_cache()
+    })
+}
+
 /// Has memory that this thread's tensors free kept for its next ones, instead of given back to the system after a while; false in a program
 /// whose allocator is not jemalloc.
 ///

@@ -10,7 +10,7 @@
 use tch::{Kind, Tensor};
 
 use super::config::PATCH_SIZE;
-use super::conv::DepthwiseConv;
+use super::conv::{DepthwiseConv, REACH};
 use crate::mae::gather_rows;
 use crate::masking::Masking;
 
@@ -26,8 +26,8 @@ pub(super) enum Cells {
     Visible {
         /// `[N, keep]`, the visible tokens.
         ids_keep: Tensor,
-        /// Of [`neighbours`].
-        neighbours: Tensor,
+        /// For each of [`SIDES`].
+        tiles: [Tiles; 2],
     },
     /// All of them, row by row over the map of the stage.
     Whole { grid: [i64; 2] },
@@ -37,19 +37,19 @@ impl Cells {
     pub(super) fn visible(masking: &Masking, grid: [i64; 2]) -> Self {
         Self::Visible {
             ids_keep: masking.ids_keep.shallow_clone(),
-            neighbours: neighbours(masking, grid),
+            tiles: {
+                let neighbours = neighbours(masking, grid);
+                SIDES.map(|side| Tiles::new(&neighbours, side))
+            },
         }
     }
 
     /// Another handle on the same cells.
     pub(super) fn shallow_clone(&self) -> Self {
         match self {
-            Self::Visible {
-                ids_keep,
-                neighbours,
-            } => Self::Visible {
+            Self::Visible { ids_keep, tiles } => Self::Visible {
                 ids_keep: ids_keep.shallow_clone(),
-                neighbours: neighbours.shallow_clone(),
+                tiles: tiles.each_ref().map(Tiles::shallow_clone),
             },
             Self::Whole { grid } => Self::Whole { grid: *grid },
         }
@@ -96,16 +96,16 @@ impl Cells {
             // A token and what is around it are a small image, in which the convolution without padding gives just the cells of
             // the token. With a quarter of the tokens visible, the first stage reads no more than a map with holes would have,
             // and computes a quarter of it.
-            Self::Visible { neighbours, .. } => {
-                let tile = side + 2 * conv.reach();
-                let zero = Tensor::zeros([1, dim], (x.kind(), x.device()));
-                let rows = Tensor::cat(&[&x.reshape([n * cells, dim]), &zero], 0);
-                let tiles = rows.index_select(0, &tile_rows(neighbours, side, conv.reach()));
-                (tile, tile, 0, tiles)
+            Self::Visible { tiles, .. } => {
+                let tiles = tiles.iter().find(|tiles| tiles.side == side);
+                let Tiles { rows, places, .. } = tiles.expect("a stage has one of the two sides");
+                let tile = side + 2 * REACH;
+                let x = x.reshape([n * cells, dim]);
+                (tile, tile, 0, torch_ext::gather_rows(&x, rows, places))
             }
             Self::Whole { .. } => {
                 let [h, w] = self.map(side);
-                (h, w, conv.reach(), x.shallow_clone())
+                (h, w, REACH, x.shallow_clone())
             }
         };
         // With channels last in memory, the depthwise kernels are several times as fast, and nothing has to be transposed.
@@ -159,24 +159,84 @@ fn neighbours(masking: &Masking, [grid_h, grid_w]: [i64; 2]) -> Tensor {
         .reshape([n, keep, 9])
 }
 
-/// The rows of `[N·keep·side² + 1, ..]`, the last of them zero, that are each visible token with `reach` cells around it:
-/// `[N·keep·(side + 2·reach)²]`.
-///
-/// # Panics
-/// If `reach` is more than a token, whose neighbours' neighbours nobody knows.
-fn tile_rows(neighbours: &Tensor, side: i64, reach: i64) -> Tensor {
-    assert!(
-        reach <= side,
-        "a reach of {reach} cells in tokens of {side}"
-    );
-    let (n, keep, _) = neighbours.size3().expect("neighbours are [N, keep, 9]");
-    // Along a side of the tile: in which of the three tokens, and which of its cells.
-    let place =
-        Tensor::arange(side + 2 * reach, (Kind::Int64, neighbours.device())) + (side - reach);
-    let token = place.floor_divide_scalar(side);
-    let cell = place - &token * side;
-    let token = (token.unsqueeze(1) * 3 + token).flatten(0, 1);
-    let cell = (cell.unsqueeze(1) * side + cell).flatten(0, 1);
-    let rows = neighbours.index_select(2, &token) * (side * side) + cell;
-    rows.clamp_max(n * keep * side * side).flatten(0, 2)
+/// Each visible token and what the depthwise convolution sees around it, as a square of cells.
+#[derive(Debug)]
+pub(super) struct Tiles {
+    /// Cells along a side of a token.
+    side: i64,
+    /// For each cell of a tile its row among the cells `[N·keep·side², ..]`, or one past the last where it is removed or outside:
+    /// `[N·keep·(side + 2·REACH)²]`.
+    rows: Tensor,
+    /// The other direction: for each cell the places in tiles that show it, as [`torch_ext::gather_rows`] wants them.
+    places: Tensor,
+}
+
+impl Tiles {
+    /// For tokens of `side × side` cells, from [`neighbours`] `[N, keep, 9]`.
+    ///
+    /// Made of operations on the mask's device alone, as those are.
+    fn new(neighbours: &Tensor, side: i64) -> Self {
+        // Further away, the neighbours' neighbours would be seen, whom nobody knows.
+        const { assert!(REACH <= SIDES[1]) };
+        let (n, keep, _) = neighbours.size3().expect("neighbours are [N, keep, 9]");
+        let int = (Kind::Int64, neighbours.device());
+        let tile = side + 2 * REACH;
+        let (cells, places) = (n * keep * side * side, n * keep * tile * tile);
+
+        // Along a side of the tile: in which of the three tokens, and which of its cells.
+        let place = Tensor::arange(tile, int) + (side - REACH);
+        let token = place.floor_divide_scalar(side);
+        let cell = place - &token * side;
+        let [token, cell] = [squared(&token, &token, 3), squared(&cell, &cell, side)];
+        let rows = neighbours.index_select(2, &token) * (side * side) + cell;
+        let rows = rows.clamp_max(cells).flatten(0, 2);
+
+        // Along a side of the token: where a cell lies in the tile of the token itself and in those of its neighbours. The token after it
+        // has it before its own cells, so the place falls as the neighbour's number rises.
+        let cell = Tensor::arange(side, int);
+        let seen_from: Vec<_> = if 2 * REACH <= side {
+            // A cell is near one border at most: the token's own tile, and that of the neighbour across the nearer border.
+            let own = Tensor::ones([side], int);
+            let nearer = cell.ge(side / 2).to_kind(Kind::Int64) * 2;
+            vec![own, nearer]
+        } else {
+            (0..3)
+                .map(|token| Tensor::full([side], token, int))
+                .collect()
+        };
+        let seen_from = seen_from.iter().map(|token| {
+            let place: Tensor = &cell + (REACH + side) - token * side;
+            let outside = place.lt(0).logical_or(&place.ge(tile));
+            // So far out that no sum brings it back.
+            (token, place.masked_fill(&outside, places))
+        });
+        let seen_from: Vec<_> = seen_from.collect();
+        let mut slots = Vec::new();
+        for (token_row, row) in &seen_from {
+            for (token_column, column) in &seen_from {
+                let token = squared(token_row, token_column, 3);
+                let place = squared(row, column, tile);
+                let place = neighbours.index_select(2, &token) * (tile * tile) + place;
+                slots.push(place.clamp_max(places).flatten(0, 2));
+            }
+        }
+        Self {
+            side,
+            rows,
+            places: Tensor::stack(&slots, 0),
+        }
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Self {
+            side: self.side,
+            rows: self.rows.shallow_clone(),
+            places: self.places.shallow_clone(),
+        }
+    }
+}
+
+/// For each row and column of a square their numbers as one: `row · width + column`, row by row.
+fn squared(rows: &Tensor, columns: &Tensor, width: i64) -> Tensor {
+    (rows.unsqueeze(1) * width + columns).flatten(0, 1)
 }
