@@ -37,8 +37,10 @@ use crate::{optim, step};
 #[cfg(test)]
 mod tests;
 
-/// Side of the plain matrix product: large enough that its operands do not fit the caches.
-pub(crate) const PRODUCT: i64 = 4096;
+/// Side of the plain matrix product: large enough that its operands do not fit the caches, and on a GPU that starting it counts for nothing.
+pub(crate) fn product_side(device: Device) -> i64 {
+    if device.is_cuda() { 8192 } else { 4096 }
+}
 
 /// All figures of a run.
 #[derive(Debug, Serialize)]
@@ -75,7 +77,7 @@ pub struct StepFigures {
     pub images_per_s: f64,
     /// Slowest and fastest step.
     pub spread: [f64; 2],
-    /// A plain product of 4096 x 4096 matrices in the same precision: GFLOP/s, the best of three.
+    /// A plain product of square matrices in the same precision, their side 4096, or 8192 on a GPU: GFLOP/s, the best of three.
     pub product_gflop_per_s: f64,
     /// Images per second if the whole step ran at the product's speed.
     pub floor_images_per_s: f64,
@@ -141,7 +143,8 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
             continue;
         }
         info!("steps in {precision}");
-        let product_gflop_per_s = product_speed(precision, PRODUCT, device);
+        let product_gflop_per_s = product_speed(precision, product_side(device), device);
+        torch_ext::reset_peak_memory(device)?;
         let mut speeds = step_speeds(&recipe, &widths, precision, args.steps, device)?;
         speeds.sort_by(f64::total_cmp);
         let figures = StepFigures {
@@ -242,7 +245,8 @@ fn loader_speed(
     Ok((batches - 1) as f64 * batch as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Images per second of each of `steps` whole steps (forward, backward, update) on random data, after one that is not counted.
+/// Images per second of each of `steps` whole steps (forward, backward, update) on random data, after some that are not counted. As in
+/// training, a step is read when the next one is queued.
 fn step_speeds(
     recipe: &Recipe,
     widths: &BTreeMap<String, i64>,
@@ -285,9 +289,12 @@ fn step_speeds(
         Tensor::from_slice(&linear_rates(recipe.model.drop_path, branches / 2)).to_device(device);
     let uniform = Tensor::rand([n, branches as i64], (Kind::Float, device));
     let normalise = Normalise::imagenet(device);
+    // A GPU loads its kernels at their first use and tries several for a shape.
+    let warm_up = if device.is_cuda() { 5 } else { 1 };
     let mut speeds = Vec::new();
-    for step in 0..=steps {
-        let start = Instant::now();
+    let mut in_flight = None;
+    let mut last_read = Instant::now();
+    for step in 0..=warm_up + steps {
         optim.zero_grad();
         let imgs = normalise.forward(&pixels);
         let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
@@ -297,16 +304,21 @@ fn step_speeds(
             grad_checkpointing: recipe.run.grad_checkpointing,
         };
         let losses = step::accumulate(&student, &imgs, &masking, &features, pass, precision, 1);
-        step::update(&mut optim, &[losses], recipe.optim.clip_grad, None)?.read()?;
-        if step > 0 {
-            speeds.push(n as f64 / start.elapsed().as_secs_f64());
+        let values = step::update(&mut optim, &[losses], recipe.optim.clip_grad, None)?;
+        let Some(before) = in_flight.replace(values) else {
+            continue;
+        };
+        before.read()?;
+        if step > warm_up {
+            speeds.push(n as f64 / last_read.elapsed().as_secs_f64());
         }
+        last_read = Instant::now();
     }
     Ok(speeds)
 }
 
 /// Operations per second of the device's matrix products: as given, in TFLOP/s, or as a plain product reaches them now. The operands are
-/// smaller than [`PRODUCT`], since training waits for it.
+/// smaller than [`product_side`] on a CPU, since training waits for it.
 pub(crate) fn peak_flops(precision: Precision, given: Option<f64>, device: Device) -> f64 {
     let side = if device.is_cuda() { 8192 } else { 1024 };
     let measured = || product_speed(precision, side, device) * 1e9;

@@ -382,7 +382,7 @@ pub struct BenchArgs {
     /// Measure this alone, so that the process's peak memory is its own. May be given many times; everything without it.
     #[arg(long, value_enum, value_name = "WHAT")]
     pub only: Vec<BenchPart>,
-    /// Steps to time in each precision, after one that is not timed.
+    /// Steps to time in each precision, after some that are not timed.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,
     #[command(flatten)]

@@ -79,6 +79,8 @@ impl MicroBatches {
                 Err(OutOfMemory(message)) => {
                     losses.clear();
                     optim.zero_grad();
+                    // Blocks cut for the larger parts would otherwise be held beside those for the smaller ones.
+                    torch_ext::empty_cache()?;
                     self.cut_further(&message)?;
                 }
             }
@@ -161,7 +163,10 @@ fn out_of_memory(message: &str) -> Option<OutOfMemory> {
         "CUDA out of memory",
         "CUDA error: out of memory",
         "CUBLAS_STATUS_ALLOC_FAILED",
+        // What cuBLAS says when there is no room for a handle of its own.
+        "CUBLAS_STATUS_NOT_INITIALIZED",
         "CUDNN_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "DefaultCPUAllocator: can't allocate memory",
         "DefaultCPUAllocator: not enough memory",
     ]

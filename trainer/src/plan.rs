@@ -17,7 +17,7 @@ use schemas::{Cache, TeacherIdentity};
 use serde::Serialize;
 use tch::Device;
 
-use crate::bench::{PRODUCT, product_speed};
+use crate::bench::{product_side, product_speed};
 use crate::cli::PlanArgs;
 use crate::config::Recipe;
 use crate::config::any::AnyRecipe;
@@ -130,7 +130,7 @@ fn peak_tflops(args: &PlanArgs, precision: Precision) -> anyhow::Result<f64> {
         }
         None => {
             let device = torch_ext::resolve_device(&args.device)?;
-            Ok(product_speed(precision, PRODUCT, device) / 1e3)
+            Ok(product_speed(precision, product_side(device), device) / 1e3)
         }
     }
 }

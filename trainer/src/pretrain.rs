@@ -49,6 +49,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    torch_ext::set_deterministic(recipe.run.deterministic)?;
     let run = RunFolder::open(&args.out, &recipe)?;
     info!("recipe\n{}", recipe.to_toml().trim());
 

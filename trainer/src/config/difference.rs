@@ -7,7 +7,7 @@ impl Recipe {
     ///
     /// Settings that cannot change what is computed, only how fast and what is kept, do not count: `data.prefetch`,
     /// `data.pixel_cache_mib`, `run.log_every`, `run.checkpoint_every`, `run.keep_checkpoints`, `run.keep_every`,
-    /// `run.pictures`, `run.peak_tflops`, `run.grad_checkpointing` and `run.stop_after_nonfinite`. Nor does `schedule.epochs` of two `wsd` schedules: whether it may change
+    /// `run.pictures`, `run.peak_tflops`, `run.grad_checkpointing`, `run.deterministic` and `run.stop_after_nonfinite`. Nor does `schedule.epochs` of two `wsd` schedules: whether it may change
     /// depends on where the run stands, see [`run_folder::refuse_other_length`](crate::run_folder::refuse_other_length).
     /// Nor does the place of `model.init`, whose content a run compares by its hash.
     pub fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
@@ -24,6 +24,7 @@ impl Recipe {
         other.run.keep_checkpoints = self.run.keep_checkpoints;
         other.run.keep_every = self.run.keep_every;
         other.run.grad_checkpointing = self.run.grad_checkpointing;
+        other.run.deterministic = self.run.deterministic;
         other.run.stop_after_nonfinite = self.run.stop_after_nonfinite;
         if [self.schedule.kind, other.schedule.kind] == [ScheduleKind::Wsd; 2] {
             other.schedule.epochs = self.schedule.epochs;

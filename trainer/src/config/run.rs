@@ -77,6 +77,9 @@ pub struct Run {
     /// Keep of each block (convolution stages and decoder included) only its input and compute the rest again in backward (Chen et al. 2016): a third more arithmetic
     /// for a fraction of the memory. Changes no number.
     pub grad_checkpointing: bool,
+    /// Use only operations that give the same bits every time. On a GPU some gradients, of attention first of all, are otherwise summed in
+    /// an order that differs from run to run. Costs speed; changes nothing on a CPU, whose operations are all of this kind.
+    pub deterministic: bool,
     /// Consecutive steps with a non-finite loss or gradient (each skipped and recorded) that end the run.
     pub stop_after_nonfinite: u32,
 }
@@ -93,6 +96,7 @@ impl Default for Run {
             peak_tflops: None,
             keep_every: None,
             grad_checkpointing: false,
+            deterministic: false,
             stop_after_nonfinite: STOP_AFTER_NONFINITE,
         }
     }

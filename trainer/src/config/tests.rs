@@ -190,7 +190,11 @@ fn differences_are_named_with_both_values() {
 
 #[test]
 fn what_changes_no_result_may_change() {
-    let settings = ["run.keep_every=7", "run.grad_checkpointing=true"];
+    let settings = [
+        "run.keep_every=7",
+        "run.grad_checkpointing=true",
+        "run.deterministic=true",
+    ];
     let other = parse(&settings).unwrap();
     assert_eq!(parse(&[]).unwrap().first_difference(&other), None);
 
