@@ -15,12 +15,12 @@
 //! next run builds what is missing (`worklist`).
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::thread;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use crossbeam_channel::{bounded, never, unbounded};
 use images::ImageSource;
 use models::hub::HubSettings;
@@ -38,6 +38,7 @@ pub(crate) mod decode;
 pub(crate) mod flow;
 mod identity;
 pub(crate) mod infer;
+mod lock;
 mod progress;
 mod reorder;
 mod resolve;
@@ -52,6 +53,7 @@ use flow::{Ended, Flow};
 pub(crate) use identity::Existing;
 use identity::ForwardPass;
 use infer::BuildTeacher;
+use lock::Lock;
 use progress::Progress;
 use summary::Summary;
 use timing::Timings;
@@ -110,7 +112,7 @@ pub(crate) fn run(
     // Everything is compared before anything is written: a refused command must not leave half of what it asked for.
     build.refuse_changes()?;
     schemas::create_cache(folder, &build.identity)?;
-    let _lock = lock(folder)?;
+    let _lock = Lock::take(folder)?;
     for (teacher, _) in &build.teachers {
         schemas::add_teacher(folder, teacher)?;
         atomic::remove_stale(&layout::teacher_json(folder, &teacher.id))?;
@@ -328,22 +330,6 @@ fn refuse_foreign(out: &Path) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// Locks the cache for this build. The lock is the kernel's, on the folder itself: it leaves no file behind and ends with the process,
-/// however that ends. Two builds at once would do no harm, for they would publish the same bytes, but all work would be done twice.
-fn lock(out: &Path) -> anyhow::Result<File> {
-    let folder = File::open(out).with_context(|| format!("cannot open {}", out.display()))?;
-    match folder.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            bail!("{}: another build is running in this cache", out.display())
-        }
-        Err(TryLockError::Error(error)) => {
-            tracing::debug!("{} cannot be locked here: {error}", out.display())
-        }
-    }
-    Ok(folder)
 }
 
 /// Starts the threads of every stage, lets [`Flow`] pass the work through them, and waits for the writers' last commits.

@@ -1,9 +1,10 @@
-//! Integration tests of the workspace, one binary: every extra one would link libtorch again.
+//! Integration tests of the workspace, one binary: every extra one would link libtorch again. Those that touch what belongs to the whole
+//! process are the exception, in `tests/alone`.
 
 // The architecture's invariants that can be read off the tree: dependency directions, lints, unsafe code, recipes, golden files.
 mod repo;
-// The two programs together: a cache gives the losses that its teachers would give inside the loop, and damage is refused.
-mod cached_equals_online;
+// The two programs together: what one calls damaged, the other refuses.
+mod damaged_row;
 // A cache of the format's first version.
 mod compat;
 // The cache read by other tools, as docs/reading-a-cache.md says.

@@ -144,6 +144,102 @@ fn libraries_do_not_read_the_environment() {
     }
 }
 
+/// What a process has once, as tests would set it or read it: libtorch's threads, generator and memory, the environment, the current folder,
+/// the panic hook, signals, limits.
+const OF_THE_PROCESS: [&str; 16] = [
+    "set_num_threads(",
+    "manual_seed(",
+    "Tensor::rand",
+    "peak_rss(",
+    "memory(Device::Cpu)",
+    "/proc/self",
+    "set_var(",
+    "remove_var(",
+    "set_current_dir(",
+    "set_hook(",
+    "take_hook(",
+    "keep_quiet_about_memory(",
+    "catch_signals(",
+    "setrlimit(",
+    "umask(",
+    "process::exit(",
+];
+
+/// What makes a test depend on how fast the machine is, and names that two tests may both take.
+const OF_THE_MACHINE: [&str; 5] = [
+    "sleep(",
+    ".elapsed(",
+    "recv_timeout(",
+    "env::temp_dir(",
+    "\"/tmp",
+];
+
+/// Where a test waits: to spread kills over a program's run, and to give up a program that hangs.
+const MAY_WAIT: [&str; 2] = ["pipeline/tests/cli/kill.rs", "trainer/tests/cli.rs"];
+
+/// Test code by file, relative to the root: integration tests, unit tests in files of their own and those at the end of a module's file.
+fn test_code() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for path in MEMBERS
+        .iter()
+        .flat_map(|member| files(&root().join(member), "rs"))
+    {
+        let relative = path.strip_prefix(root()).expect("below the root");
+        let inside = |name: &str| relative.components().any(|c| c.as_os_str() == name);
+        let name = relative.file_name().unwrap_or_default();
+        // This file has the words that it looks for.
+        if inside("examples") || name == "repo.rs" {
+            continue;
+        }
+        let text = read(&path);
+        let start = match inside("tests") || name == "tests.rs" || name == "testing.rs" {
+            true => Some(0),
+            false => text.find("#[cfg(test)]\nmod tests {"),
+        };
+        if let Some(start) = start {
+            let name = relative.display().to_string();
+            found.insert(name, text[start..].to_owned());
+        }
+    }
+    assert!(found.len() > 100, "{} files with tests", found.len());
+    found
+}
+
+/// Tests of one program run beside each other. What belongs to the whole process is used by a test that is alone in a program of its own:
+/// the only one of its `CRATE/tests/NAME.rs`, in this crate `alone/NAME.rs`. And no test depends on time.
+#[test]
+fn tests_do_not_meet_in_what_their_process_has_once() {
+    let is_program = |name: &str| match name.split('/').collect::<Vec<_>>()[..] {
+        ["tests", folder, _] => folder == "alone",
+        [_, folder, _] => folder == "tests",
+        _ => false,
+    };
+    for (name, text) in test_code() {
+        let tests = text.matches("#[test]\n").count();
+        let alone = is_program(&name) && tests == 1 && !text.contains("\nmod ");
+        assert!(
+            alone || !name.starts_with("tests/alone/"),
+            "{name} has {tests} tests"
+        );
+        let code: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split("//").next())
+            .collect();
+        let uses = |word: &&&str| code.iter().any(|line| line.contains(**word));
+        let found = OF_THE_PROCESS.iter().find(uses).filter(|_| !alone);
+        assert!(
+            found.is_none(),
+            "{name}: {found:?} belongs to the whole process; CONTRIBUTING.md says where such a test goes"
+        );
+        let waits = MAY_WAIT.contains(&&name[..]);
+        let found = OF_THE_MACHINE.iter().find(uses).filter(|_| !waits);
+        assert!(
+            found.is_none(),
+            "{name}: {found:?}: tests do not depend on time, nor share names"
+        );
+    }
+}
+
 #[test]
 fn recipes_carry_a_header_and_parse() {
     for room in ["pipeline", "trainer"] {

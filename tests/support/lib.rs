@@ -1,5 +1,7 @@
 //! What the integration tests share: the repository's root, temporary folders, small images, closeness that says where it failed.
 
+pub mod programs;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

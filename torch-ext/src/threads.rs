@@ -22,18 +22,3 @@ pub fn set_num_threads(threads: usize) -> Result<()> {
         ffi::te_set_num_threads(threads)
     })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_count_is_what_was_set_and_is_never_zero() {
-        let before = num_threads();
-        set_num_threads(before + 1).unwrap();
-        assert_eq!(num_threads(), before + 1);
-        set_num_threads(before).unwrap();
-        assert!(set_num_threads(0).is_err());
-        assert_eq!(num_threads(), before);
-    }
-}

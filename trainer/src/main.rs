@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     init_logging(cli.log_format);
     allow_open_files();
+    trainer::micro_batch::keep_quiet_about_memory();
     let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
     let outcome = trainer::interrupt::catch_signals()
         .and_then(|()| trainer::run(&cli, &hub, &mut io::stdout().lock()));

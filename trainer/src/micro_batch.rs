@@ -11,7 +11,6 @@ use std::any::Any;
 use std::panic::{
     AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind, set_hook, take_hook,
 };
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::ensure;
@@ -116,8 +115,6 @@ struct OutOfMemory(String);
 
 /// Calls `f`, of whose failures those for want of memory are told apart. tch has most of them as panics; others go on as they are.
 fn attempt<T>(f: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Result<T, OutOfMemory>> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(keep_quiet_about_memory);
     ATTEMPTS.fetch_add(1, Ordering::SeqCst);
     // A panic leaves gradients switched as they were within; when the guard goes, they are as now.
     let grad_mode = tch::no_grad_guard();
@@ -141,7 +138,9 @@ fn attempt<T>(f: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Result<T,
 static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
 
 /// Keeps panics for want of memory from being printed while a pass is attempted: what follows from them is said in a warning.
-fn keep_quiet_about_memory() {
+///
+/// The panic hook belongs to the process, so only the program calls this, at its start; a library's caller keeps its own.
+pub fn keep_quiet_about_memory() {
     let before = take_hook();
     set_hook(Box::new(move |info: &PanicHookInfo| {
         let attempted = ATTEMPTS.load(Ordering::SeqCst) > 0;

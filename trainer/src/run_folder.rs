@@ -48,7 +48,16 @@ impl Experiment for Recipe {
 pub struct RunFolder {
     path: PathBuf,
     /// Locked for as long as it lives.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for RunFolder {
+    /// Closing would do only when nobody else has the file open through this handle, as a program does that another thread of this process is
+    /// about to start: until it runs, it has all files of its parent.
+    fn drop(&mut self) {
+        // Where there are no locks, there is nothing to undo.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl RunFolder {
@@ -90,7 +99,7 @@ impl RunFolder {
         atomic::write(&saved, recipe.to_toml().as_bytes())?;
         Ok(RunFolder {
             path: path.into(),
-            _lock: lock,
+            lock,
         })
     }
 

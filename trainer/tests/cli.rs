@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)] // Tests state what they expect by unwrapping.
 
 use std::fs;
+use std::io::{BufRead, BufReader, PipeReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Pid, Signal, kill_process};
 use schemas::{TeacherId, layout};
 
@@ -17,15 +19,46 @@ use testing::World;
 
 fn trainer(args: &[String]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
-    command
-        .args(&args[1..])
-        .env("RUST_LOG", "info")
-        .env_remove("RUST_BACKTRACE");
+    command.args(&args[1..]).env_clear();
+    // Nothing that a user may have set reaches the program, and no test asks a network.
+    for name in ["PATH", "LD_LIBRARY_PATH", "TMPDIR"] {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command.env("RUST_LOG", "info").env("HF_HUB_OFFLINE", "1");
     command
 }
 
 fn run(args: &[String]) -> Output {
     trainer(args).output().unwrap()
+}
+
+/// Starts a run that cannot run away from who reads its log: the pipe holds a page, some 30 steps, and the run waits while it is full. So a
+/// run of 80 steps is stopped before its end, however long this thread has to wait for a processor.
+fn followed(args: &[String]) -> (Child, BufReader<PipeReader>) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl_setpipe_size(&writer, 4096).unwrap();
+    let child = trainer(args)
+        .stdout(Stdio::null())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    (child, BufReader::with_capacity(256, reader))
+}
+
+/// Reads a run's log until it has come past `step`.
+fn come_past(step: u64, log: &mut BufReader<PipeReader>) {
+    let mut all = String::new();
+    loop {
+        let start = all.len();
+        let read = log.read_line(&mut all).unwrap();
+        assert!(read > 0, "the run ended before step {step}: {all}");
+        let line = all[start..].split_once("step ");
+        let done =
+            line.and_then(|(_, rest)| rest.split(['/', ' ', ',']).next()?.parse::<u64>().ok());
+        if done.is_some_and(|done| done >= step) {
+            return;
+        }
+    }
 }
 
 fn strings(args: &[&str]) -> Vec<String> {
@@ -191,26 +224,10 @@ fn kill_minus_nine_loses_work_and_nothing_else() {
     assert!(whole.status.success(), "{}", stderr(&whole));
 
     let killed = world.pretrain_args("killed", &settings);
-    let steps = || {
-        let text = fs::read_to_string(world.path("killed/metrics.jsonl")).unwrap_or_default();
-        text.lines()
-            .last()
-            .and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64())
-    };
     // Each time a few milliseconds after the run has come past a step.
-    for (step, millis) in [(1, 0), (9, 3), (21, 7), (22, 11), (40, 2), (61, 5)] {
-        let mut child = trainer(&killed)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        while steps().is_none_or(|done| done < step) {
-            assert!(
-                child.try_wait().unwrap().is_none(),
-                "the run ended before step {step}"
-            );
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    for (step, millis) in [(1, 0), (9, 3), (21, 7), (22, 11), (40, 2), (48, 5)] {
+        let (mut child, mut log) = followed(&killed);
+        come_past(step, &mut log);
         std::thread::sleep(Duration::from_millis(millis));
         child.kill().unwrap(); // SIGKILL
         assert!(
@@ -253,23 +270,16 @@ fn a_signal_ends_a_run_with_a_checkpoint() {
     let whole = run(&world.pretrain_args("whole", &settings));
     assert!(whole.status.success(), "{}", stderr(&whole));
     let stopped = world.pretrain_args("stopped", &settings);
-    let child = trainer(&stopped)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = || fs::read_to_string(world.path("stopped/metrics.jsonl")).unwrap_or_default();
-    while lines().lines().count() < 5 {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let (mut child, mut log) = followed(&stopped);
+    come_past(5, &mut log);
     let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    let text = stderr(&output);
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
     assert!(text.contains("interrupted after step"), "{text}");
     assert!(last_checkpoint(&world.path("stopped")).is_some());
-    let done = lines().lines().count();
+    let done = metrics(&world.path("stopped")).len();
     assert!((5..80).contains(&done), "{done} of 80 steps");
     let rest = run(&stopped);
     assert!(rest.status.success(), "{}", stderr(&rest));

@@ -191,7 +191,7 @@ fn same_features(exported: &Exported, expected: EncoderConfig, mae: &Mae) {
     let loaded = load_into(&params, &imported.encoder_tensors(), "a test").unwrap();
     assert!(loaded.fresh.is_empty());
     let [height, width] = Facts::of(mae.config(), 0.75).img_size;
-    let imgs = Tensor::randn([2, 3, height, width], (Kind::Float, Device::Cpu));
+    let imgs = crate::init::Init::Normal { std: 1.0 }.tensor(&[2, 3, height, width], 1, "imgs");
     assert_eq!(encoder.forward_features(&imgs), mae.forward_features(&imgs));
 }
 

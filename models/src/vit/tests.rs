@@ -2,7 +2,6 @@ use tch::Device;
 
 use super::*;
 use crate::params::ParamStore;
-use crate::precision::Precision;
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -201,27 +200,6 @@ fn rotary_positions_turn_patches_by_their_distance_alone() {
     // One column right, and the other way round.
     assert!((at(1, 2) - at(6, 7)).abs() < 1e-5);
     assert!((at(1, 2) - at(2, 1)).abs() > 1e-3);
-}
-
-/// 16,000 tokens: the matrix of 2 heads would take 2 GB.
-#[test]
-fn the_attention_of_cls_never_needs_the_whole_matrix() {
-    let store = ParamStore::new(Device::Cpu, 0);
-    let attention = Attention::new(&store.root(), 16, 2, true);
-    let x = random(&[1, 16_000, 16], "x");
-    let Some(before) = torch_ext::peak_rss() else {
-        println!("skipped: the system does not tell how much memory was used");
-        return;
-    };
-    let _no_grad = tch::no_grad_guard();
-    let (_, row) = attention.forward_with_cls_attention(&x, None);
-    assert_eq!(row.size(), [1, 2, 16_000]);
-    for precision in [Precision::F32, Precision::Bf16] {
-        let _guard = precision.guard(Device::Cpu);
-        assert_eq!(attention.cls_attention(&x).size(), [1, 2, 16_000]);
-    }
-    let grown = torch_ext::peak_rss().unwrap() - before;
-    assert!(grown < 500 << 20, "{} MB more", grown >> 20);
 }
 
 #[test]

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use models::precision::Precision;
-use tch::{Device, Kind, Tensor};
+use tch::Kind;
 
+use crate::renaming::random;
 use crate::support::*;
 
 /// The Python that has transformers, timm and open_clip, where scripts/python-env has made it.
@@ -259,7 +260,7 @@ fn a_teacher_saved_by_torch_is_the_same() {
         ];
         run_script(&python, "weights.py", &arguments);
         assert!(!temp.path().join("model.safetensors").exists());
-        let pixels = Tensor::randint(256, [2, 3, 64, 64], (Kind::Uint8, Device::Cpu));
+        let pixels = (random(&[2, 3, 64, 64]).sigmoid() * 256.0).to_kind(Kind::Uint8);
         let features = |path: &Path| teacher(path).forward(&pixels, Precision::F32).unwrap();
         let expected = features(&folder);
         for path in [

@@ -128,17 +128,19 @@ fn a_build_reports_on_stdout_and_logs_on_stderr() {
 #[test]
 fn a_path_that_is_not_there_is_said_before_a_hub_is_asked() {
     let world = World::new();
+    // Nobody listens there, and nobody else is given this port while it is taken at another address of the host.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = format!("127.0.0.2:{}", taken.local_addr().unwrap().port());
     let failed = program(&world.build_args("cache", &["--teacher", "clip=teachers/clip-b16"]))
-        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .env("HF_ENDPOINT", format!("http://{closed}"))
         .env("HF_HUB_CACHE", world.path("hub"))
         .env_remove("HF_HUB_OFFLINE")
-        .env_remove("TRANSFORMERS_OFFLINE")
         .output()
         .unwrap();
     let said = stderr(&failed);
     assert_eq!(failed.status.code(), Some(2), "{said}");
-    let asking = "no such file or folder here; asking 127.0.0.1:9 for teachers/clip-b16@main";
-    assert!(said.contains(asking), "{said}");
+    let asking = format!("no such file or folder here; asking {closed} for teachers/clip-b16@main");
+    assert!(said.contains(&asking), "{said}");
 }
 
 /// The recipe that a build prints repeats it.

@@ -100,7 +100,12 @@ pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
 /// The built program with a command line like those for [`run`], which begin with its name.
 pub(crate) fn program(args: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
-    command.args(&args[1..]).env_remove("RUST_LOG");
+    command.args(&args[1..]).env_clear();
+    // Nothing that a user may have set reaches the program, and no test asks a network.
+    for name in ["PATH", "LD_LIBRARY_PATH", "TMPDIR"] {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command.env("HF_HUB_OFFLINE", "1");
     command
 }
 

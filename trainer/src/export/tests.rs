@@ -10,6 +10,7 @@ use clap::Parser;
 use models::encoder::EncoderConfig;
 use models::exchange::{Format, import};
 use models::hub::HubSettings;
+use models::init::Init;
 use models::mae::{Mae, MaeConfig};
 use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
@@ -52,9 +53,8 @@ fn export(run_or_file: &Path, format: &str, out: &Path, more: &[&str]) -> anyhow
 /// Every number random, norms and biases too, so that none can be left out unseen.
 fn randomise(params: &ParamStore, seed: u64) {
     let _no_grad = tch::no_grad_guard();
-    tch::manual_seed(seed as i64);
     for (name, mut tensor) in params.trainable() {
-        let noise = Tensor::randn_like(&tensor);
+        let noise = Init::Normal { std: 1.0 }.tensor(&tensor.size(), seed, &name);
         let fan_in = tensor.numel() as f64 / tensor.size()[0] as f64;
         let value = match &name[..] {
             "cls_token" | "mask_token" => noise * 0.3,
@@ -73,7 +73,7 @@ fn student(folder: &Path, settings: &[&str]) -> (PathBuf, Mae) {
     let params = ParamStore::new(Device::Cpu, 1);
     let mae = Mae::new(&params.root(), &recipe.mae_config()).unwrap();
     let head = params.root().sub("mimic_heads").sub("clip");
-    let _weight = head.param("weight", &[5, 32], models::init::Init::XavierUniform);
+    let _weight = head.param("weight", &[5, 32], Init::XavierUniform);
     randomise(&params, 5);
     let path = folder.join("student.safetensors");
     let header = Some((checkpoint::RECIPE_KEY, &recipe.to_toml()[..]));

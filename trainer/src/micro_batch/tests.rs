@@ -9,9 +9,20 @@ thread_local! {
     static MOST_IMAGES: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
+/// For as long as this lives memory is short. Dropped by a test that fails too: with one test thread the next test runs on the same.
+#[must_use]
+pub(crate) struct Limit(());
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        MOST_IMAGES.set(usize::MAX);
+    }
+}
+
 /// Lets every pass of this thread over more than `images` images fail as it does when memory is short.
-pub(crate) fn limit_memory_to(images: usize) {
+pub(crate) fn limit_memory_to(images: usize) -> Limit {
     MOST_IMAGES.set(images);
+    Limit(())
 }
 
 /// Asks libtorch for more memory than there are addresses for, if the pass is over the limit.
@@ -72,12 +83,11 @@ fn a_step_that_runs_out_begins_again_in_smaller_parts() {
         let (mut losses, mut batches) = (vec![], vec![]);
         for i in 0..2 {
             batches.push(batch(size));
-            limit_memory_to(if i == 0 { usize::MAX } else { fits });
+            let _limit = limit_memory_to(if i == 0 { usize::MAX } else { fits });
             micro
                 .accumulate(&mut optim, &batches, &mut losses, &pass(&weight))
                 .unwrap();
         }
-        limit_memory_to(usize::MAX);
         assert_eq!(micro.parts(), expected_parts, "{size} images, {fits} fit");
         assert_eq!(losses.len(), 2 * expected_parts);
         let mean = (size - 1) as f64 / 2.0;
@@ -90,14 +100,13 @@ fn a_step_that_runs_out_begins_again_in_smaller_parts() {
 fn one_image_too_much_is_an_error_that_says_what_to_do() {
     let weight = one();
     let mut micro = MicroBatches::new(4, 1, 1).unwrap();
-    limit_memory_to(0);
+    let _limit = limit_memory_to(0);
     let failed = micro.accumulate(
         &mut optim(&weight),
         &[batch(4)],
         &mut vec![],
         &pass(&weight),
     );
-    limit_memory_to(usize::MAX);
     let message = failed.unwrap_err().to_string();
     for words in [
         "one image at a time",

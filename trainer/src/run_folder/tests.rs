@@ -116,3 +116,16 @@ fn other_data_is_refused_by_name() {
         "{refused}"
     );
 }
+
+#[test]
+fn a_lock_ends_with_its_run_whoever_has_the_file_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunFolder::open(dir.path(), &recipe(&[])).unwrap();
+    assert!(in_use(dir.path()));
+    assert!(message(dir.path(), &recipe(&[])).contains("another process is training"));
+    // What a program that is being started has of it.
+    let _inherited = run.lock.try_clone().unwrap();
+    drop(run);
+    assert!(!in_use(dir.path()));
+    RunFolder::open(dir.path(), &recipe(&[])).unwrap();
+}

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use models::init::Init;
 use models::params::ParamStore;
 
 use super::*;
@@ -40,10 +41,10 @@ fn rig(settings: &[&str]) -> Rig {
 
 /// `n` images with their targets and noise, numbered from `first` so that two halves make the whole.
 fn inputs(first: i64, n: i64) -> (Tensor, Tensor, Features) {
-    tch::manual_seed(3);
-    let all = Tensor::randint(256, [8, 32, 32, 3], (Kind::Uint8, Device::Cpu));
-    let noise = Tensor::rand([8, 16], (Kind::Double, Device::Cpu));
-    let tokens = Tensor::randn([8, 16, 8], (Kind::Float, Device::Cpu));
+    let random = |shape: &[i64], name| Init::Normal { std: 1.0 }.tensor(shape, 3, name);
+    let all = (random(&[8, 32, 32, 3], "imgs").sigmoid() * 256.0).to_kind(Kind::Uint8);
+    let noise = random(&[8, 16], "noise").to_kind(Kind::Double).sigmoid();
+    let tokens = random(&[8, 16, 8], "tokens");
     let part = |t: &Tensor| t.narrow(0, first, n);
     let features = Features {
         tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]),
@@ -214,7 +215,10 @@ fn focused_masks_follow_the_attention() {
         ],
         1,
     );
-    let noise = Tensor::rand([2, 16], (Kind::Double, Device::Cpu));
+    let noise = Init::Normal { std: 1.0 }
+        .tensor(&[2, 16], 3, "noise")
+        .to_kind(Kind::Double)
+        .sigmoid();
     for mode in ["multinomial", "topk"] {
         let recipe = recipe(&[
             "mask.kind=focused",

@@ -5,7 +5,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use super::server::{COMMIT, Hub, Server, git_hash, sha256};
+use super::server::{COMMIT, Closed, Hub, Server, git_hash, sha256};
 use super::*;
 
 mod broken;
@@ -268,9 +268,8 @@ fn who_asks_to_stop_is_obeyed_and_may_go_on() {
 #[test]
 fn a_proxy_is_used_but_not_for_hosts_without() {
     let mut world = World::new(hub());
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let proxy = format!("http://me:word@{}", closed.local_addr().unwrap());
-    drop(closed);
+    let closed = Closed::new();
+    let proxy = format!("http://me:word@{}", closed.address());
     world.settings.proxy = Some(Secret::new(proxy));
     let (error, said) = world.error("org/name");
     assert!(matches!(error, Error::Unreachable { .. }), "{said}");

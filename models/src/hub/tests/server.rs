@@ -97,6 +97,27 @@ impl Server {
     }
 }
 
+/// An address that refuses connections for as long as this lives.
+///
+/// A port that was free a moment ago may be another test's by now. This one is taken, at another address of the same host, and nobody
+/// else gets a port that is taken anywhere on it.
+pub(super) struct Closed {
+    taken: TcpListener,
+}
+
+impl Closed {
+    pub(super) fn new() -> Closed {
+        Closed {
+            taken: TcpListener::bind("127.0.0.1:0").unwrap(),
+        }
+    }
+
+    /// Host and port.
+    pub(super) fn address(&self) -> String {
+        format!("127.0.0.2:{}", self.taken.local_addr().unwrap().port())
+    }
+}
+
 fn serve(
     hub: &Hub,
     port: u16,

@@ -61,9 +61,8 @@ fn training_begins_with_the_frozen_towers_features() {
         let native = BackboneConfig::Tower(read.tower);
         for (img_size, pool) in [(24, Pool::Cls), (24, Pool::Mean), (40, Pool::Cls)] {
             let config = native.at_size(img_size).unwrap();
-            tch::manual_seed(7);
-            let pixels =
-                Tensor::randint(256, [2, 3, img_size, img_size], (Kind::Uint8, Device::Cpu));
+            let random = Init::Normal { std: 1.0 }.tensor(&[2, 3, img_size, img_size], 7, "pixels");
+            let pixels = (random.sigmoid() * 256.0).to_kind(Kind::Uint8);
             let params = ParamStore::new(Device::Cpu, 0);
             let classifier = Classifier::new(&params, &config, pool, 3).unwrap();
             start_from(&params, &config, "a tower", &read.tensors).unwrap();

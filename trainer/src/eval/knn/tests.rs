@@ -1,3 +1,5 @@
+use models::init::Init;
+
 use super::*;
 
 fn labelled(rows: &[&[f32]], labels: &[i64]) -> Labelled {
@@ -38,14 +40,14 @@ fn votes_are_weighed_by_similarity() {
 /// Against the definition, computed with plain loops in f64.
 #[test]
 fn agrees_with_brute_force() {
-    tch::manual_seed(5);
+    let random = |shape: &[i64], name| Init::Normal { std: 1.0 }.tensor(shape, 5, name);
     let (n, m, d, classes, k) = (300i64, 290i64, 8i64, 7usize, 20usize);
     let label = |i: i64| (i * i + 3 * i) % classes as i64;
     let train = Labelled {
-        features: Tensor::randn([n, d], (Kind::Float, tch::Device::Cpu)),
+        features: random(&[n, d], "train"),
         labels: (0..n).map(label).collect(),
     };
-    let test = Tensor::randn([m, d], (Kind::Float, tch::Device::Cpu));
+    let test = random(&[m, d], "test");
     let rows = |t: &Tensor| -> Vec<Vec<f64>> {
         let flat = Vec::<f64>::try_from(t.to_kind(Kind::Double).flatten(0, 1)).unwrap();
         flat.chunks(d as usize).map(|row| row.to_vec()).collect()

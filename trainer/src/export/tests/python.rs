@@ -37,13 +37,13 @@ fn checked(command: &mut Command) {
 /// What goes into both sides, and what the student makes of it.
 fn computed(mae: &Mae, mask_ratio: f64) -> (Tensors, Tensors) {
     let _no_grad = tch::no_grad_guard();
-    tch::manual_seed(11);
+    let random = |shape: &[i64], name| Init::Normal { std: 1.0 }.tensor(shape, 11, name);
     let [height, width] = Facts::of(mae.config(), mask_ratio).img_size;
-    let imgs = Tensor::randn([2, 3, height, width], (Kind::Float, Device::Cpu));
+    let imgs = random(&[2, 3, height, width], "imgs");
     let patches = mae.config().num_patches();
     // A permutation a row, so that no order of equal numbers is asked for.
-    let rows = [0, 1].map(|_| Tensor::randperm(patches, (Kind::Float, Device::Cpu)));
-    let noise = Tensor::stack(&rows, 0) / patches as f64;
+    let order = random(&[2, patches], "noise").argsort(1, false);
+    let noise = order.to_kind(Kind::Float) / patches as f64;
     let masking = random_masking(&noise, len_keep(patches, mask_ratio));
     let latent = mae.forward_encoder(&imgs, &masking);
     let pred = mae.forward_decoder(&latent, &masking.ids_restore);

@@ -32,7 +32,7 @@ fn running_out_of_memory_costs_nothing_but_time() {
         "schedule.epochs=4",
     ]);
     let plenty = train(&world, "plenty", &args);
-    limit_memory_to(2);
+    let limit = limit_memory_to(2);
     let short = train(&world, "short", &args);
     let state = trained(&short).state;
     assert_eq!((state.parts, state.step), (2, 4));
@@ -56,7 +56,7 @@ fn running_out_of_memory_costs_nothing_but_time() {
     two.extend(["--stop-after", "2"]);
     train(&world, "cut", &two);
     // There is memory again; the parts stay, and with them the order of the sums.
-    limit_memory_to(usize::MAX);
+    drop(limit);
     let cut = train(&world, "cut", &args);
     assert_eq!(losses(&cut), losses(&short));
     assert!(tensors(&cut) == tensors(&short));
@@ -65,9 +65,8 @@ fn running_out_of_memory_costs_nothing_but_time() {
 #[test]
 fn one_image_too_much_ends_the_run_with_a_word_of_advice() {
     let world = World::with_cache(8);
-    limit_memory_to(0);
+    let _limit = limit_memory_to(0);
     let message = format!("{:#}", error(&world, "run", &[]));
-    limit_memory_to(usize::MAX);
     assert!(
         message.contains("one image at a time") && message.contains("run.grad_checkpointing"),
         "{message}"
