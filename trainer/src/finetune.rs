@@ -157,6 +157,10 @@ pub fn finetune(
         schedule.lr,
     );
 
+    if let Some(left_over) = order.left_over() {
+        info!("{left_over}");
+    }
+
     let mut ema = (recipe.optim.ema_decay).map(|_| Ema::new(params.trainable()));
 
     // ------------------------------------------------------------------ resume

@@ -20,6 +20,7 @@ use super::accuracy::TopK;
 use super::features::{self, Extraction, Images, Model, Views};
 use super::{Classes, count_in_train, count_of_unseen_classes, record, report_skipped};
 use crate::cli::LinprobeArgs;
+use crate::data::order::Epoch;
 use heads::{Labelled, Training, train};
 
 pub mod heads;
@@ -143,6 +144,10 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
     let test_images_in_train = count_in_train(&train_images, &test_images);
     count_of_unseen_classes(&train_labels, &test_labels);
     let split = Split::of(&train_images, args)?;
+    let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);
+    if let Some(left_over) = epoch.left_over() {
+        info!("{left_over}");
+    }
 
     let mut results = Vec::with_capacity(models.len());
     for (i, model) in models.iter().enumerate() {
