@@ -157,8 +157,8 @@ pub struct KnnArgs {
     /// A run folder of `trainer pretrain` or `trainer finetune`, a model.safetensors of one, a folder, file or id on the Hugging Face
     /// hub of a teacher or of a student in another package's names, or `pixels[:SIZE]` for the raw-pixel baseline.
     /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step; `ema:RUN` the moving average of a run that
-    /// keeps one (optim.ema_decay). May be given many times: every image is
-    /// read and decoded once for all models.
+    /// keeps one (optim.ema_decay); `unfused:RUN` a run of multi-layer fusion without it, which is evaluated as it was trained otherwise.
+    /// May be given many times: every image is read and decoded once for all models.
     #[arg(
         long = "model",
         value_name = "RUN|FILE|TEACHER|pixels",
@@ -282,6 +282,10 @@ pub struct ExportArgs {
     /// Without decoder, mask token and what else only pretraining needs.
     #[arg(long)]
     pub encoder_only: bool,
+    /// Without the multi-layer fusion that the run was trained with, which no other package's encoder has: its features are then other than
+    /// those of `trainer knn --model RUN`, namely those of `unfused:RUN`.
+    #[arg(long)]
+    pub unfused: bool,
 }
 
 impl ExportArgs {

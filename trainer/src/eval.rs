@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::cli::KnnArgs;
-use features::{Extraction, Images, Model, Views};
+use features::{Extraction, Fusion, Images, Model, Views};
 use knn::{Accuracy, Labelled};
 
 /// What `trainer knn` found.
@@ -40,6 +40,10 @@ pub struct KnnResult {
     pub skipped_images: usize,
     /// Classes of the two sets together.
     pub classes: usize,
+    /// Whether a student of multi-layer fusion was evaluated with it; absent for what has none, and in results from before this was told,
+    /// which are without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fusion: Option<Fusion>,
     /// Neighbours that voted.
     pub k: u32,
     /// Per kind of feature: `cls` and `mean` (of patch tokens), both after the final norm, or `pixels`.
@@ -116,6 +120,7 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
             test_images_in_train,
             skipped_images: train_images.skipped.len() + test_images.skipped.len(),
             classes: classes.len(),
+            fusion: model.fusion(),
             k: args.k,
             accuracy,
         };
@@ -129,6 +134,7 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
                 "train_images",
                 "test_images",
                 "classes",
+                "fusion",
             ],
             &result,
         )?;

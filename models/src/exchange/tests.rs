@@ -192,7 +192,10 @@ fn same_features(exported: &Exported, expected: EncoderConfig, mae: &Mae) {
     assert!(loaded.fresh.is_empty());
     let [height, width] = Facts::of(mae.config(), 0.75).img_size;
     let imgs = Tensor::randn([2, 3, height, width], (Kind::Float, Device::Cpu));
-    assert_eq!(encoder.forward_features(&imgs), mae.forward_features(&imgs));
+    assert_eq!(
+        encoder.forward_features(&imgs, false),
+        mae.forward_features(&imgs)
+    );
 }
 
 #[test]

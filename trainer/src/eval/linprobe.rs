@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::accuracy::TopK;
-use super::features::{self, Extraction, Images, Model, Views};
+use super::features::{self, Extraction, Fusion, Images, Model, Views};
 use super::{Classes, count_in_train, count_of_unseen_classes, record, report_skipped};
 use crate::cli::LinprobeArgs;
 use crate::data::order::Epoch;
@@ -48,6 +48,10 @@ pub struct LinprobeResult {
     pub skipped_images: usize,
     /// Classes of the two sets together.
     pub classes: usize,
+    /// Whether a student of multi-layer fusion was evaluated with it; absent for what has none, and in results from before this was told,
+    /// which are without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fusion: Option<Fusion>,
     /// How the heads were trained.
     pub protocol: Protocol,
     /// Per kind of feature: `cls` and `mean` (of patch tokens), both after the final norm, or `pixels`.
@@ -193,6 +197,7 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
             test_images_in_train,
             skipped_images: train_images.skipped.len() + test_images.skipped.len(),
             classes: classes.len(),
+            fusion: model.fusion(),
             protocol: Protocol {
                 epochs: training.epochs,
                 warmup_epochs: training.warmup_epochs,
@@ -214,6 +219,7 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
                 "held_out_images",
                 "test_images",
                 "classes",
+                "fusion",
             ],
             &result,
         )?;

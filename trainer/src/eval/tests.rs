@@ -279,3 +279,93 @@ fn test_images_of_unseen_classes_are_counted() {
     assert_eq!(count_of_unseen_classes(&[0, 1, 1], &[1, 2, 3, 2, 0]), 3);
     assert_eq!(count_of_unseen_classes(&[0, 1], &[1, 1]), 0);
 }
+
+/// A student of multi-layer fusion is evaluated as it was trained, and without on demand, which is what its exports compute; each result
+/// says which, and lies in a file of its own.
+#[test]
+fn students_of_fusion_are_evaluated_fused() {
+    let world = world();
+    let settings = ["--set", "model.fusion=[0]", "--set", "optim.lr=0.02"];
+    run(&world.pretrain_args("fused", &settings)).unwrap();
+    run(&world.pretrain_args("plain", &["--stop-after", "2"])).unwrap();
+    let of = |name: &str| world.path(name).display().to_string();
+    let load = |spec: &str| Model::load(spec, &HubSettings::default(), tch::Device::Cpu);
+    let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().build().unwrap();
+    let features = |spec: &str| {
+        let extraction = Extraction {
+            views: Views::CENTER,
+            kinds: Vec::new(),
+            max_bytes: u64::MAX,
+            batch_size: 5,
+            precision: models::precision::Precision::F32,
+        };
+        let model = [load(spec).unwrap()];
+        let images = features::extract(&model, &source, &extraction, &pool).unwrap();
+        let found = &images.features[0];
+        tch::Tensor::cat(&[&found["cls"], &found["mean"]], -1)
+    };
+    let (fused, unfused) = (of("fused"), format!("unfused:{}", of("fused")));
+    assert_ne!(features(&fused), features(&unfused));
+    let exported = of("exported");
+    let export = [
+        "trainer", "export", "--run", &fused, "--format", "timm", "--out", &exported,
+    ];
+    let refused = run(&export.map(str::to_owned)).unwrap_err();
+    assert!(
+        refused.to_string().contains("Give --unfused"),
+        "{refused:#}"
+    );
+    assert!(!world.path("exported").exists());
+    let mut export = export.map(str::to_owned).to_vec();
+    export.push("--unfused".to_owned());
+    run(&export).unwrap();
+    let card = std::fs::read_to_string(world.path("exported").join("README.md")).unwrap();
+    assert!(card.contains("| multi-layer fusion | left out"), "{card}");
+    let difference = crate::testing::relative_l2(&features(&exported), &features(&unfused));
+    assert!(difference < 1e-5, "{difference:e}");
+    // Before the first step, in either order of the words.
+    let untrained = [
+        format!("untrained:{fused}"),
+        format!("untrained:{unfused}"),
+        format!("unfused:untrained:{fused}"),
+    ];
+    let [whole, without, reversed] = untrained.each_ref().map(|spec| features(spec));
+    assert_ne!(whole, without);
+    assert_eq!(without, reversed);
+
+    let result = knn_json(&world, Path::new(&fused), &[]);
+    assert_eq!(result.fusion, Some(Fusion::Fused));
+    assert!(result.model.ends_with(", fused"), "{}", result.model);
+    let result = knn_json(&world, Path::new(&unfused), &[]);
+    assert_eq!(result.fusion, Some(Fusion::Unfused));
+    assert!(result.model.ends_with(", unfused"), "{}", result.model);
+    let saved = |file: &str| {
+        let text = std::fs::read_to_string(world.path("fused/eval").join(file)).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    assert_eq!(saved("knn.json")["fusion"], "fused");
+    assert_eq!(saved("knn-unfused.json")["fusion"], "unfused");
+    // What says nothing is from before, when fusion was left out: it stays beside the new result.
+    let mut before = saved("knn.json");
+    before.as_object_mut().unwrap().remove("fusion");
+    let text = before.to_string();
+    schemas::atomic::write(&world.path("fused/eval/knn.json"), text.as_bytes()).unwrap();
+    knn_json(&world, Path::new(&fused), &[]);
+    assert_eq!(saved("knn.json"), before);
+    assert_eq!(saved("knn-2.json")["fusion"], "fused");
+
+    let plain = knn_json(&world, Path::new(&of("plain")), &[]);
+    assert_eq!(plain.fusion, None);
+    for spec in [
+        of("plain"),
+        "pixels".to_owned(),
+        world.teacher_dir().display().to_string(),
+    ] {
+        let refused = load(&format!("unfused:{spec}")).unwrap_err();
+        assert!(
+            format!("{refused:#}").contains("model.fusion"),
+            "{refused:#}"
+        );
+    }
+}

@@ -28,6 +28,11 @@ pub(super) fn export(args: &ExportArgs, found: Trained, out: &mut dyn Write) -> 
         "--with-decoder: {} is a classifier, which has no decoder",
         found.place
     );
+    ensure!(
+        !args.unfused,
+        "--unfused: {} is a classifier, which has no multi-layer fusion",
+        found.place
+    );
     let backbone = trained::backbone(recipe, &found.place)?;
     backbone
         .check(&found.tensors)
