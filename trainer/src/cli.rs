@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::exchange::Format;
 use models::precision::Precision;
 
+use crate::classes::Matching;
+
 /// Pretrains an MR-MAE student from images and cached teacher features, and shows what it learned.
 #[derive(Debug, Parser)]
 #[command(
@@ -134,6 +136,9 @@ pub struct FinetuneArgs {
     /// Labelled images to classify after each epoch.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How the classes of --train and --test are matched.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
+    pub match_classes: Matching,
     /// The run folder; created, or resumed when it holds the same recipe.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -171,6 +176,9 @@ pub struct KnnArgs {
     /// Labelled images to classify.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How the classes of --train and --test are matched.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
+    pub match_classes: Matching,
     /// Neighbours that vote.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub k: u32,
@@ -311,6 +319,9 @@ pub struct LinprobeArgs {
     /// Labelled images to classify.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How the classes of --train and --test are matched.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
+    pub match_classes: Matching,
     /// Kinds of feature to probe: cls, mean (of the patch tokens) [default: all that a model has].
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub features: Vec<String>,

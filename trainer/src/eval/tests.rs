@@ -276,8 +276,10 @@ fn several_models_are_judged_as_each_alone() {
 
 #[test]
 fn test_images_of_unseen_classes_are_counted() {
-    assert_eq!(count_of_unseen_classes(&[0, 1, 1], &[1, 2, 3, 2, 0]), 3);
-    assert_eq!(count_of_unseen_classes(&[0, 1], &[1, 1]), 0);
+    let count = |train: &[i64], test: &[i64]| count_of_unseen_classes(train, test).ok();
+    assert_eq!(count(&[0, 1, 1], &[1, 2, 3, 2, 0]), Some(3));
+    assert_eq!(count(&[0, 1], &[1, 1]), Some(0));
+    assert_eq!(count(&[0, 1], &[2, 3, 2]), None, "none could be right");
 }
 
 /// A student of multi-layer fusion is evaluated as it was trained, and without on demand, which is what its exports compute; each result
@@ -368,4 +370,46 @@ fn students_of_fusion_are_evaluated_fused() {
             "{refused:#}"
         );
     }
+}
+
+/// Sets whose classes do not meet give no result, from any command; an answer to the question gives one and is recorded.
+#[test]
+fn classes_that_do_not_meet_give_no_result() {
+    let world = world();
+    #[allow(clippy::disallowed_methods)] // Folders are renamed.
+    for (name, other) in [("a", "first"), ("b", "second")] {
+        let test = world.path("test");
+        std::fs::rename(test.join(name), test.join(other)).unwrap();
+    }
+    let pixels = Path::new("pixels:8");
+    for command in ["knn", "linprobe"] {
+        let mut args = args(&world, pixels, &[]);
+        if command == "linprobe" {
+            let k = args.iter().position(|arg| arg == "--k").unwrap();
+            args.drain(k..k + 2);
+            args[1] = command.to_owned();
+            args.extend(["--probe-batch", "4"].map(str::to_owned));
+        }
+        let refused = run(&args).unwrap_err();
+        let message = format!("{refused:#}");
+        for words in ["no class of --test", "\"first\"", "--match-classes number"] {
+            assert!(message.contains(words), "{message}");
+        }
+        assert_eq!(crate::exit_code(&refused), 2);
+    }
+    let result = knn_json(&world, pixels, &["--match-classes", "number"]);
+    assert_eq!(
+        (result.classes, result.match_classes),
+        (2, Matching::Number)
+    );
+    assert_eq!(result.test_images_of_unseen_classes, 0);
+    // One class of the test set alone: its images are counted, and are wrong.
+    #[allow(clippy::disallowed_methods)]
+    std::fs::rename(world.path("test/first"), world.path("test/a")).unwrap();
+    let result = knn_json(&world, pixels, &[]);
+    assert_eq!(
+        (result.classes, result.test_images_of_unseen_classes),
+        (3, 4)
+    );
+    assert!(result.accuracy["pixels"].top1 <= 0.5);
 }
