@@ -63,6 +63,14 @@ impl EncoderConfig {
         }
     }
 
+    /// Whether pretraining sums the outputs of several blocks or stages before the last norm.
+    pub fn is_fused(&self) -> bool {
+        match self {
+            Self::Vit(config) => !config.fusion.is_empty(),
+            Self::Mcmae(config) => config.fusion,
+        }
+    }
+
     /// Blocks with two residual branches each, which stochastic depth may drop.
     pub fn num_blocks(&self) -> i64 {
         match self {
@@ -121,8 +129,8 @@ impl Encoder {
         }
     }
 
-    /// Encodes whole images: `imgs [N, 3, H, W]`, normalised, → `[N, P + L, D]`, patches in order, before the last norm. Fusion is for
-    /// pretraining alone and takes no part.
+    /// Encodes whole images: `imgs [N, 3, H, W]`, normalised, → `[N, P + L, D]`, patches in order, before the last norm and without
+    /// fusion: what fine-tuning stands on.
     pub fn forward_blocks(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
         match self {
             Self::Vit(encoder) => encoder.forward_blocks(imgs, pass),
@@ -138,8 +146,14 @@ impl Encoder {
         }
     }
 
-    /// [`Encoder::forward_blocks`], then [`Encoder::forward_norm`].
-    pub fn forward_features(&self, imgs: &Tensor) -> Tensor {
-        self.forward_norm(&self.forward_blocks(imgs, &Pass::default()))
+    /// Encodes whole images: `imgs [N, 3, H, W]`, normalised, → `[N, P + L, D]`, patches in order, after the last norm.
+    ///
+    /// With `fused` as the encoder was pretrained, if its configuration has fusion: the norm's parameters belong to the sum. Without, the
+    /// last block alone goes through it, as in packages that know no fusion.
+    pub fn forward_features(&self, imgs: &Tensor, fused: bool) -> Tensor {
+        match self {
+            Self::Vit(encoder) => encoder.forward_features(imgs, fused),
+            Self::Mcmae(encoder) => encoder.forward_features(imgs, fused),
+        }
     }
 }

@@ -232,7 +232,7 @@ pub fn export(tensors: &Tensors, facts: &Facts, format: Format, decoder: bool) -
     if decoder && facts.fusion && !convolutional {
         return Err(format.refuses(
             "the decoder was trained on the sum of several blocks (model.fusion), which this format's network does not build. \
-             Export the encoder alone, which fusion is no part of",
+             Export the encoder alone, without fusion (--encoder-only --unfused)",
         ));
     }
     let wanted: Tensors = tensors

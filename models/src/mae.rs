@@ -105,9 +105,9 @@ impl Mae {
             .forward_encoder(imgs, masking, &Pass::default())
     }
 
-    /// See [`Encoder::forward_features`].
+    /// [`Encoder::forward_features`] without fusion: what other packages compute with the same weights.
     pub fn forward_features(&self, imgs: &Tensor) -> Tensor {
-        self.encoder.forward_features(imgs)
+        self.encoder.forward_features(imgs, false)
     }
 
     /// Predicts the pixels of every patch: latent `[N, P + keep, D]`, `ids_restore [N, L]` → `[N, L, p²·3]`, in the order of

@@ -16,6 +16,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "trainer" / "recipes" / "tiny.toml"
@@ -124,6 +125,12 @@ def subset(source, rows, out):
     return out
 
 
+def is_fused(run):
+    """Whether a run was trained with multi-layer fusion, by its resolved recipe."""
+    model = tomllib.loads((run / "recipe.toml").read_text())["model"]
+    return bool(model.get("fusion") or model.get("stage_fusion"))
+
+
 def compare(args):
     images = subset(args.train, args.train_images, args.out / "train.parquet")
     test = subset(args.test, args.test_images, args.out / "test.parquet")
@@ -136,15 +143,18 @@ def compare(args):
     more = [f"schedule.epochs={args.epochs}", "run.checkpoint_every=100000", "data.pixel_cache_mib=1200"]
     rows = [row for row in ROWS if row[2].exists()]
     runs = train_all(rows, args, cache, images, more)
-    models = [f"untrained:{runs[1]}", *runs, *teachers, "pixels"]
+    # A student of fusion is evaluated as it was trained, and without.
+    fused = [(row, run) for row, run in zip(rows, runs) if is_fused(run)]
+    models = [f"untrained:{runs[1]}", *runs, *(f"unfused:{run}" for _, run in fused), *teachers, "pixels"]
     command = [program("trainer"), "knn", "--train", images, "--test", test, "--json"]
     for model in models:
         command += ["--model", model]
     results = json.loads(call(*map(str, command), log=args.out / "knn.log"))
     print(f"{len(rows)} runs of {args.epochs} epochs over {results[0]['train_images']} images; {results[0]['k']}-NN on {results[0]['test_images']}")
     print("\n| | | k-NN by CLS | k-NN by mean of patches | last losses |\n|---|---|---:|---:|---|")
-    labels = [("", "untrained")] + [row[:2] for row in rows] + [("", "clip-tiny"), ("", "dino-tiny"), ("", "raw pixels")]
-    curves = [None] + [metrics(run) for run in runs] + [None] * 3
+    unfused = [(row[0], f"{row[1]}, evaluated unfused") for row, _ in fused]
+    labels = [("", "untrained")] + [row[:2] for row in rows] + unfused + [("", "clip-tiny"), ("", "dino-tiny"), ("", "raw pixels")]
+    curves = [None] + [metrics(run) for run in runs] + [metrics(run) for _, run in fused] + [None] * 3
     for (group, name), result, curve in zip(labels, results, curves):
         top1 = lambda kind: f"{100 * result['accuracy'][kind]['top1']:.2f}" if kind in result["accuracy"] else ""
         losses = ", ".join(f"{key} {value:.4f}" for key, value in curve[-1].items() if key != "loss") if curve else ""

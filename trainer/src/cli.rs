@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::exchange::Format;
 use models::precision::Precision;
 
+use crate::classes::Matching;
+
 /// Pretrains an MR-MAE student from images and cached teacher features, and shows what it learned.
 #[derive(Debug, Parser)]
 #[command(
@@ -134,6 +136,9 @@ pub struct FinetuneArgs {
     /// Labelled images to classify after each epoch.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How the classes of --train and --test are matched.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
+    pub match_classes: Matching,
     /// The run folder; created, or resumed when it holds the same recipe.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -157,8 +162,8 @@ pub struct KnnArgs {
     /// A run folder of `trainer pretrain` or `trainer finetune`, a model.safetensors of one, a folder, file or id on the Hugging Face
     /// hub of a teacher or of a student in another package's names, or `pixels[:SIZE]` for the raw-pixel baseline.
     /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step; `ema:RUN` the moving average of a run that
-    /// keeps one (optim.ema_decay). May be given many times: every image is
-    /// read and decoded once for all models.
+    /// keeps one (optim.ema_decay); `unfused:RUN` a run of multi-layer fusion without it, which is evaluated as it was trained otherwise.
+    /// May be given many times: every image is read and decoded once for all models.
     #[arg(
         long = "model",
         value_name = "RUN|FILE|TEACHER|pixels",
@@ -171,6 +176,9 @@ pub struct KnnArgs {
     /// Labelled images to classify.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How the classes of --train and --test are matched.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
+    pub match_classes: Matching,
     /// Neighbours that vote.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub k: u32,
@@ -282,6 +290,10 @@ pub struct ExportArgs {
     /// Without decoder, mask token and what else only pretraining needs.
     #[arg(long)]
     pub encoder_only: bool,
+    /// Without the multi-layer fusion that the run was trained with, which no other package's encoder has: its features are then other than
+    /// those of `trainer knn --model RUN`, namely those of `unfused:RUN`.
+    #[arg(long)]
+    pub unfused: bool,
 }
 
 impl ExportArgs {
@@ -307,6 +319,9 @@ pub struct LinprobeArgs {
     /// Labelled images to classify.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How the classes of --train and --test are matched.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
+    pub match_classes: Matching,
     /// Kinds of feature to probe: cls, mean (of the patch tokens) [default: all that a model has].
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub features: Vec<String>,

@@ -11,14 +11,15 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
-use anyhow::Context;
+use anyhow::ensure;
 use images::ImageSource;
 use models::hub::HubSettings;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use crate::classes::{Classes, Matching, Numbering, Set};
 use crate::cli::KnnArgs;
-use features::{Extraction, Images, Model, Views};
+use features::{Extraction, Fusion, Images, Model, Views};
 use knn::{Accuracy, Labelled};
 
 /// What `trainer knn` found.
@@ -40,6 +41,16 @@ pub struct KnnResult {
     pub skipped_images: usize,
     /// Classes of the two sets together.
     pub classes: usize,
+    /// How their classes were matched, unless by the default rule.
+    #[serde(default, skip_serializing_if = "Matching::is_auto")]
+    pub match_classes: Matching,
+    /// Whether a student of multi-layer fusion was evaluated with it; absent for what has none, and in results from before this was told,
+    /// which are without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fusion: Option<Fusion>,
+    /// Test images of classes that no train image has: all count as wrong.
+    #[serde(default)]
+    pub test_images_of_unseen_classes: usize,
     /// Neighbours that voted.
     pub k: u32,
     /// Per kind of feature: `cls` and `mean` (of patch tokens), both after the final norm, or `pixels`.
@@ -61,7 +72,7 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
         ImageSource::open(&args.train)?,
         ImageSource::open(&args.test)?,
     );
-    let classes = Classes::of(&[&train, &test])?;
+    let classes = classes(args.match_classes, &train, &test)?;
     info!(
         "{} models, {} train and {} test images of {} classes",
         models.len(),
@@ -84,12 +95,12 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
     };
     let (train_images, test_images) = (extract("--train", &train)?, extract("--test", &test)?);
     let (train_labels, test_labels) = (
-        classes.labels(&train, &train_images)?,
-        classes.labels(&test, &test_images)?,
+        classes.of_train(&train, train_images.idxs.iter().copied())?,
+        classes.of_test(&test, test_images.idxs.iter().copied())?,
     );
 
     let test_images_in_train = count_in_train(&train_images, &test_images);
-    count_of_unseen_classes(&train_labels, &test_labels);
+    let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels)?;
     let mut results = Vec::with_capacity(models.len());
     for (i, model) in models.iter().enumerate() {
         let mut accuracy = BTreeMap::new();
@@ -116,6 +127,9 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
             test_images_in_train,
             skipped_images: train_images.skipped.len() + test_images.skipped.len(),
             classes: classes.len(),
+            match_classes: args.match_classes,
+            fusion: model.fusion(),
+            test_images_of_unseen_classes: of_unseen_classes,
             k: args.k,
             accuracy,
         };
@@ -129,6 +143,8 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
                 "train_images",
                 "test_images",
                 "classes",
+                "match_classes",
+                "fusion",
             ],
             &result,
         )?;
@@ -183,6 +199,13 @@ fn report_skipped(name: &str, images: &Images) {
     }
 }
 
+/// The classes that are in use in either set.
+fn classes(matching: Matching, train: &ImageSource, test: &ImageSource) -> anyhow::Result<Classes> {
+    let set = |option, source| Set { option, source };
+    let (train, test) = (set("--train", train), set("--test", test));
+    Classes::of(&train, &test, matching, Numbering::InUse)
+}
+
 /// How many test images are byte for byte among the train images, and a warning if any is.
 fn count_in_train(train: &Images, test: &Images) -> usize {
     let seen: BTreeSet<_> = train.hashes.iter().collect();
@@ -199,71 +222,16 @@ fn count_in_train(train: &Images, test: &Images) -> usize {
     count
 }
 
-/// Test images of classes that no train image has, with a warning if there are any: none of them can be given its own class.
-pub(crate) fn count_of_unseen_classes(train: &[i64], test: &[i64]) -> usize {
+/// How many of the test images that could be decoded are of classes that no train image has that could be.
+///
+/// # Errors
+/// If all are: then no image can be given its own class, and a share of 0 would say nothing about the features.
+pub(crate) fn count_of_unseen_classes(train: &[i64], test: &[i64]) -> anyhow::Result<usize> {
     let seen: BTreeSet<_> = train.iter().collect();
     let count = test.iter().filter(|label| !seen.contains(label)).count();
-    if count > 0 {
-        warn!(
-            "{count} of {} test images are of classes that no train image has: all of them count as wrong",
-            test.len()
-        );
-    }
-    count
-}
-
-/// The classes of several sources in common terms: their names where every source names them, else their numbers.
-pub(crate) struct Classes(BTreeMap<String, i64>);
-
-impl Classes {
-    /// The classes of `sources` together, in the order of their names.
-    pub(crate) fn of(sources: &[&ImageSource]) -> anyhow::Result<Classes> {
-        let mut names = BTreeSet::new();
-        for source in sources {
-            for i in 0..source.len() {
-                names.insert(class_name(source, i)?);
-            }
-        }
-        Ok(Classes(names.into_iter().zip(0..).collect()))
-    }
-
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Their names, in the order of their numbers.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
-    }
-
-    /// The class of every image of a source.
-    pub(crate) fn of_all(&self, source: &ImageSource) -> anyhow::Result<Vec<i64>> {
-        (0..source.len())
-            .map(|i| Ok(self.0[&class_name(source, i)?]))
-            .collect()
-    }
-
-    /// The classes of a source's images.
-    fn labels(&self, source: &ImageSource, images: &Images) -> anyhow::Result<Vec<i64>> {
-        images
-            .idxs
-            .iter()
-            .map(|&i| Ok(self.0[&class_name(source, i)?]))
-            .collect()
-    }
-}
-
-/// What image `i`'s class is called; its number where the source has no names.
-fn class_name(source: &ImageSource, i: usize) -> anyhow::Result<String> {
-    let label = source.label(i).with_context(|| {
-        format!(
-            "image {} has no label, and every image needs one",
-            source.key(i)
-        )
-    })?;
-    let name = usize::try_from(label)
-        .ok()
-        .and_then(|label| source.label_names().get(label));
-    Ok(name.cloned().unwrap_or_else(|| label.to_string()))
+    ensure!(
+        count < test.len(),
+        "no test image is of a class that a train image has, of those images that can be decoded"
+    );
+    Ok(count)
 }

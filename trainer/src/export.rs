@@ -13,7 +13,7 @@ use std::fs;
 use std::io::{BufWriter, ErrorKind, IntoInnerError, Write};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use models::exchange::{self, Exported, Facts, Tensors};
 use models::weights;
 use schemas::atomic::{self, AtomicDir, AtomicFile};
@@ -86,6 +86,20 @@ pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> 
         AnyRecipe::Pretrain(recipe) => Student::of((**recipe).clone(), found),
     };
     let facts = Facts::of(&student.recipe.mae_config(), student.recipe.mask.ratio);
+    // ConvMAE's pretraining network is the only one that sums its stages; other networks with a decoder are refused below.
+    let loses_fusion = facts.fusion && !args.decoder();
+    ensure!(
+        !loses_fusion || args.unfused,
+        "{}: it was pretrained with multi-layer fusion (model.fusion, model.stage_fusion), and its last norm belongs to the sum of several \
+         blocks, which a {} encoder does not build: it would compute other features than the student. Give --unfused to export it all the \
+         same, to fine-tune it or to have the features of `trainer knn --model unfused:RUN`",
+        student.origin,
+        args.format
+    );
+    ensure!(
+        loses_fusion || !args.unfused,
+        "--unfused: there is no multi-layer fusion to leave out of this export"
+    );
     let exported = exchange::export(&student.tensors, &facts, args.format, args.decoder())
         .with_context(|| student.origin.clone())?;
     write(&args.out, &exported, &card::card(args, &student, &exported))?;

@@ -26,10 +26,10 @@ use torch_ext::{AdamWConfig, Ema, resolve_device};
 use tracing::{info, warn};
 
 use crate::checkpoint::{self, Checkpoint, Keep};
+use crate::classes::{Classes, Numbering, Set};
 use crate::cli::FinetuneArgs;
 use crate::data::loader::Loader;
 use crate::data::order::Order;
-use crate::eval::{Classes, count_of_unseen_classes};
 use crate::metrics::StepLog;
 use crate::optim::layer_decay::LayerDecayed;
 use crate::progress::{InFlight, Progress, Watch};
@@ -48,7 +48,7 @@ pub mod data;
 pub mod evaluate;
 pub mod init;
 pub mod recipe;
-mod record;
+pub(crate) mod record;
 pub mod rejects;
 #[cfg(test)]
 mod tests;
@@ -91,14 +91,29 @@ pub fn finetune(
         ImageSource::open(&args.train)?,
         ImageSource::open(&args.test)?,
     );
-    let classes = Classes::of(&[&train, &test])?;
-    atomic::write(
-        &run.path().join(CLASSES),
-        serde_json::to_string_pretty(&classes.names())?.as_bytes(),
-    )?;
-    let (train_labels, test_labels) = (classes.of_all(&train)?, classes.of_all(&test)?);
-    count_of_unseen_classes(&train_labels, &test_labels);
-    let facts = facts(&start_from_weights, &train, &test, &classes);
+    let set = |option, source| Set { option, source };
+    let (train_set, test_set) = (set("--train", &train), set("--test", &test));
+    let classes = Classes::of(&train_set, &test_set, args.match_classes, Numbering::Labels)?;
+    // The outputs of a classifier that exists stay where they are.
+    let classes = match record::classes(run.path())? {
+        Some(stored) if checkpoint::newest(run.path())?.is_some() => classes.in_order_of(&stored),
+        _ => {
+            let names = serde_json::to_string_pretty(classes.names())?;
+            atomic::write(&run.path().join(CLASSES), names.as_bytes())?;
+            classes
+        }
+    };
+    let (train_labels, test_labels) = (
+        classes.of_train(&train, 0..train.len())?,
+        classes.of_test(&test, 0..test.len())?,
+    );
+    let facts = facts(
+        &start_from_weights,
+        &train,
+        &test,
+        &classes,
+        args.match_classes,
+    );
     let train_images = train.len();
 
     // ------------------------------------------------------------------ order and schedule
@@ -157,6 +172,10 @@ pub fn finetune(
         schedule.lr,
     );
 
+    if let Some(left_over) = order.left_over() {
+        info!("{left_over}");
+    }
+
     let mut ema = (recipe.optim.ema_decay).map(|_| Ema::new(params.trainable()));
 
     // ------------------------------------------------------------------ resume
@@ -180,6 +199,7 @@ pub fn finetune(
             model: start_from_weights.description.clone(),
             train_images,
             classes: classes.len(),
+            test_images_of_unseen_classes: classes.unseen_images(),
             last: evaluations.last().with_context(none)?.clone(),
             best: evaluate::best(&evaluations).with_context(none)?.clone(),
             evaluations,

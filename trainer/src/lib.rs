@@ -14,6 +14,7 @@
 pub mod augment;
 pub mod bench;
 pub mod checkpoint;
+pub mod classes;
 pub mod cli;
 pub mod config;
 pub mod data;

@@ -13,7 +13,7 @@ use models::hub::HubSettings;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;
-use schemas::{Cache, TeacherIdentity};
+use schemas::{Cache, TeacherId, TeacherIdentity};
 use serde::Serialize;
 use tch::Device;
 
@@ -22,6 +22,8 @@ use crate::cli::PlanArgs;
 use crate::config::Recipe;
 use crate::config::any::AnyRecipe;
 use crate::data::Problem;
+use crate::data::join::{self, Usable};
+use crate::data::order::Epoch;
 use crate::metrics::human_time;
 use crate::pretrain::student_config;
 use crate::teachers;
@@ -44,6 +46,8 @@ pub struct Plan {
     pub steps: u64,
     /// Images seen by the whole run.
     pub images_seen: u64,
+    /// Images that an epoch leaves over, because it is of whole steps.
+    pub left_over_per_epoch: u64,
     /// PFLOP of the whole run.
     pub pflop: f64,
     /// TFLOP/s of the device, given or measured.
@@ -96,9 +100,14 @@ pub fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::
         .as_deref()
         .map(|dir| Cache::open(dir).map_err(Problem::from))
         .transpose()?;
+    let mut aside = None;
     let images = match (&cache, args.num_images) {
         (_, Some(images)) => images,
-        (Some(cache), None) => cache.identity().plan.samples,
+        (Some(cache), None) => {
+            let usable = usable(&recipe, cache)?;
+            aside = usable.told(&recipe);
+            usable.images
+        }
         (None, None) => {
             anyhow::bail!("give --cache, or the size of the data set with --num-images")
         }
@@ -109,8 +118,46 @@ pub fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
     } else {
         plan.write_text(&recipe, args.peak_tflops.is_none(), out)?;
+        if let Some(aside) = aside {
+            writeln!(out, "cache         {aside}")?;
+        }
     }
     Ok(())
+}
+
+/// The images of a cache that a run of `recipe` trains on, as far as the cache says.
+fn usable(recipe: &Recipe, cache: &Cache) -> anyhow::Result<Usable> {
+    let wanted = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher);
+    // One that the cache does not have is told by name, below.
+    let teachers: Vec<TeacherId> = (cache.teachers().keys())
+        .filter(|id| wanted.clone().any(|wanted| wanted == id.as_str()))
+        .cloned()
+        .collect();
+    Ok(join::count(cache, &teachers, &recipe.data)?)
+}
+
+impl Usable {
+    /// What is not counted, or not built yet, for people.
+    fn told(&self, recipe: &Recipe) -> Option<String> {
+        let mut told = Vec::new();
+        if self.rejected > 0 {
+            told.push(format!(
+                "not counted are {} images that the build could not use",
+                self.rejected
+            ));
+        }
+        if self.unfinished_parts > 0 {
+            let counted = match recipe.data.allow_incomplete {
+                true => "left out (data.allow_incomplete)",
+                false => "counted as if every image could be used",
+            };
+            told.push(format!(
+                "unfinished parts: {}, {counted}",
+                self.unfinished_parts
+            ));
+        }
+        (!told.is_empty()).then(|| told.join("; "))
+    }
 }
 
 /// TFLOP/s of the device's products, as given or measured now; with a look at the share of it.
@@ -148,7 +195,7 @@ fn length(
         "{images} images are more than any data set has; a plan is for {MOST_IMAGES} at most"
     );
     let batch = (batch_size as u64).saturating_mul(accum_iter as u64);
-    let per_epoch = images / batch;
+    let per_epoch = Epoch::of(images, batch).steps;
     ensure!(
         per_epoch > 0,
         "{images} images do not fill one step of optim.batch_size {batch_size} x optim.accum_iter {accum_iter}"
@@ -265,6 +312,7 @@ impl Plan {
             images,
             steps,
             images_seen,
+            left_over_per_epoch: images - images_seen / recipe.schedule.epochs.max(1),
             pflop: flops.step() * images_seen as f64 / 1e15,
             peak_tflops,
             mfu,
@@ -291,6 +339,10 @@ impl Plan {
             self.steps,
             figure(self.pflop)
         )?;
+        let per_step = (accum_iter as u64).saturating_mul(batch_size as u64);
+        if let Some(left_over) = Epoch::of(self.images, per_step).left_over() {
+            writeln!(out, "              {left_over}")?;
+        }
         writeln!(
             out,
             "time          {} at {:.0} % of {} TFLOP/s ({}): {:.1} img/s",

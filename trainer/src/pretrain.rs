@@ -127,6 +127,10 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         schedule.lr,
     );
 
+    if let Some(left_over) = order.left_over() {
+        info!("{left_over}");
+    }
+
     // ------------------------------------------------------------------ resume
     if let Some(last) = &last {
         run_folder::refuse_other_data(run.path(), &last.state.data, &facts)?;

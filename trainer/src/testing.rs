@@ -17,7 +17,7 @@ use models::precision::Precision;
 use models::teacher::Teacher;
 use schemas::atomic::AtomicFile;
 use schemas::{
-    CacheIdentity, Codec, ContentHash, FORMAT_VERSION, FeatureCodec, Pack, Plan, SampleRow,
+    CacheIdentity, Codec, ContentHash, FORMAT_VERSION, FeatureCodec, Pack, Plan, Reject, SampleRow,
     SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity,
     ViewPolicy, add_teacher, create_cache,
 };
@@ -181,11 +181,23 @@ impl World {
             let mut samples = SamplesWriter::create(&dir, part, &identity).unwrap();
             let mut features =
                 TeacherWriter::create(&dir, part, &identity, &teacher_identity).unwrap();
+            let mut rejects = Vec::new();
             for sample_id in identity.plan.range(part) {
                 let i = sample_id as usize;
                 let bytes = source.read(i).unwrap();
                 let content_hash = ContentHash::of(&bytes);
-                let mut img = images::decode(&bytes).unwrap();
+                let mut img = match images::decode(&bytes) {
+                    Ok(img) => img,
+                    Err(reason) => {
+                        rejects.push(Reject {
+                            sample_id,
+                            key: source.key(i).to_owned(),
+                            reason: reason.to_string(),
+                            content_hash: Some(content_hash),
+                        });
+                        continue;
+                    }
+                };
                 let bytes = match self.pack {
                     Pack::None | Pack::Original => bytes,
                     Pack::Jpeg {
@@ -235,7 +247,7 @@ impl World {
                         .unwrap();
                 }
             }
-            samples.finish(&[]).unwrap();
+            samples.finish(&rejects).unwrap();
             features.finish().unwrap();
         }
     }

@@ -30,7 +30,7 @@ pub struct VitConfig {
     /// Hidden width of an MLP, in widths.
     pub mlp_ratio: i64,
     /// Multi-layer fusion (MR-MAE, section 3.3): blocks whose outputs are added to the last one's before the last norm, so that both
-    /// losses see them. Each in `0..depth - 1`, none twice. Empty = none. Pretraining alone uses it.
+    /// losses see them. Each in `0..depth - 1`, none twice. Empty = none. Fine-tuning does not use it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fusion: Vec<i64>,
 }
@@ -164,8 +164,23 @@ impl VitEncoder {
 
     /// See [`Encoder::forward_blocks`](super::Encoder::forward_blocks).
     pub fn forward_blocks(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
-        let x = self.with_cls(&(self.patch_embed.forward(imgs) + self.patch_positions()));
-        self.blocks.forward(&x, pass)
+        self.blocks.forward(&self.embed(imgs), pass)
+    }
+
+    /// See [`Encoder::forward_features`](super::Encoder::forward_features).
+    pub fn forward_features(&self, imgs: &Tensor, fused: bool) -> Tensor {
+        let fusion = match fused {
+            true => &self.config.fusion[..],
+            false => &[],
+        };
+        let x = self.embed(imgs);
+        self.norm
+            .forward(&self.blocks.forward_fused(&x, fusion, &Pass::default()))
+    }
+
+    /// The tokens of whole images before the first block: `[N, 3, H, W] → [N, 1 + L, D]`.
+    fn embed(&self, imgs: &Tensor) -> Tensor {
+        self.with_cls(&(self.patch_embed.forward(imgs) + self.patch_positions()))
     }
 
     /// The last norm: `[.., D] → [.., D]`.

@@ -192,7 +192,10 @@ fn same_features(exported: &Exported, expected: EncoderConfig, mae: &Mae) {
     assert!(loaded.fresh.is_empty());
     let [height, width] = Facts::of(mae.config(), 0.75).img_size;
     let imgs = crate::init::Init::Normal { std: 1.0 }.tensor(&[2, 3, height, width], 1, "imgs");
-    assert_eq!(encoder.forward_features(&imgs), mae.forward_features(&imgs));
+    assert_eq!(
+        encoder.forward_features(&imgs, false),
+        mae.forward_features(&imgs)
+    );
 }
 
 #[test]

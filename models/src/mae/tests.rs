@@ -269,7 +269,7 @@ fn published_sizes_are_networks() {
 }
 
 #[test]
-fn fusion_changes_what_the_losses_see_and_not_the_features() {
+fn fused_features_are_those_that_the_losses_see() {
     let build = |fusion: Vec<i64>| {
         let store = ParamStore::new(Device::Cpu, 0);
         let encoder = VitConfig {
@@ -285,5 +285,14 @@ fn fusion_changes_what_the_losses_see_and_not_the_features() {
         fused.forward_encoder(&imgs, &masking),
         plain.forward_encoder(&imgs, &masking)
     );
+    // All patches in order: the latent of pretraining is what evaluation sees. The same weights without the sum are another student.
+    let order = Tensor::arange(24, F32).unsqueeze(0).expand([2, 24], false);
+    let everything = random_masking(&order, 24);
+    for (mae, other) in [(&fused, &plain), (&plain, &fused)] {
+        let latent = mae.forward_encoder(&imgs, &everything);
+        let difference = |tokens: Tensor| (&latent - tokens).abs().max().double_value(&[]);
+        assert!(difference(mae.encoder().forward_features(&imgs, true)) < 1e-5);
+        assert!(difference(other.encoder().forward_features(&imgs, true)) > 1e-2);
+    }
     assert_eq!(fused.forward_features(&imgs), plain.forward_features(&imgs));
 }

@@ -238,6 +238,53 @@ pub fn join(
     })
 }
 
+/// Images of a cache that a run over it will find rows of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usable {
+    /// How many. Of parts that are still to be built all images of the plan are counted, unless `data.allow_incomplete` leaves these out.
+    pub images: u64,
+    /// Images that the build could not use.
+    pub rejected: u64,
+    /// Parts that are still to be built.
+    pub unfinished_parts: u32,
+}
+
+/// Counts what [`join`] will find, from the records alone.
+pub fn count(
+    cache: &Cache,
+    teachers: &[TeacherId],
+    config: &config::Data,
+) -> Result<Usable, Problem> {
+    let plan = &cache.identity().plan;
+    let views = u64::from(cache.identity().views.views);
+    let mut usable = Usable {
+        images: 0,
+        rejected: 0,
+        unfinished_parts: 0,
+    };
+    for part in 0..plan.parts() {
+        let state = cache.part_state(part)?;
+        let complete = teachers.iter().all(|id| state.teachers.contains_key(id));
+        if state.samples.is_none() || !complete {
+            usable.unfinished_parts += 1;
+            if config.allow_incomplete {
+                continue;
+            }
+        }
+        match state.samples {
+            Some(commit) => {
+                usable.images += commit.file.rows / views;
+                usable.rejected += commit.rejects.rows;
+            }
+            None => {
+                let range = plan.range(part);
+                usable.images += range.end - range.start;
+            }
+        }
+    }
+    Ok(usable)
+}
+
 /// The parts that hold samples and every one of `teachers`; an error for others unless `allow_incomplete`.
 fn complete_parts(
     cache: &Cache,

@@ -16,6 +16,37 @@ pub struct Order {
     per_step: usize,
 }
 
+/// How many images fill how many steps: the one computation behind runs and `trainer plan`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch {
+    /// Images there are.
+    pub samples: u64,
+    /// Images of a step, at least 1.
+    pub per_step: u64,
+    /// Whole steps.
+    pub steps: u64,
+}
+
+impl Epoch {
+    /// An epoch over `samples` in steps of `per_step`.
+    pub fn of(samples: u64, per_step: u64) -> Epoch {
+        Epoch {
+            samples,
+            per_step,
+            steps: samples / per_step.max(1),
+        }
+    }
+
+    /// What is left over, for people; `None` if it is nothing.
+    pub fn left_over(&self) -> Option<String> {
+        let left = self.samples - self.steps * self.per_step;
+        (left > 0 && self.steps > 0).then(|| {
+            let (samples, per_step) = (self.samples, self.per_step);
+            format!("{left} of {samples} images are left over in each epoch of whole steps of {per_step} (drawn anew each time)")
+        })
+    }
+}
+
 /// Where a step stands in the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -37,7 +68,12 @@ impl Order {
 
     /// Updates in one epoch, at least 1.
     pub fn steps_per_epoch(&self) -> u64 {
-        (self.samples / self.per_step) as u64
+        Epoch::of(self.samples as u64, self.per_step as u64).steps
+    }
+
+    /// What an epoch leaves over, for people; `None` if it is nothing.
+    pub fn left_over(&self) -> Option<String> {
+        Epoch::of(self.samples as u64, self.per_step as u64).left_over()
     }
 
     /// Epoch and step within it, for a step counted from the start of the run.
@@ -108,6 +144,29 @@ mod tests {
             }
         }
         assert!(dropped.iter().all(|&n| (n - 400).abs() < 90), "{dropped:?}");
+    }
+
+    #[test]
+    fn what_an_epoch_leaves_over_is_told() {
+        for (samples, per_step, steps, left) in [
+            (180, 64, 2, Some("52 of 180 images")),
+            (574, 64, 8, Some("62 of 574 images")),
+            (10, 10, 1, None),
+            (19, 10, 1, Some("9 of 19 images")),
+            (3, 1, 3, None),
+        ] {
+            let order = Order::new(0, samples, per_step).unwrap();
+            assert_eq!(order.steps_per_epoch(), steps);
+            let told = order.left_over();
+            assert_eq!(told.is_some(), left.is_some(), "{told:?}");
+            assert!(told.is_none_or(|told| told.starts_with(left.unwrap())));
+            // What the message counts is what the steps do not see.
+            let seen: usize = (0..steps).map(|step| order.step_range(step).len()).sum();
+            let unseen = samples - seen;
+            assert!(left.map_or(unseen == 0, |left| {
+                left.starts_with(&format!("{unseen} of"))
+            }));
+        }
     }
 
     #[test]

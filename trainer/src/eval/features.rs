@@ -17,7 +17,7 @@ use crate::interrupt::{self, Interrupted};
 mod mcmae;
 mod model;
 
-pub use model::Model;
+pub use model::{Fusion, Model};
 
 const GIB: f64 = (1u64 << 30) as f64;
 

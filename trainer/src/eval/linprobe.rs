@@ -17,9 +17,11 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::accuracy::TopK;
-use super::features::{self, Extraction, Images, Model, Views};
-use super::{Classes, count_in_train, count_of_unseen_classes, record, report_skipped};
+use super::features::{self, Extraction, Fusion, Images, Model, Views};
+use super::{classes, count_in_train, count_of_unseen_classes, record, report_skipped};
+use crate::classes::Matching;
 use crate::cli::LinprobeArgs;
+use crate::data::order::Epoch;
 use heads::{Labelled, Training, train};
 
 pub mod heads;
@@ -47,6 +49,16 @@ pub struct LinprobeResult {
     pub skipped_images: usize,
     /// Classes of the two sets together.
     pub classes: usize,
+    /// How their classes were matched, unless by the default rule.
+    #[serde(default, skip_serializing_if = "Matching::is_auto")]
+    pub match_classes: Matching,
+    /// Whether a student of multi-layer fusion was evaluated with it; absent for what has none, and in results from before this was told,
+    /// which are without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fusion: Option<Fusion>,
+    /// Test images of classes that no train image has: all count as wrong.
+    #[serde(default)]
+    pub test_images_of_unseen_classes: usize,
     /// How the heads were trained.
     pub protocol: Protocol,
     /// Per kind of feature: `cls` and `mean` (of patch tokens), both after the final norm, or `pixels`.
@@ -112,7 +124,7 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
     );
     // Before hours of features.
     heads::require_a_step(train_source.len(), training.batch_size)?;
-    let classes = Classes::of(&[&train_source, &test_source])?;
+    let classes = classes(args.match_classes, &train_source, &test_source)?;
     info!(
         "{} models, {} train and {} test images of {} classes",
         models.len(),
@@ -137,12 +149,16 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
     let train_images = extract("--train", &train_source, train_views(args))?;
     let test_images = extract("--test", &test_source, Views::CENTER)?;
     let (train_labels, test_labels) = (
-        classes.labels(&train_source, &train_images)?,
-        classes.labels(&test_source, &test_images)?,
+        classes.of_train(&train_source, train_images.idxs.iter().copied())?,
+        classes.of_test(&test_source, test_images.idxs.iter().copied())?,
     );
     let test_images_in_train = count_in_train(&train_images, &test_images);
-    count_of_unseen_classes(&train_labels, &test_labels);
+    let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels)?;
     let split = Split::of(&train_images, args)?;
+    let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);
+    if let Some(left_over) = epoch.left_over() {
+        info!("{left_over}");
+    }
 
     let mut results = Vec::with_capacity(models.len());
     for (i, model) in models.iter().enumerate() {
@@ -188,6 +204,9 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
             test_images_in_train,
             skipped_images: train_images.skipped.len() + test_images.skipped.len(),
             classes: classes.len(),
+            match_classes: args.match_classes,
+            fusion: model.fusion(),
+            test_images_of_unseen_classes: of_unseen_classes,
             protocol: Protocol {
                 epochs: training.epochs,
                 warmup_epochs: training.warmup_epochs,
@@ -209,6 +228,8 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
                 "held_out_images",
                 "test_images",
                 "classes",
+                "match_classes",
+                "fusion",
             ],
             &result,
         )?;

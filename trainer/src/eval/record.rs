@@ -9,13 +9,13 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::info;
 
-use super::features::Model;
+use super::features::{Fusion, Model};
 
 /// The folder of results in a run.
 pub const FOLDER: &str = "eval";
 
-/// Saves what was found about a model of a run in the run's folder, as `eval/KIND.json`, `KIND-untrained.json` or `KIND-ema.json`; nothing
-/// for other models.
+/// Saves what was found about a model of a run in the run's folder, as `eval/KIND.json`, `KIND-untrained.json` or `KIND-ema.json`, with
+/// `-unfused` behind for a student of multi-layer fusion without it; nothing for other models.
 ///
 /// A result replaces one of the same question, where all fields named in `question` are equal, since the run may have gone on. One of another
 /// question (other images, another `k`) stays, and the new one becomes `KIND-2.json` and so on.
@@ -32,6 +32,10 @@ pub(super) fn save(
         (true, _) => format!("{kind}-untrained"),
         (false, true) => format!("{kind}-ema"),
         (false, false) => kind.to_owned(),
+    };
+    let stem = match model.fusion() {
+        Some(Fusion::Unfused) => format!("{stem}-unfused"),
+        Some(Fusion::Fused) | None => stem,
     };
     let result = serde_json::to_value(result)?;
     let path = place(&run.join(FOLDER), &stem, question, &result)?;

@@ -276,6 +276,140 @@ fn several_models_are_judged_as_each_alone() {
 
 #[test]
 fn test_images_of_unseen_classes_are_counted() {
-    assert_eq!(count_of_unseen_classes(&[0, 1, 1], &[1, 2, 3, 2, 0]), 3);
-    assert_eq!(count_of_unseen_classes(&[0, 1], &[1, 1]), 0);
+    let count = |train: &[i64], test: &[i64]| count_of_unseen_classes(train, test).ok();
+    assert_eq!(count(&[0, 1, 1], &[1, 2, 3, 2, 0]), Some(3));
+    assert_eq!(count(&[0, 1], &[1, 1]), Some(0));
+    assert_eq!(count(&[0, 1], &[2, 3, 2]), None, "none could be right");
+}
+
+/// A student of multi-layer fusion is evaluated as it was trained, and without on demand, which is what its exports compute; each result
+/// says which, and lies in a file of its own.
+#[test]
+fn students_of_fusion_are_evaluated_fused() {
+    let world = world();
+    let settings = ["--set", "model.fusion=[0]", "--set", "optim.lr=0.02"];
+    run(&world.pretrain_args("fused", &settings)).unwrap();
+    run(&world.pretrain_args("plain", &["--stop-after", "2"])).unwrap();
+    let of = |name: &str| world.path(name).display().to_string();
+    let load = |spec: &str| Model::load(spec, &HubSettings::default(), tch::Device::Cpu);
+    let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().build().unwrap();
+    let features = |spec: &str| {
+        let extraction = Extraction {
+            views: Views::CENTER,
+            kinds: Vec::new(),
+            max_bytes: u64::MAX,
+            batch_size: 5,
+            precision: models::precision::Precision::F32,
+        };
+        let model = [load(spec).unwrap()];
+        let images = features::extract(&model, &source, &extraction, &pool).unwrap();
+        let found = &images.features[0];
+        tch::Tensor::cat(&[&found["cls"], &found["mean"]], -1)
+    };
+    let (fused, unfused) = (of("fused"), format!("unfused:{}", of("fused")));
+    assert_ne!(features(&fused), features(&unfused));
+    let exported = of("exported");
+    let export = [
+        "trainer", "export", "--run", &fused, "--format", "timm", "--out", &exported,
+    ];
+    let refused = run(&export.map(str::to_owned)).unwrap_err();
+    assert!(
+        refused.to_string().contains("Give --unfused"),
+        "{refused:#}"
+    );
+    assert!(!world.path("exported").exists());
+    let mut export = export.map(str::to_owned).to_vec();
+    export.push("--unfused".to_owned());
+    run(&export).unwrap();
+    let card = std::fs::read_to_string(world.path("exported").join("README.md")).unwrap();
+    assert!(card.contains("| multi-layer fusion | left out"), "{card}");
+    let difference = crate::testing::relative_l2(&features(&exported), &features(&unfused));
+    assert!(difference < 1e-5, "{difference:e}");
+    // Before the first step, in either order of the words.
+    let untrained = [
+        format!("untrained:{fused}"),
+        format!("untrained:{unfused}"),
+        format!("unfused:untrained:{fused}"),
+    ];
+    let [whole, without, reversed] = untrained.each_ref().map(|spec| features(spec));
+    assert_ne!(whole, without);
+    assert_eq!(without, reversed);
+
+    let result = knn_json(&world, Path::new(&fused), &[]);
+    assert_eq!(result.fusion, Some(Fusion::Fused));
+    assert!(result.model.ends_with(", fused"), "{}", result.model);
+    let result = knn_json(&world, Path::new(&unfused), &[]);
+    assert_eq!(result.fusion, Some(Fusion::Unfused));
+    assert!(result.model.ends_with(", unfused"), "{}", result.model);
+    let saved = |file: &str| {
+        let text = std::fs::read_to_string(world.path("fused/eval").join(file)).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    assert_eq!(saved("knn.json")["fusion"], "fused");
+    assert_eq!(saved("knn-unfused.json")["fusion"], "unfused");
+    // What says nothing is from before, when fusion was left out: it stays beside the new result.
+    let mut before = saved("knn.json");
+    before.as_object_mut().unwrap().remove("fusion");
+    let text = before.to_string();
+    schemas::atomic::write(&world.path("fused/eval/knn.json"), text.as_bytes()).unwrap();
+    knn_json(&world, Path::new(&fused), &[]);
+    assert_eq!(saved("knn.json"), before);
+    assert_eq!(saved("knn-2.json")["fusion"], "fused");
+
+    let plain = knn_json(&world, Path::new(&of("plain")), &[]);
+    assert_eq!(plain.fusion, None);
+    for spec in [
+        of("plain"),
+        "pixels".to_owned(),
+        world.teacher_dir().display().to_string(),
+    ] {
+        let refused = load(&format!("unfused:{spec}")).unwrap_err();
+        assert!(
+            format!("{refused:#}").contains("model.fusion"),
+            "{refused:#}"
+        );
+    }
+}
+
+/// Sets whose classes do not meet give no result, from any command; an answer to the question gives one and is recorded.
+#[test]
+fn classes_that_do_not_meet_give_no_result() {
+    let world = world();
+    #[allow(clippy::disallowed_methods)] // Folders are renamed.
+    for (name, other) in [("a", "first"), ("b", "second")] {
+        let test = world.path("test");
+        std::fs::rename(test.join(name), test.join(other)).unwrap();
+    }
+    let pixels = Path::new("pixels:8");
+    for command in ["knn", "linprobe"] {
+        let mut args = args(&world, pixels, &[]);
+        if command == "linprobe" {
+            let k = args.iter().position(|arg| arg == "--k").unwrap();
+            args.drain(k..k + 2);
+            args[1] = command.to_owned();
+            args.extend(["--probe-batch", "4"].map(str::to_owned));
+        }
+        let refused = run(&args).unwrap_err();
+        let message = format!("{refused:#}");
+        for words in ["no class of --test", "\"first\"", "--match-classes number"] {
+            assert!(message.contains(words), "{message}");
+        }
+        assert_eq!(crate::exit_code(&refused), 2);
+    }
+    let result = knn_json(&world, pixels, &["--match-classes", "number"]);
+    assert_eq!(
+        (result.classes, result.match_classes),
+        (2, Matching::Number)
+    );
+    assert_eq!(result.test_images_of_unseen_classes, 0);
+    // One class of the test set alone: its images are counted, and are wrong.
+    #[allow(clippy::disallowed_methods)]
+    std::fs::rename(world.path("test/first"), world.path("test/a")).unwrap();
+    let result = knn_json(&world, pixels, &[]);
+    assert_eq!(
+        (result.classes, result.test_images_of_unseen_classes),
+        (3, 4)
+    );
+    assert!(result.accuracy["pixels"].top1 <= 0.5);
 }

@@ -53,6 +53,12 @@ pub(super) fn card(args: &ExportArgs, student: &Student, exported: &Exported) ->
         ("checkpoint, SHA-256", student.sha256.clone()),
     ];
     card.push_str("| | |\n|---|---|\n");
+    if args.unfused {
+        card.push_str(
+            "| multi-layer fusion | left out: the last norm was trained on the sum of several blocks and gets the last block alone, so \
+             these are not the features that pretraining trained; fine-tune it, or compare with `trainer knn --model unfused:RUN` |\n",
+        );
+    }
     for (what, value) in facts {
         // Writing to a string does not fail.
         let _ = writeln!(card, "| {what} | {value} |");

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use models::exchange::{self, ClassifierFacts, Exported, Format};
 use tch::Tensor;
 
@@ -13,10 +13,8 @@ use crate::cli::ExportArgs;
 use crate::config::any::AnyRecipe;
 use crate::finetune::CLASSES;
 use crate::finetune::recipe::FinetuneRecipe;
+use crate::finetune::record;
 use crate::trained::{self, Trained};
-
-/// More than this is no list of class names.
-const MOST_BYTES: u64 = 1 << 28;
 
 /// Writes the classifier `found`.
 pub(super) fn export(args: &ExportArgs, found: Trained, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -28,6 +26,11 @@ pub(super) fn export(args: &ExportArgs, found: Trained, out: &mut dyn Write) -> 
         "--with-decoder: {} is a classifier, which has no decoder",
         found.place
     );
+    ensure!(
+        !args.unfused,
+        "--unfused: {} is a classifier, which has no multi-layer fusion",
+        found.place
+    );
     let backbone = trained::backbone(recipe, &found.place)?;
     backbone
         .check(&found.tensors)
@@ -35,7 +38,7 @@ pub(super) fn export(args: &ExportArgs, found: Trained, out: &mut dyn Write) -> 
     let n_classes = usize::try_from(found.n_classes()?)?;
     let classes = match class_names(&args.run)? {
         Some(names) if names.len() == n_classes => names,
-        Some(names) => anyhow::bail!(
+        Some(names) => bail!(
             "{:?}: {CLASSES} has {} names, and the classifier {n_classes} scores: the two are not of one run",
             args.run,
             names.len()
@@ -68,26 +71,12 @@ pub(super) fn export(args: &ExportArgs, found: Trained, out: &mut dyn Write) -> 
 /// The names of the classes of a run folder, or of the run folder that a file lies in (`best/`, `checkpoints/step-.../`).
 fn class_names(path: &Path) -> anyhow::Result<Option<Vec<String>>> {
     let depth = if path.is_dir() { 1 } else { 4 };
-    let Some(file) = path
-        .ancestors()
-        .take(depth)
-        .map(|folder| folder.join(CLASSES))
-        .find(|file| file.is_file())
-    else {
-        return Ok(None);
-    };
-    let size = std::fs::metadata(&file)
-        .with_context(|| format!("{file:?}: cannot be read"))?
-        .len();
-    ensure!(
-        size <= MOST_BYTES,
-        "{file:?}: has {size} bytes, more than names of classes"
-    );
-    let text = std::fs::read(&file).with_context(|| format!("{file:?}: cannot be read"))?;
-    let names = serde_json::from_slice(&text);
-    Ok(Some(names.with_context(|| {
-        format!("{file:?}: is no list of names")
-    })?))
+    for folder in path.ancestors().take(depth) {
+        if let Some(names) = record::classes(folder)? {
+            return Ok(Some(names));
+        }
+    }
+    Ok(None)
 }
 
 /// What the folder holds, where it is from and how it is loaded, in the form that model hubs read.

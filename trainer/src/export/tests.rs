@@ -252,10 +252,25 @@ fn an_mcmae_run_goes_out_and_comes_in() {
     let own = train("run", &[]);
     let images = world.images_dir();
     let expected = features(&world.path("run"), &images);
+    let alone = export(
+        &world.path("run"),
+        "convmae",
+        &world.path("no"),
+        &["--encoder-only"],
+    );
+    assert!(alone.unwrap_err().to_string().contains("Give --unfused"));
+    let unfused = format!("unfused:{}", world.path("run").display());
+    let unfused = features(Path::new(&unfused), &images);
+    assert_ne!(unfused, expected);
     for more in [None, Some("--encoder-only")] {
         let out = world.path(&format!("convmae{}", more.unwrap_or_default()));
-        export(&world.path("run"), "convmae", &out, more.as_slice()).unwrap();
-        assert_eq!(features(&out, &images), expected);
+        // With the decoder it is the whole network, fusion included.
+        let (options, expected): (&[&str], _) = match more {
+            None => (&[], &expected),
+            Some(_) => (&["--encoder-only", "--unfused"], &unfused),
+        };
+        export(&world.path("run"), "convmae", &out, options).unwrap();
+        assert_eq!(features(&out, &images), *expected);
         let exported = Weights::read(&out).unwrap();
         let projections = |name: &str| name.starts_with("stage1_output_decode");
         assert_eq!(exported.names().any(projections), more.is_none());
@@ -352,6 +367,16 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
 
     let (fused, _) = student(temp.path(), &["model.fusion=[0]"]);
     refused(&fused, "hf-mae", &[], "model.fusion");
+    refused(&fused, "hf-mae", &["--unfused"], "no multi-layer fusion");
+    for format in ["timm", "hf-vit", "mae", "hf-mae"] {
+        let encoder: &[&str] = match format {
+            "timm" | "hf-vit" => &[],
+            _ => &["--encoder-only"],
+        };
+        refused(&fused, format, encoder, "Give --unfused");
+    }
+    let (file, _) = student(temp.path(), &[]);
+    refused(&file, "timm", &["--unfused"], "no multi-layer fusion");
 
     // An empty folder is as good as none; anything in it is not.
     fs::create_dir(&out).unwrap();

@@ -49,8 +49,11 @@ pub struct FinetuneResult {
     pub model: String,
     /// Images to train on.
     pub train_images: usize,
-    /// Classes of the two sets together.
+    /// Outputs of the classifier: the training set's labels, those without an image included, and classes of the test set alone.
     pub classes: usize,
+    /// Test images of classes that no training image has: all count as wrong.
+    #[serde(default)]
+    pub test_images_of_unseen_classes: usize,
     /// After the last epoch: the result.
     pub last: Evaluation,
     /// The evaluation with the highest top-1, the earliest of equals. It was chosen by looking at the test images.

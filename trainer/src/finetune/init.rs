@@ -13,6 +13,7 @@ use models::teacher::TowerWeights;
 use models::weights::Weights;
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
+use tracing::info;
 
 use crate::config::Recipe;
 use crate::config::any::AnyRecipe;
@@ -89,7 +90,16 @@ fn not_found(spec: &str) -> String {
 
 fn of_trained(found: Trained) -> anyhow::Result<Start> {
     let encoder = match &found.recipe {
-        AnyRecipe::Pretrain(recipe) => recipe.mae_config().encoder.into(),
+        AnyRecipe::Pretrain(recipe) => {
+            let encoder = recipe.mae_config().encoder;
+            if encoder.is_fused() {
+                info!(
+                    "{} was pretrained with multi-layer fusion, which is no part of fine-tuning: the classifier stands on the last block",
+                    found.describe()
+                );
+            }
+            encoder.into()
+        }
         AnyRecipe::Finetune(recipe) => {
             let encoder = trained::backbone(recipe, &found.place)?;
             encoder

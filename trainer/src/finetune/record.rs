@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 
+use anyhow::{Context, ensure};
 use images::ImageSource;
 use models::params::ParamStore;
 use models::weights;
@@ -10,12 +12,12 @@ use schemas::atomic::{self, AtomicFile};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use super::BEST;
 use super::evaluate::{self, FINETUNE_FILE, FinetuneResult};
 use super::init::Start;
 use super::recipe::FinetuneRecipe;
+use super::{BEST, CLASSES};
 use crate::checkpoint;
-use crate::eval::Classes;
+use crate::classes::{Classes, Matching};
 use crate::run_folder::RunFolder;
 
 /// What the weights of a run depend on besides its recipe.
@@ -24,6 +26,7 @@ pub(super) fn facts(
     train: &ImageSource,
     test: &ImageSource,
     classes: &Classes,
+    matching: Matching,
 ) -> BTreeMap<String, String> {
     let images = |source: &ImageSource| {
         let identity = source.identity();
@@ -32,20 +35,45 @@ pub(super) fn facts(
             identity.samples, identity.kind, identity.digest
         )
     };
-    BTreeMap::from([
+    let mut facts = BTreeMap::from([
         ("init".to_owned(), format!("SHA-256 {}", start.sha256)),
         ("train".to_owned(), images(train)),
         ("test".to_owned(), images(test)),
         (
             "classes".to_owned(),
-            format!("{} classes, {}", classes.len(), digest(&classes.names())),
+            format!("{} classes, {}", classes.len(), digest(classes.names())),
         ),
         ("image_code".to_owned(), images::IMAGE_CODE.to_owned()),
-    ])
+    ]);
+    if !matching.is_auto() {
+        facts.insert("match_classes".to_owned(), format!("{matching:?}"));
+    }
+    facts
+}
+
+/// The names of the classes of a run, in the order of its classifier's outputs; `None` if the folder has no such file.
+pub(crate) fn classes(run: &Path) -> anyhow::Result<Option<Vec<String>>> {
+    /// More than this is no list of names of classes.
+    const MOST_BYTES: u64 = 1 << 28;
+    let file = run.join(CLASSES);
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let cannot = || format!("{file:?}: cannot be read");
+    let size = std::fs::metadata(&file).with_context(cannot)?.len();
+    ensure!(
+        size <= MOST_BYTES,
+        "{file:?}: has {size} bytes, more than names of classes"
+    );
+    let text = std::fs::read(&file).with_context(cannot)?;
+    let names = serde_json::from_slice(&text);
+    Ok(Some(names.with_context(|| {
+        format!("{file:?}: is no list of names")
+    })?))
 }
 
 /// SHA-256 of names, each ended by a line feed.
-fn digest(names: &[String]) -> String {
+pub(super) fn digest(names: &[String]) -> String {
     let mut digest = Sha256::new();
     for name in names {
         digest.update(name);

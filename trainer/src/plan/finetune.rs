@@ -113,6 +113,7 @@ impl Plan {
             images,
             steps,
             images_seen,
+            left_over_per_epoch: images - images_seen / recipe.schedule.epochs.max(1),
             pflop: flop * images_seen as f64 / 1e15,
             peak_tflops,
             mfu,

@@ -52,6 +52,97 @@ fn a_cached_teacher_is_counted_from_its_identity() {
     assert_eq!(clip.bytes_per_view, 8 * (16 * 64 * 2 + 64 * 2 + 16 * 2));
 }
 
+/// The plan's steps are those that pretraining makes: of a cache with damaged images in several parts, of one that is not finished, and
+/// where nothing is left over.
+#[test]
+fn steps_are_those_of_the_run() {
+    use clap::Parser;
+
+    let mut world = World::new(17);
+    for damaged in ["a/0004.png", "b/0011.png", "b/0015.png"] {
+        let path = world.images_dir().join(damaged);
+        schemas::atomic::write(&path, b"no picture").unwrap();
+    }
+    world.part_samples = 4;
+    world.build_cache();
+    let run = |args: &[String]| {
+        let mut out = Vec::new();
+        let cli = crate::cli::Cli::try_parse_from(args).unwrap();
+        crate::run(&cli, &HubSettings::default(), &mut out)
+            .map(|_| String::from_utf8(out).unwrap())
+            .map_err(|error| format!("{error:#}"))
+    };
+    let planned = |settings: &[&str], json: bool| {
+        let mut args: Vec<String> = ["trainer", "plan", "--peak-tflops", "1", "--recipe"]
+            .map(String::from)
+            .into();
+        args.push(world.recipe().display().to_string());
+        args.extend([
+            "--cache".to_owned(),
+            world.cache_dir().display().to_string(),
+        ]);
+        args.extend(
+            settings
+                .iter()
+                .flat_map(|set| ["--set".to_owned(), set.to_string()]),
+        );
+        args.extend(json.then(|| "--json".to_owned()));
+        run(&args).unwrap()
+    };
+    let compare = |name: &str, settings: &[&str], [images, steps, left_over]: [u64; 3]| {
+        let plan: serde_json::Value = serde_json::from_str(&planned(settings, true)).unwrap();
+        let found =
+            ["images", "steps", "left_over_per_epoch"].map(|field| plan[field].as_u64().unwrap());
+        assert_eq!(found, [images, steps, left_over], "{settings:?}");
+        let more: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
+        run(&world.pretrain_args(name, &more)).unwrap();
+        let newest = crate::checkpoint::newest(&world.path(name))
+            .unwrap()
+            .unwrap();
+        let last = newest.file_name().unwrap().to_str().unwrap().to_owned();
+        let step: u64 = last.rsplit('-').next().unwrap().parse().unwrap();
+        assert_eq!(step, steps, "{settings:?}: {last}");
+    };
+    // 14 of 17 images in steps of 4, 7 and 2 x 3, four epochs.
+    compare("four", &[], [14, 12, 2]);
+    compare("seven", &["optim.batch_size=7"], [14, 8, 0]);
+    compare(
+        "accumulated",
+        &["optim.batch_size=3", "optim.accum_iter=2"],
+        [14, 8, 2],
+    );
+    let told = planned(&[], false);
+    assert!(
+        told.contains("2 of 14 images are left over in each epoch"),
+        "{told}"
+    );
+    assert!(
+        told.contains("not counted are 3 images that the build could not use"),
+        "{told}"
+    );
+
+    // A part without its record is still to be built: counted whole, or not at all where the run may do without.
+    let records: Vec<_> = std::fs::read_dir(world.cache_dir().join("teachers/clip"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.display().to_string().contains("00000.commit"))
+        .collect();
+    assert_eq!(records.len(), 1);
+    std::fs::remove_file(&records[0]).unwrap();
+    let whole: serde_json::Value = serde_json::from_str(&planned(&[], true)).unwrap();
+    assert_eq!(whole["images"], 14);
+    assert!(planned(&[], false).contains("unfinished parts: 1, counted"));
+    let cache = Cache::open(&world.cache_dir()).unwrap();
+    let first = cache.part_state(0).unwrap().samples.unwrap();
+    let rest = 14 - first.file.rows / 2;
+    let steps = 4 * (rest / 4);
+    compare(
+        "part",
+        &["data.allow_incomplete=true"],
+        [rest, steps, rest % 4],
+    );
+}
+
 #[test]
 fn what_cannot_be_planned_is_refused() {
     let error = Plan::of(&recipe(BASE, &[]), None, 1000, 1.0, 1.0).unwrap_err();

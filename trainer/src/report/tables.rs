@@ -66,7 +66,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
         let rows = knn.entry(question + &classes(value)).or_default();
         for (kind, accuracy) in value["accuracy"].as_object().into_iter().flatten() {
             rows.push(vec![
-                what(run, name),
+                what(run, name, value),
                 kind.clone(),
                 percent(&accuracy["top1"]),
                 percent(&accuracy["balanced"]),
@@ -89,7 +89,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
         let rows = probes.entry(question + &classes(value)).or_default();
         for (kind, probe) in value["features"].as_object().into_iter().flatten() {
             rows.push(vec![
-                what(run, name),
+                what(run, name, value),
                 kind.clone(),
                 text(&probe["blr"]),
                 percent(&probe["test"]["top1"]),
@@ -112,7 +112,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
         for which in ["last", "best"] {
             let found = &value[which];
             rows.push(vec![
-                what(run, name),
+                what(run, name, value),
                 which.to_owned(),
                 text(&found["epoch"]),
                 percent(&found["top1"]),
@@ -158,10 +158,12 @@ fn classes(value: &Value) -> String {
 
 /// Which of a run's networks an evaluation is of, by its file's name: `knn`, `knn-untrained`, `knn-ema`, each also with a number for a
 /// further question.
-fn what(run: &RunData, file: &str) -> String {
+fn what(run: &RunData, file: &str, value: &Value) -> String {
     let named = file.split('-').skip(1);
     let which: Vec<&str> = named.filter(|part| part.parse::<u32>().is_err()).collect();
     match which.join("-").as_str() {
+        // Results from before students of fusion were evaluated with it say nothing, and are without.
+        "" if value["fusion"] == "fused" => format!("{}, fused", run.name),
         "" => run.name.clone(),
         "ema" => format!("{}, moving average", run.name),
         other => format!("{}, {other}", run.name),

@@ -12,6 +12,7 @@ use models::mr_mae::is_mimic_param;
 use models::params::ParamStore;
 use models::precision::Precision;
 use models::teacher::Teacher;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{ByKind, mcmae};
@@ -37,6 +38,17 @@ pub struct Model {
     run: Option<PathBuf>,
     untrained: bool,
     ema: bool,
+    fusion: Option<Fusion>,
+}
+
+/// How a student is evaluated that was pretrained with multi-layer fusion, whose last norm belongs to the sum of several blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fusion {
+    /// As it was trained: the sum goes through the norm.
+    Fused,
+    /// The last block alone does, as in other packages' networks.
+    Unfused,
 }
 
 #[derive(Debug)]
@@ -44,6 +56,7 @@ pub(super) enum Network {
     Student {
         encoder: Encoder,
         img_size: u32,
+        fused: bool,
     },
     /// A fine-tuned network, without its head.
     Classifier {
@@ -62,22 +75,26 @@ impl Model {
     /// folder, file or id on a hub, or `pixels[:SIZE]`.
     ///
     /// After `untrained:`, the student that the recipe's seed makes, whatever has been trained since; after `ema:`, a run's moving
-    /// average.
+    /// average; after `unfused:`, a student of multi-layer fusion without it, which is evaluated as it was trained otherwise. They may be
+    /// combined.
     pub fn load(spec: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
-        let (spec, untrained) = match spec.strip_prefix("untrained:") {
-            Some(spec) => (spec, true),
-            None => (spec, false),
-        };
-        let (spec, ema) = match spec.strip_prefix("ema:") {
-            Some(spec) => (spec, true),
-            None => (spec, false),
-        };
+        let (given, mut spec) = (spec, spec);
+        let [mut untrained, mut ema, mut unfused] = [false; 3];
+        while let Some((prefix, rest)) = spec.split_once(':') {
+            *match prefix {
+                "untrained" => &mut untrained,
+                "ema" => &mut ema,
+                "unfused" => &mut unfused,
+                _ => break,
+            } = true;
+            spec = rest;
+        }
         let path = Path::new(spec);
         ensure!(
             !ema || (!untrained && trained::is_run(path)),
             "--model ema:{spec}: only a run folder has a moving average, and this is none"
         );
-        let (network, description) = if spec == "pixels" || spec.starts_with("pixels:") {
+        let (mut network, mut description) = if spec == "pixels" || spec.starts_with("pixels:") {
             ensure!(
                 !untrained,
                 "--model untrained:{spec}: only a student can be untrained"
@@ -106,6 +123,23 @@ impl Model {
                 Err(error) => return Err(error.into()),
             }
         };
+        let mut fusion = None;
+        if let Network::Student { fused, .. } = &mut network
+            && *fused
+        {
+            *fused = !unfused;
+            let (found, how) = match unfused {
+                true => (Fusion::Unfused, "unfused"),
+                false => (Fusion::Fused, "fused"),
+            };
+            fusion = Some(found);
+            description = format!("{description}, {how}");
+        }
+        ensure!(
+            !unfused || fusion.is_some(),
+            "--model {given}: only a student that was pretrained with multi-layer fusion (model.fusion, model.stage_fusion) can be \
+             evaluated without it"
+        );
         let run = trained::is_run(path).then(|| path.to_path_buf());
         let normalise = match &network {
             Network::Classifier { normalisation, .. } => Normalise::of(*normalisation, device),
@@ -119,6 +153,7 @@ impl Model {
             run,
             untrained,
             ema,
+            fusion,
         })
     }
 
@@ -142,6 +177,11 @@ impl Model {
         self.ema
     }
 
+    /// Whether a student of multi-layer fusion is evaluated with it; `None` for what has none.
+    pub fn fusion(&self) -> Option<Fusion> {
+        self.fusion
+    }
+
     /// Side of its square input, in pixels.
     pub(super) fn input_size(&self) -> u32 {
         match &self.network {
@@ -156,9 +196,9 @@ impl Model {
         let _no_grad = tch::no_grad_guard();
         let pixels = to_device(pixels, self.device)?;
         let features = match &self.network {
-            Network::Student { encoder, .. } => {
+            Network::Student { encoder, fused, .. } => {
                 let _scope = precision.guard(self.device);
-                let tokens = encoder.forward_features(&self.normalise.forward(&pixels)); // [N, P + L, D], after the norm
+                let tokens = encoder.forward_features(&self.normalise.forward(&pixels), *fused); // [N, P + L, D], after the norm
                 let prefix = i64::from(encoder.cls_token());
                 let patches = tokens.narrow(1, prefix, tokens.size()[1] - prefix);
                 let mean = ("mean", patches.mean_dim(1, false, None));
@@ -278,6 +318,7 @@ fn student(
     tensors.retain(|name, _| !is_mimic_param(name));
     params.load(origin, &tensors)?;
     Ok(Network::Student {
+        fused: mae.config().encoder.is_fused(),
         encoder: mae.into_encoder(),
         img_size: recipe.model.img_size,
     })
@@ -295,6 +336,7 @@ fn untrained_student(
         begin.load(&params, recipe)?;
     }
     Ok(Network::Student {
+        fused: mae.config().encoder.is_fused(),
         encoder: mae.into_encoder(),
         img_size: recipe.model.img_size,
     })

@@ -66,7 +66,9 @@ fn features_of_a_tuned_run_are_what_its_head_classifies() {
             let found = features_of(&model, &world.path("test"));
             assert_eq!(kinds(&found), all, "{name}");
             let source = ImageSource::open(world.path("test").to_str().unwrap()).unwrap();
-            let labels = Classes::of(&[&source]).unwrap().of_all(&source).unwrap();
+            let labels: Vec<i64> = (0..source.len())
+                .map(|idx| i64::from(source.label(idx).unwrap()))
+                .collect();
             let loss = scores(&newest.join(file), &found[kind])
                 .cross_entropy_for_logits(&Tensor::from_slice(&labels))
                 .double_value(&[]);
@@ -386,4 +388,101 @@ fn pixels_of(images: &Path) -> Tensor {
     Normalise::imagenet(Device::Cpu)
         .forward(&test.batch_of(&all).unwrap())
         .contiguous()
+}
+
+/// The images of a folder as a tar shard whose `.cls` members are `numbers` of the folders `a` and `b`.
+fn shard(images: &Path, tar: &Path, numbers: [u32; 2]) -> String {
+    let source = ImageSource::open(images.to_str().unwrap()).unwrap();
+    let mut archive = ::tar::Builder::new(Vec::new());
+    for idx in 0..source.len() {
+        let class = numbers[source.label(idx).unwrap() as usize].to_string();
+        for (extension, data) in [
+            ("png", source.read(idx).unwrap()),
+            ("cls", class.into_bytes()),
+        ] {
+            let mut header = ::tar::Header::new_ustar();
+            header.set_size(data.len() as u64);
+            let name = format!("{idx:04}.{extension}");
+            archive.append_data(&mut header, name, &data[..]).unwrap();
+        }
+    }
+    schemas::atomic::write(tar, &archive.into_inner().unwrap()).unwrap();
+    tar.display().to_string()
+}
+
+/// The two outputs of a run's classifier that training has raised, in order.
+fn raised(run: &Path) -> Vec<usize> {
+    let file = checkpoint::newest(run)
+        .unwrap()
+        .unwrap()
+        .join(checkpoint::MODEL);
+    let bias = Weights::read(&file).unwrap();
+    let bias = Vec::<f32>::try_from(bias.get("head.bias").unwrap().shallow_clone()).unwrap();
+    let mut order: Vec<usize> = (0..bias.len()).collect();
+    order.sort_by(|&a, &b| bias[b].total_cmp(&bias[a]));
+    order.truncate(2);
+    order.sort_unstable();
+    order
+}
+
+/// Output `i` is label `i`, gaps included, in the head, in `classes.json` and in the exports; a run that has its outputs in another order
+/// keeps that to its end.
+#[test]
+fn outputs_are_the_labels_of_the_training_set() {
+    let world = world();
+    let [train, test] = [
+        (world.images_dir(), "train.tar"),
+        (world.path("test"), "test.tar"),
+    ]
+    .map(|(images, tar)| shard(&images, &world.path(tar), [2, 10]));
+    let tune = |name: &str, more: &[&str]| {
+        let settings = ["--set", "schedule.epochs=8", "--set", "optim.lr=1e-2"];
+        let mut args = args(&world, name, &[&settings, more].concat());
+        for (option, spec) in [("--train", &train), ("--test", &test)] {
+            let at = args.iter().position(|arg| arg == option).unwrap();
+            args[at + 1].clone_from(spec);
+        }
+        run(&args).unwrap();
+        world.path(name)
+    };
+    let names = |run: &Path| -> Vec<String> {
+        serde_json::from_slice(&fs::read(run.join(CLASSES)).unwrap()).unwrap()
+    };
+    let label_names = |run: &Path, out: &str| {
+        let out = world.path(out).display().to_string();
+        let run_path = run.display().to_string();
+        let args = [
+            "trainer", "export", "--run", &run_path, "--format", "timm", "--out", &out,
+        ];
+        super::run(&args.map(String::from)).unwrap();
+        let config = fs::read(Path::new(&out).join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["num_classes"], 11);
+        serde_json::from_value::<Vec<String>>(config["label_names"].clone()).unwrap()
+    };
+    let numbers: Vec<String> = (0..11).map(|number| number.to_string()).collect();
+    let new = tune("new", &[]);
+    assert_eq!(names(&new), numbers);
+    assert_eq!(label_names(&new, "new-timm"), numbers);
+    assert_eq!(raised(&new), [2, 10]);
+
+    // A run whose outputs were numbered by the sorted text of the labels.
+    let old = tune("old", &["--stop-after", "1"]);
+    let mut as_text = numbers.clone();
+    as_text.sort_unstable();
+    assert_eq!((&*as_text[2], &*as_text[3]), ("10", "2"));
+    let mut checkpoint = checkpoint::load_last(&old, &mut |_| ()).unwrap().unwrap();
+    let fact = format!("11 classes, {}", record::digest(&as_text));
+    checkpoint.state.data.insert("classes".to_owned(), fact);
+    let keep = Keep {
+        newest: 1,
+        every: None,
+    };
+    checkpoint::save(&old, &checkpoint, keep).unwrap();
+    let text = serde_json::to_string(&as_text).unwrap();
+    schemas::atomic::write(&old.join(CLASSES), text.as_bytes()).unwrap();
+    tune("old", &[]);
+    assert_eq!(names(&old), as_text);
+    assert_eq!(label_names(&old, "old-timm"), as_text);
+    assert_eq!(raised(&old), [2, 3]);
 }
