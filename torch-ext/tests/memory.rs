@@ -20,7 +20,7 @@ fn the_peak_holds_what_has_been_freed() {
     // The kernel counts in batches, so a figure may be some pages behind another.
     let said = format!("{before:?}, {during:?}, then {after:?}");
     assert!(during.peak as i64 >= BYTES, "{said}");
-    assert!(after.peak >= during.peak, "{said}");
+    assert!(after.peak as i64 >= BYTES, "{said}");
     // A system that is short of memory may have taken some of it from this process meanwhile.
     assert!(during.allocated > before.allocated, "{said}");
     assert!(after.allocated < during.allocated, "{said}");
