@@ -53,7 +53,24 @@ pub enum Error {
         reason: String,
     },
 
-    /// A zip archive is none that `torch.save` wrote, is damaged, or holds what is not read.
+    /// A tensor that is needed has values of a type that is not read. Nothing is wrong with the file.
+    #[error(
+        "{path:?}: dtype {dtype} of tensor {tensor}{} is not supported. Convert the file to f16, bf16 or f32, or take weights that are \
+         not quantized",
+        and_more(*.others)
+    )]
+    UnsupportedType {
+        /// The file.
+        path: PathBuf,
+        /// The first such tensor, by the file's name.
+        tensor: String,
+        /// Its type, in the file's word.
+        dtype: String,
+        /// How many more of those needed there are.
+        others: usize,
+    },
+
+    /// An archive of `torch.save` that is damaged.
     #[error(
         "{path:?} is not an intact file of torch.save: {reason}. Copy or save it again, or convert it: {}",
         to_safetensors(path)
@@ -113,16 +130,15 @@ pub enum Error {
         damage: Box<Error>,
     },
 
-    /// A file is in a format that is not read here.
-    #[error(
-        "{path:?} is {what}, which is not read here. Convert it in Python: {}",
-        to_safetensors(path)
-    )]
+    /// A file is in a format that is not read here, or has contents that are not. Nothing is wrong with the file.
+    #[error("{path:?} is {what}, which is not read here. {next_step}")]
     UnreadFormat {
         /// The file.
         path: PathBuf,
         /// What it is.
-        what: &'static str,
+        what: String,
+        /// How to get weights that are read.
+        next_step: String,
     },
 
     /// The index of a sharded set and its shards do not agree.
@@ -137,13 +153,15 @@ pub enum Error {
     /// A folder does not say which file holds the weights.
     #[error(
         "{folder:?} has none of the usual weights files (model.safetensors, pytorch_model.bin, their indices, open_clip_model), and {}",
-        candidates(found)
+        candidates(found, unread)
     )]
     NoWeightsFile {
         /// The folder.
         folder: PathBuf,
         /// The files in it that may hold weights.
         found: Vec<PathBuf>,
+        /// Where there are none, the files of weights that are not read.
+        unread: Vec<PathBuf>,
     },
 
     /// Tensors could not be written.
@@ -165,6 +183,19 @@ pub enum Error {
         count: usize,
         /// The first few names.
         first: Vec<String>,
+    },
+
+    /// A file holds several networks of one kind, and nothing tells which is meant.
+    #[error(
+        "{path:?} holds {} networks, whose tensors begin with {prefixes:?}, and nothing says which is meant. Save one in a file of its own: \
+         python -c 'import torch; x = torch.load({path:?}, map_location=\"cpu\", weights_only=True); torch.save(x[\"NAME\"], \"one.pth\")'",
+        prefixes.len()
+    )]
+    SeveralNetworks {
+        /// The weights file.
+        path: PathBuf,
+        /// What precedes the names of each.
+        prefixes: Vec<String>,
     },
 
     /// Something about a teacher that its tensors cannot tell is not written beside them.
@@ -252,6 +283,11 @@ pub enum Error {
     TorchExt(#[from] torch_ext::Error),
 }
 
+/// The next step for what torch can open: a line of Python that converts the state dict in `path`.
+pub(crate) fn convert_in_python(path: &Path) -> String {
+    format!("Convert it in Python: {}", to_safetensors(path))
+}
+
 /// A line of Python that converts the state dict in `path`, wherever the reader of this line finds it in the saved object.
 fn to_safetensors(path: &Path) -> String {
     let to = path.with_extension("safetensors");
@@ -281,9 +317,15 @@ fn one_a_line(errors: &[Error]) -> String {
     errors.iter().map(|error| format!("\n  {error}")).collect()
 }
 
-fn candidates(found: &[PathBuf]) -> String {
+fn candidates(found: &[PathBuf], unread: &[PathBuf]) -> String {
     match found {
-        [] => "no other .safetensors, .pth, .pt or .bin file".to_owned(),
+        [] if unread.is_empty() => {
+            "no other .safetensors, .pth, .pt, .ckpt or .bin file".to_owned()
+        }
+        [] => format!(
+            "no other .safetensors, .pth, .pt, .ckpt or .bin file. There is {unread:?}, in a format that is not read: get or save the \
+             weights as safetensors"
+        ),
         _ => format!(
             "{} that may be meant: {found:?}. Name the file itself",
             found.len()

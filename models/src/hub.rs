@@ -2,7 +2,8 @@
 //!
 //! [`resolve`] looks, in this order, at
 //!
-//! 1. the file system: an existing path is what was meant;
+//! 1. the file system: an existing path is what was meant, and where only the folder before the slash exists, a mistyped one
+//!    (`org/name@main` is always an id);
 //! 2. the local cache in huggingface_hub's layout, which other tools fill too: `models--org--name/{blobs,refs,snapshots}`;
 //! 3. the hub, unless that is forbidden, and stores what it fetches in that cache.
 //!
@@ -110,6 +111,18 @@ pub fn resolve(
             text: text.to_owned(),
         });
     };
+    // A folder of that name makes a slip of the pen likelier than an id; what the cache has was fetched on purpose.
+    let parent = Path::new(text).parent().filter(|parent| parent.is_dir());
+    let is_cached = || {
+        let repo = settings.cache.as_ref().map(|cache| Repo::new(cache, &id));
+        repo.is_some_and(|repo| repo.commit_of(&id.revision).is_some())
+    };
+    if let Some(parent) = parent.filter(|_| !text.contains('@') && !is_cached()) {
+        return Err(Error::NotInFolder {
+            text: text.to_owned(),
+            parent: format!("{}/", parent.display()),
+        });
+    }
     let Some(cache) = &settings.cache else {
         return Err(Error::NoCacheFolder {
             text: text.to_owned(),

@@ -8,8 +8,10 @@
 //! | DINOv3 ViT | original, Hugging Face, timm | rotary positions, registers, no bias of the keys; gated MLP (S+, H+, 7B) or not |
 //! | SigLIP | Hugging Face, timm | no CLS token; a learned query pools the patches |
 //!
-//! In front of the names there may be what training code puts there (`module.`, `backbone.`, `model.`, `teacher.`, `student.`),
-//! and beside the tower its heads, MAE's decoder and text tower; of a training run's two networks the teacher is read.
+//! In front of the names there may be what training code puts there, in any order (`module.`, `backbone.`, `model.`, `state_dict.`,
+//! `_orig_mod.`, `net.`, ...; `layout/names.rs` lists all), and beside the tower its heads, MAE's decoder, the text tower, optimizers
+//! and callbacks. Of two networks the teacher or the average of weights is read, which is what training code evaluates;
+//! two of one rank are refused ([`Error::SeveralNetworks`](crate::Error::SeveralNetworks)).
 //!
 //! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json`,
 //! `open_clip_config.json` and `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and
@@ -40,7 +42,7 @@ mod trainable;
 
 use config::{Config, Resolved};
 use layout::Layout;
-pub use options::{Layer, TeacherOptions};
+pub use options::{Assumed, Layer, TeacherOptions};
 use tower::TowerConfig;
 pub(crate) use tower::VitTower;
 pub use trainable::{Tower, TowerWeights};
@@ -81,6 +83,8 @@ pub struct TeacherInfo {
     pub std: [f64; 3],
     /// SHA-256 of the weights file or sharded set, see [`Weights::sha256`].
     pub weights_sha256: String,
+    /// Which of these facts nothing stated, neither a file nor an option.
+    pub assumed: Vec<Assumed>,
 }
 
 /// What a teacher says about a batch, all f32 on the teacher's device. N images, L patches row-major over the grid, width K
@@ -152,19 +156,20 @@ impl Teacher {
     /// weights file, with those files looked for beside it. What is read as weights: [`Weights::read`].
     ///
     /// Files in timm's, OpenAI's or DINO's own layouts may stand alone: sizes come from shapes, heads are width / 64, eps, the
-    /// activation and the normalisation are the family's. A `config.json` with the keys of Hugging Face's configuration
+    /// activation and the normalization are the family's where it has one answer ([`TeacherInfo::assumed`]). A `config.json` with the keys of Hugging Face's configuration
     /// (`hidden_act`, `layer_norm_eps`, `num_attention_heads`, `rope_theta`) or timm's (`pretrained_cfg`) overrides each of these.
     ///
     /// # Errors
     /// Unreadable or damaged files, an unknown layout, tensors that do not fit (all of them listed), an activation other than
     /// the files', a layer that the file lacks, and facts that neither file states and that must not be guessed, such as CLIP's
-    /// activation.
+    /// activation and normalization; [`TeacherOptions`] answers them.
     pub fn load_with(path: &Path, options: &TeacherOptions, device: Device) -> Result<Teacher> {
         let weights = Weights::read(path)?;
         let layout = Layout::recognise(&weights)?;
         let Resolved {
             tower: config,
             normalisation,
+            assumed,
         } = Config::read_beside(weights.path())?.resolve(&weights, &layout, options)?;
         let tensors = layout.convert(&weights, &config)?;
         let (mean, std) = normalisation;
@@ -185,6 +190,7 @@ impl Teacher {
             mean,
             std,
             weights_sha256: weights.sha256().to_owned(),
+            assumed,
         };
         let tensors = tensors
             .into_iter()

@@ -6,13 +6,16 @@
 //! | a sharded set with its index, `model.safetensors.index.json` | `sharded.rs` |
 //! | a zip archive of `torch.save` (`.pth`, `.pt`, `.bin`) | `torch_zip.rs`, `pickle.rs` |
 //!
+//! Tensors of types that are not read (booleans in safetensors, 8-bit floats, quantized, sparse or complex ones) are passed over, and
+//! refused by name and type where one is needed. Other formats are told by their first bytes.
+//!
 //! Written is safetensors alone. A file from outside may be anything: cut short, hostile, another model's. Reading checks what a
 //! file claims against its length before a byte of data is allocated, and [`Weights::require`] compares every name and shape with what a network
 //! needs and reports all differences at once: one line per tensor tells a wrong file from a half-copied one.
 //!
 //! Format: <https://github.com/huggingface/safetensors>, header length (u64, little endian), JSON header, data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -21,7 +24,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
-use crate::error::{Error, Mismatch, Misshaped, Result};
+use crate::error::{Error, Mismatch, Misshaped, Result, convert_in_python};
 use crate::hub;
 
 mod files;
@@ -66,6 +69,8 @@ pub struct Weights {
     path: PathBuf,
     sha256: String,
     tensors: BTreeMap<String, Tensor>,
+    /// Tensors of types that are not read, with the file's word for the type.
+    unread: BTreeMap<String, String>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -86,7 +91,34 @@ impl Weights {
             Format::Torch => archive(path),
             Format::Index => sharded::read(&path),
         });
-        read.map_err(in_hub_cache)
+        read.map(Weights::unwrapped).map_err(in_hub_cache)
+    }
+
+    /// Takes the parts out of the names that `torch.compile`, sharding and checkpointing of activations put there, anywhere. Where
+    /// two names would become one, all stay as they are.
+    fn unwrapped(self) -> Weights {
+        const WRAPPERS: [&str; 4] = [
+            "_orig_mod",
+            "_fsdp_wrapped_module",
+            "_checkpoint_wrapped_module",
+            "_forward_module",
+        ];
+        let bare = |name: &str| {
+            let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
+            parts.collect::<Vec<_>>().join(".")
+        };
+        let all = || self.tensors.keys().chain(self.unread.keys());
+        let distinct: BTreeSet<String> = all().map(|name| bare(name)).collect();
+        if distinct.len() != all().count() {
+            return self;
+        }
+        let tensors = self.tensors.into_iter();
+        let unread = self.unread.into_iter();
+        Weights {
+            tensors: tensors.map(|(name, t)| (bare(&name), t)).collect(),
+            unread: unread.map(|(name, dtype)| (bare(&name), dtype)).collect(),
+            ..self
+        }
     }
 
     /// The file that was read (never the folder); the index of a sharded set.
@@ -122,6 +154,28 @@ impl Weights {
         self.tensors.is_empty()
     }
 
+    /// Names of the tensors that were passed over, since their type is not read.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.unread.keys().map(String::as_str)
+    }
+
+    /// Refuses the file if a tensor that `is_needed` was passed over.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedType`] names the first and counts the others.
+    pub(crate) fn require_read(&self, is_needed: impl Fn(&str) -> bool) -> Result<()> {
+        let mut needed = self.unread.iter().filter(|(name, _)| is_needed(name));
+        let Some((tensor, dtype)) = needed.next() else {
+            return Ok(());
+        };
+        Err(Error::UnsupportedType {
+            path: self.path.clone(),
+            tensor: tensor.clone(),
+            dtype: dtype.clone(),
+            others: needed.count(),
+        })
+    }
+
     /// A tensor by name, in the type of the file.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
@@ -134,12 +188,14 @@ impl Weights {
 
     /// Checks that the file holds exactly the `expected` names and shapes, apart from names for which `ignored` is true.
     ///
-    /// All differences are reported in one [`Error::WeightsMismatch`].
+    /// All differences are reported in one [`Error::WeightsMismatch`]. A tensor that is expected and of a type that is not read is
+    /// an [`Error::UnsupportedType`].
     pub fn require(
         &self,
         expected: &BTreeMap<String, Vec<i64>>,
         ignored: impl Fn(&str) -> bool,
     ) -> Result<()> {
+        self.require_read(|name| expected.contains_key(name))?;
         let mut mismatch = Mismatch::default();
         for (name, shape) in expected {
             match self.tensors.get(name) {
@@ -198,7 +254,17 @@ fn archive(path: PathBuf) -> Result<Weights> {
     };
     let mut file = File::open(&path).map_err(io_error)?;
     let sha256 = sha256_of(&mut file).map_err(io_error)?;
-    let tensors = torch_zip::read(file).map_err(|refusal| match refusal {
+    let (tensors, unread) = torch_zip::read(file).map_err(|refusal| match refusal {
+        pickle::Refusal::Unsupported(what) => Error::UnreadFormat {
+            next_step: convert_in_python(&path),
+            path: path.clone(),
+            what,
+        },
+        pickle::Refusal::Foreign(what) => Error::UnreadFormat {
+            path: path.clone(),
+            what,
+            next_step: files::GET_SAFETENSORS.to_owned(),
+        },
         pickle::Refusal::Damaged(reason) => Error::BadTorchFile {
             path: path.clone(),
             reason,
@@ -212,6 +278,7 @@ fn archive(path: PathBuf) -> Result<Weights> {
         path,
         sha256,
         tensors,
+        unread,
         metadata: BTreeMap::new(),
     })
 }

@@ -94,6 +94,9 @@ pub fn build_cache(
     let existing = Existing::look(&config, &source)?;
     let identity = identity::cache_identity(&config, &source);
     let build = prepare(config, device, Some(source), identity, existing, hub)?;
+    if let Some(advice) = build.grid_advice() {
+        tracing::warn!("{advice}");
+    }
     if build.config.dry_run {
         return dry_run::report(&build, out);
     }
@@ -179,6 +182,40 @@ fn open_source(config: &BuildConfig) -> anyhow::Result<ImageSource> {
     Ok(source)
 }
 
+/// Loads a teacher. What its files and `options` leave open is what the cache in `out` was begun with, if it has this teacher.
+fn load_teacher(
+    out: &Path,
+    id: &TeacherId,
+    path: &Path,
+    options: &TeacherOptions,
+    device: Device,
+) -> anyhow::Result<Teacher> {
+    use models::Error::{MissingFact, MissingFacts};
+    match Teacher::load_with(path, options, device) {
+        Err(MissingFact { .. } | MissingFacts(_)) if layout::teacher_json(out, id).exists() => {
+            let cache = Cache::open(out)?;
+            let begun = cache
+                .teachers()
+                .get(id)
+                .context("a teacher without a record")?;
+            let (mean, std) = match (options.mean, options.std) {
+                (None, None) => (Some(begun.mean), Some(begun.std)),
+                given => given,
+            };
+            let begun = TeacherOptions {
+                layer: options.layer,
+                activation: options.activation.or(begun.activation.parse().ok()),
+                mean,
+                std,
+                norm_eps: options.norm_eps.or(Some(begun.norm_eps)),
+                num_heads: options.num_heads.or(begun.heads()),
+            };
+            Ok(Teacher::load_with(path, &begun, device)?)
+        }
+        other => Ok(other?),
+    }
+}
+
 /// Finds and opens the teachers and settles what depends on them. Writes nothing, apart from what a hub's cache lacks.
 pub(crate) fn prepare(
     config: BuildConfig,
@@ -195,12 +232,19 @@ pub(crate) fn prepare(
     }
     let mut models = Vec::new();
     for ((id, teacher), resolved) in config.teachers.iter().zip(found) {
-        let options = TeacherOptions {
-            layer: teacher.layer,
-            activation: teacher.activation,
-        };
-        let model = Teacher::load_with(&resolved.path, &options, device)
+        let model = load_teacher(&config.out, id, &resolved.path, &teacher.options, device)
             .with_context(|| format!("teacher {id}"))?;
+        for assumed in &model.info().assumed {
+            let settings = assumed.settings;
+            if assumed.doubtful {
+                tracing::warn!(
+                    "teacher {id}: ASSUMED {assumed}. No file beside the weights says it: give {settings} (--help), or the same values to \
+                     confirm them"
+                );
+            } else {
+                tracing::info!("teacher {id}: assumed {assumed}; no file says otherwise");
+            }
+        }
         models.push((id, resolved.source, model));
     }
     let grid = identity::choose_grid(
@@ -274,6 +318,31 @@ pub(crate) fn prepare(
 }
 
 impl Build {
+    /// What the usual input would cost, where the grid is a teacher's own and at least twice as many patches: DINOv2 is trained at
+    /// 518 pixels in the end and used at 224.
+    pub(crate) fn grid_advice(&self) -> Option<String> {
+        const USUAL_INPUT: u32 = 224;
+        if self.config.grid.is_some() || layout::cache_json(&self.config.out).exists() {
+            return None;
+        }
+        self.teachers.iter().find_map(|(teacher, network)| {
+            let native = network.model.info().input_size;
+            let usual = (USUAL_INPUT / teacher.patch_size).max(1);
+            let (patches, fewer) = (teacher.grid.pow(2), usual.pow(2));
+            (teacher.input_size == native && patches >= 2 * fewer).then(|| {
+                format!(
+                    "teacher {}: its native grid is taken, {} x {} patches of {native} px; --grid {usual} ({} px) costs {:.0} % of that, in time \
+                     and on disk",
+                    teacher.id,
+                    teacher.grid,
+                    teacher.grid,
+                    usual * teacher.patch_size,
+                    100.0 * f64::from(fewer) / f64::from(patches)
+                )
+            })
+        })
+    }
+
     /// Compares with the cache that is there, if there is one, and says whether there is.
     pub(crate) fn refuse_changes(&self) -> schemas::Result<bool> {
         let folder = &self.config.out;

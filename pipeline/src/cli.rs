@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::Channels;
+
 /// Builds, checks and shows caches of teacher features.
 #[derive(Debug, Clone, Parser)]
 #[command(
@@ -104,9 +106,21 @@ pub struct FeatureArgs {
     /// teacher that the recipe does not say it of [default: last].
     #[arg(long, value_name = "last|last_norm|proj")]
     pub layer: Option<String>,
-    /// The activation of a teacher whose files do not say it.
-    #[arg(long, value_name = "gelu|quick_gelu")]
+    /// The activation of a teacher, if its files do not say it.
+    #[arg(long, value_name = "gelu|quick_gelu|gelu_tanh|silu")]
     pub activation: Option<String>,
+    /// Mean of pixels in 0..1 that a teacher subtracts, if its files do not say it: one number, or one for each channel.
+    #[arg(long, value_name = "R,G,B")]
+    pub mean: Option<Channels>,
+    /// Standard deviation that a teacher divides by, likewise.
+    #[arg(long, value_name = "R,G,B")]
+    pub std: Option<Channels>,
+    /// Epsilon of a teacher's layer norms, if its files do not say it.
+    #[arg(long, value_name = "EPS")]
+    pub eps: Option<f64>,
+    /// Attention heads of a teacher's blocks, if its files do not say it.
+    #[arg(long, value_name = "N")]
+    pub heads: Option<u32>,
     /// How features are stored; i8 takes half of f16 and is calibrated first [default: f16].
     #[arg(long, value_name = "f32|f16|bf16|i8")]
     pub codec: Option<String>,

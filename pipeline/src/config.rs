@@ -8,16 +8,16 @@
 use std::path::PathBuf;
 
 use models::precision::Precision;
-use models::teacher::Layer;
-use models::vit::Activation;
 use schemas::{Pack, TeacherId, ViewIdentity, ViewPolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
 pub use resolve::Error;
+pub use teachers::{Channels, TeacherEntry, TeacherSource, TeacherTable};
 
 mod resolve;
+mod teachers;
 #[cfg(test)]
 mod tests;
 
@@ -97,41 +97,6 @@ pub struct View {
     /// For `rrc`: probability of a horizontal flip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flip: Option<f64>,
-}
-
-/// An entry of `[teachers]`: a path, or a table with more about it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TeacherEntry {
-    /// `clip = "/models/clip"`
-    Path(String),
-    /// `[teachers.clip]`
-    Table(TeacherTable),
-}
-
-/// `[teachers.<id>]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TeacherTable {
-    /// Folder or weights file, or a model's id on the Hugging Face hub. Relative paths start at the current directory.
-    pub path: String,
-    /// Which features: `last`, `last_norm` or `proj`; default `last`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layer: Option<String>,
-    /// The MLPs' activation, where the teacher's own files do not say: `gelu`, `quick_gelu`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub activation: Option<String>,
-}
-
-/// A teacher of a build, checked.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TeacherSource {
-    /// Folder, weights file or id on a hub.
-    pub path: String,
-    /// Which features.
-    pub layer: Layer,
-    /// The MLPs' activation, if it was said.
-    pub activation: Option<Activation>,
 }
 
 /// A codec by name; `i8` is calibrated when the build has its teachers.
@@ -262,20 +227,6 @@ pub struct BuildConfig {
     pub threads: usize,
     /// Plan only.
     pub dry_run: bool,
-}
-
-impl TeacherSource {
-    /// As a recipe says it.
-    fn entry(&self) -> TeacherEntry {
-        if self.layer == Layer::Last && self.activation.is_none() {
-            return TeacherEntry::Path(self.path.clone());
-        }
-        TeacherEntry::Table(TeacherTable {
-            path: self.path.clone(),
-            layer: Some(self.layer.name().into()),
-            activation: self.activation.map(|activation| activation.name().into()),
-        })
-    }
 }
 
 /// `none`, `original` or `jpeg:SHORT_SIDE:QUALITY`.

@@ -109,6 +109,17 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
             "teacher {id:<10} {arch}: {grid} x {grid} patches of {input_size} px, width {width}, {codec}; {rows} rows to write, at most {}",
             DecimalBytes(bytes)
         )?;
+        writeln!(
+            out,
+            "                   pixels minus mean {:?}, divided by std {:?}; {}, eps {:e}",
+            teacher.mean, teacher.std, teacher.activation, teacher.norm_eps
+        )?;
+        for assumed in &teacher.assumed {
+            writeln!(out, "                   assumed: {assumed}")?;
+        }
+    }
+    if let Some(advice) = build.grid_advice() {
+        writeln!(out, "grid               {advice}")?;
     }
     let free = free_bytes(&build.config.out)?;
     let verdict = if free >= needed {

@@ -203,6 +203,7 @@ fn teacher() -> schemas::Result<TeacherIdentity> {
         id: TeacherId::new("gauss")?,
         arch: "gauss".to_string(),
         source: String::new(),
+        assumed: Vec::new(),
         weights_sha256: "00".repeat(32),
         layer: "last".to_string(),
         activation: "gelu".to_string(),

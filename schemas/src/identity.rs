@@ -211,16 +211,17 @@ impl CacheIdentity {
 }
 
 impl TeacherIdentity {
-    /// SHA-256 of the identity, but for `source`, in canonical JSON.
+    /// SHA-256 of the identity, but for `source` and `assumed`, in canonical JSON.
     pub fn fingerprint(&self) -> String {
         json::sha256_hex(json::canonical(&self.compared()).as_bytes())
     }
 
-    /// The fields that decide bytes: all but `source`.
+    /// The fields that decide bytes: all but `source` and `assumed`.
     pub(crate) fn compared(&self) -> Value {
         let mut value = json::to_value(self);
         if let Some(fields) = value.as_object_mut() {
             fields.remove("source");
+            fields.remove("assumed");
         }
         value
     }

@@ -37,8 +37,11 @@ fn of<T: JsonSchema>(file: &str) -> String {
     });
     if let Some(Value::Object(properties)) = fields.get_mut("properties") {
         properties.insert("digest".into(), digest);
-        // Every field is written, those without a value as null.
-        let all = properties.keys().map(|name| name.as_str().into()).collect();
+        // Every field is written, those without a value as null; but those with a default may be absent.
+        let required = properties
+            .iter()
+            .filter(|(_, schema)| schema.get("default").is_none());
+        let all = required.map(|(name, _)| name.as_str().into()).collect();
         fields.insert("required".into(), Value::Array(all));
     }
     serde_json::to_string_pretty(&schema).expect("a schema is plain JSON") + "\n"

@@ -65,6 +65,10 @@ pub struct TeacherIdentity {
     pub arch: String,
     /// Where the weights came from. For people: it is never compared, since a copy elsewhere gives the same features.
     pub source: String,
+    /// Facts about the network that no file or setting stated, each with its value and the reason it was taken. For people and never
+    /// compared: the values are in the other fields. Absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<String>,
     /// SHA-256 of the weights file, lower-case hexadecimal.
     pub weights_sha256: String,
     /// Which features: `last` is the residual stream after the last block, before the final norm; `last_norm` is after that norm;
@@ -99,6 +103,12 @@ pub struct TeacherIdentity {
 }
 
 impl TeacherIdentity {
+    /// Attention heads of each block, as [`Self::arch`] has them (`-h12`), if it does.
+    pub fn heads(&self) -> Option<u32> {
+        let mut parts = self.arch.split('-');
+        parts.find_map(|part| part.strip_prefix('h')?.parse().ok())
+    }
+
     /// Tokens of a row, `L`.
     pub fn n_tokens(&self) -> usize {
         self.grid as usize * self.grid as usize

@@ -50,6 +50,7 @@ pub(crate) fn teacher(id: &str, codec: Codec) -> TeacherIdentity {
         id: TeacherId::new(id).unwrap(),
         arch: "clip-vit".to_string(),
         source: "/somewhere/clip".to_string(),
+        assumed: Vec::new(),
         weights_sha256: "0f".repeat(32),
         layer: "last".to_string(),
         activation: "quick_gelu".to_string(),

@@ -191,6 +191,9 @@ fn load_online(
             .with_context(place)?;
         let activation = cached.activation.parse().map_err(anyhow::Error::msg);
         options.activation = Some(activation.with_context(place)?);
+        (options.mean, options.std) = (Some(cached.mean), Some(cached.std));
+        options.norm_eps = Some(cached.norm_eps);
+        options.num_heads = cached.heads();
     }
     let found = resolve(given, hub)?;
     Ok((Teacher::load_with(&found.path, &options, device)?, found))

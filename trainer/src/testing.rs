@@ -299,6 +299,7 @@ impl World {
             id: TeacherId::new("clip").unwrap(),
             arch: info.arch.clone(),
             source: "a test".to_owned(),
+            assumed: Vec::new(),
             weights_sha256: info.weights_sha256.clone(),
             layer: "last".to_owned(),
             activation: "gelu".to_owned(),

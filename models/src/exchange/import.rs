@@ -17,19 +17,48 @@ pub(super) const CONV_ANCHOR: &str = "patch_embed1.proj.weight";
 const HF_ANCHOR: &str = "embeddings.patch_embeddings.projection.weight";
 
 /// What may come before all of a student's names: the keys under which training code saves it, and what wraps it.
-const WRAPPERS: [&str; 4] = ["model", "state_dict", "module", "backbone"];
+const WRAPPERS: [&str; 11] = [
+    "model",
+    "model_state",
+    "model_state_dict",
+    "state_dict",
+    "module",
+    "backbone",
+    "encoder",
+    "net",
+    "network",
+    "student",
+    "_orig_mod",
+];
 
 /// What training code saves beside a student, by the first part of its names.
-const BESIDE: [&str; 9] = [
+const BESIDE: [&str; 26] = [
     "optimizer",
     "optimizer_state",
+    "optimizer_states",
+    "optimizer_state_dict",
     "lr_scheduler",
+    "lr_schedulers",
+    "scheduler",
     "scaler",
+    "amp_scaler",
+    "grad_scaler",
     "loss_scaler",
+    "callbacks",
+    "loops",
+    "hyper_parameters",
     "epoch",
+    "step",
+    "global_step",
+    "n_averaged",
+    "rng_state",
     "args",
+    "config",
+    "ema",
+    "ema_model",
     "model_ema",
     "state_dict_ema",
+    "teacher",
 ];
 
 /// What other uses of an encoder put on top of it, by the beginning of its names.
@@ -144,6 +173,7 @@ pub fn import(weights: &Weights) -> Result<Imported> {
         .into_iter()
         .find_map(|anchor| Some((anchor, wrapper(tensors, anchor)?)));
     let Some((anchor, prefix)) = found else {
+        weights.require_read(|_| true)?;
         return Err(Error::NoStudent {
             path: weights.path().to_path_buf(),
             count: weights.len(),
@@ -151,6 +181,13 @@ pub fn import(weights: &Weights) -> Result<Imported> {
         });
     };
 
+    weights.require_read(|full| {
+        let first = full.split('.').next().unwrap_or_default();
+        let name = full
+            .strip_prefix(&prefix)
+            .filter(|_| !BESIDE.contains(&first));
+        name.is_some_and(|name| !HEADS.iter().any(|head| name.starts_with(head)))
+    })?;
     let mut inside = Tensors::new();
     let mut ignored = Vec::new();
     let mut unexpected = Vec::new();

@@ -16,6 +16,17 @@ pub enum Error {
         text: String,
     },
 
+    /// A path into a folder that exists, which is then not asked of a hub.
+    #[error(
+        "{text} does not exist here; {parent} does, so no model hub was asked. For the model of that id on a hub write {text}@main"
+    )]
+    NotInFolder {
+        /// What was asked for.
+        text: String,
+        /// The folder.
+        parent: String,
+    },
+
     /// Nothing says where the local cache is.
     #[error(
         "{text}: no such file or folder; and to look for it as a model's id, a cache is needed: set HF_HOME or HF_HUB_CACHE to a folder"

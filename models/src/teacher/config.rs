@@ -3,15 +3,15 @@
 //!
 //! A fact that no file states is taken from what its publishers' code would do (the defaults of transformers' configuration
 //! classes, of timm's, open_clip's and DINO's code), and only where that is one answer; where people's files differ (CLIP's
-//! activation, the normalisation of a Hugging Face ViT, the heads of a wide tower) it is asked for. A wrong guess would give
-//! features that look right and are not.
+//! activation and normalization, the normalization of a ViT with a classifier, the heads of a wide tower) it is asked for. A wrong
+//! guess would give features that look right and are not. What is taken without being stated is listed as [`Assumed`].
 
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::layout::{Family, Layout};
-use super::options::{Layer, TeacherOptions};
+use super::options::{Assumed, Layer, TeacherOptions};
 use super::tower::{Positions, Projection, TowerConfig};
 use crate::error::{Error, Result};
 use crate::weights::Weights;
@@ -55,6 +55,8 @@ pub(super) struct Config {
 pub(super) struct Resolved {
     pub(super) tower: TowerConfig,
     pub(super) normalisation: Normalisation,
+    /// What nothing stated.
+    pub(super) assumed: Vec<Assumed>,
 }
 
 /// The value, or nothing where it is a question to be asked with others.
@@ -79,10 +81,19 @@ impl Config {
             config.value = vision;
         }
         let mut preprocessor = Json::read(folder.join("preprocessor_config.json"))?;
+        // Within the processor of text and images: under the name of transformers 5, or the older one.
+        let nested = |file: &mut Json| {
+            let key = ["image_processor", "feature_extractor"]
+                .into_iter()
+                .find(|key| file.value.get(key).is_some_and(Value::is_object))?;
+            file.value.get_mut(key).map(Value::take)
+        };
+        if let Some(image) = nested(&mut preprocessor) {
+            preprocessor.value = image;
+        }
         if !preprocessor.exists {
-            // transformers 5 may keep it within the processor of text and images.
             let mut processor = Json::read(folder.join("processor_config.json"))?;
-            if let Some(image) = processor.value.get_mut("image_processor").map(Value::take) {
+            if let Some(image) = nested(&mut processor) {
                 preprocessor = Json {
                     value: image,
                     ..processor
@@ -129,8 +140,16 @@ impl Config {
         options: &TeacherOptions,
     ) -> Result<Resolved> {
         self.check_model_type(layout)?;
-        let mut questions = Vec::new();
-        let activation = answer(self.activation(layout, options.activation), &mut questions)?;
+        let (mut questions, mut assumed) = (Vec::new(), Vec::new());
+        assumed.extend(layout.choice().map(|text| Assumed {
+            settings: "the file of one network",
+            text,
+            doubtful: false,
+        }));
+        let activation = answer(
+            self.activation(layout, options.activation, &mut assumed),
+            &mut questions,
+        )?;
         if layout.is_openai()
             && let Some(tower) = self.open_clip.vision_tower()?
         {
@@ -166,9 +185,15 @@ impl Config {
                 )));
             }
         }
-        let num_heads = answer(self.num_heads(layout, width), &mut questions)?;
-        let norm_eps = answer(self.norm_eps(layout), &mut questions)?;
-        let normalisation = answer(self.normalisation(layout, width), &mut questions)?;
+        let num_heads = answer(
+            self.num_heads(layout, width, options, &mut assumed),
+            &mut questions,
+        )?;
+        let norm_eps = answer(self.norm_eps(layout, options, &mut assumed), &mut questions)?;
+        let normalisation = answer(
+            self.normalisation(weights, layout, width, options, &mut assumed),
+            &mut questions,
+        )?;
         let (Some(activation), Some(num_heads), Some(norm_eps), Some(normalisation)) =
             (activation, num_heads, norm_eps, normalisation)
         else {
@@ -222,6 +247,7 @@ impl Config {
         Ok(Resolved {
             tower,
             normalisation,
+            assumed,
         })
     }
 
@@ -265,29 +291,61 @@ impl Config {
             .wrong(format!("rope_theta {base} is not between 1 and 1e9")))
     }
 
-    fn norm_eps(&self, layout: &Layout) -> Result<f64> {
+    fn norm_eps(
+        &self,
+        layout: &Layout,
+        options: &TeacherOptions,
+        assumed: &mut Vec<Assumed>,
+    ) -> Result<f64> {
         if let Some(eps) = self.config.number("layer_norm_eps")? {
-            if eps > 0.0 && eps < 1.0 {
-                return Ok(eps);
+            if !(eps > 0.0 && eps < 1.0) {
+                return Err(self
+                    .config
+                    .wrong(format!("layer_norm_eps {eps} is not between 0 and 1")));
             }
-            return Err(self
-                .config
-                .wrong(format!("layer_norm_eps {eps} is not between 0 and 1")));
+            return match options.norm_eps.filter(|asked| *asked != eps) {
+                None => Ok(eps),
+                Some(asked) => Err(self.config.wrong(format!(
+                    "says layer_norm_eps {eps:e}, but the eps asked for is {asked:e}. Correct the one that is wrong"
+                ))),
+            };
         }
-        match layout.family {
-            Family::Clip | Family::Dinov3 => Ok(1e-5),
-            Family::Dinov2 | Family::Siglip => Ok(1e-6),
-            Family::Vit if !layout.is_hugging_face() => Ok(1e-6),
-            // The default of transformers' ViTConfig.
-            Family::Vit if self.by_transformers(layout) => Ok(1e-12),
-            Family::Vit => Err(self.config.missing(
-                "layer_norm_eps",
-                "Copy the config.json that was published with the weights beside them",
-            )),
+        if let Some(eps) = options.norm_eps {
+            return Ok(eps);
         }
+        let (eps, reason) = match layout.family {
+            Family::Clip => (1e-5, "as CLIP towers have"),
+            Family::Dinov3 => (1e-5, "as DINOv3 has"),
+            Family::Dinov2 => (1e-6, "as DINOv2 has"),
+            Family::Siglip => (1e-6, "as SigLIP has"),
+            Family::Vit if !layout.is_hugging_face() => (1e-6, "as ViTs in this layout have"),
+            Family::Vit if self.by_transformers(layout) => {
+                (1e-12, "the default of transformers' ViTConfig")
+            }
+            Family::Vit => {
+                return Err(self.config.missing(
+                    "layer_norm_eps",
+                    "ViTs in this layout are published with 1e-12 and with 1e-6. Copy the config.json that was published with the weights \
+                     beside them, or name it with the teacher (--eps, or eps under [teachers.ID] in a recipe)",
+                ));
+            }
+        };
+        assumed.push(Assumed {
+            settings: "eps",
+            text: format!("eps {eps:e} of the layer norms, {reason}"),
+            doubtful: false,
+        });
+        Ok(eps)
     }
 
-    fn num_heads(&self, layout: &Layout, width: i64) -> Result<i64> {
+    fn num_heads(
+        &self,
+        layout: &Layout,
+        width: i64,
+        options: &TeacherOptions,
+        assumed: &mut Vec<Assumed>,
+    ) -> Result<i64> {
+        let asked = options.num_heads.map(i64::from);
         // timm's folders say what differs from the architecture they name.
         let model_args = self.config.part("/model_args");
         for (file, key) in [
@@ -300,28 +358,59 @@ impl Config {
             if !(1..=MAX_SIZE).contains(&heads) {
                 return Err(file.wrong(format!("{key} {heads} must be in 1..={MAX_SIZE}")));
             }
+            return match asked.filter(|asked| *asked != heads) {
+                None => Ok(heads),
+                Some(asked) => Err(file.wrong(format!(
+                    "says {key} {heads}, but the number of heads asked for is {asked}. Correct the one that is wrong"
+                ))),
+            };
+        }
+        if let Some(heads) = asked {
+            if !(1..=MAX_SIZE).contains(&heads) || width % heads != 0 {
+                return Err(self.config.wrong(format!(
+                    "the {heads} attention heads asked for do not divide a width of {width}"
+                )));
+            }
             return Ok(heads);
-        }
-        if self.by_transformers(layout) {
-            // The defaults of transformers' configuration classes.
-            return Ok(if layout.family == Family::Dinov3 {
-                6
-            } else {
-                12
-            });
-        }
-        if width <= MAX_WIDTH_WITH_HEADS_OF_64 && width % 64 == 0 {
-            return Ok(width / 64);
         }
         let known = WIDE_HEADS
             .iter()
             .find(|(family, of_width, _)| (*family, *of_width) == (layout.family, width));
-        if let Some((_, _, heads)) = known {
-            return Ok(*heads);
-        }
-        Err(self.config.missing(
-            "the number of attention heads",
-            &format!("Put a config.json with \"num_attention_heads\" beside the weights: a width of {width} does not tell it"),
-        ))
+        let (heads, reason) = if self.by_transformers(layout) {
+            let default = if layout.family == Family::Dinov3 {
+                6
+            } else {
+                12
+            };
+            (
+                default,
+                "the default of transformers' configuration class".to_owned(),
+            )
+        } else if width <= MAX_WIDTH_WITH_HEADS_OF_64 && width % 64 == 0 {
+            (
+                width / 64,
+                format!("as published towers of width {width} have"),
+            )
+        } else if let Some((_, _, heads)) = known {
+            (
+                *heads,
+                format!("as published towers of this family and width {width} have"),
+            )
+        } else {
+            return Err(self.config.missing(
+                "the number of attention heads",
+                &format!(
+                    "A width of {width} does not tell it. Put a config.json with \"num_attention_heads\" beside the weights, or name it with \
+                     the teacher (--heads, or heads under [teachers.ID] in a recipe)"
+                ),
+            ));
+        };
+        let plural = if heads == 1 { "" } else { "s" };
+        assumed.push(Assumed {
+            settings: "heads",
+            text: format!("{heads} attention head{plural}, {reason}"),
+            doubtful: false,
+        });
+        Ok(heads)
     }
 }

@@ -12,7 +12,7 @@ mod convert;
 mod names;
 
 pub(super) use names::Family;
-use names::{BESIDE, LAYOUTS, Names, PREFIXES, ProjectionName};
+use names::{AVERAGES, BESIDE, LAYOUTS, Names, OTHERS, PREFIXES, ProjectionName, SAVED, TRAINING};
 
 /// A tower somewhere in a file, while its layout is looked for.
 pub(super) struct Found<'a> {
@@ -57,6 +57,8 @@ pub(super) struct Layout {
     pub(super) gated_mlp: bool,
     /// Whether the position table has a row for CLS.
     cls_position: bool,
+    /// What precedes the names of the file's other networks of this layout.
+    others: Vec<String>,
 }
 
 /// Sizes as the shapes in a file tell them; what cannot be read off is `None`.
@@ -76,20 +78,37 @@ impl Layout {
     /// Finds the layout whose CLS token (or pooling query), blocks and marks the file has.
     pub(super) fn recognise(weights: &Weights) -> Result<Layout> {
         for names in LAYOUTS.iter().copied() {
+            let mut networks = Vec::new();
             for prefix in prefixes(weights, names.anchor) {
-                for blocks in names.blocks {
-                    let found = Found {
-                        weights,
-                        prefix,
-                        blocks: format!("{prefix}{blocks}"),
-                    };
+                let with_blocks = |blocks: &&str| Found {
+                    weights,
+                    prefix,
+                    blocks: format!("{prefix}{blocks}"),
+                };
+                networks.extend(names.blocks.iter().map(with_blocks).find(|found| {
                     let has_blocks = weights.names().any(|name| name.starts_with(&found.blocks));
-                    if has_blocks && (names.marks)(&found) {
-                        return Ok(Layout::of(names, &found));
-                    }
-                }
+                    has_blocks && (names.marks)(found)
+                }));
             }
+            let Some((first, rest)) = networks.split_first() else {
+                continue;
+            };
+            // Two of one rank may be one network under two names.
+            let rival = |other: &&Found| {
+                rank(other.prefix) == rank(first.prefix) && !same_network(weights, first, other)
+            };
+            if rest.iter().any(|other| rival(&other)) {
+                return Err(Error::SeveralNetworks {
+                    path: weights.path().to_path_buf(),
+                    prefixes: networks.iter().map(|n| n.prefix.to_owned()).collect(),
+                });
+            }
+            let mut layout = Layout::of(names, first);
+            layout.others = rest.iter().map(|n| n.prefix.to_owned()).collect();
+            return Ok(layout);
         }
+        // Its marks may be among what was passed over.
+        weights.require_read(|_| true)?;
         Err(Error::UnknownLayout {
             path: weights.path().to_path_buf(),
             count: weights.len(),
@@ -127,6 +146,7 @@ impl Layout {
             },
             gated_mlp: false,
             cls_position: false,
+            others: Vec::new(),
         };
         layout.gated_mlp = layout.finds_gated_mlp(found);
         layout.cls_position = layout.finds_cls_position(found.weights);
@@ -186,6 +206,29 @@ impl Layout {
     /// Whether the file is in OpenAI's layout, whose facts are in `open_clip_config.json`.
     pub(super) fn is_openai(&self) -> bool {
         matches!(self.names.projection, ProjectionName::Transposed(_))
+    }
+
+    /// Whether the file has a masked autoencoder's decoder.
+    pub(super) fn is_mae(&self) -> bool {
+        self.names.title == names::MAE.title
+    }
+
+    /// Whether a linear classifier sits on the tower: a matrix, and not the layers of a self-supervised head.
+    pub(super) fn is_classifier(&self, weights: &Weights) -> bool {
+        let head = weights.get(&format!("{}head.weight", self.prefix));
+        head.is_some_and(|head| head.dim() == 2 && head.is_floating_point())
+    }
+
+    /// Whether the file has `name` beside the tower, at any level.
+    pub(super) fn has_beside(&self, weights: &Weights, name: &str) -> bool {
+        self.levels()
+            .any(|outer| weights.get(&format!("{outer}{name}")).is_some())
+    }
+
+    /// What precedes the names at each level around the tower, from the file's root to the tower itself.
+    fn levels(&self) -> impl Iterator<Item = &str> {
+        let inner = self.prefix.match_indices('.').map(|(i, _)| i + 1);
+        [0].into_iter().chain(inner).map(|end| &self.prefix[..end])
     }
 
     /// Whether patches are turned by their place instead of having a table.
@@ -312,15 +355,57 @@ impl Layout {
                 }
             })
         };
+        let mut levels = self.levels().filter_map(|outer| name.strip_prefix(outer));
+        if levels.any(|bare| listed(bare, TRAINING)) || self.is_in_another(name) {
+            return true;
+        }
         if let Some(bare) = name.strip_prefix(&self.prefix) {
             return listed(bare, self.names.ignored);
         }
+        // Beside a key under which a network was saved lies what else was saved.
+        let outside = self.levels().any(|outer| {
+            let part = self.prefix[outer.len()..].split('.').next();
+            let is_saved = part.is_some_and(|p| {
+                SAVED.contains(&p) || AVERAGES.contains(&p) || OTHERS.contains(&p)
+            });
+            is_saved
+                && name.starts_with(outer)
+                && !name.starts_with(&format!("{outer}{}.", part.unwrap_or_default()))
+        });
+        if outside {
+            return true;
+        }
         // A head or a text tower may lie beside the tower (`module.head.` beside `module.backbone.`) or further out.
-        let levels = [0]
-            .into_iter()
-            .chain(self.prefix.match_indices('.').map(|(i, _)| i + 1));
-        let mut bare = levels.filter_map(|level| name.strip_prefix(&self.prefix[..level]));
+        let mut bare = self.levels().filter_map(|outer| name.strip_prefix(outer));
         bare.any(|bare| listed(bare, BESIDE) || listed(bare, self.names.ignored))
+    }
+
+    /// Whether `name` belongs to another of the file's networks, or lies beside that.
+    fn is_in_another(&self, name: &str) -> bool {
+        self.others.iter().any(|other| {
+            let common = common_parts(other, &self.prefix);
+            let rest = other[common..].split_inclusive('.').next();
+            let container = &other[..common + rest.map_or(0, str::len)];
+            let is_own = self.prefix.starts_with(container) && name.starts_with(&self.prefix);
+            name.starts_with(container) && !is_own
+        })
+    }
+
+    /// The choice among several networks in the file, for people.
+    pub(super) fn choice(&self) -> Option<String> {
+        let bare = |prefix: &str| match prefix.strip_suffix('.') {
+            Some(name) => name.to_owned(),
+            None => "the one without a prefix".to_owned(),
+        };
+        if self.others.is_empty() {
+            return None;
+        }
+        let others: Vec<String> = self.others.iter().map(|other| bare(other)).collect();
+        Some(format!(
+            "network {} and not {}: a teacher or an average is what is evaluated",
+            bare(&self.prefix),
+            others.join(", ")
+        ))
     }
 
     /// The error for sizes that neither a config nor the shapes tell: tensors that everything else is measured by are broken.
@@ -347,6 +432,10 @@ impl Layout {
                 }
             }
         }
+        let is_missing = |name: &str| mismatch.missing.iter().any(|(n, _)| n == name);
+        if let Err(unread) = weights.require_read(is_missing) {
+            return unread;
+        }
         Error::WeightsMismatch {
             origin: weights.path().display().to_string(),
             mismatch,
@@ -357,26 +446,54 @@ impl Layout {
 /// Class counts of ImageNet-1k, -12k, -21k and its pruned form: a timm head with so many rows is no projection.
 const CLASSES: [i64; 4] = [1000, 11_821, 21_841, 21_843];
 
-/// What stands before `anchor` in the file's names, where it consists of known wrappers. A training checkpoint holds two
-/// networks: the teacher, which is what DINO evaluates, comes first, the student last.
+/// The length of the parts, dots included, that two prefixes begin with.
+fn common_parts(a: &str, b: &str) -> usize {
+    let pairs = a.split_inclusive('.').zip(b.split_inclusive('.'));
+    pairs
+        .take_while(|(a, b)| a == b)
+        .map(|(part, _)| part.len())
+        .sum()
+}
+
+/// Which of several networks is meant: an average or a teacher before any other, what training moves beside it last.
+fn rank(prefix: &str) -> u8 {
+    let has = |list: &[&str]| prefix.split('.').any(|part| list.contains(&part));
+    match (has(AVERAGES), has(OTHERS)) {
+        (true, _) => 0,
+        (false, false) => 1,
+        (false, true) => 2,
+    }
+}
+
+/// Whether two prefixes lead to the same values.
+fn same_network(weights: &Weights, a: &Found, b: &Found) -> bool {
+    weights
+        .names()
+        .all(|name| match name.strip_prefix(&a.blocks) {
+            Some(rest) => {
+                let other = weights.get(&format!("{}{rest}", b.blocks));
+                other.zip(weights.get(name)).is_some_and(|(other, own)| {
+                    other.size() == own.size() && other.kind() == own.kind() && other.equal(own)
+                })
+            }
+            None => true,
+        })
+}
+
+/// What stands before `anchor` in the file's names, where it consists of known wrappers: by rank, then the shortest.
 fn prefixes<'a>(weights: &'a Weights, anchor: &str) -> Vec<&'a str> {
+    let is_known = |part: &str| {
+        let lists = [PREFIXES, SAVED, AVERAGES, OTHERS];
+        lists.iter().any(|list| list.contains(&part))
+    };
     let mut found: Vec<&str> = weights
         .names()
         .filter_map(|name| name.strip_suffix(anchor))
         .filter(|prefix| {
-            prefix.is_empty()
-                || prefix
-                    .strip_suffix('.')
-                    .is_some_and(|p| p.split('.').all(|part| PREFIXES.contains(&part)))
+            let bare = prefix.strip_suffix('.');
+            prefix.is_empty() || bare.is_some_and(|p| p.split('.').all(is_known))
         })
         .collect();
-    let has = |prefix: &str, part: &str| prefix.split('.').any(|p| p == part);
-    found.sort_by_key(|prefix| {
-        (
-            !has(prefix, "teacher"),
-            has(prefix, "student"),
-            prefix.len(),
-        )
-    });
+    found.sort_by_key(|prefix| (rank(prefix), prefix.len()));
     found
 }

@@ -55,11 +55,38 @@ impl FromStr for Layer {
 }
 
 /// How a teacher is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+///
+/// All but the layer are facts about the network. What a file beside the weights says cannot be overruled: naming another value
+/// here is an error.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct TeacherOptions {
     /// The stage whose tokens are the features.
     pub layer: Layer,
-    /// The MLP's activation, where no file beside the weights says it. What a file does say cannot be overruled: naming another
-    /// one is an error.
+    /// The MLP's activation.
     pub activation: Option<Activation>,
+    /// Mean of each channel (R, G, B) of pixels in 0..1.
+    pub mean: Option<[f64; 3]>,
+    /// Standard deviation of each channel.
+    pub std: Option<[f64; 3]>,
+    /// Epsilon of the layer norms.
+    pub norm_eps: Option<f64>,
+    /// Attention heads of each block.
+    pub num_heads: Option<u32>,
+}
+
+/// A fact about a teacher that neither a file nor an option states, taken from its family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assumed {
+    /// The settings that would state it.
+    pub settings: &'static str,
+    /// The value, and why it was taken.
+    pub text: String,
+    /// Whether published files of the same layout have other values.
+    pub doubtful: bool,
+}
+
+impl fmt::Display for Assumed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }

@@ -14,8 +14,10 @@ use crate::vit::Activation;
 use crate::weights;
 
 mod config;
+mod facts;
 mod families;
 mod trained;
+mod wrappers;
 
 /// A ViT of one block in timm's names: width 64, patch 8, 3x3 patches.
 fn timm_config() -> TowerConfig {

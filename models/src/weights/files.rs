@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, convert_in_python};
 
 /// Names in the order in which they are looked for. Safetensors come first: reading them is checked more strictly, and hubs
 /// keep the older pickles beside them with the same weights.
@@ -21,7 +21,7 @@ const PICKLES: [&str; 3] = [
 /// 1. `model.safetensors`, `model.safetensors.index.json`,
 /// 2. the only `*.safetensors`, `open_clip_model.safetensors`,
 /// 3. `pytorch_model.bin`, `pytorch_model.bin.index.json`, `open_clip_pytorch_model.bin`,
-/// 4. the only `*.pth`, `*.pt` or `*.bin`.
+/// 4. the only `*.pth`, `*.pt`, `*.ckpt` or `*.bin`.
 ///
 /// # Errors
 /// [`Error::NoWeightsFile`] when there is none, or when several could be meant; it lists them.
@@ -45,10 +45,25 @@ pub fn weights_file(path: &Path) -> Result<PathBuf> {
     }
     match preferred(names.iter().map(String::as_str)) {
         Ok(name) => Ok(path.join(name)),
-        Err(found) => Err(Error::NoWeightsFile {
-            folder: path.to_path_buf(),
-            found: found.into_iter().map(|name| path.join(name)).collect(),
-        }),
+        Err(found) => {
+            const UNREAD: [&str; 11] = [
+                "h5", "keras", "msgpack", "onnx", "gguf", "ggml", "npz", "npy", "pkl", "tflite",
+                "pb",
+            ];
+            let is_unread = |name: &&String| {
+                let extension = Path::new(name).extension().and_then(|e| e.to_str());
+                extension.is_some_and(|e| UNREAD.contains(&e))
+            };
+            let mut unread: Vec<PathBuf> = (names.iter().filter(is_unread))
+                .map(|name| path.join(name))
+                .collect();
+            unread.sort();
+            Err(Error::NoWeightsFile {
+                folder: path.to_path_buf(),
+                found: found.into_iter().map(|name| path.join(name)).collect(),
+                unread,
+            })
+        }
     }
 }
 
@@ -81,7 +96,7 @@ pub(crate) fn preferred<'n>(names: impl Iterator<Item = &'n str>) -> Result<&'n 
     if let Some(name) = PICKLES.iter().find_map(usual) {
         return Ok(name);
     }
-    let pickles = with_extension(&["pth", "pt", "bin"]);
+    let pickles = with_extension(&["pth", "pt", "bin", "ckpt"]);
     match pickles[..] {
         [name] => Ok(name),
         _ => Err(pickles),
@@ -99,12 +114,49 @@ pub(super) enum Format {
     Index,
 }
 
+/// The next step for what nothing here or in torch converts.
+pub(super) const GET_SAFETENSORS: &str =
+    "Get the weights as safetensors, or save the network's state dict with torch.save";
+
+/// Formats of weights and containers that begin with bytes of their own.
+const FOREIGN: [(&[u8], &str); 17] = [
+    (b"GGUF", "a GGUF file"),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "an HDF5 file, as Keras and TensorFlow write (.h5)",
+    ),
+    (b"\x93NUMPY", "a NumPy array (.npy)"),
+    (b"lmgg", "a GGML file"),
+    (b"tjgg", "a GGML file"),
+    (b"fmgg", "a GGML file"),
+    (b"ftrt", "a TensorRT engine"),
+    (b"\x1f\x8b", "compressed with gzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed with Zstandard"),
+    (b"\xfd7zXZ\0", "compressed with xz"),
+    (b"BZh", "compressed with bzip2"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"%PDF", "a PDF document"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"PAR1", "a Parquet file"),
+];
+
+/// Whether the first bytes can be those of a safetensors file: a length, and JSON.
+fn begins_as_safetensors(head: &[u8]) -> bool {
+    matches!(head, [_, _, _, _, 0, 0, 0, 0, b'{' | b' ', ..])
+}
+
+/// ONNX's message begins with its version (field 1), and then its producer (2) or its graph (7).
+fn begins_as_onnx(head: &[u8]) -> bool {
+    matches!(head, [0x08, 1..=20, 0x12 | 0x3a, ..])
+}
+
 impl Format {
     /// Looks at the first bytes of `path`.
     ///
     /// # Errors
-    /// [`Error::UnreadFormat`] for what torch wrote before its version 1.6, [`Error::NotWeights`] for what downloads leave in the
-    /// place of weights.
+    /// [`Error::UnreadFormat`] for other formats, [`Error::NotWeights`] for what downloads leave in the place of weights.
     pub(super) fn of(path: &Path) -> Result<Format> {
         // The pickle of 0x1950a86a20f9469cfc6c, in protocol 2 and in those that begin with a frame or not.
         const LEGACY: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -116,17 +168,27 @@ impl Format {
                 source,
             })?;
         let extension = path.extension().and_then(|extension| extension.to_str());
-        let unread = |what| {
+        if head.is_empty() && extension != Some("safetensors") {
+            return Err(Error::NotWeights {
+                path: path.to_path_buf(),
+                what: "an empty file",
+                next_step: "copy or download it again",
+            });
+        }
+        let unread = |what: &str, next_step: String| {
             Err(Error::UnreadFormat {
                 path: path.to_path_buf(),
-                what,
+                what: what.to_owned(),
+                next_step,
             })
         };
-        let legacy = head.first() == Some(&0x80)
-            && head
-                .windows(LEGACY.len())
-                .take(16)
-                .any(|bytes| bytes == LEGACY);
+        let foreign = |what: &str| unread(what, GET_SAFETENSORS.to_owned());
+        if head.starts_with(b"PK\x03\x04") {
+            return Ok(Format::Torch);
+        }
+        if begins_as_safetensors(&head) {
+            return Ok(Format::Safetensors);
+        }
         if let Some((what, next_step)) = no_weights(&head) {
             return Err(Error::NotWeights {
                 path: path.to_path_buf(),
@@ -134,18 +196,52 @@ impl Format {
                 next_step,
             });
         }
+        if let Some((magic, what)) = FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)) {
+            return match *magic {
+                b"\x1f\x8b"
+                | b"\x28\xb5\x2f\xfd"
+                | b"\xfd7zXZ\0"
+                | b"BZh"
+                | b"7z\xbc\xaf\x27\x1c"
+                | b"Rar!" => unread(what, "Unpack it, and name what was in it".to_owned()),
+                _ => foreign(what),
+            };
+        }
+        let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);
+        let legacy = is_pickle
+            && head
+                .windows(LEGACY.len())
+                .take(16)
+                .any(|bytes| bytes == LEGACY);
+        let in_python = || convert_in_python(path);
         match extension {
-            _ if head.starts_with(b"PK\x03\x04") => Ok(Format::Torch),
             Some("json") => Ok(Format::Index),
+            _ if legacy => unread(
+                "in the format that torch.save wrote before version 1.6",
+                in_python(),
+            ),
+            _ if head.get(257..262) == Some(b"ustar") => unread(
+                "a tar archive",
+                format!(
+                    "If it was packed with tar, unpack it. If the first versions of torch.save wrote it: {}",
+                    in_python()
+                ),
+            ),
+            _ if is_pickle => unread(
+                "a Python pickle that torch.save did not write",
+                "Only what wrote it knows what is in it: load it there, and save the network's state dict with torch.save".to_owned(),
+            ),
+            _ if extension == Some("onnx") || begins_as_onnx(&head) => foreign("an ONNX graph"),
+            _ if head.get(4..8) == Some(b"TFL3") => foreign("a TensorFlow Lite file"),
+            Some("msgpack") => foreign("a msgpack file, as Flax writes"),
+            Some("pb" | "index" | "data-00000-of-00001") => foreign("a file of TensorFlow"),
             Some("safetensors") => Ok(Format::Safetensors),
-            _ if legacy => unread("in the format that torch.save wrote before version 1.6"),
-            _ if head.get(257..262) == Some(b"ustar") => {
-                unread("a tar archive, as the first versions of torch.save wrote")
-            }
-            Some("pth" | "pt" | "bin" | "ckpt" | "pkl") => {
-                unread("no zip archive, unlike the files of torch.save since version 1.6")
-            }
-            _ => Ok(Format::Safetensors),
+            Some("pth" | "pt" | "bin" | "ckpt" | "pkl") => unread(
+                "no zip archive, unlike the files of torch.save since version 1.6",
+                in_python(),
+            ),
+            _ if head.len() < 9 => Ok(Format::Safetensors),
+            _ => foreign("neither safetensors nor an archive of torch.save"),
         }
     }
 }

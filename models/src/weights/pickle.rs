@@ -41,6 +41,8 @@ pub(super) enum Node {
     Storage(Storage),
     /// A view of a storage.
     Tensor(View),
+    /// A tensor of a kind that is not read: its type, or what is special about it.
+    Unread(String),
     /// An object of another class, or the result of another function, with the state it was given.
     Opaque {
         /// `module.name` of the class or function.
@@ -77,6 +79,10 @@ pub(super) struct View {
 pub(super) enum Refusal {
     /// What is wrong with it.
     Damaged(String),
+    /// What it is or holds, where nothing is wrong but it is not read here; torch can convert it.
+    Unsupported(String),
+    /// What it is, where torch has no part in it.
+    Foreign(String),
     /// The function `module.name` that Python would run when it opens the file.
     Harmful(String),
 }

@@ -14,8 +14,8 @@ use tch::{Device, Kind, Tensor};
 use super::{Weights, hex};
 use crate::error::{Error, Result};
 
-/// Longest header that is parsed: a thousand times that of a ViT-L, and small enough to parse from an unknown file.
-const MAX_HEADER_BYTES: u64 = 64 << 20;
+/// Longest header that is parsed, as the format has it.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Reads the file `path` once, front to back; its SHA-256 is taken from the same bytes that become the tensors.
 pub(super) fn read(path: &Path) -> Result<Weights> {
@@ -51,8 +51,16 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
     let mut header = vec![0; header_len as usize];
     reader.read_exact(&mut header).map_err(io_error)?;
     // Deserializing validates: offsets without gaps or overlaps, each span as long as its shape and type say.
-    let header: Metadata = serde_json::from_slice(&header)
-        .map_err(|e| malformed(format!("the header is damaged: {e}")))?;
+    let header: Metadata =
+        serde_json::from_slice(&header).map_err(|e| match unknown_type(&header) {
+            Some((tensor, dtype)) => Error::UnsupportedType {
+                path: path.to_path_buf(),
+                tensor,
+                dtype,
+                others: 0,
+            },
+            None => malformed(format!("the header is damaged: {e}")),
+        })?;
     let expected_len = (header.data_len() as u64).checked_add(8 + header_len);
     if expected_len != Some(file_len) {
         return Err(malformed(match expected_len {
@@ -63,14 +71,21 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
         }));
     }
 
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut unread) = (BTreeMap::new(), BTreeMap::new());
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else {
             continue;
         };
+        let Some(kind) = kind_of(info.dtype) else {
+            let (start, end) = info.data_offsets;
+            let len = (end - start) as u64;
+            io::copy(&mut reader.by_ref().take(len), &mut io::sink()).map_err(io_error)?;
+            unread.insert(name, info.dtype.to_string());
+            continue;
+        };
         // Bounded by the length of the file, checked above.
-        let mut tensor =
-            empty_tensor(info).map_err(|reason| malformed(format!("tensor {name}: {reason}")))?;
+        let mut tensor = empty_tensor(kind, info)
+            .map_err(|reason| malformed(format!("tensor {name}: {reason}")))?;
         let bytes = torch_ext::tensor_bytes_mut(&mut tensor)?;
         reader.read_exact(bytes).map_err(io_error)?;
         tensors.insert(name, tensor);
@@ -86,13 +101,23 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
         path: path.to_path_buf(),
         sha256,
         tensors,
+        unread,
         metadata,
     })
 }
 
-/// A tensor to fill, of the file's type. Values come as bytes, because tch takes bf16 slices for f16.
-fn empty_tensor(info: &TensorInfo) -> std::result::Result<Tensor, String> {
-    let kind = match info.dtype {
+/// A tensor whose type no version of the format that is known here has, with the type. `header` is JSON, or there is none.
+fn unknown_type(header: &[u8]) -> Option<(String, String)> {
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+    header.into_iter().find_map(|(tensor, info)| {
+        let dtype = info.get("dtype")?;
+        let is_known = serde_json::from_value::<Dtype>(dtype.clone()).is_ok();
+        (!is_known).then(|| (tensor, dtype.as_str().unwrap_or_default().to_owned()))
+    })
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
         Dtype::F64 => Kind::Double,
         Dtype::F32 => Kind::Float,
         Dtype::F16 => Kind::Half,
@@ -102,8 +127,12 @@ fn empty_tensor(info: &TensorInfo) -> std::result::Result<Tensor, String> {
         Dtype::I16 => Kind::Int16,
         Dtype::I8 => Kind::Int8,
         Dtype::U8 => Kind::Uint8,
-        other => return Err(format!("the type {other} is not one this program reads")),
-    };
+        _ => return None,
+    })
+}
+
+/// A tensor to fill, of the file's type. Values come as bytes, because tch takes bf16 slices for f16.
+fn empty_tensor(kind: Kind, info: &TensorInfo) -> std::result::Result<Tensor, String> {
     let mut shape = Vec::with_capacity(info.shape.len());
     for &dim in &info.shape {
         shape.push(

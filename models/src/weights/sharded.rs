@@ -64,7 +64,7 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let files: BTreeSet<&str> = map.values().map(String::as_str).collect();
 
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut unread) = (BTreeMap::new(), BTreeMap::new());
     let mut hashes = Sha256::new();
     for file in files {
         let shard = folder.join(file);
@@ -82,8 +82,8 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
             Format::Index => return Err(bad(format!("shard {file} is an index"))),
         };
         hashes.update(format!("{file}  {}\n", shard.sha256));
-        for (name, tensor) in shard.tensors {
-            match map.get(&name) {
+        for name in shard.tensors.keys().chain(shard.unread.keys()) {
+            match map.get(name) {
                 Some(owner) if owner == file => {}
                 Some(owner) => {
                     return Err(bad(format!(
@@ -96,16 +96,19 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
                     )));
                 }
             }
-            tensors.insert(name, tensor);
         }
+        tensors.extend(shard.tensors);
+        unread.extend(shard.unread);
     }
-    if let Some((name, file)) = map.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+    let is_there = |name: &String| tensors.contains_key(name) || unread.contains_key(name);
+    if let Some((name, file)) = map.iter().find(|(name, _)| !is_there(name)) {
         return Err(bad(format!("shard {file} lacks tensor {name}")));
     }
     Ok(Weights {
         path: path.to_path_buf(),
         sha256: hex(&hashes.finalize()),
         tensors,
+        unread,
         metadata: BTreeMap::new(),
     })
 }
@@ -127,6 +130,14 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         return Err(bad(format!(
             "an index of more than {MAX_INDEX_BYTES} bytes"
         )));
+    }
+    let keys = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&text);
+    if keys.is_ok_and(|keys| !keys.contains_key("weight_map")) {
+        return Err(Error::NotWeights {
+            path: path.to_path_buf(),
+            what: "a JSON file without a weight_map, so no index of a sharded set,",
+            next_step: "name the weights file, or the folder that holds it",
+        });
     }
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| bad(format!("this is no index of a sharded set: {e}")))?;

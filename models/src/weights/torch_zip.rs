@@ -16,8 +16,8 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 
 use tch::{Device, Kind, Tensor};
-use zip::ZipArchive;
 use zip::read::{ArchiveOffset, Config};
+use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{Id, Node, Pickle, Refusal, Storage, View};
 
@@ -30,13 +30,19 @@ const MAX_DEPTH: usize = 64;
 /// Places that are looked at in all, since one dictionary can stand in many.
 const MAX_VISITS: usize = 1 << 20;
 
+/// Elements that views may have beyond their storages', in all: a view of stride 0 stands for any amount of memory once it is copied.
+const MAX_REPEATED: i64 = 16 << 20;
+
 type Outcome<T> = Result<T, String>;
+
+/// Tensors by name; and those that are not read, with their types.
+type Found = (BTreeMap<String, Tensor>, BTreeMap<String, String>);
 
 /// Reads the tensors of the archive `file`.
 ///
 /// # Errors
 /// The first thing that is wrong with it, naming the tensor where there is one.
-pub(super) fn read(file: File) -> Result<BTreeMap<String, Tensor>, Refusal> {
+pub(super) fn read(file: File) -> Result<Found, Refusal> {
     let file_len = file.metadata().map_err(|e| e.to_string())?.len();
     let mut archive = Archive::open(BufReader::new(file), file_len)?;
     archive.check_byte_order()?;
@@ -45,16 +51,29 @@ pub(super) fn read(file: File) -> Result<BTreeMap<String, Tensor>, Refusal> {
     let mut names = Names {
         pickle: &pickle,
         views: BTreeMap::new(),
+        unread: BTreeMap::new(),
         visits: 0,
     };
     names.collect(pickle.root, &mut Vec::new())?;
 
     let mut storages = HashMap::new();
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut unread) = (BTreeMap::new(), names.unread);
+    let mut repeated = 0;
     for (name, view) in names.views {
         let named = |reason: String| format!("tensor {name}: {reason}");
-        let kind = kind_of(&view.storage.class).map_err(named)?;
-        check(view).map_err(named)?;
+        let Some(kind) = kind_of(&view.storage.class) else {
+            let class = &view.storage.class;
+            let dtype = class.strip_suffix("Storage").unwrap_or(class);
+            unread.insert(name, dtype.to_owned());
+            continue;
+        };
+        repeated = check(view).map_err(named)?.saturating_add(repeated);
+        if repeated > MAX_REPEATED {
+            return Err(Refusal::Unsupported(format!(
+                "an archive whose views repeat their elements {repeated} times (tensor {name} has shape {:?} and strides {:?})",
+                view.size, view.stride
+            )));
+        }
         let loaded = match storages.get(&view.storage.key) {
             Some(loaded) => loaded,
             None => {
@@ -72,7 +91,7 @@ pub(super) fn read(file: File) -> Result<BTreeMap<String, Tensor>, Refusal> {
         let tensor = tensor.map_err(|e| named(first_line(&e.to_string())))?;
         tensors.insert(name, tensor);
     }
-    Ok(tensors)
+    Ok((tensors, unread))
 }
 
 struct Archive<R> {
@@ -83,23 +102,37 @@ struct Archive<R> {
 }
 
 impl<R: Read + Seek> Archive<R> {
-    fn open(reader: R, file_len: u64) -> Outcome<Archive<R>> {
+    fn open(reader: R, file_len: u64) -> Result<Archive<R>, Refusal> {
         // torch writes nothing before its archive, but records of 76 bytes between its directory and the end. A reader that looks
         // for the beginning counts back from the end, lands 76 bytes late, and takes what it finds there for the first entry
         // where the true first has 76 bytes: in every file that was saved under a name as long as mae_pretrain_vit_base.
         let config = Config {
             archive_offset: ArchiveOffset::Known(0),
         };
-        let zip = ZipArchive::with_config(config, reader)
+        let mut zip = ZipArchive::with_config(config, reader)
             .map_err(|e| format!("the zip archive is damaged: {e}"))?;
         let mut roots = Vec::new();
+        let mut names = Vec::new();
         for name in zip.file_names() {
             let name = name.map_err(|e| format!("the zip archive is damaged: {e}"))?;
+            names.push(name.to_string());
             let root = name.strip_suffix("data.pkl");
             roots.extend(
                 root.filter(|root| root.ends_with('/') && root.matches('/').count() == 1)
                     .map(str::to_owned),
             );
+        }
+        for i in 0..zip.len() {
+            let entry = zip.by_index_raw(i);
+            let entry = entry.map_err(|e| format!("the zip archive is damaged: {e}"))?;
+            let name = entry.name().unwrap_or_default();
+            // TorchScript compresses its code.
+            let is_read = name.ends_with("/data.pkl") || name.contains("/data/");
+            if is_read && entry.compression() != CompressionMethod::Stored {
+                return Err(Refusal::Unsupported(format!(
+                    "a zip archive with compressed entries ({name:?}), which torch.save does not write"
+                )));
+            }
         }
         match (roots.pop(), roots.is_empty()) {
             (Some(root), true) => Ok(Archive {
@@ -107,14 +140,25 @@ impl<R: Read + Seek> Archive<R> {
                 file_len,
                 zip,
             }),
-            _ => Err(
-                "this zip archive has no single data.pkl, so torch.save did not write it"
+            _ => {
+                let any = |end: &str| names.iter().any(|name| name.ends_with(end));
+                Err(Refusal::Foreign(
+                    if any(".npy") {
+                        "a NumPy archive (.npz)"
+                    } else if any(".weights.h5") {
+                        "a Keras archive (.keras)"
+                    } else if any(".pth") || any(".pt") || any(".bin") || any(".safetensors") {
+                        "a zip archive with weights files in it, to be unpacked first,"
+                    } else {
+                        "a zip archive with no single data.pkl, so not one of torch.save,"
+                    }
                     .to_owned(),
-            ),
+                ))
+            }
         }
     }
 
-    fn check_byte_order(&mut self) -> Outcome<()> {
+    fn check_byte_order(&mut self) -> Result<(), Refusal> {
         if self
             .zip
             .index_for_name(&format!("{}byteorder", self.root))
@@ -124,10 +168,10 @@ impl<R: Read + Seek> Archive<R> {
         }
         match &self.entry("byteorder", 16)?[..] {
             b"little" => Ok(()),
-            other => Err(format!(
-                "its numbers are in byte order {:?}, and only little is read. Save it again on the usual hardware",
+            other => Err(Refusal::Unsupported(format!(
+                "an archive whose numbers are in byte order {:?}",
                 String::from_utf8_lossy(other)
-            )),
+            ))),
         }
     }
 
@@ -202,29 +246,40 @@ impl<R: Read + Seek> Archive<R> {
 struct Names<'a> {
     pickle: &'a Pickle,
     views: BTreeMap<String, &'a View>,
+    unread: BTreeMap<String, String>,
     visits: usize,
 }
 
 impl<'a> Names<'a> {
-    fn collect(&mut self, id: Id, path: &mut Vec<&'a str>) -> Outcome<()> {
+    fn collect(&mut self, id: Id, path: &mut Vec<&'a str>) -> Result<(), Refusal> {
         self.visits += 1;
         if path.len() > MAX_DEPTH || self.visits > MAX_VISITS {
-            return Err(format!(
+            return Err(Refusal::Damaged(format!(
                 "its dictionaries nest more than {MAX_DEPTH} deep or hold more than {MAX_VISITS} entries"
-            ));
+            )));
         }
         match self.pickle.node(id) {
-            Node::Tensor(view) => {
+            tensor @ (Node::Tensor(_) | Node::Unread(_)) => {
                 // An empty path is a file of one tensor alone.
                 let name = path.iter().filter(|part| !part.is_empty());
                 let name = name.copied().collect::<Vec<_>>().join(".");
                 if name.is_empty() {
-                    return Err("it holds one tensor without a name, and no dictionary".to_owned());
+                    return Err(Refusal::Unsupported(
+                        "an archive of one tensor without a name".to_owned(),
+                    ));
                 }
-                if self.views.get(&name).is_some_and(|other| *other != view) {
-                    return Err(format!("tensor {name} is in it twice"));
+                match tensor {
+                    Node::Tensor(view) => {
+                        if self.views.get(&name).is_some_and(|other| *other != view) {
+                            return Err(Refusal::Unsupported(format!(
+                                "an archive with two tensors called {name}"
+                            )));
+                        }
+                        self.views.insert(name, view);
+                    }
+                    Node::Unread(what) => drop(self.unread.insert(name, what.clone())),
+                    _ => {}
                 }
-                self.views.insert(name, view);
             }
             Node::Dict(entries) => {
                 for &(key, value) in entries {
@@ -263,8 +318,8 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Whether a view lies within its storage, and is no larger than it.
-fn check(view: &View) -> Outcome<()> {
+/// Whether a view lies within its storage; and how many elements more it has, where it repeats some.
+fn check(view: &View) -> Outcome<i64> {
     let View {
         storage,
         offset,
@@ -293,7 +348,7 @@ fn check(view: &View) -> Outcome<()> {
             && *offset <= storage.numel
             && size.len() <= 8
         {
-            Ok(())
+            Ok(0)
         } else {
             Err(outside())
         };
@@ -306,17 +361,16 @@ fn check(view: &View) -> Outcome<()> {
                 .checked_mul(step)
                 .and_then(|span| at.checked_add(span))
         });
-    // A stride of 0 repeats elements; a few bytes would stand for any amount of memory once copied.
-    if numel.is_none_or(|numel| numel > storage.numel)
-        || last.is_none_or(|last| last >= storage.numel)
-    {
-        return Err(outside());
+    match numel {
+        Some(numel) if last.is_some_and(|last| last < storage.numel) => {
+            Ok((numel - storage.numel).max(0))
+        }
+        _ => Err(outside()),
     }
-    Ok(())
 }
 
-fn kind_of(class: &str) -> Outcome<Kind> {
-    Ok(match class {
+fn kind_of(class: &str) -> Option<Kind> {
+    Some(match class {
         "DoubleStorage" => Kind::Double,
         "FloatStorage" => Kind::Float,
         "HalfStorage" => Kind::Half,
@@ -327,7 +381,7 @@ fn kind_of(class: &str) -> Outcome<Kind> {
         "CharStorage" => Kind::Int8,
         "ByteStorage" => Kind::Uint8,
         "BoolStorage" => Kind::Bool,
-        other => return Err(format!("the type {other} is not one this program reads")),
+        _ => return None,
     })
 }
 

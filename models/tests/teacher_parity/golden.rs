@@ -135,8 +135,8 @@ fn an_activation_is_taken_where_the_files_are_silent() {
     });
     let load = |activation: Option<Activation>| {
         let options = TeacherOptions {
-            layer: Layer::Last,
             activation,
+            ..TeacherOptions::default()
         };
         models::teacher::Teacher::load_with(silent.path(), &options, Device::Cpu)
     };

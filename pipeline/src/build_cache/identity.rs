@@ -123,6 +123,7 @@ pub(crate) fn teacher_identity(
         id: id.clone(),
         arch: info.arch.clone(),
         source: source.to_owned(),
+        assumed: info.assumed.iter().map(ToString::to_string).collect(),
         weights_sha256: info.weights_sha256.clone(),
         layer: info.layer.name().to_owned(),
         activation: info.activation.name().to_owned(),

@@ -8,10 +8,9 @@ use serde::Deserialize;
 
 use super::{
     BuildConfig, CALIBRATION_IMAGES, CODEC, CacheFolder, Data, FLIP, PART_ROWS, PRECISION, RATIO,
-    Recipe, SCALE, TeacherEntry, TeacherSource, TeacherTable, VIEWS, View,
+    Recipe, SCALE, TeacherEntry, VIEWS, View,
 };
-use models::teacher::Layer;
-use schemas::{CacheIdentity, Pack, TeacherId, ViewIdentity, ViewPolicy};
+use schemas::{CacheIdentity, Pack, ViewIdentity, ViewPolicy};
 
 use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
 
@@ -194,6 +193,10 @@ fn overlay_features(recipe: &mut Recipe, args: &FeatureArgs) {
     let FeatureArgs {
         layer,
         activation,
+        mean,
+        std,
+        eps,
+        heads,
         codec,
         calibration_images,
         precision,
@@ -207,22 +210,17 @@ fn overlay_features(recipe: &mut Recipe, args: &FeatureArgs) {
     set(&mut recipe.features.batch_size, batch_size);
     set(&mut recipe.run.device, device);
     set(&mut recipe.run.threads, threads);
-    describe_teachers(recipe, layer.as_ref(), activation.as_ref());
-}
-
-/// What `--layer` and `--activation` say of every teacher that the recipe does not say it of.
-fn describe_teachers(recipe: &mut Recipe, layer: Option<&String>, activation: Option<&String>) {
+    // What they say holds for every teacher that the recipe does not say it of.
     for entry in recipe.teachers.values_mut() {
-        let mut table = match entry {
-            TeacherEntry::Path(path) => TeacherTable {
-                path: path.clone(),
-                layer: None,
-                activation: None,
-            },
-            TeacherEntry::Table(table) => table.clone(),
-        };
-        table.layer = table.layer.or(layer.cloned());
-        table.activation = table.activation.or(activation.cloned());
+        let mut table = entry.clone().into_table();
+        table.layer = table.layer.or_else(|| layer.clone());
+        table.activation = table.activation.or_else(|| activation.clone());
+        // A mean belongs to its std.
+        if table.mean.is_none() && table.std.is_none() {
+            (table.mean, table.std) = (*mean, *std);
+        }
+        table.eps = table.eps.or(*eps);
+        table.heads = table.heads.or(*heads);
         *entry = TeacherEntry::Table(table);
     }
 }
@@ -298,7 +296,7 @@ fn complete(
     }
     let teachers = teachers
         .into_iter()
-        .map(|(id, entry)| teacher(&id, entry))
+        .map(|(id, entry)| entry.check(&id))
         .collect::<Result<_, Error>>()?;
 
     at_least_one("data.limit", data.limit)?;
@@ -339,37 +337,6 @@ fn complete(
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())),
         dry_run,
     })
-}
-
-/// One entry of `[teachers]`.
-fn teacher(id: &str, entry: TeacherEntry) -> Result<(TeacherId, TeacherSource), Error> {
-    let table = match entry {
-        TeacherEntry::Path(path) => TeacherTable {
-            path,
-            layer: None,
-            activation: None,
-        },
-        TeacherEntry::Table(table) => table,
-    };
-    let field = |name: &str| format!("teachers.{id}{name}");
-    let id = TeacherId::new(id).map_err(|e| invalid(&field(""), &table.path, e))?;
-    let layer = table
-        .layer
-        .as_deref()
-        .map_or(Ok(Layer::Last), |layer| word(&field(".layer"), layer))?;
-    let activation = table
-        .activation
-        .as_deref()
-        .map(|activation| word(&field(".activation"), activation))
-        .transpose()?;
-    Ok((
-        id,
-        TeacherSource {
-            path: table.path,
-            layer,
-            activation,
-        },
-    ))
 }
 
 /// `none`, `original` or `jpeg:SHORT_SIDE:QUALITY`.
@@ -479,7 +446,7 @@ fn check_view(view: &View) -> Result<ViewIdentity, Error> {
     })
 }
 
-fn invalid(field: &str, value: impl Display, problem: impl Display) -> Error {
+pub(super) fn invalid(field: &str, value: impl Display, problem: impl Display) -> Error {
     Error::Invalid {
         field: field.into(),
         value: value.to_string(),
@@ -487,7 +454,12 @@ fn invalid(field: &str, value: impl Display, problem: impl Display) -> Error {
     }
 }
 
-fn require(ok: bool, field: &str, value: impl Display, problem: &str) -> Result<(), Error> {
+pub(super) fn require(
+    ok: bool,
+    field: &str,
+    value: impl Display,
+    problem: &str,
+) -> Result<(), Error> {
     if ok {
         Ok(())
     } else {
@@ -505,7 +477,7 @@ fn at_least_one<T: Display + PartialEq + From<u8>>(
     }
 }
 
-fn word<T: FromStr<Err: Display>>(field: &str, name: &str) -> Result<T, Error> {
+pub(super) fn word<T: FromStr<Err: Display>>(field: &str, name: &str) -> Result<T, Error> {
     name.parse()
         .map_err(|e| invalid(field, format!("{name:?}"), e))
 }

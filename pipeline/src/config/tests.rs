@@ -8,6 +8,9 @@
 use std::fs;
 
 use clap::Parser;
+use models::teacher::{Layer, TeacherOptions};
+use models::vit::Activation;
+use schemas::TeacherId;
 
 use super::*;
 use crate::cli::{Cli, Command};
@@ -25,8 +28,7 @@ fn resolve(args: &[&str]) -> Result<BuildConfig, Error> {
 fn source(path: &str) -> TeacherSource {
     TeacherSource {
         path: path.into(),
-        layer: Layer::Last,
-        activation: None,
+        options: TeacherOptions::default(),
     }
 }
 
@@ -291,9 +293,12 @@ fn teachers_may_be_tables_and_flags_fill_what_they_leave_open() {
     ];
     let config = resolve(&args).unwrap();
     let teacher = |id: &str| config.teachers[&TeacherId::new(id).unwrap()].clone();
-    assert_eq!(teacher("clip").layer, Layer::Proj);
-    assert_eq!(teacher("dino").layer, Layer::LastNorm);
-    assert_eq!(teacher("dino").activation, Some(Activation::QuickGelu));
+    assert_eq!(teacher("clip").options.layer, Layer::Proj);
+    assert_eq!(teacher("dino").options.layer, Layer::LastNorm);
+    assert_eq!(
+        teacher("dino").options.activation,
+        Some(Activation::QuickGelu)
+    );
     // What is printed repeats the build.
     fs::write(dir.path().join("again.toml"), config.to_toml(14, 8, "cpu")).unwrap();
     let again = resolve(&[
@@ -335,4 +340,137 @@ fn images_are_packed_as_asked() {
             "{error}"
         );
     }
+}
+
+/// What is said about a teacher that its files do not say: as a table, by `--set`, by flags, and back as a recipe.
+#[test]
+fn facts_about_a_teacher_are_read_in_every_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = |text: &str| {
+        let path = dir.path().join("recipe.toml");
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let of = |more: &[&str]| {
+        let args = [&["--images", "photos", "--out", "cache"], more].concat();
+        let config = resolve(&args).unwrap();
+        config.teachers[&TeacherId::new("clip").unwrap()]
+            .options
+            .clone()
+    };
+    let whole = TeacherOptions {
+        activation: Some(Activation::Gelu),
+        mean: Some([0.1, 0.2, 0.3]),
+        std: Some([0.5; 3]),
+        norm_eps: Some(1e-6),
+        num_heads: Some(12),
+        ..TeacherOptions::default()
+    };
+    let table = recipe(
+        "[teachers.clip]\npath = \"x\"\nactivation = \"gelu\"\nmean = [0.1, 0.2, 0.3]\nstd = 0.5\neps = 1e-6\nheads = 12\n",
+    );
+    assert_eq!(of(&["--recipe", &table]), whole);
+    let sets = [
+        "--set",
+        "teachers.clip.path=x",
+        "--set",
+        "teachers.clip.activation=gelu",
+        "--set",
+        "teachers.clip.mean=[0.1,0.2,0.3]",
+        "--set",
+        "teachers.clip.std=0.5",
+        "--set",
+        "teachers.clip.eps=1e-6",
+        "--set",
+        "teachers.clip.heads=12",
+    ];
+    assert_eq!(of(&sets), whole);
+    assert_eq!(
+        of(&[
+            "--set",
+            "teachers.clip.path=x",
+            "--set",
+            "teachers.clip.mean=0.1,0.2,0.3",
+            "--std",
+            "0.5"
+        ])
+        .mean,
+        whole.mean
+    );
+    let flags = [
+        "--teacher",
+        "clip=x",
+        "--activation",
+        "gelu",
+        "--mean",
+        "0.1,0.2,0.3",
+        "--std",
+        "0.5",
+        "--eps",
+        "1e-6",
+        "--heads",
+        "12",
+    ];
+    assert_eq!(of(&flags), whole);
+    // What the recipe says of a teacher stands against flags for all.
+    let flags = [
+        "--recipe", &table, "--mean", "0", "--std", "1", "--heads", "3",
+    ];
+    assert_eq!(of(&flags), whole);
+    let printed =
+        resolve(&[&["--images", "photos", "--out", "cache", "--recipe", &table][..]].concat())
+            .unwrap()
+            .to_toml(14, 8, "cpu");
+    assert_eq!(of(&["--recipe", &recipe(&printed)]), whole);
+}
+
+#[test]
+fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
+    let refused = |set: &[&str], parts: &[&str]| {
+        let mut args = vec![
+            "--images",
+            "photos",
+            "--out",
+            "cache",
+            "--set",
+            "teachers.aug.path=x",
+        ];
+        for set in set {
+            args.extend(["--set", set]);
+        }
+        let error = resolve(&args).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        assert!(!error.contains("untagged"), "{error}");
+    };
+    refused(
+        &["teachers.aug.means=0.5"],
+        &[
+            "unknown field `means`",
+            "`path`",
+            "`mean`",
+            "`std`",
+            "`eps`",
+            "`heads`",
+        ],
+    );
+    refused(&["teachers.aug.mean=[0.5,0.5]"], &["list of three"]);
+    refused(&["teachers.aug.mean=half"], &["expected one number"]);
+    refused(&["teachers.aug.mean=0.5"], &["teachers.aug", "give both"]);
+    refused(
+        &["teachers.aug.mean=0.5", "teachers.aug.std=0"],
+        &["teachers.aug.std", "above 0"],
+    );
+    refused(
+        &["teachers.aug.eps=1.0"],
+        &["teachers.aug.eps", "between 0 and 1"],
+    );
+    refused(
+        &["teachers.aug.heads=0"],
+        &["teachers.aug.heads", "at least 1"],
+    );
+    refused(&["teachers.other=7"], &["a teacher's path, or a table"]);
+    refused(
+        &["teachers.other={layer=\"last\"}"],
+        &["missing field `path`"],
+    );
 }

@@ -169,3 +169,37 @@ fn a_damaged_record_of_a_branch_leads_nowhere() {
         assert!(matches!(error, Error::Offline { .. }), "{error}");
     }
 }
+
+/// The folder before the slash exists here: a mistyped path, unless the cache has a model of that id or a revision says that it is one.
+#[test]
+fn a_mistyped_path_is_not_asked_of_a_hub() {
+    // Tests run in the folder of the crate, which has these.
+    for parent in ["src", "tests"] {
+        let cache = tempfile::tempdir().unwrap();
+        let text = format!("{parent}/nothere");
+        let mut asked = 0;
+        let mut ask = |text: &str| {
+            resolve(text, &offline(cache.path()), &mut |_| {
+                asked += 1;
+                ControlFlow::Continue(())
+            })
+        };
+        let error = ask(&text).unwrap_err();
+        let said = error.to_string();
+        assert!(matches!(error, Error::NotInFolder { .. }), "{said}");
+        assert!(
+            said.starts_with(&format!("{text} does not exist here; {parent}/ does")),
+            "{said}"
+        );
+        assert!(said.contains(&format!("{text}@main")), "{said}");
+        assert!(matches!(
+            ask(&format!("{text}@main")),
+            Err(Error::Offline { .. })
+        ));
+        assert!(matches!(
+            ask("no-such-folder/nothere"),
+            Err(Error::Offline { .. })
+        ));
+        assert_eq!(asked, 0);
+    }
+}

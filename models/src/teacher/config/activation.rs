@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Config;
 use crate::error::{Error, Result};
 use crate::teacher::layout::{Family, Layout};
+use crate::teacher::options::Assumed;
 use crate::vit::Activation;
 
 /// One thing that says what the activation is.
@@ -24,6 +25,7 @@ impl Config {
         &self,
         layout: &Layout,
         explicit: Option<Activation>,
+        assumed: &mut Vec<Assumed>,
     ) -> Result<Activation> {
         let stated = self.statements(layout)?;
         if let [first, rest @ ..] = &stated[..] {
@@ -50,7 +52,14 @@ impl Config {
             return Ok(activation);
         }
         match layout.family {
-            Family::Vit | Family::Dinov2 | Family::Dinov3 => Ok(Activation::Gelu),
+            Family::Vit | Family::Dinov2 | Family::Dinov3 => {
+                assumed.push(Assumed {
+                    settings: "activation",
+                    text: "activation gelu, as every published tower of this family has".to_owned(),
+                    doubtful: false,
+                });
+                Ok(Activation::Gelu)
+            }
             Family::Siglip => Err(self.config.missing(
                 "the activation of this SigLIP tower",
                 "Put a config.json beside the weights that says {\"hidden_act\": \"gelu_pytorch_tanh\"} (as big_vision trained them and \

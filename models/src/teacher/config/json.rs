@@ -77,9 +77,17 @@ impl Json {
     }
 
     pub(super) fn channels(&self, key: &str) -> Result<Option<[f64; 3]>> {
-        self.typed(key, "a list of three numbers", |value| {
+        // One number, in a list or not, is for all channels: so timm and open_clip read it.
+        self.typed(key, "a list of three numbers, or one number", |value| {
+            if let Some(one) = value.as_f64() {
+                return Some([one; 3]);
+            }
             let values: Option<Vec<f64>> = value.as_array()?.iter().map(Value::as_f64).collect();
-            values?.try_into().ok()
+            match values?[..] {
+                [one] => Some([one; 3]),
+                [r, g, b] => Some([r, g, b]),
+                _ => None,
+            }
         })
     }
 

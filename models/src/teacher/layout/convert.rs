@@ -59,7 +59,11 @@ impl Layout {
         }
         // transformers writes the registers of a tower without any as an empty tensor.
         let empty = |name: &str| weights.get(name).is_some_and(|t| t.numel() == 0);
-        weights.require(&expected, |name| self.ignores(name) || empty(name))?;
+        // Integers and booleans are buffers: positions, masks, counters.
+        let buffer = |name: &str| weights.get(name).is_some_and(|t| !t.is_floating_point());
+        weights.require(&expected, |name| {
+            self.ignores(name) || empty(name) || buffer(name)
+        })?;
 
         let get = |name: &str| {
             let tensor = weights.get(name).expect("every name was just required");

@@ -81,17 +81,27 @@ pub(super) enum ProjectionName {
     Beside(&'static str),
 }
 
-/// In front of the tower there may be any number of these.
+/// In front of the tower there may be any number of these, of [`SAVED`], [`AVERAGES`] and [`OTHERS`].
 pub(super) const PREFIXES: &[&str] = &[
+    "_orig_mod",
     "module",
     "backbone",
-    "model",
-    "teacher",
-    "student",
-    "state_dict",
+    "encoder",
+    "net",
+    "network",
+    "image_encoder",
+    "img_encoder",
+    "vision_encoder",
+    "visual_encoder",
+    "vision",
     "vision_model",
     "vision_tower",
+    "base_model",
+    "base_encoder",
+    "encoder_q",
     "vit",
+    "clip",
+    "clip_model",
     "dinov2",
     "dinov2_with_registers",
     "dinov3_vit",
@@ -99,8 +109,93 @@ pub(super) const PREFIXES: &[&str] = &[
     "trunk",
 ];
 
-/// Parts of a file that lie beside the tower, in names that do not begin with its prefix: text towers, heads, the other
-/// network of a training run, its optimizer.
+/// Keys under which training code saves a network. Whatever is saved beside it is no part of it.
+pub(super) const SAVED: &[&str] = &[
+    "model",
+    "model_state",
+    "model_state_dict",
+    "state_dict",
+    "weights",
+    "params",
+    "checkpoint",
+];
+
+/// Likewise, of the network that is evaluated: DINO's teacher, averages of weights. It is taken where there is another.
+pub(super) const AVERAGES: &[&str] = &[
+    "teacher",
+    "teacher_model",
+    "teacher_backbone",
+    "ema",
+    "ema_model",
+    "model_ema",
+    "net_ema",
+    "params_ema",
+    "ema_state_dict",
+    "state_dict_ema",
+    "model_state_dict_ema",
+    "averaged_model",
+    "avg_model",
+    "swa_model",
+    "shadow",
+    "target_encoder",
+];
+
+/// Likewise, of the one that is not: DINO's student, the slow copy of contrastive training.
+pub(super) const OTHERS: &[&str] = &[
+    "student",
+    "student_model",
+    "student_backbone",
+    "momentum_encoder",
+    "encoder_k",
+];
+
+/// What training code leaves at any level, beside a network or among its tensors: none of it is a part of the network.
+pub(super) const TRAINING: &[&str] = &[
+    "optimizer.",
+    "optimizers.",
+    "optimizer_state.",
+    "optimizer_states.",
+    "optimizer_state_dict.",
+    "lr_scheduler.",
+    "lr_schedulers.",
+    "scheduler.",
+    "scaler.",
+    "amp_scaler.",
+    "grad_scaler.",
+    "loss_scaler.",
+    "fp16_scaler.",
+    "native_amp_scaling_state.",
+    "callbacks.",
+    "loops.",
+    "hyper_parameters.",
+    "config.",
+    "args.",
+    "meta.",
+    "criterion.",
+    "metrics.",
+    "train_metrics.",
+    "val_metrics.",
+    "test_metrics.",
+    "dino_loss.",
+    "ibot_patch_loss.",
+    "rng_state",
+    "cuda_rng_state",
+    "torch_rng_state",
+    "epoch",
+    "step",
+    "global_step",
+    "iter",
+    "iteration",
+    "n_averaged",
+    "num_updates",
+    "decay",
+    "initted",
+    "loss",
+    "best_acc",
+    "best_metric",
+];
+
+/// Parts of a file that lie beside the tower, in names that do not begin with its prefix: text towers and heads.
 pub(super) const BESIDE: &[&str] = &[
     "text_model.",
     "text_projection",
@@ -122,12 +217,6 @@ pub(super) const BESIDE: &[&str] = &[
     "decoder.",
     "dino_head.",
     "ibot_head.",
-    "student.",
-    "dino_loss.",
-    "optimizer.",
-    "fp16_scaler.",
-    "epoch",
-    "args",
 ];
 
 pub(super) const LAYOUTS: &[&Names] = &[
@@ -409,7 +498,7 @@ const TIMM: Names = Names {
 };
 
 /// A masked autoencoder with its decoder, or a student of this project; without either it is told from no other ViT.
-const MAE: Names = Names {
+pub(super) const MAE: Names = Names {
     title: "MAE",
     family: Some(Family::Vit),
     registers: None,

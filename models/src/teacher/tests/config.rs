@@ -53,7 +53,7 @@ fn the_files_decide_and_defaults_fill_in() {
         .clone();
     assert_eq!((info.mean, info.std), ([0.0; 3], [1.0; 3]));
 
-    let by_name = json!({"architecture": "vit_base_patch16_clip_quickgelu_224"});
+    let by_name = json!({"architecture": "vit_base_patch16_clip_quickgelu_224", "pretrained_cfg": {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}});
     let info = load(&clip_tensors(), &config(by_name))
         .unwrap()
         .info()
@@ -119,7 +119,7 @@ fn the_configuration_of_another_kind_of_network_is_refused() {
     with("my-vit").unwrap();
 }
 
-/// A file of CLIP alone, as wide as no head of 64 divides: both questions, in one answer that says that there is no config.
+/// A file of CLIP alone, as wide as no head of 64 divides: all questions, in one answer that says that there is no config.
 #[test]
 fn all_questions_are_asked_at_once() {
     let small = TowerConfig {
@@ -131,7 +131,8 @@ fn all_questions_are_asked_at_once() {
     };
     let error = load(&timm_tensors(&small), &[]).unwrap_err().to_string();
     for part in [
-        "2 things",
+        "3 things",
+        "--mean R,G,B",
         "there is no",
         "config.json",
         "hidden_act",
@@ -140,7 +141,8 @@ fn all_questions_are_asked_at_once() {
     ] {
         assert!(error.contains(part), "{part}: {error}");
     }
-    let heads = config(json!({"num_attention_heads": 1}));
+    let heads =
+        config(json!({"num_attention_heads": 1, "pretrained_cfg": {"mean": 0.5, "std": 0.5}}));
     let error = load(&timm_tensors(&small), &heads).unwrap_err().to_string();
     assert!(
         error.contains("config.json\" does not say the activation") && !error.contains("heads"),

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The tower `config` in OpenAI's names, with a projection to 5 numbers.
-fn openai_tensors(config: &TowerConfig) -> Tensors {
+pub(super) fn openai_tensors(config: &TowerConfig) -> Tensors {
     let mut tensors = Tensors::new();
     for (name, tensor) in timm_tensors(config) {
         let (name, tensor) = match name.as_str() {
@@ -28,10 +28,14 @@ fn openai_tensors(config: &TowerConfig) -> Tensors {
     }
     let proj = Init::Normal { std: 0.1 }.tensor(&[64, 5], 0, "proj");
     tensors.insert("visual.proj".to_owned(), proj);
+    // As OpenAI's own archives have them, which have one normalization.
+    for name in ["input_resolution", "context_length", "vocab_size"] {
+        tensors.insert(name.to_owned(), Tensor::from_slice(&[24i64]));
+    }
     tensors
 }
 
-fn clip_config() -> TowerConfig {
+pub(super) fn clip_config() -> TowerConfig {
     TowerConfig {
         norm_pre: true,
         patch_bias: false,
@@ -79,7 +83,11 @@ fn load_with(
     layer: Layer,
     activation: Option<Activation>,
 ) -> Result<Teacher> {
-    let options = TeacherOptions { layer, activation };
+    let options = TeacherOptions {
+        layer,
+        activation,
+        ..TeacherOptions::default()
+    };
     Teacher::load_with(folder(tensors, files).path(), &options, Device::Cpu)
 }
 
@@ -213,7 +221,8 @@ fn an_activation_against_the_files_is_refused() {
 #[test]
 fn layers_have_their_widths_and_only_clip_projects() {
     let openai = openai_tensors(&clip_config());
-    let files = config(json!({"hidden_act": "gelu"}));
+    let files =
+        config(json!({"hidden_act": "gelu", "pretrained_cfg": {"mean": [0.5], "std": 0.5}}));
     let pixels = Tensor::zeros([2, 3, 16, 24], (Kind::Uint8, Device::Cpu));
     for (layer, width) in [(Layer::Last, 64), (Layer::LastNorm, 64), (Layer::Proj, 5)] {
         let teacher = load_with(&openai, &files, layer, None).unwrap();

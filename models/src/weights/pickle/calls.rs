@@ -41,9 +41,26 @@ impl Machine<'_> {
             }
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
                 match arguments.first().map(|&data| &self.nodes[data]) {
-                    Some(Node::Tensor(view)) => Ok(Node::Tensor(view.clone())),
+                    Some(tensor @ (Node::Tensor(_) | Node::Unread(_))) => Ok(tensor.clone()),
+                    // A subclass of tensors, made by a function of its own.
+                    Some(Node::Opaque { class, .. }) => Ok(Node::Unread(class.clone())),
                     _ => Err(bad()),
                 }
+            }
+            // Types without a class of storages: 8-bit floats, unsigned integers.
+            "torch._utils._rebuild_tensor_v3" => {
+                let dtype = match arguments.get(6).map(|&dtype| &self.nodes[dtype]) {
+                    Some(Node::Global(name)) => name.strip_prefix("torch.").unwrap_or(name),
+                    _ => "of an unknown type",
+                };
+                Ok(Node::Unread(dtype.to_owned()))
+            }
+            "torch._utils._rebuild_qtensor" => Ok(Node::Unread("quantized".to_owned())),
+            "torch._utils._rebuild_sparse_tensor" | "torch._utils._rebuild_sparse_csr_tensor" => {
+                Ok(Node::Unread("sparse".to_owned()))
+            }
+            "torch._utils._rebuild_meta_tensor_no_storage" => {
+                Ok(Node::Unread("meta, which has no values,".to_owned()))
             }
             "collections.defaultdict" => Ok(Node::Dict(Vec::new())),
             // Python 2 gives the entries here; later versions set them afterwards.
@@ -64,6 +81,12 @@ impl Machine<'_> {
                 Some(Node::Tuple(size) | Node::List(size)) => Ok(Node::Tuple(size.clone())),
                 _ => Err(bad()),
             },
+            other
+                if other.starts_with("torch._utils._rebuild_")
+                    || other.starts_with("torch._tensor._rebuild_") =>
+            {
+                Ok(Node::Unread(other.to_owned()))
+            }
             _ => Ok(Node::Opaque {
                 class: function.to_owned(),
                 state: None,

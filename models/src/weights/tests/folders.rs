@@ -119,7 +119,6 @@ fn a_damaged_index_is_refused() {
         "plain file name",
     );
     check("\"model-00001-of-00003.safetensors\"", "7", "no index");
-    check("weight_map", "weights", "no index");
     // A tensor claimed by two shards, and one that none holds.
     let claim = "\"weight_map\": {";
     check(
@@ -132,7 +131,14 @@ fn a_damaged_index_is_refused() {
         "\"weight_map\": {\"absent\": \"model-00002-of-00003.safetensors\",",
         "absent",
     );
-    check(claim, "\"x\": {", "no index");
+    // Another JSON file, such as a config.json.
+    fs::write(
+        folder.path().join(INDEX),
+        text.replacen(claim, "\"x\": {", 1),
+    )
+    .unwrap();
+    let other = Weights::read(folder.path());
+    assert!(matches!(other, Err(Error::NotWeights { .. })), "{other:?}");
     fs::write(folder.path().join(INDEX), "{\"weight_map\": {}}").unwrap();
     assert!(bad_index(folder.path()).contains("no tensor"));
     for end in 0..text.len() - 2 {

@@ -94,7 +94,7 @@ fn other_formats_of_torch_are_named() {
     for (bytes, expected) in [
         (&tar[..], "tar archive"),
         (b"weights", "no zip archive"),
-        (b"", "no zip archive"),
+        (b"", "an empty file"),
     ] {
         let path = folder.path().join("model.pth");
         fs::write(&path, bytes).unwrap();
@@ -197,6 +197,9 @@ fn refused(pickle: &[u8], expected: &str) {
         Err(Error::BadTorchFile { reason, .. }) => {
             assert!(reason.contains(expected), "{reason:?} without {expected:?}")
         }
+        Err(Error::UnreadFormat { what, .. }) => {
+            assert!(what.contains(expected), "{what:?} without {expected:?}")
+        }
         Err(Error::HarmfulTorchFile { function, .. }) => {
             assert!(
                 function.contains(expected),
@@ -260,7 +263,6 @@ fn views_are_held_within_their_storage() {
         (4, 3, &[2], &[-1]),
         (4, 0, &[-2, -2], &[1, 1]),
         (4, 0, &[2, 2], &[1]),
-        (4, 0, &[1 << 40], &[0]),
         (4, 0, &[1 << 32, 1 << 32], &[0, 0]),
         (4, 0, &[1 << 62, 0], &[1, 1]),
         (4, 0, &[2], &[i64::MAX]),
@@ -277,10 +279,86 @@ fn views_are_held_within_their_storage() {
     }
     refused(&view("DoubleStorage", 4, 0, &[1], &[1]), "has 16 bytes");
     refused(&view("BoolStorage", 16, 0, &[1], &[1]), "booleans");
-    refused(
-        &view("ComplexFloatStorage", 2, 0, &[1], &[1]),
-        "ComplexFloatStorage",
-    );
+}
+
+/// Views that torch makes of what it has already: repeated, turned, overlapping. A few bytes must not stand for any amount of memory.
+#[test]
+fn views_of_any_strides_are_read() {
+    let values = |size: &[i64], stride: &[i64]| {
+        let weights = read_pickle(&view("FloatStorage", 4, 0, size, stride)).unwrap();
+        Vec::<f32>::try_from(weights.get("w").unwrap().contiguous().view(-1)).unwrap()
+    };
+    assert_eq!(values(&[3], &[0]), [1.0; 3]);
+    assert_eq!(values(&[64], &[0]), [1.0; 64]);
+    assert_eq!(values(&[2, 2], &[1, 2]), [1.0, 3.0, 2.0, 4.0]);
+    assert_eq!(values(&[2, 3], &[0, 1]), [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+    assert_eq!(values(&[3, 2], &[1, 1]), [1.0, 2.0, 2.0, 3.0, 3.0, 4.0]);
+    for size in [1 << 25, 1 << 40] {
+        refused(
+            &view("FloatStorage", 4, 0, &[size], &[0]),
+            "repeat their elements",
+        );
+    }
+}
+
+/// Each stands beside a tensor that is read, as it may in a file whose tower needs it not.
+#[test]
+fn tensors_of_types_that_are_not_read_are_passed_over_by_name() {
+    let call = |function: &str, arguments: &[u8]| {
+        [
+            format!("c{}\n(", function.replacen('|', "\n", 1)).as_bytes(),
+            arguments,
+            b"tR",
+        ]
+        .concat()
+    };
+    let plain = view("FloatStorage", 4, 0, &[4], &[1]);
+    let dtype = [&b"NK\0))\x89N"[..], b"ctorch\nfloat8_e4m3fn\n"].concat();
+    let complex = view("ComplexFloatStorage", 2, 0, &[1], &[1]);
+    let complex = &complex[9..complex.len() - 2];
+    for (value, word) in [
+        (
+            call("torch._utils|_rebuild_qtensor", b"NK\0))"),
+            "quantized",
+        ),
+        (call("torch._utils|_rebuild_sparse_tensor", b"N"), "sparse"),
+        (
+            call("torch._utils|_rebuild_sparse_csr_tensor", b"N"),
+            "sparse",
+        ),
+        (
+            call("torch._utils|_rebuild_meta_tensor_no_storage", b"N"),
+            "meta",
+        ),
+        (
+            call("torch._utils|_rebuild_wrapper_subclass", b"N"),
+            "wrapper_subclass",
+        ),
+        (
+            call("torch._utils|_rebuild_tensor_v3", &dtype),
+            "float8_e4m3fn",
+        ),
+        (complex.to_vec(), "ComplexFloat"),
+        (
+            call(
+                "torch._utils|_rebuild_parameter",
+                &call("torch._utils|_rebuild_qtensor", b"N"),
+            ),
+            "quantized",
+        ),
+    ] {
+        let pickle = [&plain[..plain.len() - 1], &text("x"), &value, b"s."].concat();
+        let weights = read_pickle(&pickle).unwrap_or_else(|e| panic!("{word}: {e}"));
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["w"], "{word}");
+        assert_eq!(weights.unread().collect::<Vec<_>>(), ["x"], "{word}");
+        let expected = BTreeMap::from([("w".to_owned(), vec![4]), ("x".to_owned(), vec![1])]);
+        match weights.require(&expected, |_| false) {
+            Err(Error::UnsupportedType { tensor, dtype, .. }) => {
+                assert!(tensor == "x" && dtype.contains(word), "{dtype}")
+            }
+            other => panic!("{word}: {other:?}"),
+        }
+    }
 }
 
 #[test]
