@@ -27,6 +27,7 @@
 //! over the limits is an error, too; they are checked on the header, before anything of the image's size is allocated.
 
 mod colour;
+mod format;
 mod jpeg;
 
 use std::io::Cursor;
@@ -37,6 +38,9 @@ use image::codecs::{
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, Limits};
 
+pub use self::format::{
+    PictureFormat, READABLE_EXTENSIONS, SNIFF_BYTES, UNREADABLE_EXTENSIONS, picture_format,
+};
 use crate::guard::catch_panics;
 use crate::{DecodeError, RgbImage};
 

@@ -174,12 +174,53 @@ pub enum SourceError {
         expected: &'static str,
     },
     /// The source is readable and holds no image.
-    #[error("image source `{spec}` holds no images; files ending in {extensions} count")]
+    #[error("image source `{spec}` holds no images; files ending in {extensions} count{found}")]
     NoImages {
         /// What was asked for.
         spec: String,
         /// The list of extensions.
         extensions: String,
+        /// What is there instead and how to give it, or nothing.
+        found: String,
+    },
+    /// Training and test images in one place, and none of them asked for.
+    #[error(
+        "{place} holds several splits of a data set: {splits}. Give one of them (`{choices}`), or `{all}` for all of them as one data set"
+    )]
+    Splits {
+        /// The folder.
+        place: String,
+        /// The splits, with the number of their files or folders.
+        splits: String,
+        /// What to give for each of them.
+        choices: String,
+        /// What to give for all of them.
+        all: String,
+    },
+    /// A sample of a tar file with several images of one name.
+    #[error(
+        "{path}: `{first}` and `{second}` are two images of one sample. Say which images are meant: `{spec}::*.{extension}` takes those of one \
+         kind, `{spec}::*` all, each with its extension in its key", path = path.display(), spec = path.display()
+    )]
+    SeveralImages {
+        /// The tar file.
+        path: PathBuf,
+        /// Name of one member.
+        first: String,
+        /// Name of the other.
+        second: String,
+        /// Extension of the first.
+        extension: String,
+    },
+    /// Some labels are numbers and some are names.
+    #[error(
+        "some labels are numbers and some are names: {number} and {name}; label all images in one way"
+    )]
+    MixedLabels {
+        /// An image with a number.
+        number: String,
+        /// An image with a name.
+        name: String,
     },
     /// Entries of a folder that are neither images nor folders that can be read. All are looked for before this is said.
     #[error(
@@ -196,7 +237,7 @@ pub enum SourceError {
         first: Vec<SourceError>,
     },
     /// Two images with one name.
-    #[error("two images have the key `{key}`: {first} and {second}; rename one of them")]
+    #[error("two images have the key `{key}`: {first} and {second}; rename or remove one of them")]
     DuplicateKey {
         /// The name.
         key: String,
@@ -233,8 +274,8 @@ pub enum SourceError {
         /// What is wrong and where.
         detail: String,
     },
-    /// A label that is not a whole number of 32 bits.
-    #[error("{path}, {member}: label `{found}` is not a whole number from 0 to 2147483647", path = path.display())]
+    /// A label that is neither a whole number of 32 bits nor, in a tar file, a name.
+    #[error("{path}, {member}: label `{found}` is not a class: a whole number from 0 to 2147483647, or a name in one line", path = path.display())]
     BadLabel {
         /// The tar or Parquet file.
         path: PathBuf,

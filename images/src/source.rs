@@ -3,38 +3,35 @@
 //! | given | kind | key of an image | label | order |
 //! |---|---|---|---|---|
 //! | a folder | `folder` | its path below the folder, with `/` | index of its first-level folder among all such, sorted | by key, bytewise |
-//! | `*.tar`: one, a glob, braces, or a folder of them | `tar` | `shard.tar/` + the member's path up to the first dot of its name | the number in the member of the same key ending in `.cls` | by shard, then by position |
-//! | `*.parquet`: one, a glob, braces, or a folder of them | `parquet` | `file.parquet/` + the row's number | an integer column | by file, then by row |
+//! | `*.tar`: one, a glob, braces, or a folder of them | `tar` | `shard.tar/` + the member's path up to the last dot of its name | the number or name in the member of the same key ending in `.cls` | by shard, then by position |
+//! | `*.parquet`: one, a glob, braces, or a folder of them | `parquet` | `file.parquet/` + the row's number | a column of numbers or names | by file, then by row |
+//!
+//! Where shards of one name in several folders hold images of one key, the keys of these shards begin with the shard's path below the
+//! longest folder that all shards have in common. `::` and a pattern behind a folder or tar, `::` and a column's name behind Parquet
+//! files, say which images are meant. What a source holds besides its images is in its [`Findings`].
 //!
 //! A sample's number in this order is its `sample_id`. Opening reads names, lengths and labels, and no image; reading is by position
 //! and from any number of threads at once.
 
 mod files;
+mod findings;
 mod folder;
+mod labels;
 mod parquet;
 mod spec;
+mod splits;
 mod tar;
 
 use std::fmt;
 use std::path::Path;
 
+use glob::Pattern;
 use schemas::DatasetIdentity;
 use sha2::{Digest, Sha256};
 
+pub use self::findings::{Findings, Skipped};
 use crate::SourceError;
-use crate::decode::MAX_FILE_BYTES;
-
-/// Files with these extensions, in any case, are images; others are passed by. They only select: what a file holds is decided by
-/// its bytes.
-pub const IMAGE_EXTENSIONS: [&str; 11] = [
-    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff",
-];
-
-fn is_image_extension(extension: &str) -> bool {
-    IMAGE_EXTENSIONS
-        .iter()
-        .any(|known| extension.eq_ignore_ascii_case(known))
-}
+use crate::decode::{MAX_FILE_BYTES, READABLE_EXTENSIONS};
 
 /// Images to read by number, with their keys and labels.
 pub struct ImageSource {
@@ -42,7 +39,7 @@ pub struct ImageSource {
     /// Numbers of the samples, sorted by key.
     by_key: Vec<usize>,
     label_names: Vec<String>,
-    shards_passed_by: usize,
+    findings: Findings,
     store: Store,
 }
 
@@ -58,6 +55,7 @@ struct Sample {
 struct Listing {
     samples: Vec<Sample>,
     label_names: Vec<String>,
+    findings: Findings,
     store: Store,
 }
 
@@ -75,26 +73,40 @@ impl ImageSource {
     /// `{train,val}.parquet`). A folder that holds nothing but files is opened as shards if there are `.parquet` or `.tar` files and
     /// no images among them.
     ///
-    /// Fails when something is missing, unreadable or malformed, when two images have one key, and when there are no images at all.
+    /// Warns of pictures that are not taken, and of whatever else its [`findings`](Self::findings) have to say to a user.
+    ///
+    /// Fails when something is missing, unreadable or malformed, when two images have one key, when there are several splits and none was
+    /// asked for, and when there are no images at all.
     pub fn open(spec: &str) -> Result<Self, SourceError> {
-        let mut shards_passed_by = 0;
+        let (resolved, beside, within) = spec::resolve(spec)?;
+        let pattern = within
+            .map(|within| Pattern::new(within.strip_prefix("./").unwrap_or(within)))
+            .transpose()
+            .map_err(|e| SourceError::BadPattern {
+                spec: spec.to_owned(),
+                detail: e.to_string(),
+            })?;
         let Listing {
             samples,
             label_names,
+            mut findings,
             store,
-        } = match spec::resolve(spec)? {
-            spec::Resolved::Folder(root, shards) => {
-                shards_passed_by = shards;
-                folder::open(&root)?
-            }
-            spec::Resolved::Tar(shards) => tar::open(shards)?,
-            spec::Resolved::Parquet(files) => parquet::open(files)?,
+        } = match resolved {
+            spec::Resolved::Folder(root) => folder::open(&root, pattern.as_ref())?,
+            spec::Resolved::Tar(shards) => tar::open(shards, pattern.as_ref())?,
+            spec::Resolved::Parquet(files) => parquet::open(files, within)?,
         };
+        findings.merge(beside);
         if samples.is_empty() {
             return Err(SourceError::NoImages {
                 spec: spec.to_owned(),
-                extensions: IMAGE_EXTENSIONS.join(", "),
+                extensions: READABLE_EXTENSIONS.join(", "),
+                found: findings.instead_of_images(spec),
             });
+        }
+        // Here, so that no command that opens a source can forget it.
+        for warning in findings.warnings(spec) {
+            tracing::warn!("{warning}");
         }
         let mut by_key: Vec<usize> = (0..samples.len()).collect();
         by_key.sort_unstable_by(|&a, &b| samples[a].key.cmp(&samples[b].key).then(a.cmp(&b)));
@@ -113,14 +125,14 @@ impl ImageSource {
             samples,
             by_key,
             label_names,
-            shards_passed_by,
+            findings,
             store,
         })
     }
 
-    /// How many `.tar` and `.parquet` files lie beside the images or class folders of a folder: none of them is read.
-    pub fn shards_passed_by(&self) -> usize {
-        self.shards_passed_by
+    /// What the source holds besides its images: pictures that are skipped, and what a user should be told.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
     }
 
     /// The first `samples` of this source. Its identity covers only these; names of labels stay.
@@ -138,6 +150,15 @@ impl ImageSource {
             Store::Folder(_) => "folder",
             Store::Tar(_) => "tar",
             Store::Parquet(_) => "parquet",
+        }
+    }
+
+    /// How many tar or Parquet files there are; 0 for a folder.
+    pub fn files(&self) -> usize {
+        match &self.store {
+            Store::Folder(_) => 0,
+            Store::Tar(shards) => shards.files(),
+            Store::Parquet(tables) => tables.files(),
         }
     }
 
@@ -161,7 +182,8 @@ impl ImageSource {
         self.samples[index].label
     }
 
-    /// Names of the labels: first-level folders, or the names in a Hugging Face `ClassLabel`. Empty for tar shards.
+    /// Names of the labels: first-level folders, the names in a Hugging Face `ClassLabel`, or those that stand in `.cls` members or in
+    /// a label column. Empty where labels are numbers.
     pub fn label_names(&self) -> &[String] {
         &self.label_names
     }
@@ -237,6 +259,22 @@ impl Store {
 fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> SourceError {
     let path = path.to_path_buf();
     move |source| SourceError::Io { path, source }
+}
+
+/// Answers in order, given by several threads: on a network file system each takes a round trip.
+fn in_parallel<T: Sync, R: Send>(items: &[T], ask: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    const THREADS: usize = 16;
+    let chunk = items.len().div_ceil(THREADS).max(1000);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = items
+            .chunks(chunk)
+            .map(|items| scope.spawn(|| items.iter().map(&ask).collect::<Vec<R>>()))
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("asking a file system does not panic"))
+            .collect()
+    })
 }
 
 /// Refuses a record that no decoder would accept, before memory is allocated for it.

@@ -121,6 +121,9 @@ pub(crate) fn run(
         atomic::remove_stale(&layout::teacher_json(folder, &teacher.id))?;
     }
     atomic::remove_stale(&layout::cache_json(folder))?;
+    if let Some(source) = &build.source {
+        schemas::write_skipped(folder, &skipped(source))?;
+    }
     let cache = Cache::open(folder)?;
 
     // ---- The plan: what is still missing -------------------------------------------------------------------------------------
@@ -141,6 +144,9 @@ pub(crate) fn run(
     let samples_left: u64 = work.iter().map(|w| build.samples_in(w.part)).sum();
     let total = build.identity.plan.samples;
     let mut progress = Progress::new(total, total - samples_left, build.identity.views.views);
+    if let Some(source) = &build.source {
+        progress.skipped(source.findings().skipped_count());
+    }
     let (ended, committed) =
         run_stages(build, &cache, work, &timings, &mut progress).inspect_err(|_| {
             tracing::warn!(
@@ -164,16 +170,27 @@ pub(crate) fn run(
     Ok(summary.status())
 }
 
+/// What a cache notes of the pictures that its source holds and that are no samples.
+fn skipped(source: &ImageSource) -> Vec<schemas::Skipped> {
+    let skipped = source.findings().skipped.iter();
+    skipped
+        .map(|skipped| schemas::Skipped::new(&skipped.key, &skipped.reason, skipped.count))
+        .collect()
+}
+
 /// Opens the data set.
 fn open_source(config: &BuildConfig) -> anyhow::Result<ImageSource> {
     let images = config.images.as_deref().context("a build reads images")?;
     let source = ImageSource::open(images)?;
-    if source.shards_passed_by() > 0 {
-        tracing::warn!(
-            "{images} has images or class folders and {} beside them: the images are the data set, and what is in the shards is not",
-            count(source.shards_passed_by() as u64, "shard")
-        );
-    }
+    tracing::info!(
+        "{images}: {}, {}{}",
+        source.kind(),
+        count(source.len() as u64, "image"),
+        match source.files() {
+            0 => String::new(),
+            files => format!(" in {}", count(files as u64, "file")),
+        }
+    );
     let source = match config.limit {
         Some(limit) => source.limit(limit),
         None => source,

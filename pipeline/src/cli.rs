@@ -55,7 +55,8 @@ pub enum Command {
 /// `pipeline build-cache`. A flag wins over `--set`, `--set` over the recipe, the recipe over the defaults.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BuildCacheArgs {
-    /// The images: class folders, WebDataset *.tar or *.parquet in the Hugging Face layout (a file, a glob or a {000..099} range).
+    /// The images: class folders, WebDataset *.tar or *.parquet in the Hugging Face layout (a file, a glob or a {000..099} range). `::` and a
+    /// pattern behind it say which files or members are images, as in `photos::*.png`; behind Parquet, the image column.
     #[arg(long, value_name = "SRC")]
     pub images: Option<String>,
     /// The cache folder; created, or resumed when it holds the same build.

@@ -1,11 +1,13 @@
 //! `build-cache --dry-run`: what would be built, how large it gets, whether it fits, how long it takes. Writes nothing.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use images::ImageSource;
 use indicatif::{DecimalBytes, HumanDuration};
 use schemas::{Cache, TeacherIdentity};
 use tch::Device;
@@ -46,6 +48,8 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
         count(views, "view"),
         count(plan.samples * views, "row")
     )?;
+    let source = build.source.as_ref().context("a build reads images")?;
+    print_source(build, source, out)?;
     writeln!(
         out,
         "plan               {} of {}; {} to build",
@@ -66,7 +70,6 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
             (parts + 1, rows + rows_in(work.part))
         })
     };
-    let source = build.source.as_ref().context("a build reads images")?;
     let longest_key = (0..source.len())
         .map(|idx| source.key(idx).len() as u64)
         .max();
@@ -170,6 +173,48 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
     } else {
         ExitStatus::Problems
     })
+}
+
+/// What the data set is read from, and what of it is not in the data set.
+fn print_source(build: &Build, source: &ImageSource, out: &mut dyn Write) -> anyhow::Result<()> {
+    let spec = build.config.images.as_deref().unwrap_or_default();
+    let files = match source.files() {
+        0 => String::new(),
+        files => format!(", {}", count(files as u64, "file")),
+    };
+    writeln!(out, "source             {spec}: {}{files}", source.kind())?;
+    let labelled: Vec<i32> = (0..source.len()).filter_map(|i| source.label(i)).collect();
+    let classes = labelled.iter().collect::<BTreeSet<_>>().len();
+    match labelled.len() {
+        0 => writeln!(out, "labels             none")?,
+        n => writeln!(
+            out,
+            "labels             {} of {}, {} {}",
+            n,
+            count(source.len() as u64, "image"),
+            classes,
+            match source.label_names().is_empty() {
+                true => "different numbers",
+                false => "different names",
+            }
+        )?,
+    }
+    let findings = source.findings();
+    if findings.skipped_count() > 0 {
+        writeln!(
+            out,
+            "skipped            {}: pictures and archives that are not in the data set",
+            findings.skipped_count()
+        )?;
+        for (reason, count) in findings.by_reason() {
+            writeln!(out, "  {count:>8}  {reason}")?;
+        }
+    }
+    let others = findings.others_line();
+    if !others.is_empty() {
+        writeln!(out, "not read           {others}")?;
+    }
+    Ok(())
 }
 
 /// The parts that lack something, of the cache that is there or of an empty one.

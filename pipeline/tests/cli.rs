@@ -24,6 +24,9 @@ mod picture;
 /// Packed images, codecs, layers, teachers added later.
 #[path = "cli/share.rs"]
 mod share;
+/// Pictures of the source that are not in the data set.
+#[path = "cli/skipped.rs"]
+mod skipped;
 /// Exit codes, help, messages.
 #[path = "cli/smoke.rs"]
 mod smoke;

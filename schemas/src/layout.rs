@@ -38,6 +38,14 @@ pub fn rejects_file(cache: &Path, part: u32) -> PathBuf {
     cache.join("rejects").join(format!("part-{part:05}.jsonl"))
 }
 
+/// `CACHE/rejects/skipped.jsonl`: what the source holds and the data set does not.
+pub fn skipped_file(cache: &Path) -> PathBuf {
+    cache.join("rejects").join(SKIPPED)
+}
+
+/// Name of [`skipped_file`].
+pub(crate) const SKIPPED: &str = "skipped.jsonl";
+
 /// `CACHE/teachers/<id>/part-00000.parquet`: the teacher's features, row for row with the samples.
 pub fn teacher_file(cache: &Path, id: &TeacherId, part: u32) -> PathBuf {
     teachers_dir(cache)

@@ -18,6 +18,7 @@ mod reject;
 mod rules;
 mod sample;
 mod samples_file;
+mod skipped;
 mod teacher;
 #[cfg(test)]
 mod testing;
@@ -37,6 +38,7 @@ pub use plan::Plan;
 pub use reader::TeacherPart;
 pub use sample::{ContentHash, CropBox, Reject, SampleRow, View};
 pub use samples_file::SamplesPart;
+pub use skipped::{Skipped, read_skipped, write_skipped};
 pub use teacher::{TeacherId, TeacherIdentity, TeacherRow};
 pub use verify::{Progress, Report, verify};
 pub use writer::{SamplesWriter, TeacherWriter};

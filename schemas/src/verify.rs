@@ -352,7 +352,7 @@ impl Verifier<'_> {
                 &[".parquet", ".commit.json"][..],
                 &[][..],
             ),
-            (self.dir.join("rejects"), &[".jsonl"], &[]),
+            (self.dir.join("rejects"), &[".jsonl"], &[layout::SKIPPED]),
         ];
         for id in self.teachers.keys() {
             folders.push((

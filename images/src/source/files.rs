@@ -1,11 +1,12 @@
 //! Many shards, few open files.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::io_error;
+use super::{Sample, file_name, io_error};
 use crate::SourceError;
 
 /// Most shards that are held open: sources have thousands, and a process may often open only 1024 files.
@@ -26,6 +27,10 @@ impl ShardFiles {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.paths.len()
+    }
+
     pub(super) fn path(&self, shard: usize) -> &PathBuf {
         &self.paths[shard]
     }
@@ -42,4 +47,77 @@ impl ShardFiles {
         open.truncate(MAX_OPEN);
         Ok(file)
     }
+}
+
+/// Gives images of equal keys in shards of equal names other keys, which begin with the shard's path below the longest folder that all
+/// shards have in common, instead of with its name.
+///
+/// Keys that are unique stay as they are, whatever the shards are called: caches are joined by them. Nor does a shard that is given twice
+/// become two. `ranges` are the numbers of every shard's samples.
+pub(super) fn qualify(
+    paths: &[PathBuf],
+    ranges: &[Range<usize>],
+    samples: &mut [Sample],
+) -> Result<(), SourceError> {
+    let mut by_name: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (shard, path) in paths.iter().enumerate() {
+        by_name.entry(file_name(path)?).or_default().push(shard);
+    }
+    let mut files = HashSet::new();
+    let mut common: Option<PathBuf> = None;
+    let mut twins = Vec::new();
+    for shards in by_name.into_values().filter(|shards| shards.len() > 1) {
+        files.clear();
+        let mut keys = HashSet::new();
+        let clash = shards
+            .iter()
+            .flat_map(|&shard| &samples[ranges[shard].clone()])
+            .any(|sample| !keys.insert(&*sample.key));
+        for &shard in &shards {
+            files.insert(
+                paths[shard]
+                    .canonicalize()
+                    .map_err(io_error(&paths[shard]))?,
+            );
+        }
+        if clash && files.len() == shards.len() {
+            twins.extend(shards);
+        }
+    }
+    if twins.is_empty() {
+        return Ok(());
+    }
+    let absolute: Vec<PathBuf> = paths
+        .iter()
+        .map(|path| std::path::absolute(path).map_err(io_error(path)))
+        .collect::<Result<_, _>>()?;
+    for path in &absolute {
+        let folder = path.parent().unwrap_or(path);
+        common = Some(match common {
+            Some(common) => common_folder(&common, folder),
+            None => folder.to_path_buf(),
+        });
+    }
+    let common = common.unwrap_or_default();
+    for shard in twins {
+        let path = absolute[shard]
+            .strip_prefix(&common)
+            .unwrap_or(&absolute[shard]);
+        let path = path.to_str().ok_or_else(|| SourceError::NotUtf8 {
+            path: paths[shard].clone(),
+        })?;
+        let name = file_name(&paths[shard])?;
+        for sample in &mut samples[ranges[shard].clone()] {
+            sample.key = format!("{path}{}", &sample.key[name.len()..]).into_boxed_str();
+        }
+    }
+    Ok(())
+}
+
+fn common_folder(one: &Path, other: &Path) -> PathBuf {
+    one.components()
+        .zip(other.components())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a)
+        .collect()
 }

@@ -2,14 +2,27 @@
 //!
 //! Every first-level folder is a class, with or without images, and a label is the folder's place among them, sorted bytewise; so
 //! a training and a validation folder with the same classes agree. Images may lie at any depth below. Images beside the class
-//! folders have no label. Links are followed, names that begin with a dot are passed by.
+//! folders have no label. Links are followed.
+//!
+//! Files whose names do not end like an image's are not taken. Those that are pictures all the same, going by their first bytes or by the
+//! extension of a format that is not supported, are skipped and named in the [`Findings`]; so are pictures and folders whose names begin
+//! with a dot, and archives. A pattern after `::` says instead which files are images: those that it matches and that are pictures
+//! by name or content.
+//!
+//! Folders with names like `train` and `val` in one folder are splits of a data set and no classes: there a choice is asked for.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{Listing, Sample, Store, check_length, io_error, is_image_extension};
+use glob::Pattern;
+
+use super::findings::{
+    Candidate, Findings, extension, is_image_extension, is_readable, picture_reason, starts_of,
+};
+use super::splits::{self, Splits};
+use super::{Listing, Sample, Store, check_length, in_parallel, io_error};
 use crate::SourceError;
 
 pub(super) struct Folder {
@@ -32,10 +45,14 @@ impl Folder {
     }
 }
 
-pub(super) fn open(root: &Path) -> Result<Listing, SourceError> {
+pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, SourceError> {
     let mut walk = Walk {
+        pattern,
         classes: Vec::new(),
         keys: Vec::new(),
+        candidates: Vec::new(),
+        findings: Findings::default(),
+        splits: Vec::new(),
         bad: Vec::new(),
         bad_count: 0,
     };
@@ -43,8 +60,12 @@ pub(super) fn open(root: &Path) -> Result<Listing, SourceError> {
     let Walk {
         mut classes,
         mut keys,
+        candidates,
+        mut findings,
+        splits,
         bad,
         bad_count,
+        ..
     } = walk;
     if bad_count > 0 {
         return Err(SourceError::BadEntries {
@@ -53,6 +74,38 @@ pub(super) fn open(root: &Path) -> Result<Listing, SourceError> {
             first: bad,
         });
     }
+    if let Some((prefix, splits)) = splits.first() {
+        let spec = root.display().to_string();
+        // Where every class has splits of its own, one pattern takes the same split of each.
+        let choices = match prefix.matches('/').count() {
+            0 => splits.patterns(spec.trim_end_matches('/')),
+            depth => splits
+                .patterns(&format!("{spec}::{}", vec!["*"; depth].join("/")))
+                .into_iter()
+                .map(|choice| choice + "/*")
+                .collect(),
+        };
+        return Err(SourceError::Splits {
+            place: root.join(prefix).display().to_string(),
+            splits: splits.list("folder"),
+            choices: choices.join("`, `"),
+            all: format!("{spec}::*"),
+        });
+    }
+    for (candidate, start) in candidates.iter().zip(starts_of(&candidates)) {
+        match pattern {
+            Some(pattern)
+                if pattern.matches(&candidate.key) && is_readable(&candidate.key, &start) =>
+            {
+                keys.push(candidate.key.clone())
+            }
+            _ => findings.file(
+                candidate.key.clone(),
+                picture_reason(&candidate.key, &start),
+            ),
+        }
+    }
+    findings.skipped.sort_by(|a, b| a.key.cmp(&b.key));
     classes.sort_unstable();
     keys.sort_unstable();
 
@@ -72,13 +125,21 @@ pub(super) fn open(root: &Path) -> Result<Listing, SourceError> {
     Ok(Listing {
         samples: samples.collect(),
         label_names: classes,
+        findings,
         store: Store::Folder(Folder {
             root: root.to_path_buf(),
         }),
     })
 }
 
-struct Walk {
+struct Walk<'a> {
+    /// Which files are images, if not those that are named like one.
+    pattern: Option<&'a Pattern>,
+    /// Files whose content has to say whether they are pictures.
+    candidates: Vec<Candidate>,
+    findings: Findings,
+    /// Folders with more than one split in them, by the key of the folder around them.
+    splits: Vec<(String, Splits)>,
     /// Names of the first-level folders.
     classes: Vec<String>,
     /// Paths of the images, below the root.
@@ -91,7 +152,7 @@ struct Walk {
 /// Bad entries that a message lists.
 const LISTED: usize = 10;
 
-impl Walk {
+impl Walk<'_> {
     /// Collects what is below `folder`, whose key is `prefix`. `around` are the identities of the folder and of all around it.
     fn folder(
         &mut self,
@@ -99,27 +160,38 @@ impl Walk {
         prefix: &str,
         around: &mut Vec<(u64, u64)>,
     ) -> Result<(), SourceError> {
+        let mut splits = Splits::default();
         for entry in fs::read_dir(folder).map_err(io_error(folder))? {
             let entry = entry.map_err(io_error(folder))?;
             let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
             let path = entry.path();
-            let is_image = path
-                .extension()
-                .and_then(|e| e.to_str())
-                .is_some_and(is_image_extension);
+            let is_hidden = name.as_encoded_bytes().starts_with(b".");
+            let key = format!("{prefix}{}", name.to_string_lossy());
+            let is_image = !is_hidden
+                && extension(&key).is_some_and(is_image_extension)
+                && self.pattern.is_none_or(|pattern| pattern.matches(&key));
             let file_type = match followed_type(&entry, is_image) {
                 Ok(Some(file_type)) => file_type,
                 Ok(None) => continue,
+                Err(_) if is_hidden => continue,
                 Err(error) => {
                     self.bad(io_error(&path)(error));
                     continue;
                 }
             };
-            let wanted = file_type.is_dir() || (file_type.is_file() && is_image);
-            if !wanted {
+            if is_hidden && file_type.is_dir() {
+                self.findings.skip(key, "hidden folder, not searched");
+                continue;
+            }
+            if file_type.is_file() && !is_image {
+                // What a pattern leaves out was left out by the user.
+                let wanted = self.pattern.is_none_or(|pattern| pattern.matches(&key));
+                if wanted {
+                    self.candidates.push(Candidate { key, path });
+                }
+                continue;
+            }
+            if !(file_type.is_dir() || file_type.is_file()) {
                 continue;
             }
             let Some(name) = name.to_str() else {
@@ -145,10 +217,19 @@ impl Walk {
                 self.classes.push(name.to_owned());
             }
             around.push(identity);
+            let before = self.keys.len();
             if let Err(error) = self.folder(&path, &format!("{prefix}{name}/"), around) {
                 self.bad(error);
             }
             around.pop();
+            if self.keys.len() > before
+                && let Some(split) = splits::of_folder(name)
+            {
+                splits.add(split, name);
+            }
+        }
+        if splits.is_choice() && self.pattern.is_none() {
+            self.splits.push((prefix.to_owned(), splits));
         }
         Ok(())
     }
@@ -182,28 +263,13 @@ fn identity(folder: &Path) -> Result<(u64, u64), SourceError> {
         .map_err(io_error(folder))
 }
 
-/// The lengths of all files. Asked by several threads, since on a network file system each answer takes a round trip.
+/// The lengths of all files.
 fn lengths(root: &Path, keys: &[String]) -> Result<Vec<u64>, SourceError> {
-    const THREADS: usize = 16;
     let length = |key: &String| {
         let path = root.join(key);
         fs::metadata(&path)
             .map(|metadata| metadata.len())
             .map_err(io_error(&path))
     };
-    let chunk = keys.len().div_ceil(THREADS).max(1000);
-    let answers: Vec<Result<Vec<u64>, SourceError>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = keys
-            .chunks(chunk)
-            .map(|keys| scope.spawn(move || keys.iter().map(length).collect()))
-            .collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().expect("asking for lengths does not panic"))
-            .collect()
-    });
-    answers
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()
-        .map(|chunks| chunks.concat())
+    in_parallel(keys, length).into_iter().collect()
 }

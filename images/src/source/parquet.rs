@@ -1,4 +1,8 @@
-//! Parquet in the Hugging Face layout: a struct column `{bytes, path}` of image files, and an integer column of labels.
+//! Parquet in the Hugging Face layout: a struct column `{bytes, path}` of image files, and a column of labels.
+//!
+//! A label column holds whole numbers of any type, or names: text, categorical or not, whose distinct values are numbered in the order
+//! of their bytes. A column that is called like a label and cannot be a class (a list, fractions) is named in the [`Findings`], and
+//! so are further columns of images; a column's name after `::` says which is meant.
 //!
 //! Rows are read through pages, the unit that Parquet compresses: a row group can hold gigabytes, a page seldom more than the
 //! megabyte that writers aim at. Pages read last are kept, so that reading rows in order decodes each page once.
@@ -15,9 +19,11 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use ::parquet::file::reader::Length;
 
-use self::columns::Columns;
-use self::pages::{Page, Pread, read_labels};
-use super::files::ShardFiles;
+use self::columns::{Columns, LabelColumn, LabelKind};
+use self::pages::{Page, Pread, Value, read_labels};
+use super::files::{ShardFiles, qualify};
+use super::findings::{Findings, Skipped};
+use super::labels::{Class, MAX_NAMES, Names};
 use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
 use crate::guard::catch_panics;
@@ -62,21 +68,55 @@ struct Place {
     row_in_group: usize,
 }
 
-pub(super) fn open(paths: Vec<PathBuf>) -> Result<Listing, SourceError> {
-    let (mut samples, mut tables) = (Vec::new(), Vec::new());
+pub(super) fn open(paths: Vec<PathBuf>, column: Option<&str>) -> Result<Listing, SourceError> {
+    let mut opening = Opening {
+        column,
+        ..Opening::default()
+    };
+    let (mut tables, mut ranges) = (Vec::new(), Vec::new());
     let mut first: Option<Columns> = None;
     for path in &paths {
         let file = Arc::new(File::open(path).map_err(io_error(path))?);
-        let (table, columns) = guarded(path, || {
-            open_table(path, &file, samples.len(), &mut samples)
-        })?;
+        let start = opening.samples.len();
+        let (table, columns) = guarded(path, || opening.table(path, &file))?;
         match &first {
             Some(first) => columns.check_same(first, path)?,
             None => first = Some(columns),
         }
         tables.push(table);
+        ranges.push(start..opening.samples.len());
     }
     let columns = first.expect("a source has at least one file");
+    let Opening {
+        mut samples,
+        names,
+        unfit,
+        numbered,
+        named,
+        mut findings,
+        ..
+    } = opening;
+    let mut label_names = columns.label_names;
+    if let Some(unfit) = unfit {
+        findings.note(unfit);
+        label_names.clear();
+        samples.iter_mut().for_each(|sample| sample.label = None);
+    } else if let (Some(number), Some(name)) = (numbered, named.as_ref()) {
+        return Err(SourceError::MixedLabels {
+            number,
+            name: name.clone(),
+        });
+    } else if named.is_some() {
+        let (names, places) = names.sorted();
+        label_names = names;
+        for label in samples
+            .iter_mut()
+            .filter_map(|sample| sample.label.as_mut())
+        {
+            *label = places[*label as usize];
+        }
+    }
+    qualify(&paths, &ranges, &mut samples)?;
     let store = Tables {
         files: ShardFiles::new(paths),
         tables,
@@ -85,65 +125,166 @@ pub(super) fn open(paths: Vec<PathBuf>) -> Result<Listing, SourceError> {
     };
     Ok(Listing {
         samples,
-        label_names: columns.label_names,
+        label_names,
+        findings,
         store: Store::Parquet(store),
     })
 }
 
-/// Reads a footer and the labels, and appends the file's samples.
-fn open_table(
-    path: &Path,
-    file: &Arc<File>,
-    first_sample: usize,
-    samples: &mut Vec<Sample>,
-) -> Result<(Table, Columns), SourceError> {
-    let reader = Arc::new(Pread::new(path, file)?);
-    let metadata = ParquetMetaDataReader::new()
-        .parse_and_finish(&*reader)
-        .map_err(explain(path))?;
-    let columns = Columns::find(path, &metadata)?;
-    let name = file_name(path)?;
-    let file_len = reader.len();
-    let (mut groups, mut row_in_file) = (Vec::new(), 0);
-    for group in metadata.row_groups() {
-        let corrupt = |what: &str| SourceError::CorruptParquet {
-            path: path.to_path_buf(),
-            detail: what.to_owned(),
+/// What the files read so far hold together.
+#[derive(Default)]
+struct Opening<'a> {
+    /// The column of images that was asked for.
+    column: Option<&'a str>,
+    /// Labels that are names are indices into `names` here.
+    samples: Vec<Sample>,
+    names: Names,
+    /// What makes the label column no classes, if anything does.
+    unfit: Option<String>,
+    /// The first row whose label is a number, and the first whose is a name.
+    numbered: Option<String>,
+    named: Option<String>,
+    findings: Findings,
+}
+
+impl Opening<'_> {
+    /// Reads a footer and the labels, and appends the file's samples.
+    fn table(&mut self, path: &Path, file: &Arc<File>) -> Result<(Table, Columns), SourceError> {
+        let first_sample = self.samples.len();
+        let reader = Arc::new(Pread::new(path, file)?);
+        let metadata = ParquetMetaDataReader::new()
+            .parse_and_finish(&*reader)
+            .map_err(explain(path))?;
+        let columns = Columns::find(path, &metadata, self.column)?;
+        let name = file_name(path)?;
+        let file_len = reader.len();
+        let (mut groups, mut row_in_file) = (Vec::new(), 0);
+        for group in metadata.row_groups() {
+            let corrupt = |what: &str| SourceError::CorruptParquet {
+                path: path.to_path_buf(),
+                detail: what.to_owned(),
+            };
+            // A number that is out of all proportion must not become an allocation. Eight rows to the byte is more than any image allows.
+            let plausible = 0..=file_len.saturating_mul(8);
+            let rows = usize::try_from(group.num_rows())
+                .ok()
+                .filter(|&rows| plausible.contains(&(rows as u64)));
+            let rows =
+                rows.ok_or_else(|| corrupt("a row group claims an impossible number of rows"))?;
+            let bytes = u64::try_from(group.column(columns.image_leaf).uncompressed_size())
+                .map_err(|_| corrupt("a column has a negative size"))?;
+            let values = match &columns.label {
+                Some(label) => {
+                    let chunk = group.column(label.leaf);
+                    read_labels(reader.clone(), chunk, rows, label.kind).map_err(explain(path))?
+                }
+                None => Vec::new(),
+            };
+            let mut values = values.into_iter();
+            for row in row_in_file..row_in_file + rows {
+                let label = match (values.next(), &columns.label) {
+                    (Some(value), Some(column)) => self.label(path, row, column, value)?,
+                    _ => None,
+                };
+                self.samples.push(Sample {
+                    key: format!("{name}/{row}").into_boxed_str(),
+                    label,
+                    bytes,
+                });
+            }
+            groups.push(RowGroup {
+                first_row: row_in_file,
+                page_starts: OnceLock::new(),
+            });
+            row_in_file += rows;
+        }
+        self.report(name, &columns, row_in_file as u64);
+        Ok((
+            Table {
+                metadata: Arc::new(metadata),
+                first_sample,
+                groups,
+            },
+            columns,
+        ))
+    }
+
+    /// The label of a row; an index where it is a name. What no class can be in a column that is not of integers makes the column no
+    /// column of classes: a target of regression, say, is no fault of the file.
+    fn label(
+        &mut self,
+        path: &Path,
+        row: usize,
+        column: &LabelColumn,
+        value: Value,
+    ) -> Result<Option<i32>, SourceError> {
+        let mut unfit = |found: &str| {
+            let file = path.display();
+            self.unfit.get_or_insert_with(|| {
+                format!(
+                    "column `{}` holds no classes and is not read as labels: {found} ({file}, row {row})",
+                    column.name
+                )
+            });
+            Ok(None)
         };
-        // A number that is out of all proportion must not become an allocation. Eight rows to the byte is more than any image allows.
-        let plausible = 0..=file_len.saturating_mul(8);
-        let rows = usize::try_from(group.num_rows())
-            .ok()
-            .filter(|&rows| plausible.contains(&(rows as u64)));
-        let rows =
-            rows.ok_or_else(|| corrupt("a row group claims an impossible number of rows"))?;
-        let bytes = u64::try_from(group.column(columns.image_leaf).uncompressed_size())
-            .map_err(|_| corrupt("a column has a negative size"))?;
-        let labels = match columns.label_leaf {
-            Some(leaf) => read_labels(path, reader.clone(), group.column(leaf), rows, row_in_file)?,
-            None => vec![None; rows],
-        };
-        for (row, label) in labels.into_iter().enumerate() {
-            samples.push(Sample {
-                key: format!("{name}/{}", row_in_file + row).into_boxed_str(),
-                label,
-                bytes,
+        let place = || format!("{}, row {row}", path.display());
+        match value {
+            Value::Missing => Ok(None),
+            Value::Number(number) => match i32::try_from(number) {
+                Ok(label) if label >= 0 => {
+                    self.numbered.get_or_insert_with(place);
+                    Ok(Some(label))
+                }
+                _ if column.kind == LabelKind::Integer => Err(SourceError::BadLabel {
+                    path: path.to_path_buf(),
+                    member: format!("row {row}"),
+                    found: number.to_string(),
+                }),
+                _ => unfit(&format!(
+                    "{number} is not a whole number from 0 to 2147483647"
+                )),
+            },
+            Value::Unfit(found) => unfit(&format!(
+                "{found} is not a whole number from 0 to 2147483647"
+            )),
+            Value::Text(text) => {
+                let Ok(text) = std::str::from_utf8(text.data()) else {
+                    return unfit("bytes that are not UTF-8");
+                };
+                match self.names.add(text) {
+                    Some(Class::Name(index)) => {
+                        self.named.get_or_insert_with(place);
+                        Ok(Some(index as i32))
+                    }
+                    _ => unfit(&format!("more than {MAX_NAMES} different texts")),
+                }
+            }
+        }
+    }
+
+    /// Notes what of a file is not read.
+    fn report(&mut self, name: &str, columns: &Columns, rows: u64) {
+        for column in &columns.other_images {
+            self.findings.skipped.push(Skipped {
+                key: format!("{name}/{column}"),
+                reason: format!("in another column of images, `{column}`"),
+                count: rows,
             });
         }
-        groups.push(RowGroup {
-            first_row: row_in_file,
-            page_starts: OnceLock::new(),
-        });
-        row_in_file += rows;
+        for (column, what) in &columns.unread_labels {
+            self.findings.note(format!(
+                "column `{column}` is {what}, which cannot be a class, and is not read as labels"
+            ));
+        }
+        for column in &columns.others {
+            *self
+                .findings
+                .others
+                .entry(format!("column `{column}`"))
+                .or_default() += 1;
+        }
     }
-    Ok((
-        Table {
-            metadata: Arc::new(metadata),
-            first_sample,
-            groups,
-        },
-        columns,
-    ))
 }
 
 impl Tables {
@@ -151,6 +292,10 @@ impl Tables {
         let place = self.locate(index);
         let path = self.files.path(place.table);
         guarded(path, || self.read_row(path, &place))
+    }
+
+    pub(super) fn files(&self) -> usize {
+        self.files.len()
     }
 
     pub(super) fn place(&self, index: usize) -> String {

@@ -3,24 +3,39 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::{io_error, is_image_extension};
+use super::findings::{
+    Candidate, Findings, extension, is_image_extension, picture_reason, starts_of,
+};
+use super::io_error;
+use super::splits::{self, Splits};
 use crate::SourceError;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resolved {
-    /// With the number of shards beside the images, which are passed by.
-    Folder(PathBuf, usize),
+    Folder(PathBuf),
     Tar(Vec<PathBuf>),
     Parquet(Vec<PathBuf>),
 }
 
-/// A path that exists is taken as it is, whatever characters it has; otherwise braces are expanded, then globs.
+/// The files that a source means, what lies beside them, and what stands behind `::`, which says what in them is meant.
+pub(super) fn resolve(spec: &str) -> Result<(Resolved, Findings, Option<&str>), SourceError> {
+    // A path that exists is taken as it is, whatever characters it has.
+    let (files, within) = match spec.rsplit_once("::") {
+        Some((files, within)) if !Path::new(spec).exists() => (files, Some(within)),
+        _ => (spec, None),
+    };
+    let mut findings = Findings::default();
+    let resolved = resolve_files(files, &mut findings)?;
+    Ok((resolved, findings, within))
+}
+
+/// A path that exists is taken as it is; otherwise braces are expanded, then globs.
 ///
 /// Shards keep the order of the braces, and within one glob are sorted bytewise.
-pub(super) fn resolve(spec: &str) -> Result<Resolved, SourceError> {
+fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, SourceError> {
     let path = Path::new(spec);
     match fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => return resolve_folder(path),
+        Ok(metadata) if metadata.is_dir() => return resolve_folder(path, findings),
         Ok(_) => return shards(spec, vec![path.to_path_buf()]),
         Err(e)
             if matches!(
@@ -59,38 +74,94 @@ pub(super) fn resolve(spec: &str) -> Result<Resolved, SourceError> {
             return Err(SourceError::NotFound { spec: pattern });
         }
     }
+    let mut splits = Splits::default();
+    for path in &paths {
+        if let Some(split) = split_of(path) {
+            splits.add(split, path.display().to_string());
+        }
+    }
+    if splits.is_choice() {
+        findings.note(format!(
+            "takes the files of several splits as one data set: {}",
+            splits.list("file")
+        ));
+    }
     shards(spec, paths)
 }
 
+/// The split that a shard belongs to, by its name, else by that of the folder around it.
+fn split_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let of_parent = || splits::of_folder(path.parent()?.file_name()?.to_str()?);
+    splits::of_shard(name).or_else(|| of_parent().map(str::to_owned))
+}
+
 /// A folder of nothing but files, with shards and no images among them, is a folder of shards.
-fn resolve_folder(root: &Path) -> Result<Resolved, SourceError> {
+fn resolve_folder(root: &Path, findings: &mut Findings) -> Result<Resolved, SourceError> {
     let (mut tars, mut tables, mut is_image_folder) = (Vec::new(), Vec::new(), false);
+    let (mut beside, mut hidden_folders) = (Vec::new(), Vec::new());
     for entry in root.read_dir().map_err(io_error(root))? {
         let entry = entry.map_err(io_error(root))?;
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
         let path = entry.path();
+        let name = entry.file_name();
+        let key = name.to_string_lossy().into_owned();
+        let is_hidden = name.as_encoded_bytes().starts_with(b".");
         match Shard::of(&path) {
+            _ if is_hidden && path.is_dir() => hidden_folders.push(key),
+            _ if is_hidden => beside.push(Candidate { key, path }),
             _ if path.is_dir() => is_image_folder = true,
             Some(Shard::Tar) => tars.push(path),
             Some(Shard::Parquet) => tables.push(path),
-            None => {
-                is_image_folder |= path
-                    .extension()
-                    .and_then(|e| e.to_str())
-                    .is_some_and(is_image_extension)
-            }
+            None if extension(&key).is_some_and(is_image_extension) => is_image_folder = true,
+            None => beside.push(Candidate { key, path }),
         }
     }
-    if is_image_folder || (tars.is_empty() && tables.is_empty()) {
-        let beside = tars.len() + tables.len();
-        return Ok(Resolved::Folder(root.to_path_buf(), beside));
+    let shard_count = tars.len() + tables.len();
+    if is_image_folder || shard_count == 0 {
+        if shard_count > 0 {
+            findings.note(format!(
+                "has images or class folders and {shard_count} .tar or .parquet files beside them: the images are the data set, and what \
+                 is in those files is not. Give `{0}/*.tar` or `{0}/*.parquet` for it",
+                root.display()
+            ));
+        }
+        return Ok(Resolved::Folder(root.to_path_buf()));
     }
+    for folder in hidden_folders {
+        findings.skip(folder, "hidden folder, not searched");
+    }
+    beside.retain(|candidate| candidate.path.is_file());
+    for (candidate, start) in beside.iter().zip(starts_of(&beside)) {
+        findings.file(
+            candidate.key.clone(),
+            picture_reason(&candidate.key, &start),
+        );
+    }
+    findings.skipped.sort_by(|a, b| a.key.cmp(&b.key));
+
     let mut paths = tables;
     paths.append(&mut tars);
     paths.sort_unstable();
-    shards(&root.display().to_string(), paths)
+    let folder = root.display().to_string();
+    let mut splits = Splits::default();
+    for name in paths.iter().filter_map(|path| path.file_name()?.to_str()) {
+        if let Some(split) = splits::of_shard(name) {
+            splits.add(split, name);
+        }
+    }
+    if splits.is_choice() {
+        return Err(SourceError::Splits {
+            splits: splits.list("file"),
+            choices: splits.patterns(folder.trim_end_matches('/')).join("`, `"),
+            all: format!(
+                "{}/*.{}",
+                folder.trim_end_matches('/'),
+                paths[0].extension().unwrap_or_default().display()
+            ),
+            place: folder,
+        });
+    }
+    shards(&folder, paths)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,25 +1,42 @@
 //! WebDataset shards: tar files in which the members of a sample have the same path up to the first dot of their name.
 //!
-//! A sample is a member whose extension is an image's, with the label in a member `.cls` if there is one; other members are passed
-//! by. Headers are read once, when opening; images are read in place afterwards.
+//! As in WebDataset, a member is an image by what follows the *last* dot of its name, and belongs to the sample named by what stands before
+//! the *first* dot of its last component. One member with nothing between the two, `000.jpg`, is the sample's image. A sample without such a
+//! member may have several: all images of `pair.left.jpg`, `pair.right.jpg` and of `track 22.05.jpg` are taken, and their keys reach to
+//! the last dot. Beside `000.jpg`, on the other hand, `000.seg.png` is skipped and named: masks and depth maps are stored so. Two images
+//! that differ in the last extension alone, `000.jpg` and `000.png`, leave open which is meant, and are refused. A pattern after `::` answers
+//! it: the images are the members that it matches and that are pictures by name or content.
+//!
+//! A label is read from a member `.cls`, `.class` or `.label` of the same name up to the last dot, else up to the first; `.txt` or `.json`
+//! may follow. It is a whole number or, in all members alike, the name of a class.
+//!
+//! Archives that were joined are read to the end of the file, as by `tar --ignore-zeros`. Headers are read once, when opening; images
+//! are read in place afterwards.
 
-use std::collections::BTreeMap;
+mod ends;
+
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use tar::{Archive, EntryType, Header};
+use glob::Pattern;
+use tar::{Archive, EntryType};
 
-use super::files::ShardFiles;
-use super::{Listing, Sample, Store, check_length, file_name, io_error, is_image_extension};
+use self::ends::{BLOCK, Behind, compression, is_header, malformed, truncated};
+use super::files::{ShardFiles, qualify};
+use super::findings::{Findings, extension, is_image_extension, is_readable, picture_reason};
+use super::labels::{Class, Names, Text, read_text};
+use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
+use crate::decode::SNIFF_BYTES;
 
-/// Unit of the format.
-const BLOCK: u64 = 512;
+/// Most bytes of a member with a label: more than any number or name of a class has.
+const MAX_LABEL_BYTES: u64 = 1024;
 
-/// Most bytes of a `.cls` member: more than any number with a line end has.
-const MAX_LABEL_BYTES: u64 = 32;
+/// What the members with labels are called, the most telling first.
+const LABEL_FIELDS: [&str; 3] = ["cls", "class", "label"];
 
 pub(super) struct Shards {
     files: ShardFiles,
@@ -52,6 +69,10 @@ impl Shards {
         Ok(data)
     }
 
+    pub(super) fn files(&self) -> usize {
+        self.files.len()
+    }
+
     pub(super) fn place(&self, index: usize) -> String {
         let member = &self.members[index];
         format!(
@@ -62,27 +83,49 @@ impl Shards {
     }
 }
 
-pub(super) fn open(paths: Vec<PathBuf>) -> Result<Listing, SourceError> {
-    let (mut samples, mut members) = (Vec::new(), Vec::new());
+pub(super) fn open(paths: Vec<PathBuf>, pattern: Option<&Pattern>) -> Result<Listing, SourceError> {
+    let mut shards = Opening {
+        pattern,
+        ..Opening::default()
+    };
+    let (mut members, mut ranges) = (Vec::new(), Vec::new());
     for (shard, path) in paths.iter().enumerate() {
         let shard = u32::try_from(shard).expect("fewer than 2^32 shards");
-        let name = file_name(path)?;
-        for (key, offset, bytes, label) in Index::read(path)?.images() {
-            samples.push(Sample {
-                key: format!("{name}/{key}").into_boxed_str(),
-                label,
-                bytes,
-            });
+        let first = shards.samples.len();
+        for (offset, bytes) in shards.shard(path)? {
             members.push(Member {
                 shard,
                 offset,
                 bytes,
             });
         }
+        ranges.push(first..shards.samples.len());
     }
+    let Opening {
+        mut samples,
+        names,
+        numbered,
+        named,
+        findings,
+        ..
+    } = shards;
+    if let (Some(number), Some(name)) = (numbered, named) {
+        return Err(SourceError::MixedLabels { number, name });
+    }
+    let (label_names, places) = names.sorted();
+    if !places.is_empty() {
+        for label in samples
+            .iter_mut()
+            .filter_map(|sample| sample.label.as_mut())
+        {
+            *label = places[*label as usize];
+        }
+    }
+    qualify(&paths, &ranges, &mut samples)?;
     Ok(Listing {
         samples,
-        label_names: Vec::new(),
+        label_names,
+        findings,
         store: Store::Tar(Shards {
             files: ShardFiles::new(paths),
             members,
@@ -90,33 +133,196 @@ pub(super) fn open(paths: Vec<PathBuf>) -> Result<Listing, SourceError> {
     })
 }
 
+/// What the shards read so far hold together.
+#[derive(Default)]
+struct Opening<'a> {
+    /// Which members are images, if not those that are named like one.
+    pattern: Option<&'a Pattern>,
+    /// Labels that are names are indices into `names` here.
+    samples: Vec<Sample>,
+    names: Names,
+    /// The first member whose label is a number, and the first whose is a name.
+    numbered: Option<String>,
+    named: Option<String>,
+    findings: Findings,
+}
+
 /// What the headers of one shard say.
 #[derive(Default)]
 struct Index {
-    /// In order of position: key, position, length.
-    images: Vec<(String, u64, u64)>,
-    labels: BTreeMap<String, i32>,
+    /// In order of position.
+    images: Vec<Image>,
+    /// By the member's name up to the label's field; the lowest rank counts.
+    labels: BTreeMap<String, Label>,
 }
 
-impl Index {
-    fn read(path: &Path) -> Result<Self, SourceError> {
+struct Image {
+    /// The member's path, without `./` in front.
+    name: String,
+    offset: u64,
+    bytes: u64,
+}
+
+struct Label {
+    rank: usize,
+    member: String,
+    class: Class,
+}
+
+impl Image {
+    /// The name up to the last dot: the key of the image.
+    fn stem(&self) -> &str {
+        match extension(&self.name) {
+            Some(extension) => &self.name[..self.name.len() - extension.len() - 1],
+            None => &self.name,
+        }
+    }
+
+    /// The name up to the first dot of its last component: the key of WebDataset's sample.
+    fn sample(&self) -> &str {
+        let base = self.name.rfind('/').map_or(0, |slash| slash + 1);
+        match self.name[base..].find('.') {
+            Some(dot) => &self.name[..base + dot],
+            None => &self.name,
+        }
+    }
+}
+
+impl Opening<'_> {
+    /// Appends a shard's samples; returns position and length of each.
+    fn shard(&mut self, path: &Path) -> Result<Vec<(u64, u64)>, SourceError> {
+        let shard = file_name(path)?;
         let file = File::open(path).map_err(io_error(path))?;
+        let mut index = Index::default();
+        self.members(path, shard, &file, &mut index)?;
+        let Index { images, labels } = index;
+
+        let in_key = match self.pattern {
+            Some(_) => keys_of_selected(&images),
+            None => self.keys_of_samples(path, shard, &images)?,
+        };
+        let mut places = Vec::new();
+        for (image, key) in images.iter().zip(in_key) {
+            let Some(key) = key else { continue };
+            let label = labels
+                .get(image.stem())
+                .or_else(|| labels.get(image.sample()));
+            let label = label.map(|label| {
+                let (first, number) = match label.class {
+                    Class::Number(number) => (&mut self.numbered, number),
+                    Class::Name(index) => (&mut self.named, index as i32),
+                };
+                first.get_or_insert_with(|| format!("{shard}/{}", label.member));
+                number
+            });
+            self.samples.push(Sample {
+                key: format!("{shard}/{key}").into_boxed_str(),
+                label,
+                bytes: image.bytes,
+            });
+            places.push((image.offset, image.bytes));
+        }
+        Ok(places)
+    }
+
+    /// For every image its key in the shard, or nothing for one that is another image of a sample.
+    fn keys_of_samples<'i>(
+        &mut self,
+        path: &Path,
+        shard: &str,
+        images: &'i [Image],
+    ) -> Result<Vec<Option<&'i str>>, SourceError> {
+        // The names in use, with the images that stand for a whole sample.
+        let mut by_stem: HashMap<&str, &Image> = HashMap::new();
+        for image in images {
+            match by_stem.insert(image.stem(), image) {
+                // Two members of one name are two images of one key, which is refused for every kind of source.
+                Some(other) if other.name != image.name => {
+                    return Err(SourceError::SeveralImages {
+                        path: path.to_path_buf(),
+                        first: other.name.clone(),
+                        second: image.name.clone(),
+                        extension: extension(&other.name).unwrap_or_default().to_owned(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        let mut skipped_field = None;
+        let keys = images
+            .iter()
+            .map(|image| {
+                let (stem, sample) = (image.stem(), image.sample());
+                if stem != sample && by_stem.contains_key(sample) {
+                    let field = &image.name[sample.len()..];
+                    skipped_field.get_or_insert_with(|| field.to_owned());
+                    self.findings.skip(
+                        format!("{shard}/{}", image.name),
+                        "further image of a sample",
+                    );
+                    return None;
+                }
+                Some(stem)
+            })
+            .collect();
+        if let Some(field) = skipped_field {
+            self.findings.note(format!(
+                "samples have further images, such as {field}, which are skipped; `::*{field}` behind the source takes these instead, `::*` all"
+            ));
+        }
+        Ok(keys)
+    }
+
+    /// Reads all headers of a shard, of however many archives it was joined.
+    fn members(
+        &mut self,
+        path: &Path,
+        shard: &str,
+        file: &File,
+        index: &mut Index,
+    ) -> Result<(), SourceError> {
         let file_len = file.metadata().map_err(io_error(path))?.len();
         let mut start = [0; BLOCK as usize];
         if file.read_exact_at(&mut start, 0).is_ok() && !is_header(&start) {
             return Err(SourceError::CorruptTar {
                 path: path.to_path_buf(),
-                detail: "it does not begin with a header, so it is something else under that name"
-                    .to_owned(),
+                detail: format!(
+                    "it does not begin with a header, so it is something else under that name{}",
+                    compression(&start)
+                ),
             });
         }
-        let mut index = Self::default();
         let mut end = 0;
-        for entry in Archive::new(&file)
+        let mut archive = Archive::new(file);
+        archive.set_ignore_zeros(true);
+        for entry in archive
             .entries_with_seek()
             .map_err(|e| malformed(path, file_len, end, e))?
         {
-            let entry = entry.map_err(|e| malformed(path, file_len, end, e))?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    return match Behind::look(file, file_len, end).map_err(io_error(path))? {
+                        Behind::NoMark => Err(malformed(path, file_len, end, error)),
+                        Behind::Zeros => Ok(()),
+                        Behind::Members { junk } => Err(SourceError::CorruptTar {
+                            path: path.to_path_buf(),
+                            detail: format!(
+                                "bytes {} to {} are no tar archive, and members follow. Take the file apart, or pack it again",
+                                junk.start, junk.end
+                            ),
+                        }),
+                        Behind::Archive => Err(malformed(path, file_len, end, error)),
+                        Behind::Junk { at } => {
+                            self.findings.note(format!(
+                                "{shard}: the {} bytes behind the end of the archive, from byte {at} on, are no tar archive and are not read",
+                                file_len - at
+                            ));
+                            Ok(())
+                        }
+                    };
+                }
+            };
             let (offset, bytes) = (entry.raw_file_position(), entry.size());
             let name = entry.path_bytes().into_owned();
             end = offset
@@ -131,14 +337,15 @@ impl Index {
                         ),
                     )
                 })?;
-            index.member(
+            let member = Found {
                 path,
-                &file,
-                entry.header().entry_type(),
-                name,
+                shard,
+                file,
+                kind: entry.header().entry_type(),
                 offset,
                 bytes,
-            )?;
+            };
+            self.member(index, member, &name)?;
         }
         // Two blocks of zeros end an archive. Without this check, a file cut off between two members would pass for a shorter one.
         let mut marker = [1; BLOCK as usize];
@@ -149,129 +356,180 @@ impl Index {
                 format!("there is no end-of-archive mark at byte {at}"),
             ));
         }
-        Ok(index)
+        Ok(())
     }
 
     fn member(
         &mut self,
-        path: &Path,
-        file: &File,
-        kind: EntryType,
-        name: Vec<u8>,
-        offset: u64,
-        bytes: u64,
+        index: &mut Index,
+        found: Found<'_>,
+        name: &[u8],
     ) -> Result<(), SourceError> {
-        let is_file = matches!(kind, EntryType::Regular | EntryType::Continuous);
-        let Some((key, extension)) = key_and_extension(&name) else {
+        let name = name.strip_prefix(b"./").unwrap_or(name);
+        if found.kind == EntryType::Directory || name.ends_with(b"/") {
             return Ok(());
+        }
+        let lossy = String::from_utf8_lossy(name);
+        let is_hidden = lossy
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .starts_with('.');
+        let is_matched = self.pattern.is_none_or(|pattern| pattern.matches(&lossy));
+        let is_file = matches!(found.kind, EntryType::Regular | EntryType::Continuous);
+        let is_image =
+            !is_hidden && is_matched && extension(&lossy).is_some_and(is_image_extension);
+        let label = (!is_hidden).then(|| label_field(&lossy)).flatten();
+        let refuse = |what: &str| {
+            Err(SourceError::CorruptTar {
+                path: found.path.to_path_buf(),
+                detail: format!("`{lossy}` {what}"),
+            })
         };
-        let (is_image, is_label) = (
-            std::str::from_utf8(extension).is_ok_and(is_image_extension),
-            extension == b"cls",
-        );
-        if !(is_image || is_label) {
-            return Ok(());
-        }
-        let member = String::from_utf8_lossy(&name);
-        if !is_file {
-            return Err(SourceError::CorruptTar {
-                path: path.to_path_buf(),
-                detail: format!("`{member}` is not a plain file"),
-            });
-        }
-        let Ok(key) = std::str::from_utf8(key) else {
-            return Err(SourceError::NotUtf8 {
-                path: path.join(&*member),
-            });
+        let utf8 = || {
+            std::str::from_utf8(name).map_err(|_| SourceError::NotUtf8 {
+                path: found.path.join(&*lossy),
+            })
         };
-        if is_image {
-            self.images.push((key.to_owned(), offset, bytes));
-            return Ok(());
-        }
-        let bad_label = |found: &[u8]| {
-            let found = String::from_utf8_lossy(found).trim().to_owned();
-            SourceError::BadLabel {
-                path: path.to_path_buf(),
-                member: member.to_string(),
-                found,
+        if let Some((stem, rank)) = label {
+            if !is_file {
+                return refuse("is not a plain file");
             }
+            utf8()?;
+            return self.label(index, found, &lossy, stem, rank);
+        }
+        if !is_image {
+            if !is_file {
+                return Ok(());
+            }
+            let mut start = vec![0; found.bytes.min(SNIFF_BYTES as u64) as usize];
+            found
+                .file
+                .read_exact_at(&mut start, found.offset)
+                .map_err(io_error(found.path))?;
+            if !(self.pattern.is_some() && is_matched && is_readable(&lossy, &start)) {
+                if is_matched {
+                    let reason = picture_reason(&lossy, &start);
+                    self.findings
+                        .file(format!("{}/{lossy}", found.shard), reason);
+                }
+                return Ok(());
+            }
+        } else if !is_file {
+            return refuse("is not a plain file");
+        }
+        index.images.push(Image {
+            name: utf8()?.to_owned(),
+            offset: found.offset,
+            bytes: found.bytes,
+        });
+        Ok(())
+    }
+
+    fn label(
+        &mut self,
+        index: &mut Index,
+        found: Found<'_>,
+        member: &str,
+        stem: &str,
+        rank: usize,
+    ) -> Result<(), SourceError> {
+        let mut text = vec![0; found.bytes.min(MAX_LABEL_BYTES) as usize];
+        found
+            .file
+            .read_exact_at(&mut text, found.offset)
+            .map_err(io_error(found.path))?;
+        let read = match std::str::from_utf8(&text) {
+            Ok(text) if found.bytes <= MAX_LABEL_BYTES => read_text(text),
+            _ => Text::Other,
         };
-        let mut text = vec![0; bytes.min(MAX_LABEL_BYTES) as usize];
-        file.read_exact_at(&mut text, offset)
-            .map_err(io_error(path))?;
-        let label = std::str::from_utf8(&text)
-            .ok()
-            .and_then(|text| text.trim().parse::<i32>().ok());
-        match label.filter(|&label| label >= 0 && bytes <= MAX_LABEL_BYTES) {
-            Some(label) if self.labels.insert(key.to_owned(), label).is_none() => Ok(()),
-            Some(_) => Err(SourceError::CorruptTar {
-                path: path.to_path_buf(),
+        let class = match read {
+            Text::Whole(number) => i32::try_from(number)
+                .ok()
+                .filter(|&number| number >= 0)
+                .map(Class::Number),
+            Text::Name(name) => self.names.add(name),
+            Text::Fraction | Text::Other => None,
+        };
+        let Some(class) = class else {
+            // Only `.cls` means a class in every WebDataset; members of the other names may hold anything.
+            if rank > 0 {
+                let field = &member[stem.len()..];
+                self.findings.note(format!(
+                    "members {field} are not read as labels where they hold neither a whole number nor a name in one line"
+                ));
+                return Ok(());
+            }
+            let found_text: String = String::from_utf8_lossy(&text)
+                .trim()
+                .chars()
+                .take(60)
+                .collect();
+            return Err(SourceError::BadLabel {
+                path: found.path.to_path_buf(),
+                member: member.to_owned(),
+                found: found_text,
+            });
+        };
+        let label = Label {
+            rank,
+            member: member.to_owned(),
+            class,
+        };
+        match index.labels.get(stem) {
+            Some(other) if other.rank == rank => Err(SourceError::CorruptTar {
+                path: found.path.to_path_buf(),
                 detail: format!("there are two members `{member}`"),
             }),
-            None => Err(bad_label(&text)),
+            Some(other) if other.rank < rank => Ok(()),
+            _ => {
+                index.labels.insert(stem.to_owned(), label);
+                Ok(())
+            }
         }
     }
+}
 
-    /// Key, position, length and label of every image, in order of position.
-    fn images(mut self) -> impl Iterator<Item = (String, u64, u64, Option<i32>)> {
-        self.images.into_iter().map(move |(key, offset, bytes)| {
-            let label = self.labels.remove(&key);
-            (key, offset, bytes, label)
+/// A member's place.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    path: &'a Path,
+    shard: &'a str,
+    file: &'a File,
+    kind: EntryType,
+    offset: u64,
+    bytes: u64,
+}
+
+/// Keys of images that a pattern selected: up to the last dot, and where this is not unique the whole names.
+fn keys_of_selected(images: &[Image]) -> Vec<Option<&str>> {
+    let mut uses: HashMap<&str, Vec<&str>> = HashMap::new();
+    for image in images {
+        let names = uses.entry(image.stem()).or_default();
+        if !names.contains(&&*image.name) {
+            names.push(&image.name);
+        }
+    }
+    images
+        .iter()
+        .map(|image| match uses[image.stem()].len() {
+            1 => Some(image.stem()),
+            _ => Some(&*image.name),
         })
-    }
+        .collect()
 }
 
-/// WebDataset's rule: the path up to the first dot of the last component, and what follows that dot. `None` for hidden files and for
-/// names without a dot.
-fn key_and_extension(name: &[u8]) -> Option<(&[u8], &[u8])> {
-    let name = name.strip_prefix(b"./").unwrap_or(name);
-    let base = name
+/// The name of a member with a label up to its field, and how telling the field is.
+fn label_field(name: &str) -> Option<(&str, usize)> {
+    let (mut stem, mut field) = name.rsplit_once('.')?;
+    let mut rank = 0;
+    if field.eq_ignore_ascii_case("txt") || field.eq_ignore_ascii_case("json") {
+        (stem, field) = stem.rsplit_once('.')?;
+        rank = LABEL_FIELDS.len();
+    }
+    let field = LABEL_FIELDS
         .iter()
-        .rposition(|&byte| byte == b'/')
-        .map_or(0, |slash| slash + 1);
-    let dot = name[base..]
-        .iter()
-        .position(|&byte| byte == b'.')
-        .filter(|&dot| dot > 0)?
-        + base;
-    Some((&name[..dot], &name[dot + 1..]))
-}
-
-/// Whether a block can begin an archive: its checksum is that of its bytes, with spaces in the checksum's place; or it is of zeros, as in
-/// an archive of nothing.
-fn is_header(block: &[u8; BLOCK as usize]) -> bool {
-    let sum = |place: usize, byte: u8| match (148..156).contains(&place) {
-        true => u32::from(b' '),
-        false => u32::from(byte),
-    };
-    let expected: u32 = block.iter().enumerate().map(|(i, &b)| sum(i, b)).sum();
-    let stated = Header::from_byte_slice(block).cksum();
-    stated.is_ok_and(|stated| stated == expected) || block.iter().all(|&byte| byte == 0)
-}
-
-fn truncated(path: &Path, detail: String) -> SourceError {
-    SourceError::TruncatedTar {
-        path: path.to_path_buf(),
-        detail,
-    }
-}
-
-/// Sorts the `tar` crate's errors, most of which have no kind. Headers begin at whole blocks, so only a file that does not end at one can
-/// end inside a header.
-fn malformed(path: &Path, file_len: u64, after: u64, error: io::Error) -> SourceError {
-    let path = path.to_path_buf();
-    let detail = format!("after byte {after}: {error}");
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => SourceError::TruncatedTar { path, detail },
-        io::ErrorKind::Other if !file_len.is_multiple_of(BLOCK) => {
-            SourceError::TruncatedTar { path, detail }
-        }
-        io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
-            SourceError::CorruptTar { path, detail }
-        }
-        _ => SourceError::Io {
-            path,
-            source: error,
-        },
-    }
+        .position(|known| field.eq_ignore_ascii_case(known))?;
+    let base = stem.rsplit('/').next().unwrap_or(stem);
+    (!base.is_empty()).then_some((stem, rank + field))
 }

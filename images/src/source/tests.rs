@@ -3,9 +3,13 @@
     reason = "tests make sources to be read, and nothing is published"
 )]
 
+mod classes;
 mod folder;
 mod parquet;
+mod shards;
+mod skipped;
 mod tar;
+mod tar_names;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -18,6 +18,7 @@ pub(crate) struct Progress {
     before: u64,
     rows: u64,
     rejected: u64,
+    skipped: u64,
     began: Instant,
     last_line: Instant,
 }
@@ -41,6 +42,7 @@ impl Progress {
             before,
             rows: 0,
             rejected: 0,
+            skipped: 0,
             began: now,
             last_line: now,
         }
@@ -62,6 +64,11 @@ impl Progress {
     pub(crate) fn reject(&mut self) {
         self.rejected += 1;
         self.show();
+    }
+
+    /// Pictures of the source that are not in the data set; shown beside the rejected ones, and no part of the total.
+    pub(crate) fn skipped(&mut self, skipped: u64) {
+        self.skipped = skipped;
     }
 
     /// Images that this run has dealt with.
@@ -88,10 +95,14 @@ impl Progress {
         });
         self.bar.set_position(done);
         self.bar.set_message(format!(
-            "{rate:.1} img/s, ETA {}, {} rejected",
+            "{rate:.1} img/s, ETA {}, {} rejected{}",
             eta.map_or("unknown".to_owned(), |eta| indicatif::HumanDuration(eta)
                 .to_string()),
-            self.rejected
+            self.rejected,
+            match self.skipped {
+                0 => String::new(),
+                skipped => format!(", {skipped} skipped"),
+            }
         ));
         if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
@@ -101,6 +112,7 @@ impl Progress {
                 img_per_s = (rate * 10.0).round() / 10.0,
                 eta_s = eta.map(|eta| eta.as_secs()),
                 rejected = self.rejected,
+                skipped = self.skipped,
                 "building"
             );
         }

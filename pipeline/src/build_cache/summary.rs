@@ -29,6 +29,10 @@ pub(crate) struct Summary {
     rejected: u64,
     /// How many images were rejected for which reason, the commonest first.
     rejects_by_reason: Vec<(String, u64)>,
+    /// Pictures that the source holds and that are no images of the data set.
+    skipped: u64,
+    /// How many were skipped for which reason, the commonest first.
+    skipped_by_reason: Vec<(String, u64)>,
     /// Bytes of the committed files: `samples`, and each teacher.
     bytes: BTreeMap<String, u64>,
     /// What the codec lost, of each teacher's complete parts.
@@ -96,15 +100,19 @@ impl Summary {
                 }
             }
         }
-        let mut rejects_by_reason: Vec<_> = reasons.into_iter().collect();
-        // Stable: reasons of the same count stay in alphabetical order.
-        rejects_by_reason.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let mut skips = BTreeMap::<String, u64>::new();
+        for skipped in schemas::read_skipped(cache.dir())? {
+            *skips.entry(skipped.reason).or_default() += skipped.count;
+        }
+        let skipped_by_reason = commonest_first(skips);
         Ok(Summary {
             cache: cache.dir().display().to_string(),
             images,
             rows,
             rejected,
-            rejects_by_reason,
+            rejects_by_reason: commonest_first(reasons),
+            skipped: skipped_by_reason.iter().map(|(_, count)| count).sum(),
+            skipped_by_reason,
             bytes,
             codec_error: errors
                 .into_iter()
@@ -197,6 +205,16 @@ impl Summary {
         for (reason, count) in &self.rejects_by_reason {
             writeln!(out, "  {count:>8}  {reason}")?;
         }
+        if self.skipped > 0 {
+            writeln!(
+                out,
+                "skipped            {}: pictures and archives in the source that are not in the data set; see {}/rejects/skipped.jsonl",
+                self.skipped, self.cache
+            )?;
+        }
+        for (reason, count) in &self.skipped_by_reason {
+            writeln!(out, "  {count:>8}  {reason}")?;
+        }
         for (file, bytes) in &self.bytes {
             writeln!(out, "{file:<18} {}", DecimalBytes(*bytes))?;
         }
@@ -245,6 +263,13 @@ impl Summary {
         }
         Ok(())
     }
+}
+
+fn commonest_first(reasons: BTreeMap<String, u64>) -> Vec<(String, u64)> {
+    let mut reasons: Vec<_> = reasons.into_iter().collect();
+    // Stable: reasons of the same count stay in alphabetical order.
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    reasons
 }
 
 /// Workers share their threads between stages; the GPU lane and each writer have one of their own.

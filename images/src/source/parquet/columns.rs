@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use parquet::basic::{ConvertedType, Type};
+use parquet::basic::{ConvertedType, LogicalType, Type};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::schema::types::ColumnDescriptor;
 use serde_json::Value;
@@ -12,8 +12,8 @@ use crate::SourceError;
 /// Names that an image column goes by when there are several, the most telling first.
 const IMAGE_NAMES: [&str; 2] = ["image", "img"];
 
-/// Names that a label column goes by, the most telling first.
-const LABEL_NAMES: [&str; 7] = [
+/// Names that a label column goes by, the most telling first, in any case of letters.
+const LABEL_NAMES: [&str; 14] = [
     "label",
     "fine_label",
     "labels",
@@ -21,22 +21,62 @@ const LABEL_NAMES: [&str; 7] = [
     "cls",
     "target",
     "coarse_label",
+    "class_label",
+    "class_id",
+    "label_id",
+    "category_id",
+    "category",
+    "class_name",
+    "label_name",
 ];
+
+/// Those of them that count only if they are of a type that ids have: so many names of integer columns, these come first.
+const INTEGER_NAMES: usize = 7;
 
 /// The columns of a file that concern us. `leaf` numbers count the file's leaf columns.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Columns {
     pub(super) image_leaf: usize,
-    pub(super) label_leaf: Option<usize>,
+    pub(super) label: Option<LabelColumn>,
     pub(super) label_names: Vec<String>,
+    /// Columns that are called like labels and are none, and what they are instead.
+    pub(super) unread_labels: Vec<(String, &'static str)>,
+    /// Further columns of images.
+    pub(super) other_images: Vec<String>,
+    /// Columns of other things.
+    pub(super) others: Vec<String>,
     image: String,
-    label: Option<String>,
+}
+
+/// The column that labels are read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LabelColumn {
+    pub(super) leaf: usize,
+    pub(super) name: String,
+    pub(super) kind: LabelKind,
+}
+
+/// Types of columns that can hold classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LabelKind {
+    Integer,
+    Unsigned,
+    Boolean,
+    Float,
+    /// With this many digits after the point.
+    Decimal(u32),
+    Text,
 }
 
 impl Columns {
-    /// Images: the struct column with a binary field `bytes`; if there are several, the one called `image` or `img`. Labels: an
-    /// integer column by one of [`LABEL_NAMES`], or else the only one that the metadata calls a `ClassLabel`.
-    pub(super) fn find(path: &Path, metadata: &ParquetMetaData) -> Result<Self, SourceError> {
+    /// Images: the column called `wanted`, or the struct column with a binary field `bytes`; if there are several, the one called `image` or
+    /// `img`. Labels: an integer column by one of [`LABEL_NAMES`], else the only one that the metadata calls a `ClassLabel`, else a
+    /// column of another type that can be a class by one of the names.
+    pub(super) fn find(
+        path: &Path,
+        metadata: &ParquetMetaData,
+        wanted: Option<&str>,
+    ) -> Result<Self, SourceError> {
         let leaves = metadata.file_metadata().schema_descr().columns();
         let features = Features::read(metadata);
 
@@ -54,50 +94,117 @@ impl Columns {
                 .collect::<Vec<_>>()
                 .join(", "),
         };
-        let (image_leaf, image) = match images.as_slice() {
-            [] => {
+        let (image_leaf, image) = match (wanted, images.as_slice()) {
+            (Some(wanted), images) => *images
+                .iter()
+                .find(|(_, name)| *name == wanted)
+                .ok_or_else(|| problem(&format!("no column of images is called `{wanted}`")))?,
+            (None, []) => {
                 return Err(problem(
                     "no column of images; expected a struct with a binary field `bytes`, as Hugging Face writes it",
                 ));
             }
-            [only] => *only,
-            several => *by_name(several, &IMAGE_NAMES).ok_or_else(|| {
-                problem("several columns of images, and none of them is called `image` or `img`")
+            (None, [only]) => *only,
+            (None, several) => *by_name(several, &IMAGE_NAMES).ok_or_else(|| {
+                problem(&format!(
+                    "several columns of images, and none of them is called `image` or `img`; name one behind the source, as in `{}::{}`",
+                    path.display(),
+                    several[0].1
+                ))
             })?,
         };
 
-        let integers: Vec<(usize, &str)> = leaves
+        let columns: Vec<(usize, &str, Result<LabelKind, &'static str>)> = leaves
             .iter()
             .enumerate()
-            .filter_map(|(i, leaf)| Some((i, integer_column(leaf)?)))
+            .filter_map(|(i, leaf)| {
+                Some((i, leaf.path().parts().first()?.as_str(), label_kind(leaf)))
+            })
+            .collect();
+        let integers: Vec<(usize, &str)> = columns
+            .iter()
+            .filter(|(_, _, kind)| *kind == Ok(LabelKind::Integer))
+            .map(|(i, name, _)| (*i, *name))
             .collect();
         let class_labels: Vec<(usize, &str)> = integers
             .iter()
             .filter(|(_, name)| features.label_names(name).is_some())
             .copied()
             .collect();
-        let label = by_name(&integers, &LABEL_NAMES).or(match class_labels.as_slice() {
-            [only] => Some(only),
-            _ => None,
+        let mut unread_labels: Vec<(String, &'static str)> = Vec::new();
+        let chosen = by_name(&integers, &LABEL_NAMES[..INTEGER_NAMES])
+            .or(match class_labels.as_slice() {
+                [only] => Some(only),
+                _ => None,
+            })
+            .map(|(leaf, name)| (*leaf, *name, LabelKind::Integer));
+        let of_name = |name: &str| -> Vec<_> {
+            columns
+                .iter()
+                .filter(|(_, column, _)| column.eq_ignore_ascii_case(name) && *column != image)
+                .collect()
+        };
+        let chosen = chosen.or_else(|| {
+            LABEL_NAMES.iter().find_map(|name| {
+                of_name(name)
+                    .iter()
+                    .find_map(|(leaf, column, kind)| match kind {
+                        Ok(kind) => Some((*leaf, *column, *kind)),
+                        Err(what) => {
+                            if !unread_labels.iter().any(|(other, _)| other == column) {
+                                unread_labels.push(((*column).to_owned(), *what));
+                            }
+                            None
+                        }
+                    })
+            })
         });
+        let label_name = chosen.map_or("", |(_, name, _)| name);
+        let mut others: Vec<String> = Vec::new();
+        for (_, name, _) in &columns {
+            let is_known = *name == image
+                || *name == label_name
+                || images.iter().any(|(_, other)| other == name)
+                || others.iter().any(|other| other == name);
+            if !is_known {
+                others.push((*name).to_owned());
+            }
+        }
         Ok(Self {
             image_leaf,
-            label_leaf: label.map(|(leaf, _)| *leaf),
-            label_names: label
-                .and_then(|(_, name)| features.label_names(name))
+            label_names: chosen
+                .and_then(|(_, name, _)| features.label_names(name))
                 .unwrap_or_default(),
+            label: chosen.map(|(leaf, name, kind)| LabelColumn {
+                leaf,
+                name: name.to_owned(),
+                kind,
+            }),
+            unread_labels,
+            other_images: images
+                .iter()
+                .filter(|(_, name)| *name != image)
+                .map(|(_, name)| (*name).to_owned())
+                .collect(),
+            others,
             image: image.to_owned(),
-            label: label.map(|(_, name)| (*name).to_owned()),
         })
     }
 
     /// Refuses a file whose columns or label names are not those of the first.
     pub(super) fn check_same(&self, first: &Self, path: &Path) -> Result<(), SourceError> {
-        if self == first {
+        let what_counts = |c: &Self| {
+            let label = c
+                .label
+                .as_ref()
+                .map(|label| (label.leaf, label.name.clone()));
+            (c.image_leaf, c.image.clone(), label, c.label_names.clone())
+        };
+        if what_counts(self) == what_counts(first) {
             return Ok(());
         }
         let describe = |c: &Self| {
-            let label = c.label.as_deref().unwrap_or("none");
+            let label = c.label.as_ref().map_or("none", |label| &label.name);
             format!(
                 "images `{}`, labels `{label}` with {} names",
                 c.image,
@@ -109,7 +216,8 @@ impl Columns {
             describe(first),
             describe(self)
         );
-        let columns = [Some(self.image.as_str()), self.label.as_deref()]
+        let label = self.label.as_ref().map(|label| label.name.as_str());
+        let columns = [Some(self.image.as_str()), label]
             .into_iter()
             .flatten()
             .collect::<Vec<_>>()
@@ -146,22 +254,46 @@ fn image_column(leaf: &ColumnDescriptor) -> Option<&str> {
     }
 }
 
-/// The name of a top-level column of signed or unsigned whole numbers.
-fn integer_column(leaf: &ColumnDescriptor) -> Option<&str> {
-    use ConvertedType::{INT_8, INT_16, INT_32, INT_64, NONE, UINT_8, UINT_16, UINT_32};
-    let is_number = matches!(
-        leaf.converted_type(),
-        NONE | INT_8 | INT_16 | INT_32 | INT_64 | UINT_8 | UINT_16 | UINT_32
-    );
-    match leaf.path().parts() {
-        [column]
-            if matches!(leaf.physical_type(), Type::INT32 | Type::INT64)
-                && is_number
-                && leaf.max_rep_level() == 0 =>
+/// How a column can hold classes, or what it is instead.
+fn label_kind(leaf: &ColumnDescriptor) -> Result<LabelKind, &'static str> {
+    use ConvertedType::{
+        DECIMAL, ENUM, INT_8, INT_16, INT_32, INT_64, NONE, UINT_8, UINT_16, UINT_32, UINT_64, UTF8,
+    };
+    if leaf.max_rep_level() > 0 {
+        return Err("a list");
+    }
+    if leaf.path().parts().len() > 1 {
+        return Err("a struct");
+    }
+    let logical = leaf.logical_type_ref();
+    match (leaf.physical_type(), leaf.converted_type()) {
+        (_, DECIMAL) => u32::try_from(leaf.type_scale())
+            .ok()
+            .filter(|&scale| scale <= 38)
+            .map(LabelKind::Decimal)
+            .ok_or("a decimal of negative scale"),
+        (Type::BOOLEAN, _) => Ok(LabelKind::Boolean),
+        (Type::FLOAT | Type::DOUBLE, _) => Ok(LabelKind::Float),
+        (Type::INT32 | Type::INT64, INT_8 | INT_16 | INT_32 | INT_64) => Ok(LabelKind::Integer),
+        (Type::INT32 | Type::INT64, UINT_8 | UINT_16) => Ok(LabelKind::Integer),
+        // Their upper half is negative in the physical type.
+        (Type::INT32, UINT_32) | (Type::INT64, UINT_64) => Ok(LabelKind::Unsigned),
+        (Type::INT64, UINT_32) => Ok(LabelKind::Integer),
+        (Type::INT32 | Type::INT64, NONE) if logical.is_none() => Ok(LabelKind::Integer),
+        (Type::INT32 | Type::INT64 | Type::INT96, _) => Err("a time or date"),
+        (Type::BYTE_ARRAY, UTF8 | ENUM) => Ok(LabelKind::Text),
+        (Type::BYTE_ARRAY, NONE)
+            if matches!(
+                logical,
+                None | Some(LogicalType::String | LogicalType::Enum)
+            ) =>
         {
-            Some(column)
+            Ok(LabelKind::Text)
         }
-        _ => None,
+        (Type::FIXED_LEN_BYTE_ARRAY, NONE) if matches!(logical, Some(LogicalType::Float16)) => {
+            Ok(LabelKind::Float)
+        }
+        _ => Err("of another type"),
     }
 }
 

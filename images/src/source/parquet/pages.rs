@@ -8,17 +8,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parquet::basic::Type;
 use parquet::column::page::PageReader;
 use parquet::column::reader::ColumnReaderImpl;
-use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType,
+    Int32Type, Int64Type,
+};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use super::explain;
+use super::columns::LabelKind;
 use crate::SourceError;
 use crate::source::io_error;
+use crate::source::labels::whole;
 
 /// A file that is read by position. The `parquet` crate's own reader of files moves a cursor that all threads would share.
 pub(super) struct Pread {
@@ -142,39 +147,116 @@ pub(super) fn page_starts(
     Ok(starts)
 }
 
-/// The labels of a row group: `None` for nulls and for -1, with which Hugging Face marks rows whose label is kept secret.
+/// What stands in a row of a label column.
+pub(super) enum Value {
+    /// Null, and the spellings of it: -1, with which Hugging Face marks rows whose label is kept secret, NaN and empty text.
+    Missing,
+    Number(i64),
+    Text(ByteArray),
+    /// A number that is not whole, or larger than any label.
+    Unfit(String),
+}
+
+/// The labels of a row group.
 pub(super) fn read_labels(
-    path: &Path,
     reader: Arc<Pread>,
     chunk: &ColumnChunkMetaData,
     group_rows: usize,
-    first_row: usize,
-) -> std::result::Result<Vec<Option<i32>>, SourceError> {
-    let numbers: Vec<Option<i64>> = match chunk.column_type() {
-        parquet::basic::Type::INT32 => {
-            let numbers = read_column::<Int32Type>(reader, chunk, group_rows, 0..group_rows)
-                .map_err(explain(path))?;
-            numbers
+    kind: LabelKind,
+) -> Result<Vec<Value>> {
+    let read = |value: Option<Value>| match value {
+        None | Some(Value::Number(-1)) => Value::Missing,
+        Some(value) => value,
+    };
+    macro_rules! column {
+        ($type:ty, $value:expr) => {
+            read_column::<$type>(reader, chunk, group_rows, 0..group_rows)?
                 .into_iter()
-                .map(|number| number.map(i64::from))
+                .map(|value| read(value.map($value)))
                 .collect()
+        };
+    }
+    let large = |number: u64| {
+        i64::try_from(number).map_or_else(|_| Value::Unfit(number.to_string()), Value::Number)
+    };
+    Ok(match (kind, chunk.column_type()) {
+        (LabelKind::Integer, Type::INT32) => column!(Int32Type, |n| Value::Number(n.into())),
+        (LabelKind::Integer, _) => column!(Int64Type, Value::Number),
+        (LabelKind::Unsigned, Type::INT32) => {
+            column!(Int32Type, |n| Value::Number(n.cast_unsigned().into()))
         }
-        _ => read_column::<Int64Type>(reader, chunk, group_rows, 0..group_rows)
-            .map_err(explain(path))?,
+        (LabelKind::Unsigned, _) => column!(Int64Type, |n| large(n.cast_unsigned())),
+        (LabelKind::Boolean, _) => column!(BoolType, |b| Value::Number(b.into())),
+        (LabelKind::Float, Type::FLOAT) => column!(FloatType, |n| float(n.into())),
+        (LabelKind::Float, Type::DOUBLE) => column!(DoubleType, float),
+        (LabelKind::Float, _) => column!(FixedLenByteArrayType, |n| float(half(n.data()))),
+        (LabelKind::Decimal(scale), Type::INT32) => {
+            column!(Int32Type, |n| decimal(n.into(), scale))
+        }
+        (LabelKind::Decimal(scale), Type::INT64) => {
+            column!(Int64Type, |n| decimal(n.into(), scale))
+        }
+        (LabelKind::Decimal(scale), Type::BYTE_ARRAY) => {
+            column!(ByteArrayType, |n| decimal_bytes(n.data(), scale))
+        }
+        (LabelKind::Decimal(scale), _) => {
+            column!(FixedLenByteArrayType, |n| decimal_bytes(n.data(), scale))
+        }
+        (LabelKind::Text, _) => column!(ByteArrayType, |text| match text.data().is_empty() {
+            true => Value::Missing,
+            false => Value::Text(text),
+        }),
+    })
+}
+
+fn float(number: f64) -> Value {
+    match whole(number) {
+        Some(number) => Value::Number(number),
+        None if number.is_nan() => Value::Missing,
+        None => Value::Unfit(number.to_string()),
+    }
+}
+
+/// The number in two bytes of IEEE 754 binary16, little-endian.
+fn half(bytes: &[u8]) -> f64 {
+    let [low, high] = bytes else { return f64::NAN };
+    let bits = u16::from_le_bytes([*low, *high]);
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023) / 1024.0);
+    let size = match exponent {
+        0 => fraction * 2f64.powi(-14),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + fraction) * 2f64.powi(exponent - 15),
     };
-    let label = |(row, number): (usize, Option<i64>)| match number {
-        None | Some(-1) => Ok(None),
-        Some(number) => i32::try_from(number)
-            .ok()
-            .filter(|&label| label >= 0)
-            .map(Some)
-            .ok_or_else(|| SourceError::BadLabel {
-                path: path.to_path_buf(),
-                member: format!("row {}", first_row + row),
-                found: number.to_string(),
-            }),
+    if bits >> 15 == 1 { -size } else { size }
+}
+
+fn decimal(digits: i128, scale: u32) -> Value {
+    let unit = 10i128.pow(scale);
+    match i64::try_from(digits / unit) {
+        Ok(number) if digits % unit == 0 => Value::Number(number),
+        _ => Value::Unfit(format!(
+            "{}.{:0width$}",
+            digits / unit,
+            (digits % unit).abs(),
+            width = scale as usize
+        )),
+    }
+}
+
+/// A decimal in big-endian bytes of two's complement.
+fn decimal_bytes(bytes: &[u8], scale: u32) -> Value {
+    if bytes.len() > 16 {
+        return Value::Unfit(format!("of {} bytes", bytes.len()));
+    }
+    let sign = if bytes.first().is_some_and(|&byte| byte >= 128) {
+        0xFF
+    } else {
+        0
     };
-    numbers.into_iter().enumerate().map(label).collect()
+    let mut wide = [sign; 16];
+    wide[16 - bytes.len()..].copy_from_slice(bytes);
+    decimal(i128::from_be_bytes(wide), scale)
 }
 
 /// Some rows of a column that is not repeated, `None` where it or the struct around it is null.

@@ -13,7 +13,7 @@ use super::*;
 
 const CLASSES: &str = r#"{"info": {"features": {"img": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}"#;
 
-fn image_column(images: Vec<Option<&[u8]>>) -> ArrayRef {
+pub(super) fn image_column(images: Vec<Option<&[u8]>>) -> ArrayRef {
     let paths = StringArray::from_iter((0..images.len()).map(|i| Some(format!("{i}.jpg"))));
     let fields = Fields::from(vec![
         Field::new("bytes", DataType::Binary, true),
@@ -26,12 +26,12 @@ fn image_column(images: Vec<Option<&[u8]>>) -> ArrayRef {
     ))
 }
 
-fn label_column(labels: Vec<Option<i64>>) -> ArrayRef {
+pub(super) fn label_column(labels: Vec<Option<i64>>) -> ArrayRef {
     Arc::new(Int64Array::from(labels))
 }
 
 /// A file with small pages and row groups, compressed as Hugging Face does, with or without its note on the columns.
-fn table(columns: Vec<(&str, ArrayRef)>, note: Option<&str>) -> Vec<u8> {
+pub(super) fn table(columns: Vec<(&str, ArrayRef)>, note: Option<&str>) -> Vec<u8> {
     let note = note.map(|text| vec![KeyValue::new("huggingface".to_owned(), text.to_owned())]);
     let properties = WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
