@@ -21,14 +21,11 @@ use std::path::Path;
 use schemas::DatasetIdentity;
 use sha2::{Digest, Sha256};
 
-use crate::SourceError;
 use crate::decode::MAX_FILE_BYTES;
+use crate::{DecodeError, Decoder, RgbImage, SourceError};
 
-/// Files with these extensions, in any case, are images; others are passed by. They only select: what a file holds is decided by
-/// its bytes.
-pub const IMAGE_EXTENSIONS: [&str; 11] = [
-    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff",
-];
+/// Files with these extensions, in any case, are images.
+pub use crate::decode::READABLE_EXTENSIONS as IMAGE_EXTENSIONS;
 
 fn is_image_extension(extension: &str) -> bool {
     IMAGE_EXTENSIONS
@@ -43,6 +40,7 @@ pub struct ImageSource {
     by_key: Vec<usize>,
     label_names: Vec<String>,
     shards_passed_by: usize,
+    decoder: Decoder,
     store: Store,
 }
 
@@ -114,8 +112,25 @@ impl ImageSource {
             by_key,
             label_names,
             shards_passed_by,
+            decoder: Decoder::default(),
             store,
         })
+    }
+
+    /// This source, whose images are decoded by `decoder`: that of the cache which a model was trained on.
+    pub fn decoded_by(mut self, decoder: Decoder) -> Self {
+        self.decoder = decoder;
+        self
+    }
+
+    /// What decodes its images.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Decodes bytes that [`read`](Self::read) gave.
+    pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+        self.decoder.decode(bytes)
     }
 
     /// How many `.tar` and `.parquet` files lie beside the images or class folders of a folder: none of them is read.
