@@ -122,7 +122,9 @@ fn no_cut_file_gives_other_pixels() {
     for [name, ..] in table::<4>("decoded.tsv") {
         let bytes = file(&name);
         // The last number of a plain file has no end of its own, and what follows the pixels decides how they are turned.
-        if [b"P1", b"P2", b"P3"].iter().any(|kind| bytes.starts_with(*kind))
+        if [b"P1", b"P2", b"P3"]
+            .iter()
+            .any(|kind| bytes.starts_with(*kind))
             || name.contains("behind-pixels")
         {
             continue;
