@@ -23,6 +23,9 @@ pub fn all() -> [(&'static str, String); 4] {
     ]
 }
 
+/// Fields that records of earlier programs lack.
+const GAINED: [&str; 1] = ["depth_window"];
+
 fn of<T: JsonSchema>(file: &str) -> String {
     let mut schema = schemars::schema_for!(T).to_value();
     let fields = schema
@@ -37,9 +40,12 @@ fn of<T: JsonSchema>(file: &str) -> String {
     });
     if let Some(Value::Object(properties)) = fields.get_mut("properties") {
         properties.insert("digest".into(), digest);
-        // Every field is written, those without a value as null.
-        let all = properties.keys().map(|name| name.as_str().into()).collect();
-        fields.insert("required".into(), Value::Array(all));
+        // Every field is written, those without a value as null; those that the format has gained are left out at their default.
+        let written = properties
+            .keys()
+            .filter(|name| !GAINED.contains(&name.as_str()));
+        let written = written.map(|name| name.as_str().into()).collect();
+        fields.insert("required".into(), Value::Array(written));
     }
     serde_json::to_string_pretty(&schema).expect("a schema is plain JSON") + "\n"
 }
