@@ -1,34 +1,46 @@
 //! One file's bytes to RGB8.
 //!
-//! The format is recognised by content, never by name. JPEG goes to libjpeg-turbo, whose pixels are Pillow's; the rest goes to the
-//! `image` crate's decoders. What is RGB8 in the end is decided by one table, the colour policy:
+//! The format is recognized by content, never by name. JPEG goes to libjpeg-turbo, whose pixels are Pillow's; PNM is read here; the
+//! rest goes to the `image` crate's decoders. What is RGB8 in the end is decided by one table, the color policy:
 //!
 //! | stored as | becomes | Pillow 13 |
 //! |---|---|---|
 //! | gray, 1 to 8 bits | R = G = B, scaled to 0..255 | `convert("RGB")`, equal |
-//! | gray, 16 bits | the high byte of each sample | `convert("RGB")` clips: all but the darkest 1/256 of the scale becomes white |
+//! | gray, 16 bits | each sample through the [`DepthWindow`]; by default its high byte | `convert("RGB")` clips: all but the darkest 1/256 of the scale becomes white |
 //! | RGB, 8 bits | itself | equal |
-//! | RGB, 16 bits | the high byte of each sample | equal |
-//! | palette | the palette's colour | `convert("RGB")`, equal |
-//! | transparency of any kind: an alpha channel, a transparent palette entry or colour key | composited over white | `alpha_composite` over white, equal; `convert("RGB")` would show the invisible colours |
-//! | gray or RGB with 16 bits and alpha | the high bytes, then composited over white | equal |
-//! | CMYK and YCCK JPEG | inverted as Adobe stores it, then `R = (255 - C) (255 - K) / 255`, rounded | `convert("RGB")`, equal |
-//! | animation (GIF, WebP, PNG) | the first image, on a transparent canvas of the animation's size | equal where the image fills the canvas; a GIF's margin is the background colour in Pillow |
+//! | RGB, 16 bits | through the window, by default the high byte | equal with the default |
+//! | palette | the palette's color | `convert("RGB")`, equal |
+//! | transparency of any kind: an alpha channel, a transparent palette entry or color key | composited over white | `alpha_composite` over white, equal; `convert("RGB")` would show the invisible colors |
+//! | gray or RGB with 16 bits and alpha | colors through the window, alpha's high byte, then composited over white | equal with the default |
+//! | TIFF with associated (premultiplied) alpha, ExtraSamples 1 | divided by alpha, then composited over white | equal |
+//! | TIFF with an extra sample of no meaning, ExtraSamples 0 | the extra sample is dropped | equal |
+//! | CMYK and YCCK JPEG, with or without Adobe's marker | inverted as Adobe stores it, then `R = (255 - C) (255 - K) / 255`, rounded | `convert("RGB")`, equal |
+//! | PBM, PGM, PPM (P1 to P6) | scaled by the file's own greatest value | equal; a PGM of more than 8 bits is scaled to 16 and goes through the window. With a window other than the default, a PPM of more than 8 bits is, too |
+//! | animation (GIF, WebP, PNG) | the first image, on a transparent canvas of the animation's size | equal where the image fills the canvas; a GIF's margin is the background color in Pillow |
 //! | several pages (TIFF) | the first | equal |
-//! | EXIF or TIFF orientation 2 to 8 | turned and mirrored upright | `ImageOps.exif_transpose`, equal |
-//! | ICC profile, gamma | ignored: no converted pixel would be the one that teachers were trained on | ignored, equal |
+//! | orientation 2 to 8, in EXIF or XMP | turned and mirrored upright; the places are listed in `orientation.rs` | `ImageOps.exif_transpose`, equal |
+//! | ICC profile, gamma, cICP | ignored: no converted pixel would be the one that teachers were trained on | ignored, equal |
+//! | BMP with 16 bits a pixel | scaled to 0..255, rounded | within 1 level |
+//! | TIFF with 16 bits per sample in planes | as it says | Pillow mixes its bytes up |
 //! | CMYK and JPEG inside TIFF | RGB by the `image` crate's arithmetic | within 1 level |
-//! | floating point, more than 16 bits; palette in TIFF | an error: no range says what is white; no decoder here | |
+//! | TIFF, white is 0 | inverted | equal with 8 bits; Pillow leaves 16 bits as they are |
+//! | TIFF with floating-point, signed or more than 16 bits, a palette, YCbCr, L\*a\*b\*, gray with alpha, more extra samples that mean alpha, FillOrder 2 | an error that says which | some are read by Pillow |
+//! | HEIC, AVIF, JPEG XL and other formats in [`UNREADABLE_EXTENSIONS`] | an error that names the format | |
 //!
 //! Equality was measured over `tests/golden/images`, 500 photos as JPEG and 80 as lossy WebP.
 //!
 //! Nothing is repaired and nothing is filled in. A file that ends early or whose decoder reports damage is an error: whatever libjpeg
 //! warns of in the compressed data, where Pillow keeps silent, and an incomplete PNG, even where only its end mark is missing. A file
-//! over the limits is an error, too; they are checked on the header, before anything of the image's size is allocated.
+//! over the limits is an error, too; they are checked on the header, before anything of the image's size is allocated. One cut cannot
+//! be seen: that of a plain PNM within its last number.
 
 mod colour;
 mod format;
+mod ifd;
 mod jpeg;
+mod orientation;
+mod pnm;
+mod tiff;
 
 use std::io::Cursor;
 
@@ -36,13 +48,16 @@ use image::codecs::{
     bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder,
 };
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, Limits};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageError, Limits};
+use schemas::DepthWindow;
 
+use self::colour::Alpha;
+use self::format::Format;
 pub use self::format::{
     PictureFormat, READABLE_EXTENSIONS, SNIFF_BYTES, UNREADABLE_EXTENSIONS, picture_format,
 };
 use crate::guard::catch_panics;
-use crate::{DecodeError, RgbImage};
+use crate::{DecodeError, IMAGE_CODE, IMAGE_CODE_COLOR_1, RgbImage};
 
 /// Most bytes that an image file may have: 256 MiB.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -53,76 +68,167 @@ pub const MAX_PIXELS: u64 = 2 * ((1 << 30) / 4 / 3);
 /// Most bytes that a decoder may allocate: the pixels of the largest image, with four channels of 16 bits.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8;
 
-/// A file format, recognised by how its files begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    Jpeg,
-    Png,
-    WebP,
-    Gif,
-    Bmp,
-    Tiff,
-}
-
-impl Format {
-    fn sniff(bytes: &[u8]) -> Option<Self> {
-        match bytes {
-            [0xFF, 0xD8, 0xFF, ..] => Some(Format::Jpeg),
-            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Some(Format::Png),
-            [
-                b'R',
-                b'I',
-                b'F',
-                b'F',
-                _,
-                _,
-                _,
-                _,
-                b'W',
-                b'E',
-                b'B',
-                b'P',
-                ..,
-            ] => Some(Format::WebP),
-            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Format::Gif),
-            [b'B', b'M', ..] => Some(Format::Bmp),
-            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Format::Tiff),
-            _ => None,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Format::Jpeg => "JPEG",
-            Format::Png => "PNG",
-            Format::WebP => "WebP",
-            Format::Gif => "GIF",
-            Format::Bmp => "BMP",
-            Format::Tiff => "TIFF",
-        }
-    }
-}
-
-/// Decodes a file of any supported format into upright RGB8, by the colour policy above.
+/// Decodes a file of any supported format into upright RGB8, by today's rules and with the window `high-byte`.
 ///
 /// Never panics, whatever the bytes are: a panic inside a decoder is caught (the panic hook still reports it) and becomes
 /// [`DecodeError::DecoderPanic`].
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
-    let len = bytes.len() as u64;
-    if len > MAX_FILE_BYTES {
-        return Err(DecodeError::FileTooLarge {
-            bytes: len,
-            limit: MAX_FILE_BYTES,
-        });
+    Decoder::default().decode(bytes)
+}
+
+/// What decides the pixels of a file besides its bytes: the version of the color rules, and the window of samples of more than 8 bits.
+///
+/// The features in a cache belong to one of these, which its identity names; see [`Decoder::of_cache`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Decoder {
+    rules: Rules,
+    window: DepthWindow,
+}
+
+/// Versions of the color rules. All are supported, so that a cache's images are read as its teachers saw them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Rules {
+    /// Orientation from EXIF alone and where it has no prefix in WebP; every alpha channel taken for an unassociated one.
+    Color1,
+    #[default]
+    Color2,
+}
+
+/// An image and what was found on the way to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// The upright image.
+    pub image: RgbImage,
+    /// Of an image with more than 8 bits per sample, the least and the greatest color sample, of 0 to 65535.
+    pub deep: Option<(u16, u16)>,
+}
+
+impl Decoded {
+    /// Whether the samples have more than 8 bits and span less than a quarter of their scale, so that the window `high-byte` leaves
+    /// fewer than 64 levels: frames of 10 to 14 bits, thermal images. Blank images do not count.
+    pub fn uses_a_fraction(&self) -> bool {
+        self.deep.is_some_and(|(least, greatest)| {
+            let span = greatest - least;
+            0 < greatest && span < 1 << 14 && (0 < span || greatest < 1 << 14)
+        })
     }
-    let format = Format::sniff(bytes).ok_or_else(|| DecodeError::UnknownFormat {
-        start: first_bytes(bytes),
-    })?;
-    let (img, orientation) = guarded(format, || match format {
-        Format::Jpeg => jpeg::decode(bytes),
-        other => decode_with_image(bytes, other),
-    })?;
-    Ok(upright(img, orientation))
+}
+
+impl Decoder {
+    /// Today's rules with a window.
+    pub fn new(window: DepthWindow) -> Self {
+        Self {
+            rules: Rules::default(),
+            window,
+        }
+    }
+
+    /// What the images of a cache are decoded with, by its fields `image_code` and `depth_window`. `None` if this program cannot
+    /// decode as that code did.
+    pub fn of_cache(image_code: &str, window: DepthWindow) -> Option<Self> {
+        let rules = match image_code {
+            IMAGE_CODE => Rules::Color2,
+            IMAGE_CODE_COLOR_1 => Rules::Color1,
+            _ => return None,
+        };
+        Some(Self { rules, window })
+    }
+
+    /// The name of the image code for caches: [`IMAGE_CODE`] or an older one.
+    pub fn image_code(&self) -> &'static str {
+        match self.rules {
+            Rules::Color1 => IMAGE_CODE_COLOR_1,
+            Rules::Color2 => IMAGE_CODE,
+        }
+    }
+
+    /// The window of samples of more than 8 bits.
+    pub fn window(&self) -> DepthWindow {
+        self.window
+    }
+
+    /// Whether these are the rules of an earlier version, with what they leave out.
+    pub fn earlier_rules(&self) -> Option<&'static str> {
+        (self.rules == Rules::Color1).then_some(
+            "orientation in XMP, in text chunks of PNG and in WebP's EXIF with a prefix is not applied, alpha channels of TIFF count as \
+             unassociated, and PNM is not read",
+        )
+    }
+
+    /// Decodes a file, as [`decode()`] does.
+    pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+        self.decode_noting(bytes).map(|decoded| decoded.image)
+    }
+
+    /// Decodes a file and says what range its samples had.
+    pub fn decode_noting(&self, bytes: &[u8]) -> Result<Decoded, DecodeError> {
+        let len = bytes.len() as u64;
+        if len > MAX_FILE_BYTES {
+            return Err(DecodeError::FileTooLarge {
+                bytes: len,
+                limit: MAX_FILE_BYTES,
+            });
+        }
+        // The earlier rules took a camera's raw file for the TIFF that it resembles.
+        if let (Rules::Color2, Some(format)) = (self.rules, format::unread(bytes)) {
+            return Err(DecodeError::Unsupported {
+                format,
+                detail: "no decoder here reads this format".to_owned(),
+            });
+        }
+        let format = Format::sniff(bytes)
+            .filter(|&format| self.rules != Rules::Color1 || format != Format::Pnm)
+            .ok_or_else(|| DecodeError::UnknownFormat {
+                start: first_bytes(bytes),
+            })?;
+        let (stored, orientation) = guarded(format, || self.read(bytes, format))?;
+        let Stored {
+            width,
+            height,
+            color,
+            samples,
+            alpha,
+        } = stored;
+        let deep = colour::range(color, &samples);
+        let data = colour::to_rgb8(color, samples, alpha, self.window).ok_or_else(|| {
+            DecodeError::Unsupported {
+                format: format.name(),
+                detail: format!("{color:?} samples"),
+            }
+        })?;
+        let image = RgbImage {
+            width,
+            height,
+            data,
+        };
+        Ok(Decoded {
+            image: upright(image, orientation),
+            deep,
+        })
+    }
+
+    fn read(&self, bytes: &[u8], format: Format) -> Result<(Stored, Orientation), DecodeError> {
+        match format {
+            Format::Jpeg => jpeg::decode(bytes, self.rules),
+            Format::Pnm => {
+                // Pillow scales the samples of a PPM to 8 bits, and there is its value of what the default means.
+                let color_bits = if self.window.is_high_byte() { 8 } else { 16 };
+                let stored = pnm::decode(bytes, color_bits)?;
+                Ok((stored, Orientation::NoTransforms))
+            }
+            other => decode_with_image(bytes, other, self.rules),
+        }
+    }
+}
+
+/// An image as its file has it.
+struct Stored {
+    width: u32,
+    height: u32,
+    color: ColorType,
+    /// Interleaved, rows without padding; 16-bit ones in the machine's byte order.
+    samples: Vec<u8>,
+    alpha: Alpha,
 }
 
 fn guarded<T>(
@@ -162,7 +268,11 @@ fn check_pixels(width: u32, height: u32) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn decode_with_image(bytes: &[u8], format: Format) -> Result<(RgbImage, Orientation), DecodeError> {
+fn decode_with_image(
+    bytes: &[u8],
+    format: Format,
+    rules: Rules,
+) -> Result<(Stored, Orientation), DecodeError> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     if format == Format::WebP {
@@ -172,6 +282,11 @@ fn decode_with_image(bytes: &[u8], format: Format) -> Result<(RgbImage, Orientat
     if let (Format::Png, Some((width, height))) = (format, png_size(bytes)) {
         check_pixels(width, height)?;
     }
+    let alpha = if format == Format::Tiff && rules == Rules::Color2 {
+        tiff::check(bytes)?
+    } else {
+        Alpha::Unassociated
+    };
     let reader = Cursor::new(bytes);
     // Each of these reads the header and no pixel.
     let decoder: Result<Box<dyn ImageDecoder>, ImageError> = match format {
@@ -180,7 +295,7 @@ fn decode_with_image(bytes: &[u8], format: Format) -> Result<(RgbImage, Orientat
         Format::Gif => GifDecoder::new(reader).map(|d| Box::new(d) as _),
         Format::Bmp => BmpDecoder::new(reader).map(|d| Box::new(d) as _),
         Format::Tiff => TiffDecoder::new(reader).map(|d| Box::new(d) as _),
-        Format::Jpeg => unreachable!("JPEG has its own decoder"),
+        Format::Jpeg | Format::Pnm => unreachable!("{} has its own decoder", format.name()),
     };
     let explain = |error| explain(format.name(), error);
     let mut decoder = decoder.map_err(explain)?;
@@ -193,21 +308,25 @@ fn decode_with_image(bytes: &[u8], format: Format) -> Result<(RgbImage, Orientat
         });
     }
     decoder.set_limits(limits).map_err(explain)?;
-    let orientation = decoder.orientation().map_err(explain)?;
+    let orientation = match (rules, format) {
+        (Rules::Color1, _) => decoder.orientation().map_err(explain)?,
+        (_, Format::Png) => orientation::of_png(bytes),
+        (_, Format::WebP) => orientation::of_webp(bytes),
+        (_, Format::Tiff) => orientation::of_tiff(bytes),
+        _ => Orientation::NoTransforms,
+    };
     let color = decoder.color_type();
-    let bytes = usize::try_from(decoder.total_bytes())
+    let total = usize::try_from(decoder.total_bytes())
         .expect("at most 2^28 pixels of 16 bytes fit the address space");
-    let mut samples = vec![0; bytes];
+    let mut samples = vec![0; total];
     decoder.read_image(&mut samples).map_err(explain)?;
-    let data = colour::to_rgb8(color, samples).ok_or_else(|| DecodeError::Unsupported {
-        format: format.name(),
-        detail: format!("{color:?} samples"),
-    })?;
     Ok((
-        RgbImage {
+        Stored {
             width,
             height,
-            data,
+            color,
+            samples,
+            alpha,
         },
         orientation,
     ))

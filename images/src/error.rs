@@ -10,7 +10,7 @@ use schemas::CropBox;
 pub enum DecodeError {
     /// The first bytes are those of no supported format.
     #[error(
-        "not an image of a known format: it starts with {start}; JPEG, PNG, WebP, GIF, BMP and TIFF are read"
+        "not an image of a known format: it starts with {start}; JPEG, PNG, WebP, GIF, BMP, TIFF and PNM (PPM, PGM, PBM) are read"
     )]
     UnknownFormat {
         /// The first bytes, in hexadecimal.
@@ -52,7 +52,7 @@ pub enum DecodeError {
         /// The decoder's words.
         detail: String,
     },
-    /// A valid file of a kind that has no place in the colour policy, or that no decoder here reads.
+    /// A valid file of a kind that has no place in the color policy, or that no decoder here reads.
     #[error("{format} file of an unsupported kind: {detail}; convert it to 8-bit RGB")]
     Unsupported {
         /// Name of the format.

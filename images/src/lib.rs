@@ -29,7 +29,7 @@ pub mod rng;
 pub mod source;
 mod view;
 
-pub use decode::decode;
+pub use decode::{Decoded, Decoder, decode};
 pub use error::{CropError, DecodeError, EncodeError, SourceError};
 pub use pack::to_jpeg;
 pub use render::render;
@@ -37,13 +37,18 @@ pub use resample::{Filter, resample};
 pub use source::ImageSource;
 pub use view::draw_view;
 
-/// What turns bytes into pixels, with versions: decoders, colour policy, orientation, resampler, and how views are drawn.
+/// What turns bytes into pixels, with versions: decoders, color rules, orientation, resampler, and how views are drawn.
 ///
-/// A cache records it, and a cache that says something else is refused: its features may belong to other pixels. Change it with
-/// any change that can alter one byte of [`decode()`], [`resample()`], [`render()`] or one box of [`draw_view`]. That includes a
-/// new version of a decoder crate; a test compares the versions named here with Cargo.lock.
+/// A cache records it, and its images are decoded by the rules that it names: [`Decoder::of_cache`]. A cache that names code which
+/// is not known here is refused, because its features may belong to other pixels. Change it with any change that can alter one byte
+/// of [`decode()`], [`resample()`], [`render()`] or one box of [`draw_view`], and keep the rules before the change under their name.
+/// That includes a new version of a decoder crate; a test compares the versions named here with Cargo.lock.
 pub const IMAGE_CODE: &str = "turbojpeg-sys 1.2.0, image 0.25.10 (image-webp 0.2.4, png 0.18.1, gif 0.14.2, tiff 0.11.3, zune-jpeg 0.5.15); \
-                              colour 1; pillow-resample 1; rrc-philox 1";
+                              color 2; pillow-resample 1; rrc-philox 1";
+
+/// The code before [`IMAGE_CODE`], whose caches are still read by its own rules.
+pub const IMAGE_CODE_COLOR_1: &str = "turbojpeg-sys 1.2.0, image 0.25.10 (image-webp 0.2.4, png 0.18.1, gif 0.14.2, tiff 0.11.3, zune-jpeg 0.5.15); \
+                                      colour 1; pillow-resample 1; rrc-philox 1";
 
 /// An image in memory: 8-bit RGB, row-major `[H, W, 3]`, no padding, at least one pixel.
 #[derive(Clone, PartialEq, Eq)]

@@ -30,8 +30,8 @@ use schemas::DatasetIdentity;
 use sha2::{Digest, Sha256};
 
 pub use self::findings::{Findings, Skipped};
-use crate::SourceError;
 use crate::decode::{MAX_FILE_BYTES, READABLE_EXTENSIONS};
+use crate::{DecodeError, Decoder, RgbImage, SourceError};
 
 /// Images to read by number, with their keys and labels.
 pub struct ImageSource {
@@ -40,6 +40,7 @@ pub struct ImageSource {
     by_key: Vec<usize>,
     label_names: Vec<String>,
     findings: Findings,
+    decoder: Decoder,
     store: Store,
 }
 
@@ -126,8 +127,25 @@ impl ImageSource {
             by_key,
             label_names,
             findings,
+            decoder: Decoder::default(),
             store,
         })
+    }
+
+    /// This source, whose images are decoded by `decoder`: that of the cache which a model was trained on.
+    pub fn decoded_by(mut self, decoder: Decoder) -> Self {
+        self.decoder = decoder;
+        self
+    }
+
+    /// What decodes its images.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Decodes bytes that [`read`](Self::read) gave.
+    pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+        self.decoder.decode(bytes)
     }
 
     /// What the source holds besides its images: pictures that are skipped, and what a user should be told.

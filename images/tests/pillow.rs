@@ -121,6 +121,14 @@ fn what_must_be_refused_is_refused_for_the_right_reason() {
 fn no_cut_file_gives_other_pixels() {
     for [name, ..] in table::<4>("decoded.tsv") {
         let bytes = file(&name);
+        // The last number of a plain file has no end of its own, and what follows the pixels decides how they are turned.
+        if [b"P1", b"P2", b"P3"]
+            .iter()
+            .any(|kind| bytes.starts_with(*kind))
+            || name.contains("behind-pixels")
+        {
+            continue;
+        }
         let whole = decode(&bytes).unwrap();
         let step = bytes.len() / 40 + 1;
         let ends = (0..bytes.len())

@@ -193,6 +193,7 @@ fn identity(samples: u64) -> CacheIdentity {
             part_samples: samples,
         },
         pack: Pack::None,
+        depth_window: schemas::DepthWindow::HighByte,
         label_names: Vec::new(),
     }
 }

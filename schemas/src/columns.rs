@@ -219,6 +219,7 @@ pub(crate) fn key_values(
 ) -> Vec<KeyValue> {
     let entry = |key: &str, value: String| KeyValue::new(key.to_string(), value);
     let brief = CacheIdentity {
+        depth_window: crate::DepthWindow::HighByte,
         label_names: Vec::new(),
         ..cache.clone()
     };

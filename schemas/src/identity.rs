@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Codec, Error, Plan, Result, Scalar, TeacherIdentity, json};
+use crate::{Codec, DepthWindow, Error, Plan, Result, Scalar, TeacherIdentity, json};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -26,6 +26,9 @@ pub struct CacheIdentity {
     pub plan: Plan,
     /// Whether and how images are packed into the samples files.
     pub pack: Pack,
+    /// How samples of more than 8 bits become 8 bits. A record without it means `high-byte`.
+    #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
+    pub depth_window: DepthWindow,
     /// Names of the classes; label `i` is `label_names[i]`. Empty if the data set names none.
     pub label_names: Vec<String>,
 }
@@ -123,7 +126,12 @@ impl CacheIdentity {
     /// # Errors
     /// [`Error::IdentityChanged`] names the first field that differs.
     pub fn check_same(&self, path: &Path, requested: &CacheIdentity) -> Result<()> {
-        check_same(path, &self.compared(), &requested.compared())
+        let spelled_out = |identity: &CacheIdentity| {
+            let mut fields = identity.compared();
+            fields["depth_window"] = identity.depth_window.to_string().into();
+            fields
+        };
+        check_same(path, &spelled_out(self), &spelled_out(requested))
     }
 
     /// Refuses values that no builder can have meant, before anything relies on them. `path` is named in the error.

@@ -5,6 +5,7 @@ mod cache;
 mod codec;
 mod columns;
 mod commit;
+mod depth_window;
 mod error;
 mod identity;
 mod json;
@@ -30,6 +31,7 @@ pub use cache::{
 };
 pub use codec::{Affine, Calibrator, Codec, CodecError, FeatureCodec, Scalar};
 pub use commit::{ChannelSums, FileStamp, RejectsStamp, SamplesCommit, TeacherCommit};
+pub use depth_window::{BadDepthWindow, DepthWindow};
 pub use error::{Error, Result};
 pub use identity::{
     CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIdentity, ViewPolicy,

@@ -29,6 +29,7 @@ pub(crate) fn identity() -> CacheIdentity {
             part_samples: 4,
         },
         pack: Pack::None,
+        depth_window: crate::DepthWindow::HighByte,
         label_names: vec!["ant".to_string(), "bee".to_string(), "cat".to_string()],
     }
 }

@@ -1,15 +1,18 @@
 //! JPEG through libjpeg-turbo, with the accurate integer DCT and smooth chroma upsampling: its and Pillow's defaults.
 
+use image::ColorType;
 use image::metadata::Orientation;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
 
-use super::{check_pixels, colour};
-use crate::{DecodeError, RgbImage};
+use super::colour::{self, Alpha};
+use super::orientation::Metadata;
+use super::{Rules, Stored, check_pixels};
+use crate::DecodeError;
 
 /// Most scans of a progressive file. Encoders write about ten; thousands of empty ones are a way to keep a decoder busy for minutes.
 const MAX_SCANS: u32 = 500;
 
-pub(super) fn decode(bytes: &[u8]) -> Result<(RgbImage, Orientation), DecodeError> {
+pub(super) fn decode(bytes: &[u8], rules: Rules) -> Result<(Stored, Orientation), DecodeError> {
     let Some(segments) = header_segments(bytes) else {
         return Err(DecodeError::Truncated {
             format: "JPEG",
@@ -63,18 +66,20 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(RgbImage, Orientation), DecodeErro
                 Err(error)
             }
         })?;
-    let data = if cmyk {
+    let samples = if cmyk {
         colour::inverted_cmyk_to_rgb(&samples)
     } else {
         samples
     };
     Ok((
-        RgbImage {
+        Stored {
             width,
             height,
-            data,
+            color: ColorType::Rgb8,
+            samples,
+            alpha: Alpha::Unassociated,
         },
-        orientation(&segments),
+        orientation(&segments, rules),
     ))
 }
 
@@ -143,13 +148,27 @@ fn has_end(scans: &[u8]) -> bool {
     scans.windows(2).any(|pair| pair == [0xFF, END_OF_IMAGE])
 }
 
-fn orientation(segments: &[Segment<'_>]) -> Orientation {
-    segments
-        .iter()
-        .filter(|segment| segment.marker == APP1)
-        .find_map(|segment| segment.payload.strip_prefix(b"Exif\0\0"))
-        .and_then(Orientation::from_exif_chunk)
-        .unwrap_or(Orientation::NoTransforms)
+fn orientation(segments: &[Segment<'_>], rules: Rules) -> Orientation {
+    let payloads = |prefix: &'static [u8]| {
+        segments
+            .iter()
+            .filter(|segment| segment.marker == APP1)
+            .filter_map(move |segment| segment.payload.strip_prefix(prefix))
+    };
+    if rules == Rules::Color1 {
+        return payloads(b"Exif\0\0")
+            .next()
+            .and_then(Orientation::from_exif_chunk)
+            .unwrap_or(Orientation::NoTransforms);
+    }
+    let exif: Vec<&[u8]> = payloads(b"Exif\0\0").collect();
+    let metadata = Metadata {
+        exif: (!exif.is_empty()).then(|| exif.concat()),
+        xmp: payloads(b"http://ns.adobe.com/xap/1.0/\0")
+            .last()
+            .map(<[u8]>::to_vec),
+    };
+    metadata.orientation()
 }
 
 /// The file without comments and application data other than Adobe's, which says how colours are stored. Without JFIF's segment,

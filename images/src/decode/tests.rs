@@ -12,7 +12,7 @@ fn golden(name: &str) -> Vec<u8> {
 }
 
 /// One small file per decoder and way through it.
-const SEEDS: [&str; 16] = [
+const SEEDS: [&str; 22] = [
     "gray.jpg",
     "cmyk.jpg",
     "orientation-6.jpg",
@@ -29,6 +29,12 @@ const SEEDS: [&str; 16] = [
     "rgb-lzw.tif",
     "gray1-group4.tif",
     "orientation-8.tif",
+    "turn-xmp.webp",
+    "turn-profile-ztxt.png",
+    "turn-exif-and-xmp.jpg",
+    "associated16-mm.tif",
+    "p3-255.ppm",
+    "p5-1023.pgm",
 ];
 
 proptest! {
@@ -118,12 +124,138 @@ fn errors_say_what_and_what_next() {
     let message = |name: &str| decode(&golden(name)).unwrap_err().to_string();
     assert_eq!(
         message("text.jpg"),
-        "not an image of a known format: it starts with 3c 68 74 6d 6c 3e 34 30; JPEG, PNG, WebP, GIF, BMP and TIFF are read"
+        "not an image of a known format: it starts with 3c 68 74 6d 6c 3e 34 30; JPEG, PNG, WebP, GIF, BMP, TIFF and PNM (PPM, PGM, PBM) are read"
     );
     assert!(message("empty").contains("it starts with nothing, being empty"));
     assert!(message("truncated.jpg").starts_with("JPEG file is truncated: "));
     assert!(message("damaged.png").starts_with("PNG file is corrupt: "));
     assert!(message("float.tif").ends_with("; convert it to 8-bit RGB"));
+}
+
+/// Caches of the earlier rules are read by these: what their students see is what their teachers saw.
+#[test]
+fn the_earlier_rules_differ_only_where_they_say() {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/images/files");
+    let earlier = Decoder::of_cache(IMAGE_CODE_COLOR_1, DepthWindow::HighByte).unwrap();
+    let mut different = Vec::new();
+    for entry in std::fs::read_dir(files).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let bytes = golden(&name);
+        if let Ok(img) = decode(&bytes)
+            && earlier.decode(&bytes).ok() != Some(img)
+        {
+            different.push(name);
+        }
+    }
+    for name in &different {
+        let is_told = ["turn-", "associated", "unspecified"]
+            .iter()
+            .any(|kind| name.starts_with(kind));
+        let is_pnm = [".ppm", ".pgm", ".pbm"]
+            .iter()
+            .any(|kind| name.ends_with(kind));
+        assert!(is_told || is_pnm, "{name}");
+    }
+    for name in [
+        "turn-xmp-attribute.jpg",
+        "turn-prefix.webp",
+        "turn-profile-ztxt.png",
+        "associated-ii.tif",
+        "p6-255.ppm",
+    ] {
+        assert!(different.iter().any(|other| other == name), "{name}");
+    }
+    let size = |decoder: &Decoder| {
+        let img = decoder.decode(&golden("turn-xmp-attribute.jpg")).unwrap();
+        (img.width, img.height)
+    };
+    assert_eq!(size(&earlier), (16, 11));
+    assert_eq!(size(&Decoder::default()), (11, 16));
+}
+
+#[test]
+fn a_cache_of_unknown_rules_has_no_decoder() {
+    let window = DepthWindow::FullRange;
+    assert_eq!(Decoder::of_cache("pillow 13", window), None);
+    let decoder = Decoder::of_cache(IMAGE_CODE, window).unwrap();
+    assert_eq!(decoder, Decoder::new(window));
+    assert_eq!(
+        (decoder.image_code(), decoder.earlier_rules()),
+        (IMAGE_CODE, None)
+    );
+}
+
+/// The window reaches every format that has samples of more than 8 bits, and none that has not.
+#[test]
+fn the_window_is_that_of_deep_images_alone() {
+    let stretched = Decoder::new("0,4095".parse().unwrap());
+    let mut deep = Vec::new();
+    for name in [
+        "gray16.png",
+        "rgb16.png",
+        "gray-alpha16.png",
+        "rgba16.png",
+        "gray16.tif",
+        "associated16-ii.tif",
+        "unassociated16.tif",
+        "p5-65535.pgm",
+        "p2-1023.pgm",
+        "p6-4095.ppm",
+        "gray8.png",
+        "rgb.png",
+        "p6-255.ppm",
+        "unassociated.tif",
+        "photo-0-420.jpg",
+        "palette.gif",
+        "rgb24.bmp",
+    ] {
+        let bytes = golden(name);
+        let decoded = Decoder::default().decode_noting(&bytes).unwrap();
+        let other = stretched.decode_noting(&bytes).unwrap();
+        assert_eq!(decoded.image != other.image, other.deep.is_some(), "{name}");
+        if other.deep.is_some() {
+            deep.push(name);
+        }
+    }
+    assert_eq!(deep.len(), 10, "{deep:?}");
+}
+
+/// A frame of 12 bits in 16, as an inspection camera stores it.
+#[test]
+fn images_that_use_a_fraction_of_their_scale_are_noticed() {
+    let noted = |levels: [u16; 4]| {
+        let body: Vec<u8> = levels
+            .iter()
+            .flat_map(|level| level.to_be_bytes())
+            .collect();
+        let bytes = [b"P5 2 2 65535\n".as_slice(), &body].concat();
+        Decoder::default().decode_noting(&bytes).unwrap()
+    };
+    assert!(noted([0, 100, 4095, 7]).uses_a_fraction());
+    assert!(noted([20_000, 30_000, 25_000, 20_001]).uses_a_fraction());
+    assert!(noted([9; 4]).uses_a_fraction());
+    assert!(!noted([0; 4]).uses_a_fraction());
+    assert!(!noted([50_000; 4]).uses_a_fraction());
+    assert!(!noted([0, 65_535, 3, 3]).uses_a_fraction());
+    assert_eq!(noted([5, 9, 7, 6]).deep, Some((5, 9)));
+    let shallow = Decoder::default()
+        .decode_noting(&golden("gray8.png"))
+        .unwrap();
+    assert!(shallow.deep.is_none() && !shallow.uses_a_fraction());
+}
+
+/// Pillow fails on an EXIF block that is none; here the XMP packet counts then.
+#[test]
+fn exif_that_is_none_is_passed_by() {
+    for exif in [&b"garbage!"[..], b"", b"II", b"II*\0\xff\xff\xff\xff"] {
+        let xmp = b"<a tiff:Orientation=\"6\"/>".to_vec();
+        let orientation = |xmp| {
+            let exif = Some(exif.to_vec());
+            orientation::Metadata { exif, xmp }.orientation()
+        };
+        assert_eq!(orientation(Some(xmp)), Orientation::Rotate90);
+        assert_eq!(orientation(None), Orientation::NoTransforms);
+    }
 }
 
 #[test]
