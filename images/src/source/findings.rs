@@ -115,7 +115,8 @@ impl Findings {
                 let spec = spec.trim_end_matches('/');
                 let place = match folder {
                     "" => format!("{spec}/*.{extension}"),
-                    folder => format!("{spec}/{folder}/*.{extension}"),
+                    // Opened by itself, it asks for a split where it holds several.
+                    folder => format!("{spec}/{folder}"),
                 };
                 *shards.entry(place).or_default() += 1;
             }

@@ -201,7 +201,7 @@ fn a_source_without_images_says_what_it_holds() {
     write(root.path().join("README.md"), "");
     let text = refused(root.path());
     let place = format!(
-        "2 .tar or .parquet files, which a folder of images is not searched for: give `{}/data/*.parquet`",
+        "2 .tar or .parquet files, which a folder of images is not searched for: give `{}/data`",
         root.path().display()
     );
     assert!(text.contains(&place), "{text}");
