@@ -174,6 +174,14 @@ fn the_earlier_rules_differ_only_where_they_say() {
 }
 
 #[test]
+fn the_committed_cache_of_version_1_names_rules_that_are_known() {
+    let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/compat/v1/cache/cache.json");
+    let cache: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(cache).unwrap()).unwrap();
+    assert_eq!(cache["image_code"], IMAGE_CODE_COLOR_1);
+}
+
+#[test]
 fn a_cache_of_unknown_rules_has_no_decoder() {
     let window = DepthWindow::FullRange;
     assert_eq!(Decoder::of_cache("pillow 13", window), None);
