@@ -211,24 +211,31 @@ impl ImageSource {
     /// It costs no reading, so it does not see a change that keeps all lengths; the content hash of each row does. For Parquet, where
     /// a row's length is known only by reading it, the uncompressed size of its row group's image column stands in.
     pub fn identity(&self) -> DatasetIdentity {
-        let mut digest = Sha256::new();
-        for sample in &self.samples {
-            digest.update((sample.key.len() as u64).to_le_bytes());
-            digest.update(sample.key.as_bytes());
-            digest.update(sample.bytes.to_le_bytes());
-            // Labels are not negative, so -1 is free to say that there is none.
-            digest.update(sample.label.unwrap_or(-1).to_le_bytes());
-        }
-        let digest = digest
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let samples = self.samples.iter();
+        let samples = samples.enumerate();
         DatasetIdentity {
             kind: self.kind().to_owned(),
             samples: self.samples.len() as u64,
-            digest,
+            digest: self.digest(samples.map(|(index, sample)| (&*sample.key, sample.label, index))),
         }
+    }
+
+    /// The fingerprint of a data set whose images had these keys and labels, in this order, and are now these of this source. Equal to
+    /// the one that was recorded if their lengths are what they were, wherever they are now and whatever has come to lie beside them.
+    pub fn digest<'a>(
+        &self,
+        samples: impl Iterator<Item = (&'a str, Option<i32>, usize)>,
+    ) -> String {
+        let mut digest = Sha256::new();
+        for (key, label, index) in samples {
+            digest.update((key.len() as u64).to_le_bytes());
+            digest.update(key.as_bytes());
+            digest.update(self.samples[index].bytes.to_le_bytes());
+            // Labels are not negative, so -1 is free to say that there is none.
+            digest.update(label.unwrap_or(-1).to_le_bytes());
+        }
+        let digest = digest.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The bytes of an image file. See [`SourceError::is_bad_record`] for whether to go on after an error.

@@ -71,7 +71,7 @@ fn is_teacher(path: &Path) -> bool {
 }
 
 /// Opens the data set that the cache was built from. Content is compared image by image, when it is read.
-fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
+pub(crate) fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
     let source = ImageSource::open(images)?;
     let dataset = &cache.identity().dataset;
     let found = source.len() as u64;

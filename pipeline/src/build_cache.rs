@@ -20,7 +20,7 @@ use std::io::Write;
 use std::path::Path;
 use std::thread;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use crossbeam_channel::{bounded, never, unbounded};
 use images::ImageSource;
 use models::hub::HubSettings;
@@ -40,6 +40,7 @@ mod identity;
 pub(crate) mod infer;
 mod lock;
 mod progress;
+pub(crate) mod recheck;
 mod reorder;
 mod resolve;
 mod summary;
@@ -55,6 +56,7 @@ use identity::ForwardPass;
 use infer::BuildTeacher;
 use lock::Lock;
 use progress::Progress;
+use recheck::Checked;
 use summary::Summary;
 use timing::Timings;
 use workers::{Event, Queues, Settings};
@@ -77,6 +79,8 @@ pub(crate) struct Build {
     /// In order of id.
     pub teachers: Vec<(TeacherIdentity, BuildTeacher)>,
     pub batch_size: u32,
+    /// What the cache says that is there.
+    pub existing: Existing,
 }
 
 /// `pipeline build-cache`.
@@ -91,7 +95,7 @@ pub fn build_cache(
     // Before anything else touches libtorch: it looks for its CUDA half only once.
     let device = torch_ext::resolve_device(&config.device)?;
     let source = open_source(&config)?;
-    let existing = Existing::look(&config, &source)?;
+    let existing = Existing::look(&config.out)?;
     let identity = identity::cache_identity(&config, &source);
     let build = prepare(config, device, Some(source), identity, existing, hub)?;
     if let Some(advice) = build.grid_advice() {
@@ -113,9 +117,23 @@ pub(crate) fn run(
     let folder = &build.config.out;
     refuse_foreign(folder)?;
     // Everything is compared before anything is written: a refused command must not leave half of what it asked for.
+    let early = match folder.is_dir() {
+        true => Some(Lock::take(folder)?),
+        false => None,
+    };
     build.refuse_changes()?;
+    if layout::cache_json(folder).exists() && !schemas::has_parts(folder)? {
+        tracing::info!(
+            "{}: the build that was interrupted here had not finished a part; starting over",
+            folder.display()
+        );
+        schemas::start_over(folder, &build.identity)?;
+    }
     schemas::create_cache(folder, &build.identity)?;
-    let _lock = Lock::take(folder)?;
+    let _lock = match early {
+        Some(lock) => lock,
+        None => Lock::take(folder)?,
+    };
     for (teacher, _) in &build.teachers {
         schemas::add_teacher(folder, teacher)?;
         atomic::remove_stale(&layout::teacher_json(folder, &teacher.id))?;
@@ -133,11 +151,28 @@ pub(crate) fn run(
         summary.print(format, out)?;
         return Ok(summary.status());
     }
+    if !build.still_the_source(&cache, &work)? {
+        tracing::warn!("interrupted; run the same command to go on");
+        return Ok(ExitStatus::Interrupted);
+    }
     tracing::info!(
         "{} of {} parts to build",
         work.len(),
         build.identity.plan.parts()
     );
+
+    // Parts to build, and the images of each that this run has to deal with.
+    let mut planned = Vec::new();
+    for PartWork { part, missing } in &work {
+        let rejected = match missing.samples {
+            true => 0,
+            false => cache
+                .part_state(*part)?
+                .samples
+                .map_or(0, |s| s.rejects.rows),
+        };
+        planned.push((*part, build.samples_in(*part) - rejected));
+    }
 
     // ---- The build -----------------------------------------------------------------------------------------------------------
     let timings = Timings::default();
@@ -155,11 +190,10 @@ pub(crate) fn run(
         })?;
 
     if ended == Ended::Interrupted {
+        let images = progress.images();
         drop(progress);
-        tracing::warn!(
-            "interrupted after {} finished files; nothing is half-written, run the same command to go on",
-            committed.len()
-        );
+        let left: BTreeSet<u32> = build.worklist(&cache)?.iter().map(|w| w.part).collect();
+        tracing::warn!("{}", interruption(&planned, &left, images));
         return Ok(ExitStatus::Interrupted);
     }
 
@@ -176,6 +210,31 @@ fn skipped(source: &ImageSource) -> Vec<schemas::Skipped> {
     skipped
         .map(|skipped| schemas::Skipped::new(&skipped.key, &skipped.reason, skipped.count))
         .collect()
+}
+
+/// What an interrupted run keeps and what it loses: `planned` are the parts that it had to build and their images, `left` those that are not
+/// finished, `images` how many it has dealt with.
+fn interruption(planned: &[(u32, u64)], left: &BTreeSet<u32>, images: u64) -> String {
+    let done = planned.iter().filter(|(part, _)| !left.contains(part));
+    let (parts, kept) = done.fold((0, 0), |(parts, kept), (_, of)| (parts + 1, kept + of));
+    let lost = match images.saturating_sub(kept) {
+        0 => String::new(),
+        1 => "; 1 image of an unfinished part has to be computed again".to_owned(),
+        lost => format!("; {lost} images of unfinished parts have to be computed again"),
+    };
+    let smaller = match lost.is_empty() {
+        true => "",
+        false => " (a build with a smaller --part-samples loses less)",
+    };
+    let finished = match parts {
+        0 => "interrupted before this run had finished a part".to_owned(),
+        _ => format!(
+            "interrupted; {} of {} are finished and kept",
+            count(kept, "image"),
+            count(parts, "part")
+        ),
+    };
+    format!("{finished}{lost}{smaller}; run the same command to go on")
 }
 
 /// Opens the data set.
@@ -266,7 +325,7 @@ pub(crate) fn prepare(
     }
     let grid = identity::choose_grid(
         config.grid,
-        existing,
+        &existing,
         models.iter().map(|(_, _, model)| model.info()),
     )?;
     let default_batch = if device == Device::Cpu {
@@ -324,6 +383,7 @@ pub(crate) fn prepare(
         identity,
         teachers,
         batch_size,
+        existing,
     };
     // A dry run wants sizes and speed, for which any few images do.
     let images = match build.config.dry_run {
@@ -360,15 +420,49 @@ impl Build {
         })
     }
 
-    /// Compares with the cache that is there, if there is one, and says whether there is.
-    pub(crate) fn refuse_changes(&self) -> schemas::Result<bool> {
+    /// Compares with the cache that is there, if there is one, and says whether there is. All that differs is said at once.
+    pub(crate) fn refuse_changes(&self) -> anyhow::Result<bool> {
         let folder = &self.config.out;
-        let exists = schemas::check_cache(folder, &self.identity)?;
+        let mut refused: Vec<anyhow::Error> = Vec::new();
+        let exists = match schemas::check_cache(folder, &self.identity) {
+            Ok(exists) => exists,
+            // Without a part it binds nothing and will be replaced.
+            Err(schemas::Error::IdentityChanged { .. }) if !schemas::has_parts(folder)? => false,
+            Err(changed @ schemas::Error::IdentityChanged { .. }) => {
+                refused.push(changed.into());
+                true
+            }
+            Err(error) => return Err(error.into()),
+        };
         // Those of a new cache too: a value that no cache can have is refused before anything is written.
         for (teacher, _) in &self.teachers {
-            schemas::check_teacher(folder, teacher)?;
+            match schemas::check_teacher(folder, teacher) {
+                Err(changed @ schemas::Error::IdentityChanged { .. }) => {
+                    refused.push(changed.into())
+                }
+                checked => drop(checked?),
+            }
         }
-        Ok(exists)
+        // All teachers of a cache share one grid: they are mimicked by the same tokens of one student.
+        if let Some((id, cached)) = &self.existing.grid
+            && let Some((teacher, _)) = self.teachers.iter().find(|(t, _)| t.grid != *cached)
+            && self.teachers.iter().all(|(t, _)| t.id != *id)
+        {
+            refused.push(anyhow!(
+                "grid {} was asked for, but teacher {id} of this cache has grid {cached}, and all teachers of a cache share one: leave \
+                 out --grid, or build into another folder",
+                teacher.grid
+            ));
+        }
+        match (refused.pop(), refused.is_empty()) {
+            (None, _) => Ok(exists),
+            (Some(only), true) => Err(only),
+            (Some(last), false) => {
+                refused.push(last);
+                let lines = refused.iter().map(|error| format!("\n  {error:#}"));
+                bail!("not what was built before:{}", lines.collect::<String>())
+            }
+        }
     }
 
     /// What the cache lacks.
@@ -389,6 +483,44 @@ impl Build {
             &wanted,
             &committed.collect::<schemas::Result<Vec<_>>>()?,
         ))
+    }
+
+    /// Refuses to read more samples from a source whose images have changed places since the finished parts were built from it. False
+    /// after a signal.
+    ///
+    /// A part whose samples are committed and that only lacks features needs no such look: each of its images is compared when it is
+    /// read, and nothing is added that another place could have had.
+    fn still_the_source(&self, cache: &Cache, work: &[PartWork]) -> anyhow::Result<bool> {
+        let lacking: BTreeSet<u32> = work
+            .iter()
+            .filter(|work| work.missing.samples)
+            .map(|work| work.part)
+            .collect();
+        let finished: Vec<u32> = (0..self.identity.plan.parts())
+            .filter(|part| !lacking.contains(part))
+            .collect();
+        let Some(source) = self.source.as_ref().filter(|_| !lacking.is_empty()) else {
+            return Ok(true);
+        };
+        if finished.is_empty() {
+            return Ok(true);
+        }
+        let images = finished.iter().map(|&part| self.samples_in(part)).sum();
+        tracing::info!(
+            "reading the {} of {} again, to see that they are the same",
+            count(images, "image"),
+            count(finished.len() as u64, "finished part")
+        );
+        let checked = recheck::check(cache, source, &finished, self.config.threads, images)?;
+        match checked {
+            Checked::Same(_) => Ok(true),
+            Checked::Interrupted => Ok(false),
+            Checked::Moved(moved) => bail!(
+                "{}: {moved}. To go on would store some images twice and others not at all. Put the source back as it was, or build \
+                 into another folder",
+                self.config.images.as_deref().unwrap_or("the source")
+            ),
+        }
     }
 
     fn samples_in(&self, part: u32) -> u64 {
@@ -531,5 +663,35 @@ impl Build {
             .iter()
             .map(|(_, teacher)| teacher.shallow_clone())
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interruption_says_what_is_kept_and_what_is_lost() {
+        let planned = [(0, 8), (1, 8), (2, 5)];
+        let said =
+            |left: &[u32], images| interruption(&planned, &left.iter().copied().collect(), images);
+        let none = said(&[0, 1, 2], 7);
+        assert!(
+            none.contains("before this run had finished a part; 7 images"),
+            "{none}"
+        );
+        assert!(none.contains("--part-samples"), "{none}");
+        let some = said(&[1, 2], 9);
+        assert!(
+            some.contains("8 images of 1 part are finished and kept; 1 image of an"),
+            "{some}"
+        );
+        let whole = said(&[2], 16);
+        assert!(
+            whole.contains("16 images of 2 parts") && !whole.contains("again"),
+            "{whole}"
+        );
+        let nothing = said(&[0, 1, 2], 0);
+        assert!(!nothing.contains("computed again"), "{nothing}");
     }
 }

@@ -1,9 +1,11 @@
 //! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::Channels;
 
@@ -13,8 +15,6 @@ use crate::config::Channels;
     name = "pipeline",
     version,
     about,
-    // A wrapper script may be given an option again: the last one counts.
-    args_override_self = true,
     after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {
@@ -24,6 +24,27 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses a command line, the program's name first. An option that may be given once is refused when it is given twice: which of
+    /// them is meant is not ours to guess. clap does that itself but for an option before and behind the command's name.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        let is_format = |arg: &&OsString| {
+            let arg = arg.as_encoded_bytes();
+            arg == b"--log-format" || arg.starts_with(b"--log-format=")
+        };
+        let given = args.iter().filter(is_format).count();
+        let cli = Cli::try_parse_from(args)?;
+        if given > 1 {
+            return Err(Cli::command().error(
+                ErrorKind::ArgumentConflict,
+                "the argument '--log-format <LOG_FORMAT>' cannot be used multiple times",
+            ));
+        }
+        Ok(cli)
+    }
 }
 
 /// How messages and progress are written to stderr. Results always go to stdout.
@@ -86,6 +107,10 @@ pub struct BuildCacheArgs {
     /// Training then needs nothing but the cache [default: none].
     #[arg(long, value_name = "none|original|jpeg:SIDE:QUALITY")]
     pub pack: Option<String>,
+    /// Images of a part. An interrupted build keeps its finished parts, so a smaller number loses less; it stays that of the cache
+    /// [default: as many as give 1024 rows].
+    #[arg(long, value_name = "N")]
+    pub part_samples: Option<u64>,
     /// Use the first N samples of the source only. They are then the data set: another N is another cache.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
@@ -164,6 +189,10 @@ pub struct AddTeacherArgs {
 pub struct VerifyArgs {
     /// The cache folder.
     pub cache: PathBuf,
+    /// Also read the source it was built from, and check that every image is still at its place with the content that the cache has of
+    /// it.
+    #[arg(long, value_name = "SRC")]
+    pub images: Option<String>,
 }
 
 /// `pipeline inspect`.

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use models::hub::HubSettings;
 use pipeline::{ExitStatus, cli::Cli, interrupt, logging};
 use tikv_jemallocator::Jemalloc;
@@ -13,7 +12,7 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
     logging::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
     let format = cli.log_format;
     let hub = HubSettings::from_vars(|name| std::env::var(name).ok());

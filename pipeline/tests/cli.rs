@@ -21,6 +21,9 @@ mod list;
 /// `inspect`: rows chosen, and the picture pixel by pixel.
 #[path = "cli/picture.rs"]
 mod picture;
+/// Going on over a source whose images have changed places.
+#[path = "cli/resume.rs"]
+mod resume;
 /// Packed images, codecs, layers, teachers added later.
 #[path = "cli/share.rs"]
 mod share;
@@ -30,6 +33,8 @@ mod skipped;
 /// Exit codes, help, messages.
 #[path = "cli/smoke.rs"]
 mod smoke;
+#[path = "../../tests/support/sources.rs"]
+mod sources;
 /// `stats` against its own arithmetic.
 #[path = "cli/stats.rs"]
 mod stats;

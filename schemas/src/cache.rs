@@ -15,7 +15,7 @@ use crate::{
 /// builders may do so at once.
 ///
 /// # Errors
-/// [`Error::IdentityChanged`] names the first field in which an existing cache differs, [`Error::IdentityValue`] a value that
+/// [`Error::IdentityChanged`] names the fields in which an existing cache differs, [`Error::IdentityValue`] a value that
 /// no cache can have.
 pub fn create_cache(dir: &Path, identity: &CacheIdentity) -> Result<()> {
     let path = layout::cache_json(dir);
@@ -69,11 +69,86 @@ pub fn check_teacher(dir: &Path, teacher: &TeacherIdentity) -> Result<bool> {
     }
 }
 
-/// Whether any part of the teacher of `teacher_json` is declared complete, readable or not.
-fn has_committed_part(teacher_json: &Path) -> Result<bool> {
-    let folder = teacher_json.parent().unwrap_or(teacher_json);
+/// Whether any part of a cache's samples or of a teacher is declared complete, readable or not. Without one, the identity records bind
+/// nothing: they are what an interrupted build left that had not finished a part.
+///
+/// # Errors
+/// [`Error::NotACache`] if there is no `cache.json`.
+pub fn has_parts(dir: &Path) -> Result<bool> {
+    let path = layout::cache_json(dir);
+    if !path.exists() {
+        return Err(Error::NotACache {
+            path: dir.to_path_buf(),
+        });
+    }
+    if has_committed_part(&layout::samples_commit(dir, 0))? {
+        return Ok(true);
+    }
+    for id in teacher_folders(dir)? {
+        if has_committed_part(&layout::teacher_json(dir, &id))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The same of one teacher alone.
+pub fn teacher_has_parts(dir: &Path, id: &TeacherId) -> Result<bool> {
+    has_committed_part(&layout::teacher_json(dir, id))
+}
+
+/// Makes a cache without a part ([`has_parts`]) one of another identity: its teachers' records and files that no commit record declares are
+/// removed, and `cache.json` is replaced. Only for a builder that has the cache to itself.
+///
+/// # Errors
+/// [`Error::IdentityValue`] as [`create_cache`]; [`Error::AlreadyExists`] if there is a part.
+pub fn start_over(dir: &Path, identity: &CacheIdentity) -> Result<()> {
+    let path = layout::cache_json(dir);
+    identity.validate(&path)?;
+    if has_parts(dir)? {
+        return Err(Error::AlreadyExists {
+            path: dir.to_path_buf(),
+        });
+    }
+    let mut folders: Vec<PathBuf> = vec![dir.join("samples"), dir.join("rejects")];
+    for id in teacher_folders(dir)? {
+        let folder = layout::teachers_dir(dir).join(id.as_str());
+        remove(&layout::teacher_json(dir, &id))?;
+        folders.push(folder);
+    }
+    for folder in &folders {
+        // Complete files that no commit record declares: of a part that was being published.
+        for entry in std::fs::read_dir(folder).into_iter().flatten() {
+            let entry = entry.map_err(|e| Error::io("list", folder, e))?;
+            let name = entry.file_name();
+            let of_part = |suffix| layout::part_number(&name.to_string_lossy(), suffix).is_some();
+            if of_part(".parquet") || of_part(".jsonl") {
+                remove(&entry.path())?;
+            }
+        }
+        // Only if nothing else is in it.
+        let _ = std::fs::remove_dir(folder);
+    }
+    json::write(&path, identity)
+}
+
+/// Removes a file that may be gone already.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a part is declared complete in the folder that this file lies in, readable or not.
+fn has_committed_part(beside: &Path) -> Result<bool> {
+    let folder = beside.parent().unwrap_or(beside);
     let listed = |e| Error::io("list", folder, e);
-    for entry in std::fs::read_dir(folder).map_err(listed)? {
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        entries => entries.map_err(listed)?,
+    };
+    for entry in entries {
         let name = entry.map_err(listed)?.file_name();
         let commit = |name: &str| layout::part_number(name, ".commit.json").is_some();
         if name.to_str().is_some_and(commit) {

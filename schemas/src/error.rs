@@ -11,6 +11,38 @@ use crate::TeacherId;
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// A field of an identity in which a request differs from what is there. The values are text, cut where they are long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldDifference {
+    /// Dotted name, for example `views.seed`.
+    pub field: String,
+    /// What the cache holds.
+    pub cached: String,
+    /// What was asked for.
+    pub requested: String,
+}
+
+impl fmt::Display for FieldDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FieldDifference {
+            field,
+            cached,
+            requested,
+        } = self;
+        if field == "dataset.digest" {
+            // Nobody knows a digest by heart.
+            return write!(
+                f,
+                "other images, by their names, order, sizes or labels ({field} = {cached}, now {requested})"
+            );
+        }
+        write!(
+            f,
+            "{field} = {cached}, but {field} = {requested} is asked for"
+        )
+    }
+}
+
 /// A way in which a cache, or a request to one, can be wrong.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -72,21 +104,15 @@ pub enum Error {
     },
     /// Resuming or extending with something that would change the cached bytes.
     #[error(
-        "{path}: this cache was built with {field} = {cached}, but {field} = {requested} is asked for{}; build into another \
-         folder, or ask for the cached value",
-        and_others(*.others)
+        "{path}: this cache was built with {}; build into another folder, or ask for the cached {}",
+        list_differences(.differences),
+        if differences.len() == 1 { "value" } else { "values" }
     )]
     IdentityChanged {
         /// `cache.json` or `teacher.json`.
         path: PathBuf,
-        /// Dotted field name, for example `views.seed`.
-        field: String,
-        /// What the cache holds.
-        cached: String,
-        /// What was asked for.
-        requested: String,
-        /// How many further fields differ.
-        others: usize,
+        /// Every field that differs, the one that others follow from first; never empty.
+        differences: Vec<FieldDifference>,
     },
     /// The cache has no teacher of that name.
     #[error("{path} has no teacher {id}; it has {}", list(.known))]
@@ -437,13 +463,18 @@ impl Error {
     }
 }
 
-/// ` (and 3 more fields differ)`, or nothing.
-fn and_others(others: usize) -> String {
-    match others {
-        0 => String::new(),
-        1 => " (and 1 more field differs)".to_string(),
-        n => format!(" (and {n} more fields differ)"),
+/// `views.seed = 7, but views.seed = 8 is asked for; ...`, cut where nobody would read on.
+fn list_differences(differences: &[FieldDifference]) -> String {
+    const SHOWN: usize = 20;
+    let mut said: Vec<String> = differences
+        .iter()
+        .take(SHOWN)
+        .map(|d| d.to_string())
+        .collect();
+    if differences.len() > SHOWN {
+        said.push(format!("and {} more", differences.len() - SHOWN));
     }
+    said.join("; ")
 }
 
 /// `"clip", "dino"`, or `none`.

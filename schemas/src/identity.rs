@@ -6,7 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Codec, DepthWindow, Error, Plan, Result, Scalar, TeacherIdentity, json};
+use crate::{
+    Codec, DepthWindow, Error, FieldDifference, Plan, Result, Scalar, TeacherIdentity, json,
+};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -124,7 +126,7 @@ impl CacheIdentity {
     /// Refuses a request that differs from what the cache at `path` (its `cache.json`) holds.
     ///
     /// # Errors
-    /// [`Error::IdentityChanged`] names the first field that differs.
+    /// [`Error::IdentityChanged`] names every field that differs.
     pub fn check_same(&self, path: &Path, requested: &CacheIdentity) -> Result<()> {
         let spelled_out = |identity: &CacheIdentity| {
             let mut fields = identity.compared();
@@ -237,7 +239,7 @@ impl TeacherIdentity {
     /// Refuses a request that differs from what the cache at `path` (its `teacher.json`) holds.
     ///
     /// # Errors
-    /// [`Error::IdentityChanged`] names the first field that differs.
+    /// [`Error::IdentityChanged`] names every field that differs.
     pub fn check_same(&self, path: &Path, requested: &TeacherIdentity) -> Result<()> {
         let (mut cached, mut asked) = (self.compared(), requested.compared());
         if self.codec.name() != requested.codec.name() {
@@ -378,7 +380,7 @@ impl Rules<'_> {
 fn follows(field: &str) -> u8 {
     match field {
         "weights_sha256" => 0,
-        "input_size" => 2,
+        "input_size" | "dataset.digest" => 2,
         _ if field.starts_with("plan.") => 2,
         _ => 1,
     }
@@ -397,16 +399,18 @@ fn short(value: &Value) -> String {
 fn check_same(path: &Path, cached: &Value, requested: &Value) -> Result<()> {
     let mut differences = json::differences(cached, requested);
     differences.sort_by_key(|difference| follows(&difference.field));
-    let Some(first) = differences.first() else {
+    if differences.is_empty() {
         return Ok(());
-    };
+    }
     let show = |value: &Option<Value>| value.as_ref().map_or("nothing".to_string(), short);
+    let field = |difference: json::Difference| FieldDifference {
+        cached: show(&difference.left),
+        requested: show(&difference.right),
+        field: difference.field,
+    };
     Err(Error::IdentityChanged {
         path: path.to_path_buf(),
-        field: first.field.clone(),
-        cached: show(&first.left),
-        requested: show(&first.right),
-        others: differences.len() - 1,
+        differences: differences.into_iter().map(field).collect(),
     })
 }
 

@@ -27,12 +27,13 @@ mod verify;
 mod writer;
 
 pub use cache::{
-    Cache, PartState, add_teacher, check_cache, check_teacher, create_cache, remove_stale,
+    Cache, PartState, add_teacher, check_cache, check_teacher, create_cache, has_parts,
+    remove_stale, start_over, teacher_has_parts,
 };
 pub use codec::{Affine, Calibrator, Codec, CodecError, FeatureCodec, Scalar};
 pub use commit::{ChannelSums, FileStamp, RejectsStamp, SamplesCommit, TeacherCommit};
 pub use depth_window::{BadDepthWindow, DepthWindow};
-pub use error::{Error, Result};
+pub use error::{Error, FieldDifference, Result};
 pub use identity::{
     CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIdentity, ViewPolicy,
 };
@@ -42,5 +43,5 @@ pub use sample::{ContentHash, CropBox, Reject, SampleRow, View};
 pub use samples_file::SamplesPart;
 pub use skipped::{Skipped, read_skipped, write_skipped};
 pub use teacher::{TeacherId, TeacherIdentity, TeacherRow};
-pub use verify::{Progress, Report, verify};
+pub use verify::{Progress, Repeats, Report, verify};
 pub use writer::{SamplesWriter, TeacherWriter};

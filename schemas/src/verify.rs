@@ -13,8 +13,8 @@ use crate::cache::{read_identity, read_teacher, teacher_folders};
 use crate::rules::check_coverage;
 use crate::samples_file::SamplesFile;
 use crate::{
-    CacheIdentity, ChannelSums, Error, Result, SampleRow, SamplesCommit, TeacherCommit, TeacherId,
-    TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
+    CacheIdentity, ChannelSums, ContentHash, Error, Plan, Result, SampleRow, SamplesCommit,
+    TeacherCommit, TeacherId, TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
 };
 
 /// How far a verification has come.
@@ -26,6 +26,19 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
+/// Equal content hashes in different parts. A data set may hold copies, so they are not wrong; but they are also what a build leaves
+/// that went on after the images of its source had changed places. Each row has the place, the key and the content hash of its image,
+/// so whoever has the source can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeats {
+    /// Different images of which there are copies in more than one part.
+    pub images: u64,
+    /// Samples that hold them.
+    pub samples: u64,
+    /// Two samples of different parts with the same image: those of the first image, by `sample_id`, that is repeated.
+    pub example: (u64, u64),
+}
+
 /// What a verification found.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -35,6 +48,8 @@ pub struct Report {
     pub missing: Vec<PathBuf>,
     /// What was seen and does not matter: temporary files, files without commit record, files the format does not know.
     pub notes: Vec<String>,
+    /// Images that are in more than one part.
+    pub repeats: Option<Repeats>,
     /// Parquet files checked.
     pub files: u64,
     /// Rows of these found sound.
@@ -105,11 +120,39 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> 
         teachers,
         seen: AtomicU64::new(0),
     };
-    for part in verifier.in_parallel(progress)? {
+    let mut contents = Vec::new();
+    for (part, of_part) in verifier.in_parallel(progress)? {
         report.add(part);
+        contents.extend(of_part);
     }
+    report.repeats = repeats(contents, &verifier.identity.plan);
     report.notes.extend(verifier.strangers()?);
     Ok(report)
+}
+
+/// An image, and the sample that holds it.
+type Content = (ContentHash, u64);
+
+/// The images that more than one part holds.
+fn repeats(mut contents: Vec<Content>, plan: &Plan) -> Option<Repeats> {
+    contents.sort_unstable();
+    let part = |sample_id: u64| sample_id / plan.part_samples.max(1);
+    let mut found: Option<Repeats> = None;
+    for copies in contents.chunk_by(|a, b| a.0 == b.0) {
+        let (_, first) = copies[0];
+        // In order of their samples, so those of the first part come first.
+        let other = copies.iter().find(|(_, other)| part(*other) != part(first));
+        let Some(&(_, other)) = other else { continue };
+        let repeats = found.get_or_insert(Repeats {
+            images: 0,
+            samples: 0,
+            example: (first, other),
+        });
+        repeats.images += 1;
+        repeats.samples += copies.len() as u64;
+        repeats.example = repeats.example.min((first, other));
+    }
+    found
 }
 
 struct Verifier<'a> {
@@ -121,7 +164,10 @@ struct Verifier<'a> {
 
 impl Verifier<'_> {
     /// Reports of all parts, in order.
-    fn in_parallel(&self, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Report>> {
+    fn in_parallel(
+        &self,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<(Report, Vec<Content>)>> {
         let parts = self.identity.plan.parts();
         let threads = std::thread::available_parallelism()
             .map_or(1, |n| n.get())
@@ -185,13 +231,18 @@ impl Verifier<'_> {
                 .sum::<u64>()
     }
 
-    fn part(&self, part: u32) -> Result<Report> {
+    fn part(&self, part: u32) -> Result<(Report, Vec<Content>)> {
         let mut report = Report::default();
         let samples = self.samples(part, &mut report)?;
+        let rows = samples.iter().flatten().flatten();
+        let contents = rows
+            .filter(|row| row.view.index == 0)
+            .map(|row| (row.content_hash, row.sample_id))
+            .collect();
         for teacher in self.teachers.values() {
             self.features(part, teacher, samples.as_deref(), &mut report)?;
         }
-        Ok(report)
+        Ok((report, contents))
     }
 
     /// Checks the samples and rejects of a part. Gives the rows, `None` where damaged, if the file can be read at all.

@@ -1,8 +1,10 @@
 //! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use models::exchange::Format;
 use models::precision::Precision;
 
@@ -14,8 +16,6 @@ use crate::classes::Matching;
     name = "trainer",
     version,
     about,
-    // A wrapper script may be given an option again: the last one counts.
-    args_override_self = true,
     after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {
@@ -25,6 +25,27 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses a command line, the program's name first. An option that may be given once is refused when it is given twice: which of
+    /// them is meant is not ours to guess. clap does that itself but for an option before and behind the command's name.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        let is_format = |arg: &&OsString| {
+            let arg = arg.as_encoded_bytes();
+            arg == b"--log-format" || arg.starts_with(b"--log-format=")
+        };
+        let given = args.iter().filter(is_format).count();
+        let cli = Cli::try_parse_from(args)?;
+        if given > 1 {
+            return Err(Cli::command().error(
+                ErrorKind::ArgumentConflict,
+                "the argument '--log-format <LOG_FORMAT>' cannot be used multiple times",
+            ));
+        }
+        Ok(cli)
+    }
 }
 
 /// How messages are written to stderr.
@@ -102,8 +123,8 @@ pub struct PretrainArgs {
     /// The run folder; created, or resumed when it holds the same recipe.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The images the cache was built from: class folders, *.tar or *.parquet. They may have moved or been renamed;
-    /// they are joined by content. A cache that carries its images needs none.
+    /// The images the cache was built from: class folders, *.tar or *.parquet. They may have moved, been renamed or traded
+    /// names; they are joined by content. A cache that carries its images needs none.
     #[arg(long, value_name = "SRC")]
     pub images: Option<String>,
     #[command(flatten)]
@@ -406,4 +427,40 @@ pub struct BenchArgs {
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of two values is meant is not ours to guess; what may be many is still taken.
+    #[test]
+    fn an_option_given_twice_is_refused() {
+        let parse = |line: &str| {
+            let words = line.split(' ').map(Into::into);
+            Cli::from_args(words).map(|_| ()).map_err(|e| e.to_string())
+        };
+        for line in [
+            "trainer pretrain --cache a --cache b --recipe r --out o",
+            "trainer pretrain --cache a --recipe r --recipe r --out o",
+            "trainer pretrain --cache a --recipe=r --out o --threads 1 --threads 2",
+            "trainer knn --train a --test b --model m --train c",
+            "trainer knn --train a --test b --model m --json --json",
+            "trainer --log-format text knn --train a --test b --model m --log-format json",
+            "trainer config --recipe a --recipe b",
+            "trainer bench --recipe a --cache b --cache c",
+        ] {
+            let refused = parse(line).unwrap_err();
+            assert!(
+                refused.contains("cannot be used multiple times"),
+                "{line}: {refused}"
+            );
+        }
+        for line in [
+            "trainer pretrain --cache a --recipe r --out o --set a.b=1 --set a.c=2",
+            "trainer knn --train a --test b --model m --model n --log-format json",
+        ] {
+            parse(line).unwrap();
+        }
+    }
 }

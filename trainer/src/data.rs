@@ -103,25 +103,27 @@ pub enum Problem {
         /// The recipe's.
         patch_size: u32,
     },
-    /// Cached images that the source does not have.
+    /// Cached images whose content the source does not have, under any name.
     #[error(
-        "{count} of the cache's {of} images are not in --images, neither by name nor by content: {}{}. Point --images at the \
-         images the cache was built from, or train on the rest with --set data.missing=skip",
-        first.join(", "),
-        if *count > first.len() { ", ..." } else { "" }
+        "{count} of the cache's {of} images are not in --images: {}. Point --images at the images the cache was built from, or train on the \
+         rest with --set data.missing=skip",
+        absent(missing, changed)
     )]
     MissingImages {
         /// How many.
         count: usize,
         /// Of how many.
         of: usize,
-        /// Keys of the first few.
-        first: Vec<String>,
+        /// Those whose name is not there either: how many, and the keys of the first few.
+        missing: (usize, Vec<String>),
+        /// Those with other content under their name: the same.
+        changed: (usize, Vec<String>),
     },
-    /// An image's bytes are not those its features were made from.
+    /// An image's bytes are not those its features were made from, and no other image's are.
     #[error(
         "image {key}: its bytes have changed since the cache was built (content hash {found}, part {part} row {row} says \
-         {expected}). Restore the image, or build the cache again"
+         {expected}), and no other image of --images has them. Restore the image, train on the rest with --set data.missing=skip, or build \
+         the cache again"
     )]
     Changed {
         /// The image.
@@ -153,4 +155,20 @@ pub enum Problem {
         /// Why.
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// What is said of images that are not there: by name and content, or by content alone.
+fn absent(missing: &(usize, Vec<String>), changed: &(usize, Vec<String>)) -> String {
+    let said = |(count, first): &(usize, Vec<String>), how: &str| {
+        let more = if *count > first.len() { ", ..." } else { "" };
+        (*count > 0).then(|| format!("{count} {how} ({}{more})", first.join(", ")))
+    };
+    let said = [
+        said(missing, "neither by name nor by content"),
+        said(
+            changed,
+            "with other content under their names, and theirs nowhere else",
+        ),
+    ];
+    said.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }

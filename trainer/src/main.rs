@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use models::hub::HubSettings;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tikv_jemallocator::Jemalloc;
@@ -16,7 +15,7 @@ use trainer::cli::{Cli, LogFormat};
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
     init_logging(cli.log_format);
     allow_open_files();
     trainer::micro_batch::keep_quiet_about_memory();

@@ -28,7 +28,7 @@ use crate::cli::PretrainArgs;
 use crate::config::{self, Recipe};
 use crate::data::Problem;
 use crate::data::batch::{BatchShape, MimicBatch};
-use crate::data::images::Images;
+use crate::data::images::{Images, log_search};
 use crate::data::join::{self, Samples};
 use crate::data::loader::{Loader, LoaderPlan, Noise};
 use crate::data::order::Order;
@@ -62,7 +62,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         .filter(|t| t.rows.is_some())
         .map(|t| t.id.clone())
         .collect();
-    let samples = join::join(&cache, &cached, &images, &recipe.data, &report_scan)?;
+    let samples = join::join(&cache, &cached, &images, &recipe.data, &log_search)?;
     if samples.is_empty() {
         let why = format!(
             "; the cache has no rows, see {:?}",
@@ -422,11 +422,4 @@ fn data_facts(
         );
     }
     facts
-}
-
-/// Tells how far the search for renamed images is, at every tenth.
-fn report_scan(done: u64, of: u64) {
-    if done * 10 / of != (done - 1) * 10 / of {
-        info!("searching renamed images by content: {done} of {of} files read");
-    }
 }

@@ -75,6 +75,30 @@ pub(crate) struct World {
     pub(crate) pack: Pack,
 }
 
+/// A command line in which what is said again replaces what was said before: an option of one value, or a `--set` of one key. The
+/// program refuses to be told twice; tests have defaults.
+pub(crate) fn overridden(args: Vec<String>) -> Vec<String> {
+    let key = |at: usize| match (&*args[at], args.get(at + 1)) {
+        ("--set", Some(setting)) => setting.split('=').next().unwrap().to_owned(),
+        (option, _) => option.to_owned(),
+    };
+    let mut kept = Vec::new();
+    let mut at = 0;
+    while at < args.len() {
+        let option = args[at].starts_with("--") && args[at] != "--model";
+        match option
+            && (at + 1..args.len()).any(|later| args[later] == args[at] && key(later) == key(at))
+        {
+            true => at += 2,
+            false => {
+                kept.push(args[at].clone());
+                at += 1;
+            }
+        }
+    }
+    kept
+}
+
 impl World {
     /// Images and a teacher; [`World::build_cache`] makes the cache.
     pub(crate) fn new(images: usize) -> World {
@@ -149,7 +173,7 @@ impl World {
         args.extend(["--recipe".to_owned(), text(self.recipe())]);
         args.extend(["--out".to_owned(), text(self.path(run))]);
         args.extend(more.iter().map(|s| s.to_string()));
-        args
+        overridden(args)
     }
 
     /// Runs the teacher over every view and writes what it says, as the pipeline would.

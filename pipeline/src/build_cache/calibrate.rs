@@ -14,13 +14,14 @@ use super::{Build, flow};
 use crate::build_cache::timing::Timings;
 use crate::config::CodecName;
 
-/// The parameters that a cache in `out` already has for a teacher, if it has them.
+/// The parameters that a cache in `out` already has for a teacher, if it has them. Those of a teacher without a part bind nothing: they may be of
+/// other weights or images, and nothing was encoded with them.
 pub(super) fn existing(
     out: &Path,
     id: &schemas::TeacherId,
     images: u64,
 ) -> anyhow::Result<Option<Affine>> {
-    if !schemas::layout::teacher_json(out, id).exists() {
+    if !schemas::layout::teacher_json(out, id).exists() || !schemas::teacher_has_parts(out, id)? {
         return Ok(None);
     }
     let cache = schemas::Cache::open(out)?;

@@ -114,8 +114,9 @@ impl Decoder<'_> {
         if let Some(known) = job.known.as_ref().and_then(|known| known.rows().first()) {
             ensure!(
                 known.content_hash == content_hash,
-                "image {key:?} (sample {}) has changed since its samples were cached: content hash {} then, {content_hash} now; \
-                 restore the image, or build a new cache",
+                "image {key:?} (sample {}) is not the one that was there when its samples were cached: content hash {} then, \
+                 {content_hash} now. Either it has changed or images have changed places; put the source back as it was, or build a new \
+                 cache",
                 job.sample_id,
                 known.content_hash,
             );

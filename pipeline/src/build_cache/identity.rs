@@ -1,9 +1,13 @@
 //! What the cache and its teachers are: everything that bytes depend on, as the format wants it written down.
 
-use anyhow::{Context, ensure};
+use std::path::Path;
+
+use anyhow::Context;
 use images::ImageSource;
 use models::teacher::TeacherInfo;
-use schemas::{Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity};
+use schemas::{
+    Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity, layout,
+};
 use tch::Device;
 
 use crate::config::BuildConfig;
@@ -29,31 +33,16 @@ pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource) -> Cach
 #[derive(Debug, Default)]
 pub(crate) struct Existing {
     /// The grid that all its teachers share, and one of them.
-    grid: Option<(TeacherId, u32)>,
+    pub grid: Option<(TeacherId, u32)>,
 }
 
 impl Existing {
-    /// Looks at the cache in `out`, if there is one.
-    ///
-    /// Another number of images is refused here: the comparison of identities would name the data set's digest first, and nobody
-    /// knows a digest by heart.
-    pub(crate) fn look(config: &BuildConfig, source: &ImageSource) -> anyhow::Result<Existing> {
-        let out = &config.out;
-        if !schemas::layout::cache_json(out).exists() {
+    /// Looks at the cache in `out`, if there is one. One without a finished part binds nothing.
+    pub(crate) fn look(out: &Path) -> anyhow::Result<Existing> {
+        if !layout::cache_json(out).exists() || !schemas::has_parts(out)? {
             return Ok(Existing::default());
         }
-        let cache = Cache::open(out)?;
-        let (cached, found) = (cache.identity().dataset.samples, source.len() as u64);
-        ensure!(
-            cached == found,
-            "{}: dataset.samples = {cached} in the cache, but {}{} has {found}; give the same images, or build into another folder",
-            out.display(),
-            config.images.as_deref().unwrap_or_default(),
-            config
-                .limit
-                .map_or(String::new(), |limit| format!(" with --limit {limit}"))
-        );
-        Ok(Existing::of_cache(&cache))
+        Ok(Existing::of_cache(&Cache::open(out)?))
     }
 
     /// What a cache says.
@@ -70,23 +59,15 @@ impl Existing {
 /// The grid to build with: as asked, else that of the cache, else the smallest native grid of the teachers.
 ///
 /// The smallest, because it does not depend on their order, and because a position embedding is better shrunk than stretched.
-/// All teachers of a cache share one grid: they are mimicked by the same tokens of one student.
 pub(crate) fn choose_grid<'a>(
     asked: Option<u32>,
-    existing: Existing,
+    existing: &Existing,
     teachers: impl Iterator<Item = &'a TeacherInfo>,
 ) -> anyhow::Result<u32> {
-    match (asked, existing.grid) {
-        (Some(asked), Some((id, grid))) => {
-            ensure!(
-                asked == grid,
-                "grid {asked} was asked for, but teacher {id} of this cache has grid {grid}, and all teachers of a cache share \
-                 one: leave out --grid, or build into another folder"
-            );
-            Ok(grid)
-        }
-        (Some(grid), None) | (None, Some((_, grid))) => Ok(grid),
-        (None, None) => teachers
+    let cached = existing.grid.as_ref().map(|(_, grid)| *grid);
+    match asked.or(cached) {
+        Some(grid) => Ok(grid),
+        None => teachers
             .map(|info| info.input_size / info.patch_size)
             .min()
             .context("a build has teachers"),

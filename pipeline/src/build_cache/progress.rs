@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::logging;
 
 /// Time between two lines where there is no terminal: rare enough for a log of days, often enough to see that it lives.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+pub(super) const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Counts images that are through.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! From what was typed to a checked build: reading, `--set`, flags, defaults, ranges.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -112,7 +113,16 @@ fn read(path: Option<&Path>, settings: &[String]) -> Result<Recipe, Error> {
         toml::from_str::<Recipe>(&text).map_err(parse_error)?;
         table = toml::from_str(&text).map_err(parse_error)?;
     }
+    let mut given = BTreeSet::new();
     for setting in settings {
+        let key = setting.split('=').next().unwrap_or_default().trim();
+        if !given.insert(key) {
+            return Err(Error::Form {
+                option: "--set",
+                given: setting.clone(),
+                problem: format!("{key} is given twice; give it once"),
+            });
+        }
         apply(&mut table, setting)?;
         let checked = Recipe::deserialize(toml::Value::Table(table.clone()));
         checked.map_err(|e| Error::Parse {
@@ -176,6 +186,7 @@ fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) -> Result<(), Error
     set(&mut recipe.features.grid, &args.grid);
     set(&mut recipe.cache.pack, &args.pack);
     set(&mut recipe.cache.out, &args.out);
+    set(&mut recipe.cache.part_samples, &args.part_samples);
     overlay_teachers(recipe, &args.teachers)?;
     overlay_features(recipe, &args.features);
     Ok(())

@@ -54,7 +54,7 @@ impl World {
     pub(crate) fn build_args(&self, out: &str, more: &[&str]) -> Vec<String> {
         let dir = |name: &str| self.path(name).display().to_string();
         let mut args = vec!["pipeline".to_owned(), "build-cache".to_owned()];
-        // As settings of the recipe, which a test overrides by a flag or by saying it again.
+        // As settings of the recipe, which a test overrides by a flag, or by saying one again: then it is left out here.
         for setting in [
             format!("data.images={}", dir("images")),
             format!("cache.out={}", dir(out)),
@@ -65,7 +65,10 @@ impl World {
             "view.views=2".to_owned(),
             "run.device=cpu".to_owned(),
         ] {
-            args.extend(["--set".to_owned(), setting]);
+            let key = setting.split_inclusive('=').next().expect("a setting");
+            if !more.iter().any(|said| said.starts_with(key)) {
+                args.extend(["--set".to_owned(), setting]);
+            }
         }
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         args

@@ -8,13 +8,14 @@ fn refused(edit: fn(&mut CacheIdentity)) -> (String, String, String, usize) {
     edit(&mut requested);
     assert_ne!(requested.fingerprint(), identity().fingerprint());
     match identity().check_same(Path::new("c/cache.json"), &requested) {
-        Err(Error::IdentityChanged {
-            field,
-            cached,
-            requested,
-            others,
-            ..
-        }) => (field, cached, requested, others),
+        Err(Error::IdentityChanged { differences, .. }) => {
+            let FieldDifference {
+                field,
+                cached,
+                requested,
+            } = differences[0].clone();
+            (field, cached, requested, differences.len() - 1)
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -93,6 +94,27 @@ fn a_changed_identity_is_refused_by_field() {
 }
 
 #[test]
+fn all_that_differs_is_said_at_once() {
+    let mut requested = identity();
+    requested.views.seed = 8;
+    requested.image_code = "test 2".to_string();
+    requested.label_names = vec!["ox".to_string(); 100];
+    let said = identity()
+        .check_same(Path::new("c/cache.json"), &requested)
+        .unwrap_err()
+        .to_string();
+    for words in [
+        "views.seed = 7, but views.seed = 8 is asked for",
+        "image_code = \"test 1\", but image_code = \"test 2\" is asked for",
+        "label_names[0] = \"ant\"",
+        "; and ",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(said.len() < 2000, "{said}");
+}
+
+#[test]
 fn codecs_that_differ_are_told_by_name_and_not_by_their_tables() {
     let width = teacher("clip", Codec::F16).width as usize;
     let i8 = teacher(
@@ -107,16 +129,14 @@ fn codecs_that_differ_are_told_by_name_and_not_by_their_tables() {
     let f16 = teacher("clip", Codec::F16);
     for (cached, requested) in [(&i8, &f16), (&f16, &i8)] {
         match cached.check_same(Path::new("t"), requested) {
-            Err(Error::IdentityChanged {
-                field,
-                cached: was,
-                requested: asked,
-                others,
-                ..
-            }) => {
-                assert_eq!((field.as_str(), others), ("codec", 0));
-                let names = [cached, requested].map(|t| format!("{:?}", t.codec.name()));
-                assert_eq!([was, asked], names);
+            Err(Error::IdentityChanged { differences, .. }) => {
+                let names = |t: &TeacherIdentity| format!("{:?}", t.codec.name());
+                let codec = FieldDifference {
+                    field: "codec".to_owned(),
+                    cached: names(cached),
+                    requested: names(requested),
+                };
+                assert_eq!(differences, [codec]);
             }
             other => panic!("{other:?}"),
         }
@@ -134,9 +154,9 @@ fn a_changed_teacher_is_refused_by_field_but_its_source_may_move() {
                 assert_eq!(requested.fingerprint(), cached.fingerprint());
                 None
             }
-            Err(Error::IdentityChanged { field, .. }) => {
+            Err(Error::IdentityChanged { differences, .. }) => {
                 assert_ne!(requested.fingerprint(), cached.fingerprint());
-                Some(field)
+                Some(differences[0].field.clone())
             }
             Err(other) => panic!("{other}"),
         }

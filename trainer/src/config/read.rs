@@ -1,5 +1,6 @@
 //! From what was typed to typed settings: the file, `--set`, and the errors that name a setting.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -36,6 +37,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Two values for one setting: which of them is meant is not ours to guess.
+    #[error("--set {key} is given twice; give it once")]
+    Twice {
+        /// Dotted name of the setting.
+        key: String,
+    },
     /// A value outside its range, or two settings that exclude each other.
     #[error("{field} = {value}: {problem}")]
     Invalid {
@@ -71,7 +78,14 @@ pub(crate) fn typed<R: DeserializeOwned>(
     };
     let mut table: toml::Table = toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
     let mut before = table.clone();
+    let mut given = BTreeSet::new();
     for setting in settings {
+        let key = setting.split('=').next().unwrap_or_default().trim();
+        if !given.insert(key) {
+            return Err(Error::Twice {
+                key: key.to_owned(),
+            });
+        }
         apply(&mut table, setting)?;
         // One at a time, so that the message names the setting and not the file.
         let checked = R::deserialize(toml::Value::Table(table.clone()));

@@ -10,7 +10,8 @@ use super::{KEEP_CHECKPOINTS, PICTURES, PREFETCH, Recipe, STOP_AFTER_NONFINITE};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// What to do about cached images that `--images` does not have.
+    /// What to do about cached images that `--images` does not have: none of its images has their content, whatever it is called. With
+    /// `skip`, every image is read once before the first step, to know which they are.
     pub missing: Missing,
     /// Train on the parts that are complete although others are missing. Off by default: a run on a third of the data
     /// looks like a run. The samples in use are recorded, so a cache that has grown since refuses to resume.

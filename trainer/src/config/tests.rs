@@ -88,6 +88,10 @@ fn wrong_recipes_are_refused_by_name() {
         (&["mask.teacher=clip"], "mask.teacher"),
         (&["mask.mode=topk"], "mask.mode"),
         (&["mimic.teachers=[\"clip\", \"clip\"]"], "twice"),
+        (
+            &["optim.lr=1e-3", " optim.lr =2e-3"],
+            "--set optim.lr is given twice",
+        ),
         (&["loss.w_rec=0"], "loss.w_rec"),
         (&["loss.w_cls=-1"], "loss.w_cls"),
         (&["model.fusion=[11]"], "fusion"),

@@ -1,10 +1,13 @@
 //! Where a run's images come from: the data set the cache was built from, or the cache itself.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use images::ImageSource;
+use rayon::prelude::*;
 use schemas::{Cache, ContentHash, Pack, SamplesPart};
 
 use super::Problem;
@@ -13,7 +16,7 @@ use super::join::Sample;
 /// The images of a run.
 pub enum Images {
     /// A data set; its images are checked against the rows' content hashes.
-    Source(ImageSource),
+    Source(Box<SourceImages>),
     /// Those packed into the cache, checked against the rows' image hashes.
     Packed(PackedImages),
 }
@@ -31,37 +34,47 @@ impl Images {
             (None, _) => Ok(Images::Packed(PackedImages::new(cache))),
             (Some(_), Pack::Jpeg { .. }) => Err(Problem::PackedPixels { cache: dir() }.into()),
             (Some(images), Pack::None | Pack::Original) => {
-                Ok(Images::Source(ImageSource::open(images)?))
+                let images = SourceImages::new(ImageSource::open(images)?);
+                Ok(Images::Source(Box::new(images)))
             }
         }
     }
 
     /// The data set, if it is one.
-    pub fn source(&self) -> Option<&ImageSource> {
+    pub fn source(&self) -> Option<&SourceImages> {
         match self {
-            Images::Source(source) => Some(source),
+            Images::Source(images) => Some(images),
             Images::Packed(_) => None,
         }
     }
 
     /// The bytes of a sample's image, found to be those its features were made from. `view` is for messages.
     pub fn read(&self, sample: &Sample, view: usize) -> Result<Vec<u8>, Problem> {
-        let source = match self {
+        let images = match self {
             Images::Packed(packed) => return packed.read(sample),
-            Images::Source(source) => source,
+            Images::Source(images) => images,
         };
-        let (part, row) = (sample.part, sample.first_row + view);
-        let bytes = source
-            .read(sample.source_idx)
-            .map_err(|e| self.problem(sample, view, e))?;
+        let read = |at: usize| {
+            let bytes = images.source.read(at);
+            bytes.map_err(|e| self.problem(sample, view, e))
+        };
+        let bytes = read(sample.source_idx)?;
         let found = ContentHash::of(&bytes);
         if found == sample.content_hash {
             return Ok(bytes);
         }
+        // Another image has its name. Before it is said to have changed, it is looked for under the others.
+        let contents = images.contents(&log_search);
+        if let Some(&at) = contents.first.get(&sample.content_hash) {
+            let bytes = read(at)?;
+            if ContentHash::of(&bytes) == sample.content_hash {
+                return Ok(bytes);
+            }
+        }
         Err(Problem::Changed {
-            key: source.key(sample.source_idx).to_owned(),
-            part,
-            row,
+            key: images.source.key(sample.source_idx).to_owned(),
+            part: sample.part,
+            row: sample.first_row + view,
             expected: sample.content_hash.to_string(),
             found: found.to_string(),
         })
@@ -75,7 +88,7 @@ impl Images {
         cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Problem {
         let key = match self {
-            Images::Source(source) => source.key(sample.source_idx).to_owned(),
+            Images::Source(images) => images.source.key(sample.source_idx).to_owned(),
             Images::Packed(_) => format!("of sample {}", sample.sample_id),
         };
         Problem::Image {
@@ -84,6 +97,83 @@ impl Images {
             row: sample.first_row + view,
             cause: cause.into(),
         }
+    }
+}
+
+/// A data set, and what its images hold, once somebody had to ask.
+pub struct SourceImages {
+    source: ImageSource,
+    contents: OnceLock<Contents>,
+}
+
+/// What the images of a data set hold.
+pub struct Contents {
+    /// Of every image, by number; nothing of one that cannot be read.
+    pub of: Vec<Option<ContentHash>>,
+    /// The number of the image with a content; of copies, the first.
+    pub first: BTreeMap<ContentHash, usize>,
+}
+
+impl SourceImages {
+    fn new(source: ImageSource) -> SourceImages {
+        SourceImages {
+            source,
+            contents: OnceLock::new(),
+        }
+    }
+
+    /// The data set.
+    pub fn source(&self) -> &ImageSource {
+        &self.source
+    }
+
+    /// What every image holds. The whole data set is read for it, once, with `progress(done, of)`; whoever asks meanwhile waits.
+    pub fn contents(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> &Contents {
+        self.contents.get_or_init(|| {
+            tracing::info!(
+                "reading all {} images of --images once, to join them by content",
+                self.source.len()
+            );
+            let all: Vec<usize> = (0..self.source.len()).collect();
+            let of = self.hashes(&all, progress);
+            let mut first = BTreeMap::new();
+            for (at, hash) in of.iter().enumerate() {
+                if let Some(hash) = hash {
+                    first.entry(*hash).or_insert(at);
+                }
+            }
+            Contents { of, first }
+        })
+    }
+
+    /// The same, if somebody has asked already.
+    pub(super) fn known_contents(&self) -> Option<&Contents> {
+        self.contents.get()
+    }
+
+    /// The content of each of these images, on all threads; nothing of one that cannot be read.
+    pub(super) fn hashes(
+        &self,
+        images: &[usize],
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Vec<Option<ContentHash>> {
+        let done = AtomicU64::new(0);
+        let hash = |&at: &usize| {
+            let bytes = self.source.read(at).ok();
+            progress(
+                1 + done.fetch_add(1, Ordering::Relaxed),
+                images.len() as u64,
+            );
+            bytes.map(|bytes| ContentHash::of(&bytes))
+        };
+        images.par_iter().map(hash).collect()
+    }
+}
+
+/// How far a search by content is, at every tenth of the way.
+pub(crate) fn log_search(done: u64, of: u64) {
+    if done * 10 / of != (done - 1) * 10 / of {
+        tracing::info!("searching images by content: {done} of {of} read");
     }
 }
 

@@ -1,14 +1,19 @@
-//! Which image belongs to which cached sample: by key first, by content for what was moved or renamed.
+//! Which image belongs to which cached sample: by key where the key's image may be the one, by content for what was moved or renamed.
+//!
+//! A name is no proof, since images can trade names. Reading every image before the first step would be one, but costs an epoch's reading;
+//! so it is done only where something is seen to differ: a key that is not there, or a length. What no name and no length shows
+//! comes out when the image is read, since its content is compared with its row, and is then searched in the same way
+//! ([`Images::read`]). A run that trains on what is there, whatever is missing (`data.missing = "skip"`), has to know before the first
+//! step what that is: it reads every image once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use images::{Filter, draw_view};
-use rayon::prelude::*;
-use schemas::{Cache, ContentHash, SampleRow, TeacherId, View};
+use schemas::{Cache, ContentHash, Reject, SampleRow, TeacherId, View};
 use sha2::{Digest, Sha256};
 
 use super::Problem;
-use super::images::Images;
+use super::images::{Images, SourceImages};
 use crate::config::{self, Missing};
 
 /// Everything a run trains on, in the cache's order.
@@ -21,6 +26,25 @@ pub struct Samples {
     samples: Vec<Sample>,
     rows: Vec<View>,
     fingerprint: String,
+    added: Listed,
+    skipped: Listed,
+}
+
+/// Some images: how many, and the keys of the first few.
+pub type Listed = (usize, Vec<String>);
+
+/// How many images a message names.
+const NAMED: usize = 10;
+
+fn listed<'a>(keys: impl Iterator<Item = &'a str>) -> Listed {
+    let (mut count, mut first) = (0, Vec::new());
+    for key in keys {
+        count += 1;
+        if first.len() < NAMED {
+            first.push(key.to_owned());
+        }
+    }
+    (count, first)
 }
 
 /// One cached image.
@@ -82,6 +106,16 @@ impl Samples {
         )
     }
 
+    /// Images of the data set that the cache does not have: no run trains on them.
+    pub fn added(&self) -> &Listed {
+        &self.added
+    }
+
+    /// Images of the cache that `data.missing = "skip"` leaves out, since the data set does not have them.
+    pub fn skipped(&self) -> &Listed {
+        &self.skipped
+    }
+
     /// SHA-256 over every sample's id and content hash, in order: equal only for the same training set.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
@@ -90,8 +124,7 @@ impl Samples {
 
 /// Reads the cache's sample rows, checks them, and finds each one's image in `images`.
 ///
-/// Packed images are where their rows are. In a data set, an image is looked up by its key; its bytes are compared with the row's hash when they are read. Images whose key is not
-/// found are searched by content among the files that no key matched: those are read once, with `progress(done, of)`.
+/// Packed images are where their rows are. In a data set, see the module. A search by content reports `progress(done, of)`.
 pub fn join(
     cache: &Cache,
     teachers: &[TeacherId],
@@ -114,10 +147,11 @@ pub fn join(
         });
     }
     let parts = complete_parts(cache, teachers, config.allow_incomplete)?;
+    let all_parts = parts.len() == identity.plan.parts() as usize;
 
     // ---- rows of the cache
     let mut samples = Vec::new();
-    let mut keys = Vec::new();
+    let (mut keys, mut labels) = (Vec::new(), Vec::new());
     let mut rows = Vec::new();
     for part in parts {
         let part_rows = cache.samples(part)?;
@@ -153,70 +187,74 @@ pub fn join(
                 height: first.height,
             });
             keys.push(first.key.clone());
+            labels.push(first.label);
         }
     }
 
-    // ---- images by key
-    let mut missing: BTreeMap<ContentHash, Vec<usize>> = BTreeMap::new();
-    let mut taken = BTreeSet::new();
-    if let Some(source) = images.source() {
-        for (idx, (sample, key)) in samples.iter_mut().zip(&keys).enumerate() {
-            match source.find(key) {
-                Some(found) => {
-                    sample.source_idx = found;
-                    taken.insert(found);
-                }
-                None => missing.entry(sample.content_hash).or_default().push(idx),
-            }
-        }
-    }
-
-    // ---- the rest by content
-    if let Some(source) = images.source().filter(|_| !missing.is_empty()) {
-        let unclaimed: Vec<usize> = (0..source.len()).filter(|i| !taken.contains(i)).collect();
-        let done = std::sync::atomic::AtomicU64::new(0);
-        // A file that cannot be read is no match; what then stays missing is reported below, by name.
-        let hashes: Vec<Option<ContentHash>> = unclaimed
-            .par_iter()
-            .map(|&i| {
-                let hash = source.read(i).ok().map(|bytes| ContentHash::of(&bytes));
-                progress(
-                    1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
-                    unclaimed.len() as u64,
-                );
-                hash
-            })
-            .collect();
-        for (source_idx, hash) in unclaimed.into_iter().zip(hashes) {
-            for idx in hash
-                .and_then(|hash| missing.remove(&hash))
-                .unwrap_or_default()
-            {
-                samples[idx].source_idx = source_idx;
-            }
-        }
-    }
-    if !missing.is_empty() {
-        let mut lost: Vec<usize> = missing.into_values().flatten().collect();
-        lost.sort_unstable();
-        let problem = Problem::MissingImages {
-            count: lost.len(),
-            of: samples.len(),
-            first: lost.iter().take(10).map(|&idx| keys[idx].clone()).collect(),
+    // ---- their images
+    let (mut added, mut skipped) = (Listed::default(), Listed::default());
+    if let Some(images) = images.source() {
+        let rejects = match all_parts {
+            true => rejects(cache)?,
+            false => Vec::new(),
         };
-        match config.missing {
-            Missing::Error => return Err(problem),
-            Missing::Skip => {
-                tracing::warn!("data.missing = \"skip\": training without them. {problem}")
-            }
+        let mut finder = Finder {
+            images,
+            samples: &mut samples,
+            keys: &keys,
+            labels: &labels,
+            rejects: &rejects,
+            progress,
+        };
+        finder.by_key();
+        finder.moved();
+        if config.missing == Missing::Skip
+            || finder.samples.iter().any(|s| s.source_idx == usize::MAX)
+            || (all_parts && finder.lengths_differ(&identity.dataset.digest))
+        {
+            finder.by_content();
         }
-        let mut kept_rows = Vec::with_capacity(rows.len());
-        let found = |idx: usize| samples[idx].source_idx != usize::MAX;
-        (0..samples.len())
-            .filter(|&idx| found(idx))
-            .for_each(|idx| kept_rows.extend(&rows[idx * views..(idx + 1) * views]));
-        rows = kept_rows;
-        samples.retain(|sample| sample.source_idx != usize::MAX);
+        let lost = finder.lost();
+        if all_parts {
+            added = finder.added(&lost);
+        }
+        if !lost.is_empty() {
+            let source = images.source();
+            let has_name = |&&idx: &&usize| source.find(&keys[idx]).is_some();
+            let names = |idx: &usize| &*keys[*idx];
+            let problem = Problem::MissingImages {
+                count: lost.len(),
+                of: samples.len(),
+                missing: listed(lost.iter().filter(|idx| !has_name(idx)).map(names)),
+                changed: listed(lost.iter().filter(has_name).map(names)),
+            };
+            match config.missing {
+                Missing::Error => return Err(problem),
+                Missing::Skip => {
+                    tracing::warn!("data.missing = \"skip\": training without them. {problem}")
+                }
+            }
+            skipped = listed(lost.iter().map(names));
+            let lost: BTreeSet<usize> = lost.into_iter().collect();
+            let kept = |idx: &usize| !lost.contains(idx);
+            rows = (0..samples.len())
+                .filter(kept)
+                .flat_map(|idx| rows[idx * views..(idx + 1) * views].to_vec())
+                .collect();
+            samples = (0..samples.len())
+                .filter(kept)
+                .map(|idx| samples[idx].clone())
+                .collect();
+        }
+    }
+    if added.0 > 0 {
+        tracing::warn!(
+            "{} of --images are not in the cache, and no run trains on them: {}{}. They came after it was built, were left out of it \
+             (--limit), or have changed",
+            added.0,
+            added.1.join(", "),
+            if added.0 > added.1.len() { ", ..." } else { "" }
+        );
     }
 
     let mut digest = Sha256::new();
@@ -235,6 +273,8 @@ pub fn join(
         samples,
         rows,
         fingerprint,
+        added,
+        skipped,
     })
 }
 
@@ -283,6 +323,118 @@ pub fn count(
         }
     }
     Ok(usable)
+}
+
+/// The images that the cache could not use, by number.
+fn rejects(cache: &Cache) -> Result<Vec<Reject>, Problem> {
+    let mut rejects = Vec::new();
+    for part in 0..cache.identity().plan.parts() {
+        rejects.extend(cache.rejects(part)?);
+    }
+    Ok(rejects)
+}
+
+/// Finds the images of `samples`, whose keys and labels these are.
+struct Finder<'a> {
+    images: &'a SourceImages,
+    samples: &'a mut [Sample],
+    keys: &'a [String],
+    labels: &'a [Option<i32>],
+    /// Images of the cache without rows; none where not all parts are used.
+    rejects: &'a [Reject],
+    progress: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+impl Finder<'_> {
+    /// Takes every image by its name, as far as that is there.
+    fn by_key(&mut self) {
+        for (sample, key) in self.samples.iter_mut().zip(self.keys) {
+            sample.source_idx = self.images.source().find(key).unwrap_or(usize::MAX);
+        }
+    }
+
+    /// Searches images whose name is not there among those that have no sample's name: files were moved or renamed.
+    fn moved(&mut self) {
+        let mut missing: BTreeMap<ContentHash, Vec<usize>> = BTreeMap::new();
+        let mut taken = BTreeSet::new();
+        for (idx, sample) in self.samples.iter().enumerate() {
+            match sample.source_idx {
+                usize::MAX => missing.entry(sample.content_hash).or_default().push(idx),
+                at => drop(taken.insert(at)),
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        let free: Vec<usize> = (0..self.images.source().len())
+            .filter(|at| !taken.contains(at))
+            .collect();
+        for (&at, hash) in free.iter().zip(self.images.hashes(&free, self.progress)) {
+            let found = hash.and_then(|hash| missing.remove(&hash));
+            for idx in found.into_iter().flatten() {
+                self.samples[idx].source_idx = at;
+            }
+        }
+    }
+
+    /// Whether an image that is taken by its name has another length than it had. `digest` is the cache's, over all of them.
+    fn lengths_differ(&self, digest: &str) -> bool {
+        let source = self.images.source();
+        let mut all: Vec<(u64, &str, Option<i32>, usize)> = Vec::new();
+        for ((sample, key), label) in self.samples.iter().zip(self.keys).zip(self.labels) {
+            all.push((sample.sample_id, key, *label, sample.source_idx));
+        }
+        for reject in self.rejects {
+            // One that nobody could use may be gone.
+            let Some(at) = source.find(&reject.key) else {
+                return false;
+            };
+            all.push((reject.sample_id, &reject.key, source.label(at), at));
+        }
+        all.sort_unstable_by_key(|(sample_id, ..)| *sample_id);
+        source.digest(all.into_iter().map(|(_, key, label, at)| (key, label, at))) != digest
+    }
+
+    /// Takes every image by its content, and by its name too where that has it. Those that are nowhere are taken from nowhere.
+    fn by_content(&mut self) {
+        let contents = self.images.contents(self.progress);
+        for sample in self.samples.iter_mut() {
+            let hash = sample.content_hash;
+            if contents.of.get(sample.source_idx) != Some(&Some(hash)) {
+                sample.source_idx = contents.first.get(&hash).copied().unwrap_or(usize::MAX);
+            }
+        }
+    }
+
+    /// The samples whose images are nowhere.
+    fn lost(&self) -> Vec<usize> {
+        (0..self.samples.len())
+            .filter(|&idx| self.samples[idx].source_idx == usize::MAX)
+            .collect()
+    }
+
+    /// The images of the data set that are not in the cache: by content where that is known, else by place. What has a lost image's name
+    /// is not new, but changed.
+    fn added(&self, lost: &[usize]) -> Listed {
+        let source = self.images.source();
+        let places = self.samples.iter().map(|sample| sample.source_idx);
+        let by_name = |key: &str| source.find(key);
+        let changed = lost.iter().filter_map(|&idx| by_name(&self.keys[idx]));
+        let rejects = self
+            .rejects
+            .iter()
+            .filter_map(|reject| by_name(&reject.key));
+        let places: BTreeSet<usize> = places.chain(changed).chain(rejects).collect();
+        let samples = self.samples.iter().map(|sample| sample.content_hash);
+        let rejects = self.rejects.iter().filter_map(|reject| reject.content_hash);
+        let contents: BTreeSet<ContentHash> = samples.chain(rejects).collect();
+        let is_known = |at: &usize| {
+            let content = self.images.known_contents().and_then(|known| known.of[*at]);
+            places.contains(at) || content.is_some_and(|content| contents.contains(&content))
+        };
+        let new = (0..source.len()).filter(|at| !is_known(at));
+        listed(new.map(|at| source.key(at)))
+    }
 }
 
 /// The parts that hold samples and every one of `teachers`; an error for others unless `allow_incomplete`.

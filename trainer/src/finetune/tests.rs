@@ -14,7 +14,7 @@ use super::recipe::FinetuneRecipe;
 use super::*;
 use crate::cli::Cli;
 use crate::metrics;
-use crate::testing::{World, write_images};
+use crate::testing::{World, overridden, write_images};
 
 mod damaged;
 mod reading;
@@ -75,7 +75,7 @@ fn args(world: &World, name: &str, more: &[&str]) -> Vec<String> {
         args.extend([option.to_owned(), text(path)]);
     }
     args.extend(more.iter().map(|s| s.to_string()));
-    args
+    overridden(args)
 }
 
 fn tune(world: &World, name: &str, more: &[&str]) -> PathBuf {

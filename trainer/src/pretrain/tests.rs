@@ -14,6 +14,10 @@ use crate::testing::World;
 
 /// What a run is given: caches, images, teachers; and what is refused of them.
 mod data;
+/// Images that are not where the cache has them.
+mod places;
+#[path = "../../../tests/support/sources.rs"]
+mod sources;
 /// Running out of memory, other lengths, kept checkpoints.
 mod survival;
 /// Every switch of the method.

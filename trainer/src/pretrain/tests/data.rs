@@ -218,10 +218,14 @@ fn a_changed_image_is_refused() {
     .unwrap();
     let refused = error(&world, "run", &[]);
     assert!(
-        matches!(refused.downcast_ref(), Some(Problem::Changed { .. })),
+        matches!(
+            refused.downcast_ref(),
+            Some(Problem::MissingImages { .. } | Problem::Changed { .. })
+        ),
         "{refused:#}"
     );
-    assert!(format!("{refused:#}").contains("0004"), "{refused:#}");
+    let said = format!("{refused:#}");
+    assert!(said.contains("0004") && !said.contains("0003"), "{said}");
 }
 
 #[test]

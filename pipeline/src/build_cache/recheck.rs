@@ -1,0 +1,262 @@
+//! Whether a source still holds the images of a cache's finished parts, each at its place.
+//!
+//! A data set's digest covers names, lengths and labels. Images that trade places under names of equal length, rows of a Parquet
+//! file in another order, shards that are swapped: none of these show in it. A build that went on over such a source would store
+//! some images twice and others not at all, each row right in itself. The rows say what was at every place, so before a build goes
+//! on, these places are read again and hashed: it costs reading the finished parts' images once, without decoding any.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use images::ImageSource;
+use indicatif::{ProgressBar, ProgressStyle};
+use schemas::{Cache, ContentHash};
+
+use crate::build_cache::progress::LINE_EVERY;
+use crate::table::count;
+use crate::{interrupt, logging};
+
+/// Images whose expectations are held in memory at once.
+const AT_ONCE: usize = 1 << 16;
+
+/// How often the checking thread looks up.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A place of the source: what the cache says was there; nothing where the image could not be read at all.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    sample_id: u64,
+    cached: Option<ContentHash>,
+}
+
+/// A place that holds something else now; nothing where the image cannot be read any more.
+#[derive(Debug, Clone, Copy)]
+struct Differs {
+    place: Place,
+    found: Option<ContentHash>,
+}
+
+/// The places that hold something else than the cache was built from.
+#[derive(Debug)]
+pub(crate) struct Moved {
+    /// How many.
+    pub count: u64,
+    /// Of how many.
+    pub checked: u64,
+    /// How many of the images that were there are at another of these places.
+    pub elsewhere: u64,
+    /// Key and number of the first, and what was and is there.
+    first: (String, Differs),
+}
+
+/// How a check ended.
+#[derive(Debug)]
+pub(crate) enum Checked {
+    /// All of this many places hold what they held.
+    Same(u64),
+    /// Some do not.
+    Moved(Moved),
+    /// A signal came.
+    Interrupted,
+}
+
+/// Compares the contents of every image of `parts`, whose samples are committed, with `source`, in which an image's place is its
+/// `sample_id`; `total` images, on `threads` threads.
+pub(crate) fn check(
+    cache: &Cache,
+    source: &ImageSource,
+    parts: &[u32],
+    threads: usize,
+    total: u64,
+) -> anyhow::Result<Checked> {
+    let mut progress = Progress::new(total);
+    let mut places = Vec::new();
+    let mut differs: Vec<Differs> = Vec::new();
+    let mut checked = 0;
+    for (i, &part) in parts.iter().enumerate() {
+        places.extend(places_of(cache, part)?);
+        if places.len() < AT_ONCE && i + 1 < parts.len() {
+            continue;
+        }
+        match compare(source, &places, threads, &mut progress)? {
+            Some(found) => differs.extend(found),
+            None => return Ok(Checked::Interrupted),
+        }
+        checked += places.len() as u64;
+        places.clear();
+    }
+    let Some(&first) = differs.first() else {
+        return Ok(Checked::Same(checked));
+    };
+    let found: BTreeSet<ContentHash> = differs.iter().filter_map(|d| d.found).collect();
+    let is_there = |d: &&Differs| d.place.cached.is_some_and(|hash| found.contains(&hash));
+    Ok(Checked::Moved(Moved {
+        count: differs.len() as u64,
+        checked,
+        elsewhere: differs.iter().filter(is_there).count() as u64,
+        first: (source.key(index(first.place.sample_id)?).to_owned(), first),
+    }))
+}
+
+fn index(sample_id: u64) -> anyhow::Result<usize> {
+    usize::try_from(sample_id).context("sample number")
+}
+
+/// What a committed part says of its samples: its rows, and the images that it rejected.
+fn places_of(cache: &Cache, part: u32) -> anyhow::Result<Vec<Place>> {
+    let mut places: Vec<Place> = Vec::new();
+    for row in cache.samples(part)? {
+        if row.view.index == 0 {
+            places.push(Place {
+                sample_id: row.sample_id,
+                cached: Some(row.content_hash),
+            });
+        }
+    }
+    places.extend(cache.rejects(part)?.into_iter().map(|reject| Place {
+        sample_id: reject.sample_id,
+        cached: reject.content_hash,
+    }));
+    // A source is read best in its order.
+    places.sort_unstable_by_key(|place| place.sample_id);
+    Ok(places)
+}
+
+/// The places that differ, in order; nothing after a signal.
+fn compare(
+    source: &ImageSource,
+    places: &[Place],
+    threads: usize,
+    progress: &mut Progress,
+) -> anyhow::Result<Option<Vec<Differs>>> {
+    let next = AtomicUsize::new(0);
+    let (send, results) = mpsc::channel();
+    let mut differs = Vec::new();
+    let mut failure = None;
+    let mut interrupted = false;
+    thread::scope(|scope| {
+        for _ in 0..threads.min(places.len()) {
+            let (send, next) = (send.clone(), &next);
+            scope.spawn(move || {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&place) = places.get(at) else { return };
+                    if send.send(look(source, place)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(send);
+        let stop = || next.store(places.len(), Ordering::Relaxed);
+        loop {
+            match results.recv_timeout(TICK) {
+                Ok(Ok(found)) => {
+                    progress.one_more();
+                    differs.extend(found);
+                }
+                Ok(Err(error)) => {
+                    stop();
+                    failure.get_or_insert(error);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+            if interrupt::requested() {
+                stop();
+                interrupted = true;
+            }
+        }
+    });
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    differs.sort_unstable_by_key(|differs: &Differs| differs.place.sample_id);
+    Ok((!interrupted).then_some(differs))
+}
+
+/// Reads a place; says what is there if that is not what the cache says.
+fn look(source: &ImageSource, place: Place) -> anyhow::Result<Option<Differs>> {
+    let index = index(place.sample_id)?;
+    let found = match source.read(index) {
+        Ok(bytes) => Some(ContentHash::of(&bytes)),
+        Err(error) if error.is_bad_record() => None,
+        Err(error) => {
+            return Err(error).with_context(|| {
+                format!(
+                    "cannot read image {:?} (sample {})",
+                    source.key(index),
+                    place.sample_id
+                )
+            });
+        }
+    };
+    Ok((found != place.cached).then_some(Differs { place, found }))
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    total: u64,
+    last_line: Instant,
+}
+
+impl Progress {
+    fn new(total: u64) -> Progress {
+        let bar = logging::bars().add(ProgressBar::new(total));
+        let style =
+            "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images read again, ETA {eta}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
+        Progress {
+            bar,
+            total,
+            last_line: Instant::now(),
+        }
+    }
+
+    fn one_more(&mut self) {
+        self.bar.inc(1);
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            tracing::info!(
+                images = self.bar.position(),
+                of = self.total,
+                "reading again"
+            );
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// As a clause that follows the source's name and a colon.
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (key, Differs { place, found }) = &self.first;
+        let hash = |hash: &Option<ContentHash>| match hash {
+            Some(hash) => format!("content hash {hash}"),
+            None => "nothing readable".to_owned(),
+        };
+        write!(
+            f,
+            "{} of the {} that the cache's finished parts were built from are no longer in their places, though names and sizes are the \
+             same; {} of them are in the place of another (where no finished part was built from, nobody looked). The first is {key:?} \
+             (sample {}): {} then, {} now",
+            self.count,
+            count(self.checked, "image"),
+            self.elsewhere,
+            place.sample_id,
+            hash(&place.cached),
+            hash(found),
+        )
+    }
+}
