@@ -86,7 +86,9 @@ pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> 
         AnyRecipe::Pretrain(recipe) => Student::of((**recipe).clone(), found),
     };
     let facts = Facts::of(&student.recipe.mae_config(), student.recipe.mask.ratio);
-    // ConvMAE's pretraining network is the only one that sums its stages; other networks with a decoder are refused below.
+    let exported = exchange::export(&student.tensors, &facts, args.format, args.decoder())
+        .with_context(|| student.origin.clone())?;
+    // ConvMAE's pretraining network is the only one that sums its stages; other networks with a decoder have been refused.
     let loses_fusion = facts.fusion && !args.decoder();
     ensure!(
         !loses_fusion || args.unfused,
@@ -100,8 +102,6 @@ pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> 
         loses_fusion || !args.unfused,
         "--unfused: there is no multi-layer fusion to leave out of this export"
     );
-    let exported = exchange::export(&student.tensors, &facts, args.format, args.decoder())
-        .with_context(|| student.origin.clone())?;
     write(&args.out, &exported, &card::card(args, &student, &exported))?;
     let numbers: usize = exported.tensors.values().map(tch::Tensor::numel).sum();
     writeln!(

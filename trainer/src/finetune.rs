@@ -97,11 +97,7 @@ pub fn finetune(
     // The outputs of a classifier that exists stay where they are.
     let classes = match record::classes(run.path())? {
         Some(stored) if checkpoint::newest(run.path())?.is_some() => classes.in_order_of(&stored),
-        _ => {
-            let names = serde_json::to_string_pretty(classes.names())?;
-            atomic::write(&run.path().join(CLASSES), names.as_bytes())?;
-            classes
-        }
+        _ => classes,
     };
     let (train_labels, test_labels) = (
         classes.of_train(&train, 0..train.len())?,
@@ -190,6 +186,9 @@ pub fn finetune(
         }
         info!("resuming {:?} after step {}", args.out, last.state.step);
     }
+    // Not before: the outputs of a run that is refused are not these.
+    let names = serde_json::to_string_pretty(classes.names())?;
+    atomic::write(&run.path().join(CLASSES), names.as_bytes())?;
     let start = last.as_ref().map_or(0, |last| last.state.step);
     let mut log = StepLog::open(run.path(), EVALUATIONS, start)?;
     let result = || -> anyhow::Result<FinetuneResult> {

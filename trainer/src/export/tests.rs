@@ -225,11 +225,15 @@ fn a_file_in_convmaes_names_is_evaluated() {
         write(&folder, &exported, "").unwrap();
         // The file alone tells as much: the heads of a published width, a square.
         fs::remove_file(folder.join(CONFIG)).unwrap();
-        features(&folder, &images)
+        (features(&folder, &images), folder)
     });
-    assert_eq!((found[0].len(), found[0][0].size()), (1, vec![1, 6, 192]));
-    assert_eq!(found[0], found[1]);
-    assert!(found[0][0].std(false).double_value(&[]) > 0.1);
+    let [(found, _), (fused, whole)] = &found;
+    assert_eq!((found.len(), found[0].size()), (1, vec![1, 6, 192]));
+    // With the projections of its stages a file is evaluated as its network was trained, and without on demand.
+    assert_ne!(found, fused);
+    let unfused = format!("unfused:{}", whole.display());
+    assert_eq!(*found, features(Path::new(&unfused), &images));
+    assert!(found[0].std(false).double_value(&[]) > 0.1);
 }
 
 #[test]
@@ -367,7 +371,7 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
 
     let (fused, _) = student(temp.path(), &["model.fusion=[0]"]);
     refused(&fused, "hf-mae", &[], "model.fusion");
-    refused(&fused, "hf-mae", &["--unfused"], "no multi-layer fusion");
+    refused(&fused, "hf-mae", &["--unfused"], "--encoder-only --unfused");
     for format in ["timm", "hf-vit", "mae", "hf-mae"] {
         let encoder: &[&str] = match format {
             "timm" | "hf-vit" => &[],
