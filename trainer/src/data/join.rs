@@ -231,7 +231,7 @@ pub fn join(
             match config.missing {
                 Missing::Error => return Err(problem),
                 Missing::Skip => {
-                    tracing::warn!("data.missing = \"skip\": training without them. {problem}")
+                    tracing::warn!("data.missing = \"skip\", training on the rest: {problem}")
                 }
             }
             skipped = listed(lost.iter().map(names));
@@ -249,8 +249,8 @@ pub fn join(
     }
     if added.0 > 0 {
         tracing::warn!(
-            "{} of --images are not in the cache, and no run trains on them: {}{}. They came after it was built, were left out of it \
-             (--limit), or have changed",
+            "images of --images that are not in the cache, and that no run of it trains on: {} ({}{}). They came after it was built, were left \
+             out of it (--limit), or have changed",
             added.0,
             added.1.join(", "),
             if added.0 > added.1.len() { ", ..." } else { "" }
