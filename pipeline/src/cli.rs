@@ -83,6 +83,10 @@ pub struct BuildCacheArgs {
     /// Training then needs nothing but the cache [default: none].
     #[arg(long, value_name = "none|original|jpeg:SIDE:QUALITY")]
     pub pack: Option<String>,
+    /// Which levels of images with more than 8 bits per sample become 0 and 255: those of the high byte, each image's own least and
+    /// greatest, two percentiles of its own samples, or two fixed levels of 0 to 65535. Part of the cache [default: high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<String>,
     /// Use the first N samples of the source only. They are then the data set: another N is another cache.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
