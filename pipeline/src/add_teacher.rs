@@ -44,14 +44,6 @@ pub fn add_teacher(
             None
         }
     };
-    ensure!(
-        identity.image_code == images::IMAGE_CODE,
-        "{}: its crops were made by image code {:?}, this program has {:?}: the new teacher would see other pixels than the \
-         others did. Use the version that built the cache, or build it again",
-        args.cache.display(),
-        identity.image_code,
-        images::IMAGE_CODE
-    );
     let existing = Existing::of_cache(&cache);
     let build = build_cache::prepare(config, device, source, identity, existing, hub)?;
     build_cache::run(&build, format, out).map_err(|error| {

@@ -35,6 +35,7 @@ use crate::{ExitStatus, dry_run};
 
 mod calibrate;
 pub(crate) mod decode;
+mod deep;
 pub(crate) mod flow;
 mod identity;
 pub(crate) mod infer;
@@ -50,6 +51,7 @@ pub(crate) mod worklist;
 mod write;
 
 use decode::Decoder;
+use deep::DeepImages;
 use flow::{Ended, Flow};
 pub(crate) use identity::Existing;
 use identity::ForwardPass;
@@ -76,6 +78,10 @@ pub(crate) struct Build {
     /// The data set; absent where all images that are needed are packed.
     pub source: Option<ImageSource>,
     pub identity: CacheIdentity,
+    /// How image files become pixels, as the identity says.
+    pub decoder: images::Decoder,
+    /// Counts over all images decoded.
+    pub deep: DeepImages,
     /// In order of id.
     pub teachers: Vec<(TeacherIdentity, BuildTeacher)>,
     pub batch_size: u32,
@@ -96,7 +102,7 @@ pub fn build_cache(
     let device = torch_ext::resolve_device(&config.device)?;
     let source = open_source(&config)?;
     let existing = Existing::look(&config.out)?;
-    let identity = identity::cache_identity(&config, &source);
+    let identity = identity::cache_identity(&config, &source, &existing);
     let build = prepare(config, device, Some(source), identity, existing, hub)?;
     if let Some(advice) = build.grid_advice() {
         tracing::warn!("{advice}");
@@ -192,6 +198,7 @@ pub(crate) fn run(
     if ended == Ended::Interrupted {
         let images = progress.images();
         drop(progress);
+        build.deep.warn();
         let left: BTreeSet<u32> = build.worklist(&cache)?.iter().map(|w| w.part).collect();
         tracing::warn!("{}", interruption(&planned, &left, images));
         return Ok(ExitStatus::Interrupted);
@@ -201,6 +208,7 @@ pub(crate) fn run(
     let summary = Summary::of_run(&cache, build, &progress, &timings, &committed)?;
     drop(progress);
     summary.print(format, out)?;
+    build.deep.warn();
     Ok(summary.status())
 }
 
@@ -301,6 +309,22 @@ pub(crate) fn prepare(
     existing: Existing,
     hub: &HubSettings,
 ) -> anyhow::Result<Build> {
+    let decoder = images::Decoder::of_cache(&identity.image_code, identity.depth_window)
+        .with_context(|| {
+            format!(
+                "{}: its crops were made by image code {:?}, this program has {:?}: rows of one cache would be of different pixels. Use the \
+                 version that built the cache, or build it again",
+                config.out.display(),
+                identity.image_code,
+                images::IMAGE_CODE
+            )
+        })?;
+    if let Some(rules) = decoder.earlier_rules() {
+        tracing::warn!(
+            "{} was begun with earlier rules for images, and goes on with them: {rules}. Build into another folder for today's",
+            config.out.display()
+        );
+    }
     // All of them are found before the first is loaded: what is wrong with the second should not show after minutes.
     let mut found = Vec::new();
     for (id, teacher) in &config.teachers {
@@ -381,6 +405,8 @@ pub(crate) fn prepare(
         device,
         source,
         identity,
+        decoder,
+        deep: DeepImages::default(),
         teachers,
         batch_size,
         existing,
@@ -391,6 +417,8 @@ pub(crate) fn prepare(
         false => build.config.calibration_images,
     };
     calibrate::calibrate(&mut build, images)?;
+    // The images of the calibration are counted when the build comes to them.
+    build.deep = DeepImages::default();
     Ok(build)
 }
 

@@ -111,6 +111,10 @@ pub struct BuildCacheArgs {
     /// [default: as many as give 1024 rows].
     #[arg(long, value_name = "N")]
     pub part_samples: Option<u64>,
+    /// Which levels of images with more than 8 bits per sample become 0 and 255: those of the high byte, each image's own least and
+    /// greatest, two percentiles of its own samples, or two fixed levels of 0 to 65535. Part of the cache [default: high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<String>,
     /// Use the first N samples of the source only. They are then the data set: another N is another cache.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,

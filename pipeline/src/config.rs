@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 
 use models::precision::Precision;
-use schemas::{Pack, TeacherId, ViewIdentity, ViewPolicy};
+use schemas::{DepthWindow, Pack, TeacherId, ViewIdentity, ViewPolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -73,6 +73,9 @@ pub struct Data {
     /// The first N samples of the source are the data set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// `high-byte`, `full-range`, `percentile:LOW,HIGH` or `MIN,MAX`: see [`DepthWindow`]. Part of the cache's identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth_window: Option<String>,
 }
 
 /// `[view]`
@@ -201,6 +204,8 @@ pub struct BuildConfig {
     pub images: Option<String>,
     /// The first N samples only, if set; at least 1.
     pub limit: Option<u64>,
+    /// How samples of more than 8 bits become 8 bits.
+    pub depth_window: DepthWindow,
     /// The cache folder.
     pub out: PathBuf,
     /// At least one teacher, in order of id.
@@ -255,6 +260,7 @@ impl BuildConfig {
             data: Data {
                 images: self.images.clone(),
                 limit: self.limit,
+                depth_window: Some(self.depth_window.to_string()),
             },
             view: View {
                 policy: Some(policy.into()),

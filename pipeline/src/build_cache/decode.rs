@@ -10,6 +10,7 @@ use images::{DecodeError, EncodeError, ImageSource, RgbImage};
 use schemas::{ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
 
 use super::Build;
+use super::deep::DeepImages;
 use super::timing::{Stage, Timings};
 
 /// One sample to be decoded.
@@ -71,6 +72,9 @@ pub(crate) struct Decoder<'a> {
     pub source: Option<&'a ImageSource>,
     pub views: &'a ViewIdentity,
     pub pack: Pack,
+    /// How files become pixels.
+    pub decoder: images::Decoder,
+    pub deep: &'a DeepImages,
     pub timings: &'a Timings,
 }
 
@@ -81,6 +85,8 @@ impl Decoder<'_> {
             source: build.source.as_ref(),
             views: &build.identity.views,
             pack: build.identity.pack,
+            decoder: build.decoder,
+            deep: &build.deep,
             timings,
         }
     }
@@ -123,7 +129,7 @@ impl Decoder<'_> {
         }
         let decoded = self
             .timings
-            .time(Stage::Decode, || self.decode_and_pack(bytes));
+            .time(Stage::Decode, || self.decode_and_pack(key, bytes));
         let (image, packed) = match decoded {
             Ok(decoded) => decoded?,
             Err(error) => {
@@ -164,7 +170,9 @@ impl Decoder<'_> {
             .time(Stage::Read, || known.part.read_image(known.first_row))?;
         // Rows of view 0 carry an image where images are packed; reading the rows has checked it.
         let bytes = bytes.context("a packed image")?;
-        let image = self.timings.time(Stage::Decode, || images::decode(&bytes));
+        let image = self
+            .timings
+            .time(Stage::Decode, || self.decoder.decode(&bytes));
         let image = image.with_context(|| {
             format!(
                 "the image packed with sample {} of {} cannot be decoded",
@@ -185,9 +193,12 @@ impl Decoder<'_> {
     )]
     fn decode_and_pack(
         &self,
+        key: &str,
         bytes: Vec<u8>,
     ) -> Result<anyhow::Result<(RgbImage, Option<Vec<u8>>)>, DecodeError> {
-        let image = images::decode(&bytes)?;
+        let decoded = self.decoder.decode_noting(&bytes)?;
+        self.deep.count(key, &decoded, &self.decoder);
+        let image = decoded.image;
         Ok(match self.pack {
             Pack::None => Ok((image, None)),
             Pack::Original => Ok((image, Some(bytes))),
@@ -205,7 +216,7 @@ impl Decoder<'_> {
                     }
                     Err(error) => return Ok(Err(error.into())),
                 };
-                Ok((images::decode(&packed)?, Some(packed)))
+                Ok((self.decoder.decode(&packed)?, Some(packed)))
             }
         })
     }
@@ -315,6 +326,8 @@ mod tests {
             source: Some(&source),
             views: &views,
             pack: Pack::None,
+            decoder: images::Decoder::default(),
+            deep: &DeepImages::default(),
             timings: &timings,
         };
         let job = || Job {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use images::ImageSource;
+use images::{Decoder, ImageSource};
 use models::teacher::TeacherInfo;
 use schemas::{
     Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity, layout,
@@ -13,7 +13,11 @@ use tch::Device;
 use crate::config::BuildConfig;
 
 /// The identity of the cache that `config` asks for over `source` (already limited).
-pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource) -> CacheIdentity {
+pub(crate) fn cache_identity(
+    config: &BuildConfig,
+    source: &ImageSource,
+    existing: &Existing,
+) -> CacheIdentity {
     let dataset = source.identity();
     CacheIdentity {
         format_version: FORMAT_VERSION,
@@ -22,9 +26,10 @@ pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource) -> Cach
             part_samples: config.part_samples,
         },
         dataset,
-        image_code: images::IMAGE_CODE.to_owned(),
+        image_code: existing.image_code().to_owned(),
         views: config.views.clone(),
         pack: config.pack,
+        depth_window: config.depth_window,
         label_names: source.label_names().to_vec(),
     }
 }
@@ -34,6 +39,8 @@ pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource) -> Cach
 pub(crate) struct Existing {
     /// The grid that all its teachers share, and one of them.
     pub grid: Option<(TeacherId, u32)>,
+    /// How its images were decoded, if by earlier rules that are known here.
+    earlier_code: Option<&'static str>,
 }
 
 impl Existing {
@@ -45,10 +52,20 @@ impl Existing {
         Ok(Existing::of_cache(&Cache::open(out)?))
     }
 
+    /// The image code to go on with: that of the cache, if it is an earlier one, so that all its rows are of one kind.
+    pub(crate) fn image_code(&self) -> &'static str {
+        self.earlier_code.unwrap_or(images::IMAGE_CODE)
+    }
+
     /// What a cache says.
     pub(crate) fn of_cache(cache: &Cache) -> Existing {
         let mut teachers = cache.teachers().values();
+        let identity = cache.identity();
+        let decoder = Decoder::of_cache(&identity.image_code, identity.depth_window);
         Existing {
+            earlier_code: decoder
+                .filter(|decoder| decoder.earlier_rules().is_some())
+                .map(|decoder| decoder.image_code()),
             grid: teachers
                 .next()
                 .map(|teacher| (teacher.id.clone(), teacher.grid)),

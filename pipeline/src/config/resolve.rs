@@ -11,7 +11,7 @@ use super::{
     BuildConfig, CALIBRATION_IMAGES, CODEC, CacheFolder, Data, FLIP, PART_ROWS, PRECISION, RATIO,
     Recipe, SCALE, TeacherEntry, VIEWS, View,
 };
-use schemas::{CacheIdentity, Pack, ViewIdentity, ViewPolicy};
+use schemas::{CacheIdentity, DepthWindow, Pack, ViewIdentity, ViewPolicy};
 
 use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
 
@@ -74,6 +74,7 @@ impl BuildConfig {
             data: Data {
                 images: args.images.clone(),
                 limit: None,
+                depth_window: Some(cache.depth_window.to_string()),
             },
             cache: CacheFolder {
                 out: Some(args.cache.clone()),
@@ -180,6 +181,7 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
 fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) -> Result<(), Error> {
     set(&mut recipe.data.images, &args.images);
     set(&mut recipe.data.limit, &args.limit);
+    set(&mut recipe.data.depth_window, &args.depth_window);
     set(&mut recipe.view.policy, &args.view_policy);
     set(&mut recipe.view.views, &args.views);
     set(&mut recipe.view.seed, &args.seed);
@@ -327,6 +329,7 @@ fn complete(
     Ok(BuildConfig {
         images: data.images,
         limit: data.limit,
+        depth_window: depth_window(data.depth_window.as_deref())?,
         out,
         teachers,
         grid: features.grid,
@@ -347,6 +350,17 @@ fn complete(
             .threads
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())),
         dry_run,
+    })
+}
+
+fn depth_window(text: Option<&str>) -> Result<DepthWindow, Error> {
+    let window = text.map_or(Ok(DepthWindow::default()), str::parse);
+    window.map_err(|error: schemas::BadDepthWindow| {
+        invalid(
+            "data.depth_window",
+            format!("{:?}", text.unwrap_or_default()),
+            error,
+        )
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail};
-use images::{ImageSource, RgbImage};
+use images::{Decoder, ImageSource, RgbImage};
 use indicatif::{ProgressBar, ProgressStyle};
 use schemas::{Cache, ContentHash, Pack, SampleRow};
 
@@ -18,14 +18,15 @@ pub(super) fn crops(
     source: Option<&str>,
     size: u32,
 ) -> anyhow::Result<Vec<RgbImage>> {
-    let ours = images::IMAGE_CODE;
-    if !cache.identity().image_code.starts_with(ours) {
+    let identity = cache.identity();
+    let decoder = Decoder::of_cache(&identity.image_code, identity.depth_window).unwrap_or_else(|| {
         tracing::warn!(
-            cache = cache.identity().image_code,
-            ours,
+            cache = identity.image_code,
+            ours = images::IMAGE_CODE,
             "the cache was built by another image code: the crops may differ from those of its features"
         );
-    }
+        Decoder::new(identity.depth_window)
+    });
     let packed = packed_images(cache, chosen)?;
     let wanted: BTreeMap<ContentHash, &SampleRow> = chosen
         .iter()
@@ -53,7 +54,7 @@ pub(super) fn crops(
                     sample.sample_id, sample.key
                 )
             };
-            let image = images::decode(bytes).with_context(name)?;
+            let image = decoder.decode(bytes).with_context(name)?;
             if (image.width, image.height) != (sample.width, sample.height) {
                 bail!(
                     "{} decodes to {} x {} pixels, its row says {} x {}: run `pipeline verify`",

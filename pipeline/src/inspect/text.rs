@@ -30,6 +30,9 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
     )?;
     writeln!(out, "labels      {}", identity.label_names.len())?;
     writeln!(out, "image code  {}", identity.image_code)?;
+    if !identity.depth_window.is_high_byte() {
+        writeln!(out, "depth       {}", identity.depth_window)?;
+    }
     let views = &identity.views;
     writeln!(
         out,

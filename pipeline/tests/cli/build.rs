@@ -1,6 +1,7 @@
 //! What a build writes, and what it refuses.
 
 use std::fs;
+use std::path::Path;
 
 use images::ImageSource;
 use models::precision::Precision;
@@ -121,6 +122,119 @@ fn assert_close(bytes: &[u8], codec: Scalar, expected: &Tensor, relative: f64) {
     );
     let error = (&found - &expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
     assert!(error < relative, "relative error {error}");
+}
+
+/// Frames of 12 bits in files of 16: their features are those of the window, which is part of the cache, and the default is warned of.
+#[test]
+fn images_of_more_than_8_bits_go_through_the_window() {
+    let world = World::new();
+    let frames = world.path("frames/c");
+    fs::create_dir_all(&frames).unwrap();
+    for frame in 0..4u32 {
+        let level = |x: u32, y: u32| image::Luma([((x * 97 + y * 31 * (frame + 1)) % 4096) as u16]);
+        let img = image::ImageBuffer::<image::Luma<u16>, Vec<u16>>::from_fn(48, 40, level);
+        img.save(frames.join(format!("{frame}.png"))).unwrap();
+    }
+    let source = format!("data.images={}", world.path("frames").display());
+    let images = [
+        "--set",
+        source.as_str(),
+        "--view-policy",
+        "center",
+        "--views",
+        "1",
+    ];
+    let with = |more: &[&'static str]| [&images[..], more].concat();
+
+    let default = program(&world.build_args("default", &images))
+        .output()
+        .unwrap();
+    let said = stderr(&default);
+    assert!(default.status.success(), "{said}");
+    assert!(
+        said.contains("uses only 0 to") && said.contains("4 of 4 images"),
+        "{said}"
+    );
+    let cache_json = fs::read_to_string(world.path("default/cache.json")).unwrap();
+    assert!(!cache_json.contains("depth_window"), "{cache_json}");
+
+    let args = with(&["--depth-window", "0,4095"]);
+    let windowed = program(&world.build_args("windowed", &args))
+        .output()
+        .unwrap();
+    let said = stderr(&windowed);
+    assert!(
+        windowed.status.success() && !said.contains("WARN"),
+        "{said}"
+    );
+    let cache = Cache::open(&world.path("windowed")).unwrap();
+    assert_eq!(cache.identity().depth_window.to_string(), "0,4095");
+    let clip = TeacherId::new("clip").unwrap();
+    let features =
+        |name: &str| fs::read(world.path(name).join("teachers/clip/part-00000.parquet")).unwrap();
+    assert!(cache.teachers().contains_key(&clip));
+    assert_ne!(features("default"), features("windowed"));
+
+    // Another window is another cache, and a word that means nothing is no window.
+    let refused = world
+        .build("windowed", &with(&["--depth-window", "full-range"]))
+        .unwrap_err();
+    let refused = format!("{refused:#}");
+    assert!(
+        refused.contains("depth_window") && refused.contains("0,4095"),
+        "{refused}"
+    );
+    let unknown = world
+        .build("new", &with(&["--depth-window", "12-bit"]))
+        .unwrap_err();
+    assert!(
+        format!("{unknown:#}").contains("percentile:LOW,HIGH"),
+        "{unknown:#}"
+    );
+    // As the recipe says it, and all the same.
+    let (status, _) = world
+        .build("windowed", &with(&["--set", "data.depth_window=0,4095"]))
+        .unwrap();
+    assert_eq!(status, ExitStatus::Fine);
+}
+
+/// A cache of the earlier rules for images is gone on with by them.
+#[test]
+fn a_cache_of_earlier_rules_is_finished_by_them() {
+    let world = World::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/images/files");
+    let name = "turn-xmp-attribute.jpg";
+    fs::copy(golden.join(name), world.path("images/cat").join(name)).unwrap();
+    world.build("today", &[]).unwrap();
+    let mut identity = Cache::open(&world.path("today"))
+        .unwrap()
+        .identity()
+        .clone();
+    identity.image_code = images::IMAGE_CODE_COLOR_1.to_owned();
+    schemas::create_cache(&world.path("earlier"), &identity).unwrap();
+    let built = program(&world.build_args("earlier", &[])).output().unwrap();
+    let said = stderr(&built);
+    assert!(
+        built.status.success() && said.contains("earlier rules"),
+        "{said}"
+    );
+    let size = |cache: &str| {
+        let cache = Cache::open(&world.path(cache)).unwrap();
+        let parts = 0..cache.identity().plan.parts();
+        let mut rows = parts.flat_map(|part| cache.samples(part).unwrap());
+        let row = rows.find(|row| row.key.ends_with(name)).unwrap();
+        (row.width, row.height)
+    };
+    assert_eq!((size("today"), size("earlier")), ((11, 16), (16, 11)));
+    let verified = pipeline_verify(&world, "earlier");
+    assert_eq!(verified, ExitStatus::Fine);
+}
+
+fn pipeline_verify(world: &World, cache: &str) -> ExitStatus {
+    let cache = world.path(cache).display().to_string();
+    run(vec!["pipeline".to_owned(), "verify".to_owned(), cache])
+        .unwrap()
+        .0
 }
 
 #[test]
