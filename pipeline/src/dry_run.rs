@@ -189,14 +189,9 @@ fn print_source(build: &Build, source: &ImageSource, out: &mut dyn Write) -> any
         0 => writeln!(out, "labels             none")?,
         n => writeln!(
             out,
-            "labels             {} of {}, {} {}",
-            n,
+            "labels             {n} of {}, {}",
             count(source.len() as u64, "image"),
-            classes,
-            match source.label_names().is_empty() {
-                true => "different numbers",
-                false => "different names",
-            }
+            count(classes as u64, "distinct label")
         )?,
     }
     let findings = source.findings();

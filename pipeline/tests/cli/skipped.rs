@@ -35,7 +35,7 @@ fn skipped_pictures_are_counted_everywhere_and_listed_in_the_cache() {
         assert!(said.contains(line), "{said}");
     }
     assert!(
-        said.contains("labels             23 of 23 images, 2 different names"),
+        said.contains("labels             23 of 23 images, 2 distinct labels"),
         "{said}"
     );
     assert!(said.contains("not read           1 .txt"), "{said}");
