@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::exchange::Format;
 use models::precision::Precision;
+use schemas::DepthWindow;
 
 /// Pretrains an MR-MAE student from images and cached teacher features, and shows what it learned.
 #[derive(Debug, Parser)]
@@ -134,6 +135,9 @@ pub struct FinetuneArgs {
     /// Labelled images to classify after each epoch.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
     /// The run folder; created, or resumed when it holds the same recipe.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -171,6 +175,9 @@ pub struct KnnArgs {
     /// Labelled images to classify.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
     /// Neighbours that vote.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub k: u32,
@@ -200,6 +207,9 @@ pub struct ReconstructArgs {
     /// The images: class folders, *.tar or *.parquet.
     #[arg(long, value_name = "SRC")]
     pub images: String,
+    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
     /// The picture to write, a PNG.
     #[arg(long, value_name = "PNG")]
     pub out: PathBuf,
@@ -307,6 +317,9 @@ pub struct LinprobeArgs {
     /// Labelled images to classify.
     #[arg(long, value_name = "SRC")]
     pub test: String,
+    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
     /// Kinds of feature to probe: cls, mean (of the patch tokens) [default: all that a model has].
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub features: Vec<String>,

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::cli::KnnArgs;
+use crate::depth;
 use features::{Extraction, Images, Model, Views};
 use knn::{Accuracy, Labelled};
 
@@ -57,9 +58,11 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(args.device.loader_threads())
         .build()?;
+    let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
+    let decoder = depth::decoder(args.depth_window, &names)?;
     let (train, test) = (
-        ImageSource::open(&args.train)?,
-        ImageSource::open(&args.test)?,
+        ImageSource::open(&args.train)?.decoded_by(decoder),
+        ImageSource::open(&args.test)?.decoded_by(decoder),
     );
     let classes = Classes::of(&[&train, &test])?;
     info!(

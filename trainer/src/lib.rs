@@ -17,6 +17,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+mod depth;
 pub mod eval;
 pub mod export;
 pub mod finetune;

@@ -15,6 +15,7 @@ use super::evaluate::{self, FINETUNE_FILE, FinetuneResult};
 use super::init::Start;
 use super::recipe::FinetuneRecipe;
 use crate::checkpoint;
+use crate::depth;
 use crate::eval::Classes;
 use crate::run_folder::RunFolder;
 
@@ -32,7 +33,7 @@ pub(super) fn facts(
             identity.samples, identity.kind, identity.digest
         )
     };
-    BTreeMap::from([
+    let mut facts = BTreeMap::from([
         ("init".to_owned(), format!("SHA-256 {}", start.sha256)),
         ("train".to_owned(), images(train)),
         ("test".to_owned(), images(test)),
@@ -41,7 +42,12 @@ pub(super) fn facts(
             format!("{} classes, {}", classes.len(), digest(&classes.names())),
         ),
         ("image_code".to_owned(), images::IMAGE_CODE.to_owned()),
-    ])
+    ]);
+    let window = train.decoder().window();
+    if !window.is_high_byte() {
+        facts.insert(depth::FACT.to_owned(), window.to_string());
+    }
+    facts
 }
 
 /// SHA-256 of names, each ended by a line feed.
