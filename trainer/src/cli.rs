@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use models::exchange::Format;
 use models::precision::Precision;
+use schemas::DepthWindow;
 
 use crate::classes::Matching;
 
@@ -160,6 +161,9 @@ pub struct FinetuneArgs {
     /// How the classes of --train and --test are matched.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
     pub match_classes: Matching,
+    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
     /// The run folder; created, or resumed when it holds the same recipe.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -200,6 +204,9 @@ pub struct KnnArgs {
     /// How the classes of --train and --test are matched.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
     pub match_classes: Matching,
+    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
     /// Neighbours that vote.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub k: u32,
@@ -229,6 +236,9 @@ pub struct ReconstructArgs {
     /// The images: class folders, *.tar or *.parquet.
     #[arg(long, value_name = "SRC")]
     pub images: String,
+    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
     /// The picture to write, a PNG.
     #[arg(long, value_name = "PNG")]
     pub out: PathBuf,
@@ -343,6 +353,9 @@ pub struct LinprobeArgs {
     /// How the classes of --train and --test are matched.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
     pub match_classes: Matching,
+    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
     /// Kinds of feature to probe: cls, mean (of the patch tokens) [default: all that a model has].
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub features: Vec<String>,

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::classes::{Classes, Matching, Numbering, Set};
 use crate::cli::KnnArgs;
+use crate::depth;
 use features::{Extraction, Fusion, Images, Model, Views};
 use knn::{Accuracy, Labelled};
 
@@ -68,9 +69,11 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(args.device.loader_threads())
         .build()?;
+    let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
+    let decoder = depth::decoder(args.depth_window, &names)?;
     let (train, test) = (
-        ImageSource::open(&args.train)?,
-        ImageSource::open(&args.test)?,
+        ImageSource::open(&args.train)?.decoded_by(decoder),
+        ImageSource::open(&args.test)?.decoded_by(decoder),
     );
     let classes = classes(args.match_classes, &train, &test)?;
     info!(

@@ -36,7 +36,7 @@ use crate::progress::{InFlight, Progress, Watch};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::to_device;
-use crate::{ExitStatus, bench, interrupt, run_folder};
+use crate::{ExitStatus, bench, depth, interrupt, run_folder};
 use data::TrainPlan;
 use evaluate::{EVALUATIONS, Evaluation, FinetuneResult, TestSet};
 use init::Start;
@@ -87,9 +87,10 @@ pub fn finetune(
     let img_size = init::img_size(&encoder)?;
     let (mean, std) = encoder.normalisation();
     let normalisation = [mean, std].map(|of| of.map(|v| v as f32));
+    let decoder = depth::decoder(args.depth_window, &[&args.init])?;
     let (train, test) = (
-        ImageSource::open(&args.train)?,
-        ImageSource::open(&args.test)?,
+        ImageSource::open(&args.train)?.decoded_by(decoder),
+        ImageSource::open(&args.test)?.decoded_by(decoder),
     );
     let set = |option, source| Set { option, source };
     let (train_set, test_set) = (set("--train", &train), set("--test", &test));

@@ -18,6 +18,7 @@ pub mod classes;
 pub mod cli;
 pub mod config;
 pub mod data;
+mod depth;
 pub mod eval;
 pub mod export;
 pub mod finetune;

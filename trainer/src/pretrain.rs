@@ -39,7 +39,7 @@ use crate::reconstruct::Sheet;
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
-use crate::{ExitStatus, bench, init, interrupt, optim, run_folder, target_stats};
+use crate::{ExitStatus, bench, depth, init, interrupt, optim, run_folder, target_stats};
 
 #[cfg(test)]
 mod tests;
@@ -411,6 +411,10 @@ fn data_facts(
         ("image_code".to_owned(), identity.image_code.clone()),
         ("pack".to_owned(), format!("{:?}", identity.pack)),
     ]);
+    // Runs before this setting have no such fact, and go on.
+    if !identity.depth_window.is_high_byte() {
+        facts.insert(depth::FACT.to_owned(), identity.depth_window.to_string());
+    }
     for teacher in teachers {
         facts.insert(
             format!("teacher.{}.weights_sha256", teacher.id),

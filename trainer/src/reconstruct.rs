@@ -22,6 +22,7 @@ use tch::{Device, Kind, Tensor};
 use tracing::warn;
 
 use crate::cli::ReconstructArgs;
+use crate::depth;
 use crate::export;
 use crate::progress::Progress;
 use crate::step::{IMAGENET_MEAN, IMAGENET_STD, Normalise};
@@ -206,7 +207,9 @@ pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Resul
         (0.0..1.0).contains(&ratio) && keep >= 1 && keep < num_patches,
         "--mask-ratio {ratio}: must leave a patch of {num_patches} visible and remove one"
     );
-    let source = ImageSource::open(&args.images)?;
+    let model = args.model.to_string_lossy();
+    let decoder = depth::decoder(args.depth_window, &[&model])?;
+    let source = ImageSource::open(&args.images)?.decoded_by(decoder);
     let mut chosen: Vec<u32> = (0..u32::try_from(source.len())?).collect();
     Rng::new(args.seed, Purpose::Select, &[]).shuffle(&mut chosen);
     let size = student.recipe.model.img_size;
@@ -216,7 +219,7 @@ pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Resul
             break;
         }
         let bytes = source.read(idx as usize)?;
-        let Ok(img) = images::decode(&bytes) else {
+        let Ok(img) = source.decode(&bytes) else {
             skipped += 1;
             continue;
         };

@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use images::rng::{Purpose, Rng};
-use images::{IMAGE_CODE, ImageSource, draw_view};
+use images::{Decoder, IMAGE_CODE, ImageSource, draw_view};
 use models::encoder::{VitConfig, VitEncoder};
 use models::params::ParamStore;
 use models::precision::Precision;
 use models::teacher::Teacher;
 use schemas::atomic::AtomicFile;
 use schemas::{
-    CacheIdentity, Codec, ContentHash, FORMAT_VERSION, FeatureCodec, Pack, Plan, Reject, SampleRow,
-    SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity,
-    ViewPolicy, add_teacher, create_cache,
+    CacheIdentity, Codec, ContentHash, DepthWindow, FORMAT_VERSION, FeatureCodec, Pack, Plan,
+    Reject, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow,
+    TeacherWriter, ViewIdentity, ViewPolicy, add_teacher, create_cache,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -65,6 +65,8 @@ pub(crate) struct World {
     pub(crate) part_samples: u64,
     /// What the cache says made its pixels.
     pub(crate) image_code: String,
+    /// The window of samples of more than 8 bits.
+    pub(crate) depth_window: DepthWindow,
     /// The seed that its views are drawn with; it says 3.
     pub(crate) view_seed: u64,
     /// Whether the features say that they are of other images.
@@ -108,6 +110,7 @@ impl World {
             views: 2,
             part_samples: 5,
             image_code: IMAGE_CODE.to_owned(),
+            depth_window: DepthWindow::HighByte,
             view_seed: 3,
             foreign_features: false,
             codec: Codec::F16,
@@ -195,8 +198,10 @@ impl World {
                 part_samples: self.part_samples,
             },
             pack: self.pack,
+            depth_window: self.depth_window,
             label_names: source.label_names().to_vec(),
         };
+        let decoder = Decoder::of_cache(&self.image_code, self.depth_window).unwrap_or_default();
         let teacher_identity = self.teacher_identity(&teacher);
         let dir = self.cache_dir();
         create_cache(&dir, &identity).unwrap();
@@ -210,7 +215,7 @@ impl World {
                 let i = sample_id as usize;
                 let bytes = source.read(i).unwrap();
                 let content_hash = ContentHash::of(&bytes);
-                let mut img = match images::decode(&bytes) {
+                let mut img = match decoder.decode(&bytes) {
                     Ok(img) => img,
                     Err(reason) => {
                         rejects.push(Reject {

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use images::{Filter, draw_view};
+use images::{Decoder, Filter, draw_view};
 use schemas::{Cache, ContentHash, Reject, SampleRow, TeacherId, View};
 use sha2::{Digest, Sha256};
 
@@ -26,6 +26,7 @@ pub struct Samples {
     samples: Vec<Sample>,
     rows: Vec<View>,
     fingerprint: String,
+    decoder: Decoder,
     added: Listed,
     skipped: Listed,
 }
@@ -88,6 +89,11 @@ impl Samples {
         self.samples.len()
     }
 
+    /// What image files become pixels by: the rules and the window that the cache's features belong to.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
     /// Whether there is nothing to train on.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
@@ -133,10 +139,19 @@ pub fn join(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Samples, Problem> {
     let identity = cache.identity();
-    let cached = format!("{}; {}", identity.image_code, identity.views.filter);
-    let ours = format!("{}; {}", images::IMAGE_CODE, Filter::Bicubic.name());
-    if cached != ours {
-        return Err(Problem::ImageCode { cached, ours });
+    let known = Decoder::of_cache(&identity.image_code, identity.depth_window)
+        .filter(|_| identity.views.filter == Filter::Bicubic.name());
+    let Some(decoder) = known else {
+        return Err(Problem::ImageCode {
+            cached: format!("{}; {}", identity.image_code, identity.views.filter),
+            ours: format!("{}; {}", images::IMAGE_CODE, Filter::Bicubic.name()),
+        });
+    };
+    if let Some(rules) = decoder.earlier_rules() {
+        tracing::warn!(
+            "the cache was built with earlier rules for images, and the student sees what its teachers saw: {rules}. If that concerns your \
+             images, build the cache again"
+        );
     }
     let views = usize::from(identity.views.views);
     let used_views = config.views.unwrap_or(views);
@@ -273,6 +288,7 @@ pub fn join(
         samples,
         rows,
         fingerprint,
+        decoder,
         added,
         skipped,
     })

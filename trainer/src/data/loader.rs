@@ -304,7 +304,8 @@ impl LoaderPlan {
 
     fn read_image(&self, sample: &Sample, view: usize) -> Result<images::RgbImage, Problem> {
         let bytes = self.images.read(sample, view)?;
-        images::decode(&bytes).map_err(|e| self.images.problem(sample, view, e))
+        let decoded = self.samples.decoder().decode(&bytes);
+        decoded.map_err(|e| self.images.problem(sample, view, e))
     }
 
     /// The view of the image at `size`, as [H, W, 3] bytes.

@@ -22,6 +22,7 @@ use super::{classes, count_in_train, count_of_unseen_classes, record, report_ski
 use crate::classes::Matching;
 use crate::cli::LinprobeArgs;
 use crate::data::order::Epoch;
+use crate::depth;
 use heads::{Labelled, Training, train};
 
 pub mod heads;
@@ -118,9 +119,11 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(args.device.loader_threads())
         .build()?;
+    let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
+    let decoder = depth::decoder(args.depth_window, &names)?;
     let (train_source, test_source) = (
-        ImageSource::open(&args.train)?,
-        ImageSource::open(&args.test)?,
+        ImageSource::open(&args.train)?.decoded_by(decoder),
+        ImageSource::open(&args.test)?.decoded_by(decoder),
     );
     // Before hours of features.
     heads::require_a_step(train_source.len(), training.batch_size)?;

@@ -18,6 +18,7 @@ use super::recipe::FinetuneRecipe;
 use super::{BEST, CLASSES};
 use crate::checkpoint;
 use crate::classes::{Classes, Matching};
+use crate::depth;
 use crate::run_folder::RunFolder;
 
 /// What the weights of a run depend on besides its recipe.
@@ -45,6 +46,10 @@ pub(super) fn facts(
         ),
         ("image_code".to_owned(), images::IMAGE_CODE.to_owned()),
     ]);
+    let window = train.decoder().window();
+    if !window.is_high_byte() {
+        facts.insert(depth::FACT.to_owned(), window.to_string());
+    }
     if !matching.is_auto() {
         facts.insert("match_classes".to_owned(), format!("{matching:?}"));
     }

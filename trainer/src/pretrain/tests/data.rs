@@ -46,6 +46,54 @@ fn cached_equals_online() {
     assert!((cached[0].2["mimic.clip"] - cached[19].2["mimic.clip"]).abs() > 1e-2);
 }
 
+/// Frames of 12 bits under a window, and a picture that earlier rules do not turn: features that were cached equal those of the pixels
+/// that the student sees. The tolerance is that of `cached_equals_online`.
+#[test]
+fn the_student_sees_the_pixels_that_the_cache_names() {
+    for (image_code, window) in [
+        (images::IMAGE_CODE, "0,4095"),
+        (images::IMAGE_CODE, "percentile:1,99"),
+        (images::IMAGE_CODE_COLOR_1, "high-byte"),
+    ] {
+        let mut world = World::new(8);
+        world.codec = Codec::F32;
+        world.image_code = image_code.to_owned();
+        world.depth_window = window.parse().unwrap();
+        for class in ["a", "b"] {
+            for entry in fs::read_dir(world.images_dir().join(class)).unwrap() {
+                let path = entry.unwrap().path();
+                let mut frame = image::open(&path).unwrap().into_luma16();
+                frame.pixels_mut().for_each(|pixel| pixel.0[0] >>= 4);
+                frame.save(&path).unwrap();
+            }
+        }
+        let turned = "../tests/golden/images/files/turn-xmp-attribute.jpg";
+        let turned = Path::new(env!("CARGO_MANIFEST_DIR")).join(turned);
+        fs::copy(turned, world.images_dir().join("a/turned.jpg")).unwrap();
+        world.build_cache();
+        let teacher = format!("clip={}", world.teacher_dir().display());
+        let cached_run = train(&world, "cached", &[]);
+        let cached = losses(&cached_run);
+        let online = losses(&train(&world, "online", &["--online-teacher", &teacher]));
+        for ((step, _, cached), (_, _, online)) in cached.iter().zip(&online) {
+            for (name, value) in cached {
+                let error = (value - online[name]).abs() / value.abs();
+                assert!(
+                    error < 1e-5,
+                    "{window}, step {step}, {name}: {value} {online:?}"
+                );
+            }
+        }
+        // Whoever evaluates the run sees its images as it did.
+        let model = cached_run.display().to_string();
+        let decoder = crate::depth::decoder(None, &[&model]).unwrap();
+        assert_eq!(decoder.window(), world.depth_window);
+        let average = format!("ema:{model}");
+        let asked = crate::depth::decoder(Some("7,9".parse().unwrap()), &[&average]).unwrap();
+        assert_eq!(asked.window().to_string(), "7,9");
+    }
+}
+
 #[test]
 fn an_online_teacher_is_the_one_of_the_cache() {
     let world = World::with_cache(8);

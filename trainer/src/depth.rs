@@ -1,0 +1,72 @@
+//! The window through which images of more than 8 bits per sample are seen when a trained model is evaluated or trained on: that of the
+//! cache it was trained on, so that it sees what it knows.
+
+use std::path::Path;
+
+use anyhow::ensure;
+use images::Decoder;
+use schemas::DepthWindow;
+use tracing::info;
+
+use crate::checkpoint::{self, MODEL};
+use crate::trained::is_run;
+
+/// The name of the fact in a run's state. Runs without it were trained with `high-byte`.
+pub(crate) const FACT: &str = "depth_window";
+
+/// What decodes the images for `models` (run folders, files, ids on a hub, with or without a prefix like `ema:`): by the flag, else as
+/// their runs were trained, else by the default.
+///
+/// # Errors
+/// If there is no flag and the runs were trained with different windows.
+pub(crate) fn decoder(flag: Option<DepthWindow>, models: &[&str]) -> anyhow::Result<Decoder> {
+    if let Some(window) = flag {
+        return Ok(Decoder::new(window));
+    }
+    let mut found: Option<(&str, DepthWindow)> = None;
+    for &model in models {
+        let Some(window) = of_run(model)? else {
+            continue;
+        };
+        let (first, same) = *found.get_or_insert((model, window));
+        ensure!(
+            same == window,
+            "{first} was trained with depth window {same}, {model} with {window}, and all models see the same pixels: give --depth-window"
+        );
+    }
+    let window = found.map(|(_, window)| window).unwrap_or_default();
+    if !window.is_high_byte() {
+        info!("depth window {window}, as in training");
+    }
+    Ok(Decoder::new(window))
+}
+
+/// The window of a run, or of the checkpoint that a model file lies in. `None` for models of other origin.
+fn of_run(model: &str) -> anyhow::Result<Option<DepthWindow>> {
+    let name = model.split_once(':').map_or(model, |(prefix, rest)| {
+        if matches!(prefix, "ema" | "untrained") {
+            rest
+        } else {
+            model
+        }
+    });
+    let path = Path::new(name);
+    let folder = if is_run(path) {
+        checkpoint::newest(path)?
+    } else {
+        let is_model = path.file_name().is_some_and(|name| name == MODEL);
+        path.parent()
+            .filter(|folder| is_model && folder.join("state.json").is_file())
+            .map(Path::to_path_buf)
+    };
+    let Some(folder) = folder else {
+        return Ok(None);
+    };
+    let state = checkpoint::read_state(&folder)?;
+    let window = state
+        .data
+        .get(FACT)
+        .map(|text| text.parse::<DepthWindow>())
+        .transpose()?;
+    Ok(Some(window.unwrap_or_default()))
+}
