@@ -4,7 +4,7 @@ use clap::Parser;
 
 use super::*;
 use crate::cli::Cli;
-use crate::testing::{World, write_images};
+use crate::testing::{World, overridden, write_images};
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
@@ -46,7 +46,7 @@ fn args(world: &World, model: &Path, more: &[&str]) -> Vec<String> {
         text(&world.path("test")),
     ]);
     args.extend(more.iter().map(|s| s.to_string()));
-    args
+    overridden(args)
 }
 
 fn knn_json(world: &World, model: &Path, more: &[&str]) -> KnnResult {

@@ -8,7 +8,7 @@ use super::*;
 use crate::cli::{Cli, Command};
 use crate::optim::lars::{Lars, LarsConfig};
 use crate::schedule::{Descent, Schedule, scale_lr};
-use crate::testing::{World, relative_l2, write_images};
+use crate::testing::{World, overridden, relative_l2, write_images};
 
 const BLRS: [f64; 3] = [1.0, 10.0, 60.0];
 const BATCH: usize = 8;
@@ -179,7 +179,7 @@ fn args(world: &World, model: &str, more: &[&str]) -> Vec<String> {
         text(&world.path("test")),
     ]);
     args.extend(more.iter().map(|s| s.to_string()));
-    args
+    overridden(args)
 }
 
 fn parse(json: &str) -> Vec<LinprobeResult> {
