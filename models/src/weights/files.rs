@@ -168,7 +168,7 @@ impl Format {
                 source,
             })?;
         let extension = path.extension().and_then(|extension| extension.to_str());
-        if head.is_empty() && extension != Some("safetensors") {
+        if head.is_empty() && !matches!(extension, Some("safetensors" | "json")) {
             return Err(Error::NotWeights {
                 path: path.to_path_buf(),
                 what: "an empty file",

@@ -171,7 +171,8 @@ fn a_dino_file_may_stand_alone() {
     add("cls_token".into(), &[1, 1, 64]);
     add("pos_embed".into(), &[1, 10, 64]);
     add("patch_embed.proj.weight".into(), &[64, 3, 8, 8]);
-    add("head.weight".into(), &[5, 64]);
+    // DINO's own head; a linear classifier would leave the normalization open.
+    add("head.last_layer.weight_g".into(), &[5, 1]);
     for (name, shape) in [
         ("patch_embed.proj.bias", &[64][..]),
         ("norm.weight", &[64]),
