@@ -47,8 +47,7 @@ fn kept() -> i64 {
 fn a_checkpointed_pass_keeps_less() {
     const LAYERS: i64 = 8;
     const SINES: i64 = 6;
-    // Few enough for one thread.
-    const NUMBERS: i64 = 1 << 15;
+    const NUMBERS: i64 = 1 << 18;
     const TENSOR: i64 = 4 * NUMBERS;
     let between_passes = |checkpointed: bool| {
         let weight = Tensor::full([1], 0.5, (Kind::Float, Device::Cpu)).set_requires_grad(true);
