@@ -1,6 +1,8 @@
 //! The corpus of odd inputs, through the library: images give Pillow's pixels or a refusal, sources their images and labels. What is
 //! on disk and what has an outcome is compared both ways. Weights are `models/tests/corpus.rs`'s.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

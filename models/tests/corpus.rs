@@ -1,5 +1,7 @@
 //! The weights files in the corpus of odd inputs; `images/tests/corpus.rs` compares folder and table.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use models::weights::Weights;

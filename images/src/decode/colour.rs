@@ -95,7 +95,7 @@ fn deep_samples(samples: &[u8]) -> Vec<u16> {
 /// Samples of 16 bits through a window other than `high-byte`; the last of an even number of channels is alpha and keeps its high
 /// byte. An image of one level has no window of its own, and its high byte stands.
 fn through(window: DepthWindow, samples: &[u16], channels: usize) -> Vec<u8> {
-    let colors = channels - usize::from(channels % 2 == 0);
+    let colors = channels - usize::from(channels.is_multiple_of(2));
     let levels = match window {
         DepthWindow::HighByte => None,
         DepthWindow::FullRange => percentiles(samples, channels, colors, 0.0, 100.0),

@@ -165,7 +165,7 @@ fn orientation(segments: &[Segment<'_>], rules: Rules) -> Orientation {
     let metadata = Metadata {
         exif: (!exif.is_empty()).then(|| exif.concat()),
         xmp: payloads(b"http://ns.adobe.com/xap/1.0/\0")
-            .last()
+            .next_back()
             .map(<[u8]>::to_vec),
     };
     metadata.orientation()
