@@ -203,12 +203,18 @@ fn what_changes_no_result_may_change() {
     assert_eq!(parse(&[]).unwrap().first_difference(&other), None);
 
     // The length of a plateau is open until the decay; that of a cosine is not, and the decay's is not either.
-    let wsd = |more| parse(&["schedule.kind=wsd", "schedule.decay_epochs=80", more]).unwrap();
-    let run = wsd("schedule.epochs=800");
-    assert_eq!(run.first_difference(&wsd("schedule.epochs=900")), None);
-    let (field, ..) = run
-        .first_difference(&wsd("schedule.decay_epochs=90"))
-        .unwrap();
+    let wsd = |epochs: &str, decay: &str| {
+        let kind = "schedule.kind=wsd";
+        parse(&[
+            kind,
+            &format!("schedule.decay_epochs={decay}"),
+            &format!("schedule.epochs={epochs}"),
+        ])
+        .unwrap()
+    };
+    let run = wsd("800", "80");
+    assert_eq!(run.first_difference(&wsd("900", "80")), None);
+    let (field, ..) = run.first_difference(&wsd("800", "90")).unwrap();
     assert_eq!(field, "schedule.decay_epochs");
     let longer = parse(&["schedule.epochs=900"]).unwrap();
     let (field, ..) = parse(&[]).unwrap().first_difference(&longer).unwrap();
