@@ -21,7 +21,7 @@ fn trainer(args: &[String]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
     command.args(&args[1..]).env_clear();
     // Nothing that a user may have set reaches the program, and no test asks a network.
-    for name in ["PATH", "LD_LIBRARY_PATH", "TMPDIR"] {
+    for name in ["PATH", "LD_LIBRARY_PATH", "TMPDIR", "OMP_WAIT_POLICY"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
     command.env("RUST_LOG", "info").env("HF_HUB_OFFLINE", "1");
