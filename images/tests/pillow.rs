@@ -126,6 +126,8 @@ fn no_cut_file_gives_other_pixels() {
             .iter()
             .any(|kind| bytes.starts_with(*kind))
             || name.contains("behind-pixels")
+            // Their packet lies behind the pixels too.
+            || (name.starts_with("turn-xmp") && name.ends_with(".tif"))
         {
             continue;
         }
@@ -140,6 +142,8 @@ fn no_cut_file_gives_other_pixels() {
                 let may_lack_its_end = ["gif", "png", "tif"]
                     .iter()
                     .any(|extension| name.ends_with(extension))
+                    // The mark of its end comes after the last pixel.
+                    || name == "rle8.bmp"
                     || name == "bytes-after-end.jpg";
                 assert!(
                     may_lack_its_end,

@@ -30,6 +30,7 @@ pub struct CacheIdentity {
     pub pack: Pack,
     /// How samples of more than 8 bits become 8 bits. A record without it means `high-byte`.
     #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
+    #[schemars(extend("default" = "high-byte"))]
     pub depth_window: DepthWindow,
     /// Names of the classes; label `i` is `label_names[i]`. Empty if the data set names none.
     pub label_names: Vec<String>,

@@ -68,6 +68,7 @@ pub struct TeacherIdentity {
     /// Facts about the network that no file or setting stated, each with its value and the reason it was taken. For people and never
     /// compared: the values are in the other fields. Absent where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("default" = []))]
     pub assumed: Vec<String>,
     /// SHA-256 of the weights file, lower-case hexadecimal.
     pub weights_sha256: String,

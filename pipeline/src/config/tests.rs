@@ -391,8 +391,8 @@ fn facts_about_a_teacher_are_read_in_every_form() {
             "teachers.clip.path=x",
             "--set",
             "teachers.clip.mean=0.1,0.2,0.3",
-            "--std",
-            "0.5"
+            "--set",
+            "teachers.clip.std=0.5"
         ])
         .mean,
         whole.mean

@@ -7,7 +7,7 @@ use images::ImageSource;
 use models::precision::Precision;
 use models::teacher::Teacher;
 use pipeline::ExitStatus;
-use schemas::{Cache, ContentHash, FeatureCodec, Scalar, TeacherId};
+use schemas::{Cache, ContentHash, FeatureCodec, SamplesWriter, Scalar, TeacherId};
 use tch::{Device, Kind, Tensor};
 
 use super::support::{
@@ -211,7 +211,15 @@ fn a_cache_of_earlier_rules_is_finished_by_them() {
         .identity()
         .clone();
     identity.image_code = images::IMAGE_CODE_COLOR_1.to_owned();
-    schemas::create_cache(&world.path("earlier"), &identity).unwrap();
+    // A first part that no rule changes makes it a cache to go on with.
+    let earlier = world.path("earlier");
+    schemas::create_cache(&earlier, &identity).unwrap();
+    let today = Cache::open(&world.path("today")).unwrap();
+    let rows = today.samples(0).unwrap();
+    assert!(rows.iter().all(|row| !row.key.ends_with(name)));
+    let mut part = SamplesWriter::create(&earlier, 0, &identity).unwrap();
+    rows.iter().for_each(|row| part.push(row).unwrap());
+    part.finish(&today.rejects(0).unwrap()).unwrap();
     let built = program(&world.build_args("earlier", &[])).output().unwrap();
     let said = stderr(&built);
     assert!(
