@@ -87,6 +87,8 @@ pub(crate) struct Build {
     pub batch_size: u32,
     /// What the cache says that is there.
     pub existing: Existing,
+    /// Teachers of the cache whose codec is not the one asked for, in words.
+    pub other_codecs: Vec<String>,
 }
 
 /// `pipeline build-cache`.
@@ -360,6 +362,7 @@ pub(crate) fn prepare(
     let batch_size = config.batch_size.unwrap_or(default_batch);
 
     let mut teachers = Vec::new();
+    let mut other_codecs = Vec::new();
     for (id, source, model) in models {
         let (codec, awaits_calibration) = match config.codec {
             CodecName::F32 => (Codec::F32, false),
@@ -367,9 +370,13 @@ pub(crate) fn prepare(
             CodecName::Bf16 => (Codec::Bf16, false),
             CodecName::I8 => {
                 match calibrate::existing(&config.out, id, config.calibration_images)? {
-                    Some(affine) => (Codec::I8(affine), false),
+                    calibrate::Existing::Parameters(affine) => (Codec::I8(affine), false),
                     // Stands in until the calibration below.
-                    None => (Codec::F32, true),
+                    calibrate::Existing::Nothing => (Codec::F32, true),
+                    calibrate::Existing::Other { codec, problem } => {
+                        other_codecs.push(problem);
+                        (codec, false)
+                    }
                 }
             }
         };
@@ -410,6 +417,7 @@ pub(crate) fn prepare(
         teachers,
         batch_size,
         existing,
+        other_codecs,
     };
     // A dry run wants sizes and speed, for which any few images do.
     let images = match build.config.dry_run {
@@ -451,7 +459,7 @@ impl Build {
     /// Compares with the cache that is there, if there is one, and says whether there is. All that differs is said at once.
     pub(crate) fn refuse_changes(&self) -> anyhow::Result<bool> {
         let folder = &self.config.out;
-        let mut refused: Vec<anyhow::Error> = Vec::new();
+        let mut refused: Vec<_> = self.other_codecs.iter().map(|p| anyhow!("{p}")).collect();
         let exists = match schemas::check_cache(folder, &self.identity) {
             Ok(exists) => exists,
             // Without a part it binds nothing and will be replaced.

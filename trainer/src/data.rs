@@ -158,7 +158,8 @@ pub enum Problem {
 }
 
 /// What is said of images that are not there: by name and content, or by content alone.
-fn absent(missing: &(usize, Vec<String>), changed: &(usize, Vec<String>)) -> String {
+/// Which images are absent, in words.
+pub(crate) fn absent(missing: &(usize, Vec<String>), changed: &(usize, Vec<String>)) -> String {
     let said = |(count, first): &(usize, Vec<String>), how: &str| {
         let more = if *count > first.len() { ", ..." } else { "" };
         (*count > 0).then(|| format!("{count} {how} ({}{more})", first.join(", ")))

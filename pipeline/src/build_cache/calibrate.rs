@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use schemas::{Affine, Cache, Calibrator, Codec, SamplesPart, TeacherIdentity};
 use tch::Device;
 
@@ -14,33 +14,49 @@ use super::{Build, flow};
 use crate::build_cache::timing::Timings;
 use crate::config::CodecName;
 
-/// The parameters that a cache in `out` already has for a teacher, if it has them. Those of a teacher without a part bind nothing: they may be of
-/// other weights or images, and nothing was encoded with them.
+/// What a cache in `out` has of a teacher's `i8`.
+pub(super) enum Existing {
+    /// Nothing. So too for a teacher without a part: its parameters may be of other weights or images, and nothing was encoded with them.
+    Nothing,
+    Parameters(Affine),
+    /// The teacher is there and was stored otherwise.
+    Other {
+        codec: Codec,
+        problem: String,
+    },
+}
+
 pub(super) fn existing(
     out: &Path,
     id: &schemas::TeacherId,
     images: u64,
-) -> anyhow::Result<Option<Affine>> {
-    if !schemas::layout::teacher_json(out, id).exists() || !schemas::teacher_has_parts(out, id)? {
-        return Ok(None);
+) -> anyhow::Result<Existing> {
+    let file = schemas::layout::teacher_json(out, id);
+    if !file.exists() || !schemas::teacher_has_parts(out, id)? {
+        return Ok(Existing::Nothing);
     }
     let cache = schemas::Cache::open(out)?;
-    let Codec::I8(affine) = &cache.teacher(id)?.codec else {
-        bail!(
-            "{}: codec is {} in the cache and i8 was asked for; leave the setting as it was, or build into another folder",
-            schemas::layout::teacher_json(out, id).display(),
-            cache.teacher(id)?.codec
-        );
-    };
-    // A pass may have found fewer usable images than it was to look at.
-    ensure!(
-        affine.images <= images,
-        "{}: teacher {id} was calibrated over {} images, and {images} are asked for (features.calibration_images); leave the \
-         setting as it was, or build into another folder",
-        out.display(),
-        affine.images
-    );
-    Ok(Some(affine.clone()))
+    let codec = cache.teacher(id)?.codec.clone();
+    let advice = "leave the setting as it was, or build into another folder";
+    Ok(match codec {
+        // A pass may have found fewer usable images than it was to look at.
+        Codec::I8(affine) if affine.images <= images => Existing::Parameters(affine),
+        Codec::I8(ref affine) => Existing::Other {
+            problem: format!(
+                "{}: teacher {id} was calibrated over {} images, and {images} are asked for (features.calibration_images); {advice}",
+                file.display(),
+                affine.images
+            ),
+            codec,
+        },
+        codec => Existing::Other {
+            problem: format!(
+                "{}: codec is {codec} in the cache and i8 was asked for; {advice}",
+                file.display()
+            ),
+            codec,
+        },
+    })
 }
 
 /// Calibrates every teacher whose codec is `i8` and that has no parameters yet.

@@ -285,6 +285,17 @@ fn all_that_differs_is_refused_at_once() {
     ] {
         assert!(refused.contains(words), "{words:?} is not in {refused}");
     }
+    // A codec that would be calibrated first is refused beside the rest, before anything is read for it.
+    let more = ["--views", "3", "--grid", "5", "--codec", "i8"];
+    let refused = format!("{:#}", build(&world, "cache", &more).unwrap_err());
+    for words in [
+        "views.views = 2, but views.views = 3",
+        "grid = 4, but grid = 5",
+        "clip/teacher.json: codec is f16 in the cache and i8 was asked for",
+        "dino/teacher.json: codec is f16 in the cache and i8 was asked for",
+    ] {
+        assert!(refused.contains(words), "{words:?} is not in {refused}");
+    }
     // A teacher of another name has no record to differ from.
     let cache = world.path("cache").display().to_string();
     let source = world.path("source").display().to_string();

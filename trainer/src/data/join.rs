@@ -12,8 +12,8 @@ use images::{Decoder, Filter, draw_view};
 use schemas::{Cache, ContentHash, Reject, SampleRow, TeacherId, View};
 use sha2::{Digest, Sha256};
 
-use super::Problem;
 use super::images::{Images, SourceImages};
+use super::{Problem, absent};
 use crate::config::{self, Missing};
 
 /// Everything a run trains on, in the cache's order.
@@ -237,17 +237,22 @@ pub fn join(
             let source = images.source();
             let has_name = |&&idx: &&usize| source.find(&keys[idx]).is_some();
             let names = |idx: &usize| &*keys[*idx];
-            let problem = Problem::MissingImages {
-                count: lost.len(),
-                of: samples.len(),
-                missing: listed(lost.iter().filter(|idx| !has_name(idx)).map(names)),
-                changed: listed(lost.iter().filter(has_name).map(names)),
-            };
+            let (count, of) = (lost.len(), samples.len());
+            let missing = listed(lost.iter().filter(|idx| !has_name(idx)).map(names));
+            let changed = listed(lost.iter().filter(has_name).map(names));
             match config.missing {
-                Missing::Error => return Err(problem),
-                Missing::Skip => {
-                    tracing::warn!("data.missing = \"skip\", training on the rest: {problem}")
+                Missing::Error => {
+                    return Err(Problem::MissingImages {
+                        count,
+                        of,
+                        missing,
+                        changed,
+                    });
                 }
+                Missing::Skip => tracing::warn!(
+                    "{count} of the cache's {of} images are not in --images and are left out (data.missing = \"skip\"): {}",
+                    absent(&missing, &changed)
+                ),
             }
             skipped = listed(lost.iter().map(names));
             let lost: BTreeSet<usize> = lost.into_iter().collect();
