@@ -11,7 +11,7 @@
 //! In front of the names there may be what training code puts there, in any order (`module.`, `backbone.`, `model.`, `state_dict.`,
 //! `_orig_mod.`, `net.`, ...; `layout/names.rs` lists all), and beside the tower its heads, MAE's decoder, the text tower, optimizers
 //! and callbacks. Of two networks the teacher or the average of weights is read, which is what training code evaluates;
-//! two of one rank are refused ([`Error::SeveralNetworks`](crate::Error::SeveralNetworks)).
+//! two of one rank are refused ([`Error::SeveralNetworks`]).
 //!
 //! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json`,
 //! `open_clip_config.json` and `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and

@@ -16,7 +16,7 @@
 //!
 //! The training set numbers the classes: class `i` is its label `i`, whether it is in use or not. For names that is their order in the
 //! source (folders sorted by code point as torchvision's `ImageFolder` sorts them, a `ClassLabel` as it lists them). Classes of the test set
-//! alone follow. [`Numbering`] says whether classes without an image keep their places.
+//! alone follow. `Numbering` says whether classes without an image keep their places.
 
 use std::collections::{BTreeMap, BTreeSet};
 
