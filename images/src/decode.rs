@@ -99,7 +99,7 @@ enum Rules {
 pub struct Decoded {
     /// The upright image.
     pub image: RgbImage,
-    /// Of an image with more than 8 bits per sample, the least and the greatest color sample, of 0 to 65535.
+    /// Smallest and largest color sample (0 to 65535) of an image with more than 8 bits per sample; `None` for other images.
     pub deep: Option<(u16, u16)>,
 }
 

@@ -111,8 +111,8 @@ impl<'a> Ifd<'a> {
         self.entry(tag).map(|entry| entry.data)
     }
 
-    /// The first value of an entry of any numeric type. `Some(None)` where there is an entry and it is no number. Single bytes are
-    /// none, as for Pillow.
+    /// First value of the entry with this tag: `None` if there is no entry, `Some(None)` if its value is not a number. A value of single
+    /// bytes does not count as a number, as in Pillow.
     pub(super) fn value(&self, tag: u16) -> Option<Option<f64>> {
         let entry = self.entry(tag)?;
         let unit = unit_bytes(entry.kind).expect("a known type") as usize;

@@ -26,7 +26,7 @@ const TAG_XMP: u16 = 700;
 /// Longest decompressed text chunk that is looked at; Pillow's limit.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 
-/// Of the places of one file, what decides.
+/// Metadata of one file that decides its orientation.
 #[derive(Default)]
 pub(super) struct Metadata {
     pub(super) exif: Option<Vec<u8>>,

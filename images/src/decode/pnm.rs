@@ -176,7 +176,12 @@ fn plain_bits(data: &[u8], count: usize) -> Result<Vec<u8>, DecodeError> {
         levels.push(match byte {
             b'0' => 255,
             b'1' => 0,
-            other => return Err(corrupt(format!("`{}` is no bit", other as char))),
+            other => {
+                return Err(corrupt(format!(
+                    "`{}` is not a bit (0 or 1)",
+                    other as char
+                )));
+            }
         });
         if levels.len() == count {
             return Ok(levels);

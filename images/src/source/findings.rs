@@ -15,7 +15,7 @@ pub struct Findings {
     pub skipped: Vec<Skipped>,
     /// Sentences for the user: what is read in another way than expected, and the setting that changes it.
     pub notes: Vec<String>,
-    /// Other files, members or columns, which are no pictures, by extension or name.
+    /// Counts of files, members or columns that are not pictures, by extension or name.
     pub others: BTreeMap<String, u64>,
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-/// Most distinct names of classes: text with more of them is no class, and all of them would stand in every cache's identity.
+/// Maximum number of distinct class names. Text with more distinct values is not taken as a label: every name is stored in the cache's
+/// identity.
 pub(super) const MAX_NAMES: usize = 1 << 16;
 
 /// What stands at one image.

@@ -30,7 +30,7 @@ const LABEL_NAMES: [&str; 14] = [
     "label_name",
 ];
 
-/// Those of them that count only if they are of a type that ids have: so many names of integer columns, these come first.
+/// How many of the names above, counted from the first, are labels only in a column of an integer type.
 const INTEGER_NAMES: usize = 7;
 
 /// The columns of a file that concern us. `leaf` numbers count the file's leaf columns.

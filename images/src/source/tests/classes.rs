@@ -220,7 +220,7 @@ fn columns_that_cannot_be_classes_are_named() {
         (labels(&source), source.findings().notes.len()),
         (vec![Some(0)], 1)
     );
-    // Texts of which nearly every row has its own are no classes.
+    // Text that differs in nearly every row is not a class.
     let texts: ArrayRef = Arc::new(StringArray::from_iter_values(
         (0..70_000).map(|i| i.to_string()),
     ));

@@ -94,7 +94,7 @@ fn what_is_no_archive_behind_the_end_is_named() {
             other => panic!("{cut}: {other:?}"),
         }
     }
-    // A damaged header is no header, and the archive behind it would be lost.
+    // If the header behind the first archive is damaged, the second archive would be lost in silence.
     let mut damaged = b;
     damaged[3] ^= 1;
     damaged.extend(archive(&[("c.jpg", b"c")]));

@@ -101,7 +101,7 @@ fn labels_that_are_names_are_numbered_by_their_order() {
     assert_eq!(source.label_names(), ["Gürteltier", "cat", "dog"]);
     assert_eq!(labels(&source), [Some(2), Some(1), Some(0), None]);
 
-    // Numbers in one shard and names in another are no numbering.
+    // Numbers in one shard and names in another cannot be one numbering.
     write(
         root.path().join("t.tar"),
         archive(&[("1.jpg", b""), ("1.cls", b"0")]),

@@ -119,7 +119,7 @@ fn the_configuration_of_another_kind_of_network_is_refused() {
     with("my-vit").unwrap();
 }
 
-/// A file of CLIP alone, as wide as no head of 64 divides: all questions, in one answer that says that there is no config.
+/// A CLIP file without a config, whose width is not a multiple of 64: every missing fact is asked for in one error.
 #[test]
 fn all_questions_are_asked_at_once() {
     let small = TowerConfig {

@@ -235,7 +235,7 @@ fn every_form_of_a_statement_is_read() {
             HALF,
             "{file} {value}"
         );
-        // The same again is no contradiction; another is.
+        // Stating the same value twice is accepted; a different value is refused.
         load_with(&tensors, &files, &half()).unwrap();
         let other = TeacherOptions {
             mean: Some(IMAGENET.0),
