@@ -15,12 +15,11 @@
 //! next run builds what is missing (`worklist`).
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::thread;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, ensure};
 use crossbeam_channel::{bounded, never, unbounded};
 use images::ImageSource;
 use models::hub::HubSettings;
@@ -42,6 +41,7 @@ pub(crate) mod infer;
 mod lock;
 mod progress;
 pub(crate) mod recheck;
+pub(crate) mod refuse;
 mod reorder;
 mod resolve;
 mod summary;
@@ -58,7 +58,6 @@ use identity::ForwardPass;
 use infer::BuildTeacher;
 use lock::Lock;
 use progress::Progress;
-use recheck::Checked;
 use summary::Summary;
 use timing::Timings;
 use workers::{Event, Queues, Settings};
@@ -123,7 +122,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<ExitStatus> {
     // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
     let folder = &build.config.out;
-    refuse_foreign(folder)?;
+    refuse::foreign_folder(folder)?;
     // Everything is compared before anything is written: a refused command must not leave half of what it asked for.
     let early = match folder.is_dir() {
         true => Some(Lock::take(folder)?),
@@ -151,6 +150,8 @@ pub(crate) fn run(
         schemas::write_skipped(folder, &skipped(source))?;
     }
     let cache = Cache::open(folder)?;
+
+    refuse::lost_files(&cache)?;
 
     // ---- The plan: what is still missing -------------------------------------------------------------------------------------
     let work = build.worklist(&cache)?;
@@ -193,7 +194,7 @@ pub(crate) fn run(
     let (ended, committed) =
         run_stages(build, &cache, work, &timings, &mut progress).inspect_err(|_| {
             tracing::warn!(
-                "stopped; finished parts are kept, and the same command goes on from there"
+                "stopped: finished parts are kept, and once the cause is mended the same command goes on from there"
             )
         })?;
 
@@ -456,51 +457,6 @@ impl Build {
         })
     }
 
-    /// Compares with the cache that is there, if there is one, and says whether there is. All that differs is said at once.
-    pub(crate) fn refuse_changes(&self) -> anyhow::Result<bool> {
-        let folder = &self.config.out;
-        let mut refused: Vec<_> = self.other_codecs.iter().map(|p| anyhow!("{p}")).collect();
-        let exists = match schemas::check_cache(folder, &self.identity) {
-            Ok(exists) => exists,
-            // Without a part it binds nothing and will be replaced.
-            Err(schemas::Error::IdentityChanged { .. }) if !schemas::has_parts(folder)? => false,
-            Err(changed @ schemas::Error::IdentityChanged { .. }) => {
-                refused.push(changed.into());
-                true
-            }
-            Err(error) => return Err(error.into()),
-        };
-        // Those of a new cache too: a value that no cache can have is refused before anything is written.
-        for (teacher, _) in &self.teachers {
-            match schemas::check_teacher(folder, teacher) {
-                Err(changed @ schemas::Error::IdentityChanged { .. }) => {
-                    refused.push(changed.into())
-                }
-                checked => drop(checked?),
-            }
-        }
-        // All teachers of a cache share one grid: they are mimicked by the same tokens of one student.
-        if let Some((id, cached)) = &self.existing.grid
-            && let Some((teacher, _)) = self.teachers.iter().find(|(t, _)| t.grid != *cached)
-            && self.teachers.iter().all(|(t, _)| t.id != *id)
-        {
-            refused.push(anyhow!(
-                "grid {} was asked for, but teacher {id} of this cache has grid {cached}, and all teachers of a cache share one: leave \
-                 out --grid, or build into another folder",
-                teacher.grid
-            ));
-        }
-        match (refused.pop(), refused.is_empty()) {
-            (None, _) => Ok(exists),
-            (Some(only), true) => Err(only),
-            (Some(last), false) => {
-                refused.push(last);
-                let lines = refused.iter().map(|error| format!("\n  {error:#}"));
-                bail!("not what was built before:{}", lines.collect::<String>())
-            }
-        }
-    }
-
     /// What the cache lacks.
     pub(crate) fn worklist(&self, cache: &Cache) -> schemas::Result<Vec<PartWork>> {
         let wanted: BTreeSet<TeacherId> = self
@@ -521,69 +477,10 @@ impl Build {
         ))
     }
 
-    /// Refuses to read more samples from a source whose images have changed places since the finished parts were built from it. False
-    /// after a signal.
-    ///
-    /// A part whose samples are committed and that only lacks features needs no such look: each of its images is compared when it is
-    /// read, and nothing is added that another place could have had.
-    fn still_the_source(&self, cache: &Cache, work: &[PartWork]) -> anyhow::Result<bool> {
-        let lacking: BTreeSet<u32> = work
-            .iter()
-            .filter(|work| work.missing.samples)
-            .map(|work| work.part)
-            .collect();
-        let finished: Vec<u32> = (0..self.identity.plan.parts())
-            .filter(|part| !lacking.contains(part))
-            .collect();
-        let Some(source) = self.source.as_ref().filter(|_| !lacking.is_empty()) else {
-            return Ok(true);
-        };
-        if finished.is_empty() {
-            return Ok(true);
-        }
-        let images = finished.iter().map(|&part| self.samples_in(part)).sum();
-        tracing::info!(
-            "reading the {} of {} again, to see that they are the same",
-            count(images, "image"),
-            count(finished.len() as u64, "finished part")
-        );
-        let checked = recheck::check(cache, source, &finished, self.config.threads, images)?;
-        match checked {
-            Checked::Same(_) => Ok(true),
-            Checked::Interrupted => Ok(false),
-            Checked::Moved(moved) => bail!(
-                "{}: {moved}. To go on would store some images twice and others not at all. Put the source back as it was, or build \
-                 into another folder",
-                self.config.images.as_deref().unwrap_or("the source")
-            ),
-        }
-    }
-
     fn samples_in(&self, part: u32) -> u64 {
         let range = self.identity.plan.range(part);
         range.end - range.start
     }
-}
-
-/// Refuses a folder that holds something else: a typing error in `--out` must not sow files among a user's own.
-fn refuse_foreign(out: &Path) -> anyhow::Result<()> {
-    if layout::cache_json(out).exists() {
-        return Ok(());
-    }
-    // A folder that is not there or cannot be read is a matter of whoever creates files in it.
-    let entries = fs::read_dir(out)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok);
-    for name in entries.map(|entry| entry.file_name()) {
-        // What a killed build left before it wrote its identity is hidden.
-        ensure!(
-            name.to_string_lossy().starts_with('.'),
-            "{} holds {name:?} and is no cache; give a new or empty folder as --out",
-            out.display()
-        );
-    }
-    Ok(())
 }
 
 /// Starts the threads of every stage, lets [`Flow`] pass the work through them, and waits for the writers' last commits.

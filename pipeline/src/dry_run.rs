@@ -17,6 +17,7 @@ use crate::build_cache::Build;
 use crate::build_cache::decode::{Decoded, Decoder, Job};
 use crate::build_cache::flow::sizes;
 use crate::build_cache::infer::{Batch, BuildTeacher, encode, infer};
+use crate::build_cache::refuse;
 use crate::build_cache::timing::Timings;
 use crate::build_cache::worklist::{Outputs, PartWork};
 use crate::table::count;
@@ -217,7 +218,9 @@ fn missing(build: &Build) -> anyhow::Result<Vec<PartWork>> {
     let out = &build.config.out;
     let exists = build.refuse_changes()?;
     if exists {
-        return Ok(build.worklist(&Cache::open(out)?)?);
+        let cache = Cache::open(out)?;
+        refuse::lost_files(&cache)?;
+        return Ok(build.worklist(&cache)?);
     }
     let all = Outputs {
         samples: true,

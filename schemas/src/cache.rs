@@ -269,6 +269,44 @@ impl Cache {
         Ok(PartState { samples, teachers })
     }
 
+    /// The files that a commit record declares and that are not there, or not of the declared size: what a copy that broke off, or a
+    /// tidying hand, leaves. Their contents are not read; [`verify`](crate::verify()) does that.
+    ///
+    /// # Errors
+    /// What prevents looking: a damaged commit record, I/O.
+    pub fn lost_files(&self) -> Result<Vec<Error>> {
+        let mut lost = Vec::new();
+        let mut check = |path: PathBuf, expected: u64| -> Result<()> {
+            match std::fs::metadata(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    lost.push(Error::FileMissing { path });
+                }
+                Err(e) => return Err(Error::io("read", &path, e)),
+                Ok(found) if found.len() != expected => lost.push(Error::FileSize {
+                    path,
+                    found: found.len(),
+                    expected,
+                }),
+                Ok(_) => {}
+            }
+            Ok(())
+        };
+        for part in 0..self.identity.plan.parts() {
+            let state = self.part_state(part)?;
+            if let Some(samples) = state.samples {
+                check(layout::samples_file(&self.dir, part), samples.file.bytes)?;
+                check(layout::rejects_file(&self.dir, part), samples.rejects.bytes)?;
+            }
+            for (id, commit) in state.teachers {
+                check(
+                    layout::teacher_file(&self.dir, &id, part),
+                    commit.file.bytes,
+                )?;
+            }
+        }
+        Ok(lost)
+    }
+
     /// The parts that lack the samples' or any teacher's commit record.
     pub fn missing_parts(&self) -> Result<Vec<u32>> {
         let mut missing = Vec::new();

@@ -105,6 +105,56 @@ fn a_missing_file_and_an_unfinished_cache_are_problems() {
     }
 }
 
+/// A commit record is the word that a part is complete. A build does not take it for a file that is gone or cut, neither to call the cache
+/// complete nor to go on; it says what to do, and that gives the same bytes again.
+#[test]
+fn a_file_that_is_gone_or_cut_is_refused_and_built_again_as_told() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let dir = world.path("cache");
+    let whole = tree(&dir);
+    for name in [
+        "samples/part-00000.parquet",
+        "teachers/clip/part-00001.parquet",
+        "rejects/part-00000.jsonl",
+    ] {
+        let bytes = fs::read(dir.join(name)).unwrap();
+        for damage in ["gone", "cut", "longer"] {
+            match damage {
+                "gone" => fs::remove_file(dir.join(name)).unwrap(),
+                "cut" => fs::write(dir.join(name), &bytes[..bytes.len() / 2]).unwrap(),
+                _ => fs::write(dir.join(name), [&bytes[..], b"!"].concat()).unwrap(),
+            }
+            for more in [&[][..], &["--dry-run"]] {
+                let refused = format!("{:#}", world.build("cache", more).unwrap_err());
+                assert!(refused.contains(name), "{name} {damage}: {refused}");
+                assert!(refused.contains("delete "), "{name} {damage}: {refused}");
+            }
+        }
+        let commit = schemas::layout::commit_of(&dir.join(name)).unwrap();
+        fs::remove_file(commit).unwrap();
+        let (status, said) = world.build("cache", &[]).unwrap();
+        assert_eq!(status, ExitStatus::Fine, "{said}");
+        assert!(
+            tree(&dir) == whole,
+            "{name}: not the bytes it was built with"
+        );
+    }
+    // All at once, each by its name; a cache with holes is not added to either.
+    for name in [
+        "teachers/clip/part-00000.parquet",
+        "teachers/dino/part-00002.parquet",
+    ] {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    let refused = format!("{:#}", world.build("cache", &[]).unwrap_err());
+    assert!(refused.contains("2 of its files"), "{refused}");
+    assert!(
+        refused.contains("clip/part-00000.parquet") && refused.contains("dino/part-00002.parquet"),
+        "{refused}"
+    );
+}
+
 /// A damaged record of one teacher keeps nobody from looking at another; it is told how to have it written again, which loses nothing.
 #[test]
 fn a_damaged_teacher_does_not_hide_the_others() {

@@ -1,0 +1,155 @@
+//! What a build refuses before it writes: a folder that is no cache, a cache of other settings, files that are gone, a source whose
+//! images have changed places.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{anyhow, bail, ensure};
+use schemas::{Cache, layout};
+
+use super::Build;
+use super::recheck::{self, Checked};
+use super::worklist::PartWork;
+use crate::table::count;
+
+/// Refuses a folder that holds something else: a typing error in `--out` must not sow files among a user's own.
+pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
+    if layout::cache_json(out).exists() {
+        return Ok(());
+    }
+    // A folder that is not there or cannot be read is a matter of whoever creates files in it.
+    let entries = fs::read_dir(out)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    for name in entries.map(|entry| entry.file_name()) {
+        // What a killed build left before it wrote its identity is hidden.
+        ensure!(
+            name.to_string_lossy().starts_with('.'),
+            "{} holds {name:?} and is no cache; give a new or empty folder as --out",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses to call a cache complete, or to go on with it, whose commit records declare files that are gone or cut.
+pub(crate) fn lost_files(cache: &Cache) -> anyhow::Result<()> {
+    /// Named one by one; a folder that is gone as a whole need not fill the screen.
+    const NAMED: usize = 5;
+    let mut lost = cache.lost_files()?;
+    let Some(last) = lost.pop() else {
+        return Ok(());
+    };
+    if lost.is_empty() {
+        return Err(last.into());
+    }
+    lost.push(last);
+    let named: String = lost
+        .iter()
+        .take(NAMED)
+        .map(|e| format!("\n  {e}"))
+        .collect();
+    let more = match lost.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(
+            "\n  and {more} more (`pipeline verify {}` names them all)",
+            cache.dir().display()
+        ),
+    };
+    bail!(
+        "{}: {} of its files are not what their commit records declare:{named}{more}",
+        cache.dir().display(),
+        lost.len()
+    )
+}
+
+impl Build {
+    /// Compares with the cache that is there, if there is one, and says whether there is. All that differs is said at once.
+    pub(crate) fn refuse_changes(&self) -> anyhow::Result<bool> {
+        let folder = &self.config.out;
+        let mut refused: Vec<_> = self.other_codecs.iter().map(|p| anyhow!("{p}")).collect();
+        let exists = match schemas::check_cache(folder, &self.identity) {
+            Ok(exists) => exists,
+            // Without a part it binds nothing and will be replaced.
+            Err(schemas::Error::IdentityChanged { .. }) if !schemas::has_parts(folder)? => false,
+            Err(changed @ schemas::Error::IdentityChanged { .. }) => {
+                refused.push(changed.into());
+                true
+            }
+            Err(error) => return Err(error.into()),
+        };
+        // Those of a new cache too: a value that no cache can have is refused before anything is written.
+        for (teacher, _) in &self.teachers {
+            match schemas::check_teacher(folder, teacher) {
+                Err(changed @ schemas::Error::IdentityChanged { .. }) => {
+                    refused.push(changed.into())
+                }
+                checked => drop(checked?),
+            }
+        }
+        // All teachers of a cache share one grid: they are mimicked by the same tokens of one student.
+        if let Some((id, cached)) = &self.existing.grid
+            && let Some((teacher, _)) = self.teachers.iter().find(|(t, _)| t.grid != *cached)
+            && self.teachers.iter().all(|(t, _)| t.id != *id)
+        {
+            refused.push(anyhow!(
+                "grid {} was asked for, but teacher {id} of this cache has grid {cached}, and all teachers of a cache share one: leave \
+                 out --grid, or build into another folder",
+                teacher.grid
+            ));
+        }
+        match (refused.pop(), refused.is_empty()) {
+            (None, _) => Ok(exists),
+            (Some(only), true) => Err(only),
+            (Some(last), false) => {
+                refused.push(last);
+                let lines = refused.iter().map(|error| format!("\n  {error:#}"));
+                bail!("not what was built before:{}", lines.collect::<String>())
+            }
+        }
+    }
+
+    /// Refuses to read more samples from a source whose images have changed places since the finished parts were built from it. False
+    /// after a signal.
+    ///
+    /// A part whose samples are committed and that only lacks features needs no such look: each of its images is compared when it is
+    /// read, and nothing is added that another place could have had.
+    pub(super) fn still_the_source(
+        &self,
+        cache: &Cache,
+        work: &[PartWork],
+    ) -> anyhow::Result<bool> {
+        let lacking: BTreeSet<u32> = work
+            .iter()
+            .filter(|work| work.missing.samples)
+            .map(|work| work.part)
+            .collect();
+        let finished: Vec<u32> = (0..self.identity.plan.parts())
+            .filter(|part| !lacking.contains(part))
+            .collect();
+        let Some(source) = self.source.as_ref().filter(|_| !lacking.is_empty()) else {
+            return Ok(true);
+        };
+        if finished.is_empty() {
+            return Ok(true);
+        }
+        let images = finished.iter().map(|&part| self.samples_in(part)).sum();
+        tracing::info!(
+            "reading the {} of {} again, to see that they are the same",
+            count(images, "image"),
+            count(finished.len() as u64, "finished part")
+        );
+        let checked = recheck::check(cache, source, &finished, self.config.threads, images)?;
+        match checked {
+            Checked::Same(_) => Ok(true),
+            Checked::Interrupted => Ok(false),
+            Checked::Moved(moved) => bail!(
+                "{}: {moved}. To go on would store some images twice and others not at all. Put the source back as it was, or build \
+                 into another folder",
+                self.config.images.as_deref().unwrap_or("the source")
+            ),
+        }
+    }
+}
