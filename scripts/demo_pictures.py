@@ -1,0 +1,76 @@
+"""The demo's pictures, split into those to train on and those held out. Usage: demo_pictures.py PICTURES OUT
+
+Copies PICTURES/<class>/**/<file> to OUT/train and OUT/test, and says what it takes and what it leaves. Every fifth picture in bytewise
+order of its path is held out, by the rule of demo_teachers/data.py, so that the teachers have seen none of these.
+"""
+
+import collections
+import os
+import shutil
+import sys
+
+# What the programs read (images/src/decode/format.rs): a file of another kind is left out here, and counted.
+READABLE = set("jpg jpeg jpe jfif png apng webp gif bmp tif tiff ppm pgm pbm pnm".split())
+HELD_OUT_EVERY = 5
+# A step of trainer/recipes/tiny.toml takes 64 pictures.
+FEWEST_TO_TRAIN_ON = 64
+
+
+def listed(pictures):
+    """Paths below `pictures` that are taken, bytewise sorted, and a count of what is left out, by reason."""
+    taken, left = [], collections.Counter()
+    for folder, names, files in os.walk(pictures, followlinks=True, onerror=stop):
+        names[:] = [name for name in names if not name.startswith(".")]
+        for name in files:
+            path = os.path.relpath(os.path.join(folder, name), pictures)
+            extension = os.path.splitext(name)[1].lower().lstrip(".")
+            if name.startswith("."):
+                continue
+            if extension not in READABLE:
+                left[f"other files (.{extension})" if extension else "other files"] += 1
+            elif os.sep not in path:
+                left["pictures in no class folder"] += 1
+            elif path.startswith("unsorted" + os.sep):
+                left["pictures in unsorted/, which names no class"] += 1
+            elif not os.path.exists(os.path.join(folder, name)):
+                left["broken links"] += 1
+            else:
+                taken.append(path)
+    return sorted(taken, key=os.fsencode), left
+
+
+def stop(error):
+    raise error
+
+
+def main():
+    pictures, out = sys.argv[1:]
+    taken, left = listed(pictures)
+    for reason, count in left.most_common():
+        print(f"left out  {count:>8}  {reason}")
+    held_out = taken[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    train = [path for line, path in enumerate(taken, start=1) if line % HELD_OUT_EVERY]
+    if not taken:
+        sys.exit(
+            f"demo: {pictures} holds no pictures in class folders: put them in PICTURES/<class>/, in one of the formats {', '.join(sorted(READABLE))}"
+        )
+    if len(train) < FEWEST_TO_TRAIN_ON:
+        sys.exit(
+            f"demo: {pictures} holds {len(taken)} pictures in class folders, of which {len(train)} are to be trained on after every "
+            f"{HELD_OUT_EVERY}th is held out; its recipe's batch is {FEWEST_TO_TRAIN_ON}"
+        )
+    for part, paths in (("train", train), ("test", held_out)):
+        for path in paths:
+            copy = os.path.join(out, part, path)
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            shutil.copy(os.path.join(pictures, path), copy)
+    counts = f"{len(train)} pictures to train on, {len(held_out)} held out"
+    with open(os.path.join(out, "counts"), "w") as file:
+        print(counts, file=file)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"demo: {error}")
