@@ -165,9 +165,9 @@ pub(crate) fn run(
         return Ok(ExitStatus::Interrupted);
     }
     tracing::info!(
-        "{} of {} parts to build",
+        "{} of {} to build",
         work.len(),
-        build.identity.plan.parts()
+        count(build.identity.plan.parts().into(), "part")
     );
 
     // Parts to build, and the images of each that this run has to deal with.

@@ -89,7 +89,8 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
         + rows / views * packed_bytes;
     writeln!(
         out,
-        "samples            {rows} rows to write, at most {}",
+        "samples            {} to write, at most {}",
+        count(rows, "row"),
         DecimalBytes(needed)
     )?;
     let mut forward_rows = 0;
@@ -110,7 +111,8 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
         } = teacher;
         writeln!(
             out,
-            "teacher {id:<10} {arch}: {grid} x {grid} patches of {input_size} px, width {width}, {codec}; {rows} rows to write, at most {}",
+            "teacher {id:<10} {arch}: {grid} x {grid} patches of {input_size} px, width {width}, {codec}; {} to write, at most {}",
+            count(rows, "row"),
             DecimalBytes(bytes)
         )?;
         writeln!(
@@ -155,12 +157,13 @@ pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitS
     let total = Duration::from_secs_f64((seconds_per_image * images as f64).min(1e10));
     writeln!(
         out,
-        "time               about {} for {images} images ({:.2} h) at {:.2} img/s, measured on {} images: decoding {:.1} ms on one \
+        "time               about {} for {} ({:.2} h) at {:.2} img/s, measured on {}: decoding {:.1} ms on one \
          thread, teachers {:.1} ms on {}",
         HumanDuration(total),
+        count(images, "image"),
         total.as_secs_f64() / 3600.0,
         1.0 / seconds_per_image,
-        probe.images,
+        count(probe.images as u64, "image"),
         1e3 * probe.decode_seconds,
         1e3 * probe.teachers_seconds,
         if build.device == Device::Cpu {

@@ -81,8 +81,10 @@ pub fn verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitStat
     };
     writeln!(
         out,
-        "{}: {verdict} ({files} files, {rows} rows, {bytes} checked)",
-        args.cache.display()
+        "{}: {verdict} ({}, {}, {bytes} checked)",
+        args.cache.display(),
+        count(files, "file"),
+        count(rows, "row")
     )?;
     Ok(if problems == 0 && report.missing.is_empty() {
         ExitStatus::Fine

@@ -13,6 +13,7 @@ use super::infer::{Batch, BuildTeacher, infer};
 use super::{Build, flow};
 use crate::build_cache::timing::Timings;
 use crate::config::CodecName;
+use crate::table::count;
 
 /// What a cache in `out` has of a teacher's `i8`.
 pub(super) enum Existing {
@@ -43,9 +44,9 @@ pub(super) fn existing(
         Codec::I8(affine) if affine.images <= images => Existing::Parameters(affine),
         Codec::I8(ref affine) => Existing::Other {
             problem: format!(
-                "{}: teacher {id} was calibrated over {} images, and {images} are asked for (features.calibration_images); {advice}",
+                "{}: teacher {id} was calibrated over {}, and {images} are asked for (features.calibration_images); {advice}",
                 file.display(),
-                affine.images
+                count(affine.images, "image")
             ),
             codec,
         },
@@ -74,14 +75,15 @@ pub(super) fn calibrate(build: &mut Build, images: u64) -> anyhow::Result<()> {
         let calibrator = run(build, identity, teacher, &batches)?;
         let affine = calibrator.finish().with_context(|| {
             format!(
-                "none of the {images} images looked at can be used, so the ranges of teacher {} cannot be calibrated",
+                "none of {} can be used, so the ranges of teacher {} cannot be calibrated",
+                count(images, "image"),
                 identity.id
             )
         })?;
         tracing::info!(
-            "teacher {}: i8 calibrated over {} images; {} of {} channels have heavy tails and stay f16",
+            "teacher {}: i8 calibrated over {}; {} of {} channels have heavy tails and stay f16",
             identity.id,
-            affine.images,
+            count(affine.images, "image"),
             affine.outliers.len(),
             affine.width()
         );

@@ -249,7 +249,7 @@ impl fmt::Display for Moved {
         write!(
             f,
             "{} of the {} that the cache's finished parts were built from are no longer in their places, though names and sizes are the \
-             same; {} of them are in the place of another (where no finished part was built from, nobody looked). The first is {key:?} \
+             same; {} of them are in the place of another finished one (places that no finished part was built from were not looked at). The first is {key:?} \
              (sample {}): {} then, {} now",
             self.count,
             count(self.checked, "image"),

@@ -6,7 +6,7 @@ use indicatif::DecimalBytes;
 
 use super::sketch::Distribution;
 use super::{Features, OUTLIER, Report, TeacherStats};
-use crate::table::{Align, Table, grouped, map};
+use crate::table::{Align, Table, count, grouped, map};
 
 /// Channels that the text lists.
 const LISTED: usize = 8;
@@ -17,12 +17,12 @@ pub(super) fn print(report: &Report<'_>, out: &mut dyn Write) -> std::io::Result
         let TeacherStats { grid, width, .. } = stats;
         writeln!(
             out,
-            "\nteacher {id}: {grid} x {grid} tokens of {width} channels, {}; {} of {} rows read, {} of {} parts complete",
+            "\nteacher {id}: {grid} x {grid} tokens of {width} channels, {}; {} of {} rows read, {} of {} complete",
             stats.codec,
             grouped(stats.rows_read),
             grouped(stats.rows),
             stats.parts_complete,
-            stats.parts
+            count(stats.parts.into(), "part")
         )?;
         match &stats.features {
             Some(features) => print_features(features, *grid as usize, out)?,
