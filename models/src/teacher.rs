@@ -22,8 +22,10 @@
 //!
 //! Towers with patches of 14 pixels see 14 x 14 patches at 196 x 196 pixels.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
@@ -131,7 +133,17 @@ pub struct Teacher {
     tensors: BTreeMap<String, Tensor>,
     // Boxed, so that a teacher is small enough to be one of several things.
     tower: Box<VitTower>,
+    /// The tower with the weights of its products in bf16, from the first pass in that precision on.
+    bf16_tower: OnceCell<Box<VitTower>>,
+    bf16_weights: Bf16Weights,
+    /// Mean and standard deviation of each channel, `[3, 1]` on the device.
+    mean: Tensor,
+    std: Tensor,
 }
+
+/// bf16 copies of the weights of matrix products, made once for all handles on a teacher. Autocast keeps its own copies only of what is
+/// trained; a frozen network's it would cast again for every batch.
+type Bf16Weights = Arc<Mutex<Option<BTreeMap<String, Tensor>>>>;
 
 /// What a pass leaves: layer `last`, and how images were pooled.
 struct Stage {
@@ -196,17 +208,24 @@ impl Teacher {
             .into_iter()
             .map(|(name, tensor)| (name, tensor.to_device(device)))
             .collect();
-        Ok(Teacher::build(info, &config, device, tensors))
+        Ok(Teacher::build(
+            info,
+            &config,
+            device,
+            tensors,
+            Bf16Weights::default(),
+        ))
     }
 
     /// Another handle on the same weights, for another thread; the weights are not copied, and never written.
     pub fn shallow_clone(&self) -> Teacher {
-        let tensors = self
-            .tensors
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-            .collect();
-        Teacher::build(self.info.clone(), self.tower.config(), self.device, tensors)
+        Teacher::build(
+            self.info.clone(),
+            self.tower.config(),
+            self.device,
+            handles(&self.tensors),
+            self.bf16_weights.clone(),
+        )
     }
 
     fn build(
@@ -214,18 +233,43 @@ impl Teacher {
         config: &TowerConfig,
         device: Device,
         tensors: BTreeMap<String, Tensor>,
+        bf16_weights: Bf16Weights,
     ) -> Teacher {
-        let shared = tensors
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-            .collect();
-        let tower = VitTower::new(&ParamStore::given(device, shared).root(), config);
+        let tower = VitTower::new(&ParamStore::given(device, handles(&tensors)).root(), config);
+        let channels = |values: [f64; 3]| {
+            Tensor::from_slice(&values.map(|v| v as f32))
+                .view([3, 1])
+                .to_device(device)
+        };
         Teacher {
-            info,
             device,
             tensors,
             tower: Box::new(tower),
+            bf16_tower: OnceCell::new(),
+            bf16_weights,
+            mean: channels(info.mean),
+            std: channels(info.std),
+            info,
         }
+    }
+
+    /// The tower to pass through in `precision`: the same numbers either way, see [`Bf16Weights`].
+    fn tower(&self, precision: Precision) -> &VitTower {
+        if precision == Precision::F32 {
+            return &self.tower;
+        }
+        self.bf16_tower.get_or_init(|| {
+            let mut weights = handles(&self.tensors);
+            // A thread that panicked here leaves the copies whole or not made.
+            let mut copies = self
+                .bf16_weights
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let copies = copies.get_or_insert_with(|| bf16_copies(&self.tensors));
+            weights.extend(handles(copies));
+            let store = ParamStore::given(self.device, weights);
+            Box::new(VitTower::new(&store.root(), self.tower.config()))
+        })
     }
 
     /// What the teacher is.
@@ -247,11 +291,12 @@ impl Teacher {
         let stage = self.run(pixels, precision, |_| {})?;
         Ok(tch::no_grad(|| {
             let _guard = precision.guard(self.device);
+            let tower = self.tower(precision);
             let of_layer = |x: &Tensor| match self.info.layer {
                 Layer::Last => x.shallow_clone(),
-                Layer::LastNorm => self.tower.norm(x),
+                Layer::LastNorm => tower.norm(x),
                 Layer::Proj => {
-                    let projected = self.tower.project(&self.tower.norm(x));
+                    let projected = tower.project(&tower.norm(x));
                     projected.to_kind(Kind::Float)
                 }
             };
@@ -329,9 +374,10 @@ impl Teacher {
         Ok(tch::no_grad(|| {
             let _guard = precision.guard(self.device);
             // Cut first, while a pixel is one byte: [N, L, 3p²].
-            let patches = self.tower.unfold(&pixels.to_device(self.device));
-            let output = self.tower.forward(&self.normalise(&patches), grid, visit);
-            let prefix = self.tower.config().prefix();
+            let tower = self.tower(precision);
+            let patches = tower.unfold(&pixels.to_device(self.device));
+            let output = tower.forward(&self.normalise(&patches), grid, visit);
+            let prefix = tower.config().prefix();
             Stage {
                 tokens: output.x.narrow(1, prefix, grid.0 * grid.1),
                 cls: output.x.narrow(1, 0, 1).squeeze_dim(1),
@@ -344,17 +390,34 @@ impl Teacher {
     /// `(x / 255 - mean) / std`, u8 `[N, L, 3p²]` → f32.
     fn normalise(&self, patches: &Tensor) -> Tensor {
         let shape = patches.size();
-        let channels = |values: [f64; 3]| {
-            Tensor::from_slice(&values.map(|v| v as f32))
-                .view([3, 1])
-                .to_device(self.device)
-        };
         let mut x = patches
             .to_kind(Kind::Float)
             .view([shape[0], shape[1], 3, shape[2] / 3]); // [N, L, 3, p²]
         x /= 255.0;
-        x -= channels(self.info.mean);
-        x /= channels(self.info.std);
+        x -= &self.mean;
+        x /= &self.std;
         x.view(&shape[..])
     }
+}
+
+/// Handles on the same tensors.
+fn handles(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let handle = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
+    tensors.iter().map(handle).collect()
+}
+
+/// What autocast casts for a pass: weights of products, which are the `weight`s of two dimensions and more, with their biases. Norms,
+/// tokens and positions are used in f32.
+fn bf16_copies(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let of_product = |name: &str| {
+        let layer = name
+            .strip_suffix(".weight")
+            .or_else(|| name.strip_suffix(".bias"))?;
+        Some(tensors.get(&format!("{layer}.weight"))?.dim() >= 2)
+    };
+    tensors
+        .iter()
+        .filter(|(name, _)| of_product(name) == Some(true))
+        .map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::BFloat16)))
+        .collect()
 }

@@ -13,6 +13,7 @@ use crate::init::Init;
 use crate::vit::Activation;
 use crate::weights;
 
+mod bf16;
 mod config;
 mod facts;
 mod families;

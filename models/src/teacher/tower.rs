@@ -1,5 +1,7 @@
 //! The one network behind every teacher: a pre-norm ViT, with CLS and registers or without, with learned or rotary positions.
 
+use std::cell::RefCell;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -211,6 +213,8 @@ pub(crate) struct VitTower {
     projection: Option<Linear>,
     config: TowerConfig,
     device: Device,
+    /// Of the grid seen last: the tables are computed on the host, and a GPU waits for their copy.
+    rotary: RefCell<Option<((i64, i64), Rotary)>>,
 }
 
 /// What a tower computes for a batch.
@@ -265,6 +269,7 @@ impl VitTower {
             }),
             config: config.clone(),
             device: scope.device(),
+            rotary: RefCell::default(),
         }
     }
 
@@ -310,7 +315,12 @@ impl VitTower {
         let base = self.config.rotary_base()?;
         let head_dim = self.config.width / self.config.num_heads;
         let prefix = self.config.prefix();
-        Some(Rotary::axial(base, head_dim, prefix, grid, self.device))
+        let mut kept = self.rotary.borrow_mut();
+        if kept.as_ref().is_none_or(|(of, _)| *of != grid) {
+            let rotary = Rotary::axial(base, head_dim, prefix, grid, self.device);
+            *kept = Some((grid, rotary));
+        }
+        kept.as_ref().map(|(_, rotary)| rotary.shallow_clone())
     }
 
     /// As a network that is trained: `imgs [N, 3, H, W]`, normalised, → `[N, P + L, D]` before the last norm. The frozen tower's

@@ -17,7 +17,7 @@ fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
 }
 
 /// Families by what is theirs alone: the norm before the blocks and quick_gelu, registers with rotary positions, LayerScale, a gate.
-fn families() -> Vec<(&'static str, TempDir)> {
+pub(super) fn families() -> Vec<(&'static str, TempDir)> {
     let half = json!({"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]});
     let clip =
         json!({"hidden_act": "quick_gelu", "num_attention_heads": 2, "pretrained_cfg": half});
