@@ -500,8 +500,26 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
         &["teachers.aug.heads", "at least 1"],
     );
     refused(&["teachers.other=7"], &["a teacher's path, or a table"]);
-    refused(
-        &["teachers.other={layer=\"last\"}"],
-        &["missing field `path`"],
-    );
+    refused(&["teachers.other.layer=last"], &["missing field `path`"]);
+}
+
+/// Whole tables, of every section, empty, nested and inline within a teacher; and one setting within another.
+#[test]
+fn a_table_is_no_value_of_set() {
+    for (setting, key) in [
+        ("features={batch_size=4}", "features.batch_size"),
+        ("view = { seed = 3, views = 2 }", "view.seed"),
+        ("data={}", "data.name"),
+        ("run={threads=1}", "run.threads"),
+        ("teachers={clip=\"x\"}", "teachers.clip"),
+        ("teachers.clip={path=\"x\", heads=3}", "teachers.clip.heads"),
+        ("cache={part_samples={a=1}}", "cache.part_samples"),
+    ] {
+        let error = least_and(&["--set", setting]).unwrap_err().to_string();
+        assert!(error.contains("is a table"), "{error}");
+        assert!(error.contains(&format!("--set {key}=VALUE")), "{error}");
+    }
+    let both = ["--set", "teachers.b.path=x", "--set", "teachers.b=y"];
+    let error = least_and(&both).unwrap_err().to_string();
+    assert!(error.contains("teachers.b is given twice"), "{error}");
 }
