@@ -480,12 +480,7 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
     let error = flags("123.675,116.28,103.53", "58.395,57.12,57.375").unwrap_err();
     assert!(error.to_string().starts_with("teachers.clip.mean"));
     assert!(error.to_string().contains(bytes), "{error}");
-    for (mean, std) in [
-        ("nan", "0.5"),
-        ("inf", "0.5"),
-        ("0.5", "nan"),
-        ("0.5", "-0"),
-    ] {
+    for (mean, std) in [("nan", "0.5"), ("inf", "0.5"), ("0.5", "nan"), ("0.5", "0")] {
         flags(mean, std).unwrap_err();
     }
     for (mean, std) in [("0.5", "0.5"), ("0", "1"), ("1", "1")] {
