@@ -44,7 +44,7 @@ mod trainable;
 
 use config::{Config, Resolved};
 use layout::Layout;
-pub use options::{Assumed, Layer, TeacherOptions};
+pub use options::{Assumed, Layer, TeacherOptions, mean_problem, std_problem};
 use tower::TowerConfig;
 pub(crate) use tower::VitTower;
 pub use trainable::{Tower, TowerWeights};

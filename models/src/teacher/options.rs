@@ -74,6 +74,45 @@ pub struct TeacherOptions {
     pub num_heads: Option<u32>,
 }
 
+/// The smallest standard deviation that is believed: that of towers that take pixels of 0..255, which is `1/255` for pixels in 0..1.
+const LEAST_STD: f64 = 0.0039;
+
+/// Whether a constant can only belong to pixels of 0..255.
+fn is_of_bytes(value: &f64) -> bool {
+    *value > 1.0 && *value <= 255.0
+}
+
+/// What is wrong with a `mean` of pixels in 0..1, if anything. Every published tower has one in 0..=1.
+pub fn mean_problem(mean: [f64; 3]) -> Option<&'static str> {
+    if mean.iter().all(|v| (0.0..=1.0).contains(v)) {
+        None
+    } else if mean.iter().any(is_of_bytes) {
+        Some(
+            "must be from 0 to 1, since pixels are: these look like values from 0 to 255; divide mean and std by 255",
+        )
+    } else {
+        Some("must be from 0 to 1, since pixels are")
+    }
+}
+
+/// Likewise of a standard deviation, which is above 0 and, of numbers in 0..1, never above 1.
+pub fn std_problem(std: [f64; 3]) -> Option<&'static str> {
+    if std.iter().all(|v| (LEAST_STD..=1.0).contains(v)) {
+        None
+    } else if std.iter().any(is_of_bytes) {
+        Some(
+            "must be above 0 and at most 1, since pixels are from 0 to 1: these look like values from 0 to 255; divide mean and std by 255",
+        )
+    } else if std
+        .iter()
+        .all(|v| (f64::MIN_POSITIVE..LEAST_STD).contains(v))
+    {
+        Some("must be at least 1/255: these look like values that were divided by 255 twice")
+    } else {
+        Some("must be above 0 and at most 1, since pixels are from 0 to 1")
+    }
+}
+
 /// A fact about a teacher that neither a file nor an option states, taken from its family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assumed {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use models::teacher::{Layer, TeacherOptions};
+use models::teacher::{Layer, TeacherOptions, mean_problem, std_problem};
 use schemas::TeacherId;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -160,16 +160,17 @@ impl TeacherEntry {
         let layer = layer.map_or(Ok(Layer::Last), |layer| word(&field(".layer"), layer))?;
         let activation = table.activation.as_deref();
         let activation = activation.map(|activation| word(&field(".activation"), activation));
-        for (name, values, least) in [
-            (".mean", table.mean, f64::MIN),
-            (".std", table.std, f64::MIN_POSITIVE),
-        ] {
-            let Some(Channels(values)) = values else {
-                continue;
-            };
-            let good = values.iter().all(|v| (least..=f64::MAX).contains(v));
-            let problem = "must be finite, and above 0 for std";
-            require(good, &field(name), format!("{values:?}"), problem)?;
+        type Problem = fn([f64; 3]) -> Option<&'static str>;
+        let pixels: [(_, _, Problem); 2] = [
+            (".mean", table.mean, mean_problem),
+            (".std", table.std, std_problem),
+        ];
+        for (name, values, problem) in pixels {
+            if let Some(Channels(values)) = values
+                && let Some(problem) = problem(values)
+            {
+                return Err(invalid(&field(name), format!("{values:?}"), problem));
+            }
         }
         require(
             table.mean.is_some() == table.std.is_some(),

@@ -458,8 +458,34 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
     refused(&["teachers.aug.mean=0.5"], &["teachers.aug", "give both"]);
     refused(
         &["teachers.aug.mean=0.5", "teachers.aug.std=0"],
-        &["teachers.aug.std", "above 0"],
+        &["teachers.aug.std", "above 0 and at most 1"],
     );
+    let bytes = "values from 0 to 255; divide mean and std by 255";
+    for (mean, std, wrong) in [
+        ("[123.675,116.28,103.53]", "[58.395,57.12,57.375]", "mean"),
+        ("[0.485,0.456,0.406]", "58.395,57.12,57.375", "std"),
+        ("127.5", "127.5", "mean"),
+        ("0", "255", "std"),
+        ("[0.5,0.5,116.28]", "0.5", "mean"),
+    ] {
+        refused(
+            &[
+                &format!("teachers.aug.mean={mean}"),
+                &format!("teachers.aug.std={std}"),
+            ],
+            &[&format!("teachers.aug.{wrong} = ["), bytes],
+        );
+    }
+    let flags = |mean: &str, std: &str| least_and(&["--mean", mean, "--std", std]);
+    let error = flags("123.675,116.28,103.53", "58.395,57.12,57.375").unwrap_err();
+    assert!(error.to_string().starts_with("teachers.clip.mean"));
+    assert!(error.to_string().contains(bytes), "{error}");
+    for (mean, std) in [("nan", "0.5"), ("inf", "0.5"), ("0.5", "nan"), ("0.5", "0")] {
+        flags(mean, std).unwrap_err();
+    }
+    for (mean, std) in [("0.5", "0.5"), ("0", "1"), ("1", "1")] {
+        flags(mean, std).unwrap();
+    }
     refused(
         &["teachers.aug.eps=1.0"],
         &["teachers.aug.eps", "between 0 and 1"],
@@ -469,8 +495,26 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
         &["teachers.aug.heads", "at least 1"],
     );
     refused(&["teachers.other=7"], &["a teacher's path, or a table"]);
-    refused(
-        &["teachers.other={layer=\"last\"}"],
-        &["missing field `path`"],
-    );
+    refused(&["teachers.other.layer=last"], &["missing field `path`"]);
+}
+
+/// Whole tables, of every section, empty, nested and inline within a teacher; and one setting within another.
+#[test]
+fn a_table_is_no_value_of_set() {
+    for (setting, key) in [
+        ("features={batch_size=4}", "features.batch_size"),
+        ("view = { seed = 3, views = 2 }", "view.seed"),
+        ("data={}", "data.name"),
+        ("run={threads=1}", "run.threads"),
+        ("teachers={clip=\"x\"}", "teachers.clip"),
+        ("teachers.clip={path=\"x\", heads=3}", "teachers.clip.heads"),
+        ("cache={part_samples={a=1}}", "cache.part_samples"),
+    ] {
+        let error = least_and(&["--set", setting]).unwrap_err().to_string();
+        assert!(error.contains("is a table"), "{error}");
+        assert!(error.contains(&format!("--set {key}=VALUE")), "{error}");
+    }
+    let both = ["--set", "teachers.b.path=x", "--set", "teachers.b=y"];
+    let error = least_and(&both).unwrap_err().to_string();
+    assert!(error.contains("teachers.b is given twice"), "{error}");
 }

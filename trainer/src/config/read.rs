@@ -81,7 +81,8 @@ pub(crate) fn typed<R: DeserializeOwned>(
     let mut given = BTreeSet::new();
     for setting in settings {
         let key = setting.split('=').next().unwrap_or_default().trim();
-        if !given.insert(key) {
+        let within = |other: &&str| other.strip_prefix(key).is_some_and(|k| k.starts_with('.'));
+        if given.iter().any(within) || !given.insert(key) {
             return Err(Error::Twice {
                 key: key.to_owned(),
             });
@@ -143,6 +144,14 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
         _ if is_beyond_toml(text) => return Err(problem("is a number beyond 2^63 - 1")),
         _ => toml::Value::String(text.trim().to_owned()),
     };
+    // Whole, it would replace what the recipe and other settings say of the section, and hide its keys from the check of what is given twice.
+    if let toml::Value::Table(values) = &value {
+        let one = values.keys().next().map_or("name", String::as_str);
+        return Err(problem(&format!(
+            "is a table; set its keys one by one, as --set {}.{one}=VALUE",
+            key.trim()
+        )));
+    }
     let mut path: Vec<&str> = key.trim().split('.').collect();
     let last = path
         .pop()

@@ -77,6 +77,21 @@ fn wrong_recipes_are_refused_by_name() {
         (&["run.seed=9223372036854775808"], "beyond 2^63 - 1"),
         (&["run.seed=99999999999999999999"], "beyond 2^63 - 1"),
         (&["optim.batch_size"], "no '='"),
+        (
+            &["optim={batch_size=4}"],
+            "is a table; set its keys one by one, as --set optim.batch_size=VALUE",
+        ),
+        (
+            &["schedule = { epochs = 3 }"],
+            "--set schedule.epochs=VALUE",
+        ),
+        (&["data={}"], "is a table"),
+        (&["mimic.teacher={clip={share=1.0}}"], "is a table"),
+        (&["mimic.teacher.clip={share=1.0}"], "is a table"),
+        (
+            &["optim.lr=1e-3", "optim={lr=2e-3}"],
+            "--set optim is given twice",
+        ),
         (&["=3"], "names no key"),
         (&["optim.batch_size.x=3"], "not a section"),
         (&["optim.lr=1e-3", "optim.blr=1e-3"], "excludes optim.blr"),

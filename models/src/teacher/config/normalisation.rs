@@ -4,7 +4,7 @@ use super::Config;
 use super::json::Json;
 use crate::error::{Error, Result};
 use crate::teacher::layout::{Family, Layout};
-use crate::teacher::options::{Assumed, TeacherOptions};
+use crate::teacher::options::{Assumed, TeacherOptions, mean_problem, std_problem};
 use crate::weights::Weights;
 
 /// Mean and standard deviation of each channel, for pixels in 0..1.
@@ -55,7 +55,13 @@ impl Config {
         }
         let file = &self.preprocessor;
         match (options.mean, options.std) {
-            (Some(mean), Some(std)) => return positive(file, (mean, std)),
+            (Some(mean), Some(std)) => {
+                return plausible(
+                    file,
+                    ["the mean asked for,", "the std asked for,"],
+                    (mean, std),
+                );
+            }
             (None, None) => {}
             (Some(_), None) => {
                 return Err(file.missing("the std that belongs to the mean asked for", "Give both"));
@@ -153,7 +159,7 @@ impl Config {
             }
             match (file.channels(mean_key)?, file.channels(std_key)?) {
                 (Some(mean), Some(std)) => {
-                    let normalisation = positive(&file, (mean, std))?;
+                    let normalisation = plausible(&file, [mean_key, std_key], (mean, std))?;
                     stated.push(Statement {
                         file,
                         normalisation,
@@ -213,10 +219,20 @@ fn has_all(weights: &Weights, layout: &Layout, names: &[&str]) -> bool {
     names.iter().all(|name| layout.has_beside(weights, name))
 }
 
-fn positive(origin: &Json, normalisation: Normalisation) -> Result<Normalisation, Error> {
-    let (mean, std) = normalisation;
-    if std.iter().all(|&s| s > 0.0) {
-        return Ok((mean, std));
+/// The statement of `origin` with the name of its keys, refused where no pixels in 0..1 can have it.
+fn plausible(
+    origin: &Json,
+    [mean_key, std_key]: [&str; 2],
+    (mean, std): Normalisation,
+) -> Result<Normalisation, Error> {
+    let problems = [
+        (mean_key, mean, mean_problem(mean)),
+        (std_key, std, std_problem(std)),
+    ];
+    for (key, values, problem) in problems {
+        if let Some(problem) = problem {
+            return Err(origin.wrong(format!("{key} {values:?} {problem}")));
+        }
     }
-    Err(origin.wrong(format!("the standard deviations {std:?} must be above 0")))
+    Ok((mean, std))
 }

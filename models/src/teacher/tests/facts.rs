@@ -339,3 +339,120 @@ fn statements_that_contradict_each_other_are_refused() {
         .clone();
     assert_eq!((info.norm_eps, info.heads), (1e-12, 4));
 }
+
+/// Constants that pixels in 0..1 cannot have, from every place that can state them; and the outermost that they can.
+#[test]
+fn constants_of_other_pixels_are_refused() {
+    let tensors = timm_tensors(&timm_config());
+    let bytes = "divide mean and std by 255";
+    let cases = [
+        (
+            json!([123.675, 116.28, 103.53]),
+            json!([58.395, 57.12, 57.375]),
+            "mean",
+            bytes,
+        ),
+        (
+            json!([0.485, 0.456, 0.406]),
+            json!([58.395, 57.12, 57.375]),
+            "std",
+            bytes,
+        ),
+        (
+            json!([123.675, 116.28, 103.53]),
+            json!([0.229, 0.224, 0.225]),
+            "mean",
+            bytes,
+        ),
+        (json!(127.5), json!(127.5), "mean", bytes),
+        (json!(0), json!(255), "std", bytes),
+        (json!([0.5, 0.5, 116.28]), json!(0.5), "mean", bytes),
+        (json!([0.0, 0.0, 0.0]), json!([1.0, 1.0, 1.5]), "std", bytes),
+        (json!(-0.5), json!(0.5), "mean", "from 0 to 1"),
+        (json!(31611), json!(0.5), "mean", "from 0 to 1"),
+        (json!(0.5), json!(0), "std", "above 0 and at most 1"),
+        (
+            json!(0.5),
+            json!([0.2, -0.2, 0.2]),
+            "std",
+            "above 0 and at most 1",
+        ),
+        (
+            json!(0.0019),
+            json!([0.0009, 0.00088, 0.00088]),
+            "std",
+            "divided by 255 twice",
+        ),
+    ];
+    let files = |mean: &Value, std: &Value| {
+        let named = json!({"mean": mean, "std": std});
+        let transformers = json!({"image_mean": mean, "image_std": std});
+        [
+            ("preprocessor_config.json", transformers.clone(), "image_"),
+            (
+                "preprocessor_config.json",
+                json!({"image_processor": transformers}),
+                "image_",
+            ),
+            (
+                "processor_config.json",
+                json!({"image_processor": transformers}),
+                "image_",
+            ),
+            ("config.json", json!({"pretrained_cfg": named}), ""),
+            (
+                "config.json",
+                json!({"architecture": "vit", "mean": mean, "std": std}),
+                "",
+            ),
+            (
+                "open_clip_config.json",
+                json!({"preprocess_cfg": named}),
+                "",
+            ),
+        ]
+    };
+    let channels = |value: &Value| match value.as_array() {
+        Some(list) => [0, 1, 2].map(|i| list[i].as_f64().unwrap()),
+        None => [value.as_f64().unwrap(); 3],
+    };
+    for (mean, std, wrong, problem) in &cases {
+        for (file, content, prefix) in files(mean, std) {
+            match load(&tensors, &[(file, content)]) {
+                Err(Error::TeacherConfig { path, reason }) => {
+                    assert!(path.ends_with(file), "{path:?}");
+                    let values = match *wrong {
+                        "mean" => channels(mean),
+                        _ => channels(std),
+                    };
+                    let begin = format!("{prefix}{wrong} {values:?}");
+                    assert!(
+                        reason.starts_with(&begin) && reason.contains(problem),
+                        "{reason}"
+                    );
+                }
+                other => panic!("{file}: {mean} {std}: {other:?}"),
+            }
+        }
+        let asked = TeacherOptions {
+            mean: Some(channels(mean)),
+            std: Some(channels(std)),
+            ..TeacherOptions::default()
+        };
+        let error = load_with(&tensors, &[], &asked).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("the {wrong} asked for")) && error.contains(problem),
+            "{error}"
+        );
+    }
+    for (mean, std) in [
+        (json!(0), json!(1)),
+        (json!(1), json!(1)),
+        (json!(0), json!(1.0 / 255.0)),
+        (json!(0.5), json!(0.5)),
+    ] {
+        for (file, content, _) in files(&mean, &std) {
+            load(&tensors, &[(file, content)]).unwrap();
+        }
+    }
+}
