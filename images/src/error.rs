@@ -284,6 +284,23 @@ pub enum SourceError {
         /// What stands there.
         found: String,
     },
+    /// A label that the file's own list of class names does not reach.
+    #[error(
+        "{path}, row {row}: column `{column}` holds class {value}, but the file names {names} classes, 0 to {}; correct the value, or the names \
+         in the file's metadata", names.saturating_sub(1), path = path.display()
+    )]
+    UnnamedLabel {
+        /// The Parquet file.
+        path: PathBuf,
+        /// Row in the file, from 0.
+        row: u64,
+        /// The column of labels.
+        column: String,
+        /// The label.
+        value: i32,
+        /// How many names there are.
+        names: usize,
+    },
     /// A Parquet file that cannot be parsed.
     #[error("{path} is not a readable Parquet file: {detail}; if it was copied or downloaded, do so again", path = path.display())]
     CorruptParquet {

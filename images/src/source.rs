@@ -80,7 +80,13 @@ impl ImageSource {
     /// asked for, and when there are no images at all.
     pub fn open(spec: &str) -> Result<Self, SourceError> {
         let (resolved, beside, within) = spec::resolve(spec)?;
+        // Of a folder, all of it is a pattern: class folders may be called `label=cat`.
+        let (within, label) = match (&resolved, within) {
+            (spec::Resolved::Folder(_), within) => (within, None),
+            (_, within) => spec::split_label(within),
+        };
         let pattern = within
+            .filter(|_| !matches!(resolved, spec::Resolved::Parquet(_)))
             .map(|within| Pattern::new(within.strip_prefix("./").unwrap_or(within)))
             .transpose()
             .map_err(|e| SourceError::BadPattern {
@@ -94,10 +100,13 @@ impl ImageSource {
             store,
         } = match resolved {
             spec::Resolved::Folder(root) => folder::open(&root, pattern.as_ref())?,
-            spec::Resolved::Tar(shards) => tar::open(shards, pattern.as_ref())?,
-            spec::Resolved::Parquet(files) => parquet::open(files, within)?,
+            spec::Resolved::Tar(shards) => tar::open(shards, pattern.as_ref(), label)?,
+            spec::Resolved::Parquet(files) => parquet::open(files, within, label)?,
         };
         findings.merge(beside);
+        if let Some(note) = labels::near_twins(&label_names) {
+            findings.note(note);
+        }
         if samples.is_empty() {
             return Err(SourceError::NoImages {
                 spec: spec.to_owned(),

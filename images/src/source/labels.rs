@@ -1,6 +1,6 @@
 //! Classes as sources state them: whole numbers, or names that are numbered in the order of their bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Maximum number of distinct class names. Text with more distinct values is not taken as a label: every name is stored in the cache's
 /// identity.
@@ -48,6 +48,110 @@ impl Names {
     }
 }
 
+/// Words in the names of columns and members that plainly hold classes.
+const LABEL_WORDS: [&str; 28] = [
+    "label",
+    "labels",
+    "lbl",
+    "cls",
+    "class",
+    "classes",
+    "classid",
+    "classname",
+    "labelid",
+    "category",
+    "categories",
+    "cat",
+    "target",
+    "targets",
+    "y",
+    "gt",
+    "species",
+    "breed",
+    "genus",
+    "family",
+    "synset",
+    "wnid",
+    "genre",
+    "style",
+    "digit",
+    "variety",
+    "diagnosis",
+    "disease",
+];
+
+/// Whether a column or member is called like a label: `label_idx`, `classId`, `coarse-label`, `y`.
+pub(super) fn is_like_a_label(name: &str) -> bool {
+    let mut words = vec![String::new()];
+    let mut was_lower = false;
+    for c in name.chars() {
+        let starts_word = c.is_uppercase() && was_lower;
+        was_lower = c.is_lowercase();
+        if !c.is_alphabetic() || starts_word {
+            words.push(String::new());
+        }
+        if c.is_alphabetic() {
+            words
+                .last_mut()
+                .expect("never empty")
+                .extend(c.to_lowercase());
+        }
+    }
+    words.iter().any(|word| LABEL_WORDS.contains(&&**word))
+}
+
+/// Names that are listed in a sentence.
+const LISTED: usize = 8;
+
+/// Names in quotation marks, the first few of many.
+pub(super) fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+    let mut names: Vec<_> = names
+        .into_iter()
+        .map(|name| format!("`{}`", name.as_ref()))
+        .collect();
+    let more = names.len().saturating_sub(LISTED);
+    names.truncate(LISTED);
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}
+
+/// Classes that are two only by the case of letters or by spaces, and are probably meant to be one.
+pub(super) fn near_twins(names: &[String]) -> Option<String> {
+    let mut alike: BTreeMap<String, Vec<&String>> = BTreeMap::new();
+    for name in names {
+        let words: Vec<_> = name.split_whitespace().collect();
+        let key = words.join(" ").to_lowercase();
+        alike.entry(key).or_default().push(name);
+    }
+    let twins: Vec<_> = alike
+        .into_values()
+        .filter(|names| names.len() > 1)
+        .map(|names| {
+            let names: Vec<_> = names.iter().map(|name| format!("{name:?}")).collect();
+            names.join(" and ")
+        })
+        .collect();
+    let more = twins.len().saturating_sub(LISTED);
+    (!twins.is_empty()).then(|| {
+        format!(
+            "classes whose names differ only in case or spaces are classes of their own: {}{}. Rename one of each if they are meant to be the same",
+            twins[..twins.len() - more].join("; "),
+            if more > 0 { format!("; {more} more") } else { String::new() }
+        )
+    })
+}
+
+/// A name without the blanks and the one pair of quotation marks around it, which count in no source.
+pub(super) fn bare(text: &str) -> &str {
+    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0' || c == '\u{feff}');
+    text.strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'))
+        .filter(|text| !text.contains(['"', '\\']))
+        .unwrap_or(text)
+}
+
 /// What a text says, where a class is expected.
 #[derive(Debug, PartialEq)]
 pub(super) enum Text<'a> {
@@ -62,12 +166,7 @@ pub(super) enum Text<'a> {
 }
 
 pub(super) fn read_text(text: &str) -> Text<'_> {
-    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0' || c == '\u{feff}');
-    let bare = text
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-        .filter(|text| !text.contains(['"', '\\']));
-    let text = bare.unwrap_or(text);
+    let text = bare(text);
     if let Ok(number) = text.parse::<i64>() {
         return Text::Whole(number);
     }

@@ -23,7 +23,7 @@ use self::columns::{Columns, LabelColumn, LabelKind};
 use self::pages::{Page, Pread, Value, read_labels};
 use super::files::{ShardFiles, qualify};
 use super::findings::{Findings, Skipped};
-use super::labels::{Class, MAX_NAMES, Names};
+use super::labels::{Class, MAX_NAMES, Names, bare, is_like_a_label, list};
 use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
 use crate::guard::catch_panics;
@@ -68,9 +68,14 @@ struct Place {
     row_in_group: usize,
 }
 
-pub(super) fn open(paths: Vec<PathBuf>, column: Option<&str>) -> Result<Listing, SourceError> {
+pub(super) fn open(
+    paths: Vec<PathBuf>,
+    column: Option<&str>,
+    label: Option<&str>,
+) -> Result<Listing, SourceError> {
     let mut opening = Opening {
         column,
+        label_column: label,
         ..Opening::default()
     };
     let (mut tables, mut ranges) = (Vec::new(), Vec::new());
@@ -136,6 +141,8 @@ pub(super) fn open(paths: Vec<PathBuf>, column: Option<&str>) -> Result<Listing,
 struct Opening<'a> {
     /// The column of images that was asked for.
     column: Option<&'a str>,
+    /// The column of labels that was asked for.
+    label_column: Option<&'a str>,
     /// Labels that are names are indices into `names` here.
     samples: Vec<Sample>,
     names: Names,
@@ -155,7 +162,7 @@ impl Opening<'_> {
         let metadata = ParquetMetaDataReader::new()
             .parse_and_finish(&*reader)
             .map_err(explain(path))?;
-        let columns = Columns::find(path, &metadata, self.column)?;
+        let columns = Columns::find(path, &metadata, self.column, self.label_column)?;
         let name = file_name(path)?;
         let file_len = reader.len();
         let (mut groups, mut row_in_file) = (Vec::new(), 0);
@@ -183,7 +190,11 @@ impl Opening<'_> {
             let mut values = values.into_iter();
             for row in row_in_file..row_in_file + rows {
                 let label = match (values.next(), &columns.label) {
-                    (Some(value), Some(column)) => self.label(path, row, column, value)?,
+                    (Some(value), Some(column)) => {
+                        let label = self.label(path, row, column, value)?;
+                        columns.check_named(path, row, label)?;
+                        label
+                    }
                     _ => None,
                 };
                 self.samples.push(Sample {
@@ -198,7 +209,7 @@ impl Opening<'_> {
             });
             row_in_file += rows;
         }
-        self.report(name, &columns, row_in_file as u64);
+        self.report(path, name, &columns, row_in_file as u64);
         Ok((
             Table {
                 metadata: Arc::new(metadata),
@@ -252,6 +263,10 @@ impl Opening<'_> {
                 let Ok(text) = std::str::from_utf8(text.data()) else {
                     return unfit("bytes that are not UTF-8");
                 };
+                let text = bare(text);
+                if text.is_empty() {
+                    return Ok(None);
+                }
                 match self.names.add(text) {
                     Some(Class::Name(index)) => {
                         self.named.get_or_insert_with(place);
@@ -264,7 +279,31 @@ impl Opening<'_> {
     }
 
     /// Notes what of a file is not read.
-    fn report(&mut self, name: &str, columns: &Columns, rows: u64) {
+    fn report(&mut self, path: &Path, name: &str, columns: &Columns, rows: u64) {
+        let choice = |column: &str| match self.column {
+            Some(images) => format!("`::{images},label={column}`"),
+            None => format!("`::label={column}`"),
+        };
+        let like_labels = &columns.like_labels;
+        match (&columns.label, like_labels.first()) {
+            (_, None) => {}
+            (Some(label), Some(other)) => self.findings.note(format!(
+                "labels are read from the column `{}` and not from {}; {} behind the source takes the other",
+                label.name,
+                list(like_labels),
+                choice(other)
+            )),
+            (None, Some(first)) => self.findings.note(format!(
+                "no column is read as labels; {} behind the source takes that column, and these could be classes by their type: {}",
+                choice(first),
+                list(like_labels)
+            )),
+        }
+        if let (None, Some(partition)) = (&columns.label, hive_partition(path)) {
+            self.findings.note(format!(
+                "the folder `{partition}` around the file is not read as a label; write it into a column of the file, as labels are"
+            ));
+        }
         for column in &columns.other_images {
             self.findings.skipped.push(Skipped {
                 key: format!("{name}/{column}"),
@@ -415,6 +454,19 @@ impl Tables {
             cache.truncate(keep.max(1));
         }
     }
+}
+
+/// The folder that states a label, as the partitions of a Hive table do: `label=cat`.
+fn hive_partition(path: &Path) -> Option<String> {
+    let folders = path.parent()?.components().rev();
+    let mut names = folders.filter_map(|folder| folder.as_os_str().to_str());
+    names
+        .find(|name| {
+            name.split_once('=')
+                .is_some_and(|(column, _)| is_like_a_label(column))
+        })
+        .and_then(|name| name.split_once('='))
+        .map(|(column, _)| format!("{column}=..."))
 }
 
 /// Calls the `parquet` crate, whose panics on malformed files become errors.

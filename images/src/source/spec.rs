@@ -29,6 +29,21 @@ pub(super) fn resolve(spec: &str) -> Result<(Resolved, Findings, Option<&str>), 
     Ok((resolved, findings, within))
 }
 
+/// What stands behind `::` of shards: which images are meant, and what is read as labels, as in `::label=species` and
+/// `::*.seg.png,label=target`.
+pub(super) fn split_label(within: Option<&str>) -> (Option<&str>, Option<&str>) {
+    let Some(text) = within else {
+        return (None, None);
+    };
+    if let Some(label) = text.strip_prefix("label=") {
+        return (None, Some(label));
+    }
+    match text.rsplit_once(",label=") {
+        Some((images, label)) => (Some(images), Some(label)),
+        None => (Some(text), None),
+    }
+}
+
 /// A path that exists is taken as it is; otherwise braces are expanded, then globs.
 ///
 /// Shards keep the order of the braces, and within one glob are sorted bytewise.

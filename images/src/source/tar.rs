@@ -15,7 +15,7 @@
 
 mod ends;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -27,13 +27,16 @@ use tar::{Archive, EntryType};
 use self::ends::{BLOCK, Behind, compression, is_header, malformed, truncated};
 use super::files::{ShardFiles, qualify};
 use super::findings::{Findings, extension, is_image_extension, is_readable, picture_reason};
-use super::labels::{Class, Names, Text, read_text};
+use super::labels::{Class, Names, Text, is_like_a_label, list, read_text};
 use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
 use crate::decode::SNIFF_BYTES;
 
 /// Most bytes of a member with a label: more than any number or name of a class has.
 const MAX_LABEL_BYTES: u64 = 1024;
+
+/// Most bytes of a member that is taken for a possible label.
+const MAX_WORD_BYTES: u64 = 64;
 
 /// What the members with labels are called, the most telling first.
 const LABEL_FIELDS: [&str; 3] = ["cls", "class", "label"];
@@ -83,9 +86,14 @@ impl Shards {
     }
 }
 
-pub(super) fn open(paths: Vec<PathBuf>, pattern: Option<&Pattern>) -> Result<Listing, SourceError> {
+pub(super) fn open(
+    paths: Vec<PathBuf>,
+    pattern: Option<&Pattern>,
+    field: Option<&str>,
+) -> Result<Listing, SourceError> {
     let mut shards = Opening {
         pattern,
+        field,
         ..Opening::default()
     };
     let (mut members, mut ranges) = (Vec::new(), Vec::new());
@@ -101,6 +109,7 @@ pub(super) fn open(paths: Vec<PathBuf>, pattern: Option<&Pattern>) -> Result<Lis
         }
         ranges.push(first..shards.samples.len());
     }
+    shards.report_labels();
     let Opening {
         mut samples,
         names,
@@ -138,6 +147,15 @@ pub(super) fn open(paths: Vec<PathBuf>, pattern: Option<&Pattern>) -> Result<Lis
 struct Opening<'a> {
     /// Which members are images, if not those that are named like one.
     pattern: Option<&'a Pattern>,
+    /// The members that labels are read from, if not those of the usual names.
+    field: Option<&'a str>,
+    /// Fields that labels were read from, and those that hold what could be one, with the images or members of each.
+    used: BTreeMap<String, u64>,
+    passed: BTreeMap<String, u64>,
+    /// Fields that are not called like labels and hold a number or a word, as these do.
+    worded: BTreeMap<String, u64>,
+    /// The first member with a label that belongs to no image, and how many there are.
+    orphan: Option<(String, u64)>,
     /// Labels that are names are indices into `names` here.
     samples: Vec<Sample>,
     names: Names,
@@ -201,13 +219,18 @@ impl Opening<'_> {
             Some(_) => keys_of_selected(&images),
             None => self.keys_of_samples(path, shard, &images)?,
         };
-        let mut places = Vec::new();
+        let (mut places, mut taken) = (Vec::new(), HashSet::new());
         for (image, key) in images.iter().zip(in_key) {
             let Some(key) = key else { continue };
-            let label = labels
-                .get(image.stem())
-                .or_else(|| labels.get(image.sample()));
-            let label = label.map(|label| {
+            let label = [&*image.name, image.stem(), image.sample()]
+                .into_iter()
+                .find_map(|stem| labels.get_key_value(stem));
+            let label = label.map(|(stem, label)| {
+                taken.insert(stem.as_str());
+                *self
+                    .used
+                    .entry(label.member[stem.len()..].to_owned())
+                    .or_default() += 1;
                 let (first, number) = match label.class {
                     Class::Number(number) => (&mut self.numbered, number),
                     Class::Name(index) => (&mut self.named, index as i32),
@@ -222,7 +245,47 @@ impl Opening<'_> {
             });
             places.push((image.offset, image.bytes));
         }
+        for (stem, label) in &labels {
+            if !taken.contains(stem.as_str()) {
+                let first = || (format!("{shard}/{}", label.member), 0);
+                self.orphan.get_or_insert_with(first).1 += 1;
+            }
+        }
         Ok(places)
+    }
+
+    /// Says where labels are read from, where another member could have been meant.
+    fn report_labels(&mut self) {
+        if let Some((first, count)) = &self.orphan {
+            self.findings.note(format!(
+                "{count} members with labels belong to no image of the data set and are not read; the first is `{first}`"
+            ));
+        }
+        if self.field.is_some() {
+            return;
+        }
+        if self.used.is_empty() {
+            for (field, count) in std::mem::take(&mut self.worded) {
+                *self.passed.entry(field).or_default() += count;
+            }
+        }
+        self.passed
+            .retain(|field, _| !self.used.contains_key(field) || self.used.len() > 1);
+        let Some(first) = self.passed.keys().next() else {
+            return;
+        };
+        let choice = first.trim_start_matches('.');
+        let passed = list(self.passed.keys());
+        self.findings.note(match self.used.is_empty() {
+            true => format!(
+                "no member is read as a label (.cls, .class or .label of an image's name); `::label={choice}` behind the source takes {first}, \
+                 and these hold a number or a word: {passed}"
+            ),
+            false => format!(
+                "labels are read from {} and not from {passed}; `::label={choice}` behind the source takes {first} instead",
+                list(self.used.keys())
+            ),
+        });
     }
 
     /// For every image its key in the shard, or nothing for one that is another image of a sample.
@@ -379,7 +442,9 @@ impl Opening<'_> {
         let is_file = matches!(found.kind, EntryType::Regular | EntryType::Continuous);
         let is_image =
             !is_hidden && is_matched && extension(&lossy).is_some_and(is_image_extension);
-        let label = (!is_hidden).then(|| label_field(&lossy)).flatten();
+        let label = (!is_hidden)
+            .then(|| label_field(&lossy, self.field))
+            .flatten();
         let refuse = |what: &str| {
             Err(SourceError::CorruptTar {
                 path: found.path.to_path_buf(),
@@ -407,6 +472,10 @@ impl Opening<'_> {
                 .file
                 .read_exact_at(&mut start, found.offset)
                 .map_err(io_error(found.path))?;
+            let is_picture = extension(&lossy).is_some_and(is_image_extension);
+            if !is_hidden && !is_picture && found.bytes <= MAX_WORD_BYTES {
+                self.possible_label(&lossy, &start);
+            }
             if !(self.pattern.is_some() && is_matched && is_readable(&lossy, &start)) {
                 if is_matched {
                     let reason = picture_reason(&lossy, &start);
@@ -424,6 +493,24 @@ impl Opening<'_> {
             bytes: found.bytes,
         });
         Ok(())
+    }
+
+    /// Notes a member that could be a label, by its name or by what it holds.
+    fn possible_label(&mut self, member: &str, text: &[u8]) {
+        let Some(field) = extension(member) else {
+            return;
+        };
+        let holds = match std::str::from_utf8(text).map(read_text) {
+            Ok(Text::Whole(_)) => true,
+            Ok(Text::Name(name)) => !name.contains(char::is_whitespace),
+            _ => false,
+        };
+        let fields = match is_like_a_label(field) {
+            true => &mut self.passed,
+            false if holds => &mut self.worded,
+            false => return,
+        };
+        *fields.entry(format!(".{field}")).or_default() += 1;
     }
 
     fn label(
@@ -481,12 +568,23 @@ impl Opening<'_> {
                 path: found.path.to_path_buf(),
                 detail: format!("there are two members `{member}`"),
             }),
-            Some(other) if other.rank < rank => Ok(()),
+            Some(other) if other.rank < rank => {
+                self.pass(&label.member[stem.len()..]);
+                Ok(())
+            }
             _ => {
-                index.labels.insert(stem.to_owned(), label);
+                if let Some(other) = index.labels.insert(stem.to_owned(), label) {
+                    self.pass(&other.member[stem.len()..]);
+                }
                 Ok(())
             }
         }
+    }
+}
+
+impl Opening<'_> {
+    fn pass(&mut self, field: &str) {
+        *self.passed.entry(field.to_owned()).or_default() += 1;
     }
 }
 
@@ -520,7 +618,12 @@ fn keys_of_selected(images: &[Image]) -> Vec<Option<&str>> {
 }
 
 /// The name of a member with a label up to its field, and how telling the field is.
-fn label_field(name: &str) -> Option<(&str, usize)> {
+fn label_field<'a>(name: &'a str, wanted: Option<&str>) -> Option<(&'a str, usize)> {
+    if let Some(wanted) = wanted {
+        let stem = name.strip_suffix(wanted)?.strip_suffix('.')?;
+        let base = stem.rsplit('/').next().unwrap_or(stem);
+        return (!base.is_empty()).then_some((stem, 0));
+    }
     let (mut stem, mut field) = name.rsplit_once('.')?;
     let mut rank = 0;
     if field.eq_ignore_ascii_case("txt") || field.eq_ignore_ascii_case("json") {

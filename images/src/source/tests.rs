@@ -5,6 +5,7 @@
 
 mod classes;
 mod folder;
+mod label_choice;
 mod parquet;
 mod shards;
 mod skipped;

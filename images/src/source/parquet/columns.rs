@@ -8,6 +8,7 @@ use parquet::schema::types::ColumnDescriptor;
 use serde_json::Value;
 
 use crate::SourceError;
+use crate::source::labels::is_like_a_label;
 
 /// Names that an image column goes by when there are several, the most telling first.
 const IMAGE_NAMES: [&str; 2] = ["image", "img"];
@@ -43,6 +44,9 @@ pub(super) struct Columns {
     pub(super) unread_labels: Vec<(String, &'static str)>,
     /// Further columns of images.
     pub(super) other_images: Vec<String>,
+    /// Columns that could be the labels and are not: those called like one or noted as classes, and where no column is read as labels
+    /// all whose type fits, the likelier first.
+    pub(super) like_labels: Vec<String>,
     /// Columns of other things.
     pub(super) others: Vec<String>,
     image: String,
@@ -76,6 +80,7 @@ impl Columns {
         path: &Path,
         metadata: &ParquetMetaData,
         wanted: Option<&str>,
+        wanted_label: Option<&str>,
     ) -> Result<Self, SourceError> {
         let leaves = metadata.file_metadata().schema_descr().columns();
         let features = Features::read(metadata);
@@ -132,6 +137,27 @@ impl Columns {
             .copied()
             .collect();
         let mut unread_labels: Vec<(String, &'static str)> = Vec::new();
+        let asked = match wanted_label {
+            Some(wanted) => {
+                let column = columns.iter().find(|(_, column, _)| *column == wanted);
+                match column {
+                    Some((leaf, column, Ok(kind))) if *column != image => {
+                        Some((*leaf, *column, *kind))
+                    }
+                    Some((_, _, Err(what))) => {
+                        return Err(problem(&format!(
+                            "column `{wanted}` is {what}, which cannot be a class"
+                        )));
+                    }
+                    _ => {
+                        return Err(problem(&format!(
+                            "no column of labels is called `{wanted}`"
+                        )));
+                    }
+                }
+            }
+            None => None,
+        };
         let chosen = by_name(&integers, &LABEL_NAMES[..INTEGER_NAMES])
             .or(match class_labels.as_slice() {
                 [only] => Some(only),
@@ -144,7 +170,7 @@ impl Columns {
                 .filter(|(_, column, _)| column.eq_ignore_ascii_case(name) && *column != image)
                 .collect()
         };
-        let chosen = chosen.or_else(|| {
+        let chosen = asked.or(chosen).or_else(|| {
             LABEL_NAMES.iter().find_map(|name| {
                 of_name(name)
                     .iter()
@@ -170,7 +196,20 @@ impl Columns {
                 others.push((*name).to_owned());
             }
         }
+        let mut like_labels: Vec<String> = Vec::new();
+        for (_, name, kind) in &columns {
+            let is_like = is_like_a_label(name) || features.label_names(name).is_some();
+            let is_free = kind.is_ok() && *name != image && *name != label_name;
+            let is_candidate = is_like || chosen.is_none();
+            if is_free && is_candidate && wanted_label.is_none() {
+                match is_like {
+                    true => like_labels.insert(0, (*name).to_owned()),
+                    false => like_labels.push((*name).to_owned()),
+                }
+            }
+        }
         Ok(Self {
+            like_labels,
             image_leaf,
             label_names: chosen
                 .and_then(|(_, name, _)| features.label_names(name))
@@ -189,6 +228,31 @@ impl Columns {
             others,
             image: image.to_owned(),
         })
+    }
+
+    /// Refuses a label that the column's own list of names has no name for.
+    pub(super) fn check_named(
+        &self,
+        path: &Path,
+        row: usize,
+        label: Option<i32>,
+    ) -> Result<(), SourceError> {
+        match (label, &self.label) {
+            (Some(value), Some(column))
+                if column.kind != LabelKind::Text
+                    && !self.label_names.is_empty()
+                    && value as usize >= self.label_names.len() =>
+            {
+                Err(SourceError::UnnamedLabel {
+                    path: path.to_path_buf(),
+                    row: row as u64,
+                    column: column.name.clone(),
+                    value,
+                    names: self.label_names.len(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a file whose columns or label names are not those of the first.
@@ -266,6 +330,9 @@ fn label_kind(leaf: &ColumnDescriptor) -> Result<LabelKind, &'static str> {
         return Err("a struct");
     }
     let logical = leaf.logical_type_ref();
+    if matches!(logical, Some(LogicalType::Unknown)) {
+        return Err("a column of nulls");
+    }
     match (leaf.physical_type(), leaf.converted_type()) {
         (_, DECIMAL) => u32::try_from(leaf.type_scale())
             .ok()

@@ -1,0 +1,205 @@
+//! No label is passed by, and no choice between two is made, in silence.
+
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Int64Array, StringArray};
+
+use super::parquet::{image_column, label_column, table};
+use super::tar::archive;
+use super::*;
+
+fn text(values: &[&str]) -> ArrayRef {
+    Arc::new(StringArray::from(values.to_vec()))
+}
+
+fn number() -> ArrayRef {
+    Arc::new(Int64Array::from(vec![1, 0]))
+}
+
+fn with_columns(columns: Vec<(&str, ArrayRef)>, note: Option<&str>, within: &str) -> ImageSource {
+    let root = scratch();
+    let images = image_column(vec![Some(b"a"), Some(b"b")]);
+    let columns = [("image", images)].into_iter().chain(columns).collect();
+    write(root.path().join("t.parquet"), table(columns, note));
+    open(root.path().join(format!("t.parquet{within}"))).unwrap()
+}
+
+fn with_members(members: &[(&str, &[u8])], within: &str) -> ImageSource {
+    let root = scratch();
+    write(root.path().join("s.tar"), archive(members));
+    open(root.path().join(format!("s.tar{within}"))).unwrap()
+}
+
+fn notes(source: &ImageSource) -> String {
+    source.findings().notes.join("\n")
+}
+
+#[test]
+fn columns_that_could_be_labels_are_named_and_can_be_chosen() {
+    for name in ["y", "label_idx", "species", "classId", "wnid", "anything"] {
+        for column in [number(), text(&["fox", "ant"])] {
+            let source = with_columns(vec![(name, column.clone())], None, "");
+            assert_eq!(labels(&source), [None; 2], "{name}");
+            let setting = format!("`::label={name}`");
+            assert!(notes(&source).contains(&setting), "{}", notes(&source));
+            let chosen = with_columns(vec![(name, column)], None, &format!("::label={name}"));
+            assert_eq!(labels(&chosen), [Some(1), Some(0)], "{name}");
+            assert_eq!(notes(&chosen), "");
+        }
+    }
+    let both = with_columns(vec![("y", number())], None, "::image,label=y");
+    assert_eq!(labels(&both), [Some(1), Some(0)]);
+}
+
+#[test]
+fn of_two_label_columns_the_other_is_named() {
+    for (taken, other, column) in [
+        ("label", "category", text(&["fox", "ant"])),
+        ("fine_label", "coarse_label", number()),
+        ("label", "class", number()),
+        ("label", "species", number()),
+    ] {
+        let columns = || vec![(taken, column.clone()), (other, number())];
+        let source = with_columns(columns(), None, "");
+        let said = notes(&source);
+        let chosen = with_columns(columns(), None, &format!("::label={other}"));
+        assert_eq!(labels(&chosen), [Some(1), Some(0)]);
+        assert!(
+            said.contains(&format!("`{taken}` and not from `{other}`"))
+                && said.contains(&format!("`::label={other}`")),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn members_that_could_be_labels_are_named_and_can_be_chosen() {
+    for field in ["target", "y", "species", "idx"] {
+        let member = format!("1.{field}");
+        let members: &[(&str, &[u8])] = &[("1.jpg", b"a"), (&member, b"7\n")];
+        let source = with_members(members, "");
+        assert_eq!(labels(&source), [None]);
+        let said = notes(&source);
+        assert!(said.contains(&format!("`::label={field}`")), "{said}");
+        for within in [format!("::label={field}"), format!("::*.jpg,label={field}")] {
+            assert_eq!(labels(&with_members(members, &within)), [Some(7)]);
+        }
+    }
+    // A name that reaches over the image's own extension, in any case.
+    let whole = with_members(&[("x/g.JPG", b"a"), ("x/g.JPG.cls", b"3")], "");
+    assert_eq!((labels(&whole), notes(&whole).len()), (vec![Some(3)], 0));
+    let other = with_members(&[("x/g.JPG", b"a"), ("x/g.jpg.cls", b"3")], "");
+    assert!(
+        notes(&other).contains("belong to no image of the data set")
+            && notes(&other).contains("`s.tar/x/g.jpg.cls`")
+    );
+}
+
+#[test]
+fn of_two_label_members_the_other_is_named() {
+    for (taken, other) in [("cls", "label"), ("cls", "target"), ("class", "label")] {
+        let (one, two) = (format!("1.{taken}"), format!("1.{other}"));
+        for swap in [false, true] {
+            let mut members: Vec<(&str, &[u8])> = vec![("1.jpg", b"a"), (&one, b"1"), (&two, b"2")];
+            if swap {
+                members.swap(1, 2);
+            }
+            let source = with_members(&members, "");
+            assert_eq!(labels(&source), [Some(1)]);
+            let said = notes(&source);
+            assert!(
+                said.contains(&format!("`.{taken}` and not from `.{other}`"))
+                    && said.contains(&format!("`::label={other}`")),
+                "{said}"
+            );
+            let chosen = with_members(&members, &format!("::label={other}"));
+            assert_eq!(labels(&chosen), [Some(2)]);
+        }
+    }
+}
+
+#[test]
+fn a_label_in_the_path_is_named() {
+    for folder in ["label=cat", "species=fox/year=2020", "y=3"] {
+        let root = scratch();
+        let columns = vec![("image", image_column(vec![Some(b"a")]))];
+        let path = root.path().join(folder).join("t.parquet");
+        let source = open(write(path, table(columns, None))).unwrap();
+        let said = notes(&source);
+        assert!(
+            said.contains("around the file is not read as a label"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn spaces_around_a_name_do_not_count_in_any_source() {
+    let spaced = [" tabby cat", "tabby cat\t"];
+    let table = with_columns(vec![("label", text(&spaced))], None, "");
+    let tar = with_members(
+        &[
+            ("1.jpg", b"a"),
+            ("1.cls", spaced[0].as_bytes()),
+            ("2.jpg", b"b"),
+            ("2.cls", spaced[1].as_bytes()),
+        ],
+        "",
+    );
+    for source in [table, tar] {
+        assert_eq!(source.label_names(), ["tabby cat"]);
+        assert_eq!(labels(&source), [Some(0); 2]);
+    }
+}
+
+#[test]
+fn classes_that_differ_in_case_or_spaces_alone_are_named() {
+    let table = with_columns(vec![("label", text(&["Cat", "cat"]))], None, "");
+    let tar = with_members(
+        &[
+            ("1.jpg", b"a"),
+            ("1.cls", b"Cat"),
+            ("2.jpg", b"b"),
+            ("2.cls", b"cat"),
+        ],
+        "",
+    );
+    let root = scratch();
+    write(root.path().join("Cat/1.jpg"), "a");
+    write(root.path().join("cat/1.jpg"), "a");
+    for source in [table, tar, open(root.path()).unwrap()] {
+        let said = notes(&source);
+        assert_eq!(source.label_names().len(), 2);
+        assert!(said.contains("\"Cat\" and \"cat\""), "{said}");
+    }
+    let spaces = with_columns(vec![("label", text(&["red fox", "red  fox"]))], None, "");
+    assert!(notes(&spaces).contains("\"red  fox\" and \"red fox\""));
+}
+
+#[test]
+fn a_class_beyond_the_names_is_refused_at_opening_with_its_row() {
+    let note =
+        r#"{"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}"#;
+    for (values, row, value) in [
+        (vec![Some(3), Some(0)], 0, 3),
+        (vec![Some(2), Some(70)], 1, 70),
+    ] {
+        let root = scratch();
+        let columns = vec![
+            ("image", image_column(vec![Some(b"a"), Some(b"b")])),
+            ("label", label_column(values)),
+        ];
+        let error = open(write(
+            root.path().join("t.parquet"),
+            table(columns, Some(note)),
+        ))
+        .unwrap_err()
+        .to_string();
+        assert!(
+            error.contains(&format!(
+                "t.parquet, row {row}: column `label` holds class {value}, but the file names 3"
+            )),
+            "{error}"
+        );
+    }
+}
