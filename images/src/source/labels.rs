@@ -161,7 +161,7 @@ pub(super) enum Text<'a> {
     Fraction,
     /// A name, without the blanks and quotation marks around it.
     Name(&'a str),
-    /// Nothing, several lines, or a list or object in JSON: no class.
+    /// Nothing, several lines, several numbers, or a list or object in JSON: no class.
     Other,
 }
 
@@ -178,7 +178,15 @@ pub(super) fn read_text(text: &str) -> Text<'_> {
             None => Text::Fraction,
         };
     }
-    if text.is_empty() || text.starts_with(['{', '[']) || text.contains(['\n', '\r', '\0']) {
+    let is_list = text.contains([',', ';', '|'])
+        && text
+            .split([',', ';', '|'])
+            .all(|part| part.trim().parse::<f64>().is_ok());
+    if text.is_empty()
+        || is_list
+        || text.starts_with(['{', '['])
+        || text.contains(['\n', '\r', '\0'])
+    {
         return Text::Other;
     }
     Text::Name(text)
@@ -223,7 +231,17 @@ mod tests {
         ] {
             assert_eq!(read_text(text), Text::Name(name), "{text}");
         }
-        for text in ["", " \n", "\"\"", "[1, 2]", "{\"label\": 3}", "a\nb"] {
+        for text in [
+            "",
+            " \n",
+            "\"\"",
+            "[1, 2]",
+            "{\"label\": 3}",
+            "a\nb",
+            "3,4",
+            "1 | 0",
+            "0.5;0.5",
+        ] {
             assert_eq!(read_text(text), Text::Other, "{text:?}");
         }
     }

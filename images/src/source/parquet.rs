@@ -301,7 +301,7 @@ impl Opening<'_> {
         }
         if let (None, Some(partition)) = (&columns.label, hive_partition(path)) {
             self.findings.note(format!(
-                "the folder `{partition}` around the file is not read as a label; write it into a column of the file, as labels are"
+                "the folder `{partition}` around the file is not read as a label; to use it as one, write it into a column `label` of the file"
             ));
         }
         for column in &columns.other_images {

@@ -256,10 +256,14 @@ impl Opening<'_> {
 
     /// Says where labels are read from, where another member could have been meant.
     fn report_labels(&mut self) {
-        if let Some((first, count)) = &self.orphan {
-            self.findings.note(format!(
+        match &self.orphan {
+            None => {}
+            Some((only, 1)) => self.findings.note(format!(
+                "the label in `{only}` belongs to no image of the data set and is not read"
+            )),
+            Some((first, count)) => self.findings.note(format!(
                 "{count} members with labels belong to no image of the data set and are not read; the first is `{first}`"
-            ));
+            )),
         }
         if self.field.is_some() {
             return;
@@ -440,6 +444,7 @@ impl Opening<'_> {
             .starts_with('.');
         let is_matched = self.pattern.is_none_or(|pattern| pattern.matches(&lossy));
         let is_file = matches!(found.kind, EntryType::Regular | EntryType::Continuous);
+        let is_link = matches!(found.kind, EntryType::Link | EntryType::Symlink);
         let is_image =
             !is_hidden && is_matched && extension(&lossy).is_some_and(is_image_extension);
         let label = (!is_hidden)
@@ -457,6 +462,11 @@ impl Opening<'_> {
             })
         };
         if let Some((stem, rank)) = label {
+            if is_link {
+                return refuse(
+                    "is a link to a label; pack the archive again with its links followed (tar --dereference --hard-dereference)",
+                );
+            }
             if !is_file {
                 return refuse("is not a plain file");
             }
@@ -484,6 +494,11 @@ impl Opening<'_> {
                 }
                 return Ok(());
             }
+        } else if is_link {
+            // What it leads to is a member of its own, or outside the archive.
+            self.findings
+                .skip(format!("{}/{lossy}", found.shard), "link, not followed");
+            return Ok(());
         } else if !is_file {
             return refuse("is not a plain file");
         }

@@ -1,5 +1,6 @@
 //! Which columns are the images and the labels.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use parquet::basic::{ConvertedType, LogicalType, Type};
@@ -90,6 +91,12 @@ impl Columns {
             .enumerate()
             .filter_map(|(i, leaf)| Some((i, image_column(leaf)?)))
             .collect();
+        // Bytes that no struct says to be an image: taken if a user says so.
+        let bare: Vec<(usize, &str)> = leaves
+            .iter()
+            .enumerate()
+            .filter_map(|(i, leaf)| Some((i, column_of_bytes(leaf)?)))
+            .collect();
         let problem = |detail: &str| SourceError::ParquetColumns {
             path: path.to_path_buf(),
             detail: detail.to_owned(),
@@ -102,12 +109,18 @@ impl Columns {
         let (image_leaf, image) = match (wanted, images.as_slice()) {
             (Some(wanted), images) => *images
                 .iter()
+                .chain(&bare)
                 .find(|(_, name)| *name == wanted)
                 .ok_or_else(|| problem(&format!("no column of images is called `{wanted}`")))?,
             (None, []) => {
-                return Err(problem(
-                    "no column of images; expected a struct with a binary field `bytes`, as Hugging Face writes it",
-                ));
+                let expected = "no column of images; expected a struct with a binary field `bytes`, as Hugging Face writes it";
+                return Err(problem(&match bare.first() {
+                    None => expected.to_owned(),
+                    Some((_, name)) => format!(
+                        "{expected}. If the bytes of column `{name}` are whole image files, name it behind the source, as in `{}::{name}`",
+                        path.display()
+                    ),
+                }));
             }
             (None, [only]) => *only,
             (None, several) => *by_name(several, &IMAGE_NAMES).ok_or_else(|| {
@@ -186,6 +199,16 @@ impl Columns {
             })
         });
         let label_name = chosen.map_or("", |(_, name, _)| name);
+        let label_names = features.label_names(label_name).unwrap_or_default();
+        let mut first_of = HashMap::new();
+        for (class, name) in label_names.iter().enumerate() {
+            if let Some(first) = first_of.insert(name, class) {
+                return Err(problem(&format!(
+                    "the `ClassLabel` of column `{label_name}` calls class {first} and class {class} both {name:?}; give one of them another \
+                     name in the file's metadata"
+                )));
+            }
+        }
         let mut others: Vec<String> = Vec::new();
         for (_, name, _) in &columns {
             let is_known = *name == image
@@ -211,9 +234,7 @@ impl Columns {
         Ok(Self {
             like_labels,
             image_leaf,
-            label_names: chosen
-                .and_then(|(_, name, _)| features.label_names(name))
-                .unwrap_or_default(),
+            label_names,
             label: chosen.map(|(leaf, name, kind)| LabelColumn {
                 leaf,
                 name: name.to_owned(),
@@ -318,6 +339,21 @@ fn image_column(leaf: &ColumnDescriptor) -> Option<&str> {
     }
 }
 
+/// The name of a column of bytes that are not text.
+fn column_of_bytes(leaf: &ColumnDescriptor) -> Option<&str> {
+    match leaf.path().parts() {
+        [column]
+            if leaf.physical_type() == Type::BYTE_ARRAY
+                && leaf.max_rep_level() == 0
+                && leaf.converted_type() == ConvertedType::NONE
+                && leaf.logical_type_ref().is_none() =>
+        {
+            Some(column)
+        }
+        _ => None,
+    }
+}
+
 /// How a column can hold classes, or what it is instead.
 fn label_kind(leaf: &ColumnDescriptor) -> Result<LabelKind, &'static str> {
     use ConvertedType::{
@@ -338,7 +374,7 @@ fn label_kind(leaf: &ColumnDescriptor) -> Result<LabelKind, &'static str> {
             .ok()
             .filter(|&scale| scale <= 38)
             .map(LabelKind::Decimal)
-            .ok_or("a decimal of negative scale"),
+            .ok_or("a decimal with more than 38 digits after the point, or with zeros before it"),
         (Type::BOOLEAN, _) => Ok(LabelKind::Boolean),
         (Type::FLOAT | Type::DOUBLE, _) => Ok(LabelKind::Float),
         (Type::INT32 | Type::INT64, INT_8 | INT_16 | INT_32 | INT_64) => Ok(LabelKind::Integer),

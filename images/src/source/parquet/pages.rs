@@ -236,9 +236,10 @@ fn decimal(digits: i128, scale: u32) -> Value {
     match i64::try_from(digits / unit) {
         Ok(number) if digits % unit == 0 => Value::Number(number),
         _ => Value::Unfit(format!(
-            "{}.{:0width$}",
-            digits / unit,
-            (digits % unit).abs(),
+            "{}{}.{:0width$}",
+            if digits < 0 { "-" } else { "" },
+            (digits / unit).unsigned_abs(),
+            (digits % unit).unsigned_abs(),
             width = scale as usize
         )),
     }
@@ -246,14 +247,18 @@ fn decimal(digits: i128, scale: u32) -> Value {
 
 /// A decimal in big-endian bytes of two's complement.
 fn decimal_bytes(bytes: &[u8], scale: u32) -> Value {
-    if bytes.len() > 16 {
-        return Value::Unfit(format!("of {} bytes", bytes.len()));
-    }
     let sign = if bytes.first().is_some_and(|&byte| byte >= 128) {
         0xFF
     } else {
         0
     };
+    // A wider number that is small begins with bytes that repeat its sign.
+    let (repeated, bytes) = bytes.split_at(bytes.len().saturating_sub(16));
+    let is_wider = repeated.iter().any(|&byte| byte != sign)
+        || (!repeated.is_empty() && (bytes[0] >= 128) != (sign == 0xFF));
+    if is_wider {
+        return Value::Unfit("a decimal of more than 38 digits".to_owned());
+    }
     let mut wide = [sign; 16];
     wide[16 - bytes.len()..].copy_from_slice(bytes);
     decimal(i128::from_be_bytes(wide), scale)

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use ::parquet::arrow::ArrowWriter;
-use arrow_array::types::{Float16Type, Int32Type, UInt8Type};
+use arrow_array::types::{Decimal256Type, Float16Type, Int32Type, UInt8Type};
 use arrow_array::*;
 use arrow_schema::DataType;
 
 use super::parquet::{image_column, table};
 use super::*;
+
+#[allow(non_camel_case_types, reason = "the name that its crate gives it")]
+type i256 = <Decimal256Type as ArrowPrimitiveType>::Native;
 
 fn opened(columns: Vec<(&str, ArrayRef)>) -> Result<ImageSource, SourceError> {
     let root = scratch();
@@ -139,6 +142,9 @@ fn labels_are_found_by_other_spellings() {
             "{name}"
         );
     }
+    // In more bytes than any class needs.
+    assert_eq!(labels(&label(wide(&[7, 0]))), [Some(7), Some(0)]);
+    assert_eq!(labels(&label(wide(&[-1, 3]))), [None, Some(3)]);
     // Integers as they always were, before texts of a more telling name.
     let source = opened(vec![("label", texts()), ("coarse_label", numbers())]).unwrap();
     assert_eq!(
@@ -152,6 +158,16 @@ fn labels_are_found_by_other_spellings() {
         source.findings().others_line(),
         "1 column `caption`, 1 column `id`"
     );
+}
+
+/// Decimals of 32 bytes without digits after the point.
+fn wide(values: &[i128]) -> ArrayRef {
+    let values: Vec<i256> = values.iter().map(|&n| i256::from_i128(n)).collect();
+    Arc::new(
+        Decimal256Array::from(values)
+            .with_precision_and_scale(60, 0)
+            .unwrap(),
+    )
 }
 
 #[test]
@@ -171,6 +187,30 @@ fn columns_that_cannot_be_classes_are_named() {
         (
             Arc::new(TimestampNanosecondArray::from(vec![1, 2])),
             "`label` is a time or date",
+        ),
+        (
+            Arc::new(arrow_array::NullArray::new(2)),
+            "`label` is a column of nulls",
+        ),
+        (wide(&[1 << 40, 3]), "1099511627776 is not a whole number"),
+        (
+            Arc::new(
+                Decimal256Array::from(vec![
+                    i256::from_i128(i128::MAX).wrapping_mul(i256::from_i128(4)),
+                    i256::ONE,
+                ])
+                .with_precision_and_scale(76, 0)
+                .unwrap(),
+            ),
+            "a decimal of more than 38 digits is not a whole number",
+        ),
+        (
+            Arc::new(
+                Decimal128Array::from(vec![-50, 100])
+                    .with_precision_and_scale(5, 2)
+                    .unwrap(),
+            ),
+            "-0.50 is not a whole number",
         ),
         (
             Arc::new(FixedSizeBinaryArray::try_from_iter([b"ab", b"cd"].into_iter()).unwrap()),

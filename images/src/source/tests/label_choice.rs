@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Int64Array, StringArray};
+use arrow_array::{ArrayRef, BinaryArray, Int64Array, StringArray};
 
 use super::parquet::{image_column, label_column, table};
 use super::tar::archive;
@@ -90,7 +90,7 @@ fn members_that_could_be_labels_are_named_and_can_be_chosen() {
     assert_eq!((labels(&whole), notes(&whole).len()), (vec![Some(3)], 0));
     let other = with_members(&[("x/g.JPG", b"a"), ("x/g.jpg.cls", b"3")], "");
     assert!(
-        notes(&other).contains("belong to no image of the data set")
+        notes(&other).contains("belongs to no image of the data set")
             && notes(&other).contains("`s.tar/x/g.jpg.cls`")
     );
 }
@@ -200,6 +200,46 @@ fn a_class_beyond_the_names_is_refused_at_opening_with_its_row() {
                 "t.parquet, row {row}: column `label` holds class {value}, but the file names 3"
             )),
             "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_name_of_two_classes_is_refused_with_both() {
+    let note = r#"{"info": {"features": {"label": {"names": ["a", "b", "\u0061"], "_type": "ClassLabel"}}}}"#;
+    let root = scratch();
+    let columns = vec![
+        ("image", image_column(vec![Some(b"a"), Some(b"b")])),
+        ("label", label_column(vec![Some(0), Some(1)])),
+    ];
+    let path = write(root.path().join("t.parquet"), table(columns, Some(note)));
+    let error = open(path).unwrap_err().to_string();
+    assert!(
+        error.contains("t.parquet") && error.contains("calls class 0 and class 2 both \"a\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn bytes_that_no_struct_calls_an_image_are_taken_by_name() {
+    for name in ["jpg", "content", "image"] {
+        let root = scratch();
+        let bytes = BinaryArray::from(vec![Some(&b"first"[..]), Some(b"second")]);
+        let columns: Vec<(&str, ArrayRef)> = vec![(name, Arc::new(bytes)), ("label", number())];
+        let path = write(root.path().join("t.parquet"), table(columns, None));
+        let error = open(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("t.parquet::{name}`")), "{error}");
+        let source = open(format!("{}::{name}", path.display())).unwrap();
+        assert_eq!(labels(&source), [Some(1), Some(0)]);
+        let mut read = Vec::new();
+        for index in 0..2 {
+            read.push(source.read(index).unwrap());
+        }
+        assert_eq!(read, [&b"first"[..], b"second"]);
+        let text = open(format!("{}::label", path.display())).unwrap_err();
+        assert!(
+            text.to_string()
+                .contains("no column of images is called `label`")
         );
     }
 }

@@ -40,7 +40,11 @@ pub(super) fn table(columns: Vec<(&str, ArrayRef)>, note: Option<&str>) -> Vec<u
         .set_write_batch_size(1)
         .set_key_value_metadata(note)
         .build();
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let columns = columns.into_iter().map(|(name, values)| {
+        let has_nulls = values.logical_null_count() > 0;
+        (name, values, has_nulls)
+    });
+    let batch = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();
     writer.into_inner().unwrap()

@@ -198,15 +198,42 @@ fn headers_that_make_no_sense_are_refused() {
         ]))
         .contains("two members `1.cls`")
     );
+    for kind in [EntryType::Fifo, EntryType::Char, EntryType::Block] {
+        assert!(refused(&with_special(kind, "1.jpg")).contains("`1.jpg` is not a plain file"));
+    }
+    for kind in [EntryType::Symlink, EntryType::Link] {
+        let said = refused(&with_special(kind, "0.cls"));
+        assert!(said.contains("`0.cls` is a link to a label") && said.contains("--dereference"));
+    }
+}
 
+/// `0.jpg`, and a member `name` of another kind that leads to it.
+fn with_special(kind: EntryType, name: &str) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
     let mut header = Header::new_gnu();
-    header.set_entry_type(EntryType::Symlink);
-    header.set_size(0);
+    header.set_size(1);
+    header.set_cksum();
     builder
-        .append_link(&mut header, "1.jpg", "elsewhere.jpg")
+        .append_data(&mut header, "0.jpg", &b"a"[..])
         .unwrap();
-    assert!(refused(&builder.into_inner().unwrap()).contains("`1.jpg` is not a plain file"));
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(0);
+    builder.append_link(&mut header, name, "0.jpg").unwrap();
+    builder.into_inner().unwrap()
+}
+
+#[test]
+fn links_to_images_are_counted_and_not_followed() {
+    let root = scratch();
+    for kind in [EntryType::Symlink, EntryType::Link] {
+        let path = write(root.path().join("s.tar"), with_special(kind, "1.jpg"));
+        let source = open(path).unwrap();
+        assert_eq!(source.len(), 1);
+        assert_eq!(source.findings().skipped_line(), "1: 1 link, not followed");
+        let path = write(root.path().join("s.tar"), with_special(kind, "1.txt"));
+        assert_eq!(open(path).unwrap().findings().skipped_count(), 0);
+    }
 }
 
 #[test]
