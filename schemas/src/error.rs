@@ -36,6 +36,12 @@ impl fmt::Display for FieldDifference {
                 "other images, by their names, order, sizes or labels ({field} = {cached}, now {requested})"
             );
         }
+        if field == "label_names" {
+            return write!(
+                f,
+                "other classes or another order of them ({cached}; now {requested})"
+            );
+        }
         write!(
             f,
             "{field} = {cached}, but {field} = {requested} is asked for"
@@ -104,9 +110,9 @@ pub enum Error {
     },
     /// Resuming or extending with something that would change the cached bytes.
     #[error(
-        "{path}: this cache was built with {}; build into another folder, or ask for the cached {}",
+        "{path}: this cache was built with {}; build into another folder, or {}",
         list_differences(.differences),
-        if differences.len() == 1 { "value" } else { "values" }
+        how_to_go_on(.differences)
     )]
     IdentityChanged {
         /// `cache.json` or `teacher.json`.
@@ -475,6 +481,22 @@ fn list_differences(differences: &[FieldDifference]) -> String {
         said.push(format!("and {} more", differences.len() - SHOWN));
     }
     said.join("; ")
+}
+
+/// Whether a build differs by its images, which its source decides, or by settings.
+fn how_to_go_on(differences: &[FieldDifference]) -> &'static str {
+    let is_of_images = |d: &FieldDifference| {
+        d.field == "label_names" || d.field == "plan.samples" || d.field.starts_with("dataset.")
+    };
+    let of_images = differences.iter().filter(|d| is_of_images(d)).count();
+    match (of_images, differences.len() - of_images) {
+        (0, 1) => "ask for the cached value",
+        (0, _) => "ask for the cached values",
+        (_, 0) => "give the images as they were (the same files, labels and --limit)",
+        _ => {
+            "give the images as they were (the same files, labels and --limit) and ask for the other cached values"
+        }
+    }
 }
 
 /// `"clip", "dino"`, or `none`.

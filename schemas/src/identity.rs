@@ -1,5 +1,6 @@
 //! The cache's identity: everything that decides its bytes, except the teachers.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -403,16 +404,60 @@ fn check_same(path: &Path, cached: &Value, requested: &Value) -> Result<()> {
     if differences.is_empty() {
         return Ok(());
     }
+    // One word about all classes: which are gone and which are new says more than what stands at which number.
+    let of_classes = |difference: &json::Difference| difference.field.starts_with("label_names");
+    let classes = differences.iter().position(of_classes);
+    differences.retain(|difference| !of_classes(difference));
     let show = |value: &Option<Value>| value.as_ref().map_or("nothing".to_string(), short);
     let field = |difference: json::Difference| FieldDifference {
         cached: show(&difference.left),
         requested: show(&difference.right),
         field: difference.field,
     };
+    let mut differences: Vec<_> = differences.into_iter().map(field).collect();
+    if let Some(at) = classes {
+        let [cached, requested] =
+            [cached, requested].map(|identity| names(&identity["label_names"]));
+        let difference = FieldDifference {
+            field: "label_names".to_string(),
+            cached: classes_beside(&cached, &requested),
+            requested: classes_beside(&requested, &cached),
+        };
+        differences.insert(at.min(differences.len()), difference);
+    }
     Err(Error::IdentityChanged {
         path: path.to_path_buf(),
-        differences: differences.into_iter().map(field).collect(),
+        differences,
     })
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+/// How many classes there are, and which of them the others lack.
+fn classes_beside(these: &[&str], others: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    const LETTERS: usize = 24;
+    let others: BTreeSet<_> = others.iter().collect();
+    let only: Vec<_> = these.iter().filter(|name| !others.contains(name)).collect();
+    let mut said = format!("{} classes", these.len());
+    for (i, name) in only.iter().take(SHOWN).enumerate() {
+        let mut shown: String = name.chars().take(LETTERS).collect();
+        if shown.len() < name.len() {
+            shown.push_str("...");
+        }
+        said += if i == 0 { ", alone there " } else { ", " };
+        said += &format!("{shown:?}");
+    }
+    if only.len() > SHOWN {
+        said += &format!(" and {} more", only.len() - SHOWN);
+    }
+    said
 }
 
 #[cfg(test)]

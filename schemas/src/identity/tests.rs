@@ -49,7 +49,7 @@ fn a_changed_identity_is_refused_by_field() {
     );
     assert_eq!(
         refused(|id| id.label_names.truncate(2)),
-        named("label_names[2]", "\"cat\"", "nothing")
+        named("label_names", "3 classes, alone there \"cat\"", "2 classes")
     );
     let flip = |id: &mut CacheIdentity| {
         id.views.policy = ViewPolicy::Rrc {
@@ -106,8 +106,8 @@ fn all_that_differs_is_said_at_once() {
     for words in [
         "views.seed = 7, but views.seed = 8 is asked for",
         "image_code = \"test 1\", but image_code = \"test 2\" is asked for",
-        "label_names[0] = \"ant\"",
-        "; and ",
+        "other classes or another order of them (3 classes, alone there \"ant\", \"bee\", \"cat\"; now 100 classes, alone there \"ox\"",
+        "give the images as they were",
     ] {
         assert!(said.contains(words), "{said}");
     }
