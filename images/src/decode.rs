@@ -35,6 +35,7 @@
 //! be seen: that of a plain PNM within its last number.
 
 mod colour;
+mod deep;
 mod format;
 mod ifd;
 mod jpeg;
@@ -52,6 +53,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageError, Limits};
 use schemas::DepthWindow;
 
 use self::colour::Alpha;
+pub use self::deep::DeepImages;
 use self::format::Format;
 pub use self::format::{
     PictureFormat, READABLE_EXTENSIONS, SNIFF_BYTES, UNREADABLE_EXTENSIONS, picture_format,

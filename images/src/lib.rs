@@ -29,7 +29,7 @@ pub mod rng;
 pub mod source;
 mod view;
 
-pub use decode::{Decoded, Decoder, decode};
+pub use decode::{Decoded, Decoder, DeepImages, decode};
 pub use error::{CropError, DecodeError, EncodeError, SourceError};
 pub use pack::to_jpeg;
 pub use render::render;

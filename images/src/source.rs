@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::findings::{Findings, Skipped};
 use crate::decode::{MAX_FILE_BYTES, READABLE_EXTENSIONS};
-use crate::{DecodeError, Decoder, RgbImage, SourceError};
+use crate::{DecodeError, Decoder, DeepImages, RgbImage, SourceError};
 
 /// Images to read by number, with their keys and labels.
 pub struct ImageSource {
@@ -41,6 +41,7 @@ pub struct ImageSource {
     label_names: Vec<String>,
     findings: Findings,
     decoder: Decoder,
+    deep: DeepImages,
     store: Store,
 }
 
@@ -137,6 +138,7 @@ impl ImageSource {
             label_names,
             findings,
             decoder: Decoder::default(),
+            deep: DeepImages::default(),
             store,
         })
     }
@@ -152,9 +154,11 @@ impl ImageSource {
         &self.decoder
     }
 
-    /// Decodes bytes that [`read`](Self::read) gave.
-    pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
-        self.decoder.decode(bytes)
+    /// Decodes the bytes of image `index` that [`read`](Self::read) gave. The first that the depth window does not suit is warned of.
+    pub fn decode(&self, index: usize, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+        let decoded = self.decoder.decode_noting(bytes)?;
+        self.deep.count(self.key(index), &decoded, &self.decoder);
+        Ok(decoded.image)
     }
 
     /// What the source holds besides its images: pictures that are skipped, and what a user should be told.

@@ -174,7 +174,7 @@ pub enum Error {
     /// The names in a weights file are not those of any tower known here.
     #[error(
         "{path:?} holds no vision tower in a known layout (CLIP of Hugging Face, OpenAI, open_clip or timm; ViT, DINO, DINOv2 and \
-         DINOv3 of Hugging Face, timm or their own code; SigLIP of Hugging Face). Its {count} tensors begin with {first:?}"
+         DINOv3 of Hugging Face, timm or their own code; SigLIP of Hugging Face). {}", begins(*count, first)
     )]
     UnknownLayout {
         /// The weights file.
@@ -257,8 +257,7 @@ pub enum Error {
 
     /// The names in a weights file are not those of any student that can be read.
     #[error(
-        "{path:?} holds no student in a known layout (MAE, ConvMAE, timm's ViT, transformers' ViT and ViTMAE). Its {count} tensors \
-         begin with {first:?}"
+        "{path:?} holds no student in a known layout (MAE, ConvMAE, timm's ViT, transformers' ViT and ViTMAE). {}", begins(*count, first)
     )]
     NoStudent {
         /// The weights file.
@@ -289,6 +288,15 @@ pub(crate) fn convert_in_python(path: &Path) -> String {
 }
 
 /// A line of Python that converts the state dict in `path`, wherever the reader of this line finds it in the saved object.
+/// What a weights file holds instead of a known layout.
+fn begins(count: usize, first: &[String]) -> String {
+    match count {
+        0 => "It holds no tensors by name: at its top must be a dict of names and tensors (a state_dict), or one within it".to_owned(),
+        1 => format!("Its only tensor is {first:?}"),
+        count => format!("Its {count} tensors begin with {first:?}"),
+    }
+}
+
 fn to_safetensors(path: &Path) -> String {
     let to = path.with_extension("safetensors");
     format!(
@@ -401,4 +409,20 @@ impl fmt::Display for Mismatch {
 
 fn section(title: &str, lines: &[String]) -> String {
     format!("  {title} ({}):\n    {}", lines.len(), lines.join("\n    "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_named_tensors_is_told_what_it_lacks() {
+        let said = |first: &[&str]| {
+            let first: Vec<String> = first.iter().map(|name| (*name).to_owned()).collect();
+            begins(first.len(), &first)
+        };
+        assert!(said(&[]).contains("state_dict"));
+        assert!(said(&["a"]).contains("only tensor is [\"a\"]"));
+        assert!(said(&["a", "b"]).contains("2 tensors begin with [\"a\", \"b\"]"));
+    }
 }

@@ -21,7 +21,7 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 use crossbeam_channel::{bounded, never, unbounded};
-use images::ImageSource;
+use images::{DeepImages, ImageSource};
 use models::hub::HubSettings;
 use models::teacher::{Teacher, TeacherOptions};
 use schemas::{Cache, CacheIdentity, Codec, TeacherId, TeacherIdentity, atomic, layout};
@@ -34,7 +34,6 @@ use crate::{ExitStatus, dry_run};
 
 mod calibrate;
 pub(crate) mod decode;
-mod deep;
 pub(crate) mod flow;
 mod identity;
 pub(crate) mod infer;
@@ -51,7 +50,6 @@ pub(crate) mod worklist;
 mod write;
 
 use decode::Decoder;
-use deep::DeepImages;
 use flow::{Ended, Flow};
 pub(crate) use identity::Existing;
 use identity::ForwardPass;
@@ -201,7 +199,7 @@ pub(crate) fn run(
     if ended == Ended::Interrupted {
         let images = progress.images();
         drop(progress);
-        build.deep.warn();
+        warn_of_deep_images(&build.deep);
         let left: BTreeSet<u32> = build.worklist(&cache)?.iter().map(|w| w.part).collect();
         tracing::warn!("{}", interruption(&planned, &left, images));
         return Ok(ExitStatus::Interrupted);
@@ -211,7 +209,7 @@ pub(crate) fn run(
     let summary = Summary::of_run(&cache, build, &progress, &timings, &committed)?;
     drop(progress);
     summary.print(format, out)?;
-    build.deep.warn();
+    warn_of_deep_images(&build.deep);
     Ok(summary.status())
 }
 
@@ -246,6 +244,18 @@ fn interruption(planned: &[(u32, u64)], left: &BTreeSet<u32>, images: u64) -> St
         ),
     };
     format!("{finished}{lost}{smaller}; run the same command to go on")
+}
+
+/// Says how many images the depth window does not suit, if there are any.
+fn warn_of_deep_images(deep: &DeepImages) {
+    let (narrow, deep) = deep.narrow();
+    if narrow > 0 {
+        tracing::warn!(
+            "{narrow} of {} read with more than 8 bits per sample use less than a quarter of the scale, so high-byte leaves at most 64 levels \
+             of them: build again into another folder with --depth-window full-range, percentile:LOW,HIGH or MIN,MAX",
+            count(deep, "image")
+        );
+    }
 }
 
 /// Opens the data set.

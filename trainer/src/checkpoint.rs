@@ -41,7 +41,7 @@ pub const RECIPE_KEY: &str = "recipe";
 pub const EMA: &str = "ema.safetensors";
 
 const OPTIMIZER: &str = "optimizer.safetensors";
-const STATE: &str = "state.json";
+pub(crate) const STATE: &str = "state.json";
 const FOLDER: &str = "checkpoints";
 const FORMAT_VERSION: u32 = 1;
 

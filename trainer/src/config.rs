@@ -2,7 +2,7 @@
 //!
 //! A recipe is read from a file, changed by `--set section.key=value`, completed by the documented defaults below and
 //! checked once. The resolved recipe is printed and saved with the run; a run folder refuses a different one, naming the
-//! first field that differs, except for the few settings that cannot change the result ([`Recipe::first_difference`]).
+//! first field that differs, except for the few settings that cannot change the result ([`Recipe::differences`]).
 //! Folders, device and threads are not part of a recipe.
 
 use std::path::Path;

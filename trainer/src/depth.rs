@@ -8,7 +8,7 @@ use images::Decoder;
 use schemas::DepthWindow;
 use tracing::info;
 
-use crate::checkpoint::{self, MODEL};
+use crate::checkpoint::{self, MODEL, STATE};
 use crate::trained::is_run;
 
 /// The name of the fact in a run's state. Runs without it were trained with `high-byte`.
@@ -43,20 +43,22 @@ pub(crate) fn decoder(flag: Option<DepthWindow>, models: &[&str]) -> anyhow::Res
 
 /// The window of a run, or of the checkpoint that a model file lies in. `None` for models of other origin.
 fn of_run(model: &str) -> anyhow::Result<Option<DepthWindow>> {
-    let name = model.split_once(':').map_or(model, |(prefix, rest)| {
-        if matches!(prefix, "ema" | "untrained") {
-            rest
-        } else {
-            model
+    let mut name = model;
+    while let Some((prefix, rest)) = name.split_once(':') {
+        if !matches!(prefix, "ema" | "untrained" | "unfused") {
+            break;
         }
-    });
+        name = rest;
+    }
     let path = Path::new(name);
     let folder = if is_run(path) {
         checkpoint::newest(path)?
+    } else if path.join(STATE).is_file() {
+        Some(path.to_path_buf())
     } else {
         let is_model = path.file_name().is_some_and(|name| name == MODEL);
         path.parent()
-            .filter(|folder| is_model && folder.join("state.json").is_file())
+            .filter(|folder| is_model && folder.join(STATE).is_file())
             .map(Path::to_path_buf)
     };
     let Some(folder) = folder else {

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::classes::{Classes, Matching, Numbering, Set};
 use crate::cli::KnnArgs;
 use crate::depth;
+use crate::words::count;
 use features::{Extraction, Fusion, Images, Model, Views};
 use knn::{Accuracy, Labelled};
 
@@ -77,8 +78,8 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
     );
     let classes = classes(args.match_classes, &train, &test)?;
     info!(
-        "{} models, {} train and {} test images of {} classes",
-        models.len(),
+        "{}, {} train and {} test images of {} classes",
+        count(models.len() as u64, "model"),
         train.len(),
         test.len(),
         classes.len()
@@ -219,7 +220,11 @@ fn count_in_train(train: &Images, test: &Images) -> usize {
         .count();
     if count > 0 {
         warn!(
-            "{count} test images are among the train images too; what comes of them says nothing"
+            "{} also in the train set: their part of the accuracy says nothing about other images",
+            match count {
+                1 => "1 test image is".to_owned(),
+                count => format!("{count} test images are"),
+            }
         );
     }
     count

@@ -36,6 +36,7 @@ use crate::progress::{InFlight, Progress, Watch};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::to_device;
+use crate::words::count;
 use crate::{ExitStatus, bench, depth, interrupt, run_folder};
 use data::TrainPlan;
 use evaluate::{EVALUATIONS, Evaluation, FinetuneResult, TestSet};
@@ -114,14 +115,15 @@ pub fn finetune(
     let train_images = train.len();
 
     // ------------------------------------------------------------------ order and schedule
-    let order = Order::new(recipe.run.seed, train_images, recipe.effective_batch()).with_context(
-        || {
+    let order =
+        Order::new(recipe.run.seed, train_images, recipe.effective_batch()).with_context(|| {
             format!(
-                "{train_images} images do not fill one step of optim.batch_size {} x optim.accum_iter {}",
-                recipe.optim.batch_size, recipe.optim.accum_iter
+                "{} do not fill one step of optim.batch_size {} x optim.accum_iter {}",
+                count(train_images as u64, "image"),
+                recipe.optim.batch_size,
+                recipe.optim.accum_iter
             )
-        },
-    )?;
+        })?;
     let schedule = recipe.schedule();
     let total_steps = recipe.schedule.epochs * order.steps_per_epoch();
 
@@ -156,16 +158,18 @@ pub fn finetune(
         },
     );
     info!(
-        "{}, {:.1} M parameters on {device:?} ({} libtorch threads) in {}, {train_images} images of {} classes in {} steps of {} x {} \
-         an epoch, {total_steps} steps, peak lr {:.3e}",
+        "{}, {:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} of {} classes in {} of {} x {} an epoch, \
+         {} in all, peak lr {:.3e}",
         start_from_weights.description,
         params.num_trainable() as f64 / 1e6,
         torch_ext::num_threads(),
         recipe.run.precision,
+        count(train_images as u64, "image"),
         classes.len(),
-        order.steps_per_epoch(),
+        count(order.steps_per_epoch(), "step"),
         recipe.optim.accum_iter,
         recipe.optim.batch_size,
+        count(total_steps, "step"),
         schedule.lr,
     );
 

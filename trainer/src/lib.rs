@@ -40,6 +40,7 @@ pub mod target_stats;
 pub mod teachers;
 pub mod tensorboard;
 mod trained;
+mod words;
 
 #[cfg(test)]
 mod testing;

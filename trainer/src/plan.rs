@@ -27,6 +27,7 @@ use crate::data::order::Epoch;
 use crate::metrics::human_time;
 use crate::pretrain::student_config;
 use crate::teachers;
+use crate::words::count;
 
 mod finetune;
 mod memory;
@@ -142,8 +143,8 @@ impl Usable {
         let mut told = Vec::new();
         if self.rejected > 0 {
             told.push(format!(
-                "not counted are {} images that the build could not use",
-                self.rejected
+                "without {} that the build could not use",
+                count(self.rejected, "image")
             ));
         }
         if self.unfinished_parts > 0 {
@@ -334,9 +335,10 @@ impl Plan {
     ) -> anyhow::Result<()> {
         writeln!(
             out,
-            "run           {epochs} epochs of {} images: {} steps of {accum_iter} x {batch_size}, {} PFLOP",
-            self.images,
-            self.steps,
+            "run           {} of {}: {} of {accum_iter} x {batch_size}, {} PFLOP",
+            count(epochs, "epoch"),
+            count(self.images, "image"),
+            count(self.steps, "step"),
             figure(self.pflop)
         )?;
         let per_step = (accum_iter as u64).saturating_mul(batch_size as u64);

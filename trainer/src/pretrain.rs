@@ -39,6 +39,7 @@ use crate::reconstruct::Sheet;
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
+use crate::words::count;
 use crate::{ExitStatus, bench, depth, init, interrupt, optim, run_folder, target_stats};
 
 #[cfg(test)]
@@ -78,8 +79,8 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).with_context(
         || {
             format!(
-                "{} images do not fill one step of optim.batch_size {} x optim.accum_iter {}",
-                samples.len(),
+                "{} do not fill one step of optim.batch_size {} x optim.accum_iter {}",
+                count(samples.len() as u64, "image"),
                 recipe.optim.batch_size,
                 recipe.optim.accum_iter
             )
@@ -115,15 +116,16 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     let mut ema = (recipe.optim.ema_decay).map(|_| Ema::new(params.trainable()));
     info!(
-        "{:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} images in {} steps of {} x {} an epoch, {total_steps} \
-         steps, peak lr {:.3e}",
+        "{:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} in {} of {} x {} an epoch, {} in all, \
+         peak lr {:.3e}",
         params.num_trainable() as f64 / 1e6,
         torch_ext::num_threads(),
         recipe.run.precision,
-        samples.len(),
-        order.steps_per_epoch(),
+        count(samples.len() as u64, "image"),
+        count(order.steps_per_epoch(), "step"),
         recipe.optim.accum_iter,
         recipe.optim.batch_size,
+        count(total_steps, "step"),
         schedule.lr,
     );
 

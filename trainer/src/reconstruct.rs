@@ -26,6 +26,7 @@ use crate::depth;
 use crate::export;
 use crate::progress::Progress;
 use crate::step::{IMAGENET_MEAN, IMAGENET_STD, Normalise};
+use crate::words::count;
 
 mod colour;
 #[cfg(test)]
@@ -219,7 +220,7 @@ pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Resul
             break;
         }
         let bytes = source.read(idx as usize)?;
-        let Ok(img) = source.decode(&bytes) else {
+        let Ok(img) = source.decode(idx as usize, &bytes) else {
             skipped += 1;
             continue;
         };
@@ -243,9 +244,9 @@ pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Resul
     atomic::write(&args.out, &png(&sheet)?)?;
     writeln!(
         out,
-        "{}: {} images of {}, {:.0} % of patches removed: original, masked, reconstruction",
+        "{}: {} of {}, {:.0} % of patches removed: original, masked, reconstruction",
         args.out.display(),
-        crops.len(),
+        count(crops.len() as u64, "image"),
         student.origin,
         100.0 * ratio
     )?;

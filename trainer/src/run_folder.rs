@@ -1,10 +1,10 @@
 //! The run folder: one recipe, one data set, one process at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use schemas::atomic;
 
 use crate::checkpoint;
@@ -23,8 +23,8 @@ const LOCK: &str = ".lock";
 pub trait Experiment: Sized {
     /// Reads a resolved recipe.
     fn read(path: &Path) -> anyhow::Result<Self>;
-    /// The first setting in which two differ and that may not change: its dotted name and both values.
-    fn first_difference(&self, other: &Self) -> Option<(String, String, String)>;
+    /// The settings in which two differ and that may not change: dotted name and both values.
+    fn differences(&self, other: &Self) -> Vec<(String, String, String)>;
     /// All settings.
     fn to_toml(&self) -> String;
 }
@@ -34,8 +34,8 @@ impl Experiment for Recipe {
         Ok(Recipe::load(path, &[])?)
     }
 
-    fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
-        Recipe::first_difference(self, other)
+    fn differences(&self, other: &Recipe) -> Vec<(String, String, String)> {
+        Recipe::differences(self, other)
     }
 
     fn to_toml(&self) -> String {
@@ -63,7 +63,7 @@ impl Drop for RunFolder {
 impl RunFolder {
     /// Creates the folder and saves the recipe, or opens one that was created with the same recipe.
     ///
-    /// Refuses a folder with checkpoints of another recipe, naming the first setting that differs; one that is in use; and one
+    /// Refuses a folder with checkpoints of another recipe, naming the settings that differ; one that is in use; and one
     /// that holds other things.
     pub fn open<R: Experiment>(path: &Path, recipe: &R) -> anyhow::Result<RunFolder> {
         let saved = path.join(RECIPE);
@@ -87,12 +87,12 @@ impl RunFolder {
         // Until there is a checkpoint nothing depends on the recipe: a first attempt that failed may be corrected.
         if saved.exists() && checkpoint::newest(path)?.is_some() {
             let before: R = load(path)?;
-            if let Some((field, old, new)) = before.first_difference(recipe) {
-                bail!(
-                    "{saved:?}: this run was started with {field} = {old}, now it is {new}. Use the same recipe to continue, or \
-                     another --out"
-                );
-            }
+            let differences = before.differences(recipe);
+            ensure!(
+                differences.is_empty(),
+                "{saved:?}: this run was started with {}. Use the same recipe to continue, or another --out",
+                say(&differences)
+            );
         }
         atomic::remove_stale(&saved)?;
         // Also over an old one, for the settings that may change.
@@ -109,6 +109,15 @@ impl RunFolder {
     }
 }
 
+/// `a = 1, now it is 2; b = 3, now it is 4`.
+fn say(differences: &[(String, String, String)]) -> String {
+    let said: Vec<_> = differences
+        .iter()
+        .map(|(name, old, new)| format!("{name} = {old}, now it is {new}"))
+        .collect();
+    said.join("; ")
+}
+
 /// The recipe of a run folder.
 pub fn load_recipe(run: &Path) -> anyhow::Result<Recipe> {
     load(run)
@@ -118,26 +127,26 @@ fn load<R: Experiment>(run: &Path) -> anyhow::Result<R> {
     R::read(&run.join(RECIPE)).with_context(|| format!("{run:?}: its recipe cannot be used"))
 }
 
-/// Refuses to continue on other data than the run was started on, naming the first fact that differs.
+/// Refuses to continue on other data than the run was started on, naming the facts that differ.
 pub fn refuse_other_data(
     run: &Path,
     before: &BTreeMap<String, String>,
     now: &BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
-    let mut names: Vec<&String> = before.keys().chain(now.keys()).collect();
-    names.sort();
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
     let value = |facts: &BTreeMap<String, String>, name: &String| {
         facts.get(name).cloned().unwrap_or_else(|| "absent".into())
     };
-    for name in names {
-        let (old, new) = (value(before, name), value(now, name));
-        if old != new {
-            bail!(
-                "{run:?}: this run was started with {name} = {old}, now it is {new}. Give the same data and weights to \
-                 continue, or another --out"
-            );
-        }
-    }
+    let differences: Vec<_> = names
+        .into_iter()
+        .map(|name| (name.clone(), value(before, name), value(now, name)))
+        .filter(|(_, old, new)| old != new)
+        .collect();
+    ensure!(
+        differences.is_empty(),
+        "{run:?}: this run was started with {}. Give the same data and weights to continue, or another --out",
+        say(&differences)
+    );
     Ok(())
 }
 

@@ -30,8 +30,20 @@ pub(crate) struct Trained {
     pub(crate) place: String,
 }
 
+/// Why `path` cannot follow `untrained:`.
+pub(crate) fn not_untrained(path: &Path) -> &'static str {
+    match path.exists() {
+        true => {
+            "only a student can be untrained, and this is none: give the folder of a run of trainer pretrain, or its checkpoint's file"
+        }
+        false => {
+            "there is no such file or folder: give the folder of a run of trainer pretrain, or its checkpoint's file"
+        }
+    }
+}
+
 impl Trained {
-    /// The newest whole checkpoint of a run folder, or a checkpoint's model file; `ema` asks for a run's moving average instead.
+    /// The newest whole checkpoint of a run folder, or a checkpoint's folder or model file; `ema` asks for a run's moving average instead.
     /// `None` if `path` is neither: another kind of weights, or nothing that can be found.
     ///
     /// # Errors
@@ -40,6 +52,12 @@ impl Trained {
         if is_run(path) {
             return Trained::of_run(path, ema).map(Some);
         }
+        // A checkpoint's folder means the file of weights in it.
+        let within = path.join(checkpoint::MODEL);
+        let path = match path.join(checkpoint::STATE).is_file() && within.is_file() {
+            true => &within,
+            false => path,
+        };
         if !path.is_file() {
             return Ok(None);
         }

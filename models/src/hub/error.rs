@@ -75,7 +75,7 @@ pub enum Error {
 
     /// The hub does not let us have it: HTTP 401 or 403.
     #[error(
-        "{id}: {host} refuses it (HTTP {status}), {}",
+        "{id}: no such file or folder here, and {host} refuses it (HTTP {status}), {}",
         refused(*gated, *with_token, page)
     )]
     Denied {

@@ -6,11 +6,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use images::{DecodeError, EncodeError, ImageSource, RgbImage};
+use images::{DecodeError, DeepImages, EncodeError, ImageSource, RgbImage};
 use schemas::{ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
 
 use super::Build;
-use super::deep::DeepImages;
 use super::timing::{Stage, Timings};
 
 /// One sample to be decoded.

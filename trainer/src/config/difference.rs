@@ -1,16 +1,18 @@
 //! What distinguishes two recipes: a run folder goes on with the recipe it began with.
 
+use std::collections::BTreeSet;
+
 use super::{Recipe, ScheduleKind};
 
 impl Recipe {
-    /// The first setting in which `self` and `other` differ: its dotted name and both values as TOML.
+    /// The settings in which `self` and `other` differ, in the order of their names: dotted name and both values as TOML.
     ///
     /// Settings that cannot change what is computed, only how fast and what is kept, do not count: `data.prefetch`,
     /// `data.pixel_cache_mib`, `run.log_every`, `run.checkpoint_every`, `run.keep_checkpoints`, `run.keep_every`,
     /// `run.pictures`, `run.peak_tflops`, `run.grad_checkpointing`, `run.deterministic` and `run.stop_after_nonfinite`. Nor does `schedule.epochs` of two `wsd` schedules: whether it may change
     /// depends on where the run stands, see [`run_folder::refuse_other_length`](crate::run_folder::refuse_other_length).
     /// Nor does the place of `model.init`, whose content a run compares by its hash.
-    pub fn first_difference(&self, other: &Recipe) -> Option<(String, String, String)> {
+    pub fn differences(&self, other: &Recipe) -> Vec<(String, String, String)> {
         let mut other = other.clone();
         other.data.prefetch = self.data.prefetch;
         other.data.pixel_cache_mib = self.data.pixel_cache_mib;
@@ -32,35 +34,37 @@ impl Recipe {
         let value = |r: &Recipe| {
             toml::Value::try_from(r).expect("a recipe is plain tables of plain values")
         };
-        first_difference("", &value(self), &value(&other))
+        differences("", &value(self), &value(&other))
     }
 }
 
-/// The first leaf, in key order, in which two TOML values differ, as (dotted name, left, right).
-pub(crate) fn first_difference(
+/// The leaves, in key order, in which two TOML values differ, as (dotted name, left, right).
+pub(crate) fn differences(
     name: &str,
     a: &toml::Value,
     b: &toml::Value,
-) -> Option<(String, String, String)> {
+) -> Vec<(String, String, String)> {
     let (toml::Value::Table(ta), toml::Value::Table(tb)) = (a, b) else {
-        return (a != b).then(|| (name.to_owned(), a.to_string(), b.to_string()));
+        return match a == b {
+            true => Vec::new(),
+            false => vec![(name.to_owned(), a.to_string(), b.to_string())],
+        };
     };
-    let mut keys: Vec<&String> = ta.keys().chain(tb.keys()).collect();
-    keys.sort();
-    keys.dedup();
-    keys.into_iter().find_map(|key| {
+    let keys: BTreeSet<&String> = ta.keys().chain(tb.keys()).collect();
+    let of_key = |key: &String| {
         let full = if name.is_empty() {
             key.clone()
         } else {
             format!("{name}.{key}")
         };
         match (ta.get(key), tb.get(key)) {
-            (Some(va), Some(vb)) => first_difference(&full, va, vb),
+            (Some(va), Some(vb)) => differences(&full, va, vb),
             (va, vb) => {
                 let text =
                     |v: Option<&toml::Value>| v.map_or("unset".to_owned(), |v| v.to_string());
-                Some((full, text(va), text(vb)))
+                vec![(full, text(va), text(vb))]
             }
         }
-    })
+    };
+    keys.into_iter().flat_map(of_key).collect()
 }

@@ -47,7 +47,7 @@ fn resolving_is_idempotent() {
         let recipe = parse(settings).unwrap();
         let again = Recipe::parse(&recipe.to_toml(), "saved", &[]).unwrap();
         assert_eq!(recipe, again);
-        assert_eq!(recipe.first_difference(&again), None);
+        assert_eq!(recipe.differences(&again), []);
     }
 }
 
@@ -194,17 +194,31 @@ fn wrong_recipes_are_refused_by_name() {
 fn differences_are_named_with_both_values() {
     let recipe = parse(&[]).unwrap();
     let other = parse(&["optim.weight_decay=0.1"]).unwrap();
-    let (field, ours, theirs) = recipe.first_difference(&other).unwrap();
+    let [(field, ours, theirs)] = &recipe.differences(&other)[..] else {
+        panic!("one setting differs");
+    };
     assert_eq!(
         (field.as_str(), ours.as_str(), theirs.as_str()),
         ("optim.weight_decay", "0.05", "0.1")
     );
     let clipped = parse(&["optim.clip_grad=1.0"]).unwrap();
-    let (field, ours, theirs) = recipe.first_difference(&clipped).unwrap();
+    let [(field, ours, theirs)] = &recipe.differences(&clipped)[..] else {
+        panic!("one setting differs");
+    };
     assert_eq!(
         (field.as_str(), ours.as_str(), theirs.as_str()),
         ("optim.clip_grad", "unset", "1.0")
     );
+    // All of them, not the first.
+    let both = parse(&[
+        "optim.weight_decay=0.1",
+        "run.seed=9",
+        "schedule.epochs=700",
+    ])
+    .unwrap();
+    let differences = recipe.differences(&both);
+    let names: Vec<_> = differences.iter().map(|(name, ..)| name.as_str()).collect();
+    assert_eq!(names, ["optim.weight_decay", "run.seed", "schedule.epochs"]);
 }
 
 #[test]
@@ -215,7 +229,7 @@ fn what_changes_no_result_may_change() {
         "run.deterministic=true",
     ];
     let other = parse(&settings).unwrap();
-    assert_eq!(parse(&[]).unwrap().first_difference(&other), None);
+    assert_eq!(parse(&[]).unwrap().differences(&other), []);
 
     // The length of a plateau is open until the decay; that of a cosine is not, and the decay's is not either.
     let wsd = |epochs: &str, decay: &str| {
@@ -228,11 +242,11 @@ fn what_changes_no_result_may_change() {
         .unwrap()
     };
     let run = wsd("800", "80");
-    assert_eq!(run.first_difference(&wsd("900", "80")), None);
-    let (field, ..) = run.first_difference(&wsd("800", "90")).unwrap();
+    assert_eq!(run.differences(&wsd("900", "80")), []);
+    let (field, ..) = &run.differences(&wsd("800", "90"))[0];
     assert_eq!(field, "schedule.decay_epochs");
     let longer = parse(&["schedule.epochs=900"]).unwrap();
-    let (field, ..) = parse(&[]).unwrap().first_difference(&longer).unwrap();
+    let (field, ..) = &parse(&[]).unwrap().differences(&longer)[0];
     assert_eq!(field, "schedule.epochs");
 }
 

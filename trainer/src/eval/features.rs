@@ -264,7 +264,7 @@ fn read_views(
 ) -> anyhow::Result<(ContentHash, Rendered)> {
     let bytes = source.read(i)?;
     let hash = ContentHash::of(&bytes);
-    let img = source.decode(&bytes)?;
+    let img = source.decode(i, &bytes)?;
     let render = |size: u32| -> anyhow::Result<(u32, Vec<RgbImage>)> {
         let views = (0..views.count).map(|index| {
             let view = draw_view(

@@ -23,6 +23,7 @@ use crate::classes::Matching;
 use crate::cli::LinprobeArgs;
 use crate::data::order::Epoch;
 use crate::depth;
+use crate::words::count;
 use heads::{Labelled, Training, train};
 
 pub mod heads;
@@ -129,8 +130,8 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
     heads::require_a_step(train_source.len(), training.batch_size)?;
     let classes = classes(args.match_classes, &train_source, &test_source)?;
     info!(
-        "{} models, {} train and {} test images of {} classes",
-        models.len(),
+        "{}, {} train and {} test images of {} classes",
+        count(models.len() as u64, "model"),
         train_source.len(),
         test_source.len(),
         classes.len()

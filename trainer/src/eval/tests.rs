@@ -254,6 +254,15 @@ fn what_cannot_be_judged_is_refused() {
     for untrained in ["untrained:pixels", &teacher] {
         assert!(message(Path::new(untrained), &[]).contains("only a student can be untrained"));
     }
+    for (model, words) in [
+        ("untrained:nowhere", "there is no such file or folder: give"),
+        ("", "nothing is named"),
+        ("untrained:", "nothing is named"),
+        ("ema:", "nothing is named"),
+    ] {
+        let said = message(Path::new(model), &[]);
+        assert!(said.contains(words), "{model}: {said}");
+    }
     assert!(message(Path::new("pixels:0"), &[]).contains("from 1 to 1024"));
 }
 

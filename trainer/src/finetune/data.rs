@@ -136,7 +136,7 @@ impl TrainPlan {
         let n = self.labels.len();
         for idx in (0..MOST.min(n)).map(|ahead| (idx + ahead) % n) {
             let bytes = self.source.read(idx)?;
-            match self.source.decode(&bytes) {
+            match self.source.decode(idx, &bytes) {
                 Ok(img) => return Ok((idx, bytes, img)),
                 Err(reason) => self.rejects.add(self.source.key(idx), &reason.to_string()),
             }

@@ -162,7 +162,7 @@ impl TestSet {
     pub(super) fn read(&self, i: usize) -> anyhow::Result<RgbImage> {
         let bytes = self.source.read(i)?;
         let hash = ContentHash::of(&bytes);
-        let img = self.source.decode(&bytes)?;
+        let img = self.source.decode(i, &bytes)?;
         let mut view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
         let whole = view.crop.w;
         let side = ((f64::from(whole) * self.crop_pct).round() as u32).clamp(1, whole);

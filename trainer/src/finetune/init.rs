@@ -123,7 +123,7 @@ fn untrained(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
         true => trained::pretraining(&trained::recipe_of(path)?, spec)?,
         false => {
             let found = Trained::read(path, false)?.with_context(|| {
-                format!("--init untrained:{spec}: only a student of a run folder or its file can be untrained")
+                format!("--init untrained:{spec}: {}", trained::not_untrained(path))
             })?;
             trained::pretraining(&found.recipe, spec)?
         }

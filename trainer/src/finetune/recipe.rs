@@ -326,7 +326,7 @@ impl Experiment for FinetuneRecipe {
 
     /// Settings that cannot change what is computed do not count: `run.peak_tflops`, `run.prefetch`, `run.log_every`, `run.checkpoint_every`,
     /// `run.keep_checkpoints` and `run.stop_after_nonfinite`.
-    fn first_difference(&self, other: &FinetuneRecipe) -> Option<(String, String, String)> {
+    fn differences(&self, other: &FinetuneRecipe) -> Vec<(String, String, String)> {
         let mut other = other.clone();
         other.run.peak_tflops = self.run.peak_tflops;
         other.run.prefetch = self.run.prefetch;
@@ -341,7 +341,7 @@ impl Experiment for FinetuneRecipe {
         let value = |r: &FinetuneRecipe| {
             toml::Value::try_from(r).expect("a recipe is plain tables of plain values")
         };
-        difference::first_difference("", &value(self), &value(&other))
+        difference::differences("", &value(self), &value(&other))
     }
 
     fn to_toml(&self) -> String {

@@ -117,7 +117,7 @@ fn steps_are_those_of_the_run() {
         "{told}"
     );
     assert!(
-        told.contains("not counted are 3 images that the build could not use"),
+        told.contains("without 3 images that the build could not use"),
         "{told}"
     );
 

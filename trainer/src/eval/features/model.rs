@@ -91,6 +91,10 @@ impl Model {
         }
         let path = Path::new(spec);
         ensure!(
+            !spec.is_empty(),
+            "--model {given:?}: nothing is named; give a run folder, a checkpoint's file, a teacher's folder, file or id, or the word pixels"
+        );
+        ensure!(
             !ema || (!untrained && trained::is_run(path)),
             "--model ema:{spec}: only a run folder has a moving average, and this is none"
         );
@@ -105,7 +109,8 @@ impl Model {
         } else {
             ensure!(
                 !untrained,
-                "--model untrained:{spec}: only a student can be untrained, and this is none"
+                "--model untrained:{spec}: {}",
+                trained::not_untrained(path)
             );
             let resolved = resolve(spec, hub).with_context(|| {
                 format!("--model {spec} (a path, a teacher's id, or the word pixels)")

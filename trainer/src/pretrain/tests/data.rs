@@ -88,6 +88,18 @@ fn the_student_sees_the_pixels_that_the_cache_names() {
         let model = cached_run.display().to_string();
         let decoder = crate::depth::decoder(None, &[&model]).unwrap();
         assert_eq!(decoder.window(), world.depth_window);
+        let checkpoint = crate::checkpoint::newest(&cached_run).unwrap().unwrap();
+        let read = crate::trained::Trained::read(&checkpoint, false).unwrap();
+        assert!(read.is_some(), "a checkpoint's folder means its weights");
+        for name in [
+            format!("unfused:{model}"),
+            format!("untrained:unfused:{model}"),
+            checkpoint.display().to_string(),
+            checkpoint.join("model.safetensors").display().to_string(),
+        ] {
+            let decoder = crate::depth::decoder(None, &[&name]).unwrap();
+            assert_eq!(decoder.window(), world.depth_window, "{name}");
+        }
         let average = format!("ema:{model}");
         let asked = crate::depth::decoder(Some("7,9".parse().unwrap()), &[&average]).unwrap();
         assert_eq!(asked.window().to_string(), "7,9");

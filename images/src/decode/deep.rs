@@ -3,19 +3,19 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use images::Decoded;
+use super::{Decoded, Decoder};
 
-/// How many images had more than 8 bits per sample, and how many of them the window does not suit.
+/// Counts images of more than 8 bits per sample, and those of them that the window does not suit.
 #[derive(Debug, Default)]
-pub(crate) struct DeepImages {
+pub struct DeepImages {
     deep: AtomicU64,
     narrow: AtomicU64,
     was_said: AtomicBool,
 }
 
 impl DeepImages {
-    /// Counts an image. The first that the window does not suit is told at once: a build takes hours.
-    pub(crate) fn count(&self, key: &str, decoded: &Decoded, decoder: &images::Decoder) {
+    /// Counts an image. The first that the window does not suit is told at once, by its `key`: what decodes images takes hours.
+    pub fn count(&self, key: &str, decoded: &Decoded, decoder: &Decoder) {
         let Some((least, greatest)) = decoded.deep else {
             return;
         };
@@ -26,27 +26,21 @@ impl DeepImages {
         self.narrow.fetch_add(1, Ordering::Relaxed);
         if !self.was_said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "image {key:?} has more than 8 bits per sample and uses only {least} to {greatest} of 0 to 65535: with --depth-window \
-                 high-byte the teachers see {} of 256 levels. If it is one of many, stop and choose another window, for example \
-                 --depth-window {} for all of such images, or percentile:1,99 for each one's own range",
+                "image {key:?} has more than 8 bits per sample and uses only {least} to {greatest} of 0 to 65535: --depth-window high-byte \
+                 leaves {} of 256 levels. If it is one of many, stop and choose another window, for example --depth-window {} for all of \
+                 such images, or percentile:1,99 for each one's own range",
                 (greatest >> 8) - (least >> 8) + 1,
                 example(greatest)
             );
         }
     }
 
-    /// Says how many images are affected, if any are.
-    pub(crate) fn warn(&self) {
-        let (deep, narrow) = (
-            self.deep.load(Ordering::Relaxed),
+    /// How many images the window does not suit, of how many with more than 8 bits per sample.
+    pub fn narrow(&self) -> (u64, u64) {
+        (
             self.narrow.load(Ordering::Relaxed),
-        );
-        if narrow > 0 {
-            tracing::warn!(
-                "{narrow} of {deep} images read with more than 8 bits per sample use less than a quarter of the scale, so high-byte leaves \
-                 at most 64 levels of them: build again into another folder with --depth-window full-range, percentile:LOW,HIGH or MIN,MAX"
-            );
-        }
+            self.deep.load(Ordering::Relaxed),
+        )
     }
 }
 

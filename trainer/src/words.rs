@@ -1,0 +1,21 @@
+//! Words for people.
+
+/// `1 step`, `2 steps`: a count with its noun, whose plural adds an s.
+pub(crate) fn count(n: u64, noun: &str) -> String {
+    match n {
+        1 => format!("1 {noun}"),
+        n => format!("{n} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thing_has_no_plural() {
+        assert_eq!(count(0, "step"), "0 steps");
+        assert_eq!(count(1, "step"), "1 step");
+        assert_eq!(count(2, "step"), "2 steps");
+    }
+}
