@@ -2,9 +2,10 @@
 //! then elsewhere.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use models::hub::{self, HubSettings, Progress, Resolved};
 use schemas::TeacherId;
@@ -28,7 +29,19 @@ pub(super) fn resolve(
             false => ControlFlow::Continue(()),
         }
     });
-    resolved.with_context(|| format!("teacher {id}"))
+    let resolved = resolved.with_context(|| format!("teacher {id}"))?;
+    ensure!(
+        !is_run(&resolved.path),
+        "teacher {id}: {text} is a run of trainer pretrain. To mimic its student, write it as a teacher first: trainer export --run {text} \
+         --format timm --out DIR, and give DIR"
+    );
+    Ok(resolved)
+}
+
+/// Whether a folder is what training leaves: a run, or a checkpoint of one.
+fn is_run(path: &Path) -> bool {
+    let has = |name: &str| path.join(name).is_file();
+    has("recipe.toml") && has("LAST") || has("state.json") && has("model.safetensors")
 }
 
 /// Of the file that is being fetched.

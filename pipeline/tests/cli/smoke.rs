@@ -143,6 +143,29 @@ fn a_path_that_is_not_there_is_said_before_a_hub_is_asked() {
     assert!(said.contains(&asking), "{said}");
 }
 
+/// What training leaves is no teacher yet: the way to make one of it is said.
+#[test]
+fn a_run_given_as_a_teacher_is_told_from_one() {
+    let world = World::new();
+    for (folder, files) in [
+        ("run", ["recipe.toml", "LAST"]),
+        ("checkpoint", ["state.json", "model.safetensors"]),
+    ] {
+        std::fs::create_dir(world.path(folder)).unwrap();
+        for file in files {
+            std::fs::write(world.path(folder).join(file), "").unwrap();
+        }
+        let path = world.path(folder).display().to_string();
+        let refused = world.build("cache", &["--teacher", &format!("student={path}")]);
+        let said = format!("{:#}", refused.unwrap_err());
+        assert!(
+            said.contains(&format!("trainer export --run {path} ")),
+            "{said}"
+        );
+        assert!(!world.path("cache").exists(), "nothing is written");
+    }
+}
+
 /// The recipe that a build prints repeats it.
 #[test]
 fn the_printed_recipe_is_a_recipe() {

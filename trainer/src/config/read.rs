@@ -37,6 +37,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// `--set` of a key that there is not, or with a value that its type does not have.
+    #[error("--set {setting}: {problem}")]
+    SetValue {
+        /// What was typed.
+        setting: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Two values for one setting: which of them is meant is not ours to guess.
     #[error("--set {key} is given twice; give it once")]
     Twice {
@@ -93,9 +101,11 @@ pub(crate) fn typed<R: DeserializeOwned>(
         if let Err(e) = checked
             && R::deserialize(toml::Value::Table(before.clone())).is_ok()
         {
-            return Err(Error::Set {
+            let problem = e.to_string();
+            let lines: Vec<_> = problem.lines().map(str::trim).collect();
+            return Err(Error::SetValue {
                 setting: setting.clone(),
-                problem: e.to_string().trim().to_owned(),
+                problem: lines.join(" ").trim().to_owned(),
             });
         }
         before.clone_from(&table);

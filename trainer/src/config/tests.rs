@@ -76,6 +76,10 @@ fn wrong_recipes_are_refused_by_name() {
         (&["optim.batch_size=many"], "many"),
         (&["run.seed=9223372036854775808"], "beyond 2^63 - 1"),
         (&["run.seed=99999999999999999999"], "beyond 2^63 - 1"),
+        (
+            &["data.missing=Skip"],
+            "--set data.missing=Skip: unknown variant `Skip`, expected `error` or `skip` in `data.missing`",
+        ),
         (&["optim.batch_size"], "no '='"),
         (
             &["optim={batch_size=4}"],
