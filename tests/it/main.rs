@@ -5,6 +5,8 @@
 mod repo;
 // The two programs together: what one calls damaged, the other refuses.
 mod damaged_row;
+// The libtorch that a checkout is linked with.
+mod setup;
 // A cache of the format's first version.
 mod compat;
 // The cache read by other tools, as docs/reading-a-cache.md says.

@@ -4,6 +4,7 @@
 //! GPU may be wanted, and registers itself with the CPU library.
 
 use std::ffi::{CStr, c_char};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
@@ -40,7 +41,7 @@ pub fn load_cuda() -> Result<()> {
 }
 
 /// The device that `auto`, `cpu`, `cuda` (the first GPU) or `cuda:INDEX` names; `auto` is the first GPU if one can be used,
-/// else the CPU. Opens the CUDA library except for `cpu`, so call it first thing, in the thread that will compute: on the CPU its memory is
+/// else the CPU, with a warning that says why where the machine has a GPU. Opens the CUDA library except for `cpu`, so call it first thing, in the thread that will compute: on the CPU its memory is
 /// kept from here on ([`keep_freed_memory`]).
 ///
 /// # Errors
@@ -50,8 +51,19 @@ pub fn resolve_device(name: &str) -> Result<Device> {
     let index = match name {
         "cpu" => return Ok(cpu()),
         "auto" => {
-            let usable = load_cuda().is_ok() && Cuda::device_count() > 0;
-            return if usable { gpu(0) } else { Ok(cpu()) };
+            let reason = match load_cuda() {
+                Ok(()) if Cuda::device_count() > 0 => return gpu(0),
+                Ok(()) => "libtorch's CUDA library finds no GPU that it can use (is the driver as new as CUDA 13 asks, and is \
+                           CUDA_VISIBLE_DEVICES right?)"
+                    .to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if let Some(node) = gpu_node() {
+                tracing::warn!(
+                    "computing on the CPU, although {node} says that there is a GPU: {reason}. --device cpu says that this is meant"
+                );
+            }
+            return Ok(cpu());
         }
         "cuda" => 0,
         other => {
@@ -91,6 +103,13 @@ fn gpu(index: usize) -> Result<Device> {
     // SAFETY: no arguments.
     ffi::check("switching TF32 off", unsafe { ffi::te_set_full_f32() })?;
     Ok(Device::Cuda(index))
+}
+
+/// What a driver leaves in the file system for a GPU: NVIDIA's own, and that of Windows' subsystem for Linux.
+fn gpu_node() -> Option<&'static str> {
+    ["/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"]
+        .into_iter()
+        .find(|node| Path::new(node).exists())
 }
 
 fn cpu() -> Device {

@@ -25,7 +25,7 @@ pub enum Error {
 
     /// A GPU was asked for and libtorch's CUDA half cannot be opened.
     #[error(
-        "{path}: {reason}\nThis libtorch cannot use a GPU: run scripts/setup on a machine where nvidia-smi works, or pass --device cpu"
+        "{path}: {reason}\nThis libtorch cannot use a GPU: run `scripts/setup --cuda` and build again, or pass --device cpu"
     )]
     NoCudaLibrary {
         /// The file that was tried.

@@ -89,7 +89,7 @@ pub struct StepFigures {
 pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let device = torch_ext::resolve_device(&args.device.device)?;
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
-    let threads = args.device.loader_threads();
+    let threads = args.device.loader_threads(device);
 
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     ensure!(

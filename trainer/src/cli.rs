@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use models::exchange::Format;
 use models::precision::Precision;
 use schemas::DepthWindow;
+use tch::Device;
 
 use crate::classes::Matching;
 
@@ -100,17 +101,20 @@ pub struct DeviceArgs {
     /// auto, cpu, cuda or cuda:INDEX.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Threads that read and decode images [default: one per core].
+    /// Threads that read and decode images [default: one per core; two fewer where a GPU computes, which needs two to be fed].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 }
 
 impl DeviceArgs {
-    /// The number of loader threads: as asked, or one per core. Results do not depend on it.
-    pub fn loader_threads(&self) -> usize {
-        match self.threads {
-            Some(n) => usize::from(n),
-            None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    /// The number of loader threads: as asked, or one per core; where `device` is a GPU, two cores are left to the thread that feeds it
+    /// and to autograd's. Results do not depend on it.
+    pub fn loader_threads(&self, device: Device) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        match (self.threads, device) {
+            (Some(n), _) => usize::from(n),
+            (None, Device::Cpu) => cores,
+            (None, _) => cores.saturating_sub(2).max(1),
         }
     }
 }

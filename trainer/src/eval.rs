@@ -68,7 +68,7 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
         .map(|spec| Model::load(spec, hub, device))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(args.device.loader_threads())
+        .num_threads(args.device.loader_threads(device))
         .build()?;
     let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
     let decoder = depth::decoder(args.depth_window, &names)?;

@@ -244,7 +244,7 @@ pub fn finetune(
         seed: recipe.run.seed,
         rejects: Arc::clone(&rejects),
     };
-    let threads = args.device.loader_threads();
+    let threads = args.device.loader_threads(device);
     let mut loader = Loader::start(
         Arc::new(plan),
         start..end,

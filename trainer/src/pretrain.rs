@@ -181,7 +181,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     let mut loader = Loader::start(
         Arc::new(plan),
         start..end,
-        args.device.loader_threads(),
+        args.device.loader_threads(device),
         recipe.data.prefetch,
         device,
     )?;
