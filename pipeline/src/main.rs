@@ -14,6 +14,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 fn main() -> ExitCode {
     let cli = Cli::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
     logging::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
+    torch_ext::keep_quiet_about_memory();
     let format = cli.log_format;
     let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
     let outcome = interrupt::catch_signals().and_then(|()| pipeline::run(cli, &hub));

@@ -35,6 +35,7 @@ mod ffi;
 pub mod gather;
 pub mod grads;
 pub mod memory;
+pub mod out_of_memory;
 pub mod random;
 pub mod threads;
 
@@ -51,6 +52,7 @@ pub use memory::{
     Memory, copy_non_blocking, empty_cache, keep_freed_memory, memory, peak_rss, pinned_empty,
     reset_peak_memory, tensor_bytes_mut,
 };
+pub use out_of_memory::{OutOfMemory, attempt, keep_quiet_about_memory, out_of_memory};
 pub use random::{rng_state, set_rng_state};
 pub use threads::{num_threads, set_num_threads};
 

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let cli = Cli::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
     init_logging(cli.log_format);
     allow_open_files();
-    trainer::micro_batch::keep_quiet_about_memory();
+    torch_ext::keep_quiet_about_memory();
     let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
     let outcome = trainer::interrupt::catch_signals()
         .and_then(|()| trainer::run(&cli, &hub, &mut io::stdout().lock()));

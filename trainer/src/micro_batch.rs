@@ -7,15 +7,9 @@
 //!
 //! Memory that the system promises and then does not have is beyond this: Linux kills the process.
 
-use std::any::Any;
-use std::panic::{
-    AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind, set_hook, take_hook,
-};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use anyhow::ensure;
 use models::mr_mae::Losses;
-use torch_ext::FusedAdamW;
+use torch_ext::{FusedAdamW, OutOfMemory, attempt};
 use tracing::warn;
 
 use crate::data::batch::MimicBatch;
@@ -107,74 +101,4 @@ impl MicroBatches {
         );
         Ok(())
     }
-}
-
-/// Why a pass could not be made.
-#[derive(Debug)]
-struct OutOfMemory(String);
-
-/// Calls `f`, of whose failures those for want of memory are told apart. tch has most of them as panics; others go on as they are.
-fn attempt<T>(f: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Result<T, OutOfMemory>> {
-    ATTEMPTS.fetch_add(1, Ordering::SeqCst);
-    // A panic leaves gradients switched as they were within; when the guard goes, they are as now.
-    let grad_mode = tch::no_grad_guard();
-    let result = catch_unwind(AssertUnwindSafe(|| tch::with_grad(f)));
-    drop(grad_mode);
-    ATTEMPTS.fetch_sub(1, Ordering::SeqCst);
-    match result {
-        Ok(Ok(value)) => Ok(Ok(value)),
-        Ok(Err(error)) => match out_of_memory(&format!("{error:#}")) {
-            Some(lack) => Ok(Err(lack)),
-            None => Err(error),
-        },
-        Err(payload) => match text(payload.as_ref()).and_then(out_of_memory) {
-            Some(lack) => Ok(Err(lack)),
-            None => resume_unwind(payload),
-        },
-    }
-}
-
-/// Passes that are being attempted just now. A GPU's backward panics on threads of libtorch, so this is no matter of one thread.
-static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
-
-/// Keeps panics for want of memory from being printed while a pass is attempted: what follows from them is said in a warning.
-///
-/// The panic hook belongs to the process, so only the program calls this, at its start; a library's caller keeps its own.
-pub fn keep_quiet_about_memory() {
-    let before = take_hook();
-    set_hook(Box::new(move |info: &PanicHookInfo| {
-        let attempted = ATTEMPTS.load(Ordering::SeqCst) > 0;
-        if !(attempted && text(info.payload()).and_then(out_of_memory).is_some()) {
-            before(info);
-        }
-    }));
-}
-
-fn text(payload: &(dyn Any + Send)) -> Option<&str> {
-    let string = payload.downcast_ref::<String>().map(String::as_str);
-    string.or_else(|| payload.downcast_ref::<&str>().copied())
-}
-
-/// The words of libtorch 2.11 for a lack of memory, if `message` has some: its CUDA allocator's, the driver's, cuBLAS's and cuDNN's, and its
-/// CPU allocator's.
-fn out_of_memory(message: &str) -> Option<OutOfMemory> {
-    [
-        "CUDA out of memory",
-        "CUDA error: out of memory",
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        // What cuBLAS says when there is no room for a handle of its own.
-        "CUBLAS_STATUS_NOT_INITIALIZED",
-        "CUDNN_STATUS_ALLOC_FAILED",
-        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-        "DefaultCPUAllocator: can't allocate memory",
-        "DefaultCPUAllocator: not enough memory",
-    ]
-    .iter()
-    .find_map(|words| {
-        let start = message.find(words)?;
-        // Its first line, without what wraps it and without the backtrace.
-        let line = message[start..].split(['\n', '"']).next()?;
-        let line = line.split("\\n").next()?;
-        Some(OutOfMemory(line.trim().to_owned()))
-    })
 }

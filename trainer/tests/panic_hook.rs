@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use models::mr_mae::Losses;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamWConfig, FusedAdamW};
+use torch_ext::{AdamWConfig, FusedAdamW, keep_quiet_about_memory};
 use trainer::data::batch::MimicBatch;
-use trainer::micro_batch::{MicroBatches, keep_quiet_about_memory};
+use trainer::micro_batch::MicroBatches;
 
 /// More than there are addresses for.
 fn run_out() -> Tensor {

@@ -1,5 +1,7 @@
 //! From a batch of pixels to the feature rows of one teacher.
 
+use std::ops::Range;
+
 use anyhow::{Context, ensure};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -8,6 +10,7 @@ use models::precision::Precision;
 use models::teacher::Teacher;
 use schemas::{Codec, CodecError, ContentHash, FeatureCodec, TeacherId, TeacherRow};
 use tch::{Device, Kind, Tensor};
+use torch_ext::OutOfMemory;
 
 use super::decode::Row;
 use super::timing::{Stage, Timings};
@@ -109,6 +112,13 @@ pub(crate) struct Features {
 }
 
 impl Features {
+    /// Adds the rows that come after these.
+    fn append(&mut self, after: Features) {
+        self.tokens.extend(after.tokens);
+        self.cls.extend(after.cls);
+        self.cls_attn.extend(after.cls_attn);
+    }
+
     /// The tokens `[L, D]` of each row of the batch.
     pub(crate) fn rows_of_tokens(&self, batch: &Batch) -> impl Iterator<Item = &[f32]> {
         // A batch is never empty.
@@ -132,6 +142,68 @@ pub(crate) fn infer(
     precision: Precision,
     timings: &Timings,
 ) -> anyhow::Result<Features> {
+    infer_rows(batch, 0..batch.rows.len(), teacher, precision, timings)
+}
+
+/// [`infer`], where a batch that memory does not suffice for is taken in smaller parts: `at_once` rows, which become fewer for the rest of
+/// the run. The numbers of a row may then differ in their last bits, as they do with another batch size.
+pub(crate) fn infer_within_memory(
+    batch: &Batch,
+    teacher: &BuildTeacher,
+    precision: Precision,
+    timings: &Timings,
+    at_once: &mut usize,
+) -> anyhow::Result<Features> {
+    let mut all: Option<Features> = None;
+    in_parts(batch.rows.len(), at_once, |rows| {
+        let part = infer_rows(batch, rows, teacher, precision, timings)?;
+        match &mut all {
+            None => all = Some(part),
+            Some(all) => all.append(part),
+        }
+        Ok(())
+    })
+    .with_context(|| format!("teacher {}", teacher.id))?;
+    all.context("a batch is never empty")
+}
+
+/// Calls `pass` on up to `at_once` of `n` rows at a time, in order, and on half as many from where memory runs out.
+fn in_parts(
+    n: usize,
+    at_once: &mut usize,
+    mut pass: impl FnMut(Range<usize>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut done = 0;
+    while done < n {
+        let rows = done..n.min(done.saturating_add(*at_once));
+        match torch_ext::attempt(|| pass(rows.clone()))? {
+            Ok(()) => done = rows.end,
+            Err(OutOfMemory(message)) => {
+                ensure!(
+                    rows.len() > 1,
+                    "memory does not suffice for one image at a time: {message}. Take a device with more memory, or --precision bf16"
+                );
+                // Blocks cut for more rows would otherwise be held beside those for fewer.
+                torch_ext::empty_cache()?;
+                *at_once = rows.len().div_ceil(2);
+                tracing::warn!(
+                    "memory does not suffice for {} rows at a time: {message}. From here on batches are taken in parts of {at_once} rows, whose \
+                     features may differ in their last bits; a smaller --batch-size says so in the cache",
+                    rows.len()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn infer_rows(
+    batch: &Batch,
+    rows: Range<usize>,
+    teacher: &BuildTeacher,
+    precision: Precision,
+    timings: &Timings,
+) -> anyhow::Result<Features> {
     timings.time(Stage::Infer(teacher.id.clone()), || {
         let size_idx = batch
             .sizes
@@ -139,7 +211,7 @@ pub(crate) fn infer(
             .position(|&size| size == teacher.input_size);
         let images =
             &batch.pixels[size_idx.context("a batch holds pixels for each of its teachers")?];
-        let pixels = stack(images, teacher.input_size, teacher.model.device())?;
+        let pixels = stack(&images[rows], teacher.input_size, teacher.model.device())?;
         let output = teacher
             .model
             .forward(&pixels, precision)
@@ -242,4 +314,63 @@ pub(crate) fn encode(
         Ok(EncodedRow { row, error })
     };
     batch.rows.iter().enumerate().map(encode_row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks libtorch for more memory than there are addresses for.
+    fn run_out() {
+        let _ = Tensor::zeros([1 << 52], (Kind::Float, Device::Cpu));
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_are_taken_in_parts_and_in_order() {
+        for (n, fits, parts) in [
+            (8, 8, vec![8]),
+            (8, 7, vec![4, 4]),
+            (8, 3, vec![2, 2, 2, 2]),
+            (7, 3, vec![2, 2, 2, 1]),
+            (5, 1, vec![1; 5]),
+        ] {
+            let (mut at_once, mut done, mut sizes) = (usize::MAX, 0, Vec::new());
+            let mut pass = |rows: Range<usize>| {
+                if rows.len() > fits {
+                    run_out();
+                }
+                assert_eq!(rows.start, done, "in order and once");
+                done = rows.end;
+                sizes.push(rows.len());
+                Ok(())
+            };
+            in_parts(n, &mut at_once, &mut pass).unwrap();
+            // What was learned stays: the next batch begins with it.
+            let learned = at_once;
+            assert_eq!(done, n);
+            done = 0;
+            in_parts(n, &mut at_once, |rows| {
+                assert!(rows.len() <= fits && rows.start == done);
+                done = rows.end;
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!((done, at_once), (n, learned));
+            assert_eq!(sizes, parts, "{n} rows, {fits} fit");
+        }
+    }
+
+    #[test]
+    fn one_row_too_many_and_other_failures_are_told() {
+        let refused = in_parts(4, &mut 4, |_| {
+            run_out();
+            Ok(())
+        });
+        let said = format!("{:#}", refused.unwrap_err());
+        assert!(said.contains("for one image at a time: "), "{said}");
+        let mut at_once = 4;
+        let refused = in_parts(4, &mut at_once, |_| anyhow::bail!("not finite"));
+        assert_eq!(refused.unwrap_err().to_string(), "not finite");
+        assert_eq!(at_once, 4);
+    }
 }

@@ -11,9 +11,10 @@ use anyhow::anyhow;
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use models::precision::Precision;
 use schemas::Codec;
+use torch_ext::OutOfMemory;
 
 use super::decode::{Decoded, Decoder, Job};
-use super::infer::{Batch, BuildTeacher, EncodedRow, Features, encode, infer};
+use super::infer::{Batch, BuildTeacher, EncodedRow, Features, encode, infer, infer_within_memory};
 use super::timing::{Stage, Timings};
 
 /// One teacher's share of a batch.
@@ -105,8 +106,19 @@ pub(crate) fn lane(
     teachers: Vec<BuildTeacher>,
     settings: Settings<'_>,
 ) {
+    // Of each teacher, how many rows fit into memory at a time, as far as is known.
+    let mut at_once = vec![usize::MAX; teachers.len()];
     for task in tasks {
-        let sent = match guarded(|| settings.infer(&task, &teachers)) {
+        let inferred = guarded(|| {
+            infer_within_memory(
+                &task.batch,
+                &teachers[task.teacher],
+                settings.precision,
+                settings.timings,
+                &mut at_once[task.teacher],
+            )
+        });
+        let sent = match inferred {
             Ok(result) => features.send((task, result)).is_ok(),
             Err(error) => events.send(Event::Failed(error)).is_ok(),
         };
@@ -152,6 +164,11 @@ fn guarded<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
             .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
         // libtorch's messages carry a backtrace of dozens of lines; the first line says what it was.
         let said = said.unwrap_or_default();
+        if let Some(OutOfMemory(message)) = torch_ext::out_of_memory(&said) {
+            return Err(anyhow!(
+                "memory does not suffice: {message}. Take fewer --threads, each of which has a batch in work, or a smaller --batch-size"
+            ));
+        }
         Err(anyhow!(
             "a worker panicked, which is a bug: {}",
             said.lines().next().unwrap_or("no message")

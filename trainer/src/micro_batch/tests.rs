@@ -118,28 +118,3 @@ fn one_image_too_much_is_an_error_that_says_what_to_do() {
     assert!(!message.contains("frame #"), "no C++ backtrace: {message}");
     assert!(MicroBatches::new(4, 1, 3).is_err());
 }
-
-/// Errors that have nothing to do with memory stay errors, panics stay panics, and gradients stay on.
-#[test]
-fn other_failures_are_none_of_its_business() {
-    let error = attempt::<()>(|| anyhow::bail!("the disk is full")).unwrap_err();
-    assert_eq!(error.to_string(), "the disk is full");
-    let lack =
-        attempt::<()>(|| anyhow::bail!("copying: CUDA out of memory. Tried to allocate 2 GiB"));
-    assert_eq!(
-        lack.unwrap().unwrap_err().0,
-        "CUDA out of memory. Tried to allocate 2 GiB"
-    );
-    let panicked = catch_unwind(|| attempt::<()>(|| tch::no_grad(|| panic!("a bug"))).map(|_| ()));
-    assert_eq!(text(panicked.unwrap_err().as_ref()), Some("a bug"));
-    assert!((one() * 2.0).requires_grad());
-    // tch::no_grad is not undone when it is unwound; attempt is what undoes it.
-    let ran_out = attempt::<()>(|| {
-        tch::no_grad(|| {
-            let _ = Tensor::zeros([1 << 52], (Kind::Float, Device::Cpu));
-        });
-        Ok(())
-    });
-    assert!(ran_out.unwrap().is_err());
-    assert!((one() * 2.0).requires_grad());
-}

@@ -1,0 +1,120 @@
+//! Telling a lack of memory from other failures, so that less can be computed at a time.
+
+use std::any::Any;
+use std::fmt::Display;
+use std::panic::{
+    AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind, set_hook, take_hook,
+};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Why something could not be computed: the first line of what libtorch said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutOfMemory(pub String);
+
+/// Calls `f`, of whose failures those for want of memory are told apart. tch has most of them as panics; others go on as they are.
+///
+/// # Errors
+/// Those of `f` that are no want of memory.
+pub fn attempt<T, E: Display>(
+    f: impl FnOnce() -> Result<T, E>,
+) -> Result<Result<T, OutOfMemory>, E> {
+    ATTEMPTS.fetch_add(1, Ordering::SeqCst);
+    // A panic leaves gradients switched as they were within; when the guard goes, they are as now.
+    let grad_mode = tch::no_grad_guard();
+    let result = catch_unwind(AssertUnwindSafe(|| tch::with_grad(f)));
+    drop(grad_mode);
+    ATTEMPTS.fetch_sub(1, Ordering::SeqCst);
+    match result {
+        Ok(Ok(value)) => Ok(Ok(value)),
+        Ok(Err(error)) => match out_of_memory(&format!("{error:#}")) {
+            Some(lack) => Ok(Err(lack)),
+            None => Err(error),
+        },
+        Err(payload) => match text(payload.as_ref()).and_then(out_of_memory) {
+            Some(lack) => Ok(Err(lack)),
+            None => resume_unwind(payload),
+        },
+    }
+}
+
+/// Attempts that are being made just now. A GPU's backward panics on threads of libtorch, so this is no matter of one thread.
+static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Keeps panics for want of memory from being printed while something is attempted: what follows from them is said in a warning.
+///
+/// The panic hook belongs to the process, so only the program calls this, at its start; a library's caller keeps its own.
+pub fn keep_quiet_about_memory() {
+    let before = take_hook();
+    set_hook(Box::new(move |info: &PanicHookInfo| {
+        let attempted = ATTEMPTS.load(Ordering::SeqCst) > 0;
+        if !(attempted && text(info.payload()).and_then(out_of_memory).is_some()) {
+            before(info);
+        }
+    }));
+}
+
+fn text(payload: &(dyn Any + Send)) -> Option<&str> {
+    let string = payload.downcast_ref::<String>().map(String::as_str);
+    string.or_else(|| payload.downcast_ref::<&str>().copied())
+}
+
+/// The words of libtorch 2.11 for a lack of memory, if `message` has some: its CUDA allocator's, the driver's, cuBLAS's and cuDNN's, and its
+/// CPU allocator's.
+pub fn out_of_memory(message: &str) -> Option<OutOfMemory> {
+    [
+        "CUDA out of memory",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        // What cuBLAS says when there is no room for a handle of its own.
+        "CUBLAS_STATUS_NOT_INITIALIZED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "DefaultCPUAllocator: can't allocate memory",
+        "DefaultCPUAllocator: not enough memory",
+    ]
+    .iter()
+    .find_map(|words| {
+        let start = message.find(words)?;
+        // Its first line, without what wraps it and without the backtrace.
+        let line = message[start..].split(['\n', '"']).next()?;
+        let line = line.split("\\n").next()?;
+        Some(OutOfMemory(line.trim().to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::*;
+
+    fn one() -> Tensor {
+        Tensor::ones([], (Kind::Float, Device::Cpu)).set_requires_grad(true)
+    }
+
+    /// Errors that have nothing to do with memory stay errors, panics stay panics, and gradients stay on.
+    #[test]
+    fn other_failures_are_none_of_its_business() {
+        let error = attempt::<(), String>(|| Err("the disk is full".to_owned())).unwrap_err();
+        assert_eq!(error, "the disk is full");
+        let lack = attempt::<(), String>(|| {
+            Err("copying: CUDA out of memory. Tried to allocate 2 GiB".to_owned())
+        });
+        assert_eq!(
+            lack.unwrap().unwrap_err().0,
+            "CUDA out of memory. Tried to allocate 2 GiB"
+        );
+        let panicked = catch_unwind(|| attempt::<(), String>(|| tch::no_grad(|| panic!("a bug"))));
+        assert_eq!(text(panicked.unwrap_err().as_ref()), Some("a bug"));
+        assert!((one() * 2.0).requires_grad());
+        // tch::no_grad is not undone when it is unwound; attempt is what undoes it.
+        let ran_out = attempt::<(), String>(|| {
+            tch::no_grad(|| {
+                let _ = Tensor::zeros([1 << 52], (Kind::Float, Device::Cpu));
+            });
+            Ok(())
+        });
+        assert!(ran_out.unwrap().is_err());
+        assert!((one() * 2.0).requires_grad());
+    }
+}
