@@ -1,5 +1,7 @@
 //! `scripts/setup` links the libtorch that fits: one without CUDA does not stay on a machine with a GPU, and a choice is remembered.
 
+#![allow(clippy::disallowed_methods, reason = "tests write throw-away folders")]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -12,12 +14,12 @@ fn torch(folder: &Path, with_cuda: bool) {
         "include/torch/csrc/api/include/torch/torch.h",
     ] {
         let file = folder.join(file);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(file, "").unwrap();
+        fs::create_dir_all(file.parent().expect("a file in the folder")).expect("a new folder");
+        fs::write(file, "").expect("a new file");
     }
-    fs::write(folder.join("version.py"), "__version__ = '2.11.0+any'\n").unwrap();
+    fs::write(folder.join("version.py"), "__version__ = '2.11.0+any'\n").expect("a new file");
     if with_cuda {
-        fs::write(folder.join("lib/libtorch_cuda.so"), "").unwrap();
+        fs::write(folder.join("lib/libtorch_cuda.so"), "").expect("a new file");
     }
 }
 
