@@ -1,11 +1,13 @@
 //! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::config::Channels;
 
@@ -14,7 +16,6 @@ use crate::config::Channels;
 #[command(
     name = "pipeline",
     version,
-    about,
     after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {
@@ -45,6 +46,18 @@ impl Cli {
         }
         Ok(cli)
     }
+
+    /// Writes the completions of `shell` for this program.
+    ///
+    /// # Errors
+    /// If `out` cannot be written to.
+    pub fn completions(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
+        let mut command = Cli::command();
+        let name = command.get_name().to_owned();
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command, name, &mut script);
+        out.write_all(&script)
+    }
 }
 
 /// How messages and progress are written to stderr. Results always go to stdout.
@@ -71,13 +84,19 @@ pub enum Command {
     Stats(StatsArgs),
     /// List the caches below a folder: teachers, views, rows, size, completeness. Exit status 1 if one of them is damaged.
     List(ListArgs),
+    /// Print a script that completes this program's commands and options in a shell: bash, zsh, fish, elvish or powershell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
 }
 
 /// `pipeline build-cache`. A flag wins over `--set`, `--set` over the recipe, the recipe over the defaults.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BuildCacheArgs {
     /// The images: class folders, WebDataset *.tar or *.parquet in the Hugging Face layout (a file, a glob or a {000..099} range). `::` and a
-    /// pattern behind it say which files or members are images, as in `photos::*.png`; behind Parquet, the image column.
+    /// pattern behind it say which files or members are images, as in `photos::*.png`; behind Parquet, the image column. `::label=NAME`, or `,label=NAME` behind
+    /// either, says which column or member holds the labels.
     #[arg(long, value_name = "SRC")]
     pub images: Option<String>,
     /// The cache folder; created, or resumed when it holds the same build.

@@ -66,6 +66,10 @@ pub fn run(cli: Cli, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
         Command::Inspect(args) => inspect::inspect(args, out),
         Command::Stats(args) => stats::stats(args, out),
         Command::List(args) => list::list(args, out),
+        Command::Completions { shell } => {
+            Cli::completions(*shell, out)?;
+            Ok(ExitStatus::Fine)
+        }
     };
     result.or_else(|error| {
         match error.downcast_ref() {

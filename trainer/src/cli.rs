@@ -1,10 +1,12 @@
 //! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use models::exchange::Format;
 use models::precision::Precision;
 use schemas::DepthWindow;
@@ -17,7 +19,6 @@ use crate::classes::Matching;
 #[command(
     name = "trainer",
     version,
-    about,
     after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {
@@ -47,6 +48,18 @@ impl Cli {
             ));
         }
         Ok(cli)
+    }
+
+    /// Writes the completions of `shell` for this program.
+    ///
+    /// # Errors
+    /// If `out` cannot be written to.
+    pub fn completions(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
+        let mut command = Cli::command();
+        let name = command.get_name().to_owned();
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command, name, &mut script);
+        out.write_all(&script)
     }
 }
 
@@ -82,6 +95,11 @@ pub enum Command {
     Plan(PlanArgs),
     /// Measure the loader alone, the training step alone, and a plain matrix product, in one run.
     Bench(BenchArgs),
+    /// Print a script that completes this program's commands and options in a shell: bash, zsh, fish, elvish or powershell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
 }
 
 /// A recipe and the settings that override it.

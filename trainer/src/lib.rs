@@ -101,6 +101,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         Command::Report(args) => report::report(args, out),
         Command::Plan(args) => plan::plan(args, hub, out),
         Command::Bench(args) => bench::bench(args, out),
+        Command::Completions { shell } => Ok(Cli::completions(*shell, out)?),
     }?;
     Ok(ExitStatus::Fine)
 }

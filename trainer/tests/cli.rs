@@ -107,6 +107,19 @@ fn help_names_every_command() {
     ] {
         assert!(text.contains(command), "{text}");
     }
+    assert!(
+        text.starts_with("Pretrains an MR-MAE student from images"),
+        "{text}"
+    );
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&strings(&["trainer", "completions", shell]));
+        assert_eq!(output.status.code(), Some(0));
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            script.contains("linprobe") && script.contains("online-teacher"),
+            "{shell}"
+        );
+    }
 }
 
 #[test]

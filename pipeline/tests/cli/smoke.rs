@@ -17,6 +17,16 @@ fn help_lists_the_commands_and_every_option() {
     ] {
         assert!(stdout(&help).contains(word), "{word}");
     }
+    assert!(stdout(&help).starts_with("Builds, checks and shows caches of teacher features"));
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = output(&["pipeline", "completions", shell]);
+        assert_eq!(script.status.code(), Some(0));
+        let script = stdout(&script);
+        assert!(
+            script.contains("build-cache") && script.contains("view-policy"),
+            "{shell}"
+        );
+    }
     let help = output(&["pipeline", "build-cache", "--help"]);
     let options = [
         "--images",

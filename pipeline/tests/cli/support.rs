@@ -96,6 +96,10 @@ pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
         Sub::Inspect(args) => pipeline::inspect::inspect(args, &mut out),
         Sub::Stats(args) => pipeline::stats::stats(args, &mut out),
         Sub::List(args) => pipeline::list::list(args, &mut out),
+        Sub::Completions { shell } => {
+            Cli::completions(*shell, &mut out)?;
+            Ok(ExitStatus::Fine)
+        }
     }?;
     Ok((status, String::from_utf8(out).expect("output is text")))
 }
