@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutOfMemory(pub String);
 
-/// Calls `f`, of whose failures those for want of memory are told apart. tch has most of them as panics; others go on as they are.
+/// Calls `f` and tells its failures for lack of memory from all others. tch reports most of these as panics. Other errors are returned and
+/// other panics go on.
 ///
 /// # Errors
-/// Those of `f` that are no want of memory.
+/// Those of `f` that are not a lack of memory.
 pub fn attempt<T, E: Display>(
     f: impl FnOnce() -> Result<T, E>,
 ) -> Result<Result<T, OutOfMemory>, E> {
@@ -40,7 +41,7 @@ pub fn attempt<T, E: Display>(
 /// Attempts that are being made just now. A GPU's backward panics on threads of libtorch, so this is no matter of one thread.
 static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
 
-/// Keeps panics for want of memory from being printed while something is attempted: what follows from them is said in a warning.
+/// Keeps panics for lack of memory from being printed during an [`attempt`]: the caller warns of what it does about them.
 ///
 /// The panic hook belongs to the process, so only the program calls this, at its start; a library's caller keeps its own.
 pub fn keep_quiet_about_memory() {

@@ -213,7 +213,7 @@ pub(crate) struct VitTower {
     projection: Option<Linear>,
     config: TowerConfig,
     device: Device,
-    /// Of the grid seen last: the tables are computed on the host, and a GPU waits for their copy.
+    /// The rotary tables of the grid seen last. They are computed on the host, and a GPU would wait for their copy in every pass.
     rotary: RefCell<Option<((i64, i64), Rotary)>>,
 }
 

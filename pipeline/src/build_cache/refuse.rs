@@ -18,7 +18,7 @@ pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
     if layout::cache_json(out).exists() {
         return Ok(());
     }
-    // A folder that is not there or cannot be read is a matter of whoever creates files in it.
+    // Whether the folder is missing or unreadable shows when the first file is created in it.
     let entries = fs::read_dir(out)
         .into_iter()
         .flatten()
@@ -27,7 +27,7 @@ pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
         // What a killed build left before it wrote its identity is hidden.
         ensure!(
             name.to_string_lossy().starts_with('.'),
-            "{} holds {name:?} and is no cache; give a new or empty folder as --out",
+            "{} holds {name:?} and is not a cache; give a new or empty folder as --out",
             out.display()
         );
     }
