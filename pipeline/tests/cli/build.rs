@@ -563,7 +563,7 @@ fn a_limit_is_the_first_images_of_the_source() {
 fn a_folder_of_something_else_is_not_written_to() {
     let world = World::new();
     let error = format!("{:#}", world.build("images", &[]).unwrap_err());
-    assert!(error.contains("is no cache"), "{error}");
+    assert!(error.contains("is not a cache"), "{error}");
 }
 
 /// The program alone reads the environment. The record names model and commit, never a path of this machine's cache.
