@@ -435,11 +435,11 @@ int te_copy(at::Tensor* dst, const at::Tensor* src, int non_blocking) {
 
 // ---- events -------------------------------------------------------------------------------------------------------------
 
-// Marks the work queued so far on a GPU's current stream.
+// Marks the work queued so far on a GPU's current stream. The event knows its time: the backend's default has one, PyTorch's has not.
 int te_event_record(int64_t device_index, c10::Event** out) {
   return guarded([&] {
     const auto stream = at::accelerator::getCurrentStream(static_cast<c10::DeviceIndex>(device_index));
-    auto event = std::make_unique<c10::Event>(stream.device_type());
+    auto event = std::make_unique<c10::Event>(stream.device_type(), c10::EventFlag::BACKEND_DEFAULT);
     event->record(stream);
     *out = event.release();
   });
@@ -448,6 +448,11 @@ int te_event_record(int64_t device_index, c10::Event** out) {
 // 1 in `done` if the marked work is finished.
 int te_event_query(const c10::Event* event, int* done) {
   return guarded([&] { *done = event->query(); });
+}
+
+// Milliseconds from `event` to `later` on the device's clock; both must be finished.
+int te_event_elapsed(const c10::Event* event, const c10::Event* later, double* milliseconds) {
+  return guarded([&] { *milliseconds = event->elapsedTime(*later); });
 }
 
 void te_event_free(c10::Event* event) { delete event; }

@@ -6,7 +6,7 @@
 use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tch::Device;
 
@@ -17,6 +17,8 @@ use crate::ffi;
 #[derive(Debug)]
 pub struct Event {
     event: Option<NonNull<ffi::CEvent>>,
+    /// When it was recorded, which is when the CPU's work is done.
+    recorded: Instant,
 }
 
 // SAFETY: a c10::Event belongs to no thread; CUDA events may be queried, waited for and freed from any.
@@ -29,7 +31,10 @@ impl Event {
     /// If the device is not there.
     pub fn record(device: Device) -> Result<Self> {
         let Device::Cuda(index) = device else {
-            return Ok(Self { event: None });
+            return Ok(Self {
+                event: None,
+                recorded: Instant::now(),
+            });
         };
         let mut event = std::ptr::null_mut();
         // SAFETY: the pointer is to a live local variable.
@@ -37,6 +42,7 @@ impl Event {
         ffi::check("recording an event", code)?;
         Ok(Self {
             event: NonNull::new(event),
+            recorded: Instant::now(),
         })
     }
 
@@ -67,6 +73,23 @@ impl Event {
         }
         Ok(())
     }
+
+    /// From the end of this event's work to the end of `later`'s, on the device's clock (0.5 µs on a GPU); zero if `later` was recorded
+    /// first.
+    ///
+    /// # Errors
+    /// If one of the two is not over yet, or they are of different devices.
+    pub fn time_until(&self, later: &Event) -> Result<Duration> {
+        let (Some(event), Some(later_event)) = (self.event, later.event) else {
+            return Ok(later.recorded.saturating_duration_since(self.recorded));
+        };
+        let mut milliseconds = 0.0;
+        // SAFETY: both events live until their owners are dropped; the other pointer is to a live local variable.
+        ffi::check("asking for the time between events", unsafe {
+            ffi::te_event_elapsed(event.as_ptr(), later_event.as_ptr(), &mut milliseconds)
+        })?;
+        Ok(Duration::try_from_secs_f64(milliseconds / 1e3).unwrap_or_default())
+    }
 }
 
 impl Drop for Event {
@@ -88,6 +111,17 @@ mod tests {
         let event = Event::record(Device::Cpu).unwrap();
         assert!(event.is_done().unwrap());
         event.synchronize().unwrap();
+    }
+
+    #[test]
+    fn the_time_between_two_events_is_the_devices() {
+        let first = Event::record(Device::Cpu).unwrap();
+        let second = Event {
+            event: None,
+            recorded: first.recorded + Duration::from_millis(5),
+        };
+        assert_eq!(first.time_until(&second).unwrap(), Duration::from_millis(5));
+        assert_eq!(second.time_until(&first).unwrap(), Duration::ZERO);
     }
 
     #[test]

@@ -112,6 +112,11 @@ unsafe extern "C" {
     pub(crate) fn te_copy(dst: *mut C_tensor, src: *const C_tensor, non_blocking: c_int) -> c_int;
     pub(crate) fn te_event_record(device_index: i64, out: *mut *mut CEvent) -> c_int;
     pub(crate) fn te_event_query(event: *const CEvent, done: *mut c_int) -> c_int;
+    pub(crate) fn te_event_elapsed(
+        event: *const CEvent,
+        later: *const CEvent,
+        milliseconds: *mut f64,
+    ) -> c_int;
     pub(crate) fn te_event_free(event: *mut CEvent);
     pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_num_threads() -> c_int;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::time::{Duration, Instant};
+
 use tch::{Device, Kind, Tensor};
 
 #[test]
@@ -35,6 +37,22 @@ fn what_only_a_gpu_shows() {
         pending
     });
     assert!(pending, "every event was done at once");
+
+    // The device's clock goes on while nothing is queued.
+    let idle = Duration::from_millis(5);
+    let end = torch_ext::Event::record(device).unwrap();
+    let until = Instant::now() + idle;
+    while Instant::now() < until {}
+    let begin = torch_ext::Event::record(device).unwrap();
+    begin.synchronize().unwrap();
+    assert!(end.time_until(&begin).unwrap() >= idle);
+    // What is queued without a pause leaves none.
+    let product = large.matmul(&large);
+    let end = torch_ext::Event::record(device).unwrap();
+    let begin = torch_ext::Event::record(device).unwrap();
+    begin.synchronize().unwrap();
+    assert!(end.time_until(&begin).unwrap() < idle);
+    drop(product);
 
     let state = torch_ext::rng_state(device).unwrap();
     let first = Tensor::randn([64], (Kind::Float, device));

@@ -30,6 +30,7 @@ use crate::classes::{Classes, Numbering, Set};
 use crate::cli::FinetuneArgs;
 use crate::data::loader::Loader;
 use crate::data::order::Order;
+use crate::idle::IdleMeter;
 use crate::metrics::StepLog;
 use crate::optim::layer_decay::LayerDecayed;
 use crate::progress::{InFlight, Progress, Watch};
@@ -267,6 +268,7 @@ pub fn finetune(
     // ------------------------------------------------------------------ the loop
     let normalise = Normalise::of(normalisation, device);
     let mixing = recipe.augment.mixing();
+    let mut idle = IdleMeter::new(device);
     let mut in_flight: Option<InFlight<data::LabelledBatch>> = None;
     for step in start..end {
         let lr = schedule.lr_at(order.fractional_epoch(step));
@@ -276,6 +278,7 @@ pub fn finetune(
         let mut batches = Vec::new();
         for _ in 0..recipe.optim.accum_iter {
             let batch = loader.next_batch()?;
+            idle.begin()?;
             let imgs = to_device(&batch.imgs, device)?;
             let imgs = match imgs.kind() {
                 Kind::Uint8 => normalise.forward(&imgs),
@@ -301,6 +304,9 @@ pub fn finetune(
             (&loss / recipe.optim.accum_iter as f64).backward();
             losses.push(loss.detach());
             batches.push(batch);
+            if batches.len() < recipe.optim.accum_iter {
+                idle.end()?;
+            }
         }
         let loss = Tensor::stack(&losses, 0).mean(Kind::Float);
         let values = step::finish(
@@ -310,6 +316,7 @@ pub fn finetune(
             recipe.optim.clip_grad,
             ema.as_mut().zip(recipe.optim.ema_decay),
         )?;
+        idle.end()?;
         let queued = InFlight {
             step,
             lr,
@@ -317,6 +324,7 @@ pub fn finetune(
             batches,
             queued: Instant::now(),
             waited: loader.take_waited(),
+            idle: idle.take(),
         };
 
         // This step is queued; now the previous one is read, which is done or nearly so.
@@ -338,6 +346,7 @@ pub fn finetune(
             loader.recycle(progress.settle(done)?);
         }
         if evaluates {
+            idle.begin()?;
             let trained = ema
                 .as_ref()
                 .map(|ema| exchange_values(&params, &ema.state()));
@@ -374,6 +383,7 @@ pub fn finetune(
             if let Some(trained) = trained {
                 exchange_values(&params, &trained);
             }
+            idle.end()?;
         }
         if saves {
             log.sync()?;

@@ -22,6 +22,7 @@ mod depth;
 pub mod eval;
 pub mod export;
 pub mod finetune;
+pub mod idle;
 mod init;
 pub mod interrupt;
 pub mod metrics;

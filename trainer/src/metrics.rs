@@ -66,8 +66,13 @@ pub struct Line {
     pub lr: f64,
     /// Images per second since the previous line.
     pub images_per_s: f64,
-    /// Share of that time spent waiting for data, 0 to 1.
+    /// Share of that time that the host spent waiting for data, 0 to 1. A wait within the time that the device still computes costs
+    /// nothing: see `device_idle_share`.
     pub wait_share: f64,
+    /// Share of that time, 0 to 1, in which the device had nothing to do between one piece of work and the next: for want of data, or
+    /// while a checkpoint was copied. Absent in lines of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_idle_share: Option<f64>,
     /// Largest memory so far: the device's, or the process's resident set on the CPU.
     pub peak_memory_bytes: u64,
     /// Model FLOP utilisation: the operations that the network's products take at that speed, as a share of what the device does in a
@@ -104,12 +109,15 @@ impl Line {
             text += &format!("  skipped {}", self.skipped);
         }
         text += &format!(
-            "  lr {:.2e}  {:.1} img/s  wait {:.0}%  {:.2} GB",
+            "  lr {:.2e}  {:.1} img/s  wait {:.0}%",
             self.lr,
             self.images_per_s,
             100.0 * self.wait_share,
-            self.peak_memory_bytes as f64 / 1e9,
         );
+        if let Some(idle) = self.device_idle_share {
+            text += &format!("  idle {:.0}%", 100.0 * idle);
+        }
+        text += &format!("  {:.2} GB", self.peak_memory_bytes as f64 / 1e9);
         if let Some(mfu) = self.mfu {
             text += &format!("  mfu {:.0}%", 100.0 * mfu);
         }
@@ -127,6 +135,10 @@ impl Line {
             ("peak_memory_bytes", self.peak_memory_bytes as f64),
             ("skipped", self.skipped as f64),
         ];
+        scalars.extend(
+            self.device_idle_share
+                .map(|idle| ("device_idle_share", idle)),
+        );
         scalars.extend(self.mfu.map(|mfu| ("mfu", mfu)));
         scalars.extend(self.means.iter().map(|(name, &mean)| (name.as_str(), mean)));
         scalars
@@ -200,6 +212,17 @@ pub fn read(run: &Path) -> anyhow::Result<Vec<Line>> {
     text.lines().enumerate().map(parse).collect()
 }
 
+/// Figures of the steps of one [`Line`], as it has them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lap {
+    /// See [`Line::images_per_s`].
+    pub images_per_s: f64,
+    /// See [`Line::wait_share`].
+    pub wait_share: f64,
+    /// See [`Line::device_idle_share`].
+    pub device_idle_share: f64,
+}
+
 /// Where the wall time goes. Steps are read back late, so each brings the moment at which it was queued.
 #[derive(Debug)]
 pub struct Clock {
@@ -207,6 +230,7 @@ pub struct Clock {
     line_started: Instant,
     now: Instant,
     waited: Duration,
+    idle: Duration,
     images: u64,
     steps_since_start: u64,
 }
@@ -220,30 +244,36 @@ impl Clock {
             line_started: now,
             now,
             waited: Duration::ZERO,
+            idle: Duration::ZERO,
             images: 0,
             steps_since_start: 0,
         }
     }
 
-    /// Counts a step of `images` images that was queued at `queued`, after waiting this long for its data.
-    pub fn step(&mut self, images: usize, queued: Instant, waited: Duration) {
+    /// Counts a step of `images` images that was queued at `queued`, after the host had waited for its data and the device had been
+    /// idle for so long.
+    pub fn step(&mut self, images: usize, queued: Instant, waited: Duration, idle: Duration) {
         self.now = queued;
         self.steps_since_start += 1;
         self.images += images as u64;
         self.waited += waited;
+        self.idle += idle;
     }
 
-    /// Images per second and share of waiting between the last call and the last step, and starts anew.
-    pub fn lap(&mut self) -> (f64, f64) {
+    /// What happened between the last call and the last step; starts anew.
+    pub fn lap(&mut self) -> Lap {
         let seconds = (self.now - self.line_started).as_secs_f64().max(1e-9);
-        let result = (
-            self.images as f64 / seconds,
-            (self.waited.as_secs_f64() / seconds).min(1.0),
-        );
+        let share = |of: Duration| (of.as_secs_f64() / seconds).min(1.0);
+        let lap = Lap {
+            images_per_s: self.images as f64 / seconds,
+            wait_share: share(self.waited),
+            device_idle_share: share(self.idle),
+        };
         self.line_started = self.now;
         self.images = 0;
         self.waited = Duration::ZERO;
-        result
+        self.idle = Duration::ZERO;
+        lap
     }
 
     /// How long `steps` more take at this process's mean speed so far.

@@ -33,6 +33,7 @@ use crate::data::join::{self, Samples};
 use crate::data::loader::{Loader, LoaderPlan, Noise};
 use crate::data::order::Order;
 use crate::data::pixel_cache::PixelCache;
+use crate::idle::IdleMeter;
 use crate::micro_batch::MicroBatches;
 use crate::progress::{InFlight, Progress, Watch};
 use crate::reconstruct::Sheet;
@@ -193,6 +194,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         recipe.drop_path_branches() / 2,
     ))
     .to_device(device);
+    let mut idle = IdleMeter::new(device);
     let mut in_flight: Option<InFlight> = None;
     for step in start..end {
         let lr = schedule.lr_at(order.fractional_epoch(step));
@@ -202,6 +204,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         let mut batches = Vec::new();
         while batches.len() < recipe.optim.accum_iter {
             batches.push(loader.next_batch()?);
+            idle.begin()?;
             // One pass over the batch, or several over parts of it once memory has run out.
             micro.accumulate(&mut optim, &batches, &mut losses, &|part, of_step| {
                 let imgs = normalise.forward(&teachers::to_device(&part.imgs, device)?);
@@ -222,9 +225,13 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
                     &student, &imgs, &masking, &features, pass, precision, of_step,
                 ))
             })?;
+            if batches.len() < recipe.optim.accum_iter {
+                idle.end()?;
+            }
         }
         let averaged = ema.as_mut().zip(recipe.ema_decay(step));
         let values = step::update(&mut optim, &losses, recipe.optim.clip_grad, averaged)?;
+        idle.end()?;
         let queued = InFlight {
             step,
             lr,
@@ -232,6 +239,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
             batches,
             queued: Instant::now(),
             waited: loader.take_waited(),
+            idle: idle.take(),
         };
 
         // This step is queued; now the previous one is read, which is done or nearly so.
@@ -250,8 +258,10 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
                 let batches = progress.settle(done)?;
                 let shown = recipe.run.pictures.min(recipe.optim.batch_size);
                 if let Some(batch) = batches.first().filter(|_| shown > 0) {
+                    idle.begin()?;
                     let batch = batch.part(0, shown);
                     let sheet = draw(&recipe, &student, &teachers, &batch, &normalise, device)?;
+                    idle.end()?;
                     sheet.publish(run.path(), step + 1, &mut progress)?;
                 }
                 loader.recycle(batches);

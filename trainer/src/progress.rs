@@ -11,7 +11,8 @@ use tracing::{info, warn};
 use crate::checkpoint::State;
 use crate::data::batch::{MimicBatch, Samples};
 use crate::data::order::Order;
-use crate::metrics::{Clock, Line, METRICS, NONFINITE, Skipped, StepLog, Window};
+use crate::idle::Gaps;
+use crate::metrics::{Clock, Lap, Line, METRICS, NONFINITE, Skipped, StepLog, Window};
 use crate::step::StepValues;
 use crate::tensorboard::EventLog;
 
@@ -28,8 +29,10 @@ pub struct InFlight<B = MimicBatch> {
     pub batches: Vec<B>,
     /// When it was queued.
     pub queued: Instant,
-    /// How long it had waited for its batches.
+    /// How long the host had waited for its batches.
     pub waited: Duration,
+    /// When the device had nothing to do before and within it.
+    pub idle: Gaps,
 }
 
 /// What is logged when, and when a run has failed.
@@ -102,7 +105,8 @@ impl Progress {
         self.step = done.step + 1;
         self.window.add(finite, &values);
         let images = done.batches.iter().map(|b| b.samples().len()).sum();
-        self.clock.step(images, done.queued, done.waited);
+        let idle = done.idle.total()?;
+        self.clock.step(images, done.queued, done.waited, idle);
         if finite {
             self.nonfinite_in_row = 0;
         } else {
@@ -154,13 +158,18 @@ impl Progress {
     /// Writes the line of the current window, which then starts anew.
     fn log(&mut self, lr: f64) -> anyhow::Result<()> {
         let window = std::mem::take(&mut self.window);
-        let (images_per_s, wait_share) = self.clock.lap();
+        let Lap {
+            images_per_s,
+            wait_share,
+            device_idle_share,
+        } = self.clock.lap();
         let line = Line {
             step: self.step,
             epoch: self.order.fractional_epoch(self.step),
             lr,
             images_per_s,
             wait_share,
+            device_idle_share: Some(device_idle_share),
             peak_memory_bytes: torch_ext::memory(self.device)?.peak,
             mfu: self.full_speed.map(|full_speed| images_per_s / full_speed),
             skipped: window.skipped,

@@ -26,7 +26,7 @@ use run::RunData;
 const STYLE: &str = include_str!("report/style.css");
 
 /// Series in this order, then those of other names; within a group in the order of their names.
-const ORDER: [&str; 10] = [
+const ORDER: [&str; 11] = [
     "loss",
     "rec",
     "mimic.",
@@ -36,6 +36,7 @@ const ORDER: [&str; 10] = [
     "images_per_s",
     "mfu",
     "wait_share",
+    "device_idle_share",
     "peak_memory_bytes",
 ];
 
@@ -184,6 +185,7 @@ fn curves(runs: &[RunData]) -> String {
             let (title, scale) = match name {
                 "images_per_s" => ("images per second".to_owned(), 1.0),
                 "wait_share" => ("share of time waiting for data, %".to_owned(), 100.0),
+                "device_idle_share" => ("share of time the device is idle, %".to_owned(), 100.0),
                 "mfu" => ("model FLOP utilisation, %".to_owned(), 100.0),
                 "peak_memory_bytes" => ("peak memory, GB".to_owned(), 1e-9),
                 "lr" => ("learning rate".to_owned(), 1.0),

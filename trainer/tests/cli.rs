@@ -85,7 +85,13 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let line = |line| {
         let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
-        for timed in ["images_per_s", "wait_share", "mfu", "peak_memory_bytes"] {
+        for timed in [
+            "images_per_s",
+            "wait_share",
+            "device_idle_share",
+            "mfu",
+            "peak_memory_bytes",
+        ] {
             value
                 .as_object_mut()
                 .unwrap()

@@ -9,6 +9,7 @@ fn line(step: u64) -> Line {
         lr: 1e-3,
         images_per_s: 10.5,
         wait_share: 0.25,
+        device_idle_share: Some(0.125),
         peak_memory_bytes: 123,
         mfu: None,
         skipped: 0,
@@ -82,16 +83,21 @@ fn times_read_well() {
     assert_eq!(text(90_000), "1d01h");
 }
 
-/// Two steps of 64 images, a second apart, of which the second waited a quarter of its second.
+/// Three steps of 64 images, a second apart; before the last two the host waited a quarter of a second, of which the device was idle for half.
 #[test]
 fn speed_is_measured_between_queued_steps() {
     let mut clock = Clock::start();
     let start = clock.started;
     let second = Duration::from_secs(1);
-    clock.step(64, start + second, Duration::ZERO);
-    assert_eq!(clock.lap(), (64.0, 0.0));
-    clock.step(64, start + 2 * second, second / 4);
-    clock.step(64, start + 3 * second, second / 4);
-    assert_eq!(clock.lap(), (64.0, 0.25));
+    let lap = |wait_share, device_idle_share| Lap {
+        images_per_s: 64.0,
+        wait_share,
+        device_idle_share,
+    };
+    clock.step(64, start + second, Duration::ZERO, Duration::ZERO);
+    assert_eq!(clock.lap(), lap(0.0, 0.0));
+    clock.step(64, start + 2 * second, second / 4, second / 8);
+    clock.step(64, start + 3 * second, second / 4, second / 8);
+    assert_eq!(clock.lap(), lap(0.25, 0.125));
     assert_eq!(clock.eta(10), 10 * second);
 }
