@@ -8,8 +8,9 @@
 //! RUN/LAST                                              name of the newest, written after it
 //! ```
 //!
-//! The newest few are kept, and those of `run.keep_every`. A folder is written under a temporary name and renamed when its bytes are on disk; `LAST` follows. Older checkpoints are
-//! removed only after that, so a kill at any moment leaves at least one that is whole. All randomness is keyed by the recipe's
+//! The newest few are kept, and those of `run.keep_every`. A folder is written under a temporary name and renamed when its bytes are on
+//! disk; `LAST` follows. Older checkpoints are removed only after that, so a kill at any moment leaves at least one that is whole.
+//! Training goes on meanwhile: see [`Writer`]. All randomness is keyed by the recipe's
 //! seed and by position, so `step` is also the state of every random draw and of the data order.
 
 use std::collections::BTreeMap;
@@ -28,6 +29,9 @@ use crate::metrics::Window;
 
 #[cfg(test)]
 mod tests;
+mod writer;
+
+pub use writer::Writer;
 
 /// The pointer's name in a run folder.
 pub const LAST: &str = "LAST";

@@ -25,7 +25,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamWConfig, Ema, resolve_device};
 use tracing::{info, warn};
 
-use crate::checkpoint::{self, Checkpoint, Keep};
+use crate::checkpoint::{self, Checkpoint, Keep, Writer};
 use crate::classes::{Classes, Numbering, Set};
 use crate::cli::FinetuneArgs;
 use crate::data::loader::Loader;
@@ -268,6 +268,11 @@ pub fn finetune(
     // ------------------------------------------------------------------ the loop
     let normalise = Normalise::of(normalisation, device);
     let mixing = recipe.augment.mixing();
+    let keep = Keep {
+        newest: recipe.run.keep_checkpoints,
+        every: None,
+    };
+    let mut writer = Writer::new(run.path(), keep);
     let mut idle = IdleMeter::new(device);
     let mut in_flight: Option<InFlight<data::LabelledBatch>> = None;
     for step in start..end {
@@ -331,6 +336,7 @@ pub fn finetune(
         if let Some(done) = in_flight.replace(queued) {
             loader.recycle(progress.settle(done)?);
         }
+        writer.check()?;
 
         let done_steps = step + 1;
         let epochs_done = done_steps / order.steps_per_epoch();
@@ -399,18 +405,15 @@ pub fn finetune(
                 }),
                 recipe: recipe.to_toml(),
             };
-            let keep = Keep {
-                newest: recipe.run.keep_checkpoints,
-                every: None,
-            };
-            let folder = checkpoint::save(run.path(), &checkpoint, keep)?;
-            info!("checkpoint {}", folder.display());
+            writer.save(checkpoint)?;
         }
         if interrupted && done_steps < end {
+            writer.finish()?;
             warn!("interrupted after step {done_steps}; the same command goes on from there");
             return Ok(ExitStatus::Interrupted);
         }
     }
+    writer.finish()?;
     if end < total_steps {
         info!(
             "stopped after step {end} of {total_steps} (--stop-after); the same command continues"

@@ -23,7 +23,7 @@ use tch::{Device, Tensor};
 use torch_ext::{Ema, resolve_device};
 use tracing::{info, warn};
 
-use crate::checkpoint::{self, Checkpoint, Keep};
+use crate::checkpoint::{self, Checkpoint, Keep, Writer};
 use crate::cli::PretrainArgs;
 use crate::config::{self, Recipe};
 use crate::data::Problem;
@@ -194,6 +194,11 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         recipe.drop_path_branches() / 2,
     ))
     .to_device(device);
+    let keep = Keep {
+        newest: recipe.run.keep_checkpoints,
+        every: recipe.run.keep_every,
+    };
+    let mut writer = Writer::new(run.path(), keep);
     let mut idle = IdleMeter::new(device);
     let mut in_flight: Option<InFlight> = None;
     for step in start..end {
@@ -246,6 +251,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         if let Some(done) = in_flight.replace(queued) {
             loader.recycle(progress.settle(done)?);
         }
+        writer.check()?;
 
         let interrupted = interrupt::requested();
         let every = [Some(recipe.run.checkpoint_every), recipe.run.keep_every];
@@ -277,14 +283,10 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
                 }),
                 recipe: recipe.to_toml(),
             };
-            let keep = Keep {
-                newest: recipe.run.keep_checkpoints,
-                every: recipe.run.keep_every,
-            };
-            let folder = checkpoint::save(run.path(), &checkpoint, keep)?;
-            info!("checkpoint {}", folder.display());
+            writer.save(checkpoint)?;
         }
         if interrupted && step + 1 < end {
+            writer.finish()?;
             warn!(
                 "interrupted after step {}; the same command goes on from there",
                 step + 1
@@ -292,6 +294,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
             return Ok(ExitStatus::Interrupted);
         }
     }
+    writer.finish()?;
     if end == total_steps {
         info!("finished: {total_steps} steps");
     } else {

@@ -138,6 +138,58 @@ fn what_is_not_there_is_not_written() {
     assert!(found.ema.is_none() && found.state.parts == 1);
 }
 
+/// Training changes the tensors while they are being written; the next one waits for the one before.
+#[test]
+fn a_checkpoint_has_the_values_of_the_moment_it_was_taken() {
+    let run = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(run.path(), newest_only(2));
+    for step in [10, 20] {
+        let taken = checkpoint(step);
+        let tensors = [&taken.model, &taken.optimizer, taken.ema.as_ref().unwrap()];
+        let handles: Vec<Tensor> = (tensors.iter().copied().flatten())
+            .map(|(_, tensor)| tensor.shallow_clone())
+            .collect();
+        writer.save(taken).unwrap();
+        for mut handle in handles {
+            let _ = handle.fill_(-1.0);
+        }
+    }
+    writer.finish().unwrap();
+    assert_eq!(steps(run.path()).unwrap(), [10, 20]);
+    assert_eq!(load_quietly(run.path()), (20, vec![]));
+    for step in [10, 20] {
+        let (found, expected) = (
+            load(&run.path().join(FOLDER).join(folder_name(step))).unwrap(),
+            checkpoint(step),
+        );
+        assert_eq!(
+            (found.model, found.optimizer, found.ema),
+            (expected.model, expected.optimizer, expected.ema)
+        );
+    }
+}
+
+/// The run learns of it without asking for another one, and what was there stays.
+#[test]
+fn a_checkpoint_that_cannot_be_written_ends_the_run() {
+    let run = run_with(&[10], 2);
+    let in_the_way = run.path().join(FOLDER).join(folder_name(20));
+    fs::write(&in_the_way, "a file").unwrap();
+    let mut writer = Writer::new(run.path(), newest_only(2));
+    writer.check().unwrap();
+    writer.save(checkpoint(20)).unwrap();
+    let error = loop {
+        if let Err(error) = writer.check() {
+            break format!("{error:#}");
+        }
+        std::thread::yield_now();
+    };
+    assert!(error.contains("step-00000020"), "{error}");
+    writer.finish().unwrap();
+    fs::remove_file(in_the_way).unwrap();
+    assert_eq!(load_quietly(run.path()), (10, vec![]));
+}
+
 /// Any flipped byte of any file of the newest checkpoint is noticed, and the one before is used.
 #[test]
 fn a_damaged_checkpoint_is_passed_over_aloud() {
