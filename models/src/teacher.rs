@@ -255,7 +255,7 @@ impl Teacher {
 
     /// The tower to pass through in `precision`: the same numbers either way, see [`Bf16Weights`].
     fn tower(&self, precision: Precision) -> &VitTower {
-        if precision == Precision::F32 {
+        if precision != Precision::Bf16 {
             return &self.tower;
         }
         self.bf16_tower.get_or_init(|| {

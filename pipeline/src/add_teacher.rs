@@ -25,6 +25,7 @@ pub fn add_teacher(
     let config = BuildConfig::for_cache(args, &identity)?;
     // Before anything else touches libtorch: it looks for its CUDA half only once.
     let device = torch_ext::resolve_device(&config.device)?;
+    config.precision.prepare(device)?;
 
     for part in 0..identity.plan.parts() {
         ensure!(

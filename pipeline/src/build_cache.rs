@@ -99,6 +99,7 @@ pub fn build_cache(
     let config = BuildConfig::resolve(args)?;
     // Before anything else touches libtorch: it looks for its CUDA half only once.
     let device = torch_ext::resolve_device(&config.device)?;
+    config.precision.prepare(device)?;
     let source = open_source(&config)?;
     let existing = Existing::look(&config.out)?;
     let identity = identity::cache_identity(&config, &source, &existing);

@@ -219,6 +219,7 @@ fn teacher() -> schemas::Result<TeacherIdentity> {
         precision: "f32".to_string(),
         batch_size: 1,
         device: "cpu".to_string(),
+        device_name: None,
         runtime: "none".to_string(),
     })
 }

@@ -223,17 +223,18 @@ impl CacheIdentity {
 }
 
 impl TeacherIdentity {
-    /// SHA-256 of the identity, but for `source` and `assumed`, in canonical JSON.
+    /// SHA-256 of the identity, but for `source`, `assumed` and `device_name`, in canonical JSON.
     pub fn fingerprint(&self) -> String {
         json::sha256_hex(json::canonical(&self.compared()).as_bytes())
     }
 
-    /// The fields that decide bytes: all but `source` and `assumed`.
+    /// The fields that decide bytes: all but `source`, `assumed` and `device_name`.
     pub(crate) fn compared(&self) -> Value {
         let mut value = json::to_value(self);
         if let Some(fields) = value.as_object_mut() {
             fields.remove("source");
             fields.remove("assumed");
+            fields.remove("device_name");
         }
         value
     }
@@ -269,7 +270,7 @@ impl TeacherIdentity {
         rules.check(
             "precision",
             &self.precision,
-            matches!(&*self.precision, "f32" | "bf16"),
+            matches!(&*self.precision, "f32" | "bf16" | "tf32"),
             "f32 or bf16",
         )?;
         rules.check(

@@ -93,12 +93,17 @@ pub struct TeacherIdentity {
     pub width: u32,
     /// How `tokens` and `cls` are stored.
     pub codec: Codec,
-    /// Arithmetic of the forward pass: `f32` or `bf16`.
+    /// Arithmetic of the forward pass: `f32`, `bf16` or `tf32`.
     pub precision: String,
     /// Views per forward pass; the last bits of a result depend on it.
     pub batch_size: u32,
     /// Kind of device: `cpu` or `cuda`.
     pub device: String,
+    /// The GPU of the build that began with this teacher, as its driver names it. For people and never compared: parts may come from
+    /// several. Absent for a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = null))]
+    pub device_name: Option<String>,
     /// Library and version that computed the features.
     pub runtime: String,
 }

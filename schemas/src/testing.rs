@@ -66,6 +66,7 @@ pub(crate) fn teacher(id: &str, codec: Codec) -> TeacherIdentity {
         precision: "f32".to_string(),
         batch_size: 4,
         device: "cpu".to_string(),
+        device_name: None,
         runtime: "libtorch 2.11.0".to_string(),
     }
 }

@@ -363,12 +363,12 @@ int te_load_cuda(char* path, int64_t path_len) {
   });
 }
 
-// What libtorch leaves to its defaults and the environment: f32 products and convolutions are f32 and never TF32, which cuDNN's
+// What libtorch leaves to its defaults and the environment: whether f32 products and convolutions on a GPU are f32 or TF32, which cuDNN's
 // convolutions are by default, and every product where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set, as NVIDIA's containers do.
-int te_set_full_f32() {
+int te_allow_tf32(int on) {
   return guarded([&] {
-    at::globalContext().setAllowTF32CuDNN(false);
-    at::globalContext().setAllowTF32CuBLAS(false);
+    at::globalContext().setAllowTF32CuDNN(on != 0);
+    at::globalContext().setAllowTF32CuBLAS(on != 0);
   });
 }
 
@@ -382,6 +382,21 @@ int te_set_deterministic(int on) {
     // Filling uninitialized memory is for programs that read it.
     at::globalContext().setDeterministicFillUninitializedMemory(false);
   });
+}
+
+// The name of a GPU, cut at `len`; empty if the driver does not say. The driver's library is in the process since the CUDA library is.
+void te_device_name(int64_t device_index, char* name, int64_t len) {
+  name[0] = '\0';
+  void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+  if (driver == nullptr) return;
+  // As <cuda.h> declares them; both count the GPUs that CUDA_VISIBLE_DEVICES shows.
+  const auto get = reinterpret_cast<int (*)(int*, int)>(dlsym(driver, "cuDeviceGet"));
+  const auto get_name = reinterpret_cast<int (*)(char*, int, int)>(dlsym(driver, "cuDeviceGetName"));
+  int device = 0;
+  const bool named = get != nullptr && get_name != nullptr && get(&device, static_cast<int>(device_index)) == 0 &&
+                     get_name(name, static_cast<int>(len), device) == 0;
+  if (!named) name[0] = '\0';
+  dlclose(driver);
 }
 
 // ---- memory -------------------------------------------------------------------------------------------------------------

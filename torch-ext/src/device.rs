@@ -41,8 +41,8 @@ pub fn load_cuda() -> Result<()> {
 }
 
 /// The device that `auto`, `cpu`, `cuda` (the first GPU) or `cuda:INDEX` names; `auto` is the first GPU if one can be used,
-/// else the CPU, with a warning that says why where the machine has a GPU. Opens the CUDA library except for `cpu`, so call it first thing, in the thread that will compute: on the CPU its memory is
-/// kept from here on ([`keep_freed_memory`]).
+/// else the CPU, with a warning that says why where the machine has a GPU. Opens the CUDA library except for `cpu`, so call it first thing, in
+/// the thread that will compute: on the CPU its memory is kept from here on ([`keep_freed_memory`]).
 ///
 /// # Errors
 /// [`Error::UnknownDevice`] for other words; [`Error::NoCudaLibrary`] and [`Error::NoSuchGpu`] when a GPU is named and cannot
@@ -98,10 +98,45 @@ pub fn set_deterministic(on: bool) -> Result<()> {
     })
 }
 
-/// A GPU that is there, with f32 meaning f32: no TF32, whatever libtorch's defaults and the environment say.
+/// Whether products and convolutions of f32 tensors on GPUs may be TF32, for the whole process. [`resolve_device`] switches it off.
+///
+/// # Errors
+/// If libtorch reports one.
+pub fn allow_tf32(on: bool) -> Result<()> {
+    // SAFETY: takes a value only.
+    ffi::check("choosing TF32", unsafe { ffi::te_allow_tf32(on.into()) })
+}
+
+/// The name of a GPU as its driver has it, such as `NVIDIA H200`; `None` for the CPU, or if the driver does not say.
+pub fn device_name(device: Device) -> Option<String> {
+    let Device::Cuda(index) = device else {
+        return None;
+    };
+    let mut name = [0u8; 256];
+    // SAFETY: `name` is writable for its whole length, and the function writes a zero-terminated string into it.
+    unsafe {
+        ffi::te_device_name(
+            index as i64,
+            name.as_mut_ptr().cast::<c_char>(),
+            name.len() as i64,
+        );
+    }
+    let name = CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy();
+    (!name.is_empty()).then(|| name.into_owned())
+}
+
+/// A device for people: `the CPU`, `NVIDIA H200 (cuda:0)`.
+pub fn describe(device: Device) -> String {
+    match (device, device_name(device)) {
+        (Device::Cuda(index), Some(name)) => format!("{name} (cuda:{index})"),
+        (Device::Cuda(index), None) => format!("cuda:{index}"),
+        _ => "the CPU".to_owned(),
+    }
+}
+
+/// A GPU that is there, with f32 meaning f32, whatever libtorch's defaults and the environment say.
 fn gpu(index: usize) -> Result<Device> {
-    // SAFETY: no arguments.
-    ffi::check("switching TF32 off", unsafe { ffi::te_set_full_f32() })?;
+    allow_tf32(false)?;
     Ok(Device::Cuda(index))
 }
 

@@ -42,7 +42,7 @@ pub mod threads;
 pub use adamw::{AdamWConfig, FusedAdamW};
 pub use autocast::Autocast;
 pub use checkpoint::checkpoint;
-pub use device::{load_cuda, resolve_device, set_deterministic};
+pub use device::{allow_tf32, describe, device_name, load_cuda, resolve_device, set_deterministic};
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use event::Event;
@@ -52,7 +52,9 @@ pub use memory::{
     Memory, copy_non_blocking, empty_cache, keep_freed_memory, memory, peak_rss, pinned_empty,
     reset_peak_memory, tensor_bytes_mut,
 };
-pub use out_of_memory::{OutOfMemory, attempt, keep_quiet_about_memory, out_of_memory};
+pub use out_of_memory::{
+    OutOfMemory, attempt, keep_quiet_about_memory, out_of_memory,
+};
 pub use random::{rng_state, set_rng_state};
 pub use threads::{num_threads, set_num_threads};
 

@@ -45,7 +45,7 @@ pub(crate) fn product_side(device: Device) -> i64 {
 /// All figures of a run.
 #[derive(Debug, Serialize)]
 pub struct BenchResult {
-    /// Where the steps ran.
+    /// Where the steps ran: the GPU's name, or the CPU.
     pub device: String,
     /// libtorch's threads.
     pub torch_threads: usize,
@@ -77,7 +77,8 @@ pub struct StepFigures {
     pub images_per_s: f64,
     /// Slowest and fastest step.
     pub spread: [f64; 2],
-    /// A plain product of square matrices in the same precision, their side 4096, or 8192 on a GPU: GFLOP/s, the best of three.
+    /// A plain product of square matrices in the same precision, their side 4096, or 8192 on a GPU: GFLOP/s, the best of three. Or what
+    /// `run.peak_tflops` says of the recipe's precision.
     pub product_gflop_per_s: f64,
     /// Images per second if the whole step ran at the product's speed.
     pub floor_images_per_s: f64,
@@ -138,12 +139,18 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     for (part, precision) in [
         (BenchPart::Bf16, Precision::Bf16),
         (BenchPart::F32, Precision::F32),
+        (BenchPart::Tf32, Precision::Tf32),
     ] {
-        if !wanted(part) {
+        if !wanted(part) || (part == BenchPart::Tf32 && args.only.is_empty() && !device.is_cuda()) {
             continue;
         }
+        precision.prepare(device)?;
         info!("steps in {precision}");
-        let product_gflop_per_s = product_speed(precision, product_side(device), device);
+        let product_gflop_per_s = match recipe.run.peak_tflops {
+            // In the recipe's precision, which may be another.
+            Some(tflops) if precision == recipe.run.precision => tflops * 1e3,
+            _ => product_speed(precision, product_side(device), device),
+        };
         torch_ext::reset_peak_memory(device)?;
         let mut speeds = step_speeds(&recipe, &widths, precision, args.steps, device)?;
         speeds.sort_by(f64::total_cmp);
@@ -157,7 +164,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         steps.insert(precision.name().to_owned(), figures);
     }
     let result = BenchResult {
-        device: format!("{device:?}"),
+        device: torch_ext::describe(device),
         torch_threads: torch_ext::num_threads(),
         loader_threads: threads,
         batch_size: recipe.optim.batch_size,
@@ -328,7 +335,7 @@ pub(crate) fn peak_flops(precision: Precision, given: Option<f64>, device: Devic
 /// GFLOP/s of a plain matrix product, the best of three.
 pub(crate) fn product_speed(precision: Precision, side: i64, device: Device) -> f64 {
     let kind = match precision {
-        Precision::F32 => Kind::Float,
+        Precision::F32 | Precision::Tf32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
     };
     let operand = || Tensor::randn([side, side], (Kind::Float, device)).to_kind(kind);

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -235,8 +236,8 @@ pub struct KnnArgs {
     /// Images per forward pass.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
-    /// What the network computes in: f32 or bf16.
-    #[arg(long, default_value = "f32")]
+    /// What the network computes in; tf32 on a GPU only.
+    #[arg(long, default_value = "f32", value_parser = precision())]
     pub precision: Precision,
     /// Print the results as JSON: a list, one for each model.
     #[arg(long)]
@@ -308,7 +309,7 @@ pub struct PlanArgs {
     /// Images of the data set, instead of the cache's.
     #[arg(long, value_name = "N")]
     pub num_images: Option<u64>,
-    /// The device's matrix products in TFLOP/s, in the recipe's precision [default: measured, on --device].
+    /// The device's matrix products in TFLOP/s, in the recipe's precision [default: the recipe's run.peak_tflops, else measured, on --device].
     #[arg(long, value_name = "T")]
     pub peak_tflops: Option<f64>,
     /// Share of the peak that is reached, from 0 to 1.
@@ -416,8 +417,8 @@ pub struct LinprobeArgs {
     /// Images per forward pass of the network.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
-    /// What the network computes in: f32 or bf16. The classifier is f32.
-    #[arg(long, default_value = "f32")]
+    /// What the network computes in; tf32 on a GPU only. The classifier is f32.
+    #[arg(long, default_value = "f32", value_parser = precision())]
     pub precision: Precision,
     /// Print the results as JSON: a list, one for each model.
     #[arg(long)]
@@ -425,6 +426,11 @@ pub struct LinprobeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+}
+
+/// One of the names of a precision.
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>())
 }
 
 /// What `trainer bench` measures.
@@ -436,6 +442,8 @@ pub enum BenchPart {
     Bf16,
     /// The training step in f32.
     F32,
+    /// The training step in TF32, which only a GPU has.
+    Tf32,
 }
 
 /// `trainer bench`.

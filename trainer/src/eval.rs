@@ -62,6 +62,7 @@ pub struct KnnResult {
 /// `trainer knn`: features of both sets, then the vote.
 pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
     let device = torch_ext::resolve_device(&args.device.device)?;
+    args.precision.prepare(device)?;
     let models = args
         .models
         .iter()

@@ -69,6 +69,7 @@ pub fn finetune(
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
     let mut recipe = FinetuneRecipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    recipe.run.precision.prepare(device)?;
     let start_from_weights = Start::load(&args.init, hub)?;
     let encoder = match recipe.model.img_size {
         Some(img_size) => (start_from_weights.encoder)
@@ -159,10 +160,11 @@ pub fn finetune(
         },
     );
     info!(
-        "{}, {:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} of {} classes in {} of {} x {} an epoch, \
+        "{}, {:.1} M parameters on {} ({} libtorch threads) in {}, {} of {} classes in {} of {} x {} an epoch, \
          {} in all, peak lr {:.3e}",
         start_from_weights.description,
         params.num_trainable() as f64 / 1e6,
+        torch_ext::describe(device),
         torch_ext::num_threads(),
         recipe.run.precision,
         count(train_images as u64, "image"),

@@ -113,12 +113,13 @@ pub fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::
             anyhow::bail!("give --cache, or the size of the data set with --num-images")
         }
     };
-    let peak_tflops = peak_tflops(args, recipe.run.precision)?;
+    let given = args.peak_tflops.or(recipe.run.peak_tflops);
+    let peak_tflops = peak_tflops(args, given, recipe.run.precision)?;
     let plan = Plan::of(&recipe, cache.as_ref(), images, peak_tflops, args.mfu)?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
     } else {
-        plan.write_text(&recipe, args.peak_tflops.is_none(), out)?;
+        plan.write_text(&recipe, given.is_none(), out)?;
         if let Some(aside) = aside {
             writeln!(out, "cache         {aside}")?;
         }
@@ -162,13 +163,13 @@ impl Usable {
 }
 
 /// TFLOP/s of the device's products, as given or measured now; with a look at the share of it.
-fn peak_tflops(args: &PlanArgs, precision: Precision) -> anyhow::Result<f64> {
+fn peak_tflops(args: &PlanArgs, given: Option<f64>, precision: Precision) -> anyhow::Result<f64> {
     ensure!(
         args.mfu > 0.0 && args.mfu <= 1.0,
         "--mfu {}: is a share of the peak, above 0 and at most 1",
         args.mfu
     );
-    match args.peak_tflops {
+    match given {
         Some(peak) => {
             ensure!(
                 peak > 0.0 && peak.is_finite(),
@@ -178,6 +179,9 @@ fn peak_tflops(args: &PlanArgs, precision: Precision) -> anyhow::Result<f64> {
         }
         None => {
             let device = torch_ext::resolve_device(&args.device)?;
+            precision.prepare(device).context(
+                "the speed of a plain product is measured, unless --peak-tflops gives it",
+            )?;
             Ok(product_speed(precision, product_side(device), device) / 1e3)
         }
     }

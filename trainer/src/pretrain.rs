@@ -51,6 +51,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
     let run = RunFolder::open(&args.out, &recipe)?;
     info!("recipe\n{}", recipe.to_toml().trim());
@@ -117,9 +118,10 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     let mut ema = (recipe.optim.ema_decay).map(|_| Ema::new(params.trainable()));
     info!(
-        "{:.1} M parameters on {device:?} ({} libtorch threads) in {}, {} in {} of {} x {} an epoch, {} in all, \
+        "{:.1} M parameters on {} ({} libtorch threads) in {}, {} in {} of {} x {} an epoch, {} in all, \
          peak lr {:.3e}",
         params.num_trainable() as f64 / 1e6,
+        torch_ext::describe(device),
         torch_ext::num_threads(),
         recipe.run.precision,
         count(samples.len() as u64, "image"),

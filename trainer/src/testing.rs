@@ -343,6 +343,7 @@ impl World {
             precision: "f32".to_owned(),
             batch_size: 1,
             device: "cpu".to_owned(),
+            device_name: None,
             runtime: torch_ext::RUNTIME.to_owned(),
         }
     }

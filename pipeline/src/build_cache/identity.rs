@@ -136,6 +136,7 @@ pub(crate) fn teacher_identity(
         precision: config.precision.name().to_owned(),
         batch_size,
         device: if device == Device::Cpu { "cpu" } else { "cuda" }.to_owned(),
+        device_name: torch_ext::device_name(device),
         runtime: torch_ext::RUNTIME.to_owned(),
     })
 }

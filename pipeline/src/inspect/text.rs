@@ -82,7 +82,10 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
         writeln!(
             out,
             "  computed  {}, batches of {}, {}, {}",
-            teacher.precision, teacher.batch_size, teacher.device, teacher.runtime
+            teacher.precision,
+            teacher.batch_size,
+            teacher.device_name.as_ref().unwrap_or(&teacher.device),
+            teacher.runtime
         )?;
         if let Some(c) = channels {
             let range = |low: (f64, usize), high: (f64, usize)| {

@@ -55,7 +55,8 @@ pub struct Run {
     /// Weights, order and masks are functions of it.
     pub seed: u64,
     /// What matrix products and attention compute in, forward and backward. Parameters, moments, norms, softmax, the residual
-    /// stream and losses are f32 either way; bf16 has f32's range and needs no loss scaling.
+    /// stream and losses are f32 either way; bf16 has f32's range and needs no loss scaling. `f32`, `bf16`, or on a GPU `tf32`; then an
+    /// online teacher computes in TF32 as well.
     #[serde(with = "precision_name")]
     pub precision: Precision,
     /// Steps between two log lines.

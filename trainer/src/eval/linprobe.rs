@@ -112,6 +112,7 @@ pub struct Head {
 pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
     let training = training(args)?;
     let device = torch_ext::resolve_device(&args.device.device)?;
+    args.precision.prepare(device)?;
     let models = args
         .models
         .iter()

@@ -45,7 +45,8 @@ pub(super) fn plan(
             .with_context(|| format!("model.img_size = {img_size}"))?,
         None => encoder,
     };
-    let peak_tflops = peak_tflops(args, recipe.run.precision)?;
+    let given = args.peak_tflops.or(recipe.run.peak_tflops);
+    let peak_tflops = peak_tflops(args, given, recipe.run.precision)?;
     let classes = args.num_classes.unwrap_or(NUM_CLASSES);
     let plan = Plan::of_finetuning(recipe, &encoder, classes, images, peak_tflops, args.mfu)?;
     if args.json {
@@ -69,7 +70,7 @@ pub(super) fn plan(
     plan.write_run(
         recipe.schedule.epochs,
         [o.accum_iter, o.batch_size],
-        args.peak_tflops.is_none(),
+        given.is_none(),
         out,
     )
 }

@@ -32,10 +32,7 @@ impl Stack {
     /// Per token and channel, in f32 both norms' inputs, and in the precision of products the two norms' outputs, q, k, v, the
     /// attention's output, and twice the MLP's hidden layer.
     fn block_bytes(&self, precision: Precision) -> f64 {
-        let size = match precision {
-            Precision::F32 => 4.0,
-            Precision::Bf16 => 2.0,
-        };
+        let size = precision.bytes() as f64;
         (self.tokens * self.dim) as f64 * (8.0 + size * (6.0 + 2.0 * self.mlp_ratio))
     }
 
