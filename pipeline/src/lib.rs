@@ -19,10 +19,12 @@ pub mod stats;
 mod table;
 pub mod verify;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use cli::{Cli, Command};
 use models::hub::{self, HubSettings};
+use torch_ext::catch_out_of_memory;
 
 /// What a command found out, as its exit status. Errors are [`ExitStatus::COULD_NOT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,11 +57,8 @@ impl From<ExitStatus> for ExitCode {
     }
 }
 
-/// Does what the command line says. Results go to stdout, progress and messages to stderr through `tracing`. Teachers that are
-/// given by id are looked for as `hub` says.
-pub fn run(cli: Cli, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
-    let out = &mut std::io::stdout().lock();
-    let result = match &cli.command {
+fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    match &cli.command {
         Command::BuildCache(args) => build_cache::build_cache(args, hub, cli.log_format, out),
         Command::AddTeacher(args) => add_teacher::add_teacher(args, hub, cli.log_format, out),
         Command::Verify(args) => verify::verify(args, out),
@@ -70,8 +69,21 @@ pub fn run(cli: Cli, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
             Cli::completions(*shell, out)?;
             Ok(ExitStatus::Fine)
         }
-    };
-    result.or_else(|error| {
+    }
+}
+
+/// Does what the command line says. Results go to stdout, progress and messages to stderr through `tracing`. Teachers that are
+/// given by id are looked for as `hub` says.
+pub fn run(cli: Cli, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
+    let out = &mut std::io::stdout().lock();
+    let done = catch_out_of_memory(|| run_command(&cli, hub, out));
+    let done = done.unwrap_or_else(|lack| {
+        // A build takes its batches in smaller parts; what ends here is not a batch.
+        Err(anyhow::Error::from(lack).context(
+            "take a device with more memory, one teacher at a time (add-teacher), or --device cpu",
+        ))
+    });
+    done.or_else(|error| {
         match error.downcast_ref() {
             // Asked for, and so no failure.
             Some(stopped @ hub::Error::Interrupted { .. }) => tracing::warn!("{stopped}"),

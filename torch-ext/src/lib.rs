@@ -53,7 +53,7 @@ pub use memory::{
     reset_peak_memory, tensor_bytes_mut,
 };
 pub use out_of_memory::{
-    OutOfMemory, attempt, keep_quiet_about_memory, out_of_memory,
+    OutOfMemory, attempt, catch_out_of_memory, keep_quiet_about_memory, out_of_memory,
 };
 pub use random::{rng_state, set_rng_state};
 pub use threads::{num_threads, set_num_threads};

@@ -8,7 +8,8 @@ use std::panic::{
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Why something could not be computed: the first line of what libtorch said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("memory does not suffice: {0}")]
 pub struct OutOfMemory(pub String);
 
 /// Calls `f` and tells its failures for lack of memory from all others. tch reports most of these as panics. Other errors are returned and
@@ -19,23 +20,34 @@ pub struct OutOfMemory(pub String);
 pub fn attempt<T, E: Display>(
     f: impl FnOnce() -> Result<T, E>,
 ) -> Result<Result<T, OutOfMemory>, E> {
+    match catch_out_of_memory(f) {
+        Err(lack) => Ok(Err(lack)),
+        Ok(Ok(value)) => Ok(Ok(value)),
+        Ok(Err(error)) => match out_of_memory(&format!("{error:#}")) {
+            Some(lack) => Ok(Err(lack)),
+            None => Err(error),
+        },
+    }
+}
+
+/// Calls `f` and makes an error of its panics for lack of memory, which is how tch reports most of them. Other panics go on, and what `f`
+/// returns is returned.
+///
+/// # Errors
+/// The lack of memory.
+pub fn catch_out_of_memory<T>(f: impl FnOnce() -> T) -> Result<T, OutOfMemory> {
     ATTEMPTS.fetch_add(1, Ordering::SeqCst);
     // A panic leaves gradients switched as they were within; when the guard goes, they are as now.
     let grad_mode = tch::no_grad_guard();
     let result = catch_unwind(AssertUnwindSafe(|| tch::with_grad(f)));
     drop(grad_mode);
     ATTEMPTS.fetch_sub(1, Ordering::SeqCst);
-    match result {
-        Ok(Ok(value)) => Ok(Ok(value)),
-        Ok(Err(error)) => match out_of_memory(&format!("{error:#}")) {
-            Some(lack) => Ok(Err(lack)),
-            None => Err(error),
-        },
-        Err(payload) => match text(payload.as_ref()).and_then(out_of_memory) {
-            Some(lack) => Ok(Err(lack)),
+    result.or_else(
+        |payload| match text(payload.as_ref()).and_then(out_of_memory) {
+            Some(lack) => Err(lack),
             None => resume_unwind(payload),
         },
-    }
+    )
 }
 
 /// Attempts that are being made just now. A GPU's backward panics on threads of libtorch, so this is no matter of one thread.

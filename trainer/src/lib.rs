@@ -52,6 +52,7 @@ use cli::{Cli, Command};
 use config::any::AnyRecipe;
 use data::Problem;
 use models::hub::{self, HubSettings};
+use torch_ext::catch_out_of_memory;
 
 /// What a command came to, unless it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +76,16 @@ impl ExitStatus {
 /// Does what the command line asks for. Results go to `out`, progress to `tracing`. Teachers that are given by id
 /// are looked for as `hub` says.
 pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    run_command(cli, hub, out).or_else(|error| {
+    let done = catch_out_of_memory(|| run_command(cli, hub, out));
+    let done = done.unwrap_or_else(|lack| {
+        // Forward and backward passes of pretraining are taken in smaller parts; everything else ends here, and so does an update for which
+        // weights, gradients, moments and averages do not fit beside each other.
+        Err(anyhow::Error::from(lack).context(
+            "take smaller batches (optim.batch_size with a larger optim.accum_iter, or --batch-size), a smaller model, or a device with \
+             more memory",
+        ))
+    });
+    done.or_else(|error| {
         // Asked for, and so no failure.
         let stopped = matches!(error.downcast_ref(), Some(hub::Error::Interrupted { .. }))
             || error.is::<interrupt::Interrupted>();
