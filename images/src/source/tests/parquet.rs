@@ -32,9 +32,17 @@ pub(super) fn label_column(labels: Vec<Option<i64>>) -> ArrayRef {
 
 /// A file with small pages and row groups, compressed as Hugging Face does, with or without its note on the columns.
 pub(super) fn table(columns: Vec<(&str, ArrayRef)>, note: Option<&str>) -> Vec<u8> {
+    compressed(columns, note, Compression::SNAPPY)
+}
+
+fn compressed(
+    columns: Vec<(&str, ArrayRef)>,
+    note: Option<&str>,
+    compression: Compression,
+) -> Vec<u8> {
     let note = note.map(|text| vec![KeyValue::new("huggingface".to_owned(), text.to_owned())]);
     let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
+        .set_compression(compression)
         .set_max_row_group_row_count(Some(10))
         .set_data_page_row_count_limit(3)
         .set_write_batch_size(1)
@@ -63,6 +71,34 @@ fn some_images(n: usize) -> Vec<Vec<u8>> {
     (0..n)
         .map(|i| vec![(i % 11) as u8; 1 + i * 37 % 300])
         .collect()
+}
+
+/// pyarrow's codecs: none, snappy, gzip, brotli, lz4, zstd; and Hadoop's framing of LZ4.
+#[test]
+fn every_codec_of_pyarrow_is_read() {
+    let root = scratch();
+    let images = some_images(23);
+    for (i, compression) in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+        Compression::BROTLI(Default::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(Default::default()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let column = image_column(images.iter().map(|image| Some(image.as_slice())).collect());
+        let labels = label_column((0..23).map(|i| Some(i % 2)).collect());
+        let bytes = compressed(vec![("img", column), ("label", labels)], None, compression);
+        let source = open(write(root.path().join(format!("{i}.parquet")), bytes)).unwrap();
+        assert_eq!(source.len(), 23, "{compression}");
+        for (i, image) in images.iter().enumerate() {
+            assert_eq!(&source.read(i).unwrap(), image, "{compression}, row {i}");
+        }
+    }
 }
 
 #[test]
