@@ -10,7 +10,7 @@ pub const READABLE_EXTENSIONS: [&str; 15] = [
 ];
 
 /// Extensions of picture formats that are not read, in lower case, with the name of the format.
-pub const UNREADABLE_EXTENSIONS: [(&str, &str); 41] = [
+pub const UNREADABLE_EXTENSIONS: [(&str, &str); 91] = [
     ("heic", "HEIC"),
     ("heif", "HEIC"),
     ("hif", "HEIC"),
@@ -52,6 +52,56 @@ pub const UNREADABLE_EXTENSIONS: [(&str, &str); 41] = [
     ("orf", "camera raw"),
     ("raf", "camera raw"),
     ("rw2", "camera raw"),
+    ("pcx", "PCX"),
+    ("sgi", "SGI"),
+    ("rgb", "SGI"),
+    ("rgba", "SGI"),
+    ("bw", "SGI"),
+    ("icns", "icon"),
+    ("dib", "bare BMP"),
+    ("eps", "EPS"),
+    ("im", "IM"),
+    ("spi", "SPIDER"),
+    ("xbm", "XBM"),
+    ("xpm", "XPM"),
+    ("blp", "BLP"),
+    ("bpg", "BPG"),
+    ("flif", "FLIF"),
+    ("wmf", "Windows metafile"),
+    ("emf", "Windows metafile"),
+    ("ras", "Sun raster"),
+    ("fli", "FLI"),
+    ("flc", "FLI"),
+    ("vtf", "VTF"),
+    ("ktx", "KTX"),
+    ("ktx2", "KTX"),
+    ("basis", "Basis"),
+    ("cin", "Cineon"),
+    ("dpx", "DPX"),
+    ("nii", "NIfTI"),
+    ("nrrd", "NRRD"),
+    ("mha", "MetaImage"),
+    ("mhd", "MetaImage"),
+    ("mrc", "MRC"),
+    ("czi", "microscope image"),
+    ("nd2", "microscope image"),
+    ("lif", "microscope image"),
+    ("svs", "whole-slide image"),
+    ("ndpi", "whole-slide image"),
+    ("ai", "Illustrator"),
+    ("srw", "camera raw"),
+    ("pef", "camera raw"),
+    ("nrw", "camera raw"),
+    ("3fr", "camera raw"),
+    ("erf", "camera raw"),
+    ("kdc", "camera raw"),
+    ("mef", "camera raw"),
+    ("mos", "camera raw"),
+    ("mrw", "camera raw"),
+    ("x3f", "camera raw"),
+    ("sr2", "camera raw"),
+    ("srf", "camera raw"),
+    ("iiq", "camera raw"),
 ];
 
 /// First bytes of a file that [`picture_format`] looks at.
@@ -109,7 +159,7 @@ pub(super) fn unread(start: &[u8]) -> Option<&'static str> {
             _ => None,
         };
     }
-    let by_magic: [(&[u8], &str); 18] = [
+    let by_magic: [(&[u8], &str); 29] = [
         (b"\xff\x0a", "JPEG XL"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
@@ -128,6 +178,17 @@ pub(super) fn unread(start: &[u8]) -> Option<&'static str> {
         (b"DDS \x7c\0\0\0", "DDS"),
         (b"FUJIFILMCCD-RAW", "camera raw"),
         (b"SIMPLE  =", "FITS"),
+        (b"icns", "icon"),
+        (b"%!PS-Adobe", "EPS"),
+        (b"/* XPM */", "XPM"),
+        (b"BLP1", "BLP"),
+        (b"BLP2", "BLP"),
+        (b"BPG\xfb", "BPG"),
+        (b"FLIF", "FLIF"),
+        (b"\xd7\xcd\xc6\x9a", "Windows metafile"),
+        (b"\x01\xda\0\x01", "SGI"),
+        (b"\x01\xda\x01\x01", "SGI"),
+        (b"\x59\xa6\x6a\x95", "Sun raster"),
     ];
     if let Some((_, name)) = by_magic.iter().find(|(magic, _)| begins(magic)) {
         return Some(name);

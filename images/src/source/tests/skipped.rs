@@ -10,7 +10,7 @@ const AVIF: &[u8] = b"\0\0\0\x20ftypavif\0\0\0\0avifmif1";
 const TIFF: &[u8] = b"II*\0\x08\0\0\0";
 
 /// Name, content, and why it is skipped.
-const PICTURES: [(&str, &[u8], &str); 23] = [
+const PICTURES: [(&str, &[u8], &str); 28] = [
     ("IMG_1.HEIC", HEIC, "HEIC is not supported"),
     ("2.heif", b"", "HEIC is not supported"),
     ("3.avif", AVIF, "AVIF is not supported"),
@@ -20,6 +20,15 @@ const PICTURES: [(&str, &[u8], &str); 23] = [
     ("7.svg", b"<svg/>", "SVG is not supported"),
     ("8.NEF", TIFF, "camera raw is not supported"),
     ("9.dcm", b"", "DICOM is not supported"),
+    ("10.pcx", b"\x0a\x05\x01\x08", "PCX is not supported"),
+    ("11.bw", b"\x01\xda\0\x01", "SGI is not supported"),
+    ("12.xpm", b"/* XPM */", "XPM is not supported"),
+    ("13.dib", b"\x28\0\0\0", "bare BMP is not supported"),
+    (
+        "a figure",
+        b"%!PS-Adobe-3.0 EPSF-3.0",
+        "EPS is not supported",
+    ),
     ("n01440764_1", JPEG, "JPEG without an image's extension"),
     ("photo.jpg_large", JPEG, "JPEG without an image's extension"),
     ("photo.jpeg~", JPEG, "JPEG without an image's extension"),
@@ -80,7 +89,7 @@ fn check(source: &ImageSource, prefix: &str) {
     assert_eq!(findings.by_reason()[0].1, 4, "{:?}", findings.by_reason());
     let warnings = findings.warnings("photos").join("\n");
     assert!(
-        warnings.contains("23: 4 JPEG without an image's extension")
+        warnings.contains("28: 4 JPEG without an image's extension")
             && warnings.contains("2 archive, not opened"),
         "{warnings}"
     );
