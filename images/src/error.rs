@@ -284,6 +284,19 @@ pub enum SourceError {
         /// What stands there.
         found: String,
     },
+    /// A field of labels that was asked for and that no image has.
+    #[error(
+        "{path}: no image has a label in a member called `.{field}`; members that could be labels: {instead}. Correct `::label={field}`, or \
+         leave it out", path = path.display()
+    )]
+    NoLabelMember {
+        /// The first shard.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// Fields that hold what could be a label.
+        instead: String,
+    },
     /// A label that the file's own list of class names does not reach.
     #[error(
         "{path}, row {row}: column `{column}` holds class {value}, but the file names {names} classes, 0 to {}; correct the value, or the names \

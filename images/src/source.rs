@@ -30,6 +30,7 @@ use schemas::DatasetIdentity;
 use sha2::{Digest, Sha256};
 
 pub use self::findings::{Findings, Skipped};
+pub use self::spec::lies_in;
 use crate::decode::{MAX_FILE_BYTES, READABLE_EXTENSIONS};
 use crate::{DecodeError, Decoder, DeepImages, RgbImage, SourceError};
 
@@ -82,6 +83,8 @@ impl ImageSource {
     pub fn open(spec: &str) -> Result<Self, SourceError> {
         let (resolved, beside, within) = spec::resolve(spec)?;
         // Of a folder, all of it is a pattern: class folders may be called `label=cat`.
+        let asks_for_labels = matches!(resolved, spec::Resolved::Folder(_))
+            && within.is_some_and(|within| within.starts_with("label="));
         let (within, label) = match (&resolved, within) {
             (spec::Resolved::Folder(_), within) => (within, None),
             (_, within) => spec::split_label(within),
@@ -109,10 +112,14 @@ impl ImageSource {
             findings.note(note);
         }
         if samples.is_empty() {
+            let mut found = findings.instead_of_images(spec);
+            if asks_for_labels {
+                found += ". `::label=` is for shards: the labels of a folder are the names of its subfolders";
+            }
             return Err(SourceError::NoImages {
                 spec: spec.to_owned(),
                 extensions: READABLE_EXTENSIONS.join(", "),
-                found: findings.instead_of_images(spec),
+                found,
             });
         }
         // Here, so that no command that opens a source can forget it.

@@ -218,6 +218,12 @@ pub(super) fn is_image_extension(extension: &str) -> bool {
         .any(|known| extension.eq_ignore_ascii_case(known))
 }
 
+/// Whether an extension is that of a picture, of a format that is read or not.
+pub(super) fn is_picture_extension(extension: &str) -> bool {
+    let mut unread = UNREADABLE_EXTENSIONS.iter();
+    is_image_extension(extension) || unread.any(|(known, _)| extension.eq_ignore_ascii_case(known))
+}
+
 /// The text behind the last dot of a file's own name; `None` if there is none, or if the dot begins the name.
 pub(super) fn extension(name: &str) -> Option<&str> {
     let base = name.rsplit('/').next().unwrap_or(name);

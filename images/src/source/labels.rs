@@ -2,37 +2,30 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use unicode_normalization::UnicodeNormalization;
+
 /// Maximum number of distinct class names. Text with more distinct values is not taken as a label: every name is stored in the cache's
 /// identity.
 pub(super) const MAX_NAMES: usize = 1 << 16;
 
-/// What stands at one image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
-    /// 0 or above.
-    Number(i32),
-    /// Index into [`Names`], in order of appearance.
-    Name(u32),
-}
-
-/// Names of classes, in order of appearance.
+/// Names of classes that images have, in order of appearance.
 #[derive(Default)]
 pub(super) struct Names {
     index: HashMap<String, u32>,
 }
 
 impl Names {
-    /// `None` if there are too many.
-    pub(super) fn add(&mut self, name: &str) -> Option<Class> {
+    /// The index of a name, which is added if it is new. `None` if there are too many.
+    pub(super) fn add(&mut self, name: &str) -> Option<u32> {
         if let Some(&index) = self.index.get(name) {
-            return Some(Class::Name(index));
+            return Some(index);
         }
         let index = self.index.len();
         if index == MAX_NAMES {
             return None;
         }
         self.index.insert(name.to_owned(), index as u32);
-        Some(Class::Name(index as u32))
+        Some(index as u32)
     }
 
     /// The names sorted bytewise, and for each index in order of appearance its place among them: a training and a test set with the
@@ -117,26 +110,33 @@ pub(super) fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     names.join(", ")
 }
 
-/// Classes that are two only by the case of letters or by spaces, and are probably meant to be one.
+/// Classes that are two only by the case of letters, by spaces or by the form of characters (`é` in one character or in two, `ﬁ` or `fi`),
+/// and are probably meant to be one.
 pub(super) fn near_twins(names: &[String]) -> Option<String> {
     let mut alike: BTreeMap<String, Vec<&String>> = BTreeMap::new();
     for name in names {
         let words: Vec<_> = name.split_whitespace().collect();
-        let key = words.join(" ").to_lowercase();
+        let key: String = words.join(" ").nfkc().collect();
+        let key = key.to_lowercase();
         alike.entry(key).or_default().push(name);
     }
     let twins: Vec<_> = alike
         .into_values()
         .filter(|names| names.len() > 1)
         .map(|names| {
-            let names: Vec<_> = names.iter().map(|name| format!("{name:?}")).collect();
+            // Two names of other forms may look the same.
+            let show = |name: &&String| match name.is_ascii() {
+                true => format!("{name:?}"),
+                false => format!("{name:?} ({})", name.escape_default()),
+            };
+            let names: Vec<_> = names.iter().map(show).collect();
             names.join(" and ")
         })
         .collect();
     let more = twins.len().saturating_sub(LISTED);
     (!twins.is_empty()).then(|| {
         format!(
-            "classes whose names differ only in case or spaces are classes of their own: {}{}. Rename one of each if they are meant to be the same",
+            "classes whose names differ only in case, spaces or the form of characters are classes of their own: {}{}. Rename one of each if they are meant to be the same",
             twins[..twins.len() - more].join("; "),
             if more > 0 { format!("; {more} more") } else { String::new() }
         )
@@ -202,6 +202,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn classes_that_look_or_read_alike_are_named() {
+        let note = |names: &[&str]| {
+            near_twins(
+                &names
+                    .iter()
+                    .map(|&name| name.to_owned())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(note(&["cat", "dog", "fish"]), None);
+        for twins in [
+            ["Dog", "dog"],
+            ["hot dog", "hot  dog"],
+            ["caf\u{e9}", "cafe\u{301}"],
+            ["fish", "\u{fb01}sh"],
+            ["\u{ff21}", "a"],
+        ] {
+            let said = note(&[twins[0], twins[1], "other"]).unwrap();
+            assert!(!said.contains("other"), "{said}");
+        }
+        // Where both look the same, their characters are spelled out.
+        let said = note(&["caf\u{e9}", "cafe\u{301}"]).unwrap();
+        assert!(
+            said.contains(r"caf\u{e9}") && said.contains(r"cafe\u{301}"),
+            "{said}"
+        );
+    }
+
+    #[test]
     fn texts_are_numbers_names_or_neither() {
         for text in [
             "7",
@@ -255,12 +284,8 @@ mod tests {
             .collect();
         let (sorted, places) = names.sorted();
         assert_eq!(sorted, ["Ant", "cat", "dog"]);
-        let labels: Vec<_> = classes
-            .iter()
-            .map(|class| match class {
-                Class::Name(index) => places[*index as usize],
-                Class::Number(_) => unreachable!("only names were added"),
-            })
+        let labels: Vec<_> = (classes.iter())
+            .map(|index| places[*index as usize])
             .collect();
         assert_eq!(labels, [2, 1, 2, 0]);
     }

@@ -23,7 +23,7 @@ use self::columns::{Columns, LabelColumn, LabelKind};
 use self::pages::{Page, Pread, Value, read_labels};
 use super::files::{ShardFiles, qualify};
 use super::findings::{Findings, Skipped};
-use super::labels::{Class, MAX_NAMES, Names, bare, is_like_a_label, list};
+use super::labels::{MAX_NAMES, Names, bare, is_like_a_label, list};
 use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
 use crate::guard::catch_panics;
@@ -268,11 +268,11 @@ impl Opening<'_> {
                     return Ok(None);
                 }
                 match self.names.add(text) {
-                    Some(Class::Name(index)) => {
+                    Some(index) => {
                         self.named.get_or_insert_with(place);
                         Ok(Some(index as i32))
                     }
-                    _ => unfit(&format!("more than {MAX_NAMES} different texts")),
+                    None => unfit(&format!("more than {MAX_NAMES} different texts")),
                 }
             }
         }

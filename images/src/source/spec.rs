@@ -29,6 +29,27 @@ pub(super) fn resolve(spec: &str) -> Result<(Resolved, Findings, Option<&str>), 
     Ok((resolved, findings, within))
 }
 
+/// Whether `path`, which need not exist, lies in the folder that `spec` names: what is written there would become a part of the source.
+pub fn lies_in(path: &Path, spec: &str) -> bool {
+    let folder = match spec.rsplit_once("::") {
+        Some((folder, _)) if !Path::new(spec).exists() => folder,
+        _ => spec,
+    };
+    let (Ok(folder), Ok(path)) = (Path::new(folder).canonicalize(), std::path::absolute(path))
+    else {
+        return false;
+    };
+    if !folder.is_dir() {
+        return false;
+    }
+    // The part of the path that exists, without links.
+    let existing = path.ancestors().find_map(|part| {
+        let real = part.canonicalize().ok()?;
+        Some(real.join(path.strip_prefix(part).ok()?))
+    });
+    existing.unwrap_or(path).starts_with(folder)
+}
+
 /// What stands behind `::` of shards: which images are meant, and what is read as labels, as in `::label=species` and
 /// `::*.seg.png,label=target`.
 pub(super) fn split_label(within: Option<&str>) -> (Option<&str>, Option<&str>) {

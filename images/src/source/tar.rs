@@ -26,8 +26,10 @@ use tar::{Archive, EntryType};
 
 use self::ends::{BLOCK, Behind, compression, is_header, malformed, truncated};
 use super::files::{ShardFiles, qualify};
-use super::findings::{Findings, extension, is_image_extension, is_readable, picture_reason};
-use super::labels::{Class, Names, Text, is_like_a_label, list, read_text};
+use super::findings::{
+    Findings, extension, is_image_extension, is_picture_extension, is_readable, picture_reason,
+};
+use super::labels::{Names, Text, is_like_a_label, list, read_text};
 use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
 use crate::decode::SNIFF_BYTES;
@@ -109,6 +111,7 @@ pub(super) fn open(
         }
         ranges.push(first..shards.samples.len());
     }
+    shards.refuse_missing_field(&paths)?;
     shards.report_labels();
     let Opening {
         mut samples,
@@ -184,7 +187,14 @@ struct Image {
 struct Label {
     rank: usize,
     member: String,
-    class: Class,
+    told: Told,
+}
+
+/// What a member says of its image. Only the names of labels that are taken become classes.
+enum Told {
+    /// 0 or above.
+    Number(i32),
+    Name(String),
 }
 
 impl Image {
@@ -225,19 +235,17 @@ impl Opening<'_> {
             let label = [&*image.name, image.stem(), image.sample()]
                 .into_iter()
                 .find_map(|stem| labels.get_key_value(stem));
-            let label = label.map(|(stem, label)| {
-                taken.insert(stem.as_str());
-                *self
-                    .used
-                    .entry(label.member[stem.len()..].to_owned())
-                    .or_default() += 1;
-                let (first, number) = match label.class {
-                    Class::Number(number) => (&mut self.numbered, number),
-                    Class::Name(index) => (&mut self.named, index as i32),
-                };
-                first.get_or_insert_with(|| format!("{shard}/{}", label.member));
-                number
-            });
+            let label = match label {
+                None => None,
+                Some((stem, label)) => {
+                    taken.insert(stem.as_str());
+                    *self
+                        .used
+                        .entry(label.member[stem.len()..].to_owned())
+                        .or_default() += 1;
+                    Some(self.take(path, shard, label)?)
+                }
+            };
             self.samples.push(Sample {
                 key: format!("{shard}/{key}").into_boxed_str(),
                 label,
@@ -252,6 +260,42 @@ impl Opening<'_> {
             }
         }
         Ok(places)
+    }
+
+    /// The label of an image: a number, or the index of a name.
+    fn take(&mut self, path: &Path, shard: &str, label: &Label) -> Result<i32, SourceError> {
+        let (first, label_number) = match &label.told {
+            Told::Number(number) => (&mut self.numbered, *number),
+            Told::Name(name) => match self.names.add(name) {
+                Some(index) => (&mut self.named, index as i32),
+                None => {
+                    return Err(SourceError::BadLabel {
+                        path: path.to_path_buf(),
+                        member: label.member.clone(),
+                        found: name.chars().take(60).collect(),
+                    });
+                }
+            },
+        };
+        first.get_or_insert_with(|| format!("{shard}/{}", label.member));
+        Ok(label_number)
+    }
+
+    /// A field that was asked for and that no image has is a slip of the pen, and not a data set without labels.
+    fn refuse_missing_field(&self, paths: &[PathBuf]) -> Result<(), SourceError> {
+        let (Some(field), true, Some(path)) = (self.field, self.used.is_empty(), paths.first())
+        else {
+            return Ok(());
+        };
+        let others: Vec<_> = self.passed.keys().chain(self.worded.keys()).collect();
+        Err(SourceError::NoLabelMember {
+            path: path.clone(),
+            field: field.trim_start_matches('.').to_owned(),
+            instead: match others.is_empty() {
+                true => "none".to_owned(),
+                false => list(others),
+            },
+        })
     }
 
     /// Says where labels are read from, where another member could have been meant.
@@ -482,7 +526,7 @@ impl Opening<'_> {
                 .file
                 .read_exact_at(&mut start, found.offset)
                 .map_err(io_error(found.path))?;
-            let is_picture = extension(&lossy).is_some_and(is_image_extension);
+            let is_picture = extension(&lossy).is_some_and(is_picture_extension);
             if !is_hidden && !is_picture && found.bytes <= MAX_WORD_BYTES {
                 self.possible_label(&lossy, &start);
             }
@@ -545,15 +589,15 @@ impl Opening<'_> {
             Ok(text) if found.bytes <= MAX_LABEL_BYTES => read_text(text),
             _ => Text::Other,
         };
-        let class = match read {
+        let told = match read {
             Text::Whole(number) => i32::try_from(number)
                 .ok()
                 .filter(|&number| number >= 0)
-                .map(Class::Number),
-            Text::Name(name) => self.names.add(name),
+                .map(Told::Number),
+            Text::Name(name) => Some(Told::Name(name.to_owned())),
             Text::Fraction | Text::Other => None,
         };
-        let Some(class) = class else {
+        let Some(told) = told else {
             // Only `.cls` means a class in every WebDataset; members of the other names may hold anything.
             if rank > 0 {
                 let field = &member[stem.len()..];
@@ -576,7 +620,7 @@ impl Opening<'_> {
         let label = Label {
             rank,
             member: member.to_owned(),
-            class,
+            told,
         };
         match index.labels.get(stem) {
             Some(other) if other.rank == rank => Err(SourceError::CorruptTar {
@@ -634,7 +678,7 @@ fn keys_of_selected(images: &[Image]) -> Vec<Option<&str>> {
 
 /// The name of a member with a label up to its field, and how telling the field is.
 fn label_field<'a>(name: &'a str, wanted: Option<&str>) -> Option<(&'a str, usize)> {
-    if let Some(wanted) = wanted {
+    if let Some(wanted) = wanted.map(|wanted| wanted.trim_start_matches('.')) {
         let stem = name.strip_suffix(wanted)?.strip_suffix('.')?;
         let base = stem.rsplit('/').next().unwrap_or(stem);
         return (!base.is_empty()).then_some((stem, 0));

@@ -243,3 +243,98 @@ fn bytes_that_no_struct_calls_an_image_are_taken_by_name() {
         );
     }
 }
+
+/// Labels that are passed by (of another field, or of no image) name no class and change no other label, whether those read are numbers or
+/// names.
+#[test]
+fn labels_that_are_not_read_change_nothing() {
+    let numbers = [("000", "2"), ("001", "0"), ("002", "1")];
+    let names = [("000", "zebra"), ("001", "ant"), ("002", "cow")];
+    for (taken, other) in [
+        ("cls", "label"),
+        ("cls", "class"),
+        ("class", "label"),
+        ("cls", "cls.txt"),
+    ] {
+        // The other member first, as it is where tar sorts by name, and last.
+        for order in [false, true] {
+            let members = |read: [(&str, &str); 3], passed: &[(&str, &str)]| {
+                let mut members: Vec<(String, Vec<u8>)> = Vec::new();
+                for (key, text) in passed {
+                    members.push((format!("{key}.{other}"), text.as_bytes().to_vec()));
+                }
+                for (key, text) in read {
+                    members.push((format!("{key}.jpg"), b"x".to_vec()));
+                    members.push((format!("{key}.{taken}"), text.as_bytes().to_vec()));
+                }
+                if order {
+                    members.reverse();
+                }
+                members
+            };
+            let open = |members: Vec<(String, Vec<u8>)>| {
+                let members: Vec<_> = (members.iter())
+                    .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+                    .collect();
+                let source = with_members(&members, "");
+                let of_key: std::collections::BTreeMap<_, _> = (0..source.len())
+                    .map(|i| (source.key(i).to_owned(), source.label(i)))
+                    .collect();
+                (
+                    of_key.into_values().collect::<Vec<_>>(),
+                    source.label_names().to_vec(),
+                )
+            };
+            let (found, classes) = open(members(numbers, &names));
+            assert_eq!(
+                (found, classes.len()),
+                (vec![Some(2), Some(0), Some(1)], 0),
+                "{taken} {other}"
+            );
+            // Fewer and more names than classes, and a member of no image.
+            let (found, classes) = open(members(numbers, &[("000", "zebra"), ("nothing", "ant")]));
+            assert_eq!(
+                (found, classes.len()),
+                (vec![Some(2), Some(0), Some(1)], 0),
+                "{taken} {other}"
+            );
+            let supers = [("000", "a"), ("001", "b"), ("002", "c"), ("none", "aaa")];
+            let (found, classes) = open(members(names, &supers));
+            assert_eq!(found, [Some(2), Some(0), Some(1)], "{taken} {other}");
+            assert_eq!(classes, ["ant", "cow", "zebra"], "{taken} {other}");
+        }
+    }
+    // A label of no image in the field that is read.
+    let members: [(&str, &[u8]); 5] = [
+        ("aaa.cls", b"aaa"),
+        ("0.jpg", b"x"),
+        ("0.cls", b"cow"),
+        ("1.jpg", b"y"),
+        ("1.cls", b"ant"),
+    ];
+    let source = with_members(&members, "");
+    assert_eq!(source.label_names(), ["ant", "cow"]);
+    assert_eq!(labels(&source), [Some(1), Some(0)]);
+}
+
+#[test]
+fn a_field_that_no_image_has_is_refused() {
+    let members: [(&str, &[u8]); 3] = [("0.jpg", b"x"), ("0.cls", b"1"), ("0.kind", b"fox")];
+    let root = scratch();
+    write(root.path().join("s.tar"), archive(&members));
+    let open = |within: &str| open(root.path().join(format!("s.tar{within}")));
+    let error = open("::label=knid").unwrap_err().to_string();
+    for part in ["`.knid`", "`.cls`", "`.kind`"] {
+        assert!(error.contains(part), "{error}");
+    }
+    for within in ["::label=kind", "::label=.kind"] {
+        assert_eq!(labels(&open(within).unwrap()), [Some(0)]);
+    }
+    std::fs::create_dir(root.path().join("folder")).unwrap();
+    write(root.path().join("folder/a.jpg"), b"x");
+    let error = super::open(root.path().join("folder::label=x")).unwrap_err();
+    assert!(
+        error.to_string().contains("names of its subfolders"),
+        "{error}"
+    );
+}
