@@ -105,16 +105,7 @@ pub struct Decoded {
     pub deep: Option<(u16, u16)>,
 }
 
-impl Decoded {
-    /// Whether the samples have more than 8 bits and span less than a quarter of their scale, so that the window `high-byte` leaves
-    /// fewer than 64 levels: frames of 10 to 14 bits, thermal images. Blank images do not count.
-    pub fn uses_a_fraction(&self) -> bool {
-        self.deep.is_some_and(|(least, greatest)| {
-            let span = greatest - least;
-            0 < greatest && span < 1 << 14 && (0 < span || greatest < 1 << 14)
-        })
-    }
-}
+impl Decoded {}
 
 impl Decoder {
     /// Today's rules with a window.
@@ -190,8 +181,9 @@ impl Decoder {
             color,
             samples,
             alpha,
+            scaled_from,
         } = stored;
-        let deep = colour::range(color, &samples);
+        let deep = colour::range(color, &samples).or(scaled_from);
         let data = colour::to_rgb8(color, samples, alpha, self.window).ok_or_else(|| {
             DecodeError::Unsupported {
                 format: format.name(),
@@ -231,6 +223,8 @@ struct Stored {
     /// Interleaved, rows without padding; 16-bit ones in the machine's byte order.
     samples: Vec<u8>,
     alpha: Alpha,
+    /// Least and greatest color sample, 0 to 65535, of samples of more than 8 bits that have been scaled to 8 already.
+    scaled_from: Option<(u16, u16)>,
 }
 
 fn guarded<T>(
@@ -329,6 +323,7 @@ fn decode_with_image(
             color,
             samples,
             alpha,
+            scaled_from: None,
         },
         orientation,
     ))

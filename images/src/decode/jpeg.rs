@@ -78,6 +78,7 @@ pub(super) fn decode(bytes: &[u8], rules: Rules) -> Result<(Stored, Orientation)
             color: ColorType::Rgb8,
             samples,
             alpha: Alpha::Unassociated,
+            scaled_from: None,
         },
         orientation(&segments, rules),
     ))

@@ -38,6 +38,7 @@ pub(super) fn decode(bytes: &[u8], scale_color_to: u8) -> Result<Stored, DecodeE
             color: ColorType::L8,
             samples,
             alpha: Alpha::Unassociated,
+            scaled_from: None,
         });
     }
     let white = header_number(&mut rest)?;
@@ -60,6 +61,9 @@ pub(super) fn decode(bytes: &[u8], scale_color_to: u8) -> Result<Stored, DecodeE
         let scaled = f64::from(value) / f64::from(white) * f64::from(full);
         scaled.round_ties_even().min(f64::from(full)) as u16
     };
+    let range = (values.iter().min()).zip(values.iter().max());
+    let scaled_from = (range.filter(|_| white > 255 && !is_deep))
+        .map(|(&least, &greatest)| (scale(least, u16::MAX), scale(greatest, u16::MAX)));
     let samples = if is_deep {
         let deep = values
             .iter()
@@ -80,6 +84,7 @@ pub(super) fn decode(bytes: &[u8], scale_color_to: u8) -> Result<Stored, DecodeE
         color,
         samples,
         alpha: Alpha::Unassociated,
+        scaled_from,
     })
 }
 

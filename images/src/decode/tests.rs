@@ -239,17 +239,36 @@ fn images_that_use_a_fraction_of_their_scale_are_noticed() {
         let bytes = [b"P5 2 2 65535\n".as_slice(), &body].concat();
         Decoder::default().decode_noting(&bytes).unwrap()
     };
-    assert!(noted([0, 100, 4095, 7]).uses_a_fraction());
-    assert!(noted([20_000, 30_000, 25_000, 20_001]).uses_a_fraction());
-    assert!(noted([9; 4]).uses_a_fraction());
-    assert!(!noted([0; 4]).uses_a_fraction());
-    assert!(!noted([50_000; 4]).uses_a_fraction());
-    assert!(!noted([0, 65_535, 3, 3]).uses_a_fraction());
+    let is_noticed = |decoded: &Decoded| {
+        let deep = DeepImages::default();
+        deep.count("frame.pgm", decoded, &Decoder::default());
+        deep.narrow().0 == 1
+    };
+    assert!(is_noticed(&noted([0, 100, 4095, 7])));
+    // In color, where Pillow scales to 8 bits, and in the plain kinds.
+    let decode = |bytes: &[u8]| Decoder::default().decode_noting(bytes).unwrap();
+    let body: Vec<u8> = [0u16, 1023, 7]
+        .iter()
+        .flat_map(|v| v.to_be_bytes())
+        .collect();
+    let color = decode(&[b"P6 1 1 65535\n".as_slice(), &body].concat());
+    assert_eq!((color.deep, is_noticed(&color)), (Some((0, 1023)), true));
+    for plain in ["P3 1 1 65535 0 1023 7", "P2 2 1 65535 0 1023"] {
+        assert!(is_noticed(&decode(plain.as_bytes())), "{plain}");
+    }
+    let full = decode(b"P3 1 1 1023 0 1023 7");
+    assert_eq!((full.deep, is_noticed(&full)), (Some((0, 65_535)), false));
+    assert_eq!(decode(b"P3 1 1 255 0 3 7").deep, None);
+    assert!(is_noticed(&noted([20_000, 30_000, 25_000, 20_001])));
+    assert!(is_noticed(&noted([9; 4])));
+    assert!(!is_noticed(&noted([0; 4])));
+    assert!(!is_noticed(&noted([50_000; 4])));
+    assert!(!is_noticed(&noted([0, 65_535, 3, 3])));
     assert_eq!(noted([5, 9, 7, 6]).deep, Some((5, 9)));
     let shallow = Decoder::default()
         .decode_noting(&golden("gray8.png"))
         .unwrap();
-    assert!(shallow.deep.is_none() && !shallow.uses_a_fraction());
+    assert!(shallow.deep.is_none() && !is_noticed(&shallow));
 }
 
 /// Pillow fails on an EXIF block that is none; here the XMP packet counts then.
