@@ -123,6 +123,11 @@ pub fn resolve(
             parent: format!("{}/", parent.display()),
         });
     }
+    if looks_like_a_path(text) && !is_cached() {
+        return Err(Error::PathLike {
+            text: text.to_owned(),
+        });
+    }
     let Some(cache) = &settings.cache else {
         return Err(Error::NoCacheFolder {
             text: text.to_owned(),
@@ -229,6 +234,37 @@ impl ModelId {
             revision: revision.to_owned(),
         })
     }
+}
+
+/// Whether `text`, which might be a model's id, rather names a file or something in a folder of runs or weights.
+fn looks_like_a_path(text: &str) -> bool {
+    const FILES: [&str; 9] = [
+        "safetensors",
+        "pth",
+        "pt",
+        "ckpt",
+        "bin",
+        "json",
+        "toml",
+        "npz",
+        "onnx",
+    ];
+    const FOLDERS: [&str; 8] = [
+        "runs",
+        "checkpoints",
+        "teachers",
+        "models",
+        "weights",
+        "out",
+        "output",
+        "outputs",
+    ];
+    let path = Path::new(text);
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    let folder = text.split('/').next();
+    !text.contains('@')
+        && (extension.is_some_and(|of| FILES.iter().any(|file| of.eq_ignore_ascii_case(file)))
+            || folder.is_some_and(|of| FOLDERS.contains(&of)))
 }
 
 /// Whether `text` is a commit's full name: 40 digits of lower-case hexadecimal.

@@ -27,6 +27,16 @@ pub enum Error {
         parent: String,
     },
 
+    /// What names a file or a folder of ours rather than a model, and is then not asked of a hub.
+    #[error(
+        "{text} does not exist, and a name like that is taken for a path, so no model hub was asked. For the model of that id on a hub \
+         write {text}@main"
+    )]
+    PathLike {
+        /// What was asked for.
+        text: String,
+    },
+
     /// Nothing says where the local cache is.
     #[error(
         "{text}: no such file or folder; and to look for it as a model's id, a cache is needed: set HF_HOME or HF_HUB_CACHE to a folder"

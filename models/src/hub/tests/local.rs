@@ -203,3 +203,29 @@ fn a_mistyped_path_is_not_asked_of_a_hub() {
         assert_eq!(asked, 0);
     }
 }
+
+/// Nothing before the slash exists, but no model is called like that, unless a revision says that it is one.
+#[test]
+fn what_names_a_file_or_a_run_is_not_asked_of_a_hub() {
+    let cache = tempfile::tempdir().unwrap();
+    let ask = |text: &str| resolve(text, &offline(cache.path()), &mut go_on).unwrap_err();
+    for text in [
+        "clip-tiny/model.safetensors",
+        "mae/visualize.PTH",
+        "runs/r1",
+        "teachers/clip-b16",
+    ] {
+        let error = ask(text);
+        assert!(matches!(error, Error::PathLike { .. }), "{error}");
+        let error = ask(&format!("{text}@main"));
+        assert!(matches!(error, Error::Offline { .. }), "{error}");
+    }
+    let error = ask("openai/clip-vit-base-patch16");
+    assert!(matches!(error, Error::Offline { .. }), "{error}");
+    fill(cache.path(), COMMIT, &[("model.safetensors", "x")]);
+    assert!(
+        ask("org/other.bin")
+            .to_string()
+            .contains("taken for a path")
+    );
+}
