@@ -24,8 +24,18 @@ mod open_clip;
 use json::Json;
 pub(super) use normalisation::Normalisation;
 
-/// The published ViTs up to this width (S, B, L) have heads of 64 numbers; of the wider ones, only those of [`WIDE_HEADS`].
-const MAX_WIDTH_WITH_HEADS_OF_64: i64 = 1024;
+/// Widths of published towers of every family and their heads: ViT-Ti, S, B and L, the small CLIPs of TinyCLIP and open_clip (256, 512, 640),
+/// and timm's test_vit (64). At another width a count of heads would be a guess, and a wrong one gives features that look like features.
+const PUBLISHED_HEADS: [(i64, i64); 8] = [
+    (64, 2),
+    (192, 3),
+    (256, 4),
+    (384, 6),
+    (512, 8),
+    (640, 10),
+    (768, 12),
+    (1024, 16),
+];
 
 /// Wide towers of one family each, as (family, width, heads): DINOv2's giant, DINOv3's huge-plus and 7B, SigLIP's so400m.
 const WIDE_HEADS: [(Family, i64, i64); 4] = [
@@ -373,7 +383,10 @@ impl Config {
             }
             return Ok(heads);
         }
-        let known = WIDE_HEADS
+        let published = (PUBLISHED_HEADS.iter())
+            .find(|(of_width, _)| *of_width == width)
+            .map(|(_, heads)| *heads);
+        let of_family = WIDE_HEADS
             .iter()
             .find(|(family, of_width, _)| (*family, *of_width) == (layout.family, width));
         let (heads, reason) = if self.by_transformers(layout) {
@@ -386,12 +399,14 @@ impl Config {
                 default,
                 "the default of transformers' configuration class".to_owned(),
             )
-        } else if width <= MAX_WIDTH_WITH_HEADS_OF_64 && width % 64 == 0 {
+        } else if layout.is_openai() && width % 64 == 0 {
             (
                 width / 64,
-                format!("as published towers of width {width} have"),
+                "as OpenAI's loader takes one for 64 channels".to_owned(),
             )
-        } else if let Some((_, _, heads)) = known {
+        } else if let Some(heads) = published {
+            (heads, format!("as published towers of width {width} have"))
+        } else if let Some((_, _, heads)) = of_family {
             (
                 *heads,
                 format!("as published towers of this family and width {width} have"),

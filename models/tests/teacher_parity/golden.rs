@@ -198,7 +198,7 @@ fn a_dino_file_may_stand_alone() {
     for path in [temp.path(), &file] {
         let teacher = teacher(path);
         let info = teacher.info();
-        assert_eq!(info.arch, "vit-w64-d1-h1-m100-p8");
+        assert_eq!(info.arch, "vit-w64-d1-h2-m100-p8");
         assert_eq!((info.norm_eps, info.input_size), (1e-6, 24));
         assert_eq!(
             (info.mean, info.std),

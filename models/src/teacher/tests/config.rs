@@ -8,7 +8,7 @@ fn the_files_decide_and_defaults_fill_in() {
         .unwrap()
         .info()
         .clone();
-    assert_eq!(info.arch, "vit-w64-d2-h1-m32-p8");
+    assert_eq!(info.arch, "vit-w64-d2-h2-m32-p8");
     assert_eq!(
         (info.layout, info.norm_eps, info.activation),
         ("timm", 1e-6, Activation::Gelu)
@@ -205,6 +205,15 @@ fn what_must_not_be_guessed_is_asked_for() {
         ..timm_config()
     };
     check(&timm_tensors(&wide), &[], "heads");
+    // 64 divides it, but nobody has published it.
+    let unknown = TowerConfig {
+        depth: 1,
+        width: 128,
+        num_heads: 4,
+        mlp_dim: 8,
+        ..timm_config()
+    };
+    check(&timm_tensors(&unknown), &[], "heads");
 }
 
 #[test]

@@ -398,18 +398,18 @@ fn registers_and_scales_show_in_the_architecture() {
         ("blocks.0.ls1.gamma", ones(64)),
         ("blocks.0.ls2.gamma", ones(64)),
     ];
-    assert_eq!(arch(one(), &[]), "vit-w64-d1-h1-m32-p8");
-    assert_eq!(arch(one(), &scales), "vit-w64-d1-h1-m32-p8-ls");
+    assert_eq!(arch(one(), &[]), "vit-w64-d1-h2-m32-p8");
+    assert_eq!(arch(one(), &scales), "vit-w64-d1-h2-m32-p8-ls");
     let registers = TowerConfig {
         registers: 2,
         ..one()
     };
-    assert_eq!(arch(registers, &scales), "vit-w64-d1-h1-m32-p8-ls-r2");
+    assert_eq!(arch(registers, &scales), "vit-w64-d1-h2-m32-p8-ls-r2");
     let gated = TowerConfig {
         gated_mlp: true,
         ..one()
     };
-    assert_eq!(arch(gated, &scales), "vit-w64-d1-h1-m32-p8-ls-glu");
+    assert_eq!(arch(gated, &scales), "vit-w64-d1-h2-m32-p8-ls-glu");
 
     // A gated MLP's activation is silu, and no other can be asked for.
     let gated = timm_tensors(&TowerConfig {
