@@ -126,12 +126,18 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
                 continue;
             }
         };
+        if let Some(commit) = &state.samples {
+            let rejects = layout::rejects_file(cache.dir(), part);
+            if let Some(problem) = check_file(&rejects, commit.rejects.bytes) {
+                damage.get_or_insert(problem);
+            }
+        }
         let mut built = |path: std::path::PathBuf, file: Option<&FileStamp>| match file {
             None => {
                 missing.get_or_insert_with(|| format!("{} is not built yet", path.display()));
                 false
             }
-            Some(file) => match check_file(&path, file) {
+            Some(file) => match check_file(&path, file.bytes) {
                 None => true,
                 Some(problem) => {
                     damage.get_or_insert(problem);
@@ -179,14 +185,14 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
 }
 
 /// What is wrong with a committed file, as far as its size tells.
-fn check_file(path: &Path, stamp: &FileStamp) -> Option<String> {
+fn check_file(path: &Path, bytes: u64) -> Option<String> {
     match std::fs::metadata(path) {
-        Ok(file) if file.len() == stamp.bytes => None,
+        Ok(file) if file.len() == bytes => None,
         Ok(file) => Some(format!(
             "{} has {} bytes, its commit record says {}",
             path.display(),
             file.len(),
-            stamp.bytes
+            bytes
         )),
         Err(e) => Some(format!("cannot read {}: {e}", path.display())),
     }

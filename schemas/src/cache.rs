@@ -428,6 +428,10 @@ pub(crate) fn teacher_folders(dir: &Path) -> Result<BTreeSet<TeacherId>> {
     let mut ids = BTreeSet::new();
     for entry in entries {
         let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
+        // A link to a folder is one, too. A file is no teacher, whatever its name: `verify` notes it.
+        if !entry.path().is_dir() {
+            continue;
+        }
         if let Some(id) = entry
             .file_name()
             .to_str()

@@ -392,6 +392,9 @@ impl Verifier<'_> {
     /// Notes about files that no record declares.
     fn strangers(&self) -> Result<Vec<String>> {
         let mut notes = Vec::new();
+        // Damaged ones and those without an identity are told of elsewhere.
+        let teachers = teacher_folders(self.dir)?;
+        let teachers: Vec<&str> = teachers.iter().map(TeacherId::as_str).collect();
         let mut folders = vec![
             (
                 self.dir.to_path_buf(),
@@ -404,6 +407,7 @@ impl Verifier<'_> {
                 &[][..],
             ),
             (self.dir.join("rejects"), &[".jsonl"], &[layout::SKIPPED]),
+            (layout::teachers_dir(self.dir), &[], &teachers),
         ];
         for id in self.teachers.keys() {
             folders.push((

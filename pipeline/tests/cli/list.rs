@@ -116,7 +116,7 @@ fn caches_are_found_once_and_described() {
 #[test]
 fn damage_is_said_and_is_status_1() {
     let world = World::new();
-    for name in ["a", "b", "c"] {
+    for name in ["a", "b", "c", "d", "e", "f"] {
         world.build(&format!("caches/{name}"), &[]).unwrap();
     }
     fs::write(world.path("caches/a/cache.json"), "{\"format_version\": 1").unwrap();
@@ -124,19 +124,26 @@ fn damage_is_said_and_is_status_1() {
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
     fs::remove_file(world.path("caches/c/samples/part-00000.parquet")).unwrap();
+    fs::remove_file(world.path("caches/d/rejects/part-00001.jsonl")).unwrap();
+    fs::write(world.path("caches/e/rejects/part-00001.jsonl"), "{}\n\n\n").unwrap();
+    // A stranger's file is none of the cache's.
+    fs::write(world.path("caches/f/teachers/readme.txt"), "two teachers").unwrap();
     let (status, found) = json(&world, "caches");
     assert_eq!(status, ExitStatus::Problems);
+    assert_eq!(found["caches"][5]["state"], "complete", "{found}");
     for (cache, word) in found["caches"].as_array().unwrap().iter().zip([
         "cache.json",
         "its commit record says",
         "cannot read",
+        "part-00001.jsonl",
+        "part-00001.jsonl",
     ]) {
         assert_eq!(cache["state"], "damaged", "{cache}");
         assert!(cache["reason"].as_str().unwrap().contains(word), "{cache}");
     }
     let (status, text) = list(&world, "caches", &[]).unwrap();
     assert_eq!(status, ExitStatus::Problems);
-    assert_eq!(text.matches("DAMAGED").count(), 3, "{text}");
+    assert_eq!(text.matches("DAMAGED").count(), 5, "{text}");
     assert!(text.contains("pipeline verify"), "{text}");
 }
 

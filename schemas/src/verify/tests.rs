@@ -270,6 +270,9 @@ fn what_is_missing_or_left_over_is_told_apart() {
     overwrite(&dir.path().join("notes.txt"), b"x");
     overwrite(&dir.path().join("samples/part-00009.parquet"), b"x");
     fs::create_dir(layout::teachers_dir(dir.path()).join("soon")).unwrap();
+    // Files whose names would do for teachers.
+    overwrite(&layout::teachers_dir(dir.path()).join("readme.txt"), b"x");
+    overwrite(&layout::teachers_dir(dir.path()).join("notes"), b"x");
     let report = check(dir.path());
     assert!(report.problems.is_empty(), "{report:?}");
     assert_eq!(report.missing, [commits[1].clone(), commits[0].clone()]);
@@ -287,9 +290,9 @@ fn what_is_missing_or_left_over_is_told_apart() {
             noted("not part of the format"),
             noted("never added")
         ),
-        (2, 1, 2, 1)
+        (2, 1, 4, 1)
     );
-    assert_eq!(report.notes.len(), 6);
+    assert_eq!(report.notes.len(), 8);
     assert_eq!(
         Cache::open(dir.path()).unwrap().missing_parts().unwrap(),
         [0, 2]
