@@ -13,6 +13,7 @@ pub mod json_schema;
 pub mod layout;
 mod page;
 mod part_file;
+mod plain_words;
 mod plan;
 mod reader;
 mod reject;
@@ -37,6 +38,7 @@ pub use error::{Error, FieldDifference, Result};
 pub use identity::{
     CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIdentity, ViewPolicy,
 };
+pub use plain_words::plain_words;
 pub use plan::Plan;
 pub use reader::TeacherPart;
 pub use sample::{ContentHash, CropBox, Reject, SampleRow, View};

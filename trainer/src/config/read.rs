@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use schemas::plain_words;
 use serde::de::DeserializeOwned;
 
 /// What a count of 0 is told.
@@ -84,7 +85,8 @@ pub(crate) fn typed<R: DeserializeOwned>(
         origin: origin.to_owned(),
         message,
     };
-    let mut table: toml::Table = toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
+    let mut table: toml::Table =
+        toml::from_str(text).map_err(|e| parse_error(plain_words(&e.to_string())))?;
     let mut before = table.clone();
     let mut given = BTreeSet::new();
     for setting in settings {
@@ -101,7 +103,7 @@ pub(crate) fn typed<R: DeserializeOwned>(
         if let Err(e) = checked
             && R::deserialize(toml::Value::Table(before.clone())).is_ok()
         {
-            let problem = e.to_string();
+            let problem = plain_words(&e.to_string());
             let lines: Vec<_> = problem.lines().map(str::trim).collect();
             return Err(Error::SetValue {
                 setting: setting.clone(),
@@ -111,7 +113,7 @@ pub(crate) fn typed<R: DeserializeOwned>(
         before.clone_from(&table);
     }
     R::deserialize(toml::Value::Table(table))
-        .map_err(|e| parse_error(e.to_string().trim().to_owned()))
+        .map_err(|e| parse_error(plain_words(e.to_string().trim())))
 }
 
 /// An error that names `field`, unless `ok`.

@@ -78,7 +78,7 @@ fn wrong_recipes_are_refused_by_name() {
         (&["run.seed=99999999999999999999"], "beyond 2^63 - 1"),
         (
             &["data.missing=Skip"],
-            "--set data.missing=Skip: unknown variant `Skip`, expected `error` or `skip` in `data.missing`",
+            "--set data.missing=Skip: unknown value `Skip`, expected `error` or `skip` in `data.missing`",
         ),
         (&["optim.batch_size"], "no '='"),
         (
