@@ -96,13 +96,15 @@ pub fn build_cache(
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
     // ---- What is asked for: settings, images, teachers -----------------------------------------------------------------------
-    let config = BuildConfig::resolve(args)?;
+    let mut config = BuildConfig::resolve(args)?;
     // Before anything else touches libtorch: it looks for its CUDA half only once.
     let device = torch_ext::resolve_device(&config.device)?;
     config.precision.prepare(device)?;
+    refuse::out_among_images(&config)?;
     let source = open_source(&config)?;
     let existing = Existing::look(&config.out)?;
     let identity = identity::cache_identity(&config, &source, &existing);
+    config.part_samples = Some(identity.plan.part_samples);
     let build = prepare(config, device, Some(source), identity, existing, hub)?;
     if let Some(advice) = build.grid_advice() {
         tracing::warn!("{advice}");
@@ -252,8 +254,8 @@ fn warn_of_deep_images(deep: &DeepImages) {
     let (narrow, deep) = deep.narrow();
     if narrow > 0 {
         tracing::warn!(
-            "{narrow} of {} read with more than 8 bits per sample use less than a quarter of the scale, so high-byte leaves at most 64 levels \
-             of them: build again into another folder with --depth-window full-range, percentile:LOW,HIGH or MIN,MAX",
+            "{narrow} of {} read with more than 8 bits per sample keep at most 64 of 256 levels through the cache's depth window: build again \
+             into another folder with --depth-window full-range, percentile:LOW,HIGH or another MIN,MAX",
             count(deep, "image")
         );
     }
@@ -447,6 +449,24 @@ impl Build {
     /// 518 pixels in the end and used at 224.
     pub(crate) fn grid_advice(&self) -> Option<String> {
         const USUAL_INPUT: u32 = 224;
+        // A typing error costs hours: attention grows with the square of the patches.
+        const FAR_BEYOND: u32 = 4;
+        let beyond = self.teachers.iter().find(|(teacher, network)| {
+            let info = network.model.info();
+            teacher.grid >= FAR_BEYOND * (info.input_size / info.patch_size).max(1)
+        });
+        if let Some((teacher, network)) = beyond {
+            let info = network.model.info();
+            let native = info.input_size / info.patch_size;
+            return Some(format!(
+                "teacher {}: grid {} is {} patches an image, {:.0} times as many as its own {native} x {native}, and attention costs the \
+                 square of that",
+                teacher.id,
+                teacher.grid,
+                teacher.grid.pow(2),
+                f64::from(teacher.grid.pow(2)) / f64::from(native.pow(2).max(1))
+            ));
+        }
         if self.config.grid.is_some() || layout::cache_json(&self.config.out).exists() {
             return None;
         }

@@ -8,6 +8,8 @@ use std::str::FromStr;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use models::precision::Precision;
+use schemas::Codec;
 
 use crate::config::Channels;
 
@@ -19,7 +21,7 @@ use crate::config::Channels;
     after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {
-    /// How messages and progress are written to stderr.
+    /// How messages and progress are written to stderr, and what build-cache, add-teacher and verify print on stdout.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// What to do.
@@ -60,12 +62,12 @@ impl Cli {
     }
 }
 
-/// How messages and progress are written to stderr. Results always go to stdout.
+/// How messages and progress are written to stderr, and what `build-cache`, `add-teacher` and `verify` print on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people: progress bars on a terminal, plain lines elsewhere.
+    /// For people: progress bars on a terminal, plain lines elsewhere; results as text.
     Text,
-    /// One JSON object per line, no bars.
+    /// One JSON object per line, no bars; results as one JSON object.
     Json,
 }
 
@@ -91,7 +93,7 @@ pub enum Command {
     },
 }
 
-/// `pipeline build-cache`. A flag wins over `--set`, `--set` over the recipe, the recipe over the defaults.
+/// `pipeline build-cache`. Flags and `--set` win over the recipe, the recipe over the defaults.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BuildCacheArgs {
     /// The images: class folders, WebDataset *.tar or *.parquet in the Hugging Face layout (a file, a glob or a {000..099} range). `::` and a
@@ -110,7 +112,7 @@ pub struct BuildCacheArgs {
     #[arg(long, value_name = "K")]
     pub views: Option<u16>,
     /// How crops are chosen: random resized crops, the central square, or the whole image [default: rrc].
-    #[arg(long, value_name = "rrc|center|full")]
+    #[arg(long, value_name = "POLICY", value_parser = ["rrc", "center", "full"])]
     pub view_policy: Option<String>,
     /// Crops and flips are a function of it and of each image's content [default: 0].
     #[arg(long, value_name = "N")]
@@ -153,10 +155,10 @@ pub struct BuildCacheArgs {
 pub struct FeatureArgs {
     /// Which features: the residual stream after the last block, the same after the final norm, or projected (CLIP); for every
     /// teacher that the recipe does not say it of [default: last].
-    #[arg(long, value_name = "last|last_norm|proj")]
+    #[arg(long, value_name = "LAYER", value_parser = ["last", "last_norm", "proj"])]
     pub layer: Option<String>,
     /// The activation of a teacher, if its files do not say it.
-    #[arg(long, value_name = "gelu|quick_gelu|gelu_tanh|silu")]
+    #[arg(long, value_name = "FUNCTION", value_parser = ["gelu", "quick_gelu", "gelu_tanh", "silu"])]
     pub activation: Option<String>,
     /// Mean of pixels in 0..1 that a teacher subtracts, if its files do not say it: one number, or one for each channel.
     #[arg(long, value_name = "R,G,B")]
@@ -171,13 +173,13 @@ pub struct FeatureArgs {
     #[arg(long, value_name = "N")]
     pub heads: Option<u32>,
     /// How features are stored; i8 takes half of f16 and is calibrated first [default: f16].
-    #[arg(long, value_name = "f32|f16|bf16|i8")]
+    #[arg(long, value_name = "CODEC", value_parser = Codec::NAMES)]
     pub codec: Option<String>,
     /// Images that codec i8 takes the ranges of its channels from [default: 256].
     #[arg(long, value_name = "N")]
     pub calibration_images: Option<u64>,
-    /// What the teachers' matrix products are computed in [default: f32].
-    #[arg(long, value_name = "f32|bf16")]
+    /// What the teachers' matrix products are computed in; tf32 on a GPU only [default: f32].
+    #[arg(long, value_name = "PRECISION", value_parser = Precision::NAMES)]
     pub precision: Option<String>,
     /// Rows per forward pass [default: 8 on a CPU, 128 on a GPU].
     #[arg(long, value_name = "N")]

@@ -1,6 +1,7 @@
 //! The recipe of a cache: a typed TOML file, `--set`, flags, and what they resolve to.
 //!
-//! Four layers, the later one wins: the documented defaults below, the recipe file, `--set section.key=value`, flags.
+//! Three layers, the later one wins: the documented defaults below, the recipe file, and `--set section.key=value` with the flags. A setting
+//! that is given both ways is refused.
 //! [`BuildConfig::resolve`] merges and checks them once; nothing downstream sees a half-valid setting. Two defaults
 //! depend on what the run finds (the grid on the teachers, the batch size on the device), so the complete recipe is
 //! printed when the build knows them.
@@ -180,7 +181,7 @@ pub struct CacheFolder {
     /// `none`, `original`, or `jpeg:SHORT_SIDE:QUALITY`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pack: Option<String>,
-    /// Samples of a part; default [`PART_ROWS`] / views. Part of the cache's identity.
+    /// Samples of a part; default that of the cache, else [`PART_ROWS`] / views. Part of the cache's identity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part_samples: Option<u64>,
 }
@@ -224,8 +225,8 @@ pub struct BuildConfig {
     pub precision: Precision,
     /// Rows per forward pass, if it was said.
     pub batch_size: Option<u32>,
-    /// Samples of a part, at least 1.
-    pub part_samples: u64,
+    /// Samples of a part, at least 1, if it was said.
+    pub part_samples: Option<u64>,
     /// The device's name, for [`torch_ext::resolve_device`].
     pub device: String,
     /// Worker threads, at least 1.
@@ -247,6 +248,11 @@ pub fn pack_name(pack: Pack) -> String {
 }
 
 impl BuildConfig {
+    /// Samples of a part where neither settings nor a cache say: about [`PART_ROWS`] rows.
+    pub fn usual_part_samples(&self) -> u64 {
+        (PART_ROWS / u64::from(self.views.views)).max(1)
+    }
+
     /// The complete recipe, every default spelled out, as TOML: `--recipe` with this text repeats the build.
     ///
     /// `grid`, `batch_size` and `device` are what the run settled on.
@@ -286,7 +292,7 @@ impl BuildConfig {
             cache: CacheFolder {
                 out: Some(self.out.clone()),
                 pack: Some(pack_name(self.pack)),
-                part_samples: Some(self.part_samples),
+                part_samples: self.part_samples,
             },
             run: Run {
                 device: Some(device.into()),

@@ -23,7 +23,9 @@ pub(crate) fn cache_identity(
         format_version: FORMAT_VERSION,
         plan: Plan {
             samples: dataset.samples,
-            part_samples: config.part_samples,
+            part_samples: (config.part_samples)
+                .or(existing.part_samples)
+                .unwrap_or(config.usual_part_samples()),
         },
         dataset,
         image_code: existing.image_code().to_owned(),
@@ -39,6 +41,8 @@ pub(crate) fn cache_identity(
 pub(crate) struct Existing {
     /// The grid that all its teachers share, and one of them.
     pub grid: Option<(TeacherId, u32)>,
+    /// How many samples its parts have.
+    part_samples: Option<u64>,
     /// How its images were decoded, if by earlier rules that are known here.
     earlier_code: Option<&'static str>,
 }
@@ -63,6 +67,7 @@ impl Existing {
         let identity = cache.identity();
         let decoder = Decoder::of_cache(&identity.image_code, identity.depth_window);
         Existing {
+            part_samples: Some(identity.plan.part_samples),
             earlier_code: decoder
                 .filter(|decoder| decoder.earlier_rules().is_some())
                 .map(|decoder| decoder.image_code()),

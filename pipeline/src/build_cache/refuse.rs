@@ -6,11 +6,13 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{anyhow, bail, ensure};
+use images::source::lies_in;
 use schemas::{Cache, layout};
 
 use super::Build;
 use super::recheck::{self, Checked};
 use super::worklist::PartWork;
+use crate::config::BuildConfig;
 use crate::table::count;
 
 /// Refuses a folder that holds something else: a typing error in `--out` must not sow files among a user's own.
@@ -31,6 +33,17 @@ pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
             out.display()
         );
     }
+    Ok(())
+}
+
+/// Refuses a new cache in the folder of its images: its files would be taken for more of them, and a second command for another data set.
+pub(super) fn out_among_images(config: &BuildConfig) -> anyhow::Result<()> {
+    let images = config.images.as_deref().unwrap_or_default();
+    ensure!(
+        layout::cache_json(&config.out).exists() || !lies_in(&config.out, images),
+        "--out {}: lies in the folder of --images {images}, so that the cache would be taken for a part of the images; give a folder beside it",
+        config.out.display()
+    );
     Ok(())
 }
 

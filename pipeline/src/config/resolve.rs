@@ -8,10 +8,10 @@ use std::str::FromStr;
 use serde::Deserialize;
 
 use super::{
-    BuildConfig, CALIBRATION_IMAGES, CODEC, CacheFolder, Data, FLIP, PART_ROWS, PRECISION, RATIO,
-    Recipe, SCALE, TeacherEntry, VIEWS, View,
+    BuildConfig, CALIBRATION_IMAGES, CODEC, CacheFolder, Data, FLIP, PRECISION, RATIO, Recipe,
+    SCALE, TeacherEntry, VIEWS, View,
 };
-use schemas::{CacheIdentity, DepthWindow, Pack, ViewIdentity, ViewPolicy};
+use schemas::{CacheIdentity, DepthWindow, Pack, ViewIdentity, ViewPolicy, plain_words};
 
 use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
 
@@ -83,21 +83,95 @@ impl BuildConfig {
             },
             ..Recipe::default()
         };
-        overlay_teachers(&mut recipe, &args.teachers)?;
+        let teachers = teacher_paths(&args.teachers)?.into_iter();
+        recipe.teachers = teachers
+            .map(|(id, dir)| (id, TeacherEntry::Path(dir)))
+            .collect();
         overlay_features(&mut recipe, &args.features);
         complete(recipe, cache.views.clone(), cache.pack, false)
     }
 
-    /// Merges defaults, recipe, `--set` and flags (the later wins) and checks the result. Reads nothing but the recipe.
+    /// Merges defaults, recipe, and `--set` with flags (the later wins) and checks the result. Reads nothing but the recipe.
     pub fn resolve(args: &BuildCacheArgs) -> Result<BuildConfig, Error> {
-        let mut recipe = read(args.recipe.as_deref(), &args.set)?;
-        overlay_flags(&mut recipe, args)?;
+        let teachers = teacher_paths(&args.teachers)?;
+        refuse_flag_and_setting(args, &teachers)?;
+        let mut recipe = read(args.recipe.as_deref(), &teachers, &args.set)?;
+        overlay_flags(&mut recipe, args);
         check(recipe, args.dry_run)
     }
 }
 
-/// The recipe file (or an empty one) with every `--set` applied.
-fn read(path: Option<&Path>, settings: &[String]) -> Result<Recipe, Error> {
+/// Refuses a setting that a flag and `--set` both give: which of them is meant is not ours to guess.
+fn refuse_flag_and_setting(
+    args: &BuildCacheArgs,
+    teachers: &[(String, String)],
+) -> Result<(), Error> {
+    let features = &args.features;
+    let flags = [
+        ("data.images", "--images", args.images.is_some()),
+        ("data.limit", "--limit", args.limit.is_some()),
+        (
+            "data.depth_window",
+            "--depth-window",
+            args.depth_window.is_some(),
+        ),
+        ("view.policy", "--view-policy", args.view_policy.is_some()),
+        ("view.views", "--views", args.views.is_some()),
+        ("view.seed", "--seed", args.seed.is_some()),
+        ("features.grid", "--grid", args.grid.is_some()),
+        ("features.codec", "--codec", features.codec.is_some()),
+        (
+            "features.calibration_images",
+            "--calibration-images",
+            features.calibration_images.is_some(),
+        ),
+        (
+            "features.precision",
+            "--precision",
+            features.precision.is_some(),
+        ),
+        (
+            "features.batch_size",
+            "--batch-size",
+            features.batch_size.is_some(),
+        ),
+        ("cache.pack", "--pack", args.pack.is_some()),
+        ("cache.out", "--out", args.out.is_some()),
+        (
+            "cache.part_samples",
+            "--part-samples",
+            args.part_samples.is_some(),
+        ),
+        ("run.device", "--device", features.device.is_some()),
+        ("run.threads", "--threads", features.threads.is_some()),
+    ];
+    for setting in &args.set {
+        let key = setting.split('=').next().unwrap_or_default().trim();
+        let flag = (flags.iter()).find(|(field, _, given)| *given && *field == key);
+        let teacher = key.strip_prefix("teachers.").and_then(|key| {
+            let id = key.strip_suffix(".path").unwrap_or(key);
+            teachers.iter().find(|(given, _)| given == id)
+        });
+        let flag = match (flag, teacher) {
+            (Some((_, flag, _)), _) => (*flag).to_owned(),
+            (None, Some((id, path))) => format!("--teacher {id}={path}"),
+            (None, None) => continue,
+        };
+        return Err(Error::Form {
+            option: "--set",
+            given: setting.clone(),
+            problem: format!("{flag} says the same setting; give one of them"),
+        });
+    }
+    Ok(())
+}
+
+/// The recipe file (or an empty one) with the paths of `--teacher` and every `--set` applied.
+fn read(
+    path: Option<&Path>,
+    teachers: &[(String, String)],
+    settings: &[String],
+) -> Result<Recipe, Error> {
     let mut table = toml::Table::new();
     let mut origin = "--set".to_owned();
     if let Some(path) = path {
@@ -108,11 +182,21 @@ fn read(path: Option<&Path>, settings: &[String]) -> Result<Recipe, Error> {
         origin = path.display().to_string();
         let parse_error = |e: toml::de::Error| Error::Parse {
             origin: origin.clone(),
-            message: e.to_string(),
+            message: plain_words(&e.to_string()),
         };
         // Checked before the settings are laid over it, so that the parser can point at the line.
         toml::from_str::<Recipe>(&text).map_err(parse_error)?;
         table = toml::from_str(&text).map_err(parse_error)?;
+    }
+    for (id, dir) in teachers {
+        // As a table, so that settings can say more about the teacher.
+        let entry = toml::Table::from_iter([("path".to_owned(), dir.clone().into())]);
+        let all = table
+            .entry("teachers")
+            .or_insert_with(|| toml::Table::new().into());
+        if let Some(all) = all.as_table_mut() {
+            all.insert(id.clone(), entry.into());
+        }
     }
     let mut given = BTreeSet::new();
     for setting in settings {
@@ -129,12 +213,12 @@ fn read(path: Option<&Path>, settings: &[String]) -> Result<Recipe, Error> {
         let checked = Recipe::deserialize(toml::Value::Table(table.clone()));
         checked.map_err(|e| Error::Parse {
             origin: format!("--set {setting}"),
-            message: e.to_string().trim().to_owned(),
+            message: plain_words(e.to_string().trim()),
         })?;
     }
     Recipe::deserialize(toml::Value::Table(table)).map_err(|e| Error::Parse {
         origin,
-        message: e.to_string(),
+        message: plain_words(&e.to_string()),
     })
 }
 
@@ -186,8 +270,8 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Lays the flags over the recipe. A `--teacher` adds to the recipe's teachers, or replaces the one of the same id.
-fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) -> Result<(), Error> {
+/// Lays the flags over the recipe, which has the teachers already.
+fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) {
     set(&mut recipe.data.images, &args.images);
     set(&mut recipe.data.limit, &args.limit);
     set(&mut recipe.data.depth_window, &args.depth_window);
@@ -198,9 +282,7 @@ fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) -> Result<(), Error
     set(&mut recipe.cache.pack, &args.pack);
     set(&mut recipe.cache.out, &args.out);
     set(&mut recipe.cache.part_samples, &args.part_samples);
-    overlay_teachers(recipe, &args.teachers)?;
     overlay_features(recipe, &args.features);
-    Ok(())
 }
 
 /// A flag, if it was given, in the place of what was said before.
@@ -247,9 +329,10 @@ fn overlay_features(recipe: &mut Recipe, args: &FeatureArgs) {
     }
 }
 
-/// Adds what `--teacher` says.
-fn overlay_teachers(recipe: &mut Recipe, teachers: &[String]) -> Result<(), Error> {
-    let mut typed = std::collections::BTreeSet::new();
+/// What each `--teacher` says, as (id, path). It adds to the recipe's teachers, or replaces the one of the same id.
+fn teacher_paths(teachers: &[String]) -> Result<Vec<(String, String)>, Error> {
+    let mut typed = BTreeSet::new();
+    let mut pairs = Vec::new();
     for teacher in teachers {
         let bad = |problem: &str| Error::Form {
             option: "--teacher",
@@ -265,11 +348,9 @@ fn overlay_teachers(recipe: &mut Recipe, teachers: &[String]) -> Result<(), Erro
         if !typed.insert(id) {
             return Err(bad("gives the same id twice"));
         }
-        recipe
-            .teachers
-            .insert(id.to_owned(), TeacherEntry::Path(dir.to_owned()));
+        pairs.push((id.to_owned(), dir.to_owned()));
     }
-    Ok(())
+    Ok(pairs)
 }
 
 /// Fills in the defaults and checks every value.
@@ -350,9 +431,7 @@ fn complete(
             features.precision.as_deref().unwrap_or(PRECISION),
         )?,
         batch_size: features.batch_size,
-        part_samples: cache
-            .part_samples
-            .unwrap_or((PART_ROWS / u64::from(views.views)).max(1)),
+        part_samples: cache.part_samples,
         views,
         device: run.device.unwrap_or_else(|| "auto".into()),
         threads: run

@@ -73,16 +73,18 @@ fn defaults() {
     );
     assert_eq!(
         (config.part_samples, config.device.as_str()),
-        (1024, "auto")
+        (None, "auto")
     );
     assert!(config.threads >= 1);
     // A part has about as many rows whatever the number of views.
-    assert_eq!(least_and(&["--views", "3"]).unwrap().part_samples, 341);
-    assert_eq!(least_and(&["--views", "5000"]).unwrap().part_samples, 1);
+    let part_samples = |views| least_and(&["--views", views]).unwrap().usual_part_samples();
+    assert_eq!(config.usual_part_samples(), 1024);
+    assert_eq!(part_samples("3"), 341);
+    assert_eq!(part_samples("5000"), 1);
 }
 
 #[test]
-fn a_flag_wins_over_set_and_set_over_the_recipe() {
+fn flags_and_set_win_over_the_recipe() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("recipe.toml");
     let text = "[data]\nimages = \"from-recipe\"\n[view]\nseed = 1\nviews = 2\n[teachers]\nclip = \"a\"\ndino = \"b\"\n[cache]\nout = \"c\"\n\
@@ -119,13 +121,16 @@ fn a_flag_wins_over_set_and_set_over_the_recipe() {
         ),
         (2, 2, Some(8), CodecName::F16)
     );
-    let config = resolve(
-        &[
-            &set[..],
-            &["--seed", "3", "--teacher", "clip=z", "--teacher", "third=y"],
-        ]
-        .concat(),
-    )
+    let config = resolve(&[
+        "--recipe",
+        recipe,
+        "--seed",
+        "3",
+        "--teacher",
+        "clip=z",
+        "--teacher",
+        "third=y",
+    ])
     .unwrap();
     assert_eq!(
         (config.views.seed, config.images.as_deref().unwrap()),
@@ -198,17 +203,26 @@ fn every_mistake_is_named() {
         &["--set", "view.seed.deep=1", "--set", "view.seed=1"],
         &["--set view.seed.deep=1"],
     );
-    check(&["--set", "view.seed=many"], &["view.seed", "many", "u64"]);
+    check(
+        &["--set", "view.seed=many"],
+        &["view.seed", "many", "a whole number"],
+    );
     check(&["--teacher", "dino"], &["--teacher dino", "id=folder"]);
     check(
         &["--teacher", "clip=elsewhere"],
         &["--teacher clip=elsewhere", "twice"],
     );
     check(&["--teacher", "CLIP=x"], &["teachers.CLIP", "a-z"]);
-    check(&["--codec", "f8"], &["features.codec", "f8", "f16"]);
-    check(&["--precision", "f16"], &["features.precision", "bf16"]);
     check(
-        &["--view-policy", "random"],
+        &["--set", "features.codec=f8"],
+        &["features.codec", "f8", "f16"],
+    );
+    check(
+        &["--set", "features.precision=f16"],
+        &["features.precision", "bf16", "tf32"],
+    );
+    check(
+        &["--set", "view.policy=random"],
         &["view.policy", "random", "center"],
     );
     check(
@@ -307,7 +321,9 @@ fn teachers_may_be_tables_and_flags_fill_what_they_leave_open() {
     ])
     .unwrap();
     assert_eq!(again.teachers, config.teachers);
-    let error = least_and(&["--layer", "first"]).unwrap_err().to_string();
+    let error = least_and(&["--set", "teachers.clip.layer=first"])
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("teachers.clip.layer") && error.contains("last_norm"),
         "{error}"
@@ -445,7 +461,7 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
     refused(
         &["teachers.aug.means=0.5"],
         &[
-            "unknown field `means`",
+            "unknown key `means`",
             "`path`",
             "`mean`",
             "`std`",
@@ -495,7 +511,7 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
         &["teachers.aug.heads", "at least 1"],
     );
     refused(&["teachers.other=7"], &["a teacher's path, or a table"]);
-    refused(&["teachers.other.layer=last"], &["missing field `path`"]);
+    refused(&["teachers.other.layer=last"], &["missing key `path`"]);
 }
 
 /// Whole tables, of every section, empty, nested and inline within a teacher; and one setting within another.
@@ -507,7 +523,7 @@ fn a_table_is_no_value_of_set() {
         ("data={}", "data.name"),
         ("run={threads=1}", "run.threads"),
         ("teachers={clip=\"x\"}", "teachers.clip"),
-        ("teachers.clip={path=\"x\", heads=3}", "teachers.clip.heads"),
+        ("teachers.dino={path=\"x\", heads=3}", "teachers.dino.heads"),
         ("cache={part_samples={a=1}}", "cache.part_samples"),
     ] {
         let error = least_and(&["--set", setting]).unwrap_err().to_string();
@@ -517,4 +533,69 @@ fn a_table_is_no_value_of_set() {
     let both = ["--set", "teachers.b.path=x", "--set", "teachers.b=y"];
     let error = least_and(&both).unwrap_err().to_string();
     assert!(error.contains("teachers.b is given twice"), "{error}");
+}
+
+/// Whatever a flag says, `--set` may not say as well, whichever stands first.
+#[test]
+fn a_setting_by_flag_and_by_set_is_refused() {
+    for (flag, value, field) in [
+        ("--images", "a", "data.images"),
+        ("--out", "a", "cache.out"),
+        ("--teacher", "clip=a", "teachers.clip"),
+        ("--teacher", "clip=a", "teachers.clip.path"),
+        ("--limit", "5", "data.limit"),
+        ("--depth-window", "full-range", "data.depth_window"),
+        ("--view-policy", "rrc", "view.policy"),
+        ("--views", "2", "view.views"),
+        ("--seed", "1", "view.seed"),
+        ("--grid", "4", "features.grid"),
+        ("--codec", "f16", "features.codec"),
+        ("--calibration-images", "9", "features.calibration_images"),
+        ("--precision", "f32", "features.precision"),
+        ("--batch-size", "4", "features.batch_size"),
+        ("--pack", "original", "cache.pack"),
+        ("--part-samples", "7", "cache.part_samples"),
+        ("--device", "cpu", "run.device"),
+        ("--threads", "2", "run.threads"),
+    ] {
+        let setting = format!("{field}={}", value.trim_start_matches("clip="));
+        let least: Vec<&str> = LEAST
+            .chunks(2)
+            .filter(|pair| pair[0] != flag)
+            .flatten()
+            .copied()
+            .collect();
+        for more in [
+            [flag, value, "--set", &setting],
+            ["--set", &setting, flag, value],
+        ] {
+            let error = resolve(&[&least, &more[..]].concat())
+                .expect_err(field)
+                .to_string();
+            assert!(
+                error.contains(flag) && error.contains(field) && error.contains("give one of them"),
+                "{error}"
+            );
+        }
+    }
+}
+
+/// `--teacher` gives the path, and settings may say more about the teacher.
+#[test]
+fn a_teacher_by_flag_may_have_settings() {
+    let config = least_and(&[
+        "--set",
+        "teachers.clip.eps=1e-3",
+        "--set",
+        "teachers.clip.heads=4",
+    ]);
+    let teacher = &config.unwrap().teachers[&TeacherId::new("clip").unwrap()];
+    assert_eq!(
+        (
+            teacher.path.as_str(),
+            teacher.options.norm_eps,
+            teacher.options.num_heads
+        ),
+        ("models/clip", Some(1e-3), Some(4))
+    );
 }

@@ -562,8 +562,26 @@ fn a_limit_is_the_first_images_of_the_source() {
 #[test]
 fn a_folder_of_something_else_is_not_written_to() {
     let world = World::new();
-    let error = format!("{:#}", world.build("images", &[]).unwrap_err());
+    let error = format!("{:#}", world.build("clip", &[]).unwrap_err());
     assert!(error.contains("is not a cache"), "{error}");
+}
+
+/// Its own files would be images or shards of the next command.
+#[test]
+fn a_cache_among_its_images_is_refused() {
+    let world = World::new();
+    std::os::unix::fs::symlink(world.path("images"), world.path("link")).unwrap();
+    for out in [
+        "images/cache",
+        "images/cat/deep/cache",
+        "link/cache",
+        "images/../link/x",
+    ] {
+        let error = format!("{:#}", world.build(out, &[]).unwrap_err());
+        assert!(error.contains("give a folder beside it"), "{out}: {error}");
+        assert!(!world.path(out).exists());
+    }
+    world.build("images-cache", &[]).unwrap();
 }
 
 /// The program alone reads the environment. The record names model and commit, never a path of this machine's cache.

@@ -361,3 +361,25 @@ fn an_option_given_twice_is_refused() {
         );
     }
 }
+
+/// What is not said is as the cache has it, as its grid is; what is said otherwise is refused.
+#[test]
+fn the_size_of_parts_stays_that_of_the_cache() {
+    let world = World::new();
+    let args = |more: &[&str]| {
+        let args = world.build_args("cache", more);
+        // Neither in the recipe nor by a flag, unless `more` has it.
+        let place = args.iter().position(|arg| arg == "cache.part_samples=8");
+        match place {
+            Some(place) if more.is_empty() => [&args[..place - 1], &args[place + 1..]].concat(),
+            _ => args,
+        }
+    };
+    run(args(&["--part-samples", "7"])).unwrap();
+    let before = tree(&world.path("cache"));
+    fs::remove_file(world.path("cache/teachers/clip/part-00001.commit.json")).unwrap();
+    assert_eq!(run(args(&[])).unwrap().0, ExitStatus::Fine);
+    assert_eq!(tree(&world.path("cache")), before);
+    let error = run(args(&["--part-samples", "9"])).unwrap_err().to_string();
+    assert!(error.contains("plan.part_samples = 7"), "{error}");
+}

@@ -54,7 +54,7 @@ impl World {
     pub(crate) fn build_args(&self, out: &str, more: &[&str]) -> Vec<String> {
         let dir = |name: &str| self.path(name).display().to_string();
         let mut args = vec!["pipeline".to_owned(), "build-cache".to_owned()];
-        // As settings of the recipe, which a test overrides by a flag, or by saying one again: then it is left out here.
+        // As settings of the recipe. One that a test gives itself, as a setting or by its flag, is left out here.
         for setting in [
             format!("data.images={}", dir("images")),
             format!("cache.out={}", dir(out)),
@@ -66,7 +66,23 @@ impl World {
             "run.device=cpu".to_owned(),
         ] {
             let key = setting.split_inclusive('=').next().expect("a setting");
-            if !more.iter().any(|said| said.starts_with(key)) {
+            let flag = match key {
+                "data.images=" => "--images",
+                "cache.out=" => "--out",
+                "cache.part_samples=" => "--part-samples",
+                "features.batch_size=" => "--batch-size",
+                "view.views=" => "--views",
+                "run.device=" => "--device",
+                _ => "--teacher",
+            };
+            let is_given = more.iter().enumerate().any(|(i, said)| match flag {
+                "--teacher" => {
+                    let id = &key["teachers.".len()..];
+                    said.starts_with(key) || (i > 0 && more[i - 1] == flag && said.starts_with(id))
+                }
+                _ => said.starts_with(key) || *said == flag,
+            });
+            if !is_given {
                 args.extend(["--set".to_owned(), setting]);
             }
         }
