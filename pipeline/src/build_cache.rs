@@ -110,7 +110,7 @@ pub fn build_cache(
         tracing::warn!("{advice}");
     }
     if build.config.dry_run {
-        return dry_run::report(&build, out);
+        return dry_run::report(&build, format, out);
     }
     run(&build, format, out)
 }

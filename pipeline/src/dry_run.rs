@@ -10,6 +10,7 @@ use anyhow::{Context, bail, ensure};
 use images::ImageSource;
 use indicatif::{DecimalBytes, HumanDuration};
 use schemas::{Cache, TeacherIdentity};
+use serde::Serialize;
 use tch::Device;
 
 use crate::ExitStatus;
@@ -20,6 +21,7 @@ use crate::build_cache::infer::{Batch, BuildTeacher, encode, infer};
 use crate::build_cache::refuse;
 use crate::build_cache::timing::Timings;
 use crate::build_cache::worklist::{Outputs, PartWork};
+use crate::cli::LogFormat;
 use crate::table::count;
 
 /// Rows that each lane computes for the estimate: seconds on a CPU, and more than one so that weights are reused as in a build.
@@ -37,183 +39,323 @@ const FILE_OVERHEAD: u64 = 32 << 10;
 /// What a commit says of each channel: two sums in decimal digits.
 const CHANNEL_BYTES: u64 = 60;
 
+/// What a build would do.
+#[derive(Debug, Serialize)]
+struct Forecast {
+    images: u64,
+    views: u64,
+    /// Rows, if every image can be used.
+    rows_at_most: u64,
+    source: Source,
+    parts: u32,
+    part_images: u64,
+    parts_to_build: usize,
+    samples: Bytes,
+    /// Identities of the teachers, with what is to be written of each.
+    teachers: Vec<Teacher>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grid_advice: Option<String>,
+    bytes_needed_at_most: u64,
+    bytes_free: u64,
+    fits: bool,
+    /// Absent where nothing is to do.
+    time: Option<Time>,
+}
+
+/// What the data set is read from, and what of it is not in the data set.
+#[derive(Debug, Serialize)]
+struct Source {
+    images: String,
+    kind: String,
+    files: usize,
+    labelled: u64,
+    distinct_labels: u64,
+    skipped: u64,
+    skipped_by_reason: Vec<(String, u64)>,
+    /// Kinds of files that are no pictures, in words.
+    not_read: String,
+}
+
+/// Rows that are to be written, and the most that they take.
+#[derive(Debug, Serialize)]
+struct Bytes {
+    rows: u64,
+    bytes_at_most: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Teacher {
+    identity: TeacherIdentity,
+    to_write: Bytes,
+}
+
+/// From a short measurement on this machine, now.
+#[derive(Debug, Serialize)]
+struct Time {
+    seconds: f64,
+    images: u64,
+    images_per_second: f64,
+    measured_on_images: u64,
+    decode_ms_per_image: f64,
+    teachers_ms_per_image: f64,
+    /// Threads of the teachers, or the GPU.
+    teachers_on: String,
+}
+
 /// Prints the plan. Refuses what the build would refuse.
-pub(crate) fn report(build: &Build, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let work = missing(build)?;
-    let plan = build.identity.plan;
-    let views = u64::from(build.identity.views.views);
-    writeln!(
-        out,
-        "data set           {}, {} each: at most {}",
-        count(plan.samples, "image"),
-        count(views, "view"),
-        count(plan.samples * views, "row")
-    )?;
-    let source = build.source.as_ref().context("a build reads images")?;
-    print_source(build, source, out)?;
-    writeln!(
-        out,
-        "plan               {} of {}; {} to build",
-        count(plan.parts().into(), "part"),
-        count(plan.part_samples, "image"),
-        work.len()
-    )?;
-
-    // ---- Bytes: of what is missing, before compression, as if every image were usable ----
-    let rows_in = |part: u32| {
-        let range = plan.range(part);
-        (range.end - range.start) * views
-    };
-    // Parts that lack something, and their rows.
-    let missing_of = |lacks: &dyn Fn(&Outputs) -> bool| -> (u64, u64) {
-        let parts = work.iter().filter(|work| lacks(&work.missing));
-        parts.fold((0, 0), |(parts, rows), work| {
-            (parts + 1, rows + rows_in(work.part))
-        })
-    };
-    let longest_key = (0..source.len())
-        .map(|idx| source.key(idx).len() as u64)
-        .max();
-    // Every file repeats the cache's identity, class names included, as JSON within JSON or base64.
-    let file_bytes = FILE_OVERHEAD + 2 * serde_json::to_vec(&build.identity)?.len() as u64;
-
-    // A short measurement on this machine, now: of time, and of the size of packed images.
-    let probe = match work.is_empty() {
-        true => None,
-        false => Some(measure(build)?),
-    };
-    let packed_bytes = probe.as_ref().map_or(0, |probe| probe.packed_bytes);
-    let (parts, rows) = missing_of(&|lacks| lacks.samples);
-    let mut needed = parts * file_bytes
-        + rows * (SAMPLE_ROW_BYTES + longest_key.unwrap_or(0))
-        + rows / views * packed_bytes;
-    writeln!(
-        out,
-        "samples            {} to write, at most {}",
-        count(rows, "row"),
-        DecimalBytes(needed)
-    )?;
-    let mut forward_rows = 0;
-    for (teacher, _) in &build.teachers {
-        let (parts, rows) = missing_of(&|lacks| lacks.teachers.contains(&teacher.id));
-        let bytes = parts * (file_bytes + CHANNEL_BYTES * u64::from(teacher.width))
-            + rows * row_bytes(teacher);
-        needed += bytes;
-        forward_rows += rows;
-        let TeacherIdentity {
-            id,
-            arch,
-            grid,
-            input_size,
-            width,
-            codec,
-            ..
-        } = teacher;
-        writeln!(
-            out,
-            "teacher {id:<10} {arch}: {grid} x {grid} patches of {input_size} px, width {width}, {codec}; {} to write, at most {}",
-            count(rows, "row"),
-            DecimalBytes(bytes)
-        )?;
-        writeln!(
-            out,
-            "                   pixels minus mean {:?}, divided by std {:?}; {}, eps {:e}",
-            teacher.mean, teacher.std, teacher.activation, teacher.norm_eps
-        )?;
-        for assumed in &teacher.assumed {
-            writeln!(out, "                   assumed: {assumed}")?;
-        }
+pub(crate) fn report(
+    build: &Build,
+    format: LogFormat,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
+    let forecast = Forecast::of(build)?;
+    match format {
+        LogFormat::Text => forecast.write_text(out)?,
+        LogFormat::Json => writeln!(out, "{}", serde_json::to_string(&forecast)?)?,
     }
-    if let Some(advice) = build.grid_advice() {
-        writeln!(out, "grid               {advice}")?;
-    }
-    let free = free_bytes(&build.config.out)?;
-    let verdict = if free >= needed {
-        "fits"
-    } else {
-        "DOES NOT FIT"
-    };
-    writeln!(
-        out,
-        "disk               at most {} needed, {} free: {verdict}",
-        DecimalBytes(needed),
-        DecimalBytes(free)
-    )?;
-
-    // ---- Time ----
-    let Some(probe) = probe else {
-        writeln!(out, "time               nothing to do")?;
-        return Ok(ExitStatus::Fine);
-    };
-    let images: u64 = work.iter().map(|work| rows_in(work.part) / views).sum();
-    let forward_share =
-        forward_rows as f64 / (images * views * build.teachers.len() as u64).max(1) as f64;
-    let threads = build.config.threads as f64;
-    // On a CPU the workers share decoding and teachers; on a GPU the two run beside each other.
-    let seconds_per_image = match build.device {
-        Device::Cpu => probe.decode_seconds / threads + probe.teachers_seconds * forward_share,
-        _ => (probe.decode_seconds / threads).max(probe.teachers_seconds * forward_share),
-    };
-    let total = Duration::from_secs_f64((seconds_per_image * images as f64).min(1e10));
-    writeln!(
-        out,
-        "time               about {} for {} ({:.2} h) at {:.2} img/s, measured on {}: decoding {:.1} ms on one \
-         thread, teachers {:.1} ms on {}",
-        HumanDuration(total),
-        count(images, "image"),
-        total.as_secs_f64() / 3600.0,
-        1.0 / seconds_per_image,
-        count(probe.images as u64, "image"),
-        1e3 * probe.decode_seconds,
-        1e3 * probe.teachers_seconds,
-        if build.device == Device::Cpu {
-            format!("{threads} threads")
-        } else {
-            "the GPU".to_owned()
-        },
-    )?;
-    Ok(if free >= needed {
+    Ok(if forecast.fits {
         ExitStatus::Fine
     } else {
         ExitStatus::Problems
     })
 }
 
-/// What the data set is read from, and what of it is not in the data set.
-fn print_source(build: &Build, source: &ImageSource, out: &mut dyn Write) -> anyhow::Result<()> {
-    let spec = build.config.images.as_deref().unwrap_or_default();
-    let files = match source.files() {
-        0 => String::new(),
-        files => format!(", {}", count(files as u64, "file")),
-    };
-    writeln!(out, "source             {spec}: {}{files}", source.kind())?;
-    let labelled: Vec<i32> = (0..source.len()).filter_map(|i| source.label(i)).collect();
-    let classes = labelled.iter().collect::<BTreeSet<_>>().len();
-    match labelled.len() {
-        0 => writeln!(out, "labels             none")?,
-        n => writeln!(
-            out,
-            "labels             {n} of {}, {}",
-            count(source.len() as u64, "image"),
-            count(classes as u64, "distinct label")
-        )?,
+impl Forecast {
+    fn of(build: &Build) -> anyhow::Result<Forecast> {
+        let work = missing(build)?;
+        let plan = build.identity.plan;
+        let views = u64::from(build.identity.views.views);
+        let source = build.source.as_ref().context("a build reads images")?;
+
+        // ---- Bytes: of what is missing, before compression, as if every image were usable ----
+        let rows_in = |part: u32| {
+            let range = plan.range(part);
+            (range.end - range.start) * views
+        };
+        // Parts that lack something, and their rows.
+        let missing_of = |lacks: &dyn Fn(&Outputs) -> bool| -> (u64, u64) {
+            let parts = work.iter().filter(|work| lacks(&work.missing));
+            parts.fold((0, 0), |(parts, rows), work| {
+                (parts + 1, rows + rows_in(work.part))
+            })
+        };
+        let longest_key = (0..source.len())
+            .map(|idx| source.key(idx).len() as u64)
+            .max();
+        // Every file repeats the cache's identity, class names included, as JSON within JSON or base64.
+        let file_bytes = FILE_OVERHEAD + 2 * serde_json::to_vec(&build.identity)?.len() as u64;
+
+        // A short measurement: of time, and of the size of packed images.
+        let probe = match work.is_empty() {
+            true => None,
+            false => Some(measure(build)?),
+        };
+        let packed_bytes = probe.as_ref().map_or(0, |probe| probe.packed_bytes);
+        let (parts, rows) = missing_of(&|lacks| lacks.samples);
+        let samples = Bytes {
+            rows,
+            bytes_at_most: parts * file_bytes
+                + rows * (SAMPLE_ROW_BYTES + longest_key.unwrap_or(0))
+                + rows / views * packed_bytes,
+        };
+        let teachers: Vec<Teacher> = build
+            .teachers
+            .iter()
+            .map(|(teacher, _)| {
+                let (parts, rows) = missing_of(&|lacks| lacks.teachers.contains(&teacher.id));
+                Teacher {
+                    to_write: Bytes {
+                        rows,
+                        bytes_at_most: parts
+                            * (file_bytes + CHANNEL_BYTES * u64::from(teacher.width))
+                            + rows * row_bytes(teacher),
+                    },
+                    identity: teacher.clone(),
+                }
+            })
+            .collect();
+        let of_teachers = teachers.iter().map(|teacher| &teacher.to_write);
+        let needed =
+            samples.bytes_at_most + of_teachers.clone().map(|of| of.bytes_at_most).sum::<u64>();
+        let forward_rows: u64 = of_teachers.map(|of| of.rows).sum();
+        let free = free_bytes(&build.config.out)?;
+        let images = work.iter().map(|work| rows_in(work.part) / views).sum();
+        Ok(Forecast {
+            images: plan.samples,
+            views,
+            rows_at_most: plan.samples * views,
+            source: Source::of(build, source),
+            parts: plan.parts(),
+            part_images: plan.part_samples,
+            parts_to_build: work.len(),
+            samples,
+            teachers,
+            grid_advice: build.grid_advice(),
+            bytes_needed_at_most: needed,
+            bytes_free: free,
+            fits: free >= needed,
+            time: probe.map(|probe| probe.time(build, images, forward_rows)),
+        })
     }
-    let findings = source.findings();
-    if findings.skipped_count() > 0 {
+
+    fn write_text(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         writeln!(
             out,
-            "skipped            {}: pictures and archives that are not in the data set",
-            findings.skipped_count()
+            "data set           {}, {} each: at most {}",
+            count(self.images, "image"),
+            count(self.views, "view"),
+            count(self.rows_at_most, "row")
         )?;
-        for (reason, count) in findings.by_reason() {
-            writeln!(out, "  {count:>8}  {reason}")?;
+        self.source.write_text(self.images, out)?;
+        writeln!(
+            out,
+            "plan               {} of {}; {} to build",
+            count(self.parts.into(), "part"),
+            count(self.part_images, "image"),
+            self.parts_to_build
+        )?;
+        writeln!(
+            out,
+            "samples            {} to write, at most {}",
+            count(self.samples.rows, "row"),
+            DecimalBytes(self.samples.bytes_at_most)
+        )?;
+        for Teacher { identity, to_write } in &self.teachers {
+            let TeacherIdentity {
+                id,
+                arch,
+                grid,
+                input_size,
+                width,
+                codec,
+                ..
+            } = identity;
+            writeln!(
+                out,
+                "teacher {id:<10} {arch}: {grid} x {grid} patches of {input_size} px, width {width}, {codec}; {} to write, at most {}",
+                count(to_write.rows, "row"),
+                DecimalBytes(to_write.bytes_at_most)
+            )?;
+            writeln!(
+                out,
+                "                   pixels minus mean {:?}, divided by std {:?}; {}, eps {:e}",
+                identity.mean, identity.std, identity.activation, identity.norm_eps
+            )?;
+            for assumed in &identity.assumed {
+                writeln!(out, "                   assumed: {assumed}")?;
+            }
+        }
+        if let Some(advice) = &self.grid_advice {
+            writeln!(out, "grid               {advice}")?;
+        }
+        writeln!(
+            out,
+            "disk               at most {} needed, {} free: {}",
+            DecimalBytes(self.bytes_needed_at_most),
+            DecimalBytes(self.bytes_free),
+            match self.fits {
+                true => "fits",
+                false => "DOES NOT FIT",
+            }
+        )?;
+        let Some(time) = &self.time else {
+            return Ok(writeln!(out, "time               nothing to do")?);
+        };
+        writeln!(
+            out,
+            "time               about {} for {} ({:.2} h) at {:.2} img/s, measured on {}: decoding {:.1} ms on one \
+             thread, teachers {:.1} ms on {}",
+            HumanDuration(Duration::from_secs_f64(time.seconds)),
+            count(time.images, "image"),
+            time.seconds / 3600.0,
+            time.images_per_second,
+            count(time.measured_on_images, "image"),
+            time.decode_ms_per_image,
+            time.teachers_ms_per_image,
+            time.teachers_on,
+        )?;
+        Ok(())
+    }
+}
+
+impl Source {
+    fn of(build: &Build, source: &ImageSource) -> Source {
+        let labelled: Vec<i32> = (0..source.len()).filter_map(|i| source.label(i)).collect();
+        let findings = source.findings();
+        Source {
+            images: build.config.images.clone().unwrap_or_default(),
+            kind: source.kind().to_string(),
+            files: source.files(),
+            labelled: labelled.len() as u64,
+            distinct_labels: labelled.iter().collect::<BTreeSet<_>>().len() as u64,
+            skipped: findings.skipped_count(),
+            skipped_by_reason: findings.by_reason(),
+            not_read: findings.others_line(),
         }
     }
-    let others = findings.others_line();
-    if !others.is_empty() {
-        writeln!(out, "not read           {others}")?;
+
+    fn write_text(&self, images: u64, out: &mut dyn Write) -> std::io::Result<()> {
+        let files = match self.files {
+            0 => String::new(),
+            files => format!(", {}", count(files as u64, "file")),
+        };
+        writeln!(
+            out,
+            "source             {}: {}{files}",
+            self.images, self.kind
+        )?;
+        match self.labelled {
+            0 => writeln!(out, "labels             none")?,
+            n => writeln!(
+                out,
+                "labels             {n} of {}, {}",
+                count(images, "image"),
+                count(self.distinct_labels, "distinct label")
+            )?,
+        }
+        if self.skipped > 0 {
+            writeln!(
+                out,
+                "skipped            {}: pictures and archives that are not in the data set",
+                self.skipped
+            )?;
+            for (reason, count) in &self.skipped_by_reason {
+                writeln!(out, "  {count:>8}  {reason}")?;
+            }
+        }
+        if !self.not_read.is_empty() {
+            writeln!(out, "not read           {}", self.not_read)?;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+impl Probe {
+    /// The time that `images` images take, of which `forward_rows` rows go through a teacher.
+    fn time(&self, build: &Build, images: u64, forward_rows: u64) -> Time {
+        let views = u64::from(build.identity.views.views);
+        let all_rows = (images * views * build.teachers.len() as u64).max(1);
+        let teachers_seconds = self.teachers_seconds * forward_rows as f64 / all_rows as f64;
+        let threads = build.config.threads;
+        let decode_seconds = self.decode_seconds / threads as f64;
+        // On a CPU the workers share decoding and teachers; on a GPU the two run beside each other.
+        let seconds_per_image = match build.device {
+            Device::Cpu => decode_seconds + teachers_seconds,
+            _ => decode_seconds.max(teachers_seconds),
+        };
+        Time {
+            seconds: (seconds_per_image * images as f64).min(1e10),
+            images,
+            images_per_second: 1.0 / seconds_per_image,
+            measured_on_images: self.images as u64,
+            decode_ms_per_image: 1e3 * self.decode_seconds,
+            teachers_ms_per_image: 1e3 * self.teachers_seconds,
+            teachers_on: match build.device {
+                Device::Cpu => format!("{threads} threads"),
+                _ => "the GPU".to_owned(),
+            },
+        }
+    }
 }
 
 /// The parts that lack something, of the cache that is there or of an empty one.

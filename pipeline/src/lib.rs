@@ -61,7 +61,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
     match &cli.command {
         Command::BuildCache(args) => build_cache::build_cache(args, hub, cli.log_format, out),
         Command::AddTeacher(args) => add_teacher::add_teacher(args, hub, cli.log_format, out),
-        Command::Verify(args) => verify::verify(args, out),
+        Command::Verify(args) => verify::verify(args, cli.log_format, out),
         Command::Inspect(args) => inspect::inspect(args, out),
         Command::Stats(args) => stats::stats(args, out),
         Command::List(args) => list::list(args, out),

@@ -2,20 +2,54 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
-use schemas::Cache;
+use schemas::{Cache, Repeats};
+use serde::Serialize;
 
 use crate::add_teacher::same_images;
 use crate::build_cache::recheck::{self, Checked};
-use crate::cli::VerifyArgs;
+use crate::cli::{LogFormat, VerifyArgs};
 use crate::table::count;
 use crate::{ExitStatus, logging};
 
-/// Prints every problem on a line of its own, then what was checked. Files that are not there yet are no problem of the data, but the
-/// cache is not whole without them, so they count as one.
-pub fn verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+/// What was checked and found.
+#[derive(Debug, Serialize)]
+struct Found {
+    cache: PathBuf,
+    /// Whether the cache is sound and whole.
+    sound: bool,
+    problems: Vec<String>,
+    /// Files that are still to be built.
+    missing: Vec<PathBuf>,
+    /// Images in more than one part: a fact of the data set, or the mark of a build that went on after its images had changed places.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeats: Option<String>,
+    /// The comparison with `--images`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images: Option<Comparison>,
+    notes: Vec<String>,
+    files: u64,
+    rows: u64,
+    bytes: u64,
+}
+
+/// Every committed sample beside the image at its place in a source.
+#[derive(Debug, Serialize)]
+struct Comparison {
+    same: bool,
+    found: String,
+}
+
+/// Prints every problem, then what was checked. Files that are not there yet are no problem of the data, but the cache is not whole without
+/// them, so they count as one.
+pub fn verify(
+    args: &VerifyArgs,
+    format: LogFormat,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
     let bar = logging::bars().add(ProgressBar::no_length());
     bar.set_style(ProgressStyle::with_template("{elapsed_precise} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, ETA {eta}").expect("a constant template"));
     let report = schemas::verify(&args.cache, &mut |progress| {
@@ -24,77 +58,105 @@ pub fn verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitStat
     });
     bar.finish_and_clear();
     let report = report?;
-
-    for problem in &report.problems {
-        writeln!(out, "{problem}")?;
-    }
-    // By folder: a cache that has only begun lacks thousands.
-    let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for path in &report.missing {
-        missing.entry(path.parent()).or_default().push(path);
-    }
-    for (folder, paths) in missing {
-        let (Some(folder), [first, ..]) = (folder, &paths[..]) else {
-            continue;
-        };
-        let name = first.file_name().unwrap_or_default().display();
-        let more = match paths.len() - 1 {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        writeln!(
-            out,
-            "{}: {name}{more} not built yet; run the same `pipeline build-cache` (or `add-teacher`, for one added later) again to finish the cache",
-            folder.display()
-        )?;
-    }
-    if let Some(repeats) = &report.repeats {
-        let schemas::Repeats {
-            images,
-            samples,
-            example: (first, second),
-        } = repeats;
-        writeln!(
-            out,
-            "note: {} in more than one part, {} in all (for example samples {first} and {second}). A data set may hold copies; if this one \
-             does not, a build went on after its images had changed places, and `pipeline verify CACHE --images SRC` says so",
-            match images {
-                1 => "1 image is".to_owned(),
-                images => format!("{images} images are"),
-            },
-            count(*samples, "sample"),
-        )?;
-    }
-    let moved = match &args.images {
-        Some(images) => against_source(args, images, out)?,
-        None => 0,
+    let images = args
+        .images
+        .as_ref()
+        .map(|images| against_source(args, images))
+        .transpose()?;
+    let same_images = images.as_ref().is_none_or(|images| images.same);
+    let found = Found {
+        cache: args.cache.clone(),
+        sound: report.problems.is_empty() && report.missing.is_empty() && same_images,
+        problems: report.problems.iter().map(ToString::to_string).collect(),
+        missing: report.missing,
+        repeats: report.repeats.as_ref().map(told),
+        images,
+        notes: report.notes,
+        files: report.files,
+        rows: report.rows,
+        bytes: report.bytes,
     };
-    for note in &report.notes {
-        writeln!(out, "note: {note}")?;
+    match format {
+        LogFormat::Text => found.write_text(out)?,
+        LogFormat::Json => writeln!(out, "{}", serde_json::to_string(&found)?)?,
     }
-    let problems = report.problems.len() as u64 + moved;
-    let (files, rows, bytes) = (report.files, report.rows, DecimalBytes(report.bytes));
-    let verdict = match (problems, report.missing.len()) {
-        (0, 0) => "sound".to_owned(),
-        (0, missing) => format!("sound so far, files missing: {missing}"),
-        (problems, missing) => format!("problems: {problems}, files missing: {missing}"),
-    };
-    writeln!(
-        out,
-        "{}: {verdict} ({}, {}, {bytes} checked)",
-        args.cache.display(),
-        count(files, "file"),
-        count(rows, "row")
-    )?;
-    Ok(if problems == 0 && report.missing.is_empty() {
-        ExitStatus::Fine
-    } else {
-        ExitStatus::Problems
+    Ok(match found.sound {
+        true => ExitStatus::Fine,
+        false => ExitStatus::Problems,
     })
 }
 
-/// Compares every committed sample with the image at its place in the source; says and returns how many problems that gives.
-fn against_source(args: &VerifyArgs, images: &str, out: &mut dyn Write) -> anyhow::Result<u64> {
+impl Found {
+    fn write_text(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        for problem in &self.problems {
+            writeln!(out, "{problem}")?;
+        }
+        // By folder: a cache that has only begun lacks thousands.
+        let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for path in &self.missing {
+            missing.entry(path.parent()).or_default().push(path);
+        }
+        for (folder, paths) in missing {
+            let (Some(folder), [first, ..]) = (folder, &paths[..]) else {
+                continue;
+            };
+            let name = first.file_name().unwrap_or_default().display();
+            let more = match paths.len() - 1 {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            writeln!(
+                out,
+                "{}: {name}{more} not built yet; run the same `pipeline build-cache` (or `add-teacher`, for one added later) again to finish the cache",
+                folder.display()
+            )?;
+        }
+        if let Some(repeats) = &self.repeats {
+            writeln!(out, "note: {repeats}")?;
+        }
+        if let Some(images) = &self.images {
+            writeln!(out, "{}", images.found)?;
+        }
+        for note in &self.notes {
+            writeln!(out, "note: {note}")?;
+        }
+        let moved = self.images.as_ref().is_some_and(|images| !images.same);
+        let problems = self.problems.len() + usize::from(moved);
+        let (files, rows, bytes) = (self.files, self.rows, DecimalBytes(self.bytes));
+        let verdict = match (problems, self.missing.len()) {
+            (0, 0) => "sound".to_owned(),
+            (0, missing) => format!("sound so far, files missing: {missing}"),
+            (problems, missing) => format!("problems: {problems}, files missing: {missing}"),
+        };
+        writeln!(
+            out,
+            "{}: {verdict} ({}, {}, {bytes} checked)",
+            self.cache.display(),
+            count(files, "file"),
+            count(rows, "row")
+        )
+    }
+}
+
+fn told(repeats: &Repeats) -> String {
+    let Repeats {
+        images,
+        samples,
+        example: (first, second),
+    } = repeats;
+    format!(
+        "{} in more than one part, {} in all (for example samples {first} and {second}). A data set may hold copies; if this one \
+         does not, a build went on after its images had changed places, and `pipeline verify CACHE --images SRC` says so",
+        match images {
+            1 => "1 image is".to_owned(),
+            images => format!("{images} images are"),
+        },
+        count(*samples, "sample"),
+    )
+}
+
+/// Compares every committed sample with the image at its place in the source.
+fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison> {
     let cache =
         Cache::open(&args.cache).context("a damaged cache is not compared with its images")?;
     let source = same_images(&cache, images)?;
@@ -108,23 +170,21 @@ fn against_source(args: &VerifyArgs, images: &str, out: &mut dyn Write) -> anyho
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     match recheck::check(&cache, &source, &parts, threads, total)? {
-        Checked::Same(checked) => {
-            writeln!(
-                out,
+        Checked::Same(checked) => Ok(Comparison {
+            same: true,
+            found: format!(
                 "{images}: {} at {} place, with the content that the cache has of {}",
                 count(checked, "image"),
                 if checked == 1 { "its" } else { "their" },
                 if checked == 1 { "it" } else { "them" },
-            )?;
-            Ok(0)
-        }
-        Checked::Moved(moved) => {
-            writeln!(
-                out,
+            ),
+        }),
+        Checked::Moved(moved) => Ok(Comparison {
+            same: false,
+            found: format!(
                 "{images}: {moved}. If the source is as it was, a build went on after its images had changed places: build the cache again"
-            )?;
-            Ok(1)
-        }
+            ),
+        }),
         Checked::Interrupted => anyhow::bail!("interrupted while comparing with {images}"),
     }
 }

@@ -132,6 +132,37 @@ fn a_build_reports_on_stdout_and_logs_on_stderr() {
         let message: serde_json::Value = serde_json::from_str(line).expect("JSON lines");
         assert!(message["level"].is_string());
     }
+
+    let json = |args: &[String]| -> serde_json::Value {
+        let done = output(&[args, &["--log-format".into(), "json".into()]].concat());
+        serde_json::from_str(&stdout(&done)).expect("one JSON object")
+    };
+    let verified = json(&["pipeline".into(), "verify".into(), text(&world, "json")]);
+    assert_eq!(
+        (&verified["sound"], &verified["rows"], &verified["problems"]),
+        (&true.into(), &120.into(), &serde_json::json!([]))
+    );
+    std::fs::remove_file(world.path("json/samples/part-00000.parquet")).unwrap();
+    let verified = json(&["pipeline".into(), "verify".into(), text(&world, "json")]);
+    assert_eq!(verified["sound"], false);
+    let problem = verified["problems"][0].as_str().unwrap();
+    assert!(problem.contains("part-00000.parquet"), "{problem}");
+
+    let forecast = json(&world.build_args("another", &["--dry-run"]));
+    assert_eq!(
+        (
+            &forecast["images"],
+            &forecast["rows_at_most"],
+            &forecast["fits"]
+        ),
+        (&23.into(), &46.into(), &true.into())
+    );
+    assert_eq!(forecast["teachers"][0]["identity"]["id"], "clip");
+    assert!(forecast["time"]["images_per_second"].as_f64().unwrap() > 0.0);
+}
+
+fn text(world: &World, name: &str) -> String {
+    world.path(name).display().to_string()
 }
 
 /// A path with a typing error looks like a model's id: that there is no such path is said before a hub is asked.
@@ -141,7 +172,7 @@ fn a_path_that_is_not_there_is_said_before_a_hub_is_asked() {
     // Nobody listens there, and nobody else is given this port while it is taken at another address of the host.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = format!("127.0.0.2:{}", taken.local_addr().unwrap().port());
-    let failed = program(&world.build_args("cache", &["--teacher", "clip=teachers/clip-b16"]))
+    let failed = program(&world.build_args("cache", &["--teacher", "clip=clips/clip-b16"]))
         .env("HF_ENDPOINT", format!("http://{closed}"))
         .env("HF_HUB_CACHE", world.path("hub"))
         .env_remove("HF_HUB_OFFLINE")
@@ -149,7 +180,7 @@ fn a_path_that_is_not_there_is_said_before_a_hub_is_asked() {
         .unwrap();
     let said = stderr(&failed);
     assert_eq!(failed.status.code(), Some(2), "{said}");
-    let asking = format!("no such file or folder here; asking {closed} for teachers/clip-b16@main");
+    let asking = format!("no such file or folder here; asking {closed} for clips/clip-b16@main");
     assert!(said.contains(&asking), "{said}");
 }
 

@@ -108,7 +108,7 @@ pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
         Sub::AddTeacher(args) => {
             pipeline::add_teacher::add_teacher(args, hub, cli.log_format, &mut out)
         }
-        Sub::Verify(args) => pipeline::verify::verify(args, &mut out),
+        Sub::Verify(args) => pipeline::verify::verify(args, cli.log_format, &mut out),
         Sub::Inspect(args) => pipeline::inspect::inspect(args, &mut out),
         Sub::Stats(args) => pipeline::stats::stats(args, &mut out),
         Sub::List(args) => pipeline::list::list(args, &mut out),
