@@ -6,9 +6,10 @@ use std::path::Path;
 use anyhow::ensure;
 use images::Decoder;
 use schemas::DepthWindow;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::checkpoint::{self, MODEL, STATE};
+use crate::export::CONFIG;
 use crate::trained::is_run;
 
 /// The name of the fact in a run's state. Runs without it were trained with `high-byte`.
@@ -21,11 +22,18 @@ pub(crate) const FACT: &str = "depth_window";
 /// If there is no flag and the runs were trained with different windows.
 pub(crate) fn decoder(flag: Option<DepthWindow>, models: &[&str]) -> anyhow::Result<Decoder> {
     if let Some(window) = flag {
+        for model in models {
+            if let Some(trained) = window_of(model)?.filter(|trained| *trained != window) {
+                warn!(
+                    "{model} was trained with depth window {trained}, and --depth-window is {window}"
+                );
+            }
+        }
         return Ok(Decoder::new(window));
     }
     let mut found: Option<(&str, DepthWindow)> = None;
     for &model in models {
-        let Some(window) = of_run(model)? else {
+        let Some(window) = window_of(model)? else {
             continue;
         };
         let (first, same) = *found.get_or_insert((model, window));
@@ -41,8 +49,8 @@ pub(crate) fn decoder(flag: Option<DepthWindow>, models: &[&str]) -> anyhow::Res
     Ok(Decoder::new(window))
 }
 
-/// The window of a run, or of the checkpoint that a model file lies in. `None` for models of other origin.
-fn of_run(model: &str) -> anyhow::Result<Option<DepthWindow>> {
+/// The window of a run, of the checkpoint that a model file lies in, or of an export. `None` for models of other origin.
+pub(crate) fn window_of(model: &str) -> anyhow::Result<Option<DepthWindow>> {
     let mut name = model;
     while let Some((prefix, rest)) = name.split_once(':') {
         if !matches!(prefix, "ema" | "untrained" | "unfused") {
@@ -62,7 +70,7 @@ fn of_run(model: &str) -> anyhow::Result<Option<DepthWindow>> {
             .map(Path::to_path_buf)
     };
     let Some(folder) = folder else {
-        return Ok(None);
+        return of_export(path);
     };
     let state = checkpoint::read_state(&folder)?;
     let window = state
@@ -71,4 +79,19 @@ fn of_run(model: &str) -> anyhow::Result<Option<DepthWindow>> {
         .map(|text| text.parse::<DepthWindow>())
         .transpose()?;
     Ok(Some(window.unwrap_or_default()))
+}
+
+/// The window that the `config.json` of an exported folder, or beside an exported file, names.
+fn of_export(path: &Path) -> anyhow::Result<Option<DepthWindow>> {
+    let folder = if path.is_dir() {
+        Some(path)
+    } else {
+        path.parent().filter(|_| path.is_file())
+    };
+    // What is no JSON is refused by whoever reads the network.
+    let config = folder.and_then(|folder| std::fs::read(folder.join(CONFIG)).ok());
+    let config: Option<serde_json::Value> =
+        config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let window = config.and_then(|config| Some(config.get(FACT)?.as_str()?.to_owned()));
+    Ok(window.map(|text| text.parse()).transpose()?)
 }

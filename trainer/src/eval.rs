@@ -11,9 +11,11 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use images::ImageSource;
 use models::hub::HubSettings;
+use models::precision::Precision;
+use schemas::DepthWindow;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -50,6 +52,12 @@ pub struct KnnResult {
     /// which are without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fusion: Option<Fusion>,
+    /// The window through which images of more than 8 bits per sample were seen; absent for `high-byte`.
+    #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
+    pub depth_window: DepthWindow,
+    /// What the network computed in; absent for f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Test images of classes that no train image has: all count as wrong.
     #[serde(default)]
     pub test_images_of_unseen_classes: usize,
@@ -59,8 +67,28 @@ pub struct KnnResult {
     pub accuracy: BTreeMap<String, Accuracy>,
 }
 
+/// Refuses a model that is given twice, however its path is written: its result would be written twice, or over itself.
+fn refuse_repeated(models: &[String]) -> anyhow::Result<()> {
+    let mut seen = BTreeMap::new();
+    for model in models {
+        let (prefix, path) = model.rsplit_once(':').unwrap_or(("", model));
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+        if let Some(before) = seen.insert((prefix, path), model) {
+            bail!(
+                "--model {model} is given twice{}",
+                match before == model {
+                    true => String::new(),
+                    false => format!(", first as {before}"),
+                }
+            );
+        }
+    }
+    Ok(())
+}
+
 /// `trainer knn`: features of both sets, then the vote.
 pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
+    refuse_repeated(&args.models)?;
     let device = torch_ext::resolve_device(&args.device.device)?;
     args.precision.prepare(device)?;
     let models = args
@@ -105,7 +133,8 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
     );
 
     let test_images_in_train = count_in_train(&train_images, &test_images);
-    let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels)?;
+    let of_unseen_classes =
+        count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
     let mut results = Vec::with_capacity(models.len());
     for (i, model) in models.iter().enumerate() {
         let mut accuracy = BTreeMap::new();
@@ -134,6 +163,8 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
             classes: classes.len(),
             match_classes: args.match_classes,
             fusion: model.fusion(),
+            depth_window: decoder.window(),
+            precision: recorded(args.precision),
             test_images_of_unseen_classes: of_unseen_classes,
             k: args.k,
             accuracy,
@@ -150,6 +181,8 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
                 "classes",
                 "match_classes",
                 "fusion",
+                "depth_window",
+                "precision",
             ],
             &result,
         )?;
@@ -170,8 +203,12 @@ fn write_table(results: &[KnnResult], out: &mut dyn Write) -> std::io::Result<()
     };
     writeln!(
         out,
-        "{}-NN, {} train and {} test images, {} classes",
-        first.k, first.train_images, first.test_images, first.classes
+        "{}-NN, {} train and {} test images, {} classes{}",
+        first.k,
+        first.train_images,
+        first.test_images,
+        first.classes,
+        unusual(first.depth_window, first.precision.as_deref())
     )?;
     let width = results.iter().map(|r| r.model.chars().count()).max();
     let width = width.unwrap_or(0).max("model".len());
@@ -192,6 +229,18 @@ fn write_table(results: &[KnnResult], out: &mut dyn Write) -> std::io::Result<()
         }
     }
     Ok(())
+}
+
+/// A precision as results have it: the usual one is not written.
+fn recorded(precision: Precision) -> Option<String> {
+    (precision != Precision::F32).then(|| precision.name().to_owned())
+}
+
+/// What a table says of how images were seen and networks computed, where it is not the usual.
+fn unusual(window: DepthWindow, precision: Option<&str>) -> String {
+    let window = (!window.is_high_byte()).then(|| format!(", depth window {window}"));
+    let precision = precision.map(|precision| format!(", in {precision}"));
+    window.unwrap_or_default() + &precision.unwrap_or_default()
 }
 
 /// Says how many images of a set cannot be used, and why the first.
@@ -235,12 +284,27 @@ fn count_in_train(train: &Images, test: &Images) -> usize {
 ///
 /// # Errors
 /// If all are: then no image can be given its own class, and a share of 0 would say nothing about the features.
-pub(crate) fn count_of_unseen_classes(train: &[i64], test: &[i64]) -> anyhow::Result<usize> {
+///
+/// Of these, `told` images are of classes that the training set does not have; of the others it has images, none of which can be decoded.
+pub(crate) fn count_of_unseen_classes(
+    train: &[i64],
+    test: &[i64],
+    told: usize,
+) -> anyhow::Result<usize> {
     let seen: BTreeSet<_> = train.iter().collect();
     let count = test.iter().filter(|label| !seen.contains(label)).count();
     ensure!(
         count < test.len(),
         "no test image is of a class that a train image has, of those images that can be decoded"
     );
+    if count > told {
+        warn!(
+            "{} of classes of which no train image can be decoded: all of them count as wrong",
+            match count - told {
+                1 => "1 test image is".to_owned(),
+                more => format!("{more} test images are"),
+            }
+        );
+    }
     Ok(count)
 }

@@ -16,13 +16,16 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use models::exchange::{self, Exported, Facts, Tensors};
 use models::weights;
+use schemas::DepthWindow;
 use schemas::atomic::{self, AtomicDir, AtomicFile};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint;
-use crate::cli::ExportArgs;
+use crate::cli::{ExportArgs, LogFormat};
 use crate::config::Recipe;
 use crate::config::any::AnyRecipe;
+use crate::depth;
 use crate::run_folder;
 use crate::trained::{self, Trained};
 
@@ -78,11 +81,11 @@ fn digest_of(text: &str) -> String {
 }
 
 /// `trainer export`.
-pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+pub fn run_export(args: &ExportArgs, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<()> {
     refuse_foreign_folder(&args.out)?;
     let found = read_trained(&args.run, args.ema)?;
     let student = match &found.recipe {
-        AnyRecipe::Finetune(_) => return classifier::export(args, found, out),
+        AnyRecipe::Finetune(_) => return classifier::export(args, found, format, out),
         AnyRecipe::Pretrain(recipe) => Student::of((**recipe).clone(), found),
     };
     let facts = Facts::of(&student.recipe.mae_config(), student.recipe.mask.ratio);
@@ -102,18 +105,56 @@ pub fn run_export(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> 
         loses_fusion || !args.unfused,
         "--unfused: there is no multi-layer fusion to leave out of this export"
     );
-    write(&args.out, &exported, &card::card(args, &student, &exported))?;
-    let numbers: usize = exported.tensors.values().map(tch::Tensor::numel).sum();
-    writeln!(
-        out,
-        "{}: {} of {}, {}, {} tensors, {numbers} numbers",
-        args.out.display(),
-        args.format,
-        student.origin,
-        card::parts(exported.decoder),
-        exported.tensors.len(),
+    let window = depth::window_of(&args.run.to_string_lossy())?.unwrap_or_default();
+    write(
+        &args.out,
+        &exported,
+        window,
+        &card::card(args, &student, &exported, window),
     )?;
-    Ok(())
+    let parts = card::parts(exported.decoder).to_owned();
+    Summary::of(args, &student.origin, parts, &exported).write(format, out)
+}
+
+/// What was exported.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    out: &'a Path,
+    format: String,
+    origin: &'a str,
+    parts: String,
+    tensors: usize,
+    numbers: usize,
+}
+
+impl<'a> Summary<'a> {
+    fn of(args: &'a ExportArgs, origin: &'a str, parts: String, exported: &Exported) -> Self {
+        Summary {
+            out: &args.out,
+            format: args.format.to_string(),
+            origin,
+            parts,
+            tensors: exported.tensors.len(),
+            numbers: exported.tensors.values().map(tch::Tensor::numel).sum(),
+        }
+    }
+
+    fn write(&self, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<()> {
+        match format {
+            LogFormat::Text => writeln!(
+                out,
+                "{}: {} of {}, {}, {} tensors, {} numbers",
+                self.out.display(),
+                self.format,
+                self.origin,
+                self.parts,
+                self.tensors,
+                self.numbers
+            )?,
+            LogFormat::Json => writeln!(out, "{}", serde_json::to_string(self)?)?,
+        }
+        Ok(())
+    }
 }
 
 /// What a run folder's newest whole checkpoint, or a checkpoint's model file, holds. `ema` asks for the run's moving average instead.
@@ -152,7 +193,14 @@ fn refuse_foreign_folder(folder: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn write(folder: &Path, exported: &Exported, card: &str) -> anyhow::Result<()> {
+/// Publishes an export. A depth window other than the default goes into its configuration, which other packages pass over and
+/// [`depth::window_of`] reads.
+fn write(
+    folder: &Path,
+    exported: &Exported,
+    window: DepthWindow,
+    card: &str,
+) -> anyhow::Result<()> {
     atomic::remove_stale(folder)?;
     // An empty folder makes way for the finished one; one that has been filled meanwhile stays and is reported.
     if folder.is_dir() {
@@ -165,7 +213,11 @@ fn write(folder: &Path, exported: &Exported, card: &str) -> anyhow::Result<()> {
     weights::write(&mut file, &exported.tensors, Some(HEADER)).with_context(cannot)?;
     let file = file.into_inner().map_err(IntoInnerError::into_error);
     file.with_context(cannot)?.publish()?;
-    let mut json = vec![(CONFIG, &exported.config)];
+    let mut config = exported.config.clone();
+    if !window.is_high_byte() {
+        config[depth::FACT] = window.to_string().into();
+    }
+    let mut json = vec![(CONFIG, &config)];
     json.extend(
         exported
             .preprocessor

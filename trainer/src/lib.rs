@@ -102,7 +102,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         Command::Pretrain(args) => return pretrain::pretrain(args, hub),
         Command::Finetune(args) => return finetune::finetune(args, hub, out),
         Command::Knn(args) => eval::run_knn(args, hub, out),
-        Command::Export(args) => export::run_export(args, out),
+        Command::Export(args) => export::run_export(args, cli.log_format, out),
         Command::Linprobe(args) => eval::linprobe::run(args, hub, out),
         Command::Config(args) => {
             let recipe = AnyRecipe::load(&args.recipe, &args.set)?;

@@ -30,6 +30,27 @@ pub(crate) struct Trained {
     pub(crate) place: String,
 }
 
+/// Refuses a file of a checkpoint that is not what the checkpoint's `state.json` beside it says. One that has left its checkpoint is nobody's to
+/// vouch for.
+fn vouched_for(path: &Path, weights: &Weights) -> anyhow::Result<()> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+    else {
+        return Ok(());
+    };
+    if !folder.join(checkpoint::STATE).is_file() {
+        return Ok(());
+    }
+    let state = checkpoint::read_state(folder)?;
+    if let Some(expected) = state.sha256.get(name) {
+        ensure!(
+            weights.sha256() == expected,
+            "{path:?}: is damaged (SHA-256 {}, state.json says {expected}). Take another checkpoint of the run, or copy it again",
+            weights.sha256()
+        );
+    }
+    Ok(())
+}
+
 /// Why `path` cannot follow `untrained:`.
 pub(crate) fn not_untrained(path: &Path) -> &'static str {
     match path.exists() {
@@ -62,6 +83,7 @@ impl Trained {
             return Ok(None);
         }
         let weights = Weights::read(path)?;
+        vouched_for(path, &weights)?;
         let origin = path.display().to_string();
         let Some(recipe) = weights.metadata().get(checkpoint::RECIPE_KEY) else {
             return Ok(None);

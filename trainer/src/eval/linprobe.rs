@@ -12,13 +12,15 @@ use anyhow::{Context, ensure};
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
 use models::hub::HubSettings;
-use schemas::{ContentHash, ViewPolicy};
+use schemas::{ContentHash, DepthWindow, ViewPolicy};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::accuracy::TopK;
 use super::features::{self, Extraction, Fusion, Images, Model, Views};
-use super::{classes, count_in_train, count_of_unseen_classes, record, report_skipped};
+use super::{
+    classes, count_in_train, count_of_unseen_classes, record, recorded, report_skipped, unusual,
+};
 use crate::classes::Matching;
 use crate::cli::LinprobeArgs;
 use crate::data::order::Epoch;
@@ -58,6 +60,12 @@ pub struct LinprobeResult {
     /// which are without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fusion: Option<Fusion>,
+    /// The window through which images of more than 8 bits per sample were seen; absent for `high-byte`.
+    #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
+    pub depth_window: DepthWindow,
+    /// What the network computed in; absent for f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Test images of classes that no train image has: all count as wrong.
     #[serde(default)]
     pub test_images_of_unseen_classes: usize,
@@ -74,6 +82,9 @@ pub struct Protocol {
     pub epochs: u64,
     /// Of these with a rising learning rate.
     pub warmup_epochs: f64,
+    /// Base learning rates that were tried; absent in results from before they were told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blrs: Vec<f64>,
     /// Images per step.
     pub batch_size: usize,
     /// Decay of the weights.
@@ -110,6 +121,7 @@ pub struct Head {
 
 /// `trainer linprobe`: features of both sets, then the heads.
 pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
+    super::refuse_repeated(&args.models)?;
     let training = training(args)?;
     let device = torch_ext::resolve_device(&args.device.device)?;
     args.precision.prepare(device)?;
@@ -158,7 +170,8 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
         classes.of_test(&test_source, test_images.idxs.iter().copied())?,
     );
     let test_images_in_train = count_in_train(&train_images, &test_images);
-    let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels)?;
+    let of_unseen_classes =
+        count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
     let split = Split::of(&train_images, args)?;
     let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);
     if let Some(left_over) = epoch.left_over() {
@@ -211,10 +224,13 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
             classes: classes.len(),
             match_classes: args.match_classes,
             fusion: model.fusion(),
+            depth_window: decoder.window(),
+            precision: recorded(args.precision),
             test_images_of_unseen_classes: of_unseen_classes,
             protocol: Protocol {
                 epochs: training.epochs,
                 warmup_epochs: training.warmup_epochs,
+                blrs: training.blrs.clone(),
                 batch_size: training.batch_size,
                 weight_decay: training.weight_decay,
                 views: args.views,
@@ -235,6 +251,9 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
                 "classes",
                 "match_classes",
                 "fusion",
+                "depth_window",
+                "precision",
+                "features{}",
             ],
             &result,
         )?;
@@ -374,12 +393,13 @@ fn write_table(results: &[LinprobeResult], out: &mut dyn Write) -> std::io::Resu
     };
     writeln!(
         out,
-        "linear probe, {} epochs, {} train and {} test images, {} classes; base lr chosen on {} held-out train images",
+        "linear probe, {} epochs, {} train and {} test images, {} classes; base lr chosen on {} held-out train images{}",
         first.protocol.epochs,
         first.train_images,
         first.test_images,
         first.classes,
-        first.held_out_images
+        first.held_out_images,
+        unusual(first.depth_window, first.precision.as_deref())
     )?;
     let width = results.iter().map(|r| r.model.chars().count()).max();
     let width = width.unwrap_or(0).max("model".len());

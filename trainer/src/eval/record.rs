@@ -17,8 +17,9 @@ pub const FOLDER: &str = "eval";
 /// Saves what was found about a model of a run in the run's folder, as `eval/KIND.json`, `KIND-untrained.json` or `KIND-ema.json`, with
 /// `-unfused` behind for a student of multi-layer fusion without it; nothing for other models.
 ///
-/// A result replaces one of the same question, where all fields named in `question` are equal, since the run may have gone on. One of another
-/// question (other images, another `k`) stays, and the new one becomes `KIND-2.json` and so on.
+/// A result replaces one of the same question, where all fields named in `question` are equal, since the run may have gone on. Of a field
+/// written `name{}` the keys count and not the values. One of another question (other images, another `k`) stays, and the new one becomes
+/// `KIND-2.json` and so on.
 pub(super) fn save(
     model: &Model,
     kind: &str,
@@ -57,14 +58,24 @@ fn place(folder: &Path, stem: &str, question: &[&str], result: &Value) -> anyhow
         let text = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
         // What is damaged answers nothing, and is not ours to remove.
         let before: Value = serde_json::from_slice(&text).unwrap_or_default();
-        if question
-            .iter()
-            .all(|field| before.get(field) == result.get(field))
-        {
+        if question.iter().all(|field| same(field, &before, result)) {
             return Ok(path);
         }
     }
     unreachable!("a folder does not hold 2^32 files")
+}
+
+/// Whether two results agree in a field of the question.
+fn same(field: &str, before: &Value, result: &Value) -> bool {
+    match field.strip_suffix("{}") {
+        None => before.get(field) == result.get(field),
+        Some(field) => {
+            let keys = |of: &Value| -> Option<Vec<String>> {
+                Some(of.get(field)?.as_object()?.keys().cloned().collect())
+            };
+            keys(before) == keys(result)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -93,9 +104,19 @@ mod tests {
                 "knn-2.json"
             ]
         );
+        // Of an object the keys are asked for, and what they came to is the answer.
+        let place = |features: Value| {
+            let result = json!({"features": features});
+            let path = place(folder.path(), "linprobe", &["features{}"], &result).unwrap();
+            atomic::write(&path, result.to_string().as_bytes()).unwrap();
+            path.file_name().unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!(place(json!({"cls": 0.5, "mean": 0.6})), "linprobe.json");
+        assert_eq!(place(json!({"cls": 0.4})), "linprobe-2.json");
+        assert_eq!(place(json!({"cls": 0.7, "mean": 0.8})), "linprobe.json");
         // A damaged file stays where it is.
         atomic::write(&folder.path().join("knn.json"), b"{").unwrap();
-        let path = place(folder.path(), "knn", &["k"], &json!({"k": 20})).unwrap();
+        let path = super::place(folder.path(), "knn", &["k"], &json!({"k": 20})).unwrap();
         assert!(path.ends_with("knn-4.json"), "{path:?}");
     }
 }

@@ -3,6 +3,7 @@ use std::path::Path;
 use clap::Parser;
 
 use super::*;
+use crate::checkpoint;
 use crate::cli::Cli;
 use crate::testing::{World, overridden, write_images};
 
@@ -96,6 +97,17 @@ fn students_teachers_and_pixels_are_judged_alike() {
         .unwrap()
         .join(crate::checkpoint::MODEL);
     assert_eq!(knn_json(&world, &file, &[]).accuracy, student.accuracy);
+    // As long as it lies in its checkpoint, which vouches for it.
+    let mut damaged = std::fs::read(&file).unwrap();
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "damage is made by writing over a file"
+    )]
+    std::fs::write(&file, damaged).unwrap();
+    let error = run(&args(&world, &file, &[])).unwrap_err().to_string();
+    assert!(error.contains("is damaged (SHA-256"), "{error}");
 
     let teacher = knn_json(&world, &world.teacher_dir(), &[]);
     assert_eq!(teacher.accuracy.len(), 2);
@@ -285,7 +297,7 @@ fn several_models_are_judged_as_each_alone() {
 
 #[test]
 fn test_images_of_unseen_classes_are_counted() {
-    let count = |train: &[i64], test: &[i64]| count_of_unseen_classes(train, test).ok();
+    let count = |train: &[i64], test: &[i64]| count_of_unseen_classes(train, test, 0).ok();
     assert_eq!(count(&[0, 1, 1], &[1, 2, 3, 2, 0]), Some(3));
     assert_eq!(count(&[0, 1], &[1, 1]), Some(0));
     assert_eq!(count(&[0, 1], &[2, 3, 2]), None, "none could be right");
@@ -421,4 +433,99 @@ fn classes_that_do_not_meet_give_no_result() {
         (3, 4)
     );
     assert!(result.accuracy["pixels"].top1 <= 0.5);
+}
+
+/// However the path is written; a run and its moving average are two models.
+#[test]
+fn a_model_given_twice_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let run = run.to_str().unwrap();
+    let refused = |models: &[String]| refuse_repeated(models).map_err(|e| e.to_string());
+    let spellings = [run.to_owned(), format!("{run}/"), format!("{run}/../run")];
+    for other in &spellings {
+        let said = refused(&[spellings[0].clone(), other.clone()]).unwrap_err();
+        assert!(
+            said.starts_with(&format!("--model {other} is given twice")),
+            "{said}"
+        );
+    }
+    refused(&[run.to_owned(), format!("ema:{run}"), "pixels".into()]).unwrap();
+    refused(&["pixels:32".into(), "pixels:64".into()]).unwrap();
+    refused(&["pixels".into(), "pixels".into()]).unwrap_err();
+}
+
+/// Says of the newest checkpoint of a run that its images were seen through `window`.
+fn trained_through(run: &Path, window: &str) {
+    let mut last = checkpoint::load_last(run, &mut |_| ()).unwrap().unwrap();
+    let fact = (crate::depth::FACT.to_owned(), window.to_owned());
+    last.state.data.extend([fact]);
+    last.state.step += 1;
+    let keep = checkpoint::Keep {
+        newest: 1,
+        every: None,
+    };
+    checkpoint::save(run, &last, keep).unwrap();
+}
+
+/// Pixels seen through another window are another question, and so are another precision and, for the probe, other features or rates. What a
+/// run was trained with goes into its export, and comes back from there.
+#[test]
+fn how_images_were_seen_is_part_of_the_question_and_of_an_export() {
+    let world = world();
+    let of_run = world.path("run");
+    run(&world.pretrain_args("run", &["--stop-after", "1"])).unwrap();
+    trained_through(&of_run, "0,4095");
+    let usual = knn_json(&world, &of_run, &[]);
+    assert_eq!(usual.depth_window.to_string(), "0,4095");
+    let other = knn_json(&world, &of_run, &["--depth-window", "high-byte"]);
+    assert!(other.depth_window.is_high_byte());
+    let bf16 = knn_json(&world, &of_run, &["--precision", "bf16"]);
+    assert_eq!(bf16.precision.as_deref(), Some("bf16"));
+    let written = |name: &str| -> KnnResult {
+        let text = std::fs::read_to_string(of_run.join("eval").join(name)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    assert_eq!(written("knn.json"), usual);
+    assert_eq!(written("knn-2.json"), other);
+    assert_eq!(written("knn-3.json"), bf16);
+
+    let export = world.path("export");
+    let (run_path, export_path) = (of_run.to_str().unwrap(), export.to_str().unwrap());
+    let words = [
+        "trainer",
+        "export",
+        "--run",
+        run_path,
+        "--format",
+        "timm",
+        "--out",
+        export_path,
+    ];
+    run(&words.map(str::to_owned)).unwrap();
+    let read = |name: &str| std::fs::read_to_string(export.join(name)).unwrap();
+    assert!(read("config.json").contains(r#""depth_window": "0,4095""#));
+    assert!(read("README.md").contains("from 0 and 4095 to 0 and 255"));
+    let file = export.join("model.safetensors");
+    for exported in [&export, &file] {
+        let result = knn_json(&world, exported, &[]);
+        assert_eq!(result.depth_window.to_string(), "0,4095");
+    }
+
+    trained_through(&of_run, "high-byte");
+    let again = world.path("again");
+    let words = [
+        "trainer",
+        "export",
+        "--run",
+        run_path,
+        "--format",
+        "timm",
+        "--out",
+        again.to_str().unwrap(),
+    ];
+    run(&words.map(str::to_owned)).unwrap();
+    let config = std::fs::read_to_string(again.join("config.json")).unwrap();
+    assert!(!config.contains("depth_window"), "{config}");
 }

@@ -6,18 +6,26 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use models::exchange::{self, ClassifierFacts, Exported, Format};
+use schemas::DepthWindow;
 use tch::Tensor;
 
-use super::{digest_of, write};
-use crate::cli::ExportArgs;
+use super::card::deep_input;
+use super::{Summary, digest_of, write};
+use crate::cli::{ExportArgs, LogFormat};
 use crate::config::any::AnyRecipe;
+use crate::depth;
 use crate::finetune::CLASSES;
 use crate::finetune::recipe::FinetuneRecipe;
 use crate::finetune::record;
 use crate::trained::{self, Trained};
 
 /// Writes the classifier `found`.
-pub(super) fn export(args: &ExportArgs, found: Trained, out: &mut dyn Write) -> anyhow::Result<()> {
+pub(super) fn export(
+    args: &ExportArgs,
+    found: Trained,
+    format: LogFormat,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let AnyRecipe::Finetune(recipe) = &found.recipe else {
         unreachable!("the caller has looked at the recipe");
     };
@@ -54,18 +62,11 @@ pub(super) fn export(args: &ExportArgs, found: Trained, out: &mut dyn Write) -> 
     };
     let exported = exchange::export_classifier(&found.tensors, &facts, args.format)
         .with_context(|| found.place.clone())?;
-    let card = card(args, recipe, &found, &exported, n_classes);
-    write(&args.out, &exported, &card)?;
-    let numbers: usize = exported.tensors.values().map(Tensor::numel).sum();
-    writeln!(
-        out,
-        "{}: {} of {}, encoder and head of {n_classes} classes, {} tensors, {numbers} numbers",
-        args.out.display(),
-        args.format,
-        found.describe(),
-        exported.tensors.len(),
-    )?;
-    Ok(())
+    let window = depth::window_of(&args.run.to_string_lossy())?.unwrap_or_default();
+    let card = card(args, recipe, &found, &exported, n_classes, window);
+    write(&args.out, &exported, window, &card)?;
+    let parts = format!("encoder and head of {n_classes} classes");
+    Summary::of(args, &found.describe(), parts, &exported).write(format, out)
 }
 
 /// The names of the classes of a run folder, or of the run folder that a file lies in (`best/`, `checkpoints/step-.../`).
@@ -86,6 +87,7 @@ fn card(
     found: &Trained,
     exported: &Exported,
     n_classes: usize,
+    window: DepthWindow,
 ) -> String {
     let folder = args.out.file_name().unwrap_or_default().to_string_lossy();
     // A string of Python: JSON's escapes are Python's.
@@ -128,6 +130,7 @@ fn card(
             "input",
             "RGB in 0..1, ImageNet's mean and deviation subtracted and divided by".to_owned(),
         ),
+        deep_input(window),
         ("optimisation steps", step),
         ("recipe, SHA-256", digest_of(&toml)),
         ("checkpoint, SHA-256", found.sha256.clone()),

@@ -222,7 +222,7 @@ fn a_file_in_convmaes_names_is_evaluated() {
         let exported =
             exchange::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
         let folder = temp.path().join(format!("convmae-{decoder}"));
-        write(&folder, &exported, "").unwrap();
+        write(&folder, &exported, DepthWindow::default(), "").unwrap();
         // The file alone tells as much: the heads of a published width, a square.
         fs::remove_file(folder.join(CONFIG)).unwrap();
         (features(&folder, &images), folder)

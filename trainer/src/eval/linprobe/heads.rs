@@ -234,7 +234,7 @@ pub fn train(
 pub(super) fn require_a_step(images: usize, batch_size: usize) -> anyhow::Result<()> {
     ensure!(
         images >= batch_size,
-        "{images} images to train on do not fill one step of --probe-batch {batch_size}; give a smaller --probe-batch"
+        "{images} images to train on cannot fill one step of --probe-batch {batch_size}; give a smaller --probe-batch"
     );
     Ok(())
 }

@@ -143,7 +143,7 @@ fn timm_loads_a_student_of_wide_images() {
     let facts = Facts::of(&config, 0.75);
     let exported = exchange::export(&params.tensors(), &facts, Format::Timm, false).unwrap();
     let out = temp.path().join("wide");
-    write(&out, &exported, "").unwrap();
+    write(&out, &exported, DepthWindow::default(), "").unwrap();
     compare(&python, Format::Timm, &out, &mae, 0.75, 1);
 }
 
