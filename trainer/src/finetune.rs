@@ -83,6 +83,8 @@ pub fn finetune(
         args.init
     );
     recipe.encoder = Some(encoder.clone());
+    let images = [("--train", &*args.train), ("--test", &*args.test)];
+    run_folder::refuse_among_images(&args.out, &images)?;
     let run = RunFolder::open(&args.out, &recipe)?;
     info!("recipe\n{}", recipe.to_toml().trim());
 
@@ -120,7 +122,7 @@ pub fn finetune(
     let order =
         Order::new(recipe.run.seed, train_images, recipe.effective_batch()).with_context(|| {
             format!(
-                "{} do not fill one step of optim.batch_size {} x optim.accum_iter {}",
+                "{} cannot fill one step of optim.batch_size {} x optim.accum_iter {}",
                 count(train_images as u64, "image"),
                 recipe.optim.batch_size,
                 recipe.optim.accum_iter

@@ -203,7 +203,7 @@ fn length(
     let per_epoch = Epoch::of(images, batch).steps;
     ensure!(
         per_epoch > 0,
-        "{images} images do not fill one step of optim.batch_size {batch_size} x optim.accum_iter {accum_iter}"
+        "{images} images cannot fill one step of optim.batch_size {batch_size} x optim.accum_iter {accum_iter}"
     );
     let steps = epochs.checked_mul(per_epoch);
     steps

@@ -53,6 +53,8 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
     recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
+    let images = args.images.as_deref().map(|images| ("--images", images));
+    run_folder::refuse_among_images(&args.out, images.as_slice())?;
     let run = RunFolder::open(&args.out, &recipe)?;
     info!("recipe\n{}", recipe.to_toml().trim());
 
@@ -67,10 +69,17 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         .collect();
     let samples = join::join(&cache, &cached, &images, &recipe.data, &log_search)?;
     if samples.is_empty() {
-        let why = format!(
-            "; the cache has no rows, see {:?}",
-            args.cache.join("rejects")
-        );
+        let why = match samples.skipped() {
+            (0, _) => format!(
+                "; the cache has no rows, see {:?}",
+                args.cache.join("rejects")
+            ),
+            (left_out, _) => format!(
+                "; --images holds none of the cache's {}, and data.missing = \"skip\" leaves them out. Give the images that the cache was \
+                 built from",
+                count(*left_out as u64, "image")
+            ),
+        };
         return Err(Problem::NoImages { why }.into());
     }
     let begin = init::open(&recipe, hub)?;
@@ -81,7 +90,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).with_context(
         || {
             format!(
-                "{} do not fill one step of optim.batch_size {} x optim.accum_iter {}",
+                "{} cannot fill one step of optim.batch_size {} x optim.accum_iter {}",
                 count(samples.len() as u64, "image"),
                 recipe.optim.batch_size,
                 recipe.optim.accum_iter

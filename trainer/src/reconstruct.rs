@@ -187,6 +187,12 @@ pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Resul
         "--out {:?}: a PNG is written; give a name that ends with .png",
         args.out
     );
+    let folder = (args.out.parent()).filter(|folder| !folder.as_os_str().is_empty());
+    ensure!(
+        folder.is_none_or(Path::is_dir),
+        "--out {:?}: there is no such folder; make it first",
+        args.out
+    );
     let device = torch_ext::resolve_device(&args.device)?;
     let student = export::read(&args.model, args.ema)?;
     if student.recipe.loss.w_rec == 0.0 {

@@ -67,6 +67,13 @@ pub fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         "--out {:?}: there is no such folder; make it first",
         args.out
     );
+    let is_html = (args.out.extension())
+        .is_some_and(|of| of.eq_ignore_ascii_case("html") || of.eq_ignore_ascii_case("htm"));
+    ensure!(
+        is_html,
+        "--out {:?}: a page is written, over whatever is there; give a name that ends with .html",
+        args.out
+    );
     let html = render(&runs);
     atomic::write(&args.out, html.as_bytes())?;
     writeln!(

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use images::source::lies_in;
 use schemas::atomic;
 
 use crate::checkpoint;
@@ -141,6 +142,7 @@ pub fn refuse_other_data(
         .into_iter()
         .map(|name| (name.clone(), value(before, name), value(now, name)))
         .filter(|(_, old, new)| old != new)
+        .map(|(name, old, new)| (name, plain(&old), plain(&new)))
         .collect();
     ensure!(
         differences.is_empty(),
@@ -148,6 +150,42 @@ pub fn refuse_other_data(
         say(&differences)
     );
     Ok(())
+}
+
+/// Refuses a new run in a folder of images: its pictures would be taken for more of them.
+pub fn refuse_among_images(run: &Path, images: &[(&str, &str)]) -> anyhow::Result<()> {
+    for (option, spec) in images {
+        ensure!(
+            run.join(RECIPE).exists() || !lies_in(run, spec),
+            "--out {run:?}: lies in the folder of {option} {spec}, so that the run's pictures would be taken for a part of the images; give a \
+             folder beside it"
+        );
+    }
+    Ok(())
+}
+
+/// A fact as people write it. Those of views and packing are recorded in Rust's debugging form, by which old runs are compared.
+fn plain(fact: &str) -> String {
+    let words = [
+        ("ViewIdentity {", "("),
+        ("Rrc {", "rrc ("),
+        ("Jpeg {", "jpeg ("),
+        ("{", "("),
+        (" }", ")"),
+        ("( ", "("),
+        ("Center", "center"),
+        ("Full", "full"),
+        ("Original", "original"),
+        ("None", "none"),
+    ];
+    let is_debug = |fact: &str| {
+        let kinds = ["ViewIdentity {", "Jpeg {"];
+        kinds.iter().any(|kind| fact.starts_with(kind)) || matches!(fact, "None" | "Original")
+    };
+    match is_debug(fact) {
+        true => (words.iter()).fold(fact.to_owned(), |text, (from, to)| text.replace(from, to)),
+        false => fact.to_owned(),
+    }
 }
 
 /// Refuses another length of a `wsd` run whose decay has begun, or would have: at `epoch`, where the run stands, both `before` and `now`

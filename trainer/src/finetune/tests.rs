@@ -421,7 +421,7 @@ fn what_cannot_be_tuned_is_refused_with_what_to_do() {
     for (more, words) in [
         (
             &["--set", "optim.batch_size=64"][..],
-            "do not fill one step",
+            "cannot fill one step",
         ),
         (&["--set", "optim.batchsize=64"], "batchsize"),
         (&["--set", "model.drop_path=1.0"], "model.drop_path = 1"),

@@ -147,7 +147,7 @@ fn steps_are_those_of_the_run() {
 fn what_cannot_be_planned_is_refused() {
     let error = Plan::of(&recipe(BASE, &[]), None, 1000, 1.0, 1.0).unwrap_err();
     assert!(
-        error.to_string().contains("do not fill one step"),
+        error.to_string().contains("cannot fill one step"),
         "{error}"
     );
     let world = World::with_cache(8);
@@ -250,7 +250,7 @@ fn a_fine_tuning_is_planned_for_its_encoder() {
         plan(1000)
             .unwrap_err()
             .to_string()
-            .contains("do not fill one step")
+            .contains("cannot fill one step")
     );
 }
 

@@ -118,6 +118,9 @@ fn what_is_damaged_is_said_and_the_rest_is_shown() {
         args.extend(["--out".to_owned(), text(out)]);
         run(&args).unwrap_err().to_string()
     };
+    let error = refused(&["a"], world.path("notes.py"));
+    assert!(error.contains("ends with .html"), "{error}");
+    assert!(!world.path("notes.py").exists());
     let error = refused(&["a", "nowhere"], world.path("x.html"));
     assert!(
         error.contains("nowhere") && error.contains("nothing of a run"),

@@ -129,3 +129,47 @@ fn a_lock_ends_with_its_run_whoever_has_the_file_open() {
     assert!(!in_use(dir.path()));
     RunFolder::open(dir.path(), &recipe(&[])).unwrap();
 }
+
+#[test]
+fn a_new_run_among_images_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().join("images");
+    fs::create_dir(&images).unwrap();
+    let spec = images.to_str().unwrap();
+    let refused =
+        |run: &str| refuse_among_images(&dir.path().join(run), &[("--train", spec)]).is_err();
+    assert!(refused("images/run") && refused("images/deep/run") && refused("images"));
+    assert!(!refused("images-run") && !refused("run"));
+    let shards = format!("{spec}/{{0..9}}.tar");
+    refuse_among_images(&images.join("run"), &[("--train", &shards)]).unwrap();
+    // One that is there already goes on.
+    fs::create_dir(images.join("run")).unwrap();
+    fs::write(images.join("run").join(RECIPE), "").unwrap();
+    assert!(!refused("images/run"));
+}
+
+#[test]
+fn facts_are_told_in_plain_words() {
+    let views = schemas::ViewIdentity {
+        policy: schemas::ViewPolicy::rrc(),
+        views: 2,
+        seed: 7,
+        filter: "bicubic".to_owned(),
+    };
+    let said = plain(&format!("{views:?}"));
+    assert!(
+        said.starts_with("(policy: rrc (scale: [")
+            && said.ends_with("views: 2, seed: 7, filter: \"bicubic\")"),
+        "{said}"
+    );
+    let pack = schemas::Pack::Jpeg {
+        short_side: 256,
+        quality: 90,
+    };
+    assert_eq!(
+        plain(&format!("{pack:?}")),
+        "jpeg (short_side: 256, quality: 90)"
+    );
+    assert_eq!(plain(&format!("{:?}", schemas::Pack::None)), "none");
+    assert_eq!(plain("12 (SHA-256 0f{)"), "12 (SHA-256 0f{)");
+}

@@ -304,7 +304,7 @@ fn too_few_images_for_a_step_is_an_error() {
     let world = World::with_cache(3);
     let message = format!("{:#}", error(&world, "run", &[]));
     assert!(
-        message.contains("3 images do not fill one step"),
+        message.contains("3 images cannot fill one step"),
         "{message}"
     );
 }
