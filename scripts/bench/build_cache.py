@@ -1,25 +1,38 @@
-"""build-cache with two B/16 teachers of random weights, f32 and bf16, beside the rate of a plain matrix product in the same run.
+"""build-cache with two B/16 teachers of random weights, beside the script that a user would write and beside a plain matrix product.
 
-    $(scripts/python-env) scripts/bench/build_cache.py IMAGES [--limit 64] [--threads N] [--out FOLDER]
+    $(scripts/python-env) scripts/bench/build_cache.py SHARD.tar [--limit 64] [--threads N] [--only f32|bf16]... [--json]
 
-IMAGES is any source that `pipeline build-cache --images` takes. The floor is what the teachers' multiplications alone would take at
-the measured rate: 2 teachers of 35.1 GFLOP an image (17.56 GMACs each, ViT-B/16 at 224 pixels). The product is measured before and
-after each build with as many threads as the build has lanes, each on its own, which is how the build computes.
+The script: a DataLoader that decodes with Pillow and crops, transformers' CLIPVisionModel and ViTModel (loaded in bf16 for bf16, with
+PyTorch's fused attention), eager and compiled, and pyarrow writing f16 tokens and CLS tokens as zstd Parquet. It has no CLS attention, no
+checksums, no resume. Both sides have the same photos, batch and processors, and time the rows without the start of the program.
+
+The floor is what the teachers' multiplications alone would take at the measured rate: 2 teachers of 35.1 GFLOP an image (17.56 GMACs each,
+ViT-B/16 at 224 pixels). The product is measured before and after each build with as many threads as the build has lanes, each on its own,
+which is how the build computes.
 """
 
 import argparse
 import concurrent.futures
+import io
 import json
 import os
 import pathlib
 import shutil
+import statistics
 import subprocess
+import sys
+import tarfile
 import tempfile
 import time
 
+import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import RandomResizedCrop
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from rows import ROOT, finish, machine, programs, row, run
+
 GFLOP_AN_IMAGE = 2 * 2 * 17.56
 
 
@@ -28,7 +41,7 @@ def product_rate(dtype, threads, size=2048, seconds=3.0):
     torch.set_num_threads(1)
     pairs = [(torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)) for _ in range(threads)]
 
-    def run(pair):
+    def work(pair):
         torch.set_num_threads(1)
         count, began = 0, time.monotonic()
         while time.monotonic() - began < seconds:
@@ -38,45 +51,121 @@ def product_rate(dtype, threads, size=2048, seconds=3.0):
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda pair: torch.mm(*pair), pairs))
-        return sum(pool.map(run, pairs)) * 2 * size**3 / 1e9
+        return sum(pool.map(work, pairs)) * 2 * size**3 / 1e9
+
+
+class Crops(Dataset):
+    """Random crops of the photos of a tar, and the two teachers' pixels."""
+
+    def __init__(self, shard, limit, constants):
+        with tarfile.open(shard) as archive:
+            members = [m for m in archive if m.name.endswith((".jpg", ".jpeg"))][:limit]
+        self.shard, self.places, self.constants, self.file = shard, [(m.offset_data, m.size) for m in members], constants, None
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, index):
+        self.file = self.file or open(self.shard, "rb")
+        place, size = self.places[index]
+        self.file.seek(place)
+        image = Image.open(io.BytesIO(self.file.read(size))).convert("RGB")
+        top, left, height, width = RandomResizedCrop.get_params(image, (0.2, 1.0), (3 / 4, 4 / 3))
+        image = image.crop((left, top, left + width, top + height)).resize((224, 224), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        return index, [(pixels - mean) / std for mean, std in self.constants]
+
+
+@torch.inference_mode()
+def script(args):
+    """Images per second of the script, its first batch left out: compiling takes place in it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from transformers import CLIPVisionModel, ViTModel
+
+    shard, teachers, limit, threads, batch, precision, compiled, out, device = json.loads(args.script)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.set_num_threads(threads)
+    models, constants = [], []
+    for kind, folder in ((CLIPVisionModel, "clip"), (ViTModel, "dino")):
+        folder = pathlib.Path(teachers) / folder
+        more = {"add_pooling_layer": False} if kind is ViTModel else {}
+        model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **more).eval().to(device)
+        models.append(torch.compile(model) if compiled else model)
+        facts = json.loads((folder / "preprocessor_config.json").read_text())
+        constants.append([torch.tensor(facts[key]).view(3, 1, 1) for key in ("image_mean", "image_std")])
+    crops = Crops(shard, limit + batch, constants)
+    # One worker decodes faster than two processors compute.
+    loader = DataLoader(crops, batch_size=batch, num_workers=max(1, threads // 4), prefetch_factor=3)
+    names = ["clip", "dino"]
+    schema = pa.schema([("index", pa.int64())] + [(f"{name}_{column}", pa.binary()) for name in names for column in ("tokens", "cls")])
+    with pq.ParquetWriter(out, schema, compression="zstd", use_dictionary=False) as writer:
+        done = 0
+        for indices, pixels in loader:
+            columns = {"index": indices.tolist()}
+            for name, model, of_teacher in zip(names, models, pixels):
+                hidden = model(pixel_values=of_teacher.to(device, dtype)).last_hidden_state.half().cpu().numpy()
+                columns[f"{name}_tokens"] = [tokens.tobytes() for tokens in hidden[:, 1:]]
+                columns[f"{name}_cls"] = [cls.tobytes() for cls in hidden[:, 0]]
+            writer.write_table(pa.table(columns, schema=schema))
+            if done == 0:
+                began = time.perf_counter()
+            done += len(indices)
+    print(json.dumps((done - batch) / (time.perf_counter() - began)))
+
+
+def ours(args, teachers, precision, show):
+    cache = args.out / f"cache-{precision}"
+    shutil.rmtree(cache, ignore_errors=True)
+    command = [programs() / "pipeline", "--log-format", "json", "build-cache", "--images", args.shard, "--out", cache]
+    command += ["--teacher", f"clip={teachers}/clip", "--teacher", f"dino={teachers}/dino", "--limit", args.limit]
+    command += ["--precision", precision, "--threads", args.threads, "--batch-size", args.batch_size, "--device", args.device]
+    found = run(*command, stderr=subprocess.DEVNULL)["run"]
+    if show:
+        for stage in found["stages"]:
+            print(f"    {stage['stage']:<20}{stage['busy_seconds']:>9.2f} s{stage['share']:>6.0%}", file=sys.stderr)
+        print(f"    peak memory {found['peak_memory_bytes'] / 1e9:.2f} GB", file=sys.stderr)
+    return found["images_per_second"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images")
+    parser.add_argument("shard", type=pathlib.Path, nargs="?", help="a WebDataset tar of JPEG photos")
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--only", action="append", choices=("f32", "bf16"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "mr-mae-bench")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--script", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    if args.script:
+        return script(args)
+    if args.shard is None:
+        parser.error("give a tar of photos")
+    print(machine(args.device), file=sys.stderr)
     teachers = args.out / "teachers"
     if not (teachers / "dino/model.safetensors").exists():
         maker = ROOT / "scripts/bench/random_teachers.py"
-        subprocess.run([os.sys.executable, maker, teachers], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    print(f"{args.limit} images, {args.threads} threads, batches of {args.batch_size}; load {os.getloadavg()[0]:.1f}")
-    print(f"{'':<6}{'img/s':>8}{'floor img/s':>13}{'of floor':>10}{'product GFLOP/s':>18}{'peak memory':>14}")
+        subprocess.run([sys.executable, maker, teachers], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = []
     for precision, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
-        cache = args.out / f"cache-{precision}"
-        shutil.rmtree(cache, ignore_errors=True)
-        before = product_rate(dtype, args.threads)
-        command = [target / "release/pipeline", "--log-format", "json", "build-cache", "--images", args.images, "--out", cache]
-        command += ["--teacher", f"clip={teachers}/clip", "--teacher", f"dino={teachers}/dino", "--limit", args.limit]
-        command += ["--precision", precision, "--threads", args.threads, "--batch-size", args.batch_size, "--device", "cpu"]
-        done = subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        after = product_rate(dtype, args.threads)
-        run = json.loads(done.stdout)["run"]
-        rate = (before + after) / 2
-        floor = rate / GFLOP_AN_IMAGE
-        share = run["images_per_second"] / floor
-        memory = run["peak_memory_bytes"] / 1e9
-        print(
-            f"{precision:<6}{run['images_per_second']:>8.2f}{floor:>13.2f}{share:>10.0%}"
-            f"{before:>9.0f}, {after:>5.0f}  {memory:>11.2f} GB"
-        )
-        for stage in run["stages"]:
-            print(f"        {stage['stage']:<20}{stage['busy_seconds']:>9.2f} s{stage['share']:>6.0%}")
+        if args.only and precision not in args.only:
+            continue
+        print(f"build-cache, {precision}", file=sys.stderr)
+        products = [product_rate(dtype, args.threads)] if args.device == "cpu" else []
+        figures, peers = [ours(args, teachers, precision, show=True)], {}
+        for compiled in (False, True):
+            word = [str(args.shard), str(teachers), args.limit, args.threads, args.batch_size, precision, compiled, str(args.out / "script.parquet"), args.device]
+            name = f"DataLoader, transformers, pyarrow, {'compiled' if compiled else 'eager'}"
+            peers[name] = run(sys.executable, __file__, "--script", json.dumps(word), stderr=subprocess.DEVNULL)
+        figures.append(ours(args, teachers, precision, show=False))
+        products += [product_rate(dtype, args.threads)] if args.device == "cpu" else []
+        if products:
+            peers["floor of the teachers' products"] = statistics.mean(products) / GFLOP_AN_IMAGE
+        rows.append(row(f"build-cache, two B/16, {precision}", figures, peers))
+    finish(rows, args)
 
 
 if __name__ == "__main__":

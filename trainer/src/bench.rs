@@ -64,7 +64,7 @@ pub struct BenchResult {
 /// The loader with nothing taking time behind it.
 #[derive(Debug, Serialize)]
 pub struct LoaderFigures {
-    /// Over one epoch, its first batch left out.
+    /// Over an epoch, or as many batches as asked for; the first is left out.
     pub images_per_s: f64,
     /// The largest resident memory of the process so far, in bytes.
     pub peak_memory_bytes: u64,
@@ -111,6 +111,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
                     Images::open(&cache, args.images.as_deref())?,
                     &mut teachers,
                     threads,
+                    args.loader_batches,
                     device,
                 )?,
                 peak_memory_bytes: torch_ext::memory(Device::Cpu)?.peak,
@@ -217,13 +218,14 @@ fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()>
     Ok(())
 }
 
-/// Images per second of the loader over one epoch, with nothing taking time behind it. The first batch is not counted.
+/// Images per second of the loader over an epoch, or over so many batches, with nothing taking time behind it. The first batch is not counted.
 fn loader_speed(
     recipe: &Recipe,
     cache: &Arc<Cache>,
     images: Images,
     teachers: &mut [RunTeacher],
     threads: usize,
+    batches: Option<u32>,
     device: Device,
 ) -> anyhow::Result<f64> {
     let ids: Vec<_> = teachers.iter().map(|t| t.id.clone()).collect();
@@ -231,7 +233,7 @@ fn loader_speed(
     let batch = recipe.optim.batch_size;
     let order = Order::new(recipe.run.seed, samples.len(), batch)
         .context("too few images for one batch")?;
-    let batches = order.steps_per_epoch().max(2);
+    let batches = batches.map_or(order.steps_per_epoch().max(2), |n| u64::from(n) + 1);
     let plan = loader_plan(recipe, teachers, samples, images, order);
     let mut loader = Loader::start(
         Arc::new(plan),

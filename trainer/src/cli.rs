@@ -23,7 +23,7 @@ use crate::classes::Matching;
     after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {
-    /// How messages are written to stderr. Results always go to stdout.
+    /// How messages are written to stderr, and what `export` prints on stdout; other commands have --json for that.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// What to do.
@@ -461,6 +461,9 @@ pub struct BenchArgs {
     /// Measure this alone, so that the process's peak memory is its own. May be given many times; everything without it.
     #[arg(long, value_enum, value_name = "WHAT")]
     pub only: Vec<BenchPart>,
+    /// Batches to time the loader with, after the first [default: those of an epoch].
+    #[arg(long, value_name = "N", requires = "cache", value_parser = clap::value_parser!(u32).range(1..))]
+    pub loader_batches: Option<u32>,
     /// Steps to time in each precision, after some that are not timed.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,
