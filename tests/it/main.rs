@@ -13,3 +13,5 @@ mod compat;
 mod interop;
 // What a run shows of itself: TensorBoard's events and the report in a browser.
 mod seeing;
+// The check of a GPU, run without one.
+mod gpu_check;
