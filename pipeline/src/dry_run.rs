@@ -72,7 +72,7 @@ struct Source {
     distinct_labels: u64,
     skipped: u64,
     skipped_by_reason: Vec<(String, u64)>,
-    /// Kinds of files that are no pictures, in words.
+    /// The other files by extension with their counts, as text: `2 .txt, 1 .json`.
     not_read: String,
 }
 

@@ -428,7 +428,7 @@ pub(crate) fn teacher_folders(dir: &Path) -> Result<BTreeSet<TeacherId>> {
     let mut ids = BTreeSet::new();
     for entry in entries {
         let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
-        // A link to a folder is one, too. A file is no teacher, whatever its name: `verify` notes it.
+        // Links to folders count as folders. A plain file cannot be a teacher, and `verify` mentions it in a note.
         if !entry.path().is_dir() {
             continue;
         }

@@ -218,7 +218,7 @@ fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()>
     Ok(())
 }
 
-/// Images per second of the loader over an epoch, or over so many batches, with nothing taking time behind it. The first batch is not counted.
+/// Images per second of the loader alone, without training steps: over `batches` batches, or over one epoch. The first batch is not counted.
 fn loader_speed(
     recipe: &Recipe,
     cache: &Arc<Cache>,

@@ -88,7 +88,7 @@ fn of_export(path: &Path) -> anyhow::Result<Option<DepthWindow>> {
     } else {
         path.parent().filter(|_| path.is_file())
     };
-    // What is no JSON is refused by whoever reads the network.
+    // A config.json that is not valid JSON is refused later, when the network is read.
     let config = folder.and_then(|folder| std::fs::read(folder.join(CONFIG)).ok());
     let config: Option<serde_json::Value> =
         config.and_then(|bytes| serde_json::from_slice(&bytes).ok());

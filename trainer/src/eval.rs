@@ -282,10 +282,11 @@ fn count_in_train(train: &Images, test: &Images) -> usize {
 
 /// How many of the test images that could be decoded are of classes that no train image has that could be.
 ///
+/// `told` of these images are of classes that the training set lacks, and the user has been warned of them. The other images are of classes
+/// whose training images all failed to decode; this function warns of those.
+///
 /// # Errors
 /// If all are: then no image can be given its own class, and a share of 0 would say nothing about the features.
-///
-/// Of these, `told` images are of classes that the training set does not have; of the others it has images, none of which can be decoded.
 pub(crate) fn count_of_unseen_classes(
     train: &[i64],
     test: &[i64],

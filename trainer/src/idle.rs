@@ -23,7 +23,7 @@ pub struct IdleMeter {
 pub struct Gaps(Vec<(Event, Event)>);
 
 impl IdleMeter {
-    /// Of a device on which no work has been queued.
+    /// A meter for `device`, before the run has queued any work on it.
     pub fn new(device: Device) -> IdleMeter {
         IdleMeter {
             device,
@@ -32,7 +32,7 @@ impl IdleMeter {
         }
     }
 
-    /// What is queued from here on is a piece of work.
+    /// Begins a piece of work. The device was idle from when it finished the piece before.
     pub fn begin(&mut self) -> anyhow::Result<()> {
         if let Some(end) = self.end.take() {
             self.gaps.0.push((end, Event::record(self.device)?));
@@ -40,7 +40,7 @@ impl IdleMeter {
         Ok(())
     }
 
-    /// All that can be queued for now is queued.
+    /// Ends a piece of work: the host queues nothing more until the next [`IdleMeter::begin`].
     pub fn end(&mut self) -> anyhow::Result<()> {
         self.end = Some(Event::record(self.device)?);
         Ok(())

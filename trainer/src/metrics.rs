@@ -69,8 +69,8 @@ pub struct Line {
     /// Share of that time that the host spent waiting for data, 0 to 1. A wait within the time that the device still computes costs
     /// nothing: see `device_idle_share`.
     pub wait_share: f64,
-    /// Share of that time, 0 to 1, in which the device had nothing to do between one piece of work and the next: for want of data, or
-    /// while a checkpoint was copied. Absent in lines of earlier versions.
+    /// Share of that time, 0 to 1, in which the device was idle between two pieces of work, because it waited for data or for the copy of
+    /// a checkpoint. Absent in lines of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_idle_share: Option<f64>,
     /// Largest memory so far: the device's, or the process's resident set on the CPU.

@@ -25,7 +25,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Of the run folder `run`.
+    /// A writer of checkpoints into the run folder `run`.
     pub fn new(run: &Path, keep: Keep) -> Writer {
         Writer {
             run: run.to_owned(),
