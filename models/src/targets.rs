@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use torch_ext::Autocast;
+use torch_ext::{Autocast, linear};
 
 use crate::error::{Error, Result};
 use crate::params::Scope;
@@ -180,7 +180,7 @@ impl Target {
             return centred * scale;
         }
         let _f32 = Autocast::pause(tokens.device());
-        centred.linear(scale, None::<Tensor>)
+        linear(&centred, scale, None)
     }
 }
 

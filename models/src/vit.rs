@@ -7,6 +7,7 @@
 //! Shapes: `N` images, `T` tokens, `D` width, `H` heads, `d = D/H`, `p` patch size.
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::linear;
 
 use crate::init::Init;
 use crate::params::Scope;
@@ -54,13 +55,13 @@ impl Linear {
 
     /// `[.., in_dim] → [.., out_dim]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        linear(x, &self.weight, self.bias.as_ref())
     }
 
     /// The outputs `start..start + len` only, without computing the others.
     fn forward_rows(&self, x: &Tensor, start: i64, len: i64) -> Tensor {
         let bias = self.bias.as_ref().map(|b| b.narrow(0, start, len));
-        x.linear(&self.weight.narrow(0, start, len), bias.as_ref())
+        linear(x, &self.weight.narrow(0, start, len), bias.as_ref())
     }
 }
 
@@ -149,7 +150,7 @@ impl PatchEmbed {
 
     /// Projects any patches cut by [`PatchEmbed::unfold`]: `[N, K, 3p²] → [N, K, D]`.
     pub fn project(&self, patches: &Tensor) -> Tensor {
-        patches.linear(&self.weight.flatten(1, -1), self.bias.as_ref())
+        linear(patches, &self.weight.flatten(1, -1), self.bias.as_ref())
     }
 
     /// `[N, 3, H, W] → [N, L, D]`.

@@ -11,6 +11,7 @@
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
@@ -24,6 +25,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -185,6 +187,60 @@ struct Gather : torch::autograd::Function<Gather> {
   }
 };
 
+// ---- products of f32 on a CPU ---------------------------------------------------------------------------------------------
+
+// x [.., in], W [out, in] and b [out] or nothing, all f32 on a CPU -> x W^T + b [.., out]. W may be the view of a transposed matrix.
+using OneDnnLinear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view,
+                                c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
+
+// oneDNN's product, which libtorch registers for its compiler. Nothing where libtorch was built without oneDNN, and where at::linear is
+// that product already: on processors of other makes than x86.
+const std::optional<c10::TypedOperatorHandle<OneDnnLinear>>& one_dnn_linear() {
+  static const auto found = [] {
+    std::optional<c10::TypedOperatorHandle<OneDnnLinear>> typed;
+#if defined(__x86_64__)
+    if (const auto handle = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""})) typed = handle->typed<OneDnnLinear>();
+#endif
+    return typed;
+  }();
+  return found;
+}
+
+at::Tensor one_dnn(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  return one_dnn_linear()->call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+// x W^T + b. The product of the weight's gradient, where MKL is as fast, is at::mm's.
+struct Linear : torch::autograd::Function<Linear> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["bias"] = bias.has_value();
+    return one_dnn(x, weight, bias);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1];
+    const auto grad = grads[0].contiguous();
+    const auto rows = grad.reshape({-1, weight.size(0)});
+    at::Tensor of_x, of_weight, of_bias;
+    if (ctx->needs_input_grad(0)) of_x = one_dnn(grad, weight.t(), std::nullopt);
+    if (ctx->needs_input_grad(1)) of_weight = rows.t().mm(x.reshape({-1, weight.size(1)}));
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) of_bias = rows.sum(0);
+    return {of_x, of_weight, of_bias};
+  }
+};
+
+// By shape and type alone: never by the number of rows, so that a row's bits do not depend on how many are beside it more than a product's
+// do anyway. In smaller products the calls themselves take longer than what oneDNN saves.
+bool takes_one_dnn(const at::Tensor& x, const at::Tensor& weight) {
+  constexpr int64_t least = 192;
+  return x.device().is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && weight.dim() == 2 &&
+         std::min(weight.size(0), weight.size(1)) >= least && x.dim() >= 2 && x.size(-1) == weight.size(1) && x.numel() > 0 &&
+         !at::autocast::is_autocast_enabled(c10::kCPU) && one_dnn_linear().has_value();
+}
+
 }  // namespace
 
 extern "C" {
@@ -290,6 +346,17 @@ int te_checkpoint(const at::Tensor* x, void* data, ClosureCall call, ClosureFree
 // Rows of x by index, where the index one past the last row stands for a row of zeros; see Gather.
 int te_gather_rows(const at::Tensor* x, const at::Tensor* index, const at::Tensor* inverse, at::Tensor** out) {
   return guarded([&] { *out = new at::Tensor(Gather::apply(*x, *index, *inverse)); });
+}
+
+// ---- linear layers -------------------------------------------------------------------------------------------------------
+
+// x W^T + b, `bias` null for none.
+int te_linear(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias, at::Tensor** out) {
+  return guarded([&] {
+    std::optional<at::Tensor> given;
+    if (bias != nullptr) given = *bias;
+    *out = new at::Tensor(takes_one_dnn(*x, *weight) ? Linear::apply(*x, *weight, given) : at::linear(*x, *weight, given));
+  });
 }
 
 // ---- autocast -----------------------------------------------------------------------------------------------------------

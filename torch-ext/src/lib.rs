@@ -13,6 +13,7 @@
 //! | [`mod@checkpoint`] | recomputing a part of the forward pass in backward instead of keeping it |
 //! | [`grads`] | norm, clipping and the finite check of all gradients, without waiting for the device |
 //! | [`gather`] | rows by index, with a deterministic gradient |
+//! | [`mod@linear`] | a linear layer, with the faster product where libtorch has two |
 //! | [`autocast`] | bf16 compute as a scope |
 //! | [`event`] | waiting for some of the queued work and not for all |
 //! | [`random`] | state of libtorch's generators |
@@ -34,6 +35,7 @@ pub mod event;
 mod ffi;
 pub mod gather;
 pub mod grads;
+pub mod linear;
 pub mod memory;
 pub mod out_of_memory;
 pub mod random;
@@ -48,6 +50,7 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use gather::gather_rows;
 pub use grads::{all_finite, clip_grad_norm_, grad_norm};
+pub use linear::linear;
 pub use memory::{
     Memory, copy_non_blocking, empty_cache, keep_freed_memory, memory, peak_rss, pinned_empty,
     reset_peak_memory, tensor_bytes_mut,

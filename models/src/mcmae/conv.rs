@@ -4,7 +4,7 @@
 //! under it, and is computed as that, over whichever cells are asked for.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::Autocast;
+use torch_ext::{Autocast, linear};
 
 use crate::init::Init;
 use crate::params::Scope;
@@ -53,12 +53,12 @@ impl Conv {
     /// Of squares of cells, within a square row, column, channel: `[.., side²·in_dim] → [.., out_dim]`.
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.permute([0, 2, 3, 1]).flatten(1, -1);
-        x.linear(&weight, Some(&self.bias))
+        linear(x, &weight, Some(&self.bias))
     }
 
     /// Of pixels, within a square channel, row, column: `[.., in_dim·side²] → [.., out_dim]`.
     pub(super) fn forward_pixels(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight.flatten(1, -1), Some(&self.bias))
+        linear(x, &self.weight.flatten(1, -1), Some(&self.bias))
     }
 
     /// As the convolution it is: `[N, in_dim, h, w] → [N, out_dim, h / side, w / side]`.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use models::init::Init;
 use tch::{Device, Kind, Tensor};
+use torch_ext::linear;
 
 use crate::data::order::Order;
 use crate::eval::accuracy::{Counter, TopK, guesses};
@@ -105,8 +106,12 @@ impl Heads {
         );
         let (heads, classes, _) = self.weight.size3().expect("weight is [R, C, D]");
         // One product for all heads.
-        x.linear(&self.weight.flatten(0, 1), Some(&self.bias.flatten(0, 1)))
-            .view([-1, heads, classes])
+        linear(
+            &x,
+            &self.weight.flatten(0, 1),
+            Some(&self.bias.flatten(0, 1)),
+        )
+        .view([-1, heads, classes])
     }
 
     /// One step on `x [B, D]` with classes `labels [B]`; returns each head's loss before it, `[R]`.
