@@ -439,6 +439,11 @@ int te_allow_tf32(int on) {
   });
 }
 
+// Products of bf16 on a GPU sum in f32 to the end. By default libtorch lets cuBLAS cut a long sum and add the parts in bf16.
+int te_sum_in_f32() {
+  return guarded([] { at::globalContext().setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false); });
+}
+
 // Only operations whose result is the same every time; an error from those that have none. cuBLAS reads its part from the environment
 // when it is first used.
 int te_set_deterministic(int on) {

@@ -134,9 +134,11 @@ pub fn describe(device: Device) -> String {
     }
 }
 
-/// A GPU that is there, with f32 meaning f32, whatever libtorch's defaults and the environment say.
+/// A GPU that is there, with f32 meaning f32 and sums of bf16 products in f32, whatever libtorch's defaults and the environment say.
 fn gpu(index: usize) -> Result<Device> {
     allow_tf32(false)?;
+    // SAFETY: no arguments.
+    ffi::check("choosing f32 sums", unsafe { ffi::te_sum_in_f32() })?;
     Ok(Device::Cuda(index))
 }
 

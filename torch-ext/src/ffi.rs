@@ -72,6 +72,7 @@ unsafe extern "C" {
         bias: *const C_tensor,
         out: *mut *mut C_tensor,
     ) -> c_int;
+    pub(crate) fn te_sum_in_f32() -> c_int;
     pub(crate) fn te_allow_tf32(on: c_int) -> c_int;
     pub(crate) fn te_device_name(device_index: i64, name: *mut c_char, len: i64);
     pub(crate) fn te_set_deterministic(on: c_int) -> c_int;
