@@ -1,6 +1,6 @@
 """build-cache with two B/16 teachers of random weights, beside the script that a user would write and beside a plain matrix product.
 
-    $(scripts/python-env) scripts/bench/build_cache.py SHARD.tar [--limit 64] [--threads N] [--only f32|bf16]... [--json]
+    $(scripts/python-env) scripts/bench/build_cache.py SHARD.tar [--limit 64] [--threads N] [--only f32|bf16]... [--rounds 1] [--json]
 
 The script: a DataLoader that decodes with Pillow and crops, transformers' CLIPVisionModel and ViTModel (loaded in bf16 for bf16, with
 PyTorch's fused attention), eager and compiled, and pyarrow writing f16 tokens and CLS tokens as zstd Parquet. It has no CLS attention, no
@@ -31,7 +31,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 
-from rows import ROOT, finish, machine, programs, row, run
+from rows import ROOT, finish, machine, programs, rounds, row, run
 
 GFLOP_AN_IMAGE = 2 * 2 * 17.56
 
@@ -114,17 +114,15 @@ def script(args):
     print(json.dumps((done - batch) / (time.perf_counter() - began)))
 
 
-def ours(args, teachers, precision, show):
+def ours(args, teachers, precision):
     cache = args.out / f"cache-{precision}"
     shutil.rmtree(cache, ignore_errors=True)
     command = [programs() / "pipeline", "--log-format", "json", "build-cache", "--images", args.shard, "--out", cache]
     command += ["--teacher", f"clip={teachers}/clip", "--teacher", f"dino={teachers}/dino", "--limit", args.limit]
     command += ["--precision", precision, "--threads", args.threads, "--batch-size", args.batch_size, "--device", args.device]
     found = run(*command, stderr=subprocess.DEVNULL)["run"]
-    if show:
-        for stage in found["stages"]:
-            print(f"    {stage['stage']:<20}{stage['busy_seconds']:>9.2f} s{stage['share']:>6.0%}", file=sys.stderr)
-        print(f"    peak memory {found['peak_memory_bytes'] / 1e9:.2f} GB", file=sys.stderr)
+    stages = ", ".join(f"{stage['stage']} {stage['busy_seconds']:.2f} s" for stage in found["stages"])
+    print(f"    {stages}; peak memory {found['peak_memory_bytes'] / 1e9:.2f} GB", file=sys.stderr)
     return found["images_per_second"]
 
 
@@ -137,6 +135,7 @@ def main():
     parser.add_argument("--only", action="append", choices=("f32", "bf16"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "mr-mae-bench")
+    parser.add_argument("--rounds", type=int, default=1, help="times that ours and the script are measured in turn")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--script", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -155,12 +154,13 @@ def main():
             continue
         print(f"build-cache, {precision}", file=sys.stderr)
         products = [product_rate(dtype, args.threads)] if args.device == "cpu" else []
-        figures, peers = [ours(args, teachers, precision, show=True)], {}
-        for compiled in (False, True):
+
+        def theirs(compiled):
             word = [str(args.shard), str(teachers), args.limit, args.threads, args.batch_size, precision, compiled, str(args.out / "script.parquet"), args.device]
-            name = f"DataLoader, transformers, pyarrow, {'compiled' if compiled else 'eager'}"
-            peers[name] = run(sys.executable, __file__, "--script", json.dumps(word), stderr=subprocess.DEVNULL)
-        figures.append(ours(args, teachers, precision, show=False))
+            return run(sys.executable, __file__, "--script", json.dumps(word), stderr=subprocess.DEVNULL)
+
+        peers = {"DataLoader, transformers, pyarrow, eager": lambda: theirs(False), "DataLoader, transformers, pyarrow, compiled": lambda: theirs(True)}
+        figures, peers = rounds(args.rounds, lambda: ours(args, teachers, precision), peers)
         products += [product_rate(dtype, args.threads)] if args.device == "cpu" else []
         if products:
             peers["floor of the teachers' products"] = statistics.mean(products) / GFLOP_AN_IMAGE

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import platform
+import statistics
 import subprocess
 
 import torch
@@ -34,22 +35,44 @@ def machine(device="cpu"):
 
 
 def row(what, ours, peers, unit="img/s", note=""):
-    """One figure of ours, a number or several measured at different moments, and those of the peers by name."""
-    ours = ours if isinstance(ours, list) else [ours]
-    return {"what": what, "unit": unit, "ours": ours, "peers": peers, "note": note}
+    """Our figures and those of the peers by name, each a number or a list: one of a peer's for each round, ours before and after each."""
+    listed = lambda figures: figures if isinstance(figures, list) else [figures]
+    return {"what": what, "unit": unit, "ours": listed(ours), "peers": {name: listed(figures) for name, figures in peers.items()}, "note": note}
 
 
-def mean(values):
-    return sum(values) / len(values)
+def rounds(count, ours, peers):
+    """Measures ours, then each peer, `count` times, and ours again: (our figures, those of the peers by name).
+
+    A shared machine is not as fast at one minute as at the next, so a peer is compared with what ours had just before and after it.
+    """
+    figures, others = [ours()], {name: [] for name in peers}
+    for _ in range(count):
+        for name, peer in peers.items():
+            others[name].append(peer())
+        figures.append(ours())
+    return figures, others
+
+
+def ratio(ours, peer):
+    """The median over the rounds of ours, before and after, divided by the peer's."""
+    around = [(a + b) / 2 for a, b in zip(ours, ours[1:])] if len(ours) == len(peer) + 1 else [statistics.mean(ours)] * len(peer)
+    return statistics.median(a / b for a, b in zip(around, peer))
+
+
+def cell(figures):
+    """A figure; of several the median, and the least and the greatest."""
+    if len(figures) == 1:
+        return f"{figures[0]:.4g}"
+    return f"{statistics.median(figures):.4g} ({min(figures):.4g} to {max(figures):.4g})"
 
 
 def table(rows):
     """Lines of a Markdown table: one for each peer, with our figure divided by its."""
     lines = ["| | ours | peer | | ratio |", "|---|---:|---|---:|---:|"]
     for r in rows:
-        ours = " and ".join(f"{value:.4g}" for value in r["ours"])
-        for peer, value in r["peers"].items():
-            lines.append(f"| {r['what']}, {r['unit']} | {ours} | {peer} | {value:.4g} | {mean(r['ours']) / value:.2f} |")
+        ours = cell(r["ours"])
+        for peer, figures in r["peers"].items():
+            lines.append(f"| {r['what']}, {r['unit']} | {ours} | {peer} | {cell(figures)} | {ratio(r['ours'], figures):.2f} |")
         if not r["peers"]:
             lines.append(f"| {r['what']}, {r['unit']} | {ours} | | | |")
         if r["note"]:

@@ -1,6 +1,6 @@
 """The training step beside what a user of PyTorch would write, on data that is in memory: MAE-B and MCMAE-B, eager and compiled.
 
-    $(scripts/python-env) scripts/bench/training_step.py [--device cpu] [--batch 8] [--steps 5] [--case mae|mr-mae|mcmae]... [--only f32|bf16]... [--json]
+    $(scripts/python-env) scripts/bench/training_step.py [--device cpu] [--batch 8] [--steps 5] [--case mae|mr-mae|mcmae]... [--only f32|bf16]... [--rounds 1] [--json]
 
 Forward, backward and update from pixels of 8 bits, the median of the timed steps; PyTorch has fused AdamW, its fused attention and bf16
 autocast. Ours is measured before and after the peers, each in a process of its own with the same number of threads. MCMAE's peer is the
@@ -17,7 +17,7 @@ import time
 import torch
 
 import plain_mae
-from rows import ROOT, finish, machine, programs, row, run
+from rows import ROOT, finish, machine, programs, rounds, row, run
 
 B = dict(size=224, patch=16, dim=768, depth=12, heads=12, decoder=(512, 8, 16))
 # How our student is asked for, and what stands beside it.
@@ -73,6 +73,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--only", action="append", choices=("f32", "bf16"))
+    parser.add_argument("--rounds", type=int, default=1, help="times that ours and every peer are measured in turn")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -84,16 +85,19 @@ def main():
     for case in args.case or CASES:
         name, recipe, settings, peers = CASES[case]
         for precision in args.only or ("f32", "bf16"):
-            figures = [ours(args, recipe, settings, precision)]
-            others = {}
-            for peer_name in peers:
-                for compiled in (False, True):
-                    what = f"{peer_name}, {'compiled' if compiled else 'eager'}"
-                    print(f"{name}, {precision}: {what}", file=sys.stderr)
-                    word = json.dumps([case, peer_name, precision, compiled])
-                    more = ["--device", args.device, "--batch", args.batch, "--steps", args.steps]
-                    others[what] = run(sys.executable, __file__, "--peer", word, *more, stderr=subprocess.DEVNULL)
-            figures.append(ours(args, recipe, settings, precision))
+            print(f"{name}, {precision}", file=sys.stderr)
+
+            def theirs(peer_name, compiled):
+                word = json.dumps([case, peer_name, precision, compiled])
+                more = ["--device", args.device, "--batch", args.batch, "--steps", args.steps]
+                return run(sys.executable, __file__, "--peer", word, *more, stderr=subprocess.DEVNULL)
+
+            others = {
+                f"{peer_name}, {'compiled' if compiled else 'eager'}": lambda which=(peer_name, compiled): theirs(*which)
+                for peer_name in peers
+                for compiled in (False, True)
+            }
+            figures, others = rounds(args.rounds, lambda: ours(args, recipe, settings, precision), others)
             rows.append(row(f"{name}, {precision}, batch {args.batch}", figures, others))
     finish(rows, args)
 
