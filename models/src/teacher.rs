@@ -28,6 +28,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::lay_out_weight;
 
 use crate::error::{Error, Result};
 use crate::params::ParamStore;
@@ -206,7 +207,7 @@ impl Teacher {
         };
         let tensors = tensors
             .into_iter()
-            .map(|(name, tensor)| (name, tensor.to_device(device)))
+            .map(|(name, tensor)| (name, lay_out_weight(&tensor.to_device(device))))
             .collect();
         Ok(Teacher::build(
             info,
@@ -418,6 +419,6 @@ fn bf16_copies(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     tensors
         .iter()
         .filter(|(name, _)| of_product(name) == Some(true))
-        .map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::BFloat16)))
+        .map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::BFloat16).contiguous()))
         .collect()
 }

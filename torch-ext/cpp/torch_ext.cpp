@@ -234,8 +234,7 @@ struct Linear : torch::autograd::Function<Linear> {
 
 // By shape and type alone: never by the number of rows, so that a row's bits do not depend on how many are beside it more than a product's
 // do anyway. In smaller products the calls themselves take longer than what oneDNN saves.
-bool takes_one_dnn(const at::Tensor& x, const at::Tensor& weight) {
-  constexpr int64_t least = 192;
+bool takes_one_dnn(const at::Tensor& x, const at::Tensor& weight, int64_t least) {
   return x.device().is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && weight.dim() == 2 &&
          std::min(weight.size(0), weight.size(1)) >= least && x.dim() >= 2 && x.size(-1) == weight.size(1) && x.numel() > 0 &&
          !at::autocast::is_autocast_enabled(c10::kCPU) && one_dnn_linear().has_value();
@@ -350,12 +349,12 @@ int te_gather_rows(const at::Tensor* x, const at::Tensor* index, const at::Tenso
 
 // ---- linear layers -------------------------------------------------------------------------------------------------------
 
-// x W^T + b, `bias` null for none.
-int te_linear(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias, at::Tensor** out) {
+// x W^T + b, `bias` null for none. `least`: inputs and outputs from which oneDNN may compute it.
+int te_linear(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias, int64_t least, at::Tensor** out) {
   return guarded([&] {
     std::optional<at::Tensor> given;
     if (bias != nullptr) given = *bias;
-    *out = new at::Tensor(takes_one_dnn(*x, *weight) ? Linear::apply(*x, *weight, given) : at::linear(*x, *weight, given));
+    *out = new at::Tensor(takes_one_dnn(*x, *weight, least) ? Linear::apply(*x, *weight, given) : at::linear(*x, *weight, given));
   });
 }
 

@@ -70,6 +70,7 @@ unsafe extern "C" {
         x: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
+        least: i64,
         out: *mut *mut C_tensor,
     ) -> c_int;
     pub(crate) fn te_sum_in_f32() -> c_int;

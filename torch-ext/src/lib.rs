@@ -50,7 +50,7 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use gather::gather_rows;
 pub use grads::{all_finite, clip_grad_norm_, grad_norm};
-pub use linear::linear;
+pub use linear::{lay_out_weight, linear};
 pub use memory::{
     Memory, copy_non_blocking, empty_cache, keep_freed_memory, memory, peak_rss, pinned_empty,
     reset_peak_memory, tensor_bytes_mut,

@@ -112,3 +112,16 @@ fn shapes_that_do_not_fit_are_refused() {
         None,
     );
 }
+
+#[test]
+fn a_frozen_weight_keeps_its_numbers() {
+    let x = numbers(&[9, 200], 0.7).to_kind(Kind::Float);
+    for (out, moved) in [(256, true), (64, false)] {
+        let weight = numbers(&[out, 200], 1.3).to_kind(Kind::Float);
+        let laid_out = lay_out_weight(&weight);
+        assert_eq!(laid_out, weight);
+        assert_eq!(laid_out.stride() == [1, out], moved);
+        let off = (linear(&x, &laid_out, None) - linear(&x, &weight, None)).abs();
+        assert!(off.max().double_value(&[]) < 200.0 * 6e-8);
+    }
+}
