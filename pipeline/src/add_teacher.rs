@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::ensure;
 use images::ImageSource;
 use models::hub::HubSettings;
+use program::{ExitStatus, LogFormat};
 use schemas::{Cache, Pack};
 
-use crate::ExitStatus;
 use crate::build_cache::{self, Existing};
-use crate::cli::{AddTeacherArgs, LogFormat};
+use crate::cli::AddTeacherArgs;
 use crate::config::BuildConfig;
 
 /// `pipeline add-teacher`.

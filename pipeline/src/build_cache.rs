@@ -24,13 +24,13 @@ use crossbeam_channel::{bounded, never, unbounded};
 use images::{DeepImages, ImageSource};
 use models::hub::HubSettings;
 use models::teacher::{Teacher, TeacherOptions};
+use program::{ExitStatus, LogFormat, words::count};
 use schemas::{Cache, CacheIdentity, Codec, TeacherId, TeacherIdentity, atomic, layout};
 use tch::Device;
 
-use crate::cli::{BuildCacheArgs, LogFormat};
+use crate::cli::BuildCacheArgs;
 use crate::config::{self, BuildConfig, CodecName};
-use crate::table::count;
-use crate::{ExitStatus, dry_run};
+use crate::dry_run;
 
 mod calibrate;
 pub(crate) mod decode;

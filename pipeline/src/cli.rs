@@ -1,14 +1,12 @@
 //! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
 
-use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use models::precision::Precision;
+use program::LogFormat;
 use schemas::Codec;
 
 use crate::config::Channels;
@@ -27,48 +25,6 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-}
-
-impl Cli {
-    /// Parses a command line, the program's name first. An option that may be given once is refused when it is given twice: which of
-    /// them is meant is not ours to guess. clap does that itself but for an option before and behind the command's name.
-    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-        let args: Vec<OsString> = args.into_iter().collect();
-        let is_format = |arg: &&OsString| {
-            let arg = arg.as_encoded_bytes();
-            arg == b"--log-format" || arg.starts_with(b"--log-format=")
-        };
-        let given = args.iter().filter(is_format).count();
-        let cli = Cli::try_parse_from(args)?;
-        if given > 1 {
-            return Err(Cli::command().error(
-                ErrorKind::ArgumentConflict,
-                "the argument '--log-format <LOG_FORMAT>' cannot be used multiple times",
-            ));
-        }
-        Ok(cli)
-    }
-
-    /// Writes the completions of `shell` for this program.
-    ///
-    /// # Errors
-    /// If `out` cannot be written to.
-    pub fn completions(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
-        let mut command = Cli::command();
-        let name = command.get_name().to_owned();
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut command, name, &mut script);
-        out.write_all(&script)
-    }
-}
-
-/// How messages and progress are written to stderr, and what `build-cache`, `add-teacher` and `verify` print on stdout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people: progress bars on a terminal, plain lines elsewhere; results as text.
-    Text,
-    /// One JSON object per line, no bars; results as one JSON object.
-    Json,
 }
 
 /// The stages, one file each.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-pub use resolve::Error;
+pub use program::recipe::Error;
 pub use teachers::{Channels, TeacherEntry, TeacherSource, TeacherTable};
 
 mod resolve;

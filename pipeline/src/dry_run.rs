@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use images::ImageSource;
 use indicatif::{DecimalBytes, HumanDuration};
+use program::{ExitStatus, LogFormat, words::count};
 use schemas::{Cache, TeacherIdentity};
 use serde::Serialize;
 use tch::Device;
 
-use crate::ExitStatus;
 use crate::build_cache::Build;
 use crate::build_cache::decode::{Decoded, Decoder, Job};
 use crate::build_cache::flow::sizes;
@@ -21,8 +21,6 @@ use crate::build_cache::infer::{Batch, BuildTeacher, encode, infer};
 use crate::build_cache::refuse;
 use crate::build_cache::timing::Timings;
 use crate::build_cache::worklist::{Outputs, PartWork};
-use crate::cli::LogFormat;
-use crate::table::count;
 
 /// Rows that each lane computes for the estimate: seconds on a CPU, and more than one so that weights are reused as in a build.
 const PROBE_ROWS: usize = 4;

@@ -14,13 +14,14 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Context, ensure};
+use program::ExitStatus;
 use schemas::{
     Cache, CacheIdentity, ChannelSums, SampleRow, TeacherId, TeacherIdentity, TeacherRow,
 };
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
-use crate::{ExitStatus, features};
+use crate::features;
 use picture::Picture;
 use rows::Chosen;
 

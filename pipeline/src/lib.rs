@@ -12,49 +12,38 @@ pub mod config;
 mod dry_run;
 mod features;
 pub mod inspect;
-pub mod interrupt;
 pub mod list;
-pub mod logging;
 pub mod stats;
 mod table;
 pub mod verify;
 
 use std::io::Write;
-use std::process::ExitCode;
 
 use cli::{Cli, Command};
 use models::hub::{self, HubSettings};
+pub use program::ExitStatus;
 use torch_ext::catch_out_of_memory;
 
-/// What a command found out, as its exit status. Errors are [`ExitStatus::COULD_NOT`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitStatus {
-    /// 0: done, and the data is fine.
-    Fine,
-    /// 1: done, and the data has problems: a damaged cache, or a source without a single usable image.
-    Problems,
-    /// 130: stopped by Ctrl-C, as shells number it; the same command resumes.
-    Interrupted,
-}
-
-impl ExitStatus {
-    /// The status of a command that returned an error.
-    pub const COULD_NOT: u8 = 2;
-
-    /// The number for the shell.
-    pub fn code(self) -> u8 {
-        match self {
-            ExitStatus::Fine => 0,
-            ExitStatus::Problems => 1,
-            ExitStatus::Interrupted => 130,
+/// Does what the command line says. Results go to `out`, messages and progress to stderr through `tracing`. Teachers given by their hub
+/// id are looked for as `hub` says.
+///
+/// # Errors
+/// The command's, with context. An interrupted download is not one: its status is [`ExitStatus::Interrupted`].
+pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let done = catch_out_of_memory(|| run_command(cli, hub, out));
+    let done = done.unwrap_or_else(|lack| {
+        // A build takes its batches in smaller parts; what ends here is not a batch.
+        Err(anyhow::Error::from(lack).context(
+            "take a device with more memory, one teacher at a time (add-teacher), or --device cpu",
+        ))
+    });
+    done.or_else(|error| match error.downcast_ref() {
+        Some(stopped @ hub::Error::Interrupted { .. }) => {
+            tracing::warn!("{stopped}");
+            Ok(ExitStatus::Interrupted)
         }
-    }
-}
-
-impl From<ExitStatus> for ExitCode {
-    fn from(status: ExitStatus) -> ExitCode {
-        ExitCode::from(status.code())
-    }
+        _ => Err(error),
+    })
 }
 
 fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
@@ -66,29 +55,8 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         Command::Stats(args) => stats::stats(args, out),
         Command::List(args) => list::list(args, out),
         Command::Completions { shell } => {
-            Cli::completions(*shell, out)?;
+            program::cli::completions::<Cli>(*shell, out)?;
             Ok(ExitStatus::Fine)
         }
     }
-}
-
-/// Does what the command line says. Results go to stdout, progress and messages to stderr through `tracing`. Teachers that are
-/// given by id are looked for as `hub` says.
-pub fn run(cli: Cli, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
-    let out = &mut std::io::stdout().lock();
-    let done = catch_out_of_memory(|| run_command(&cli, hub, out));
-    let done = done.unwrap_or_else(|lack| {
-        // A build takes its batches in smaller parts; what ends here is not a batch.
-        Err(anyhow::Error::from(lack).context(
-            "take a device with more memory, one teacher at a time (add-teacher), or --device cpu",
-        ))
-    });
-    done.or_else(|error| {
-        match error.downcast_ref() {
-            // Asked for, and so no failure.
-            Some(stopped @ hub::Error::Interrupted { .. }) => tracing::warn!("{stopped}"),
-            _ => return Err(error),
-        }
-        Ok(ExitStatus::Interrupted)
-    })
 }

@@ -7,10 +7,10 @@ use std::io::Write;
 use std::path::Path;
 
 use indicatif::DecimalBytes;
+use program::ExitStatus;
 use schemas::{Cache, FileStamp, TeacherId, ViewPolicy, layout};
 use serde::Serialize;
 
-use crate::ExitStatus;
 use crate::cli::ListArgs;
 use crate::table::{Align, Table, grouped};
 

@@ -1,9 +1,11 @@
 //! The program `pipeline`: parse, run, exit status.
 
+use std::io;
 use std::process::ExitCode;
 
 use models::hub::HubSettings;
-use pipeline::{ExitStatus, cli::Cli, interrupt, logging};
+use pipeline::cli::Cli;
+use program::{ExitStatus, signals, terminal};
 use tikv_jemallocator::Jemalloc;
 
 /// libtorch's allocator too: what a step or a forward pass frees serves the next one, where the C library's gives every large block back to the
@@ -12,19 +14,11 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    logging::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
+    let cli: Cli = program::cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    terminal::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
     torch_ext::keep_quiet_about_memory();
-    let format = cli.log_format;
     let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
-    let outcome = interrupt::catch_signals().and_then(|()| pipeline::run(cli, &hub));
-    match outcome {
-        Ok(status) => status.into(),
-        // Results go to stdout when the work is done.
-        Err(error) if logging::is_closed_pipe(&error) => ExitStatus::Fine.into(),
-        Err(error) => {
-            logging::report_error(format, &error);
-            ExitCode::from(ExitStatus::COULD_NOT)
-        }
-    }
+    let outcome =
+        signals::catch().and_then(|()| pipeline::run(&cli, &hub, &mut io::stdout().lock()));
+    ExitStatus::report(outcome, cli.log_format, |_| ExitStatus::CouldNot).into()
 }

@@ -13,13 +13,13 @@ use std::io::Write;
 
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use program::{ExitStatus, signals, terminal};
 use rayon::prelude::*;
 use schemas::{Cache, TeacherId, TeacherIdentity, TeacherPart};
 use serde::Serialize;
 
 use crate::cli::StatsArgs;
 use crate::codec_error::{CodecErrors, CodecLoss};
-use crate::{ExitStatus, interrupt, logging};
 use bytes::Bytes;
 use sketch::Distribution;
 use sums::Sums;
@@ -164,7 +164,7 @@ pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus
     for id in &ids {
         plans.push(TeacherPlan::new(&cache, cache.teacher(id)?)?);
     }
-    let bar = logging::bars().add(ProgressBar::new(
+    let bar = terminal::bars().add(ProgressBar::new(
         plans.iter().map(|plan| plan.rows.min(limit)).sum(),
     ));
     bar.set_style(
@@ -243,7 +243,7 @@ impl TeacherPlan<'_> {
                 .min(usize::try_from(left).unwrap_or(usize::MAX));
             let chunks = (SUMS_BYTES / Sums::bytes(self.teacher)).clamp(1, CHUNKS);
             for first in (0..rows).step_by(CHUNK * chunks) {
-                if interrupt::requested() {
+                if signals::requested() {
                     return Ok(None);
                 }
                 let last = rows.min(first + CHUNK * chunks);

@@ -85,14 +85,6 @@ pub(crate) fn grouped(count: u64) -> String {
     indicatif::HumanCount(count).to_string()
 }
 
-/// `1 part`, `2 parts`: a count with its noun, whose plural adds an s.
-pub(crate) fn count(n: u64, noun: &str) -> String {
-    match n {
-        1 => format!("1 {noun}"),
-        n => format!("{n} {noun}s"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,14 +6,13 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+use program::{ExitStatus, LogFormat, terminal, words::count};
 use schemas::{Cache, Repeats};
 use serde::Serialize;
 
 use crate::add_teacher::same_images;
 use crate::build_cache::recheck::{self, Checked};
-use crate::cli::{LogFormat, VerifyArgs};
-use crate::table::count;
-use crate::{ExitStatus, logging};
+use crate::cli::VerifyArgs;
 
 /// What was checked and found.
 #[derive(Debug, Serialize)]
@@ -50,7 +49,7 @@ pub fn verify(
     format: LogFormat,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
-    let bar = logging::bars().add(ProgressBar::no_length());
+    let bar = terminal::bars().add(ProgressBar::no_length());
     bar.set_style(ProgressStyle::with_template("{elapsed_precise} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, ETA {eta}").expect("a constant template"));
     let report = schemas::verify(&args.cache, &mut |progress| {
         bar.set_length(progress.total_bytes);

@@ -32,5 +32,8 @@ fn the_trainer_refuses_a_damaged_row_in_the_words_of_verify() {
         format!("{refused:#}").contains(row.as_str()),
         "verify: {row}\ntrainer: {refused:#}"
     );
-    assert_eq!(trainer::exit_code(&refused), 1, "the data has problems");
+    assert_eq!(
+        trainer::exit_status(&refused),
+        trainer::ExitStatus::Problems
+    );
 }

@@ -29,7 +29,7 @@ fn prepare(dir: &Path) -> Vec<String> {
     ];
     let cli =
         pipeline::cli::Cli::try_parse_from(build.iter().chain(&rest)).expect("a command line");
-    pipeline::run(cli, &models::hub::HubSettings::default()).expect("a cache");
+    pipeline::run(&cli, &models::hub::HubSettings::default(), &mut Vec::new()).expect("a cache");
     let recipe = text(root().join("trainer/recipes/tiny.toml"));
     let mut train = vec![
         "trainer".to_owned(),

@@ -10,7 +10,7 @@ use models::hub::HubSettings;
 pub fn pipeline(args: &[&str]) -> pipeline::ExitStatus {
     let cli = pipeline::cli::Cli::try_parse_from(std::iter::once(&"pipeline").chain(args))
         .unwrap_or_else(|error| panic!("pipeline {args:?}: {error}"));
-    pipeline::run(cli, &HubSettings::default())
+    pipeline::run(&cli, &HubSettings::default(), &mut Vec::new())
         .unwrap_or_else(|error| panic!("pipeline {args:?}: {error:#}"))
 }
 

@@ -1,15 +1,13 @@
 //! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
 
-use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use models::exchange::Format;
 use models::precision::Precision;
+use program::LogFormat;
 use schemas::DepthWindow;
 use tch::Device;
 
@@ -29,48 +27,6 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-}
-
-impl Cli {
-    /// Parses a command line, the program's name first. An option that may be given once is refused when it is given twice: which of
-    /// them is meant is not ours to guess. clap does that itself but for an option before and behind the command's name.
-    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-        let args: Vec<OsString> = args.into_iter().collect();
-        let is_format = |arg: &&OsString| {
-            let arg = arg.as_encoded_bytes();
-            arg == b"--log-format" || arg.starts_with(b"--log-format=")
-        };
-        let given = args.iter().filter(is_format).count();
-        let cli = Cli::try_parse_from(args)?;
-        if given > 1 {
-            return Err(Cli::command().error(
-                ErrorKind::ArgumentConflict,
-                "the argument '--log-format <LOG_FORMAT>' cannot be used multiple times",
-            ));
-        }
-        Ok(cli)
-    }
-
-    /// Writes the completions of `shell` for this program.
-    ///
-    /// # Errors
-    /// If `out` cannot be written to.
-    pub fn completions(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
-        let mut command = Cli::command();
-        let name = command.get_name().to_owned();
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut command, name, &mut script);
-        out.write_all(&script)
-    }
-}
-
-/// How messages are written to stderr.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object per line, with the time.
-    Json,
 }
 
 /// The stages, one file each.
@@ -484,7 +440,9 @@ mod tests {
     fn an_option_given_twice_is_refused() {
         let parse = |line: &str| {
             let words = line.split(' ').map(Into::into);
-            Cli::from_args(words).map(|_| ()).map_err(|e| e.to_string())
+            program::cli::parse::<Cli>(words)
+                .map(|_| ())
+                .map_err(|e| e.to_string())
         };
         for line in [
             "trainer pretrain --cache a --cache b --recipe r --out o",

@@ -7,14 +7,16 @@
 
 use std::path::Path;
 
+use program::recipe;
 use serde::{Deserialize, Serialize};
 
 pub use method::{
     FocusMode, Loss, LossKind, Mask, MaskKind, Mimic, MimicTokens, Target, TeacherSettings,
 };
+pub(crate) use model::model_error;
 pub use model::{EncoderKind, Model};
 pub use optim::{Optim, ScheduleConfig, ScheduleKind};
-pub use read::Error;
+pub use program::recipe::Error;
 pub(crate) use run::precision_name;
 pub use run::{Data, Missing, Run};
 
@@ -23,7 +25,6 @@ pub(crate) mod difference;
 mod method;
 mod model;
 mod optim;
-pub(crate) mod read;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -85,12 +86,12 @@ pub struct Recipe {
 impl Recipe {
     /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
     pub fn load(path: &Path, settings: &[String]) -> Result<Recipe, Error> {
-        Recipe::parse(&read::read(path)?, &path.display().to_string(), settings)
+        Recipe::parse(&recipe::read(path)?, &path.display().to_string(), settings)
     }
 
     /// Like [`Recipe::load`] for a text; `origin` is what messages call it.
     pub fn parse(text: &str, origin: &str, settings: &[String]) -> Result<Recipe, Error> {
-        let mut recipe: Recipe = read::typed(text, origin, settings)?;
+        let mut recipe: Recipe = recipe::typed(text, origin, &recipe::parse_all(settings)?)?;
         if recipe.optim.blr.is_none() && recipe.optim.lr.is_none() {
             recipe.optim.blr = Some(BLR);
         }

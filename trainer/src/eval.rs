@@ -15,6 +15,7 @@ use anyhow::{bail, ensure};
 use images::ImageSource;
 use models::hub::HubSettings;
 use models::precision::Precision;
+use program::words::count;
 use schemas::DepthWindow;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -22,7 +23,6 @@ use tracing::{info, warn};
 use crate::classes::{Classes, Matching, Numbering, Set};
 use crate::cli::KnnArgs;
 use crate::depth;
-use crate::words::count;
 use features::{Extraction, Fusion, Images, Model, Views};
 use knn::{Accuracy, Labelled};
 

@@ -16,13 +16,14 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use models::exchange::{self, Exported, Facts, Tensors};
 use models::weights;
+use program::LogFormat;
 use schemas::DepthWindow;
 use schemas::atomic::{self, AtomicDir, AtomicFile};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint;
-use crate::cli::{ExportArgs, LogFormat};
+use crate::cli::ExportArgs;
 use crate::config::Recipe;
 use crate::config::any::AnyRecipe;
 use crate::depth;

@@ -20,6 +20,7 @@ use models::drop_path::{DropPath, linear_rates};
 use models::flops::{self, STEP_PER_FORWARD};
 use models::hub::HubSettings;
 use models::params::ParamStore;
+use program::{ExitStatus, signals, words::count};
 use schemas::atomic;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamWConfig, Ema, resolve_device};
@@ -37,8 +38,7 @@ use crate::progress::{InFlight, Progress, Watch};
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::to_device;
-use crate::words::count;
-use crate::{ExitStatus, bench, depth, interrupt, run_folder};
+use crate::{bench, depth, run_folder};
 use data::TrainPlan;
 use evaluate::{EVALUATIONS, Evaluation, FinetuneResult, TestSet};
 use init::Start;
@@ -346,7 +346,7 @@ pub fn finetune(
         let epochs_done = done_steps / order.steps_per_epoch();
         let evaluates = done_steps.is_multiple_of(order.steps_per_epoch())
             && (epochs_done.is_multiple_of(recipe.run.eval_every) || done_steps == total_steps);
-        let interrupted = interrupt::requested();
+        let interrupted = signals::requested();
         let saves = done_steps.is_multiple_of(recipe.run.checkpoint_every)
             || done_steps == end
             || interrupted;

@@ -24,7 +24,6 @@ pub mod export;
 pub mod finetune;
 pub mod idle;
 mod init;
-pub mod interrupt;
 pub mod metrics;
 pub mod micro_batch;
 pub mod optim;
@@ -41,7 +40,6 @@ pub mod target_stats;
 pub mod teachers;
 pub mod tensorboard;
 mod trained;
-mod words;
 
 #[cfg(test)]
 mod testing;
@@ -52,26 +50,9 @@ use cli::{Cli, Command};
 use config::any::AnyRecipe;
 use data::Problem;
 use models::hub::{self, HubSettings};
+pub use program::ExitStatus;
+use program::signals;
 use torch_ext::catch_out_of_memory;
-
-/// What a command came to, unless it failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitStatus {
-    /// 0: done.
-    Fine,
-    /// 130: stopped by a signal, as shells number it; the same command goes on.
-    Interrupted,
-}
-
-impl ExitStatus {
-    /// The number for the shell.
-    pub fn code(self) -> u8 {
-        match self {
-            ExitStatus::Fine => 0,
-            ExitStatus::Interrupted => 130,
-        }
-    }
-}
 
 /// Does what the command line asks for. Results go to `out`, progress to `tracing`. Teachers that are given by id
 /// are looked for as `hub` says.
@@ -88,7 +69,7 @@ pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<
     done.or_else(|error| {
         // Asked for, and so no failure.
         let stopped = matches!(error.downcast_ref(), Some(hub::Error::Interrupted { .. }))
-            || error.is::<interrupt::Interrupted>();
+            || error.is::<signals::Interrupted>();
         if !stopped {
             return Err(error);
         }
@@ -112,17 +93,15 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         Command::Report(args) => report::report(args, out),
         Command::Plan(args) => plan::plan(args, hub, out),
         Command::Bench(args) => bench::bench(args, out),
-        Command::Completions { shell } => Ok(Cli::completions(*shell, out)?),
+        Command::Completions { shell } => Ok(program::cli::completions::<Cli>(*shell, out)?),
     }?;
     Ok(ExitStatus::Fine)
 }
 
-/// The program's exit code for an error: 1 when the data has problems, which the message names, 2 when it could not be done.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    match error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<Problem>())
-    {
+/// The exit status for an error: [`ExitStatus::Problems`] if the data a run was given has problems, else [`ExitStatus::CouldNot`].
+pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
+    let problem = error.chain().find_map(|cause| cause.downcast_ref());
+    match problem {
         // A wrong path, a failing disk or a setting that does not fit says nothing about the data.
         None
         | Some(
@@ -135,7 +114,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             | Problem::TooManyViews { .. }
             | Problem::NoPixels { .. }
             | Problem::PackedPixels { .. },
-        ) => 2,
-        Some(_) => 1,
+        ) => ExitStatus::CouldNot,
+        Some(_) => ExitStatus::Problems,
     }
 }

@@ -13,6 +13,7 @@ use models::hub::HubSettings;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;
+use program::words::count;
 use schemas::{Cache, TeacherId, TeacherIdentity};
 use serde::Serialize;
 use tch::Device;
@@ -27,7 +28,6 @@ use crate::data::order::Epoch;
 use crate::metrics::human_time;
 use crate::pretrain::student_config;
 use crate::teachers;
-use crate::words::count;
 
 mod finetune;
 mod memory;

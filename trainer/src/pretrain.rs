@@ -18,6 +18,7 @@ use models::hub::HubSettings;
 use models::mr_mae::{Batch, MimicConfig, MimicTokens, MrMae, MrMaeConfig};
 use models::params::ParamStore;
 use models::targets::TargetStats;
+use program::{ExitStatus, signals, words::count};
 use schemas::Cache;
 use tch::{Device, Tensor};
 use torch_ext::{Ema, resolve_device};
@@ -40,8 +41,7 @@ use crate::reconstruct::Sheet;
 use crate::run_folder::RunFolder;
 use crate::step::{self, Normalise};
 use crate::teachers::{self, RunTeacher};
-use crate::words::count;
-use crate::{ExitStatus, bench, depth, init, interrupt, optim, run_folder, target_stats};
+use crate::{bench, depth, init, optim, run_folder, target_stats};
 
 #[cfg(test)]
 mod tests;
@@ -264,7 +264,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         }
         writer.check()?;
 
-        let interrupted = interrupt::requested();
+        let interrupted = signals::requested();
         let every = [Some(recipe.run.checkpoint_every), recipe.run.keep_every];
         let due = every
             .iter()

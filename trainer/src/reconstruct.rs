@@ -17,6 +17,7 @@ use models::mae::{Mae, patchify, unpatchify};
 use models::masking::{Masking, len_keep, random_masking};
 use models::mr_mae::is_mimic_param;
 use models::params::ParamStore;
+use program::words::count;
 use schemas::{ContentHash, ViewPolicy, atomic};
 use tch::{Device, Kind, Tensor};
 use tracing::warn;
@@ -26,7 +27,6 @@ use crate::depth;
 use crate::export;
 use crate::progress::Progress;
 use crate::step::{IMAGENET_MEAN, IMAGENET_STD, Normalise};
-use crate::words::count;
 
 mod colour;
 #[cfg(test)]

@@ -4,9 +4,8 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use models::hub::{self, HubSettings, Progress, Resolved};
+use program::signals;
 use tracing::{info, warn};
-
-use crate::interrupt;
 
 /// Time between two lines about a file.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -42,7 +41,7 @@ pub(crate) fn resolve(text: &str, settings: &HubSettings) -> hub::Result<Resolve
                 "{model}: taken from the local cache, though files beside its weights may be missing there ({reason})"
             ),
         }
-        match interrupt::requested() {
+        match signals::requested() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, bail};
+use program::words::count;
 use schemas::{Affine, Cache, Calibrator, Codec, SamplesPart, TeacherIdentity};
 use tch::Device;
 
@@ -13,7 +14,6 @@ use super::infer::{Batch, BuildTeacher, infer};
 use super::{Build, flow};
 use crate::build_cache::timing::Timings;
 use crate::config::CodecName;
-use crate::table::count;
 
 /// What a cache in `out` has of a teacher's `i8`.
 pub(super) enum Existing {

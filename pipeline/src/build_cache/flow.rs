@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use program::signals;
 use schemas::{Cache, Reject, TeacherIdentity};
 
 use super::Build;
@@ -19,7 +20,6 @@ use super::reorder::Reorder;
 use super::workers::{Event, Task};
 use super::worklist::PartWork;
 use super::write::{Message, PackedRow};
-use crate::interrupt;
 
 /// How often the flow looks up from waiting to see whether it is to stop.
 const TICK: Duration = Duration::from_millis(100);
@@ -146,7 +146,7 @@ impl<'a> Flow<'a> {
                     bail!("all workers have ended before the work did, which is a bug")
                 }
             }
-            if interrupt::requested() {
+            if signals::requested() {
                 return Ok(Ended::Interrupted);
             }
         }

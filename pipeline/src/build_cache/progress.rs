@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-
-use crate::logging;
+use program::terminal;
 
 /// Time between two lines where there is no terminal: rare enough for a log of days, often enough to see that it lives.
 pub(super) const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -26,7 +25,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// `total` images, `before` of them done by earlier runs; an image has `views` rows.
     pub(crate) fn new(total: u64, before: u64, views: u16) -> Progress {
-        let bar = logging::bars().add(ProgressBar::new(total));
+        let bar = terminal::bars().add(ProgressBar::new(total));
         let style = "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images {msg}";
         bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
         bar.set_position(before);

@@ -15,11 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use images::ImageSource;
 use indicatif::{ProgressBar, ProgressStyle};
+use program::{signals, terminal, words::count};
 use schemas::{Cache, ContentHash};
 
 use crate::build_cache::progress::LINE_EVERY;
-use crate::table::count;
-use crate::{interrupt, logging};
 
 /// Images whose expectations are held in memory at once.
 const AT_ONCE: usize = 1 << 16;
@@ -167,7 +166,7 @@ fn compare(
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
-            if interrupt::requested() {
+            if signals::requested() {
                 stop();
                 interrupted = true;
             }
@@ -208,7 +207,7 @@ struct Progress {
 
 impl Progress {
     fn new(total: u64) -> Progress {
-        let bar = logging::bars().add(ProgressBar::new(total));
+        let bar = terminal::bars().add(ProgressBar::new(total));
         let style =
             "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images read again, ETA {eta}";
         bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, ensure};
 use images::source::lies_in;
+use program::words::count;
 use schemas::{Cache, layout};
 
 use super::Build;
 use super::recheck::{self, Checked};
 use super::worklist::PartWork;
 use crate::config::BuildConfig;
-use crate::table::count;
 
 /// Refuses a folder that holds something else: a typing error in `--out` must not sow files among a user's own.
 pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {

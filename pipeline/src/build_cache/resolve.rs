@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use models::hub::{self, HubSettings, Progress, Resolved};
+use program::{signals, terminal};
 use schemas::TeacherId;
-
-use crate::{interrupt, logging};
 
 /// Time between two lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -24,7 +23,7 @@ pub(super) fn resolve(
     let mut display = Display::default();
     let resolved = hub::resolve(text, settings, &mut |progress| {
         display.show(progress);
-        match interrupt::requested() {
+        match signals::requested() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
@@ -76,7 +75,7 @@ impl Display {
             self.clear();
             self.file = file.to_owned();
             tracing::info!("fetching {file}, {}", indicatif::HumanBytes(size));
-            let bar = logging::bars().add(ProgressBar::new(size));
+            let bar = terminal::bars().add(ProgressBar::new(size));
             let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, ETA {eta}";
             bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
             bar.set_message(file.to_owned());

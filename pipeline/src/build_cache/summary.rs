@@ -5,6 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use indicatif::{DecimalBytes, HumanDuration};
+use program::{ExitStatus, LogFormat, words::count};
 use schemas::{Cache, TeacherId};
 use serde::Serialize;
 use tch::Device;
@@ -13,10 +14,7 @@ use super::Build;
 use super::progress::Progress;
 use super::timing::{Stage, Timings};
 use super::write::Committed;
-use crate::ExitStatus;
-use crate::cli::LogFormat;
 use crate::codec_error::{CodecErrors, CodecLoss};
-use crate::table::count;
 
 /// The cache as a whole, and what this run did.
 #[derive(Debug, Serialize)]

@@ -1,356 +1,145 @@
-//! From what was typed to a checked build: reading, `--set`, flags, defaults, ranges.
+//! From what was typed to a checked build: flags as settings, defaults, ranges.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
-use serde::Deserialize;
+use program::recipe::{self, Error, Setting, invalid, require};
+use schemas::{CacheIdentity, DepthWindow, Pack, TeacherId, ViewIdentity, ViewPolicy};
+use serde::Serialize;
 
 use super::{
-    BuildConfig, CALIBRATION_IMAGES, CODEC, CacheFolder, Data, FLIP, PRECISION, RATIO, Recipe,
-    SCALE, TeacherEntry, VIEWS, View,
+    BuildConfig, CALIBRATION_IMAGES, CODEC, FLIP, PRECISION, RATIO, Recipe, SCALE, TeacherEntry,
+    TeacherTable, VIEWS, View,
 };
-use schemas::{CacheIdentity, DepthWindow, Pack, ViewIdentity, ViewPolicy, plain_words};
-
 use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
 
 /// More threads than any machine has cores; systems refuse some tens of thousands, and each takes memory.
 const MAX_THREADS: usize = 4096;
 
-/// What can be wrong with the settings. Every message names the setting and what would be accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The recipe file cannot be read.
-    #[error("{path:?}: cannot read the recipe")]
-    Read {
-        /// The recipe file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Not TOML, an unknown key, or a value of the wrong type.
-    #[error("{origin}: {message}")]
-    Parse {
-        /// The file, or `--set`.
-        origin: String,
-        /// The parser's message, which names the key.
-        message: String,
-    },
-    /// `--set` or `--teacher` in a form that cannot be understood.
-    #[error("{option} {given}: {problem}")]
-    Form {
-        /// `--set` or `--teacher`.
-        option: &'static str,
-        /// What was typed.
-        given: String,
-        /// What is wrong with it, with an example of the right form.
-        problem: String,
-    },
-    /// A setting without a default was not given.
-    #[error("{field} is missing: give {flag}, or {field} in a recipe")]
-    Missing {
-        /// Dotted name of the setting.
-        field: &'static str,
-        /// The flag, with its value's name.
-        flag: &'static str,
-    },
-    /// A value outside its range, or settings that exclude each other.
-    #[error("{field} = {value}: {problem}")]
-    Invalid {
-        /// Dotted name of the setting.
-        field: String,
-        /// What it was.
-        value: String,
-        /// What it must be.
-        problem: String,
-    },
-}
-
 impl BuildConfig {
     /// What `add-teacher` computes for a cache that is there: views and plan are the cache's.
     pub fn for_cache(args: &AddTeacherArgs, cache: &CacheIdentity) -> Result<BuildConfig, Error> {
-        let mut recipe = Recipe {
-            data: Data {
-                images: args.images.clone(),
-                limit: None,
-                depth_window: Some(cache.depth_window.to_string()),
-            },
-            cache: CacheFolder {
-                out: Some(args.cache.clone()),
-                pack: None,
-                part_samples: Some(cache.plan.part_samples),
-            },
-            ..Recipe::default()
-        };
-        let teachers = teacher_paths(&args.teachers)?.into_iter();
-        recipe.teachers = teachers
-            .map(|(id, dir)| (id, TeacherEntry::Path(dir)))
-            .collect();
-        overlay_features(&mut recipe, &args.features);
+        let mut flags = Flags::of_teachers(&args.teachers)?;
+        flags.add("--images", "data.images", &args.images)?;
+        flags.add_features(&args.features)?;
+        let mut recipe: Recipe = recipe::typed("", "", &flags.settings)?;
+        recipe.data.depth_window = Some(cache.depth_window.to_string());
+        recipe.cache.out = Some(args.cache.clone());
+        recipe.cache.part_samples = Some(cache.plan.part_samples);
+        complete_teachers(&mut recipe, &args.features);
         complete(recipe, cache.views.clone(), cache.pack, false)
     }
 
-    /// Merges defaults, recipe, and `--set` with flags (the later wins) and checks the result. Reads nothing but the recipe.
+    /// Lays flags and `--set` over the recipe, fills in the defaults and checks the result. Reads nothing but the recipe.
     pub fn resolve(args: &BuildCacheArgs) -> Result<BuildConfig, Error> {
-        let teachers = teacher_paths(&args.teachers)?;
-        refuse_flag_and_setting(args, &teachers)?;
-        let mut recipe = read(args.recipe.as_deref(), &teachers, &args.set)?;
-        overlay_flags(&mut recipe, args);
+        let mut flags = Flags::of_teachers(&args.teachers)?;
+        flags.add("--images", "data.images", &args.images)?;
+        flags.add("--limit", "data.limit", &args.limit)?;
+        flags.add("--depth-window", "data.depth_window", &args.depth_window)?;
+        flags.add("--view-policy", "view.policy", &args.view_policy)?;
+        flags.add("--views", "view.views", &args.views)?;
+        flags.add("--seed", "view.seed", &args.seed)?;
+        flags.add("--grid", "features.grid", &args.grid)?;
+        flags.add("--pack", "cache.pack", &args.pack)?;
+        flags.add("--out", "cache.out", &args.out)?;
+        flags.add("--part-samples", "cache.part_samples", &args.part_samples)?;
+        flags.add_features(&args.features)?;
+        flags.settings.extend(recipe::parse_all(&args.set)?);
+        let (text, origin) = match &args.recipe {
+            Some(path) => (recipe::read(path)?, path.display().to_string()),
+            None => (String::new(), String::new()),
+        };
+        let mut recipe: Recipe = recipe::typed(&text, &origin, &flags.settings)?;
+        complete_teachers(&mut recipe, &args.features);
         check(recipe, args.dry_run)
     }
 }
 
-/// Refuses a setting that a flag and `--set` both give: which of them is meant is not ours to guess.
-fn refuse_flag_and_setting(
-    args: &BuildCacheArgs,
-    teachers: &[(String, String)],
-) -> Result<(), Error> {
-    let features = &args.features;
-    let flags = [
-        ("data.images", "--images", args.images.is_some()),
-        ("data.limit", "--limit", args.limit.is_some()),
-        (
-            "data.depth_window",
-            "--depth-window",
-            args.depth_window.is_some(),
-        ),
-        ("view.policy", "--view-policy", args.view_policy.is_some()),
-        ("view.views", "--views", args.views.is_some()),
-        ("view.seed", "--seed", args.seed.is_some()),
-        ("features.grid", "--grid", args.grid.is_some()),
-        ("features.codec", "--codec", features.codec.is_some()),
-        (
-            "features.calibration_images",
+/// What the flags set. Each is short for a `--set`.
+struct Flags {
+    settings: Vec<Setting>,
+}
+
+impl Flags {
+    /// Those of `--teacher ID=DIR`, each of which adds to the recipe's teachers or replaces the one of the same id.
+    fn of_teachers(teachers: &[String]) -> Result<Flags, Error> {
+        let mut typed = BTreeSet::new();
+        let mut setting = |teacher: &String| {
+            let bad = |problem: &str| Error::Form {
+                given: format!("--teacher {teacher}"),
+                problem: format!(
+                    "{problem}; write it as id=folder, for example clip=/models/clip-vit-base-patch16"
+                ),
+            };
+            let (id, dir) = teacher.split_once('=').ok_or_else(|| bad("has no '='"))?;
+            if dir.is_empty() {
+                return Err(bad("names no folder"));
+            }
+            TeacherId::new(id).map_err(|e| invalid(format!("teachers.{id}"), dir, e))?;
+            if !typed.insert(id.to_owned()) {
+                return Err(bad("gives the same id twice"));
+            }
+            // As a table, so that --set can say more about the teacher.
+            let table = TeacherTable {
+                path: dir.to_owned(),
+                ..TeacherTable::default()
+            };
+            Setting::flag(
+                format!("--teacher {teacher}"),
+                format!("teachers.{id}"),
+                &table,
+            )
+        };
+        let settings = teachers
+            .iter()
+            .map(&mut setting)
+            .collect::<Result<_, _>>()?;
+        Ok(Flags { settings })
+    }
+
+    /// The setting `key`, if the flag was given.
+    fn add<T: Serialize + Debug>(
+        &mut self,
+        flag: &str,
+        key: &str,
+        value: &Option<T>,
+    ) -> Result<(), Error> {
+        if let Some(value) = value {
+            self.settings.push(Setting::flag(flag, key, value)?);
+        }
+        Ok(())
+    }
+
+    /// What a build and an added teacher share.
+    fn add_features(&mut self, args: &FeatureArgs) -> Result<(), Error> {
+        self.add("--codec", "features.codec", &args.codec)?;
+        self.add(
             "--calibration-images",
-            features.calibration_images.is_some(),
-        ),
-        (
-            "features.precision",
-            "--precision",
-            features.precision.is_some(),
-        ),
-        (
-            "features.batch_size",
-            "--batch-size",
-            features.batch_size.is_some(),
-        ),
-        ("cache.pack", "--pack", args.pack.is_some()),
-        ("cache.out", "--out", args.out.is_some()),
-        (
-            "cache.part_samples",
-            "--part-samples",
-            args.part_samples.is_some(),
-        ),
-        ("run.device", "--device", features.device.is_some()),
-        ("run.threads", "--threads", features.threads.is_some()),
-    ];
-    for setting in &args.set {
-        let key = setting.split('=').next().unwrap_or_default().trim();
-        let flag = (flags.iter()).find(|(field, _, given)| *given && *field == key);
-        let teacher = key.strip_prefix("teachers.").and_then(|key| {
-            let id = key.strip_suffix(".path").unwrap_or(key);
-            teachers.iter().find(|(given, _)| given == id)
-        });
-        let flag = match (flag, teacher) {
-            (Some((_, flag, _)), _) => (*flag).to_owned(),
-            (None, Some((id, path))) => format!("--teacher {id}={path}"),
-            (None, None) => continue,
-        };
-        return Err(Error::Form {
-            option: "--set",
-            given: setting.clone(),
-            problem: format!("{flag} says the same setting; give one of them"),
-        });
-    }
-    Ok(())
-}
-
-/// The recipe file (or an empty one) with the paths of `--teacher` and every `--set` applied.
-fn read(
-    path: Option<&Path>,
-    teachers: &[(String, String)],
-    settings: &[String],
-) -> Result<Recipe, Error> {
-    let mut table = toml::Table::new();
-    let mut origin = "--set".to_owned();
-    if let Some(path) = path {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.into(),
-            source,
-        })?;
-        origin = path.display().to_string();
-        let parse_error = |e: toml::de::Error| Error::Parse {
-            origin: origin.clone(),
-            message: plain_words(&e.to_string()),
-        };
-        // Checked before the settings are laid over it, so that the parser can point at the line.
-        toml::from_str::<Recipe>(&text).map_err(parse_error)?;
-        table = toml::from_str(&text).map_err(parse_error)?;
-    }
-    for (id, dir) in teachers {
-        // As a table, so that settings can say more about the teacher.
-        let entry = toml::Table::from_iter([("path".to_owned(), dir.clone().into())]);
-        let all = table
-            .entry("teachers")
-            .or_insert_with(|| toml::Table::new().into());
-        if let Some(all) = all.as_table_mut() {
-            all.insert(id.clone(), entry.into());
-        }
-    }
-    let mut given = BTreeSet::new();
-    for setting in settings {
-        let key = setting.split('=').next().unwrap_or_default().trim();
-        let within = |other: &&str| other.strip_prefix(key).is_some_and(|k| k.starts_with('.'));
-        if given.iter().any(within) || !given.insert(key) {
-            return Err(Error::Form {
-                option: "--set",
-                given: setting.clone(),
-                problem: format!("{key} is given twice; give it once"),
-            });
-        }
-        apply(&mut table, setting)?;
-        let checked = Recipe::deserialize(toml::Value::Table(table.clone()));
-        checked.map_err(|e| Error::Parse {
-            origin: format!("--set {setting}"),
-            message: plain_words(e.to_string().trim()),
-        })?;
-    }
-    Recipe::deserialize(toml::Value::Table(table)).map_err(|e| Error::Parse {
-        origin,
-        message: plain_words(&e.to_string()),
-    })
-}
-
-/// Whether a text is an integer beyond TOML's, which have 64 bits with the sign: it is meant as a number and not as a word.
-fn is_beyond_toml(text: &str) -> bool {
-    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
-    let parsed = text.trim().parse::<i64>();
-    parsed.is_err_and(|e| matches!(e.kind(), PosOverflow | NegOverflow))
-}
-
-/// Sets `section.key` of `table` to a TOML value, or to a bare string when it is not one (`features.codec=f32`).
-fn apply(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
-    let bad = |problem: &str| Error::Form {
-        option: "--set",
-        given: setting.to_owned(),
-        problem: format!(
-            "{problem}; write it as section.key=value, for example features.batch_size=32"
-        ),
-    };
-    let (key, text) = setting.split_once('=').ok_or_else(|| bad("has no '='"))?;
-    let value = match toml::from_str::<toml::Table>(&format!("value = {text}")) {
-        // A text with line breaks could bring further keys with it; only the one asked for is taken.
-        Ok(mut parsed) if parsed.len() == 1 => parsed.remove("value").expect("the only key"),
-        _ if is_beyond_toml(text) => return Err(bad("is a number beyond 2^63 - 1")),
-        _ => toml::Value::String(text.trim().to_owned()),
-    };
-    // Whole, it would replace what the recipe and other settings say of the section, and hide its keys from the check of what is given twice.
-    if let toml::Value::Table(values) = &value {
-        let one = values.keys().next().map_or("name", String::as_str);
-        return Err(bad(&format!(
-            "is a table; set its keys one by one, as --set {}.{one}=VALUE",
-            key.trim()
-        )));
-    }
-    let mut path: Vec<&str> = key.trim().split('.').collect();
-    let last = path
-        .pop()
-        .filter(|key| !key.is_empty())
-        .ok_or_else(|| bad("names no key"))?;
-    let mut section = table;
-    for name in path {
-        section = section
-            .entry(name)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-            .as_table_mut()
-            .ok_or_else(|| bad("goes through a key that is not a section"))?;
-    }
-    section.insert(last.to_owned(), value);
-    Ok(())
-}
-
-/// Lays the flags over the recipe, which has the teachers already.
-fn overlay_flags(recipe: &mut Recipe, args: &BuildCacheArgs) {
-    set(&mut recipe.data.images, &args.images);
-    set(&mut recipe.data.limit, &args.limit);
-    set(&mut recipe.data.depth_window, &args.depth_window);
-    set(&mut recipe.view.policy, &args.view_policy);
-    set(&mut recipe.view.views, &args.views);
-    set(&mut recipe.view.seed, &args.seed);
-    set(&mut recipe.features.grid, &args.grid);
-    set(&mut recipe.cache.pack, &args.pack);
-    set(&mut recipe.cache.out, &args.out);
-    set(&mut recipe.cache.part_samples, &args.part_samples);
-    overlay_features(recipe, &args.features);
-}
-
-/// A flag, if it was given, in the place of what was said before.
-fn set<T: Clone>(slot: &mut Option<T>, flag: &Option<T>) {
-    if flag.is_some() {
-        slot.clone_from(flag);
+            "features.calibration_images",
+            &args.calibration_images,
+        )?;
+        self.add("--precision", "features.precision", &args.precision)?;
+        self.add("--batch-size", "features.batch_size", &args.batch_size)?;
+        self.add("--device", "run.device", &args.device)?;
+        self.add("--threads", "run.threads", &args.threads)
     }
 }
 
-/// The flags that a build and an added teacher share. The teachers are in the recipe already.
-fn overlay_features(recipe: &mut Recipe, args: &FeatureArgs) {
-    let FeatureArgs {
-        layer,
-        activation,
-        mean,
-        std,
-        eps,
-        heads,
-        codec,
-        calibration_images,
-        precision,
-        batch_size,
-        threads,
-        device,
-    } = args;
-    set(&mut recipe.features.codec, codec);
-    set(&mut recipe.features.calibration_images, calibration_images);
-    set(&mut recipe.features.precision, precision);
-    set(&mut recipe.features.batch_size, batch_size);
-    set(&mut recipe.run.device, device);
-    set(&mut recipe.run.threads, threads);
-    // What they say holds for every teacher that the recipe does not say it of.
+/// Gives every teacher what the flags say of all of them and the recipe does not say of it.
+fn complete_teachers(recipe: &mut Recipe, args: &FeatureArgs) {
     for entry in recipe.teachers.values_mut() {
         let mut table = entry.clone().into_table();
-        table.layer = table.layer.or_else(|| layer.clone());
-        table.activation = table.activation.or_else(|| activation.clone());
+        table.layer = table.layer.or_else(|| args.layer.clone());
+        table.activation = table.activation.or_else(|| args.activation.clone());
         // A mean belongs to its std.
         if table.mean.is_none() && table.std.is_none() {
-            (table.mean, table.std) = (*mean, *std);
+            (table.mean, table.std) = (args.mean, args.std);
         }
-        table.eps = table.eps.or(*eps);
-        table.heads = table.heads.or(*heads);
+        table.eps = table.eps.or(args.eps);
+        table.heads = table.heads.or(args.heads);
         *entry = TeacherEntry::Table(table);
     }
-}
-
-/// What each `--teacher` says, as (id, path). It adds to the recipe's teachers, or replaces the one of the same id.
-fn teacher_paths(teachers: &[String]) -> Result<Vec<(String, String)>, Error> {
-    let mut typed = BTreeSet::new();
-    let mut pairs = Vec::new();
-    for teacher in teachers {
-        let bad = |problem: &str| Error::Form {
-            option: "--teacher",
-            given: teacher.clone(),
-            problem: format!(
-                "{problem}; write it as id=folder, for example clip=/models/clip-vit-base-patch16"
-            ),
-        };
-        let (id, dir) = teacher.split_once('=').ok_or_else(|| bad("has no '='"))?;
-        if dir.is_empty() {
-            return Err(bad("names no folder"));
-        }
-        if !typed.insert(id) {
-            return Err(bad("gives the same id twice"));
-        }
-        pairs.push((id.to_owned(), dir.to_owned()));
-    }
-    Ok(pairs)
 }
 
 /// Fills in the defaults and checks every value.
@@ -557,27 +346,6 @@ fn check_view(view: &View) -> Result<ViewIdentity, Error> {
         seed,
         filter: "bicubic".into(),
     })
-}
-
-pub(super) fn invalid(field: &str, value: impl Display, problem: impl Display) -> Error {
-    Error::Invalid {
-        field: field.into(),
-        value: value.to_string(),
-        problem: problem.to_string(),
-    }
-}
-
-pub(super) fn require(
-    ok: bool,
-    field: &str,
-    value: impl Display,
-    problem: &str,
-) -> Result<(), Error> {
-    if ok {
-        Ok(())
-    } else {
-        Err(invalid(field, value, problem))
-    }
 }
 
 fn at_least_one<T: Display + PartialEq + From<u8>>(

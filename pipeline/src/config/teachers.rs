@@ -4,13 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use models::teacher::{Layer, TeacherOptions, mean_problem, std_problem};
+use program::recipe::{Error, invalid, require};
 use schemas::TeacherId;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::Error;
-use super::resolve::{invalid, require, word};
+use super::resolve::word;
 
 /// An entry of `[teachers]`: a path, or a table with more about it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -155,7 +155,7 @@ impl TeacherEntry {
     pub(super) fn check(self, id: &str) -> Result<(TeacherId, TeacherSource), Error> {
         let table = self.into_table();
         let field = |name: &str| format!("teachers.{id}{name}");
-        let id = TeacherId::new(id).map_err(|e| invalid(&field(""), &table.path, e))?;
+        let id = TeacherId::new(id).map_err(|e| invalid(field(""), &table.path, e))?;
         let layer = table.layer.as_deref();
         let layer = layer.map_or(Ok(Layer::Last), |layer| word(&field(".layer"), layer))?;
         let activation = table.activation.as_deref();
@@ -169,7 +169,7 @@ impl TeacherEntry {
             if let Some(Channels(values)) = values
                 && let Some(problem) = problem(values)
             {
-                return Err(invalid(&field(name), format!("{values:?}"), problem));
+                return Err(invalid(field(name), format!("{values:?}"), problem));
             }
         }
         require(

@@ -14,6 +14,7 @@ use anyhow::{Context, ensure};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use images::RgbImage;
+use program::words::count;
 use schemas::{Cache, TeacherId, TeacherIdentity, atomic};
 use serde::Serialize;
 
@@ -22,7 +23,6 @@ use super::pca::{COMPONENTS, pca};
 use super::pixels::crops;
 use super::rows::{Chosen, for_each_feature};
 use crate::features;
-use crate::table::count;
 
 /// Rows on a sheet at most.
 const MAX_ROWS: usize = 64;

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, bail};
 use images::{Decoder, ImageSource, RgbImage};
 use indicatif::{ProgressBar, ProgressStyle};
+use program::{signals, terminal};
 use schemas::{Cache, ContentHash, Pack, SampleRow};
 
 use super::rows::Chosen;
-use crate::{interrupt, logging};
 
 /// What each chosen view shows, `size` x `size` pixels: crop, resampling and flip as in training. An image packed in the cache
 /// is preferred, since the crop's box is in its pixels; the others are looked for in `source` by the hash of their bytes.
@@ -139,7 +139,7 @@ fn search(
         of = source.len(),
         "images have other names and places than in the cache: searching the source by content"
     );
-    let bar = logging::bars().add(ProgressBar::new(source.len() as u64));
+    let bar = terminal::bars().add(ProgressBar::new(source.len() as u64));
     bar.set_style(
         ProgressStyle::with_template(
             "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images read, ETA {eta}",
@@ -150,7 +150,7 @@ fn search(
         if found.len() == wanted.len() {
             break;
         }
-        if interrupt::requested() {
+        if signals::requested() {
             bail!("interrupted while searching the source for images");
         }
         match source.read(index) {

@@ -3,10 +3,10 @@
 use std::io::Write;
 
 use indicatif::DecimalBytes;
+use program::words::count;
 use schemas::ViewPolicy;
 
 use super::{Files, Overview, TeacherOverview};
-use crate::table::count;
 
 pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Result<()> {
     let Overview {

@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use indicatif::DecimalBytes;
+use program::words::count;
 
 use super::sketch::Distribution;
 use super::{Features, OUTLIER, Report, TeacherStats};
-use crate::table::{Align, Table, count, grouped, map};
+use crate::table::{Align, Table, grouped, map};
 
 /// Channels that the text lists.
 const LISTED: usize = 8;

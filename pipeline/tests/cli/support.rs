@@ -11,7 +11,7 @@ use image::{DynamicImage, ImageFormat, RgbImage};
 use models::hub::HubSettings;
 use models::init::Init;
 use pipeline::ExitStatus;
-use pipeline::cli::{Cli, Command as Sub};
+use pipeline::cli::Cli;
 use tempfile::TempDir;
 
 /// Usable images that [`World::new`] makes, and bad ones beside them.
@@ -101,22 +101,7 @@ pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
     let hub = &HubSettings::default();
     let cli = Cli::try_parse_from(args).expect("the tests' command lines are well-formed");
     let mut out = Vec::new();
-    let status = match &cli.command {
-        Sub::BuildCache(args) => {
-            pipeline::build_cache::build_cache(args, hub, cli.log_format, &mut out)
-        }
-        Sub::AddTeacher(args) => {
-            pipeline::add_teacher::add_teacher(args, hub, cli.log_format, &mut out)
-        }
-        Sub::Verify(args) => pipeline::verify::verify(args, cli.log_format, &mut out),
-        Sub::Inspect(args) => pipeline::inspect::inspect(args, &mut out),
-        Sub::Stats(args) => pipeline::stats::stats(args, &mut out),
-        Sub::List(args) => pipeline::list::list(args, &mut out),
-        Sub::Completions { shell } => {
-            Cli::completions(*shell, &mut out)?;
-            Ok(ExitStatus::Fine)
-        }
-    }?;
+    let status = pipeline::run(&cli, hub, &mut out)?;
     Ok((status, String::from_utf8(out).expect("output is text")))
 }
 

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{Error, Recipe, read};
+use program::recipe::{self, Error};
+
+use super::Recipe;
 use crate::finetune::recipe::FinetuneRecipe;
 
 #[cfg(test)]
@@ -29,7 +31,7 @@ pub(crate) enum AnyRecipe {
 impl AnyRecipe {
     /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
     pub(crate) fn load(path: &Path, settings: &[String]) -> Result<AnyRecipe, Error> {
-        AnyRecipe::parse(&read::read(path)?, &path.display().to_string(), settings)
+        AnyRecipe::parse(&recipe::read(path)?, &path.display().to_string(), settings)
     }
 
     /// Like [`AnyRecipe::load`] for a text; `origin` is what messages call it.

@@ -7,8 +7,8 @@ use models::masking::len_keep;
 use models::targets::TargetNorm;
 use serde::{Deserialize, Serialize};
 
-use super::read::{Error, require};
 use super::{LOSS_WEIGHT, MASK_RATIO, Recipe, SMOOTH_L1_BETA};
+use program::recipe::{Error, require};
 
 /// `[mimic]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

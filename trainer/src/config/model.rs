@@ -7,7 +7,7 @@ use models::mcmae::McmaeEncoderConfig;
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
-use super::read::{Error, require};
+use program::recipe::{Error, invalid, require};
 
 /// `[model]`: the autoencoder. The defaults are those of ViT-B/16 or of MCMAE-B, with MAE's decoder (He et al. 2022, table 1 and
 /// appendix; Gao et al. 2022).
@@ -169,7 +169,7 @@ impl Recipe {
         }
     }
 
-    /// Spells out the defaults that depend on the kind of encoder, and refuses the settings of the other kind.
+    /// Fills in the defaults that depend on the kind of encoder, and refuses the settings of the other kind.
     pub(super) fn resolve_encoder(&mut self) -> Result<(), Error> {
         let m = &mut self.model;
         let narrow = |value: i64| u32::try_from(value).expect("a published size");
@@ -180,7 +180,7 @@ impl Recipe {
                 m.embed_dim.get_or_insert(narrow(base.embed_dim));
                 m.depth.get_or_insert(narrow(base.depth));
                 m.mlp_ratio.get_or_insert(narrow(base.mlp_ratio));
-                [
+                vec![
                     ("model.embed_dims", m.embed_dims.is_some()),
                     ("model.depths", m.depths.is_some()),
                     ("model.mlp_ratios", m.mlp_ratios.is_some()),
@@ -196,33 +196,31 @@ impl Recipe {
                 m.cls_token.get_or_insert(base.cls_token);
                 m.stage_fusion.get_or_insert(base.fusion);
                 if m.patch_size != 16 {
-                    return Err(Error::Invalid {
-                        field: "model.patch_size",
-                        value: m.patch_size.to_string(),
-                        problem: "is 16 with model.encoder = \"mcmae\": 4 x 2 x 2 pixels".into(),
-                    });
+                    return Err(invalid(
+                        "model.patch_size",
+                        m.patch_size,
+                        "is 16 with model.encoder = \"mcmae\": 4 x 2 x 2 pixels",
+                    ));
                 }
-                [
+                vec![
                     ("model.embed_dim", m.embed_dim.is_some()),
                     ("model.depth", m.depth.is_some()),
                     ("model.mlp_ratio", m.mlp_ratio.is_some()),
                     ("model.fusion", !m.fusion.is_empty()),
-                    // A fifth, so that both kinds have as many; never set.
-                    ("model.encoder", false),
                 ]
             }
         };
         match of_other_kind.into_iter().find(|(_, given)| *given) {
-            Some((field, _)) => Err(Error::Invalid {
+            Some((field, _)) => Err(invalid(
                 field,
-                value: "given".into(),
-                problem: match kind {
-                    EncoderKind::Vit => "is a setting of model.encoder = \"mcmae\"".into(),
+                "given",
+                match kind {
+                    EncoderKind::Vit => "is a setting of model.encoder = \"mcmae\"",
                     EncoderKind::Mcmae => {
-                        "is a setting of model.encoder = \"vit\"; mcmae has embed_dims, depths, mlp_ratios and stage_fusion".into()
+                        "is a setting of model.encoder = \"vit\"; mcmae has embed_dims, depths, mlp_ratios and stage_fusion"
                     }
                 },
-            }),
+            )),
             None => Ok(()),
         }
     }
@@ -255,12 +253,20 @@ impl Recipe {
                 &format!("must be at most {most}"),
             )?;
         }
-        self.mae_config().validate().map_err(Error::Model)?;
+        self.mae_config().validate().map_err(model_error)?;
         require(
             (0.0..1.0).contains(&m.drop_path),
             "model.drop_path",
             m.drop_path,
             "must be in [0, 1)",
         )
+    }
+}
+
+/// The error of a network that cannot be built.
+pub(crate) fn model_error(error: models::Error) -> Error {
+    Error::Section {
+        section: "model",
+        problem: error.to_string(),
     }
 }

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::read::{Error, POSITIVE, require};
 use super::{ADAM_EPS, BETAS, BLR, Recipe, WEIGHT_DECAY};
 use crate::schedule::{self, Decay, Descent, Schedule};
+use program::recipe::{Error, POSITIVE, require};
 
 /// `[optim]`: AdamW, no decay on 1-D parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

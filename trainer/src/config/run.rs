@@ -3,8 +3,8 @@
 use models::precision::Precision;
 use serde::{Deserialize, Serialize};
 
-use super::read::{Error, POSITIVE, require};
 use super::{KEEP_CHECKPOINTS, PICTURES, PREFETCH, Recipe, STOP_AFTER_NONFINITE};
+use program::recipe::{Error, POSITIVE, require};
 
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

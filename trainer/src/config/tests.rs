@@ -93,7 +93,7 @@ fn wrong_recipes_are_refused_by_name() {
         (&["mimic.teacher={clip={share=1.0}}"], "is a table"),
         (&["mimic.teacher.clip={share=1.0}"], "is a table"),
         (
-            &["optim.lr=1e-3", "optim={lr=2e-3}"],
+            &["optim.lr=1e-3", "optim=2e-3"],
             "--set optim is given twice",
         ),
         (&["=3"], "names no key"),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, ensure};
 use images::{ImageSource, RgbImage, draw_view};
 use models::precision::Precision;
+use program::signals::{self, Interrupted};
 use rayon::prelude::*;
 use schemas::{ContentHash, ViewPolicy};
 use tch::{Device, Kind, Tensor};
@@ -12,7 +13,6 @@ use torch_ext::tensor_bytes_mut;
 use tracing::info;
 
 use crate::data::Problem;
-use crate::interrupt::{self, Interrupted};
 
 mod mcmae;
 mod model;
@@ -153,7 +153,7 @@ pub fn extract(
             if done * 10 / source.len() != before * 10 / source.len() {
                 info!("features of {done} of {} images", source.len());
             }
-            if interrupt::requested() {
+            if signals::requested() {
                 return Err(Interrupted.into());
             }
         }

@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
 use models::hub::HubSettings;
+use program::words::count;
 use schemas::{ContentHash, DepthWindow, ViewPolicy};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -25,7 +26,6 @@ use crate::classes::Matching;
 use crate::cli::LinprobeArgs;
 use crate::data::order::Epoch;
 use crate::depth;
-use crate::words::count;
 use heads::{Labelled, Training, train};
 
 pub mod heads;

@@ -416,7 +416,7 @@ fn classes_that_do_not_meet_give_no_result() {
         for words in ["no class of --test", "\"first\"", "--match-classes number"] {
             assert!(message.contains(words), "{message}");
         }
-        assert_eq!(crate::exit_code(&refused), 2);
+        assert_eq!(crate::exit_status(&refused), program::ExitStatus::CouldNot);
     }
     let result = knn_json(&world, pixels, &["--match-classes", "number"]);
     assert_eq!(

@@ -6,12 +6,13 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use models::exchange::{self, ClassifierFacts, Exported, Format};
+use program::LogFormat;
 use schemas::DepthWindow;
 use tch::Tensor;
 
 use super::card::deep_input;
 use super::{Summary, digest_of, write};
-use crate::cli::{ExportArgs, LogFormat};
+use crate::cli::ExportArgs;
 use crate::config::any::AnyRecipe;
 use crate::depth;
 use crate::finetune::CLASSES;

@@ -8,11 +8,11 @@ use images::augment::{Interpolation, PolicyError, RandAugment};
 use models::classifier::BackboneConfig;
 use models::precision::Precision;
 use models::teacher::Pool;
+use program::recipe;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::mixup::Mixup;
 use crate::config::difference;
-use crate::config::read;
 use crate::config::{Error, precision_name};
 use crate::run_folder::Experiment;
 use crate::schedule::{Descent, Schedule, scale_lr};
@@ -280,12 +280,13 @@ impl Default for Run {
 impl FinetuneRecipe {
     /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
     pub fn load(path: &Path, settings: &[String]) -> Result<FinetuneRecipe, Error> {
-        FinetuneRecipe::parse(&read::read(path)?, &path.display().to_string(), settings)
+        FinetuneRecipe::parse(&recipe::read(path)?, &path.display().to_string(), settings)
     }
 
     /// Like [`FinetuneRecipe::load`] for a text; `origin` is what messages call it.
     pub fn parse(text: &str, origin: &str, settings: &[String]) -> Result<FinetuneRecipe, Error> {
-        let mut recipe: FinetuneRecipe = read::typed(text, origin, settings)?;
+        let mut recipe: FinetuneRecipe =
+            recipe::typed(text, origin, &recipe::parse_all(settings)?)?;
         if recipe.optim.blr.is_none() && recipe.optim.lr.is_none() {
             recipe.optim.blr = Some(BLR);
         }

@@ -241,7 +241,7 @@ fn plain_mae_needs_no_teacher_rows() {
         format!("{refused:#}").contains("has no teacher"),
         "{refused:#}"
     );
-    assert_eq!(crate::exit_code(&refused), 2);
+    assert_eq!(crate::exit_status(&refused), program::ExitStatus::CouldNot);
 }
 
 /// A rate that throws the weights out of the range of f32: every later step is skipped and recorded, and the run stops.

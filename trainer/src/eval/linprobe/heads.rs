@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
 use models::init::Init;
+use program::signals::{self, Interrupted};
 use tch::{Device, Kind, Tensor};
 use torch_ext::linear;
 
 use crate::data::order::Order;
 use crate::eval::accuracy::{Counter, TopK, guesses};
-use crate::interrupt::{self, Interrupted};
 use crate::optim::lars::{Lars, LarsConfig};
 use crate::schedule::{Descent, Schedule, scale_lr};
 
@@ -228,7 +228,7 @@ pub fn train(
                 lr_scale,
             );
         }
-        if interrupt::requested() {
+        if signals::requested() {
             return Err(Interrupted.into());
         }
     }

@@ -1,8 +1,9 @@
 //! What a recipe of fine-tuning may hold.
 
+use program::recipe::{Error, invalid, require};
+
 use super::FinetuneRecipe;
-use crate::config::Error;
-use crate::config::read::require;
+use crate::config::model_error;
 
 /// Views are numbered by epoch in 16 bits.
 const MAX_EPOCHS: u64 = 1 << 16;
@@ -70,21 +71,11 @@ impl FinetuneRecipe {
             a.crop_pct,
             "must be above 0 and at most 1",
         )?;
-        let invalid = |field, value: String, problem: String| Error::Invalid {
-            field,
-            value,
-            problem,
-        };
         a.mixing()
             .check()
-            .map_err(|e| invalid("augment.mixup", a.mixup.to_string(), e.to_string()))?;
-        a.policy().map_err(|e| {
-            invalid(
-                "augment.rand_augment",
-                a.rand_augment.clone(),
-                e.to_string(),
-            )
-        })?;
+            .map_err(|e| invalid("augment.mixup", a.mixup, e))?;
+        a.policy()
+            .map_err(|e| invalid("augment.rand_augment", &a.rand_augment, e))?;
 
         let o = &self.optim;
         at_least_one("optim.batch_size", o.batch_size as u64)?;
@@ -159,7 +150,7 @@ impl FinetuneRecipe {
             "must be less than 2^63",
         )?;
         match &self.encoder {
-            Some(encoder) => encoder.validate().map_err(Error::Model),
+            Some(encoder) => encoder.validate().map_err(model_error),
             None => Ok(()),
         }
     }

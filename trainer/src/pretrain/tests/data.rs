@@ -152,7 +152,7 @@ fn a_damaged_row_is_refused_in_the_words_of_verify() {
             .any(|cause| matches!(cause.downcast_ref(), Some(Problem::Cache(_)))),
         "{refused:#}"
     );
-    assert_eq!(crate::exit_code(&refused), 1);
+    assert_eq!(crate::exit_status(&refused), program::ExitStatus::Problems);
     let message = format!("{refused:#}");
     assert!(
         message.contains("part-00001.parquet") && message.contains("row"),
@@ -176,7 +176,7 @@ fn a_cache_of_other_pixels_or_other_crops_is_refused() {
         format!("{refused:#}").contains("image code \"pillow 13; bicubic\""),
         "{refused:#}"
     );
-    assert_eq!(crate::exit_code(&refused), 1);
+    assert_eq!(crate::exit_status(&refused), program::ExitStatus::Problems);
 
     let mut world = World::new(8);
     world.view_seed = 4;
@@ -219,7 +219,7 @@ fn an_unfinished_cache_is_refused_unless_allowed() {
         message.contains("1 of 3 parts") && message.contains("part 1 lacks the features of clip"),
         "{message}"
     );
-    assert_eq!(crate::exit_code(&refused), 1);
+    assert_eq!(crate::exit_status(&refused), program::ExitStatus::Problems);
     // Nine images are left: two steps of four an epoch.
     let run = train(&world, "allowed", &["--set", "data.allow_incomplete=true"]);
     assert_eq!(losses(&run).len(), 8);
@@ -262,7 +262,7 @@ fn missing_images_are_listed_and_skipped_only_when_told() {
             && message.contains("0005"),
         "{message}"
     );
-    assert_eq!(crate::exit_code(&refused), 1);
+    assert_eq!(crate::exit_status(&refused), program::ExitStatus::Problems);
     let run = train(&world, "skipped", &["--set", "data.missing=skip"]);
     assert_eq!(losses(&run).len(), 8, "eight images are two steps an epoch");
 }

@@ -1,7 +1,7 @@
-//! Words for people.
+//! Counts in sentences.
 
 /// `1 step`, `2 steps`: a count with its noun, whose plural adds an s.
-pub(crate) fn count(n: u64, noun: &str) -> String {
+pub fn count(n: u64, noun: &str) -> String {
     match n {
         1 => format!("1 {noun}"),
         n => format!("{n} {noun}s"),

@@ -8,18 +8,17 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
 
-/// The bars of this process. A terminal is one per process, and so are the bars on it; they hide themselves where stderr
-/// is no terminal.
+/// The bars of this process, of which there is one set, as there is one terminal. They hide themselves where stderr is not a terminal.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Sends `tracing`'s messages to stderr in the format asked for. `filter` is in `RUST_LOG`'s syntax; without one, messages
-/// from `info` up are shown. Called once, by the program.
+/// Sends `tracing`'s messages to stderr in `format`. `filter` is in `RUST_LOG`'s syntax; without one, messages from `info` up are shown.
+/// A program calls this once.
 pub fn init(format: LogFormat, filter: Option<&str>) {
     let filter = EnvFilter::new(filter.unwrap_or("info"));
     let messages = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| AboveBars)
-        // Whoever reads the messages may be gone, or the log's disk full; the work goes on without them.
+        // The work goes on if stderr is closed or the log's disk is full.
         .log_internal_errors(false)
         .with_target(false);
     match format {
@@ -34,25 +33,19 @@ pub fn init(format: LogFormat, filter: Option<&str>) {
     }
 }
 
-/// The last word of a program that could not do what was asked: on stderr whatever the filter, in the format asked for.
+/// Writes the error that ends a program to stderr, whatever the filter.
 pub fn report_error(format: LogFormat, error: &anyhow::Error) {
     let message = format!("{error:#}");
     let line = match format {
         LogFormat::Text => format!("ERROR {message}"),
         LogFormat::Json => serde_json::json!({"level": "ERROR", "message": message}).to_string(),
     };
-    // With nobody to read it, the exit status is all that is left.
+    // If stderr is closed, the exit status still tells.
     let _ = writeln!(AboveBars, "{line}");
 }
 
-/// Whether an error is only that whoever read stdout has gone, as `head` does when it has seen enough.
-pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<io::Error>();
-    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
-/// The bars, to add one.
-pub(crate) fn bars() -> &'static MultiProgress {
+/// The bars of this process, to add one.
+pub fn bars() -> &'static MultiProgress {
     &BARS
 }
 

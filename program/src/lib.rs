@@ -1,0 +1,20 @@
+//! What every program of this workspace is, apart from what it does. No tensors and no images.
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`cli`] | reading a command line, completions, `--log-format` |
+//! | [`recipe`] | settings: a TOML file, `--set section.key=value`, and errors that name the setting |
+//! | [`terminal`] | messages and progress bars on stderr |
+//! | [`signals`] | Ctrl-C and SIGTERM |
+//! | [`exit`] | the exit status |
+//! | [`words`] | counts in sentences |
+
+pub mod cli;
+pub mod exit;
+pub mod recipe;
+pub mod signals;
+pub mod terminal;
+pub mod words;
+
+pub use cli::LogFormat;
+pub use exit::ExitStatus;

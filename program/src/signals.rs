@@ -1,0 +1,40 @@
+//! Ctrl-C and SIGTERM, which schedulers send before they end a job: the first asks the program to stop, the second ends it at once.
+//!
+//! Both are safe, as `kill -9` is: nothing incomplete is visible. Asking first lets a build remove its unfinished files and a run write a
+//! checkpoint.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use anyhow::Context;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::exit::ExitStatus;
+
+static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Work that a signal ended before it had a result; nothing has been written.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; nothing is kept, the same command starts again")]
+pub struct Interrupted;
+
+/// Catches the signals from here on. Only a program does this; a library's caller keeps its own.
+///
+/// # Errors
+/// If the system refuses.
+pub fn catch() -> anyhow::Result<()> {
+    let status = ExitStatus::Interrupted.code().into();
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds the flag unset and sets it, the second finds it set and exits.
+        flag::register_conditional_shutdown(signal, status, Arc::clone(&REQUESTED))
+            .and_then(|_| flag::register(signal, Arc::clone(&REQUESTED)))
+            .context("cannot catch Ctrl-C")?;
+    }
+    Ok(())
+}
+
+/// Whether a signal has come.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::Relaxed)
+}
