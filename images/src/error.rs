@@ -224,7 +224,9 @@ pub enum SourceError {
     },
     /// Entries of a folder that are neither images nor folders that can be read. All are looked for before this is said.
     #[error(
-        "{root}: {count} entries cannot be used; mend, rename or remove them{}",
+        "{root}: {} cannot be used; mend, rename or remove {}{}",
+        if *.count == 1 { "1 entry".to_owned() } else { format!("{count} entries") },
+        if *.count == 1 { "it" } else { "them" },
         list(.first, *.count),
         root = root.display()
     )]

@@ -44,7 +44,7 @@ impl Precision {
             (Precision::Tf32, Device::Cpu) => Err(Error::Config {
                 field: "precision",
                 value: "tf32".to_owned(),
-                reason: "is a format of NVIDIA GPUs, and this is computed on a CPU: take f32 or bf16, or --device cuda".to_owned(),
+                reason: "needs an NVIDIA GPU, and this run is on a CPU: take f32 or bf16, or --device cuda".to_owned(),
             }),
             (_, Device::Cpu) => Ok(()),
             _ => Ok(allow_tf32(self == Precision::Tf32)?),

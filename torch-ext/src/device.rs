@@ -37,7 +37,11 @@ pub fn load_cuda() -> Result<()> {
     });
     loaded
         .clone()
-        .map_err(|(path, reason)| Error::NoCudaLibrary { path, reason })
+        .map_err(|(path, reason)| Error::NoCudaLibrary {
+            path,
+            reason,
+            gpu_seen: gpu_node().is_some(),
+        })
 }
 
 /// The device that `auto`, `cpu`, `cuda` (the first GPU) or `cuda:INDEX` names; `auto` is the first GPU if one can be used,

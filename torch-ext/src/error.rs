@@ -25,13 +25,19 @@ pub enum Error {
 
     /// A GPU was asked for and libtorch's CUDA half cannot be opened.
     #[error(
-        "{path}: {reason}\nThis libtorch cannot use a GPU: run `scripts/setup --cuda` and build again, or pass --device cpu"
+        "{path}: {reason}\n{}",
+        match gpu_seen {
+            true => "This libtorch cannot use a GPU: run `scripts/setup --cuda` and build again, or pass --device cpu",
+            false => "This machine shows no NVIDIA GPU: pass --device cpu. Where there is one, run `scripts/setup --cuda` and build again",
+        }
     )]
     NoCudaLibrary {
         /// The file that was tried.
         path: String,
         /// What the dynamic linker said.
         reason: String,
+        /// Whether the system has a device of an NVIDIA driver.
+        gpu_seen: bool,
     },
 
     /// A GPU was asked for, libtorch could use one, and the machine has none (or not as many).

@@ -286,7 +286,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "RUN|FILE")]
     pub run: PathBuf,
     /// timm, hf-mae (ViTMAEForPreTraining), hf-vit (ViTModel; of a fine-tuning ViTForImageClassification), mae or convmae (names of the reference code).
-    #[arg(long)]
+    #[arg(long, value_parser = export_format())]
     pub format: Format,
     /// The folder to write; it must not exist, or be empty.
     #[arg(long, value_name = "DIR")]
@@ -382,6 +382,11 @@ pub struct LinprobeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+}
+
+/// One of the names of an export format.
+fn export_format() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new(Format::ALL.map(Format::name)).try_map(|name| name.parse::<Format>())
 }
 
 /// One of the names of a precision.

@@ -34,7 +34,7 @@ fn cpu_is_the_cpu_and_auto_is_something_that_works() {
 #[test]
 fn a_gpu_is_found_or_its_want_explained() {
     match load_cuda() {
-        Err(Error::NoCudaLibrary { path, reason }) => {
+        Err(Error::NoCudaLibrary { path, reason, .. }) => {
             assert!(path.ends_with("/libtorch_cuda.so"), "{path}");
             assert!(!reason.is_empty());
             assert!(matches!(

@@ -354,7 +354,7 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
         &file,
         "onnx",
         &[],
-        "there are timm, hf-mae, hf-vit, mae, convmae",
+        "[possible values: timm, hf-mae, hf-vit, mae, convmae]",
     );
     refused(
         &file,
