@@ -8,6 +8,7 @@ SOURCE is a tar or a folder. OUT gets class folders of JPEGs with a short side o
 import argparse
 import io
 import pathlib
+import sys
 import tarfile
 
 import numpy as np
@@ -46,8 +47,15 @@ def drawn(count, seed=0):
 def write(pictures, out, count, classes=10):
     """Class folders of at most `count` JPEGs."""
     written = 0
-    for number, data in zip(range(count), pictures):
-        image = Image.open(io.BytesIO(data)).convert("RGB")
+    for data in pictures:
+        if written == count:
+            break
+        number = written
+        try:
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+        except (OSError, ValueError) as damage:
+            print(f"pictures: one is left out: {damage}", file=sys.stderr)
+            continue
         scale = SHORT_SIDE / min(image.size)
         if scale < 1:
             image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
@@ -64,4 +72,10 @@ if __name__ == "__main__":
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--count", type=int, default=400)
     args = parser.parse_args()
-    print(f"{write(photographs(args.source), args.out, args.count)} pictures in {args.out}")
+    try:
+        written = write(photographs(args.source), args.out, args.count)
+    except (OSError, tarfile.TarError) as error:
+        sys.exit(f"pictures: {args.source}: is neither a folder nor a tar that can be read: {error}")
+    if written == 0:
+        sys.exit(f"pictures: {args.source}: holds no picture (jpg, jpeg, png, webp)")
+    print(f"{written} pictures in {args.out}")
