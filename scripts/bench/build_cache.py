@@ -31,7 +31,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 
-from rows import ROOT, finish, machine, programs, rounds, row, run
+from rows import ROOT, at_least_one, finish, machine, needs_device, needs_file, programs, rounds, row, run
 
 GFLOP_AN_IMAGE = 2 * 2 * 17.56
 
@@ -120,7 +120,7 @@ def ours(args, teachers, precision):
     command = [programs() / "pipeline", "--log-format", "json", "build-cache", "--images", args.shard, "--out", cache]
     command += ["--teacher", f"clip={teachers}/clip", "--teacher", f"dino={teachers}/dino", "--limit", args.limit]
     command += ["--precision", precision, "--threads", args.threads, "--batch-size", args.batch_size, "--device", args.device]
-    found = run(*command, stderr=subprocess.DEVNULL)["run"]
+    found = run(*command)["run"]
     stages = ", ".join(f"{stage['stage']} {stage['busy_seconds']:.2f} s" for stage in found["stages"])
     print(f"    {stages}; peak memory {found['peak_memory_bytes'] / 1e9:.2f} GB", file=sys.stderr)
     return found["images_per_second"]
@@ -129,13 +129,13 @@ def ours(args, teachers, precision):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shard", type=pathlib.Path, nargs="?", help="a WebDataset tar of JPEG photos")
-    parser.add_argument("--limit", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--limit", type=at_least_one, default=64)
+    parser.add_argument("--threads", type=at_least_one, default=os.cpu_count())
+    parser.add_argument("--batch-size", type=at_least_one, default=8)
     parser.add_argument("--only", action="append", choices=("f32", "bf16"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "mr-mae-bench")
-    parser.add_argument("--rounds", type=int, default=1, help="times that ours and the script are measured in turn")
+    parser.add_argument("--rounds", type=at_least_one, default=1, help="times that ours and the script are measured in turn")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--script", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -143,11 +143,13 @@ def main():
         return script(args)
     if args.shard is None:
         parser.error("give a tar of photos")
+    needs_file(parser, args.shard)
+    needs_device(parser, args.device)
     print(machine(args.device), file=sys.stderr)
     teachers = args.out / "teachers"
     if not (teachers / "dino/model.safetensors").exists():
         maker = ROOT / "scripts/bench/random_teachers.py"
-        subprocess.run([sys.executable, maker, teachers], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run([sys.executable, maker, teachers], check=True, stdout=subprocess.DEVNULL)
     rows = []
     for precision, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
         if args.only and precision not in args.only:
@@ -157,7 +159,7 @@ def main():
 
         def theirs(compiled):
             word = [str(args.shard), str(teachers), args.limit, args.threads, args.batch_size, precision, compiled, str(args.out / "script.parquet"), args.device]
-            return run(sys.executable, __file__, "--script", json.dumps(word), stderr=subprocess.DEVNULL)
+            return run(sys.executable, __file__, "--script", json.dumps(word))
 
         peers = {"DataLoader, transformers, pyarrow, eager": lambda: theirs(False), "DataLoader, transformers, pyarrow, compiled": lambda: theirs(True)}
         figures, peers = rounds(args.rounds, lambda: ours(args, teachers, precision), peers)

@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import zlib
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
-from rows import ROOT, finish, machine, programs, row, run
+from rows import ROOT, at_least_one, finish, machine, needs_file, programs, quiet, row, run
 
 SIZE, BATCH, TOKENS, WIDTH = 224, 32, 196, 768
 
@@ -84,28 +85,29 @@ def peer_rate(args, features, with_pillow):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shard", type=pathlib.Path)
-    parser.add_argument("--limit", type=int, default=500, help="photos of the shard")
-    parser.add_argument("--batches", type=int, default=64, help="batches that are timed")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--limit", type=at_least_one, default=500, help="photos of the shard")
+    parser.add_argument("--batches", type=at_least_one, default=64, help="batches that are timed")
+    parser.add_argument("--rounds", type=at_least_one, default=3)
+    parser.add_argument("--workers", type=at_least_one, default=os.cpu_count())
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "mr-mae-bench")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    needs_file(parser, args.shard)
     print(machine(), file=sys.stderr)
-    teachers, cache, features = args.out / "teachers", args.out / f"loader-cache-{args.limit}", args.out / "features.f16"
+    teachers, cache, features = args.out / "teachers", args.out / f"loader-cache-{args.limit}-{zlib.crc32(os.fsencode(args.shard.resolve())):08x}", args.out / "features.f16"
     if not (teachers / "dino/model.safetensors").exists():
         subprocess.run([sys.executable, ROOT / "scripts/bench/random_teachers.py", teachers], check=True, stdout=subprocess.DEVNULL)
     # A finished cache is left alone.
     build = [programs() / "pipeline", "build-cache", "--images", args.shard, "--out", cache, "--teacher", f"clip={teachers}/clip"]
     build += ["--limit", args.limit, "--precision", "bf16", "--device", "cpu"]
-    subprocess.run([str(word) for word in build], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet(*build)
     np.random.default_rng(0).standard_normal((args.limit, TOKENS, WIDTH), np.float32).astype(np.float16).tofile(features)
 
     def ours():
         found = run(
             programs() / "trainer", "bench", "--recipe", ROOT / "trainer/recipes/mr_mae_vit_base_200ep.toml", "--cache", cache, "--images", args.shard,
             "--only", "loader", "--loader-batches", args.batches, "--set", f"optim.batch_size={BATCH}", "--set", "optim.accum_iter=1",
-            "--threads", args.workers, "--device", "cpu", "--json", stderr=subprocess.DEVNULL,
+            "--threads", args.workers, "--device", "cpu", "--json",
         )  # fmt: skip
         return found["loader"]["images_per_s"]
 

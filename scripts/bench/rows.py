@@ -1,11 +1,14 @@
 """Rows of the benches: ours beside a peer, in one run on one machine."""
 
+import argparse
 import json
 import os
 import pathlib
 import platform
 import statistics
 import subprocess
+import sys
+import tarfile
 
 import torch
 
@@ -17,10 +20,38 @@ def programs():
     return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 
 
-def run(*command, **options):
-    """What a program prints on stdout, as JSON. Its messages go where ours go."""
-    done = subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE, text=True, **options)
-    return json.loads(done.stdout)
+def quiet(*command):
+    """Runs a program and returns what it prints on stdout. If it fails, its last message ends the bench."""
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        sys.exit(f"{pathlib.Path(str(command[0])).name} failed with exit status {done.returncode}: {said[-1]}")
+    return done.stdout
+
+
+def run(*command):
+    """What a program prints on stdout, as JSON."""
+    return json.loads(quiet(*command))
+
+
+def needs_file(parser, path):
+    """Refuses a path that is not a tar file."""
+    if not (path.is_file() and tarfile.is_tarfile(path)):
+        parser.error(f"{path}: is not a tar file of photos")
+
+
+def at_least_one(text):
+    """The type of a count on the command line."""
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def needs_device(parser, device):
+    """Refuses a GPU where PyTorch sees none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this Python's torch sees no GPU")
 
 
 def machine(device="cpu"):

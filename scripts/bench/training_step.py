@@ -17,7 +17,7 @@ import time
 import torch
 
 import plain_mae
-from rows import ROOT, finish, machine, programs, rounds, row, run
+from rows import ROOT, at_least_one, finish, machine, needs_device, programs, rounds, row, run
 
 B = dict(size=224, patch=16, dim=768, depth=12, heads=12, decoder=(512, 8, 16))
 # How our student is asked for, and what stands beside it.
@@ -36,7 +36,7 @@ def ours(args, recipe, settings, precision):
     words = [word for setting in (*settings, f"optim.batch_size={args.batch}") for word in ("--set", setting)]
     found = run(
         programs() / "trainer", "bench", "--recipe", ROOT / "trainer/recipes" / recipe, *words, "--only", precision, "--steps", args.steps,
-        "--device", args.device, "--json", stderr=subprocess.DEVNULL,
+        "--device", args.device, "--json",
     )  # fmt: skip
     return found["steps"][precision]["images_per_s"]
 
@@ -69,17 +69,18 @@ def peer(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batch", type=int, help="images a step [default: 8, 256 with --device cuda]")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=at_least_one, help="images a step [default: 8, 256 with --device cuda]")
+    parser.add_argument("--steps", type=at_least_one, default=5)
     parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--only", action="append", choices=("f32", "bf16"))
-    parser.add_argument("--rounds", type=int, default=1, help="times that ours and every peer are measured in turn")
+    parser.add_argument("--rounds", type=at_least_one, default=1, help="times that ours and every peer are measured in turn")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.batch = args.batch or (256 if args.device == "cuda" else 8)
     if args.peer:
         return peer(args)
+    needs_device(parser, args.device)
     print(machine(args.device), file=sys.stderr)
     rows = []
     for case in args.case or CASES:
@@ -90,7 +91,7 @@ def main():
             def theirs(peer_name, compiled):
                 word = json.dumps([case, peer_name, precision, compiled])
                 more = ["--device", args.device, "--batch", args.batch, "--steps", args.steps]
-                return run(sys.executable, __file__, "--peer", word, *more, stderr=subprocess.DEVNULL)
+                return run(sys.executable, __file__, "--peer", word, *more)
 
             others = {
                 f"{peer_name}, {'compiled' if compiled else 'eager'}": lambda which=(peer_name, compiled): theirs(*which)
