@@ -71,6 +71,15 @@ fn setup_takes_the_flavor_that_is_asked_for() {
     let (code, said) = setup(&["--cpu"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("installing torch 2.11.0 (cpu)"), "{said}");
+    assert!(said.contains("scripts/setup --auto forgets"), "{said}");
+    // Forgotten, what is there will do.
+    assert_eq!(setup(&["--auto"]), (Some(0), String::new()));
+    assert_eq!(setup(&[]), (Some(0), String::new()));
+    let (code, said) = setup(&["--cpu", "--cuda"]);
+    assert!(
+        code == Some(2) && said.contains("one option at most"),
+        "{said}"
+    );
     let (code, said) = setup(&["--gpu"]);
     assert!(
         code == Some(2) && said.contains("no option --gpu"),
