@@ -1,9 +1,6 @@
 //! Compiles `cpp/torch_ext.cpp` against the libtorch that tch is built with.
 
-#![allow(
-    clippy::print_stderr,
-    reason = "what a build script has to say to the one who builds"
-)]
+#![allow(clippy::print_stderr, reason = "what a build script has to say to the one who builds")]
 
 use std::path::{Path, PathBuf};
 use std::{env, process};
@@ -31,21 +28,13 @@ fn main() {
         .std("c++17")
         .warnings(false)
         .pic(true)
-        .define(
-            "_GLIBCXX_USE_CXX11_ABI",
-            env::var("LIBTORCH_CXX11_ABI")
-                .unwrap_or_else(|_| "1".into())
-                .as_str(),
-        )
+        .define("_GLIBCXX_USE_CXX11_ABI", env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into()).as_str())
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .file("cpp/torch_ext.cpp")
         .compile("torch_ext_cpp");
     // tch links these as well. Named here too, because the order of -l flags matters to static archives such as ours.
-    println!(
-        "cargo:rustc-link-search=native={}",
-        libtorch.join("lib").display()
-    );
+    println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");
     println!("cargo:rustc-link-lib=dylib=c10");
 }
@@ -56,9 +45,5 @@ fn libtorch() -> Result<PathBuf, PathBuf> {
         Some(dir) => PathBuf::from(dir),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../.libtorch"),
     };
-    if dir.join("include/ATen/ATen.h").is_file() {
-        Ok(dir)
-    } else {
-        Err(dir)
-    }
+    if dir.join("include/ATen/ATen.h").is_file() { Ok(dir) } else { Err(dir) }
 }

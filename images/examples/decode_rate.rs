@@ -16,32 +16,18 @@ const SIZE: u32 = 224;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let source = ImageSource::open(&args.next().ok_or("give an image source")?)?;
-    let limit = args
-        .next()
-        .map_or(Ok(source.len()), |n| n.parse())?
-        .min(source.len());
-    let files: Vec<Vec<u8>> = (0..limit)
-        .map(|i| source.read(i))
-        .collect::<Result<_, _>>()?;
+    let limit = args.next().map_or(Ok(source.len()), |n| n.parse())?.min(source.len());
+    let files: Vec<Vec<u8>> = (0..limit).map(|i| source.read(i)).collect::<Result<_, _>>()?;
 
     let start = Instant::now();
-    let decoded: Vec<RgbImage> = files
-        .iter()
-        .map(|bytes| decode(bytes))
-        .collect::<Result<_, _>>()?;
+    let decoded: Vec<RgbImage> = files.iter().map(|bytes| decode(bytes)).collect::<Result<_, _>>()?;
     let decoding = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
     let mut checksum = 0u64;
     for (img, bytes) in decoded.iter().zip(&files) {
-        let view = draw_view(
-            &ViewPolicy::rrc(),
-            0,
-            &ContentHash([bytes[bytes.len() / 2]; 16]),
-            0,
-            img.width,
-            img.height,
-        );
+        let view =
+            draw_view(&ViewPolicy::rrc(), 0, &ContentHash([bytes[bytes.len() / 2]; 16]), 0, img.width, img.height);
         let out = render(img, &view, SIZE)?;
         checksum += u64::from(out.data[out.data.len() / 2]);
     }

@@ -21,15 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         input.read_exact(&mut bytes)?;
         let mut job = [0; 28];
         input.read_exact(&mut job)?;
-        let number = |i: usize| {
-            u32::from_le_bytes([job[4 * i], job[4 * i + 1], job[4 * i + 2], job[4 * i + 3]])
-        };
-        let crop = CropBox {
-            x: number(0),
-            y: number(1),
-            w: number(2),
-            h: number(3),
-        };
+        let number = |i: usize| u32::from_le_bytes([job[4 * i], job[4 * i + 1], job[4 * i + 2], job[4 * i + 3]]);
+        let crop = CropBox { x: number(0), y: number(1), w: number(2), h: number(3) };
         let filter = match number(6) {
             0 => Filter::Bilinear,
             1 => Filter::Bicubic,

@@ -45,9 +45,7 @@ mod tiff;
 
 use std::io::Cursor;
 
-use image::codecs::{
-    bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder,
-};
+use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, Limits};
 use schemas::DepthWindow;
@@ -55,9 +53,7 @@ use schemas::DepthWindow;
 use self::colour::Alpha;
 pub use self::deep::DeepImages;
 use self::format::Format;
-pub use self::format::{
-    PictureFormat, READABLE_EXTENSIONS, SNIFF_BYTES, UNREADABLE_EXTENSIONS, picture_format,
-};
+pub use self::format::{PictureFormat, READABLE_EXTENSIONS, SNIFF_BYTES, UNREADABLE_EXTENSIONS, picture_format};
 use crate::guard::catch_panics;
 use crate::{DecodeError, IMAGE_CODE, IMAGE_CODE_COLOR_1, RgbImage};
 
@@ -110,10 +106,7 @@ impl Decoded {}
 impl Decoder {
     /// Today's rules with a window.
     pub fn new(window: DepthWindow) -> Self {
-        Self {
-            rules: Rules::default(),
-            window,
-        }
+        Self { rules: Rules::default(), window }
     }
 
     /// What the images of a cache are decoded with, by its fields `image_code` and `depth_window`. `None` if this program cannot
@@ -157,48 +150,22 @@ impl Decoder {
     pub fn decode_noting(&self, bytes: &[u8]) -> Result<Decoded, DecodeError> {
         let len = bytes.len() as u64;
         if len > MAX_FILE_BYTES {
-            return Err(DecodeError::FileTooLarge {
-                bytes: len,
-                limit: MAX_FILE_BYTES,
-            });
+            return Err(DecodeError::FileTooLarge { bytes: len, limit: MAX_FILE_BYTES });
         }
         // The earlier rules took a camera's raw file for the TIFF that it resembles.
         if let (Rules::Color2, Some(format)) = (self.rules, format::unread(bytes)) {
-            return Err(DecodeError::Unsupported {
-                format,
-                detail: "no decoder here reads this format".to_owned(),
-            });
+            return Err(DecodeError::Unsupported { format, detail: "no decoder here reads this format".to_owned() });
         }
         let format = Format::sniff(bytes)
             .filter(|&format| self.rules != Rules::Color1 || format != Format::Pnm)
-            .ok_or_else(|| DecodeError::UnknownFormat {
-                start: first_bytes(bytes),
-            })?;
+            .ok_or_else(|| DecodeError::UnknownFormat { start: first_bytes(bytes) })?;
         let (stored, orientation) = guarded(format, || self.read(bytes, format))?;
-        let Stored {
-            width,
-            height,
-            color,
-            samples,
-            alpha,
-            scaled_from,
-        } = stored;
+        let Stored { width, height, color, samples, alpha, scaled_from } = stored;
         let deep = colour::range(color, &samples).or(scaled_from);
-        let data = colour::to_rgb8(color, samples, alpha, self.window).ok_or_else(|| {
-            DecodeError::Unsupported {
-                format: format.name(),
-                detail: format!("{color:?} samples"),
-            }
-        })?;
-        let image = RgbImage {
-            width,
-            height,
-            data,
-        };
-        Ok(Decoded {
-            image: upright(image, orientation),
-            deep,
-        })
+        let data = colour::to_rgb8(color, samples, alpha, self.window)
+            .ok_or_else(|| DecodeError::Unsupported { format: format.name(), detail: format!("{color:?} samples") })?;
+        let image = RgbImage { width, height, data };
+        Ok(Decoded { image: upright(image, orientation), deep })
     }
 
     fn read(&self, bytes: &[u8], format: Format) -> Result<(Stored, Orientation), DecodeError> {
@@ -227,16 +194,8 @@ struct Stored {
     scaled_from: Option<(u16, u16)>,
 }
 
-fn guarded<T>(
-    format: Format,
-    decoder: impl FnOnce() -> Result<T, DecodeError>,
-) -> Result<T, DecodeError> {
-    catch_panics(decoder).unwrap_or_else(|detail| {
-        Err(DecodeError::DecoderPanic {
-            format: format.name(),
-            detail,
-        })
-    })
+fn guarded<T>(format: Format, decoder: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+    catch_panics(decoder).unwrap_or_else(|detail| Err(DecodeError::DecoderPanic { format: format.name(), detail }))
 }
 
 fn first_bytes(bytes: &[u8]) -> String {
@@ -244,31 +203,19 @@ fn first_bytes(bytes: &[u8]) -> String {
     if shown.is_empty() {
         "nothing, being empty".to_owned()
     } else {
-        shown
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect::<Vec<_>>()
-            .join(" ")
+        shown.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
     }
 }
 
 /// Refuses an image over the limit, given what its header declares.
 fn check_pixels(width: u32, height: u32) -> Result<(), DecodeError> {
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(DecodeError::TooManyPixels {
-            width,
-            height,
-            limit: MAX_PIXELS,
-        });
+        return Err(DecodeError::TooManyPixels { width, height, limit: MAX_PIXELS });
     }
     Ok(())
 }
 
-fn decode_with_image(
-    bytes: &[u8],
-    format: Format,
-    rules: Rules,
-) -> Result<(Stored, Orientation), DecodeError> {
+fn decode_with_image(bytes: &[u8], format: Format, rules: Rules) -> Result<(Stored, Orientation), DecodeError> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     if format == Format::WebP {
@@ -278,11 +225,8 @@ fn decode_with_image(
     if let (Format::Png, Some((width, height))) = (format, png_size(bytes)) {
         check_pixels(width, height)?;
     }
-    let alpha = if format == Format::Tiff && rules == Rules::Color2 {
-        tiff::check(bytes)?
-    } else {
-        Alpha::Unassociated
-    };
+    let alpha =
+        if format == Format::Tiff && rules == Rules::Color2 { tiff::check(bytes)? } else { Alpha::Unassociated };
     let reader = Cursor::new(bytes);
     // Each of these reads the header and no pixel.
     let decoder: Result<Box<dyn ImageDecoder>, ImageError> = match format {
@@ -298,10 +242,7 @@ fn decode_with_image(
     let (width, height) = decoder.dimensions();
     check_pixels(width, height)?;
     if width == 0 || height == 0 {
-        return Err(DecodeError::Corrupt {
-            format: format.name(),
-            detail: format!("{width} x {height} pixels"),
-        });
+        return Err(DecodeError::Corrupt { format: format.name(), detail: format!("{width} x {height} pixels") });
     }
     decoder.set_limits(limits).map_err(explain)?;
     let orientation = match (rules, format) {
@@ -312,21 +253,10 @@ fn decode_with_image(
         _ => Orientation::NoTransforms,
     };
     let color = decoder.color_type();
-    let total = usize::try_from(decoder.total_bytes())
-        .expect("at most 2^28 pixels of 16 bytes fit the address space");
+    let total = usize::try_from(decoder.total_bytes()).expect("at most 2^28 pixels of 16 bytes fit the address space");
     let mut samples = vec![0; total];
     decoder.read_image(&mut samples).map_err(explain)?;
-    Ok((
-        Stored {
-            width,
-            height,
-            color,
-            samples,
-            alpha,
-            scaled_from: None,
-        },
-        orientation,
-    ))
+    Ok((Stored { width, height, color, samples, alpha, scaled_from: None }, orientation))
 }
 
 /// Width and height in a PNG's first chunk, which follows the signature of 8 bytes.
@@ -337,16 +267,10 @@ fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
 
 /// A WebP file says how long it is; what the decoder needs for the first image of an animation may be there although the rest is not.
 fn check_riff_length(bytes: &[u8]) -> Result<(), DecodeError> {
-    let declared = bytes
-        .get(4..8)
-        .and_then(|size| size.try_into().ok())
-        .map_or(0, u32::from_le_bytes);
+    let declared = bytes.get(4..8).and_then(|size| size.try_into().ok()).map_or(0, u32::from_le_bytes);
     if u64::from(declared) + 8 > bytes.len() as u64 {
         let detail = format!("{} bytes of {}", bytes.len(), u64::from(declared) + 8);
-        return Err(DecodeError::Truncated {
-            format: Format::WebP.name(),
-            detail,
-        });
+        return Err(DecodeError::Truncated { format: Format::WebP.name(), detail });
     }
     Ok(())
 }
@@ -357,10 +281,7 @@ fn explain(format: &'static str, error: ImageError) -> DecodeError {
     match error {
         ImageError::Unsupported(_) => DecodeError::Unsupported { format, detail },
         // The decoders have no common way to say it but words, which are those of `std::io` or their own.
-        _ if ["end of file", "fill whole buffer"]
-            .iter()
-            .any(|words| detail.to_lowercase().contains(words)) =>
-        {
+        _ if ["end of file", "fill whole buffer"].iter().any(|words| detail.to_lowercase().contains(words)) => {
             DecodeError::Truncated { format, detail }
         }
         _ => DecodeError::Corrupt { format, detail },
@@ -372,16 +293,11 @@ fn upright(img: RgbImage, orientation: Orientation) -> RgbImage {
     if orientation == Orientation::NoTransforms {
         return img;
     }
-    let buffer = image::RgbImage::from_raw(img.width, img.height, img.data)
-        .expect("the buffer has the image's size");
+    let buffer = image::RgbImage::from_raw(img.width, img.height, img.data).expect("the buffer has the image's size");
     let mut turned = DynamicImage::ImageRgb8(buffer);
     turned.apply_orientation(orientation);
     let (width, height) = (turned.width(), turned.height());
-    RgbImage {
-        width,
-        height,
-        data: turned.into_rgb8().into_raw(),
-    }
+    RgbImage { width, height, data: turned.into_rgb8().into_raw() }
 }
 
 #[cfg(test)]

@@ -116,9 +116,7 @@ pub enum CropError {
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
     /// Longer than any JPEG.
-    #[error(
-        "{width} x {height} pixels are more than the 65500 per side that a JPEG may have; cut it into tiles"
-    )]
+    #[error("{width} x {height} pixels are more than the 65500 per side that a JPEG may have; cut it into tiles")]
     TooLong {
         /// Columns, after scaling.
         width: u32,
@@ -156,9 +154,7 @@ pub enum SourceError {
         detail: String,
     },
     /// Nothing has this name.
-    #[error(
-        "image source `{spec}`: no such file or folder; give a folder of class folders, *.tar or *.parquet"
-    )]
+    #[error("image source `{spec}`: no such file or folder; give a folder of class folders, *.tar or *.parquet")]
     NotFound {
         /// What was asked for.
         spec: String,
@@ -213,9 +209,7 @@ pub enum SourceError {
         extension: String,
     },
     /// Some labels are numbers and some are names.
-    #[error(
-        "some labels are numbers and some are names: {number} and {name}; label all images in one way"
-    )]
+    #[error("some labels are numbers and some are names: {number} and {name}; label all images in one way")]
     MixedLabels {
         /// An image with a number.
         number: String,
@@ -360,10 +354,7 @@ impl SourceError {
     /// Whether this one record is at fault. If not, the disk, the network or the whole file is, and trying the next record would
     /// turn a passing failure into rejects.
     pub fn is_bad_record(&self) -> bool {
-        matches!(
-            self,
-            SourceError::NoBytes { .. } | SourceError::RecordTooLarge { .. }
-        )
+        matches!(self, SourceError::NoBytes { .. } | SourceError::RecordTooLarge { .. })
     }
 }
 

@@ -63,13 +63,7 @@ pub struct RgbImage {
 
 impl std::fmt::Debug for RgbImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "RgbImage {{ {} x {}, {} bytes }}",
-            self.width,
-            self.height,
-            self.data.len()
-        )
+        write!(f, "RgbImage {{ {} x {}, {} bytes }}", self.width, self.height, self.data.len())
     }
 }
 
@@ -79,18 +73,9 @@ mod tests {
     #[test]
     fn the_image_code_names_the_versions_in_the_lock_file() {
         let lock = include_str!("../../Cargo.lock");
-        for name in [
-            "turbojpeg-sys",
-            "image",
-            "image-webp",
-            "png",
-            "gif",
-            "tiff",
-            "zune-jpeg",
-        ] {
-            let (_, rest) = lock
-                .split_once(&format!("name = \"{name}\"\nversion = \""))
-                .expect("a decoder is in the lock file");
+        for name in ["turbojpeg-sys", "image", "image-webp", "png", "gif", "tiff", "zune-jpeg"] {
+            let (_, rest) =
+                lock.split_once(&format!("name = \"{name}\"\nversion = \"")).expect("a decoder is in the lock file");
             let (version, _) = rest.split_once('"').expect("a version is quoted");
             assert!(
                 super::IMAGE_CODE.contains(&format!("{name} {version}")),

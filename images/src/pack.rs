@@ -22,12 +22,7 @@ pub fn to_jpeg(img: &RgbImage, short_side: u32, quality: u8) -> Result<Vec<u8>, 
     if width.max(height) > MAX_JPEG_SIDE {
         return Err(EncodeError::TooLong { width, height });
     }
-    let whole = CropBox {
-        x: 0,
-        y: 0,
-        w: img.width,
-        h: img.height,
-    };
+    let whole = CropBox { x: 0, y: 0, w: img.width, h: img.height };
     let small;
     let img = if (width, height) == (img.width, img.height) {
         img
@@ -70,11 +65,7 @@ mod tests {
 
     fn gradient(width: u32, height: u32) -> RgbImage {
         let pixel = |i: u32| [(i % width) as u8, (i / width) as u8, 128];
-        RgbImage {
-            width,
-            height,
-            data: (0..width * height).flat_map(pixel).collect(),
-        }
+        RgbImage { width, height, data: (0..width * height).flat_map(pixel).collect() }
     }
 
     #[test]
@@ -95,8 +86,7 @@ mod tests {
         let back = crate::decode(&bytes).unwrap();
         assert_eq!((back.width, back.height), (120, 80));
         let difference = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
-        let mean =
-            img.data.iter().zip(&back.data).map(difference).sum::<f64>() / img.data.len() as f64;
+        let mean = img.data.iter().zip(&back.data).map(difference).sum::<f64>() / img.data.len() as f64;
         assert!(mean < 1.5, "{mean}");
         assert!(to_jpeg(&img, 256, 20).unwrap().len() < bytes.len());
         let small = crate::decode(&to_jpeg(&img, 40, 95).unwrap()).unwrap();
@@ -107,10 +97,7 @@ mod tests {
     fn a_side_that_jpeg_does_not_allow_is_refused() {
         assert!(matches!(
             to_jpeg(&gradient(70_000, 1), 256, 90),
-            Err(EncodeError::TooLong {
-                width: 70_000,
-                height: 1
-            })
+            Err(EncodeError::TooLong { width: 70_000, height: 1 })
         ));
     }
 }

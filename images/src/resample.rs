@@ -56,11 +56,7 @@ impl Filter {
     fn weight(self, x: f64) -> f64 {
         const A: f64 = -0.5;
         let sinc = |x: f64| {
-            if x == 0.0 {
-                1.0
-            } else {
-                (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI)
-            }
+            if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) }
         };
         let d = x.abs();
         match self {
@@ -76,28 +72,13 @@ impl Filter {
 /// Cuts out `crop` and resamples it to `out_w` x `out_h`: the bytes of Pillow's `img.crop(box).resize((out_w, out_h), filter)`.
 ///
 /// Fails when the box is empty or not inside the image, or a side of the output is 0.
-pub fn resample(
-    img: &RgbImage,
-    crop: CropBox,
-    out_w: u32,
-    out_h: u32,
-    filter: Filter,
-) -> Result<RgbImage, CropError> {
-    let fits = |start: u32, len: u32, size: u32| {
-        len >= 1 && start.checked_add(len).is_some_and(|end| end <= size)
-    };
+pub fn resample(img: &RgbImage, crop: CropBox, out_w: u32, out_h: u32, filter: Filter) -> Result<RgbImage, CropError> {
+    let fits = |start: u32, len: u32, size: u32| len >= 1 && start.checked_add(len).is_some_and(|end| end <= size);
     if !fits(crop.x, crop.w, img.width) || !fits(crop.y, crop.h, img.height) {
-        return Err(CropError::Outside {
-            crop,
-            width: img.width,
-            height: img.height,
-        });
+        return Err(CropError::Outside { crop, width: img.width, height: img.height });
     }
     if out_w == 0 || out_h == 0 {
-        return Err(CropError::EmptyOutput {
-            width: out_w,
-            height: out_h,
-        });
+        return Err(CropError::EmptyOutput { width: out_w, height: out_h });
     }
 
     let columns = (out_w != crop.w).then(|| Taps::new(filter, crop.w, out_w));
@@ -115,11 +96,7 @@ pub fn resample(
     if let (Some(taps), false) = (&rows, columns_first) {
         strip = resample_columns(&strip, taps, used.start);
     }
-    Ok(RgbImage {
-        width: out_w,
-        height: out_h,
-        data: strip.into_pixels(),
-    })
+    Ok(RgbImage { width: out_w, height: out_h, data: strip.into_pixels() })
 }
 
 /// Pillow 13's choice of order: columns first when the height loses pixels, and more than twice as many as the width.
@@ -153,29 +130,20 @@ impl Taps {
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
         let stride = support.ceil() as usize * 2 + 1;
-        let mut taps = Self {
-            starts: Vec::new(),
-            lens: Vec::new(),
-            stride,
-            weights: vec![[0; 2]; stride * out_len as usize],
-        };
+        let mut taps =
+            Self { starts: Vec::new(), lens: Vec::new(), stride, weights: vec![[0; 2]; stride * out_len as usize] };
         let mut weights = Vec::with_capacity(stride);
         for (i, out) in taps.weights.chunks_exact_mut(stride).enumerate() {
             let center = (i as f64 + 0.5) * scale;
             let start = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(in_len as usize);
             weights.clear();
-            weights.extend(
-                (start..end)
-                    .map(|x| filter.weight((x as f64 - center + 0.5) * (1.0 / filter_scale))),
-            );
+            weights.extend((start..end).map(|x| filter.weight((x as f64 - center + 0.5) * (1.0 / filter_scale))));
             // Summed in order, as the rounding of the sum is Pillow's too.
             let sum: f64 = weights.iter().sum();
             for (out, weight) in out.iter_mut().zip(&weights) {
                 let weight = if sum != 0.0 { weight / sum } else { *weight };
-                *out = split(
-                    (weight * f64::from(1 << PRECISION_BITS) + 0.5_f64.copysign(weight)) as i32,
-                );
+                *out = split((weight * f64::from(1 << PRECISION_BITS) + 0.5_f64.copysign(weight)) as i32);
             }
             taps.starts.push(start);
             taps.lens.push(end - start);
@@ -185,11 +153,7 @@ impl Taps {
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[[i16; 2]])> {
         let weights = self.weights.chunks_exact(self.stride);
-        self.starts
-            .iter()
-            .zip(&self.lens)
-            .zip(weights)
-            .map(|((&start, &len), weights)| (start, &weights[..len]))
+        self.starts.iter().zip(&self.lens).zip(weights).map(|((&start, &len), weights)| (start, &weights[..len]))
     }
 
     /// The input positions between the first and the last that are read.
@@ -199,8 +163,7 @@ impl Taps {
 }
 
 fn split(weight: i32) -> [i16; 2] {
-    let high =
-        i16::try_from(weight >> LOW_BITS).expect("normalised weights are below 2, far from 16");
+    let high = i16::try_from(weight >> LOW_BITS).expect("normalised weights are below 2, far from 16");
     [high, (weight & ((1 << LOW_BITS) - 1)) as i16]
 }
 
@@ -220,11 +183,7 @@ struct Strip {
 impl Strip {
     fn zeros(row_bytes: usize, rows: usize) -> Self {
         let stride = row_bytes.next_multiple_of(LANES);
-        Self {
-            row_bytes,
-            stride,
-            data: vec![0; stride * rows],
-        }
+        Self { row_bytes, stride, data: vec![0; stride * rows] }
     }
 
     /// Some rows of a crop.
@@ -242,11 +201,7 @@ impl Strip {
         if self.stride == self.row_bytes {
             return self.data;
         }
-        let rows: Vec<&[u8]> = self
-            .data
-            .chunks_exact(self.stride)
-            .map(|row| &row[..self.row_bytes])
-            .collect();
+        let rows: Vec<&[u8]> = self.data.chunks_exact(self.stride).map(|row| &row[..self.row_bytes]).collect();
         rows.concat()
     }
 }
@@ -272,10 +227,7 @@ fn resample_rows(source: &Strip, taps: &Taps) -> Strip {
             for (i, sums) in line.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                 *sums = weighted_sums(&lines[i * LANES..], LINE, weights);
             }
-            for (out_row, pixel) in out_rows
-                .chunks_exact_mut(out_stride)
-                .zip(line.as_chunks::<3>().0)
-            {
+            for (out_row, pixel) in out_rows.chunks_exact_mut(out_stride).zip(line.as_chunks::<3>().0) {
                 out_row[x * 3..x * 3 + 3].copy_from_slice(pixel);
             }
         }
@@ -309,9 +261,7 @@ fn weighted_sums(source: &[u8], stride: usize, weights: &[[i16; 2]]) -> [u8; LAN
     }
     // The low sum may pass 2^31 when thousands of pixels become one; the total does not, and wrapping sums give its exact value.
     std::array::from_fn(|i| {
-        let sum = (high[i] << LOW_BITS)
-            .wrapping_add(low[i])
-            .wrapping_add(1 << (PRECISION_BITS - 1));
+        let sum = (high[i] << LOW_BITS).wrapping_add(low[i]).wrapping_add(1 << (PRECISION_BITS - 1));
         (sum >> PRECISION_BITS).clamp(0, 255) as u8
     })
 }

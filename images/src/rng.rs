@@ -47,15 +47,10 @@ impl Rng {
     pub fn new(seed: u64, purpose: Purpose, key: &[u64]) -> Self {
         let mut name = Vec::with_capacity(8 * (key.len() + 1));
         name.extend_from_slice(&(purpose as u64).to_le_bytes());
-        key.iter()
-            .for_each(|word| name.extend_from_slice(&word.to_le_bytes()));
+        key.iter().for_each(|word| name.extend_from_slice(&word.to_le_bytes()));
         let name = xxhash_rust::xxh3::xxh3_128(&name);
         let word = |i: u32| (name >> (32 * i)) as u32;
-        Self {
-            key: [seed as u32, (seed >> 32) as u32],
-            counter: [0, word(0), word(1), word(2)],
-            spare: None,
-        }
+        Self { key: [seed as u32, (seed >> 32) as u32], counter: [0, word(0), word(1), word(2)], spare: None }
     }
 
     /// 64 uniform bits. A stream has 2^33 of them; asking for more is a bug and panics.
@@ -121,12 +116,7 @@ fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         let [a, b, c, d] = counter;
         let first = u64::from(MULTIPLIER[0]) * u64::from(a);
         let second = u64::from(MULTIPLIER[1]) * u64::from(c);
-        counter = [
-            (second >> 32) as u32 ^ b ^ key[0],
-            second as u32,
-            (first >> 32) as u32 ^ d ^ key[1],
-            first as u32,
-        ];
+        counter = [(second >> 32) as u32 ^ b ^ key[0], second as u32, (first >> 32) as u32 ^ d ^ key[1], first as u32];
     }
     counter
 }

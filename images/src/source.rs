@@ -83,8 +83,8 @@ impl ImageSource {
     pub fn open(spec: &str) -> Result<Self, SourceError> {
         let (resolved, beside, within) = spec::resolve(spec)?;
         // Of a folder, all of it is a pattern: class folders may be called `label=cat`.
-        let asks_for_labels = matches!(resolved, spec::Resolved::Folder(_))
-            && within.is_some_and(|within| within.starts_with("label="));
+        let asks_for_labels =
+            matches!(resolved, spec::Resolved::Folder(_)) && within.is_some_and(|within| within.starts_with("label="));
         let (within, label) = match (&resolved, within) {
             (spec::Resolved::Folder(_), within) => (within, None),
             (_, within) => spec::split_label(within),
@@ -93,16 +93,8 @@ impl ImageSource {
             .filter(|_| !matches!(resolved, spec::Resolved::Parquet(_)))
             .map(|within| Pattern::new(within.strip_prefix("./").unwrap_or(within)))
             .transpose()
-            .map_err(|e| SourceError::BadPattern {
-                spec: spec.to_owned(),
-                detail: e.to_string(),
-            })?;
-        let Listing {
-            samples,
-            label_names,
-            mut findings,
-            store,
-        } = match resolved {
+            .map_err(|e| SourceError::BadPattern { spec: spec.to_owned(), detail: e.to_string() })?;
+        let Listing { samples, label_names, mut findings, store } = match resolved {
             spec::Resolved::Folder(root) => folder::open(&root, pattern.as_ref())?,
             spec::Resolved::Tar(shards) => tar::open(shards, pattern.as_ref(), label)?,
             spec::Resolved::Parquet(files) => parquet::open(files, within, label)?,
@@ -128,16 +120,9 @@ impl ImageSource {
         }
         let mut by_key: Vec<usize> = (0..samples.len()).collect();
         by_key.sort_unstable_by(|&a, &b| samples[a].key.cmp(&samples[b].key).then(a.cmp(&b)));
-        if let Some(twins) = by_key
-            .windows(2)
-            .find(|pair| samples[pair[0]].key == samples[pair[1]].key)
-        {
+        if let Some(twins) = by_key.windows(2).find(|pair| samples[pair[0]].key == samples[pair[1]].key) {
             let [first, second] = [twins[0], twins[1]].map(|i| store.place(i, &samples[i].key));
-            return Err(SourceError::DuplicateKey {
-                key: samples[twins[0]].key.to_string(),
-                first,
-                second,
-            });
+            return Err(SourceError::DuplicateKey { key: samples[twins[0]].key.to_string(), first, second });
         }
         Ok(Self {
             samples,
@@ -175,8 +160,7 @@ impl ImageSource {
 
     /// The first `samples` of this source. Its identity covers only these; names of labels stay.
     pub fn limit(mut self, samples: u64) -> Self {
-        self.samples
-            .truncate(usize::try_from(samples).unwrap_or(usize::MAX));
+        self.samples.truncate(usize::try_from(samples).unwrap_or(usize::MAX));
         let kept = self.samples.len();
         self.by_key.retain(|&i| i < kept);
         self
@@ -242,10 +226,7 @@ impl ImageSource {
 
     /// The fingerprint of a data set whose images had these keys and labels, in this order, and are now these of this source. Equal to
     /// the one that was recorded if their lengths are what they were, wherever they are now and whatever has come to lie beside them.
-    pub fn digest<'a>(
-        &self,
-        samples: impl Iterator<Item = (&'a str, Option<i32>, usize)>,
-    ) -> String {
+    pub fn digest<'a>(&self, samples: impl Iterator<Item = (&'a str, Option<i32>, usize)>) -> String {
         let mut digest = Sha256::new();
         for (key, label, index) in samples {
             digest.update((key.len() as u64).to_le_bytes());
@@ -270,10 +251,7 @@ impl ImageSource {
 
     /// The number of the image with this key.
     pub fn find(&self, key: &str) -> Option<usize> {
-        let at = self
-            .by_key
-            .binary_search_by(|&i| (*self.samples[i].key).cmp(key))
-            .ok()?;
+        let at = self.by_key.binary_search_by(|&i| (*self.samples[i].key).cmp(key)).ok()?;
         Some(self.by_key[at])
     }
 }
@@ -281,12 +259,7 @@ impl ImageSource {
 /// Short: a source has millions of keys.
 impl fmt::Debug for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "ImageSource {{ {}, {} images }}",
-            self.kind(),
-            self.len()
-        )
+        write!(f, "ImageSource {{ {}, {} images }}", self.kind(), self.len())
     }
 }
 
@@ -311,23 +284,14 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], ask: impl Fn(&T) -> R + Sync) -> V
     const THREADS: usize = 16;
     let chunk = items.len().div_ceil(THREADS).max(1000);
     std::thread::scope(|scope| {
-        let workers: Vec<_> = items
-            .chunks(chunk)
-            .map(|items| scope.spawn(|| items.iter().map(&ask).collect::<Vec<R>>()))
-            .collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| worker.join().expect("asking a file system does not panic"))
-            .collect()
+        let workers: Vec<_> =
+            items.chunks(chunk).map(|items| scope.spawn(|| items.iter().map(&ask).collect::<Vec<R>>())).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("asking a file system does not panic")).collect()
     })
 }
 
 /// Refuses a record that no decoder would accept, before memory is allocated for it.
-fn check_length(
-    path: &Path,
-    member: impl FnOnce() -> String,
-    bytes: u64,
-) -> Result<(), SourceError> {
+fn check_length(path: &Path, member: impl FnOnce() -> String, bytes: u64) -> Result<(), SourceError> {
     if bytes > MAX_FILE_BYTES {
         return Err(SourceError::RecordTooLarge {
             path: path.to_path_buf(),
@@ -341,11 +305,7 @@ fn check_length(
 
 /// A file's own name, as text, for keys.
 fn file_name(path: &Path) -> Result<&str, SourceError> {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .ok_or_else(|| SourceError::NotUtf8 {
-            path: path.to_path_buf(),
-        })
+    path.file_name().and_then(|name| name.to_str()).ok_or_else(|| SourceError::NotUtf8 { path: path.to_path_buf() })
 }
 
 #[cfg(test)]

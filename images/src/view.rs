@@ -15,51 +15,23 @@ const TRIES: usize = 10;
 /// - `Full`: everything, never flipped.
 ///
 /// The box always lies inside the image and is never empty.
-pub fn draw_view(
-    policy: &ViewPolicy,
-    seed: u64,
-    hash: &ContentHash,
-    index: u16,
-    width: u32,
-    height: u32,
-) -> View {
+pub fn draw_view(policy: &ViewPolicy, seed: u64, hash: &ContentHash, index: u16, width: u32, height: u32) -> View {
     let (crop, flip) = match *policy {
         ViewPolicy::Rrc { scale, ratio, flip } => {
             let content = u128::from_le_bytes(hash.0);
-            let mut rng = Rng::new(
-                seed,
-                Purpose::View,
-                &[content as u64, (content >> 64) as u64, u64::from(index)],
-            );
-            (
-                random_resized_crop(&mut rng, scale, ratio, width, height),
-                rng.uniform_f64() < flip,
-            )
+            let mut rng = Rng::new(seed, Purpose::View, &[content as u64, (content >> 64) as u64, u64::from(index)]);
+            (random_resized_crop(&mut rng, scale, ratio, width, height), rng.uniform_f64() < flip)
         }
         ViewPolicy::Center => {
             let side = width.min(height);
             (central(side, side, width, height), false)
         }
-        ViewPolicy::Full => (
-            CropBox {
-                x: 0,
-                y: 0,
-                w: width,
-                h: height,
-            },
-            false,
-        ),
+        ViewPolicy::Full => (CropBox { x: 0, y: 0, w: width, h: height }, false),
     };
     View { index, crop, flip }
 }
 
-fn random_resized_crop(
-    rng: &mut Rng,
-    scale: [f64; 2],
-    ratio: [f64; 2],
-    width: u32,
-    height: u32,
-) -> CropBox {
+fn random_resized_crop(rng: &mut Rng, scale: [f64; 2], ratio: [f64; 2], width: u32, height: u32) -> CropBox {
     let area = f64::from(width) * f64::from(height);
     for _ in 0..TRIES {
         let target_area = area * uniform(rng, scale);
@@ -76,15 +48,9 @@ fn random_resized_crop(
     // The largest central box whose ratio is allowed.
     let in_ratio = f64::from(width) / f64::from(height);
     let (w, h) = if in_ratio < ratio[0] {
-        (
-            width,
-            (f64::from(width) / ratio[0]).round_ties_even() as u32,
-        )
+        (width, (f64::from(width) / ratio[0]).round_ties_even() as u32)
     } else if in_ratio > ratio[1] {
-        (
-            (f64::from(height) * ratio[1]).round_ties_even() as u32,
-            height,
-        )
+        ((f64::from(height) * ratio[1]).round_ties_even() as u32, height)
     } else {
         (width, height)
     };
@@ -96,12 +62,7 @@ fn uniform(rng: &mut Rng, [low, high]: [f64; 2]) -> f64 {
 }
 
 fn central(w: u32, h: u32, width: u32, height: u32) -> CropBox {
-    CropBox {
-        x: (width - w) / 2,
-        y: (height - h) / 2,
-        w,
-        h,
-    }
+    CropBox { x: (width - w) / 2, y: (height - h) / 2, w, h }
 }
 
 #[cfg(test)]

@@ -22,10 +22,7 @@ fn golden() -> PathBuf {
 
 /// As the script writes it: the first 128 bits of the pixels' SHA-256.
 fn digest(img: &RgbImage) -> String {
-    Sha256::digest(&img.data)[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(&img.data)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The argument that an operation has in timm, if it has one.
@@ -52,17 +49,8 @@ fn every_operation_gives_pillows_bytes() {
     let table = std::fs::read_to_string(golden().join("ops.tsv")).unwrap();
     let (mut wrong, mut compared) = (Vec::new(), 0);
     for row in table.lines().skip(1) {
-        let [
-            name,
-            width,
-            height,
-            kind,
-            magnitude,
-            negate,
-            expected_arg,
-            bilinear,
-            bicubic,
-        ] = row.split('\t').collect::<Vec<_>>().try_into().unwrap();
+        let [name, width, height, kind, magnitude, negate, expected_arg, bilinear, bicubic] =
+            row.split('\t').collect::<Vec<_>>().try_into().unwrap();
         let img = RgbImage {
             width: width.parse().unwrap(),
             height: height.parse().unwrap(),
@@ -77,10 +65,7 @@ fn every_operation_gives_pillows_bytes() {
         if arg(op) != expected_arg.parse().ok() {
             wrong.push(format!("{what}: {op:?} instead of {expected_arg}"));
         }
-        for (interpolation, expected) in [
-            (Interpolation::Bilinear, bilinear),
-            (Interpolation::Bicubic, bicubic),
-        ] {
+        for (interpolation, expected) in [(Interpolation::Bilinear, bilinear), (Interpolation::Bicubic, bicubic)] {
             compared += 1;
             if digest(&op.apply(&img, interpolation, FILL)) != expected {
                 wrong.push(format!("{what}, {interpolation:?}: other pixels"));
@@ -88,10 +73,7 @@ fn every_operation_gives_pillows_bytes() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(
-        compared >= 1_500,
-        "{compared} results are fewer than this test promises"
-    );
+    assert!(compared >= 1_500, "{compared} results are fewer than this test promises");
 }
 
 /// The expectations are what timm and Pillow say today, not what they once said.
@@ -112,17 +94,8 @@ fn timm_still_says_the_same() {
         .arg(out.path())
         .output()
         .unwrap();
-    assert!(
-        run.status.success(),
-        "{}",
-        String::from_utf8_lossy(&run.stderr)
-    );
-    let (fresh, committed) = (
-        std::fs::read(out.path().join("ops.tsv")).unwrap(),
-        std::fs::read(golden().join("ops.tsv")).unwrap(),
-    );
-    assert!(
-        fresh == committed,
-        "ops.tsv differs; see what changed, then run scripts/golden/augment.py on purpose"
-    );
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let (fresh, committed) =
+        (std::fs::read(out.path().join("ops.tsv")).unwrap(), std::fs::read(golden().join("ops.tsv")).unwrap());
+    assert!(fresh == committed, "ops.tsv differs; see what changed, then run scripts/golden/augment.py on purpose");
 }

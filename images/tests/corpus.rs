@@ -26,10 +26,7 @@ fn outcomes() -> BTreeMap<String, String> {
 }
 
 fn of_kind(kind: &str) -> Vec<(String, String)> {
-    let found: Vec<_> = outcomes()
-        .into_iter()
-        .filter(|(entry, _)| entry.starts_with(kind))
-        .collect();
+    let found: Vec<_> = outcomes().into_iter().filter(|(entry, _)| entry.starts_with(kind)).collect();
     assert!(found.len() > 5, "{kind}: only {} entries", found.len());
     found
 }

@@ -21,28 +21,21 @@ fn golden() -> PathBuf {
 
 /// The rows of a table, without its header.
 fn table<const COLUMNS: usize>(name: &str) -> Vec<[String; COLUMNS]> {
-    let text = std::fs::read_to_string(golden().join(name))
-        .expect("the tables are part of the repository");
+    let text = std::fs::read_to_string(golden().join(name)).expect("the tables are part of the repository");
     let row = |line: &str| -> [String; COLUMNS] {
         let fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
-        fields
-            .try_into()
-            .unwrap_or_else(|fields| panic!("{name}: {fields:?} should have {COLUMNS} columns"))
+        fields.try_into().unwrap_or_else(|fields| panic!("{name}: {fields:?} should have {COLUMNS} columns"))
     };
     text.lines().skip(1).map(row).collect()
 }
 
 fn file(name: &str) -> Vec<u8> {
-    std::fs::read(golden().join("files").join(name))
-        .expect("a table lists only files that are there")
+    std::fs::read(golden().join("files").join(name)).expect("a table lists only files that are there")
 }
 
 /// As the script writes it: the first 128 bits of the pixels' SHA-256.
 fn digest(img: &RgbImage) -> String {
-    Sha256::digest(&img.data)[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(&img.data)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
@@ -50,13 +43,8 @@ fn every_kind_of_file_decodes_to_pillows_pixels() {
     let mut wrong = Vec::new();
     for [name, width, height, expected] in table("decoded.tsv") {
         match decode(&file(&name)) {
-            Ok(img)
-                if (img.width.to_string(), img.height.to_string(), digest(&img))
-                    == (width, height, expected) => {}
-            Ok(img) => wrong.push(format!(
-                "{name}: other pixels ({} x {})",
-                img.width, img.height
-            )),
+            Ok(img) if (img.width.to_string(), img.height.to_string(), digest(&img)) == (width, height, expected) => {}
+            Ok(img) => wrong.push(format!("{name}: other pixels ({} x {})", img.width, img.height)),
             Err(e) => wrong.push(format!("{name}: {e}")),
         }
     }
@@ -68,24 +56,14 @@ fn crops_are_resampled_to_pillows_bytes() {
     let mut decoded: BTreeMap<String, RgbImage> = BTreeMap::new();
     let (mut wrong, mut crops) = (Vec::new(), 0);
     for row in table::<10>("crops.tsv") {
-        let [x, y, w, h, out_w, out_h]: [u32; 6] =
-            std::array::from_fn(|i| row[i + 1].parse().unwrap());
-        let img = decoded
-            .entry(row[0].clone())
-            .or_insert_with(|| decode(&file(&row[0])).unwrap());
-        for (filter, expected) in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos]
-            .into_iter()
-            .zip(&row[7..])
-        {
+        let [x, y, w, h, out_w, out_h]: [u32; 6] = std::array::from_fn(|i| row[i + 1].parse().unwrap());
+        let img = decoded.entry(row[0].clone()).or_insert_with(|| decode(&file(&row[0])).unwrap());
+        for (filter, expected) in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos].into_iter().zip(&row[7..]) {
             let out = resample(img, CropBox { x, y, w, h }, out_w, out_h, filter).unwrap();
             assert_eq!((out.width, out.height), (out_w, out_h));
             crops += 1;
             if digest(&out) != *expected {
-                wrong.push(format!(
-                    "{}: {w} x {h} at ({x}, {y}) to {out_w} x {out_h}, {}",
-                    row[0],
-                    filter.name()
-                ));
+                wrong.push(format!("{}: {w} x {h} at ({x}, {y}) to {out_w} x {out_h}, {}", row[0], filter.name()));
             }
         }
     }
@@ -103,13 +81,9 @@ fn what_must_be_refused_is_refused_for_the_right_reason() {
     for [name, reason, pillow] in table("refused.tsv") {
         match decode(&file(&name)) {
             Ok(_) => wrong.push(format!("{name}: accepted")),
-            Err(e) if e.reason() != reason => {
-                wrong.push(format!("{name}: {} instead of {reason}: {e}", e.reason()))
-            }
+            Err(e) if e.reason() != reason => wrong.push(format!("{name}: {} instead of {reason}: {e}", e.reason())),
             // Pillow refuses every truncated file of the collection, too.
-            Err(_) if reason == "truncated" && pillow != "refused" => {
-                wrong.push(format!("{name}: Pillow accepts it"))
-            }
+            Err(_) if reason == "truncated" && pillow != "refused" => wrong.push(format!("{name}: Pillow accepts it")),
             Err(_) => {}
         }
     }
@@ -133,9 +107,7 @@ fn no_cut_file_gives_other_pixels() {
         }
         let whole = decode(&bytes).unwrap();
         let step = bytes.len() / 40 + 1;
-        let ends = (0..bytes.len())
-            .step_by(step)
-            .chain(bytes.len().saturating_sub(20)..bytes.len());
+        let ends = (0..bytes.len()).step_by(step).chain(bytes.len().saturating_sub(20)..bytes.len());
         for end in ends {
             if let Ok(img) = decode(&bytes[..end]) {
                 assert_eq!(img, whole, "{name} cut to {end} of {} bytes", bytes.len());
@@ -145,11 +117,7 @@ fn no_cut_file_gives_other_pixels() {
                     // The mark of its end comes after the last pixel.
                     || name == "rle8.bmp"
                     || name == "bytes-after-end.jpg";
-                assert!(
-                    may_lack_its_end,
-                    "{name} cut to {end} of {} bytes is accepted",
-                    bytes.len()
-                );
+                assert!(may_lack_its_end, "{name} cut to {end} of {} bytes is accepted", bytes.len());
             }
         }
     }
@@ -157,29 +125,14 @@ fn no_cut_file_gives_other_pixels() {
 
 #[test]
 fn tables_and_folder_list_the_same_files() {
-    let listed: Vec<String> = table::<4>("decoded.tsv")
-        .into_iter()
-        .map(|[name, ..]| name)
-        .collect();
-    let refused: Vec<String> = table::<3>("refused.tsv")
-        .into_iter()
-        .map(|[name, ..]| name)
-        .collect();
+    let listed: Vec<String> = table::<4>("decoded.tsv").into_iter().map(|[name, ..]| name).collect();
+    let refused: Vec<String> = table::<3>("refused.tsv").into_iter().map(|[name, ..]| name).collect();
     let in_tables: BTreeSet<String> = listed.iter().chain(&refused).cloned().collect();
-    assert_eq!(
-        in_tables.len(),
-        listed.len() + refused.len(),
-        "a file is listed twice"
-    );
+    assert_eq!(in_tables.len(), listed.len() + refused.len(), "a file is listed twice");
     let entries = std::fs::read_dir(golden().join("files")).unwrap();
-    let in_folder: BTreeSet<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let in_folder: BTreeSet<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(in_tables, in_folder);
-    let cropped: BTreeSet<String> = table::<10>("crops.tsv")
-        .into_iter()
-        .map(|[name, ..]| name)
-        .collect();
+    let cropped: BTreeSet<String> = table::<10>("crops.tsv").into_iter().map(|[name, ..]| name).collect();
     assert_eq!(cropped, listed.into_iter().collect());
 }
 
@@ -201,19 +154,10 @@ fn pillow_still_says_the_same() {
         .arg(out.path())
         .output()
         .unwrap();
-    assert!(
-        run.status.success(),
-        "{}",
-        String::from_utf8_lossy(&run.stderr)
-    );
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     for name in ["decoded.tsv", "crops.tsv", "refused.tsv"] {
-        let (fresh, committed) = (
-            std::fs::read(out.path().join(name)).unwrap(),
-            std::fs::read(golden().join(name)).unwrap(),
-        );
-        assert!(
-            fresh == committed,
-            "{name} differs; see what changed, then run scripts/golden/images.py on purpose"
-        );
+        let (fresh, committed) =
+            (std::fs::read(out.path().join(name)).unwrap(), std::fs::read(golden().join(name)).unwrap());
+        assert!(fresh == committed, "{name} differs; see what changed, then run scripts/golden/images.py on purpose");
     }
 }

@@ -94,14 +94,8 @@ impl Network {
     fn new(way: &'static str, options: &Options) -> Self {
         let mut decoder = DecoderConfig::PUBLISHED;
         let img_size = [options.size; 2];
-        let mut vit = VitConfig {
-            img_size,
-            ..VitConfig::BASE_PATCH16
-        };
-        let mut mcmae = McmaeEncoderConfig {
-            img_size,
-            ..McmaeEncoderConfig::BASE
-        };
+        let mut vit = VitConfig { img_size, ..VitConfig::BASE_PATCH16 };
+        let mut mcmae = McmaeEncoderConfig { img_size, ..McmaeEncoderConfig::BASE };
         if options.tiny {
             (decoder.embed_dim, decoder.depth, decoder.num_heads) = (32, 1, 2);
             (vit.embed_dim, vit.depth, vit.num_heads) = (48, 2, 2);
@@ -111,19 +105,10 @@ impl Network {
             "vit" => EncoderConfig::Vit(vit),
             _ => EncoderConfig::Mcmae(mcmae),
         };
-        let config = MaeConfig {
-            encoder,
-            decoder,
-            norm_pix_loss: true,
-        };
+        let config = MaeConfig { encoder, decoder, norm_pix_loss: true };
         let store = ParamStore::new(Device::Cpu, 0);
         let mae = Mae::new(&store.root(), &config).unwrap();
-        Self {
-            way,
-            store,
-            mae,
-            encoder_alone: options.encoder_alone,
-        }
+        Self { way, store, mae, encoder_alone: options.encoder_alone }
     }
 
     /// Seconds of one step.
@@ -135,9 +120,7 @@ impl Network {
         let loss = {
             let _autocast = precision.guard(Device::Cpu);
             let latent = match (self.mae.encoder(), self.way) {
-                (Encoder::Mcmae(encoder), "dense") => {
-                    encoder.forward_encoder_dense(imgs, masking, &Pass::default())
-                }
+                (Encoder::Mcmae(encoder), "dense") => encoder.forward_encoder_dense(imgs, masking, &Pass::default()),
                 _ => self.mae.forward_encoder(imgs, masking),
             };
             if self.encoder_alone {
@@ -158,18 +141,13 @@ impl Network {
         let keep = len_keep(num_patches, MASK_RATIO);
         let flop = match config {
             EncoderConfig::Mcmae(config) => {
-                let computed = if self.way == "dense" {
-                    num_patches
-                } else {
-                    keep
-                };
+                let computed = if self.way == "dense" { num_patches } else { keep };
                 let parts = config.flop_per_image(computed, keep);
                 parts.iter().map(|(_, flop)| flop).sum()
             }
             EncoderConfig::Vit(config) => {
                 let (dim, tokens) = (config.embed_dim, keep + 1);
-                let block =
-                    tokens * dim * dim * (4 + 2 * config.mlp_ratio) + 2 * tokens * tokens * dim;
+                let block = tokens * dim * dim * (4 + 2 * config.mlp_ratio) + 2 * tokens * tokens * dim;
                 let patches = keep * 3 * config.patch_size.pow(2) * dim;
                 2.0 * (patches + config.depth * block) as f64
             }
@@ -192,10 +170,7 @@ fn main() {
     let noise = Tensor::rand([n, num_patches], (Kind::Float, Device::Cpu));
     let masking = random_masking(&noise, len_keep(num_patches, MASK_RATIO));
 
-    println!(
-        "batch {n} of {side} pixels, {} thread(s), median of {} steps",
-        options.threads, options.steps
-    );
+    println!("batch {n} of {side} pixels, {} thread(s), median of {} steps", options.threads, options.steps);
     println!("precision  network  encoder GFLOP   img/s  of vit   peak GB");
     for &precision in &options.precisions {
         let mut seconds = vec![Vec::new(); networks.len()];
@@ -208,10 +183,7 @@ fn main() {
                 }
             }
         }
-        let rates: Vec<f64> = seconds
-            .into_iter()
-            .map(|seconds| n as f64 / median(seconds))
-            .collect();
+        let rates: Vec<f64> = seconds.into_iter().map(|seconds| n as f64 / median(seconds)).collect();
         for (network, rate) in networks.iter().zip(&rates) {
             let beside = match (networks.len(), rates.last()) {
                 (3, Some(vit)) => format!("{:6.2}", rate / vit),
@@ -239,19 +211,8 @@ fn peak(way: &str, precision: Precision, options: &Options) -> u64 {
         return torch_ext::peak_rss().expect("the system says what a process takes");
     }
     let mut alone = Command::new(std::env::current_exe().unwrap());
-    alone.args([
-        "--only",
-        way,
-        "--precision",
-        precision.name(),
-        "--steps",
-        "1",
-    ]);
-    for (name, value) in [
-        ("--threads", options.threads as i64),
-        ("--batch", options.batch),
-        ("--size", options.size),
-    ] {
+    alone.args(["--only", way, "--precision", precision.name(), "--steps", "1"]);
+    for (name, value) in [("--threads", options.threads as i64), ("--batch", options.batch), ("--size", options.size)] {
         alone.args([name, &value.to_string()]);
     }
     if options.tiny {
@@ -262,10 +223,7 @@ fn peak(way: &str, precision: Precision, options: &Options) -> u64 {
     }
     let output = alone.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    let figure = text
-        .lines()
-        .last()
-        .and_then(|line| line.split_whitespace().last());
+    let figure = text.lines().last().and_then(|line| line.split_whitespace().last());
     let gigabytes: f64 = figure
         .and_then(|figure| figure.parse().ok())
         .unwrap_or_else(|| panic!("{way} alone: {}", String::from_utf8_lossy(&output.stderr)));

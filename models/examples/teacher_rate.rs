@@ -31,9 +31,7 @@ const T: i64 = 1 + L;
 const PRODUCTS: [(i64, i64); 4] = [(3 * D, D), (D, D), (4 * D, D), (D, 4 * D)];
 
 fn main() {
-    let mut arguments = std::env::args()
-        .skip(1)
-        .map(|a| a.parse::<i64>().expect("arguments are numbers"));
+    let mut arguments = std::env::args().skip(1).map(|a| a.parse::<i64>().expect("arguments are numbers"));
     let threads = arguments.next().unwrap_or(1);
     let mut batches: Vec<i64> = arguments.collect();
     if batches.is_empty() {
@@ -46,20 +44,12 @@ fn main() {
     fs::write(&file, weights::to_bytes(&vit_b16(), None).unwrap()).unwrap();
     let start = Instant::now();
     let teacher = Teacher::load(folder.path(), Device::Cpu).unwrap();
-    println!(
-        "{}, {threads} thread(s), loaded in {:.2} s",
-        teacher.info().arch,
-        start.elapsed().as_secs_f64()
-    );
+    println!("{}, {threads} thread(s), loaded in {:.2} s", teacher.info().arch, start.elapsed().as_secs_f64());
 
-    let linear =
-        PRODUCTS.iter().map(|(o, i)| 2 * o * i * T).sum::<i64>() * DEPTH + 2 * L * D * 3 * P * P;
+    let linear = PRODUCTS.iter().map(|(o, i)| 2 * o * i * T).sum::<i64>() * DEPTH + 2 * L * D * 3 * P * P;
     let attention = 2 * 2 * T * T * D * DEPTH;
     let per_image = (linear + attention) as f64 / 1e9;
-    println!(
-        "{per_image:.1} GFLOP per image, {:.1} of them in attention",
-        attention as f64 / 1e9
-    );
+    println!("{per_image:.1} GFLOP per image, {:.1} of them in attention", attention as f64 / 1e9);
     println!("precision  batch   img/s   GFLOP/s   products alone   share of it");
     for precision in [Precision::F32, Precision::Bf16] {
         for &n in &batches {
@@ -94,10 +84,7 @@ fn vit_b16() -> BTreeMap<String, Tensor> {
     add("norm.weight".into(), &[D]);
     add("norm.bias".into(), &[D]);
     for i in 0..DEPTH {
-        for (name, (out_dim, in_dim)) in ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
-            .iter()
-            .zip(PRODUCTS)
-        {
+        for (name, (out_dim, in_dim)) in ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"].iter().zip(PRODUCTS) {
             add(format!("blocks.{i}.{name}.weight"), &[out_dim, in_dim]);
             add(format!("blocks.{i}.{name}.bias"), &[out_dim]);
         }
@@ -110,16 +97,9 @@ fn vit_b16() -> BTreeMap<String, Tensor> {
 
 /// GFLOP/s of the block's four products on `rows` rows.
 fn product_rate(rows: i64, precision: Precision) -> f64 {
-    let kind = if precision == Precision::F32 {
-        Kind::Float
-    } else {
-        Kind::BFloat16
-    };
+    let kind = if precision == Precision::F32 { Kind::Float } else { Kind::BFloat16 };
     let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
-    let pairs: Vec<_> = PRODUCTS
-        .iter()
-        .map(|&(o, i)| (random([rows, i]), random([o, i])))
-        .collect();
+    let pairs: Vec<_> = PRODUCTS.iter().map(|&(o, i)| (random([rows, i]), random([o, i]))).collect();
     let seconds = best_of(5, || {
         for (x, weight) in &pairs {
             drop(x.linear(weight, None::<&Tensor>));

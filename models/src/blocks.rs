@@ -18,20 +18,13 @@ pub struct Pass<'a> {
 
 impl Pass<'_> {
     /// The block `index` of the encoder in training: `[N, T, D] → [N, T, D]`, attention turned by `rotary`.
-    pub(crate) fn block(
-        &self,
-        index: usize,
-        block: &Block,
-        x: &Tensor,
-        rotary: Option<&Rotary>,
-    ) -> Tensor {
+    pub(crate) fn block(&self, index: usize, block: &Block, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
         let branches = self.branches(index);
         match self.grad_checkpointing {
             true => {
                 // The graph outlives these borrows.
                 let (block, rotary) = (block.shallow_clone(), rotary.map(Rotary::shallow_clone));
-                let forward =
-                    move |x: &Tensor| block.forward_dropped(x, rotary.as_ref(), branches.as_ref());
+                let forward = move |x: &Tensor| block.forward_dropped(x, rotary.as_ref(), branches.as_ref());
                 torch_ext::checkpoint(forward, x)
             }
             false => block.forward_dropped(x, rotary, branches.as_ref()),
@@ -40,8 +33,7 @@ impl Pass<'_> {
 
     /// The scales `[N, 1, 1]` of both branches of the encoder's block `index`, if branches are dropped.
     pub(crate) fn branches(&self, index: usize) -> Option<[Tensor; 2]> {
-        self.drop_path
-            .map(|drop| [drop.branch(2 * index), drop.branch(2 * index + 1)])
+        self.drop_path.map(|drop| [drop.branch(2 * index), drop.branch(2 * index + 1)])
     }
 }
 
@@ -58,12 +50,7 @@ impl Blocks {
     /// encoder, those of convolution stages included.
     pub fn new(scope: &Scope, name: &str, depth: i64, config: &BlockConfig, first: usize) -> Self {
         let scope = scope.sub(name);
-        Self {
-            blocks: (0..depth)
-                .map(|i| Block::new(&scope.sub(i), config))
-                .collect(),
-            first,
-        }
+        Self { blocks: (0..depth).map(|i| Block::new(&scope.sub(i), config)).collect(), first }
     }
 
     /// `[N, T, D] → [N, T, D]`.

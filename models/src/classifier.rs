@@ -44,12 +44,7 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::Config`] if there is no such network, or the encoder has no CLS token to pool.
-    pub fn new(
-        params: &ParamStore,
-        config: &BackboneConfig,
-        pool: Pool,
-        n_classes: i64,
-    ) -> Result<Self> {
+    pub fn new(params: &ParamStore, config: &BackboneConfig, pool: Pool, n_classes: i64) -> Result<Self> {
         if pool == Pool::Cls && !config.cls_token() {
             return Err(Error::Config {
                 field: "pool",
@@ -73,12 +68,7 @@ impl Classifier {
             }
         };
         let start = Init::TruncNormal { std: HEAD_STD };
-        Ok(Self {
-            backbone,
-            pool,
-            fc_norm,
-            head: Linear::started(&root.sub("head"), dim, n_classes, true, start),
-        })
+        Ok(Self { backbone, pool, fc_norm, head: Linear::started(&root.sub("head"), dim, n_classes, true, start) })
     }
 
     /// Class scores of `imgs [N, 3, H, W]`, normalised: `[N, C]`, f32.
@@ -95,16 +85,10 @@ impl Classifier {
     pub fn forward_features(&self, imgs: &Tensor) -> Features {
         let tokens = self.backbone.forward_blocks(imgs, &Pass::default());
         match self.pool {
-            Pool::Mean => Features {
-                cls: None,
-                mean: self.pooled_mean(&tokens),
-            },
+            Pool::Mean => Features { cls: None, mean: self.pooled_mean(&tokens) },
             Pool::Cls => {
                 let tokens = self.backbone.forward_norm(&tokens);
-                Features {
-                    cls: Some(tokens.select(1, 0)),
-                    mean: self.patches(&tokens).mean_dim(1, false, Kind::Float),
-                }
+                Features { cls: Some(tokens.select(1, 0)), mean: self.patches(&tokens).mean_dim(1, false, Kind::Float) }
             }
         }
     }
@@ -145,16 +129,8 @@ pub struct Features {
 }
 
 /// Beginnings of names that a classifier does not start from: what else pretraining and other classifiers have.
-const PASSED_OVER: [&str; 8] = [
-    "decoder",
-    "mask_token",
-    "stage1_output_decode.",
-    "stage2_output_decode.",
-    "head.",
-    "fc_norm.",
-    "norm.",
-    "pool.",
-];
+const PASSED_OVER: [&str; 8] =
+    ["decoder", "mask_token", "stage1_output_decode.", "stage2_output_decode.", "head.", "fc_norm.", "norm.", "pool."];
 
 /// Starts the encoder of a [`Classifier`] in `params` from pretrained weights; its head, and the norm of a mean, stay as they are.
 /// Positions of another grid are interpolated bicubically, those of CLS kept, as MAE's `interpolate_pos_embed` does.
@@ -174,8 +150,7 @@ pub fn start_from(
     let mut start: BTreeMap<String, Tensor> = BTreeMap::new();
     for (name, tensor) in tensors {
         let is_passed_over = is_mimic_param(name)
-            || PASSED_OVER.iter().any(|prefix| name.starts_with(prefix))
-                && !(kept_norm && name.starts_with("norm."));
+            || PASSED_OVER.iter().any(|prefix| name.starts_with(prefix)) && !(kept_norm && name.starts_with("norm."));
         if !is_passed_over {
             start.insert(name.clone(), tensor.shallow_clone());
         }
@@ -211,7 +186,5 @@ fn resized(pos_embed: &Tensor, config: &BackboneConfig) -> Option<Tensor> {
 /// With targets `1 - s + s / C` and `s / C` this is label smoothing by `s`. Source: timm's `SoftTargetCrossEntropy`.
 pub fn soft_target_cross_entropy(scores: &Tensor, targets: &Tensor) -> Tensor {
     let log_probabilities = scores.log_softmax(-1, Kind::Float);
-    -(log_probabilities * targets)
-        .sum_dim_intlist(-1, false, Kind::Float)
-        .mean(Kind::Float)
+    -(log_probabilities * targets).sum_dim_intlist(-1, false, Kind::Float).mean(Kind::Float)
 }

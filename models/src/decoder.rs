@@ -27,12 +27,7 @@ pub struct DecoderConfig {
 
 impl DecoderConfig {
     /// 8 blocks of width 512 with 16 heads: the published decoder of every size of MAE and ConvMAE.
-    pub const PUBLISHED: Self = Self {
-        embed_dim: 512,
-        depth: 8,
-        num_heads: 16,
-        mlp_ratio: 4,
-    };
+    pub const PUBLISHED: Self = Self { embed_dim: 512, depth: 8, num_heads: 16, mlp_ratio: 4 };
 
     /// # Errors
     /// [`Error::Config`] for the first field that no network can have.
@@ -43,21 +38,16 @@ impl DecoderConfig {
             ("decoder_num_heads", self.num_heads),
             ("mlp_ratio", self.mlp_ratio),
         ])?;
-        width_and_heads(
-            ("decoder_embed_dim", self.embed_dim),
-            ("decoder_num_heads", self.num_heads),
-        )
+        width_and_heads(("decoder_embed_dim", self.embed_dim), ("decoder_num_heads", self.num_heads))
     }
 }
 
 /// Refuses the first field that is not at least 1.
 pub(crate) fn positive(fields: &[(&'static str, i64)]) -> Result<()> {
     match fields.iter().find(|(_, value)| *value < 1) {
-        Some((field, value)) => Err(Error::Config {
-            field,
-            value: value.to_string(),
-            reason: "must be at least 1".to_owned(),
-        }),
+        Some((field, value)) => {
+            Err(Error::Config { field, value: value.to_string(), reason: "must be at least 1".to_owned() })
+        }
         None => Ok(()),
     }
 }
@@ -74,11 +64,7 @@ pub(crate) fn width_and_heads(
     } else {
         return Ok(());
     };
-    Err(Error::Config {
-        field,
-        value: width.to_string(),
-        reason,
-    })
+    Err(Error::Config { field, value: width.to_string(), reason })
 }
 
 /// The decoder.
@@ -149,8 +135,7 @@ impl Decoder {
         let x = Tensor::cat(&[&x.narrow(1, 0, prefix), &patches], 1) + &self.decoder_pos_embed; // [N, P + L, Dd]
         let mut pass = *pass;
         pass.drop_path = None;
-        self.decoder_norm
-            .forward(&self.decoder_blocks.forward(&x, &pass))
+        self.decoder_norm.forward(&self.decoder_blocks.forward(&x, &pass))
     }
 
     /// The pixels of every patch from [`Decoder::forward_tokens`]: `[N, P + L, Dd] → [N, L, p²·3]`.

@@ -18,12 +18,8 @@ impl DropPath {
     ///
     /// `uniform [N, B]`: numbers in [0, 1). `rates [B]`: each in [0, 1), on the same device.
     pub fn new(uniform: &Tensor, rates: &Tensor) -> Self {
-        let keep = uniform
-            .ge_tensor(&rates.to_kind(uniform.kind()))
-            .to_kind(tch::Kind::Float);
-        Self {
-            scales: keep / (1.0 - rates.to_kind(tch::Kind::Float)),
-        }
+        let keep = uniform.ge_tensor(&rates.to_kind(uniform.kind())).to_kind(tch::Kind::Float);
+        Self { scales: keep / (1.0 - rates.to_kind(tch::Kind::Float)) }
     }
 
     /// The scale of branch `index` for each sample: `[N, 1, 1]`, f32.
@@ -37,9 +33,7 @@ impl DropPath {
 /// `torch.linspace(0, last, blocks)`), each twice, for its attention and its MLP branch: `[2 * blocks]`.
 pub fn linear_rates(last: f64, blocks: usize) -> Vec<f64> {
     let steps = blocks.saturating_sub(1).max(1) as f64;
-    (0..blocks)
-        .flat_map(|i| [last * i as f64 / steps; 2])
-        .collect()
+    (0..blocks).flat_map(|i| [last * i as f64 / steps; 2]).collect()
 }
 
 #[cfg(test)]

@@ -106,9 +106,7 @@ impl Encoder {
     pub fn new(scope: &Scope, config: &EncoderConfig) -> Result<Self> {
         Ok(match config {
             EncoderConfig::Vit(config) => Self::Vit(VitEncoder::new(scope, config)?),
-            EncoderConfig::Mcmae(config) => {
-                Self::Mcmae(Box::new(McmaeEncoder::new(scope, config)?))
-            }
+            EncoderConfig::Mcmae(config) => Self::Mcmae(Box::new(McmaeEncoder::new(scope, config)?)),
         })
     }
 

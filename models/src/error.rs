@@ -120,9 +120,7 @@ pub enum Error {
     },
 
     /// A damaged file in the cache of a hub, where nobody copied or converted it.
-    #[error(
-        "{damage}. It lies in the cache of a model hub: delete {blob:?}, and the same command fetches it again"
-    )]
+    #[error("{damage}. It lies in the cache of a model hub: delete {blob:?}, and the same command fetches it again")]
     DamagedDownload {
         /// The file to delete.
         blob: PathBuf,
@@ -327,17 +325,12 @@ fn one_a_line(errors: &[Error]) -> String {
 
 fn candidates(found: &[PathBuf], unread: &[PathBuf]) -> String {
     match found {
-        [] if unread.is_empty() => {
-            "no other .safetensors, .pth, .pt, .ckpt or .bin file".to_owned()
-        }
+        [] if unread.is_empty() => "no other .safetensors, .pth, .pt, .ckpt or .bin file".to_owned(),
         [] => format!(
             "no other .safetensors, .pth, .pt, .ckpt or .bin file. There is {unread:?}, in a format that is not read: get or save the \
              weights as safetensors"
         ),
-        _ => format!(
-            "{} that may be meant: {found:?}. Name the file itself",
-            found.len()
-        ),
+        _ => format!("{} that may be meant: {found:?}. Name the file itself", found.len()),
     }
 }
 
@@ -368,21 +361,14 @@ pub struct Misshaped {
 impl Mismatch {
     /// True when nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.missing.is_empty()
-            && self.unexpected.is_empty()
-            && self.misshaped.is_empty()
-            && self.not_float.is_empty()
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshaped.is_empty() && self.not_float.is_empty()
     }
 }
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
-        let named = |list: &[(String, Vec<i64>)]| {
-            list.iter()
-                .map(|(n, s)| format!("{n} {s:?}"))
-                .collect::<Vec<_>>()
-        };
+        let named = |list: &[(String, Vec<i64>)]| list.iter().map(|(n, s)| format!("{n} {s:?}")).collect::<Vec<_>>();
         if !self.missing.is_empty() {
             parts.push(section("missing", &named(&self.missing)));
         }
@@ -391,12 +377,7 @@ impl fmt::Display for Mismatch {
         }
         if !self.misshaped.is_empty() {
             let lines = self.misshaped.iter();
-            let lines = lines.map(|m| {
-                format!(
-                    "{}: found {:?}, the network has {:?}",
-                    m.name, m.found, m.expected
-                )
-            });
+            let lines = lines.map(|m| format!("{}: found {:?}, the network has {:?}", m.name, m.found, m.expected));
             parts.push(section("misshaped", &lines.collect::<Vec<_>>()));
         }
         if !self.not_float.is_empty() {

@@ -65,13 +65,7 @@ pub enum Format {
 
 impl Format {
     /// All of them.
-    pub const ALL: [Format; 5] = [
-        Format::Timm,
-        Format::HfMae,
-        Format::HfVit,
-        Format::Mae,
-        Format::ConvMae,
-    ];
+    pub const ALL: [Format; 5] = [Format::Timm, Format::HfMae, Format::HfVit, Format::Mae, Format::ConvMae];
 
     /// The name on command lines.
     pub fn name(self) -> &'static str {
@@ -93,10 +87,7 @@ impl Format {
     }
 
     fn refuses(self, reason: impl Into<String>) -> Error {
-        Error::CannotExport {
-            format: self.name(),
-            reason: reason.into(),
-        }
+        Error::CannotExport { format: self.name(), reason: reason.into() }
     }
 }
 
@@ -111,12 +102,7 @@ impl FromStr for Format {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let found = Format::ALL.into_iter().find(|format| format.name() == name);
-        found.ok_or_else(|| {
-            format!(
-                "{name:?} is no format; there are {}",
-                Format::ALL.map(Format::name).join(", ")
-            )
-        })
+        found.ok_or_else(|| format!("{name:?} is no format; there are {}", Format::ALL.map(Format::name).join(", ")))
     }
 }
 
@@ -203,9 +189,7 @@ impl Part<'_> {
 /// [`Error::CannotExport`] if the format has no place for such a student.
 pub fn export(tensors: &Tensors, facts: &Facts, format: Format, decoder: bool) -> Result<Exported> {
     if decoder && !format.holds_decoder() {
-        return Err(format.refuses(
-            "it has no place for a decoder. Export the encoder alone, or choose hf-mae or mae",
-        ));
+        return Err(format.refuses("it has no place for a decoder. Export the encoder alone, or choose hf-mae or mae"));
     }
     let convolutional = tensors.contains_key(import::CONV_ANCHOR);
     match format {
@@ -214,9 +198,7 @@ pub fn export(tensors: &Tensors, facts: &Facts, format: Format, decoder: bool) -
         }
         Format::ConvMae => {}
         _ if convolutional => {
-            return Err(
-                format.refuses("the student has MCMAE's convolution stages. Choose convmae")
-            );
+            return Err(format.refuses("the student has MCMAE's convolution stages. Choose convmae"));
         }
         _ => {}
     }
@@ -273,10 +255,5 @@ pub fn export(tensors: &Tensors, facts: &Facts, format: Format, decoder: bool) -
         Format::HfMae | Format::HfVit => names::to_hugging_face(&wanted, decoder)?,
         _ => wanted,
     };
-    Ok(Exported {
-        tensors,
-        config,
-        preprocessor,
-        decoder,
-    })
+    Ok(Exported { tensors, config, preprocessor, decoder })
 }

@@ -43,12 +43,7 @@ impl Flops {
         let dim = encoder.embed_dim();
         if config.rec_weight > 0.0 || !at_encoder {
             flops.decoder = linear(prefix + keep, dim, decoder.embed_dim)
-                + block_flops(
-                    decoder.depth,
-                    prefix + l,
-                    decoder.embed_dim,
-                    decoder.mlp_ratio * decoder.embed_dim,
-                );
+                + block_flops(decoder.depth, prefix + l, decoder.embed_dim, decoder.mlp_ratio * decoder.embed_dim);
         }
         if config.rec_weight > 0.0 {
             let patch = 3 * encoder.patch_size().pow(2);
@@ -87,13 +82,7 @@ pub fn of_features(encoder: &EncoderConfig) -> f64 {
     let l = encoder.num_patches();
     match encoder {
         EncoderConfig::Vit(vit) => vit_flops(vit, l),
-        EncoderConfig::Mcmae(mcmae) => mcmae_flops(
-            &McmaeEncoderConfig {
-                fusion: false,
-                ..*mcmae
-            },
-            l,
-        ),
+        EncoderConfig::Mcmae(mcmae) => mcmae_flops(&McmaeEncoderConfig { fusion: false, ..*mcmae }, l),
     }
 }
 
@@ -105,12 +94,7 @@ pub fn of_classifier(config: &BackboneConfig, n_classes: i64) -> f64 {
         BackboneConfig::Tower(tower) => {
             let (l, dim) = (config.num_patches(), config.embed_dim());
             linear(l, 3 * tower.patch_size().pow(2), dim)
-                + block_flops(
-                    config.num_blocks(),
-                    tower.prefix() + l,
-                    dim,
-                    tower.mlp_dim(),
-                )
+                + block_flops(config.num_blocks(), tower.prefix() + l, dim, tower.mlp_dim())
         }
     };
     backbone + linear(1, config.embed_dim(), n_classes)
@@ -126,8 +110,7 @@ pub fn block_flops(depth: i64, tokens: i64, dim: i64, mlp_dim: i64) -> f64 {
 
 fn vit_flops(vit: &VitConfig, keep: i64) -> f64 {
     let dim = vit.embed_dim;
-    linear(keep, 3 * vit.patch_size.pow(2), dim)
-        + block_flops(vit.depth, 1 + keep, dim, vit.mlp_ratio * dim)
+    linear(keep, 3 * vit.patch_size.pow(2), dim) + block_flops(vit.depth, 1 + keep, dim, vit.mlp_ratio * dim)
 }
 
 fn mcmae_flops(mcmae: &McmaeEncoderConfig, keep: i64) -> f64 {

@@ -95,21 +95,12 @@ pub type OnProgress<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
 ///
 /// # Errors
 /// See [`Error`]. What has arrived of an unfinished file stays in the cache.
-pub fn resolve(
-    text: &str,
-    settings: &HubSettings,
-    progress: &mut OnProgress<'_>,
-) -> Result<Resolved> {
+pub fn resolve(text: &str, settings: &HubSettings, progress: &mut OnProgress<'_>) -> Result<Resolved> {
     if Path::new(text).exists() {
-        return Ok(Resolved {
-            path: text.into(),
-            source: text.to_owned(),
-        });
+        return Ok(Resolved { path: text.into(), source: text.to_owned() });
     }
     let Some(id) = ModelId::parse(text) else {
-        return Err(Error::NoSuchPath {
-            text: text.to_owned(),
-        });
+        return Err(Error::NoSuchPath { text: text.to_owned() });
     };
     // A folder of that name makes a slip of the pen likelier than an id; what the cache has was fetched on purpose.
     let parent = Path::new(text).parent().filter(|parent| parent.is_dir());
@@ -118,26 +109,16 @@ pub fn resolve(
         repo.is_some_and(|repo| repo.commit_of(&id.revision).is_some())
     };
     if let Some(parent) = parent.filter(|_| !text.contains('@') && !is_cached()) {
-        return Err(Error::NotInFolder {
-            text: text.to_owned(),
-            parent: format!("{}/", parent.display()),
-        });
+        return Err(Error::NotInFolder { text: text.to_owned(), parent: format!("{}/", parent.display()) });
     }
     if looks_like_a_path(text) && !is_cached() {
-        return Err(Error::PathLike {
-            text: text.to_owned(),
-        });
+        return Err(Error::PathLike { text: text.to_owned() });
     }
     let Some(cache) = &settings.cache else {
-        return Err(Error::NoCacheFolder {
-            text: text.to_owned(),
-        });
+        return Err(Error::NoCacheFolder { text: text.to_owned() });
     };
     let repo = Repo::new(cache, &id);
-    let resolved = |commit: &str| Resolved {
-        path: repo.snapshot(commit),
-        source: format!("{}@{commit}", id.name),
-    };
+    let resolved = |commit: &str| Resolved { path: repo.snapshot(commit), source: format!("{}@{commit}", id.name) };
 
     let known = repo.commit_of(&id.revision);
     if let Some(commit) = known.as_deref().filter(|commit| repo.is_complete(commit)) {
@@ -145,10 +126,7 @@ pub fn resolve(
     }
     // Other tools fetch less than is needed to be sure; without a hub that is better than nothing.
     let usable = known.as_deref().filter(|commit| repo.has_weights(commit));
-    match (
-        fetch(&repo, &id, known.as_deref(), settings, progress),
-        usable,
-    ) {
+    match (fetch(&repo, &id, known.as_deref(), settings, progress), usable) {
         (Ok(commit), _) => Ok(resolved(&commit)),
         (Err(error), Some(commit)) => {
             let reason = match &error {
@@ -187,11 +165,7 @@ fn fetch(
     #[cfg(feature = "hub")]
     return download::fetch(repo, id, known, settings, progress);
     #[cfg(not(feature = "hub"))]
-    Err(Error::NoClient {
-        id: id.name.clone(),
-        revision: id.revision.clone(),
-        cache: repo.cache().to_path_buf(),
-    })
+    Err(Error::NoClient { id: id.name.clone(), revision: id.revision.clone(), cache: repo.cache().to_path_buf() })
 }
 
 /// A model on a hub, in a form that is safe in paths and URLs.
@@ -219,46 +193,19 @@ impl ModelId {
         };
         let of_revision = |part: &str| {
             !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b))
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b))
                 && !part.starts_with('.')
                 && !part.contains("..")
         };
-        let fits = plain(org)
-            && plain(model)
-            && revision.len() <= 200
-            && revision.split('/').all(of_revision);
-        fits.then(|| ModelId {
-            name: name.to_owned(),
-            revision: revision.to_owned(),
-        })
+        let fits = plain(org) && plain(model) && revision.len() <= 200 && revision.split('/').all(of_revision);
+        fits.then(|| ModelId { name: name.to_owned(), revision: revision.to_owned() })
     }
 }
 
 /// Whether `text`, which might be a model's id, rather names a file or something in a folder of runs or weights.
 fn looks_like_a_path(text: &str) -> bool {
-    const FILES: [&str; 9] = [
-        "safetensors",
-        "pth",
-        "pt",
-        "ckpt",
-        "bin",
-        "json",
-        "toml",
-        "npz",
-        "onnx",
-    ];
-    const FOLDERS: [&str; 8] = [
-        "runs",
-        "checkpoints",
-        "teachers",
-        "models",
-        "weights",
-        "out",
-        "output",
-        "outputs",
-    ];
+    const FILES: [&str; 9] = ["safetensors", "pth", "pt", "ckpt", "bin", "json", "toml", "npz", "onnx"];
+    const FOLDERS: [&str; 8] = ["runs", "checkpoints", "teachers", "models", "weights", "out", "output", "outputs"];
     let path = Path::new(text);
     let extension = path.extension().and_then(|extension| extension.to_str());
     let folder = text.split('/').next();
@@ -273,6 +220,5 @@ fn is_commit(text: &str) -> bool {
 }
 
 fn is_lower_hex(text: &str) -> bool {
-    text.bytes()
-        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

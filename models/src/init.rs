@@ -74,9 +74,7 @@ struct Stream {
 
 impl Stream {
     fn new(seed: u64, name: &str) -> Self {
-        Self {
-            state: xxh3_64_with_seed(name.as_bytes(), seed),
-        }
+        Self { state: xxh3_64_with_seed(name.as_bytes(), seed) }
     }
 
     fn fill(&mut self, numel: usize, mut draw: impl FnMut(&mut Self) -> f64) -> Vec<f32> {

@@ -45,12 +45,8 @@ impl MimicLoss {
         let (pred, target) = (pred.to_kind(Kind::Float), target.to_kind(Kind::Float));
         match self {
             MimicLoss::L2 => (pred - target).square().mean(None),
-            MimicLoss::SmoothL1 { beta } => {
-                pred.smooth_l1_loss(&target, tch::Reduction::Mean, beta)
-            }
-            MimicLoss::Cosine => {
-                1.0 - Tensor::cosine_similarity(&pred, &target, -1, 1e-8).mean(None)
-            }
+            MimicLoss::SmoothL1 { beta } => pred.smooth_l1_loss(&target, tch::Reduction::Mean, beta),
+            MimicLoss::Cosine => 1.0 - Tensor::cosine_similarity(&pred, &target, -1, 1e-8).mean(None),
         }
     }
 }

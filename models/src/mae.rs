@@ -101,8 +101,7 @@ impl Mae {
 
     /// See [`Encoder::forward_encoder`].
     pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking) -> Tensor {
-        self.encoder
-            .forward_encoder(imgs, masking, &Pass::default())
+        self.encoder.forward_encoder(imgs, masking, &Pass::default())
     }
 
     /// [`Encoder::forward_features`] without fusion: what other packages compute with the same weights.
@@ -113,20 +112,14 @@ impl Mae {
     /// Predicts the pixels of every patch: latent `[N, P + keep, D]`, `ids_restore [N, L]` → `[N, L, p²·3]`, in the order of
     /// [`patchify`].
     pub fn forward_decoder(&self, latent: &Tensor, ids_restore: &Tensor) -> Tensor {
-        let tokens = self
-            .decoder
-            .forward_tokens(latent, ids_restore, &Pass::default());
+        let tokens = self.decoder.forward_tokens(latent, ids_restore, &Pass::default());
         self.decoder.predict(&tokens)
     }
 
     /// The pixel loss over removed patches: `imgs [N, 3, H, W]`, `pred [N, L, p²·3]`, `mask [N, L]` → scalar.
     pub fn forward_loss(&self, imgs: &Tensor, pred: &Tensor, mask: &Tensor) -> Tensor {
         let target = patchify(imgs, self.config.encoder.patch_size());
-        let target = if self.config.norm_pix_loss {
-            norm_pix(&target)
-        } else {
-            target
-        };
+        let target = if self.config.norm_pix_loss { norm_pix(&target) } else { target };
         masked_patch_loss(pred, &target, mask)
     }
 }
@@ -136,12 +129,9 @@ impl Mae {
 /// What `gather` with an index of `D` equal columns does, on whole rows: ten times as fast on a CPU at a decoder's size.
 pub(crate) fn gather_rows(x: &Tensor, ids: &Tensor) -> Tensor {
     let (n, num_patches, dim) = x.size3().expect("tokens are [N, L, D]");
-    let first_row =
-        Tensor::arange_start_step(0, n * num_patches, num_patches, (Kind::Int64, ids.device()));
+    let first_row = Tensor::arange_start_step(0, n * num_patches, num_patches, (Kind::Int64, ids.device()));
     let rows = (ids + first_row.unsqueeze(1)).flatten(0, 1); // [N·K], into [N·L, D]
-    x.reshape([n * num_patches, dim])
-        .index_select(0, &rows)
-        .reshape([n, ids.size()[1], dim])
+    x.reshape([n * num_patches, dim]).index_select(0, &rows).reshape([n, ids.size()[1], dim])
 }
 
 /// `imgs [N, 3, H, W] → [N, L, p²·3]`: patches row-major; within a patch row, column, channel.
@@ -151,10 +141,7 @@ pub(crate) fn gather_rows(x: &Tensor, ids: &Tensor) -> Tensor {
 pub fn patchify(imgs: &Tensor, patch_size: i64) -> Tensor {
     let p = patch_size;
     let (n, c, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
-    assert!(
-        height % p == 0 && width % p == 0,
-        "{height}x{width} is no whole number of {p}x{p} patches"
-    );
+    assert!(height % p == 0 && width % p == 0, "{height}x{width} is no whole number of {p}x{p} patches");
     let (h, w) = (height / p, width / p);
     let patches = imgs.reshape([n, c, h, p, w, p]).permute([0, 2, 4, 3, 5, 1]); // [N, h, w, p, p, c]
     patches.reshape([n, h * w, p * p * c])
@@ -164,9 +151,7 @@ pub fn patchify(imgs: &Tensor, patch_size: i64) -> Tensor {
 pub fn unpatchify(patches: &Tensor, patch_size: i64, [grid_h, grid_w]: [i64; 2]) -> Tensor {
     let p = patch_size;
     let n = patches.size()[0];
-    let imgs = patches
-        .reshape([n, grid_h, grid_w, p, p, 3])
-        .permute([0, 5, 1, 3, 2, 4]); // [N, c, h, p, w, p]
+    let imgs = patches.reshape([n, grid_h, grid_w, p, p, 3]).permute([0, 5, 1, 3, 2, 4]); // [N, c, h, p, w, p]
     imgs.reshape([n, 3, grid_h * p, grid_w * p])
 }
 

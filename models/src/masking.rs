@@ -33,10 +33,7 @@ pub fn len_keep(num_patches: i64, mask_ratio: f64) -> i64 {
 /// Unless `0 < len_keep <= L`.
 pub fn random_masking(noise: &Tensor, len_keep: i64) -> Masking {
     let num_patches = noise.size()[1];
-    assert!(
-        0 < len_keep && len_keep <= num_patches,
-        "cannot keep {len_keep} of {num_patches} patches"
-    );
+    assert!(0 < len_keep && len_keep <= num_patches, "cannot keep {len_keep} of {num_patches} patches");
     let ids_shuffle = noise.argsort_stable(true, 1, false); // [N, L]
     let ids_restore = ids_shuffle.argsort_stable(true, 1, false); // a permutation's inverse is its argsort
     let mask = ids_restore.ge(len_keep).to_kind(Kind::Float);
@@ -71,9 +68,7 @@ pub fn focused_noise(cls_attn: &Tensor, uniform: &Tensor, kind: MaskKind) -> Ten
     let positive = weight.isfinite().logical_and(&weight.gt(0.0));
     match kind {
         MaskKind::Multinomial => {
-            let uniform = uniform
-                .to_kind(Kind::Double)
-                .clamp(f64::MIN_POSITIVE, 1.0 - f64::EPSILON);
+            let uniform = uniform.to_kind(Kind::Double).clamp(f64::MIN_POSITIVE, 1.0 - f64::EPSILON);
             let log_time = (-uniform.log()).log() - weight.log();
             // Log times lie within ±1500: weights and uniforms are positive doubles.
             log_time.where_self(&positive, &(uniform + 1e4))
@@ -100,11 +95,7 @@ const BLOCK_MIN_ASPECT: f64 = 0.3;
 ///
 /// # Panics
 /// Unless `num_removed <= L`.
-pub fn block_noise(
-    [grid_h, grid_w]: [usize; 2],
-    num_removed: usize,
-    uniform: &mut impl FnMut() -> f64,
-) -> Vec<f64> {
+pub fn block_noise([grid_h, grid_w]: [usize; 2], num_removed: usize, uniform: &mut impl FnMut() -> f64) -> Vec<f64> {
     let num_patches = grid_h * grid_w;
     assert!(num_removed <= num_patches, "{num_removed} of {num_patches}");
     let min_area = (num_patches as f64 * BLOCK_MIN_AREA).max(1.0);
@@ -124,8 +115,7 @@ pub fn block_noise(
             }
             let top = (at_y * (grid_h - height + 1) as f64) as usize;
             let start = (at_x * (grid_w - width + 1) as f64) as usize;
-            let cells = (top..top + height)
-                .flat_map(|y| (start..start + width).map(move |x| y * grid_w + x));
+            let cells = (top..top + height).flat_map(|y| (start..start + width).map(move |x| y * grid_w + x));
             let added = cells.clone().filter(|&cell| !removed[cell]).count();
             if added == 0 || added > left {
                 continue;
@@ -141,10 +131,7 @@ pub fn block_noise(
     let mut outside: Vec<usize> = (0..num_patches).filter(|&i| !removed[i]).collect();
     outside.sort_by(|&a, &b| noise[b].total_cmp(&noise[a]));
     outside[..left].iter().for_each(|&i| removed[i] = true);
-    noise
-        .iter_mut()
-        .zip(removed)
-        .for_each(|(value, removed)| *value += f64::from(u8::from(removed)));
+    noise.iter_mut().zip(removed).for_each(|(value, removed)| *value += f64::from(u8::from(removed)));
     noise
 }
 

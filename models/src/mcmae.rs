@@ -95,9 +95,8 @@ impl McmaeEncoder {
             activation: Activation::Gelu,
             gated_mlp: false,
         };
-        let stage = |name: &str, depth, dim, ratio, first| {
-            ConvBlocks::new(&scope.sub(name), depth, dim, ratio * dim, first)
-        };
+        let stage =
+            |name: &str, depth, dim, ratio, first| ConvBlocks::new(&scope.sub(name), depth, dim, ratio * dim, first);
         let embed = |name: &str, in_dim, dim, side| {
             let proj = |scope: &Scope| Conv::new(scope, in_dim, dim, side);
             ConvEmbed::new(&scope.sub(name), proj, dim)
@@ -114,16 +113,11 @@ impl McmaeEncoder {
             blocks2: stage("blocks2", depth2, dim2, ratio2, first2),
             patch_embed3: ConvEmbed::new(&scope.sub("patch_embed3"), xavier, dim),
             patch_embed4: Linear::new(&scope.sub("patch_embed4"), dim, dim, true),
-            cls_token: config
-                .cls_token
-                .then(|| scope.param("cls_token", &[1, 1, dim], cls)),
+            cls_token: config.cls_token.then(|| scope.param("cls_token", &[1, 1, dim], cls)),
             pos_embed: scope.buffer("pos_embed", &positions),
             blocks3: Blocks::new(scope, "blocks3", depth, &block, first3),
             decode: config.fusion.then(|| {
-                [
-                    decode("stage1_output_decode", dim1, SIDES[0]),
-                    decode("stage2_output_decode", dim2, SIDES[1]),
-                ]
+                [decode("stage1_output_decode", dim1, SIDES[0]), decode("stage2_output_decode", dim2, SIDES[1])]
             }),
             norm: LayerNorm::new(&scope.sub("norm"), dim, NORM_EPS),
         })
@@ -144,16 +138,9 @@ impl McmaeEncoder {
     /// [`McmaeEncoder::forward_encoder`], showing what each module gives under the module's name: for `patch_embed1` and `blocks1`
     /// `[N, keep·16, C1]`, token by token and in each row by row, for `patch_embed2` and `blocks2` `[N, keep·4, C2]`, for
     /// `patch_embed3` and `patch_embed4` (without positions) `[N, keep, D]`, for `blocks3` `[N, P + keep, D]`.
-    pub fn observe_encoder(
-        &self,
-        imgs: &Tensor,
-        masking: &Masking,
-        pass: &Pass,
-        observe: Observe,
-    ) -> Tensor {
+    pub fn observe_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &Pass, observe: Observe) -> Tensor {
         let cells = Cells::visible(masking, self.config.grid());
-        self.norm
-            .forward(&self.stages(imgs, &cells, self.decode.as_ref(), pass, observe))
+        self.norm.forward(&self.stages(imgs, &cells, self.decode.as_ref(), pass, observe))
     }
 
     /// Encodes whole images: `imgs [N, 3, H, W]`, normalised, → `[N, P + L, D]`, patches in order, before the last norm and without
@@ -171,8 +158,7 @@ impl McmaeEncoder {
     /// as in pretraining, if the configuration has fusion; without as in [`McmaeEncoder::forward_blocks`].
     pub fn forward_features(&self, imgs: &Tensor, fused: bool) -> Tensor {
         let decode = self.decode.as_ref().filter(|_| fused);
-        self.norm
-            .forward(&self.whole(imgs, decode, &Pass::default()))
+        self.norm.forward(&self.whole(imgs, decode, &Pass::default()))
     }
 
     fn whole(&self, imgs: &Tensor, decode: Option<&[Conv; 2]>, pass: &Pass) -> Tensor {
@@ -220,8 +206,7 @@ impl McmaeEncoder {
 
     /// `[1, L, D]`.
     fn patch_positions(&self) -> Tensor {
-        self.pos_embed
-            .narrow(1, self.prefix(), self.config.num_patches())
+        self.pos_embed.narrow(1, self.prefix(), self.config.num_patches())
     }
 
     /// CLS, if there is one, before the patches: `[N, K, D] → [N, P + K, D]`.

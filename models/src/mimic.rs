@@ -15,17 +15,9 @@ pub struct MimicHeads {
 
 impl MimicHeads {
     /// Parameters `<teacher>.{weight [K, D], bias [K]}` under `scope` for each (teacher, `K`), over tokens of width `dim`.
-    pub fn new<'a>(
-        scope: &Scope,
-        dim: i64,
-        teachers: impl IntoIterator<Item = (&'a str, i64)>,
-    ) -> Self {
-        let head = |(id, width): (&str, i64)| {
-            (id.to_owned(), Linear::new(&scope.sub(id), dim, width, true))
-        };
-        Self {
-            heads: teachers.into_iter().map(head).collect(),
-        }
+    pub fn new<'a>(scope: &Scope, dim: i64, teachers: impl IntoIterator<Item = (&'a str, i64)>) -> Self {
+        let head = |(id, width): (&str, i64)| (id.to_owned(), Linear::new(&scope.sub(id), dim, width, true));
+        Self { heads: teachers.into_iter().map(head).collect() }
     }
 
     /// The teachers there is a head for.
@@ -38,9 +30,6 @@ impl MimicHeads {
     /// # Panics
     /// If there is no such head.
     pub fn forward(&self, teacher: &str, tokens: &Tensor) -> Tensor {
-        self.heads
-            .get(teacher)
-            .unwrap_or_else(|| panic!("no mimic head for {teacher}"))
-            .forward(tokens)
+        self.heads.get(teacher).unwrap_or_else(|| panic!("no mimic head for {teacher}")).forward(tokens)
     }
 }

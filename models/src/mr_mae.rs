@@ -95,9 +95,7 @@ pub struct Losses {
 /// Whether a parameter of that name is for pretraining alone: mimic heads, and what is known of the teachers' features. The others are
 /// the autoencoder's.
 pub fn is_mimic_param(name: &str) -> bool {
-    ["mimic_heads.", "mimic_cls_heads.", "mimic_targets."]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
+    ["mimic_heads.", "mimic_cls_heads.", "mimic_targets."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The network of pretraining: an autoencoder and its mimic heads.
@@ -117,36 +115,20 @@ impl MrMae {
     /// # Errors
     /// [`Error::Config`] if there is no such network or nothing to minimise.
     pub fn new(scope: &Scope, config: &MrMaeConfig) -> Result<Self> {
-        let weights = config
-            .teachers
-            .values()
-            .flat_map(|t| [t.weight, t.cls_weight])
-            .chain([config.rec_weight]);
+        let weights = config.teachers.values().flat_map(|t| [t.weight, t.cls_weight]).chain([config.rec_weight]);
         for weight in weights.clone() {
             if !weight.is_finite() || weight < 0.0 {
                 let reason = "a weight is finite and not negative".to_owned();
-                return Err(Error::Config {
-                    field: "weight",
-                    value: weight.to_string(),
-                    reason,
-                });
+                return Err(Error::Config { field: "weight", value: weight.to_string(), reason });
             }
         }
         if weights.sum::<f64>() == 0.0 {
             let reason = "every loss has weight 0: nothing would be learnt".to_owned();
-            return Err(Error::Config {
-                field: "rec_weight",
-                value: config.rec_weight.to_string(),
-                reason,
-            });
+            return Err(Error::Config { field: "rec_weight", value: config.rec_weight.to_string(), reason });
         }
         if let Some(teacher) = config.teachers.values().find(|t| t.width < 1) {
             let reason = "a teacher's tokens have at least one channel".to_owned();
-            return Err(Error::Config {
-                field: "width",
-                value: teacher.width.to_string(),
-                reason,
-            });
+            return Err(Error::Config { field: "width", value: teacher.width.to_string(), reason });
         }
         let with_cls = |t: &&MimicConfig| t.cls_weight > 0.0;
         let cls_of = config.teachers.values().find(with_cls);
@@ -180,22 +162,12 @@ impl MrMae {
             teachers.map(|(id, teacher)| (id.as_str(), teacher.width))
         };
         let targets = config.teachers.iter().map(|(id, teacher)| {
-            let target = Target::new(
-                scope,
-                id,
-                teacher.target_norm,
-                teacher.width,
-                teacher.stats.as_ref(),
-            );
+            let target = Target::new(scope, id, teacher.target_norm, teacher.width, teacher.stats.as_ref());
             Ok((id.clone(), target?))
         });
         Ok(Self {
             heads: MimicHeads::new(&scope.sub("mimic_heads"), dim, widths(|t| t.weight)),
-            cls_heads: MimicHeads::new(
-                &scope.sub("mimic_cls_heads"),
-                encoder_dim,
-                widths(|t| t.cls_weight),
-            ),
+            cls_heads: MimicHeads::new(&scope.sub("mimic_cls_heads"), encoder_dim, widths(|t| t.cls_weight)),
             targets: targets.collect::<Result<_>>()?,
             config: config.clone(),
             mae,
@@ -240,20 +212,14 @@ impl MrMae {
                     None => target.shallow_clone(),
                 };
                 let target = self.targets[id].forward(&target);
-                let loss = teacher
-                    .loss
-                    .forward(&self.heads.forward(id, &tokens), &target);
+                let loss = teacher.loss.forward(&self.heads.forward(id, &tokens), &target);
                 losses.total += &loss * teacher.weight;
                 losses.mimic.insert(id.clone(), loss);
             }
             if teacher.cls_weight > 0.0 {
-                let target = teacher
-                    .target_norm
-                    .per_token(of_teacher(batch.cls_targets, id)); // [N, K]
+                let target = teacher.target_norm.per_token(of_teacher(batch.cls_targets, id)); // [N, K]
                 let cls = latent.select(1, 0);
-                let loss = teacher
-                    .loss
-                    .forward(&self.cls_heads.forward(id, &cls), &target);
+                let loss = teacher.loss.forward(&self.cls_heads.forward(id, &cls), &target);
                 losses.total += &loss * teacher.cls_weight;
                 losses.mimic_cls.insert(id.clone(), loss);
             }
@@ -282,42 +248,28 @@ impl MrMae {
         });
         let (tokens, ids) = self.mimicking(&latent, decoded.as_ref(), masking);
         let (n, l) = masking.mask.size2().expect("mask is [N, L]");
-        let ids = ids.unwrap_or_else(|| {
-            Tensor::arange(l, (Kind::Int64, latent.device())).expand([n, l], false)
-        });
+        let ids = ids.unwrap_or_else(|| Tensor::arange(l, (Kind::Int64, latent.device())).expand([n, l], false));
         let mut maps = BTreeMap::new();
         for (id, _) in self.config.teachers.iter().filter(|(_, t)| t.weight > 0.0) {
-            let target =
-                self.targets[id].forward(&gather_rows(of_teacher(batch.targets, id), &ids));
+            let target = self.targets[id].forward(&gather_rows(of_teacher(batch.targets, id), &ids));
             let found = self.heads.forward(id, &tokens).to_kind(Kind::Float);
-            maps.insert(
-                id.clone(),
-                Tensor::cosine_similarity(&found, &target, -1, 1e-8),
-            );
+            maps.insert(id.clone(), Tensor::cosine_similarity(&found, &target, -1, 1e-8));
         }
         (maps, ids)
     }
 
     /// The tokens that mimic, `[N, T, ..]`, and the patches `[N, T]` they are of; `None` for all patches in order.
-    fn mimicking(
-        &self,
-        latent: &Tensor,
-        decoded: Option<&Tensor>,
-        masking: &Masking,
-    ) -> (Tensor, Option<Tensor>) {
+    fn mimicking(&self, latent: &Tensor, decoded: Option<&Tensor>, masking: &Masking) -> (Tensor, Option<Tensor>) {
         let keep = masking.ids_keep.size()[1];
         let patches = decoded.map(|tokens| self.mae.decoder().patches(tokens)); // [N, L, Dd]
         let taken = |ids: &Tensor| {
-            let patches = patches
-                .as_ref()
-                .expect("the decoder's tokens were computed");
+            let patches = patches.as_ref().expect("the decoder's tokens were computed");
             (gather_rows(patches, ids), Some(ids.shallow_clone()))
         };
         match self.config.mimic_tokens {
-            MimicTokens::Encoder => (
-                latent.narrow(1, latent.size()[1] - keep, keep),
-                Some(masking.ids_keep.shallow_clone()),
-            ),
+            MimicTokens::Encoder => {
+                (latent.narrow(1, latent.size()[1] - keep, keep), Some(masking.ids_keep.shallow_clone()))
+            }
             MimicTokens::DecoderVisible => taken(&masking.ids_keep),
             MimicTokens::DecoderRemoved => taken(&masking.ids_removed),
             MimicTokens::DecoderAll => (patches.expect("the decoder's tokens were computed"), None),
@@ -326,9 +278,7 @@ impl MrMae {
 }
 
 fn of_teacher<'a>(targets: &'a BTreeMap<String, Tensor>, id: &str) -> &'a Tensor {
-    targets
-        .get(id)
-        .unwrap_or_else(|| panic!("the batch has no tokens of {id}"))
+    targets.get(id).unwrap_or_else(|| panic!("the batch has no tokens of {id}"))
 }
 
 #[cfg(test)]

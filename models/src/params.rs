@@ -52,21 +52,13 @@ enum Start {
 impl ParamStore {
     /// A store for a network that will be trained: parameters start as their [`Init`] says, drawn from (`seed`, name).
     pub fn new(device: Device, seed: u64) -> Self {
-        Self {
-            device: Cell::new(device),
-            start: Start::Seed(seed),
-            params: RefCell::default(),
-        }
+        Self { device: Cell::new(device), start: Start::Seed(seed), params: RefCell::default() }
     }
 
     /// A store for a network whose values come from a file and are not trained: every tensor is a buffer of zeros until
     /// [`ParamStore::load`], whatever its [`Init`], so that no time goes into numbers nobody reads.
     pub fn frozen(device: Device) -> Self {
-        Self {
-            device: Cell::new(device),
-            start: Start::Zeros,
-            params: RefCell::default(),
-        }
+        Self { device: Cell::new(device), start: Start::Zeros, params: RefCell::default() }
     }
 
     /// A store over tensors that exist already, on `device`, and are not trained: the network built on it shares their
@@ -74,19 +66,12 @@ impl ParamStore {
     ///
     /// Building a layer panics if its tensor is not given with its shape: compare with what the network needs before.
     pub fn given(device: Device, tensors: BTreeMap<String, Tensor>) -> Self {
-        Self {
-            device: Cell::new(device),
-            start: Start::Given(tensors),
-            params: RefCell::default(),
-        }
+        Self { device: Cell::new(device), start: Start::Given(tensors), params: RefCell::default() }
     }
 
     /// The scope of full names.
     pub fn root(&self) -> Scope<'_> {
-        Scope {
-            store: self,
-            prefix: String::new(),
-        }
+        Scope { store: self, prefix: String::new() }
     }
 
     /// Where the tensors are.
@@ -107,10 +92,7 @@ impl ParamStore {
 
     /// A handle on the tensor called `name`.
     pub fn get(&self, name: &str) -> Option<Tensor> {
-        self.params
-            .borrow()
-            .get(name)
-            .map(|p| p.tensor.shallow_clone())
+        self.params.borrow().get(name).map(|p| p.tensor.shallow_clone())
     }
 
     /// Handles on all tensors, ordered by name.
@@ -125,11 +107,7 @@ impl ParamStore {
 
     fn collect(&self, keep: impl Fn(Role) -> bool) -> BTreeMap<String, Tensor> {
         let params = self.params.borrow();
-        params
-            .iter()
-            .filter(|(_, p)| keep(p.role))
-            .map(|(n, p)| (n.clone(), p.tensor.shallow_clone()))
-            .collect()
+        params.iter().filter(|(_, p)| keep(p.role)).map(|(n, p)| (n.clone(), p.tensor.shallow_clone())).collect()
     }
 
     /// Trains the buffer called `name` from here on, as fine-tuning does with positions that were fixed before. Does nothing on a
@@ -142,9 +120,7 @@ impl ParamStore {
             return;
         }
         let mut params = self.params.borrow_mut();
-        let param = params
-            .get_mut(name)
-            .unwrap_or_else(|| panic!("no tensor is called {name}"));
+        let param = params.get_mut(name).unwrap_or_else(|| panic!("no tensor is called {name}"));
         param.tensor = param.tensor.set_requires_grad(true);
         param.role = Role::Trainable;
     }
@@ -152,19 +128,12 @@ impl ParamStore {
     /// Takes the tensors whose names start with `prefix` out of the store: parts of a network that a use of it leaves out are neither
     /// trained nor saved nor asked for. Layers keep their handles.
     pub fn remove(&self, prefix: &str) {
-        self.params
-            .borrow_mut()
-            .retain(|name, _| !name.starts_with(prefix));
+        self.params.borrow_mut().retain(|name, _| !name.starts_with(prefix));
     }
 
     /// Count of trained numbers.
     pub fn num_trainable(&self) -> usize {
-        self.params
-            .borrow()
-            .values()
-            .filter(|p| p.role == Role::Trainable)
-            .map(|p| p.tensor.numel())
-            .sum()
+        self.params.borrow().values().filter(|p| p.role == Role::Trainable).map(|p| p.tensor.numel()).sum()
     }
 
     /// What keeps `tensors` from being loaded.
@@ -175,21 +144,15 @@ impl ParamStore {
             let expected = param.tensor.size();
             match tensors.get(name) {
                 None => mismatch.missing.push((name.clone(), expected)),
-                Some(t) if t.size() != expected => mismatch.misshaped.push(Misshaped {
-                    name: name.clone(),
-                    found: t.size(),
-                    expected,
-                }),
+                Some(t) if t.size() != expected => {
+                    mismatch.misshaped.push(Misshaped { name: name.clone(), found: t.size(), expected })
+                }
                 Some(t) if !is_float(t.kind()) => mismatch.not_float.push((name.clone(), t.kind())),
                 Some(_) => {}
             }
         }
-        let unexpected = tensors
-            .iter()
-            .filter(|(name, _)| !params.contains_key(*name));
-        mismatch.unexpected = unexpected
-            .map(|(name, t)| (name.clone(), t.size()))
-            .collect();
+        let unexpected = tensors.iter().filter(|(name, _)| !params.contains_key(*name));
+        mismatch.unexpected = unexpected.map(|(name, t)| (name.clone(), t.size())).collect();
         mismatch
     }
 
@@ -200,10 +163,7 @@ impl ParamStore {
     pub fn load(&self, origin: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         let mismatch = self.mismatch(tensors);
         if !mismatch.is_empty() {
-            return Err(Error::WeightsMismatch {
-                origin: origin.to_owned(),
-                mismatch,
-            });
+            return Err(Error::WeightsMismatch { origin: origin.to_owned(), mismatch });
         }
         tch::no_grad(|| {
             for (name, param) in self.params.borrow_mut().iter_mut() {
@@ -215,10 +175,7 @@ impl ParamStore {
 }
 
 fn is_float(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16
-    )
+    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
 }
 
 /// A prefix of names in a [`ParamStore`].
@@ -231,10 +188,7 @@ pub struct Scope<'a> {
 impl Scope<'_> {
     /// The scope one level down: `scope.sub("blocks").sub(3)` holds `blocks.3.*`.
     pub fn sub(&self, name: impl Display) -> Self {
-        Self {
-            store: self.store,
-            prefix: self.full_name(&name.to_string()),
-        }
+        Self { store: self.store, prefix: self.full_name(&name.to_string()) }
     }
 
     /// Where the tensors are.
@@ -250,14 +204,9 @@ impl Scope<'_> {
         let full_name = self.full_name(name);
         let (tensor, role) = match &self.store.start {
             Start::Seed(seed) => (init.tensor(shape, *seed, &full_name), Role::Trainable),
-            Start::Zeros => (
-                Tensor::zeros(shape, (Kind::Float, Device::Cpu)),
-                Role::Buffer,
-            ),
+            Start::Zeros => (Tensor::zeros(shape, (Kind::Float, Device::Cpu)), Role::Buffer),
             Start::Given(tensors) => {
-                let given = tensors
-                    .get(&full_name)
-                    .unwrap_or_else(|| panic!("no tensor {full_name} was given"));
+                let given = tensors.get(&full_name).unwrap_or_else(|| panic!("no tensor {full_name} was given"));
                 assert_eq!(given.size(), shape, "shape of {full_name}");
                 (given.shallow_clone(), Role::Buffer)
             }
@@ -270,33 +219,19 @@ impl Scope<'_> {
     /// # Panics
     /// If the name is taken.
     pub fn buffer(&self, name: &str, value: &Tensor) -> Tensor {
-        self.insert(
-            self.full_name(name),
-            value.to_kind(Kind::Float),
-            Role::Buffer,
-        )
+        self.insert(self.full_name(name), value.to_kind(Kind::Float), Role::Buffer)
     }
 
     fn insert(&self, full_name: String, tensor: Tensor, role: Role) -> Tensor {
-        let tensor = tensor
-            .to_device(self.device())
-            .set_requires_grad(role == Role::Trainable);
+        let tensor = tensor.to_device(self.device()).set_requires_grad(role == Role::Trainable);
         let handle = tensor.shallow_clone();
-        let before = self
-            .store
-            .params
-            .borrow_mut()
-            .insert(full_name.clone(), Param { tensor, role });
+        let before = self.store.params.borrow_mut().insert(full_name.clone(), Param { tensor, role });
         assert!(before.is_none(), "two tensors are called {full_name}");
         handle
     }
 
     fn full_name(&self, name: &str) -> String {
-        if self.prefix.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.prefix)
-        }
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 }
 

@@ -10,14 +10,9 @@ use tch::Tensor;
 /// # Panics
 /// Unless 4 divides `dim`.
 pub fn sincos_2d(dim: i64, grid_h: i64, grid_w: i64, cls_token: bool) -> Tensor {
-    assert!(
-        dim % 4 == 0,
-        "sine-cosine positions need a width that 4 divides, not {dim}"
-    );
+    assert!(dim % 4 == 0, "sine-cosine positions need a width that 4 divides, not {dim}");
     let quarter = dim / 4;
-    let omega: Vec<f64> = (0..quarter)
-        .map(|k| 10000f64.powf(-(k as f64) / quarter as f64))
-        .collect();
+    let omega: Vec<f64> = (0..quarter).map(|k| 10000f64.powf(-(k as f64) / quarter as f64)).collect();
     let mut values: Vec<f32> = Vec::with_capacity(((grid_h * grid_w + 1) * dim) as usize);
     if cls_token {
         values.resize(dim as usize, 0.0);
@@ -43,8 +38,7 @@ mod tests {
         assert_eq!(pos.size(), [1, 7, 8]);
         let row = |i: i64| Vec::<f32>::try_from(pos.get(0).get(i)).unwrap();
         assert_eq!(row(0), [0.0; 8]);
-        let angle =
-            |p: f64| [p.sin(), (p * 0.01).sin(), p.cos(), (p * 0.01).cos()].map(|v| v as f32);
+        let angle = |p: f64| [p.sin(), (p * 0.01).sin(), p.cos(), (p * 0.01).cos()].map(|v| v as f32);
         // Token 1 + 1·3 + 2 is row 1, column 2.
         assert_eq!(row(6), [angle(2.0), angle(1.0)].concat());
     }

@@ -28,9 +28,7 @@ pub fn interpolate(pos_embed: &Tensor, (h, w): (i64, i64), antialias: bool) -> T
     if (h, w) == (native, native) {
         return pos_embed.shallow_clone();
     }
-    let grid = pos_embed
-        .reshape([1, native, native, dim])
-        .permute([0, 3, 1, 2]); // [1, D, g, g]
+    let grid = pos_embed.reshape([1, native, native, dim]).permute([0, 3, 1, 2]); // [1, D, g, g]
     let grid = if antialias {
         grid.internal_upsample_bicubic2d_aa([h, w], false, None, None)
     } else {

@@ -83,9 +83,7 @@ impl FromStr for Precision {
             "f32" => Ok(Precision::F32),
             "bf16" => Ok(Precision::Bf16),
             "tf32" => Ok(Precision::Tf32),
-            other => Err(format!(
-                "{other:?} is not a precision; there are f32, bf16 and, on a GPU, tf32"
-            )),
+            other => Err(format!("{other:?} is not a precision; there are f32, bf16 and, on a GPU, tf32")),
         }
     }
 }
@@ -96,10 +94,7 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        let read: Vec<&str> = Precision::NAMES
-            .iter()
-            .map(|name| name.parse::<Precision>().unwrap().name())
-            .collect();
+        let read: Vec<&str> = Precision::NAMES.iter().map(|name| name.parse::<Precision>().unwrap().name()).collect();
         assert_eq!(read, Precision::NAMES);
         assert!("f16".parse::<Precision>().is_err());
     }

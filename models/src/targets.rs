@@ -51,11 +51,7 @@ impl TargetNorm {
                 target.layer_norm([width], None::<Tensor>, None::<Tensor>, 1e-6, true)
             }
             TargetNorm::L2 => {
-                let length = target
-                    .square()
-                    .sum_dim_intlist(-1, true, None)
-                    .sqrt()
-                    .clamp_min(1e-12);
+                let length = target.square().sum_dim_intlist(-1, true, None).sqrt().clamp_min(1e-12);
                 target / length * (width as f64).sqrt()
             }
         }
@@ -77,15 +73,8 @@ impl TargetStats {
     /// Those of uncorrelated channels of mean 0 and variance 1, for where values come later or do not matter.
     pub fn standard(width: usize) -> Self {
         let mut covariance = vec![0.0; width * width];
-        covariance
-            .iter_mut()
-            .step_by(width + 1)
-            .for_each(|v| *v = 1.0);
-        Self {
-            mean: vec![0.0; width],
-            variance: vec![1.0; width],
-            covariance: Some(covariance),
-        }
+        covariance.iter_mut().step_by(width + 1).for_each(|v| *v = 1.0);
+        Self { mean: vec![0.0; width], variance: vec![1.0; width], covariance: Some(covariance) }
     }
 }
 
@@ -106,34 +95,17 @@ impl Target {
     /// # Errors
     /// [`Error::Config`] if the normalisation needs statistics and they are absent, not of this width, or without any variance, or
     /// if no Hadamard matrix of this width is known (see [`hadamard`]).
-    pub fn new(
-        scope: &Scope,
-        id: &str,
-        norm: TargetNorm,
-        width: i64,
-        stats: Option<&TargetStats>,
-    ) -> Result<Self> {
-        let mut target = Self {
-            norm,
-            mean: None,
-            scale: None,
-        };
+    pub fn new(scope: &Scope, id: &str, norm: TargetNorm, width: i64, stats: Option<&TargetStats>) -> Result<Self> {
+        let mut target = Self { norm, mean: None, scale: None };
         if !norm.needs_stats() {
             return Ok(target);
         }
-        let refuse = |reason: String| Error::Config {
-            field: "target_norm",
-            value: format!("{norm:?} of {id}"),
-            reason,
-        };
-        let stats =
-            stats.ok_or_else(|| refuse("needs statistics of the teacher's features".to_owned()))?;
+        let refuse =
+            |reason: String| Error::Config { field: "target_norm", value: format!("{norm:?} of {id}"), reason };
+        let stats = stats.ok_or_else(|| refuse("needs statistics of the teacher's features".to_owned()))?;
         let k = usize::try_from(width).unwrap_or_default();
         if stats.mean.len() != k || stats.variance.len() != k {
-            return Err(refuse(format!(
-                "statistics of {} channels for {width}",
-                stats.mean.len()
-            )));
+            return Err(refuse(format!("statistics of {} channels for {width}", stats.mean.len())));
         }
         let mean_variance = stats.variance.iter().sum::<f64>() / k as f64;
         if !(mean_variance.is_finite() && mean_variance > 0.0) {
@@ -142,12 +114,9 @@ impl Target {
         let scale = match norm {
             TargetNorm::PhiS => {
                 let covariance = stats.covariance.as_ref().filter(|c| c.len() == k * k);
-                let covariance = covariance
-                    .ok_or_else(|| refuse("needs the channels' covariance".to_owned()))?;
+                let covariance = covariance.ok_or_else(|| refuse("needs the channels' covariance".to_owned()))?;
                 phi_s(covariance, k).ok_or_else(|| {
-                    refuse(format!(
-                        "no Hadamard matrix of width {width} is known here: use standardize"
-                    ))
+                    refuse(format!("no Hadamard matrix of width {width} is known here: use standardize"))
                 })?
             }
             // A channel that never changes says nothing; dividing by next to nothing would make it noise.
@@ -192,10 +161,7 @@ fn phi_s(covariance: &[f64], k: usize) -> Option<Tensor> {
     let covariance = Tensor::from_slice(covariance).reshape([side, side]);
     let (eigenvalues, eigenvectors) = covariance.linalg_eigh("L");
     let alpha = eigenvalues.mean(Kind::Double).rsqrt();
-    let h = Tensor::from_slice(&hadamard)
-        .reshape([side, side])
-        .to_kind(Kind::Double)
-        / (k as f64).sqrt();
+    let h = Tensor::from_slice(&hadamard).reshape([side, side]).to_kind(Kind::Double) / (k as f64).sqrt();
     Some((h.matmul(&eigenvectors.tr()) * alpha).to_device(Device::Cpu))
 }
 

@@ -179,11 +179,8 @@ impl Teacher {
     pub fn load_with(path: &Path, options: &TeacherOptions, device: Device) -> Result<Teacher> {
         let weights = Weights::read(path)?;
         let layout = Layout::recognise(&weights)?;
-        let Resolved {
-            tower: config,
-            normalisation,
-            assumed,
-        } = Config::read_beside(weights.path())?.resolve(&weights, &layout, options)?;
+        let Resolved { tower: config, normalisation, assumed } =
+            Config::read_beside(weights.path())?.resolve(&weights, &layout, options)?;
         let tensors = layout.convert(&weights, &config)?;
         let (mean, std) = normalisation;
         let projected = config.projection.map(|projection| projection.out_dim);
@@ -205,17 +202,9 @@ impl Teacher {
             weights_sha256: weights.sha256().to_owned(),
             assumed,
         };
-        let tensors = tensors
-            .into_iter()
-            .map(|(name, tensor)| (name, lay_out_weight(&tensor.to_device(device))))
-            .collect();
-        Ok(Teacher::build(
-            info,
-            &config,
-            device,
-            tensors,
-            Bf16Weights::default(),
-        ))
+        let tensors =
+            tensors.into_iter().map(|(name, tensor)| (name, lay_out_weight(&tensor.to_device(device)))).collect();
+        Ok(Teacher::build(info, &config, device, tensors, Bf16Weights::default()))
     }
 
     /// Another handle on the same weights, for another thread; the weights are not copied, and never written.
@@ -237,11 +226,7 @@ impl Teacher {
         bf16_weights: Bf16Weights,
     ) -> Teacher {
         let tower = VitTower::new(&ParamStore::given(device, handles(&tensors)).root(), config);
-        let channels = |values: [f64; 3]| {
-            Tensor::from_slice(&values.map(|v| v as f32))
-                .view([3, 1])
-                .to_device(device)
-        };
+        let channels = |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).view([3, 1]).to_device(device);
         Teacher {
             device,
             tensors,
@@ -262,10 +247,7 @@ impl Teacher {
         self.bf16_tower.get_or_init(|| {
             let mut weights = handles(&self.tensors);
             // A thread that panicked here leaves the copies whole or not made.
-            let mut copies = self
-                .bf16_weights
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut copies = self.bf16_weights.lock().unwrap_or_else(PoisonError::into_inner);
             let copies = copies.get_or_insert_with(|| bf16_copies(&self.tensors));
             weights.extend(handles(copies));
             let store = ParamStore::given(self.device, weights);
@@ -346,29 +328,15 @@ impl Teacher {
         tch::no_grad(|| self.tower.norm(x))
     }
 
-    fn run(
-        &self,
-        pixels: &Tensor,
-        precision: Precision,
-        visit: impl FnMut(&Tensor),
-    ) -> Result<Stage> {
+    fn run(&self, pixels: &Tensor, precision: Precision, visit: impl FnMut(&Tensor)) -> Result<Stage> {
         let patch = i64::from(self.info.patch_size);
         let (height, width) = match *pixels.size() {
-            [_, 3, h, w]
-                if pixels.kind() == Kind::Uint8
-                    && h > 0
-                    && w > 0
-                    && h % patch == 0
-                    && w % patch == 0 =>
-            {
+            [_, 3, h, w] if pixels.kind() == Kind::Uint8 && h > 0 && w > 0 && h % patch == 0 && w % patch == 0 => {
                 (h, w)
             }
             _ => {
                 let found = format!("{:?} {:?}", pixels.kind(), pixels.size());
-                return Err(Error::TeacherInput {
-                    found,
-                    patch_size: self.info.patch_size,
-                });
+                return Err(Error::TeacherInput { found, patch_size: self.info.patch_size });
             }
         };
         let grid = (height / patch, width / patch);
@@ -391,9 +359,7 @@ impl Teacher {
     /// `(x / 255 - mean) / std`, u8 `[N, L, 3p²]` → f32.
     fn normalise(&self, patches: &Tensor) -> Tensor {
         let shape = patches.size();
-        let mut x = patches
-            .to_kind(Kind::Float)
-            .view([shape[0], shape[1], 3, shape[2] / 3]); // [N, L, 3, p²]
+        let mut x = patches.to_kind(Kind::Float).view([shape[0], shape[1], 3, shape[2] / 3]); // [N, L, 3, p²]
         x /= 255.0;
         x -= &self.mean;
         x /= &self.std;
@@ -411,9 +377,7 @@ fn handles(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
 /// tokens and positions are used in f32.
 fn bf16_copies(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let of_product = |name: &str| {
-        let layer = name
-            .strip_suffix(".weight")
-            .or_else(|| name.strip_suffix(".bias"))?;
+        let layer = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"))?;
         Some(tensors.get(&format!("{layer}.weight"))?.dim() >= 2)
     };
     tensors

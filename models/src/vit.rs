@@ -32,13 +32,7 @@ impl Linear {
     }
 
     /// [`Linear::new`] with another start of the weight.
-    pub(crate) fn started(
-        scope: &Scope,
-        in_dim: i64,
-        out_dim: i64,
-        bias: bool,
-        weight: Init,
-    ) -> Self {
+    pub(crate) fn started(scope: &Scope, in_dim: i64, out_dim: i64, bias: bool, weight: Init) -> Self {
         Self {
             weight: scope.param("weight", &[out_dim, in_dim], weight),
             bias: bias.then(|| scope.param("bias", &[out_dim], Init::Zeros)),
@@ -47,10 +41,7 @@ impl Linear {
 
     /// Another handle on the same parameters.
     pub(crate) fn shallow_clone(&self) -> Self {
-        Self {
-            weight: self.weight.shallow_clone(),
-            bias: self.bias.as_ref().map(Tensor::shallow_clone),
-        }
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
     }
 
     /// `[.., in_dim] → [.., out_dim]`.
@@ -76,27 +67,18 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// Parameters `weight [dim]`, one, and `bias [dim]`, zero.
     pub fn new(scope: &Scope, dim: i64, eps: f64) -> Self {
-        Self {
-            weight: scope.param("weight", &[dim], Init::Ones),
-            bias: scope.param("bias", &[dim], Init::Zeros),
-            eps,
-        }
+        Self { weight: scope.param("weight", &[dim], Init::Ones), bias: scope.param("bias", &[dim], Init::Zeros), eps }
     }
 
     /// Another handle on the same parameters.
     pub(crate) fn shallow_clone(&self) -> Self {
-        Self {
-            weight: self.weight.shallow_clone(),
-            bias: self.bias.shallow_clone(),
-            eps: self.eps,
-        }
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
     }
 
     /// `[.., dim] → [.., dim]`, f32.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let dim = self.weight.size();
-        x.to_kind(Kind::Float)
-            .layer_norm(dim, Some(&self.weight), Some(&self.bias), self.eps, true)
+        x.to_kind(Kind::Float).layer_norm(dim, Some(&self.weight), Some(&self.bias), self.eps, true)
     }
 }
 
@@ -117,15 +99,9 @@ impl PatchEmbed {
     pub fn new(scope: &Scope, patch_size: i64, dim: i64, bias: bool) -> Self {
         let proj = scope.sub("proj");
         let fan_in = 3 * patch_size * patch_size;
-        let bias_init = Init::Uniform {
-            bound: (fan_in as f64).sqrt().recip(),
-        };
+        let bias_init = Init::Uniform { bound: (fan_in as f64).sqrt().recip() };
         Self {
-            weight: proj.param(
-                "weight",
-                &[dim, 3, patch_size, patch_size],
-                Init::XavierUniform,
-            ),
+            weight: proj.param("weight", &[dim, 3, patch_size, patch_size], Init::XavierUniform),
             bias: bias.then(|| proj.param("bias", &[dim], bias_init)),
             patch_size,
         }
@@ -139,10 +115,7 @@ impl PatchEmbed {
     pub fn unfold(&self, imgs: &Tensor) -> Tensor {
         let p = self.patch_size;
         let (n, c, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
-        assert!(
-            height % p == 0 && width % p == 0,
-            "{height}x{width} is no whole number of {p}x{p} patches"
-        );
+        assert!(height % p == 0 && width % p == 0, "{height}x{width} is no whole number of {p}x{p} patches");
         let (h, w) = (height / p, width / p);
         let patches = imgs.reshape([n, c, h, p, w, p]).permute([0, 2, 4, 1, 3, 5]); // [N, h, w, c, p, p]
         patches.reshape([n, h * w, c * p * p])
@@ -174,10 +147,7 @@ impl Attention {
     /// # Panics
     /// If `num_heads` does not divide `dim`.
     pub fn new(scope: &Scope, dim: i64, num_heads: i64, qkv_bias: bool) -> Self {
-        assert!(
-            dim % num_heads == 0,
-            "{num_heads} heads do not divide a width of {dim}"
-        );
+        assert!(dim % num_heads == 0, "{num_heads} heads do not divide a width of {dim}");
         Self {
             qkv: Linear::new(&scope.sub("qkv"), dim, 3 * dim, qkv_bias),
             proj: Linear::new(&scope.sub("proj"), dim, dim, true),
@@ -187,11 +157,7 @@ impl Attention {
 
     /// Another handle on the same parameters.
     pub(crate) fn shallow_clone(&self) -> Self {
-        Self {
-            qkv: self.qkv.shallow_clone(),
-            proj: self.proj.shallow_clone(),
-            num_heads: self.num_heads,
-        }
+        Self { qkv: self.qkv.shallow_clone(), proj: self.proj.shallow_clone(), num_heads: self.num_heads }
     }
 
     /// `[N, T, D] → [N, T, D]`.
@@ -206,11 +172,7 @@ impl Attention {
     }
 
     /// [`Attention::forward_rotated`] and [`Attention::cls_attention`] (of the turned queries and keys) from one projection.
-    pub fn forward_with_cls_attention(
-        &self,
-        x: &Tensor,
-        rotary: Option<&Rotary>,
-    ) -> (Tensor, Tensor) {
+    pub fn forward_with_cls_attention(&self, x: &Tensor, rotary: Option<&Rotary>) -> (Tensor, Tensor) {
         let [q, k, v] = self.qkv_heads(x, rotary);
         let row = cls_row(&q.narrow(2, 0, 1), &k);
         (self.attend(&q, &k, &v), row)
@@ -253,8 +215,7 @@ impl Attention {
     /// `[N, T, D] → [N, H, T, d]`.
     fn heads(&self, x: &Tensor) -> Tensor {
         let (n, t, dim) = x.size3().expect("tokens are [N, T, D]");
-        x.reshape([n, t, self.num_heads, dim / self.num_heads])
-            .transpose(1, 2)
+        x.reshape([n, t, self.num_heads, dim / self.num_heads]).transpose(1, 2)
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
@@ -313,27 +274,12 @@ impl Block {
     pub fn new(scope: &Scope, config: &BlockConfig) -> Self {
         Self {
             norm1: LayerNorm::new(&scope.sub("norm1"), config.dim, config.norm_eps),
-            attn: Attention::new(
-                &scope.sub("attn"),
-                config.dim,
-                config.num_heads,
-                config.qkv_bias,
-            ),
+            attn: Attention::new(&scope.sub("attn"), config.dim, config.num_heads, config.qkv_bias),
             norm2: LayerNorm::new(&scope.sub("norm2"), config.dim, config.norm_eps),
             mlp: if config.gated_mlp {
-                Mlp::gated(
-                    &scope.sub("mlp"),
-                    config.dim,
-                    config.mlp_dim,
-                    config.activation,
-                )
+                Mlp::gated(&scope.sub("mlp"), config.dim, config.mlp_dim, config.activation)
             } else {
-                Mlp::new(
-                    &scope.sub("mlp"),
-                    config.dim,
-                    config.mlp_dim,
-                    config.activation,
-                )
+                Mlp::new(&scope.sub("mlp"), config.dim, config.mlp_dim, config.activation)
             },
         }
     }
@@ -361,12 +307,7 @@ impl Block {
 
     /// [`Block::forward_rotated`] in training, the two branches scaled by `drop` (each `[N, 1, 1]`, see
     /// [`DropPath`](crate::drop_path::DropPath)).
-    pub fn forward_dropped(
-        &self,
-        x: &Tensor,
-        rotary: Option<&Rotary>,
-        drop: Option<&[Tensor; 2]>,
-    ) -> Tensor {
+    pub fn forward_dropped(&self, x: &Tensor, rotary: Option<&Rotary>, drop: Option<&[Tensor; 2]>) -> Tensor {
         let Some([attn, mlp]) = drop else {
             return self.forward_rotated(x, rotary);
         };
@@ -375,14 +316,8 @@ impl Block {
     }
 
     /// [`Block::forward_rotated`], and how much the first token attends to each token `[N, H, T]`.
-    pub fn forward_with_cls_attention(
-        &self,
-        x: &Tensor,
-        rotary: Option<&Rotary>,
-    ) -> (Tensor, Tensor) {
-        let (y, row) = self
-            .attn
-            .forward_with_cls_attention(&self.norm1.forward(x), rotary);
+    pub fn forward_with_cls_attention(&self, x: &Tensor, rotary: Option<&Rotary>) -> (Tensor, Tensor) {
+        let (y, row) = self.attn.forward_with_cls_attention(&self.norm1.forward(x), rotary);
         let x = x + y;
         (&x + self.mlp.forward(&self.norm2.forward(&x)), row)
     }

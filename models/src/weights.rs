@@ -44,20 +44,13 @@ pub(crate) use sharded::read_index;
 ///
 /// # Errors
 /// [`Error::NotFinite`] names the first and counts the others.
-pub(crate) fn require_finite<'a>(
-    path: &Path,
-    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
-) -> Result<()> {
+pub(crate) fn require_finite<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
     let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
     let mut bad = tensors.into_iter().filter(|(_, t)| !is_finite(t));
     let Some((first, _)) = bad.next() else {
         return Ok(());
     };
-    Err(Error::NotFinite {
-        path: path.to_path_buf(),
-        tensor: first.to_owned(),
-        others: bad.count(),
-    })
+    Err(Error::NotFinite { path: path.to_path_buf(), tensor: first.to_owned(), others: bad.count() })
 }
 
 #[cfg(test)]
@@ -97,12 +90,8 @@ impl Weights {
     /// Takes the parts out of the names that `torch.compile`, sharding and checkpointing of activations put there, anywhere. Where
     /// two names would become one, all stay as they are.
     fn unwrapped(self) -> Weights {
-        const WRAPPERS: [&str; 4] = [
-            "_orig_mod",
-            "_fsdp_wrapped_module",
-            "_checkpoint_wrapped_module",
-            "_forward_module",
-        ];
+        const WRAPPERS: [&str; 4] =
+            ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
         let bare = |name: &str| {
             let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
             parts.collect::<Vec<_>>().join(".")
@@ -190,11 +179,7 @@ impl Weights {
     ///
     /// All differences are reported in one [`Error::WeightsMismatch`]. A tensor that is expected and of a type that is not read is
     /// an [`Error::UnsupportedType`].
-    pub fn require(
-        &self,
-        expected: &BTreeMap<String, Vec<i64>>,
-        ignored: impl Fn(&str) -> bool,
-    ) -> Result<()> {
+    pub fn require(&self, expected: &BTreeMap<String, Vec<i64>>, ignored: impl Fn(&str) -> bool) -> Result<()> {
         self.require_read(|name| expected.contains_key(name))?;
         let mut mismatch = Mismatch::default();
         for (name, shape) in expected {
@@ -205,26 +190,16 @@ impl Weights {
                     found: tensor.size(),
                     expected: shape.clone(),
                 }),
-                Some(tensor) if !tensor.is_floating_point() => {
-                    mismatch.not_float.push((name.clone(), tensor.kind()))
-                }
+                Some(tensor) if !tensor.is_floating_point() => mismatch.not_float.push((name.clone(), tensor.kind())),
                 Some(_) => {}
             }
         }
-        let unexpected = self
-            .tensors
-            .iter()
-            .filter(|(name, _)| !expected.contains_key(*name) && !ignored(name));
-        mismatch.unexpected = unexpected
-            .map(|(name, tensor)| (name.clone(), tensor.size()))
-            .collect();
+        let unexpected = self.tensors.iter().filter(|(name, _)| !expected.contains_key(*name) && !ignored(name));
+        mismatch.unexpected = unexpected.map(|(name, tensor)| (name.clone(), tensor.size())).collect();
         if mismatch.is_empty() {
             return Ok(());
         }
-        Err(Error::WeightsMismatch {
-            origin: self.path.display().to_string(),
-            mismatch,
-        })
+        Err(Error::WeightsMismatch { origin: self.path.display().to_string(), mismatch })
     }
 }
 
@@ -238,49 +213,27 @@ fn in_hub_cache(error: Error) -> Error {
         return error;
     };
     match hub::cached_blob(path) {
-        Some(blob) => Error::DamagedDownload {
-            blob,
-            damage: Box::new(error),
-        },
+        Some(blob) => Error::DamagedDownload { blob, damage: Box::new(error) },
         None => error,
     }
 }
 
 /// An archive of `torch.save`, hashed and then read.
 fn archive(path: PathBuf) -> Result<Weights> {
-    let io_error = |source| Error::ReadWeights {
-        path: path.clone(),
-        source,
-    };
+    let io_error = |source| Error::ReadWeights { path: path.clone(), source };
     let mut file = File::open(&path).map_err(io_error)?;
     let sha256 = sha256_of(&mut file).map_err(io_error)?;
     let (tensors, unread) = torch_zip::read(file).map_err(|refusal| match refusal {
-        pickle::Refusal::Unsupported(what) => Error::UnreadFormat {
-            next_step: convert_in_python(&path),
-            path: path.clone(),
-            what,
-        },
-        pickle::Refusal::Foreign(what) => Error::UnreadFormat {
-            path: path.clone(),
-            what,
-            next_step: files::GET_SAFETENSORS.to_owned(),
-        },
-        pickle::Refusal::Damaged(reason) => Error::BadTorchFile {
-            path: path.clone(),
-            reason,
-        },
-        pickle::Refusal::Harmful(function) => Error::HarmfulTorchFile {
-            path: path.clone(),
-            function,
-        },
+        pickle::Refusal::Unsupported(what) => {
+            Error::UnreadFormat { next_step: convert_in_python(&path), path: path.clone(), what }
+        }
+        pickle::Refusal::Foreign(what) => {
+            Error::UnreadFormat { path: path.clone(), what, next_step: files::GET_SAFETENSORS.to_owned() }
+        }
+        pickle::Refusal::Damaged(reason) => Error::BadTorchFile { path: path.clone(), reason },
+        pickle::Refusal::Harmful(function) => Error::HarmfulTorchFile { path: path.clone(), function },
     })?;
-    Ok(Weights {
-        path,
-        sha256,
-        tensors,
-        unread,
-        metadata: BTreeMap::new(),
-    })
+    Ok(Weights { path, sha256, tensors, unread, metadata: BTreeMap::new() })
 }
 
 /// SHA-256 of a file from its beginning, in hexadecimal; leaves it at its beginning.
@@ -301,11 +254,7 @@ fn sha256_of(file: &mut File) -> io::Result<String> {
 ///
 /// The bytes depend only on the arguments: tensors go by descending element size, then name (which aligns each one for
 /// readers that map the file), and there is at most one `metadata` entry (key, text), since readers keep those in a hash map.
-pub fn write(
-    out: &mut dyn Write,
-    tensors: &BTreeMap<String, Tensor>,
-    metadata: Option<(&str, &str)>,
-) -> Result<()> {
+pub fn write(out: &mut dyn Write, tensors: &BTreeMap<String, Tensor>, metadata: Option<(&str, &str)>) -> Result<()> {
     let mut order = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         order.push((dtype_of(name, tensor)?, name, tensor));
@@ -317,14 +266,7 @@ pub fn write(
     for (dtype, name, tensor) in &order {
         let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
         let end = offset + tensor.numel() * dtype.bitsize() / 8;
-        infos.push((
-            (*name).clone(),
-            TensorInfo {
-                dtype: *dtype,
-                shape,
-                data_offsets: (offset, end),
-            },
-        ));
+        infos.push(((*name).clone(), TensorInfo { dtype: *dtype, shape, data_offsets: (offset, end) }));
         offset = end;
     }
     let metadata = metadata.map(|(key, text)| [(key.to_string(), text.to_string())].into());
@@ -336,23 +278,18 @@ pub fn write(
 
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut header);
-    out.write_all(&bytes)
-        .map_err(|source| Error::WriteWeights { source })?;
+    out.write_all(&bytes).map_err(|source| Error::WriteWeights { source })?;
     for (dtype, _, tensor) in order {
         bytes.clear();
         bytes.resize(tensor.numel() * dtype.bitsize() / 8, 0);
         tensor.contiguous().copy_data_u8(&mut bytes, tensor.numel());
-        out.write_all(&bytes)
-            .map_err(|source| Error::WriteWeights { source })?;
+        out.write_all(&bytes).map_err(|source| Error::WriteWeights { source })?;
     }
     Ok(())
 }
 
 /// [`write()`] into memory, for small sets of tensors.
-pub fn to_bytes(
-    tensors: &BTreeMap<String, Tensor>,
-    metadata: Option<(&str, &str)>,
-) -> Result<Vec<u8>> {
+pub fn to_bytes(tensors: &BTreeMap<String, Tensor>, metadata: Option<(&str, &str)>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     write(&mut bytes, tensors, metadata)?;
     Ok(bytes)
@@ -370,9 +307,8 @@ fn dtype_of(name: &str, tensor: &Tensor) -> Result<Dtype> {
         Kind::Int8 => Dtype::I8,
         Kind::Uint8 => Dtype::U8,
         other => {
-            let source = io::Error::other(format!(
-                "tensor {name} is of type {other:?}, which the file format lacks here"
-            ));
+            let source =
+                io::Error::other(format!("tensor {name} is of type {other:?}, which the file format lacks here"));
             return Err(Error::WriteWeights { source });
         }
     })

@@ -1,11 +1,7 @@
 //! The masked autoencoder against transformers' `ViTMAEForPreTraining`, on the golden files of `tests/golden/mae` (see the README
 //! there): latent, prediction, mask, loss, and the gradient of every parameter.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test states what it expects and says what it found"
-)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test states what it expects and says what it found")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,9 +38,7 @@ fn read(folder: &Path, case: &str) -> Weights {
 
 fn under(weights: &Weights, prefix: &str) -> BTreeMap<String, Tensor> {
     let tensors = weights.tensors().iter();
-    tensors
-        .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone())))
-        .collect()
+    tensors.filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone()))).collect()
 }
 
 /// The network of a case, and its mask ratio.
@@ -54,10 +48,7 @@ fn build(weights: &Weights) -> (ParamStore, Mae, f64) {
     let number = |key: &str| case[key].as_i64().unwrap();
     let config = MaeConfig {
         encoder: EncoderConfig::Vit(VitConfig {
-            img_size: [
-                case["img_size"][0].as_i64().unwrap(),
-                case["img_size"][1].as_i64().unwrap(),
-            ],
+            img_size: [case["img_size"][0].as_i64().unwrap(), case["img_size"][1].as_i64().unwrap()],
             patch_size: number("patch_size"),
             embed_dim: number("embed_dim"),
             depth: number("depth"),
@@ -87,43 +78,27 @@ fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
 fn compare(name: &str, weights: &Weights) {
     let (store, mae, mask_ratio) = build(weights);
     for positions in ["pos_embed", "decoder_pos_embed"] {
-        same_positions(
-            &store.get(positions).unwrap(),
-            &weights.tensors()[&format!("param/{positions}")],
-        );
+        same_positions(&store.get(positions).unwrap(), &weights.tensors()[&format!("param/{positions}")]);
     }
     store.load(name, &under(weights, "param/")).unwrap();
 
     let expected = weights.tensors();
-    let masking = random_masking(
-        &expected["noise"],
-        len_keep(expected["noise"].size()[1], mask_ratio),
-    );
+    let masking = random_masking(&expected["noise"], len_keep(expected["noise"].size()[1], mask_ratio));
     assert_eq!(masking.mask, expected["mask"], "{name}");
     assert_eq!(masking.ids_restore, expected["ids_restore"], "{name}");
     let latent = mae.forward_encoder(&expected["imgs"], &masking);
     let pred = mae.forward_decoder(&latent, &masking.ids_restore);
     let loss = mae.forward_loss(&expected["imgs"], &pred, &masking.mask);
-    for (what, found) in [
-        ("latent", &latent),
-        ("pred", &pred),
-        ("loss", &loss.reshape([1])),
-    ] {
+    for (what, found) in [("latent", &latent), ("pred", &pred), ("loss", &loss.reshape([1]))] {
         let difference = relative_l2(found, &expected[what]);
         println!("{name}: {what} differs by {difference:.1e}");
-        assert!(
-            difference < TOLERANCE,
-            "{name}: {what} differs by {difference:e}"
-        );
+        assert!(difference < TOLERANCE, "{name}: {what} differs by {difference:e}");
     }
 
     loss.backward();
     let grads = under(weights, "grad/");
     let trainable = store.trainable();
-    assert!(
-        trainable.keys().eq(grads.keys()),
-        "{name}: other parameters are trained"
-    );
+    assert!(trainable.keys().eq(grads.keys()), "{name}: other parameters are trained");
     let mut worst = (0.0, String::new());
     for (param, tensor) in trainable {
         let difference = if param.ends_with("attn.qkv.bias") {
@@ -131,18 +106,12 @@ fn compare(name: &str, weights: &Weights) {
         } else {
             relative_l2(&tensor.grad(), &grads[&param])
         };
-        assert!(
-            difference < GRAD_TOLERANCE,
-            "{name}: the gradient of {param} differs by {difference:e}"
-        );
+        assert!(difference < GRAD_TOLERANCE, "{name}: the gradient of {param} differs by {difference:e}");
         if difference > worst.0 {
             worst = (difference, param);
         }
     }
-    println!(
-        "{name}: gradients differ by at most {:.1e}, at {}",
-        worst.0, worst.1
-    );
+    println!("{name}: gradients differ by at most {:.1e}, at {}", worst.0, worst.1);
 }
 
 /// The key third of the gradient is zero but for rounding, since softmax does not see a constant added to all scores of a row.
@@ -158,10 +127,7 @@ fn qkv_bias_difference(found: &Tensor, expected: &Tensor) -> f64 {
 /// The same formula in f64 on both sides, then rounded to f32: at most the last bit of a sine can differ.
 fn same_positions(found: &Tensor, expected: &Tensor) {
     let difference = (found - expected).abs().max().double_value(&[]);
-    assert!(
-        difference <= f64::from(f32::EPSILON) / 2.0,
-        "positions differ by {difference:e}"
-    );
+    assert!(difference <= f64::from(f32::EPSILON) / 2.0, "positions differ by {difference:e}");
 }
 
 #[test]
@@ -185,14 +151,8 @@ fn a_missing_renamed_or_misshaped_tensor_is_named() {
     let mut params = under(&weights, "param/");
     let qkv = params.remove("blocks.1.attn.qkv.weight").unwrap();
     params.insert("blocks.1.attn.in_proj.weight".to_owned(), qkv);
-    params.insert(
-        "norm.weight".to_owned(),
-        Tensor::ones([47], (Kind::Float, Device::Cpu)),
-    );
-    let message = store
-        .load("some.safetensors", &params)
-        .unwrap_err()
-        .to_string();
+    params.insert("norm.weight".to_owned(), Tensor::ones([47], (Kind::Float, Device::Cpu)));
+    let message = store.load("some.safetensors", &params).unwrap_err().to_string();
     let lines: Vec<&str> = message.lines().map(str::trim).collect();
     let expected = [
         "some.safetensors: the weights do not fit the network",
@@ -208,14 +168,9 @@ fn a_missing_renamed_or_misshaped_tensor_is_named() {
 
 #[test]
 fn the_golden_script_still_makes_these_files() {
-    let python = Command::new(root().join("scripts/python-env"))
-        .arg("--if-present")
-        .output()
-        .unwrap();
+    let python = Command::new(root().join("scripts/python-env")).arg("--if-present").output().unwrap();
     if !python.status.success() {
-        println!(
-            "skipped: the Python environment is not installed (scripts/python-env installs it)"
-        );
+        println!("skipped: the Python environment is not installed (scripts/python-env installs it)");
         return;
     }
     let python = String::from_utf8(python.stdout).unwrap();
@@ -225,26 +180,18 @@ fn the_golden_script_still_makes_these_files() {
         .args(["--out".as_ref(), folder.path()])
         .output()
         .unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     for case in CASES {
         let (kept, new) = (golden(case), read(folder.path(), case));
         assert!(kept.names().eq(new.names()), "{case}");
         assert_eq!(kept.metadata(), new.metadata());
         for (name, tensor) in kept.tensors() {
             // Drawn, not computed: the same on every machine. The rest may differ in rounding between processors.
-            let drawn = name.starts_with("param/")
-                || ["imgs", "noise", "mask", "ids_restore"].contains(&name.as_str());
+            let drawn = name.starts_with("param/") || ["imgs", "noise", "mask", "ids_restore"].contains(&name.as_str());
             if drawn {
                 assert_eq!(*tensor, new.tensors()[name], "{case}: {name}");
             } else if !name.ends_with("attn.qkv.bias") {
-                assert!(
-                    relative_l2(&new.tensors()[name], tensor) < TOLERANCE,
-                    "{case}: {name}"
-                );
+                assert!(relative_l2(&new.tensors()[name], tensor) < TOLERANCE, "{case}: {name}");
             }
         }
         compare(case, &new);

@@ -2,11 +2,7 @@
 //! README there): every stage, latent, prediction, loss, and the gradient of every parameter, of the sparse computation and of the
 //! dense one.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test states what it expects and says what it found"
-)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test states what it expects and says what it found")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,9 +46,7 @@ fn read(folder: &Path, case: &str) -> Weights {
 
 fn under(weights: &Weights, prefix: &str) -> BTreeMap<String, Tensor> {
     let tensors = weights.tensors().iter();
-    tensors
-        .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone())))
-        .collect()
+    tensors.filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone()))).collect()
 }
 
 /// The network of a case, and its mask ratio.
@@ -100,10 +94,11 @@ fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
 /// by row, `[N, keep·side², C]`.
 fn visible_cells(map: &Tensor, side: i64, masking: &Masking) -> Tensor {
     let (n, dim, height, width) = map.size4().unwrap();
-    let tokens = map
-        .reshape([n, dim, height / side, side, width / side, side])
-        .permute([0, 2, 4, 3, 5, 1])
-        .reshape([n, -1, side * side * dim]);
+    let tokens = map.reshape([n, dim, height / side, side, width / side, side]).permute([0, 2, 4, 3, 5, 1]).reshape([
+        n,
+        -1,
+        side * side * dim,
+    ]);
     visible_tokens(&tokens, masking).reshape([n, -1, dim])
 }
 
@@ -115,29 +110,20 @@ fn visible_tokens(tokens: &Tensor, masking: &Masking) -> Tensor {
 fn compare(name: &str, weights: &Weights, way: Way) {
     let (store, mae, mask_ratio) = build(weights);
     for positions in ["pos_embed", "decoder_pos_embed"] {
-        same_positions(
-            &store.get(positions).unwrap(),
-            &weights.tensors()[&format!("param/{positions}")],
-        );
+        same_positions(&store.get(positions).unwrap(), &weights.tensors()[&format!("param/{positions}")]);
     }
     store.load(name, &under(weights, "param/")).unwrap();
 
     let expected = weights.tensors();
     let imgs = expected["imgs"].to_kind(Kind::Float);
-    let masking = random_masking(
-        &expected["noise"],
-        len_keep(expected["noise"].size()[1], mask_ratio),
-    );
+    let masking = random_masking(&expected["noise"], len_keep(expected["noise"].size()[1], mask_ratio));
     assert_eq!(masking.mask, expected["mask"], "{name}");
     assert_eq!(masking.ids_restore, expected["ids_restore"], "{name}");
 
     let check = |what: &str, found: &Tensor, expected: &Tensor| {
         let difference = relative_l2(found, expected);
         println!("{name}, {way:?}: {what} differs by {difference:.1e}");
-        assert!(
-            difference < TOLERANCE,
-            "{name}, {way:?}: {what} differs by {difference:e}"
-        );
+        assert!(difference < TOLERANCE, "{name}, {way:?}: {what} differs by {difference:e}");
     };
     let mut stages = 0;
     let mut observe = |what: &'static str, found: &Tensor| {
@@ -167,10 +153,7 @@ fn compare(name: &str, weights: &Weights, way: Way) {
     loss.backward();
     let grads = under(weights, "grad/");
     let trainable = store.trainable();
-    assert!(
-        trainable.keys().eq(grads.keys()),
-        "{name}: other parameters are trained"
-    );
+    assert!(trainable.keys().eq(grads.keys()), "{name}: other parameters are trained");
     let mut worst = (0.0, String::new());
     for (param, tensor) in trainable {
         let difference = if param.ends_with("attn.qkv.bias") {
@@ -178,18 +161,12 @@ fn compare(name: &str, weights: &Weights, way: Way) {
         } else {
             relative_l2(&tensor.grad(), &grads[&param])
         };
-        assert!(
-            difference < GRAD_TOLERANCE,
-            "{name}, {way:?}: the gradient of {param} differs by {difference:e}"
-        );
+        assert!(difference < GRAD_TOLERANCE, "{name}, {way:?}: the gradient of {param} differs by {difference:e}");
         if difference > worst.0 {
             worst = (difference, param);
         }
     }
-    println!(
-        "{name}, {way:?}: gradients differ by at most {:.1e}, at {}",
-        worst.0, worst.1
-    );
+    println!("{name}, {way:?}: gradients differ by at most {:.1e}, at {}", worst.0, worst.1);
 }
 
 /// The key third of the gradient is zero but for rounding, since softmax does not see a constant added to all scores of a row.
@@ -205,10 +182,7 @@ fn qkv_bias_difference(found: &Tensor, expected: &Tensor) -> f64 {
 /// The same formula in f64 on both sides, then rounded to f32: at most the last bit of a sine can differ.
 fn same_positions(found: &Tensor, expected: &Tensor) {
     let difference = (found - expected).abs().max().double_value(&[]);
-    assert!(
-        difference <= f64::from(f32::EPSILON) / 2.0,
-        "positions differ by {difference:e}"
-    );
+    assert!(difference <= f64::from(f32::EPSILON) / 2.0, "positions differ by {difference:e}");
 }
 
 #[test]
@@ -227,14 +201,9 @@ fn the_dense_computation_agrees_with_pytorch() {
 
 #[test]
 fn the_golden_script_still_makes_these_files() {
-    let python = Command::new(root().join("scripts/python-env"))
-        .arg("--if-present")
-        .output()
-        .unwrap();
+    let python = Command::new(root().join("scripts/python-env")).arg("--if-present").output().unwrap();
     if !python.status.success() {
-        println!(
-            "skipped: the Python environment is not installed (scripts/python-env installs it)"
-        );
+        println!("skipped: the Python environment is not installed (scripts/python-env installs it)");
         return;
     }
     let python = String::from_utf8(python.stdout).unwrap();
@@ -244,19 +213,14 @@ fn the_golden_script_still_makes_these_files() {
         .args(["--out".as_ref(), folder.path()])
         .output()
         .unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     for case in CASES {
         let (kept, new) = (golden(case), read(folder.path(), case));
         assert!(kept.names().eq(new.names()), "{case}");
         assert_eq!(kept.metadata(), new.metadata());
         for (name, tensor) in kept.tensors() {
             // Drawn, not computed: the same on every machine. The rest may differ in rounding between processors.
-            let drawn = name.starts_with("param/")
-                || ["imgs", "noise", "mask", "ids_restore"].contains(&name.as_str());
+            let drawn = name.starts_with("param/") || ["imgs", "noise", "mask", "ids_restore"].contains(&name.as_str());
             let found = &new.tensors()[name];
             if drawn && !name.ends_with("pos_embed") {
                 assert_eq!(tensor, found, "{case}: {name}");

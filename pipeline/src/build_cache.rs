@@ -116,11 +116,7 @@ pub fn build_cache(
 }
 
 /// Builds what the cache lacks.
-pub(crate) fn run(
-    build: &Build,
-    format: LogFormat,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitStatus> {
+pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
     let folder = &build.config.out;
     refuse::foreign_folder(folder)?;
@@ -165,21 +161,14 @@ pub(crate) fn run(
         tracing::warn!("interrupted; run the same command to go on");
         return Ok(ExitStatus::Interrupted);
     }
-    tracing::info!(
-        "{} of {} to build",
-        work.len(),
-        count(build.identity.plan.parts().into(), "part")
-    );
+    tracing::info!("{} of {} to build", work.len(), count(build.identity.plan.parts().into(), "part"));
 
     // Parts to build, and the images of each that this run has to deal with.
     let mut planned = Vec::new();
     for PartWork { part, missing } in &work {
         let rejected = match missing.samples {
             true => 0,
-            false => cache
-                .part_state(*part)?
-                .samples
-                .map_or(0, |s| s.rejects.rows),
+            false => cache.part_state(*part)?.samples.map_or(0, |s| s.rejects.rows),
         };
         planned.push((*part, build.samples_in(*part) - rejected));
     }
@@ -192,12 +181,11 @@ pub(crate) fn run(
     if let Some(source) = &build.source {
         progress.skipped(source.findings().skipped_count());
     }
-    let (ended, committed) =
-        run_stages(build, &cache, work, &timings, &mut progress).inspect_err(|_| {
-            tracing::warn!(
-                "stopped: finished parts are kept, and once the cause is mended the same command goes on from there"
-            )
-        })?;
+    let (ended, committed) = run_stages(build, &cache, work, &timings, &mut progress).inspect_err(|_| {
+        tracing::warn!(
+            "stopped: finished parts are kept, and once the cause is mended the same command goes on from there"
+        )
+    })?;
 
     if ended == Ended::Interrupted {
         let images = progress.images();
@@ -219,9 +207,7 @@ pub(crate) fn run(
 /// What a cache notes of the pictures that its source holds and that are no samples.
 fn skipped(source: &ImageSource) -> Vec<schemas::Skipped> {
     let skipped = source.findings().skipped.iter();
-    skipped
-        .map(|skipped| schemas::Skipped::new(&skipped.key, &skipped.reason, skipped.count))
-        .collect()
+    skipped.map(|skipped| schemas::Skipped::new(&skipped.key, &skipped.reason, skipped.count)).collect()
 }
 
 /// What an interrupted run keeps and what it loses: `planned` are the parts that it had to build and their images, `left` those that are not
@@ -240,11 +226,7 @@ fn interruption(planned: &[(u32, u64)], left: &BTreeSet<u32>, images: u64) -> St
     };
     let finished = match parts {
         0 => "interrupted before this run had finished a part".to_owned(),
-        _ => format!(
-            "interrupted; {} of {} are finished and kept",
-            count(kept, "image"),
-            count(parts, "part")
-        ),
+        _ => format!("interrupted; {} of {} are finished and kept", count(kept, "image"), count(parts, "part")),
     };
     format!("{finished}{lost}{smaller}; run the same command to go on")
 }
@@ -294,10 +276,7 @@ fn load_teacher(
     match Teacher::load_with(path, options, device) {
         Err(MissingFact { .. } | MissingFacts(_)) if layout::teacher_json(out, id).exists() => {
             let cache = Cache::open(out)?;
-            let begun = cache
-                .teachers()
-                .get(id)
-                .context("a teacher without a record")?;
+            let begun = cache.teachers().get(id).context("a teacher without a record")?;
             let (mean, std) = match (options.mean, options.std) {
                 (None, None) => (Some(begun.mean), Some(begun.std)),
                 given => given,
@@ -363,16 +342,8 @@ pub(crate) fn prepare(
         }
         models.push((id, resolved.source, model));
     }
-    let grid = identity::choose_grid(
-        config.grid,
-        &existing,
-        models.iter().map(|(_, _, model)| model.info()),
-    )?;
-    let default_batch = if device == Device::Cpu {
-        config::BATCH_SIZE_CPU
-    } else {
-        config::BATCH_SIZE_CUDA
-    };
+    let grid = identity::choose_grid(config.grid, &existing, models.iter().map(|(_, _, model)| model.info()))?;
+    let default_batch = if device == Device::Cpu { config::BATCH_SIZE_CPU } else { config::BATCH_SIZE_CUDA };
     let batch_size = config.batch_size.unwrap_or(default_batch);
 
     let mut teachers = Vec::new();
@@ -394,33 +365,16 @@ pub(crate) fn prepare(
                 }
             }
         };
-        let pass = ForwardPass {
-            grid,
-            batch_size,
-            device,
-        };
-        let teacher =
-            identity::teacher_identity(id, &source, model.info(), &config, codec.clone(), pass)?;
+        let pass = ForwardPass { grid, batch_size, device };
+        let teacher = identity::teacher_identity(id, &source, model.info(), &config, codec.clone(), pass)?;
         let input_size = teacher.input_size;
-        teachers.push((
-            teacher,
-            BuildTeacher {
-                id: id.clone(),
-                model,
-                input_size,
-                codec,
-                awaits_calibration,
-            },
-        ));
+        teachers.push((teacher, BuildTeacher { id: id.clone(), model, input_size, codec, awaits_calibration }));
     }
     let device_name = match device {
         Device::Cuda(index) => format!("cuda:{index}"),
         _ => "cpu".to_owned(),
     };
-    tracing::info!(
-        "the recipe in full:\n{}",
-        config.to_toml(grid, batch_size, &device_name)
-    );
+    tracing::info!("the recipe in full:\n{}", config.to_toml(grid, batch_size, &device_name));
     let mut build = Build {
         config,
         device,
@@ -490,22 +444,12 @@ impl Build {
 
     /// What the cache lacks.
     pub(crate) fn worklist(&self, cache: &Cache) -> schemas::Result<Vec<PartWork>> {
-        let wanted: BTreeSet<TeacherId> = self
-            .teachers
-            .iter()
-            .map(|(teacher, _)| teacher.id.clone())
-            .collect();
+        let wanted: BTreeSet<TeacherId> = self.teachers.iter().map(|(teacher, _)| teacher.id.clone()).collect();
         let committed = (0..self.identity.plan.parts()).map(|part| {
             let state = cache.part_state(part)?;
-            Ok(Outputs {
-                samples: state.samples.is_some(),
-                teachers: state.teachers.into_keys().collect(),
-            })
+            Ok(Outputs { samples: state.samples.is_some(), teachers: state.teachers.into_keys().collect() })
         });
-        Ok(worklist::worklist(
-            &wanted,
-            &committed.collect::<schemas::Result<Vec<_>>>()?,
-        ))
+        Ok(worklist::worklist(&wanted, &committed.collect::<schemas::Result<Vec<_>>>()?))
     }
 
     fn samples_in(&self, part: u32) -> u64 {
@@ -525,21 +469,9 @@ fn run_stages(
     let on_cpu = build.device == Device::Cpu;
     let threads = build.config.threads;
     let decoder = Decoder::new(build, timings);
-    let codecs: Vec<Codec> = build
-        .teachers
-        .iter()
-        .map(|(_, teacher)| teacher.codec.clone())
-        .collect();
-    let settings = Settings {
-        precision: build.config.precision,
-        codecs: &codecs,
-        timings,
-    };
-    let writers = WriterContext {
-        cache: cache.dir(),
-        identity: &build.identity,
-        timings,
-    };
+    let codecs: Vec<Codec> = build.teachers.iter().map(|(_, teacher)| teacher.codec.clone()).collect();
+    let settings = Settings { precision: build.config.precision, codecs: &codecs, timings };
+    let writers = WriterContext { cache: cache.dir(), identity: &build.identity, timings };
 
     // Unbounded channels, bounded contents: `Flow` gives out work only while what is in flight fits its window, so that neither a
     // worker nor the flow itself ever waits for the other. The writers' channels are bounded: they are where pressure comes back.
@@ -566,26 +498,19 @@ fn run_stages(
         }
         // ---- infer on a GPU ----
         if !on_cpu {
-            let (tasks, events, teachers) =
-                (tasks.clone(), events_tx.clone(), build.teacher_handles());
+            let (tasks, events, teachers) = (tasks.clone(), events_tx.clone(), build.teacher_handles());
             scope.spawn(move || workers::lane(tasks, features_tx, events, teachers, settings));
         }
         // ---- write and commit ----
         let (failed, committed) = (events_tx.clone(), commits_tx.clone());
-        scope.spawn(move || {
-            workers::report_failure(&failed, || {
-                write::write_samples(writers, samples_rx, &committed)
-            })
-        });
+        scope.spawn(move || workers::report_failure(&failed, || write::write_samples(writers, samples_rx, &committed)));
         let mut features_tx = Vec::new();
         for (teacher, _) in &build.teachers {
             let (sender, rows) = bounded(write::QUEUE);
             features_tx.push(sender);
             let (failed, committed) = (events_tx.clone(), commits_tx.clone());
             scope.spawn(move || {
-                workers::report_failure(&failed, || {
-                    write::write_features(writers, teacher, rows, &committed)
-                })
+                workers::report_failure(&failed, || write::write_features(writers, teacher, rows, &committed))
             });
         }
         drop((events_tx, commits_tx));
@@ -593,13 +518,7 @@ fn run_stages(
         // ---- pass the work through them ----
         let lanes = if on_cpu { threads } else { GPU_BATCHES_AHEAD };
         let ended = Flow::new(build, cache, work, flow::window(build, lanes)).run(
-            flow::Ends {
-                jobs: jobs_tx,
-                tasks: tasks_tx,
-                samples: samples_tx,
-                features: features_tx,
-                events: &events,
-            },
+            flow::Ends { jobs: jobs_tx, tasks: tasks_tx, samples: samples_tx, features: features_tx, events: &events },
             progress,
         );
         // Whatever is still queued after a failure or an interruption is not to be worked off.
@@ -608,13 +527,9 @@ fn run_stages(
         ended
     })?;
     // The writers have gone through their queues by now; one may have failed on its very last part.
-    if let Some(error) = events.try_iter().find_map(|event| {
-        if let Event::Failed(error) = event {
-            Some(error)
-        } else {
-            None
-        }
-    }) {
+    if let Some(error) =
+        events.try_iter().find_map(|event| if let Event::Failed(error) = event { Some(error) } else { None })
+    {
         return Err(error);
     }
     Ok((ended, commits.try_iter().collect()))
@@ -623,10 +538,7 @@ fn run_stages(
 impl Build {
     /// Handles on all teachers for one more thread.
     pub(crate) fn teacher_handles(&self) -> Vec<BuildTeacher> {
-        self.teachers
-            .iter()
-            .map(|(_, teacher)| teacher.shallow_clone())
-            .collect()
+        self.teachers.iter().map(|(_, teacher)| teacher.shallow_clone()).collect()
     }
 }
 
@@ -637,24 +549,14 @@ mod tests {
     #[test]
     fn an_interruption_says_what_is_kept_and_what_is_lost() {
         let planned = [(0, 8), (1, 8), (2, 5)];
-        let said =
-            |left: &[u32], images| interruption(&planned, &left.iter().copied().collect(), images);
+        let said = |left: &[u32], images| interruption(&planned, &left.iter().copied().collect(), images);
         let none = said(&[0, 1, 2], 7);
-        assert!(
-            none.contains("before this run had finished a part; 7 images"),
-            "{none}"
-        );
+        assert!(none.contains("before this run had finished a part; 7 images"), "{none}");
         assert!(none.contains("--part-samples"), "{none}");
         let some = said(&[1, 2], 9);
-        assert!(
-            some.contains("8 images of 1 part are finished and kept; 1 image of an"),
-            "{some}"
-        );
+        assert!(some.contains("8 images of 1 part are finished and kept; 1 image of an"), "{some}");
         let whole = said(&[2], 16);
-        assert!(
-            whole.contains("16 images of 2 parts") && !whole.contains("again"),
-            "{whole}"
-        );
+        assert!(whole.contains("16 images of 2 parts") && !whole.contains("again"), "{whole}");
         let nothing = said(&[0, 1, 2], 0);
         assert!(!nothing.contains("computed again"), "{nothing}");
     }

@@ -43,11 +43,7 @@ pub(crate) struct CodecErrors {
 
 impl CodecErrors {
     pub(crate) fn new(teacher: &TeacherIdentity) -> CodecErrors {
-        CodecErrors {
-            exact: teacher.codec.tokens().is_exact(),
-            complete: true,
-            sum: CodecError::default(),
-        }
+        CodecErrors { exact: teacher.codec.tokens().is_exact(), complete: true, sum: CodecError::default() }
     }
 
     pub(crate) fn add(&mut self, commit: &TeacherCommit) {
@@ -94,11 +90,7 @@ impl CodecLoss {
             CodecLoss::NotRecorded => "not recorded by the build".to_owned(),
             CodecLoss::Measured(loss) => format!(
                 "relative L2 {:.2e}, cosine {:.8} mean and {:.8} least, worst channel {} with {:.2e}",
-                loss.relative_l2,
-                loss.cosine_mean,
-                loss.cosine_min,
-                loss.worst_channel,
-                loss.worst_channel_relative_l2
+                loss.relative_l2, loss.cosine_mean, loss.cosine_min, loss.worst_channel, loss.worst_channel_relative_l2
             ),
         }
     }

@@ -131,20 +131,10 @@ impl CodecName {
 impl FromStr for CodecName {
     type Err = String;
     fn from_str(name: &str) -> Result<CodecName, String> {
-        [
-            CodecName::F32,
-            CodecName::F16,
-            CodecName::Bf16,
-            CodecName::I8,
-        ]
-        .into_iter()
-        .find(|codec| codec.name() == name)
-        .ok_or_else(|| {
-            format!(
-                "no codec {name:?}; there are {}",
-                schemas::Codec::NAMES.join(", ")
-            )
-        })
+        [CodecName::F32, CodecName::F16, CodecName::Bf16, CodecName::I8]
+            .into_iter()
+            .find(|codec| codec.name() == name)
+            .ok_or_else(|| format!("no codec {name:?}; there are {}", schemas::Codec::NAMES.join(", ")))
     }
 }
 
@@ -240,10 +230,7 @@ pub fn pack_name(pack: Pack) -> String {
     match pack {
         Pack::None => "none".to_owned(),
         Pack::Original => "original".to_owned(),
-        Pack::Jpeg {
-            short_side,
-            quality,
-        } => format!("jpeg:{short_side}:{quality}"),
+        Pack::Jpeg { short_side, quality } => format!("jpeg:{short_side}:{quality}"),
     }
 }
 
@@ -276,16 +263,11 @@ impl BuildConfig {
                 ratio,
                 flip,
             },
-            teachers: self
-                .teachers
-                .iter()
-                .map(|(id, teacher)| (id.to_string(), teacher.entry()))
-                .collect(),
+            teachers: self.teachers.iter().map(|(id, teacher)| (id.to_string(), teacher.entry())).collect(),
             features: Features {
                 grid: Some(grid),
                 codec: Some(self.codec.name().into()),
-                calibration_images: (self.codec == CodecName::I8)
-                    .then_some(self.calibration_images),
+                calibration_images: (self.codec == CodecName::I8).then_some(self.calibration_images),
                 precision: Some(self.precision.name().into()),
                 batch_size: Some(batch_size),
             },
@@ -294,10 +276,7 @@ impl BuildConfig {
                 pack: Some(pack_name(self.pack)),
                 part_samples: self.part_samples,
             },
-            run: Run {
-                device: Some(device.into()),
-                threads: Some(self.threads),
-            },
+            run: Run { device: Some(device.into()), threads: Some(self.threads) },
         };
         toml::to_string(&recipe).expect("a recipe is plain tables of plain values")
     }

@@ -101,21 +101,13 @@ struct Time {
 }
 
 /// Prints the plan. Refuses what the build would refuse.
-pub(crate) fn report(
-    build: &Build,
-    format: LogFormat,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitStatus> {
+pub(crate) fn report(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let forecast = Forecast::of(build)?;
     match format {
         LogFormat::Text => forecast.write_text(out)?,
         LogFormat::Json => writeln!(out, "{}", serde_json::to_string(&forecast)?)?,
     }
-    Ok(if forecast.fits {
-        ExitStatus::Fine
-    } else {
-        ExitStatus::Problems
-    })
+    Ok(if forecast.fits { ExitStatus::Fine } else { ExitStatus::Problems })
 }
 
 impl Forecast {
@@ -133,13 +125,9 @@ impl Forecast {
         // Parts that lack something, and their rows.
         let missing_of = |lacks: &dyn Fn(&Outputs) -> bool| -> (u64, u64) {
             let parts = work.iter().filter(|work| lacks(&work.missing));
-            parts.fold((0, 0), |(parts, rows), work| {
-                (parts + 1, rows + rows_in(work.part))
-            })
+            parts.fold((0, 0), |(parts, rows), work| (parts + 1, rows + rows_in(work.part)))
         };
-        let longest_key = (0..source.len())
-            .map(|idx| source.key(idx).len() as u64)
-            .max();
+        let longest_key = (0..source.len()).map(|idx| source.key(idx).len() as u64).max();
         // Every file repeats the cache's identity, class names included, as JSON within JSON or base64.
         let file_bytes = FILE_OVERHEAD + 2 * serde_json::to_vec(&build.identity)?.len() as u64;
 
@@ -164,8 +152,7 @@ impl Forecast {
                 Teacher {
                     to_write: Bytes {
                         rows,
-                        bytes_at_most: parts
-                            * (file_bytes + CHANNEL_BYTES * u64::from(teacher.width))
+                        bytes_at_most: parts * (file_bytes + CHANNEL_BYTES * u64::from(teacher.width))
                             + rows * row_bytes(teacher),
                     },
                     identity: teacher.clone(),
@@ -173,8 +160,7 @@ impl Forecast {
             })
             .collect();
         let of_teachers = teachers.iter().map(|teacher| &teacher.to_write);
-        let needed =
-            samples.bytes_at_most + of_teachers.clone().map(|of| of.bytes_at_most).sum::<u64>();
+        let needed = samples.bytes_at_most + of_teachers.clone().map(|of| of.bytes_at_most).sum::<u64>();
         let forward_rows: u64 = of_teachers.map(|of| of.rows).sum();
         let free = free_bytes(&build.config.out)?;
         let images = work.iter().map(|work| rows_in(work.part) / views).sum();
@@ -219,15 +205,7 @@ impl Forecast {
             DecimalBytes(self.samples.bytes_at_most)
         )?;
         for Teacher { identity, to_write } in &self.teachers {
-            let TeacherIdentity {
-                id,
-                arch,
-                grid,
-                input_size,
-                width,
-                codec,
-                ..
-            } = identity;
+            let TeacherIdentity { id, arch, grid, input_size, width, codec, .. } = identity;
             writeln!(
                 out,
                 "teacher {id:<10} {arch}: {grid} x {grid} patches of {input_size} px, width {width}, {codec}; {} to write, at most {}",
@@ -297,11 +275,7 @@ impl Source {
             0 => String::new(),
             files => format!(", {}", count(files as u64, "file")),
         };
-        writeln!(
-            out,
-            "source             {}: {}{files}",
-            self.images, self.kind
-        )?;
+        writeln!(out, "source             {}: {}{files}", self.images, self.kind)?;
         match self.labelled {
             0 => writeln!(out, "labels             none")?,
             n => writeln!(
@@ -312,11 +286,7 @@ impl Source {
             )?,
         }
         if self.skipped > 0 {
-            writeln!(
-                out,
-                "skipped            {}: pictures and archives that are not in the data set",
-                self.skipped
-            )?;
+            writeln!(out, "skipped            {}: pictures and archives that are not in the data set", self.skipped)?;
             for (reason, count) in &self.skipped_by_reason {
                 writeln!(out, "  {count:>8}  {reason}")?;
             }
@@ -365,34 +335,18 @@ fn missing(build: &Build) -> anyhow::Result<Vec<PartWork>> {
         refuse::lost_files(&cache)?;
         return Ok(build.worklist(&cache)?);
     }
-    let all = Outputs {
-        samples: true,
-        teachers: build
-            .teachers
-            .iter()
-            .map(|(t, _)| t.id.clone())
-            .collect::<_>(),
-    };
-    Ok((0..build.identity.plan.parts())
-        .map(|part| PartWork {
-            part,
-            missing: all.clone(),
-        })
-        .collect())
+    let all = Outputs { samples: true, teachers: build.teachers.iter().map(|(t, _)| t.id.clone()).collect::<_>() };
+    Ok((0..build.identity.plan.parts()).map(|part| PartWork { part, missing: all.clone() }).collect())
 }
 
 fn row_bytes(teacher: &TeacherIdentity) -> u64 {
-    (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes()) as u64
-        + FEATURE_ROW_OVERHEAD
+    (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes()) as u64 + FEATURE_ROW_OVERHEAD
 }
 
 /// Free space where `out` is or would be.
 fn free_bytes(out: &Path) -> anyhow::Result<u64> {
     let here = std::path::absolute(out)?;
-    let existing = here
-        .ancestors()
-        .find(|path| path.exists())
-        .context("the file system has a root")?;
+    let existing = here.ancestors().find(|path| path.exists()).context("the file system has a root")?;
     let stat = rustix::fs::statvfs(existing)
         .with_context(|| format!("cannot ask {} for its free space", existing.display()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -423,17 +377,8 @@ fn measure(build: &Build) -> anyhow::Result<Probe> {
     let (mut images, mut busy) = (0, Duration::ZERO);
     for probe in 0..probes {
         let began = Instant::now();
-        let decoded = decoder.run(Job {
-            seq: probe,
-            sample_id: probe * step,
-            known: None,
-            sizes: sizes.clone(),
-        })?;
-        if let Decoded::Rows {
-            rows: decoded,
-            packed,
-        } = decoded
-        {
+        let decoded = decoder.run(Job { seq: probe, sample_id: probe * step, known: None, sizes: sizes.clone() })?;
+        if let Decoded::Rows { rows: decoded, packed } = decoded {
             rows.extend(decoded);
             packed_bytes += packed.map_or(0, |packed| packed.len() as u64);
             if probe > 0 || probes == 1 {
@@ -459,11 +404,7 @@ fn measure(build: &Build) -> anyhow::Result<Probe> {
         Ok(())
     };
     // All lanes at once, for they share the memory's bandwidth; twice, for the first pass allocates and plans.
-    let lanes = if build.device == Device::Cpu {
-        build.config.threads
-    } else {
-        1
-    };
+    let lanes = if build.device == Device::Cpu { build.config.threads } else { 1 };
     let mut seconds = f64::INFINITY;
     for _ in 0..2 {
         let handles: Vec<_> = (0..lanes).map(|_| build.teacher_handles()).collect();
@@ -478,10 +419,9 @@ fn measure(build: &Build) -> anyhow::Result<Probe> {
                     })
                 })
                 .collect();
-            running.into_iter().try_for_each(|lane| {
-                lane.join()
-                    .unwrap_or_else(|_| bail!("the probe panicked, which is a bug"))
-            })
+            running
+                .into_iter()
+                .try_for_each(|lane| lane.join().unwrap_or_else(|_| bail!("the probe panicked, which is a bug")))
         })?;
         seconds = seconds.min(began.elapsed().as_secs_f64());
     }

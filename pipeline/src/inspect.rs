@@ -15,9 +15,7 @@ use std::io::Write;
 
 use anyhow::{Context, ensure};
 use program::ExitStatus;
-use schemas::{
-    Cache, CacheIdentity, ChannelSums, SampleRow, TeacherId, TeacherIdentity, TeacherRow,
-};
+use schemas::{Cache, CacheIdentity, ChannelSums, SampleRow, TeacherId, TeacherIdentity, TeacherRow};
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
@@ -120,11 +118,7 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitSt
     for (id, error) in &unreadable {
         tracing::warn!("teacher {id} is left out: {error}");
     }
-    let png = args
-        .png
-        .as_deref()
-        .map(|path| output::place(path, cache.dir()))
-        .transpose()?;
+    let png = args.png.as_deref().map(|path| output::place(path, cache.dir())).transpose()?;
     let mut chosen = rows::choose(&cache, &args.row, args.view)?;
     let picture = match &png {
         Some(path) => {
@@ -142,9 +136,7 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitSt
     }
     let mut overview = overview(&cache)?;
     let damaged = unreadable.iter();
-    overview.damaged = damaged
-        .map(|(id, error)| (id.clone(), error.to_string()))
-        .collect();
+    overview.damaged = damaged.map(|(id, error)| (id.clone(), error.to_string())).collect();
     overview.rows = row_views(&cache, chosen)?;
     overview.picture = picture;
     if args.json {
@@ -158,47 +150,25 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitSt
 fn overview(cache: &Cache) -> anyhow::Result<Overview<'_>> {
     let mut samples = Files::default();
     let mut rejected = 0;
-    let mut teachers: BTreeMap<_, _> = cache
-        .teachers()
-        .iter()
-        .map(|(id, t)| (id, (t, Files::default(), ChannelSums::default())))
-        .collect();
+    let mut teachers: BTreeMap<_, _> =
+        cache.teachers().iter().map(|(id, t)| (id, (t, Files::default(), ChannelSums::default()))).collect();
     for part in 0..cache.identity().plan.parts() {
         let state = cache.part_state(part)?;
         if let Some(commit) = state.samples {
             rejected += commit.rejects.rows;
-            samples.add(
-                commit.file.rows,
-                commit.file.bytes,
-                cache.samples_column_bytes(part)?,
-            );
+            samples.add(commit.file.rows, commit.file.bytes, cache.samples_column_bytes(part)?);
         }
         for (id, commit) in state.teachers {
-            let (_, files, sums) = teachers
-                .get_mut(&id)
-                .context("a committed teacher is one of the cache's")?;
-            files.add(
-                commit.file.rows,
-                commit.file.bytes,
-                cache.teacher_part(&id, part)?.column_bytes(),
-            );
+            let (_, files, sums) = teachers.get_mut(&id).context("a committed teacher is one of the cache's")?;
+            files.add(commit.file.rows, commit.file.bytes, cache.teacher_part(&id, part)?.column_bytes());
             merge(sums, &commit.channels);
         }
     }
     samples.per_row();
-    let teachers = teachers
-        .into_iter()
-        .map(|(id, (identity, mut files, sums))| {
-            files.per_row();
-            (
-                id,
-                TeacherOverview {
-                    identity,
-                    files,
-                    channels: channels(&sums),
-                },
-            )
-        });
+    let teachers = teachers.into_iter().map(|(id, (identity, mut files, sums))| {
+        files.per_row();
+        (id, TeacherOverview { identity, files, channels: channels(&sums) })
+    });
     Ok(Overview {
         cache: cache.dir().display().to_string(),
         identity: cache.identity(),
@@ -225,9 +195,7 @@ impl Files {
     /// Turns the sums over columns into averages.
     fn per_row(&mut self) {
         let rows = self.rows.max(1) as f64;
-        self.bytes_per_row
-            .values_mut()
-            .for_each(|bytes| *bytes /= rows);
+        self.bytes_per_row.values_mut().for_each(|bytes| *bytes /= rows);
     }
 }
 
@@ -235,10 +203,7 @@ fn merge(sums: &mut ChannelSums, part: &ChannelSums) {
     sums.count += part.count;
     for (total, add) in [(&mut sums.sum, &part.sum), (&mut sums.sum_sq, &part.sum_sq)] {
         total.resize(total.len().max(add.len()), 0.0);
-        total
-            .iter_mut()
-            .zip(add)
-            .for_each(|(total, add)| *total += add);
+        total.iter_mut().zip(add).for_each(|(total, add)| *total += add);
     }
 }
 
@@ -246,23 +211,11 @@ fn channels(sums: &ChannelSums) -> Option<Channels> {
     let n = sums.count as f64;
     let mean: Vec<f64> = sums.sum.iter().map(|sum| sum / n).collect();
     // Rounding can take a constant channel's variance a hair below zero.
-    let std: Vec<f64> = sums
-        .sum_sq
-        .iter()
-        .zip(&mean)
-        .map(|(sq, mean)| (sq / n - mean * mean).max(0.0).sqrt())
-        .collect();
+    let std: Vec<f64> =
+        sums.sum_sq.iter().zip(&mean).map(|(sq, mean)| (sq / n - mean * mean).max(0.0).sqrt()).collect();
     let by_value = |values: &[f64], largest: bool| {
-        let indexed = values
-            .iter()
-            .copied()
-            .enumerate()
-            .map(|(channel, value)| (value, channel));
-        if largest {
-            indexed.max_by(|a, b| a.0.total_cmp(&b.0))
-        } else {
-            indexed.min_by(|a, b| a.0.total_cmp(&b.0))
-        }
+        let indexed = values.iter().copied().enumerate().map(|(channel, value)| (value, channel));
+        if largest { indexed.max_by(|a, b| a.0.total_cmp(&b.0)) } else { indexed.min_by(|a, b| a.0.total_cmp(&b.0)) }
     };
     Some(Channels {
         tokens: (sums.count > 0).then_some(sums.count)?,
@@ -281,22 +234,11 @@ fn row_views(cache: &Cache, chosen: Vec<Chosen>) -> anyhow::Result<Vec<RowView>>
         Ok(())
     })?;
     let views = chosen.into_iter().zip(teachers);
-    Ok(views
-        .map(|(chosen, teachers)| row_view(cache.identity(), chosen.sample, teachers))
-        .collect())
+    Ok(views.map(|(chosen, teachers)| row_view(cache.identity(), chosen.sample, teachers)).collect())
 }
 
-fn row_view(
-    identity: &CacheIdentity,
-    row: SampleRow,
-    teachers: BTreeMap<TeacherId, FeatureView>,
-) -> RowView {
-    let label_name = row.label.and_then(|label| {
-        identity
-            .label_names
-            .get(usize::try_from(label).ok()?)
-            .cloned()
-    });
+fn row_view(identity: &CacheIdentity, row: SampleRow, teachers: BTreeMap<TeacherId, FeatureView>) -> RowView {
+    let label_name = row.label.and_then(|label| identity.label_names.get(usize::try_from(label).ok()?).cloned());
     RowView {
         sample_id: row.sample_id,
         view: row.view.index,
@@ -306,12 +248,7 @@ fn row_view(
         label_name,
         width: row.width,
         height: row.height,
-        crop: [
-            row.view.crop.x,
-            row.view.crop.y,
-            row.view.crop.w,
-            row.view.crop.h,
-        ],
+        crop: [row.view.crop.x, row.view.crop.y, row.view.crop.w, row.view.crop.h],
         flip: row.view.flip,
         teachers,
     }
@@ -324,17 +261,9 @@ fn feature_view(teacher: &TeacherIdentity, row: &TeacherRow) -> anyhow::Result<F
     features::cls(teacher, row, &mut cls)?;
     let n = tokens.len() as f64;
     let mean = tokens.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-    let var = tokens
-        .iter()
-        .map(|&v| (f64::from(v) - mean).powi(2))
-        .sum::<f64>()
-        / n;
-    let (peak, weight) = cls_attn
-        .iter()
-        .copied()
-        .enumerate()
-        .max_by(|a, b| a.1.total_cmp(&b.1))
-        .context("a grid has patches")?;
+    let var = tokens.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+    let (peak, weight) =
+        cls_attn.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).context("a grid has patches")?;
     let grid = teacher.grid as usize;
     Ok(FeatureView {
         shape: [grid * grid, teacher.width as usize],
@@ -342,11 +271,7 @@ fn feature_view(teacher: &TeacherIdentity, row: &TeacherRow) -> anyhow::Result<F
         std: var.sqrt(),
         min: tokens.iter().copied().fold(f32::INFINITY, f32::min),
         max: tokens.iter().copied().fold(f32::NEG_INFINITY, f32::max),
-        cls_norm: cls
-            .iter()
-            .map(|&v| f64::from(v).powi(2))
-            .sum::<f64>()
-            .sqrt(),
+        cls_norm: cls.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt(),
         cls_attn_peak: ([peak / grid, peak % grid], weight),
     })
 }

@@ -33,9 +33,8 @@ pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<
     let done = catch_out_of_memory(|| run_command(cli, hub, out));
     let done = done.unwrap_or_else(|lack| {
         // A build takes its batches in smaller parts; what ends here is not a batch.
-        Err(anyhow::Error::from(lack).context(
-            "take a device with more memory, one teacher at a time (add-teacher), or --device cpu",
-        ))
+        Err(anyhow::Error::from(lack)
+            .context("take a device with more memory, one teacher at a time (add-teacher), or --device cpu"))
     });
     done.or_else(|error| match error.downcast_ref() {
         Some(stopped @ hub::Error::Interrupted { .. }) => {

@@ -69,27 +69,15 @@ struct Content {
 pub fn list(args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let found = search::caches(&args.dir)?;
     let mut unreadable = found.unreadable;
-    let caches = found
-        .caches
-        .iter()
-        .map(|dir| entry(dir, &mut unreadable))
-        .collect();
-    let report = Report {
-        dir: args.dir.display().to_string(),
-        caches,
-        unreadable,
-    };
+    let caches = found.caches.iter().map(|dir| entry(dir, &mut unreadable)).collect();
+    let report = Report { dir: args.dir.display().to_string(), caches, unreadable };
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         print(&report, out)?;
     }
     let damaged = report.caches.iter().any(|c| c.state == State::Damaged);
-    Ok(if damaged {
-        ExitStatus::Problems
-    } else {
-        ExitStatus::Fine
-    })
+    Ok(if damaged { ExitStatus::Problems } else { ExitStatus::Fine })
 }
 
 fn entry(dir: &Path, unreadable: &mut Vec<String>) -> CacheEntry {
@@ -99,13 +87,7 @@ fn entry(dir: &Path, unreadable: &mut Vec<String>) -> CacheEntry {
         Ok(cache) => look(&cache),
         Err(e) => (State::Damaged, Some(e.to_string()), None),
     };
-    CacheEntry {
-        path,
-        state,
-        reason,
-        bytes,
-        content,
-    }
+    CacheEntry { path, state, reason, bytes, content }
 }
 
 /// Goes through the commit records and looks whether the files they declare are there.
@@ -171,10 +153,7 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
         },
         rows,
         samples_complete: share(samples_images),
-        teachers: images
-            .into_iter()
-            .map(|(id, images)| (id.clone(), share(images)))
-            .collect(),
+        teachers: images.into_iter().map(|(id, images)| (id.clone(), share(images))).collect(),
     };
     let (state, reason) = match (damage, missing) {
         (Some(damage), _) => (State::Damaged, Some(damage)),
@@ -188,12 +167,7 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
 fn check_file(path: &Path, bytes: u64) -> Option<String> {
     match std::fs::metadata(path) {
         Ok(file) if file.len() == bytes => None,
-        Ok(file) => Some(format!(
-            "{} has {} bytes, its commit record says {}",
-            path.display(),
-            file.len(),
-            bytes
-        )),
+        Ok(file) => Some(format!("{} has {} bytes, its commit record says {}", path.display(), file.len(), bytes)),
         Err(e) => Some(format!("cannot read {}: {e}", path.display())),
     }
 }
@@ -205,9 +179,7 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
         use Align::{Left, Right};
         let mut table = Table::new(
             [Left, Right, Right, Right, Right, Left, Left],
-            [
-                "cache", "images", "views", "rows", "size", "state", "teachers",
-            ],
+            ["cache", "images", "views", "rows", "size", "state", "teachers"],
         );
         for cache in &report.caches {
             let content = cache.content.as_ref();
@@ -252,9 +224,5 @@ fn teachers(content: &Content) -> String {
         format!("{id} {:.0} %", (100.0 * share).floor())
     };
     let teachers: Vec<_> = content.teachers.iter().map(share).collect();
-    if teachers.is_empty() {
-        "none".to_owned()
-    } else {
-        teachers.join(", ")
-    }
+    if teachers.is_empty() { "none".to_owned() } else { teachers.join(", ") }
 }

@@ -18,7 +18,6 @@ fn main() -> ExitCode {
     terminal::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
     torch_ext::keep_quiet_about_memory();
     let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
-    let outcome =
-        signals::catch().and_then(|()| pipeline::run(&cli, &hub, &mut io::stdout().lock()));
+    let outcome = signals::catch().and_then(|()| pipeline::run(&cli, &hub, &mut io::stdout().lock()));
     ExitStatus::report(outcome, cli.log_format, |_| ExitStatus::CouldNot).into()
 }

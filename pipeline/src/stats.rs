@@ -164,19 +164,12 @@ pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus
     for id in &ids {
         plans.push(TeacherPlan::new(&cache, cache.teacher(id)?)?);
     }
-    let bar = terminal::bars().add(ProgressBar::new(
-        plans.iter().map(|plan| plan.rows.min(limit)).sum(),
-    ));
+    let bar = terminal::bars().add(ProgressBar::new(plans.iter().map(|plan| plan.rows.min(limit)).sum()));
     bar.set_style(
-        ProgressStyle::with_template(
-            "{elapsed_precise} {wide_bar} {human_pos}/{human_len} rows, ETA {eta}",
-        )
-        .expect("a constant template"),
+        ProgressStyle::with_template("{elapsed_precise} {wide_bar} {human_pos}/{human_len} rows, ETA {eta}")
+            .expect("a constant template"),
     );
-    let mut report = Report {
-        cache: cache.dir().display().to_string(),
-        teachers: BTreeMap::new(),
-    };
+    let mut report = Report { cache: cache.dir().display().to_string(), teachers: BTreeMap::new() };
     for (id, plan) in ids.iter().zip(plans) {
         let Some(stats) = plan.read(&cache, limit, &bar)? else {
             tracing::warn!("interrupted; nothing is shown of a pass that was not finished");
@@ -222,25 +215,17 @@ impl TeacherPlan<'_> {
             plan.bytes.add(&features);
             plan.codec_error.add(features.commit());
         }
-        plan.bytes
-            .finish(teacher, plan.rows, cache.identity().views.views);
+        plan.bytes.finish(teacher, plan.rows, cache.identity().views.views);
         Ok(plan)
     }
 
     /// `None` if interrupted.
-    fn read(
-        self,
-        cache: &Cache,
-        limit: u64,
-        bar: &ProgressBar,
-    ) -> anyhow::Result<Option<TeacherStats>> {
+    fn read(self, cache: &Cache, limit: u64, bar: &ProgressBar) -> anyhow::Result<Option<TeacherStats>> {
         let mut sums = Sums::new(self.teacher);
         for &part in &self.parts {
             let features = cache.teacher_part(&self.teacher.id, part)?;
             let left = limit.saturating_sub(sums.rows());
-            let rows = features
-                .rows()
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let rows = features.rows().min(usize::try_from(left).unwrap_or(usize::MAX));
             let chunks = (SUMS_BYTES / Sums::bytes(self.teacher)).clamp(1, CHUNKS);
             for first in (0..rows).step_by(CHUNK * chunks) {
                 if signals::requested() {
@@ -268,12 +253,7 @@ impl TeacherPlan<'_> {
     }
 
     /// The sums of the rows `first..last` in chunks, in their order.
-    fn chunks(
-        &self,
-        features: &TeacherPart,
-        first: usize,
-        last: usize,
-    ) -> Vec<anyhow::Result<Sums>> {
+    fn chunks(&self, features: &TeacherPart, first: usize, last: usize) -> Vec<anyhow::Result<Sums>> {
         let starts: Vec<usize> = (first..last).step_by(CHUNK).collect();
         starts
             .into_par_iter()

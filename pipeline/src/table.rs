@@ -18,10 +18,7 @@ pub(crate) struct Table<const N: usize> {
 
 impl<const N: usize> Table<N> {
     pub(crate) fn new(align: [Align; N], titles: [&str; N]) -> Table<N> {
-        Table {
-            align,
-            rows: vec![titles.map(str::to_owned)],
-        }
+        Table { align, rows: vec![titles.map(str::to_owned)] }
     }
 
     pub(crate) fn push(&mut self, row: [String; N]) {
@@ -67,17 +64,10 @@ pub(crate) fn map(values: &[f64], grid: usize) -> Vec<String> {
     let most = pooled.iter().copied().fold(0.0, f64::max);
     let shade = |value: &f64| {
         let last = SHADES.len() - 1;
-        let place = if most > 0.0 {
-            (value / most * last as f64).ceil() as usize
-        } else {
-            0
-        };
+        let place = if most > 0.0 { (value / most * last as f64).ceil() as usize } else { 0 };
         char::from(SHADES[place.min(last)])
     };
-    pooled
-        .chunks(side)
-        .map(|row| row.iter().flat_map(|v| [shade(v); 2]).collect())
-        .collect()
+    pooled.chunks(side).map(|row| row.iter().flat_map(|v| [shade(v); 2]).collect()).collect()
 }
 
 /// A count with thousands separated by commas.
@@ -96,10 +86,7 @@ mod tests {
         table.push(["longer".into(), "7".into(), String::new()]);
         let mut out = Vec::new();
         table.write("> ", &mut out).unwrap();
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "> name        n\n> é       1,000  x\n> longer      7\n"
-        );
+        assert_eq!(String::from_utf8(out).unwrap(), "> name        n\n> é       1,000  x\n> longer      7\n");
     }
 
     #[test]

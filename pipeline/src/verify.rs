@@ -44,24 +44,21 @@ struct Comparison {
 
 /// Prints every problem, then what was checked. Files that are not there yet are no problem of the data, but the cache is not whole without
 /// them, so they count as one.
-pub fn verify(
-    args: &VerifyArgs,
-    format: LogFormat,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitStatus> {
+pub fn verify(args: &VerifyArgs, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let bar = terminal::bars().add(ProgressBar::no_length());
-    bar.set_style(ProgressStyle::with_template("{elapsed_precise} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, ETA {eta}").expect("a constant template"));
+    bar.set_style(
+        ProgressStyle::with_template(
+            "{elapsed_precise} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, ETA {eta}",
+        )
+        .expect("a constant template"),
+    );
     let report = schemas::verify(&args.cache, &mut |progress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.bytes);
     });
     bar.finish_and_clear();
     let report = report?;
-    let images = args
-        .images
-        .as_ref()
-        .map(|images| against_source(args, images))
-        .transpose()?;
+    let images = args.images.as_ref().map(|images| against_source(args, images)).transpose()?;
     let same_images = images.as_ref().is_none_or(|images| images.same);
     let found = Found {
         cache: args.cache.clone(),
@@ -138,11 +135,7 @@ impl Found {
 }
 
 fn told(repeats: &Repeats) -> String {
-    let Repeats {
-        images,
-        samples,
-        example: (first, second),
-    } = repeats;
+    let Repeats { images, samples, example: (first, second) } = repeats;
     format!(
         "{} in more than one part, {} in all (for example samples {first} and {second}). A data set may hold copies; if this one \
          does not, a build went on after its images had changed places, and `pipeline verify CACHE --images SRC` says so",
@@ -156,8 +149,7 @@ fn told(repeats: &Repeats) -> String {
 
 /// Compares every committed sample with the image at its place in the source.
 fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison> {
-    let cache =
-        Cache::open(&args.cache).context("a damaged cache is not compared with its images")?;
+    let cache = Cache::open(&args.cache).context("a damaged cache is not compared with its images")?;
     let source = same_images(&cache, images)?;
     let (plan, mut parts, mut total) = (cache.identity().plan, Vec::new(), 0);
     for part in 0..plan.parts() {

@@ -81,15 +81,9 @@ mod tests {
         assert_eq!(cli.log_format, LogFormat::Json);
         let Command::Run { steps } = cli.command;
         assert_eq!(steps, Some(3));
-        for line in [
-            "demo run --steps 3 --steps 3",
-            "demo --log-format text run --log-format=json",
-        ] {
+        for line in ["demo run --steps 3 --steps 3", "demo --log-format text run --log-format=json"] {
             let refused = parse_line(line).unwrap_err();
-            assert!(
-                refused.contains("cannot be used multiple times"),
-                "{line}: {refused}"
-            );
+            assert!(refused.contains("cannot be used multiple times"), "{line}: {refused}");
         }
     }
 

@@ -66,13 +66,9 @@ mod tests {
 
     #[test]
     fn only_a_closed_stdout_is_no_error() {
-        let end =
-            |outcome| ExitStatus::report(outcome, LogFormat::Text, |_| ExitStatus::Problems).code();
+        let end = |outcome| ExitStatus::report(outcome, LogFormat::Text, |_| ExitStatus::Problems).code();
         assert_eq!(end(Ok(ExitStatus::Interrupted)), 130);
-        assert_eq!(
-            end(Err(io::Error::from(io::ErrorKind::BrokenPipe).into())),
-            0
-        );
+        assert_eq!(end(Err(io::Error::from(io::ErrorKind::BrokenPipe).into())), 0);
         assert_eq!(end(Err(io::Error::from(io::ErrorKind::NotFound).into())), 1);
     }
 }

@@ -74,28 +74,17 @@ pub enum Error {
 
 /// An [`Error::Invalid`].
 pub fn invalid(field: impl Into<String>, value: impl Display, problem: impl Display) -> Error {
-    Error::Invalid {
-        field: field.into(),
-        value: value.to_string(),
-        problem: problem.to_string(),
-    }
+    Error::Invalid { field: field.into(), value: value.to_string(), problem: problem.to_string() }
 }
 
 /// An [`Error::Invalid`], unless `ok`.
 pub fn require(ok: bool, field: &str, value: impl Display, problem: &str) -> Result<(), Error> {
-    if ok {
-        Ok(())
-    } else {
-        Err(invalid(field, value, problem))
-    }
+    if ok { Ok(()) } else { Err(invalid(field, value, problem)) }
 }
 
 /// The text of a recipe file.
 pub fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::Read {
-        path: path.into(),
-        source,
-    })
+    std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })
 }
 
 /// A value for one setting, from the command line.
@@ -137,16 +126,8 @@ impl Setting {
     ) -> Result<Setting, Error> {
         let key = key.into();
         match toml::Value::try_from(value) {
-            Ok(value) => Ok(Setting {
-                key,
-                value,
-                source: Source::Flag(flag.into()),
-            }),
-            Err(_) => Err(invalid(
-                key,
-                format!("{value:?}"),
-                "must be a number below 2^63, or text in UTF-8",
-            )),
+            Ok(value) => Ok(Setting { key, value, source: Source::Flag(flag.into()) }),
+            Err(_) => Err(invalid(key, format!("{value:?}"), "must be a number below 2^63, or text in UTF-8")),
         }
     }
 
@@ -155,10 +136,7 @@ impl Setting {
     /// # Errors
     /// [`Error::Form`]
     pub fn parse(typed: &str) -> Result<Setting, Error> {
-        let bad = |problem: &str| Error::Form {
-            given: format!("--set {typed}"),
-            problem: problem.to_owned(),
-        };
+        let bad = |problem: &str| Error::Form { given: format!("--set {typed}"), problem: problem.to_owned() };
         let form = |problem: &str| bad(&format!("{problem}; write it as section.key=value"));
         let (key, text) = typed.split_once('=').ok_or_else(|| form("has no '='"))?;
         let key = key.trim();
@@ -174,23 +152,15 @@ impl Setting {
         // A whole table would replace what the recipe and other settings say of the section, and hide keys that are given twice.
         if let toml::Value::Table(values) = &value {
             let one = values.keys().next().map_or("name", String::as_str);
-            return Err(bad(&format!(
-                "is a table; set its keys one by one, as --set {key}.{one}=VALUE"
-            )));
+            return Err(bad(&format!("is a table; set its keys one by one, as --set {key}.{one}=VALUE")));
         }
-        Ok(Setting {
-            key: key.to_owned(),
-            value,
-            source: Source::Set(typed.to_owned()),
-        })
+        Ok(Setting { key: key.to_owned(), value, source: Source::Set(typed.to_owned()) })
     }
 
     /// The dotted names that get a value.
     fn keys(&self) -> Vec<String> {
         match &self.value {
-            toml::Value::Table(values) => {
-                values.keys().map(|k| format!("{}.{k}", self.key)).collect()
-            }
+            toml::Value::Table(values) => values.keys().map(|k| format!("{}.{k}", self.key)).collect(),
             _ => vec![self.key.clone()],
         }
     }
@@ -203,13 +173,9 @@ impl Setting {
         };
         let mut inner = table;
         for section in sections.into_iter().flat_map(|path| path.split('.')) {
-            inner = inner
-                .entry(section)
-                .or_insert_with(|| toml::Table::new().into())
-                .as_table_mut()
-                .ok_or_else(|| Error::Form {
-                    given: self.to_string(),
-                    problem: format!("{section} is not a section"),
+            inner =
+                inner.entry(section).or_insert_with(|| toml::Table::new().into()).as_table_mut().ok_or_else(|| {
+                    Error::Form { given: self.to_string(), problem: format!("{section} is not a section") }
                 })?;
         }
         inner.insert(key.to_owned(), self.value.clone());
@@ -230,11 +196,7 @@ pub fn parse_all(typed: &[String]) -> Result<Vec<Setting>, Error> {
 ///
 /// # Errors
 /// [`Error::Parse`] where the text is wrong, [`Error::Form`] where a setting is, [`Error::Twice`].
-pub fn typed<R: DeserializeOwned>(
-    text: &str,
-    origin: &str,
-    settings: &[Setting],
-) -> Result<R, Error> {
+pub fn typed<R: DeserializeOwned>(text: &str, origin: &str, settings: &[Setting]) -> Result<R, Error> {
     let wrong = |error: toml::de::Error| Error::Parse {
         origin: origin.to_owned(),
         message: plain_words(error.to_string().trim()),
@@ -251,10 +213,7 @@ pub fn typed<R: DeserializeOwned>(
         if let (Ok(_), Err(error)) = (&result, &with) {
             let problem = plain_words(&error.to_string());
             let lines: Vec<_> = problem.lines().map(str::trim).collect();
-            return Err(Error::Form {
-                given: setting.to_string(),
-                problem: lines.join(" ").trim().to_owned(),
-            });
+            return Err(Error::Form { given: setting.to_string(), problem: lines.join(" ").trim().to_owned() });
         }
         result = match (with, result) {
             // What was wrong before still is: the first message has the line.
@@ -266,14 +225,9 @@ pub fn typed<R: DeserializeOwned>(
 }
 
 /// Refuses a second value for a setting, and a value for a section after one for a key of it: which is meant is not ours to guess.
-fn refuse_second<'s>(
-    given: &mut BTreeMap<String, &'s Setting>,
-    setting: &'s Setting,
-) -> Result<(), Error> {
+fn refuse_second<'s>(given: &mut BTreeMap<String, &'s Setting>, setting: &'s Setting) -> Result<(), Error> {
     for key in setting.keys() {
-        let within = |other: &str| {
-            other == key || other.strip_prefix(&key).is_some_and(|k| k.starts_with('.'))
-        };
+        let within = |other: &str| other == key || other.strip_prefix(&key).is_some_and(|k| k.starts_with('.'));
         if let Some((_, other)) = given.iter().find(|(other, _)| within(other)) {
             let (flag, set) = match (&other.source, &setting.source) {
                 (Source::Flag(flag), Source::Set(_)) => (flag, setting),

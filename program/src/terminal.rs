@@ -22,10 +22,7 @@ pub fn init(format: LogFormat, filter: Option<&str>) {
         .log_internal_errors(false)
         .with_target(false);
     match format {
-        LogFormat::Text => messages
-            .without_time()
-            .with_ansi(io::stderr().is_terminal())
-            .init(),
+        LogFormat::Text => messages.without_time().with_ansi(io::stderr().is_terminal()).init(),
         LogFormat::Json => {
             BARS.set_draw_target(ProgressDrawTarget::hidden());
             messages.json().flatten_event(true).init();

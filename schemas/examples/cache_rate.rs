@@ -11,9 +11,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use schemas::{
-    Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack,
-    Plan, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy,
-    add_teacher, create_cache,
+    Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack, Plan, Scalar,
+    TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher, create_cache,
 };
 
 const TOKENS: usize = 196;
@@ -22,9 +21,7 @@ const WIDTH: usize = 768;
 #[expect(clippy::print_stdout, reason = "an example is a program")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let dir = args
-        .next()
-        .map_or_else(|| std::env::temp_dir().join("cache_rate"), PathBuf::from);
+    let dir = args.next().map_or_else(|| std::env::temp_dir().join("cache_rate"), PathBuf::from);
     let rows: u64 = args.next().map_or(Ok(1024), |rows| rows.parse())?;
     if dir.exists() {
         return Err(format!("{} is in the way", dir.display()).into());
@@ -32,13 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let (identity, teacher) = (identity(rows), teacher()?);
     let mut seed = 1;
-    let values: Vec<Vec<f32>> = (0..32)
-        .map(|_| (0..TOKENS * WIDTH).map(|_| gaussian(&mut seed)).collect())
-        .collect();
-    let encoded: Vec<Vec<u8>> = values
-        .iter()
-        .map(|values| encode(values))
-        .collect::<Result<_, _>>()?;
+    let values: Vec<Vec<f32>> = (0..32).map(|_| (0..TOKENS * WIDTH).map(|_| gaussian(&mut seed)).collect()).collect();
+    let encoded: Vec<Vec<u8>> = values.iter().map(|values| encode(values)).collect::<Result<_, _>>()?;
     let row_bytes = teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes();
     let megabytes = rows as f64 * row_bytes as f64 / 1e6;
 
@@ -64,21 +56,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let tokens = encoded[sample_id as usize % 32].clone();
         let (cls, cls_attn) = (tokens[..2 * WIDTH].to_vec(), tokens[..2 * TOKENS].to_vec());
         let content_hash = ContentHash::of(&sample_id.to_le_bytes());
-        writer.push(&TeacherRow {
-            sample_id,
-            view: 0,
-            content_hash,
-            tokens,
-            cls,
-            cls_attn,
-        })?;
+        writer.push(&TeacherRow { sample_id, view: 0, content_hash, tokens, cls, cls_attn })?;
     }
     let commit = writer.finish()?;
     let share = commit.file.bytes as f64 / megabytes / 1e4;
-    println!(
-        "write, with fsync  {}, to {share:.1} % of the size",
-        clock.rate(megabytes)
-    );
+    println!("write, with fsync  {}, to {share:.1} % of the size", clock.rate(megabytes));
 
     let clock = Clock::start();
     let part = Cache::open(&dir)?.teacher_part(&teacher.id, 0)?;
@@ -94,18 +76,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for _ in 0..part.rows() {
         part.read_row_into(next(&mut seed) as usize % part.rows(), &mut row)?;
     }
-    println!(
-        "read at random     {}, {:.3} ms a row",
-        clock.rate(megabytes),
-        clock.wall() * 1e3 / rows as f64
-    );
+    println!("read at random     {}, {:.3} ms a row", clock.rate(megabytes), clock.wall() * 1e3 / rows as f64);
     let clock = Clock::start();
     let report = schemas::verify(&dir, &mut |_| {})?;
-    println!(
-        "verify             {}, {} problems",
-        clock.rate(megabytes),
-        report.problems.len()
-    );
+    println!("verify             {}, {} problems", clock.rate(megabytes), report.problems.len());
     std::fs::remove_dir_all(&dir)?;
     Ok(())
 }
@@ -118,10 +92,7 @@ struct Clock {
 
 impl Clock {
     fn start() -> Clock {
-        Clock {
-            started: Instant::now(),
-            cpu: cpu_seconds(),
-        }
+        Clock { started: Instant::now(), cpu: cpu_seconds() }
     }
 
     fn wall(&self) -> f64 {
@@ -130,11 +101,7 @@ impl Clock {
 
     fn rate(&self, megabytes: f64) -> String {
         let (wall, cpu) = (self.wall(), cpu_seconds() - self.cpu);
-        format!(
-            "{:6.0} MB/s, {:6.0} MB per processor second",
-            megabytes / wall,
-            megabytes / cpu.max(0.01)
-        )
+        format!("{:6.0} MB/s, {:6.0} MB per processor second", megabytes / wall, megabytes / cpu.max(0.01))
     }
 }
 
@@ -142,20 +109,13 @@ impl Clock {
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 = after_name
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|ticks| ticks.parse::<u64>().ok())
-        .sum();
+    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     ticks as f64 / 100.0
 }
 
 fn encode(values: &[f32]) -> schemas::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    Scalar::F16
-        .encode(values, WIDTH, &mut bytes)
-        .map(|()| bytes)
+    Scalar::F16.encode(values, WIDTH, &mut bytes).map(|()| bytes)
 }
 
 /// splitmix64.
@@ -176,22 +136,10 @@ fn gaussian(seed: &mut u64) -> f32 {
 fn identity(samples: u64) -> CacheIdentity {
     CacheIdentity {
         format_version: FORMAT_VERSION,
-        dataset: DatasetIdentity {
-            kind: "made-up".to_string(),
-            samples,
-            digest: "00".repeat(32),
-        },
+        dataset: DatasetIdentity { kind: "made-up".to_string(), samples, digest: "00".repeat(32) },
         image_code: "none".to_string(),
-        views: ViewIdentity {
-            policy: ViewPolicy::Center,
-            views: 1,
-            seed: 0,
-            filter: "bicubic".to_string(),
-        },
-        plan: Plan {
-            samples,
-            part_samples: samples,
-        },
+        views: ViewIdentity { policy: ViewPolicy::Center, views: 1, seed: 0, filter: "bicubic".to_string() },
+        plan: Plan { samples, part_samples: samples },
         pack: Pack::None,
         depth_window: schemas::DepthWindow::HighByte,
         label_names: Vec::new(),

@@ -31,21 +31,10 @@ impl AtomicFile {
         loop {
             let path = temp_path(target)?;
             let mut options = OpenOptions::new();
-            let file = options
-                .write(true)
-                .create_new(true)
-                .open(&path)
-                .map_err(|e| Error::io("create", &path, e))?;
-            let temp = Temp {
-                path,
-                is_dir: false,
-            };
+            let file = options.write(true).create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
+            let temp = Temp { path, is_dir: false };
             if hold(&file, &temp.path)? {
-                return Ok(AtomicFile {
-                    file,
-                    temp,
-                    target: target.to_path_buf(),
-                });
+                return Ok(AtomicFile { file, temp, target: target.to_path_buf() });
             }
         }
     }
@@ -57,18 +46,14 @@ impl AtomicFile {
 
     /// Makes the bytes durable and the file visible, replacing an older one of that name.
     pub fn publish(self) -> Result<()> {
-        self.file
-            .sync_all()
-            .map_err(|e| Error::io("write", &self.target, e))?;
+        self.file.sync_all().map_err(|e| Error::io("write", &self.target, e))?;
         self.temp.rename(&self.target)
     }
 
     /// Like [`Self::publish`], but leaves an older file of that name alone and returns false: of several processes that write
     /// the same name at once, one wins. Where the file system has no hard links, the last wins.
     pub fn publish_new(self) -> Result<bool> {
-        self.file
-            .sync_all()
-            .map_err(|e| Error::io("write", &self.target, e))?;
+        self.file.sync_all().map_err(|e| Error::io("write", &self.target, e))?;
         match fs::hard_link(&self.temp.path, &self.target) {
             Ok(()) => sync_dir(folder_of(&self.target)).map(|()| true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
@@ -91,8 +76,7 @@ impl Write for AtomicFile {
 /// Writes a small file (a record, a pointer) and publishes it, replacing an older one of that name.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes)
-        .map_err(|e| Error::io("write", path, e))?;
+    file.write_all(bytes).map_err(|e| Error::io("write", path, e))?;
     file.publish()
 }
 
@@ -119,11 +103,7 @@ impl AtomicDir {
             let handle = File::open(&path).map_err(|e| Error::io("create", &path, e))?;
             let temp = Temp { path, is_dir: true };
             if hold(&handle, &temp.path)? {
-                return Ok(AtomicDir {
-                    _handle: handle,
-                    temp,
-                    target: target.to_path_buf(),
-                });
+                return Ok(AtomicDir { _handle: handle, temp, target: target.to_path_buf() });
             }
         }
     }
@@ -156,9 +136,7 @@ pub fn remove_stale(target: &Path) -> Result<usize> {
     for entry in entries {
         let entry = entry.map_err(|e| Error::io("list", folder, e))?;
         let path = entry.path();
-        if entry.file_name().to_str().and_then(target_name)
-            != target.file_name().and_then(|name| name.to_str())
-        {
+        if entry.file_name().to_str().and_then(target_name) != target.file_name().and_then(|name| name.to_str()) {
             continue;
         }
         // Another cleaner, or the writer itself, may be quicker; what is gone needs no removing.
@@ -169,11 +147,7 @@ pub fn remove_stale(target: &Path) -> Result<usize> {
             continue;
         }
         let is_dir = handle.metadata().is_ok_and(|metadata| metadata.is_dir());
-        let result = if is_dir {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
+        let result = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match result {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             result => {
@@ -188,12 +162,8 @@ pub fn remove_stale(target: &Path) -> Result<usize> {
 /// The name that a temporary file was to be published under: `Some("a.json")` for `.a.json.0123456789abcdef.tmp`, `None` for a
 /// name that is not of a temporary file.
 pub fn target_name(temp: &str) -> Option<&str> {
-    let (name, random) = temp
-        .strip_prefix('.')?
-        .strip_suffix(SUFFIX)?
-        .rsplit_once('.')?;
-    (random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()) && !name.is_empty())
-        .then_some(name)
+    let (name, random) = temp.strip_prefix('.')?.strip_suffix(SUFFIX)?.rsplit_once('.')?;
+    (random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()) && !name.is_empty()).then_some(name)
 }
 
 /// A temporary name that is removed unless it was renamed.
@@ -206,8 +176,7 @@ struct Temp {
 impl Temp {
     #[expect(clippy::disallowed_methods, reason = "the one place that renames")]
     fn rename(self, target: &Path) -> Result<()> {
-        fs::rename(&self.path, target)
-            .map_err(|e| Error::io("rename a finished temporary file to", target, e))?;
+        fs::rename(&self.path, target).map_err(|e| Error::io("rename a finished temporary file to", target, e))?;
         std::mem::forget(self);
         sync_dir(folder_of(target))
     }
@@ -216,11 +185,7 @@ impl Temp {
 impl Drop for Temp {
     fn drop(&mut self) {
         // Nobody can be told of a failure here; what stays is cleared away as stale by the next run.
-        let _ = if self.is_dir {
-            fs::remove_dir_all(&self.path)
-        } else {
-            fs::remove_file(&self.path)
-        };
+        let _ = if self.is_dir { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
     }
 }
 
@@ -281,9 +246,7 @@ fn sync_tree(folder: &Path) -> Result<()> {
         if kind.is_dir() {
             sync_tree(&path)?;
         } else if kind.is_file() {
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(|e| Error::io("write", &path, e))?;
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io("write", &path, e))?;
         }
     }
     sync_dir(folder)
@@ -291,9 +254,7 @@ fn sync_tree(folder: &Path) -> Result<()> {
 
 fn refuse_existing(target: &Path) -> Result<()> {
     match fs::symlink_metadata(target) {
-        Ok(_) => Err(Error::AlreadyExists {
-            path: target.to_path_buf(),
-        }),
+        Ok(_) => Err(Error::AlreadyExists { path: target.to_path_buf() }),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("read", target, e)),
     }

@@ -7,8 +7,8 @@ use crate::columns::samples_columns;
 use crate::commit::check_place;
 use crate::samples_file::SamplesFile;
 use crate::{
-    CacheIdentity, Error, Reject, Result, SampleRow, SamplesCommit, SamplesPart, TeacherCommit,
-    TeacherId, TeacherIdentity, TeacherPart, atomic, json, layout, reject,
+    CacheIdentity, Error, Reject, Result, SampleRow, SamplesCommit, SamplesPart, TeacherCommit, TeacherId,
+    TeacherIdentity, TeacherPart, atomic, json, layout, reject,
 };
 
 /// Makes the cache's folder and writes `cache.json`; where there is one already, checks that it says the same. Any number of
@@ -77,9 +77,7 @@ pub fn check_teacher(dir: &Path, teacher: &TeacherIdentity) -> Result<bool> {
 pub fn has_parts(dir: &Path) -> Result<bool> {
     let path = layout::cache_json(dir);
     if !path.exists() {
-        return Err(Error::NotACache {
-            path: dir.to_path_buf(),
-        });
+        return Err(Error::NotACache { path: dir.to_path_buf() });
     }
     if has_committed_part(&layout::samples_commit(dir, 0))? {
         return Ok(true);
@@ -106,9 +104,7 @@ pub fn start_over(dir: &Path, identity: &CacheIdentity) -> Result<()> {
     let path = layout::cache_json(dir);
     identity.validate(&path)?;
     if has_parts(dir)? {
-        return Err(Error::AlreadyExists {
-            path: dir.to_path_buf(),
-        });
+        return Err(Error::AlreadyExists { path: dir.to_path_buf() });
     }
     let mut folders: Vec<PathBuf> = vec![dir.join("samples"), dir.join("rejects")];
     for id in teacher_folders(dir)? {
@@ -172,9 +168,7 @@ pub fn remove_stale(dir: &Path, part: u32) -> Result<usize> {
         targets.push(layout::teacher_file(dir, &id, part));
         targets.push(layout::teacher_commit(dir, &id, part));
     }
-    targets.iter().try_fold(0, |removed, target| {
-        Ok(removed + atomic::remove_stale(target)?)
-    })
+    targets.iter().try_fold(0, |removed, target| Ok(removed + atomic::remove_stale(target)?))
 }
 
 /// An opened cache. Holds the identities; parts are read when asked for.
@@ -221,11 +215,7 @@ impl Cache {
                 }
             }
         }
-        let cache = Cache {
-            dir: dir.to_path_buf(),
-            identity,
-            teachers,
-        };
+        let cache = Cache { dir: dir.to_path_buf(), identity, teachers };
         Ok((cache, unreadable))
     }
 
@@ -282,11 +272,9 @@ impl Cache {
                     lost.push(Error::FileMissing { path });
                 }
                 Err(e) => return Err(Error::io("read", &path, e)),
-                Ok(found) if found.len() != expected => lost.push(Error::FileSize {
-                    path,
-                    found: found.len(),
-                    expected,
-                }),
+                Ok(found) if found.len() != expected => {
+                    lost.push(Error::FileSize { path, found: found.len(), expected })
+                }
                 Ok(_) => {}
             }
             Ok(())
@@ -298,10 +286,7 @@ impl Cache {
                 check(layout::rejects_file(&self.dir, part), samples.rejects.bytes)?;
             }
             for (id, commit) in state.teachers {
-                check(
-                    layout::teacher_file(&self.dir, &id, part),
-                    commit.file.bytes,
-                )?;
+                check(layout::teacher_file(&self.dir, &id, part), commit.file.bytes)?;
             }
         }
         Ok(lost)
@@ -337,10 +322,7 @@ impl Cache {
         let samples = file.read(part, &self.identity)?;
         match samples.problems.into_iter().next() {
             Some(problem) => Err(problem),
-            None => Ok(SamplesPart::new(
-                file,
-                samples.rows.into_iter().flatten().collect(),
-            )),
+            None => Ok(SamplesPart::new(file, samples.rows.into_iter().flatten().collect())),
         }
     }
 
@@ -350,8 +332,7 @@ impl Cache {
     /// The first damaged line; [`Error::NotBuilt`] if the part is not committed.
     pub fn rejects(&self, part: u32) -> Result<Vec<Reject>> {
         let commit = self.samples_commit(part)?;
-        let (rejects, problems) =
-            reject::read(&layout::rejects_file(&self.dir, part), &commit.rejects)?;
+        let (rejects, problems) = reject::read(&layout::rejects_file(&self.dir, part), &commit.rejects)?;
         problems.into_iter().next().map_or(Ok(rejects), Err)
     }
 
@@ -370,39 +351,26 @@ impl Cache {
         let teacher = self.teacher(id)?;
         let part = self.check_part(part)?;
         let commit = TeacherCommit::read(&self.dir, part, &self.identity, teacher)?;
-        let commit = commit.ok_or_else(|| Error::NotBuilt {
-            path: layout::teacher_commit(&self.dir, id, part),
-        })?;
+        let commit = commit.ok_or_else(|| Error::NotBuilt { path: layout::teacher_commit(&self.dir, id, part) })?;
         TeacherPart::open(&self.dir, part, &self.identity, teacher, commit)
     }
 
     fn samples_commit(&self, part: u32) -> Result<SamplesCommit> {
         let part = self.check_part(part)?;
-        SamplesCommit::read(&self.dir, part, &self.identity)?.ok_or_else(|| Error::NotBuilt {
-            path: layout::samples_commit(&self.dir, part),
-        })
+        SamplesCommit::read(&self.dir, part, &self.identity)?
+            .ok_or_else(|| Error::NotBuilt { path: layout::samples_commit(&self.dir, part) })
     }
 
     fn check_part(&self, part: u32) -> Result<u32> {
         let parts = self.identity.plan.parts();
-        if part < parts {
-            Ok(part)
-        } else {
-            Err(Error::NoSuchPart {
-                path: self.dir.clone(),
-                part,
-                parts,
-            })
-        }
+        if part < parts { Ok(part) } else { Err(Error::NoSuchPart { path: self.dir.clone(), part, parts }) }
     }
 }
 
 /// Reads and checks `cache.json`.
 pub(crate) fn read_identity(dir: &Path) -> Result<CacheIdentity> {
     let path = layout::cache_json(dir);
-    let identity = json::read::<CacheIdentity>(&path)?.ok_or_else(|| Error::NotACache {
-        path: dir.to_path_buf(),
-    })?;
+    let identity = json::read::<CacheIdentity>(&path)?.ok_or_else(|| Error::NotACache { path: dir.to_path_buf() })?;
     identity.validate(&path)?;
     Ok(identity)
 }
@@ -432,11 +400,7 @@ pub(crate) fn teacher_folders(dir: &Path) -> Result<BTreeSet<TeacherId>> {
         if !entry.path().is_dir() {
             continue;
         }
-        if let Some(id) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| TeacherId::new(name).ok())
-        {
+        if let Some(id) = entry.file_name().to_str().and_then(|name| TeacherId::new(name).ok()) {
             ids.insert(id);
         }
     }

@@ -110,19 +110,11 @@ mod tests {
                 images: 1,
             })
         };
-        vec![
-            Codec::F32,
-            Codec::F16,
-            Codec::Bf16,
-            affine(&[]),
-            affine(&[0, 7, 39]),
-        ]
+        vec![Codec::F32, Codec::F16, Codec::Bf16, affine(&[]), affine(&[0, 7, 39])]
     }
 
     fn values(n: usize) -> Vec<f32> {
-        (0..n * WIDTH)
-            .map(|i| ((i * 7919) % 2003) as f32 * 0.0123 - 12.3)
-            .collect()
+        (0..n * WIDTH).map(|i| ((i * 7919) % 2003) as f32 * 0.0123 - 12.3).collect()
     }
 
     /// What every codec promises.
@@ -152,24 +144,13 @@ mod tests {
     #[test]
     fn what_cannot_be_stored_is_named_by_position() {
         for codec in all() {
-            for (at, bad) in [
-                (0, f32::NAN),
-                (2499, f32::INFINITY),
-                (1024, f32::NEG_INFINITY),
-            ] {
+            for (at, bad) in [(0, f32::NAN), (2499, f32::INFINITY), (1024, f32::NEG_INFINITY)] {
                 let mut values = values(100);
                 values[at] = bad;
                 let mut bytes = vec![7];
                 match codec.tokens().encode(&values, WIDTH, &mut bytes) {
-                    Err(Error::Unstorable {
-                        codec: name,
-                        position,
-                        value,
-                    }) => {
-                        assert_eq!(
-                            (name, position, value.to_bits()),
-                            (codec.name(), at, bad.to_bits())
-                        );
+                    Err(Error::Unstorable { codec: name, position, value }) => {
+                        assert_eq!((name, position, value.to_bits()), (codec.name(), at, bad.to_bits()));
                     }
                     other => panic!("{codec} {bad}: {other:?}"),
                 }
@@ -183,14 +164,8 @@ mod tests {
         for codec in all() {
             let tokens = codec.tokens();
             let good = vec![0; tokens.bytes(3, WIDTH)];
-            tokens
-                .decode_into(&good, WIDTH, &mut [0.0; 3 * WIDTH])
-                .unwrap();
-            for (bytes, values) in [
-                (good.len() - 1, 3 * WIDTH),
-                (good.len() + 1, 3 * WIDTH),
-                (good.len(), 2 * WIDTH),
-            ] {
+            tokens.decode_into(&good, WIDTH, &mut [0.0; 3 * WIDTH]).unwrap();
+            for (bytes, values) in [(good.len() - 1, 3 * WIDTH), (good.len() + 1, 3 * WIDTH), (good.len(), 2 * WIDTH)] {
                 assert!(
                     matches!(
                         tokens.decode_into(&vec![0; bytes], WIDTH, &mut vec![0.0; values]),

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use parquet::basic::{Compression, LogicalType, Repetition, Type as Physical, ZstdLevel};
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::{
-    EnabledStatistics, WriterProperties, WriterPropertiesPtr, WriterVersion,
-};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr, WriterVersion};
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -54,22 +52,13 @@ pub(crate) struct Column {
 /// The columns of a samples file. Nothing is compressed: the rows are a thousandth of the features, and plain bytes let damage
 /// be told row by row.
 pub(crate) fn samples_columns() -> [Column; 15] {
-    let column = |name, kind| Column {
-        name,
-        kind,
-        optional: false,
-        zstd: false,
-        page_rows: SAMPLES_PAGE_ROWS,
-    };
+    let column = |name, kind| Column { name, kind, optional: false, zstd: false, page_rows: SAMPLES_PAGE_ROWS };
     [
         column("sample_id", Kind::Unsigned64),
         column("view", Kind::Unsigned32(16)),
         column("key", Kind::Utf8),
         column("content_hash", Kind::Fixed(16)),
-        Column {
-            optional: true,
-            ..column("label", Kind::Signed32)
-        },
+        Column { optional: true, ..column("label", Kind::Signed32) },
         column("width", Kind::Unsigned32(32)),
         column("height", Kind::Unsigned32(32)),
         column("crop_x", Kind::Unsigned32(32)),
@@ -77,32 +66,16 @@ pub(crate) fn samples_columns() -> [Column; 15] {
         column("crop_w", Kind::Unsigned32(32)),
         column("crop_h", Kind::Unsigned32(32)),
         column("flip", Kind::Bool),
-        Column {
-            optional: true,
-            ..column("image_hash", Kind::Fixed(16))
-        },
-        Column {
-            optional: true,
-            page_rows: 1,
-            ..column("image", Kind::Binary)
-        },
+        Column { optional: true, ..column("image_hash", Kind::Fixed(16)) },
+        Column { optional: true, page_rows: 1, ..column("image", Kind::Binary) },
         column("checksum", Kind::Unsigned64),
     ]
 }
 
 /// The columns of a teacher's file. Every row is a page of its own, so that it can be read alone and damage stays in it.
 pub(crate) fn teacher_columns(teacher: &TeacherIdentity) -> [Column; 7] {
-    let column = |name, kind| Column {
-        name,
-        kind,
-        optional: false,
-        zstd: false,
-        page_rows: 1,
-    };
-    let features = |name, bytes| Column {
-        zstd: true,
-        ..column(name, Kind::Fixed(bytes))
-    };
+    let column = |name, kind| Column { name, kind, optional: false, zstd: false, page_rows: 1 };
+    let features = |name, bytes| Column { zstd: true, ..column(name, Kind::Fixed(bytes)) };
     [
         column("sample_id", Kind::Unsigned64),
         column("view", Kind::Unsigned32(16)),
@@ -125,16 +98,11 @@ impl Column {
             Kind::Utf8 => (Physical::BYTE_ARRAY, Some(LogicalType::String), -1),
             Kind::Binary => (Physical::BYTE_ARRAY, None, -1),
             Kind::Fixed(bytes) => {
-                let length =
-                    i32::try_from(bytes).expect("identities bound a row's bytes far below 2 GiB");
+                let length = i32::try_from(bytes).expect("identities bound a row's bytes far below 2 GiB");
                 (Physical::FIXED_LEN_BYTE_ARRAY, None, length)
             }
         };
-        let repetition = if self.optional {
-            Repetition::OPTIONAL
-        } else {
-            Repetition::REQUIRED
-        };
+        let repetition = if self.optional { Repetition::OPTIONAL } else { Repetition::REQUIRED };
         Type::primitive_type_builder(self.name, physical)
             .with_repetition(repetition)
             .with_logical_type(logical)
@@ -160,10 +128,7 @@ impl Column {
 
 /// The Parquet schema of some columns.
 pub(crate) fn schema(columns: &[Column]) -> TypePtr {
-    let fields = columns
-        .iter()
-        .map(|column| Arc::new(column.parquet_type()))
-        .collect();
+    let fields = columns.iter().map(|column| Arc::new(column.parquet_type())).collect();
     Arc::new(
         Type::group_type_builder("schema")
             .with_fields(fields)
@@ -175,12 +140,7 @@ pub(crate) fn schema(columns: &[Column]) -> TypePtr {
 /// How the columns are written. Everything that could make bytes depend on more than the rows is fixed here.
 pub(crate) fn properties(columns: &[Column], key_values: Vec<KeyValue>) -> WriterPropertiesPtr {
     // The library looks at the limits of a page after each of its own batches of rows.
-    let batch = columns
-        .iter()
-        .filter(|column| !column.optional)
-        .map(|column| column.page_rows)
-        .min()
-        .unwrap_or(1);
+    let batch = columns.iter().filter(|column| !column.optional).map(|column| column.page_rows).min().unwrap_or(1);
     let mut properties = WriterProperties::builder()
         .set_created_by(CREATED_BY.to_string())
         .set_writer_version(WriterVersion::PARQUET_1_0)
@@ -192,8 +152,7 @@ pub(crate) fn properties(columns: &[Column], key_values: Vec<KeyValue>) -> Write
         // Row groups are cut by the writers, which know the bytes of a row.
         .set_max_row_group_row_count(None);
     for column in columns {
-        properties =
-            properties.set_column_data_page_row_count_limit(column.path(), column.page_rows);
+        properties = properties.set_column_data_page_row_count_limit(column.path(), column.page_rows);
         if column.zstd {
             let level = ZstdLevel::try_new(1).expect("1 is a level of zstd");
             properties = properties.set_column_compression(column.path(), Compression::ZSTD(level));
@@ -212,17 +171,9 @@ pub(crate) const KEY_TEACHER_FINGERPRINT: &str = "mr-mae.teacher_fingerprint";
 
 /// The identity, repeated in every file so that a lone one explains itself. Class names are left to `cache.json`: there can be
 /// tens of thousands. The fingerprint covers them.
-pub(crate) fn key_values(
-    part: u32,
-    cache: &CacheIdentity,
-    teacher: Option<&TeacherIdentity>,
-) -> Vec<KeyValue> {
+pub(crate) fn key_values(part: u32, cache: &CacheIdentity, teacher: Option<&TeacherIdentity>) -> Vec<KeyValue> {
     let entry = |key: &str, value: String| KeyValue::new(key.to_string(), value);
-    let brief = CacheIdentity {
-        depth_window: crate::DepthWindow::HighByte,
-        label_names: Vec::new(),
-        ..cache.clone()
-    };
+    let brief = CacheIdentity { depth_window: crate::DepthWindow::HighByte, label_names: Vec::new(), ..cache.clone() };
     let mut entries = vec![
         entry(KEY_FORMAT, cache.format_version.to_string()),
         entry(KEY_PART, part.to_string()),
@@ -243,20 +194,8 @@ pub(crate) fn sample_checksum(row: &SampleRow) -> u64 {
     hash.number(row.view.index.into());
     hash.bytes(row.key.as_bytes());
     hash.bytes(&row.content_hash.0);
-    hash.optional(
-        row.label
-            .map(i32::to_le_bytes)
-            .as_ref()
-            .map(|label| &label[..]),
-    );
-    for value in [
-        row.width,
-        row.height,
-        row.view.crop.x,
-        row.view.crop.y,
-        row.view.crop.w,
-        row.view.crop.h,
-    ] {
+    hash.optional(row.label.map(i32::to_le_bytes).as_ref().map(|label| &label[..]));
+    for value in [row.width, row.height, row.view.crop.x, row.view.crop.y, row.view.crop.w, row.view.crop.h] {
         hash.number(value.into());
     }
     hash.number(row.view.flip.into());
@@ -269,12 +208,7 @@ pub(crate) fn teacher_checksum(row: &TeacherRow) -> u64 {
     let mut hash = Hash::new(b"mr-mae teacher row v1");
     hash.number(row.sample_id);
     hash.number(row.view.into());
-    for bytes in [
-        &row.content_hash.0[..],
-        &row.tokens,
-        &row.cls,
-        &row.cls_attn,
-    ] {
+    for bytes in [&row.content_hash.0[..], &row.tokens, &row.cls, &row.cls_attn] {
         hash.bytes(bytes);
     }
     hash.finish()

@@ -83,22 +83,13 @@ pub struct TeacherCommit {
 
 impl SamplesCommit {
     /// Reads the samples' commit record of a part and checks that it belongs there; `None` if there is none.
-    pub(crate) fn read(
-        cache: &Path,
-        part: u32,
-        identity: &CacheIdentity,
-    ) -> Result<Option<SamplesCommit>> {
+    pub(crate) fn read(cache: &Path, part: u32, identity: &CacheIdentity) -> Result<Option<SamplesCommit>> {
         let path = layout::samples_commit(cache, part);
         let Some(commit) = json::read::<SamplesCommit>(&path)? else {
             return Ok(None);
         };
         check_place(&path, "part", &commit.part, &part)?;
-        check_place(
-            &path,
-            "cache fingerprint",
-            &commit.cache,
-            &identity.fingerprint(),
-        )?;
+        check_place(&path, "cache fingerprint", &commit.cache, &identity.fingerprint())?;
         commit.file.check(&path)?;
         Ok(Some(commit))
     }
@@ -118,31 +109,14 @@ impl TeacherCommit {
         };
         check_place(&path, "part", &commit.part, &part)?;
         check_place(&path, "teacher", &commit.id, &teacher.id)?;
-        check_place(
-            &path,
-            "cache fingerprint",
-            &commit.cache,
-            &identity.fingerprint(),
-        )?;
-        check_place(
-            &path,
-            "teacher fingerprint",
-            &commit.teacher,
-            &teacher.fingerprint(),
-        )?;
+        check_place(&path, "cache fingerprint", &commit.cache, &identity.fingerprint())?;
+        check_place(&path, "teacher fingerprint", &commit.teacher, &teacher.fingerprint())?;
         commit.file.check(&path)?;
         let width = teacher.width as usize;
         if commit.channels.sum.len() != width || commit.channels.sum_sq.len() != width {
-            return Err(Error::Record {
-                path,
-                detail: format!("its channel sums are not of {width} channels"),
-            });
+            return Err(Error::Record { path, detail: format!("its channel sums are not of {width} channels") });
         }
-        if let Some(detail) = commit
-            .codec_error
-            .as_ref()
-            .and_then(|error| error.problem(width))
-        {
+        if let Some(detail) = commit.codec_error.as_ref().and_then(|error| error.problem(width)) {
             return Err(Error::Record { path, detail });
         }
         Ok(Some(commit))
@@ -154,20 +128,12 @@ impl FileStamp {
         if self.footer_bytes <= self.bytes {
             return Ok(());
         }
-        Err(Error::Record {
-            path: path.to_path_buf(),
-            detail: "its footer_bytes are more than its bytes".to_string(),
-        })
+        Err(Error::Record { path: path.to_path_buf(), detail: "its footer_bytes are more than its bytes".to_string() })
     }
 }
 
 /// Refuses a file that was made for another place.
-pub(crate) fn check_place<T: PartialEq + ToString>(
-    path: &Path,
-    field: &str,
-    found: &T,
-    expected: &T,
-) -> Result<()> {
+pub(crate) fn check_place<T: PartialEq + ToString>(path: &Path, field: &str, found: &T, expected: &T) -> Result<()> {
     if found == expected {
         return Ok(());
     }
@@ -182,11 +148,7 @@ pub(crate) fn check_place<T: PartialEq + ToString>(
 impl ChannelSums {
     /// Sums of nothing.
     pub(crate) fn new(width: usize) -> ChannelSums {
-        ChannelSums {
-            count: 0,
-            sum: vec![0.0; width],
-            sum_sq: vec![0.0; width],
-        }
+        ChannelSums { count: 0, sum: vec![0.0; width], sum_sq: vec![0.0; width] }
     }
 
     /// Adds the tokens `[L, D]` of one row.
@@ -204,16 +166,11 @@ impl ChannelSums {
     /// Adds another part's sums of the same teacher.
     pub fn add(&mut self, other: &ChannelSums) {
         self.count += other.count;
-        for (mine, others) in [
-            (&mut self.sum, &other.sum),
-            (&mut self.sum_sq, &other.sum_sq),
-        ] {
+        for (mine, others) in [(&mut self.sum, &other.sum), (&mut self.sum_sq, &other.sum_sq)] {
             if mine.is_empty() {
                 mine.clone_from(others);
             } else {
-                mine.iter_mut()
-                    .zip(others)
-                    .for_each(|(mine, other)| *mine += other);
+                mine.iter_mut().zip(others).for_each(|(mine, other)| *mine += other);
             }
         }
     }
@@ -226,11 +183,7 @@ impl ChannelSums {
     /// Variance per channel, over all tokens (not the unbiased one).
     pub fn variance(&self) -> Vec<f64> {
         let n = self.count as f64;
-        self.sum
-            .iter()
-            .zip(&self.sum_sq)
-            .map(|(sum, sum_sq)| (sum_sq / n - (sum / n).powi(2)).max(0.0))
-            .collect()
+        self.sum.iter().zip(&self.sum_sq).map(|(sum, sum_sq)| (sum_sq / n - (sum / n).powi(2)).max(0.0)).collect()
     }
 }
 
@@ -247,18 +200,8 @@ mod tests {
         let mut all = ChannelSums::default();
         all.add(&first);
         all.add(&second);
-        assert_eq!(
-            all,
-            ChannelSums {
-                count: 3,
-                sum: vec![12.0, 0.0],
-                sum_sq: vec![74.0, 32.0]
-            }
-        );
+        assert_eq!(all, ChannelSums { count: 3, sum: vec![12.0, 0.0], sum_sq: vec![74.0, 32.0] });
         assert_eq!(all.mean(), [4.0, 0.0]);
-        assert!(
-            (all.variance()[0] - 26.0 / 3.0).abs() < 1e-12
-                && (all.variance()[1] - 32.0 / 3.0).abs() < 1e-12
-        );
+        assert!((all.variance()[0] - 26.0 / 3.0).abs() < 1e-12 && (all.variance()[1] - 32.0 / 3.0).abs() < 1e-12);
     }
 }

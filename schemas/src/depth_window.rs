@@ -64,14 +64,10 @@ impl FromStr for DepthWindow {
                 Some(pair) => two::<f64>(pair)
                     .filter(|(low, high)| 0.0 <= *low && low < high && *high <= 100.0)
                     .map(|(low, high)| DepthWindow::Percentile(low, high)),
-                None => two::<u16>(text)
-                    .filter(|(min, max)| min < max)
-                    .map(|(min, max)| DepthWindow::Levels(min, max)),
+                None => two::<u16>(text).filter(|(min, max)| min < max).map(|(min, max)| DepthWindow::Levels(min, max)),
             },
         };
-        window.ok_or_else(|| BadDepthWindow {
-            found: text.to_owned(),
-        })
+        window.ok_or_else(|| BadDepthWindow { found: text.to_owned() })
     }
 }
 
@@ -113,14 +109,7 @@ mod tests {
 
     #[test]
     fn every_window_reads_back() {
-        for text in [
-            "high-byte",
-            "full-range",
-            "percentile:1,99",
-            "percentile:0.5,99.5",
-            "0,4095",
-            "1000,65535",
-        ] {
+        for text in ["high-byte", "full-range", "percentile:1,99", "percentile:0.5,99.5", "0,4095", "1000,65535"] {
             let window: DepthWindow = text.parse().unwrap();
             assert_eq!(window.to_string(), text);
             let json = serde_json::to_string(&window).unwrap();

@@ -24,11 +24,7 @@ pub struct FieldDifference {
 
 impl fmt::Display for FieldDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FieldDifference {
-            field,
-            cached,
-            requested,
-        } = self;
+        let FieldDifference { field, cached, requested } = self;
         if field == "dataset.digest" {
             // Nobody knows a digest by heart.
             return write!(
@@ -37,15 +33,9 @@ impl fmt::Display for FieldDifference {
             );
         }
         if field == "label_names" {
-            return write!(
-                f,
-                "other classes or another order of them ({cached}; now {requested})"
-            );
+            return write!(f, "other classes or another order of them ({cached}; now {requested})");
         }
-        write!(
-            f,
-            "{field} = {cached}, but {field} = {requested} is asked for"
-        )
+        write!(f, "{field} = {cached}, but {field} = {requested} is asked for")
     }
 }
 
@@ -81,9 +71,7 @@ pub enum Error {
 
     // ---- Identity ---------------------------------------------------------------------------------------------------
     /// The folder holds no `cache.json`.
-    #[error(
-        "{path} is not a cache: it holds no cache.json (build one with `pipeline build-cache --out {path}`)"
-    )]
+    #[error("{path} is not a cache: it holds no cache.json (build one with `pipeline build-cache --out {path}`)")]
     NotACache {
         /// The folder.
         path: PathBuf,
@@ -349,9 +337,7 @@ pub enum Error {
         expected: u64,
     },
     /// Samples and rejects of a part do not cover each of its samples exactly once.
-    #[error(
-        "{path}: sample {sample_id} has {rows} rows and {rejects} rejects, but must have {views} rows or 1 reject"
-    )]
+    #[error("{path}: sample {sample_id} has {rows} rows and {rejects} rejects, but must have {views} rows or 1 reject")]
     Coverage {
         /// The samples file.
         path: PathBuf,
@@ -433,38 +419,23 @@ impl Error {
     }
 
     /// An error of the Parquet library on `path`. The operating system's errors inside it are told apart.
-    pub(crate) fn parquet(
-        action: &'static str,
-        path: &Path,
-        error: parquet::errors::ParquetError,
-    ) -> Error {
+    pub(crate) fn parquet(action: &'static str, path: &Path, error: parquet::errors::ParquetError) -> Error {
         let detail = match error {
-            parquet::errors::ParquetError::External(inner) => {
-                match inner.downcast::<std::io::Error>() {
-                    Ok(source) => return Error::io(action, path, *source),
-                    Err(other) => other.to_string(),
-                }
-            }
+            parquet::errors::ParquetError::External(inner) => match inner.downcast::<std::io::Error>() {
+                Ok(source) => return Error::io(action, path, *source),
+                Err(other) => other.to_string(),
+            },
             other => other.to_string(),
         };
-        Error::Parquet {
-            path: path.to_path_buf(),
-            detail,
-        }
+        Error::Parquet { path: path.to_path_buf(), detail }
     }
 
     /// An I/O error on `path`, with a full disk told apart.
     pub fn io(action: &'static str, path: &Path, source: std::io::Error) -> Error {
         use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         match source.kind() {
-            StorageFull | QuotaExceeded => Error::DiskFull {
-                path: path.to_path_buf(),
-            },
-            _ => Error::Io {
-                action,
-                path: path.to_path_buf(),
-                source,
-            },
+            StorageFull | QuotaExceeded => Error::DiskFull { path: path.to_path_buf() },
+            _ => Error::Io { action, path: path.to_path_buf(), source },
         }
     }
 }
@@ -472,11 +443,7 @@ impl Error {
 /// `views.seed = 7, but views.seed = 8 is asked for; ...`, cut where nobody would read on.
 fn list_differences(differences: &[FieldDifference]) -> String {
     const SHOWN: usize = 20;
-    let mut said: Vec<String> = differences
-        .iter()
-        .take(SHOWN)
-        .map(|d| d.to_string())
-        .collect();
+    let mut said: Vec<String> = differences.iter().take(SHOWN).map(|d| d.to_string()).collect();
     if differences.len() > SHOWN {
         said.push(format!("and {} more", differences.len() - SHOWN));
     }
@@ -485,17 +452,14 @@ fn list_differences(differences: &[FieldDifference]) -> String {
 
 /// Whether a build differs by its images, which its source decides, or by settings.
 fn how_to_go_on(differences: &[FieldDifference]) -> &'static str {
-    let is_of_images = |d: &FieldDifference| {
-        d.field == "label_names" || d.field == "plan.samples" || d.field.starts_with("dataset.")
-    };
+    let is_of_images =
+        |d: &FieldDifference| d.field == "label_names" || d.field == "plan.samples" || d.field.starts_with("dataset.");
     let of_images = differences.iter().filter(|d| is_of_images(d)).count();
     match (of_images, differences.len() - of_images) {
         (0, 1) => "ask for the cached value",
         (0, _) => "ask for the cached values",
         (_, 0) => "give the images as they were (the same files, labels and --limit)",
-        _ => {
-            "give the images as they were (the same files, labels and --limit) and ask for the other cached values"
-        }
+        _ => "give the images as they were (the same files, labels and --limit) and ask for the other cached values",
     }
 }
 
@@ -504,11 +468,7 @@ fn list<T: fmt::Display>(names: &[T]) -> String {
     if names.is_empty() {
         return "none".to_string();
     }
-    names
-        .iter()
-        .map(|name| format!("\"{name}\""))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 
 /// What to do about a damaged file. Deleting a part's commit record makes the builder build that part again, to the same

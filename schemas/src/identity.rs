@@ -7,9 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{
-    Codec, DepthWindow, Error, FieldDifference, Plan, Result, Scalar, TeacherIdentity, json,
-};
+use crate::{Codec, DepthWindow, Error, FieldDifference, Plan, Result, Scalar, TeacherIdentity, json};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -84,11 +82,7 @@ pub enum ViewPolicy {
 impl ViewPolicy {
     /// RandomResizedCrop as MAE and MR-MAE pretrain with it: area 0.2 to 1, ratio 3/4 to 4/3, mirrored half of the time.
     pub fn rrc() -> ViewPolicy {
-        ViewPolicy::Rrc {
-            scale: [0.2, 1.0],
-            ratio: [3.0 / 4.0, 4.0 / 3.0],
-            flip: 0.5,
-        }
+        ViewPolicy::Rrc { scale: [0.2, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0], flip: 0.5 }
     }
 }
 
@@ -146,18 +140,8 @@ impl CacheIdentity {
         rules.sha256("dataset.digest", &self.dataset.digest)?;
         rules.filled("image_code", &self.image_code)?;
         rules.filled("views.filter", &self.views.filter)?;
-        rules.check(
-            "views.views",
-            self.views.views,
-            self.views.views > 0,
-            "at least 1",
-        )?;
-        if let ViewPolicy::Rrc {
-            scale: [least, most],
-            ratio: [narrow, wide],
-            flip,
-        } = self.views.policy
-        {
+        rules.check("views.views", self.views.views, self.views.views > 0, "at least 1")?;
+        if let ViewPolicy::Rrc { scale: [least, most], ratio: [narrow, wide], flip } = self.views.policy {
             rules.check(
                 "views.scale",
                 format!("[{least}, {most}]"),
@@ -165,53 +149,21 @@ impl CacheIdentity {
                 "an ascending pair in (0, 1]",
             )?;
             let good = 0.0 < narrow && narrow <= wide && wide.is_finite();
-            rules.check(
-                "views.ratio",
-                format!("[{narrow}, {wide}]"),
-                good,
-                "an ascending pair above 0",
-            )?;
-            rules.check(
-                "views.flip",
-                flip,
-                (0.0..=1.0).contains(&flip),
-                "a probability",
-            )?;
+            rules.check("views.ratio", format!("[{narrow}, {wide}]"), good, "an ascending pair above 0")?;
+            rules.check("views.flip", flip, (0.0..=1.0).contains(&flip), "a probability")?;
         }
-        if let Pack::Jpeg {
-            short_side,
-            quality,
-        } = self.pack
-        {
+        if let Pack::Jpeg { short_side, quality } = self.pack {
             rules.check(
                 "pack.jpeg.short_side",
                 short_side,
                 (1..=1 << 15).contains(&short_side),
                 "between 1 and 32768",
             )?;
-            rules.check(
-                "pack.jpeg.quality",
-                quality,
-                (1..=100).contains(&quality),
-                "between 1 and 100",
-            )?;
+            rules.check("pack.jpeg.quality", quality, (1..=100).contains(&quality), "between 1 and 100")?;
         }
-        let Plan {
-            samples,
-            part_samples,
-        } = self.plan;
-        rules.check(
-            "plan.samples",
-            samples,
-            samples == self.dataset.samples,
-            "equal to dataset.samples",
-        )?;
-        rules.check(
-            "plan.part_samples",
-            part_samples,
-            part_samples > 0,
-            "at least 1",
-        )?;
+        let Plan { samples, part_samples } = self.plan;
+        rules.check("plan.samples", samples, samples == self.dataset.samples, "equal to dataset.samples")?;
+        rules.check("plan.part_samples", part_samples, part_samples > 0, "at least 1")?;
         let few = samples.div_ceil(part_samples) <= Plan::MAX_PARTS;
         rules.check(
             "plan.part_samples",
@@ -273,25 +225,10 @@ impl TeacherIdentity {
             matches!(&*self.precision, "f32" | "bf16" | "tf32"),
             "f32 or bf16",
         )?;
-        rules.check(
-            "norm_eps",
-            self.norm_eps,
-            self.norm_eps > 0.0 && self.norm_eps < 1.0,
-            "between 0 and 1",
-        )?;
-        for (field, values, least) in [
-            ("mean", self.mean, f64::MIN),
-            ("std", self.std, f64::MIN_POSITIVE),
-        ] {
-            let good = values
-                .iter()
-                .all(|value| (least..=f64::MAX).contains(value));
-            rules.check(
-                field,
-                format!("{values:?}"),
-                good,
-                "finite, and above 0 for std",
-            )?;
+        rules.check("norm_eps", self.norm_eps, self.norm_eps > 0.0 && self.norm_eps < 1.0, "between 0 and 1")?;
+        for (field, values, least) in [("mean", self.mean, f64::MIN), ("std", self.std, f64::MIN_POSITIVE)] {
+            let good = values.iter().all(|value| (least..=f64::MAX).contains(value));
+            rules.check(field, format!("{values:?}"), good, "finite, and above 0 for std")?;
         }
         for (field, value) in [
             ("grid", self.grid),
@@ -299,20 +236,10 @@ impl TeacherIdentity {
             ("patch_size", self.patch_size),
             ("batch_size", self.batch_size),
         ] {
-            rules.check(
-                field,
-                value,
-                (1..=1 << 20).contains(&value),
-                "between 1 and 1048576",
-            )?;
+            rules.check(field, value, (1..=1 << 20).contains(&value), "between 1 and 1048576")?;
         }
         let side = u64::from(self.grid) * u64::from(self.patch_size);
-        rules.check(
-            "input_size",
-            self.input_size,
-            u64::from(self.input_size) == side,
-            "equal to grid * patch_size",
-        )?;
+        rules.check("input_size", self.input_size, u64::from(self.input_size) == side, "equal to grid * patch_size")?;
         let values = u128::from(self.grid) * u128::from(self.grid) * u128::from(self.width);
         let bytes = values * Scalar::F32.bytes_per_value() as u128;
         rules.check(
@@ -344,11 +271,7 @@ impl Rules<'_> {
         if found == FORMAT_VERSION {
             return Ok(());
         }
-        Err(Error::Version {
-            path: self.path.to_path_buf(),
-            found: found.into(),
-            supported: FORMAT_VERSION,
-        })
+        Err(Error::Version { path: self.path.to_path_buf(), found: found.into(), supported: FORMAT_VERSION })
     }
 
     fn check(&self, field: &str, found: impl ToString, good: bool, expected: &str) -> Result<()> {
@@ -369,12 +292,7 @@ impl Rules<'_> {
 
     fn sha256(&self, field: &str, value: &str) -> Result<()> {
         let good = json::parse_hex(value, &mut [0; 32]).is_some();
-        self.check(
-            field,
-            format!("{value:?}"),
-            good,
-            "a SHA-256 in 64 lower-case hexadecimal digits",
-        )
+        self.check(field, format!("{value:?}"), good, "a SHA-256 in 64 lower-case hexadecimal digits")
     }
 }
 
@@ -417,8 +335,7 @@ fn check_same(path: &Path, cached: &Value, requested: &Value) -> Result<()> {
     };
     let mut differences: Vec<_> = differences.into_iter().map(field).collect();
     if let Some(at) = classes {
-        let [cached, requested] =
-            [cached, requested].map(|identity| names(&identity["label_names"]));
+        let [cached, requested] = [cached, requested].map(|identity| names(&identity["label_names"]));
         let difference = FieldDifference {
             field: "label_names".to_string(),
             cached: classes_beside(&cached, &requested),
@@ -426,18 +343,11 @@ fn check_same(path: &Path, cached: &Value, requested: &Value) -> Result<()> {
         };
         differences.insert(at.min(differences.len()), difference);
     }
-    Err(Error::IdentityChanged {
-        path: path.to_path_buf(),
-        differences,
-    })
+    Err(Error::IdentityChanged { path: path.to_path_buf(), differences })
 }
 
 fn names(list: &Value) -> Vec<&str> {
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect()
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// How many classes there are, and which of them the others lack.

@@ -30,8 +30,7 @@ pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
 /// Publishes the record unless one is there already; false if so.
 pub(crate) fn write_new<T: Serialize>(path: &Path, record: &T) -> Result<bool> {
     let mut file = atomic::AtomicFile::create(path)?;
-    std::io::Write::write_all(&mut file, seal(record).as_bytes())
-        .map_err(|e| Error::io("write", path, e))?;
+    std::io::Write::write_all(&mut file, seal(record).as_bytes()).map_err(|e| Error::io("write", path, e))?;
     file.publish_new()
 }
 
@@ -43,41 +42,28 @@ pub(crate) fn read<T: Serialize + DeserializeOwned>(path: &Path) -> Result<Optio
     let Some(bytes) = read_file(path, MAX_BYTES)? else {
         return Ok(None);
     };
-    let fail = |detail: String| Error::Record {
-        path: path.to_path_buf(),
-        detail,
-    };
+    let fail = |detail: String| Error::Record { path: path.to_path_buf(), detail };
     if !digest_holds(&bytes) {
-        return Err(Error::RecordDigest {
-            path: path.to_path_buf(),
-        });
+        return Err(Error::RecordDigest { path: path.to_path_buf() });
     }
     let mut value: Value = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
-    let fields = value
-        .as_object_mut()
-        .ok_or_else(|| fail("it is not a JSON object".to_string()))?;
+    let fields = value.as_object_mut().ok_or_else(|| fail("it is not a JSON object".to_string()))?;
     fields.remove("digest");
     match fields.get("format_version").and_then(Value::as_u64) {
         Some(version) if version == u64::from(FORMAT_VERSION) => {}
         Some(found) => {
-            return Err(Error::Version {
-                path: path.to_path_buf(),
-                found,
-                supported: FORMAT_VERSION,
-            });
+            return Err(Error::Version { path: path.to_path_buf(), found, supported: FORMAT_VERSION });
         }
         None => {
-            return Err(fail(
-                "the field format_version is missing or not a number".to_string(),
-            ));
+            return Err(fail("the field format_version is missing or not a number".to_string()));
         }
     }
     let record = T::deserialize(&value).map_err(|e| fail(e.to_string()))?;
     // Fields that this version does not know might change the meaning of those it does.
     match differences(&value, &to_value(&record)).into_iter().next() {
-        Some(Difference { field, .. }) => Err(fail(format!(
-            "the field {field} is unknown to this version of the format, or not in its form"
-        ))),
+        Some(Difference { field, .. }) => {
+            Err(fail(format!("the field {field} is unknown to this version of the format, or not in its form")))
+        }
         None => Ok(Some(record)),
     }
 }
@@ -91,11 +77,7 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     };
     let found = file.metadata().map_err(io)?.len();
     if found > limit {
-        return Err(Error::RecordSize {
-            path: path.to_path_buf(),
-            found,
-            limit,
-        });
+        return Err(Error::RecordSize { path: path.to_path_buf(), found, limit });
     }
     let mut bytes = Vec::with_capacity(found as usize);
     file.take(limit).read_to_end(&mut bytes).map_err(io)?;
@@ -194,11 +176,7 @@ fn compare(field: &str, left: Option<&Value>, right: Option<&Value>, found: &mut
         (Some(Value::Object(left)), Some(Value::Object(right))) => {
             let keys: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
             for key in keys {
-                let field = if field.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{field}.{key}")
-                };
+                let field = if field.is_empty() { key.clone() } else { format!("{field}.{key}") };
                 compare(&field, left.get(key), right.get(key), found);
             }
         }
@@ -209,11 +187,7 @@ fn compare(field: &str, left: Option<&Value>, right: Option<&Value>, found: &mut
         }
         (left, right) if left == right => {}
         (left, right) => {
-            found.push(Difference {
-                field: field.to_string(),
-                left: left.cloned(),
-                right: right.cloned(),
-            });
+            found.push(Difference { field: field.to_string(), left: left.cloned(), right: right.cloned() });
         }
     }
 }

@@ -12,22 +12,14 @@ pub fn all() -> [(&'static str, String); 4] {
     [
         ("cache.schema.json", of::<CacheIdentity>("cache.json")),
         ("teacher.schema.json", of::<TeacherIdentity>("teacher.json")),
-        (
-            "samples-commit.schema.json",
-            of::<SamplesCommit>("samples/part-NNNNN.commit.json"),
-        ),
-        (
-            "teacher-commit.schema.json",
-            of::<TeacherCommit>("teachers/<id>/part-NNNNN.commit.json"),
-        ),
+        ("samples-commit.schema.json", of::<SamplesCommit>("samples/part-NNNNN.commit.json")),
+        ("teacher-commit.schema.json", of::<TeacherCommit>("teachers/<id>/part-NNNNN.commit.json")),
     ]
 }
 
 fn of<T: JsonSchema>(file: &str) -> String {
     let mut schema = schemars::schema_for!(T).to_value();
-    let fields = schema
-        .as_object_mut()
-        .expect("the schema of a record is an object");
+    let fields = schema.as_object_mut().expect("the schema of a record is an object");
     fields.insert("title".into(), file.into());
     fields.insert("additionalProperties".into(), Value::Bool(false));
     let digest = json!({
@@ -38,9 +30,7 @@ fn of<T: JsonSchema>(file: &str) -> String {
     if let Some(Value::Object(properties)) = fields.get_mut("properties") {
         properties.insert("digest".into(), digest);
         // Every field is written, those without a value as null; but those with a default may be absent.
-        let required = properties
-            .iter()
-            .filter(|(_, schema)| schema.get("default").is_none());
+        let required = properties.iter().filter(|(_, schema)| schema.get("default").is_none());
         let all = required.map(|(name, _)| name.as_str().into()).collect();
         fields.insert("required".into(), Value::Array(all));
     }
@@ -64,11 +54,7 @@ mod tests {
                 panic!("{} was not there and is now: look at it", path.display());
             }
             let committed = std::fs::read_to_string(&path).unwrap();
-            assert!(
-                committed == text,
-                "{} is not that of the type",
-                path.display()
-            );
+            assert!(committed == text, "{} is not that of the type", path.display());
         }
     }
 }

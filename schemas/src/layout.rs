@@ -21,16 +21,12 @@ pub fn teacher_json(cache: &Path, id: &TeacherId) -> PathBuf {
 
 /// `CACHE/samples/part-00000.parquet`: one row per (sample, view).
 pub fn samples_file(cache: &Path, part: u32) -> PathBuf {
-    cache
-        .join("samples")
-        .join(format!("part-{part:05}.parquet"))
+    cache.join("samples").join(format!("part-{part:05}.parquet"))
 }
 
 /// `CACHE/samples/part-00000.commit.json`: declares the samples and rejects of the part complete.
 pub fn samples_commit(cache: &Path, part: u32) -> PathBuf {
-    cache
-        .join("samples")
-        .join(format!("part-{part:05}.commit.json"))
+    cache.join("samples").join(format!("part-{part:05}.commit.json"))
 }
 
 /// `CACHE/rejects/part-00000.jsonl`: one line per image that could not be used.
@@ -48,26 +44,17 @@ pub(crate) const SKIPPED: &str = "skipped.jsonl";
 
 /// `CACHE/teachers/<id>/part-00000.parquet`: the teacher's features, row for row with the samples.
 pub fn teacher_file(cache: &Path, id: &TeacherId, part: u32) -> PathBuf {
-    teachers_dir(cache)
-        .join(id.as_str())
-        .join(format!("part-{part:05}.parquet"))
+    teachers_dir(cache).join(id.as_str()).join(format!("part-{part:05}.parquet"))
 }
 
 /// `CACHE/teachers/<id>/part-00000.commit.json`: declares the teacher's part complete.
 pub fn teacher_commit(cache: &Path, id: &TeacherId, part: u32) -> PathBuf {
-    teachers_dir(cache)
-        .join(id.as_str())
-        .join(format!("part-{part:05}.commit.json"))
+    teachers_dir(cache).join(id.as_str()).join(format!("part-{part:05}.commit.json"))
 }
 
 /// The commit record that declares the part file, rejects file or commit record `path`; `None` for identity records.
 pub fn commit_of(path: &Path) -> Option<PathBuf> {
-    let stem = path
-        .file_name()?
-        .to_str()?
-        .strip_prefix("part-")?
-        .split('.')
-        .next()?;
+    let stem = path.file_name()?.to_str()?.strip_prefix("part-")?.split('.').next()?;
     let commit = format!("part-{stem}.commit.json");
     let folder = path.parent()?;
     match folder.file_name()?.to_str()? {

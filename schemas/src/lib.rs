@@ -28,16 +28,14 @@ mod verify;
 mod writer;
 
 pub use cache::{
-    Cache, PartState, add_teacher, check_cache, check_teacher, create_cache, has_parts,
-    remove_stale, start_over, teacher_has_parts,
+    Cache, PartState, add_teacher, check_cache, check_teacher, create_cache, has_parts, remove_stale, start_over,
+    teacher_has_parts,
 };
 pub use codec::{Affine, Calibrator, Codec, CodecError, FeatureCodec, Scalar};
 pub use commit::{ChannelSums, FileStamp, RejectsStamp, SamplesCommit, TeacherCommit};
 pub use depth_window::{BadDepthWindow, DepthWindow};
 pub use error::{Error, FieldDifference, Result};
-pub use identity::{
-    CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIdentity, ViewPolicy,
-};
+pub use identity::{CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIdentity, ViewPolicy};
 pub use plain_words::plain_words;
 pub use plan::Plan;
 pub use reader::TeacherPart;

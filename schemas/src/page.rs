@@ -80,10 +80,7 @@ impl<'a> Page<'a> {
     /// Reads the header (`PageHeader` of parquet.thrift) of a page that must be exactly `bytes`.
     pub(crate) fn open(bytes: &'a [u8]) -> Result<Page<'a>, String> {
         let mut thrift = Compact { bytes, at: 0 };
-        let mut header = PageHeader {
-            kind: -1,
-            ..PageHeader::default()
-        };
+        let mut header = PageHeader { kind: -1, ..PageHeader::default() };
         let read = thrift.fields(|thrift, id, kind| {
             match id {
                 1 => header.kind = thrift.integer(kind, I32)?,
@@ -95,16 +92,11 @@ impl<'a> Page<'a> {
             Some(())
         });
         let body = &bytes[thrift.at.min(bytes.len())..];
-        let sane =
-            read.is_some() && header.kind == DATA_PAGE && header.compressed == body.len() as i64;
+        let sane = read.is_some() && header.kind == DATA_PAGE && header.compressed == body.len() as i64;
         match header.data {
             Some([rows, PLAIN, RLE, RLE]) if sane => {
                 match (usize::try_from(rows), usize::try_from(header.uncompressed)) {
-                    (Ok(rows), Ok(uncompressed)) => Ok(Page {
-                        rows,
-                        body,
-                        uncompressed,
-                    }),
+                    (Ok(rows), Ok(uncompressed)) => Ok(Page { rows, body, uncompressed }),
                     _ => Err("its page header has a negative length".to_string()),
                 }
             }
@@ -113,17 +105,9 @@ impl<'a> Page<'a> {
     }
 
     /// Replaces `out` by the page's values, of which there must be at most `limit` bytes.
-    pub(crate) fn decompress(
-        &self,
-        compression: Compression,
-        limit: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), String> {
+    pub(crate) fn decompress(&self, compression: Compression, limit: usize, out: &mut Vec<u8>) -> Result<(), String> {
         if self.uncompressed > limit {
-            return Err(format!(
-                "its page declares {} bytes, at most {limit} fit",
-                self.uncompressed
-            ));
+            return Err(format!("its page declares {} bytes, at most {limit} fit", self.uncompressed));
         }
         // To its exact length: how a damaged frame fails must not depend on what the buffer held before.
         out.resize(self.uncompressed, 0);
@@ -141,10 +125,7 @@ impl<'a> Page<'a> {
         if found == self.uncompressed {
             Ok(())
         } else {
-            Err(format!(
-                "its page holds {found} bytes, its header says {}",
-                self.uncompressed
-            ))
+            Err(format!("its page holds {found} bytes, its header says {}", self.uncompressed))
         }
     }
 }
@@ -215,19 +196,11 @@ impl<'a> Values<'a> {
     /// The definition levels of `rows` values of an optional column: whether each is there. They come before the values as a
     /// 4-byte length and runs of one bit each (Parquet's RLE / bit-packed hybrid).
     pub(crate) fn present(&mut self, rows: usize) -> Option<Vec<bool>> {
-        let mut runs = Compact {
-            bytes: self.bytes()?,
-            at: 0,
-        };
+        let mut runs = Compact { bytes: self.bytes()?, at: 0 };
         let mut present = Vec::with_capacity(rows.min(MAX_PAGES));
         while present.len() < rows {
             let header = runs.varint()?;
-            let (count, left) = (
-                usize::try_from(header >> 1)
-                    .ok()
-                    .filter(|&count| count > 0)?,
-                rows - present.len(),
-            );
+            let (count, left) = (usize::try_from(header >> 1).ok().filter(|&count| count > 0)?, rows - present.len());
             if header & 1 == 0 {
                 let value = runs.byte().filter(|&value| value <= 1 && count <= left)?;
                 present.resize(present.len() + count, value == 1);
@@ -236,9 +209,7 @@ impl<'a> Values<'a> {
             // Groups of eight, of which the last may be longer than needed.
             for _ in 0..count {
                 let bits = (rows - present.len()).min(8);
-                let byte = runs
-                    .byte()
-                    .filter(|&byte| bits == 8 || (bits > 0 && byte >> bits == 0))?;
+                let byte = runs.byte().filter(|&byte| bits == 8 || (bits > 0 && byte >> bits == 0))?;
                 present.extend((0..bits).map(|bit| byte >> bit & 1 == 1));
             }
         }
@@ -360,26 +331,15 @@ impl Compact<'_> {
             LIST if depth < MAX_DEPTH => {
                 let (count, element) = self.list(kind)?;
                 // An element of one byte or more each, except for booleans, which lists store as bytes.
-                (0..count).try_for_each(|_| {
-                    if element <= 2 {
-                        self.advance(1)
-                    } else {
-                        self.skip(element, depth + 1)
-                    }
-                })
+                (0..count).try_for_each(|_| if element <= 2 { self.advance(1) } else { self.skip(element, depth + 1) })
             }
-            STRUCT if depth < MAX_DEPTH => {
-                self.fields(|thrift, _, kind| thrift.skip(kind, depth + 1))
-            }
+            STRUCT if depth < MAX_DEPTH => self.fields(|thrift, _, kind| thrift.skip(kind, depth + 1)),
             _ => None,
         }
     }
 
     fn advance(&mut self, count: usize) -> Option<()> {
-        let at = self
-            .at
-            .checked_add(count)
-            .filter(|&at| at <= self.bytes.len())?;
+        let at = self.at.checked_add(count).filter(|&at| at <= self.bytes.len())?;
         self.at = at;
         Some(())
     }

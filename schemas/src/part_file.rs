@@ -61,20 +61,10 @@ pub(crate) struct Chunk {
 impl Chunk {
     /// `pages` have been found to follow one another and to cover the rows.
     fn new(compression: Compression, pages: &[PageLocation], rows: usize) -> Chunk {
-        let end = pages
-            .last()
-            .map_or(0, |page| page.offset + u64::from(page.size));
+        let end = pages.last().map_or(0, |page| page.offset + u64::from(page.size));
         let offsets = pages.iter().map(|page| page.offset).chain([end]).collect();
         let first_rows = pages.iter().map(|page| page.first_row).chain([rows as u64]);
-        Chunk {
-            compression,
-            offsets,
-            first_rows: if pages.len() == rows {
-                Vec::new()
-            } else {
-                first_rows.collect()
-            },
-        }
+        Chunk { compression, offsets, first_rows: if pages.len() == rows { Vec::new() } else { first_rows.collect() } }
     }
 
     pub(crate) fn n_pages(&self) -> usize {
@@ -83,10 +73,7 @@ impl Chunk {
 
     /// Where a page's header begins in the file, and the bytes of the page.
     pub(crate) fn page(&self, page: usize) -> (u64, usize) {
-        (
-            self.offsets[page],
-            (self.offsets[page + 1] - self.offsets[page]) as usize,
-        )
+        (self.offsets[page], (self.offsets[page + 1] - self.offsets[page]) as usize)
     }
 
     /// The rows of a page, counted in the group.
@@ -117,86 +104,43 @@ impl PartFile {
         let io = |e| Error::io("read", path, e);
         let file = match File::open(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(Error::FileMissing {
-                    path: path.to_path_buf(),
-                });
+                return Err(Error::FileMissing { path: path.to_path_buf() });
             }
             file => file.map_err(io)?,
         };
         let found = file.metadata().map_err(io)?.len();
         if found != stamp.bytes {
-            return Err(Error::FileSize {
-                path: path.to_path_buf(),
-                found,
-                expected: stamp.bytes,
-            });
+            return Err(Error::FileSize { path: path.to_path_buf(), found, expected: stamp.bytes });
         }
         let data_end =
-            stamp
-                .bytes
-                .checked_sub(stamp.footer_bytes)
-                .ok_or_else(|| Error::Footer {
-                    path: path.to_path_buf(),
-                })?;
+            stamp.bytes.checked_sub(stamp.footer_bytes).ok_or_else(|| Error::Footer { path: path.to_path_buf() })?;
         // No larger than the file, which is there.
         let mut footer = vec![0; stamp.footer_bytes as usize];
         file.read_exact_at(&mut footer, data_end).map_err(io)?;
         if json::sha256_hex(&footer) != stamp.footer_sha256 {
-            return Err(Error::Footer {
-                path: path.to_path_buf(),
-            });
+            return Err(Error::Footer { path: path.to_path_buf() });
         }
-        let metadata = parse_footer(&footer).map_err(|detail| Error::Parquet {
-            path: path.to_path_buf(),
-            detail,
-        })?;
+        let metadata = parse_footer(&footer).map_err(|detail| Error::Parquet { path: path.to_path_buf(), detail })?;
         check_columns(path, metadata.file_metadata().schema(), expected.columns)?;
         check_key_values(path, &metadata, expected)?;
-        let groups =
-            row_groups(&metadata, &footer, data_end, expected.columns).map_err(|detail| {
-                Error::Parquet {
-                    path: path.to_path_buf(),
-                    detail,
-                }
-            })?;
-        let rows = groups
-            .last()
-            .map_or(0, |group| group.first_row + group.rows);
+        let groups = row_groups(&metadata, &footer, data_end, expected.columns)
+            .map_err(|detail| Error::Parquet { path: path.to_path_buf(), detail })?;
+        let rows = groups.last().map_or(0, |group| group.first_row + group.rows);
         if rows as u64 != stamp.rows {
-            return Err(Error::RowCount {
-                path: path.to_path_buf(),
-                found: rows as u64,
-                expected: stamp.rows,
-            });
+            return Err(Error::RowCount { path: path.to_path_buf(), found: rows as u64, expected: stamp.rows });
         }
-        Ok(PartFile {
-            path: path.to_path_buf(),
-            rows,
-            groups,
-            file,
-        })
+        Ok(PartFile { path: path.to_path_buf(), rows, groups, file })
     }
 
     /// Fills `bytes` from a place in the file.
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        self.file
-            .read_exact_at(bytes, offset)
-            .map_err(|e| Error::io("read", &self.path, e))
+        self.file.read_exact_at(bytes, offset).map_err(|e| Error::io("read", &self.path, e))
     }
 
     /// Compressed bytes of each column, page headers included.
     pub(crate) fn column_bytes(&self, columns: &[Column]) -> BTreeMap<String, u64> {
-        let bytes = |i: usize| {
-            self.groups
-                .iter()
-                .map(|group| group.chunks[i].extent().1 as u64)
-                .sum()
-        };
-        columns
-            .iter()
-            .enumerate()
-            .map(|(i, column)| (column.name.to_string(), bytes(i)))
-            .collect()
+        let bytes = |i: usize| self.groups.iter().map(|group| group.chunks[i].extent().1 as u64).sum();
+        columns.iter().enumerate().map(|(i, column)| (column.name.to_string(), bytes(i))).collect()
     }
 
     /// Hashes the whole file and compares it with the commit record.
@@ -214,9 +158,7 @@ impl PartFile {
         if json::hex(&hash.finalize()) == stamp.sha256 {
             Ok(())
         } else {
-            Err(Error::FileHash {
-                path: self.path.clone(),
-            })
+            Err(Error::FileHash { path: self.path.clone() })
         }
     }
 }
@@ -227,11 +169,7 @@ fn parse_footer(footer: &[u8]) -> Result<ParquetMetaData, String> {
     let (rest, magic) = footer.split_last_chunk::<4>().ok_or("it has no footer")?;
     let (rest, length) = rest.split_last_chunk::<4>().ok_or("it has no footer")?;
     let length = u32::from_le_bytes(*length) as usize;
-    let start = rest
-        .len()
-        .checked_sub(length)
-        .filter(|_| magic == b"PAR1")
-        .ok_or("it has no Parquet footer")?;
+    let start = rest.len().checked_sub(length).filter(|_| magic == b"PAR1").ok_or("it has no Parquet footer")?;
     let parse = AssertUnwindSafe(|| ParquetMetaDataReader::decode_metadata(&rest[start..]));
     match catch_unwind(parse) {
         Ok(metadata) => metadata.map_err(|e| e.to_string()),
@@ -245,16 +183,12 @@ fn check_columns(path: &Path, found: &Type, columns: &[Column]) -> Result<()> {
     if found.get_fields() == expected.get_fields() {
         return Ok(());
     }
-    let show = |field: Option<&std::sync::Arc<Type>>| {
-        field.map_or("missing".to_string(), |field| describe(field))
-    };
+    let show = |field: Option<&std::sync::Arc<Type>>| field.map_or("missing".to_string(), |field| describe(field));
     let count = found.get_fields().len().max(columns.len());
     for i in 0..count {
         let (found, expected) = (found.get_fields().get(i), expected.get_fields().get(i));
         if found != expected {
-            let name = expected
-                .or(found)
-                .map_or(String::new(), |field| field.name().to_string());
+            let name = expected.or(found).map_or(String::new(), |field| field.name().to_string());
             return Err(Error::Column {
                 path: path.to_path_buf(),
                 column: name,
@@ -271,43 +205,20 @@ fn describe(field: &Type) -> String {
     let info = field.get_basic_info();
     match field {
         Type::GroupType { .. } => format!("{:?} (a group)", field.name()),
-        Type::PrimitiveType {
-            physical_type,
-            type_length,
-            ..
-        } => {
-            let repetition = if info.has_repetition() {
-                info.repetition().to_string()
-            } else {
-                String::new()
-            };
-            let length = if *type_length >= 0 {
-                format!("({type_length})")
-            } else {
-                String::new()
-            };
-            let logical = info
-                .logical_type_ref()
-                .map_or(String::new(), |logical| format!(" {logical:?}"));
-            format!(
-                "{:?} {repetition} {physical_type}{length}{logical}",
-                field.name()
-            )
+        Type::PrimitiveType { physical_type, type_length, .. } => {
+            let repetition = if info.has_repetition() { info.repetition().to_string() } else { String::new() };
+            let length = if *type_length >= 0 { format!("({type_length})") } else { String::new() };
+            let logical = info.logical_type_ref().map_or(String::new(), |logical| format!(" {logical:?}"));
+            format!("{:?} {repetition} {physical_type}{length}{logical}", field.name())
         }
     }
 }
 
 /// A file that was copied from another cache, teacher or part gives itself away.
 fn check_key_values(path: &Path, metadata: &ParquetMetaData, expected: &Expected) -> Result<()> {
-    let entries = metadata
-        .file_metadata()
-        .key_value_metadata()
-        .map_or(&[][..], |entries| &entries[..]);
+    let entries = metadata.file_metadata().key_value_metadata().map_or(&[][..], |entries| &entries[..]);
     let check = |key: &str, expected: &str| {
-        let found = entries
-            .iter()
-            .find(|entry| entry.key == key)
-            .and_then(|entry| entry.value.clone());
+        let found = entries.iter().find(|entry| entry.key == key).and_then(|entry| entry.value.clone());
         check_place(
             path,
             &format!("key-value entry {key}"),
@@ -317,12 +228,7 @@ fn check_key_values(path: &Path, metadata: &ParquetMetaData, expected: &Expected
     };
     check(KEY_PART, &expected.part.to_string())?;
     check(KEY_CACHE_FINGERPRINT, &expected.cache_fingerprint)?;
-    expected
-        .teacher_fingerprint
-        .as_ref()
-        .map_or(Ok(()), |fingerprint| {
-            check(KEY_TEACHER_FINGERPRINT, fingerprint)
-        })
+    expected.teacher_fingerprint.as_ref().map_or(Ok(()), |fingerprint| check(KEY_TEACHER_FINGERPRINT, fingerprint))
 }
 
 /// Where the pages lie. Every location is held against the file's size and the rows before it is believed.
@@ -344,15 +250,11 @@ fn row_groups(
         let mut chunks = Vec::new();
         for (column, chunk) in columns.iter().zip(group.columns()) {
             let place = || format!("row group {g}, column {}", column.name);
-            let index = chunk
-                .offset_index_range()
-                .ok_or_else(|| format!("{} has no page index", place()))?;
+            let index = chunk.offset_index_range().ok_or_else(|| format!("{} has no page index", place()))?;
             let bytes = index_bytes(footer, data_end, &index)
                 .ok_or_else(|| format!("{}: the page index lies outside the footer", place()))?;
-            let pages =
-                read_offset_index(bytes).map_err(|detail| format!("{}: {detail}", place()))?;
-            check_pages(&pages, rows, data_end)
-                .map_err(|detail| format!("{}: {detail}", place()))?;
+            let pages = read_offset_index(bytes).map_err(|detail| format!("{}: {detail}", place()))?;
+            check_pages(&pages, rows, data_end).map_err(|detail| format!("{}: {detail}", place()))?;
             if column.page_rows == 1 && pages.len() != rows {
                 return Err(format!("{} has not one page per row", place()));
             }
@@ -361,11 +263,7 @@ fn row_groups(
         if chunks.len() != columns.len() {
             return Err(format!("row group {g} has {} columns", chunks.len()));
         }
-        groups.push(RowGroup {
-            first_row,
-            rows,
-            chunks,
-        });
+        groups.push(RowGroup { first_row, rows, chunks });
         first_row += rows;
     }
     Ok(groups)
@@ -381,10 +279,7 @@ fn index_bytes<'a>(footer: &'a [u8], data_end: u64, range: &Range<u64>) -> Optio
 fn check_pages(pages: &[PageLocation], rows: usize, data_end: u64) -> Result<(), String> {
     let mut next: Option<(u64, u64)> = None;
     for page in pages {
-        let end = page
-            .offset
-            .checked_add(page.size.into())
-            .filter(|&end| end <= data_end);
+        let end = page.offset.checked_add(page.size.into()).filter(|&end| end <= data_end);
         let (Some(end), true) = (end, page.size > 0 && page.first_row < rows as u64) else {
             return Err("a page lies outside the data".to_string());
         };
@@ -408,11 +303,7 @@ mod tests {
     use crate::testing::Tiny;
 
     fn location(offset: u64, size: u32, first_row: u64) -> PageLocation {
-        PageLocation {
-            offset,
-            size,
-            first_row,
-        }
+        PageLocation { offset, size, first_row }
     }
 
     #[test]
@@ -441,28 +332,13 @@ mod tests {
         let length = u32::from_le_bytes(bytes[bytes.len() - 8..][..4].try_into().unwrap());
         let metadata = parse_footer(&bytes[bytes.len() - 8 - length as usize..]).unwrap();
         let promise = |rows: i64| {
-            let group = metadata
-                .row_group(0)
-                .clone()
-                .into_builder()
-                .set_num_rows(rows)
-                .build()
-                .unwrap();
-            let metadata = metadata
-                .clone()
-                .into_builder()
-                .set_row_groups(vec![group])
-                .build();
+            let group = metadata.row_group(0).clone().into_builder().set_num_rows(rows).build().unwrap();
+            let metadata = metadata.clone().into_builder().set_row_groups(vec![group]).build();
             // The whole file stands in for the footer: what is asked for lies at its end.
             row_groups(&metadata, &bytes[4..], 4, &samples_columns())
         };
         for rows in [i64::MAX, 1 << 40, 5] {
-            assert!(
-                promise(rows)
-                    .unwrap_err()
-                    .contains("more rows than the file has bytes"),
-                "{rows}"
-            );
+            assert!(promise(rows).unwrap_err().contains("more rows than the file has bytes"), "{rows}");
         }
         assert!(promise(-1).is_err());
     }

@@ -32,14 +32,11 @@ fn parts(text: &str) -> Option<(&str, &str, &str)> {
     let (given, rest) = text.split_once(", expected ")?;
     // `floating point `8.5``: the kind is plain from the value; a map or a sequence has no value.
     let kinds = ["floating point ", "integer ", "string ", "boolean "];
-    let given = kinds
-        .into_iter()
-        .find_map(|kind| given.strip_prefix(kind))
-        .unwrap_or(match given {
-            "map" => "a table",
-            "sequence" => "a list",
-            other => other,
-        });
+    let given = kinds.into_iter().find_map(|kind| given.strip_prefix(kind)).unwrap_or(match given {
+        "map" => "a table",
+        "sequence" => "a list",
+        other => other,
+    });
     let ends = ["\n", ",", " in `", " at line "];
     let ends = ends.into_iter().filter_map(|end| rest.find(end));
     let end = ends.min().unwrap_or(rest.len());
@@ -85,33 +82,15 @@ mod tests {
     #[test]
     fn a_wrong_value_is_told_without_names_of_types() {
         for (json, said) in [
-            (
-                r#"{"count": 8.5}"#,
-                "`8.5` is not a whole number, 0 or more",
-            ),
+            (r#"{"count": 8.5}"#, "`8.5` is not a whole number, 0 or more"),
             (r#"{"count": -1}"#, "`-1` is not a whole number, 0 or more"),
-            (
-                r#"{"count": "x"}"#,
-                "\"x\" is not a whole number, 0 or more",
-            ),
+            (r#"{"count": "x"}"#, "\"x\" is not a whole number, 0 or more"),
             (r#"{"count": 1, "share": "x"}"#, "\"x\" is not a number"),
             (r#"{"count": 1, "on": 3}"#, "`3` is not true or false"),
-            (
-                r#"{"count": 1, "names": "clip"}"#,
-                r#""clip" is not a list, such as ["a", "b"]"#,
-            ),
-            (
-                r#"{"count": 1, "names": [7]}"#,
-                r#"`7` is not text, as in "text""#,
-            ),
-            (
-                r#"{"count": 1, "kind": "no"}"#,
-                "unknown value `no`, expected `error` or `skip`",
-            ),
-            (
-                r#"{"count": 1, "x": 1}"#,
-                "unknown key `x`, expected one of",
-            ),
+            (r#"{"count": 1, "names": "clip"}"#, r#""clip" is not a list, such as ["a", "b"]"#),
+            (r#"{"count": 1, "names": [7]}"#, r#"`7` is not text, as in "text""#),
+            (r#"{"count": 1, "kind": "no"}"#, "unknown value `no`, expected `error` or `skip`"),
+            (r#"{"count": 1, "x": 1}"#, "unknown key `x`, expected one of"),
             (r#"{"share": 1}"#, "missing key `count`"),
         ] {
             let error = serde_json::from_str::<Section>(json).unwrap_err();
@@ -124,12 +103,7 @@ mod tests {
 
     #[test]
     fn other_texts_stay() {
-        for text in [
-            "",
-            "cannot be read",
-            "invalid type: what",
-            "TOML parse error at line 3, column 5",
-        ] {
+        for text in ["", "cannot be read", "invalid type: what", "TOML parse error at line 3, column 5"] {
             assert_eq!(plain_words(text), text);
         }
     }

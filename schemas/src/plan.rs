@@ -27,9 +27,7 @@ impl Plan {
 
     /// The sample ids of a part; empty beyond the last part.
     pub fn range(&self, part: u32) -> Range<u64> {
-        let start = u64::from(part)
-            .saturating_mul(self.part_samples)
-            .min(self.samples);
+        let start = u64::from(part).saturating_mul(self.part_samples).min(self.samples);
         let end = start.saturating_add(self.part_samples).min(self.samples);
         start..end
     }
@@ -41,26 +39,13 @@ mod tests {
 
     #[test]
     fn parts_cover_the_samples_once() {
-        for (samples, part_samples) in [
-            (0, 5),
-            (1, 5),
-            (5, 5),
-            (6, 5),
-            (17, 4),
-            (u64::MAX, u64::MAX),
-        ] {
-            let plan = Plan {
-                samples,
-                part_samples,
-            };
+        for (samples, part_samples) in [(0, 5), (1, 5), (5, 5), (6, 5), (17, 4), (u64::MAX, u64::MAX)] {
+            let plan = Plan { samples, part_samples };
             let mut next = 0;
             for part in 0..plan.parts() {
                 let range = plan.range(part);
                 assert_eq!(range.start, next, "{plan:?}");
-                assert!(
-                    !range.is_empty() && range.end - range.start <= part_samples,
-                    "{plan:?}"
-                );
+                assert!(!range.is_empty() && range.end - range.start <= part_samples, "{plan:?}");
                 next = range.end;
             }
             assert_eq!(next, samples, "{plan:?}");

@@ -8,10 +8,7 @@ use crate::columns::{Column, teacher_checksum, teacher_columns};
 use crate::page::{Page, Values};
 use crate::part_file::{Expected, PartFile, RowGroup};
 use crate::rules::RowRules;
-use crate::{
-    CacheIdentity, ContentHash, Error, Result, SampleRow, TeacherCommit, TeacherIdentity,
-    TeacherRow, layout,
-};
+use crate::{CacheIdentity, ContentHash, Error, Result, SampleRow, TeacherCommit, TeacherIdentity, TeacherRow, layout};
 
 /// One teacher's features of one part. `Send` and `Sync`: rows are read by position, without a shared cursor.
 ///
@@ -74,21 +71,14 @@ impl TeacherPart {
             teacher_fingerprint: Some(teacher.fingerprint()),
         };
         let file = PartFile::open(&layout::teacher_file(cache, &teacher.id, part), &expected)?;
-        let mut part = TeacherPart {
-            file,
-            commit,
-            columns,
-            heads: Vec::new(),
-        };
+        let mut part = TeacherPart { file, commit, columns, heads: Vec::new() };
         let mut heads = Vec::new();
         for group in &part.file.groups {
             part.read_heads(group, &mut heads)?;
         }
         part.heads = heads;
         for group in &mut part.file.groups {
-            HEADS
-                .into_iter()
-                .for_each(|column| group.chunks[column].forget_pages());
+            HEADS.into_iter().for_each(|column| group.chunks[column].forget_pages());
         }
         Ok(part)
     }
@@ -110,12 +100,7 @@ impl TeacherPart {
 
     /// Sample, view and content hash of a row, without reading its features and so without checking its checksum.
     pub fn key(&self, row: usize) -> Result<(u64, u16, ContentHash)> {
-        let Head {
-            sample_id,
-            view,
-            content_hash,
-            ..
-        } = self.head(row)?;
+        let Head { sample_id, view, content_hash, .. } = self.head(row)?;
         Ok((sample_id, view, content_hash))
     }
 
@@ -132,26 +117,16 @@ impl TeacherPart {
     /// [`Self::read_row`] into a row whose memory is reused. After an error its contents are unspecified.
     pub fn read_row_into(&self, row: usize, out: &mut TeacherRow) -> Result<()> {
         let head = self.head(row)?;
-        (out.sample_id, out.view, out.content_hash) =
-            (head.sample_id, head.view, head.content_hash);
-        let group = &self.file.groups[self
-            .file
-            .groups
-            .partition_point(|group| group.first_row <= row)
-            - 1];
-        for (column, blob) in [
-            (TOKENS, &mut out.tokens),
-            (CLS, &mut out.cls),
-            (CLS_ATTN, &mut out.cls_attn),
-        ] {
+        (out.sample_id, out.view, out.content_hash) = (head.sample_id, head.view, head.content_hash);
+        let group = &self.file.groups[self.file.groups.partition_point(|group| group.first_row <= row) - 1];
+        for (column, blob) in [(TOKENS, &mut out.tokens), (CLS, &mut out.cls), (CLS_ATTN, &mut out.cls_attn)] {
             let chunk = &group.chunks[column];
             let (offset, length) = chunk.page(row - group.first_row);
             PAGE.with_borrow_mut(|bytes| {
                 bytes.resize(length, 0);
                 self.file.read_at(offset, bytes)?;
-                let read = Page::open(bytes).and_then(|page| {
-                    self.columns[column].decompress_row(&page, group, column, blob)
-                });
+                let read =
+                    Page::open(bytes).and_then(|page| self.columns[column].decompress_row(&page, group, column, blob));
                 read.map_err(|detail| self.unreadable(row, self.columns[column].name, detail))
             })?;
         }
@@ -159,12 +134,7 @@ impl TeacherPart {
         if found == head.checksum {
             return Ok(());
         }
-        Err(Error::RowChecksum {
-            path: self.file.path.clone(),
-            row,
-            found,
-            expected: head.checksum,
-        })
+        Err(Error::RowChecksum { path: self.file.path.clone(), row, found, expected: head.checksum })
     }
 
     /// Refuses features that do not belong to this samples row: sample, view and content hash must be equal.
@@ -176,28 +146,11 @@ impl TeacherPart {
             if equal {
                 return Ok(());
             }
-            let (column, found, expected) =
-                (column.to_string(), found.to_string(), expected.to_string());
-            Err(Error::Join {
-                path: self.file.path.clone(),
-                row,
-                column,
-                found,
-                expected,
-            })
+            let (column, found, expected) = (column.to_string(), found.to_string(), expected.to_string());
+            Err(Error::Join { path: self.file.path.clone(), row, column, found, expected })
         };
-        check(
-            "sample_id",
-            features.sample_id == sample.sample_id,
-            &features.sample_id,
-            &sample.sample_id,
-        )?;
-        check(
-            "view",
-            features.view == sample.view.index,
-            &features.view,
-            &sample.view.index,
-        )?;
+        check("sample_id", features.sample_id == sample.sample_id, &features.sample_id, &sample.sample_id)?;
+        check("view", features.view == sample.view.index, &features.view, &sample.view.index)?;
         check(
             "content_hash",
             features.content_hash == sample.content_hash,
@@ -229,21 +182,12 @@ impl TeacherPart {
         match self.heads.get(row) {
             Some(Ok(head)) => Ok(*head),
             Some(Err(damage)) => Err(self.unreadable(row, damage.column, damage.detail.clone())),
-            None => Err(Error::NoSuchRow {
-                path: self.file.path.clone(),
-                row,
-                rows: self.rows(),
-            }),
+            None => Err(Error::NoSuchRow { path: self.file.path.clone(), row, rows: self.rows() }),
         }
     }
 
     fn unreadable(&self, row: usize, column: &str, detail: String) -> Error {
-        Error::RowUnreadable {
-            path: self.file.path.clone(),
-            row,
-            column: column.to_string(),
-            detail,
-        }
+        Error::RowUnreadable { path: self.file.path.clone(), row, column: column.to_string(), detail }
     }
 
     /// Reads the small columns of a row group, each with one positioned read.
@@ -263,27 +207,15 @@ impl TeacherPart {
                     let (offset, length) = group.chunks[*column].page(i);
                     let at = (offset - start) as usize;
                     Page::open(&bytes[at..at + length])
-                        .and_then(|page| {
-                            self.columns[*column].decompress_row(&page, group, *column, &mut value)
-                        })
-                        .map_err(|detail| Damage {
-                            column: self.columns[*column].name,
-                            detail,
-                        })?;
+                        .and_then(|page| self.columns[*column].decompress_row(&page, group, *column, &mut value))
+                        .map_err(|detail| Damage { column: self.columns[*column].name, detail })?;
                     field[..value.len()].copy_from_slice(&value);
                 }
-                let number = |field: &[u8; 16]| {
-                    Values::new(field)
-                        .u64()
-                        .expect("16 bytes hold a number of 8")
-                };
+                let number = |field: &[u8; 16]| Values::new(field).u64().expect("16 bytes hold a number of 8");
                 let view = u16::try_from(number(&fields[1]));
                 Ok(Head {
                     sample_id: number(&fields[0]),
-                    view: view.map_err(|e| Damage {
-                        column: "view",
-                        detail: e.to_string(),
-                    })?,
+                    view: view.map_err(|e| Damage { column: "view", detail: e.to_string() })?,
                     content_hash: ContentHash(fields[2]),
                     checksum: number(&fields[3]),
                 })
@@ -308,13 +240,6 @@ impl Column {
             return Err(format!("its page has {} rows instead of 1", page.rows));
         }
         page.decompress(group.chunks[column].compression, width, out)?;
-        if out.len() == width {
-            Ok(())
-        } else {
-            Err(format!(
-                "its page has {} bytes instead of {width}",
-                out.len()
-            ))
-        }
+        if out.len() == width { Ok(()) } else { Err(format!("its page has {} bytes instead of {width}", out.len())) }
     }
 }

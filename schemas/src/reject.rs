@@ -22,19 +22,8 @@ struct Line {
 
 /// The line of a reject, without its line break.
 pub(crate) fn to_line(reject: &Reject) -> String {
-    let Reject {
-        sample_id,
-        key,
-        reason,
-        content_hash,
-    } = reject.clone();
-    let mut line = Line {
-        checksum: None,
-        content_hash,
-        key,
-        reason,
-        sample_id,
-    };
+    let Reject { sample_id, key, reason, content_hash } = reject.clone();
+    let mut line = Line { checksum: None, content_hash, key, reason, sample_id };
     let mut hash = Hash::new(b"mr-mae reject v1");
     hash.bytes(json::canonical(&json::to_value(&line)).as_bytes());
     line.checksum = Some(format!("{:016x}", hash.finish()));
@@ -43,25 +32,10 @@ pub(crate) fn to_line(reject: &Reject) -> String {
 
 /// The reject of a line.
 pub(crate) fn from_line(line: &[u8]) -> std::result::Result<Reject, String> {
-    let Line {
-        content_hash,
-        key,
-        reason,
-        sample_id,
-        ..
-    } = serde_json::from_slice(line).map_err(|e| e.to_string())?;
-    let reject = Reject {
-        sample_id,
-        key,
-        reason,
-        content_hash,
-    };
+    let Line { content_hash, key, reason, sample_id, .. } = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+    let reject = Reject { sample_id, key, reason, content_hash };
     // There is one way to write a reject, so any other byte shows.
-    if to_line(&reject).as_bytes() == line {
-        Ok(reject)
-    } else {
-        Err("it does not match its checksum".to_string())
-    }
+    if to_line(&reject).as_bytes() == line { Ok(reject) } else { Err("it does not match its checksum".to_string()) }
 }
 
 /// Reads a rejects file: its lines, and what is wrong with it.
@@ -70,57 +44,33 @@ pub(crate) fn from_line(line: &[u8]) -> std::result::Result<Reject, String> {
 /// What prevents reading it at all: [`Error::FileMissing`], [`Error::FileSize`], I/O errors.
 pub(crate) fn read(path: &Path, stamp: &RejectsStamp) -> Result<(Vec<Reject>, Vec<Error>)> {
     let bytes = json::read_file(path, stamp.bytes).map_err(|e| match e {
-        Error::RecordSize { path, found, .. } => Error::FileSize {
-            path,
-            found,
-            expected: stamp.bytes,
-        },
+        Error::RecordSize { path, found, .. } => Error::FileSize { path, found, expected: stamp.bytes },
         other => other,
     })?;
-    let bytes = bytes.ok_or_else(|| Error::FileMissing {
-        path: path.to_path_buf(),
-    })?;
+    let bytes = bytes.ok_or_else(|| Error::FileMissing { path: path.to_path_buf() })?;
     let found = bytes.len() as u64;
     if found != stamp.bytes {
-        return Err(Error::FileSize {
-            path: path.to_path_buf(),
-            found,
-            expected: stamp.bytes,
-        });
+        return Err(Error::FileSize { path: path.to_path_buf(), found, expected: stamp.bytes });
     }
     let (mut rejects, mut problems) = (Vec::<Reject>::new(), Vec::new());
     for (line, text) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
-        let ended = text
-            .strip_suffix(b"\n")
-            .ok_or("it has no line break".to_string());
-        let read = ended
-            .and_then(from_line)
-            .and_then(|reject| match rejects.last() {
-                Some(before) if before.sample_id >= reject.sample_id => {
-                    Err("it does not come after the line before it".to_string())
-                }
-                _ => Ok(reject),
-            });
+        let ended = text.strip_suffix(b"\n").ok_or("it has no line break".to_string());
+        let read = ended.and_then(from_line).and_then(|reject| match rejects.last() {
+            Some(before) if before.sample_id >= reject.sample_id => {
+                Err("it does not come after the line before it".to_string())
+            }
+            _ => Ok(reject),
+        });
         match read {
             Ok(reject) => rejects.push(reject),
-            Err(detail) => problems.push(Error::RejectLine {
-                path: path.to_path_buf(),
-                line,
-                detail,
-            }),
+            Err(detail) => problems.push(Error::RejectLine { path: path.to_path_buf(), line, detail }),
         }
     }
     if problems.is_empty() && rejects.len() as u64 != stamp.rows {
-        problems.push(Error::RowCount {
-            path: path.to_path_buf(),
-            found: rejects.len() as u64,
-            expected: stamp.rows,
-        });
+        problems.push(Error::RowCount { path: path.to_path_buf(), found: rejects.len() as u64, expected: stamp.rows });
     }
     if problems.is_empty() && json::sha256_hex(&bytes) != stamp.sha256 {
-        problems.push(Error::FileHash {
-            path: path.to_path_buf(),
-        });
+        problems.push(Error::FileHash { path: path.to_path_buf() });
     }
     Ok((rejects, problems))
 }

@@ -4,8 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::{
-    CacheIdentity, ContentHash, Error, FeatureCodec, Pack, Result, SampleRow, Scalar,
-    TeacherIdentity, TeacherRow, View,
+    CacheIdentity, ContentHash, Error, FeatureCodec, Pack, Result, SampleRow, Scalar, TeacherIdentity, TeacherRow, View,
 };
 
 /// The rules of one part, and the place reached in it.
@@ -43,25 +42,12 @@ impl RowRules {
         self.check_place(row.sample_id, row.view.index)?;
         let View { crop, .. } = row.view;
         let size = format!("inside the image of {} x {}", row.width, row.height);
-        self.check(
-            "crop",
-            crop.fits(row.width, row.height),
-            || format!("{crop:?}"),
-            &size,
-        )?;
+        self.check("crop", crop.fits(row.width, row.height), || format!("{crop:?}"), &size)?;
         let label = row.label.unwrap_or(0);
         let names = self.labels.unwrap_or(usize::MAX);
-        let expected = if self.labels.is_some() {
-            format!("one of the {names} in label_names")
-        } else {
-            "0 or more".to_string()
-        };
-        self.check(
-            "label",
-            usize::try_from(label).is_ok_and(|label| label < names),
-            || label.to_string(),
-            &expected,
-        )?;
+        let expected =
+            if self.labels.is_some() { format!("one of the {names} in label_names") } else { "0 or more".to_string() };
+        self.check("label", usize::try_from(label).is_ok_and(|label| label < names), || label.to_string(), &expected)?;
         let packed = self.pack != Pack::None && row.view.index == 0;
         self.check(
             "image_hash",
@@ -90,36 +76,17 @@ impl RowRules {
     }
 
     /// Checks the next row of a teacher's file.
-    pub(crate) fn check_features(
-        &mut self,
-        row: &TeacherRow,
-        teacher: &TeacherIdentity,
-    ) -> Result<()> {
+    pub(crate) fn check_features(&mut self, row: &TeacherRow, teacher: &TeacherIdentity) -> Result<()> {
         self.check_place(row.sample_id, row.view)?;
         let cls = teacher.codec.cls();
         let features: [(&str, &Vec<u8>, usize, &dyn FeatureCodec); 3] = [
-            (
-                "tokens",
-                &row.tokens,
-                teacher.tokens_bytes(),
-                teacher.codec.tokens(),
-            ),
+            ("tokens", &row.tokens, teacher.tokens_bytes(), teacher.codec.tokens()),
             ("cls", &row.cls, teacher.cls_bytes(), &cls),
-            (
-                "cls_attn",
-                &row.cls_attn,
-                teacher.cls_attn_bytes(),
-                &Scalar::F16,
-            ),
+            ("cls_attn", &row.cls_attn, teacher.cls_attn_bytes(), &Scalar::F16),
         ];
         for (column, bytes, expected, codec) in features {
             let found = bytes.len();
-            self.check(
-                column,
-                found == expected,
-                || format!("{found} bytes"),
-                &format!("{expected} bytes"),
-            )?;
+            self.check(column, found == expected, || format!("{found} bytes"), &format!("{expected} bytes"))?;
             let bad = codec.first_bad(bytes, teacher.width as usize);
             self.check(
                 column,
@@ -147,13 +114,9 @@ impl RowRules {
             &format!("below {}, the views per image", self.views),
         )?;
         match self.before {
-            Some(before) if before >= (sample_id, view) => Err(Error::RowOrder {
-                path: self.path.clone(),
-                row: self.row,
-                sample_id,
-                view,
-                before,
-            }),
+            Some(before) if before >= (sample_id, view) => {
+                Err(Error::RowOrder { path: self.path.clone(), row: self.row, sample_id, view, before })
+            }
             _ => {
                 self.before = Some((sample_id, view));
                 Ok(())
@@ -161,13 +124,7 @@ impl RowRules {
         }
     }
 
-    fn check(
-        &self,
-        column: &str,
-        good: bool,
-        found: impl FnOnce() -> String,
-        expected: &str,
-    ) -> Result<()> {
+    fn check(&self, column: &str, good: bool, found: impl FnOnce() -> String, expected: &str) -> Result<()> {
         if good {
             return Ok(());
         }
@@ -192,36 +149,19 @@ pub(crate) fn check_coverage(
 ) -> Result<()> {
     let (mut counts, mut rejected) = (counts.iter().peekable(), rejected.iter().peekable());
     for sample_id in samples {
-        let rows = counts
-            .next_if(|(id, _)| *id == sample_id)
-            .map_or(0, |(_, rows)| *rows);
+        let rows = counts.next_if(|(id, _)| *id == sample_id).map_or(0, |(_, rows)| *rows);
         let mut rejects = 0;
         while rejected.next_if(|id| **id == sample_id).is_some() {
             rejects += 1;
         }
         // The first sample that is not covered ends the loop.
         if (rows, rejects) != (views.into(), 0) && (rows, rejects) != (0, 1) {
-            return Err(Error::Coverage {
-                path: path.to_path_buf(),
-                sample_id,
-                rows,
-                rejects,
-                views,
-            });
+            return Err(Error::Coverage { path: path.to_path_buf(), sample_id, rows, rejects, views });
         }
     }
-    match (
-        counts.next().map(|(id, rows)| (*id, *rows, 0)),
-        rejected.next().map(|id| (*id, 0, 1)),
-    ) {
+    match (counts.next().map(|(id, rows)| (*id, *rows, 0)), rejected.next().map(|id| (*id, 0, 1))) {
         (Some((sample_id, rows, rejects)), _) | (None, Some((sample_id, rows, rejects))) => {
-            Err(Error::Coverage {
-                path: path.to_path_buf(),
-                sample_id,
-                rows,
-                rejects,
-                views,
-            })
+            Err(Error::Coverage { path: path.to_path_buf(), sample_id, rows, rejects, views })
         }
         (None, None) => Ok(()),
     }
@@ -233,22 +173,12 @@ mod tests {
 
     #[test]
     fn coverage_names_the_first_sample_that_is_not_covered() {
-        let check = |counts: &[(u64, u64)], rejected: &[u64]| match check_coverage(
-            "p".as_ref(),
-            4..7,
-            2,
-            counts,
-            rejected,
-        ) {
-            Ok(()) => None,
-            Err(Error::Coverage {
-                sample_id,
-                rows,
-                rejects,
-                ..
-            }) => Some((sample_id, rows, rejects)),
-            Err(other) => panic!("{other}"),
-        };
+        let check =
+            |counts: &[(u64, u64)], rejected: &[u64]| match check_coverage("p".as_ref(), 4..7, 2, counts, rejected) {
+                Ok(()) => None,
+                Err(Error::Coverage { sample_id, rows, rejects, .. }) => Some((sample_id, rows, rejects)),
+                Err(other) => panic!("{other}"),
+            };
         assert_eq!(check(&[(4, 2), (6, 2)], &[5]), None);
         assert_eq!(check(&[], &[4, 5, 6]), None);
         assert_eq!(check(&[(4, 2), (6, 2)], &[]), Some((5, 0, 0)));
@@ -256,10 +186,7 @@ mod tests {
         assert_eq!(check(&[(4, 2), (5, 2), (6, 2)], &[6]), Some((6, 2, 1)));
         assert_eq!(check(&[(4, 2), (6, 2)], &[5, 5]), Some((5, 0, 2)));
         assert_eq!(check(&[(4, 2), (5, 2), (6, 2)], &[9]), Some((9, 0, 1)));
-        assert_eq!(
-            check(&[(3, 2), (4, 2), (5, 2), (6, 2)], &[]),
-            Some((4, 0, 0))
-        );
+        assert_eq!(check(&[(3, 2), (4, 2), (5, 2), (6, 2)], &[]), Some((4, 0, 0)));
     }
 
     #[test]

@@ -48,8 +48,7 @@ impl Serialize for ContentHash {
 impl<'de> Deserialize<'de> for ContentHash {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let hex = String::deserialize(deserializer)?;
-        ContentHash::from_hex(&hex)
-            .ok_or_else(|| serde::de::Error::custom("a content hash is 32 hexadecimal digits"))
+        ContentHash::from_hex(&hex).ok_or_else(|| serde::de::Error::custom("a content hash is 32 hexadecimal digits"))
     }
 }
 
@@ -69,9 +68,8 @@ pub struct CropBox {
 impl CropBox {
     /// Whether the box is not empty and lies inside an image of this size.
     pub fn fits(&self, width: u32, height: u32) -> bool {
-        let inside = |start: u32, length: u32, size: u32| {
-            length > 0 && start.checked_add(length).is_some_and(|end| end <= size)
-        };
+        let inside =
+            |start: u32, length: u32, size: u32| length > 0 && start.checked_add(length).is_some_and(|end| end <= size);
         inside(self.x, self.w, width) && inside(self.y, self.h, height)
     }
 }

@@ -6,9 +6,7 @@ use crate::columns::{sample_checksum, samples_columns};
 use crate::page::{Page, Values};
 use crate::part_file::{Expected, PartFile, RowGroup};
 use crate::rules::RowRules;
-use crate::{
-    CacheIdentity, ContentHash, CropBox, Error, Result, SampleRow, SamplesCommit, View, layout,
-};
+use crate::{CacheIdentity, ContentHash, CropBox, Error, Result, SampleRow, SamplesCommit, View, layout};
 
 /// A samples file, open.
 #[derive(Debug)]
@@ -78,9 +76,7 @@ impl SamplesFile {
             cache_fingerprint: identity.fingerprint(),
             teacher_fingerprint: None,
         };
-        Ok(SamplesFile {
-            file: PartFile::open(&layout::samples_file(cache, part), &expected)?,
-        })
+        Ok(SamplesFile { file: PartFile::open(&layout::samples_file(cache, part), &expected)? })
     }
 
     /// Reads every row and checks each: its checksum, its values, its place.
@@ -98,12 +94,7 @@ impl SamplesFile {
                     let found = sample_checksum(row);
                     if found != *stored {
                         let (path, row) = (self.file.path.clone(), group.first_row + i);
-                        return Err(Error::RowChecksum {
-                            path,
-                            row,
-                            found,
-                            expected: *stored,
-                        });
+                        return Err(Error::RowChecksum { path, row, found, expected: *stored });
                     }
                     rules.check_sample(row)
                 });
@@ -116,21 +107,14 @@ impl SamplesFile {
                 }
             }
             problems.sort_by_key(|(row, _)| *row);
-            samples
-                .problems
-                .extend(problems.into_iter().map(|(_, error)| error));
+            samples.problems.extend(problems.into_iter().map(|(_, error)| error));
         }
         Ok(samples)
     }
 
     /// Reads a row group, and what is wrong with it by row.
     fn read_group(&self, group: &RowGroup) -> Result<(Vec<StoredRow>, Vec<RowError>)> {
-        let mut columns = Columns {
-            file: &self.file,
-            group,
-            next: 0,
-            problems: Vec::new(),
-        };
+        let mut columns = Columns { file: &self.file, group, next: 0, problems: Vec::new() };
         Ok((columns.read()?, columns.problems))
     }
 
@@ -139,11 +123,7 @@ impl SamplesFile {
     /// # Errors
     /// [`Error::RowUnreadable`] for a damaged page, [`Error::ImageHash`] for an image that is not the row's.
     pub(crate) fn image(&self, i: usize, row: &SampleRow) -> Result<Option<Vec<u8>>> {
-        let group = &self.file.groups[self
-            .file
-            .groups
-            .partition_point(|group| group.first_row <= i)
-            - 1];
+        let group = &self.file.groups[self.file.groups.partition_point(|group| group.first_row <= i) - 1];
         let chunk = &group.chunks[IMAGE];
         let (offset, length) = chunk.page(i - group.first_row);
         let (mut bytes, mut body) = (vec![0; length], Vec::new());
@@ -193,13 +173,7 @@ impl SamplesFile {
     pub(crate) fn read_unchecked(&self) -> Result<Vec<SampleRow>> {
         let mut rows = Vec::new();
         for group in &self.file.groups {
-            rows.extend(
-                self.read_group(group)?
-                    .0
-                    .into_iter()
-                    .flatten()
-                    .map(|(row, _)| row),
-            );
+            rows.extend(self.read_group(group)?.0.into_iter().flatten().map(|(row, _)| row));
         }
         Ok(rows)
     }
@@ -224,11 +198,7 @@ impl Columns<'_> {
     fn read(&mut self) -> Result<Vec<StoredRow>> {
         let mut sample_id = self.required(|values| values.u64())?;
         let mut view = self.required(|values| u16::try_from(values.u32()?).ok())?;
-        let mut key = self.required(|values| {
-            std::str::from_utf8(values.bytes()?)
-                .ok()
-                .map(str::to_string)
-        })?;
+        let mut key = self.required(|values| std::str::from_utf8(values.bytes()?).ok().map(str::to_string))?;
         let mut content_hash = self.required(|values| values.fixed().map(ContentHash))?;
         let mut label = self.optional(|values| values.i32())?;
         let mut numbers = Vec::new();
@@ -246,12 +216,7 @@ impl Columns<'_> {
                 sample_id: sample_id[i].take()?,
                 view: View {
                     index: view[i].take()?,
-                    crop: CropBox {
-                        x: x?,
-                        y: y?,
-                        w: w?,
-                        h: h?,
-                    },
+                    crop: CropBox { x: x?, y: y?, w: w?, h: h? },
                     flip: flip[i].take()?,
                 },
                 key: key[i].take()?,
@@ -267,10 +232,7 @@ impl Columns<'_> {
     }
 
     /// The next column, in which every row has a value.
-    fn required<T>(
-        &mut self,
-        value: impl Fn(&mut Values<'_>) -> Option<T>,
-    ) -> Result<Vec<Option<T>>> {
+    fn required<T>(&mut self, value: impl Fn(&mut Values<'_>) -> Option<T>) -> Result<Vec<Option<T>>> {
         self.column(|values, rows, cells| {
             while cells.len() < rows {
                 cells.push(Some(value(values)?));
@@ -280,10 +242,7 @@ impl Columns<'_> {
     }
 
     /// The next column, in which rows may have no value.
-    fn optional<T>(
-        &mut self,
-        value: impl Fn(&mut Values<'_>) -> Option<T>,
-    ) -> Result<Vec<Option<Option<T>>>> {
+    fn optional<T>(&mut self, value: impl Fn(&mut Values<'_>) -> Option<T>) -> Result<Vec<Option<Option<T>>>> {
         self.column(|values, rows, cells| {
             for present in values.present(rows)? {
                 cells.push(Some(if present { Some(value(values)?) } else { None }));
@@ -313,10 +272,7 @@ impl Columns<'_> {
             let mut read = || {
                 let opened = Page::open(&bytes)?;
                 if opened.rows != rows {
-                    return Err(format!(
-                        "its page has {} rows instead of {rows}",
-                        opened.rows
-                    ));
+                    return Err(format!("its page has {} rows instead of {rows}", opened.rows));
                 }
                 // Samples columns are never compressed.
                 opened.decompress(chunk.compression, bytes.len(), &mut body)?;
@@ -330,15 +286,7 @@ impl Columns<'_> {
             if let Err(detail) = read() {
                 let row = self.group.first_row + first_row + page.len().min(rows - 1);
                 let (path, column) = (self.file.path.clone(), column.name.to_string());
-                self.problems.push((
-                    row,
-                    Error::RowUnreadable {
-                        path,
-                        row,
-                        column,
-                        detail,
-                    },
-                ));
+                self.problems.push((row, Error::RowUnreadable { path, row, column, detail }));
             }
             page.resize_with(rows, || None);
             cells.append(&mut page);

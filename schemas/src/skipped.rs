@@ -28,12 +28,7 @@ pub struct Skipped {
 impl Skipped {
     /// `count` pictures named `key`, not taken for `reason`.
     pub fn new(key: impl Into<String>, reason: impl Into<String>, count: u64) -> Self {
-        Self {
-            checksum: None,
-            count,
-            key: key.into(),
-            reason: reason.into(),
-        }
+        Self { checksum: None, count, key: key.into(), reason: reason.into() }
     }
 
     /// The line, without its line break.
@@ -50,16 +45,11 @@ impl Skipped {
 /// alone, and none is written for nothing.
 pub fn write_skipped(dir: &Path, skipped: &[Skipped]) -> Result<()> {
     let path = layout::skipped_file(dir);
-    let text: String = skipped
-        .iter()
-        .map(|skipped| skipped.line() + "\n")
-        .collect();
+    let text: String = skipped.iter().map(|skipped| skipped.line() + "\n").collect();
     match json::read_file(&path, MAX_BYTES)? {
         Some(bytes) if bytes == text.as_bytes() => Ok(()),
         None if skipped.is_empty() => Ok(()),
-        Some(_) if skipped.is_empty() => {
-            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))
-        }
+        Some(_) if skipped.is_empty() => std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e)),
         _ => atomic::write(&path, text.as_bytes()),
     }
 }
@@ -75,23 +65,14 @@ pub fn read_skipped(dir: &Path) -> Result<Vec<Skipped>> {
     };
     let mut skipped = Vec::new();
     for (line, text) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
-        let bad = |detail: String| Error::RejectLine {
-            path: path.clone(),
-            line,
-            detail,
-        };
-        let text = text
-            .strip_suffix(b"\n")
-            .ok_or_else(|| bad("it has no line break".to_owned()))?;
+        let bad = |detail: String| Error::RejectLine { path: path.clone(), line, detail };
+        let text = text.strip_suffix(b"\n").ok_or_else(|| bad("it has no line break".to_owned()))?;
         let read: Skipped = serde_json::from_slice(text).map_err(|e| bad(e.to_string()))?;
         // There is one way to write a line, so any other byte shows.
         if read.line().as_bytes() != text {
             return Err(bad("it does not match its checksum".to_owned()));
         }
-        skipped.push(Skipped {
-            checksum: None,
-            ..read
-        });
+        skipped.push(Skipped { checksum: None, ..read });
     }
     Ok(skipped)
 }
@@ -118,10 +99,7 @@ mod tests {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
             atomic::write(&path, &damaged).unwrap();
-            assert!(
-                matches!(read_skipped(dir.path()), Err(Error::RejectLine { .. })),
-                "byte {at}"
-            );
+            assert!(matches!(read_skipped(dir.path()), Err(Error::RejectLine { .. })), "byte {at}");
         }
         write_skipped(dir.path(), &[]).unwrap();
         assert!(!path.exists());

@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Codec, ContentHash, Error, FeatureCodec, Result, Scalar};
 
 /// A teacher's name in a cache: 1 to 64 of `a-z 0-9 . _ -`, a letter or digit first. It is a folder name.
-#[derive(
-    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend("pattern" = "^[a-z0-9][a-z0-9._-]{0,63}$"))]
 pub struct TeacherId(String);
@@ -22,11 +20,7 @@ impl TeacherId {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let good = matches!(id.as_bytes(), [first, rest @ ..] if plain(*first) && rest.len() < 64
             && rest.iter().all(|&b| plain(b) || matches!(b, b'.' | b'_' | b'-')));
-        if good {
-            Ok(TeacherId(id))
-        } else {
-            Err(Error::TeacherName { id })
-        }
+        if good { Ok(TeacherId(id)) } else { Err(Error::TeacherName { id }) }
     }
 
     /// The name.
@@ -122,9 +116,7 @@ impl TeacherIdentity {
 
     /// Bytes of a row's `tokens`: `[L, D]` values of [`Self::codec`].
     pub fn tokens_bytes(&self) -> usize {
-        self.codec
-            .tokens()
-            .bytes(self.n_tokens(), self.width as usize)
+        self.codec.tokens().bytes(self.n_tokens(), self.width as usize)
     }
 
     /// Bytes of a row's `cls`: `[D]` values of [`Codec::cls`].

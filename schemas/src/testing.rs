@@ -4,30 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::{
-    Affine, CacheIdentity, Codec, ContentHash, CropBox, DatasetIdentity, FORMAT_VERSION,
-    FeatureCodec, Pack, Plan, Reject, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity,
-    TeacherRow, TeacherWriter, View, ViewIdentity, ViewPolicy, add_teacher, create_cache,
+    Affine, CacheIdentity, Codec, ContentHash, CropBox, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack, Plan,
+    Reject, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, View,
+    ViewIdentity, ViewPolicy, add_teacher, create_cache,
 };
 
 pub(crate) fn identity() -> CacheIdentity {
     CacheIdentity {
         format_version: FORMAT_VERSION,
-        dataset: DatasetIdentity {
-            kind: "folder".to_string(),
-            samples: 10,
-            digest: "ab".repeat(32),
-        },
+        dataset: DatasetIdentity { kind: "folder".to_string(), samples: 10, digest: "ab".repeat(32) },
         image_code: "test 1".to_string(),
-        views: ViewIdentity {
-            policy: ViewPolicy::rrc(),
-            views: 2,
-            seed: 7,
-            filter: "bicubic".to_string(),
-        },
-        plan: Plan {
-            samples: 10,
-            part_samples: 4,
-        },
+        views: ViewIdentity { policy: ViewPolicy::rrc(), views: 2, seed: 7, filter: "bicubic".to_string() },
+        plan: Plan { samples: 10, part_samples: 4 },
         pack: Pack::None,
         depth_window: crate::DepthWindow::HighByte,
         label_names: vec!["ant".to_string(), "bee".to_string(), "cat".to_string()],
@@ -36,12 +24,7 @@ pub(crate) fn identity() -> CacheIdentity {
 
 /// Steps of 1/16 over the values of [`teacher_row`], and two outlier channels for its extremes.
 pub(crate) fn affine(width: usize) -> Codec {
-    Codec::I8(Affine {
-        scale: vec![0.0625; width],
-        offset: vec![0.5; width],
-        outliers: vec![1, 2],
-        images: 3,
-    })
+    Codec::I8(Affine { scale: vec![0.0625; width], offset: vec![0.5; width], outliers: vec![1, 2], images: 3 })
 }
 
 /// A teacher with 9 tokens of 8 channels.
@@ -81,12 +64,7 @@ pub(crate) fn sample_row(sample_id: u64, view: u16) -> SampleRow {
         sample_id,
         view: View {
             index: view,
-            crop: CropBox {
-                x: n,
-                y: 1,
-                w: 30 + u32::from(view),
-                h: 40,
-            },
+            crop: CropBox { x: n, y: 1, w: 30 + u32::from(view), h: 40 },
             flip: (n + u32::from(view)) % 2 == 1,
         },
         key: format!("class {}/image-{sample_id}.png", n % 3),
@@ -100,23 +78,15 @@ pub(crate) fn sample_row(sample_id: u64, view: u16) -> SampleRow {
 
 /// Stands for the image file of a sample.
 pub(crate) fn image(sample_id: u64) -> Vec<u8> {
-    (0..20 + sample_id as u8)
-        .map(|i| i ^ sample_id as u8)
-        .collect()
+    (0..20 + sample_id as u8).map(|i| i ^ sample_id as u8).collect()
 }
 
 /// Values that differ in every place, row and teacher, with some of the codec's extremes.
 fn values(sample_id: u64, view: u16, teacher: &TeacherIdentity, count: usize) -> Vec<f32> {
-    let start =
-        sample_id * 31 + u64::from(view) * 17 + u64::from(teacher.id.as_str().as_bytes()[0]);
-    let mut values: Vec<f32> = (0..count)
-        .map(|i| ((start + i as u64 * 7) % 257) as f32 / 16.0 - 8.0)
-        .collect();
+    let start = sample_id * 31 + u64::from(view) * 17 + u64::from(teacher.id.as_str().as_bytes()[0]);
+    let mut values: Vec<f32> = (0..count).map(|i| ((start + i as u64 * 7) % 257) as f32 / 16.0 - 8.0).collect();
     if let [_, extremes @ .., _] = &mut values[..] {
-        extremes
-            .iter_mut()
-            .zip([65504.0, -0.0])
-            .for_each(|(value, extreme)| *value = extreme);
+        extremes.iter_mut().zip([65504.0, -0.0]).for_each(|(value, extreme)| *value = extreme);
     }
     values
 }
@@ -125,9 +95,7 @@ pub(crate) fn teacher_row(sample_id: u64, view: u16, teacher: &TeacherIdentity) 
     let width = teacher.width as usize;
     let encode = |codec: &dyn FeatureCodec, count| {
         let mut bytes = Vec::new();
-        codec
-            .encode(&values(sample_id, view, teacher, count), width, &mut bytes)
-            .unwrap();
+        codec.encode(&values(sample_id, view, teacher, count), width, &mut bytes).unwrap();
         bytes
     };
     TeacherRow {
@@ -151,11 +119,7 @@ impl Tiny {
     /// 10 samples in 3 parts, 2 views each, two teachers, two rejects.
     pub(crate) fn usual() -> Tiny {
         let teachers = vec![teacher("clip", Codec::F16), teacher("dino", Codec::F32)];
-        Tiny {
-            identity: identity(),
-            teachers,
-            rejected: vec![2, 3],
-        }
+        Tiny { identity: identity(), teachers, rejected: vec![2, 3] }
     }
 
     /// [`Tiny::usual`] with packed images and the other codecs.
@@ -170,42 +134,22 @@ impl Tiny {
     pub(crate) fn least() -> Tiny {
         let mut identity = identity();
         identity.dataset.samples = 4;
-        identity.plan = Plan {
-            samples: 4,
-            part_samples: 4,
-        };
+        identity.plan = Plan { samples: 4, part_samples: 4 };
         identity.views.views = 1;
-        let teacher = TeacherIdentity {
-            grid: 1,
-            input_size: 16,
-            width: 2,
-            ..teacher("clip", Codec::F16)
-        };
-        Tiny {
-            identity,
-            teachers: vec![teacher],
-            rejected: vec![0, 2],
-        }
+        let teacher = TeacherIdentity { grid: 1, input_size: 16, width: 2, ..teacher("clip", Codec::F16) };
+        Tiny { identity, teachers: vec![teacher], rejected: vec![0, 2] }
     }
 
     /// The row of a view, with its packed image's hash where there is one.
     pub(crate) fn sample(&self, sample_id: u64, view: u16) -> SampleRow {
         let packed = self.identity.pack != Pack::None && view == 0;
-        SampleRow {
-            image_hash: packed.then(|| ContentHash::of(&image(sample_id))),
-            ..sample_row(sample_id, view)
-        }
+        SampleRow { image_hash: packed.then(|| ContentHash::of(&image(sample_id))), ..sample_row(sample_id, view) }
     }
 
     /// (sample, view) of the rows of a part.
     pub(crate) fn places(&self, part: u32) -> Vec<(u64, u16)> {
-        let used = self
-            .identity
-            .plan
-            .range(part)
-            .filter(|id| !self.rejected.contains(id));
-        used.flat_map(|id| (0..self.identity.views.views).map(move |view| (id, view)))
-            .collect()
+        let used = self.identity.plan.range(part).filter(|id| !self.rejected.contains(id));
+        used.flat_map(|id| (0..self.identity.views.views).map(move |view| (id, view))).collect()
     }
 
     pub(crate) fn rejects(&self, part: u32) -> Vec<Reject> {
@@ -216,11 +160,7 @@ impl Tiny {
             reason: "truncated: 3 of 80 rows".to_string(),
             content_hash: (sample_id != 3).then(|| content_hash(sample_id)),
         };
-        self.rejected
-            .iter()
-            .filter(|id| range.contains(id))
-            .map(|id| reject(*id))
-            .collect()
+        self.rejected.iter().filter(|id| range.contains(id)).map(|id| reject(*id)).collect()
     }
 
     pub(crate) fn write_samples(&self, dir: &Path, part: u32) {
@@ -235,23 +175,17 @@ impl Tiny {
 
     pub(crate) fn write_teacher(&self, dir: &Path, part: u32, teacher: &TeacherIdentity) {
         let mut features = TeacherWriter::create(dir, part, &self.identity, teacher).unwrap();
-        self.places(part)
-            .into_iter()
-            .for_each(|(id, view)| features.push(&teacher_row(id, view, teacher)).unwrap());
+        self.places(part).into_iter().for_each(|(id, view)| features.push(&teacher_row(id, view, teacher)).unwrap());
         features.finish().unwrap();
     }
 
     /// Builds the whole cache.
     pub(crate) fn build(&self, dir: &Path) {
         create_cache(dir, &self.identity).unwrap();
-        self.teachers
-            .iter()
-            .for_each(|teacher| add_teacher(dir, teacher).unwrap());
+        self.teachers.iter().for_each(|teacher| add_teacher(dir, teacher).unwrap());
         for part in 0..self.identity.plan.parts() {
             self.write_samples(dir, part);
-            self.teachers
-                .iter()
-                .for_each(|teacher| self.write_teacher(dir, part, teacher));
+            self.teachers.iter().for_each(|teacher| self.write_teacher(dir, part, teacher));
         }
     }
 }
@@ -271,10 +205,7 @@ pub(crate) fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Replaces a file of a cache, as no builder would.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "damage is not published atomically"
-)]
+#[expect(clippy::disallowed_methods, reason = "damage is not published atomically")]
 pub(crate) fn overwrite(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
 }

@@ -13,8 +13,8 @@ use crate::cache::{read_identity, read_teacher, teacher_folders};
 use crate::rules::check_coverage;
 use crate::samples_file::SamplesFile;
 use crate::{
-    CacheIdentity, ChannelSums, ContentHash, Error, Plan, Result, SampleRow, SamplesCommit,
-    TeacherCommit, TeacherId, TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
+    CacheIdentity, ChannelSums, ContentHash, Error, Plan, Result, SampleRow, SamplesCommit, TeacherCommit, TeacherId,
+    TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
 };
 
 /// How far a verification has come.
@@ -89,9 +89,7 @@ impl Report {
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let mut report = Report::default();
     if !layout::cache_json(dir).exists() {
-        return Err(Error::NotACache {
-            path: dir.to_path_buf(),
-        });
+        return Err(Error::NotACache { path: dir.to_path_buf() });
     }
     // Without its identity, nothing in a cache can be judged.
     let Some(identity) = report.keep(read_identity(dir))? else {
@@ -103,9 +101,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> 
             Some(Some(teacher)) => drop(teachers.insert(id, teacher)),
             // A builder writes the identity before anything else, so parts without it have lost it.
             Some(None) if holds_parts(dir, &id)? => {
-                report.problems.push(Error::FileMissing {
-                    path: layout::teacher_json(dir, &id),
-                });
+                report.problems.push(Error::FileMissing { path: layout::teacher_json(dir, &id) });
             }
             Some(None) => report.notes.push(format!(
                 "{} is not there: the teacher was never added",
@@ -114,12 +110,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> 
             None => {}
         }
     }
-    let verifier = Verifier {
-        dir,
-        identity,
-        teachers,
-        seen: AtomicU64::new(0),
-    };
+    let verifier = Verifier { dir, identity, teachers, seen: AtomicU64::new(0) };
     let mut contents = Vec::new();
     for (part, of_part) in verifier.in_parallel(progress)? {
         report.add(part);
@@ -143,11 +134,7 @@ fn repeats(mut contents: Vec<Content>, plan: &Plan) -> Option<Repeats> {
         // In order of their samples, so those of the first part come first.
         let other = copies.iter().find(|(_, other)| part(*other) != part(first));
         let Some(&(_, other)) = other else { continue };
-        let repeats = found.get_or_insert(Repeats {
-            images: 0,
-            samples: 0,
-            example: (first, other),
-        });
+        let repeats = found.get_or_insert(Repeats { images: 0, samples: 0, example: (first, other) });
         repeats.images += 1;
         repeats.samples += copies.len() as u64;
         repeats.example = repeats.example.min((first, other));
@@ -164,14 +151,9 @@ struct Verifier<'a> {
 
 impl Verifier<'_> {
     /// Reports of all parts, in order.
-    fn in_parallel(
-        &self,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<(Report, Vec<Content>)>> {
+    fn in_parallel(&self, progress: &mut dyn FnMut(Progress)) -> Result<Vec<(Report, Vec<Content>)>> {
         let parts = self.identity.plan.parts();
-        let threads = std::thread::available_parallelism()
-            .map_or(1, |n| n.get())
-            .min(parts as usize);
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(parts as usize);
         let total_bytes = (0..parts).map(|part| self.declared_bytes(part)).sum();
         let next = AtomicU32::new(0);
         let (send, receive) = mpsc::channel();
@@ -192,10 +174,7 @@ impl Verifier<'_> {
             drop(send);
             loop {
                 let received = receive.recv_timeout(Duration::from_millis(100));
-                progress(Progress {
-                    bytes: self.seen.load(Ordering::Relaxed),
-                    total_bytes,
-                });
+                progress(Progress { bytes: self.seen.load(Ordering::Relaxed), total_bytes });
                 match received {
                     Ok((part, Ok(report))) => drop(reports.insert(part, report)),
                     Ok((_, Err(error))) => {
@@ -213,32 +192,17 @@ impl Verifier<'_> {
 
     /// Bytes that [`Self::part`] will count in `seen`, if nothing is wrong with the part.
     fn declared_bytes(&self, part: u32) -> u64 {
-        let samples = SamplesCommit::read(self.dir, part, &self.identity)
-            .ok()
-            .flatten()
-            .map_or(0, |commit| commit.file.bytes);
-        let features = |teacher| {
-            TeacherCommit::read(self.dir, part, &self.identity, teacher)
-                .ok()
-                .flatten()
-        };
-        samples
-            + self
-                .teachers
-                .values()
-                .filter_map(features)
-                .map(|commit| commit.file.bytes)
-                .sum::<u64>()
+        let samples =
+            SamplesCommit::read(self.dir, part, &self.identity).ok().flatten().map_or(0, |commit| commit.file.bytes);
+        let features = |teacher| TeacherCommit::read(self.dir, part, &self.identity, teacher).ok().flatten();
+        samples + self.teachers.values().filter_map(features).map(|commit| commit.file.bytes).sum::<u64>()
     }
 
     fn part(&self, part: u32) -> Result<(Report, Vec<Content>)> {
         let mut report = Report::default();
         let samples = self.samples(part, &mut report)?;
         let rows = samples.iter().flatten().flatten();
-        let contents = rows
-            .filter(|row| row.view.index == 0)
-            .map(|row| (row.content_hash, row.sample_id))
-            .collect();
+        let contents = rows.filter(|row| row.view.index == 0).map(|row| (row.content_hash, row.sample_id)).collect();
         for teacher in self.teachers.values() {
             self.features(part, teacher, samples.as_deref(), &mut report)?;
         }
@@ -250,20 +214,14 @@ impl Verifier<'_> {
         let commit_path = layout::samples_commit(self.dir, part);
         let file_path = layout::samples_file(self.dir, part);
         let commit = report.keep(SamplesCommit::read(self.dir, part, &self.identity))?;
-        let Some(commit) = self.committed(
-            commit,
-            commit_path,
-            &[file_path, layout::rejects_file(self.dir, part)],
-            report,
-        ) else {
+        let Some(commit) =
+            self.committed(commit, commit_path, &[file_path, layout::rejects_file(self.dir, part)], report)
+        else {
             return Ok(None);
         };
         let mut sound = true;
         let mut rejected = Vec::new();
-        match report.keep(reject::read(
-            &layout::rejects_file(self.dir, part),
-            &commit.rejects,
-        ))? {
+        match report.keep(reject::read(&layout::rejects_file(self.dir, part), &commit.rejects))? {
             Some((rejects, problems)) => {
                 sound &= problems.is_empty();
                 report.problems.extend(problems);
@@ -332,9 +290,7 @@ impl Verifier<'_> {
         let (mut row, mut decoded) = (TeacherRow::default(), Vec::new());
         for i in 0..features.rows() {
             rules.skip_to(i);
-            let sample = samples
-                .and_then(|samples| samples.get(i))
-                .and_then(Option::as_ref);
+            let sample = samples.and_then(|samples| samples.get(i)).and_then(Option::as_ref);
             let mut check = || {
                 features.read_row_into(i, &mut row)?;
                 sample.map_or(Ok(()), |sample| features.check_join(i, &row, sample))?;
@@ -347,16 +303,11 @@ impl Verifier<'_> {
                 Some(()) => report.rows += 1,
                 None => all_sound = false,
             }
-            self.seen
-                .fetch_add(stamp.bytes / features.rows() as u64, Ordering::Relaxed);
+            self.seen.fetch_add(stamp.bytes / features.rows() as u64, Ordering::Relaxed);
         }
         if let Some(samples) = samples.filter(|samples| samples.len() != features.rows()) {
             let (found, expected) = (features.rows() as u64, samples.len() as u64);
-            report.problems.push(Error::JoinCount {
-                path: features.path().to_path_buf(),
-                found,
-                expected,
-            });
+            report.problems.push(Error::JoinCount { path: features.path().to_path_buf(), found, expected });
             all_sound = false;
         }
         if all_sound {
@@ -379,10 +330,7 @@ impl Verifier<'_> {
         if commit.is_none() {
             let stray = declared.iter().filter(|path| path.exists());
             report.notes.extend(stray.map(|path| {
-                format!(
-                    "{} has no commit record: an interrupted build left it and will replace it",
-                    path.display()
-                )
+                format!("{} has no commit record: an interrupted build left it and will replace it", path.display())
             }));
             report.missing.push(path);
         }
@@ -396,16 +344,8 @@ impl Verifier<'_> {
         let teachers = teacher_folders(self.dir)?;
         let teachers: Vec<&str> = teachers.iter().map(TeacherId::as_str).collect();
         let mut folders = vec![
-            (
-                self.dir.to_path_buf(),
-                &[][..],
-                &["cache.json", "samples", "teachers", "rejects"][..],
-            ),
-            (
-                self.dir.join("samples"),
-                &[".parquet", ".commit.json"][..],
-                &[][..],
-            ),
+            (self.dir.to_path_buf(), &[][..], &["cache.json", "samples", "teachers", "rejects"][..]),
+            (self.dir.join("samples"), &[".parquet", ".commit.json"][..], &[][..]),
             (self.dir.join("rejects"), &[".jsonl"], &[layout::SKIPPED]),
             (layout::teachers_dir(self.dir), &[], &teachers),
         ];
@@ -424,20 +364,15 @@ impl Verifier<'_> {
             for entry in entries {
                 let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let part = suffixes
-                    .iter()
-                    .find_map(|suffix| layout::part_number(&name, suffix));
-                if names.contains(&&*name)
-                    || part.is_some_and(|part| part < self.identity.plan.parts())
-                {
+                let part = suffixes.iter().find_map(|suffix| layout::part_number(&name, suffix));
+                if names.contains(&&*name) || part.is_some_and(|part| part < self.identity.plan.parts()) {
                     continue;
                 }
                 let path = entry.path();
                 notes.push(match atomic::target_name(&name) {
-                    Some(_) => format!(
-                        "{} is a temporary file of a build that is running or was killed",
-                        path.display()
-                    ),
+                    Some(_) => {
+                        format!("{} is a temporary file of a build that is running or was killed", path.display())
+                    }
                     None => format!("{} is not part of the format", path.display()),
                 });
             }
@@ -485,10 +420,7 @@ fn check_sums(commit: &Path, stated: &ChannelSums, found: &ChannelSums) -> Resul
     if stated.count != found.count {
         return fail("channels.count".to_string(), &stated.count, &found.count);
     }
-    for (name, stated, found) in [
-        ("sum", &stated.sum, &found.sum),
-        ("sum_sq", &stated.sum_sq, &found.sum_sq),
-    ] {
+    for (name, stated, found) in [("sum", &stated.sum, &found.sum), ("sum_sq", &stated.sum_sq, &found.sum_sq)] {
         for (i, (stated, found)) in stated.iter().zip(found).enumerate() {
             if stated != found {
                 return fail(format!("channels.{name}[{i}]"), stated, found);

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use parquet::column::writer::ColumnWriterImpl;
 use parquet::data_type::{
-    BoolType, ByteArray, ByteArrayType, DataType, FixedLenByteArray, FixedLenByteArrayType,
-    Int32Type, Int64Type,
+    BoolType, ByteArray, ByteArrayType, DataType, FixedLenByteArray, FixedLenByteArrayType, Int32Type, Int64Type,
 };
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
@@ -19,14 +18,13 @@ use sha2::{Digest, Sha256};
 
 use crate::atomic::{self, AtomicFile};
 use crate::columns::{
-    Column, ROW_GROUP_BYTES, key_values, properties, sample_checksum, samples_columns, schema,
-    teacher_checksum, teacher_columns,
+    Column, ROW_GROUP_BYTES, key_values, properties, sample_checksum, samples_columns, schema, teacher_checksum,
+    teacher_columns,
 };
 use crate::rules::{RowRules, check_coverage};
 use crate::{
-    CacheIdentity, ChannelSums, CodecError, Error, FORMAT_VERSION, FileStamp, Reject, RejectsStamp,
-    Result, SampleRow, SamplesCommit, TeacherCommit, TeacherIdentity, TeacherRow, json, layout,
-    reject,
+    CacheIdentity, ChannelSums, CodecError, Error, FORMAT_VERSION, FileStamp, Reject, RejectsStamp, Result, SampleRow,
+    SamplesCommit, TeacherCommit, TeacherIdentity, TeacherRow, json, layout, reject,
 };
 
 /// Writes the samples and rejects of one part. Dropping it unfinished leaves nothing.
@@ -86,11 +84,7 @@ impl SamplesWriter {
         self.rows_bytes += 128 + row.key.len() + image.map_or(0, <[u8]>::len);
         self.rows.push(row.clone());
         self.images.push(image.map(Bytes::copy_from_slice));
-        if self.rows_bytes >= ROW_GROUP_BYTES {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        if self.rows_bytes >= ROW_GROUP_BYTES { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -100,11 +94,7 @@ impl SamplesWriter {
         self.file.write_group(rows.len(), |group| {
             put::<Int64Type>(group, rows.iter().map(|row| row.sample_id.cast_signed()))?;
             put::<Int32Type>(group, rows.iter().map(|row| row.view.index.into()))?;
-            put::<ByteArrayType>(
-                group,
-                rows.iter()
-                    .map(|row| ByteArray::from(row.key.as_bytes().to_vec())),
-            )?;
+            put::<ByteArrayType>(group, rows.iter().map(|row| ByteArray::from(row.key.as_bytes().to_vec())))?;
             put::<FixedLenByteArrayType>(group, rows.iter().map(|row| fixed(&row.content_hash.0)))?;
             put_optional::<Int32Type>(group, rows.iter().map(|row| row.label))?;
             let columns: [fn(&SampleRow) -> u32; 6] = [
@@ -121,17 +111,10 @@ impl SamplesWriter {
             put::<BoolType>(group, rows.iter().map(|row| row.view.flip))?;
             put_optional::<FixedLenByteArrayType>(
                 group,
-                rows.iter()
-                    .map(|row| row.image_hash.map(|hash| fixed(&hash.0))),
+                rows.iter().map(|row| row.image_hash.map(|hash| fixed(&hash.0))),
             )?;
-            put_optional::<ByteArrayType>(
-                group,
-                images.into_iter().map(|image| image.map(ByteArray::from)),
-            )?;
-            put::<Int64Type>(
-                group,
-                rows.iter().map(|row| sample_checksum(row).cast_signed()),
-            )
+            put_optional::<ByteArrayType>(group, images.into_iter().map(|image| image.map(ByteArray::from)))?;
+            put::<Int64Type>(group, rows.iter().map(|row| sample_checksum(row).cast_signed()))
         })
     }
 
@@ -145,38 +128,20 @@ impl SamplesWriter {
         rejects.sort_by_key(|reject| reject.sample_id);
         let rejected: Vec<u64> = rejects.iter().map(|reject| reject.sample_id).collect();
         let range = self.identity.plan.range(self.part);
-        check_coverage(
-            &self.file.path,
-            range,
-            self.identity.views.views,
-            &self.counts,
-            &rejected,
-        )?;
+        check_coverage(&self.file.path, range, self.identity.views.views, &self.counts, &rejected)?;
         if !self.rows.is_empty() {
             self.flush()?;
         }
         let file = self.file.publish()?;
-        let text: String = rejects
-            .iter()
-            .map(|reject| reject::to_line(reject) + "\n")
-            .collect();
-        atomic::write(
-            &layout::rejects_file(&self.cache, self.part),
-            text.as_bytes(),
-        )?;
+        let text: String = rejects.iter().map(|reject| reject::to_line(reject) + "\n").collect();
+        atomic::write(&layout::rejects_file(&self.cache, self.part), text.as_bytes())?;
         let rejects = RejectsStamp {
             rows: rejects.len() as u64,
             bytes: text.len() as u64,
             sha256: json::sha256_hex(text.as_bytes()),
         };
         let cache = self.identity.fingerprint();
-        let commit = SamplesCommit {
-            format_version: FORMAT_VERSION,
-            part: self.part,
-            cache,
-            file,
-            rejects,
-        };
+        let commit = SamplesCommit { format_version: FORMAT_VERSION, part: self.part, cache, file, rejects };
         json::write(&layout::samples_commit(&self.cache, self.part), &commit)?;
         Ok(commit)
     }
@@ -223,11 +188,7 @@ impl TeacherWriter {
             cache_fingerprint: identity.fingerprint(),
             teacher: teacher.clone(),
             part,
-            file: PartWriter::create(
-                &path,
-                &teacher_columns(teacher),
-                key_values(part, identity, Some(teacher)),
-            )?,
+            file: PartWriter::create(&path, &teacher_columns(teacher), key_values(part, identity, Some(teacher)))?,
             rules: RowRules::new(path, identity, part),
             rows: Vec::new(),
             channels: ChannelSums::new(teacher.width as usize),
@@ -247,30 +208,17 @@ impl TeacherWriter {
         self.rows.push(StoredRow {
             sample_id: row.sample_id,
             view: row.view,
-            blobs: [
-                &row.content_hash.0[..],
-                &row.tokens,
-                &row.cls,
-                &row.cls_attn,
-            ]
-            .map(Bytes::copy_from_slice),
+            blobs: [&row.content_hash.0[..], &row.tokens, &row.cls, &row.cls_attn].map(Bytes::copy_from_slice),
             checksum: teacher_checksum(row),
         });
-        let row_bytes =
-            self.teacher.tokens_bytes() + self.teacher.cls_bytes() + self.teacher.cls_attn_bytes();
-        if self.rows.len() * row_bytes >= ROW_GROUP_BYTES {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        let row_bytes = self.teacher.tokens_bytes() + self.teacher.cls_bytes() + self.teacher.cls_attn_bytes();
+        if self.rows.len() * row_bytes >= ROW_GROUP_BYTES { self.flush() } else { Ok(()) }
     }
 
     /// Adds what the codec lost of a row's tokens; the sum goes into the commit record. Called in the order of the rows, it gives
     /// the same sums whatever computed them.
     pub fn add_codec_error(&mut self, error: &CodecError) {
-        self.codec_error
-            .get_or_insert_with(CodecError::default)
-            .add(error);
+        self.codec_error.get_or_insert_with(CodecError::default).add(error);
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -281,8 +229,7 @@ impl TeacherWriter {
             for i in 0..4 {
                 put::<FixedLenByteArrayType>(
                     group,
-                    rows.iter()
-                        .map(|row| ByteArray::from(row.blobs[i].clone()).into()),
+                    rows.iter().map(|row| ByteArray::from(row.blobs[i].clone()).into()),
                 )?;
             }
             put::<Int64Type>(group, rows.iter().map(|row| row.checksum.cast_signed()))
@@ -304,10 +251,7 @@ impl TeacherWriter {
             channels: self.channels,
             codec_error: self.codec_error,
         };
-        json::write(
-            &layout::teacher_commit(&self.cache, &self.teacher.id, self.part),
-            &commit,
-        )?;
+        json::write(&layout::teacher_commit(&self.cache, &self.teacher.id, self.part), &commit)?;
         Ok(commit)
     }
 }
@@ -322,20 +266,10 @@ struct PartWriter {
 
 impl PartWriter {
     fn create(path: &Path, columns: &[Column], key_values: Vec<KeyValue>) -> Result<PartWriter> {
-        let sink = HashingFile {
-            file: Some(AtomicFile::create(path)?),
-            bytes: 0,
-            hash: Sha256::new(),
-            footer: None,
-        };
-        let writer =
-            SerializedFileWriter::new(sink, schema(columns), properties(columns, key_values));
+        let sink = HashingFile { file: Some(AtomicFile::create(path)?), bytes: 0, hash: Sha256::new(), footer: None };
+        let writer = SerializedFileWriter::new(sink, schema(columns), properties(columns, key_values));
         let writer = writer.map_err(|e| Error::parquet("write", path, e))?;
-        Ok(PartWriter {
-            path: path.to_path_buf(),
-            writer,
-            rows: 0,
-        })
+        Ok(PartWriter { path: path.to_path_buf(), writer, rows: 0 })
     }
 
     fn write_group(
@@ -370,10 +304,7 @@ impl PartWriter {
             footer_bytes: sink.bytes - footer_start,
             footer_sha256: json::hex(&footer.finalize()),
         };
-        sink.file
-            .take()
-            .expect("only publishing takes it")
-            .publish()?;
+        sink.file.take().expect("only publishing takes it").publish()?;
         Ok(stamp)
     }
 }
@@ -419,14 +350,9 @@ fn fixed(bytes: &[u8]) -> FixedLenByteArray {
 }
 
 /// Writes the next column of the group.
-fn put<T: DataType>(
-    group: &mut Group<'_>,
-    values: impl Iterator<Item = T::T>,
-) -> Result<(), ParquetError> {
+fn put<T: DataType>(group: &mut Group<'_>, values: impl Iterator<Item = T::T>) -> Result<(), ParquetError> {
     let values: Vec<_> = values.collect();
-    write_column::<T>(group, |column| {
-        column.write_batch(&values, None, None).map(|_| ())
-    })
+    write_column::<T>(group, |column| column.write_batch(&values, None, None).map(|_| ()))
 }
 
 /// Writes the next column of the group, in which some rows have no value.
@@ -436,11 +362,7 @@ fn put_optional<T: DataType>(
 ) -> Result<(), ParquetError> {
     write_column::<T>(group, |column| {
         rows.map(|row| (i16::from(row.is_some()), row))
-            .try_for_each(|(level, row)| {
-                column
-                    .write_batch(row.as_slice(), Some(&[level]), None)
-                    .map(|_| ())
-            })
+            .try_for_each(|(level, row)| column.write_batch(row.as_slice(), Some(&[level]), None).map(|_| ()))
     })
 }
 
@@ -448,9 +370,8 @@ fn write_column<T: DataType>(
     group: &mut Group<'_>,
     write: impl FnOnce(&mut ColumnWriterImpl<'_, T>) -> Result<(), ParquetError>,
 ) -> Result<(), ParquetError> {
-    let mut column = group
-        .next_column()?
-        .ok_or_else(|| ParquetError::General("more columns than the schema has".to_string()))?;
+    let mut column =
+        group.next_column()?.ok_or_else(|| ParquetError::General("more columns than the schema has".to_string()))?;
     write(column.typed::<T>())?;
     column.close()
 }

@@ -12,12 +12,9 @@ fn losses(run: &Path) -> Vec<Vec<(String, f64)>> {
     let line = |line: &str| {
         let value: serde_json::Value = serde_json::from_str(line).expect("a metrics line is JSON");
         let object = value.as_object().expect("a metrics line is an object");
-        let is_loss =
-            |name: &str| matches!(name, "loss" | "rec" | "grad_norm") || name.starts_with("mimic.");
+        let is_loss = |name: &str| matches!(name, "loss" | "rec" | "grad_norm") || name.starts_with("mimic.");
         let found = object.iter().filter(|(name, _)| is_loss(name));
-        found
-            .map(|(name, value)| (name.clone(), value.as_f64().expect("losses are numbers")))
-            .collect()
+        found.map(|(name, value)| (name.clone(), value.as_f64().expect("losses are numbers"))).collect()
     };
     log.lines().map(line).collect()
 }
@@ -35,44 +32,23 @@ fn cached_equals_online() {
     pretrain(&cache, &images, &cached, &[]).expect("the cached run");
     let clip = format!("clip={}", teacher("clip-tiny").display());
     let dino = format!("dino={}", teacher("dino-tiny").display());
-    pretrain(
-        &cache,
-        &images,
-        &online,
-        &["--online-teacher", &clip, "--online-teacher", &dino],
-    )
-    .expect("the online run");
+    pretrain(&cache, &images, &online, &["--online-teacher", &clip, "--online-teacher", &dino])
+        .expect("the online run");
 
     let (cached, online) = (losses(&cached), losses(&online));
     assert_eq!(cached.len(), 20, "40 pictures in batches of 8, 4 epochs");
     assert_eq!(online.len(), 20);
     let mut worst = 0f64;
     for (step, (a, b)) in cached.iter().zip(&online).enumerate() {
-        assert_eq!(
-            a.len(),
-            5,
-            "loss, rec, two mimic losses and the gradient's norm"
-        );
+        assert_eq!(a.len(), 5, "loss, rec, two mimic losses and the gradient's norm");
         for ((name, a), (_, b)) in a.iter().zip(b) {
             let difference = (a - b).abs() / b.abs();
             worst = worst.max(difference);
-            assert!(
-                difference < 1e-5,
-                "step {}: {name} is {a} cached and {b} online",
-                step + 1
-            );
+            assert!(difference < 1e-5, "step {}: {name} is {a} cached and {b} online", step + 1);
         }
     }
-    let first: f64 = cached[0]
-        .iter()
-        .find(|(name, _)| name == "loss")
-        .expect("logged")
-        .1;
-    let last: f64 = cached[19]
-        .iter()
-        .find(|(name, _)| name == "loss")
-        .expect("logged")
-        .1;
+    let first: f64 = cached[0].iter().find(|(name, _)| name == "loss").expect("logged").1;
+    let last: f64 = cached[19].iter().find(|(name, _)| name == "loss").expect("logged").1;
     assert!(last < first, "the loss did not fall: {first} to {last}");
     println!("largest relative difference over 20 steps: {worst:.1e}");
 }

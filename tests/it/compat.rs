@@ -25,34 +25,24 @@ fn contents(cache: &Cache) -> Value {
             }));
         }
         let of_part = cache.rejects(part).expect("the rejects");
-        rejects.extend(
-            of_part
-                .into_iter()
-                .map(|reject| json!([reject.sample_id, reject.reason])),
-        );
+        rejects.extend(of_part.into_iter().map(|reject| json!([reject.sample_id, reject.reason])));
         for (id, teacher) in cache.teachers() {
             let part = cache.teacher_part(id, part).expect("the features");
             let all = features.entry(id.to_string()).or_default();
             let mut values = Vec::new();
             for row in part.iter() {
                 let row = row.expect("a sound row");
-                teacher
-                    .decode_tokens(&row.tokens, &mut values)
-                    .expect("tokens");
+                teacher.decode_tokens(&row.tokens, &mut values).expect("tokens");
                 all[0].extend(values.iter().flat_map(|v| v.to_le_bytes()));
                 teacher.decode_cls(&row.cls, &mut values).expect("cls");
                 all[1].extend(values.iter().flat_map(|v| v.to_le_bytes()));
-                teacher
-                    .decode_cls_attn(&row.cls_attn, &mut values)
-                    .expect("attention");
+                teacher.decode_cls_attn(&row.cls_attn, &mut values).expect("attention");
                 all[2].extend(values.iter().flat_map(|v| v.to_le_bytes()));
             }
         }
     }
-    let features: BTreeMap<_, _> = features
-        .into_iter()
-        .map(|(id, bytes)| (id, bytes.map(|bytes| ContentHash::of(&bytes))))
-        .collect();
+    let features: BTreeMap<_, _> =
+        features.into_iter().map(|(id, bytes)| (id, bytes.map(|bytes| ContentHash::of(&bytes)))).collect();
     json!({"rows": rows, "rejects": rejects, "features": features})
 }
 
@@ -60,16 +50,9 @@ fn contents(cache: &Cache) -> Value {
 fn the_first_versions_cache_is_read() {
     let folder = root().join("tests/compat/v1");
     let report = schemas::verify(&folder.join("cache"), &mut |_| {}).expect("it can be looked at");
-    assert!(
-        report.problems.is_empty() && report.missing.is_empty(),
-        "{report:?}"
-    );
+    assert!(report.problems.is_empty() && report.missing.is_empty(), "{report:?}");
     let cache = Cache::open(&folder.join("cache")).expect("it opens");
-    let codecs: Vec<_> = cache
-        .teachers()
-        .values()
-        .map(|teacher| teacher.codec.name())
-        .collect();
+    let codecs: Vec<_> = cache.teachers().values().map(|teacher| teacher.codec.name()).collect();
     assert_eq!(codecs, ["f16", "f32", "bf16", "i8"]);
     let found = contents(&cache);
     let expected = folder.join("expected.json");
@@ -77,14 +60,8 @@ fn the_first_versions_cache_is_read() {
     if !expected.exists() {
         let text = serde_json::to_string_pretty(&found).expect("JSON") + "\n";
         schemas::atomic::write(&expected, text.as_bytes()).expect("written");
-        panic!(
-            "{} was not there and is now: look at it",
-            expected.display()
-        );
+        panic!("{} was not there and is now: look at it", expected.display());
     }
     let expected = std::fs::read(&expected).expect("expected.json");
-    assert_eq!(
-        found,
-        serde_json::from_slice::<Value>(&expected).expect("JSON")
-    );
+    assert_eq!(found, serde_json::from_slice::<Value>(&expected).expect("JSON"));
 }

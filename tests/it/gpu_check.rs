@@ -30,42 +30,25 @@ fn check(python: &str, out: &Path, more: &[&str]) -> (Output, Vec<Value>) {
 /// Stage, statement and verdict of the rows of one verdict.
 fn with_verdict<'a>(rows: &'a [Value], verdict: &str) -> Vec<(&'a str, &'a str)> {
     let text = |row: &'a Value, key: &str| row[key].as_str().unwrap_or_default();
-    rows.iter()
-        .filter(|row| row["verdict"] == verdict)
-        .map(|row| (text(row, "stage"), text(row, "what")))
-        .collect()
+    rows.iter().filter(|row| row["verdict"] == verdict).map(|row| (text(row, "stage"), text(row, "what"))).collect()
 }
 
 #[test]
 fn every_stage_runs_and_a_planted_error_is_found() {
     let Some(python) = python() else {
-        skipped(
-            "scripts/gpu/check",
-            "there is no Python; run scripts/python-env",
-        );
+        skipped("scripts/gpu/check", "there is no Python; run scripts/python-env");
         return;
     };
     if !target().join("release/trainer").is_file() || !target().join("release/pipeline").is_file() {
-        skipped(
-            "scripts/gpu/check",
-            "the programs are not built; run the tests of the whole workspace",
-        );
+        skipped("scripts/gpu/check", "the programs are not built; run the tests of the whole workspace");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let (done, rows) = check(&python, &folder.path().join("right"), &[]);
     let said = String::from_utf8_lossy(&done.stdout);
-    assert_eq!(
-        done.status.code(),
-        Some(0),
-        "{said}\n{}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    assert_eq!(done.status.code(), Some(0), "{said}\n{}", String::from_utf8_lossy(&done.stderr));
     let stages = |rows: &[Value]| -> Vec<String> {
-        let mut stages: Vec<_> = rows
-            .iter()
-            .map(|row| row["stage"].as_str().unwrap().to_owned())
-            .collect();
+        let mut stages: Vec<_> = rows.iter().map(|row| row["stage"].as_str().unwrap().to_owned()).collect();
         stages.dedup();
         stages
     };
@@ -89,12 +72,7 @@ fn every_stage_runs_and_a_planted_error_is_found() {
     assert!(with_verdict(&rows, "ok").len() > 20, "{said}");
     // What needs CUDA says so and does not pass.
     for stage in ["unit-tests", "memory", "floor"] {
-        assert!(
-            with_verdict(&rows, "skipped")
-                .iter()
-                .any(|(of, _)| *of == stage),
-            "{said}"
-        );
+        assert!(with_verdict(&rows, "skipped").iter().any(|(of, _)| *of == stage), "{said}");
     }
 
     // A matrix of each teacher a hundredth larger, and gradients clipped, on one side.
@@ -113,8 +91,5 @@ fn every_stage_runs_and_a_planted_error_is_found() {
     }
     // The same wrong teacher twice gives the same bytes.
     let right = with_verdict(&rows, "ok");
-    assert!(
-        right.contains(&("features", "a second build gives the same bytes")),
-        "{said}"
-    );
+    assert!(right.contains(&("features", "a second build gives the same bytes")), "{said}");
 }

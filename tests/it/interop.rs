@@ -10,11 +10,7 @@ use tests::{python, root, skipped};
 /// The fenced blocks of one language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
-    text.split(&fence)
-        .skip(1)
-        .filter_map(|rest| rest.split_once("```"))
-        .map(|(block, _)| block.to_owned())
-        .collect()
+    text.split(&fence).skip(1).filter_map(|rest| rest.split_once("```")).map(|(block, _)| block.to_owned()).collect()
 }
 
 /// What the snippets found, said as JSON.
@@ -69,10 +65,7 @@ print(json.dumps({
 #[test]
 fn other_tools_read_what_the_docs_say() {
     let Some(python) = python() else {
-        skipped(
-            "docs/reading-a-cache.md was not run",
-            "scripts/python-env has not been run",
-        );
+        skipped("docs/reading-a-cache.md was not run", "scripts/python-env has not been run");
         return;
     };
     let folder = root().join("tests/compat/v1/cache");
@@ -98,8 +91,7 @@ fn other_tools_read_what_the_docs_say() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let printed = String::from_utf8_lossy(&output.stdout);
-    let found: Value =
-        serde_json::from_str(printed.lines().last().unwrap_or_default()).expect("JSON");
+    let found: Value = serde_json::from_str(printed.lines().last().unwrap_or_default()).expect("JSON");
 
     // ---- What Rust reads.
     let cache = Cache::open(&folder).expect("it opens");
@@ -110,59 +102,33 @@ fn other_tools_read_what_the_docs_say() {
         for (id, teacher) in cache.teachers() {
             let mut values = Vec::new();
             for row in cache.teacher_part(id, part).expect("the features").iter() {
-                teacher
-                    .decode_tokens(&row.expect("sound").tokens, &mut values)
-                    .expect("tokens");
+                teacher.decode_tokens(&row.expect("sound").tokens, &mut values).expect("tokens");
                 let all = features.entry(id.to_string()).or_default();
                 all.extend(values.iter().flat_map(|v| v.to_le_bytes()));
             }
         }
     }
     for (id, bytes) in &features {
-        assert_eq!(
-            found["features"][id],
-            ContentHash::of(bytes).to_string(),
-            "{id}"
-        );
+        assert_eq!(found["features"][id], ContentHash::of(bytes).to_string(), "{id}");
     }
     let first = cache.samples_part(0).expect("the samples");
     let image = first.read_image(0).expect("sound").expect("packed");
     let image = images::decode(&image).expect("a JPEG");
-    let size = cache
-        .teachers()
-        .values()
-        .next()
-        .expect("a teacher")
-        .input_size;
+    let size = cache.teachers().values().next().expect("a teacher").input_size;
     let crop = images::render(&image, &first.rows()[0].view, size).expect("inside");
     assert_eq!(found["crop"], ContentHash::of(&crop.data).to_string());
 
     let rows = samples.len();
-    let labelled = |label: i32| {
-        samples
-            .iter()
-            .filter(|row| row.label == Some(label))
-            .count()
-    };
+    let labelled = |label: i32| samples.iter().filter(|row| row.label == Some(label)).count();
     assert_eq!(found["rows"]["polars"], rows);
     assert_eq!(found["rows"]["datasets"], rows);
-    assert_eq!(
-        found["rows"]["per_label"],
-        serde_json::json!([[0, labelled(0)], [1, labelled(1)]])
-    );
-    let [labels, joined] =
-        [&found["queries"][0], &found["queries"][1]].map(|q| q.as_array().expect("rows"));
+    assert_eq!(found["rows"]["per_label"], serde_json::json!([[0, labelled(0)], [1, labelled(1)]]));
+    let [labels, joined] = [&found["queries"][0], &found["queries"][1]].map(|q| q.as_array().expect("rows"));
     assert_eq!(labels.len(), 2);
-    assert_eq!(
-        (&labels[0][1], &labels[0][2]),
-        (&labelled(0).into(), &(labelled(0) / 2).into())
-    );
+    assert_eq!((&labels[0][1], &labels[0][2]), (&labelled(0).into(), &(labelled(0) / 2).into()));
     assert_eq!(joined.len(), rows);
     let clip = cache.teachers().values().next().expect("a teacher");
     for (row, sample) in joined.iter().zip(&samples) {
-        assert_eq!(
-            *row,
-            serde_json::json!([sample.key, sample.view.index, clip.tokens_bytes()])
-        );
+        assert_eq!(*row, serde_json::json!([sample.key, sample.view.index, clip.tokens_bytes()]));
     }
 }

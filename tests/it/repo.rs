@@ -5,16 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tests::root;
 
-const MEMBERS: [&str; 8] = [
-    "schemas",
-    "images",
-    "program",
-    "torch-ext",
-    "models",
-    "pipeline",
-    "trainer",
-    "tests",
-];
+const MEMBERS: [&str; 8] = ["schemas", "images", "program", "torch-ext", "models", "pipeline", "trainer", "tests"];
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
@@ -63,26 +54,14 @@ fn rooms_use_only_what_they_may() {
         ("program", &["schemas"]),
         ("torch-ext", &["tch", "torch-sys"]),
         ("models", &["tch", "torch-ext"]),
-        (
-            "pipeline",
-            &["schemas", "images", "program", "models", "torch-ext", "tch"],
-        ),
-        (
-            "trainer",
-            &["schemas", "images", "program", "models", "torch-ext", "tch"],
-        ),
+        ("pipeline", &["schemas", "images", "program", "models", "torch-ext", "tch"]),
+        ("trainer", &["schemas", "images", "program", "models", "torch-ext", "tch"]),
     ]);
-    let watched: BTreeSet<String> = MEMBERS
-        .iter()
-        .map(|m| (*m).to_owned())
-        .chain(["tch".into(), "torch-sys".into()])
-        .collect();
+    let watched: BTreeSet<String> =
+        MEMBERS.iter().map(|m| (*m).to_owned()).chain(["tch".into(), "torch-sys".into()]).collect();
     for (room, may_use) in allowed {
         let manifest = read(root().join(room).join("Cargo.toml"));
-        let used: Vec<_> = section(&manifest, "dependencies")
-            .intersection(&watched)
-            .cloned()
-            .collect();
+        let used: Vec<_> = section(&manifest, "dependencies").intersection(&watched).cloned().collect();
         for name in used {
             assert!(
                 may_use.contains(&name.as_str()),
@@ -97,10 +76,7 @@ fn every_member_opts_into_the_workspace_lints() {
     for member in MEMBERS {
         let manifest = read(root().join(member).join("Cargo.toml"));
         let opted_in = section(&manifest, "lints").contains("workspace");
-        assert!(
-            opted_in || member == "torch-ext",
-            "{member}/Cargo.toml: [lints] workspace = true is missing"
-        );
+        assert!(opted_in || member == "torch-ext", "{member}/Cargo.toml: [lints] workspace = true is missing");
     }
 }
 
@@ -115,12 +91,7 @@ fn unsafe_code_lives_in_torch_ext_alone() {
                 let found = ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code)"]
                     .iter()
                     .any(|word| code.contains(word) && !code.contains(&format!("\"{word}")));
-                assert!(
-                    !found || path.ends_with("repo.rs"),
-                    "{}:{}: unsafe code",
-                    path.display(),
-                    number + 1
-                );
+                assert!(!found || path.ends_with("repo.rs"), "{}:{}: unsafe code", path.display(), number + 1);
             }
         }
     }
@@ -129,15 +100,10 @@ fn unsafe_code_lives_in_torch_ext_alone() {
 /// Invariant 5: only the binaries print, exit and read the environment. Build scripts are programs too.
 #[test]
 fn libraries_leave_the_process_to_the_binaries() {
-    for member in [
-        "schemas", "images", "program", "models", "pipeline", "trainer",
-    ] {
+    for member in ["schemas", "images", "program", "models", "pipeline", "trainer"] {
         for path in files(&root().join(member).join("src"), "rs") {
             let name = path.file_name().unwrap_or_default();
-            if name == "main.rs"
-                || path.components().any(|c| c.as_os_str() == "tests")
-                || name == "tests.rs"
-            {
+            if name == "main.rs" || path.components().any(|c| c.as_os_str() == "tests") || name == "tests.rs" {
                 continue;
             }
             let text = read(&path);
@@ -170,13 +136,7 @@ const OF_THE_PROCESS: [&str; 16] = [
 ];
 
 /// What makes a test depend on how fast the machine is, and names that two tests may both take.
-const OF_THE_MACHINE: [&str; 5] = [
-    "sleep(",
-    ".elapsed(",
-    "recv_timeout(",
-    "env::temp_dir(",
-    "\"/tmp",
-];
+const OF_THE_MACHINE: [&str; 5] = ["sleep(", ".elapsed(", "recv_timeout(", "env::temp_dir(", "\"/tmp"];
 
 /// Where a test waits: to spread kills over a program's run, and to give up a program that hangs.
 const MAY_WAIT: [&str; 2] = ["pipeline/tests/cli/kill.rs", "trainer/tests/cli.rs"];
@@ -184,10 +144,7 @@ const MAY_WAIT: [&str; 2] = ["pipeline/tests/cli/kill.rs", "trainer/tests/cli.rs
 /// Test code by file, relative to the root: integration tests, unit tests in files of their own and those at the end of a module's file.
 fn test_code() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    for path in MEMBERS
-        .iter()
-        .flat_map(|member| files(&root().join(member), "rs"))
-    {
+    for path in MEMBERS.iter().flat_map(|member| files(&root().join(member), "rs")) {
         let relative = path.strip_prefix(root()).expect("below the root");
         let inside = |name: &str| relative.components().any(|c| c.as_os_str() == name);
         let name = relative.file_name().unwrap_or_default();
@@ -221,14 +178,8 @@ fn tests_do_not_meet_in_what_their_process_has_once() {
     for (name, text) in test_code() {
         let tests = text.matches("#[test]\n").count();
         let alone = is_program(&name) && tests == 1 && !text.contains("\nmod ");
-        assert!(
-            alone || !name.starts_with("tests/alone/"),
-            "{name} has {tests} tests"
-        );
-        let code: Vec<&str> = text
-            .lines()
-            .filter_map(|line| line.split("//").next())
-            .collect();
+        assert!(alone || !name.starts_with("tests/alone/"), "{name} has {tests} tests");
+        let code: Vec<&str> = text.lines().filter_map(|line| line.split("//").next()).collect();
         let uses = |word: &&&str| code.iter().any(|line| line.contains(**word));
         let found = OF_THE_PROCESS.iter().find(uses).filter(|_| !alone);
         assert!(
@@ -237,10 +188,7 @@ fn tests_do_not_meet_in_what_their_process_has_once() {
         );
         let waits = MAY_WAIT.contains(&&name[..]);
         let found = OF_THE_MACHINE.iter().find(uses).filter(|_| !waits);
-        assert!(
-            found.is_none(),
-            "{name}: {found:?}: tests do not depend on time, nor share names"
-        );
+        assert!(found.is_none(), "{name}: {found:?}: tests do not depend on time, nor share names");
     }
 }
 
@@ -248,10 +196,7 @@ fn tests_do_not_meet_in_what_their_process_has_once() {
 fn recipes_carry_a_header_and_parse() {
     for room in ["pipeline", "trainer"] {
         let recipes = files(&root().join(room).join("recipes"), "toml");
-        assert!(
-            room != "trainer" || !recipes.is_empty(),
-            "{room}/recipes holds no recipe"
-        );
+        assert!(room != "trainer" || !recipes.is_empty(), "{room}/recipes holds no recipe");
         for path in recipes {
             let text = read(&path);
             assert!(
@@ -279,20 +224,9 @@ fn golden_files_say_where_they_come_from() {
     for entry in std::fs::read_dir(&golden).expect("tests/golden") {
         let dir = entry.expect("readable entry").path();
         let readme = read(dir.join("README.md"));
-        let name = dir
-            .file_name()
-            .expect("named")
-            .to_string_lossy()
-            .into_owned();
-        assert!(
-            root().join(format!("scripts/golden/{name}.py")).exists(),
-            "scripts/golden/{name}.py is missing"
-        );
-        assert!(
-            readme.contains(&format!("scripts/golden/{name}.py")),
-            "{}: its README names no script",
-            dir.display()
-        );
+        let name = dir.file_name().expect("named").to_string_lossy().into_owned();
+        assert!(root().join(format!("scripts/golden/{name}.py")).exists(), "scripts/golden/{name}.py is missing");
+        assert!(readme.contains(&format!("scripts/golden/{name}.py")), "{}: its README names no script", dir.display());
         assert!(
             readme.to_lowercase().contains("tolerance") || readme.contains("bit for bit"),
             "{name}: no tolerance stated"
@@ -303,8 +237,5 @@ fn golden_files_say_where_they_come_from() {
 #[test]
 fn architecture_fits_in_one_sitting() {
     let lines = read(root().join("ARCHITECTURE.md")).lines().count();
-    assert!(
-        lines <= 200,
-        "ARCHITECTURE.md has {lines} lines; it is meant to be read whole"
-    );
+    assert!(lines <= 200, "ARCHITECTURE.md has {lines} lines; it is meant to be read whole");
 }

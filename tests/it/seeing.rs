@@ -27,28 +27,12 @@ fn prepare(dir: &Path) -> Vec<String> {
         "--teacher".to_owned(),
         format!("clip={}", text(teacher)),
     ];
-    let cli =
-        pipeline::cli::Cli::try_parse_from(build.iter().chain(&rest)).expect("a command line");
+    let cli = pipeline::cli::Cli::try_parse_from(build.iter().chain(&rest)).expect("a command line");
     pipeline::run(&cli, &models::hub::HubSettings::default(), &mut Vec::new()).expect("a cache");
     let recipe = text(root().join("trainer/recipes/tiny.toml"));
-    let mut train = vec![
-        "trainer".to_owned(),
-        "pretrain".into(),
-        "--device".into(),
-        "cpu".into(),
-    ];
-    train.extend([
-        "--cache".into(),
-        text(dir.join("cache")),
-        "--images".into(),
-        text(dir.join("images")),
-    ]);
-    train.extend([
-        "--recipe".into(),
-        recipe,
-        "--out".into(),
-        text(dir.join("run")),
-    ]);
+    let mut train = vec!["trainer".to_owned(), "pretrain".into(), "--device".into(), "cpu".into()];
+    train.extend(["--cache".into(), text(dir.join("cache")), "--images".into(), text(dir.join("images"))]);
+    train.extend(["--recipe".into(), recipe, "--out".into(), text(dir.join("run"))]);
     for setting in [
         "optim.batch_size=6",
         "schedule.epochs=3",
@@ -143,8 +127,7 @@ fn tensorboard_reads_what_a_run_writes_and_follows_a_resume() {
     load();
     for checkpoint in ["step-00000004", "step-00000002"] {
         // As a kill before the later checkpoints leaves it.
-        schemas::atomic::write(&run.join("LAST"), checkpoint.as_bytes())
-            .expect("a file is written");
+        schemas::atomic::write(&run.join("LAST"), checkpoint.as_bytes()).expect("a file is written");
         trainer_run(&train);
         load();
     }
@@ -158,12 +141,7 @@ fn tensorboard_reads_what_a_run_writes_and_follows_a_resume() {
 fn chromium() -> Option<&'static str> {
     ["chromium", "chromium-browser", "google-chrome"]
         .into_iter()
-        .find(|name| {
-            Command::new(name)
-                .arg("--version")
-                .output()
-                .is_ok_and(|o| o.status.success())
-        })
+        .find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()))
 }
 
 #[test]
@@ -184,34 +162,17 @@ fn a_browser_shows_the_report() {
     ]);
     let browse = |what: &[String]| {
         let output = Command::new(chromium)
-            .args([
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--window-size=1000,3000",
-            ])
-            .arg(format!(
-                "--user-data-dir={}",
-                dir.path().join("browser").display()
-            ))
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,3000"])
+            .arg(format!("--user-data-dir={}", dir.path().join("browser").display()))
             .args(what)
             .arg(format!("file://{}", page.display()))
             .output()
             .expect("the browser starts");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let dom = browse(&["--dump-dom".to_owned()]);
-    for words in [
-        "<h2>Overview</h2>",
-        "<h2>Curves</h2>",
-        "<h2>Pictures</h2>",
-        "mimic.clip",
-    ] {
+    for words in ["<h2>Overview</h2>", "<h2>Curves</h2>", "<h2>Pictures</h2>", "mimic.clip"] {
         assert!(dom.contains(words), "the page lacks {words}");
     }
     let picture = dir.path().join("page.png");

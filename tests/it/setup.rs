@@ -9,10 +9,7 @@ use std::process::Command;
 
 /// What tells a torch of the wanted version, on a disk.
 fn torch(folder: &Path, with_cuda: bool) {
-    for file in [
-        "lib/libtorch_cpu.so",
-        "include/torch/csrc/api/include/torch/torch.h",
-    ] {
+    for file in ["lib/libtorch_cpu.so", "include/torch/csrc/api/include/torch/torch.h"] {
         let file = folder.join(file);
         fs::create_dir_all(file.parent().expect("a file in the folder")).expect("a new folder");
         fs::write(file, "").expect("a new file");
@@ -33,11 +30,7 @@ fn setup_takes_the_flavor_that_is_asked_for() {
     // Installs nothing and has no torch of its own, whatever Python this machine has.
     fs::write(at("bin/python3"), "#!/bin/sh\nexit 1\n").unwrap();
     fs::set_permissions(at("bin/python3"), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!(
-        "{}:{}",
-        at("bin").display(),
-        std::env::var("PATH").unwrap_or_default()
-    );
+    let path = format!("{}:{}", at("bin").display(), std::env::var("PATH").unwrap_or_default());
     let setup = |words: &[&str]| {
         let output = Command::new("bash")
             .arg(at("scripts/setup"))
@@ -76,13 +69,7 @@ fn setup_takes_the_flavor_that_is_asked_for() {
     assert_eq!(setup(&["--auto"]), (Some(0), String::new()));
     assert_eq!(setup(&[]), (Some(0), String::new()));
     let (code, said) = setup(&["--cpu", "--cuda"]);
-    assert!(
-        code == Some(2) && said.contains("one option at most"),
-        "{said}"
-    );
+    assert!(code == Some(2) && said.contains("one option at most"), "{said}");
     let (code, said) = setup(&["--gpu"]);
-    assert!(
-        code == Some(2) && said.contains("no option --gpu"),
-        "{said}"
-    );
+    assert!(code == Some(2) && said.contains("no option --gpu"), "{said}");
 }

@@ -35,11 +35,7 @@ pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let distance = squares(&mut a.iter().zip(b).map(|(&x, &y)| f64::from(x) - f64::from(y)));
     let norm = squares(&mut b.iter().map(|&y| f64::from(y)));
-    if distance == 0.0 {
-        0.0
-    } else {
-        distance / norm
-    }
+    if distance == 0.0 { 0.0 } else { distance / norm }
 }
 
 /// Every file below `dir` with its bytes, sorted by path relative to `dir`.
@@ -50,11 +46,7 @@ pub fn tree(dir: &Path) -> Vec<(String, Vec<u8>)> {
             if path.is_dir() {
                 walk(base, &path, out);
             } else {
-                let name = path
-                    .strip_prefix(base)
-                    .expect("below base")
-                    .display()
-                    .to_string();
+                let name = path.strip_prefix(base).expect("below base").display().to_string();
                 out.push((name, std::fs::read(&path).expect("readable file")));
             }
         }
@@ -75,10 +67,7 @@ pub fn write_bmp_folders(dir: &Path, n: usize) {
             (127.5 + 127.0 * phase.sin()) as u8
         };
         let picture = bmp(96, 80, pixel);
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "test pictures need no atomic publication"
-        )]
+        #[allow(clippy::disallowed_methods, reason = "test pictures need no atomic publication")]
         std::fs::write(folder.join(format!("{i:03}.bmp")), picture).expect("writable");
     }
 }
@@ -88,11 +77,8 @@ pub fn bmp(width: usize, height: usize, pixel: impl Fn(usize, usize, usize) -> u
     let stride = (width * 3).next_multiple_of(4);
     let (header, data) = (54, stride * height);
     let mut file = Vec::with_capacity(header + data);
-    let u32s = |file: &mut Vec<u8>, values: &[usize]| {
-        values
-            .iter()
-            .for_each(|&v| file.extend((v as u32).to_le_bytes()))
-    };
+    let u32s =
+        |file: &mut Vec<u8>, values: &[usize]| values.iter().for_each(|&v| file.extend((v as u32).to_le_bytes()));
     file.extend(b"BM");
     u32s(&mut file, &[header + data, 0, header, 40, width, height]);
     file.extend([1, 0, 24, 0]);

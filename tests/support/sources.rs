@@ -29,13 +29,9 @@ pub(crate) enum Kind {
 pub(crate) fn pictures() -> Vec<Vec<u8>> {
     let picture = |i: usize| {
         let mut rng = Rng::new(5, Purpose::Select, &[i as u64]);
-        let pixels = image::RgbImage::from_fn(12, 12, |_, _| {
-            image::Rgb([(); 3].map(|()| rng.range(256) as u8))
-        });
+        let pixels = image::RgbImage::from_fn(12, 12, |_, _| image::Rgb([(); 3].map(|()| rng.range(256) as u8)));
         let mut bytes = std::io::Cursor::new(Vec::new());
-        pixels
-            .write_to(&mut bytes, image::ImageFormat::Bmp)
-            .unwrap();
+        pixels.write_to(&mut bytes, image::ImageFormat::Bmp).unwrap();
         bytes.into_inner()
     };
     (0..IMAGES).map(picture).collect()
@@ -61,33 +57,22 @@ pub(crate) fn write(kind: Kind, root: &Path, images: &[Vec<u8>]) {
                     let mut header = tar::Header::new_ustar();
                     header.set_size(image.len() as u64);
                     header.set_mode(0o644);
-                    tar.append_data(&mut header, format!("{i:03}.bmp"), &image[..])
-                        .unwrap();
+                    tar.append_data(&mut header, format!("{i:03}.bmp"), &image[..]).unwrap();
                 }
-                fs::write(
-                    root.join(format!("shard-{half}.tar")),
-                    tar.into_inner().unwrap(),
-                )
-                .unwrap();
+                fs::write(root.join(format!("shard-{half}.tar")), tar.into_inner().unwrap()).unwrap();
             }
             Kind::Parquet => {
                 let bytes = BinaryArray::from_iter_values(images);
                 let fields = Fields::from(vec![Field::new("bytes", DataType::Binary, true)]);
-                let column: ArrayRef =
-                    Arc::new(StructArray::new(fields, vec![Arc::new(bytes)], None));
+                let column: ArrayRef = Arc::new(StructArray::new(fields, vec![Arc::new(bytes)], None));
                 let batch = RecordBatch::try_from_iter([("image", column)]).unwrap();
                 let properties = WriterProperties::builder()
                     .set_dictionary_enabled(false)
                     .set_max_row_group_row_count(Some(5))
                     .build();
-                let mut writer =
-                    ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
+                let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
                 writer.write(&batch).unwrap();
-                fs::write(
-                    root.join(format!("file-{half}.parquet")),
-                    writer.into_inner().unwrap(),
-                )
-                .unwrap();
+                fs::write(root.join(format!("file-{half}.parquet")), writer.into_inner().unwrap()).unwrap();
             }
         }
     }

@@ -24,11 +24,7 @@ pub struct AdamWConfig {
 impl Default for AdamWConfig {
     /// MAE's pretraining values.
     fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-        }
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8 }
     }
 }
 
@@ -61,10 +57,7 @@ const KEYS: [&str; 3] = ["exp_avg", "exp_avg_sq", "step"];
 impl FusedAdamW {
     /// An optimizer of nothing yet.
     pub fn new(config: AdamWConfig) -> Self {
-        Self {
-            config,
-            groups: Vec::new(),
-        }
+        Self { config, groups: Vec::new() }
     }
 
     /// Adds parameters that share a learning rate and a weight decay; returns the group's index.
@@ -77,17 +70,9 @@ impl FusedAdamW {
         lr: f64,
         weight_decay: f64,
     ) -> usize {
-        let mut group = Group {
-            lr,
-            weight_decay,
-            params: Vec::new(),
-        };
+        let mut group = Group { lr, weight_decay, params: Vec::new() };
         for (name, param) in params {
-            let taken = self
-                .groups
-                .iter()
-                .chain([&group])
-                .any(|g| g.params.iter().any(|(n, _)| *n == name));
+            let taken = self.groups.iter().chain([&group]).any(|g| g.params.iter().any(|(n, _)| *n == name));
             assert!(!taken, "{name} is in the optimizer twice");
             let state = State {
                 exp_avg: param.detach().zeros_like(),
@@ -119,25 +104,16 @@ impl FusedAdamW {
     /// Forgets all gradients: a parameter that gets none until the next step is then left alone by it. (tch's own `zero_grad` fills
     /// them with zeros, under which weights still decay and moments still push.)
     pub fn zero_grad(&mut self) {
-        let params = ffi::pointers(
-            self.groups
-                .iter()
-                .flat_map(|g| &g.params)
-                .map(|(_, s)| &s.param),
-        );
+        let params = ffi::pointers(self.groups.iter().flat_map(|g| &g.params).map(|(_, s)| &s.param));
         // SAFETY: the list points at tensors that `self`, exclusively borrowed, keeps alive.
         let code = unsafe { ffi::te_forget_grads(params.as_ptr(), params.len() as i64) };
-        ffi::check("forgetting gradients", code)
-            .expect("parameters are leaves and may lose their gradients");
+        ffi::check("forgetting gradients", code).expect("parameters are leaves and may lose their gradients");
     }
 
     /// Handles on the gradients there are, ordered by group, then as added.
     pub fn grads(&self) -> Vec<Tensor> {
         let params = self.groups.iter().flat_map(|g| &g.params);
-        params
-            .map(|(_, state)| state.param.grad())
-            .filter(Tensor::defined)
-            .collect()
+        params.map(|(_, state)| state.param.grad()).filter(Tensor::defined).collect()
     }
 
     /// One step for every parameter that has a gradient.
@@ -200,10 +176,7 @@ impl FusedAdamW {
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut out = BTreeMap::new();
         for (name, state) in self.groups.iter().flat_map(|g| &g.params) {
-            for (key, tensor) in
-                KEYS.into_iter()
-                    .zip([&state.exp_avg, &state.exp_avg_sq, &state.step])
-            {
+            for (key, tensor) in KEYS.into_iter().zip([&state.exp_avg, &state.exp_avg_sq, &state.step]) {
                 out.insert(format!("{key}.{name}"), tensor.shallow_clone());
             }
         }
@@ -216,33 +189,18 @@ impl FusedAdamW {
     /// [`Error::OptimizerState`] for a missing, unexpected or misshaped entry; then nothing has been changed.
     pub fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
         let own = self.state();
-        let wrong = |param: &str, problem: String| {
-            Err(Error::OptimizerState {
-                param: param.to_owned(),
-                problem,
-            })
-        };
+        let wrong = |param: &str, problem: String| Err(Error::OptimizerState { param: param.to_owned(), problem });
         for (name, tensor) in &own {
             match saved.get(name) {
                 None => return wrong(name, "missing".to_owned()),
                 Some(t) if t.size() != tensor.size() => {
-                    return wrong(
-                        name,
-                        format!(
-                            "shape {:?}, the parameter's is {:?}",
-                            t.size(),
-                            tensor.size()
-                        ),
-                    );
+                    return wrong(name, format!("shape {:?}, the parameter's is {:?}", t.size(), tensor.size()));
                 }
                 Some(_) => {}
             }
         }
         if let Some(name) = saved.keys().find(|name| !own.contains_key(*name)) {
-            return wrong(
-                name,
-                "unexpected: the network has no such parameter".to_owned(),
-            );
+            return wrong(name, "unexpected: the network has no such parameter".to_owned());
         }
         tch::no_grad(|| {
             for (name, mut tensor) in own {

@@ -48,12 +48,7 @@ impl Autocast {
             }
         };
         ffi::check("autocast", code).expect("autocast exists for the CPU and CUDA");
-        Self {
-            device_type,
-            was_enabled,
-            was_dtype,
-            not_send: PhantomData,
-        }
+        Self { device_type, was_enabled, was_dtype, not_send: PhantomData }
     }
 
     /// [`Autocast::bf16`] if `on`, else nothing: `let _scope = Autocast::bf16_if(precision == Bf16, device);`

@@ -49,9 +49,7 @@ where
     let x = unsafe { Tensor::from_ptr(input) };
     // SAFETY: `closure` is what `checkpoint` made with this very type, and is not freed before the last call.
     let f = unsafe { &*closure.cast::<Mutex<F>>() };
-    let called = catch_unwind(AssertUnwindSafe(|| {
-        f.lock().unwrap_or_else(PoisonError::into_inner)(&x)
-    }));
+    let called = catch_unwind(AssertUnwindSafe(|| f.lock().unwrap_or_else(PoisonError::into_inner)(&x)));
     match called {
         // Given away in turn.
         Ok(y) => ManuallyDrop::new(y).as_mut_ptr(),

@@ -25,23 +25,14 @@ pub fn load_cuda() -> Result<()> {
     let loaded = LOADED.get_or_init(|| {
         let mut path = [0u8; 4096];
         // SAFETY: `path` is writable for its whole length and the function writes a zero-terminated string into it.
-        let code =
-            unsafe { ffi::te_load_cuda(path.as_mut_ptr().cast::<c_char>(), path.len() as i64) };
+        let code = unsafe { ffi::te_load_cuda(path.as_mut_ptr().cast::<c_char>(), path.len() as i64) };
         if code == 0 {
             return Ok(());
         }
-        let path = CStr::from_bytes_until_nul(&path)
-            .map(|p| p.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let path = CStr::from_bytes_until_nul(&path).map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
         Err((path, ffi::last_error()))
     });
-    loaded
-        .clone()
-        .map_err(|(path, reason)| Error::NoCudaLibrary {
-            path,
-            reason,
-            gpu_seen: gpu_node().is_some(),
-        })
+    loaded.clone().map_err(|(path, reason)| Error::NoCudaLibrary { path, reason, gpu_seen: gpu_node().is_some() })
 }
 
 /// The device that `auto`, `cpu`, `cuda` (the first GPU) or `cuda:INDEX` names; `auto` is the first GPU if one can be used,
@@ -71,21 +62,13 @@ pub fn resolve_device(name: &str) -> Result<Device> {
         }
         "cuda" => 0,
         other => {
-            let index = other
-                .strip_prefix("cuda:")
-                .and_then(|index| index.parse().ok());
-            index.ok_or_else(|| Error::UnknownDevice {
-                given: name.to_owned(),
-            })?
+            let index = other.strip_prefix("cuda:").and_then(|index| index.parse().ok());
+            index.ok_or_else(|| Error::UnknownDevice { given: name.to_owned() })?
         }
     };
     load_cuda()?;
     let count = Cuda::device_count().max(0) as usize;
-    if index < count {
-        gpu(index)
-    } else {
-        Err(Error::NoSuchGpu { index, count })
-    }
+    if index < count { gpu(index) } else { Err(Error::NoSuchGpu { index, count }) }
 }
 
 /// Has libtorch use only operations whose result is the same every time, or again whatever is fastest. For the whole process, and before
@@ -97,9 +80,7 @@ pub fn resolve_device(name: &str) -> Result<Device> {
 /// If libtorch reports one.
 pub fn set_deterministic(on: bool) -> Result<()> {
     // SAFETY: takes a value only.
-    ffi::check("choosing deterministic operations", unsafe {
-        ffi::te_set_deterministic(i32::from(on))
-    })
+    ffi::check("choosing deterministic operations", unsafe { ffi::te_set_deterministic(i32::from(on)) })
 }
 
 /// Whether products and convolutions of f32 tensors on GPUs may be TF32, for the whole process. [`resolve_device`] switches it off.
@@ -119,11 +100,7 @@ pub fn device_name(device: Device) -> Option<String> {
     let mut name = [0u8; 256];
     // SAFETY: `name` is writable for its whole length, and the function writes a zero-terminated string into it.
     unsafe {
-        ffi::te_device_name(
-            index as i64,
-            name.as_mut_ptr().cast::<c_char>(),
-            name.len() as i64,
-        );
+        ffi::te_device_name(index as i64, name.as_mut_ptr().cast::<c_char>(), name.len() as i64);
     }
     let name = CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy();
     (!name.is_empty()).then(|| name.into_owned())
@@ -148,9 +125,7 @@ fn gpu(index: usize) -> Result<Device> {
 
 /// What a driver leaves in the file system for a GPU: NVIDIA's own, and that of Windows' subsystem for Linux.
 fn gpu_node() -> Option<&'static str> {
-    ["/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"]
-        .into_iter()
-        .find(|node| Path::new(node).exists())
+    ["/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"].into_iter().find(|node| Path::new(node).exists())
 }
 
 fn cpu() -> Device {

@@ -22,10 +22,7 @@ impl Ema {
     /// Averages that start as `params` are now.
     pub fn new(params: BTreeMap<String, Tensor>) -> Self {
         let copy = |(name, param): (&String, &Tensor)| (name.clone(), param.detach().copy());
-        Self {
-            averages: params.iter().map(copy).collect(),
-            params,
-        }
+        Self { averages: params.iter().map(copy).collect(), params }
     }
 
     /// Every average becomes `decay` of itself and `1 - decay` of its parameter, if `go` (a scalar boolean, such as
@@ -39,14 +36,8 @@ impl Ema {
         let params = ffi::pointers(self.params.values());
         // SAFETY: both lists have the same names in the same order, so they are equally long; `self`, exclusively borrowed, keeps
         // their tensors alive. Values of the averages change, shapes and storage do not.
-        let code = unsafe {
-            ffi::te_ema_update(
-                averages.as_ptr(),
-                params.as_ptr(),
-                averages.len() as i64,
-                weight.as_ptr(),
-            )
-        };
+        let code =
+            unsafe { ffi::te_ema_update(averages.as_ptr(), params.as_ptr(), averages.len() as i64, weight.as_ptr()) };
         ffi::check("the moving average", code)
     }
 
@@ -65,17 +56,12 @@ impl Ema {
         for (name, average) in &self.averages {
             let problem = match saved.get(name) {
                 None => "missing".to_owned(),
-                Some(t) if t.size() != average.size() => format!(
-                    "shape {:?}, the parameter's is {:?}",
-                    t.size(),
-                    average.size()
-                ),
+                Some(t) if t.size() != average.size() => {
+                    format!("shape {:?}, the parameter's is {:?}", t.size(), average.size())
+                }
                 Some(_) => continue,
             };
-            return Err(Error::EmaState {
-                param: name.clone(),
-                problem,
-            });
+            return Err(Error::EmaState { param: name.clone(), problem });
         }
         tch::no_grad(|| {
             for (name, average) in &mut self.averages {

@@ -41,9 +41,7 @@ pub enum Error {
     },
 
     /// A GPU was asked for, libtorch could use one, and the machine has none (or not as many).
-    #[error(
-        "cuda:{index}: libtorch sees {count} GPUs. Does nvidia-smi list it? Is CUDA_VISIBLE_DEVICES set?"
-    )]
+    #[error("cuda:{index}: libtorch sees {count} GPUs. Does nvidia-smi list it? Is CUDA_VISIBLE_DEVICES set?")]
     NoSuchGpu {
         /// Index asked for.
         index: usize,

@@ -31,19 +31,13 @@ impl Event {
     /// If the device is not there.
     pub fn record(device: Device) -> Result<Self> {
         let Device::Cuda(index) = device else {
-            return Ok(Self {
-                event: None,
-                recorded: Instant::now(),
-            });
+            return Ok(Self { event: None, recorded: Instant::now() });
         };
         let mut event = std::ptr::null_mut();
         // SAFETY: the pointer is to a live local variable.
         let code = unsafe { ffi::te_event_record(index as i64, &mut event) };
         ffi::check("recording an event", code)?;
-        Ok(Self {
-            event: NonNull::new(event),
-            recorded: Instant::now(),
-        })
+        Ok(Self { event: NonNull::new(event), recorded: Instant::now() })
     }
 
     /// Whether the marked work is done. Does not wait.
@@ -56,9 +50,7 @@ impl Event {
         };
         let mut done: c_int = 0;
         // SAFETY: the event lives until this is dropped; the other pointer is to a live local variable.
-        ffi::check("asking for an event", unsafe {
-            ffi::te_event_query(event.as_ptr(), &mut done)
-        })?;
+        ffi::check("asking for an event", unsafe { ffi::te_event_query(event.as_ptr(), &mut done) })?;
         Ok(done != 0)
     }
 
@@ -116,10 +108,7 @@ mod tests {
     #[test]
     fn the_time_between_two_events_is_the_devices() {
         let first = Event::record(Device::Cpu).unwrap();
-        let second = Event {
-            event: None,
-            recorded: first.recorded + Duration::from_millis(5),
-        };
+        let second = Event { event: None, recorded: first.recorded + Duration::from_millis(5) };
         assert_eq!(first.time_until(&second).unwrap(), Duration::from_millis(5));
         assert_eq!(second.time_until(&first).unwrap(), Duration::ZERO);
     }
@@ -130,12 +119,6 @@ mod tests {
             println!("skipped: there is a GPU");
             return;
         }
-        assert!(matches!(
-            Event::record(Device::Cuda(0)),
-            Err(Error::Torch {
-                operation: "recording an event",
-                ..
-            })
-        ));
+        assert!(matches!(Event::record(Device::Cuda(0)), Err(Error::Torch { operation: "recording an event", .. })));
     }
 }

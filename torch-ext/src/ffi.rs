@@ -43,22 +43,14 @@ unsafe extern "C" {
         free: extern "C" fn(*mut c_void),
         out: *mut *mut C_tensor,
     ) -> c_int;
-    pub(crate) fn te_grad_norm(
-        grads: *const *const C_tensor,
-        len: i64,
-        out: *mut *mut C_tensor,
-    ) -> c_int;
+    pub(crate) fn te_grad_norm(grads: *const *const C_tensor, len: i64, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn te_clip_grad_norm(
         grads: *const *const C_tensor,
         len: i64,
         max_norm: f64,
         out: *mut *mut C_tensor,
     ) -> c_int;
-    pub(crate) fn te_all_finite(
-        tensors: *const *const C_tensor,
-        len: i64,
-        out: *mut *mut C_tensor,
-    ) -> c_int;
+    pub(crate) fn te_all_finite(tensors: *const *const C_tensor, len: i64, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn te_forget_grads(tensors: *const *const C_tensor, len: i64) -> c_int;
     pub(crate) fn te_gather_rows(
         x: *const C_tensor,
@@ -78,54 +70,21 @@ unsafe extern "C" {
     pub(crate) fn te_device_name(device_index: i64, name: *mut c_char, len: i64);
     pub(crate) fn te_set_deterministic(on: c_int) -> c_int;
     pub(crate) fn te_empty_cache() -> c_int;
-    pub(crate) fn te_autocast_enter(
-        device_type: c_int,
-        was_enabled: *mut c_int,
-        was_dtype: *mut c_int,
-    ) -> c_int;
-    pub(crate) fn te_autocast_pause(
-        device_type: c_int,
-        was_enabled: *mut c_int,
-        was_dtype: *mut c_int,
-    ) -> c_int;
-    pub(crate) fn te_autocast_exit(
-        device_type: c_int,
-        was_enabled: c_int,
-        was_dtype: c_int,
-    ) -> c_int;
-    pub(crate) fn te_rng_state(
-        device_type: c_int,
-        device_index: i64,
-        out: *mut *mut C_tensor,
-    ) -> c_int;
-    pub(crate) fn te_set_rng_state(
-        device_type: c_int,
-        device_index: i64,
-        state: *const C_tensor,
-    ) -> c_int;
+    pub(crate) fn te_autocast_enter(device_type: c_int, was_enabled: *mut c_int, was_dtype: *mut c_int) -> c_int;
+    pub(crate) fn te_autocast_pause(device_type: c_int, was_enabled: *mut c_int, was_dtype: *mut c_int) -> c_int;
+    pub(crate) fn te_autocast_exit(device_type: c_int, was_enabled: c_int, was_dtype: c_int) -> c_int;
+    pub(crate) fn te_rng_state(device_type: c_int, device_index: i64, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn te_set_rng_state(device_type: c_int, device_index: i64, state: *const C_tensor) -> c_int;
     pub(crate) fn te_load_cuda(path: *mut c_char, path_len: i64) -> c_int;
-    pub(crate) fn te_device_memory(
-        device_index: i64,
-        allocated: *mut i64,
-        reserved: *mut i64,
-        peak: *mut i64,
-    ) -> c_int;
+    pub(crate) fn te_device_memory(device_index: i64, allocated: *mut i64, reserved: *mut i64, peak: *mut i64)
+    -> c_int;
     pub(crate) fn te_reset_peak_memory(device_index: i64) -> c_int;
     pub(crate) fn te_is_unshared(tensor: *const C_tensor) -> c_int;
-    pub(crate) fn te_pinned_empty(
-        size: *const i64,
-        dims: i64,
-        dtype: c_int,
-        out: *mut *mut C_tensor,
-    ) -> c_int;
+    pub(crate) fn te_pinned_empty(size: *const i64, dims: i64, dtype: c_int, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn te_copy(dst: *mut C_tensor, src: *const C_tensor, non_blocking: c_int) -> c_int;
     pub(crate) fn te_event_record(device_index: i64, out: *mut *mut CEvent) -> c_int;
     pub(crate) fn te_event_query(event: *const CEvent, done: *mut c_int) -> c_int;
-    pub(crate) fn te_event_elapsed(
-        event: *const CEvent,
-        later: *const CEvent,
-        milliseconds: *mut f64,
-    ) -> c_int;
+    pub(crate) fn te_event_elapsed(event: *const CEvent, later: *const CEvent, milliseconds: *mut f64) -> c_int;
     pub(crate) fn te_event_free(event: *mut CEvent);
     pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_num_threads() -> c_int;
@@ -135,28 +94,16 @@ unsafe extern "C" {
 /// The message the last failing call left on this thread.
 pub(crate) fn last_error() -> String {
     // SAFETY: te_last_error gives a zero-terminated string that lives until this thread's next failing call; it is copied here.
-    unsafe { CStr::from_ptr(te_last_error()) }
-        .to_string_lossy()
-        .into_owned()
+    unsafe { CStr::from_ptr(te_last_error()) }.to_string_lossy().into_owned()
 }
 
 /// Turns a return code into a result.
 pub(crate) fn check(operation: &'static str, code: c_int) -> Result<()> {
-    if code == 0 {
-        Ok(())
-    } else {
-        Err(Error::Torch {
-            operation,
-            message: last_error(),
-        })
-    }
+    if code == 0 { Ok(()) } else { Err(Error::Torch { operation, message: last_error() }) }
 }
 
 /// Calls a function that hands back a new tensor through its argument.
-pub(crate) fn new_tensor(
-    operation: &'static str,
-    call: impl FnOnce(*mut *mut C_tensor) -> c_int,
-) -> Result<Tensor> {
+pub(crate) fn new_tensor(operation: &'static str, call: impl FnOnce(*mut *mut C_tensor) -> c_int) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     check(operation, call(&mut out))?;
     // SAFETY: on success the function has stored a pointer to a tensor made with `new`, which the Tensor now owns.

@@ -42,9 +42,7 @@ pub fn clip_grad_norm_(grads: &mut [Tensor], max_norm: f64) -> Result<Tensor> {
 pub fn all_finite(tensors: &[Tensor]) -> Result<Tensor> {
     let list = ffi::pointers(tensors);
     // SAFETY: `list` points at `tensors`, both alive through the call; it reads them only.
-    ffi::new_tensor("the finite check", |out| unsafe {
-        ffi::te_all_finite(list.as_ptr(), list.len() as i64, out)
-    })
+    ffi::new_tensor("the finite check", |out| unsafe { ffi::te_all_finite(list.as_ptr(), list.len() as i64, out) })
 }
 
 #[cfg(test)]

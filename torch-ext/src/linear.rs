@@ -34,11 +34,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
 /// oneDNN, which would turn it so for every product: some 4 % of the product's time. Any other weight stays as it is.
 pub fn lay_out_weight(weight: &Tensor) -> Tensor {
     let large = weight.dim() == 2 && weight.size().iter().all(|&n| n >= ONE_DNN_LEAST);
-    if large && weight.device() == Device::Cpu {
-        weight.tr().contiguous().tr()
-    } else {
-        weight.shallow_clone()
-    }
+    if large && weight.device() == Device::Cpu { weight.tr().contiguous().tr() } else { weight.shallow_clone() }
 }
 
 #[cfg(test)]

@@ -25,27 +25,15 @@ pub struct Memory {
 /// If the device is not there, or, for the CPU, if the system does not tell ([`peak_rss`]).
 pub fn memory(device: Device) -> Result<Memory> {
     let Device::Cuda(index) = device else {
-        let unknown = || Error::Torch {
-            operation: "memory of the process",
-            message: "no /proc/self/status".into(),
-        };
+        let unknown = || Error::Torch { operation: "memory of the process", message: "no /proc/self/status".into() };
         let resident = proc_status("VmRSS:").ok_or_else(unknown)?;
-        return Ok(Memory {
-            allocated: resident,
-            reserved: resident,
-            peak: peak_rss().ok_or_else(unknown)?,
-        });
+        return Ok(Memory { allocated: resident, reserved: resident, peak: peak_rss().ok_or_else(unknown)? });
     };
     let (mut allocated, mut reserved, mut peak) = (0, 0, 0);
     // SAFETY: the pointers are to live local variables.
-    let code =
-        unsafe { ffi::te_device_memory(index as i64, &mut allocated, &mut reserved, &mut peak) };
+    let code = unsafe { ffi::te_device_memory(index as i64, &mut allocated, &mut reserved, &mut peak) };
     ffi::check("memory of the GPU", code)?;
-    Ok(Memory {
-        allocated: allocated as u64,
-        reserved: reserved as u64,
-        peak: peak as u64,
-    })
+    Ok(Memory { allocated: allocated as u64, reserved: reserved as u64, peak: peak as u64 })
 }
 
 /// Starts [`Memory::peak`] of a GPU again from what is in use now. On the CPU the peak is the process's and stays.
@@ -57,9 +45,7 @@ pub fn reset_peak_memory(device: Device) -> Result<()> {
         return Ok(());
     };
     // SAFETY: takes a value only.
-    ffi::check("resetting the GPU's peak memory", unsafe {
-        ffi::te_reset_peak_memory(index as i64)
-    })
+    ffi::check("resetting the GPU's peak memory", unsafe { ffi::te_reset_peak_memory(index as i64) })
 }
 
 /// Gives memory that libtorch's GPU allocator holds without using it back to the driver. Nothing to do without a GPU.
@@ -68,9 +54,7 @@ pub fn reset_peak_memory(device: Device) -> Result<()> {
 /// If the device reports one.
 pub fn empty_cache() -> Result<()> {
     // SAFETY: no arguments.
-    ffi::check("emptying the allocator's cache", unsafe {
-        ffi::te_empty_cache()
-    })
+    ffi::check("emptying the allocator's cache", unsafe { ffi::te_empty_cache() })
 }
 
 /// Has memory that this thread's tensors free kept for its next ones, instead of given back to the system after a while; false in a program
@@ -92,11 +76,7 @@ pub fn peak_rss() -> Option<u64> {
 
 fn proc_status(field: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field))?
-        .trim()
-        .strip_suffix("kB")?;
+    let kib = status.lines().find_map(|line| line.strip_prefix(field))?.trim().strip_suffix("kB")?;
     kib.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
@@ -136,10 +116,8 @@ pub fn tensor_bytes_mut(tensor: &mut Tensor) -> Result<&mut [u8]> {
 /// If the memory cannot be had.
 pub fn pinned_empty(size: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
     if !device.is_cuda() {
-        return Tensor::f_empty(size, (kind, Device::Cpu)).map_err(|e| Error::Torch {
-            operation: "allocating a batch",
-            message: e.to_string(),
-        });
+        return Tensor::f_empty(size, (kind, Device::Cpu))
+            .map_err(|e| Error::Torch { operation: "allocating a batch", message: e.to_string() });
     }
     ffi::new_tensor("allocating page-locked memory", |out| {
         // SAFETY: `size` is alive and `len` long.
@@ -154,9 +132,7 @@ pub fn pinned_empty(size: &[i64], kind: Kind, device: Device) -> Result<Tensor> 
 /// If the shapes do not fit.
 pub fn copy_non_blocking(dst: &mut Tensor, src: &Tensor) -> Result<()> {
     // SAFETY: both are live tensors; `dst` is exclusively borrowed.
-    ffi::check("copying a tensor", unsafe {
-        ffi::te_copy(dst.as_mut_ptr(), src.as_ptr(), 1)
-    })
+    ffi::check("copying a tensor", unsafe { ffi::te_copy(dst.as_mut_ptr(), src.as_ptr(), 1) })
 }
 
 /// `c10::ScalarType`'s number, which tch keeps to itself.

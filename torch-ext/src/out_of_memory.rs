@@ -2,9 +2,7 @@
 
 use std::any::Any;
 use std::fmt::Display;
-use std::panic::{
-    AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind, set_hook, take_hook,
-};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Why something could not be computed: the first line of what libtorch said.
@@ -17,9 +15,7 @@ pub struct OutOfMemory(pub String);
 ///
 /// # Errors
 /// Those of `f` that are not a lack of memory.
-pub fn attempt<T, E: Display>(
-    f: impl FnOnce() -> Result<T, E>,
-) -> Result<Result<T, OutOfMemory>, E> {
+pub fn attempt<T, E: Display>(f: impl FnOnce() -> Result<T, E>) -> Result<Result<T, OutOfMemory>, E> {
     match catch_out_of_memory(f) {
         Err(lack) => Ok(Err(lack)),
         Ok(Ok(value)) => Ok(Ok(value)),
@@ -42,12 +38,10 @@ pub fn catch_out_of_memory<T>(f: impl FnOnce() -> T) -> Result<T, OutOfMemory> {
     let result = catch_unwind(AssertUnwindSafe(|| tch::with_grad(f)));
     drop(grad_mode);
     ATTEMPTS.fetch_sub(1, Ordering::SeqCst);
-    result.or_else(
-        |payload| match text(payload.as_ref()).and_then(out_of_memory) {
-            Some(lack) => Err(lack),
-            None => resume_unwind(payload),
-        },
-    )
+    result.or_else(|payload| match text(payload.as_ref()).and_then(out_of_memory) {
+        Some(lack) => Err(lack),
+        None => resume_unwind(payload),
+    })
 }
 
 /// Attempts that are being made just now. A GPU's backward panics on threads of libtorch, so this is no matter of one thread.
@@ -110,13 +104,8 @@ mod tests {
     fn other_failures_are_none_of_its_business() {
         let error = attempt::<(), String>(|| Err("the disk is full".to_owned())).unwrap_err();
         assert_eq!(error, "the disk is full");
-        let lack = attempt::<(), String>(|| {
-            Err("copying: CUDA out of memory. Tried to allocate 2 GiB".to_owned())
-        });
-        assert_eq!(
-            lack.unwrap().unwrap_err().0,
-            "CUDA out of memory. Tried to allocate 2 GiB"
-        );
+        let lack = attempt::<(), String>(|| Err("copying: CUDA out of memory. Tried to allocate 2 GiB".to_owned()));
+        assert_eq!(lack.unwrap().unwrap_err().0, "CUDA out of memory. Tried to allocate 2 GiB");
         let panicked = catch_unwind(|| attempt::<(), String>(|| tch::no_grad(|| panic!("a bug"))));
         assert_eq!(text(panicked.unwrap_err().as_ref()), Some("a bug"));
         assert!((one() * 2.0).requires_grad());

@@ -14,9 +14,7 @@ use crate::ffi;
 pub fn rng_state(device: Device) -> Result<Tensor> {
     let (kind, index) = ffi::device_parts(device);
     // SAFETY: values and an out-pointer that new_tensor provides.
-    ffi::new_tensor("reading the random state", |out| unsafe {
-        ffi::te_rng_state(kind, index, out)
-    })
+    ffi::new_tensor("reading the random state", |out| unsafe { ffi::te_rng_state(kind, index, out) })
 }
 
 /// Restores a state that [`rng_state`] gave for the same kind of device.
@@ -26,9 +24,7 @@ pub fn rng_state(device: Device) -> Result<Tensor> {
 pub fn set_rng_state(device: Device, state: &Tensor) -> Result<()> {
     let (kind, index) = ffi::device_parts(device);
     // SAFETY: the pointer is that of a live tensor, which the call only reads.
-    ffi::check("restoring the random state", unsafe {
-        ffi::te_set_rng_state(kind, index, state.as_ptr())
-    })
+    ffi::check("restoring the random state", unsafe { ffi::te_set_rng_state(kind, index, state.as_ptr()) })
 }
 
 #[cfg(test)]
@@ -38,13 +34,8 @@ mod tests {
 
     #[test]
     fn a_state_that_is_none_is_refused_with_libtorchs_words() {
-        let refused = set_rng_state(
-            Device::Cpu,
-            &Tensor::zeros([3], (tch::Kind::Uint8, Device::Cpu)),
-        );
-        let Err(Error::Torch { operation, message }) = refused else {
-            panic!("{refused:?}")
-        };
+        let refused = set_rng_state(Device::Cpu, &Tensor::zeros([3], (tch::Kind::Uint8, Device::Cpu)));
+        let Err(Error::Torch { operation, message }) = refused else { panic!("{refused:?}") };
         assert_eq!(operation, "restoring the random state");
         assert!(message.contains("RNG state"), "{message}");
         assert!(!message.contains("frame #"), "no C++ backtrace: {message}");

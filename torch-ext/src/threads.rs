@@ -18,7 +18,5 @@ pub fn num_threads() -> usize {
 pub fn set_num_threads(threads: usize) -> Result<()> {
     let threads = c_int::try_from(threads).unwrap_or(c_int::MAX);
     // SAFETY: takes a value only.
-    ffi::check("setting the number of threads", unsafe {
-        ffi::te_set_num_threads(threads)
-    })
+    ffi::check("setting the number of threads", unsafe { ffi::te_set_num_threads(threads) })
 }

@@ -14,13 +14,7 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 unsafe extern "C" {
-    fn mallctl(
-        name: *const c_char,
-        old: *mut c_void,
-        old_len: *mut usize,
-        new: *mut c_void,
-        new_len: usize,
-    ) -> c_int;
+    fn mallctl(name: *const c_char, old: *mut c_void, old_len: *mut usize, new: *mut c_void, new_len: usize) -> c_int;
 }
 
 /// Bytes that this thread has taken so far, less those that it has given back.
@@ -28,15 +22,7 @@ fn kept() -> i64 {
     let read = |name: &CStr| {
         let (mut bytes, mut len) = (0u64, size_of::<u64>());
         // SAFETY: the name ends in 0, the pointers are to live local variables of the sizes stated, and nothing is written.
-        let failed = unsafe {
-            mallctl(
-                name.as_ptr(),
-                (&raw mut bytes).cast(),
-                &mut len,
-                ptr::null_mut(),
-                0,
-            )
-        };
+        let failed = unsafe { mallctl(name.as_ptr(), (&raw mut bytes).cast(), &mut len, ptr::null_mut(), 0) };
         assert_eq!((failed, len), (0, size_of::<u64>()), "{name:?}");
         bytes
     };

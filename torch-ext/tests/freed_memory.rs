@@ -24,10 +24,7 @@ fn later_tensors_take_the_pages_of_earlier_ones() {
     }
     let faults = page_faults() - before;
     // Given out anew, each page would fault, or one in 512 where pages are huge; a few may fault beside the tensors.
-    assert!(
-        faults < 8 * PAGES / 1024,
-        "{faults} page faults while 8 x {PAGES} pages were filled"
-    );
+    assert!(faults < 8 * PAGES / 1024, "{faults} page faults while 8 x {PAGES} pages were filled");
 }
 
 /// Minor page faults of the process so far: the tenth field of `/proc/self/stat`.

@@ -15,10 +15,7 @@ fn what_only_a_gpu_shows() {
     let before = torch_ext::memory(device).unwrap();
     let mut on_device = Tensor::zeros([1 << 20], (Kind::Float, device));
     let during = torch_ext::memory(device).unwrap();
-    assert!(
-        during.allocated >= before.allocated + (4 << 20) && during.reserved >= during.allocated,
-        "{during:?}"
-    );
+    assert!(during.allocated >= before.allocated + (4 << 20) && during.reserved >= during.allocated, "{during:?}");
     let mut pinned = torch_ext::pinned_empty(&[1 << 20], Kind::Float, device).unwrap();
     torch_ext::tensor_bytes_mut(&mut pinned).unwrap().fill(0x3f);
     torch_ext::copy_non_blocking(&mut on_device, &pinned).unwrap();
@@ -71,9 +68,7 @@ fn what_only_a_gpu_shows() {
     optimizer.add_group([("weight".to_owned(), weight.shallow_clone())], 0.1, 0.0);
     let norm = torch_ext::clip_grad_norm_(&mut optimizer.grads(), 1.0).unwrap();
     assert_eq!(norm.double_value(&[]), 32.0);
-    optimizer
-        .step_if(&torch_ext::all_finite(&optimizer.grads()).unwrap())
-        .unwrap();
+    optimizer.step_if(&torch_ext::all_finite(&optimizer.grads()).unwrap()).unwrap();
     assert!((weight.double_value(&[0, 0]) - 0.9).abs() < 1e-4);
     assert_eq!(optimizer.state()["step.weight"].device(), device);
 }

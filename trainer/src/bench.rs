@@ -124,24 +124,16 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         .teachers
         .iter()
         .map(|id| {
-            let cached = teachers
-                .iter()
-                .find(|t| t.id.as_str() == id)
-                .map(|t| i64::from(t.width));
+            let cached = teachers.iter().find(|t| t.id.as_str() == id).map(|t| i64::from(t.width));
             // Without a cache: a teacher as wide as the student, as CLIP-B and DINO-B are for a ViT-B.
-            (
-                id.clone(),
-                cached.unwrap_or(recipe.mae_config().encoder.embed_dim()),
-            )
+            (id.clone(), cached.unwrap_or(recipe.mae_config().encoder.embed_dim()))
         })
         .collect();
     let gflop_per_image = flop_per_image(&recipe, &widths) / 1e9;
     let mut steps = BTreeMap::new();
-    for (part, precision) in [
-        (BenchPart::Bf16, Precision::Bf16),
-        (BenchPart::F32, Precision::F32),
-        (BenchPart::Tf32, Precision::Tf32),
-    ] {
+    for (part, precision) in
+        [(BenchPart::Bf16, Precision::Bf16), (BenchPart::F32, Precision::F32), (BenchPart::Tf32, Precision::Tf32)]
+    {
         if !wanted(part) || (part == BenchPart::Tf32 && args.only.is_empty() && !device.is_cuda()) {
             continue;
         }
@@ -182,14 +174,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()> {
-    let BenchResult {
-        device,
-        torch_threads,
-        loader_threads,
-        batch_size,
-        gflop_per_image,
-        ..
-    } = result;
+    let BenchResult { device, torch_threads, loader_threads, batch_size, gflop_per_image, .. } = result;
     writeln!(
         out,
         "{device}, {torch_threads} libtorch threads, batch {batch_size}, {gflop_per_image:.1} GFLOP an image and step"
@@ -231,17 +216,10 @@ fn loader_speed(
     let ids: Vec<_> = teachers.iter().map(|t| t.id.clone()).collect();
     let samples = join::join(cache, &ids, &images, &recipe.data, &|_, _| ())?;
     let batch = recipe.optim.batch_size;
-    let order = Order::new(recipe.run.seed, samples.len(), batch)
-        .context("too few images for one batch")?;
+    let order = Order::new(recipe.run.seed, samples.len(), batch).context("too few images for one batch")?;
     let batches = batches.map_or(order.steps_per_epoch().max(2), |n| u64::from(n) + 1);
     let plan = loader_plan(recipe, teachers, samples, images, order);
-    let mut loader = Loader::start(
-        Arc::new(plan),
-        0..batches,
-        threads,
-        recipe.data.prefetch,
-        device,
-    )?;
+    let mut loader = Loader::start(Arc::new(plan), 0..batches, threads, recipe.data.prefetch, device)?;
     let mut start = Instant::now();
     for i in 0..batches {
         let batch = loader.next_batch()?;
@@ -264,24 +242,15 @@ fn step_speeds(
     device: Device,
 ) -> anyhow::Result<Vec<f64>> {
     let params = ParamStore::new(device, recipe.run.seed);
-    let student = MrMae::new(
-        &params.root(),
-        &student_config(recipe, widths, &BTreeMap::new()),
-    )?;
+    let student = MrMae::new(&params.root(), &student_config(recipe, widths, &BTreeMap::new()))?;
     let mut optim = optim::adamw(params.trainable(), &recipe.optim);
     optim::set_lr(&mut optim, recipe.schedule().lr);
     let n = recipe.optim.batch_size as i64;
-    let (size, l) = (
-        i64::from(recipe.model.img_size),
-        recipe.mae_config().num_patches(),
-    );
+    let (size, l) = (i64::from(recipe.model.img_size), recipe.mae_config().num_patches());
     let pixels = Tensor::randint(256, [n, size, size, 3], (Kind::Uint8, device));
     let noise = Tensor::rand([n, l], (Kind::Double, device));
     let token = |(id, &width): (&String, &i64)| {
-        (
-            id.clone(),
-            Tensor::randn([n, l, width], (Kind::Float, device)).to_kind(Kind::Half),
-        )
+        (id.clone(), Tensor::randn([n, l, width], (Kind::Float, device)).to_kind(Kind::Half))
     };
     let cls = |(id, &width): (&String, &i64)| {
         let cls = Tensor::randn([n, width], (Kind::Float, device));
@@ -294,8 +263,7 @@ fn step_speeds(
     };
     // As the loop has it: no branch is looked at where the recipe drops none.
     let branches = recipe.drop_path_branches();
-    let drop_rates =
-        Tensor::from_slice(&linear_rates(recipe.model.drop_path, branches / 2)).to_device(device);
+    let drop_rates = Tensor::from_slice(&linear_rates(recipe.model.drop_path, branches / 2)).to_device(device);
     let uniform = Tensor::rand([n, branches as i64], (Kind::Float, device));
     let normalise = Normalise::imagenet(device);
     // A GPU loads its kernels at their first use and tries several for a shape.
@@ -308,10 +276,7 @@ fn step_speeds(
         let imgs = normalise.forward(&pixels);
         let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
         let dropped = (branches > 0).then(|| DropPath::new(&uniform, &drop_rates));
-        let pass = Pass {
-            drop_path: dropped.as_ref(),
-            grad_checkpointing: recipe.run.grad_checkpointing,
-        };
+        let pass = Pass { drop_path: dropped.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
         let losses = step::accumulate(&student, &imgs, &masking, &features, pass, precision, 1);
         let values = step::update(&mut optim, &[losses], recipe.optim.clip_grad, None)?;
         let Some(before) = in_flight.replace(values) else {

@@ -87,15 +87,7 @@ impl State {
         window: Window,
         data: BTreeMap<String, String>,
     ) -> State {
-        State {
-            format_version: FORMAT_VERSION,
-            step,
-            nonfinite_in_row,
-            parts,
-            window,
-            data,
-            sha256: BTreeMap::new(),
-        }
+        State { format_version: FORMAT_VERSION, step, nonfinite_in_row, parts, window, data, sha256: BTreeMap::new() }
     }
 }
 
@@ -142,35 +134,19 @@ pub fn save(run: &Path, checkpoint: &Checkpoint, keep: Keep) -> anyhow::Result<P
     let unfinished = AtomicDir::create(&folder)?;
     let mut state = checkpoint.state.clone();
     let header = Some((RECIPE_KEY, checkpoint.recipe.as_str()));
-    let mut files = vec![
-        (MODEL, &checkpoint.model, header),
-        (OPTIMIZER, &checkpoint.optimizer, None),
-    ];
+    let mut files = vec![(MODEL, &checkpoint.model, header), (OPTIMIZER, &checkpoint.optimizer, None)];
     files.extend(checkpoint.ema.as_ref().map(|ema| (EMA, ema, header)));
     for (file, tensors, header) in files {
         let file_out = AtomicFile::create(&unfinished.path().join(file))?;
-        let mut out = HashingWriter {
-            inner: BufWriter::new(file_out),
-            sha256: Sha256::new(),
-        };
+        let mut out = HashingWriter { inner: BufWriter::new(file_out), sha256: Sha256::new() };
         weights::write(&mut out, tensors, header).with_context(|| {
             format!("{folder:?}: cannot be written; the checkpoints before it are kept, and the same command goes on from the last")
         })?;
-        let written = out
-            .inner
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error);
-        written
-            .with_context(|| format!("{folder:?}: cannot be written"))?
-            .publish()?;
-        state
-            .sha256
-            .insert(file.to_owned(), hex(&out.sha256.finalize()));
+        let written = out.inner.into_inner().map_err(io::IntoInnerError::into_error);
+        written.with_context(|| format!("{folder:?}: cannot be written"))?.publish()?;
+        state.sha256.insert(file.to_owned(), hex(&out.sha256.finalize()));
     }
-    let sealed = serde_json::to_vec_pretty(&Sealed {
-        digest: digest(&state)?,
-        state,
-    })?;
+    let sealed = serde_json::to_vec_pretty(&Sealed { digest: digest(&state)?, state })?;
     atomic::write(&unfinished.path().join(STATE), &sealed)?;
     unfinished.publish()?;
     atomic::write(&run.join(LAST), format!("{name}\n").as_bytes())?;
@@ -189,16 +165,11 @@ pub fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::Result<O
     match fs::read_to_string(&last).map(|name| step_of(name.trim())) {
         Ok(Some(step)) => {
             if !candidates.contains(&step) {
-                notice(format!(
-                    "{last:?} names {}, which is gone",
-                    folder_name(step)
-                ));
+                notice(format!("{last:?} names {}, which is gone", folder_name(step)));
             }
             candidates.retain(|&candidate| candidate <= step);
         }
-        Ok(None) => notice(format!(
-            "{last:?} names no checkpoint; looking for the newest"
-        )),
+        Ok(None) => notice(format!("{last:?} names no checkpoint; looking for the newest")),
         // Killed between the first checkpoint and the pointer to it.
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(anyhow!(e).context(format!("{last:?}: cannot be read"))),
@@ -210,32 +181,21 @@ pub fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::Result<O
             Err(e) => notice(format!("{e:#}; falling back to the checkpoint before it")),
         }
     }
-    bail!(
-        "{:?}: no checkpoint is whole. Start again with another --out, or copy a good one back",
-        run.join(FOLDER)
-    )
+    bail!("{:?}: no checkpoint is whole. Start again with another --out, or copy a good one back", run.join(FOLDER))
 }
 
 /// The folder of the newest checkpoint, without reading it.
 pub fn newest(run: &Path) -> anyhow::Result<Option<PathBuf>> {
-    Ok(steps(run)?
-        .last()
-        .map(|&step| run.join(FOLDER).join(folder_name(step))))
+    Ok(steps(run)?.last().map(|&step| run.join(FOLDER).join(folder_name(step))))
 }
 
 /// What a checkpoint's state says, without its tensors.
 pub fn read_state(folder: &Path) -> anyhow::Result<State> {
     let path = folder.join(STATE);
     let bytes = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
-    let Sealed {
-        state,
-        digest: expected,
-    } = serde_json::from_slice(&bytes)
-        .with_context(|| format!("{path:?}: is damaged, or of another version"))?;
-    ensure!(
-        digest(&state)? == expected,
-        "{path:?}: is damaged (its content does not hash to its digest)"
-    );
+    let Sealed { state, digest: expected } =
+        serde_json::from_slice(&bytes).with_context(|| format!("{path:?}: is damaged, or of another version"))?;
+    ensure!(digest(&state)? == expected, "{path:?}: is damaged (its content does not hash to its digest)");
     ensure!(
         state.format_version == FORMAT_VERSION,
         "{path:?}: format version {}, this program reads {FORMAT_VERSION}",
@@ -250,10 +210,8 @@ pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
     let read = |name: &str| -> anyhow::Result<Weights> {
         let path = folder.join(name);
         let weights = Weights::read(&path)?;
-        let expected = state
-            .sha256
-            .get(name)
-            .with_context(|| format!("{:?}: lacks the digest of {name}", folder.join(STATE)))?;
+        let expected =
+            state.sha256.get(name).with_context(|| format!("{:?}: lacks the digest of {name}", folder.join(STATE)))?;
         ensure!(
             weights.sha256() == expected,
             "{path:?}: is damaged (SHA-256 {}, state.json says {expected})",
@@ -283,9 +241,7 @@ pub fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
 
 fn tensors(weights: &Weights) -> BTreeMap<String, Tensor> {
     let tensors = weights.tensors().iter();
-    tensors
-        .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-        .collect()
+    tensors.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
 /// Steps of the published checkpoints, ascending.
@@ -298,9 +254,7 @@ fn steps(run: &Path) -> anyhow::Result<Vec<u64>> {
     };
     let mut steps = Vec::new();
     for entry in entries {
-        let name = entry
-            .with_context(|| format!("{folder:?}: cannot be read"))?
-            .file_name();
+        let name = entry.with_context(|| format!("{folder:?}: cannot be read"))?.file_name();
         steps.extend(name.to_str().and_then(step_of));
     }
     steps.sort_unstable();
@@ -309,8 +263,7 @@ fn steps(run: &Path) -> anyhow::Result<Vec<u64>> {
 
 /// Removes the checkpoints up to `step` that are not to be kept, and any later one: a damaged one that a resume went back behind.
 fn prune(run: &Path, step: u64, keep: Keep) -> anyhow::Result<()> {
-    let (mut stale, later): (Vec<u64>, Vec<u64>) =
-        steps(run)?.into_iter().partition(|&s| s <= step);
+    let (mut stale, later): (Vec<u64>, Vec<u64>) = steps(run)?.into_iter().partition(|&s| s <= step);
     stale.truncate(stale.len().saturating_sub(keep.newest));
     stale.retain(|step| keep.every.is_none_or(|every| !step.is_multiple_of(every)));
     for step in stale.into_iter().chain(later) {

@@ -84,12 +84,7 @@ impl Classes {
     ///
     /// # Errors
     /// If an image has no label, the sets have no class in common, or the rule does not decide; each says which setting does.
-    pub(crate) fn of(
-        train: &Set,
-        test: &Set,
-        matching: Matching,
-        numbering: Numbering,
-    ) -> anyhow::Result<Classes> {
+    pub(crate) fn of(train: &Set, test: &Set, matching: Matching, numbering: Numbering) -> anyhow::Result<Classes> {
         let (train, test) = (Side::of(train)?, Side::of(test)?);
         let pairs = pair(&train, &test, matching)?;
         let seen = |label: &i32| {
@@ -100,9 +95,7 @@ impl Classes {
         if in_both == 0 {
             bail!(nothing_in_common(&train, &test, matching));
         }
-        let unseen: Vec<i32> = (test.images.keys().copied())
-            .filter(|label| !seen(label))
-            .collect();
+        let unseen: Vec<i32> = (test.images.keys().copied()).filter(|label| !seen(label)).collect();
         let unseen_images = unseen.iter().map(|label| test.images[label]).sum();
         if !unseen.is_empty() {
             warn!(
@@ -175,17 +168,10 @@ impl Classes {
         let places: BTreeMap<&str, i64> = stored.iter().map(String::as_str).zip(0..).collect();
         let moved = |labels: &BTreeMap<i32, i64>| -> Option<BTreeMap<i32, i64>> {
             let place = |class: &i64| places.get(self.names[*class as usize].as_str()).copied();
-            (labels.iter())
-                .map(|(label, class)| Some((*label, place(class)?)))
-                .collect()
+            (labels.iter()).map(|(label, class)| Some((*label, place(class)?))).collect()
         };
         match (moved(&self.train), moved(&self.test)) {
-            (Some(train), Some(test)) => Classes {
-                names: stored.to_vec(),
-                train,
-                test,
-                ..self
-            },
+            (Some(train), Some(test)) => Classes { names: stored.to_vec(), train, test, ..self },
             _ => self,
         }
     }
@@ -199,9 +185,7 @@ fn labels(
     let class = |idx| {
         let label = source.label(idx);
         let class = label.and_then(|label| classes.get(&label));
-        class
-            .copied()
-            .with_context(|| format!("image {} has no class", source.key(idx)))
+        class.copied().with_context(|| format!("image {} has no class", source.key(idx)))
     };
     idxs.into_iter().map(class).collect()
 }
@@ -238,11 +222,7 @@ impl<'a> Side<'a> {
                 source.len()
             );
         }
-        let side = Side {
-            option,
-            names,
-            images,
-        };
+        let side = Side { option, names, images };
         let last = side.images.keys().next_back().copied().unwrap_or_default();
         ensure!(
             !side.is_named() || (last as usize) < names.len(),
@@ -271,21 +251,14 @@ impl<'a> Side<'a> {
             true => "names",
             false => "only numbers",
         };
-        format!(
-            "{} has {what} for its {} classes ({first})",
-            self.option,
-            self.images.len()
-        )
+        format!("{} has {what} for its {} classes ({first})", self.option, self.images.len())
     }
 }
 
 /// The first few of `names`, quoted.
 fn listed(names: impl Iterator<Item = String>) -> String {
     const FEW: usize = 4;
-    let mut names: Vec<String> = names
-        .take(FEW + 1)
-        .map(|name| format!("{name:?}"))
-        .collect();
+    let mut names: Vec<String> = names.take(FEW + 1).map(|name| format!("{name:?}")).collect();
     if names.len() > FEW {
         names[FEW] = "...".to_owned();
     }
@@ -314,9 +287,7 @@ fn pair(train: &Side, test: &Side, matching: Matching) -> anyhow::Result<Pairs> 
             let labels = test.images.keys();
             // A number that no training image has is still a number.
             let own = |l: i32| decimal(&test.names[l as usize])?.parse().ok();
-            Ok(labels
-                .map(|&l| (l, number.get(&l).copied().or_else(|| own(l))))
-                .collect())
+            Ok(labels.map(|&l| (l, number.get(&l).copied().or_else(|| own(l)))).collect())
         }
     }
 }
@@ -329,11 +300,7 @@ fn decimal(name: &str) -> Option<&str> {
 }
 
 /// For the numbers in use of one side the labels of the other whose names are these numbers.
-fn by_value(
-    named: &Side,
-    numbered: &Side,
-    matching: Matching,
-) -> anyhow::Result<BTreeMap<i32, i32>> {
+fn by_value(named: &Side, numbered: &Side, matching: Matching) -> anyhow::Result<BTreeMap<i32, i32>> {
     let mut of_number: BTreeMap<i32, i32> = BTreeMap::new();
     for (name, label) in named.names.iter().zip(0..) {
         let Some(number) = decimal(name).and_then(|digits| digits.parse().ok()) else {
@@ -353,8 +320,7 @@ fn by_value(
     let mut numbers = numbered.images.keys();
     let could_be_places = numbers.all(|&number| (number as usize) < named.names.len());
     let same_either_way = |number: &i32| of_number.get(number) == Some(number);
-    if matching == Matching::Auto && could_be_places && !numbered.images.keys().all(same_either_way)
-    {
+    if matching == Matching::Auto && could_be_places && !numbered.images.keys().all(same_either_way) {
         bail!(
             "{}, and {}. Number i may be the class at place i of the names, counted from 0, or not: nothing in the two sets says so. \
              Give --match-classes number if it is; --match-classes name if a class of that name is meant; or give both sets names",
@@ -387,9 +353,7 @@ fn by_name(train: &Side, test: &Side, matching: Matching) -> anyhow::Result<Pair
         refuse_one_name_twice(side)?;
     }
     let places: BTreeMap<&str, i32> = train.names.iter().map(String::as_str).zip(0..).collect();
-    let of_exact: BTreeSet<i32> = (test.names.iter())
-        .filter_map(|name| places.get(name.as_str()).copied())
-        .collect();
+    let of_exact: BTreeSet<i32> = (test.names.iter()).filter_map(|name| places.get(name.as_str()).copied()).collect();
     let mut pairs: Pairs = (test.images.keys())
         .map(|&label| {
             let name = test.names[label as usize].as_str();
@@ -402,9 +366,7 @@ fn by_name(train: &Side, test: &Side, matching: Matching) -> anyhow::Result<Pair
         Matching::Auto => {
             let mut meant = pairs.clone();
             loosely(train, test, &mut meant, &of_exact, similar)?;
-            let asked: Vec<_> = (meant.iter())
-                .filter(|(label, partner)| pairs[label] != **partner)
-                .collect();
+            let asked: Vec<_> = (meant.iter()).filter(|(label, partner)| pairs[label] != **partner).collect();
             if let [(label, Some(partner)), ..] = asked[..] {
                 bail!(
                     "{:?} of {} and {:?} of {} differ only in case or in the form of their characters ({} such classes). Give \
@@ -494,18 +456,10 @@ fn nothing_in_common(train: &Side, test: &Side, matching: Matching) -> String {
 }
 
 /// Numbers the classes: the training set's labels first, then those of the test set alone.
-fn number(
-    train: &Side,
-    test: &Side,
-    pairs: &Pairs,
-    numbering: Numbering,
-) -> anyhow::Result<Classes> {
+fn number(train: &Side, test: &Side, pairs: &Pairs, numbering: Numbering) -> anyhow::Result<Classes> {
     let partners = pairs.values().flatten().copied();
     let in_use: BTreeSet<i32> = train.images.keys().copied().chain(partners).collect();
-    let alone: Vec<i32> = (pairs.iter())
-        .filter(|(_, partner)| partner.is_none())
-        .map(|(&label, _)| label)
-        .collect();
+    let alone: Vec<i32> = (pairs.iter()).filter(|(_, partner)| partner.is_none()).map(|(&label, _)| label).collect();
     let kept: Vec<i32> = match numbering {
         Numbering::InUse => in_use.iter().copied().collect(),
         Numbering::Labels if train.is_named() => (0..train.names.len() as i32).collect(),
@@ -519,11 +473,7 @@ fn number(
     names.extend(alone.iter().map(|&label| test.name(label)));
     let mut twice = BTreeSet::new();
     if let Some(name) = names.iter().find(|name| !twice.insert(*name)) {
-        bail!(
-            "two classes would be called {name:?}: rename one of them in {} or {}",
-            train.option,
-            test.option
-        );
+        bail!("two classes would be called {name:?}: rename one of them in {} or {}", train.option, test.option);
     }
     let place: BTreeMap<i32, i64> = kept.iter().copied().zip(0..).collect();
     let behind: BTreeMap<i32, i64> = alone.iter().copied().zip(kept.len() as i64..).collect();

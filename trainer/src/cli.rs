@@ -168,11 +168,7 @@ pub struct KnnArgs {
     /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step; `ema:RUN` the moving average of a run that
     /// keeps one (optim.ema_decay); `unfused:RUN` a run of multi-layer fusion without it, which is evaluated as it was trained otherwise.
     /// May be given many times: every image is read and decoded once for all models.
-    #[arg(
-        long = "model",
-        value_name = "RUN|FILE|TEACHER|pixels",
-        required = true
-    )]
+    #[arg(long = "model", value_name = "RUN|FILE|TEACHER|pixels", required = true)]
     pub models: Vec<String>,
     /// Labelled images that vote.
     #[arg(long, value_name = "SRC")]
@@ -317,11 +313,7 @@ impl ExportArgs {
 #[derive(Debug, Clone, Args)]
 pub struct LinprobeArgs {
     /// What is probed, as for `trainer knn`. May be given many times: every image is read and decoded once for all models.
-    #[arg(
-        long = "model",
-        value_name = "RUN|FILE|TEACHER|pixels",
-        required = true
-    )]
+    #[arg(long = "model", value_name = "RUN|FILE|TEACHER|pixels", required = true)]
     pub models: Vec<String>,
     /// Labelled images to train the classifier on.
     #[arg(long, value_name = "SRC")]
@@ -445,9 +437,7 @@ mod tests {
     fn an_option_given_twice_is_refused() {
         let parse = |line: &str| {
             let words = line.split(' ').map(Into::into);
-            program::cli::parse::<Cli>(words)
-                .map(|_| ())
-                .map_err(|e| e.to_string())
+            program::cli::parse::<Cli>(words).map(|_| ()).map_err(|e| e.to_string())
         };
         for line in [
             "trainer pretrain --cache a --cache b --recipe r --out o",
@@ -460,10 +450,7 @@ mod tests {
             "trainer bench --recipe a --cache b --cache c",
         ] {
             let refused = parse(line).unwrap_err();
-            assert!(
-                refused.contains("cannot be used multiple times"),
-                "{line}: {refused}"
-            );
+            assert!(refused.contains("cannot be used multiple times"), "{line}: {refused}");
         }
         for line in [
             "trainer pretrain --cache a --recipe r --out o --set a.b=1 --set a.c=2",

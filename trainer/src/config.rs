@@ -10,9 +10,7 @@ use std::path::Path;
 use program::recipe;
 use serde::{Deserialize, Serialize};
 
-pub use method::{
-    FocusMode, Loss, LossKind, Mask, MaskKind, Mimic, MimicTokens, Target, TeacherSettings,
-};
+pub use method::{FocusMode, Loss, LossKind, Mask, MaskKind, Mimic, MimicTokens, Target, TeacherSettings};
 pub(crate) use model::model_error;
 pub use model::{EncoderKind, Model};
 pub use optim::{Optim, ScheduleConfig, ScheduleKind};

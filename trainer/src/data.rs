@@ -46,9 +46,7 @@ pub enum Problem {
         ours: String,
     },
     /// A row's view is not the one its policy and seed draw, or its rows are not one per view.
-    #[error(
-        "{cache:?}: part {part}, row {row} ({key}): the view is not the one that the cache's policy and seed draw"
-    )]
+    #[error("{cache:?}: part {part}, row {row} ({key}): the view is not the one that the cache's policy and seed draw")]
     View {
         /// The cache.
         cache: PathBuf,
@@ -68,17 +66,13 @@ pub enum Problem {
         cache: PathBuf,
     },
     /// Other pixels were given than the features are of.
-    #[error(
-        "{cache:?} carries re-encoded images, and its features and crop boxes are of those: leave out --images"
-    )]
+    #[error("{cache:?} carries re-encoded images, and its features and crop boxes are of those: leave out --images")]
     PackedPixels {
         /// The cache.
         cache: PathBuf,
     },
     /// A run wants more views than there are.
-    #[error(
-        "data.views = {wanted}, but the cache has {stored} per image: leave it out to use them all"
-    )]
+    #[error("data.views = {wanted}, but the cache has {stored} per image: leave it out to use them all")]
     TooManyViews {
         /// The recipe's.
         wanted: usize,
@@ -166,10 +160,7 @@ pub(crate) fn absent(missing: &(usize, Vec<String>), changed: &(usize, Vec<Strin
     };
     let said = [
         said(missing, "neither by name nor by content"),
-        said(
-            changed,
-            "with other content under their names, and theirs nowhere else",
-        ),
+        said(changed, "with other content under their names, and theirs nowhere else"),
     ];
     said.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }

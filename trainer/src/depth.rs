@@ -24,9 +24,7 @@ pub(crate) fn decoder(flag: Option<DepthWindow>, models: &[&str]) -> anyhow::Res
     if let Some(window) = flag {
         for model in models {
             if let Some(trained) = window_of(model)?.filter(|trained| *trained != window) {
-                warn!(
-                    "{model} was trained with depth window {trained}, and --depth-window is {window}"
-                );
+                warn!("{model} was trained with depth window {trained}, and --depth-window is {window}");
             }
         }
         return Ok(Decoder::new(window));
@@ -65,33 +63,22 @@ pub(crate) fn window_of(model: &str) -> anyhow::Result<Option<DepthWindow>> {
         Some(path.to_path_buf())
     } else {
         let is_model = path.file_name().is_some_and(|name| name == MODEL);
-        path.parent()
-            .filter(|folder| is_model && folder.join(STATE).is_file())
-            .map(Path::to_path_buf)
+        path.parent().filter(|folder| is_model && folder.join(STATE).is_file()).map(Path::to_path_buf)
     };
     let Some(folder) = folder else {
         return of_export(path);
     };
     let state = checkpoint::read_state(&folder)?;
-    let window = state
-        .data
-        .get(FACT)
-        .map(|text| text.parse::<DepthWindow>())
-        .transpose()?;
+    let window = state.data.get(FACT).map(|text| text.parse::<DepthWindow>()).transpose()?;
     Ok(Some(window.unwrap_or_default()))
 }
 
 /// The window that the `config.json` of an exported folder, or beside an exported file, names.
 fn of_export(path: &Path) -> anyhow::Result<Option<DepthWindow>> {
-    let folder = if path.is_dir() {
-        Some(path)
-    } else {
-        path.parent().filter(|_| path.is_file())
-    };
+    let folder = if path.is_dir() { Some(path) } else { path.parent().filter(|_| path.is_file()) };
     // A config.json that is not valid JSON is refused later, when the network is read.
     let config = folder.and_then(|folder| std::fs::read(folder.join(CONFIG)).ok());
-    let config: Option<serde_json::Value> =
-        config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let window = config.and_then(|config| Some(config.get(FACT)?.as_str()?.to_owned()));
     Ok(window.map(|text| text.parse()).transpose()?)
 }

@@ -91,20 +91,12 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
     refuse_repeated(&args.models)?;
     let device = torch_ext::resolve_device(&args.device.device)?;
     args.precision.prepare(device)?;
-    let models = args
-        .models
-        .iter()
-        .map(|spec| Model::load(spec, hub, device))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(args.device.loader_threads(device))
-        .build()?;
+    let models = args.models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads(device)).build()?;
     let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
     let decoder = depth::decoder(args.depth_window, &names)?;
-    let (train, test) = (
-        ImageSource::open(&args.train)?.decoded_by(decoder),
-        ImageSource::open(&args.test)?.decoded_by(decoder),
-    );
+    let (train, test) =
+        (ImageSource::open(&args.train)?.decoded_by(decoder), ImageSource::open(&args.test)?.decoded_by(decoder));
     let classes = classes(args.match_classes, &train, &test)?;
     info!(
         "{}, {} train and {} test images of {} classes",
@@ -133,24 +125,14 @@ pub fn run_knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow
     );
 
     let test_images_in_train = count_in_train(&train_images, &test_images);
-    let of_unseen_classes =
-        count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
+    let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
     let mut results = Vec::with_capacity(models.len());
     for (i, model) in models.iter().enumerate() {
         let mut accuracy = BTreeMap::new();
         for (kind, features) in &train_images.features[i] {
-            let train = Labelled {
-                features: features.get(0),
-                labels: train_labels.clone(),
-            };
-            let test = Labelled {
-                features: test_images.features[i][kind].get(0),
-                labels: test_labels.clone(),
-            };
-            accuracy.insert(
-                kind.clone(),
-                knn::knn(&train, &test, args.k, classes.len())?,
-            );
+            let train = Labelled { features: features.get(0), labels: train_labels.clone() };
+            let test = Labelled { features: test_images.features[i][kind].get(0), labels: test_labels.clone() };
+            accuracy.insert(kind.clone(), knn::knn(&train, &test, args.k, classes.len())?);
         }
         let result = KnnResult {
             model: model.describe(),
@@ -212,11 +194,7 @@ fn write_table(results: &[KnnResult], out: &mut dyn Write) -> std::io::Result<()
     )?;
     let width = results.iter().map(|r| r.model.chars().count()).max();
     let width = width.unwrap_or(0).max("model".len());
-    writeln!(
-        out,
-        "{:<width$}  {:<8} {:>8} {:>10}",
-        "model", "features", "top-1", "balanced"
-    )?;
+    writeln!(out, "{:<width$}  {:<8} {:>8} {:>10}", "model", "features", "top-1", "balanced")?;
     for result in results {
         for (kind, accuracy) in &result.accuracy {
             writeln!(
@@ -246,10 +224,7 @@ fn unusual(window: DepthWindow, precision: Option<&str>) -> String {
 /// Says how many images of a set cannot be used, and why the first.
 fn report_skipped(name: &str, images: &Images) {
     if let Some(first) = images.skipped.first() {
-        warn!(
-            "{name}: {} images cannot be used, the first is {first}",
-            images.skipped.len()
-        );
+        warn!("{name}: {} images cannot be used, the first is {first}", images.skipped.len());
     }
 }
 
@@ -263,11 +238,7 @@ fn classes(matching: Matching, train: &ImageSource, test: &ImageSource) -> anyho
 /// How many test images are byte for byte among the train images, and a warning if any is.
 fn count_in_train(train: &Images, test: &Images) -> usize {
     let seen: BTreeSet<_> = train.hashes.iter().collect();
-    let count = test
-        .hashes
-        .iter()
-        .filter(|hash| seen.contains(hash))
-        .count();
+    let count = test.hashes.iter().filter(|hash| seen.contains(hash)).count();
     if count > 0 {
         warn!(
             "{} also in the train set: their part of the accuracy says nothing about other images",
@@ -287,11 +258,7 @@ fn count_in_train(train: &Images, test: &Images) -> usize {
 ///
 /// # Errors
 /// If all are: then no image can be given its own class, and a share of 0 would say nothing about the features.
-pub(crate) fn count_of_unseen_classes(
-    train: &[i64],
-    test: &[i64],
-    told: usize,
-) -> anyhow::Result<usize> {
+pub(crate) fn count_of_unseen_classes(train: &[i64], test: &[i64], told: usize) -> anyhow::Result<usize> {
     let seen: BTreeSet<_> = train.iter().collect();
     let count = test.iter().filter(|label| !seen.contains(label)).count();
     ensure!(

@@ -102,17 +102,9 @@ pub fn run_export(args: &ExportArgs, format: LogFormat, out: &mut dyn Write) -> 
         student.origin,
         args.format
     );
-    ensure!(
-        loses_fusion || !args.unfused,
-        "--unfused: there is no multi-layer fusion to leave out of this export"
-    );
+    ensure!(loses_fusion || !args.unfused, "--unfused: there is no multi-layer fusion to leave out of this export");
     let window = depth::window_of(&args.run.to_string_lossy())?.unwrap_or_default();
-    write(
-        &args.out,
-        &exported,
-        window,
-        &card::card(args, &student, &exported, window),
-    )?;
+    write(&args.out, &exported, window, &card::card(args, &student, &exported, window))?;
     let parts = card::parts(exported.decoder).to_owned();
     Summary::of(args, &student.origin, parts, &exported).write(format, out)
 }
@@ -196,12 +188,7 @@ fn refuse_foreign_folder(folder: &Path) -> anyhow::Result<()> {
 
 /// Publishes an export. A depth window other than the default goes into its configuration, which other packages pass over and
 /// [`depth::window_of`] reads.
-fn write(
-    folder: &Path,
-    exported: &Exported,
-    window: DepthWindow,
-    card: &str,
-) -> anyhow::Result<()> {
+fn write(folder: &Path, exported: &Exported, window: DepthWindow, card: &str) -> anyhow::Result<()> {
     atomic::remove_stale(folder)?;
     // An empty folder makes way for the finished one; one that has been filled meanwhile stays and is reported.
     if folder.is_dir() {
@@ -219,12 +206,7 @@ fn write(
         config[depth::FACT] = window.to_string().into();
     }
     let mut json = vec![(CONFIG, &config)];
-    json.extend(
-        exported
-            .preprocessor
-            .iter()
-            .map(|value| (PREPROCESSOR, value)),
-    );
+    json.extend(exported.preprocessor.iter().map(|value| (PREPROCESSOR, value)));
     for (name, value) in json {
         let text = serde_json::to_string_pretty(value)? + "\n";
         atomic::write(&unfinished.path().join(name), text.as_bytes())?;

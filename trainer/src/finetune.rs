@@ -61,11 +61,7 @@ pub const CLASSES: &str = "classes.json";
 pub const BEST: &str = "best/model.safetensors";
 
 /// Trains until the recipe's last epoch, or for `--stop-after` steps. Run again to continue.
-pub fn finetune(
-    args: &FinetuneArgs,
-    hub: &HubSettings,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitStatus> {
+pub fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
     let mut recipe = FinetuneRecipe::load(&args.recipe.recipe, &args.recipe.set)?;
@@ -93,10 +89,8 @@ pub fn finetune(
     let (mean, std) = encoder.normalisation();
     let normalisation = [mean, std].map(|of| of.map(|v| v as f32));
     let decoder = depth::decoder(args.depth_window, &[&args.init])?;
-    let (train, test) = (
-        ImageSource::open(&args.train)?.decoded_by(decoder),
-        ImageSource::open(&args.test)?.decoded_by(decoder),
-    );
+    let (train, test) =
+        (ImageSource::open(&args.train)?.decoded_by(decoder), ImageSource::open(&args.test)?.decoded_by(decoder));
     let set = |option, source| Set { option, source };
     let (train_set, test_set) = (set("--train", &train), set("--test", &test));
     let classes = Classes::of(&train_set, &test_set, args.match_classes, Numbering::Labels)?;
@@ -105,61 +99,36 @@ pub fn finetune(
         Some(stored) if checkpoint::newest(run.path())?.is_some() => classes.in_order_of(&stored),
         _ => classes,
     };
-    let (train_labels, test_labels) = (
-        classes.of_train(&train, 0..train.len())?,
-        classes.of_test(&test, 0..test.len())?,
-    );
-    let facts = facts(
-        &start_from_weights,
-        &train,
-        &test,
-        &classes,
-        args.match_classes,
-    );
+    let (train_labels, test_labels) =
+        (classes.of_train(&train, 0..train.len())?, classes.of_test(&test, 0..test.len())?);
+    let facts = facts(&start_from_weights, &train, &test, &classes, args.match_classes);
     let train_images = train.len();
 
     // ------------------------------------------------------------------ order and schedule
-    let order =
-        Order::new(recipe.run.seed, train_images, recipe.effective_batch()).with_context(|| {
-            format!(
-                "{} cannot fill one step of optim.batch_size {} x optim.accum_iter {}",
-                count(train_images as u64, "image"),
-                recipe.optim.batch_size,
-                recipe.optim.accum_iter
-            )
-        })?;
+    let order = Order::new(recipe.run.seed, train_images, recipe.effective_batch()).with_context(|| {
+        format!(
+            "{} cannot fill one step of optim.batch_size {} x optim.accum_iter {}",
+            count(train_images as u64, "image"),
+            recipe.optim.batch_size,
+            recipe.optim.accum_iter
+        )
+    })?;
     let schedule = recipe.schedule();
     let total_steps = recipe.schedule.epochs * order.steps_per_epoch();
 
     // ------------------------------------------------------------------ classifier and optimizer
     let params = ParamStore::new(device, recipe.run.seed);
-    let classifier = Classifier::new(
-        &params,
-        &encoder,
-        recipe.model.pool.into(),
-        classes.len() as i64,
-    )?;
-    start_from(
-        &params,
-        &encoder,
-        &start_from_weights.description,
-        &start_from_weights.tensors,
-    )?;
+    let classifier = Classifier::new(&params, &encoder, recipe.model.pool.into(), classes.len() as i64)?;
+    start_from(&params, &encoder, &start_from_weights.description, &start_from_weights.tensors)?;
     let branches = 2 * encoder.num_blocks() as usize;
     let drop_rates = linear_rates(recipe.model.drop_path, branches / 2);
-    let drop_rates = Tensor::from_slice(&drop_rates)
-        .to_kind(Kind::Float)
-        .to_device(device);
+    let drop_rates = Tensor::from_slice(&drop_rates).to_kind(Kind::Float).to_device(device);
     let [beta1, beta2] = recipe.optim.betas;
     let mut optim = LayerDecayed::new(
         params.trainable(),
         recipe.optim.layer_decay,
         recipe.optim.weight_decay,
-        AdamWConfig {
-            beta1,
-            beta2,
-            eps: recipe.optim.eps,
-        },
+        AdamWConfig { beta1, beta2, eps: recipe.optim.eps },
     );
     info!(
         "{}, {:.1} M parameters on {} ({} libtorch threads) in {}, {} of {} classes in {} of {} x {} an epoch, \
@@ -215,10 +184,7 @@ pub fn finetune(
         })
     };
     if start >= total_steps {
-        info!(
-            "{:?} is finished: all {total_steps} steps are done",
-            args.out
-        );
+        info!("{:?} is finished: all {total_steps} steps are done", args.out);
         publish(&run, &result()?, args.json, out)?;
         return Ok(ExitStatus::Fine);
     }
@@ -232,9 +198,7 @@ pub fn finetune(
     let mut progress = Progress::open(run.path(), watch, &order, device, state)?;
 
     // ------------------------------------------------------------------ loader
-    let end = args
-        .stop_after
-        .map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
+    let end = args.stop_after.map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
     let rejects = Arc::new(Rejects::read(run.path())?);
     let plan = TrainPlan {
         source: train,
@@ -250,13 +214,7 @@ pub fn finetune(
         rejects: Arc::clone(&rejects),
     };
     let threads = args.device.loader_threads(device);
-    let mut loader = Loader::start(
-        Arc::new(plan),
-        start..end,
-        threads,
-        recipe.run.prefetch,
-        device,
-    )?;
+    let mut loader = Loader::start(Arc::new(plan), start..end, threads, recipe.run.prefetch, device)?;
     let test = TestSet {
         source: test,
         labels: test_labels,
@@ -265,17 +223,12 @@ pub fn finetune(
         crop_pct: recipe.augment.crop_pct,
         batch_size: recipe.optim.batch_size,
     };
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
 
     // ------------------------------------------------------------------ the loop
     let normalise = Normalise::of(normalisation, device);
     let mixing = recipe.augment.mixing();
-    let keep = Keep {
-        newest: recipe.run.keep_checkpoints,
-        every: None,
-    };
+    let keep = Keep { newest: recipe.run.keep_checkpoints, every: None };
     let mut writer = Writer::new(run.path(), keep);
     let mut idle = IdleMeter::new(device);
     let mut in_flight: Option<InFlight<data::LabelledBatch>> = None;
@@ -303,10 +256,7 @@ pub fn finetune(
             let scores = {
                 let _scope = recipe.run.precision.guard(device);
                 let drop_path = (recipe.model.drop_path > 0.0).then_some(&drop_path);
-                let pass = Pass {
-                    drop_path,
-                    grad_checkpointing: false,
-                };
+                let pass = Pass { drop_path, grad_checkpointing: false };
                 classifier.forward(&imgs, &pass)
             };
             let loss = soft_target_cross_entropy(&scores, &targets);
@@ -347,9 +297,7 @@ pub fn finetune(
         let evaluates = done_steps.is_multiple_of(order.steps_per_epoch())
             && (epochs_done.is_multiple_of(recipe.run.eval_every) || done_steps == total_steps);
         let interrupted = signals::requested();
-        let saves = done_steps.is_multiple_of(recipe.run.checkpoint_every)
-            || done_steps == end
-            || interrupted;
+        let saves = done_steps.is_multiple_of(recipe.run.checkpoint_every) || done_steps == end || interrupted;
         if (evaluates || saves)
             && let Some(done) = in_flight.take()
         {
@@ -357,16 +305,8 @@ pub fn finetune(
         }
         if evaluates {
             idle.begin()?;
-            let trained = ema
-                .as_ref()
-                .map(|ema| exchange_values(&params, &ema.state()));
-            let outcome = test.evaluate(
-                &classifier,
-                classes.len(),
-                recipe.run.precision,
-                &pool,
-                device,
-            )?;
+            let trained = ema.as_ref().map(|ema| exchange_values(&params, &ema.state()));
+            let outcome = test.evaluate(&classifier, classes.len(), recipe.run.precision, &pool, device)?;
             let evaluation = Evaluation {
                 step: done_steps,
                 epoch: epochs_done,
@@ -419,9 +359,7 @@ pub fn finetune(
     }
     writer.finish()?;
     if end < total_steps {
-        info!(
-            "stopped after step {end} of {total_steps} (--stop-after); the same command continues"
-        );
+        info!("stopped after step {end} of {total_steps} (--stop-after); the same command continues");
         return Ok(ExitStatus::Fine);
     }
     info!("finished: {total_steps} steps");
@@ -431,12 +369,7 @@ pub fn finetune(
 
 /// Images per second that the device could do if it did nothing but the classifier's matrix products, at the rate that the recipe gives or
 /// a plain product reaches now.
-fn full_speed(
-    recipe: &FinetuneRecipe,
-    encoder: &BackboneConfig,
-    n_classes: usize,
-    device: Device,
-) -> f64 {
+fn full_speed(recipe: &FinetuneRecipe, encoder: &BackboneConfig, n_classes: usize, device: Device) -> f64 {
     let peak = bench::peak_flops(recipe.run.precision, recipe.run.peak_tflops, device);
     peak / (STEP_PER_FORWARD * flops::of_classifier(encoder, n_classes as i64))
 }

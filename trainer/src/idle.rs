@@ -25,11 +25,7 @@ pub struct Gaps(Vec<(Event, Event)>);
 impl IdleMeter {
     /// A meter for `device`, before the run has queued any work on it.
     pub fn new(device: Device) -> IdleMeter {
-        IdleMeter {
-            device,
-            end: None,
-            gaps: Gaps::default(),
-        }
+        IdleMeter { device, end: None, gaps: Gaps::default() }
     }
 
     /// Begins a piece of work. The device was idle from when it finished the piece before.

@@ -49,21 +49,16 @@ fn newest(run: &Path) -> anyhow::Result<PathBuf> {
 impl Begin {
     /// What a resume compares: other weights under the same name would make another run.
     pub(crate) fn fact(&self) -> (String, String) {
-        (
-            "init.weights_sha256".to_owned(),
-            self.weights.sha256().to_owned(),
-        )
+        ("init.weights_sha256".to_owned(), self.weights.sha256().to_owned())
     }
 
     /// Puts the weights into a student of `recipe` on `params`, and logs which of its tensors come from them.
     pub(crate) fn load(&self, params: &ParamStore, recipe: &Recipe) -> anyhow::Result<()> {
         let context = || format!("model.init = {:?}", self.source);
         let imported = exchange::import(&self.weights).with_context(context)?;
-        self.check_heads(recipe, imported.has_decoder())
-            .with_context(context)?;
+        self.check_heads(recipe, imported.has_decoder()).with_context(context)?;
         let origin = self.weights.path().display().to_string();
-        let loaded =
-            exchange::load_into(params, &imported.tensors, &origin).with_context(context)?;
+        let loaded = exchange::load_into(params, &imported.tensors, &origin).with_context(context)?;
         info!(
             "starting from {} ({}, SHA-256 {}): taken {}; fresh {}; left out {}",
             self.source,
@@ -82,11 +77,7 @@ impl Begin {
         let decoder_heads = decoder.then_some(model.decoder_num_heads);
         let Some(before) = self.weights.metadata().get(checkpoint::RECIPE_KEY) else {
             let heads = (model.num_heads.into(), decoder_heads.map(i64::from));
-            return Ok(exchange::check_beside(
-                self.weights.path(),
-                heads.0,
-                heads.1,
-            )?);
+            return Ok(exchange::check_beside(self.weights.path(), heads.0, heads.1)?);
         };
         let before = Recipe::parse(before, &self.weights.path().display().to_string(), &[])?.model;
         for (field, written, wanted) in [

@@ -68,8 +68,8 @@ pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<
     });
     done.or_else(|error| {
         // Asked for, and so no failure.
-        let stopped = matches!(error.downcast_ref(), Some(hub::Error::Interrupted { .. }))
-            || error.is::<signals::Interrupted>();
+        let stopped =
+            matches!(error.downcast_ref(), Some(hub::Error::Interrupted { .. })) || error.is::<signals::Interrupted>();
         if !stopped {
             return Err(error);
         }
@@ -106,9 +106,7 @@ pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
         None
         | Some(
             Problem::Cache(
-                schemas::Error::NotACache { .. }
-                | schemas::Error::Io { .. }
-                | schemas::Error::NoSuchTeacher { .. },
+                schemas::Error::NotACache { .. } | schemas::Error::Io { .. } | schemas::Error::NoSuchTeacher { .. },
             )
             | Problem::Grid { .. }
             | Problem::TooManyViews { .. }

@@ -20,8 +20,7 @@ fn main() -> ExitCode {
     allow_open_files();
     torch_ext::keep_quiet_about_memory();
     let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
-    let outcome =
-        signals::catch().and_then(|()| trainer::run(&cli, &hub, &mut io::stdout().lock()));
+    let outcome = signals::catch().and_then(|()| trainer::run(&cli, &hub, &mut io::stdout().lock()));
     ExitStatus::report(outcome, cli.log_format, trainer::exit_status).into()
 }
 
@@ -29,14 +28,8 @@ fn main() -> ExitCode {
 /// ImageNet has more parts than the 1024 files that a process often starts with.
 fn allow_open_files() {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!(
-            "the limit of open files stays at {:?}: {error}",
-            limit.current
-        );
+        tracing::debug!("the limit of open files stays at {:?}: {error}", limit.current);
     }
 }

@@ -48,10 +48,7 @@ impl Window {
 
     /// The means; empty when every step was skipped.
     pub fn means(&self) -> BTreeMap<String, f64> {
-        self.sums
-            .iter()
-            .map(|(name, sum)| (name.clone(), sum / self.steps as f64))
-            .collect()
+        self.sums.iter().map(|(name, sum)| (name.clone(), sum / self.steps as f64)).collect()
     }
 }
 
@@ -108,12 +105,7 @@ impl Line {
         if self.skipped > 0 {
             text += &format!("  skipped {}", self.skipped);
         }
-        text += &format!(
-            "  lr {:.2e}  {:.1} img/s  wait {:.0}%",
-            self.lr,
-            self.images_per_s,
-            100.0 * self.wait_share,
-        );
+        text += &format!("  lr {:.2e}  {:.1} img/s  wait {:.0}%", self.lr, self.images_per_s, 100.0 * self.wait_share,);
         if let Some(idle) = self.device_idle_share {
             text += &format!("  idle {:.0}%", 100.0 * idle);
         }
@@ -135,10 +127,7 @@ impl Line {
             ("peak_memory_bytes", self.peak_memory_bytes as f64),
             ("skipped", self.skipped as f64),
         ];
-        scalars.extend(
-            self.device_idle_share
-                .map(|idle| ("device_idle_share", idle)),
-        );
+        scalars.extend(self.device_idle_share.map(|idle| ("device_idle_share", idle)));
         scalars.extend(self.mfu.map(|mfu| ("mfu", mfu)));
         scalars.extend(self.means.iter().map(|(name, &mean)| (name.as_str(), mean)));
         scalars
@@ -164,18 +153,11 @@ impl StepLog {
         }
         let path = run.join(name);
         if path.exists() {
-            let bytes =
-                std::fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
+            let bytes = std::fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
             let is_kept = |line: &&[u8]| {
-                line.ends_with(b"\n")
-                    && serde_json::from_slice::<Numbered>(line).is_ok_and(|line| line.step <= step)
+                line.ends_with(b"\n") && serde_json::from_slice::<Numbered>(line).is_ok_and(|line| line.step <= step)
             };
-            let kept: Vec<u8> = bytes
-                .split_inclusive(|&b| b == b'\n')
-                .take_while(is_kept)
-                .flatten()
-                .copied()
-                .collect();
+            let kept: Vec<u8> = bytes.split_inclusive(|&b| b == b'\n').take_while(is_kept).flatten().copied().collect();
             if kept != bytes {
                 schemas::atomic::write(&path, &kept)?;
             }
@@ -189,26 +171,20 @@ impl StepLog {
     pub fn append(&mut self, line: &impl Serialize) -> anyhow::Result<()> {
         let mut text = serde_json::to_vec(line).context("a log line is plain numbers and names")?;
         text.push(b'\n');
-        self.file
-            .write_all(&text)
-            .with_context(|| format!("{:?}: cannot be written", self.path))
+        self.file.write_all(&text).with_context(|| format!("{:?}: cannot be written", self.path))
     }
 
     /// Makes all lines durable; called before the checkpoint that counts on them is published.
     pub fn sync(&self) -> anyhow::Result<()> {
-        self.file
-            .sync_data()
-            .with_context(|| format!("{:?}: cannot be written", self.path))
+        self.file.sync_data().with_context(|| format!("{:?}: cannot be written", self.path))
     }
 }
 
 /// Reads a run's lines.
 pub fn read(run: &Path) -> anyhow::Result<Vec<Line>> {
     let path = run.join(METRICS);
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("{path:?}: cannot be read"))?;
-    let parse =
-        |(i, line)| serde_json::from_str(line).with_context(|| format!("{path:?}, line {}", i + 1));
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{path:?}: cannot be read"))?;
+    let parse = |(i, line)| serde_json::from_str(line).with_context(|| format!("{path:?}, line {}", i + 1));
     text.lines().enumerate().map(parse).collect()
 }
 
@@ -285,12 +261,7 @@ impl Clock {
 /// Two units, the largest that are not zero.
 pub(crate) fn human_time(time: Duration) -> String {
     let seconds = time.as_secs();
-    match (
-        seconds / 86400,
-        seconds / 3600 % 24,
-        seconds / 60 % 60,
-        seconds % 60,
-    ) {
+    match (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
         (0, 0, 0, s) => format!("{s}s"),
         (0, 0, m, s) => format!("{m}m{s:02}s"),
         (0, h, m, _) => format!("{h}h{m:02}m"),

@@ -35,11 +35,7 @@ impl MicroBatches {
             parts >= 1 && batch_size.is_multiple_of(parts),
             "the checkpoint takes its batches in {parts} parts, which do not divide optim.batch_size = {batch_size}"
         );
-        Ok(MicroBatches {
-            batch_size,
-            accum_iter,
-            parts,
-        })
+        Ok(MicroBatches { batch_size, accum_iter, parts })
     }
 
     /// Parts of a batch.
@@ -90,9 +86,7 @@ impl MicroBatches {
         );
         let divides = |parts: &usize| self.batch_size.is_multiple_of(*parts);
         // One image a part divides every batch.
-        self.parts = (self.parts + 1..=self.batch_size)
-            .find(divides)
-            .unwrap_or(self.batch_size);
+        self.parts = (self.parts + 1..=self.batch_size).find(divides).unwrap_or(self.batch_size);
         warn!(
             "memory does not suffice for {images} images at a time: {message}\nFrom here on each batch is taken as {} parts of {} \
              images; the effective batch stays, and so does the update up to rounding",

@@ -16,13 +16,8 @@ pub mod layer_decay;
 /// before every step, see [`set_lr`].
 pub fn adamw(params: BTreeMap<String, Tensor>, config: &config::Optim) -> FusedAdamW {
     let [beta1, beta2] = config.betas;
-    let mut optim = FusedAdamW::new(AdamWConfig {
-        beta1,
-        beta2,
-        eps: config.eps,
-    });
-    let (decay, no_decay): (Vec<_>, Vec<_>) =
-        params.into_iter().partition(|(_, param)| param.dim() >= 2);
+    let mut optim = FusedAdamW::new(AdamWConfig { beta1, beta2, eps: config.eps });
+    let (decay, no_decay): (Vec<_>, Vec<_>) = params.into_iter().partition(|(_, param)| param.dim() >= 2);
     optim.add_group(decay, 0.0, config.weight_decay);
     optim.add_group(no_decay, 0.0, 0.0);
     optim
@@ -45,8 +40,7 @@ mod tests {
     /// With a gradient of zero only the decay moves a parameter: by the factor 1 - lr * weight_decay.
     #[test]
     fn matrices_and_tokens_decay_and_vectors_do_not() {
-        let ones =
-            |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let params: BTreeMap<String, Tensor> = [
             ("blocks.0.attn.qkv.weight".to_owned(), ones(&[6, 2])),
             ("blocks.0.attn.qkv.bias".to_owned(), ones(&[6])),
@@ -56,10 +50,7 @@ mod tests {
         .into();
         let text = "[optim]\nbatch_size = 1\nweight_decay = 0.5\n[schedule]\nepochs = 1\n";
         let recipe = Recipe::parse(text, "test", &[]).unwrap();
-        let handles = params
-            .iter()
-            .map(|(n, t)| (n.clone(), t.shallow_clone()))
-            .collect();
+        let handles = params.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
         let mut optim = adamw(handles, &recipe.optim);
         set_lr(&mut optim, 0.1);
         for param in params.values() {
@@ -67,16 +58,9 @@ mod tests {
         }
         optim.step().unwrap();
         for (name, param) in &params {
-            let expected = if param.dim() >= 2 {
-                1.0 - 0.1 * 0.5
-            } else {
-                1.0
-            };
+            let expected = if param.dim() >= 2 { 1.0 - 0.1 * 0.5 } else { 1.0 };
             let found = param.max().double_value(&[]);
-            assert!(
-                (found - expected).abs() < 1e-6,
-                "{name}: {found}, expected {expected}"
-            );
+            assert!((found - expected).abs() < 1e-6, "{name}: {found}, expected {expected}");
         }
     }
 }

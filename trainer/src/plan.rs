@@ -96,11 +96,7 @@ pub fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::
         args.init.is_none() && args.num_classes.is_none(),
         "--init and --num-classes are for recipes of fine-tuning, and this is one of pretraining"
     );
-    let cache = args
-        .cache
-        .as_deref()
-        .map(|dir| Cache::open(dir).map_err(Problem::from))
-        .transpose()?;
+    let cache = args.cache.as_deref().map(|dir| Cache::open(dir).map_err(Problem::from)).transpose()?;
     let mut aside = None;
     let images = match (&cache, args.num_images) {
         (_, Some(images)) => images,
@@ -131,10 +127,8 @@ pub fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::
 fn usable(recipe: &Recipe, cache: &Cache) -> anyhow::Result<Usable> {
     let wanted = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher);
     // One that the cache does not have is told by name, below.
-    let teachers: Vec<TeacherId> = (cache.teachers().keys())
-        .filter(|id| wanted.clone().any(|wanted| wanted == id.as_str()))
-        .cloned()
-        .collect();
+    let teachers: Vec<TeacherId> =
+        (cache.teachers().keys()).filter(|id| wanted.clone().any(|wanted| wanted == id.as_str())).cloned().collect();
     Ok(join::count(cache, &teachers, &recipe.data)?)
 }
 
@@ -143,20 +137,14 @@ impl Usable {
     fn told(&self, recipe: &Recipe) -> Option<String> {
         let mut told = Vec::new();
         if self.rejected > 0 {
-            told.push(format!(
-                "without {} that the build could not use",
-                count(self.rejected, "image")
-            ));
+            told.push(format!("without {} that the build could not use", count(self.rejected, "image")));
         }
         if self.unfinished_parts > 0 {
             let counted = match recipe.data.allow_incomplete {
                 true => "left out (data.allow_incomplete)",
                 false => "counted as if every image could be used",
             };
-            told.push(format!(
-                "unfinished parts: {}, {counted}",
-                self.unfinished_parts
-            ));
+            told.push(format!("unfinished parts: {}, {counted}", self.unfinished_parts));
         }
         (!told.is_empty()).then(|| told.join("; "))
     }
@@ -164,35 +152,24 @@ impl Usable {
 
 /// TFLOP/s of the device's products, as given or measured now; with a look at the share of it.
 fn peak_tflops(args: &PlanArgs, given: Option<f64>, precision: Precision) -> anyhow::Result<f64> {
-    ensure!(
-        args.mfu > 0.0 && args.mfu <= 1.0,
-        "--mfu {}: is a share of the peak, above 0 and at most 1",
-        args.mfu
-    );
+    ensure!(args.mfu > 0.0 && args.mfu <= 1.0, "--mfu {}: is a share of the peak, above 0 and at most 1", args.mfu);
     match given {
         Some(peak) => {
-            ensure!(
-                peak > 0.0 && peak.is_finite(),
-                "--peak-tflops {peak}: must be positive"
-            );
+            ensure!(peak > 0.0 && peak.is_finite(), "--peak-tflops {peak}: must be positive");
             Ok(peak)
         }
         None => {
             let device = torch_ext::resolve_device(&args.device)?;
-            precision.prepare(device).context(
-                "the speed of a plain product is measured, unless --peak-tflops gives it",
-            )?;
+            precision
+                .prepare(device)
+                .context("the speed of a plain product is measured, unless --peak-tflops gives it")?;
             Ok(product_speed(precision, product_side(device), device) / 1e3)
         }
     }
 }
 
 /// Steps of a run, and images that they see.
-fn length(
-    epochs: u64,
-    images: u64,
-    [batch_size, accum_iter]: [usize; 2],
-) -> anyhow::Result<(u64, u64)> {
+fn length(epochs: u64, images: u64, [batch_size, accum_iter]: [usize; 2]) -> anyhow::Result<(u64, u64)> {
     // Far beyond any data set, and small enough to multiply.
     const MOST_IMAGES: u64 = 1 << 40;
     ensure!(
@@ -216,18 +193,9 @@ impl Plan {
     ///
     /// # Errors
     /// If the data set does not fill one step, or the cache has no such teacher.
-    pub fn of(
-        recipe: &Recipe,
-        cache: Option<&Cache>,
-        images: u64,
-        peak_tflops: f64,
-        mfu: f64,
-    ) -> anyhow::Result<Plan> {
-        let known: BTreeMap<&str, &TeacherIdentity> = cache
-            .iter()
-            .flat_map(|cache| cache.teachers())
-            .map(|(id, teacher)| (id.as_str(), teacher))
-            .collect();
+    pub fn of(recipe: &Recipe, cache: Option<&Cache>, images: u64, peak_tflops: f64, mfu: f64) -> anyhow::Result<Plan> {
+        let known: BTreeMap<&str, &TeacherIdentity> =
+            cache.iter().flat_map(|cache| cache.teachers()).map(|(id, teacher)| (id.as_str(), teacher)).collect();
         let mut widths = BTreeMap::new();
         for id in &recipe.mimic.teachers {
             let width = match (known.get(id.as_str()), cache) {
@@ -235,11 +203,9 @@ impl Plan {
                     teachers::require_grid(teacher, recipe)?;
                     teacher.width.into()
                 }
-                (None, Some(cache)) => anyhow::bail!(
-                    "{:?} has no teacher {id} (it has {:?})",
-                    cache.dir(),
-                    known.keys()
-                ),
+                (None, Some(cache)) => {
+                    anyhow::bail!("{:?} has no teacher {id} (it has {:?})", cache.dir(), known.keys())
+                }
                 // As wide as the student, as CLIP-B and DINO-B are for a ViT-B.
                 (_, None) => recipe.mae_config().encoder.embed_dim(),
             };
@@ -269,11 +235,8 @@ impl Plan {
             ("heads".to_owned(), flops.heads * per_step),
             ("total".to_owned(), flops.step() / 1e9),
         ]);
-        let (steps, images_seen) = length(
-            recipe.schedule.epochs,
-            images,
-            [recipe.optim.batch_size, recipe.optim.accum_iter],
-        )?;
+        let (steps, images_seen) =
+            length(recipe.schedule.epochs, images, [recipe.optim.batch_size, recipe.optim.accum_iter])?;
         let reached = peak_tflops * 1e12 * mfu;
         let images_per_s = reached / flops.step();
         let hours = |flop: f64| flop / reached / 3600.0;
@@ -292,8 +255,7 @@ impl Plan {
                     gflop_per_view: flop / 1e9,
                     views,
                     bytes_per_view: images
-                        * (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes())
-                            as u64,
+                        * (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes()) as u64,
                     online_hours: hours(flop * images_seen as f64),
                     cache_hours: hours(flop * (images * u64::from(views)) as f64),
                     // An epoch uses one view of each image.
@@ -301,10 +263,7 @@ impl Plan {
                 },
             );
         }
-        let row_bytes: u64 = teacher_plans
-            .values()
-            .map(|t| t.bytes_per_view / images)
-            .sum();
+        let row_bytes: u64 = teacher_plans.values().map(|t| t.bytes_per_view / images).sum();
         let decodes = flops.decoder > 0.0;
         let untrained = match decodes {
             true => 0,
@@ -355,17 +314,11 @@ impl Plan {
             human_hours(self.hours),
             100.0 * self.mfu,
             figure(self.peak_tflops),
-            if measured {
-                "measured by a plain product"
-            } else {
-                "given"
-            },
+            if measured { "measured by a plain product" } else { "given" },
             self.images_per_s
         )?;
         let gb = |part: &str| self.memory_bytes.get(part).map(|bytes| bytes / 1e9);
-        let ema = gb("ema").map_or(String::new(), |ema| {
-            format!("{ema:.2} for the moving average, ")
-        });
+        let ema = gb("ema").map_or(String::new(), |ema| format!("{ema:.2} for the moving average, "));
         writeln!(
             out,
             "memory        about {:.2} GB: {:.2} for weights, gradients and moments, {ema}{:.2} for activations at batch {batch_size}; \
@@ -377,31 +330,15 @@ impl Plan {
         Ok(())
     }
 
-    fn write_text(
-        &self,
-        recipe: &Recipe,
-        measured: bool,
-        out: &mut dyn Write,
-    ) -> anyhow::Result<()> {
+    fn write_text(&self, recipe: &Recipe, measured: bool, out: &mut dyn Write) -> anyhow::Result<()> {
         let of = |part: &str| *self.params.get(part).unwrap_or(&0) as f64 / 1e6;
         let gflop = |part: &str| self.gflop_per_image[part];
         let decodes = gflop("decoder") > 0.0;
         let (decoder, aside) = match decodes {
-            true => (
-                of("decoder"),
-                format!(
-                    "decoder {:.1}, mimic heads {:.1}",
-                    of("decoder"),
-                    of("heads")
-                ),
-            ),
+            true => (of("decoder"), format!("decoder {:.1}, mimic heads {:.1}", of("decoder"), of("heads"))),
             false => (
                 0.0,
-                format!(
-                    "mimic heads {:.1}; the decoder's {:.1} are not, no loss needs it",
-                    of("heads"),
-                    of("decoder")
-                ),
+                format!("mimic heads {:.1}; the decoder's {:.1} are not, no loss needs it", of("heads"), of("decoder")),
             ),
         };
         writeln!(
@@ -419,12 +356,7 @@ impl Plan {
             figure(gflop("heads"))
         )?;
         let o = &recipe.optim;
-        self.write_run(
-            recipe.schedule.epochs,
-            [o.accum_iter, o.batch_size],
-            measured,
-            out,
-        )?;
+        self.write_run(recipe.schedule.epochs, [o.accum_iter, o.batch_size], measured, out)?;
         if self.teachers.is_empty() && !recipe.mimic.teachers.is_empty() {
             writeln!(out, "teachers      give --cache to see what they cost")?;
         }
@@ -450,11 +382,7 @@ impl Plan {
             )?;
         }
         if !self.teachers.is_empty() {
-            writeln!(
-                out,
-                "reading       {:.1} MB/s of features at that speed",
-                self.read_bytes_per_s / 1e6
-            )?;
+            writeln!(out, "reading       {:.1} MB/s of features at that speed", self.read_bytes_per_s / 1e6)?;
         }
         Ok(())
     }
@@ -479,12 +407,10 @@ fn teacher_flops(teacher: &TeacherIdentity) -> anyhow::Result<f64> {
     let number = |letter: char| {
         let parts = teacher.arch.split('-');
         let mut numbers = parts.filter_map(|part| part.strip_prefix(letter)?.parse::<u32>().ok());
-        numbers.next().map(i64::from).with_context(|| {
-            format!(
-                "teacher {}: its arch {:?} does not say {letter}",
-                teacher.id, teacher.arch
-            )
-        })
+        numbers
+            .next()
+            .map(i64::from)
+            .with_context(|| format!("teacher {}: its arch {:?} does not say {letter}", teacher.id, teacher.arch))
     };
     let (width, depth, mlp) = (number('w')?, number('d')?, number('m')?);
     let tokens = teacher.n_tokens() as i64;

@@ -62,18 +62,11 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     let cache = Arc::new(Cache::open(&args.cache).map_err(Problem::from)?);
     let mut teachers = teachers::open(&recipe, &cache, &args.online_teachers, hub, device)?;
     let images = Images::open(&cache, args.images.as_deref())?;
-    let cached: Vec<_> = teachers
-        .iter()
-        .filter(|t| t.rows.is_some())
-        .map(|t| t.id.clone())
-        .collect();
+    let cached: Vec<_> = teachers.iter().filter(|t| t.rows.is_some()).map(|t| t.id.clone()).collect();
     let samples = join::join(&cache, &cached, &images, &recipe.data, &log_search)?;
     if samples.is_empty() {
         let why = match samples.skipped() {
-            (0, _) => format!(
-                "; the cache has no rows, see {:?}",
-                args.cache.join("rejects")
-            ),
+            (0, _) => format!("; the cache has no rows, see {:?}", args.cache.join("rejects")),
             (left_out, _) => format!(
                 "; --images holds none of the cache's {}, and data.missing = \"skip\" leaves them out. Give the images that the cache was \
                  built from",
@@ -87,25 +80,19 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     facts.extend(begin.iter().map(init::Begin::fact));
 
     // ------------------------------------------------------------------ order and schedule
-    let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).with_context(
-        || {
-            format!(
-                "{} cannot fill one step of optim.batch_size {} x optim.accum_iter {}",
-                count(samples.len() as u64, "image"),
-                recipe.optim.batch_size,
-                recipe.optim.accum_iter
-            )
-        },
-    )?;
+    let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).with_context(|| {
+        format!(
+            "{} cannot fill one step of optim.batch_size {} x optim.accum_iter {}",
+            count(samples.len() as u64, "image"),
+            recipe.optim.batch_size,
+            recipe.optim.accum_iter
+        )
+    })?;
     let schedule = recipe.schedule();
     let total_steps = recipe.schedule.epochs * order.steps_per_epoch();
 
     // ------------------------------------------------------------------ student and optimizer
-    let widths = teachers
-        .iter()
-        .filter(|t| t.mimicked)
-        .map(|t| (t.id.to_string(), t.width.into()))
-        .collect();
+    let widths = teachers.iter().filter(|t| t.mimicked).map(|t| (t.id.to_string(), t.width.into())).collect();
     let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
     let mut stats = BTreeMap::new();
     if last.is_none() {
@@ -161,10 +148,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     }
     let start = last.as_ref().map_or(0, |last| last.state.step);
     if start >= total_steps {
-        info!(
-            "{:?} is finished: all {total_steps} steps are done",
-            args.out
-        );
+        info!("{:?} is finished: all {total_steps} steps are done", args.out);
         return Ok(ExitStatus::Fine);
     }
     let mut micro = MicroBatches::new(
@@ -186,29 +170,16 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     )?;
 
     // ------------------------------------------------------------------ loader
-    let end = args
-        .stop_after
-        .map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
+    let end = args.stop_after.map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
     let plan = loader_plan(&recipe, &mut teachers, samples, images, order);
-    let mut loader = Loader::start(
-        Arc::new(plan),
-        start..end,
-        args.device.loader_threads(device),
-        recipe.data.prefetch,
-        device,
-    )?;
+    let mut loader =
+        Loader::start(Arc::new(plan), start..end, args.device.loader_threads(device), recipe.data.prefetch, device)?;
 
     // ------------------------------------------------------------------ the loop
     let normalise = Normalise::imagenet(device);
-    let drop_rates = Tensor::from_slice(&linear_rates(
-        recipe.model.drop_path,
-        recipe.drop_path_branches() / 2,
-    ))
-    .to_device(device);
-    let keep = Keep {
-        newest: recipe.run.keep_checkpoints,
-        every: recipe.run.keep_every,
-    };
+    let drop_rates =
+        Tensor::from_slice(&linear_rates(recipe.model.drop_path, recipe.drop_path_branches() / 2)).to_device(device);
+    let keep = Keep { newest: recipe.run.keep_checkpoints, every: recipe.run.keep_every };
     let mut writer = Writer::new(run.path(), keep);
     let mut idle = IdleMeter::new(device);
     let mut in_flight: Option<InFlight> = None;
@@ -228,18 +199,11 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
                 let noise = teachers::to_device(&part.noise, device)?;
                 let masking = step::masking(&recipe, &noise, features.cls_attn.as_ref());
                 let uniform = part.drop_path.as_ref();
-                let uniform = uniform
-                    .map(|t| teachers::to_device(t, device))
-                    .transpose()?;
+                let uniform = uniform.map(|t| teachers::to_device(t, device)).transpose()?;
                 let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
-                let pass = Pass {
-                    drop_path: drop_path.as_ref(),
-                    grad_checkpointing: recipe.run.grad_checkpointing,
-                };
+                let pass = Pass { drop_path: drop_path.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
                 let precision = recipe.run.precision;
-                Ok(step::accumulate(
-                    &student, &imgs, &masking, &features, pass, precision, of_step,
-                ))
+                Ok(step::accumulate(&student, &imgs, &masking, &features, pass, precision, of_step))
             })?;
             if batches.len() < recipe.optim.accum_iter {
                 idle.end()?;
@@ -266,10 +230,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
 
         let interrupted = signals::requested();
         let every = [Some(recipe.run.checkpoint_every), recipe.run.keep_every];
-        let due = every
-            .iter()
-            .flatten()
-            .any(|&n| (step + 1).is_multiple_of(n));
+        let due = every.iter().flatten().any(|&n| (step + 1).is_multiple_of(n));
         if due || step + 1 == end || interrupted {
             if let Some(done) = in_flight.take() {
                 let batches = progress.settle(done)?;
@@ -298,10 +259,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
         }
         if interrupted && step + 1 < end {
             writer.finish()?;
-            warn!(
-                "interrupted after step {}; the same command goes on from there",
-                step + 1
-            );
+            warn!("interrupted after step {}; the same command goes on from there", step + 1);
             return Ok(ExitStatus::Interrupted);
         }
     }
@@ -309,9 +267,7 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
     if end == total_steps {
         info!("finished: {total_steps} steps");
     } else {
-        info!(
-            "stopped after step {end} of {total_steps} (--stop-after); the same command continues"
-        );
+        info!("stopped after step {end} of {total_steps} (--stop-after); the same command continues");
     }
     Ok(ExitStatus::Fine)
 }
@@ -369,20 +325,11 @@ pub(crate) fn loader_plan(
     let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
     let noise = match recipe.mask.kind {
         config::MaskKind::Random | config::MaskKind::Focused => Noise::Uniform,
-        config::MaskKind::Block => Noise::Block {
-            num_removed: (recipe.mae_config().num_patches() - recipe.len_keep()) as usize,
-        },
+        config::MaskKind::Block => {
+            Noise::Block { num_removed: (recipe.mae_config().num_patches() - recipe.len_keep()) as usize }
+        }
     };
-    LoaderPlan {
-        samples,
-        images,
-        rows,
-        pixels,
-        shape,
-        order,
-        noise,
-        seed: recipe.run.seed,
-    }
+    LoaderPlan { samples, images, rows, pixels, shape, order, noise, seed: recipe.run.seed }
 }
 
 /// The images of `batch` with what the student makes of them now.
@@ -422,17 +369,10 @@ fn full_speed(recipe: &Recipe, config: &MrMaeConfig, device: Device) -> f64 {
 }
 
 /// What the weights of a run depend on besides its recipe.
-fn data_facts(
-    cache: &Cache,
-    samples: &Samples,
-    teachers: &[RunTeacher],
-) -> BTreeMap<String, String> {
+fn data_facts(cache: &Cache, samples: &Samples, teachers: &[RunTeacher]) -> BTreeMap<String, String> {
     let identity = cache.identity();
     let mut facts = BTreeMap::from([
-        (
-            "samples".to_owned(),
-            format!("{} (SHA-256 {})", samples.len(), samples.fingerprint()),
-        ),
+        ("samples".to_owned(), format!("{} (SHA-256 {})", samples.len(), samples.fingerprint())),
         ("views".to_owned(), format!("{:?}", identity.views)),
         ("image_code".to_owned(), identity.image_code.clone()),
         ("pack".to_owned(), format!("{:?}", identity.pack)),
@@ -442,14 +382,8 @@ fn data_facts(
         facts.insert(depth::FACT.to_owned(), identity.depth_window.to_string());
     }
     for teacher in teachers {
-        facts.insert(
-            format!("teacher.{}.weights_sha256", teacher.id),
-            teacher.weights_sha256.clone(),
-        );
-        facts.insert(
-            format!("teacher.{}.features", teacher.id),
-            teacher.origin.clone(),
-        );
+        facts.insert(format!("teacher.{}.weights_sha256", teacher.id), teacher.weights_sha256.clone());
+        facts.insert(format!("teacher.{}.features", teacher.id), teacher.origin.clone());
     }
     facts
 }

@@ -111,21 +111,11 @@ impl Progress {
             self.nonfinite_in_row = 0;
         } else {
             self.nonfinite_in_row += 1;
-            warn!(
-                "step {}: a loss or gradient is not finite; skipped, its images are in {NONFINITE}",
-                self.step
-            );
+            warn!("step {}: a loss or gradient is not finite; skipped, its images are in {NONFINITE}", self.step);
             self.nonfinite.append(&Skipped {
                 step: self.step,
-                values: values
-                    .into_iter()
-                    .map(|(name, value)| (name, value.to_string()))
-                    .collect(),
-                samples: done
-                    .batches
-                    .iter()
-                    .flat_map(|batch| batch.samples().iter().copied())
-                    .collect(),
+                values: values.into_iter().map(|(name, value)| (name, value.to_string())).collect(),
+                samples: done.batches.iter().flat_map(|batch| batch.samples().iter().copied()).collect(),
             })?;
         }
         if self.step.is_multiple_of(self.log_every) || self.step == self.total_steps {
@@ -146,23 +136,13 @@ impl Progress {
         self.metrics.sync()?;
         self.nonfinite.sync()?;
         self.events.sync()?;
-        Ok(State::new(
-            self.step,
-            self.nonfinite_in_row,
-            parts,
-            self.window.clone(),
-            data,
-        ))
+        Ok(State::new(self.step, self.nonfinite_in_row, parts, self.window.clone(), data))
     }
 
     /// Writes the line of the current window, which then starts anew.
     fn log(&mut self, lr: f64) -> anyhow::Result<()> {
         let window = std::mem::take(&mut self.window);
-        let Lap {
-            images_per_s,
-            wait_share,
-            device_idle_share,
-        } = self.clock.lap();
+        let Lap { images_per_s, wait_share, device_idle_share } = self.clock.lap();
         let line = Line {
             step: self.step,
             epoch: self.order.fractional_epoch(self.step),
@@ -175,13 +155,7 @@ impl Progress {
             skipped: window.skipped,
             means: window.means(),
         };
-        info!(
-            "{}",
-            line.console(
-                self.total_steps,
-                self.clock.eta(self.total_steps - self.step)
-            )
-        );
+        info!("{}", line.console(self.total_steps, self.clock.eta(self.total_steps - self.step)));
         self.events.scalars(line.step, line.scalars())?;
         self.metrics.append(&line)
     }

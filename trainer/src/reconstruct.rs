@@ -59,9 +59,7 @@ impl Sheet {
         let config = mae.config();
         let (grid, p) = (config.encoder.grid(), config.encoder.patch_size());
         let latent = mae.forward_encoder(imgs, masking);
-        let pred = mae
-            .forward_decoder(&latent, &masking.ids_restore)
-            .to_kind(Kind::Float); // [N, L, p²·3]
+        let pred = mae.forward_decoder(&latent, &masking.ids_restore).to_kind(Kind::Float); // [N, L, p²·3]
         let target = patchify(imgs, p);
         let pred = if config.norm_pix_loss {
             let mean = target.mean_dim(-1, true, None);
@@ -75,16 +73,8 @@ impl Sheet {
         let removed = unpatchify(&removed.expand_as(&target), p, grid);
         let original = pixels(imgs);
         let masked = &original * (1.0 - &removed) + REMOVED * &removed;
-        let columns = [
-            original,
-            masked,
-            pixels(&unpatchify(&reconstruction, p, grid)),
-        ];
-        Sheet {
-            grid,
-            side: grid.map(|cells| cells * p),
-            columns: columns.map(|t| t.to_device(Device::Cpu)).into(),
-        }
+        let columns = [original, masked, pixels(&unpatchify(&reconstruction, p, grid))];
+        Sheet { grid, side: grid.map(|cells| cells * p), columns: columns.map(|t| t.to_device(Device::Cpu)).into() }
     }
 
     /// A column of the cosines `map [N, K]` at the patches `ids [N, K]`, from dark (0 and below) to bright (1); other patches are gray.
@@ -98,11 +88,8 @@ impl Sheet {
         let known = whole.isfinite().unsqueeze(1); // [N, 1, L]
         let colours = colour::heat(&whole.nan_to_num(0.0, 0.0, 0.0)); // [N, 3, L]
         let gray = colours.full_like(REMOVED);
-        let cells = colours
-            .where_self(&known, &gray)
-            .reshape([n, 3, grid_h, grid_w]);
-        self.columns
-            .push(cells.upsample_nearest2d(self.side, None, None));
+        let cells = colours.where_self(&known, &gray).reshape([n, 3, grid_h, grid_w]);
+        self.columns.push(cells.upsample_nearest2d(self.side, None, None));
     }
 
     /// All of it as one image.
@@ -112,10 +99,7 @@ impl Sheet {
         let (panel_h, panel_w) = (height * zoom, width * zoom);
         let rows = self.columns.first().map_or(0, |column| column.size()[0]);
         let columns = self.columns.len() as i64;
-        let total = [
-            rows * panel_h + (rows - 1).max(0) * GAP,
-            columns * panel_w + (columns - 1).max(0) * GAP,
-        ];
+        let total = [rows * panel_h + (rows - 1).max(0) * GAP, columns * panel_w + (columns - 1).max(0) * GAP];
         let sheet = Tensor::ones([3, total[0], total[1]], (Kind::Float, Device::Cpu));
         for (c, column) in (0..).zip(&self.columns) {
             for row in 0..rows {
@@ -134,12 +118,7 @@ impl Sheet {
     }
 
     /// Puts the sheet into the run folder, as of `step`, and into TensorBoard; all but the newest sheets of the folder are removed.
-    pub(crate) fn publish(
-        &self,
-        run: &Path,
-        step: u64,
-        progress: &mut Progress,
-    ) -> anyhow::Result<()> {
+    pub(crate) fn publish(&self, run: &Path, step: u64, progress: &mut Progress) -> anyhow::Result<()> {
         let image = self.image()?;
         let png = png(&image)?;
         let folder = run.join(FOLDER);
@@ -178,28 +157,14 @@ pub fn sheets(run: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 /// `trainer reconstruct`: some images of a source under random masks.
 pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let is_png = args
-        .out
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-    ensure!(
-        is_png,
-        "--out {:?}: a PNG is written; give a name that ends with .png",
-        args.out
-    );
+    let is_png = args.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    ensure!(is_png, "--out {:?}: a PNG is written; give a name that ends with .png", args.out);
     let folder = (args.out.parent()).filter(|folder| !folder.as_os_str().is_empty());
-    ensure!(
-        folder.is_none_or(Path::is_dir),
-        "--out {:?}: there is no such folder; make it first",
-        args.out
-    );
+    ensure!(folder.is_none_or(Path::is_dir), "--out {:?}: there is no such folder; make it first", args.out);
     let device = torch_ext::resolve_device(&args.device)?;
     let student = export::read(&args.model, args.ema)?;
     if student.recipe.loss.w_rec == 0.0 {
-        warn!(
-            "{}: trained with loss.w_rec = 0, so its prediction of pixels is as it was drawn",
-            student.origin
-        );
+        warn!("{}: trained with loss.w_rec = 0, so its prediction of pixels is as it was drawn", student.origin);
     }
     let params = ParamStore::frozen(device);
     let mae = Mae::new(&params.root(), &student.recipe.mae_config())?;
@@ -239,11 +204,7 @@ pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Resul
         let uniform: Vec<f64> = (0..num_patches).map(|_| rng.uniform_f64()).collect();
         noise.push(Tensor::from_slice(&uniform));
     }
-    ensure!(
-        !crops.is_empty(),
-        "{}: no image can be decoded ({skipped} were tried)",
-        args.images
-    );
+    ensure!(!crops.is_empty(), "{}: no image can be decoded ({skipped} were tried)", args.images);
     let imgs = Normalise::imagenet(device).forward(&Tensor::stack(&crops, 0).to_device(device));
     let masking = random_masking(&Tensor::stack(&noise, 0).to_device(device), keep);
     let sheet = Sheet::of(&mae, &imgs, &masking).image()?;
@@ -261,11 +222,7 @@ pub fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow::Resul
 
 /// Normalised images as numbers from 0 to 1.
 fn pixels(imgs: &Tensor) -> Tensor {
-    let constant = |values: [f32; 3]| {
-        Tensor::from_slice(&values)
-            .view([1, 3, 1, 1])
-            .to_device(imgs.device())
-    };
+    let constant = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(imgs.device());
     imgs * constant(IMAGENET_STD) + constant(IMAGENET_MEAN)
 }
 

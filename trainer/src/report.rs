@@ -48,27 +48,16 @@ pub fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         run.name = name;
     }
     // A typing error is no run with problems.
-    let nothing: Vec<String> = runs
-        .iter()
-        .filter(|run| run.is_empty())
-        .map(|run| format!("{:?}", run.path))
-        .collect();
+    let nothing: Vec<String> = runs.iter().filter(|run| run.is_empty()).map(|run| format!("{:?}", run.path)).collect();
     ensure!(
         nothing.is_empty(),
         "{}: nothing of a run is there; give folders that `trainer pretrain` or `trainer finetune` wrote",
         nothing.join(", ")
     );
-    let folder = args
-        .out
-        .parent()
-        .filter(|path| !path.as_os_str().is_empty());
-    ensure!(
-        folder.is_none_or(Path::is_dir),
-        "--out {:?}: there is no such folder; make it first",
-        args.out
-    );
-    let is_html = (args.out.extension())
-        .is_some_and(|of| of.eq_ignore_ascii_case("html") || of.eq_ignore_ascii_case("htm"));
+    let folder = args.out.parent().filter(|path| !path.as_os_str().is_empty());
+    ensure!(folder.is_none_or(Path::is_dir), "--out {:?}: there is no such folder; make it first", args.out);
+    let is_html =
+        (args.out.extension()).is_some_and(|of| of.eq_ignore_ascii_case("html") || of.eq_ignore_ascii_case("htm"));
     ensure!(
         is_html,
         "--out {:?}: a page is written, over whatever is there; give a name that ends with .html",
@@ -98,11 +87,7 @@ fn render(runs: &[RunData]) -> String {
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, \
          initial-scale=1\">\n<title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{}</h1>\n",
         escape(&names.join(", ")),
-        if runs.len() == 1 {
-            escape(names[0])
-        } else {
-            format!("{} runs", runs.len())
-        }
+        if runs.len() == 1 { escape(names[0]) } else { format!("{} runs", runs.len()) }
     );
     page += &legend(&names);
     page += &section("Overview", &tables::overview(runs));
@@ -112,19 +97,13 @@ fn render(runs: &[RunData]) -> String {
         .map(|(name, problem)| format!("<li><b>{}</b>: {}</li>", escape(name), escape(problem)))
         .collect();
     if !problems.is_empty() {
-        page += &section(
-            "Problems",
-            &format!("<ul class=\"problems\">{problems}</ul>"),
-        );
+        page += &section("Problems", &format!("<ul class=\"problems\">{problems}</ul>"));
     }
     page += &section("Evaluation", &tables::evaluations(runs));
     page += &section("Curves", &curves(runs));
     page += &section("Pictures", &pictures(runs));
     page += &section("Data", &tables::data(runs));
-    page += &section(
-        "What differs between the recipes",
-        &tables::differences(runs),
-    );
+    page += &section("What differs between the recipes", &tables::differences(runs));
     page += &section("Recipes", &tables::recipes(runs));
     page += "</main>\n</body>\n</html>\n";
     page
@@ -182,11 +161,7 @@ fn curves(runs: &[RunData]) -> String {
                 .enumerate()
                 .filter_map(|(i, run)| {
                     let points = run.series.get(name)?;
-                    Some(Curve {
-                        place: i,
-                        label: &run.name,
-                        points,
-                    })
+                    Some(Curve { place: i, label: &run.name, points })
                 })
                 .collect();
             let (title, scale) = match name {
@@ -199,11 +174,7 @@ fn curves(runs: &[RunData]) -> String {
                 "grad_norm" => ("gradient norm".to_owned(), 1.0),
                 name => (name.to_owned(), 1.0),
             };
-            format!(
-                "<figure><figcaption>{}</figcaption>{}</figure>\n",
-                escape(&title),
-                plot(&title, &curves, scale)
-            )
+            format!("<figure><figcaption>{}</figcaption>{}</figure>\n", escape(&title), plot(&title, &curves, scale))
         })
         .collect();
     match plots.is_empty() {

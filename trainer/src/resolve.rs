@@ -22,15 +22,9 @@ pub(crate) fn resolve(text: &str, settings: &HubSettings) -> hub::Result<Resolve
                 info!("{file}: another process is fetching it; waiting");
             }
             Progress::Bytes { file, done, size } => {
-                let told = last
-                    .as_ref()
-                    .is_some_and(|(name, when)| name == file && when.elapsed() < LINE_EVERY);
+                let told = last.as_ref().is_some_and(|(name, when)| name == file && when.elapsed() < LINE_EVERY);
                 if !told {
-                    info!(
-                        "fetching {file}: {:.1} of {:.1} MB",
-                        done as f64 / 1e6,
-                        size as f64 / 1e6
-                    );
+                    info!("fetching {file}: {:.1} of {:.1} MB", done as f64 / 1e6, size as f64 / 1e6);
                     last = Some((file.to_owned(), Instant::now()));
                 }
             }

@@ -69,13 +69,9 @@ impl RunFolder {
     pub fn open<R: Experiment>(path: &Path, recipe: &R) -> anyhow::Result<RunFolder> {
         let saved = path.join(RECIPE);
         if !saved.exists() && path.exists() {
-            let mut entries =
-                fs::read_dir(path).with_context(|| format!("{path:?}: cannot be read"))?;
+            let mut entries = fs::read_dir(path).with_context(|| format!("{path:?}: cannot be read"))?;
             // A lock or a temporary file alone is what a kill between the next few lines leaves.
-            let foreign = entries.find(|e| {
-                e.as_ref()
-                    .is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.'))
-            });
+            let foreign = entries.find(|e| e.as_ref().is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.')));
             if let Some(Ok(entry)) = foreign {
                 bail!(
                     "{path:?}: is no run folder (it has no {RECIPE}, but {:?}); give a new folder with --out",
@@ -98,10 +94,7 @@ impl RunFolder {
         atomic::remove_stale(&saved)?;
         // Also over an old one, for the settings that may change.
         atomic::write(&saved, recipe.to_toml().as_bytes())?;
-        Ok(RunFolder {
-            path: path.into(),
-            lock,
-        })
+        Ok(RunFolder { path: path.into(), lock })
     }
 
     /// Where it is.
@@ -112,10 +105,7 @@ impl RunFolder {
 
 /// `a = 1, now it is 2; b = 3, now it is 4`.
 fn say(differences: &[(String, String, String)]) -> String {
-    let said: Vec<_> = differences
-        .iter()
-        .map(|(name, old, new)| format!("{name} = {old}, now it is {new}"))
-        .collect();
+    let said: Vec<_> = differences.iter().map(|(name, old, new)| format!("{name} = {old}, now it is {new}")).collect();
     said.join("; ")
 }
 
@@ -135,9 +125,8 @@ pub fn refuse_other_data(
     now: &BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
     let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-    let value = |facts: &BTreeMap<String, String>, name: &String| {
-        facts.get(name).cloned().unwrap_or_else(|| "absent".into())
-    };
+    let value =
+        |facts: &BTreeMap<String, String>, name: &String| facts.get(name).cloned().unwrap_or_else(|| "absent".into());
     let differences: Vec<_> = names
         .into_iter()
         .map(|name| (name.clone(), value(before, name), value(now, name)))
@@ -190,12 +179,7 @@ fn plain(fact: &str) -> String {
 
 /// Refuses another length of a `wsd` run whose decay has begun, or would have: at `epoch`, where the run stands, both `before` and `now`
 /// must still be on the plateau. Their steps up to there are the same.
-pub fn refuse_other_length(
-    run: &Path,
-    before: &Recipe,
-    now: &Recipe,
-    epoch: f64,
-) -> anyhow::Result<()> {
+pub fn refuse_other_length(run: &Path, before: &Recipe, now: &Recipe, epoch: f64) -> anyhow::Result<()> {
     let (old, new) = (before.schedule.epochs, now.schedule.epochs);
     if now.schedule.kind != ScheduleKind::Wsd || old == new {
         return Ok(());
@@ -221,10 +205,7 @@ pub fn in_use(path: &Path) -> bool {
 
 fn lock(path: &Path) -> anyhow::Result<File> {
     let lock_path = path.join(LOCK);
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&lock_path);
+    let file = OpenOptions::new().create(true).append(true).open(&lock_path);
     let file = file.with_context(|| format!("{lock_path:?}: cannot be opened"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),

@@ -100,10 +100,7 @@ mod tests {
     use super::*;
 
     fn close(found: f64, expected: f64) {
-        assert!(
-            (found - expected).abs() <= 1e-12 * expected.abs().max(1e-9),
-            "{found} != {expected}"
-        );
+        assert!((found - expected).abs() <= 1e-12 * expected.abs().max(1e-9), "{found} != {expected}");
     }
 
     #[test]
@@ -117,34 +114,20 @@ mod tests {
     #[test]
     fn follows_the_reference_at_hand_computed_points() {
         // MAE's 800-epoch recipe. Worked by hand: cos(pi/4) = sqrt(1/2), cos(pi/2) = 0, cos(pi) = -1.
-        let schedule = Schedule {
-            lr: 2.4e-3,
-            min_lr: 0.0,
-            warmup_epochs: 40.0,
-            epochs: 800.0,
-            descent: Descent::Cosine,
-        };
+        let schedule =
+            Schedule { lr: 2.4e-3, min_lr: 0.0, warmup_epochs: 40.0, epochs: 800.0, descent: Descent::Cosine };
         close(schedule.lr_at(0.0), 0.0);
         close(schedule.lr_at(0.5), 3.0e-5);
         close(schedule.lr_at(20.0), 1.2e-3);
         close(schedule.lr_at(40.0), 2.4e-3);
-        close(
-            schedule.lr_at(40.0 + 190.0),
-            2.4e-3 * (1.0 + 0.5f64.sqrt()) / 2.0,
-        );
+        close(schedule.lr_at(40.0 + 190.0), 2.4e-3 * (1.0 + 0.5f64.sqrt()) / 2.0);
         close(schedule.lr_at(40.0 + 380.0), 1.2e-3);
         assert!(schedule.lr_at(800.0).abs() < 1e-18);
     }
 
     #[test]
     fn ends_at_min_lr_and_may_have_no_warmup() {
-        let schedule = Schedule {
-            lr: 1.0,
-            min_lr: 0.25,
-            warmup_epochs: 0.0,
-            epochs: 10.0,
-            descent: Descent::Cosine,
-        };
+        let schedule = Schedule { lr: 1.0, min_lr: 0.25, warmup_epochs: 0.0, epochs: 10.0, descent: Descent::Cosine };
         close(schedule.lr_at(0.0), 1.0);
         close(schedule.lr_at(5.0), 0.625);
         close(schedule.lr_at(10.0), 0.25);
@@ -157,16 +140,10 @@ mod tests {
             min_lr: 0.2,
             warmup_epochs: 5.0,
             epochs: 100.0,
-            descent: Descent::Wsd {
-                epochs: 20.0,
-                decay,
-            },
+            descent: Descent::Wsd { epochs: 20.0, decay },
         };
         // Equation 1 of Hägele et al.: 1 - sqrt((n - (N - N_decay)) / N_decay); at a quarter and a half, by hand.
-        for (decay, quarter, half) in [
-            (Decay::Linear, 0.75, 0.5),
-            (Decay::OneMinusSqrt, 0.5, 1.0 - 0.5f64.sqrt()),
-        ] {
+        for (decay, quarter, half) in [(Decay::Linear, 0.75, 0.5), (Decay::OneMinusSqrt, 0.5, 1.0 - 0.5f64.sqrt())] {
             let schedule = schedule(decay);
             close(schedule.lr_at(2.5), 0.5);
             close(schedule.lr_at(5.0), 1.0);

@@ -8,9 +8,7 @@ use models::mr_mae::{Batch, Losses, MrMae};
 use models::precision::Precision;
 use tch::{Device, Kind, Tensor};
 use torch_ext::event::Event;
-use torch_ext::{
-    Ema, FusedAdamW, all_finite, clip_grad_norm_, copy_non_blocking, grad_norm, pinned_empty,
-};
+use torch_ext::{Ema, FusedAdamW, all_finite, clip_grad_norm_, copy_non_blocking, grad_norm, pinned_empty};
 
 use crate::config::{FocusMode, MaskKind, Recipe};
 use crate::teachers::Features;
@@ -45,12 +43,7 @@ impl StepValues {
     pub fn read(&self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
         self.arrived.synchronize()?;
         let values = Vec::<f32>::try_from(&self.values)?;
-        let named = self
-            .names
-            .iter()
-            .cloned()
-            .zip(values.iter().map(|&v| f64::from(v)))
-            .collect();
+        let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
         Ok((values.last() == Some(&1.0), named))
     }
 }
@@ -71,15 +64,8 @@ impl Normalise {
 
     /// By mean and deviation of the channels on the scale 0 to 1, for pixels on `device`.
     pub fn of([mean, std]: [[f32; 3]; 2], device: Device) -> Normalise {
-        let constant = |values: [f32; 3]| {
-            Tensor::from_slice(&values)
-                .view([1, 3, 1, 1])
-                .to_device(device)
-        };
-        Normalise {
-            mean: constant(mean),
-            std: constant(std),
-        }
+        let constant = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(device);
+        Normalise { mean: constant(mean), std: constant(std) }
     }
 
     /// `[N, S, S, 3]` u8 → `[N, 3, S, S]` f32.
@@ -101,9 +87,7 @@ pub fn masking(recipe: &Recipe, noise: &Tensor, cls_attn: Option<&Tensor>) -> Ma
         // Blocks are in the noise already.
         (MaskKind::Random | MaskKind::Block, _) => noise.shallow_clone(),
         (MaskKind::Focused, Some(FocusMode::Topk)) => focused(masking::MaskKind::TopK),
-        (MaskKind::Focused, Some(FocusMode::Multinomial) | None) => {
-            focused(masking::MaskKind::Multinomial)
-        }
+        (MaskKind::Focused, Some(FocusMode::Multinomial) | None) => focused(masking::MaskKind::Multinomial),
     };
     random_masking(&noise, recipe.len_keep())
 }
@@ -120,13 +104,7 @@ pub fn accumulate(
 ) -> Losses {
     let losses = {
         let _scope = precision.guard(imgs.device());
-        student.forward(&Batch {
-            imgs,
-            masking,
-            targets: &features.tokens,
-            cls_targets: &features.cls,
-            pass,
-        })
+        student.forward(&Batch { imgs, masking, targets: &features.tokens, cls_targets: &features.cls, pass })
     };
     // Outside the scope: each operation's backward uses the type its forward used.
     (&losses.total / of_step as f64).backward();
@@ -162,15 +140,11 @@ pub fn update(
     add("loss".into(), &|l| Some(l.total.shallow_clone()));
     add("rec".into(), &|l| l.rec.as_ref().map(Tensor::shallow_clone));
     for id in losses.first().map(|l| l.mimic.keys()).into_iter().flatten() {
-        add(format!("mimic.{id}"), &|l| {
-            l.mimic.get(id).map(Tensor::shallow_clone)
-        });
+        add(format!("mimic.{id}"), &|l| l.mimic.get(id).map(Tensor::shallow_clone));
     }
     let with_cls = losses.first().map(|l| l.mimic_cls.keys());
     for id in with_cls.into_iter().flatten() {
-        add(format!("mimic_cls.{id}"), &|l| {
-            l.mimic_cls.get(id).map(Tensor::shallow_clone)
-        });
+        add(format!("mimic_cls.{id}"), &|l| l.mimic_cls.get(id).map(Tensor::shallow_clone));
     }
 
     finish(optim, names, values, clip_grad, ema)
@@ -204,9 +178,5 @@ pub fn finish(
     let device = values.device();
     let mut host = pinned_empty(&values.size(), Kind::Float, device)?;
     copy_non_blocking(&mut host, &values)?;
-    Ok(StepValues {
-        names,
-        values: host,
-        arrived: Event::record(device)?,
-    })
+    Ok(StepValues { names, values: host, arrived: Event::record(device)? })
 }

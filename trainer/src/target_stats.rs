@@ -50,45 +50,23 @@ pub fn of_teacher(
 fn channel_sums(cache: &Cache, id: &TeacherId) -> anyhow::Result<TargetStats> {
     let mut sums = schemas::ChannelSums::default();
     for part in 0..cache.identity().plan.parts() {
-        if let Some(commit) = cache
-            .part_state(part)
-            .map_err(Problem::from)?
-            .teachers
-            .get(id)
-        {
+        if let Some(commit) = cache.part_state(part).map_err(Problem::from)?.teachers.get(id) {
             sums.add(&commit.channels);
         }
     }
-    ensure!(
-        sums.count > 0,
-        "teacher {id}: no part of {:?} has rows of it yet",
-        cache.dir()
-    );
-    Ok(TargetStats {
-        mean: sums.mean(),
-        variance: sums.variance(),
-        covariance: None,
-    })
+    ensure!(sums.count > 0, "teacher {id}: no part of {:?} has rows of it yet", cache.dir());
+    Ok(TargetStats { mean: sums.mean(), variance: sums.variance(), covariance: None })
 }
 
-fn covariance(
-    cache: &Cache,
-    id: &TeacherId,
-    samples: &Samples,
-    seed: u64,
-) -> anyhow::Result<TargetStats> {
+fn covariance(cache: &Cache, id: &TeacherId, samples: &Samples, seed: u64) -> anyhow::Result<TargetStats> {
     let identity = cache.teacher(id).map_err(Problem::from)?;
-    let mut chosen: Vec<(usize, usize)> = (0..samples.len())
-        .flat_map(|sample| (0..samples.views()).map(move |view| (sample, view)))
-        .collect();
+    let mut chosen: Vec<(usize, usize)> =
+        (0..samples.len()).flat_map(|sample| (0..samples.views()).map(move |view| (sample, view))).collect();
     Rng::new(seed, Purpose::Select, &[COVARIANCE_VIEWS as u64]).shuffle(&mut chosen);
     chosen.truncate(COVARIANCE_VIEWS);
     // In the cache's order: a part is opened once, and the sums are added in an order of their own.
     chosen.sort_unstable();
-    info!(
-        "teacher {id}: covariance of its channels over {} views",
-        chosen.len()
-    );
+    info!("teacher {id}: covariance of its channels over {} views", chosen.len());
 
     let (tokens, width) = (identity.n_tokens() as i64, i64::from(identity.width));
     let options = (Kind::Double, tch::Device::Cpu);
@@ -106,14 +84,9 @@ fn covariance(
         };
         let index = sample.first_row + view;
         part.read_row_into(index, &mut row).map_err(Problem::from)?;
-        part.check_join(index, &row, &sample.row(row_view))
-            .map_err(Problem::from)?;
-        identity
-            .decode_tokens(&row.tokens, &mut values)
-            .map_err(Problem::from)?;
-        let x = Tensor::from_slice(&values)
-            .to_kind(Kind::Double)
-            .reshape([tokens, width]);
+        part.check_join(index, &row, &sample.row(row_view)).map_err(Problem::from)?;
+        identity.decode_tokens(&row.tokens, &mut values).map_err(Problem::from)?;
+        let x = Tensor::from_slice(&values).to_kind(Kind::Double).reshape([tokens, width]);
         sum += x.sum_dim_intlist(0, false, Kind::Double);
         products += x.tr().matmul(&x);
     }

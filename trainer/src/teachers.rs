@@ -69,27 +69,13 @@ pub fn open(
 ) -> anyhow::Result<Vec<RunTeacher>> {
     let mut folders = BTreeMap::new();
     for argument in online {
-        let (id, folder) = argument
-            .split_once('=')
-            .with_context(|| format!("--online-teacher {argument}: write ID=DIR"))?;
-        ensure!(
-            folders.insert(id, folder).is_none(),
-            "--online-teacher names {id} twice"
-        );
+        let (id, folder) =
+            argument.split_once('=').with_context(|| format!("--online-teacher {argument}: write ID=DIR"))?;
+        ensure!(folders.insert(id, folder).is_none(), "--online-teacher names {id} twice");
     }
-    let named: BTreeSet<&String> = recipe
-        .mimic
-        .teachers
-        .iter()
-        .chain(&recipe.mask.teacher)
-        .collect();
-    if let Some(stray) = folders
-        .keys()
-        .find(|id| !named.iter().any(|name| name == *id))
-    {
-        bail!(
-            "--online-teacher {stray}: the recipe uses no such teacher (mimic.teachers, mask.teacher)"
-        );
+    let named: BTreeSet<&String> = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher).collect();
+    if let Some(stray) = folders.keys().find(|id| !named.iter().any(|name| name == *id)) {
+        bail!("--online-teacher {stray}: the recipe uses no such teacher (mimic.teachers, mask.teacher)");
     }
 
     let mut teachers = Vec::new();
@@ -120,9 +106,7 @@ pub fn open(
                     weights_sha256: info.weights_sha256.clone(),
                     origin: "online".to_owned(),
                     // Any teacher is given the pixels at which its grid is the student's.
-                    shape: TeacherShape::Online {
-                        input_size: recipe.grid() * info.patch_size,
-                    },
+                    shape: TeacherShape::Online { input_size: recipe.grid() * info.patch_size },
                     rows: None,
                     online: Some(network),
                     expand: None,
@@ -161,12 +145,7 @@ pub fn open(
             }
             (None, None) => {
                 let known = cache.teachers().keys().cloned().collect();
-                return Err(Problem::from(schemas::Error::NoSuchTeacher {
-                    path: cache.dir().into(),
-                    id,
-                    known,
-                })
-                .into());
+                return Err(Problem::from(schemas::Error::NoSuchTeacher { path: cache.dir().into(), id, known }).into());
             }
         };
         teachers.push(teacher);
@@ -184,11 +163,7 @@ fn load_online(
     let mut options = TeacherOptions::default();
     if let Some(cached) = cached {
         let place = || format!("teacher.json of {}", cached.id);
-        options.layer = cached
-            .layer
-            .parse()
-            .map_err(anyhow::Error::msg)
-            .with_context(place)?;
+        options.layer = cached.layer.parse().map_err(anyhow::Error::msg).with_context(place)?;
         let activation = cached.activation.parse().map_err(anyhow::Error::msg);
         options.activation = Some(activation.with_context(place)?);
         (options.mean, options.std) = (Some(cached.mean), Some(cached.std));
@@ -200,29 +175,12 @@ fn load_online(
 }
 
 /// The features of a batch, in the order of `teachers`.
-pub fn features(
-    teachers: &[RunTeacher],
-    batch: &MimicBatch,
-    device: Device,
-) -> anyhow::Result<Features> {
-    let mut features = Features {
-        tokens: BTreeMap::new(),
-        cls: BTreeMap::new(),
-        cls_attn: None,
-    };
+pub fn features(teachers: &[RunTeacher], batch: &MimicBatch, device: Device) -> anyhow::Result<Features> {
+    let mut features = Features { tokens: BTreeMap::new(), cls: BTreeMap::new(), cls_attn: None };
     for (teacher, loaded) in teachers.iter().zip(&batch.teachers) {
         let (tokens, cls, cls_attn) = match (loaded, &teacher.online) {
-            (
-                TeacherBatch::Cached {
-                    tokens,
-                    outliers,
-                    cls,
-                    cls_attn,
-                },
-                _,
-            ) => {
-                let move_it =
-                    |t: &Option<Tensor>| t.as_ref().map(|t| to_device(t, device)).transpose();
+            (TeacherBatch::Cached { tokens, outliers, cls, cls_attn }, _) => {
+                let move_it = |t: &Option<Tensor>| t.as_ref().map(|t| to_device(t, device)).transpose();
                 let (tokens, outliers) = (move_it(tokens)?, move_it(outliers)?);
                 let tokens = match &teacher.expand {
                     Some(expand) => tokens.map(|t| expand.forward(&t, outliers.as_ref())),
@@ -231,22 +189,15 @@ pub fn features(
                 (tokens, move_it(cls)?, move_it(cls_attn)?)
             }
             (TeacherBatch::Online { pixels }, Some(network)) => {
-                let pixels = to_device(pixels, device)?
-                    .permute([0, 3, 1, 2])
-                    .contiguous(); // [N, 3, T, T]
+                let pixels = to_device(pixels, device)?.permute([0, 3, 1, 2]).contiguous(); // [N, 3, T, T]
                 // f32, since this is what a cache is measured against; and the attention rounded as a cache rounds it, so that
                 // both draw the same masks.
                 let output = network.forward(&pixels, Precision::F32)?;
-                (
-                    Some(output.tokens),
-                    Some(output.cls),
-                    Some(output.cls_attn.to_kind(Kind::Half)),
-                )
+                (Some(output.tokens), Some(output.cls), Some(output.cls_attn.to_kind(Kind::Half)))
             }
-            (TeacherBatch::Online { .. }, None) => bail!(
-                "pixels were loaded for {}, which does not run online",
-                teacher.id
-            ),
+            (TeacherBatch::Online { .. }, None) => {
+                bail!("pixels were loaded for {}, which does not run online", teacher.id)
+            }
         };
         if let Some(tokens) = tokens.filter(|_| teacher.mimicked) {
             features.tokens.insert(teacher.id.to_string(), tokens);

@@ -54,30 +54,18 @@ impl EventLog {
     }
 
     /// Appends values of a step by tag.
-    pub fn scalars<'a>(
-        &mut self,
-        step: u64,
-        values: impl IntoIterator<Item = (&'a str, f64)>,
-    ) -> anyhow::Result<()> {
+    pub fn scalars<'a>(&mut self, step: u64, values: impl IntoIterator<Item = (&'a str, f64)>) -> anyhow::Result<()> {
         self.append(&Event::scalars(now(), step, values))
     }
 
     /// Appends a PNG of `width` x `height` pixels.
-    pub fn image(
-        &mut self,
-        step: u64,
-        tag: &str,
-        [width, height]: [u32; 2],
-        png: &[u8],
-    ) -> anyhow::Result<()> {
+    pub fn image(&mut self, step: u64, tag: &str, [width, height]: [u32; 2], png: &[u8]) -> anyhow::Result<()> {
         self.append(&Event::image(now(), step, tag, [width, height], png))
     }
 
     /// Makes all events durable.
     pub fn sync(&self) -> anyhow::Result<()> {
-        self.file
-            .sync_data()
-            .with_context(|| format!("{:?}: cannot be written", self.path))
+        self.file.sync_data().with_context(|| format!("{:?}: cannot be written", self.path))
     }
 
     fn append(&mut self, event: &Event) -> anyhow::Result<()> {
@@ -116,10 +104,7 @@ fn now() -> f64 {
 }
 
 fn host() -> String {
-    let name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     name.chars().filter(|&c| plain(c)).collect()
 }

@@ -17,9 +17,9 @@ use models::precision::Precision;
 use models::teacher::Teacher;
 use schemas::atomic::AtomicFile;
 use schemas::{
-    CacheIdentity, Codec, ContentHash, DepthWindow, FORMAT_VERSION, FeatureCodec, Pack, Plan,
-    Reject, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow,
-    TeacherWriter, ViewIdentity, ViewPolicy, add_teacher, create_cache,
+    CacheIdentity, Codec, ContentHash, DepthWindow, FORMAT_VERSION, FeatureCodec, Pack, Plan, Reject, SampleRow,
+    SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy,
+    add_teacher, create_cache,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -88,9 +88,7 @@ pub(crate) fn overridden(args: Vec<String>) -> Vec<String> {
     let mut at = 0;
     while at < args.len() {
         let option = args[at].starts_with("--") && args[at] != "--model";
-        match option
-            && (at + 1..args.len()).any(|later| args[later] == args[at] && key(later) == key(at))
-        {
+        match option && (at + 1..args.len()).any(|later| args[later] == args[at] && key(later) == key(at)) {
             true => at += 2,
             false => {
                 kept.push(args[at].clone());
@@ -158,17 +156,8 @@ impl World {
     /// Arguments of `trainer pretrain` into the run folder `run`.
     pub(crate) fn pretrain_args(&self, run: &str, more: &[&str]) -> Vec<String> {
         let text = |path: PathBuf| path.to_str().unwrap().to_owned();
-        let mut args: Vec<String> = [
-            "trainer",
-            "pretrain",
-            "--device",
-            "cpu",
-            "--threads",
-            "2",
-            "--cache",
-        ]
-        .map(String::from)
-        .into();
+        let mut args: Vec<String> =
+            ["trainer", "pretrain", "--device", "cpu", "--threads", "2", "--cache"].map(String::from).into();
         args.push(text(self.cache_dir()));
         if self.pack == Pack::None {
             args.extend(["--images".to_owned(), text(self.images_dir())]);
@@ -187,16 +176,8 @@ impl World {
             format_version: FORMAT_VERSION,
             dataset: source.identity(),
             image_code: self.image_code.clone(),
-            views: ViewIdentity {
-                policy: ViewPolicy::rrc(),
-                views: self.views,
-                seed: 3,
-                filter: "bicubic".to_owned(),
-            },
-            plan: Plan {
-                samples: source.len() as u64,
-                part_samples: self.part_samples,
-            },
+            views: ViewIdentity { policy: ViewPolicy::rrc(), views: self.views, seed: 3, filter: "bicubic".to_owned() },
+            plan: Plan { samples: source.len() as u64, part_samples: self.part_samples },
             pack: self.pack,
             depth_window: self.depth_window,
             label_names: source.label_names().to_vec(),
@@ -208,8 +189,7 @@ impl World {
         add_teacher(&dir, &teacher_identity).unwrap();
         for part in 0..identity.plan.parts() {
             let mut samples = SamplesWriter::create(&dir, part, &identity).unwrap();
-            let mut features =
-                TeacherWriter::create(&dir, part, &identity, &teacher_identity).unwrap();
+            let mut features = TeacherWriter::create(&dir, part, &identity, &teacher_identity).unwrap();
             let mut rejects = Vec::new();
             for sample_id in identity.plan.range(part) {
                 let i = sample_id as usize;
@@ -229,36 +209,15 @@ impl World {
                 };
                 let bytes = match self.pack {
                     Pack::None | Pack::Original => bytes,
-                    Pack::Jpeg {
-                        short_side,
-                        quality,
-                    } => images::to_jpeg(&img, short_side, quality).unwrap(),
+                    Pack::Jpeg { short_side, quality } => images::to_jpeg(&img, short_side, quality).unwrap(),
                 };
-                img = if self.pack == Pack::None {
-                    img
-                } else {
-                    images::decode(&bytes).unwrap()
-                };
+                img = if self.pack == Pack::None { img } else { images::decode(&bytes).unwrap() };
                 for index in 0..self.views {
-                    let view = draw_view(
-                        &identity.views.policy,
-                        self.view_seed,
-                        &content_hash,
-                        index,
-                        img.width,
-                        img.height,
-                    );
+                    let view =
+                        draw_view(&identity.views.policy, self.view_seed, &content_hash, index, img.width, img.height);
                     let packed = (self.pack != Pack::None && index == 0).then_some(&bytes);
                     let pixels = images::render(&img, &view, GRID * TEACHER_PATCH).unwrap();
-                    features
-                        .push(&self.teacher_row(
-                            &teacher,
-                            sample_id,
-                            index,
-                            content_hash,
-                            &pixels.data,
-                        ))
-                        .unwrap();
+                    features.push(&self.teacher_row(&teacher, sample_id, index, content_hash, &pixels.data)).unwrap();
                     samples
                         .push_packed(
                             &SampleRow {
@@ -290,10 +249,7 @@ impl World {
         pixels: &[u8],
     ) -> TeacherRow {
         let side = i64::from(GRID * TEACHER_PATCH);
-        let pixels = Tensor::from_slice(pixels)
-            .view([1, side, side, 3])
-            .permute([0, 3, 1, 2])
-            .contiguous();
+        let pixels = Tensor::from_slice(pixels).view([1, side, side, 3]).permute([0, 3, 1, 2]).contiguous();
         let output = teacher.forward(&pixels, Precision::F32).unwrap();
         let encode = |codec: &dyn FeatureCodec, tensor: &Tensor| {
             let mut bytes = Vec::new();
@@ -310,11 +266,7 @@ impl World {
         TeacherRow {
             sample_id,
             view,
-            content_hash: if self.foreign_features {
-                foreign
-            } else {
-                content_hash
-            },
+            content_hash: if self.foreign_features { foreign } else { content_hash },
             tokens: encode(self.codec.tokens(), &output.tokens),
             cls: encode(&self.codec.cls(), &output.cls),
             cls_attn: encode(&Scalar::F16, &output.cls_attn),
@@ -355,16 +307,14 @@ pub(crate) fn write_images(dir: &Path, n: usize, seed: u64) {
         let (width, height) = (40u32, 32u32);
         let mut rng = Rng::new(seed, Purpose::Select, &[i as u64]);
         let (period, phase) = (4 + rng.range(8) as u32, rng.range(12) as u32);
-        let colours: [[u8; 3]; 2] =
-            std::array::from_fn(|_| std::array::from_fn(|_| rng.range(256) as u8));
+        let colours: [[u8; 3]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| rng.range(256) as u8));
         let img = image::RgbImage::from_fn(width, height, |x, y| {
             let along = if i % 2 == 0 { x } else { y };
             image::Rgb(colours[((along + phase) / period % 2) as usize])
         });
         let path = dir.join(["a", "b"][i % 2]).join(format!("{i:04}.png"));
         let mut png = Vec::new();
-        img.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)
-            .unwrap();
+        img.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
         schemas::atomic::write(&path, &png).unwrap();
     }
 }
@@ -375,11 +325,7 @@ pub(crate) fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     let norm = |x: &Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
     let difference = norm(&(found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)));
-    if difference == 0.0 {
-        0.0
-    } else {
-        difference / norm(expected)
-    }
+    if difference == 0.0 { 0.0 } else { difference / norm(expected) }
 }
 
 fn root() -> PathBuf {
@@ -389,10 +335,7 @@ fn root() -> PathBuf {
 /// Makes the files of `tests/golden/NAME` again by their script, where the Python environment is installed.
 #[allow(dead_code)] // Only unit tests look at golden files.
 pub(crate) fn made_again(name: &str) -> Option<tempfile::TempDir> {
-    let python = Command::new(root().join("scripts/python-env"))
-        .arg("--if-present")
-        .output()
-        .unwrap();
+    let python = Command::new(root().join("scripts/python-env")).arg("--if-present").output().unwrap();
     if !python.status.success() {
         let _ = writeln!(
             std::io::stderr(),
@@ -406,11 +349,7 @@ pub(crate) fn made_again(name: &str) -> Option<tempfile::TempDir> {
         .args(["--out".as_ref(), folder.path()])
         .output()
         .unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     Some(folder)
 }
 
@@ -421,17 +360,11 @@ pub(crate) fn same_tensors(made: &tempfile::TempDir, name: &str, file: &str, tol
         let tensors = Tensor::read_safetensors(folder.join(file)).unwrap();
         tensors.into_iter().collect()
     };
-    let (kept, new) = (
-        read(&root().join("tests/golden").join(name)),
-        read(made.path()),
-    );
+    let (kept, new) = (read(&root().join("tests/golden").join(name)), read(made.path()));
     assert!(kept.keys().eq(new.keys()), "{file}: other entries");
     for (entry, tensor) in &kept {
         let difference = relative_l2(&new[entry], tensor);
-        assert!(
-            difference <= tolerance,
-            "{file}: {entry} differs by {difference:e}"
-        );
+        assert!(difference <= tolerance, "{file}: {entry} differs by {difference:e}");
     }
 }
 

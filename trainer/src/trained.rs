@@ -33,8 +33,7 @@ pub(crate) struct Trained {
 /// Refuses a file of a checkpoint that is not what the checkpoint's `state.json` beside it says. One that has left its checkpoint is nobody's to
 /// vouch for.
 fn vouched_for(path: &Path, weights: &Weights) -> anyhow::Result<()> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
-    else {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
         return Ok(());
     };
     if !folder.join(checkpoint::STATE).is_file() {
@@ -96,9 +95,7 @@ impl Trained {
         let tensors = weights.tensors().iter();
         Ok(Some(Trained {
             recipe: AnyRecipe::parse(recipe, &origin, &[])?,
-            tensors: tensors
-                .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-                .collect(),
+            tensors: tensors.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
             step: None,
             sha256: weights.sha256().to_owned(),
             average: false,
@@ -109,9 +106,8 @@ impl Trained {
     fn of_run(run: &Path, ema: bool) -> anyhow::Result<Trained> {
         let recipe = recipe_of(run)?;
         let checkpoint = checkpoint::load_last(run, &mut |notice| warn!("{notice}"))?;
-        let checkpoint = checkpoint.with_context(|| {
-            format!("{run:?}: this run has no checkpoint yet; train it first, for a step at least")
-        })?;
+        let checkpoint = checkpoint
+            .with_context(|| format!("{run:?}: this run has no checkpoint yet; train it first, for a step at least"))?;
         let step = checkpoint.state.step;
         let (file, tensors) = match ema {
             false => (checkpoint::MODEL, checkpoint.model),
@@ -162,8 +158,7 @@ pub(crate) fn is_run(path: &Path) -> bool {
 
 /// The recipe of a run folder, of either kind.
 pub(crate) fn recipe_of(run: &Path) -> anyhow::Result<AnyRecipe> {
-    AnyRecipe::load(&run.join(run_folder::RECIPE), &[])
-        .with_context(|| format!("{run:?}: its recipe cannot be used"))
+    AnyRecipe::load(&run.join(run_folder::RECIPE), &[]).with_context(|| format!("{run:?}: its recipe cannot be used"))
 }
 
 /// The recipe of pretraining, for what only pretraining has.
@@ -177,10 +172,7 @@ pub(crate) fn pretraining(recipe: &AnyRecipe, what: &str) -> anyhow::Result<Reci
 }
 
 /// What a fine-tuning's classifier stands on.
-pub(crate) fn backbone<'r>(
-    recipe: &'r FinetuneRecipe,
-    origin: &str,
-) -> anyhow::Result<&'r BackboneConfig> {
+pub(crate) fn backbone<'r>(recipe: &'r FinetuneRecipe, origin: &str) -> anyhow::Result<&'r BackboneConfig> {
     recipe.encoder.as_ref().with_context(|| {
         format!(
             "{origin}: the recipe does not say which encoder was fine-tuned ([encoder]). Run the command of `trainer finetune` that \

@@ -37,11 +37,7 @@ fn run(args: &[String]) -> Output {
 fn followed(args: &[String]) -> (Child, BufReader<PipeReader>) {
     let (reader, writer) = std::io::pipe().unwrap();
     fcntl_setpipe_size(&writer, 4096).unwrap();
-    let child = trainer(args)
-        .stdout(Stdio::null())
-        .stderr(writer)
-        .spawn()
-        .unwrap();
+    let child = trainer(args).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
     (child, BufReader::with_capacity(256, reader))
 }
 
@@ -53,8 +49,7 @@ fn come_past(step: u64, log: &mut BufReader<PipeReader>) {
         let read = log.read_line(&mut all).unwrap();
         assert!(read > 0, "the run ended before step {step}: {all}");
         let line = all[start..].split_once("step ");
-        let done =
-            line.and_then(|(_, rest)| rest.split(['/', ' ', ',']).next()?.parse::<u64>().ok());
+        let done = line.and_then(|(_, rest)| rest.split(['/', ' ', ',']).next()?.parse::<u64>().ok());
         if done.is_some_and(|done| done >= step) {
             return;
         }
@@ -85,18 +80,8 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let line = |line| {
         let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
-        for timed in [
-            "images_per_s",
-            "wait_share",
-            "device_idle_share",
-            "mfu",
-            "peak_memory_bytes",
-        ] {
-            value
-                .as_object_mut()
-                .unwrap()
-                .remove(timed)
-                .unwrap_or_else(|| panic!("a line without {timed}"));
+        for timed in ["images_per_s", "wait_share", "device_idle_share", "mfu", "peak_memory_bytes"] {
+            value.as_object_mut().unwrap().remove(timed).unwrap_or_else(|| panic!("a line without {timed}"));
         }
         value
     };
@@ -108,33 +93,22 @@ fn help_names_every_command() {
     let output = run(&strings(&["trainer", "--help"]));
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
-    for command in [
-        "pretrain", "finetune", "knn", "linprobe", "export", "config", "plan", "bench",
-    ] {
+    for command in ["pretrain", "finetune", "knn", "linprobe", "export", "config", "plan", "bench"] {
         assert!(text.contains(command), "{text}");
     }
-    assert!(
-        text.starts_with("Pretrains an MR-MAE student from images"),
-        "{text}"
-    );
+    assert!(text.starts_with("Pretrains an MR-MAE student from images"), "{text}");
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = run(&strings(&["trainer", "completions", shell]));
         assert_eq!(output.status.code(), Some(0));
         let script = String::from_utf8(output.stdout).unwrap();
-        assert!(
-            script.contains("linprobe") && script.contains("online-teacher"),
-            "{shell}"
-        );
+        assert!(script.contains("linprobe") && script.contains("online-teacher"), "{shell}");
     }
 }
 
 #[test]
 fn the_allocator_is_jemalloc_and_can_be_told_otherwise() {
     let settings = |conf: &str| {
-        let output = trainer(&strings(&["trainer", "--help"]))
-            .env("MALLOC_CONF", conf)
-            .output()
-            .unwrap();
+        let output = trainer(&strings(&["trainer", "--help"])).env("MALLOC_CONF", conf).output().unwrap();
         assert!(output.status.success());
         stderr(&output)
     };
@@ -153,25 +127,13 @@ fn exit_codes_tell_data_from_everything_else() {
     no_cache[cache + 1] = world.images_dir().to_str().unwrap().to_owned();
     for (args, words) in [
         (strings(&["trainer", "pretrain"]), "--cache"),
-        (
-            world.pretrain_args("run", &["--set", "optim.batchsize=3"]),
-            "batchsize",
-        ),
+        (world.pretrain_args("run", &["--set", "optim.batchsize=3"]), "batchsize"),
         (world.pretrain_args("run", &["--device", "tpu"]), "tpu"),
         (no_cache, "cache.json"),
     ] {
         let output = run(&args);
-        assert_eq!(
-            output.status.code(),
-            Some(2),
-            "{args:?}: {}",
-            stderr(&output)
-        );
-        assert!(
-            stderr(&output).contains(words),
-            "{args:?}: {}",
-            stderr(&output)
-        );
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
         assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
     }
     // 1: the data has a problem.
@@ -182,47 +144,23 @@ fn exit_codes_tell_data_from_everything_else() {
     fs::write(&path, bytes).unwrap();
     let output = run(&world.pretrain_args("run", &[]));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("part-00000.parquet"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("part-00000.parquet"), "{}", stderr(&output));
     // 0: fine.
-    assert_eq!(
-        run(&world.pretrain_args("mae", &["--set", "mimic.teachers=[]"]))
-            .status
-            .code(),
-        Some(0)
-    );
+    assert_eq!(run(&world.pretrain_args("mae", &["--set", "mimic.teachers=[]"])).status.code(), Some(0));
 }
 
 #[test]
 fn the_resolved_recipe_is_printed_and_can_be_read_again() {
     let world = World::new(2);
     let recipe = world.recipe();
-    let args = strings(&[
-        "trainer",
-        "config",
-        "--recipe",
-        recipe.to_str().unwrap(),
-        "--set",
-        "run.seed=5",
-    ]);
+    let args = strings(&["trainer", "config", "--recipe", recipe.to_str().unwrap(), "--set", "run.seed=5"]);
     let output = run(&args);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        text.contains("seed = 5") && text.contains("weight_decay = 0.05"),
-        "{text}"
-    );
+    assert!(text.contains("seed = 5") && text.contains("weight_decay = 0.05"), "{text}");
     let again = world.path("resolved.toml");
     fs::write(&again, &text).unwrap();
-    let output = run(&strings(&[
-        "trainer",
-        "config",
-        "--recipe",
-        again.to_str().unwrap(),
-    ]));
+    let output = run(&strings(&["trainer", "config", "--recipe", again.to_str().unwrap()]));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
 }
 
@@ -231,14 +169,7 @@ fn the_resolved_recipe_is_printed_and_can_be_read_again() {
 fn kill_minus_nine_loses_work_and_nothing_else() {
     let world = World::with_cache(16);
     // 80 steps, a checkpoint every second one: some kills land in training, some in a checkpoint being written.
-    let settings = [
-        "--set",
-        "schedule.epochs=20",
-        "--set",
-        "run.checkpoint_every=2",
-        "--set",
-        "optim.clip_grad=1.0",
-    ];
+    let settings = ["--set", "schedule.epochs=20", "--set", "run.checkpoint_every=2", "--set", "optim.clip_grad=1.0"];
     let whole = run(&world.pretrain_args("whole", &settings));
     assert!(whole.status.success(), "{}", stderr(&whole));
 
@@ -249,43 +180,23 @@ fn kill_minus_nine_loses_work_and_nothing_else() {
         come_past(step, &mut log);
         std::thread::sleep(Duration::from_millis(millis));
         child.kill().unwrap(); // SIGKILL
-        assert!(
-            !child.wait().unwrap().success(),
-            "the run ended before it was killed"
-        );
+        assert!(!child.wait().unwrap().success(), "the run ended before it was killed");
     }
     let rest = run(&killed);
     assert!(rest.status.success(), "{}", stderr(&rest));
-    assert!(
-        tensors(&world.path("whole")) == tensors(&world.path("killed")),
-        "weights or moments differ"
-    );
-    assert_eq!(
-        metrics(&world.path("whole")),
-        metrics(&world.path("killed"))
-    );
+    assert!(tensors(&world.path("whole")) == tensors(&world.path("killed")), "weights or moments differ");
+    assert_eq!(metrics(&world.path("whole")), metrics(&world.path("killed")));
     assert_eq!(metrics(&world.path("killed")).len(), 80);
 
     let again = run(&killed);
-    assert!(
-        again.status.success() && stderr(&again).contains("is finished"),
-        "{}",
-        stderr(&again)
-    );
+    assert!(again.status.success() && stderr(&again).contains("is finished"), "{}", stderr(&again));
 }
 
 /// What a scheduler sends before it ends a job: the run writes a checkpoint, says how to go on, and nothing is computed twice.
 #[test]
 fn a_signal_ends_a_run_with_a_checkpoint() {
     let world = World::with_cache(16);
-    let settings = [
-        "--set",
-        "schedule.epochs=20",
-        "--set",
-        "run.checkpoint_every=1000",
-        "--set",
-        "run.log_every=1",
-    ];
+    let settings = ["--set", "schedule.epochs=20", "--set", "run.checkpoint_every=1000", "--set", "run.log_every=1"];
     let whole = run(&world.pretrain_args("whole", &settings));
     assert!(whole.status.success(), "{}", stderr(&whole));
     let stopped = world.pretrain_args("stopped", &settings);
@@ -302,52 +213,28 @@ fn a_signal_ends_a_run_with_a_checkpoint() {
     assert!((5..80).contains(&done), "{done} of 80 steps");
     let rest = run(&stopped);
     assert!(rest.status.success(), "{}", stderr(&rest));
-    assert!(
-        stderr(&rest).contains(&format!("after step {done}")),
-        "{}",
-        stderr(&rest)
-    );
+    assert!(stderr(&rest).contains(&format!("after step {done}")), "{}", stderr(&rest));
     assert!(tensors(&world.path("whole")) == tensors(&world.path("stopped")));
-    assert_eq!(
-        metrics(&world.path("whole")),
-        metrics(&world.path("stopped"))
-    );
+    assert_eq!(metrics(&world.path("whole")), metrics(&world.path("stopped")));
 }
 
 /// A log that cannot be written ends no run, and a reader that has seen enough is no error.
 #[test]
 fn nobody_has_to_listen() {
     let world = World::with_cache(8);
-    let full = || {
-        fs::OpenOptions::new()
-            .write(true)
-            .open("/dev/full")
-            .unwrap()
-    };
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut command = trainer(&world.pretrain_args("run", &[]));
     assert!(command.stderr(full()).status().unwrap().success());
     assert!(last_checkpoint(&world.path("run")).is_some());
     let wrong = strings(&["trainer", "config", "--recipe", "gone.toml"]);
-    assert_eq!(
-        trainer(&wrong).stderr(full()).status().unwrap().code(),
-        Some(2)
-    );
+    assert_eq!(trainer(&wrong).stderr(full()).status().unwrap().code(), Some(2));
 
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let recipe = world.recipe();
     let config = strings(&["trainer", "config", "--recipe", recipe.to_str().unwrap()]);
-    let output = trainer(&config)
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-        .wait_with_output()
-        .unwrap();
-    assert_eq!(
-        (output.status.code(), stderr(&output).as_str()),
-        (Some(0), "")
-    );
+    let output = trainer(&config).stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
 
     // An error is said whatever RUST_LOG lets through.
     let output = trainer(&wrong).env("RUST_LOG", "off").output().unwrap();
@@ -380,9 +267,7 @@ fn bench_measures_what_it_is_asked_for() {
     assert!(step["loader"].is_null());
 
     let (cache, images) = (value("--cache"), value("--images"));
-    let loader = json(bench(&[
-        "--only", "loader", "--cache", &cache, "--images", &images,
-    ]));
+    let loader = json(bench(&["--only", "loader", "--cache", &cache, "--images", &images]));
     assert!(loader["steps"].as_object().unwrap().is_empty());
     assert!(loader["loader"]["images_per_s"].as_f64().unwrap() > 0.0);
 

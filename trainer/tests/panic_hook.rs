@@ -28,16 +28,9 @@ fn train(pass: impl Fn(&MimicBatch) -> Tensor) -> MicroBatches {
     let mut micro = MicroBatches::new(4, 1, 1).unwrap();
     let mut optim = FusedAdamW::new(AdamWConfig::default());
     let losses = |part: &MimicBatch, _: usize| {
-        Ok(Losses {
-            total: pass(part),
-            rec: None,
-            mimic: Default::default(),
-            mimic_cls: Default::default(),
-        })
+        Ok(Losses { total: pass(part), rec: None, mimic: Default::default(), mimic_cls: Default::default() })
     };
-    micro
-        .accumulate(&mut optim, &[batch], &mut vec![], &losses)
-        .unwrap();
+    micro.accumulate(&mut optim, &[batch], &mut vec![], &losses).unwrap();
     micro
 }
 
@@ -45,9 +38,7 @@ fn train(pass: impl Fn(&MimicBatch) -> Tensor) -> MicroBatches {
 fn only_a_pass_that_runs_out_of_memory_is_kept_quiet_about() {
     let said: Arc<Mutex<Vec<String>>> = Arc::default();
     let to = Arc::clone(&said);
-    set_hook(Box::new(move |info| {
-        to.lock().unwrap().push(info.to_string())
-    }));
+    set_hook(Box::new(move |info| to.lock().unwrap().push(info.to_string())));
     keep_quiet_about_memory();
     let news = || std::mem::take(&mut *said.lock().unwrap());
 
@@ -65,8 +56,5 @@ fn only_a_pass_that_runs_out_of_memory_is_kept_quiet_about() {
     // Outside a pass it is a panic like any other.
     assert!(catch_unwind(run_out).is_err());
     let found = news();
-    assert!(
-        found.len() == 1 && found[0].contains("DefaultCPUAllocator"),
-        "{found:?}"
-    );
+    assert!(found.len() == 1 && found[0].contains("DefaultCPUAllocator"), "{found:?}");
 }

@@ -16,12 +16,7 @@ pub enum Interpolation {
 
 /// Pixel (x, y) of the result is the source at `(a x + b y + c, d x + e y + f)`, with `matrix` = `[a, b, c, d, e, f]` and pixel
 /// centres at halves; `fill` where that lies outside.
-pub(super) fn affine(
-    img: &RgbImage,
-    matrix: [f64; 6],
-    interpolation: Interpolation,
-    fill: [u8; 3],
-) -> RgbImage {
+pub(super) fn affine(img: &RgbImage, matrix: [f64; 6], interpolation: Interpolation, fill: [u8; 3]) -> RgbImage {
     let [a, b, c, d, e, f] = matrix;
     let (width, height) = (img.width as usize, img.height as usize);
     let mut out = img.clone();
@@ -46,22 +41,13 @@ pub(super) fn affine(
 
 /// Turns by `degrees` counter-clockwise about the centre: Pillow's `img.rotate(degrees, resample, fillcolor=fill)` for angles within
 /// 90 degrees either way. (Quarter turns, which Pillow makes by copying, are interpolated here.)
-pub(super) fn rotate(
-    img: &RgbImage,
-    degrees: f64,
-    interpolation: Interpolation,
-    fill: [u8; 3],
-) -> RgbImage {
+pub(super) fn rotate(img: &RgbImage, degrees: f64, interpolation: Interpolation, fill: [u8; 3]) -> RgbImage {
     let degrees = degrees.rem_euclid(360.0);
     if degrees == 0.0 {
         return img.clone();
     }
     let angle = -degrees.to_radians();
-    let (cos, sin, minus_sin) = (
-        to_15_places(angle.cos()),
-        to_15_places(angle.sin()),
-        to_15_places(-angle.sin()),
-    );
+    let (cos, sin, minus_sin) = (to_15_places(angle.cos()), to_15_places(angle.sin()), to_15_places(-angle.sin()));
     let (x, y) = (f64::from(img.width) / 2.0, f64::from(img.height) / 2.0);
     let c = cos * -x + sin * -y + x;
     let f = minus_sin * -x + cos * -y + y;
@@ -101,12 +87,7 @@ fn bicubic(img: &RgbImage, x: f64, y: f64) -> [u8; 3] {
     let columns = [x - 1, x, x + 1, x + 2].map(|x| clamped(x, img.width) * 3);
     let rows = [y - 1, y, y + 1, y + 2].map(|y| clamped(y, img.height) * img.width as usize * 3);
     std::array::from_fn(|channel| {
-        let lines = rows.map(|row| {
-            cubic(
-                columns.map(|column| f64::from(img.data[row + column + channel])),
-                dx,
-            )
-        });
+        let lines = rows.map(|row| cubic(columns.map(|column| f64::from(img.data[row + column + channel])), dx));
         // The conversion cuts the fraction off and clamps to 0..=255.
         cubic(lines, dy) as u8
     })

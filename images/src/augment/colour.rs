@@ -89,12 +89,7 @@ fn luma(&[r, g, b]: &[u8; 3]) -> u8 {
 
 /// `ImageEnhance.Color(img).enhance(factor)`: away from grey.
 pub(super) fn color(img: &RgbImage, factor: f64) -> RgbImage {
-    let grey = img
-        .data
-        .as_chunks::<3>()
-        .0
-        .iter()
-        .flat_map(|p| [luma(p); 3]);
+    let grey = img.data.as_chunks::<3>().0.iter().flat_map(|p| [luma(p); 3]);
     blend(grey, img, factor)
 }
 

@@ -19,11 +19,7 @@ pub struct RandomErasing {
 impl RandomErasing {
     /// timm's box (2 % to a third of the area, height over width from 0.3 to 1 / 0.3) with a probability.
     pub fn with_prob(prob: f64) -> Self {
-        Self {
-            prob,
-            area: [0.02, 1.0 / 3.0],
-            aspect: [0.3, 1.0 / 0.3],
-        }
+        Self { prob, area: [0.02, 1.0 / 3.0], aspect: [0.3, 1.0 / 0.3] }
     }
 
     /// The box of one image of `width` x `height`, if it is erased. Draw the noise from the same stream afterwards.

@@ -136,20 +136,10 @@ impl Op {
                 let mask = (0xFF00_u16 >> bits.min(8)) as u8;
                 colour::map(img, |level| level & mask)
             }
-            Op::Solarize(from) => colour::map(img, |level| {
-                if u16::from(level) < from {
-                    level
-                } else {
-                    255 - level
-                }
-            }),
-            Op::SolarizeAdd(add) => colour::map(img, |level| {
-                if level < 128 {
-                    level.saturating_add(add)
-                } else {
-                    level
-                }
-            }),
+            Op::Solarize(from) => colour::map(img, |level| if u16::from(level) < from { level } else { 255 - level }),
+            Op::SolarizeAdd(add) => {
+                colour::map(img, |level| if level < 128 { level.saturating_add(add) } else { level })
+            }
             Op::Color(factor) => colour::color(img, factor),
             Op::Contrast(factor) => colour::contrast(img, factor),
             Op::Brightness(factor) => colour::brightness(img, factor),
@@ -157,9 +147,7 @@ impl Op {
             Op::ShearX(factor) => moved([1.0, factor, 0.0, 0.0, 1.0, 0.0]),
             Op::ShearY(factor) => moved([1.0, 0.0, 0.0, factor, 1.0, 0.0]),
             Op::TranslateX(share) => moved([1.0, 0.0, share * f64::from(img.width), 0.0, 1.0, 0.0]),
-            Op::TranslateY(share) => {
-                moved([1.0, 0.0, 0.0, 0.0, 1.0, share * f64::from(img.height)])
-            }
+            Op::TranslateY(share) => moved([1.0, 0.0, 0.0, 0.0, 1.0, share * f64::from(img.height)]),
         }
     }
 }
@@ -181,20 +169,11 @@ impl RandAugment {
     /// timm's older operations, some of which weaken as the magnitude grows, are not here. Nor are `mmax` and `t…`.
     ///
     /// `mean` is the mean colour in [0, 1], with which images are filled up.
-    pub fn parse(
-        policy: &str,
-        mean: [f64; 3],
-        interpolation: Interpolation,
-    ) -> Result<Self, PolicyError> {
-        let error = |detail: String| PolicyError {
-            policy: policy.to_owned(),
-            detail,
-        };
+    pub fn parse(policy: &str, mean: [f64; 3], interpolation: Interpolation) -> Result<Self, PolicyError> {
+        let error = |detail: String| PolicyError { policy: policy.to_owned(), detail };
         let mut sections = policy.split('-');
         if sections.next() != Some("rand") {
-            return Err(error(
-                "only policies that start with `rand` are supported".into(),
-            ));
+            return Err(error("only policies that start with `rand` are supported".into()));
         }
         let mut out = Self {
             magnitude: MAX_MAGNITUDE,
@@ -216,15 +195,11 @@ impl RandAugment {
             seen.push(key);
             let within = |low: f64, high: f64| match value.parse::<f64>() {
                 Ok(x) if (low..=high).contains(&x) => Ok(x),
-                _ => Err(error(format!(
-                    "`{section}`: {key} is a number from {low} to {high}"
-                ))),
+                _ => Err(error(format!("`{section}`: {key} is a number from {low} to {high}"))),
             };
             let whole = |low: u32, high: u32| match value.parse::<u32>() {
                 Ok(x) if (low..=high).contains(&x) => Ok(x),
-                _ => Err(error(format!(
-                    "`{section}`: {key} is a whole number from {low} to {high}"
-                ))),
+                _ => Err(error(format!("`{section}`: {key} is a whole number from {low} to {high}"))),
             };
             match key {
                 "m" => out.magnitude = f64::from(whole(0, MAX_MAGNITUDE as u32)?),
@@ -237,8 +212,7 @@ impl RandAugment {
         }
         if !increasing {
             return Err(error(
-                "only operations that grow stronger with the magnitude are supported; add `inc1`"
-                    .into(),
+                "only operations that grow stronger with the magnitude are supported; add `inc1`".into(),
             ));
         }
         Ok(out)
@@ -262,9 +236,7 @@ impl RandAugment {
 
     /// The image after all of them.
     pub fn apply(&self, img: &RgbImage, ops: &[Op]) -> RgbImage {
-        ops.iter().fold(img.clone(), |img, op| {
-            op.apply(&img, self.interpolation, self.fill)
-        })
+        ops.iter().fold(img.clone(), |img, op| op.apply(&img, self.interpolation, self.fill))
     }
 }
 

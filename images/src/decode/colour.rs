@@ -16,12 +16,7 @@ pub(super) enum Alpha {
 
 /// Samples as the `image` crate lays them out (interleaved, 16-bit ones in the machine's byte order) to RGB8. `None` for kinds that
 /// have no place in the policy.
-pub(super) fn to_rgb8(
-    color: ColorType,
-    samples: Vec<u8>,
-    alpha: Alpha,
-    window: DepthWindow,
-) -> Option<Vec<u8>> {
+pub(super) fn to_rgb8(color: ColorType, samples: Vec<u8>, alpha: Alpha, window: DepthWindow) -> Option<Vec<u8>> {
     let (channels, is_deep) = match color {
         ColorType::L8 => (1, false),
         ColorType::La8 => (2, false),
@@ -84,12 +79,7 @@ pub(super) fn range(color: ColorType, samples: &[u8]) -> Option<(u16, u16)> {
 }
 
 fn deep_samples(samples: &[u8]) -> Vec<u16> {
-    samples
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .map(|&pair| u16::from_ne_bytes(pair))
-        .collect()
+    samples.as_chunks::<2>().0.iter().map(|&pair| u16::from_ne_bytes(pair)).collect()
 }
 
 /// Samples of 16 bits through a window other than `high-byte`; the last of an even number of channels is alpha and keeps its high
@@ -120,13 +110,7 @@ fn through(window: DepthWindow, samples: &[u16], channels: usize) -> Vec<u8> {
 }
 
 /// The samples at two percentiles of all color samples: the nearest rank, so that each is a sample of the image.
-fn percentiles(
-    samples: &[u16],
-    channels: usize,
-    colors: usize,
-    low: f64,
-    high: f64,
-) -> Option<(u16, u16)> {
+fn percentiles(samples: &[u16], channels: usize, colors: usize, low: f64, high: f64) -> Option<(u16, u16)> {
     let mut counts = vec![0u64; 1 << 16];
     for pixel in samples.chunks_exact(channels) {
         for &sample in &pixel[..colors] {
@@ -174,12 +158,7 @@ pub(super) fn inverted_cmyk_to_rgb(samples: &[u8]) -> Vec<u8> {
 }
 
 fn high_bytes(samples: &[u8]) -> Vec<u8> {
-    samples
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .map(|&pair| (u16::from_ne_bytes(pair) >> 8) as u8)
-        .collect()
+    samples.as_chunks::<2>().0.iter().map(|&pair| (u16::from_ne_bytes(pair) >> 8) as u8).collect()
 }
 
 fn gray_to_rgb(samples: &[u8]) -> Vec<u8> {
@@ -187,12 +166,7 @@ fn gray_to_rgb(samples: &[u8]) -> Vec<u8> {
 }
 
 fn gray_alpha_over_white(samples: &[u8]) -> Vec<u8> {
-    samples
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .flat_map(|&[gray, alpha]| [over_white(gray, alpha); 3])
-        .collect()
+    samples.as_chunks::<2>().0.iter().flat_map(|&[gray, alpha]| [over_white(gray, alpha); 3]).collect()
 }
 
 fn rgba_over_white(samples: &[u8]) -> Vec<u8> {
@@ -223,10 +197,7 @@ mod tests {
     fn division_by_255_rounds_to_nearest() {
         for a in 0..=255u8 {
             for b in 0..=255u8 {
-                assert_eq!(
-                    mul_div_255(a, b),
-                    (f64::from(a) * f64::from(b) / 255.0).round() as u8
-                );
+                assert_eq!(mul_div_255(a, b), (f64::from(a) * f64::from(b) / 255.0).round() as u8);
             }
         }
     }
@@ -243,13 +214,8 @@ mod tests {
     #[test]
     fn inverted_inks() {
         // No ink; full black; full cyan; half magenta on half black.
-        let stored = [
-            255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 255, 255, 255, 128, 255, 128,
-        ];
-        assert_eq!(
-            inverted_cmyk_to_rgb(&stored),
-            [255, 255, 255, 0, 0, 0, 0, 255, 255, 128, 64, 128]
-        );
+        let stored = [255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 255, 255, 255, 128, 255, 128];
+        assert_eq!(inverted_cmyk_to_rgb(&stored), [255, 255, 255, 0, 0, 0, 0, 255, 255, 128, 64, 128]);
     }
 
     fn rgb8(color: ColorType, samples: &[u16], alpha: Alpha, window: &str) -> Vec<u8> {
@@ -273,10 +239,8 @@ mod tests {
         let samples: Vec<u16> = (0..4096).collect();
         let through = |window| rgb8(ColorType::L16, &samples, Alpha::Opaque, window);
         assert_eq!(*through("high-byte").iter().max().unwrap(), 15);
-        let expected: Vec<u8> = samples
-            .iter()
-            .flat_map(|&v| [(f64::from(v) * 255.0 / 4095.0).round() as u8; 3])
-            .collect();
+        let expected: Vec<u8> =
+            samples.iter().flat_map(|&v| [(f64::from(v) * 255.0 / 4095.0).round() as u8; 3]).collect();
         assert_eq!(through("0,4095"), expected);
         assert_eq!(through("full-range"), expected);
         let clipped = through("percentile:10,90");
@@ -307,29 +271,16 @@ mod tests {
             for color in (0..=alpha).step_by(5) {
                 let truth = i32::from(color) + 255 - i32::from(alpha);
                 let pixel = vec![color, color, color, alpha];
-                let eight = to_rgb8(
-                    ColorType::Rgba8,
-                    pixel,
-                    Alpha::Associated,
-                    DepthWindow::HighByte,
-                );
+                let eight = to_rgb8(ColorType::Rgba8, pixel, Alpha::Associated, DepthWindow::HighByte);
                 let deep = [color, color, color, alpha].map(|v| u16::from(v) * 257);
                 let sixteen = rgb8(ColorType::Rgba16, &deep, Alpha::Associated, "0,65535");
                 for out in [eight.unwrap(), sixteen] {
-                    assert!(
-                        (i32::from(out[0]) - truth).abs() <= 1,
-                        "{color} {alpha} {out:?}"
-                    );
+                    assert!((i32::from(out[0]) - truth).abs() <= 1, "{color} {alpha} {out:?}");
                 }
             }
         }
         // Brighter than its alpha allows: clipped, and never wrapped.
-        let bright = to_rgb8(
-            ColorType::La8,
-            vec![200, 100, 9, 0],
-            Alpha::Associated,
-            DepthWindow::HighByte,
-        );
+        let bright = to_rgb8(ColorType::La8, vec![200, 100, 9, 0], Alpha::Associated, DepthWindow::HighByte);
         assert_eq!(bright.unwrap(), [255; 6]);
     }
 
@@ -337,10 +288,7 @@ mod tests {
     fn floating_point_has_no_place() {
         for (color, bytes) in [(ColorType::Rgb32F, 12), (ColorType::Rgba32F, 16)] {
             let samples = vec![0; bytes];
-            assert_eq!(
-                to_rgb8(color, samples, Alpha::Opaque, DepthWindow::HighByte),
-                None
-            );
+            assert_eq!(to_rgb8(color, samples, Alpha::Opaque, DepthWindow::HighByte), None);
         }
     }
 }

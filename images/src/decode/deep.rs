@@ -40,10 +40,7 @@ impl DeepImages {
 
     /// How many images the window does not suit, of how many with more than 8 bits per sample.
     pub fn narrow(&self) -> (u64, u64) {
-        (
-            self.narrow.load(Ordering::Relaxed),
-            self.deep.load(Ordering::Relaxed),
-        )
+        (self.narrow.load(Ordering::Relaxed), self.deep.load(Ordering::Relaxed))
     }
 }
 
@@ -77,10 +74,7 @@ fn example(least: u16, greatest: u16) -> DepthWindow {
     match levels(of_camera, least, greatest) {
         Some(levels) if levels <= FEW_LEVELS && least < greatest => {
             let margin = (greatest - least).div_ceil(2);
-            DepthWindow::Levels(
-                least.saturating_sub(margin),
-                greatest.saturating_add(margin),
-            )
+            DepthWindow::Levels(least.saturating_sub(margin), greatest.saturating_add(margin))
         }
         _ => of_camera,
     }
@@ -114,10 +108,7 @@ mod tests {
                 let better = levels(named, least, greatest).unwrap();
                 if let Some(found) = found.filter(|&found| found <= FEW_LEVELS) {
                     assert!(better >= found, "{least} {greatest} {named}");
-                    assert!(
-                        better > FEW_LEVELS || span < 300,
-                        "{least} {greatest} {named}"
-                    );
+                    assert!(better > FEW_LEVELS || span < 300, "{least} {greatest} {named}");
                 }
             }
         }

@@ -4,10 +4,8 @@
 
 /// Extensions of the formats that [`decode()`](super::decode()) reads, in lower case. They only select: what a file holds is decided
 /// by its bytes.
-pub const READABLE_EXTENSIONS: [&str; 15] = [
-    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm",
-    "pbm", "pnm",
-];
+pub const READABLE_EXTENSIONS: [&str; 15] =
+    ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
 /// Extensions of picture formats that are not read, in lower case, with the name of the format.
 pub const UNREADABLE_EXTENSIONS: [(&str, &str); 91] = [
@@ -120,22 +118,13 @@ pub struct PictureFormat {
 /// that is not known to be a picture.
 pub fn picture_format(start: &[u8]) -> Option<PictureFormat> {
     if let Some(name) = unread(start) {
-        return Some(PictureFormat {
-            name,
-            is_read: false,
-        });
+        return Some(PictureFormat { name, is_read: false });
     }
     let format = Format::sniff(start)?;
     // Two letters are the whole signature of a BMP, and many a text begins with them. The length of its second header is one of few.
-    let is_chance = format == Format::Bmp
-        && !matches!(
-            start.get(14..18),
-            Some([12 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0])
-        );
-    (!is_chance).then_some(PictureFormat {
-        name: format.name(),
-        is_read: true,
-    })
+    let is_chance =
+        format == Format::Bmp && !matches!(start.get(14..18), Some([12 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0]));
+    (!is_chance).then_some(PictureFormat { name: format.name(), is_read: true })
 }
 
 /// The name of the picture format that a file begins like, among those that are not read.
@@ -144,15 +133,11 @@ pub(super) fn unread(start: &[u8]) -> Option<&'static str> {
     if let (Some(b"ftyp"), Some(brand)) = (start.get(4..8), start.get(8..12)) {
         return match brand {
             b"avif" | b"avis" => Some("AVIF"),
-            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"hevm" | b"hevs" => {
-                Some("HEIC")
-            }
+            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"hevm" | b"hevs" => Some("HEIC"),
             // A general brand; what codes the picture stands among the compatible ones.
             b"mif1" | b"msf1" => {
                 let compatible = start.get(16..).unwrap_or_default().as_chunks::<4>().0;
-                let is_avif = compatible
-                    .iter()
-                    .any(|brand| brand == b"avif" || brand == b"avis");
+                let is_avif = compatible.iter().any(|brand| brand == b"avif" || brand == b"avis");
                 Some(if is_avif { "AVIF" } else { "HEIC" })
             }
             b"crx " => Some("camera raw"),
@@ -193,9 +178,7 @@ pub(super) fn unread(start: &[u8]) -> Option<&'static str> {
     if let Some((_, name)) = by_magic.iter().find(|(magic, _)| begins(magic)) {
         return Some(name);
     }
-    let is_raw_tiff = (begins(b"II*\0") && start.get(8..10) == Some(b"CR"))
-        || begins(b"IIRO")
-        || begins(b"IIU\0");
+    let is_raw_tiff = (begins(b"II*\0") && start.get(8..10) == Some(b"CR")) || begins(b"IIRO") || begins(b"IIU\0");
     if is_raw_tiff {
         return Some("camera raw");
     }
@@ -226,21 +209,7 @@ impl Format {
         match bytes {
             [0xFF, 0xD8, 0xFF, ..] => Some(Format::Jpeg),
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Some(Format::Png),
-            [
-                b'R',
-                b'I',
-                b'F',
-                b'F',
-                _,
-                _,
-                _,
-                _,
-                b'W',
-                b'E',
-                b'B',
-                b'P',
-                ..,
-            ] => Some(Format::WebP),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Format::WebP),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Format::Gif),
             [b'B', b'M', ..] => Some(Format::Bmp),
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Format::Tiff),
@@ -281,27 +250,12 @@ mod tests {
         let name = |start: &[u8]| picture_format(start).map(|format| (format.name, format.is_read));
         assert_eq!(name(b"\xff\xd8\xff\xe1...."), Some(("JPEG", true)));
         assert_eq!(name(b"P5 4 4 255\n"), Some(("PNM", true)));
-        assert_eq!(
-            name(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
-            Some(("HEIC", false))
-        );
-        assert_eq!(
-            name(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf"),
-            Some(("AVIF", false))
-        );
-        assert_eq!(
-            name(b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf"),
-            Some(("HEIC", false))
-        );
+        assert_eq!(name(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), Some(("HEIC", false)));
+        assert_eq!(name(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf"), Some(("AVIF", false)));
+        assert_eq!(name(b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf"), Some(("HEIC", false)));
         assert_eq!(name(b"\xff\x0a\x4c"), Some(("JPEG XL", false)));
-        assert_eq!(
-            name(b"\0\0\x01\0\x01\0\x10\x10\0\0\x01\0"),
-            Some(("icon", false))
-        );
-        assert_eq!(
-            name(b"II*\0\x10\0\0\0CR\x02\0"),
-            Some(("camera raw", false))
-        );
+        assert_eq!(name(b"\0\0\x01\0\x01\0\x10\x10\0\0\x01\0"), Some(("icon", false)));
+        assert_eq!(name(b"II*\0\x10\0\0\0CR\x02\0"), Some(("camera raw", false)));
         let mut dicom = vec![0; 128];
         dicom.extend(b"DICM");
         assert_eq!(name(&dicom), Some(("DICOM", false)));

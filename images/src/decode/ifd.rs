@@ -25,17 +25,8 @@ impl<'a> Ifd<'a> {
             b"MM\0+" => (true, true),
             _ => return None,
         };
-        let mut ifd = Self {
-            bytes,
-            big_endian,
-            big,
-            entries: Vec::new(),
-        };
-        let start = if big {
-            ifd.number(bytes.get(8..16)?)
-        } else {
-            ifd.number(bytes.get(4..8)?)
-        };
+        let mut ifd = Self { bytes, big_endian, big, entries: Vec::new() };
+        let start = if big { ifd.number(bytes.get(8..16)?) } else { ifd.number(bytes.get(4..8)?) };
         ifd.entries(usize::try_from(start).unwrap_or(usize::MAX));
         Some(ifd)
     }
@@ -83,11 +74,7 @@ impl<'a> Ifd<'a> {
 
     fn number(&self, bytes: &[u8]) -> u64 {
         let add = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
-        if self.big_endian {
-            bytes.iter().fold(0, add)
-        } else {
-            bytes.iter().rev().fold(0, add)
-        }
+        if self.big_endian { bytes.iter().fold(0, add) } else { bytes.iter().rev().fold(0, add) }
     }
 
     fn entry(&self, tag: u16) -> Option<&Entry<'a>> {

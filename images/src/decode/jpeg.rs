@@ -14,10 +14,7 @@ const MAX_SCANS: u32 = 500;
 
 pub(super) fn decode(bytes: &[u8], rules: Rules) -> Result<(Stored, Orientation), DecodeError> {
     let Some(segments) = header_segments(bytes) else {
-        return Err(DecodeError::Truncated {
-            format: "JPEG",
-            detail: "the header has no end".to_owned(),
-        });
+        return Err(DecodeError::Truncated { format: "JPEG", detail: "the header has no end".to_owned() });
     };
     let explain = |error| explain(error, has_end(&bytes[header_len(&segments)..]));
     let mut decompressor = Decompressor::new().map_err(explain)?;
@@ -30,10 +27,7 @@ pub(super) fn decode(bytes: &[u8], rules: Rules) -> Result<(Stored, Orientation)
             plain = without_metadata(bytes, &segments);
             // A failed header leaves the decompressor in the middle of it.
             decompressor = Decompressor::new().map_err(explain)?;
-            (
-                plain.as_slice(),
-                decompressor.read_header(&plain).map_err(explain)?,
-            )
+            (plain.as_slice(), decompressor.read_header(&plain).map_err(explain)?)
         }
     };
     let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
@@ -42,44 +36,17 @@ pub(super) fn decode(bytes: &[u8], rules: Rules) -> Result<(Stored, Orientation)
 
     decompressor.set_scan_limit(MAX_SCANS).map_err(explain)?;
     let cmyk = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
-    let format = if cmyk {
-        PixelFormat::CMYK
-    } else {
-        PixelFormat::RGB
-    };
+    let format = if cmyk { PixelFormat::CMYK } else { PixelFormat::RGB };
     let pitch = header.width * format.size();
     let mut samples = vec![0; pitch * header.height];
-    let output = Image {
-        pixels: samples.as_mut_slice(),
-        width: header.width,
-        pitch,
-        height: header.height,
-        format,
-    };
+    let output = Image { pixels: samples.as_mut_slice(), width: header.width, pitch, height: header.height, format };
     decompressor
         .decompress(bytes, output)
         .map_err(explain)
-        .or_else(|error| {
-            if is_harmless(&error) {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })?;
-    let samples = if cmyk {
-        colour::inverted_cmyk_to_rgb(&samples)
-    } else {
-        samples
-    };
+        .or_else(|error| if is_harmless(&error) { Ok(()) } else { Err(error) })?;
+    let samples = if cmyk { colour::inverted_cmyk_to_rgb(&samples) } else { samples };
     Ok((
-        Stored {
-            width,
-            height,
-            color: ColorType::Rgb8,
-            samples,
-            alpha: Alpha::Unassociated,
-            scaled_from: None,
-        },
+        Stored { width, height, color: ColorType::Rgb8, samples, alpha: Alpha::Unassociated, scaled_from: None },
         orientation(&segments, rules),
     ))
 }
@@ -106,9 +73,7 @@ fn header_segments(bytes: &[u8]) -> Option<Vec<Segment<'_>>> {
     let mut rest = bytes.get(2..)?;
     loop {
         // A marker is any number of 0xFF and a byte that is neither 0xFF nor 0; decoders pass over what stands before it.
-        let start = rest
-            .windows(2)
-            .position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xFF))?;
+        let start = rest.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xFF))?;
         let marker = rest[start + 1];
         if matches!(marker, START_OF_SCAN | END_OF_IMAGE) {
             return Some(segments);
@@ -116,32 +81,19 @@ fn header_segments(bytes: &[u8]) -> Option<Vec<Segment<'_>>> {
         // Restart markers and the private 0x01 stand alone, without a length.
         let payload_len = match marker {
             0x01 | 0xD0..=0xD8 => None,
-            _ => Some(
-                usize::from(u16::from_be_bytes([
-                    *rest.get(start + 2)?,
-                    *rest.get(start + 3)?,
-                ]))
-                .checked_sub(2)?,
-            ),
+            _ => Some(usize::from(u16::from_be_bytes([*rest.get(start + 2)?, *rest.get(start + 3)?])).checked_sub(2)?),
         };
         let payload_start = start + if payload_len.is_some() { 4 } else { 2 };
         let end = payload_start + payload_len.unwrap_or(0);
         let whole = rest.get(..end)?;
-        segments.push(Segment {
-            marker,
-            whole,
-            payload: &whole[payload_start..],
-        });
+        segments.push(Segment { marker, whole, payload: &whole[payload_start..] });
         rest = &rest[end..];
     }
 }
 
 /// Bytes up to the first scan.
 fn header_len(segments: &[Segment<'_>]) -> usize {
-    2 + segments
-        .iter()
-        .map(|segment| segment.whole.len())
-        .sum::<usize>()
+    2 + segments.iter().map(|segment| segment.whole.len()).sum::<usize>()
 }
 
 /// Whether the end marker is among the scans. Compressed data cannot contain it.
@@ -165,9 +117,7 @@ fn orientation(segments: &[Segment<'_>], rules: Rules) -> Orientation {
     let exif: Vec<&[u8]> = payloads(b"Exif\0\0").collect();
     let metadata = Metadata {
         exif: (!exif.is_empty()).then(|| exif.concat()),
-        xmp: payloads(b"http://ns.adobe.com/xap/1.0/\0")
-            .next_back()
-            .map(<[u8]>::to_vec),
+        xmp: payloads(b"http://ns.adobe.com/xap/1.0/\0").next_back().map(<[u8]>::to_vec),
     };
     metadata.orientation()
 }
@@ -176,16 +126,8 @@ fn orientation(segments: &[Segment<'_>], rules: Rules) -> Orientation {
 /// whose only use to a decoder is the same, libjpeg goes by the components' ids and assumes YCbCr unless these spell `RGB`.
 fn without_metadata(bytes: &[u8], segments: &[Segment<'_>]) -> Vec<u8> {
     let dropped = |marker| matches!(marker, APP0..=APP15 | COMMENT) && marker != ADOBE;
-    let kept = segments
-        .iter()
-        .filter(|segment| !dropped(segment.marker))
-        .flat_map(|segment| segment.whole);
-    [0xFF, 0xD8]
-        .iter()
-        .chain(kept)
-        .chain(&bytes[header_len(segments)..])
-        .copied()
-        .collect()
+    let kept = segments.iter().filter(|segment| !dropped(segment.marker)).flat_map(|segment| segment.whole);
+    [0xFF, 0xD8].iter().chain(kept).chain(&bytes[header_len(segments)..]).copied().collect()
 }
 
 /// Whether the only thing wrong is bytes between the end of the data and the end marker, as some cameras and editors write them.

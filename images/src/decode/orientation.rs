@@ -49,11 +49,7 @@ impl Metadata {
 fn in_directory(ifd: &Ifd<'_>) -> Option<Orientation> {
     let value = ifd.value(TAG)?;
     let valid = (1..=8).find(|&n| value == Some(f64::from(n)));
-    Some(
-        valid
-            .and_then(Orientation::from_exif)
-            .unwrap_or(Orientation::NoTransforms),
-    )
+    Some(valid.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms))
 }
 
 fn in_xmp(packet: &[u8]) -> Option<Orientation> {
@@ -63,9 +59,7 @@ fn in_xmp(packet: &[u8]) -> Option<Orientation> {
         .enumerate()
         .filter(|(_, found)| *found == NAME)
         .find_map(|(at, _)| match &packet[at + NAME.len()..] {
-            [b'=', b'"', digit @ b'0'..=b'9', ..] | [b'>', digit @ b'0'..=b'9', ..] => {
-                Some(digit - b'0')
-            }
+            [b'=', b'"', digit @ b'0'..=b'9', ..] | [b'>', digit @ b'0'..=b'9', ..] => Some(digit - b'0'),
             _ => None,
         })
         .map(|digit| Orientation::from_exif(digit).unwrap_or(Orientation::NoTransforms))
@@ -75,9 +69,7 @@ pub(super) fn of_tiff(bytes: &[u8]) -> Orientation {
     let Some(ifd) = Ifd::read(bytes) else {
         return Orientation::NoTransforms;
     };
-    in_directory(&ifd)
-        .or_else(|| ifd.data(TAG_XMP).and_then(in_xmp))
-        .unwrap_or(Orientation::NoTransforms)
+    in_directory(&ifd).or_else(|| ifd.data(TAG_XMP).and_then(in_xmp)).unwrap_or(Orientation::NoTransforms)
 }
 
 pub(super) fn of_webp(bytes: &[u8]) -> Orientation {
@@ -91,12 +83,8 @@ pub(super) fn of_webp(bytes: &[u8]) -> Orientation {
     const XMP_FLAG: u8 = 4;
     while let Some((name, data)) = riff_chunk(&mut rest) {
         match name {
-            b"EXIF" if found.exif.is_none() && flags & EXIF_FLAG != 0 => {
-                found.exif = Some(data.to_vec())
-            }
-            b"XMP " if found.xmp.is_none() && flags & XMP_FLAG != 0 => {
-                found.xmp = Some(data.to_vec())
-            }
+            b"EXIF" if found.exif.is_none() && flags & EXIF_FLAG != 0 => found.exif = Some(data.to_vec()),
+            b"XMP " if found.xmp.is_none() && flags & XMP_FLAG != 0 => found.xmp = Some(data.to_vec()),
             _ => {}
         }
     }
@@ -163,11 +151,7 @@ fn text<'a>(kind: &[u8; 4], data: &'a [u8]) -> Option<(&'a [u8], Vec<u8>)> {
             let (&[is_compressed, _method], rest) = rest.split_first_chunk::<2>()?;
             let (_language, rest) = until_zero(rest)?;
             let (_translated, text) = until_zero(rest)?;
-            if is_compressed == 0 {
-                text.to_vec()
-            } else {
-                inflate(text)?
-            }
+            if is_compressed == 0 { text.to_vec() } else { inflate(text)? }
         }
     };
     Some((keyword, text))

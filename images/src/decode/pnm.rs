@@ -27,11 +27,7 @@ pub(super) fn decode(bytes: &[u8], scale_color_to: u8) -> Result<Stored, DecodeE
     let channels = if matches!(kind, b'3' | b'6') { 3 } else { 1 };
     let count = width_ * height_ * channels;
     if matches!(kind, b'1' | b'4') {
-        let samples = if kind == b'1' {
-            plain_bits(rest, count)?
-        } else {
-            raw_bits(rest, width_, height_)?
-        };
+        let samples = if kind == b'1' { plain_bits(rest, count)? } else { raw_bits(rest, width_, height_)? };
         return Ok(Stored {
             width,
             height,
@@ -49,12 +45,7 @@ pub(super) fn decode(bytes: &[u8], scale_color_to: u8) -> Result<Stored, DecodeE
     let values: Vec<u16> = match kind {
         b'2' | b'3' => plain(rest, count, white)?,
         _ if white < 256 => enough(rest, count)?.iter().map(|&v| v.into()).collect(),
-        _ => enough(rest, 2 * count)?
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|&pair| u16::from_be_bytes(pair))
-            .collect(),
+        _ => enough(rest, 2 * count)?.as_chunks::<2>().0.iter().map(|&pair| u16::from_be_bytes(pair)).collect(),
     };
     let is_deep = white > 255 && (channels == 1 || scale_color_to == 16);
     let scale = |value: u16, full: u16| {
@@ -65,9 +56,7 @@ pub(super) fn decode(bytes: &[u8], scale_color_to: u8) -> Result<Stored, DecodeE
     let scaled_from = (range.filter(|_| white > 255 && !is_deep))
         .map(|(&least, &greatest)| (scale(least, u16::MAX), scale(greatest, u16::MAX)));
     let samples = if is_deep {
-        let deep = values
-            .iter()
-            .flat_map(|&v| scale(v, u16::MAX).to_ne_bytes());
+        let deep = values.iter().flat_map(|&v| scale(v, u16::MAX).to_ne_bytes());
         deep.collect()
     } else {
         values.iter().map(|&v| scale(v, 255) as u8).collect()
@@ -78,14 +67,7 @@ pub(super) fn decode(bytes: &[u8], scale_color_to: u8) -> Result<Stored, DecodeE
         (_, false) => ColorType::Rgb8,
         (_, true) => ColorType::Rgb16,
     };
-    Ok(Stored {
-        width,
-        height,
-        color,
-        samples,
-        alpha: Alpha::Unassociated,
-        scaled_from,
-    })
+    Ok(Stored { width, height, color, samples, alpha: Alpha::Unassociated, scaled_from })
 }
 
 /// A number of the header and the one white space behind it. A comment runs from `#` to the end of its line.
@@ -119,12 +101,7 @@ fn number(token: &[u8]) -> Result<u32, DecodeError> {
         .ok()
         .filter(|text| text.len() <= MAX_TOKEN && text.bytes().all(|b| b.is_ascii_digit()))
         .and_then(|text| text.parse().ok())
-        .ok_or_else(|| {
-            corrupt(format!(
-                "`{}` is not a number",
-                String::from_utf8_lossy(token)
-            ))
-        })
+        .ok_or_else(|| corrupt(format!("`{}` is not a number", String::from_utf8_lossy(token))))
 }
 
 fn is_space(byte: u8) -> bool {
@@ -136,11 +113,7 @@ fn without_comments(data: &[u8]) -> impl Iterator<Item = u8> {
     let mut in_comment = false;
     data.iter().copied().filter(move |&byte| {
         let was_in_comment = in_comment;
-        in_comment = if in_comment {
-            !matches!(byte, b'\r' | b'\n')
-        } else {
-            byte == b'#'
-        };
+        in_comment = if in_comment { !matches!(byte, b'\r' | b'\n') } else { byte == b'#' };
         !(was_in_comment || in_comment)
     })
 }
@@ -182,10 +155,7 @@ fn plain_bits(data: &[u8], count: usize) -> Result<Vec<u8>, DecodeError> {
             b'0' => 255,
             b'1' => 0,
             other => {
-                return Err(corrupt(format!(
-                    "`{}` is not a bit (0 or 1)",
-                    other as char
-                )));
+                return Err(corrupt(format!("`{}` is not a bit (0 or 1)", other as char)));
             }
         });
         if levels.len() == count {
@@ -200,32 +170,19 @@ fn raw_bits(data: &[u8], width: usize, height: usize) -> Result<Vec<u8>, DecodeE
     let row_bytes = width.div_ceil(8);
     let rows = enough(data, row_bytes * height)?.chunks_exact(row_bytes);
     let level = |row: &[u8], x: usize| {
-        if row[x / 8] >> (7 - x % 8) & 1 == 1 {
-            0
-        } else {
-            255
-        }
+        if row[x / 8] >> (7 - x % 8) & 1 == 1 { 0 } else { 255 }
     };
-    Ok(rows
-        .flat_map(|row| (0..width).map(move |x| level(row, x)))
-        .collect())
+    Ok(rows.flat_map(|row| (0..width).map(move |x| level(row, x))).collect())
 }
 
 fn enough(data: &[u8], bytes: usize) -> Result<&[u8], DecodeError> {
-    data.get(..bytes)
-        .ok_or_else(|| truncated(format!("{} bytes of samples of {bytes}", data.len())))
+    data.get(..bytes).ok_or_else(|| truncated(format!("{} bytes of samples of {bytes}", data.len())))
 }
 
 fn corrupt(detail: String) -> DecodeError {
-    DecodeError::Corrupt {
-        format: FORMAT,
-        detail,
-    }
+    DecodeError::Corrupt { format: FORMAT, detail }
 }
 
 fn truncated(detail: String) -> DecodeError {
-    DecodeError::Truncated {
-        format: FORMAT,
-        detail,
-    }
+    DecodeError::Truncated { format: FORMAT, detail }
 }

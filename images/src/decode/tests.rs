@@ -66,10 +66,7 @@ proptest! {
 fn a_panicking_decoder_is_an_error() {
     let refused = guarded::<()>(Format::Gif, || panic!("index out of bounds"));
     match refused {
-        Err(DecodeError::DecoderPanic {
-            format: "GIF",
-            detail,
-        }) => assert_eq!(detail, "index out of bounds"),
+        Err(DecodeError::DecoderPanic { format: "GIF", detail }) => assert_eq!(detail, "index out of bounds"),
         other => panic!("{other:?}"),
     }
 }
@@ -78,12 +75,7 @@ fn a_panicking_decoder_is_an_error() {
 fn a_file_over_the_limit_is_refused_by_its_length() {
     let bytes = vec![0xFF; MAX_FILE_BYTES as usize + 1];
     match decode(&bytes) {
-        Err(
-            e @ DecodeError::FileTooLarge {
-                bytes: found,
-                limit: MAX_FILE_BYTES,
-            },
-        ) => {
+        Err(e @ DecodeError::FileTooLarge { bytes: found, limit: MAX_FILE_BYTES }) => {
             assert_eq!(found, MAX_FILE_BYTES + 1);
             assert_eq!(e.reason(), "file-too-large");
         }
@@ -96,11 +88,9 @@ fn a_file_over_the_limit_is_refused_by_its_length() {
 fn bombs_are_refused_by_their_header() {
     for name in ["bomb.jpg", "bomb.png", "bomb.gif"] {
         match decode(&golden(name)) {
-            Err(DecodeError::TooManyPixels {
-                width,
-                height,
-                limit: MAX_PIXELS,
-            }) => assert!(width >= 60_000 && height >= 60_000),
+            Err(DecodeError::TooManyPixels { width, height, limit: MAX_PIXELS }) => {
+                assert!(width >= 60_000 && height >= 60_000)
+            }
             other => panic!("{name}: {other:?}"),
         }
     }
@@ -148,21 +138,13 @@ fn the_earlier_rules_differ_only_where_they_say() {
         }
     }
     for name in &different {
-        let is_told = ["turn-", "associated", "unspecified"]
-            .iter()
-            .any(|kind| name.starts_with(kind));
-        let is_pnm = [".ppm", ".pgm", ".pbm"]
-            .iter()
-            .any(|kind| name.ends_with(kind));
+        let is_told = ["turn-", "associated", "unspecified"].iter().any(|kind| name.starts_with(kind));
+        let is_pnm = [".ppm", ".pgm", ".pbm"].iter().any(|kind| name.ends_with(kind));
         assert!(is_told || is_pnm, "{name}");
     }
-    for name in [
-        "turn-xmp-attribute.jpg",
-        "turn-prefix.webp",
-        "turn-profile-ztxt.png",
-        "associated-ii.tif",
-        "p6-255.ppm",
-    ] {
+    for name in
+        ["turn-xmp-attribute.jpg", "turn-prefix.webp", "turn-profile-ztxt.png", "associated-ii.tif", "p6-255.ppm"]
+    {
         assert!(different.iter().any(|other| other == name), "{name}");
     }
     let size = |decoder: &Decoder| {
@@ -176,8 +158,7 @@ fn the_earlier_rules_differ_only_where_they_say() {
 #[test]
 fn the_committed_cache_of_version_1_names_rules_that_are_known() {
     let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/compat/v1/cache/cache.json");
-    let cache: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(cache).unwrap()).unwrap();
+    let cache: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(cache).unwrap()).unwrap();
     assert_eq!(cache["image_code"], IMAGE_CODE_COLOR_1);
 }
 
@@ -187,10 +168,7 @@ fn a_cache_of_unknown_rules_has_no_decoder() {
     assert_eq!(Decoder::of_cache("pillow 13", window), None);
     let decoder = Decoder::of_cache(IMAGE_CODE, window).unwrap();
     assert_eq!(decoder, Decoder::new(window));
-    assert_eq!(
-        (decoder.image_code(), decoder.earlier_rules()),
-        (IMAGE_CODE, None)
-    );
+    assert_eq!((decoder.image_code(), decoder.earlier_rules()), (IMAGE_CODE, None));
 }
 
 /// The window reaches every format that has samples of more than 8 bits, and none that has not.
@@ -232,10 +210,7 @@ fn the_window_is_that_of_deep_images_alone() {
 #[test]
 fn images_that_use_a_fraction_of_their_scale_are_noticed() {
     let noted = |levels: [u16; 4]| {
-        let body: Vec<u8> = levels
-            .iter()
-            .flat_map(|level| level.to_be_bytes())
-            .collect();
+        let body: Vec<u8> = levels.iter().flat_map(|level| level.to_be_bytes()).collect();
         let bytes = [b"P5 2 2 65535\n".as_slice(), &body].concat();
         Decoder::default().decode_noting(&bytes).unwrap()
     };
@@ -247,10 +222,7 @@ fn images_that_use_a_fraction_of_their_scale_are_noticed() {
     assert!(is_noticed(&noted([0, 100, 4095, 7])));
     // In color, where Pillow scales to 8 bits, and in the plain kinds.
     let decode = |bytes: &[u8]| Decoder::default().decode_noting(bytes).unwrap();
-    let body: Vec<u8> = [0u16, 1023, 7]
-        .iter()
-        .flat_map(|v| v.to_be_bytes())
-        .collect();
+    let body: Vec<u8> = [0u16, 1023, 7].iter().flat_map(|v| v.to_be_bytes()).collect();
     let color = decode(&[b"P6 1 1 65535\n".as_slice(), &body].concat());
     assert_eq!((color.deep, is_noticed(&color)), (Some((0, 1023)), true));
     for plain in ["P3 1 1 65535 0 1023 7", "P2 2 1 65535 0 1023"] {
@@ -265,9 +237,7 @@ fn images_that_use_a_fraction_of_their_scale_are_noticed() {
     assert!(!is_noticed(&noted([50_000; 4])));
     assert!(!is_noticed(&noted([0, 65_535, 3, 3])));
     assert_eq!(noted([5, 9, 7, 6]).deep, Some((5, 9)));
-    let shallow = Decoder::default()
-        .decode_noting(&golden("gray8.png"))
-        .unwrap();
+    let shallow = Decoder::default().decode_noting(&golden("gray8.png")).unwrap();
     assert!(shallow.deep.is_none() && !is_noticed(&shallow));
 }
 

@@ -20,12 +20,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Alpha, DecodeError> {
         return Ok(Alpha::Unassociated);
     };
     let first = |tag, default| ifd.numbers(tag).first().copied().unwrap_or(default);
-    let unsupported = |detail: String| {
-        Err(DecodeError::Unsupported {
-            format: "TIFF",
-            detail,
-        })
-    };
+    let unsupported = |detail: String| Err(DecodeError::Unsupported { format: "TIFF", detail });
     for format in ifd.numbers(SAMPLE_FORMAT) {
         match format {
             1 => {}
@@ -50,16 +45,12 @@ pub(super) fn check(bytes: &[u8]) -> Result<Alpha, DecodeError> {
             // With four samples and no word on the fourth, it is alpha: for Pillow and in practice.
             (3, []) => Ok(Alpha::Opaque),
             (4, []) => Ok(Alpha::Unassociated),
-            (3, [meaning, more @ ..]) if *meaning <= 2 && more.iter().all(|&more| more == 0) => {
-                Ok(match meaning {
-                    0 => Alpha::Opaque,
-                    1 => Alpha::Associated,
-                    _ => Alpha::Unassociated,
-                })
-            }
-            _ => unsupported(format!(
-                "RGB of {samples} samples, the extra ones {extra:?}"
-            )),
+            (3, [meaning, more @ ..]) if *meaning <= 2 && more.iter().all(|&more| more == 0) => Ok(match meaning {
+                0 => Alpha::Opaque,
+                1 => Alpha::Associated,
+                _ => Alpha::Unassociated,
+            }),
+            _ => unsupported(format!("RGB of {samples} samples, the extra ones {extra:?}")),
         },
         3 => unsupported("a palette".to_owned()),
         5 if first(INK_SET, 1) != 1 => unsupported("inks other than CMYK".to_owned()),

@@ -13,63 +13,33 @@ fn image(width: u32, height: u32, pixel: impl Fn(u32, u32, u32) -> u8) -> RgbIma
             data.extend((0..3).map(|c| pixel(x, y, c)));
         }
     }
-    RgbImage {
-        width,
-        height,
-        data,
-    }
+    RgbImage { width, height, data }
 }
 
 fn whole(img: &RgbImage) -> CropBox {
-    CropBox {
-        x: 0,
-        y: 0,
-        w: img.width,
-        h: img.height,
-    }
+    CropBox { x: 0, y: 0, w: img.width, h: img.height }
 }
 
 /// The definition, one output byte at a time, with 64-bit sums: rows first or columns first as `columns_first` says.
-fn by_definition(
-    img: &RgbImage,
-    crop: CropBox,
-    out_w: u32,
-    out_h: u32,
-    filter: Filter,
-) -> RgbImage {
-    let cut = image(crop.w, crop.h, |x, y, c| {
-        img.data[(((crop.y + y) * img.width + crop.x + x) * 3 + c) as usize]
-    });
-    let at = |img: &RgbImage, x: usize, y: usize, c: u32| {
-        i64::from(img.data[(y * img.width as usize + x) * 3 + c as usize])
-    };
+fn by_definition(img: &RgbImage, crop: CropBox, out_w: u32, out_h: u32, filter: Filter) -> RgbImage {
+    let cut = image(crop.w, crop.h, |x, y, c| img.data[(((crop.y + y) * img.width + crop.x + x) * 3 + c) as usize]);
+    let at =
+        |img: &RgbImage, x: usize, y: usize, c: u32| i64::from(img.data[(y * img.width as usize + x) * 3 + c as usize]);
     let sum = |taps: &Taps, i: u32, value: &dyn Fn(usize) -> i64| {
         let (start, weights) = taps.iter().nth(i as usize).unwrap();
         let weight = |[high, low]: [i16; 2]| i64::from(high) * (1 << LOW_BITS) + i64::from(low);
-        let total: i64 = weights
-            .iter()
-            .enumerate()
-            .map(|(k, &w)| weight(w) * value(start + k))
-            .sum();
+        let total: i64 = weights.iter().enumerate().map(|(k, &w)| weight(w) * value(start + k)).sum();
         ((total + (1 << (PRECISION_BITS - 1))) >> PRECISION_BITS).clamp(0, 255) as u8
     };
     let rows = |img: &RgbImage| match Taps::new(filter, crop.w, out_w) {
-        taps if out_w != crop.w => image(out_w, img.height, |x, y, c| {
-            sum(&taps, x, &|k| at(img, k, y as usize, c))
-        }),
+        taps if out_w != crop.w => image(out_w, img.height, |x, y, c| sum(&taps, x, &|k| at(img, k, y as usize, c))),
         _ => img.clone(),
     };
     let columns = |img: &RgbImage| match Taps::new(filter, crop.h, out_h) {
-        taps if out_h != crop.h => image(img.width, out_h, |x, y, c| {
-            sum(&taps, y, &|k| at(img, x as usize, k, c))
-        }),
+        taps if out_h != crop.h => image(img.width, out_h, |x, y, c| sum(&taps, y, &|k| at(img, x as usize, k, c))),
         _ => img.clone(),
     };
-    if columns_first(crop, out_w, out_h) {
-        rows(&columns(&cut))
-    } else {
-        columns(&rows(&cut))
-    }
+    if columns_first(crop, out_w, out_h) { rows(&columns(&cut)) } else { columns(&rows(&cut)) }
 }
 
 proptest! {
@@ -113,17 +83,9 @@ proptest! {
 #[test]
 fn the_same_size_is_a_cut() {
     let img = image(9, 8, |x, y, c| (x * 20 + y * 3 + c) as u8);
-    let crop = CropBox {
-        x: 2,
-        y: 3,
-        w: 6,
-        h: 4,
-    };
+    let crop = CropBox { x: 2, y: 3, w: 6, h: 4 };
     let out = resample(&img, crop, 6, 4, Filter::Bicubic).unwrap();
-    assert_eq!(
-        out,
-        image(6, 4, |x, y, c| ((x + 2) * 20 + (y + 3) * 3 + c) as u8)
-    );
+    assert_eq!(out, image(6, 4, |x, y, c| ((x + 2) * 20 + (y + 3) * 3 + c) as u8));
 }
 
 /// Thousands of pixels become one: the split sums pass 2^31 on the way, and the result is still the mean.
@@ -131,31 +93,16 @@ fn the_same_size_is_a_cut() {
 fn a_very_long_row_keeps_its_mean() {
     let img = image(65_000, 2, |_, y, _| if y == 0 { 255 } else { 253 });
     for filter in FILTERS {
-        assert_eq!(
-            resample(&img, whole(&img), 1, 1, filter).unwrap().data,
-            [254; 3],
-            "{filter:?}"
-        );
+        assert_eq!(resample(&img, whole(&img), 1, 1, filter).unwrap().data, [254; 3], "{filter:?}");
     }
 }
 
 #[test]
 fn weights_add_up_to_one() {
     for filter in FILTERS {
-        for (in_len, out_len) in [
-            (1, 1),
-            (7, 3),
-            (3, 7),
-            (500, 224),
-            (224, 500),
-            (2, 300),
-            (4000, 1),
-        ] {
+        for (in_len, out_len) in [(1, 1), (7, 3), (3, 7), (500, 224), (224, 500), (2, 300), (4000, 1)] {
             for (_, weights) in Taps::new(filter, in_len, out_len).iter() {
-                let sum: i32 = weights
-                    .iter()
-                    .map(|&[high, low]| (i32::from(high) << LOW_BITS) + i32::from(low))
-                    .sum();
+                let sum: i32 = weights.iter().map(|&[high, low]| (i32::from(high) << LOW_BITS) + i32::from(low)).sum();
                 // Each weight is rounded by half a unit at most.
                 assert!(
                     (sum - (1 << PRECISION_BITS)).unsigned_abs() as usize <= weights.len(),
@@ -172,14 +119,7 @@ fn impossible_boxes_and_sizes_are_refused() {
     let outside = |x, y, w, h| {
         let crop = CropBox { x, y, w, h };
         let refused = resample(&img, crop, 4, 4, Filter::Bicubic);
-        assert_eq!(
-            refused,
-            Err(CropError::Outside {
-                crop,
-                width: 10,
-                height: 6
-            })
-        );
+        assert_eq!(refused, Err(CropError::Outside { crop, width: 10, height: 6 }));
     };
     outside(0, 0, 11, 6);
     outside(0, 0, 10, 7);

@@ -21,10 +21,7 @@ pub(super) struct ShardFiles {
 
 impl ShardFiles {
     pub(super) fn new(paths: Vec<PathBuf>) -> Self {
-        Self {
-            paths,
-            open: Mutex::default(),
-        }
+        Self { paths, open: Mutex::default() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -54,11 +51,7 @@ impl ShardFiles {
 ///
 /// Keys that are unique stay as they are, whatever the shards are called: caches are joined by them. Nor does a shard that is given twice
 /// become two. `ranges` are the numbers of every shard's samples.
-pub(super) fn qualify(
-    paths: &[PathBuf],
-    ranges: &[Range<usize>],
-    samples: &mut [Sample],
-) -> Result<(), SourceError> {
+pub(super) fn qualify(paths: &[PathBuf], ranges: &[Range<usize>], samples: &mut [Sample]) -> Result<(), SourceError> {
     let mut by_name: HashMap<&str, Vec<usize>> = HashMap::new();
     for (shard, path) in paths.iter().enumerate() {
         by_name.entry(file_name(path)?).or_default().push(shard);
@@ -69,16 +62,10 @@ pub(super) fn qualify(
     for shards in by_name.into_values().filter(|shards| shards.len() > 1) {
         files.clear();
         let mut keys = HashSet::new();
-        let clash = shards
-            .iter()
-            .flat_map(|&shard| &samples[ranges[shard].clone()])
-            .any(|sample| !keys.insert(&*sample.key));
+        let clash =
+            shards.iter().flat_map(|&shard| &samples[ranges[shard].clone()]).any(|sample| !keys.insert(&*sample.key));
         for &shard in &shards {
-            files.insert(
-                paths[shard]
-                    .canonicalize()
-                    .map_err(io_error(&paths[shard]))?,
-            );
+            files.insert(paths[shard].canonicalize().map_err(io_error(&paths[shard]))?);
         }
         if clash && files.len() == shards.len() {
             twins.extend(shards);
@@ -87,10 +74,8 @@ pub(super) fn qualify(
     if twins.is_empty() {
         return Ok(());
     }
-    let absolute: Vec<PathBuf> = paths
-        .iter()
-        .map(|path| std::path::absolute(path).map_err(io_error(path)))
-        .collect::<Result<_, _>>()?;
+    let absolute: Vec<PathBuf> =
+        paths.iter().map(|path| std::path::absolute(path).map_err(io_error(path))).collect::<Result<_, _>>()?;
     for path in &absolute {
         let folder = path.parent().unwrap_or(path);
         common = Some(match common {
@@ -100,12 +85,8 @@ pub(super) fn qualify(
     }
     let common = common.unwrap_or_default();
     for shard in twins {
-        let path = absolute[shard]
-            .strip_prefix(&common)
-            .unwrap_or(&absolute[shard]);
-        let path = path.to_str().ok_or_else(|| SourceError::NotUtf8 {
-            path: paths[shard].clone(),
-        })?;
+        let path = absolute[shard].strip_prefix(&common).unwrap_or(&absolute[shard]);
+        let path = path.to_str().ok_or_else(|| SourceError::NotUtf8 { path: paths[shard].clone() })?;
         let name = file_name(&paths[shard])?;
         for sample in &mut samples[ranges[shard].clone()] {
             sample.key = format!("{path}{}", &sample.key[name.len()..]).into_boxed_str();
@@ -115,9 +96,5 @@ pub(super) fn qualify(
 }
 
 fn common_folder(one: &Path, other: &Path) -> PathBuf {
-    one.components()
-        .zip(other.components())
-        .take_while(|(a, b)| a == b)
-        .map(|(a, _)| a)
-        .collect()
+    one.components().zip(other.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
 }

@@ -42,10 +42,7 @@ impl Findings {
         for skipped in &self.skipped {
             *reasons.entry(&skipped.reason).or_default() += skipped.count;
         }
-        let mut reasons: Vec<_> = reasons
-            .into_iter()
-            .map(|(reason, count)| (reason.to_owned(), count))
-            .collect();
+        let mut reasons: Vec<_> = reasons.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
         // Stable: reasons of the same count stay in alphabetical order.
         reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         reasons
@@ -56,11 +53,7 @@ impl Findings {
         if self.skipped.is_empty() {
             return String::new();
         }
-        let reasons: Vec<_> = self
-            .by_reason()
-            .into_iter()
-            .map(|(reason, count)| format!("{count} {reason}"))
-            .collect();
+        let reasons: Vec<_> = self.by_reason().into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         format!("{}: {}", self.skipped_count(), reasons.join(", "))
     }
 
@@ -69,11 +62,8 @@ impl Findings {
         let mut others: Vec<_> = self.others.iter().collect();
         others.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         let rest = others.len().saturating_sub(LISTED);
-        let mut names: Vec<_> = others
-            .into_iter()
-            .take(LISTED)
-            .map(|(name, count)| format!("{count} {name}"))
-            .collect();
+        let mut names: Vec<_> =
+            others.into_iter().take(LISTED).map(|(name, count)| format!("{count} {name}")).collect();
         if rest > 0 {
             names.push(format!("{rest} more kinds"));
         }
@@ -106,9 +96,8 @@ impl Findings {
     pub(super) fn instead_of_images(&self, spec: &str) -> String {
         let mut shards = BTreeMap::<String, u64>::new();
         for skipped in &self.skipped {
-            let is_shard = extension(&skipped.key).is_some_and(|e| {
-                e.eq_ignore_ascii_case("tar") || e.eq_ignore_ascii_case("parquet")
-            });
+            let is_shard = extension(&skipped.key)
+                .is_some_and(|e| e.eq_ignore_ascii_case("tar") || e.eq_ignore_ascii_case("parquet"));
             if is_shard && skipped.reason == ARCHIVE {
                 let (folder, name) = skipped.key.rsplit_once('/').unwrap_or(("", &skipped.key));
                 let extension = extension(name).unwrap_or_default();
@@ -143,11 +132,7 @@ impl Findings {
     }
 
     pub(super) fn skip(&mut self, key: impl Into<String>, reason: impl Into<String>) {
-        self.skipped.push(Skipped {
-            key: key.into(),
-            reason: reason.into(),
-            count: 1,
-        });
+        self.skipped.push(Skipped { key: key.into(), reason: reason.into(), count: 1 });
     }
 
     /// Files an entry that is no image under what it is.
@@ -200,22 +185,11 @@ const ARCHIVES: [&str; 20] = [
 const AFTER_EXTENSION: [char; 9] = ['_', '~', '?', '!', ':', '@', '&', '-', ' '];
 
 /// What is put behind a whole name by programs that keep or fetch a copy.
-const COPY_EXTENSIONS: [&str; 8] = [
-    "bak",
-    "old",
-    "orig",
-    "tmp",
-    "part",
-    "partial",
-    "crdownload",
-    "download",
-];
+const COPY_EXTENSIONS: [&str; 8] = ["bak", "old", "orig", "tmp", "part", "partial", "crdownload", "download"];
 
 /// Whether files with this extension are images.
 pub(super) fn is_image_extension(extension: &str) -> bool {
-    READABLE_EXTENSIONS
-        .iter()
-        .any(|known| extension.eq_ignore_ascii_case(known))
+    READABLE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 /// Whether an extension is that of a picture, of a format that is read or not.
@@ -249,9 +223,7 @@ pub(super) fn picture_reason(name: &str, start: &[u8]) -> Option<String> {
         return (by_name || content.is_some()).then(|| "hidden picture".to_owned());
     }
     match (content, unread) {
-        (Some(format), _) if is_readable(name, start) => {
-            Some(format!("{} without an image's extension", format.name))
-        }
+        (Some(format), _) if is_readable(name, start) => Some(format!("{} without an image's extension", format.name)),
         (_, Some(format)) => Some(format!("{format} is not supported")),
         (Some(format), None) => Some(format!("{} is not supported", format.name)),
         (None, None) if ARCHIVES.contains(&&*extension) => Some(ARCHIVE.to_owned()),
@@ -274,10 +246,7 @@ pub(super) fn is_readable(name: &str, start: &[u8]) -> bool {
 /// The name of the format that is not read, by the extension.
 fn unread_extension(name: &str) -> Option<&'static str> {
     let extension = extension(name)?;
-    UNREADABLE_EXTENSIONS
-        .iter()
-        .find(|(known, _)| extension.eq_ignore_ascii_case(known))
-        .map(|(_, format)| *format)
+    UNREADABLE_EXTENSIONS.iter().find(|(known, _)| extension.eq_ignore_ascii_case(known)).map(|(_, format)| *format)
 }
 
 fn is_named_like_a_copy(base: &str) -> bool {
@@ -290,11 +259,7 @@ fn is_named_like_a_copy(base: &str) -> bool {
         if word.len() < part.len() {
             return true;
         }
-        let last = parts.peek().is_some_and(|next| {
-            COPY_EXTENSIONS
-                .iter()
-                .any(|copy| next.eq_ignore_ascii_case(copy))
-        });
+        let last = parts.peek().is_some_and(|next| COPY_EXTENSIONS.iter().any(|copy| next.eq_ignore_ascii_case(copy)));
         if last {
             return true;
         }
@@ -338,7 +303,5 @@ pub(super) struct Candidate {
 /// How each file begins. Asked by several threads, since on a network file system each answer takes a round trip. An empty start stands for
 /// a file that cannot be opened: its name has to do.
 pub(super) fn starts_of(candidates: &[Candidate]) -> Vec<Vec<u8>> {
-    super::in_parallel(candidates, |candidate| {
-        start_of(&candidate.path).unwrap_or_default()
-    })
+    super::in_parallel(candidates, |candidate| start_of(&candidate.path).unwrap_or_default())
 }

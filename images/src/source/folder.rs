@@ -18,9 +18,7 @@ use std::path::{Path, PathBuf};
 
 use glob::Pattern;
 
-use super::findings::{
-    Candidate, Findings, extension, is_image_extension, is_readable, picture_reason, starts_of,
-};
+use super::findings::{Candidate, Findings, extension, is_image_extension, is_readable, picture_reason, starts_of};
 use super::splits::{self, Splits};
 use super::{Listing, Sample, Store, check_length, in_parallel, io_error};
 use crate::SourceError;
@@ -57,22 +55,9 @@ pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, So
         bad_count: 0,
     };
     walk.folder(root, "", &mut vec![identity(root)?])?;
-    let Walk {
-        mut classes,
-        mut keys,
-        candidates,
-        mut findings,
-        splits,
-        bad,
-        bad_count,
-        ..
-    } = walk;
+    let Walk { mut classes, mut keys, candidates, mut findings, splits, bad, bad_count, .. } = walk;
     if bad_count > 0 {
-        return Err(SourceError::BadEntries {
-            root: root.to_path_buf(),
-            count: bad_count,
-            first: bad,
-        });
+        return Err(SourceError::BadEntries { root: root.to_path_buf(), count: bad_count, first: bad });
     }
     if let Some((prefix, splits)) = splits.first() {
         let spec = root.display().to_string();
@@ -94,15 +79,10 @@ pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, So
     }
     for (candidate, start) in candidates.iter().zip(starts_of(&candidates)) {
         match pattern {
-            Some(pattern)
-                if pattern.matches(&candidate.key) && is_readable(&candidate.key, &start) =>
-            {
+            Some(pattern) if pattern.matches(&candidate.key) && is_readable(&candidate.key, &start) => {
                 keys.push(candidate.key.clone())
             }
-            _ => findings.file(
-                candidate.key.clone(),
-                picture_reason(&candidate.key, &start),
-            ),
+            _ => findings.file(candidate.key.clone(), picture_reason(&candidate.key, &start)),
         }
     }
     findings.skipped.sort_by(|a, b| a.key.cmp(&b.key));
@@ -112,9 +92,8 @@ pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, So
     let lengths = lengths(root, &keys)?;
     let label = |key: &str| {
         let (class, _) = key.split_once('/')?;
-        let label = classes
-            .binary_search_by(|name| name.as_str().cmp(class))
-            .expect("the walk lists every first-level folder");
+        let label =
+            classes.binary_search_by(|name| name.as_str().cmp(class)).expect("the walk lists every first-level folder");
         Some(i32::try_from(label).expect("fewer than 2^31 folders"))
     };
     let samples = keys.into_iter().zip(lengths).map(|(key, bytes)| Sample {
@@ -126,9 +105,7 @@ pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, So
         samples: samples.collect(),
         label_names: classes,
         findings,
-        store: Store::Folder(Folder {
-            root: root.to_path_buf(),
-        }),
+        store: Store::Folder(Folder { root: root.to_path_buf() }),
     })
 }
 
@@ -154,12 +131,7 @@ const LISTED: usize = 10;
 
 impl Walk<'_> {
     /// Collects what is below `folder`, whose key is `prefix`. `around` are the identities of the folder and of all around it.
-    fn folder(
-        &mut self,
-        folder: &Path,
-        prefix: &str,
-        around: &mut Vec<(u64, u64)>,
-    ) -> Result<(), SourceError> {
+    fn folder(&mut self, folder: &Path, prefix: &str, around: &mut Vec<(u64, u64)>) -> Result<(), SourceError> {
         let mut splits = Splits::default();
         for entry in fs::read_dir(folder).map_err(io_error(folder))? {
             let entry = entry.map_err(io_error(folder))?;
@@ -258,18 +230,14 @@ fn followed_type(entry: &fs::DirEntry, is_image: bool) -> io::Result<Option<fs::
 
 /// Device and inode: the same for a folder and for every link to it.
 fn identity(folder: &Path) -> Result<(u64, u64), SourceError> {
-    fs::metadata(folder)
-        .map(|metadata| (metadata.dev(), metadata.ino()))
-        .map_err(io_error(folder))
+    fs::metadata(folder).map(|metadata| (metadata.dev(), metadata.ino())).map_err(io_error(folder))
 }
 
 /// The lengths of all files.
 fn lengths(root: &Path, keys: &[String]) -> Result<Vec<u64>, SourceError> {
     let length = |key: &String| {
         let path = root.join(key);
-        fs::metadata(&path)
-            .map(|metadata| metadata.len())
-            .map_err(io_error(&path))
+        fs::metadata(&path).map(|metadata| metadata.len()).map_err(io_error(&path))
     };
     in_parallel(keys, length).into_iter().collect()
 }

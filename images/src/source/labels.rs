@@ -84,10 +84,7 @@ pub(super) fn is_like_a_label(name: &str) -> bool {
             words.push(String::new());
         }
         if c.is_alphabetic() {
-            words
-                .last_mut()
-                .expect("never empty")
-                .extend(c.to_lowercase());
+            words.last_mut().expect("never empty").extend(c.to_lowercase());
         }
     }
     words.iter().any(|word| LABEL_WORDS.contains(&&**word))
@@ -98,10 +95,7 @@ const LISTED: usize = 8;
 
 /// Names in quotation marks, the first few of many.
 pub(super) fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
-    let mut names: Vec<_> = names
-        .into_iter()
-        .map(|name| format!("`{}`", name.as_ref()))
-        .collect();
+    let mut names: Vec<_> = names.into_iter().map(|name| format!("`{}`", name.as_ref())).collect();
     let more = names.len().saturating_sub(LISTED);
     names.truncate(LISTED);
     if more > 0 {
@@ -178,15 +172,9 @@ pub(super) fn read_text(text: &str) -> Text<'_> {
             None => Text::Fraction,
         };
     }
-    let is_list = text.contains([',', ';', '|'])
-        && text
-            .split([',', ';', '|'])
-            .all(|part| part.trim().parse::<f64>().is_ok());
-    if text.is_empty()
-        || is_list
-        || text.starts_with(['{', '['])
-        || text.contains(['\n', '\r', '\0'])
-    {
+    let is_list =
+        text.contains([',', ';', '|']) && text.split([',', ';', '|']).all(|part| part.trim().parse::<f64>().is_ok());
+    if text.is_empty() || is_list || text.starts_with(['{', '[']) || text.contains(['\n', '\r', '\0']) {
         return Text::Other;
     }
     Text::Name(text)
@@ -203,14 +191,7 @@ mod tests {
 
     #[test]
     fn classes_that_look_or_read_alike_are_named() {
-        let note = |names: &[&str]| {
-            near_twins(
-                &names
-                    .iter()
-                    .map(|&name| name.to_owned())
-                    .collect::<Vec<_>>(),
-            )
-        };
+        let note = |names: &[&str]| near_twins(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>());
         assert_eq!(note(&["cat", "dog", "fish"]), None);
         for twins in [
             ["Dog", "dog"],
@@ -224,26 +205,12 @@ mod tests {
         }
         // Where both look the same, their characters are spelled out.
         let said = note(&["caf\u{e9}", "cafe\u{301}"]).unwrap();
-        assert!(
-            said.contains(r"caf\u{e9}") && said.contains(r"cafe\u{301}"),
-            "{said}"
-        );
+        assert!(said.contains(r"caf\u{e9}") && said.contains(r"cafe\u{301}"), "{said}");
     }
 
     #[test]
     fn texts_are_numbers_names_or_neither() {
-        for text in [
-            "7",
-            " 7\n",
-            "007",
-            "7.0",
-            "7.",
-            "7e0",
-            "\"7\"",
-            "+7",
-            "7\0\0",
-            "\u{feff}7\r\n",
-        ] {
+        for text in ["7", " 7\n", "007", "7.0", "7.", "7e0", "\"7\"", "+7", "7\0\0", "\u{feff}7\r\n"] {
             assert_eq!(read_text(text), Text::Whole(7), "{text:?}");
         }
         for text in ["1.5", "-0.5", "1e400", "99999999999999999999"] {
@@ -260,17 +227,7 @@ mod tests {
         ] {
             assert_eq!(read_text(text), Text::Name(name), "{text}");
         }
-        for text in [
-            "",
-            " \n",
-            "\"\"",
-            "[1, 2]",
-            "{\"label\": 3}",
-            "a\nb",
-            "3,4",
-            "1 | 0",
-            "0.5;0.5",
-        ] {
+        for text in ["", " \n", "\"\"", "[1, 2]", "{\"label\": 3}", "a\nb", "3,4", "1 | 0", "0.5;0.5"] {
             assert_eq!(read_text(text), Text::Other, "{text:?}");
         }
     }
@@ -278,15 +235,10 @@ mod tests {
     #[test]
     fn names_are_numbered_in_the_order_of_their_bytes() {
         let mut names = Names::default();
-        let classes: Vec<_> = ["dog", "cat", "dog", "Ant"]
-            .iter()
-            .map(|name| names.add(name).unwrap())
-            .collect();
+        let classes: Vec<_> = ["dog", "cat", "dog", "Ant"].iter().map(|name| names.add(name).unwrap()).collect();
         let (sorted, places) = names.sorted();
         assert_eq!(sorted, ["Ant", "cat", "dog"]);
-        let labels: Vec<_> = (classes.iter())
-            .map(|index| places[*index as usize])
-            .collect();
+        let labels: Vec<_> = (classes.iter()).map(|index| places[*index as usize]).collect();
         assert_eq!(labels, [2, 1, 2, 0]);
     }
 }

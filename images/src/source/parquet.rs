@@ -68,16 +68,8 @@ struct Place {
     row_in_group: usize,
 }
 
-pub(super) fn open(
-    paths: Vec<PathBuf>,
-    column: Option<&str>,
-    label: Option<&str>,
-) -> Result<Listing, SourceError> {
-    let mut opening = Opening {
-        column,
-        label_column: label,
-        ..Opening::default()
-    };
+pub(super) fn open(paths: Vec<PathBuf>, column: Option<&str>, label: Option<&str>) -> Result<Listing, SourceError> {
+    let mut opening = Opening { column, label_column: label, ..Opening::default() };
     let (mut tables, mut ranges) = (Vec::new(), Vec::new());
     let mut first: Option<Columns> = None;
     for path in &paths {
@@ -92,48 +84,25 @@ pub(super) fn open(
         ranges.push(start..opening.samples.len());
     }
     let columns = first.expect("a source has at least one file");
-    let Opening {
-        mut samples,
-        names,
-        unfit,
-        numbered,
-        named,
-        mut findings,
-        ..
-    } = opening;
+    let Opening { mut samples, names, unfit, numbered, named, mut findings, .. } = opening;
     let mut label_names = columns.label_names;
     if let Some(unfit) = unfit {
         findings.note(unfit);
         label_names.clear();
         samples.iter_mut().for_each(|sample| sample.label = None);
     } else if let (Some(number), Some(name)) = (numbered, named.as_ref()) {
-        return Err(SourceError::MixedLabels {
-            number,
-            name: name.clone(),
-        });
+        return Err(SourceError::MixedLabels { number, name: name.clone() });
     } else if named.is_some() {
         let (names, places) = names.sorted();
         label_names = names;
-        for label in samples
-            .iter_mut()
-            .filter_map(|sample| sample.label.as_mut())
-        {
+        for label in samples.iter_mut().filter_map(|sample| sample.label.as_mut()) {
             *label = places[*label as usize];
         }
     }
     qualify(&paths, &ranges, &mut samples)?;
-    let store = Tables {
-        files: ShardFiles::new(paths),
-        tables,
-        image_leaf: columns.image_leaf,
-        cache: Mutex::default(),
-    };
-    Ok(Listing {
-        samples,
-        label_names,
-        findings,
-        store: Store::Parquet(store),
-    })
+    let store =
+        Tables { files: ShardFiles::new(paths), tables, image_leaf: columns.image_leaf, cache: Mutex::default() };
+    Ok(Listing { samples, label_names, findings, store: Store::Parquet(store) })
 }
 
 /// What the files read so far hold together.
@@ -159,25 +128,18 @@ impl Opening<'_> {
     fn table(&mut self, path: &Path, file: &Arc<File>) -> Result<(Table, Columns), SourceError> {
         let first_sample = self.samples.len();
         let reader = Arc::new(Pread::new(path, file)?);
-        let metadata = ParquetMetaDataReader::new()
-            .parse_and_finish(&*reader)
-            .map_err(explain(path))?;
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(&*reader).map_err(explain(path))?;
         let columns = Columns::find(path, &metadata, self.column, self.label_column)?;
         let name = file_name(path)?;
         let file_len = reader.len();
         let (mut groups, mut row_in_file) = (Vec::new(), 0);
         for group in metadata.row_groups() {
-            let corrupt = |what: &str| SourceError::CorruptParquet {
-                path: path.to_path_buf(),
-                detail: what.to_owned(),
-            };
+            let corrupt =
+                |what: &str| SourceError::CorruptParquet { path: path.to_path_buf(), detail: what.to_owned() };
             // A number that is out of all proportion must not become an allocation. Eight rows to the byte is more than any image allows.
             let plausible = 0..=file_len.saturating_mul(8);
-            let rows = usize::try_from(group.num_rows())
-                .ok()
-                .filter(|&rows| plausible.contains(&(rows as u64)));
-            let rows =
-                rows.ok_or_else(|| corrupt("a row group claims an impossible number of rows"))?;
+            let rows = usize::try_from(group.num_rows()).ok().filter(|&rows| plausible.contains(&(rows as u64)));
+            let rows = rows.ok_or_else(|| corrupt("a row group claims an impossible number of rows"))?;
             let bytes = u64::try_from(group.column(columns.image_leaf).uncompressed_size())
                 .map_err(|_| corrupt("a column has a negative size"))?;
             let values = match &columns.label {
@@ -197,27 +159,13 @@ impl Opening<'_> {
                     }
                     _ => None,
                 };
-                self.samples.push(Sample {
-                    key: format!("{name}/{row}").into_boxed_str(),
-                    label,
-                    bytes,
-                });
+                self.samples.push(Sample { key: format!("{name}/{row}").into_boxed_str(), label, bytes });
             }
-            groups.push(RowGroup {
-                first_row: row_in_file,
-                page_starts: OnceLock::new(),
-            });
+            groups.push(RowGroup { first_row: row_in_file, page_starts: OnceLock::new() });
             row_in_file += rows;
         }
         self.report(path, name, &columns, row_in_file as u64);
-        Ok((
-            Table {
-                metadata: Arc::new(metadata),
-                first_sample,
-                groups,
-            },
-            columns,
-        ))
+        Ok((Table { metadata: Arc::new(metadata), first_sample, groups }, columns))
     }
 
     /// The label of a row; an index where it is a name. What no class can be in a column that is not of integers makes the column no
@@ -252,13 +200,9 @@ impl Opening<'_> {
                     member: format!("row {row}"),
                     found: number.to_string(),
                 }),
-                _ => unfit(&format!(
-                    "{number} is not a whole number from 0 to 2147483647"
-                )),
+                _ => unfit(&format!("{number} is not a whole number from 0 to 2147483647")),
             },
-            Value::Unfit(found) => unfit(&format!(
-                "{found} is not a whole number from 0 to 2147483647"
-            )),
+            Value::Unfit(found) => unfit(&format!("{found} is not a whole number from 0 to 2147483647")),
             Value::Text(text) => {
                 let Ok(text) = std::str::from_utf8(text.data()) else {
                     return unfit("bytes that are not UTF-8");
@@ -312,16 +256,11 @@ impl Opening<'_> {
             });
         }
         for (column, what) in &columns.unread_labels {
-            self.findings.note(format!(
-                "column `{column}` is {what}, which cannot be a class, and is not read as labels"
-            ));
+            self.findings
+                .note(format!("column `{column}` is {what}, which cannot be a class, and is not read as labels"));
         }
         for column in &columns.others {
-            *self
-                .findings
-                .others
-                .entry(format!("column `{column}`"))
-                .or_default() += 1;
+            *self.findings.others.entry(format!("column `{column}`")).or_default() += 1;
         }
     }
 }
@@ -339,27 +278,15 @@ impl Tables {
 
     pub(super) fn place(&self, index: usize) -> String {
         let place = self.locate(index);
-        format!(
-            "{}, row {}",
-            self.files.path(place.table).display(),
-            place.row_in_file
-        )
+        format!("{}, row {}", self.files.path(place.table).display(), place.row_in_file)
     }
 
     fn locate(&self, index: usize) -> Place {
-        let table = self
-            .tables
-            .partition_point(|table| table.first_sample <= index)
-            - 1;
+        let table = self.tables.partition_point(|table| table.first_sample <= index) - 1;
         let row_in_file = index - self.tables[table].first_sample;
         let groups = &self.tables[table].groups;
         let group = groups.partition_point(|group| group.first_row <= row_in_file) - 1;
-        Place {
-            table,
-            group,
-            row_in_file,
-            row_in_group: row_in_file - groups[group].first_row,
-        }
+        Place { table, group, row_in_file, row_in_group: row_in_file - groups[group].first_row }
     }
 
     fn read_row(&self, path: &Path, place: &Place) -> Result<Vec<u8>, SourceError> {
@@ -384,26 +311,15 @@ impl Tables {
         let page = self.page((place.table, place.group, page), || {
             Page::read(reader()?, chunk, rows, start..end).map_err(explain(path))
         })?;
-        let no_bytes = || SourceError::NoBytes {
-            path: path.to_path_buf(),
-            row: place.row_in_file as u64,
-        };
+        let no_bytes = || SourceError::NoBytes { path: path.to_path_buf(), row: place.row_in_file as u64 };
         let bytes = page.row(place.row_in_group - start).ok_or_else(no_bytes)?;
-        check_length(
-            path,
-            || format!("row {}", place.row_in_file),
-            bytes.len() as u64,
-        )?;
+        check_length(path, || format!("row {}", place.row_in_file), bytes.len() as u64)?;
         Ok(bytes.to_vec())
     }
 
     /// A page from the cache, or read now. Threads that want the same page at once read it once; threads that want others do not
     /// wait for them.
-    fn page(
-        &self,
-        id: PageId,
-        read: impl FnOnce() -> Result<Page, SourceError>,
-    ) -> Result<Arc<Page>, SourceError> {
+    fn page(&self, id: PageId, read: impl FnOnce() -> Result<Page, SourceError>) -> Result<Arc<Page>, SourceError> {
         let slot = {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             let slot = match cache.iter().position(|(other, _)| *other == id) {
@@ -427,14 +343,8 @@ impl Tables {
 
     #[cfg(test)]
     pub(super) fn bytes_kept(&self) -> usize {
-        let cache = self
-            .cache
-            .lock()
-            .expect("no test panics while it holds the lock");
-        cache
-            .iter()
-            .filter_map(|(_, slot)| slot.0.lock().ok()?.as_ref().map(|page| page.bytes()))
-            .sum()
+        let cache = self.cache.lock().expect("no test panics while it holds the lock");
+        cache.iter().filter_map(|(_, slot)| slot.0.lock().ok()?.as_ref().map(|page| page.bytes())).sum()
     }
 
     /// Forgets the pages used longest ago, until the others fit. Those that are being read now count nothing yet.
@@ -442,12 +352,7 @@ impl Tables {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held = 0;
         let keep = cache.iter().position(|(_, slot)| {
-            held += slot
-                .0
-                .try_lock()
-                .ok()
-                .and_then(|content| content.as_ref().map(|page| page.bytes()))
-                .unwrap_or(0);
+            held += slot.0.try_lock().ok().and_then(|content| content.as_ref().map(|page| page.bytes())).unwrap_or(0);
             held > CACHE_BYTES
         });
         if let Some(keep) = keep {
@@ -461,25 +366,14 @@ fn hive_partition(path: &Path) -> Option<String> {
     let folders = path.parent()?.components().rev();
     let mut names = folders.filter_map(|folder| folder.as_os_str().to_str());
     names
-        .find(|name| {
-            name.split_once('=')
-                .is_some_and(|(column, _)| is_like_a_label(column))
-        })
+        .find(|name| name.split_once('=').is_some_and(|(column, _)| is_like_a_label(column)))
         .and_then(|name| name.split_once('='))
         .map(|(column, _)| format!("{column}=..."))
 }
 
 /// Calls the `parquet` crate, whose panics on malformed files become errors.
-fn guarded<T>(
-    path: &Path,
-    parser: impl FnOnce() -> Result<T, SourceError>,
-) -> Result<T, SourceError> {
-    catch_panics(parser).unwrap_or_else(|detail| {
-        Err(SourceError::CorruptParquet {
-            path: path.to_path_buf(),
-            detail,
-        })
-    })
+fn guarded<T>(path: &Path, parser: impl FnOnce() -> Result<T, SourceError>) -> Result<T, SourceError> {
+    catch_panics(parser).unwrap_or_else(|detail| Err(SourceError::CorruptParquet { path: path.to_path_buf(), detail }))
 }
 
 /// Tells a failing disk from a malformed file.
@@ -487,22 +381,12 @@ fn explain(path: &Path) -> impl FnOnce(ParquetError) -> SourceError {
     let path = path.to_path_buf();
     move |error| match error {
         ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
-            Ok(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => SourceError::Io {
-                path,
-                source: *source,
-            },
-            Ok(source) => SourceError::CorruptParquet {
-                path,
-                detail: source.to_string(),
-            },
-            Err(cause) => SourceError::CorruptParquet {
-                path,
-                detail: cause.to_string(),
-            },
+            Ok(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
+                SourceError::Io { path, source: *source }
+            }
+            Ok(source) => SourceError::CorruptParquet { path, detail: source.to_string() },
+            Err(cause) => SourceError::CorruptParquet { path, detail: cause.to_string() },
         },
-        error => SourceError::CorruptParquet {
-            path,
-            detail: error.to_string(),
-        },
+        error => SourceError::CorruptParquet { path, detail: error.to_string() },
     }
 }

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::findings::{
-    Candidate, Findings, extension, is_image_extension, picture_reason, starts_of,
-};
+use super::findings::{Candidate, Findings, extension, is_image_extension, picture_reason, starts_of};
 use super::io_error;
 use super::splits::{self, Splits};
 use crate::SourceError;
@@ -35,8 +33,7 @@ pub fn lies_in(path: &Path, spec: &str) -> bool {
         Some((folder, _)) if !Path::new(spec).exists() => folder,
         _ => spec,
     };
-    let (Ok(folder), Ok(path)) = (Path::new(folder).canonicalize(), std::path::absolute(path))
-    else {
+    let (Ok(folder), Ok(path)) = (Path::new(folder).canonicalize(), std::path::absolute(path)) else {
         return false;
     };
     if !folder.is_dir() {
@@ -73,36 +70,21 @@ fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, Source
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => return resolve_folder(path, findings),
         Ok(_) => return shards(spec, vec![path.to_path_buf()]),
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) => {}
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
         Err(e) => return Err(io_error(path)(e)),
     }
-    let bad_pattern = |detail: String| SourceError::BadPattern {
-        spec: spec.to_owned(),
-        detail,
-    };
+    let bad_pattern = |detail: String| SourceError::BadPattern { spec: spec.to_owned(), detail };
     let mut paths = Vec::new();
     for pattern in expand_braces(spec).map_err(bad_pattern)? {
         if pattern.contains(['*', '?', '[']) {
             let found = glob::glob(&pattern).map_err(|e| bad_pattern(e.to_string()))?;
-            let mut found: Vec<PathBuf> =
-                found
-                    .collect::<Result<_, _>>()
-                    .map_err(|e| SourceError::Io {
-                        path: e.path().to_path_buf(),
-                        source: e.into(),
-                    })?;
+            let mut found: Vec<PathBuf> = found
+                .collect::<Result<_, _>>()
+                .map_err(|e| SourceError::Io { path: e.path().to_path_buf(), source: e.into() })?;
             if found.is_empty() {
                 return Err(SourceError::NotFound { spec: pattern });
             }
-            found.sort_unstable_by(|a, b| {
-                a.as_os_str()
-                    .as_encoded_bytes()
-                    .cmp(b.as_os_str().as_encoded_bytes())
-            });
+            found.sort_unstable_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
             paths.append(&mut found);
         } else if Path::new(&pattern).exists() {
             paths.push(pattern.into());
@@ -117,10 +99,7 @@ fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, Source
         }
     }
     if splits.is_choice() {
-        findings.note(format!(
-            "takes the files of several splits as one data set: {}",
-            splits.list("file")
-        ));
+        findings.note(format!("takes the files of several splits as one data set: {}", splits.list("file")));
     }
     shards(spec, paths)
 }
@@ -168,10 +147,7 @@ fn resolve_folder(root: &Path, findings: &mut Findings) -> Result<Resolved, Sour
     }
     beside.retain(|candidate| candidate.path.is_file());
     for (candidate, start) in beside.iter().zip(starts_of(&beside)) {
-        findings.file(
-            candidate.key.clone(),
-            picture_reason(&candidate.key, &start),
-        );
+        findings.file(candidate.key.clone(), picture_reason(&candidate.key, &start));
     }
     findings.skipped.sort_by(|a, b| a.key.cmp(&b.key));
 
@@ -189,11 +165,7 @@ fn resolve_folder(root: &Path, findings: &mut Findings) -> Result<Resolved, Sour
         return Err(SourceError::Splits {
             splits: splits.list("file"),
             choices: splits.patterns(folder.trim_end_matches('/')).join("`, `"),
-            all: format!(
-                "{}/*.{}",
-                folder.trim_end_matches('/'),
-                paths[0].extension().unwrap_or_default().display()
-            ),
+            all: format!("{}/*.{}", folder.trim_end_matches('/'), paths[0].extension().unwrap_or_default().display()),
             place: folder,
         });
     }
@@ -222,20 +194,9 @@ impl Shard {
 /// Shards of one kind.
 fn shards(spec: &str, paths: Vec<PathBuf>) -> Result<Resolved, SourceError> {
     let unlike = |expected| {
-        let kind = if expected == Shard::Tar {
-            "a .tar file"
-        } else {
-            "a .parquet file"
-        };
-        let path = paths
-            .iter()
-            .find(|path| Shard::of(path) != Some(expected))
-            .cloned();
-        path.map(|path| SourceError::UnknownKind {
-            spec: spec.to_owned(),
-            path,
-            expected: kind,
-        })
+        let kind = if expected == Shard::Tar { "a .tar file" } else { "a .parquet file" };
+        let path = paths.iter().find(|path| Shard::of(path) != Some(expected)).cloned();
+        path.map(|path| SourceError::UnknownKind { spec: spec.to_owned(), path, expected: kind })
     };
     match Shard::of(&paths[0]) {
         Some(kind) => match (unlike(kind), kind) {
@@ -261,11 +222,7 @@ fn expand_braces(pattern: &str) -> Result<Vec<String>, String> {
         };
     };
     let close = pattern[open..].find('}').ok_or("a `{` without a `}`")? + open;
-    let (head, inner, tail) = (
-        &pattern[..open],
-        &pattern[open + 1..close],
-        &pattern[close + 1..],
-    );
+    let (head, inner, tail) = (&pattern[..open], &pattern[open + 1..close], &pattern[close + 1..]);
     if inner.contains('{') || head.contains('}') {
         return Err("braces inside braces".to_owned());
     }
@@ -274,14 +231,7 @@ fn expand_braces(pattern: &str) -> Result<Vec<String>, String> {
         None => inner.split(',').map(str::to_owned).collect(),
     };
     let tails = expand_braces(tail)?;
-    Ok(choices
-        .iter()
-        .flat_map(|choice| {
-            tails
-                .iter()
-                .map(move |tail| format!("{head}{choice}{tail}"))
-        })
-        .collect())
+    Ok(choices.iter().flat_map(|choice| tails.iter().map(move |tail| format!("{head}{choice}{tail}"))).collect())
 }
 
 fn count(first: &str, last: &str) -> Result<Vec<String>, String> {
@@ -297,14 +247,8 @@ fn count(first: &str, last: &str) -> Result<Vec<String>, String> {
         return Err(format!("`{{{first}..{last}}}` counts down"));
     }
     // As in a shell: zeros are kept when one of the ends has some to keep.
-    let padded = [first, last]
-        .iter()
-        .any(|digits| digits.len() > 1 && digits.starts_with('0'));
-    let width = if padded {
-        first.len().max(last.len())
-    } else {
-        0
-    };
+    let padded = [first, last].iter().any(|digits| digits.len() > 1 && digits.starts_with('0'));
+    let width = if padded { first.len().max(last.len()) } else { 0 };
     Ok((from..=to).map(|i| format!("{i:0width$}")).collect())
 }
 
@@ -314,9 +258,8 @@ mod tests {
 
     #[test]
     fn braces_expand_as_in_a_shell() {
-        let check = |pattern: &str, expected: &[&str]| {
-            assert_eq!(expand_braces(pattern).unwrap(), expected, "{pattern}")
-        };
+        let check =
+            |pattern: &str, expected: &[&str]| assert_eq!(expand_braces(pattern).unwrap(), expected, "{pattern}");
         check("plain.tar", &["plain.tar"]);
         check("{8..11}", &["8", "9", "10", "11"]);
         check("a-{008..010}.tar", &["a-008.tar", "a-009.tar", "a-010.tar"]);
@@ -327,17 +270,7 @@ mod tests {
 
     #[test]
     fn braces_that_mean_nothing_are_refused() {
-        for pattern in [
-            "a{",
-            "a}",
-            "{a{b}}",
-            "{1..x}",
-            "{3..2}",
-            "{..2}",
-            "{-1..2}",
-            "{0..99999999999}",
-            "a}{b",
-        ] {
+        for pattern in ["a{", "a}", "{a{b}}", "{1..x}", "{3..2}", "{..2}", "{-1..2}", "{0..99999999999}", "a}{b"] {
             assert!(expand_braces(pattern).is_err(), "{pattern}");
         }
     }

@@ -49,16 +49,11 @@ const NEUTRAL: [&str; 14] = [
 ];
 
 fn words(name: &str) -> impl Iterator<Item = String> + '_ {
-    name.split(|c: char| !c.is_alphabetic())
-        .filter(|word| !word.is_empty())
-        .map(str::to_lowercase)
+    name.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).map(str::to_lowercase)
 }
 
 fn split_of_word(word: &str) -> Option<&'static str> {
-    WORDS
-        .iter()
-        .find(|(known, _)| *known == word)
-        .map(|(_, split)| *split)
+    WORDS.iter().find(|(known, _)| *known == word).map(|(_, split)| *split)
 }
 
 /// The split that a folder's name stands for: `train`, `val2017`, `ILSVRC2012_img_train`. A folder `train station` is a class.
@@ -81,9 +76,7 @@ pub(super) fn of_folder(name: &str) -> Option<&'static str> {
 /// `en-00000-of-00002.parquet`, as Hugging Face names splits.
 pub(super) fn of_shard(name: &str) -> Option<String> {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    let by_word: Vec<&str> = words(stem)
-        .filter_map(|word| split_of_word(&word))
-        .collect();
+    let by_word: Vec<&str> = words(stem).filter_map(|word| split_of_word(&word)).collect();
     if let [first, rest @ ..] = by_word.as_slice()
         && rest.iter().all(|other| other == first)
     {
@@ -92,9 +85,7 @@ pub(super) fn of_shard(name: &str) -> Option<String> {
     let parts: Vec<&str> = stem.rsplitn(4, '-').collect();
     let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
     match parts.as_slice() {
-        [total, "of", number, split] if is_number(total) && is_number(number) => {
-            Some((*split).to_owned())
-        }
+        [total, "of", number, split] if is_number(total) && is_number(number) => Some((*split).to_owned()),
         _ => by_word.first().map(|_| by_word.join("-")),
     }
 }
@@ -107,10 +98,7 @@ pub(super) struct Splits {
 
 impl Splits {
     pub(super) fn add(&mut self, split: impl Into<String>, name: impl Into<String>) {
-        self.by_split
-            .entry(split.into())
-            .or_default()
-            .push(name.into());
+        self.by_split.entry(split.into()).or_default().push(name.into());
     }
 
     /// Whether there is more than one.
@@ -136,11 +124,7 @@ impl Splits {
         self.by_split
             .iter()
             .map(|(split, names)| {
-                let others = self
-                    .by_split
-                    .iter()
-                    .filter(|(other, _)| *other != split)
-                    .flat_map(|(_, names)| names);
+                let others = self.by_split.iter().filter(|(other, _)| *other != split).flat_map(|(_, names)| names);
                 format!("{folder}/{}", pattern(names, others))
             })
             .collect()
@@ -202,15 +186,7 @@ mod tests {
         ] {
             assert_eq!(of_folder(name), Some(split), "{name}");
         }
-        for name in [
-            "cat",
-            "train station",
-            "bullet_train",
-            "test tube",
-            "valley",
-            "n01440764",
-            "0",
-        ] {
+        for name in ["cat", "train station", "bullet_train", "test tube", "valley", "n01440764", "0"] {
             assert_eq!(of_folder(name), None, "{name}");
         }
     }
@@ -229,13 +205,7 @@ mod tests {
         ] {
             assert_eq!(split(name).as_deref(), Some(expected), "{name}");
         }
-        for name in [
-            "0000.parquet",
-            "part_8.tar",
-            "trains.tar",
-            "latest.tar",
-            "cc3m-00001.tar",
-        ] {
+        for name in ["0000.parquet", "part_8.tar", "trains.tar", "latest.tar", "cc3m-00001.tar"] {
             assert_eq!(split(name), None, "{name}");
         }
     }
@@ -243,19 +213,10 @@ mod tests {
     #[test]
     fn a_pattern_means_one_split() {
         let mut splits = Splits::default();
-        for name in [
-            "train-000.tar",
-            "train-001.tar",
-            "test.tar",
-            "trainval-0.tar",
-            "trainval-1.tar",
-        ] {
+        for name in ["train-000.tar", "train-001.tar", "test.tar", "trainval-0.tar", "trainval-1.tar"] {
             splits.add(of_shard(name).unwrap(), name);
         }
-        assert_eq!(
-            splits.patterns("d"),
-            ["d/test.tar", "d/train-*.tar", "d/trainval-*.tar"]
-        );
+        assert_eq!(splits.patterns("d"), ["d/test.tar", "d/train-*.tar", "d/trainval-*.tar"]);
         let mut splits = Splits::default();
         for name in ["a_train.tar", "b_train.tar", "a_test.tar", "b_test.tar"] {
             splits.add(of_shard(name).unwrap(), name);
@@ -265,9 +226,6 @@ mod tests {
         for name in ["1train.tar", "train2.tar", "1test.tar"] {
             splits.add(of_shard(name).unwrap(), name);
         }
-        assert_eq!(
-            splits.patterns("d"),
-            ["d/1test.tar", "d/{1train.tar,train2.tar}"]
-        );
+        assert_eq!(splits.patterns("d"), ["d/1test.tar", "d/{1train.tar,train2.tar}"]);
     }
 }

@@ -26,9 +26,7 @@ use tar::{Archive, EntryType};
 
 use self::ends::{BLOCK, Behind, compression, is_header, malformed, truncated};
 use super::files::{ShardFiles, qualify};
-use super::findings::{
-    Findings, extension, is_image_extension, is_picture_extension, is_readable, picture_reason,
-};
+use super::findings::{Findings, extension, is_image_extension, is_picture_extension, is_readable, picture_reason};
 use super::labels::{Names, Text, is_like_a_label, list, read_text};
 use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
@@ -62,15 +60,10 @@ impl Shards {
         let path = self.files.path(member.shard as usize);
         check_length(path, || key.to_owned(), member.bytes)?;
         let mut data = vec![0; member.bytes as usize];
-        self.files
-            .get(member.shard as usize)?
-            .read_exact_at(&mut data, member.offset)
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    truncated(path, format!("`{key}` ends past the end of the file"))
-                }
-                _ => io_error(path)(e),
-            })?;
+        self.files.get(member.shard as usize)?.read_exact_at(&mut data, member.offset).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => truncated(path, format!("`{key}` ends past the end of the file")),
+            _ => io_error(path)(e),
+        })?;
         Ok(data)
     }
 
@@ -80,11 +73,7 @@ impl Shards {
 
     pub(super) fn place(&self, index: usize) -> String {
         let member = &self.members[index];
-        format!(
-            "{} at byte {}",
-            self.files.path(member.shard as usize).display(),
-            member.offset
-        )
+        format!("{} at byte {}", self.files.path(member.shard as usize).display(), member.offset)
     }
 }
 
@@ -93,56 +82,30 @@ pub(super) fn open(
     pattern: Option<&Pattern>,
     field: Option<&str>,
 ) -> Result<Listing, SourceError> {
-    let mut shards = Opening {
-        pattern,
-        field,
-        ..Opening::default()
-    };
+    let mut shards = Opening { pattern, field, ..Opening::default() };
     let (mut members, mut ranges) = (Vec::new(), Vec::new());
     for (shard, path) in paths.iter().enumerate() {
         let shard = u32::try_from(shard).expect("fewer than 2^32 shards");
         let first = shards.samples.len();
         for (offset, bytes) in shards.shard(path)? {
-            members.push(Member {
-                shard,
-                offset,
-                bytes,
-            });
+            members.push(Member { shard, offset, bytes });
         }
         ranges.push(first..shards.samples.len());
     }
     shards.refuse_missing_field(&paths)?;
     shards.report_labels();
-    let Opening {
-        mut samples,
-        names,
-        numbered,
-        named,
-        findings,
-        ..
-    } = shards;
+    let Opening { mut samples, names, numbered, named, findings, .. } = shards;
     if let (Some(number), Some(name)) = (numbered, named) {
         return Err(SourceError::MixedLabels { number, name });
     }
     let (label_names, places) = names.sorted();
     if !places.is_empty() {
-        for label in samples
-            .iter_mut()
-            .filter_map(|sample| sample.label.as_mut())
-        {
+        for label in samples.iter_mut().filter_map(|sample| sample.label.as_mut()) {
             *label = places[*label as usize];
         }
     }
     qualify(&paths, &ranges, &mut samples)?;
-    Ok(Listing {
-        samples,
-        label_names,
-        findings,
-        store: Store::Tar(Shards {
-            files: ShardFiles::new(paths),
-            members,
-        }),
-    })
+    Ok(Listing { samples, label_names, findings, store: Store::Tar(Shards { files: ShardFiles::new(paths), members }) })
 }
 
 /// What the shards read so far hold together.
@@ -232,25 +195,17 @@ impl Opening<'_> {
         let (mut places, mut taken) = (Vec::new(), HashSet::new());
         for (image, key) in images.iter().zip(in_key) {
             let Some(key) = key else { continue };
-            let label = [&*image.name, image.stem(), image.sample()]
-                .into_iter()
-                .find_map(|stem| labels.get_key_value(stem));
+            let label =
+                [&*image.name, image.stem(), image.sample()].into_iter().find_map(|stem| labels.get_key_value(stem));
             let label = match label {
                 None => None,
                 Some((stem, label)) => {
                     taken.insert(stem.as_str());
-                    *self
-                        .used
-                        .entry(label.member[stem.len()..].to_owned())
-                        .or_default() += 1;
+                    *self.used.entry(label.member[stem.len()..].to_owned()).or_default() += 1;
                     Some(self.take(path, shard, label)?)
                 }
             };
-            self.samples.push(Sample {
-                key: format!("{shard}/{key}").into_boxed_str(),
-                label,
-                bytes: image.bytes,
-            });
+            self.samples.push(Sample { key: format!("{shard}/{key}").into_boxed_str(), label, bytes: image.bytes });
             places.push((image.offset, image.bytes));
         }
         for (stem, label) in &labels {
@@ -283,8 +238,7 @@ impl Opening<'_> {
 
     /// A field that was asked for and that no image has is a slip of the pen, and not a data set without labels.
     fn refuse_missing_field(&self, paths: &[PathBuf]) -> Result<(), SourceError> {
-        let (Some(field), true, Some(path)) = (self.field, self.used.is_empty(), paths.first())
-        else {
+        let (Some(field), true, Some(path)) = (self.field, self.used.is_empty(), paths.first()) else {
             return Ok(());
         };
         let others: Vec<_> = self.passed.keys().chain(self.worded.keys()).collect();
@@ -317,8 +271,7 @@ impl Opening<'_> {
                 *self.passed.entry(field).or_default() += count;
             }
         }
-        self.passed
-            .retain(|field, _| !self.used.contains_key(field) || self.used.len() > 1);
+        self.passed.retain(|field, _| !self.used.contains_key(field) || self.used.len() > 1);
         let Some(first) = self.passed.keys().next() else {
             return;
         };
@@ -367,10 +320,7 @@ impl Opening<'_> {
                 if stem != sample && by_stem.contains_key(sample) {
                     let field = &image.name[sample.len()..];
                     skipped_field.get_or_insert_with(|| field.to_owned());
-                    self.findings.skip(
-                        format!("{shard}/{}", image.name),
-                        "further image of a sample",
-                    );
+                    self.findings.skip(format!("{shard}/{}", image.name), "further image of a sample");
                     return None;
                 }
                 Some(stem)
@@ -385,13 +335,7 @@ impl Opening<'_> {
     }
 
     /// Reads all headers of a shard, of however many archives it was joined.
-    fn members(
-        &mut self,
-        path: &Path,
-        shard: &str,
-        file: &File,
-        index: &mut Index,
-    ) -> Result<(), SourceError> {
+    fn members(&mut self, path: &Path, shard: &str, file: &File, index: &mut Index) -> Result<(), SourceError> {
         let file_len = file.metadata().map_err(io_error(path))?.len();
         let mut start = [0; BLOCK as usize];
         if file.read_exact_at(&mut start, 0).is_ok() && !is_header(&start) {
@@ -406,10 +350,7 @@ impl Opening<'_> {
         let mut end = 0;
         let mut archive = Archive::new(file);
         archive.set_ignore_zeros(true);
-        for entry in archive
-            .entries_with_seek()
-            .map_err(|e| malformed(path, file_len, end, e))?
-        {
+        for entry in archive.entries_with_seek().map_err(|e| malformed(path, file_len, end, e))? {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
@@ -436,75 +377,40 @@ impl Opening<'_> {
             };
             let (offset, bytes) = (entry.raw_file_position(), entry.size());
             let name = entry.path_bytes().into_owned();
-            end = offset
-                .checked_add(bytes)
-                .filter(|&end| end <= file_len)
-                .ok_or_else(|| {
-                    truncated(
-                        path,
-                        format!(
-                            "member `{}` ends past the file's {file_len} bytes",
-                            String::from_utf8_lossy(&name)
-                        ),
-                    )
-                })?;
-            let member = Found {
-                path,
-                shard,
-                file,
-                kind: entry.header().entry_type(),
-                offset,
-                bytes,
-            };
+            end = offset.checked_add(bytes).filter(|&end| end <= file_len).ok_or_else(|| {
+                truncated(
+                    path,
+                    format!("member `{}` ends past the file's {file_len} bytes", String::from_utf8_lossy(&name)),
+                )
+            })?;
+            let member = Found { path, shard, file, kind: entry.header().entry_type(), offset, bytes };
             self.member(index, member, &name)?;
         }
         // Two blocks of zeros end an archive. Without this check, a file cut off between two members would pass for a shorter one.
         let mut marker = [1; BLOCK as usize];
         let at = end.next_multiple_of(BLOCK);
         if file.read_exact_at(&mut marker, at).is_err() || marker.iter().any(|&byte| byte != 0) {
-            return Err(truncated(
-                path,
-                format!("there is no end-of-archive mark at byte {at}"),
-            ));
+            return Err(truncated(path, format!("there is no end-of-archive mark at byte {at}")));
         }
         Ok(())
     }
 
-    fn member(
-        &mut self,
-        index: &mut Index,
-        found: Found<'_>,
-        name: &[u8],
-    ) -> Result<(), SourceError> {
+    fn member(&mut self, index: &mut Index, found: Found<'_>, name: &[u8]) -> Result<(), SourceError> {
         let name = name.strip_prefix(b"./").unwrap_or(name);
         if found.kind == EntryType::Directory || name.ends_with(b"/") {
             return Ok(());
         }
         let lossy = String::from_utf8_lossy(name);
-        let is_hidden = lossy
-            .rsplit('/')
-            .next()
-            .unwrap_or_default()
-            .starts_with('.');
+        let is_hidden = lossy.rsplit('/').next().unwrap_or_default().starts_with('.');
         let is_matched = self.pattern.is_none_or(|pattern| pattern.matches(&lossy));
         let is_file = matches!(found.kind, EntryType::Regular | EntryType::Continuous);
         let is_link = matches!(found.kind, EntryType::Link | EntryType::Symlink);
-        let is_image =
-            !is_hidden && is_matched && extension(&lossy).is_some_and(is_image_extension);
-        let label = (!is_hidden)
-            .then(|| label_field(&lossy, self.field))
-            .flatten();
+        let is_image = !is_hidden && is_matched && extension(&lossy).is_some_and(is_image_extension);
+        let label = (!is_hidden).then(|| label_field(&lossy, self.field)).flatten();
         let refuse = |what: &str| {
-            Err(SourceError::CorruptTar {
-                path: found.path.to_path_buf(),
-                detail: format!("`{lossy}` {what}"),
-            })
+            Err(SourceError::CorruptTar { path: found.path.to_path_buf(), detail: format!("`{lossy}` {what}") })
         };
-        let utf8 = || {
-            std::str::from_utf8(name).map_err(|_| SourceError::NotUtf8 {
-                path: found.path.join(&*lossy),
-            })
-        };
+        let utf8 = || std::str::from_utf8(name).map_err(|_| SourceError::NotUtf8 { path: found.path.join(&*lossy) });
         if let Some((stem, rank)) = label {
             if is_link {
                 return refuse(
@@ -522,10 +428,7 @@ impl Opening<'_> {
                 return Ok(());
             }
             let mut start = vec![0; found.bytes.min(SNIFF_BYTES as u64) as usize];
-            found
-                .file
-                .read_exact_at(&mut start, found.offset)
-                .map_err(io_error(found.path))?;
+            found.file.read_exact_at(&mut start, found.offset).map_err(io_error(found.path))?;
             let is_picture = extension(&lossy).is_some_and(is_picture_extension);
             if !is_hidden && !is_picture && found.bytes <= MAX_WORD_BYTES {
                 self.possible_label(&lossy, &start);
@@ -533,24 +436,18 @@ impl Opening<'_> {
             if !(self.pattern.is_some() && is_matched && is_readable(&lossy, &start)) {
                 if is_matched {
                     let reason = picture_reason(&lossy, &start);
-                    self.findings
-                        .file(format!("{}/{lossy}", found.shard), reason);
+                    self.findings.file(format!("{}/{lossy}", found.shard), reason);
                 }
                 return Ok(());
             }
         } else if is_link {
             // What it leads to is a member of its own, or outside the archive.
-            self.findings
-                .skip(format!("{}/{lossy}", found.shard), "link, not followed");
+            self.findings.skip(format!("{}/{lossy}", found.shard), "link, not followed");
             return Ok(());
         } else if !is_file {
             return refuse("is not a plain file");
         }
-        index.images.push(Image {
-            name: utf8()?.to_owned(),
-            offset: found.offset,
-            bytes: found.bytes,
-        });
+        index.images.push(Image { name: utf8()?.to_owned(), offset: found.offset, bytes: found.bytes });
         Ok(())
     }
 
@@ -581,19 +478,13 @@ impl Opening<'_> {
         rank: usize,
     ) -> Result<(), SourceError> {
         let mut text = vec![0; found.bytes.min(MAX_LABEL_BYTES) as usize];
-        found
-            .file
-            .read_exact_at(&mut text, found.offset)
-            .map_err(io_error(found.path))?;
+        found.file.read_exact_at(&mut text, found.offset).map_err(io_error(found.path))?;
         let read = match std::str::from_utf8(&text) {
             Ok(text) if found.bytes <= MAX_LABEL_BYTES => read_text(text),
             _ => Text::Other,
         };
         let told = match read {
-            Text::Whole(number) => i32::try_from(number)
-                .ok()
-                .filter(|&number| number >= 0)
-                .map(Told::Number),
+            Text::Whole(number) => i32::try_from(number).ok().filter(|&number| number >= 0).map(Told::Number),
             Text::Name(name) => Some(Told::Name(name.to_owned())),
             Text::Fraction | Text::Other => None,
         };
@@ -606,22 +497,14 @@ impl Opening<'_> {
                 ));
                 return Ok(());
             }
-            let found_text: String = String::from_utf8_lossy(&text)
-                .trim()
-                .chars()
-                .take(60)
-                .collect();
+            let found_text: String = String::from_utf8_lossy(&text).trim().chars().take(60).collect();
             return Err(SourceError::BadLabel {
                 path: found.path.to_path_buf(),
                 member: member.to_owned(),
                 found: found_text,
             });
         };
-        let label = Label {
-            rank,
-            member: member.to_owned(),
-            told,
-        };
+        let label = Label { rank, member: member.to_owned(), told };
         match index.labels.get(stem) {
             Some(other) if other.rank == rank => Err(SourceError::CorruptTar {
                 path: found.path.to_path_buf(),
@@ -689,9 +572,7 @@ fn label_field<'a>(name: &'a str, wanted: Option<&str>) -> Option<(&'a str, usiz
         (stem, field) = stem.rsplit_once('.')?;
         rank = LABEL_FIELDS.len();
     }
-    let field = LABEL_FIELDS
-        .iter()
-        .position(|known| field.eq_ignore_ascii_case(known))?;
+    let field = LABEL_FIELDS.iter().position(|known| field.eq_ignore_ascii_case(known))?;
     let base = stem.rsplit('/').next().unwrap_or(stem);
     (!base.is_empty()).then_some((stem, rank + field))
 }

@@ -1,7 +1,4 @@
-#![allow(
-    clippy::disallowed_methods,
-    reason = "tests make sources to be read, and nothing is published"
-)]
+#![allow(clippy::disallowed_methods, reason = "tests make sources to be read, and nothing is published")]
 
 mod classes;
 mod folder;
@@ -74,18 +71,8 @@ fn the_identity_covers_keys_lengths_and_labels_in_order() {
         open(root.path()).unwrap().identity()
     };
     let base = identity(&[("a/1.jpg", "xx"), ("b/2.jpg", "y")]);
-    assert_eq!(
-        base,
-        identity(&[
-            ("b/2.jpg", "z"),
-            ("a/1.jpg", "xx"),
-            ("b/notes.txt", "not an image")
-        ])
-    );
-    assert_eq!(
-        (base.kind.as_str(), base.samples, base.digest.len()),
-        ("folder", 2, 64)
-    );
+    assert_eq!(base, identity(&[("b/2.jpg", "z"), ("a/1.jpg", "xx"), ("b/notes.txt", "not an image")]));
+    assert_eq!((base.kind.as_str(), base.samples, base.digest.len()), ("folder", 2, 64));
     let others = [
         identity(&[("a/1.jpg", "xx"), ("b/3.jpg", "y")]),
         identity(&[("a/1.jpg", "xx"), ("b/2.jpg", "yy")]),
@@ -105,10 +92,7 @@ fn a_limit_keeps_the_first_samples_and_changes_the_identity() {
     let whole = open(root.path()).unwrap().identity();
     let limited = open(root.path()).unwrap().limit(2);
     assert_eq!(keys(&limited), ["a/1.png", "b/1.png"]);
-    assert_eq!(
-        (limited.find("b/1.png"), limited.find("c/1.png")),
-        (Some(1), None)
-    );
+    assert_eq!((limited.find("b/1.png"), limited.find("c/1.png")), (Some(1), None));
     assert_eq!(limited.label_names(), ["a", "b", "c"]);
     assert_eq!(limited.identity().samples, 2);
     assert_ne!(limited.identity().digest, whole.digest);
@@ -127,24 +111,15 @@ fn names_that_mean_nothing_are_refused() {
     missing(spec(&root.path().join("*.tar")));
     missing(spec(&root.path().join("{1..2}.tar")));
     let pattern = root.path().join("{1..x}.tar");
-    assert!(
-        matches!(open(&pattern), Err(SourceError::BadPattern { detail, .. }) if detail.contains("`x`"))
-    );
-    assert!(matches!(
-        open(root.path().join("[.tar")),
-        Err(SourceError::BadPattern { .. })
-    ));
+    assert!(matches!(open(&pattern), Err(SourceError::BadPattern { detail, .. }) if detail.contains("`x`")));
+    assert!(matches!(open(root.path().join("[.tar")), Err(SourceError::BadPattern { .. })));
 
     let text = write(root.path().join("list.txt"), "");
     assert!(matches!(open(&text), Err(SourceError::UnknownKind { path, .. }) if path == text));
     write(root.path().join("a.tar"), "");
     let table = write(root.path().join("b.parquet"), "");
     match open(root.path().join("?.*")) {
-        Err(SourceError::UnknownKind {
-            path,
-            expected: "a .tar file",
-            ..
-        }) => assert_eq!(path, table),
+        Err(SourceError::UnknownKind { path, expected: "a .tar file", .. }) => assert_eq!(path, table),
         other => panic!("{other:?}"),
     }
 }

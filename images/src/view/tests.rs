@@ -3,11 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn rrc(scale: [f64; 2], ratio: [f64; 2]) -> ViewPolicy {
-    ViewPolicy::Rrc {
-        scale,
-        ratio,
-        flip: 0.5,
-    }
+    ViewPolicy::Rrc { scale, ratio, flip: 0.5 }
 }
 
 fn inside(crop: CropBox, width: u32, height: u32) -> bool {
@@ -59,24 +55,13 @@ proptest! {
 fn crops_are_distributed_as_stated() {
     let n = 20_000u32;
     let views: Vec<_> = (0..n)
-        .map(|i| {
-            draw_view(
-                &rrc([0.2, 0.5], [0.75, 4.0 / 3.0]),
-                1,
-                &ContentHash::of(&i.to_le_bytes()),
-                0,
-                1000,
-                1000,
-            )
-        })
+        .map(|i| draw_view(&rrc([0.2, 0.5], [0.75, 4.0 / 3.0]), 1, &ContentHash::of(&i.to_le_bytes()), 0, 1000, 1000))
         .collect();
     let mean = |f: &dyn Fn(&View) -> f64| views.iter().map(f).sum::<f64>() / f64::from(n);
     let area = |v: &View| f64::from(v.crop.w) * f64::from(v.crop.h) / 1e6;
     // Five standard errors: the area's deviation is 0.3 / sqrt(12), the log ratio's ln(16/9) / sqrt(12).
     assert!((mean(&area) - 0.35).abs() < 5.0 * 0.0866 / 141.4);
-    assert!(
-        mean(&|v| (f64::from(v.crop.w) / f64::from(v.crop.h)).ln()).abs() < 5.0 * 0.166 / 141.4
-    );
+    assert!(mean(&|v| (f64::from(v.crop.w) / f64::from(v.crop.h)).ln()).abs() < 5.0 * 0.166 / 141.4);
     let place = |v: &View| f64::from(v.crop.x) / f64::from(1000 - v.crop.w);
     assert!((mean(&place) - 0.5).abs() < 5.0 * 0.29 / 141.4);
     assert!((mean(&|v| f64::from(u8::from(v.flip))) - 0.5).abs() < 5.0 * 0.5 / 141.4);
@@ -86,98 +71,25 @@ fn crops_are_distributed_as_stated() {
 
 #[test]
 fn an_image_too_long_for_every_try_falls_back_to_the_centre() {
-    let draw = |width, height| {
-        draw_view(
-            &ViewPolicy::rrc(),
-            0,
-            &ContentHash([7; 16]),
-            0,
-            width,
-            height,
-        )
-        .crop
-    };
-    assert_eq!(
-        draw(10, 1000),
-        CropBox {
-            x: 0,
-            y: 493,
-            w: 10,
-            h: 13
-        }
-    );
-    assert_eq!(
-        draw(1000, 10),
-        CropBox {
-            x: 493,
-            y: 0,
-            w: 13,
-            h: 10
-        }
-    );
-    assert_eq!(
-        draw(1, 1),
-        CropBox {
-            x: 0,
-            y: 0,
-            w: 1,
-            h: 1
-        }
-    );
+    let draw = |width, height| draw_view(&ViewPolicy::rrc(), 0, &ContentHash([7; 16]), 0, width, height).crop;
+    assert_eq!(draw(10, 1000), CropBox { x: 0, y: 493, w: 10, h: 13 });
+    assert_eq!(draw(1000, 10), CropBox { x: 493, y: 0, w: 13, h: 10 });
+    assert_eq!(draw(1, 1), CropBox { x: 0, y: 0, w: 1, h: 1 });
 }
 
 #[test]
 fn center_is_the_largest_square_and_full_is_everything() {
     let draw = |policy| draw_view(&policy, 9, &ContentHash([1; 16]), 3, 501, 375);
-    let centre = View {
-        index: 3,
-        crop: CropBox {
-            x: 63,
-            y: 0,
-            w: 375,
-            h: 375,
-        },
-        flip: false,
-    };
+    let centre = View { index: 3, crop: CropBox { x: 63, y: 0, w: 375, h: 375 }, flip: false };
     assert_eq!(draw(ViewPolicy::Center), centre);
-    assert_eq!(
-        draw(ViewPolicy::Full),
-        View {
-            index: 3,
-            crop: CropBox {
-                x: 0,
-                y: 0,
-                w: 501,
-                h: 375
-            },
-            flip: false
-        }
-    );
+    assert_eq!(draw(ViewPolicy::Full), View { index: 3, crop: CropBox { x: 0, y: 0, w: 501, h: 375 }, flip: false });
 }
 
 #[test]
 fn seed_content_and_index_all_move_the_box() {
-    let draw = |seed, hash, index| {
-        draw_view(
-            &ViewPolicy::rrc(),
-            seed,
-            &ContentHash(hash),
-            index,
-            4000,
-            3000,
-        )
-        .crop
-    };
+    let draw = |seed, hash, index| draw_view(&ViewPolicy::rrc(), seed, &ContentHash(hash), index, 4000, 3000).crop;
     let base = draw(1, [2; 16], 3);
     let mut last_byte = [2; 16];
     last_byte[15] = 3;
-    assert!(
-        [
-            draw(2, [2; 16], 3),
-            draw(1, last_byte, 3),
-            draw(1, [2; 16], 4)
-        ]
-        .iter()
-        .all(|other| *other != base)
-    );
+    assert!([draw(2, [2; 16], 3), draw(1, last_byte, 3), draw(1, [2; 16], 4)].iter().all(|other| *other != base));
 }

@@ -209,11 +209,7 @@ impl BackboneConfig {
                 sizes("encoder", &mcmae.depths, &shapes.depths)?;
                 let mlp_dims = [0, 1, 2].map(|i| mlp(mcmae.mlp_ratios[i], mcmae.embed_dims[i]));
                 sizes("encoder", &mlp_dims, &shapes.mlp_dims)?;
-                sizes(
-                    "encoder",
-                    &[height.saturating_mul(width)],
-                    &[shapes.num_patches.unwrap_or_default()],
-                )
+                sizes("encoder", &[height.saturating_mul(width)], &[shapes.num_patches.unwrap_or_default()])
             }
             Self::Tower(tower) => {
                 for (name, shape) in tower.landmarks() {
@@ -240,12 +236,8 @@ impl Backbone {
     pub(super) fn new(scope: &Scope, config: &BackboneConfig) -> Result<Self> {
         config.validate()?;
         Ok(match config {
-            BackboneConfig::Vit(vit) => {
-                Self::Encoder(Encoder::new(scope, &EncoderConfig::Vit(vit.clone()))?)
-            }
-            BackboneConfig::Mcmae(mcmae) => {
-                Self::Encoder(Encoder::new(scope, &EncoderConfig::Mcmae(*mcmae))?)
-            }
+            BackboneConfig::Vit(vit) => Self::Encoder(Encoder::new(scope, &EncoderConfig::Vit(vit.clone()))?),
+            BackboneConfig::Mcmae(mcmae) => Self::Encoder(Encoder::new(scope, &EncoderConfig::Mcmae(*mcmae))?),
             BackboneConfig::Tower(tower) => Self::Tower(Box::new(tower.network(scope))),
         })
     }

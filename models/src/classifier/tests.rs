@@ -31,9 +31,7 @@ fn golden(case: &str) -> Weights {
 }
 
 fn under(weights: &Weights, prefix: &str) -> BTreeMap<String, Tensor> {
-    let named = |(name, t): (&String, &Tensor)| {
-        Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone()))
-    };
+    let named = |(name, t): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone()));
     weights.tensors().iter().filter_map(named).collect()
 }
 
@@ -55,17 +53,11 @@ fn agrees_with_timm() {
         let loss = soft_target_cross_entropy(&scores, &expected["targets"]);
         for (what, found) in [("logits", &scores), ("loss", &loss.reshape([1]))] {
             let difference = relative_l2(found, &expected[what]);
-            assert!(
-                difference < TOLERANCE,
-                "{case}: {what} differs by {difference:e}"
-            );
+            assert!(difference < TOLERANCE, "{case}: {what} differs by {difference:e}");
         }
         loss.backward();
         let grads = under(&weights, "grad/");
-        assert!(
-            params.trainable().keys().eq(grads.keys()),
-            "{case}: other parameters are trained"
-        );
+        assert!(params.trainable().keys().eq(grads.keys()), "{case}: other parameters are trained");
         for (name, param) in params.trainable() {
             // The key third of this gradient is zero but for rounding: softmax does not see a constant added to a row's scores.
             let parts = |t: &Tensor| match name.ends_with("attn.qkv.bias") {
@@ -73,10 +65,7 @@ fn agrees_with_timm() {
                 false => t.shallow_clone(),
             };
             let difference = relative_l2(&parts(&param.grad()), &parts(&grads[&name]));
-            assert!(
-                difference < GRAD_TOLERANCE,
-                "{case}: the gradient of {name} differs by {difference:e}"
-            );
+            assert!(difference < GRAD_TOLERANCE, "{case}: the gradient of {name} differs by {difference:e}");
         }
     }
 }
@@ -87,8 +76,7 @@ fn label_smoothing_is_a_soft_target() {
     let scores = golden("mean").tensors()["logits"].shallow_clone();
     let labels = Tensor::from_slice(&[1i64, 0, 6]);
     let smoothed = labels.one_hot(7).to_kind(Kind::Float) * 0.9 + 0.1 / 7.0;
-    let expected =
-        scores.cross_entropy_loss(&labels, None::<Tensor>, tch::Reduction::Mean, -100, 0.1);
+    let expected = scores.cross_entropy_loss(&labels, None::<Tensor>, tch::Reduction::Mean, -100, 0.1);
     let found = soft_target_cross_entropy(&scores, &smoothed);
     assert!(relative_l2(&found, &expected) < TOLERANCE);
 }
@@ -97,17 +85,12 @@ fn label_smoothing_is_a_soft_target() {
 fn a_dropped_branch_of_every_block_leaves_the_patches_alone() {
     let params = ParamStore::new(Device::Cpu, 0);
     let classifier = Classifier::new(&params, &config(32), Pool::Mean, 7).unwrap();
-    params
-        .load("mean", &under(&golden("mean"), "param/"))
-        .unwrap();
+    params.load("mean", &under(&golden("mean"), "param/")).unwrap();
     let imgs = golden("mean").tensors()["imgs"].shallow_clone();
     let scores = |uniform: [f32; 4]| {
         let uniform = Tensor::from_slice(&uniform).view([1, 4]).repeat([3, 1]);
         let drop = DropPath::new(&uniform, &Tensor::from_slice(&[0.5f32; 4]));
-        let pass = Pass {
-            drop_path: Some(&drop),
-            ..Pass::default()
-        };
+        let pass = Pass { drop_path: Some(&drop), ..Pass::default() };
         classifier.forward(&imgs, &pass)
     };
     let none_kept = scores([0.0; 4]);
@@ -121,35 +104,19 @@ fn a_dropped_branch_of_every_block_leaves_the_patches_alone() {
 #[test]
 fn starts_from_a_pretrained_encoder() {
     let mut pretrained = under(&golden("cls"), "param/");
-    pretrained.insert(
-        "mask_token".into(),
-        Tensor::ones([1, 1, 4], (Kind::Float, Device::Cpu)),
-    );
-    pretrained.insert(
-        "decoder_pred.bias".into(),
-        Tensor::ones([4], (Kind::Float, Device::Cpu)),
-    );
+    pretrained.insert("mask_token".into(), Tensor::ones([1, 1, 4], (Kind::Float, Device::Cpu)));
+    pretrained.insert("decoder_pred.bias".into(), Tensor::ones([4], (Kind::Float, Device::Cpu)));
     for (pool, norm) in [(Pool::Mean, "fc_norm.weight"), (Pool::Cls, "norm.weight")] {
         let params = ParamStore::new(Device::Cpu, 0);
         Classifier::new(&params, &config(32), pool, 5).unwrap();
         start_from(&params, &config(32), "a file", &pretrained).unwrap();
         let own = params.tensors();
-        assert_eq!(
-            own["blocks.1.mlp.fc1.weight"],
-            pretrained["blocks.1.mlp.fc1.weight"].to_kind(Kind::Float)
-        );
-        assert_eq!(
-            own["pos_embed"],
-            pretrained["pos_embed"].to_kind(Kind::Float)
-        );
+        assert_eq!(own["blocks.1.mlp.fc1.weight"], pretrained["blocks.1.mlp.fc1.weight"].to_kind(Kind::Float));
+        assert_eq!(own["pos_embed"], pretrained["pos_embed"].to_kind(Kind::Float));
         let std = own["head.weight"].std(true).double_value(&[]);
         assert!((1e-5..3e-5).contains(&std), "{std}");
         assert_eq!(own["head.weight"].size(), [5, 24]);
-        let is_fresh = own[norm]
-            .eq_tensor(&own[norm].ones_like())
-            .all()
-            .int64_value(&[])
-            == 1;
+        let is_fresh = own[norm].eq_tensor(&own[norm].ones_like()).all().int64_value(&[]) == 1;
         assert_eq!(is_fresh, pool == Pool::Mean, "{norm}");
     }
 
@@ -158,10 +125,7 @@ fn starts_from_a_pretrained_encoder() {
     start_from(&params, &config(48), "a file", &pretrained).unwrap();
     let positions = params.get("pos_embed").unwrap();
     assert_eq!(positions.size(), [1, 1 + 36, 24]);
-    assert_eq!(
-        positions.get(0).get(0),
-        pretrained["pos_embed"].get(0).get(0).to_kind(Kind::Float)
-    );
+    assert_eq!(positions.get(0).get(0), pretrained["pos_embed"].get(0).get(0).to_kind(Kind::Float));
     let imgs = Tensor::zeros([1, 3, 48, 48], (Kind::Float, Device::Cpu));
     assert_eq!(classifier.forward(&imgs, &Pass::default()).size(), [1, 5]);
 }
@@ -174,17 +138,12 @@ fn weights_of_another_network_are_refused_by_name() {
     let refused = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let mut tensors = under(&golden("cls"), "param/");
         change(&mut tensors);
-        start_from(&params, &config(32), "a file", &tensors)
-            .unwrap_err()
-            .to_string()
+        start_from(&params, &config(32), "a file", &tensors).unwrap_err().to_string()
     };
     assert!(refused(&|t| drop(t.remove("norm.bias"))).contains("norm.bias"));
     assert!(
-        refused(&|t| drop(t.insert(
-            "blocks.7.norm1.bias".into(),
-            pretrained["norm.bias"].shallow_clone()
-        )))
-        .contains("blocks.7")
+        refused(&|t| drop(t.insert("blocks.7.norm1.bias".into(), pretrained["norm.bias"].shallow_clone())))
+            .contains("blocks.7")
     );
     let odd = || Tensor::zeros([1, 6, 24], (Kind::Float, Device::Cpu));
     assert!(refused(&|t| drop(t.insert("pos_embed".into(), odd()))).contains("pos_embed"));
@@ -220,10 +179,7 @@ fn a_convvit_is_a_classifier_too() {
     let params = ParamStore::new(Device::Cpu, 0);
     let classifier = Classifier::new(&params, &config, Pool::Mean, 3).unwrap();
     start_from(&params, &config, "a run", &pretrained.tensors()).unwrap();
-    assert_eq!(
-        params.get("blocks2.0.attn.weight"),
-        pretrained.get("blocks2.0.attn.weight")
-    );
+    assert_eq!(params.get("blocks2.0.attn.weight"), pretrained.get("blocks2.0.attn.weight"));
     let imgs = (Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)) * 0.37).sin();
     let imgs = imgs.view([2, 3, 32, 32]);
     let scores = classifier.forward(&imgs, &Pass::default());

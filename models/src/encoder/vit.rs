@@ -48,15 +48,7 @@ impl VitConfig {
     pub const HUGE_PATCH14: Self = Self::at_224(14, 1280, 32, 16);
 
     const fn at_224(patch_size: i64, embed_dim: i64, depth: i64, num_heads: i64) -> Self {
-        Self {
-            img_size: [224, 224],
-            patch_size,
-            embed_dim,
-            depth,
-            num_heads,
-            mlp_ratio: 4,
-            fusion: Vec::new(),
-        }
+        Self { img_size: [224, 224], patch_size, embed_dim, depth, num_heads, mlp_ratio: 4, fusion: Vec::new() }
     }
 
     /// Rows and columns of patches.
@@ -79,18 +71,14 @@ impl VitConfig {
             return Err(Error::Config {
                 field: "img_size",
                 value: format!("{:?}", self.img_size),
-                reason: format!(
-                    "both sides must be multiples of patch_size = {}",
-                    self.patch_size
-                ),
+                reason: format!("both sides must be multiples of patch_size = {}", self.patch_size),
             });
         }
         let mut seen = self.fusion.clone();
         seen.sort_unstable();
         seen.dedup();
         let before_last = 0..self.depth - 1;
-        if seen.len() != self.fusion.len() || !seen.iter().all(|block| before_last.contains(block))
-        {
+        if seen.len() != self.fusion.len() || !seen.iter().all(|block| before_last.contains(block)) {
             return Err(Error::Config {
                 field: "fusion",
                 value: format!("{:?}", self.fusion),
@@ -154,12 +142,9 @@ impl VitEncoder {
         let patches = gather_rows(&self.patch_embed.unfold(imgs), &masking.ids_keep); // [N, keep, 3p²]
         let positions = self.patch_positions().get(0); // [L, D]
         let (n, keep) = masking.ids_keep.size2().expect("ids_keep is [N, keep]");
-        let positions = positions
-            .index_select(0, &masking.ids_keep.flatten(0, 1))
-            .reshape([n, keep, -1]); // [N, keep, D]
+        let positions = positions.index_select(0, &masking.ids_keep.flatten(0, 1)).reshape([n, keep, -1]); // [N, keep, D]
         let x = self.with_cls(&(self.patch_embed.project(&patches) + positions));
-        self.norm
-            .forward(&self.blocks.forward_fused(&x, &self.config.fusion, pass))
+        self.norm.forward(&self.blocks.forward_fused(&x, &self.config.fusion, pass))
     }
 
     /// See [`Encoder::forward_blocks`](super::Encoder::forward_blocks).
@@ -174,8 +159,7 @@ impl VitEncoder {
             false => &[],
         };
         let x = self.embed(imgs);
-        self.norm
-            .forward(&self.blocks.forward_fused(&x, fusion, &Pass::default()))
+        self.norm.forward(&self.blocks.forward_fused(&x, fusion, &Pass::default()))
     }
 
     /// The tokens of whole images before the first block: `[N, 3, H, W] → [N, 1 + L, D]`.

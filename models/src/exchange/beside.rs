@@ -24,20 +24,13 @@ pub(super) struct Beside {
 impl Beside {
     /// Reads the file in the folder of `weights`.
     pub(super) fn read(weights: &Path) -> Result<Beside> {
-        let path = weights
-            .parent()
-            .unwrap_or(Path::new(""))
-            .join("config.json");
+        let path = weights.parent().unwrap_or(Path::new("")).join("config.json");
         let mut text = String::new();
-        let read =
-            File::open(&path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_string(&mut text));
+        let read = File::open(&path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_string(&mut text));
         match read {
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Ok(Beside {
-                    path,
-                    config: Value::Null,
-                });
+                return Ok(Beside { path, config: Value::Null });
             }
             Err(e) => {
                 let reason = format!("cannot be read: {e}");
@@ -54,17 +47,12 @@ impl Beside {
     }
 
     fn number(&self, keys: [&str; 2]) -> Option<i64> {
-        let mut found = keys
-            .into_iter()
-            .filter_map(|key| self.config.pointer(key)?.as_i64());
+        let mut found = keys.into_iter().filter_map(|key| self.config.pointer(key)?.as_i64());
         found.next()
     }
 
     fn wrong(&self, reason: String) -> Error {
-        Error::StudentConfig {
-            path: self.path.clone(),
-            reason,
-        }
+        Error::StudentConfig { path: self.path.clone(), reason }
     }
 
     /// Attention heads of the encoder, as written.
@@ -98,9 +86,7 @@ impl Beside {
             true => ["/image_size", "/model_args/img_size/0"],
             false => ["/image_size", "/model_args/img_size"],
         };
-        let written = keys
-            .into_iter()
-            .find_map(|key| self.config.pointer(key).and_then(sides));
+        let written = keys.into_iter().find_map(|key| self.config.pointer(key).and_then(sides));
         let grid = num_patches.max(0).isqrt();
         let size = written.unwrap_or([grid.saturating_mul(patch_size); 2]);
         let cells = size.map(|side| if patch_size > 0 { side / patch_size } else { 0 });
@@ -116,23 +102,10 @@ impl Beside {
 
     /// Compares with the network that the weights go into.
     pub(super) fn check(&self, num_heads: i64, decoder_num_heads: Option<i64>) -> Result<()> {
-        let decoder_written = self.number([
-            "/decoder_num_attention_heads",
-            "/model_args/decoder_num_heads",
-        ]);
+        let decoder_written = self.number(["/decoder_num_attention_heads", "/model_args/decoder_num_heads"]);
         for (what, field, written, wanted) in [
-            (
-                "encoder",
-                "num_heads",
-                self.written_heads(),
-                Some(num_heads),
-            ),
-            (
-                "decoder",
-                "decoder_num_heads",
-                decoder_written,
-                decoder_num_heads,
-            ),
+            ("encoder", "num_heads", self.written_heads(), Some(num_heads)),
+            ("decoder", "decoder_num_heads", decoder_written, decoder_num_heads),
         ] {
             if let (Some(written), Some(wanted)) = (written, wanted)
                 && written != wanted
@@ -150,9 +123,7 @@ impl Beside {
     pub(super) fn check_activation(&self) -> Result<()> {
         match self.config.get("hidden_act").and_then(Value::as_str) {
             None | Some("gelu") => Ok(()),
-            Some(other) => {
-                Err(self.wrong(format!("hidden_act is {other:?}, and a student's is gelu")))
-            }
+            Some(other) => Err(self.wrong(format!("hidden_act is {other:?}, and a student's is gelu"))),
         }
     }
 }

@@ -26,11 +26,7 @@ pub struct ClassifierFacts<'a> {
 ///
 /// # Errors
 /// [`Error::CannotExport`](crate::Error::CannotExport) if the format has no place for such a classifier.
-pub fn export_classifier(
-    tensors: &Tensors,
-    facts: &ClassifierFacts,
-    format: Format,
-) -> Result<Exported> {
+pub fn export_classifier(tensors: &Tensors, facts: &ClassifierFacts, format: Format) -> Result<Exported> {
     let vit = match facts.backbone {
         BackboneConfig::Vit(vit) => vit,
         BackboneConfig::Mcmae(_) => {
@@ -57,8 +53,7 @@ pub fn export_classifier(
     };
     let shapes = VitShapes::of(tensors)?;
     let copy = |tensors: &Tensors| -> Tensors {
-        let named =
-            |(name, tensor): (&String, &tch::Tensor)| (name.clone(), tensor.shallow_clone());
+        let named = |(name, tensor): (&String, &tch::Tensor)| (name.clone(), tensor.shallow_clone());
         tensors.iter().map(named).collect()
     };
     let (tensors, config, preprocessor) = match (format, facts.pool) {
@@ -79,13 +74,12 @@ pub fn export_classifier(
         }
         (Format::HfVit, Pool::Cls) => {
             if vit.img_size[0] != vit.img_size[1] {
-                return Err(format.refuses(
-                    "images are no squares, which transformers' code takes them for. Choose timm",
-                ));
+                return Err(
+                    format.refuses("images are no squares, which transformers' code takes them for. Choose timm")
+                );
             }
-            let (mut encoder_tensors, head): (Tensors, Tensors) = copy(tensors)
-                .into_iter()
-                .partition(|(name, _)| Part::of(name) == Part::Encoder);
+            let (mut encoder_tensors, head): (Tensors, Tensors) =
+                copy(tensors).into_iter().partition(|(name, _)| Part::of(name) == Part::Encoder);
             encoder_tensors = names::to_hugging_face(&encoder_tensors, true)?;
             for (name, tensor) in head {
                 encoder_tensors.insert(name.replacen("head.", "classifier.", 1), tensor);
@@ -93,19 +87,13 @@ pub fn export_classifier(
             let mut config = configs::hf_vit(&shapes, &encoder);
             config["architectures"] = json!(["ViTForImageClassification"]);
             let numbered = || facts.classes.iter().enumerate();
-            let by_id: serde_json::Map<String, Value> = numbered()
-                .map(|(i, name)| (i.to_string(), json!(name)))
-                .collect();
-            let by_label: serde_json::Map<String, Value> = numbered()
-                .map(|(i, name)| (name.clone(), json!(i)))
-                .collect();
+            let by_id: serde_json::Map<String, Value> =
+                numbered().map(|(i, name)| (i.to_string(), json!(name))).collect();
+            let by_label: serde_json::Map<String, Value> =
+                numbered().map(|(i, name)| (name.clone(), json!(i))).collect();
             config["id2label"] = Value::Object(by_id);
             config["label2id"] = Value::Object(by_label);
-            (
-                encoder_tensors,
-                config,
-                Some(configs::hf_preprocessor(&encoder)),
-            )
+            (encoder_tensors, config, Some(configs::hf_preprocessor(&encoder)))
         }
         (Format::HfVit, Pool::Mean) => {
             return Err(format.refuses(
@@ -114,15 +102,9 @@ pub fn export_classifier(
             ));
         }
         (Format::HfMae | Format::Mae | Format::ConvMae, _) => {
-            return Err(format.refuses(
-                "it is a format of pretraining, without a place for a classifier. Choose timm or hf-vit",
-            ));
+            return Err(format
+                .refuses("it is a format of pretraining, without a place for a classifier. Choose timm or hf-vit"));
         }
     };
-    Ok(Exported {
-        tensors,
-        config,
-        preprocessor,
-        decoder: false,
-    })
+    Ok(Exported { tensors, config, preprocessor, decoder: false })
 }

@@ -28,20 +28,12 @@ const TIMM: [(&str, i64, i64, i64, i64); 5] = [
 
 /// One number for a square, height and width for another image.
 fn side_or_sides([height, width]: [i64; 2]) -> Value {
-    if height == width {
-        json!(height)
-    } else {
-        json!([height, width])
-    }
+    if height == width { json!(height) } else { json!([height, width]) }
 }
 
 /// An MLP's hidden width in widths: an integer where it is one.
 fn ratio(mlp_dim: i64, dim: i64) -> Value {
-    if dim > 0 && mlp_dim % dim == 0 {
-        json!(mlp_dim / dim)
-    } else {
-        json!(mlp_dim as f64 / dim as f64)
-    }
+    if dim > 0 && mlp_dim % dim == 0 { json!(mlp_dim / dim) } else { json!(mlp_dim as f64 / dim as f64) }
 }
 
 fn pretrained_cfg(facts: &Facts) -> Value {
@@ -64,15 +56,8 @@ fn pretrained_cfg(facts: &Facts) -> Value {
 
 /// timm's: an architecture, what to change about it, and the preprocessing.
 pub(super) fn timm(shapes: &VitShapes, facts: &Facts) -> Value {
-    let known = (
-        shapes.patch_size,
-        shapes.embed_dim,
-        shapes.depth,
-        facts.num_heads,
-    );
-    let named = TIMM
-        .iter()
-        .find(|(_, patch, width, depth, heads)| (*patch, *width, *depth, *heads) == known);
+    let known = (shapes.patch_size, shapes.embed_dim, shapes.depth, facts.num_heads);
+    let named = TIMM.iter().find(|(_, patch, width, depth, heads)| (*patch, *width, *depth, *heads) == known);
     json!({
         "architecture": named.map_or("vit_base_patch16_224", |(name, ..)| name),
         "num_classes": 0,
@@ -91,12 +76,7 @@ pub(super) fn timm(shapes: &VitShapes, facts: &Facts) -> Value {
 }
 
 /// What both of transformers' ViTs have.
-fn hf(
-    shapes: &VitShapes,
-    facts: &Facts,
-    architecture: &str,
-    model_type: &str,
-) -> Map<String, Value> {
+fn hf(shapes: &VitShapes, facts: &Facts, architecture: &str, model_type: &str) -> Map<String, Value> {
     let config = json!({
         "architectures": [architecture],
         "model_type": model_type,
@@ -123,11 +103,7 @@ fn hf(
 
 /// transformers' `ViTMAEConfig`.
 pub(super) fn hf_mae(shapes: &VitShapes, facts: &Facts, decoder: bool) -> Value {
-    let architecture = if decoder {
-        "ViTMAEForPreTraining"
-    } else {
-        "ViTMAEModel"
-    };
+    let architecture = if decoder { "ViTMAEForPreTraining" } else { "ViTMAEModel" };
     let mut config = hf(shapes, facts, architecture, "vit_mae");
     config.insert("mask_ratio".to_owned(), json!(facts.mask_ratio));
     config.insert("norm_pix_loss".to_owned(), json!(facts.norm_pix_loss));

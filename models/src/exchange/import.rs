@@ -78,9 +78,7 @@ pub struct Imported {
 impl Imported {
     /// Whether a decoder came with it.
     pub fn has_decoder(&self) -> bool {
-        self.tensors
-            .keys()
-            .any(|name| Part::of(name) == Part::Decoder)
+        self.tensors.keys().any(|name| Part::of(name) == Part::Decoder)
     }
 
     /// Whether it has MCMAE's convolution stages.
@@ -90,13 +88,8 @@ impl Imported {
 
     /// The tensors of the encoder alone: what evaluation and fine-tuning need.
     pub fn encoder_tensors(&self) -> Tensors {
-        let encoder = self
-            .tensors
-            .iter()
-            .filter(|(name, _)| Part::of(name) == Part::Encoder);
-        encoder
-            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-            .collect()
+        let encoder = self.tensors.iter().filter(|(name, _)| Part::of(name) == Part::Encoder);
+        encoder.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     }
 
     /// The encoder that its tensors are of, without fusion: sizes from shapes, the number of heads and sides of images that are no
@@ -125,8 +118,7 @@ impl Imported {
             let usual = (224 / shapes.patch_size.max(1)).pow(2);
             let [mlp_ratio] = ratios("mlp_ratio", [shapes.mlp_dim], [shapes.embed_dim])?;
             EncoderConfig::Vit(VitConfig {
-                img_size: beside
-                    .img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?,
+                img_size: beside.img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?,
                 patch_size: shapes.patch_size,
                 embed_dim: shapes.embed_dim,
                 depth: shapes.depth,
@@ -141,11 +133,7 @@ impl Imported {
 }
 
 /// Hidden widths in widths, which have to be whole numbers.
-fn ratios<const N: usize>(
-    field: &'static str,
-    mlp_dims: [i64; N],
-    dims: [i64; N],
-) -> Result<[i64; N]> {
+fn ratios<const N: usize>(field: &'static str, mlp_dims: [i64; N], dims: [i64; N]) -> Result<[i64; N]> {
     let mut ratios = [0; N];
     for ((ratio, mlp_dim), dim) in ratios.iter_mut().zip(mlp_dims).zip(dims) {
         if dim < 1 || mlp_dim % dim != 0 {
@@ -169,9 +157,8 @@ fn ratios<const N: usize>(
 pub fn import(weights: &Weights) -> Result<Imported> {
     let tensors = weights.tensors();
     let origin = weights.path().display().to_string();
-    let found = [VIT_ANCHOR, CONV_ANCHOR, HF_ANCHOR]
-        .into_iter()
-        .find_map(|anchor| Some((anchor, wrapper(tensors, anchor)?)));
+    let found =
+        [VIT_ANCHOR, CONV_ANCHOR, HF_ANCHOR].into_iter().find_map(|anchor| Some((anchor, wrapper(tensors, anchor)?)));
     let Some((anchor, prefix)) = found else {
         weights.require_read(|_| true)?;
         return Err(Error::NoStudent {
@@ -183,9 +170,7 @@ pub fn import(weights: &Weights) -> Result<Imported> {
 
     weights.require_read(|full| {
         let first = full.split('.').next().unwrap_or_default();
-        let name = full
-            .strip_prefix(&prefix)
-            .filter(|_| !BESIDE.contains(&first));
+        let name = full.strip_prefix(&prefix).filter(|_| !BESIDE.contains(&first));
         name.is_some_and(|name| !HEADS.iter().any(|head| name.starts_with(head)))
     })?;
     let mut inside = Tensors::new();
@@ -194,9 +179,7 @@ pub fn import(weights: &Weights) -> Result<Imported> {
     for (full, tensor) in tensors {
         let first = full.split('.').next().unwrap_or_default();
         match full.strip_prefix(&prefix) {
-            Some(name)
-                if is_mimic_param(name) || HEADS.iter().any(|head| name.starts_with(head)) =>
-            {
+            Some(name) if is_mimic_param(name) || HEADS.iter().any(|head| name.starts_with(head)) => {
                 ignored.push(full.clone());
             }
             _ if BESIDE.contains(&first) => ignored.push(full.clone()),
@@ -206,26 +189,14 @@ pub fn import(weights: &Weights) -> Result<Imported> {
             None => unexpected.push((full.clone(), tensor.size())),
         }
     }
-    let with_origin = |mismatch| Error::WeightsMismatch {
-        origin: origin.clone(),
-        mismatch,
-    };
+    let with_origin = |mismatch| Error::WeightsMismatch { origin: origin.clone(), mismatch };
     if !unexpected.is_empty() {
-        return Err(with_origin(Mismatch {
-            unexpected,
-            ..Mismatch::default()
-        }));
+        return Err(with_origin(Mismatch { unexpected, ..Mismatch::default() }));
     }
     let tensors = if anchor == HF_ANCHOR {
         // The mask token of transformers' ViTModel, which pretraining by another method uses.
-        let is_skipped =
-            |name: &str| name.strip_prefix("vit.").unwrap_or(name) == "embeddings.mask_token";
-        ignored.extend(
-            inside
-                .keys()
-                .filter(|name| is_skipped(name))
-                .map(|name| format!("{prefix}{name}")),
-        );
+        let is_skipped = |name: &str| name.strip_prefix("vit.").unwrap_or(name) == "embeddings.mask_token";
+        ignored.extend(inside.keys().filter(|name| is_skipped(name)).map(|name| format!("{prefix}{name}")));
         names::from_hugging_face(&inside, is_skipped).map_err(|error| match error {
             Error::WeightsMismatch { mismatch, .. } => with_origin(mismatch),
             other => other,
@@ -234,10 +205,7 @@ pub fn import(weights: &Weights) -> Result<Imported> {
         inside
     };
     let taken = (weights.tensors().iter()).filter(|(name, _)| !ignored.contains(name));
-    require_finite(
-        weights.path(),
-        taken.map(|(name, tensor)| (name.as_str(), tensor)),
-    )?;
+    require_finite(weights.path(), taken.map(|(name, tensor)| (name.as_str(), tensor)))?;
     let decoder = tensors.keys().any(|name| Part::of(name) == Part::Decoder);
     Ok(Imported {
         layout: match (anchor, decoder) {
@@ -265,9 +233,7 @@ fn wrapper(tensors: &Tensors, anchor: &str) -> Option<String> {
             };
         }
         let wraps = prefix.is_empty()
-            || prefix
-                .strip_suffix('.')
-                .is_some_and(|p| p.split('.').all(|part| WRAPPERS.contains(&part)));
+            || prefix.strip_suffix('.').is_some_and(|p| p.split('.').all(|part| WRAPPERS.contains(&part)));
         wraps.then(|| prefix.to_owned())
     });
     prefixes.min_by_key(String::len)

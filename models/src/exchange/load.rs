@@ -54,10 +54,7 @@ pub fn load_into(params: &ParamStore, tensors: &Tensors, origin: &str) -> Result
     }
     let mismatch = Mismatch { missing, ..all };
     if !mismatch.is_empty() {
-        return Err(Error::WeightsMismatch {
-            origin: origin.to_owned(),
-            mismatch,
-        });
+        return Err(Error::WeightsMismatch { origin: origin.to_owned(), mismatch });
     }
     let targets = params.tensors();
     tch::no_grad(|| {
@@ -65,8 +62,5 @@ pub fn load_into(params: &ParamStore, tensors: &Tensors, origin: &str) -> Result
             targets[name].shallow_clone().copy_(tensor);
         }
     });
-    Ok(Loaded {
-        taken: tensors.keys().cloned().collect(),
-        fresh,
-    })
+    Ok(Loaded { taken: tensors.keys().cloned().collect(), fresh })
 }

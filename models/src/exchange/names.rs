@@ -33,11 +33,7 @@ const BLOCK: [(&str, [&str; 2]); 5] = [
 /// The three parts of `attn.qkv`, in the order of its rows.
 const QKV: &str = "attn.qkv";
 const QKV_PARTS: [[&str; 3]; 2] = [
-    [
-        "attention.attention.query",
-        "attention.attention.key",
-        "attention.attention.value",
-    ],
+    ["attention.attention.query", "attention.attention.key", "attention.attention.value"],
     ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
 ];
 
@@ -45,8 +41,7 @@ const QKV_PARTS: [[&str; 3]; 2] = [
 pub(super) fn numbered<'n>(name: &'n str, prefix: &str) -> Option<(i64, &'n str)> {
     let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
     // Digits alone: "+1" and "01" would be read as 1, and two names would be one.
-    let plain =
-        number.bytes().all(|b| b.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
+    let plain = number.bytes().all(|b| b.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
     Some((number.parse().ok().filter(|_| plain)?, rest))
 }
 
@@ -81,9 +76,7 @@ pub(super) fn to_hugging_face(ours: &Tensors, nested: bool) -> Result<Tensors> {
             continue;
         };
         let block = format!("{prefix}{blocks}{number}");
-        let module = BLOCK
-            .iter()
-            .find_map(|(own, [file, _])| renamed(rest, (own, file)));
+        let module = BLOCK.iter().find_map(|(own, [file, _])| renamed(rest, (own, file)));
         if let Some(module) = module {
             theirs.insert(format!("{block}.{module}"), tensor.shallow_clone());
         } else if let Some(rest) = rest.strip_prefix(QKV)
@@ -105,10 +98,7 @@ pub(super) fn to_hugging_face(ours: &Tensors, nested: bool) -> Result<Tensors> {
 ///
 /// # Errors
 /// [`Error::WeightsMismatch`] with the names that are not transformers', and with parts of q, k and v that are missing.
-pub(super) fn from_hugging_face(
-    theirs: &Tensors,
-    skipped: impl Fn(&str) -> bool,
-) -> Result<Tensors> {
+pub(super) fn from_hugging_face(theirs: &Tensors, skipped: impl Fn(&str) -> bool) -> Result<Tensors> {
     let mut ours = Tensors::new();
     let (mut unexpected, mut missing) = (Vec::new(), Vec::new());
     for (full, tensor) in theirs {
@@ -117,17 +107,8 @@ pub(super) fn from_hugging_face(
         }
         let name = full.strip_prefix("vit.").unwrap_or(full);
         let plain = ENCODER.iter().chain(&DECODER);
-        if let Some(renamed) = plain
-            .copied()
-            .find_map(|(own, file)| renamed(name, (file, own)))
-        {
-            insert(
-                &mut ours,
-                &mut unexpected,
-                full,
-                renamed,
-                tensor.shallow_clone(),
-            );
+        if let Some(renamed) = plain.copied().find_map(|(own, file)| renamed(name, (file, own))) {
+            insert(&mut ours, &mut unexpected, full, renamed, tensor.shallow_clone());
             continue;
         }
         let of_blocks = |(own, files): (&'static str, &[&str])| {
@@ -140,24 +121,14 @@ pub(super) fn from_hugging_face(
             unexpected.push((full.clone(), tensor.size()));
             continue;
         };
-        let module = BLOCK
-            .iter()
-            .find_map(|(own, files)| files.iter().find_map(|file| renamed(rest, (file, own))));
+        let module = BLOCK.iter().find_map(|(own, files)| files.iter().find_map(|file| renamed(rest, (file, own))));
         if let Some(module) = module {
             let module = format!("{block}.{module}");
-            insert(
-                &mut ours,
-                &mut unexpected,
-                full,
-                module,
-                tensor.shallow_clone(),
-            );
+            insert(&mut ours, &mut unexpected, full, module, tensor.shallow_clone());
             continue;
         }
         let part = QKV_PARTS.iter().find_map(|parts| {
-            let at = parts
-                .iter()
-                .position(|part| renamed(rest, (part, "")).is_some())?;
+            let at = parts.iter().position(|part| renamed(rest, (part, "")).is_some())?;
             Some((parts, at))
         });
         let Some((parts, at)) = part else {
@@ -188,13 +159,7 @@ pub(super) fn from_hugging_face(
             unexpected.push((full.clone(), tensor.size()));
         } else if rows.len() == 3 {
             let ours_name = format!("{block}.{QKV}{suffix}");
-            insert(
-                &mut ours,
-                &mut unexpected,
-                full,
-                ours_name,
-                Tensor::cat(&rows, 0),
-            );
+            insert(&mut ours, &mut unexpected, full, ours_name, Tensor::cat(&rows, 0));
         }
     }
     missing.sort();
@@ -203,33 +168,19 @@ pub(super) fn from_hugging_face(
 }
 
 /// Adds a tensor; a second one of the same meaning, in the other layout or on another level, is one too many.
-fn insert(
-    ours: &mut Tensors,
-    unexpected: &mut Vec<(String, Vec<i64>)>,
-    full: &str,
-    name: String,
-    tensor: Tensor,
-) {
+fn insert(ours: &mut Tensors, unexpected: &mut Vec<(String, Vec<i64>)>, full: &str, name: String, tensor: Tensor) {
     let size = tensor.size();
     if ours.insert(name, tensor).is_some() {
         unexpected.push((full.to_owned(), size));
     }
 }
 
-fn finish(
-    tensors: Tensors,
-    unexpected: Vec<(String, Vec<i64>)>,
-    missing: Vec<(String, Vec<i64>)>,
-) -> Result<Tensors> {
+fn finish(tensors: Tensors, unexpected: Vec<(String, Vec<i64>)>, missing: Vec<(String, Vec<i64>)>) -> Result<Tensors> {
     if unexpected.is_empty() && missing.is_empty() {
         return Ok(tensors);
     }
     Err(Error::WeightsMismatch {
         origin: "transformers' names".to_owned(),
-        mismatch: Mismatch {
-            missing,
-            unexpected,
-            ..Mismatch::default()
-        },
+        mismatch: Mismatch { missing, unexpected, ..Mismatch::default() },
     })
 }

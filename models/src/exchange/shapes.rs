@@ -104,29 +104,21 @@ struct Sizes<'a> {
 
 impl Sizes<'_> {
     fn of(tensors: &Tensors) -> Sizes<'_> {
-        Sizes {
-            tensors,
-            mismatch: Mismatch::default(),
-        }
+        Sizes { tensors, mismatch: Mismatch::default() }
     }
 
     fn decoder(&mut self) -> Option<DecoderShapes> {
-        self.tensors
-            .contains_key("decoder_embed.weight")
-            .then(|| DecoderShapes {
-                embed_dim: self.get("decoder_embed.weight", 2)[0],
-                depth: count(self.tensors, "decoder_blocks."),
-                mlp_dim: self.get("decoder_blocks.0.mlp.fc1.weight", 2)[0],
-            })
+        self.tensors.contains_key("decoder_embed.weight").then(|| DecoderShapes {
+            embed_dim: self.get("decoder_embed.weight", 2)[0],
+            depth: count(self.tensors, "decoder_blocks."),
+            mlp_dim: self.get("decoder_blocks.0.mlp.fc1.weight", 2)[0],
+        })
     }
 
     /// Rows of the table of positions, without that of CLS.
     fn num_patches(&mut self) -> Option<i64> {
         let cls = i64::from(self.tensors.contains_key("cls_token"));
-        let table = self
-            .tensors
-            .contains_key("pos_embed")
-            .then(|| self.get("pos_embed", 3));
+        let table = self.tensors.contains_key("pos_embed").then(|| self.get("pos_embed", 3));
         table.map(|shape| (shape[1] - cls).max(0))
     }
 
@@ -138,11 +130,9 @@ impl Sizes<'_> {
                 let expected = vec![-1; axes];
                 match found {
                     None => self.mismatch.missing.push((name.to_owned(), expected)),
-                    Some(found) => self.mismatch.misshaped.push(crate::error::Misshaped {
-                        name: name.to_owned(),
-                        found,
-                        expected,
-                    }),
+                    Some(found) => {
+                        self.mismatch.misshaped.push(crate::error::Misshaped { name: name.to_owned(), found, expected })
+                    }
                 }
                 vec![1; axes]
             }
@@ -153,10 +143,7 @@ impl Sizes<'_> {
         if self.mismatch.is_empty() {
             return Ok(());
         }
-        Err(Error::WeightsMismatch {
-            origin: "the student".to_owned(),
-            mismatch: self.mismatch,
-        })
+        Err(Error::WeightsMismatch { origin: "the student".to_owned(), mismatch: self.mismatch })
     }
 }
 

@@ -1,7 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test states what it expects by unwrapping"
-)]
+#![allow(clippy::unwrap_used, reason = "a test states what it expects by unwrapping")]
 #![allow(clippy::disallowed_methods, reason = "tests write throw-away files")]
 
 use std::path::Path;
@@ -29,25 +26,13 @@ fn config(img_size: [i64; 2]) -> MaeConfig {
             mlp_ratio: 3,
             fusion: Vec::new(),
         }),
-        decoder: DecoderConfig {
-            embed_dim: 16,
-            depth: 1,
-            num_heads: 2,
-            mlp_ratio: 4,
-        },
+        decoder: DecoderConfig { embed_dim: 16, depth: 1, num_heads: 2, mlp_ratio: 4 },
         norm_pix_loss: true,
     }
 }
 
 fn facts(img_size: [i64; 2]) -> Facts {
-    Facts {
-        img_size,
-        num_heads: 4,
-        decoder_num_heads: 2,
-        norm_pix_loss: true,
-        mask_ratio: 0.75,
-        fusion: false,
-    }
+    Facts { img_size, num_heads: 4, decoder_num_heads: 2, norm_pix_loss: true, mask_ratio: 0.75, fusion: false }
 }
 
 /// A student on a store, every trained number of it random, with a mimic head that no format holds.
@@ -79,10 +64,7 @@ fn mcmae(cls_token: bool) -> (McmaeEncoderConfig, ParamStore, Mae) {
         cls_token,
         fusion: true,
     };
-    let config = MaeConfig {
-        encoder: EncoderConfig::Mcmae(encoder),
-        ..config([32, 32])
-    };
+    let config = MaeConfig { encoder: EncoderConfig::Mcmae(encoder), ..config([32, 32]) };
     let params = ParamStore::new(Device::Cpu, 3);
     let mae = Mae::new(&params.root(), &config).unwrap();
     let head = params.root().sub("mimic_heads").sub("clip");
@@ -115,11 +97,7 @@ fn file(tensors: &Tensors) -> Weights {
 }
 
 fn assert_same(found: &Tensors, expected: &Tensors, what: &str) {
-    assert!(
-        found.keys().eq(expected.keys()),
-        "{what}: {:?}",
-        found.keys()
-    );
+    assert!(found.keys().eq(expected.keys()), "{what}: {:?}", found.keys());
     for (name, tensor) in found {
         assert_eq!(*tensor, expected[name], "{what}: {name}");
     }
@@ -134,9 +112,8 @@ fn there_and_back_is_the_same_to_the_bit() {
                 let what = format!("{format}, {img_size:?}, decoder {decoder}");
                 let square = img_size[0] == img_size[1];
                 let hugging_face = matches!(format, Format::HfMae | Format::HfVit);
-                let fits = format != Format::ConvMae
-                    && (square || !hugging_face)
-                    && (format.holds_decoder() || !decoder);
+                let fits =
+                    format != Format::ConvMae && (square || !hugging_face) && (format.holds_decoder() || !decoder);
                 let exported = match export(&own, &facts(img_size), format, decoder) {
                     Ok(exported) if fits => exported,
                     Err(Error::CannotExport { .. }) if !fits => continue,
@@ -164,10 +141,7 @@ fn there_and_back_is_the_same_to_the_bit() {
             let is_beyond = |name: &&String| name.contains("decode") || *name == "mask_token";
             let beyond = imported.tensors.keys().filter(is_beyond).count();
             assert_eq!(beyond > 0, decoder);
-            let expected = McmaeEncoderConfig {
-                fusion: false,
-                ..config
-            };
+            let expected = McmaeEncoderConfig { fusion: false, ..config };
             same_features(&exported, EncoderConfig::Mcmae(expected), &mae);
         }
     }
@@ -178,11 +152,7 @@ fn same_features(exported: &Exported, expected: EncoderConfig, mae: &Mae) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     std::fs::write(&path, weights::to_bytes(&exported.tensors, None).unwrap()).unwrap();
-    std::fs::write(
-        folder.path().join("config.json"),
-        exported.config.to_string(),
-    )
-    .unwrap();
+    std::fs::write(folder.path().join("config.json"), exported.config.to_string()).unwrap();
     let imported = import(&Weights::read(&path).unwrap()).unwrap();
     let config = imported.encoder_config(&path).unwrap();
     assert_eq!(config, expected);
@@ -192,64 +162,29 @@ fn same_features(exported: &Exported, expected: EncoderConfig, mae: &Mae) {
     assert!(loaded.fresh.is_empty());
     let [height, width] = Facts::of(mae.config(), 0.75).img_size;
     let imgs = crate::init::Init::Normal { std: 1.0 }.tensor(&[2, 3, height, width], 1, "imgs");
-    assert_eq!(
-        encoder.forward_features(&imgs, false),
-        mae.forward_features(&imgs)
-    );
+    assert_eq!(encoder.forward_features(&imgs, false), mae.forward_features(&imgs));
 }
 
 #[test]
 fn what_a_format_cannot_hold_is_refused() {
     let refused = |tensors: &Tensors, facts: &Facts, format, decoder, words: &str| {
-        let message = export(tensors, facts, format, decoder)
-            .unwrap_err()
-            .to_string();
+        let message = export(tensors, facts, format, decoder).unwrap_err().to_string();
         assert!(message.contains(words), "{message}");
     };
     let (own, square) = (student([32, 32]), facts([32, 32]));
     refused(&own, &square, Format::Timm, true, "no place for a decoder");
     refused(&own, &square, Format::HfVit, true, "no place for a decoder");
     refused(&own, &square, Format::ConvMae, true, "is a ViT");
-    refused(
-        &convolutional(),
-        &square,
-        Format::HfMae,
-        true,
-        "convolution stages",
-    );
-    refused(
-        &convolutional(),
-        &square,
-        Format::Timm,
-        false,
-        "convolution stages",
-    );
+    refused(&convolutional(), &square, Format::HfMae, true, "convolution stages");
+    refused(&convolutional(), &square, Format::Timm, false, "convolution stages");
     let wide = facts([16, 40]);
-    refused(
-        &student([16, 40]),
-        &wide,
-        Format::HfVit,
-        false,
-        "16 x 40 pixels",
-    );
+    refused(&student([16, 40]), &wide, Format::HfVit, false, "16 x 40 pixels");
     let encoder = part(&own, false);
     refused(&encoder, &square, Format::Mae, true, "has no decoder");
-    let fused = Facts {
-        fusion: true,
-        ..square
-    };
+    let fused = Facts { fusion: true, ..square };
     refused(&own, &fused, Format::HfMae, true, "model.fusion");
-    let plain = Facts {
-        fusion: false,
-        ..fused.clone()
-    };
-    refused(
-        &convolutional(),
-        &plain,
-        Format::ConvMae,
-        true,
-        "projections of the first stages",
-    );
+    let plain = Facts { fusion: false, ..fused.clone() };
+    refused(&convolutional(), &plain, Format::ConvMae, true, "projections of the first stages");
     assert!(export(&own, &fused, Format::HfMae, false).is_ok());
 }
 
@@ -262,19 +197,13 @@ fn configurations_say_what_the_tensors_are() {
     assert_eq!(hf.config["layer_norm_eps"], 1e-6);
     assert_eq!(hf.preprocessor.unwrap()["resample"], 3);
     let timm = export(&student([16, 40]), &facts([16, 40]), Format::Timm, false).unwrap();
-    assert_eq!(
-        timm.config["model_args"]["img_size"],
-        serde_json::json!([16, 40])
-    );
+    assert_eq!(timm.config["model_args"]["img_size"], serde_json::json!([16, 40]));
     assert_eq!(timm.config["model_args"]["mlp_ratio"], 3);
     let (_, params, mae) = mcmae(false);
     let facts = Facts::of(mae.config(), 0.75);
     let conv = export(&params.tensors(), &facts, Format::ConvMae, true).unwrap();
     let args = &conv.config["model_args"];
-    assert_eq!(
-        args["img_size"],
-        serde_json::json!([[16, 48], [4, 12], [2, 6]])
-    );
+    assert_eq!(args["img_size"], serde_json::json!([[16, 48], [4, 12], [2, 6]]));
     assert_eq!(args["patch_size"], serde_json::json!([4, 2, 2]));
     assert_eq!(args["depth"], serde_json::json!([1, 2, 2]));
     assert_eq!(args["mlp_ratio"], serde_json::json!([2, 3, 4]));

@@ -17,11 +17,7 @@ fn config(encoder: EncoderConfig, rec_weight: f64, mimic_tokens: MimicTokens) ->
         stats: None,
     };
     MrMaeConfig {
-        mae: MaeConfig {
-            encoder,
-            decoder: DecoderConfig::PUBLISHED,
-            norm_pix_loss: true,
-        },
+        mae: MaeConfig { encoder, decoder: DecoderConfig::PUBLISHED, norm_pix_loss: true },
         rec_weight,
         mimic_tokens,
         teachers: BTreeMap::from([("clip".to_owned(), clip)]),

@@ -18,12 +18,8 @@ use super::{ModelId, is_commit};
 use crate::weights::{read_index, weights_file};
 
 /// The files beside the weights that say something about a tower.
-pub(super) const CONFIGS: [&str; 4] = [
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "open_clip_config.json",
-];
+pub(super) const CONFIGS: [&str; 4] =
+    ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"];
 
 /// The file that holds the content of `path`, if that is a file of a snapshot in a hub's cache.
 pub(crate) fn blob_of(path: &Path) -> Option<PathBuf> {
@@ -43,10 +39,7 @@ pub(super) struct Repo {
 
 impl Repo {
     pub(super) fn new(cache: &Path, id: &ModelId) -> Repo {
-        Repo {
-            cache: cache.to_path_buf(),
-            folder: format!("models--{}", id.name.replace('/', "--")),
-        }
+        Repo { cache: cache.to_path_buf(), folder: format!("models--{}", id.name.replace('/', "--")) }
     }
 
     /// The cache's folder.

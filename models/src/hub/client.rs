@@ -108,13 +108,7 @@ impl<'a> Client<'a> {
             .timeout_per_read(Some(Duration::from_secs(30)))
             .timeout_per_write(Some(Duration::from_secs(30)))
             .build();
-        Ok(Client {
-            agent: config.into(),
-            endpoint,
-            origin,
-            token: token(settings)?,
-            id,
-        })
+        Ok(Client { agent: config.into(), endpoint, origin, token: token(settings)?, id })
     }
 
     /// The endpoint's host, for people.
@@ -134,23 +128,17 @@ impl<'a> Client<'a> {
             rfilename: String,
         }
         let id = &self.id.name;
-        let url = format!(
-            "{}/api/models/{id}/revision/{}",
-            self.endpoint,
-            quoted(revision)
-        );
+        let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, quoted(revision));
         let mut answer = self.request(Method::Get, url, None)?;
         self.expect(&answer, &[200], "model or revision")?;
         let mut text = Vec::new();
         let body = answer.response.body_mut().as_reader();
-        body.take(MAX_INFO_BYTES + 1)
-            .read_to_end(&mut text)
-            .map_err(|e| broken(&answer.origin, &e))?;
+        body.take(MAX_INFO_BYTES + 1).read_to_end(&mut text).map_err(|e| broken(&answer.origin, &e))?;
         if text.len() as u64 > MAX_INFO_BYTES {
             return Err(self.bad(format!("more than {MAX_INFO_BYTES} bytes about the model")));
         }
-        let model: Model = serde_json::from_slice(&text)
-            .map_err(|e| self.bad(format!("no description of a model ({e})")))?;
+        let model: Model =
+            serde_json::from_slice(&text).map_err(|e| self.bad(format!("no description of a model ({e})")))?;
         if !is_commit(&model.sha) {
             return Err(self.bad("a commit that is none".to_owned()));
         }
@@ -167,10 +155,7 @@ impl<'a> Client<'a> {
                 files.push(name);
             }
         }
-        Ok(Info {
-            commit: model.sha,
-            files,
-        })
+        Ok(Info { commit: model.sha, files })
     }
 
     /// Hash and size of a file.
@@ -201,12 +186,7 @@ impl<'a> Client<'a> {
 
     /// The bytes of a file from `start` on, or from the beginning if the server chooses so; and where they start. `None` when
     /// the server has none from there on.
-    pub(super) fn bytes(
-        &self,
-        commit: &str,
-        file: &str,
-        start: u64,
-    ) -> Result<Option<(u64, Stream)>, Failure> {
+    pub(super) fn bytes(&self, commit: &str, file: &str, start: u64) -> Result<Option<(u64, Stream)>, Failure> {
         let range = (start > 0).then_some(start);
         let answer = self.request(Method::Get, self.file_url(commit, file), range)?;
         if range.is_some() && answer.response.status() == 416 {
@@ -216,9 +196,7 @@ impl<'a> Client<'a> {
         let begins = match answer.response.status().as_u16() {
             206 => {
                 let range = header(&answer.response, "content-range").unwrap_or_default();
-                let first = range
-                    .strip_prefix("bytes ")
-                    .and_then(|r| r.split('-').next());
+                let first = range.strip_prefix("bytes ").and_then(|r| r.split('-').next());
                 match first.and_then(|first| first.parse().ok()) {
                     Some(begins) if begins == start => begins,
                     _ => {
@@ -274,12 +252,7 @@ impl<'a> Client<'a> {
             match next {
                 Some(next) if stays || method == Method::Get => url = next,
                 _ => {
-                    return Ok(Answer {
-                        response,
-                        origin,
-                        linked_etag,
-                        linked_size,
-                    });
+                    return Ok(Answer { response, origin, linked_etag, linked_size });
                 }
             }
         }
@@ -293,10 +266,7 @@ impl<'a> Client<'a> {
             return Ok(());
         }
         let host = answer.origin.name();
-        let transient = |reason: String| Failure::Transient {
-            host: host.clone(),
-            reason,
-        };
+        let transient = |reason: String| Failure::Transient { host: host.clone(), reason };
         if answer.origin != self.origin {
             // Addresses at a storage host expire; the endpoint gives new ones.
             return Err(transient(format!("HTTP {status} for {what}")));
@@ -345,27 +315,17 @@ impl<'a> Client<'a> {
             }
             ureq::Error::Rustls(e) => unreachable(&format!("no secure connection ({e})")),
             ureq::Error::Io(e) => broken(origin, &e),
-            ureq::Error::Timeout(_) => Failure::Transient {
-                host,
-                reason: "no answer in time".to_owned(),
-            },
+            ureq::Error::Timeout(_) => Failure::Transient { host, reason: "no answer in time".to_owned() },
             // These may quote the URL, which may be signed.
             ureq::Error::BadUri(_) | ureq::Error::RequireHttpsOnly(_) | ureq::Error::Http(_) => {
                 self.bad("a URL that cannot be used".to_owned())
             }
-            error => Failure::Transient {
-                host,
-                reason: error.to_string(),
-            },
+            error => Failure::Transient { host, reason: error.to_string() },
         }
     }
 
     fn bad(&self, reason: String) -> Failure {
-        Failure::Final(Error::BadAnswer {
-            id: self.id.name.clone(),
-            host: self.origin.name(),
-            reason,
-        })
+        Failure::Final(Error::BadAnswer { id: self.id.name.clone(), host: self.origin.name(), reason })
     }
 }
 
@@ -384,10 +344,7 @@ impl Stream {
 
     /// A connection that ended before its time.
     pub(super) fn short(&self) -> Failure {
-        Failure::Transient {
-            host: self.origin.name(),
-            reason: "the connection ended early".to_owned(),
-        }
+        Failure::Transient { host: self.origin.name(), reason: "the connection ended early".to_owned() }
     }
 }
 
@@ -398,10 +355,7 @@ fn broken(origin: &Origin, error: &std::io::Error) -> Failure {
         true => "its name, or that of the proxy, cannot be resolved",
         false => "the connection broke",
     };
-    Failure::Transient {
-        host: origin.name(),
-        reason: format!("{what} ({said})"),
-    }
+    Failure::Transient { host: origin.name(), reason: format!("{what} ({said})") }
 }
 
 fn header(response: &Response<Body>, name: &str) -> Option<String> {

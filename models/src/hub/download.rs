@@ -45,19 +45,10 @@ pub(super) fn fetch(
     progress: &mut OnProgress<'_>,
 ) -> Result<String> {
     let client = Client::new(settings, id)?;
-    let mut fetching = Fetching {
-        repo,
-        id,
-        client,
-        pause: settings.retry_pause,
-        progress,
-    };
+    let mut fetching = Fetching { repo, id, client, pause: settings.retry_pause, progress };
     let revision = known.unwrap_or(&id.revision);
     let (model, host) = (format!("{}@{revision}", id.name), fetching.client.host());
-    fetching.say(Progress::Asking {
-        model: &model,
-        host: &host,
-    })?;
+    fetching.say(Progress::Asking { model: &model, host: &host })?;
     let info = fetching.retried(|client| client.info(revision))?;
     let commit = info.commit.as_str();
     let has = |name: &str| info.files.iter().any(|file| file == name);
@@ -71,11 +62,7 @@ pub(super) fn fetch(
     }
     let weights = preferred(info.files.iter().map(String::as_str)).map_err(|found| {
         let found = found.into_iter().map(str::to_owned).collect();
-        Error::NoWeights {
-            id: id.name.clone(),
-            commit: commit.to_owned(),
-            found,
-        }
+        Error::NoWeights { id: id.name.clone(), commit: commit.to_owned(), found }
     })?;
     if weights.ends_with(".json") {
         let etag = fetching.blob(commit, weights, MAX_CONFIG_BYTES)?;
@@ -130,12 +117,10 @@ impl Fetching<'_, '_> {
             return Ok(meta.etag);
         }
         let (progress, id) = (&mut *self.progress, self.id);
-        let _lock = self
-            .repo
-            .lock(&meta.etag, || match progress(Progress::Waiting { file }) {
-                ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(interrupted(id)),
-            })?;
+        let _lock = self.repo.lock(&meta.etag, || match progress(Progress::Waiting { file }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(interrupted(id)),
+        })?;
         // Whoever held the lock may have fetched it.
         if is_here() {
             return Ok(meta.etag);
@@ -175,11 +160,7 @@ impl Fetching<'_, '_> {
                 growing.set_len(0).map_err(disk("write", &path))?;
                 have = 0;
             }
-            self.say(Progress::Bytes {
-                file,
-                done: have,
-                size: meta.size,
-            })?;
+            self.say(Progress::Bytes { file, done: have, size: meta.size })?;
             if have == meta.size {
                 return Ok(());
             }
@@ -194,14 +175,7 @@ impl Fetching<'_, '_> {
     }
 
     /// One request and its bytes; the file is whole when it returns without an error.
-    fn receive(
-        &mut self,
-        growing: &mut File,
-        commit: &str,
-        file: &str,
-        meta: &Meta,
-        have: u64,
-    ) -> Result<(), Failure> {
+    fn receive(&mut self, growing: &mut File, commit: &str, file: &str, meta: &Meta, have: u64) -> Result<(), Failure> {
         let path = self.repo.incomplete(&meta.etag);
         let write_error = || disk("write", &path);
         let Some((begins, mut stream)) = self.client.bytes(commit, file, have)? else {
@@ -212,9 +186,7 @@ impl Fetching<'_, '_> {
             });
         };
         growing.set_len(begins).map_err(write_error())?;
-        growing
-            .seek(SeekFrom::Start(begins))
-            .map_err(write_error())?;
+        growing.seek(SeekFrom::Start(begins)).map_err(write_error())?;
         let mut done = begins;
         let mut said = done;
         let mut buffer = vec![0; CHUNK];
@@ -230,11 +202,7 @@ impl Fetching<'_, '_> {
             done += read as u64;
             if done - said >= CHUNK as u64 && done < meta.size {
                 said = done;
-                self.say(Progress::Bytes {
-                    file,
-                    done,
-                    size: meta.size,
-                })?;
+                self.say(Progress::Bytes { file, done, size: meta.size })?;
             }
         }
         Ok(())
@@ -251,10 +219,7 @@ impl Fetching<'_, '_> {
         }
     }
 
-    fn retried<T>(
-        &mut self,
-        mut request: impl FnMut(&Client<'_>) -> Result<T, Failure>,
-    ) -> Result<T> {
+    fn retried<T>(&mut self, mut request: impl FnMut(&Client<'_>) -> Result<T, Failure>) -> Result<T> {
         let mut attempts = 0;
         loop {
             match request(&self.client) {
@@ -275,18 +240,11 @@ impl Fetching<'_, '_> {
         };
         if fruitless >= ATTEMPTS || attempts >= ATTEMPTS_PER_FILE {
             let reason = format!("{reason}, after {attempts} attempts");
-            return Err(Error::Unreachable {
-                id: self.id.name.clone(),
-                host,
-                reason,
-            });
+            return Err(Error::Unreachable { id: self.id.name.clone(), host, reason });
         }
         let pause = self.pause.saturating_mul(1 << (fruitless.max(1) - 1));
         let pause = pause.min(MAX_PAUSE);
-        self.say(Progress::Retrying {
-            reason: &format!("{host}: {reason}"),
-            pause,
-        })?;
+        self.say(Progress::Retrying { reason: &format!("{host}: {reason}"), pause })?;
         thread::sleep(pause);
         Ok(())
     }
@@ -299,25 +257,16 @@ impl Fetching<'_, '_> {
     }
 
     fn bad_answer(&self, reason: String) -> Error {
-        Error::BadAnswer {
-            id: self.id.name.clone(),
-            host: self.client.host(),
-            reason,
-        }
+        Error::BadAnswer { id: self.id.name.clone(), host: self.client.host(), reason }
     }
 
     fn bad_model(&self, reason: String) -> Error {
-        Error::BadModel {
-            id: self.id.name.clone(),
-            reason,
-        }
+        Error::BadModel { id: self.id.name.clone(), reason }
     }
 }
 
 fn interrupted(id: &ModelId) -> Error {
-    Error::Interrupted {
-        id: id.name.clone(),
-    }
+    Error::Interrupted { id: id.name.clone() }
 }
 
 /// The hash of a file in the form of its etag: SHA-256 of the content, or git's SHA-1, which has the length in front.
@@ -334,9 +283,6 @@ fn hash(file: &mut File, meta: &Meta) -> std::io::Result<String> {
     file.seek(SeekFrom::Start(0))?;
     match meta.etag.len() {
         64 => of(Sha256::new(), file),
-        _ => of(
-            Sha1::new().chain_update(format!("blob {}\0", meta.size)),
-            file,
-        ),
+        _ => of(Sha1::new().chain_update(format!("blob {}\0", meta.size)), file),
     }
 }

@@ -8,9 +8,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// The text is no path that exists, and no id either.
-    #[error(
-        "{text}: no such file or folder, and not the id of a model on a hub (org/name or org/name@revision)"
-    )]
+    #[error("{text}: no such file or folder, and not the id of a model on a hub (org/name or org/name@revision)")]
     NoSuchPath {
         /// What was asked for.
         text: String,
@@ -187,9 +185,7 @@ pub enum Error {
     },
 
     /// The cache cannot be read or written.
-    #[error(
-        "{path:?}: cannot {action}. Free space or mend permissions, or set HF_HUB_CACHE to another folder"
-    )]
+    #[error("{path:?}: cannot {action}. Free space or mend permissions, or set HF_HUB_CACHE to another folder")]
     Disk {
         /// What was being done.
         action: &'static str,

@@ -85,16 +85,12 @@ impl HubSettings {
             false => "HTTPS_PROXY",
         };
         HubSettings {
-            cache: path("HF_HUB_CACHE")
-                .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
-                .or_else(|| in_home("hub")),
+            cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).or_else(|| in_home("hub")),
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             offline: flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE"),
             token: var("HF_TOKEN").map(Secret::new),
             token_file: path("HF_TOKEN_PATH").or_else(|| in_home("token")),
-            proxy: either(of_scheme)
-                .or_else(|| either("ALL_PROXY"))
-                .map(Secret::new),
+            proxy: either(of_scheme).or_else(|| either("ALL_PROXY")).map(Secret::new),
             no_proxy: either("NO_PROXY"),
             ..HubSettings::default()
         }

@@ -22,16 +22,8 @@ fn std(values: &[f64]) -> f64 {
 /// Mean 0 and the given deviation within five standard errors, for a symmetric distribution of kurtosis at most 3.
 fn check_moments(values: &[f64], expected_std: f64) {
     let error = 5.0 / (values.len() as f64).sqrt();
-    assert!(
-        mean(values).abs() < error * expected_std,
-        "mean {}",
-        mean(values)
-    );
-    assert!(
-        (std(values) / expected_std - 1.0).abs() < error,
-        "std {}, not {expected_std}",
-        std(values)
-    );
+    assert!(mean(values).abs() < error * expected_std, "mean {}", mean(values));
+    assert!((std(values) / expected_std - 1.0).abs() < error, "std {}, not {expected_std}", std(values));
 }
 
 #[test]
@@ -40,19 +32,12 @@ fn xavier_uniform_has_glorot_s_bound() {
     let bound = (6.0f64 / 1400.0).sqrt();
     check_moments(&values, bound / 3f64.sqrt());
     let largest = values.iter().fold(0.0, |a: f64, v| a.max(v.abs()));
-    assert!(
-        largest <= bound * (1.0 + 1e-6) && largest > bound * 0.9999,
-        "{largest}, bound {bound}"
-    );
+    assert!(largest <= bound * (1.0 + 1e-6) && largest > bound * 0.9999, "{largest}, bound {bound}");
 }
 
 #[test]
 fn a_patch_projection_counts_as_a_linear_layer() {
-    let bound = |shape: &[i64]| {
-        sample(Init::XavierUniform, shape)
-            .iter()
-            .fold(0.0, |a: f64, v| a.max(v.abs()))
-    };
+    let bound = |shape: &[i64]| sample(Init::XavierUniform, shape).iter().fold(0.0, |a: f64, v| a.max(v.abs()));
     let flattened = (6.0f64 / (768.0 + 384.0)).sqrt();
     assert!((bound(&[384, 3, 16, 16]) / flattened - 1.0).abs() < 1e-3);
 }
@@ -61,10 +46,7 @@ fn a_patch_projection_counts_as_a_linear_layer() {
 fn normal_and_truncated_normal_have_their_deviation() {
     check_moments(&sample(Init::Normal { std: 0.02 }, &[N]), 0.02);
     check_moments(&sample(Init::TruncNormal { std: 0.02 }, &[N]), 0.02);
-    let within_one = sample(Init::Normal { std: 1.0 }, &[N])
-        .iter()
-        .filter(|v| v.abs() < 1.0)
-        .count();
+    let within_one = sample(Init::Normal { std: 1.0 }, &[N]).iter().filter(|v| v.abs() < 1.0).count();
     assert!((within_one as f64 / N as f64 - 0.682_689).abs() < 0.004);
 }
 
@@ -74,11 +56,7 @@ fn truncation_is_at_two_not_at_two_deviations() {
     assert!(wide.iter().all(|v| v.abs() <= 2.0));
     // The deviation of N(0, 1) cut at ±1 is √(1 - 2 φ(1) / (2 Φ(1) - 1)).
     check_moments(&wide, 2.0 * 0.539_56);
-    assert!(
-        sample(Init::TruncNormal { std: 0.02 }, &[N])
-            .iter()
-            .any(|v| v.abs() > 0.06)
-    );
+    assert!(sample(Init::TruncNormal { std: 0.02 }, &[N]).iter().any(|v| v.abs() > 0.06));
 }
 
 #[test]
@@ -94,8 +72,7 @@ fn constants_and_bounds() {
 fn streams_of_other_names_are_unrelated() {
     let normal = Init::Normal { std: 1.0 };
     let draw = |name| normal.tensor(&[N], 7, name).to_kind(Kind::Double);
-    let correlation = (draw("blocks.0.attn.qkv.weight") * draw("blocks.1.attn.qkv.weight"))
-        .mean(None)
-        .double_value(&[]);
+    let correlation =
+        (draw("blocks.0.attn.qkv.weight") * draw("blocks.1.attn.qkv.weight")).mean(None).double_value(&[]);
     assert!(correlation.abs() < 5.0 / (N as f64).sqrt(), "{correlation}");
 }

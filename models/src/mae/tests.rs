@@ -11,32 +11,15 @@ use crate::params::ParamStore;
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 fn small_vit() -> VitConfig {
-    VitConfig {
-        img_size: [16, 24],
-        patch_size: 4,
-        embed_dim: 24,
-        depth: 2,
-        num_heads: 3,
-        mlp_ratio: 2,
-        fusion: vec![],
-    }
+    VitConfig { img_size: [16, 24], patch_size: 4, embed_dim: 24, depth: 2, num_heads: 3, mlp_ratio: 2, fusion: vec![] }
 }
 
 fn small_decoder() -> DecoderConfig {
-    DecoderConfig {
-        embed_dim: 16,
-        depth: 1,
-        num_heads: 2,
-        mlp_ratio: 2,
-    }
+    DecoderConfig { embed_dim: 16, depth: 1, num_heads: 2, mlp_ratio: 2 }
 }
 
 fn config(encoder: VitConfig, decoder: DecoderConfig) -> MaeConfig {
-    MaeConfig {
-        encoder: EncoderConfig::Vit(encoder),
-        decoder,
-        norm_pix_loss: true,
-    }
+    MaeConfig { encoder: EncoderConfig::Vit(encoder), decoder, norm_pix_loss: true }
 }
 
 fn small() -> (ParamStore, Mae) {
@@ -65,23 +48,13 @@ fn removed_pixels_are_not_read() {
     let (_, mae) = small();
     let masking = random_masking(&random(&[2, 24], "noise"), 6);
     let imgs = random(&[2, 3, 16, 24], "imgs");
-    let removed = unpatchify(
-        &masking.mask.unsqueeze(-1).expand([-1, -1, 48], false),
-        4,
-        [4, 6],
-    );
+    let removed = unpatchify(&masking.mask.unsqueeze(-1).expand([-1, -1, 48], false), 4, [4, 6]);
     let others = &imgs * (1.0 - &removed) + random(&[2, 3, 16, 24], "others") * &removed;
     assert_ne!(imgs, others);
-    assert_eq!(
-        mae.forward_encoder(&imgs, &masking),
-        mae.forward_encoder(&others, &masking)
-    );
+    assert_eq!(mae.forward_encoder(&imgs, &masking), mae.forward_encoder(&others, &masking));
     // And the test would see it if they were.
     let all = random_masking(&random(&[2, 24], "noise"), 24);
-    assert_ne!(
-        mae.forward_encoder(&imgs, &all),
-        mae.forward_encoder(&others, &all)
-    );
+    assert_ne!(mae.forward_encoder(&imgs, &all), mae.forward_encoder(&others, &all));
 }
 
 #[test]
@@ -90,10 +63,7 @@ fn seeing_everything_in_order_is_the_feature_path() {
     let imgs = random(&[2, 3, 16, 24], "imgs");
     let order = Tensor::arange(24, F32).unsqueeze(0).expand([2, 24], false);
     let latent = mae.forward_encoder(&imgs, &random_masking(&order, 24));
-    let difference = (latent - mae.forward_features(&imgs))
-        .abs()
-        .max()
-        .double_value(&[]);
+    let difference = (latent - mae.forward_features(&imgs)).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{difference:e}");
 }
 
@@ -104,16 +74,11 @@ fn the_order_of_visible_patches_does_not_matter() {
     let pred = |ids: &[i64]| {
         let noise = Tensor::full([24], 1.0, F32);
         let places = Tensor::arange(ids.len() as i64, F32) / 100.0;
-        let noise = noise
-            .index_copy(0, &Tensor::from_slice(ids), &places)
-            .unsqueeze(0);
+        let noise = noise.index_copy(0, &Tensor::from_slice(ids), &places).unsqueeze(0);
         let masking = random_masking(&noise, ids.len() as i64);
         mae.forward_decoder(&mae.forward_encoder(&imgs, &masking), &masking.ids_restore)
     };
-    let difference = (pred(&[20, 3, 7, 11]) - pred(&[3, 7, 11, 20]))
-        .abs()
-        .max()
-        .double_value(&[]);
+    let difference = (pred(&[20, 3, 7, 11]) - pred(&[3, 7, 11, 20])).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{difference:e}");
 }
 
@@ -123,10 +88,7 @@ fn a_b16_has_the_parameters_of_the_reference() {
     Mae::new(&store.root(), &MaeConfig::VIT_BASE_PATCH16).unwrap();
     let tensors = store.tensors();
     // Both counts are those of transformers' ViTMAEForPreTraining(ViTMAEConfig()).
-    assert_eq!(
-        tensors.values().map(Tensor::numel).sum::<usize>(),
-        111_907_840
-    );
+    assert_eq!(tensors.values().map(Tensor::numel).sum::<usize>(), 111_907_840);
     let fixed = ["pos_embed", "decoder_pos_embed"].map(|name| tensors[name].numel());
     assert_eq!(111_907_840 - fixed[0] - fixed[1], 111_655_680);
     let shape = |name: &str| tensors[name].size();
@@ -136,11 +98,7 @@ fn a_b16_has_the_parameters_of_the_reference() {
     assert_eq!(shape("blocks.11.attn.qkv.weight"), [2304, 768]);
     assert_eq!(shape("decoder_blocks.7.mlp.fc1.bias"), [2048]);
     assert_eq!(shape("decoder_pred.weight"), [768, 512]);
-    let outside: BTreeSet<&str> = tensors
-        .keys()
-        .map(String::as_str)
-        .filter(|n| !n.contains("blocks."))
-        .collect();
+    let outside: BTreeSet<&str> = tensors.keys().map(String::as_str).filter(|n| !n.contains("blocks.")).collect();
     let expected = [
         "cls_token",
         "decoder_embed.bias",
@@ -163,29 +121,13 @@ fn a_b16_has_the_parameters_of_the_reference() {
 /// Deviation of each kind of parameter in the start that the reference's `initialize_weights` gives.
 #[test]
 fn parameters_start_as_in_the_reference() {
-    let encoder = VitConfig {
-        embed_dim: 192,
-        patch_size: 16,
-        img_size: [32, 32],
-        ..small_vit()
-    };
-    let decoder = DecoderConfig {
-        embed_dim: 128,
-        ..small_decoder()
-    };
+    let encoder = VitConfig { embed_dim: 192, patch_size: 16, img_size: [32, 32], ..small_vit() };
+    let decoder = DecoderConfig { embed_dim: 128, ..small_decoder() };
     let config = config(encoder, decoder);
     let store = ParamStore::new(Device::Cpu, 3);
     Mae::new(&store.root(), &config).unwrap();
     let xavier = |fan_in: f64, fan_out: f64| (2.0 / (fan_in + fan_out)).sqrt();
-    let std_of = |name: &str| {
-        store
-            .get(name)
-            .unwrap()
-            .square()
-            .mean(None)
-            .sqrt()
-            .double_value(&[])
-    };
+    let std_of = |name: &str| store.get(name).unwrap().square().mean(None).sqrt().double_value(&[]);
     for (name, expected) in [
         ("patch_embed.proj.weight", xavier(768.0, 192.0)),
         ("patch_embed.proj.bias", 1.0 / (3.0 * 768.0f64).sqrt()),
@@ -199,10 +141,7 @@ fn parameters_start_as_in_the_reference() {
     ] {
         let tolerance = 4.0 / (store.get(name).unwrap().numel() as f64).sqrt();
         let found = std_of(name);
-        assert!(
-            (found / expected - 1.0).abs() < tolerance,
-            "{name}: {found}, not {expected}"
-        );
+        assert!((found / expected - 1.0).abs() < tolerance, "{name}: {found}, not {expected}");
     }
     for (name, tensor) in store.trainable() {
         if name.contains("norm") {
@@ -217,13 +156,8 @@ fn parameters_start_as_in_the_reference() {
 #[test]
 fn configurations_of_no_network_are_refused_by_field() {
     let check = |field: &str, encoder: VitConfig, decoder: DecoderConfig| {
-        let refused = Mae::new(
-            &ParamStore::frozen(Device::Cpu).root(),
-            &config(encoder, decoder),
-        );
-        let Err(Error::Config { field: found, .. }) = refused else {
-            panic!("{field}: {refused:?}")
-        };
+        let refused = Mae::new(&ParamStore::frozen(Device::Cpu).root(), &config(encoder, decoder));
+        let Err(Error::Config { field: found, .. }) = refused else { panic!("{field}: {refused:?}") };
         assert_eq!(found, field);
     };
     let vit = |change: fn(&mut VitConfig)| {
@@ -245,10 +179,7 @@ fn configurations_of_no_network_are_refused_by_field() {
     ] {
         check(field, encoder, small_decoder());
     }
-    let decoder = DecoderConfig {
-        num_heads: 3,
-        ..small_decoder()
-    };
+    let decoder = DecoderConfig { num_heads: 3, ..small_decoder() };
     check("decoder_embed_dim", small_vit(), decoder);
 }
 
@@ -272,19 +203,13 @@ fn published_sizes_are_networks() {
 fn fused_features_are_those_that_the_losses_see() {
     let build = |fusion: Vec<i64>| {
         let store = ParamStore::new(Device::Cpu, 0);
-        let encoder = VitConfig {
-            fusion,
-            ..small_vit()
-        };
+        let encoder = VitConfig { fusion, ..small_vit() };
         Mae::new(&store.root(), &config(encoder, small_decoder())).unwrap()
     };
     let (plain, fused) = (build(vec![]), build(vec![0]));
     let imgs = random(&[2, 3, 16, 24], "imgs");
     let masking = random_masking(&random(&[2, 24], "noise"), 6);
-    assert_ne!(
-        fused.forward_encoder(&imgs, &masking),
-        plain.forward_encoder(&imgs, &masking)
-    );
+    assert_ne!(fused.forward_encoder(&imgs, &masking), plain.forward_encoder(&imgs, &masking));
     // All patches in order: the latent of pretraining is what evaluation sees. The same weights without the sum are another student.
     let order = Tensor::arange(24, F32).unsqueeze(0).expand([2, 24], false);
     let everything = random_masking(&order, 24);

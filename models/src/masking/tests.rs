@@ -9,9 +9,7 @@ fn uniform(n: i64, num_patches: i64, name: &str) -> Tensor {
 }
 
 fn rows(ids: &Tensor) -> Vec<Vec<i64>> {
-    (0..ids.size()[0])
-        .map(|i| Vec::try_from(ids.get(i)).unwrap())
-        .collect()
+    (0..ids.size()[0]).map(|i| Vec::try_from(ids.get(i)).unwrap()).collect()
 }
 
 #[test]
@@ -25,14 +23,8 @@ fn the_share_kept_is_rounded_down_as_in_python() {
 #[test]
 fn a_mask_is_a_permutation_and_its_inverse() {
     let masking = random_masking(&uniform(6, 20, "noise"), 5);
-    let masks: Vec<Vec<f32>> = (0..6)
-        .map(|i| Vec::try_from(masking.mask.get(i)).unwrap())
-        .collect();
-    for ((keep, restore), mask) in rows(&masking.ids_keep)
-        .iter()
-        .zip(rows(&masking.ids_restore))
-        .zip(masks)
-    {
+    let masks: Vec<Vec<f32>> = (0..6).map(|i| Vec::try_from(masking.mask.get(i)).unwrap()).collect();
+    for ((keep, restore), mask) in rows(&masking.ids_keep).iter().zip(rows(&masking.ids_restore)).zip(masks) {
         let mut sorted = restore.clone();
         sorted.sort_unstable();
         assert!(sorted.into_iter().eq(0..20));
@@ -50,10 +42,7 @@ fn a_mask_is_a_permutation_and_its_inverse() {
 fn the_smallest_are_kept_in_their_order_and_ties_in_that_of_position() {
     let noise = Tensor::from_slice(&[0.5, 0.1, 0.5, 0.0, 0.5, 0.9]).unsqueeze(0);
     assert_eq!(rows(&random_masking(&noise, 4).ids_keep), [[3, 1, 0, 2]]);
-    assert_eq!(
-        rows(&random_masking(&noise.zeros_like(), 3).ids_keep),
-        [[0, 1, 2]]
-    );
+    assert_eq!(rows(&random_masking(&noise.zeros_like(), 3).ids_keep), [[0, 1, 2]]);
     // All kept: nothing is removed, and the order is still that of the noise.
     let all = random_masking(&noise, 6);
     assert_eq!(all.mask.sum(None).double_value(&[]), 0.0);
@@ -63,14 +52,8 @@ fn the_smallest_are_kept_in_their_order_and_ties_in_that_of_position() {
 /// How often each patch is among the first `len_keep` of `n` draws.
 fn frequencies(weights: &[f32], n: i64, len_keep: i64) -> Vec<f64> {
     let num_patches = weights.len() as i64;
-    let attention = Tensor::from_slice(weights)
-        .unsqueeze(0)
-        .expand([n, num_patches], false);
-    let noise = focused_noise(
-        &attention,
-        &uniform(n, num_patches, "draws"),
-        MaskKind::Multinomial,
-    );
+    let attention = Tensor::from_slice(weights).unsqueeze(0).expand([n, num_patches], false);
+    let noise = focused_noise(&attention, &uniform(n, num_patches, "draws"), MaskKind::Multinomial);
     let seen: Tensor = 1.0 - random_masking(&noise, len_keep).mask;
     Vec::try_from(seen.mean_dim(0, false, Kind::Double)).unwrap()
 }
@@ -78,40 +61,20 @@ fn frequencies(weights: &[f32], n: i64, len_keep: i64) -> Vec<f64> {
 fn check(found: &[f64], expected: &[f64], n: i64) {
     for (found, expected) in found.iter().zip(expected) {
         let error = 5.0 * (expected * (1.0 - expected) / n as f64).sqrt();
-        assert!(
-            (found - expected).abs() <= error,
-            "{found}, not {expected} ± {error}"
-        );
+        assert!((found - expected).abs() <= error, "{found}, not {expected} ± {error}");
     }
 }
 
 #[test]
 fn multinomial_draws_in_proportion_to_attention() {
     let n = 100_000;
-    check(
-        &frequencies(&[1.0, 2.0, 3.0, 4.0], n, 1),
-        &[0.1, 0.2, 0.3, 0.4],
-        n,
-    );
+    check(&frequencies(&[1.0, 2.0, 3.0, 4.0], n, 1), &[0.1, 0.2, 0.3, 0.4], n);
     // The scale is nothing: f16 attention over 196 patches is small.
-    check(
-        &frequencies(&[1e-7, 2e-7, 3e-7, 4e-7], n, 1),
-        &[0.1, 0.2, 0.3, 0.4],
-        n,
-    );
+    check(&frequencies(&[1e-7, 2e-7, 3e-7, 4e-7], n, 1), &[0.1, 0.2, 0.3, 0.4], n);
     // Two without replacement: P(i) = w_i + Σ_j w_j · w_i / (1 - w_j).
     let w = [0.1, 0.2, 0.3, 0.4];
-    let two = |i: usize| {
-        w[i] + (0..4)
-            .filter(|j| *j != i)
-            .map(|j| w[j] * w[i] / (1.0 - w[j]))
-            .sum::<f64>()
-    };
-    check(
-        &frequencies(&[1.0, 2.0, 3.0, 4.0], n, 2),
-        &[two(0), two(1), two(2), two(3)],
-        n,
-    );
+    let two = |i: usize| w[i] + (0..4).filter(|j| *j != i).map(|j| w[j] * w[i] / (1.0 - w[j])).sum::<f64>();
+    check(&frequencies(&[1.0, 2.0, 3.0, 4.0], n, 2), &[two(0), two(1), two(2), two(3)], n);
 }
 
 #[test]
@@ -134,9 +97,7 @@ fn the_ends_of_the_uniform_numbers_are_harmless() {
 
 #[test]
 fn topk_keeps_the_most_attended_whatever_the_draw() {
-    let attention = Tensor::from_slice(&[0.1f32, f32::NAN, 0.4, 0.0, 0.2, 0.4])
-        .unsqueeze(0)
-        .to_kind(Kind::Half);
+    let attention = Tensor::from_slice(&[0.1f32, f32::NAN, 0.4, 0.0, 0.2, 0.4]).unsqueeze(0).to_kind(Kind::Half);
     for name in ["one", "two"] {
         let noise = focused_noise(&attention, &uniform(1, 6, name), MaskKind::TopK);
         assert_eq!(rows(&random_masking(&noise, 5).ids_keep), [[2, 5, 4, 0, 1]]);
@@ -148,11 +109,7 @@ fn a_mask_depends_on_its_own_row() {
     let noise = uniform(4, 12, "noise");
     let attention = uniform(4, 12, "attention");
     let together = focused_noise(&attention, &noise, MaskKind::Multinomial);
-    let alone = focused_noise(
-        &attention.narrow(0, 2, 1),
-        &noise.narrow(0, 2, 1),
-        MaskKind::Multinomial,
-    );
+    let alone = focused_noise(&attention.narrow(0, 2, 1), &noise.narrow(0, 2, 1), MaskKind::Multinomial);
     let ids = |noise: &Tensor| random_masking(noise, 3).ids_keep;
     assert_eq!(ids(&together).narrow(0, 2, 1), ids(&alone));
     assert_eq!(together.device(), Device::Cpu);
@@ -162,9 +119,7 @@ fn a_mask_depends_on_its_own_row() {
 fn blocks_remove_the_number_asked_for_in_pieces_that_hang_together() {
     let mut state = 1u64;
     let mut uniform = move || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 11) as f64 / (1u64 << 53) as f64
     };
     // How many of the neighbours of removed patches are removed, over many masks.
@@ -191,10 +146,7 @@ fn blocks_remove_the_number_asked_for_in_pieces_that_hang_together() {
             assert!(same / pairs > share + 0.4, "{} of neighbours", same / pairs);
         }
         if num_removed >= 40 {
-            assert!(
-                place.iter().all(|&n| n > 0),
-                "{num_removed}: a patch is never removed"
-            );
+            assert!(place.iter().all(|&n| n > 0), "{num_removed}: a patch is never removed");
         }
     }
 }

@@ -47,10 +47,9 @@ impl Cells {
     /// Another handle on the same cells.
     pub(super) fn shallow_clone(&self) -> Self {
         match self {
-            Self::Visible { ids_keep, tiles } => Self::Visible {
-                ids_keep: ids_keep.shallow_clone(),
-                tiles: tiles.each_ref().map(Tiles::shallow_clone),
-            },
+            Self::Visible { ids_keep, tiles } => {
+                Self::Visible { ids_keep: ids_keep.shallow_clone(), tiles: tiles.each_ref().map(Tiles::shallow_clone) }
+            }
             Self::Whole { grid } => Self::Whole { grid: *grid },
         }
     }
@@ -70,9 +69,7 @@ impl Cells {
             }
             Self::Whole { .. } => {
                 let (h, w) = (height / CELL, width / CELL);
-                imgs.reshape([n, c, h, CELL, w, CELL])
-                    .permute([0, 2, 4, 1, 3, 5])
-                    .reshape([n, h * w, numbers])
+                imgs.reshape([n, c, h, CELL, w, CELL]).permute([0, 2, 4, 1, 3, 5]).reshape([n, h * w, numbers])
             }
         }
     }
@@ -82,9 +79,11 @@ impl Cells {
     pub(super) fn merge(&self, x: &Tensor, side: i64, merged: i64) -> Tensor {
         let (n, cells, dim) = x.size3().expect("cells are [N, cells, C]");
         let [h, w] = self.map(side);
-        x.reshape([-1, h / merged, merged, w / merged, merged, dim])
-            .permute([0, 1, 3, 2, 4, 5])
-            .reshape([n, cells / (merged * merged), merged * merged * dim])
+        x.reshape([-1, h / merged, merged, w / merged, merged, dim]).permute([0, 1, 3, 2, 4, 5]).reshape([
+            n,
+            cells / (merged * merged),
+            merged * merged * dim,
+        ])
     }
 
     /// The depthwise convolution where `side × side` cells are a token; removed cells count as zero, as those outside of the image
@@ -119,9 +118,7 @@ impl Cells {
         match self {
             Self::Visible { ids_keep, .. } => {
                 let (n, keep) = ids_keep.size2().expect("ids_keep is [N, keep]");
-                pos_embed
-                    .index_select(0, &ids_keep.flatten(0, 1))
-                    .reshape([n, keep, -1])
+                pos_embed.index_select(0, &ids_keep.flatten(0, 1)).reshape([n, keep, -1])
             }
             Self::Whole { .. } => pos_embed.unsqueeze(0),
         }
@@ -154,9 +151,7 @@ fn neighbours(masking: &Masking, [grid_h, grid_w]: [i64; 2]) -> Tensor {
     let around = (upper_left + steps).flatten(1, 2); // [N, keep·9]
     let places = places.flatten(1, 2).gather(1, &around, false);
     let first_row = (Tensor::arange(n, int) * keep).unsqueeze(1);
-    (&places + first_row)
-        .masked_fill(&places.ge(keep), n * keep)
-        .reshape([n, keep, 9])
+    (&places + first_row).masked_fill(&places.ge(keep), n * keep).reshape([n, keep, 9])
 }
 
 /// Each visible token and what the depthwise convolution sees around it, as a square of cells.
@@ -200,9 +195,7 @@ impl Tiles {
             let nearer = cell.ge(side / 2).to_kind(Kind::Int64) * 2;
             vec![own, nearer]
         } else {
-            (0..3)
-                .map(|token| Tensor::full([side], token, int))
-                .collect()
+            (0..3).map(|token| Tensor::full([side], token, int)).collect()
         };
         let seen_from = seen_from.iter().map(|token| {
             let place: Tensor = &cell + (REACH + side) - token * side;
@@ -220,19 +213,11 @@ impl Tiles {
                 slots.push(place.clamp_max(places).flatten(0, 2));
             }
         }
-        Self {
-            side,
-            rows,
-            places: Tensor::stack(&slots, 0),
-        }
+        Self { side, rows, places: Tensor::stack(&slots, 0) }
     }
 
     fn shallow_clone(&self) -> Self {
-        Self {
-            side: self.side,
-            rows: self.rows.shallow_clone(),
-            places: self.places.shallow_clone(),
-        }
+        Self { side: self.side, rows: self.rows.shallow_clone(), places: self.places.shallow_clone() }
     }
 }
 

@@ -35,11 +35,7 @@ pub struct McmaeEncoderConfig {
 
 impl McmaeEncoderConfig {
     /// Low confidence: published nowhere; copies in circulation agree on widths and depths and have 6 or 12 heads.
-    pub const SMALL: Self = Self {
-        embed_dims: [128, 256, 384],
-        num_heads: 6,
-        ..Self::BASE
-    };
+    pub const SMALL: Self = Self { embed_dims: [128, 256, 384], num_heads: 6, ..Self::BASE };
     /// The published `convmae_convvit_base_patch16`.
     pub const BASE: Self = Self {
         img_size: [224, 224],
@@ -52,21 +48,11 @@ impl McmaeEncoderConfig {
     };
     /// Medium confidence: what loads the v2 weights; another copy has 20 blocks in the last stage, and the paper's text other MLP
     /// ratios.
-    pub const LARGE: Self = Self {
-        embed_dims: [384, 768, 1024],
-        depths: [2, 2, 23],
-        num_heads: 16,
-        mlp_ratios: [8, 8, 4],
-        ..Self::BASE
-    };
+    pub const LARGE: Self =
+        Self { embed_dims: [384, 768, 1024], depths: [2, 2, 23], num_heads: 16, mlp_ratios: [8, 8, 4], ..Self::BASE };
     /// Medium confidence: what loads the v2 weights; the paper's text has other MLP ratios and another patch size.
-    pub const HUGE: Self = Self {
-        embed_dims: [768, 1024, 1280],
-        depths: [2, 2, 31],
-        num_heads: 16,
-        mlp_ratios: [8, 8, 4],
-        ..Self::BASE
-    };
+    pub const HUGE: Self =
+        Self { embed_dims: [768, 1024, 1280], depths: [2, 2, 31], num_heads: 16, mlp_ratios: [8, 8, 4], ..Self::BASE };
 
     /// Rows and columns of tokens.
     pub fn grid(&self) -> [i64; 2] {
@@ -99,11 +85,9 @@ impl McmaeEncoderConfig {
         let computed = computed as f64;
         let tokens = (keep + i64::from(self.cls_token)) as f64;
         let [cells1, cells2] = [16.0 * computed, 4.0 * computed];
-        let conv_blocks = |cells: f64, depth: f64, dim: f64, ratio: f64| {
-            depth * cells * dim * (2.0 * dim + 25.0 + 2.0 * ratio * dim)
-        };
-        let transformer =
-            depth3 * (tokens * dim * dim * (4.0 + 2.0 * ratio3) + 2.0 * tokens * tokens * dim);
+        let conv_blocks =
+            |cells: f64, depth: f64, dim: f64, ratio: f64| depth * cells * dim * (2.0 * dim + 25.0 + 2.0 * ratio * dim);
+        let transformer = depth3 * (tokens * dim * dim * (4.0 + 2.0 * ratio3) + 2.0 * tokens * tokens * dim);
         let decode = f64::from(u8::from(self.fusion));
         let products = [
             ("patch_embed1", cells1 * 48.0 * dim1),
@@ -116,27 +100,16 @@ impl McmaeEncoderConfig {
             ("stage2_output_decode", decode * cells2 * dim2 * dim),
             ("blocks3", transformer),
         ];
-        products
-            .into_iter()
-            .map(|(name, products)| (name, 2.0 * products))
-            .collect()
+        products.into_iter().map(|(name, products)| (name, 2.0 * products)).collect()
     }
 
     /// # Errors
     /// [`Error::Config`] for the first field that no network can have.
     pub fn validate(&self) -> Result<()> {
         positive(&[("num_heads", self.num_heads)])?;
-        let threes = [
-            ("embed_dims", self.embed_dims),
-            ("depths", self.depths),
-            ("mlp_ratios", self.mlp_ratios),
-        ];
+        let threes = [("embed_dims", self.embed_dims), ("depths", self.depths), ("mlp_ratios", self.mlp_ratios)];
         let refuse = |field, value, reason: &str| {
-            Err(Error::Config {
-                field,
-                value: format!("{value:?}"),
-                reason: reason.to_owned(),
-            })
+            Err(Error::Config { field, value: format!("{value:?}"), reason: reason.to_owned() })
         };
         for (field, values) in threes {
             if values.iter().any(|value| *value < 1) {
@@ -148,10 +121,7 @@ impl McmaeEncoderConfig {
             let reason = "both sides must be multiples of 16, the patch of every MCMAE";
             return refuse("img_size", self.img_size.as_slice(), reason);
         }
-        width_and_heads(
-            ("embed_dims[2]", self.embed_dim()),
-            ("num_heads", self.num_heads),
-        )
+        width_and_heads(("embed_dims[2]", self.embed_dim()), ("num_heads", self.num_heads))
     }
 }
 

@@ -12,13 +12,8 @@ use crate::params::Scope;
 /// Weight and bias as PyTorch's convolutions start: both uniform in ±1/√fan_in.
 pub(super) fn conv_params(scope: &Scope, shape: [i64; 4], weight: Option<Init>) -> [Tensor; 2] {
     let fan_in = shape[1..].iter().product::<i64>();
-    let default = Init::Uniform {
-        bound: (fan_in as f64).sqrt().recip(),
-    };
-    [
-        scope.param("weight", &shape, weight.unwrap_or(default)),
-        scope.param("bias", &shape[..1], default),
-    ]
+    let default = Init::Uniform { bound: (fan_in as f64).sqrt().recip() };
+    [scope.param("weight", &shape, weight.unwrap_or(default)), scope.param("bias", &shape[..1], default)]
 }
 
 /// A convolution of `side × side` cells with stride `side`.
@@ -44,10 +39,7 @@ impl Conv {
 
     /// Another handle on the same parameters.
     pub(super) fn shallow_clone(&self) -> Self {
-        Self {
-            weight: self.weight.shallow_clone(),
-            bias: self.bias.shallow_clone(),
-        }
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
     }
 
     /// Of squares of cells, within a square row, column, channel: `[.., side²·in_dim] → [.., out_dim]`.
@@ -89,10 +81,7 @@ impl DepthwiseConv {
 
     /// Another handle on the same parameters.
     pub(super) fn shallow_clone(&self) -> Self {
-        Self {
-            weight: self.weight.shallow_clone(),
-            bias: self.bias.shallow_clone(),
-        }
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
     }
 
     /// Its input in the format in which it computes, before that is spread out.

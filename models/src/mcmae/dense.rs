@@ -23,13 +23,7 @@ impl McmaeEncoder {
     /// [`McmaeEncoder::forward_encoder_dense`], showing what each module gives under the module's name: for the first three
     /// `patch_embed` and the first two `blocks` the map `[N, C, h, w]`, for `patch_embed4` the tokens `[N, L, D]` without positions,
     /// for `blocks3` `[N, P + keep, D]`.
-    pub fn observe_encoder_dense(
-        &self,
-        imgs: &Tensor,
-        masking: &Masking,
-        pass: &Pass,
-        observe: Observe,
-    ) -> Tensor {
+    pub fn observe_encoder_dense(&self, imgs: &Tensor, masking: &Masking, pass: &Pass, observe: Observe) -> Tensor {
         let [grid_h, grid_w] = self.config.grid();
         let keep: Tensor = 1.0 - masking.mask.to_kind(Kind::Float);
         let keep = keep.reshape([-1, 1, grid_h, grid_w]);
@@ -42,18 +36,12 @@ impl McmaeEncoder {
         observe("patch_embed1", &x);
         let x = blocks(&self.blocks1, x, &keep_of(4), pass);
         observe("blocks1", &x);
-        let stage1 = self
-            .decode
-            .as_ref()
-            .map(|[conv, _]| tokens(&conv.forward_map(&x)));
+        let stage1 = self.decode.as_ref().map(|[conv, _]| tokens(&conv.forward_map(&x)));
         let x = embed(&self.patch_embed2, &x);
         observe("patch_embed2", &x);
         let x = blocks(&self.blocks2, x, &keep_of(2), pass);
         observe("blocks2", &x);
-        let stage2 = self
-            .decode
-            .as_ref()
-            .map(|[_, conv]| tokens(&conv.forward_map(&x)));
+        let stage2 = self.decode.as_ref().map(|[_, conv]| tokens(&conv.forward_map(&x)));
         let x = embed(&self.patch_embed3, &x);
         observe("patch_embed3", &x);
         let x = self.patch_embed4.forward(&tokens(&x));
@@ -64,9 +52,7 @@ impl McmaeEncoder {
         let x = self.blocks3.forward(&self.with_cls(&x), pass);
         observe("blocks3", &x);
         let x = match (stage1, stage2) {
-            (Some(stage1), Some(stage2)) => {
-                self.add_to_patches(&x, [visible(&stage1), visible(&stage2)])
-            }
+            (Some(stage1), Some(stage2)) => self.add_to_patches(&x, [visible(&stage1), visible(&stage2)]),
             _ => x,
         };
         self.norm.forward(&x)
@@ -89,13 +75,7 @@ fn blocks(stage: &ConvBlocks, x: Tensor, keep: &Tensor, pass: &Pass) -> Tensor {
     })
 }
 
-fn block(
-    block: &ConvBlock,
-    x: &Tensor,
-    keep: &Tensor,
-    first: Option<Tensor>,
-    second: Option<Tensor>,
-) -> Tensor {
+fn block(block: &ConvBlock, x: &Tensor, keep: &Tensor, first: Option<Tensor>, second: Option<Tensor>) -> Tensor {
     let scaled = |branch: Tensor, scale: Option<Tensor>| match scale {
         Some(scale) => branch * scale,
         None => branch,

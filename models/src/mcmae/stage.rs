@@ -21,10 +21,7 @@ pub(super) struct ConvEmbed {
 impl ConvEmbed {
     /// Parameters `proj.*` (of `proj`), `norm.*` of width `dim`.
     pub(super) fn new(scope: &Scope, proj: impl FnOnce(&Scope) -> Conv, dim: i64) -> Self {
-        Self {
-            proj: proj(&scope.sub("proj")),
-            norm: LayerNorm::new(&scope.sub("norm"), dim, NORM_EPS),
-        }
+        Self { proj: proj(&scope.sub("proj")), norm: LayerNorm::new(&scope.sub("norm"), dim, NORM_EPS) }
     }
 
     /// `[N, cells, side²·in_dim] → [N, cells, dim]`.
@@ -81,11 +78,7 @@ impl ConvBlock {
 
     /// `[N, cells, C] → [N, cells, C]`, `side × side` cells to a token, the branches scaled by `drop` (each `[N, 1, 1]`).
     fn forward(&self, x: &Tensor, cells: &Cells, side: i64, drop: Option<&[Tensor; 2]>) -> Tensor {
-        let seen = cells.depthwise(
-            &self.conv1.forward(&self.norm1.forward(x)),
-            side,
-            &self.attn,
-        );
+        let seen = cells.depthwise(&self.conv1.forward(&self.norm1.forward(x)), side, &self.attn);
         let seen = self.conv2.forward(&seen);
         let (seen, drop) = match drop {
             Some([first, second]) => (seen * first, Some(second)),
@@ -112,12 +105,7 @@ pub(super) struct ConvBlocks {
 impl ConvBlocks {
     /// Parameters `<i>.*` for each block under `scope`.
     pub(super) fn new(scope: &Scope, depth: i64, dim: i64, mlp_dim: i64, first: usize) -> Self {
-        Self {
-            blocks: (0..depth)
-                .map(|i| ConvBlock::new(&scope.sub(i), dim, mlp_dim))
-                .collect(),
-            first,
-        }
+        Self { blocks: (0..depth).map(|i| ConvBlock::new(&scope.sub(i), dim, mlp_dim)).collect(), first }
     }
 
     /// `[N, cells, C] → [N, cells, C]`, `side × side` cells to a token.

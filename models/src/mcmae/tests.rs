@@ -61,18 +61,12 @@ fn assert_same(a: &Tensor, b: &Tensor, what: &str) {
 fn sparse_is_dense_at_every_grid_and_number_of_tokens() {
     for grid in [[1, 1], [1, 5], [4, 1], [2, 3], [5, 4]] {
         let num_patches = grid[0] * grid[1];
-        let keeps: BTreeSet<i64> = [1, num_patches / 4, num_patches / 2, num_patches]
-            .into_iter()
-            .filter(|keep| *keep > 0)
-            .collect();
+        let keeps: BTreeSet<i64> =
+            [1, num_patches / 4, num_patches / 2, num_patches].into_iter().filter(|keep| *keep > 0).collect();
         for keep in keeps {
             for (cls_token, fusion) in [(false, true), (true, true), (true, false)] {
-                let config = McmaeEncoderConfig {
-                    img_size: grid.map(|tokens| 16 * tokens),
-                    cls_token,
-                    fusion,
-                    ..SMALL
-                };
+                let config =
+                    McmaeEncoderConfig { img_size: grid.map(|tokens| 16 * tokens), cls_token, fusion, ..SMALL };
                 let (store, encoder) = small(&config);
                 let (imgs, masking) = (imgs(3, &config), masking(3, &config, keep));
                 let what = format!("{keep} tokens of {grid:?}, CLS {cls_token}, fusion {fusion}");
@@ -92,9 +86,7 @@ fn sparse_is_dense_at_every_grid_and_number_of_tokens() {
                 let found = sparse(&encoder, &imgs, &masking);
                 let expected = encoder.forward_encoder_dense(&imgs, &masking, &Pass::default());
                 assert_same(&found, &expected, &what);
-                for ((name, found), (_, expected)) in
-                    grads(&found).into_iter().zip(grads(&expected))
-                {
+                for ((name, found), (_, expected)) in grads(&found).into_iter().zip(grads(&expected)) {
                     let scale = 1.0 + expected.abs().max().double_value(&[]);
                     let difference = difference(&found, &expected) / scale;
                     assert!(difference < 1e-5, "{what}, {name}: {difference:e}");
@@ -121,10 +113,7 @@ fn removed_pixels_are_not_read() {
     assert_eq!(dense(&imgs), dense(&others));
     // And the test would see it if one did.
     let all = random_masking(&random(&[2, 6], "noise"), 6);
-    assert_ne!(
-        sparse(&encoder, &imgs, &all),
-        sparse(&encoder, &others, &all)
-    );
+    assert_ne!(sparse(&encoder, &imgs, &all), sparse(&encoder, &others, &all));
 }
 
 /// What a visible token sees of its neighbours is there: the convolution crosses the borders of tokens, and not those of images.
@@ -148,11 +137,7 @@ fn visible_neighbours_are_seen() {
         let token = masking.ids_keep.int64_value(&[0, changed]);
         let others = imgs.copy();
         let (row, column) = (token / 3 * 16, token % 3 * 16);
-        let _ = others
-            .get(0)
-            .narrow(1, row, 16)
-            .narrow(2, column, 16)
-            .fill_(1.0);
+        let _ = others.get(0).narrow(1, row, 16).narrow(2, column, 16).fill_(1.0);
         let after = stage2(&others);
         for other in 0..4 {
             let place = masking.ids_keep.int64_value(&[0, other]);
@@ -167,11 +152,7 @@ fn visible_neighbours_are_seen() {
 #[test]
 fn seeing_everything_in_order_is_the_feature_path() {
     for (cls_token, fusion) in [(false, true), (true, false), (true, true)] {
-        let config = McmaeEncoderConfig {
-            cls_token,
-            fusion,
-            ..SMALL
-        };
+        let config = McmaeEncoderConfig { cls_token, fusion, ..SMALL };
         let (_, encoder) = small(&config);
         let imgs = imgs(2, &config);
         let order = Tensor::arange(6, F32).unsqueeze(0).expand([2, 6], false);
@@ -216,10 +197,7 @@ fn dropped_branches_are_left_out_in_both_computations() {
         let rates = Tensor::zeros([branches], F32);
         let _ = rates.narrow(0, branch, 1).fill_(0.5);
         let drop = DropPath::new(&uniform, &rates);
-        let pass = Pass {
-            drop_path: Some(&drop),
-            ..Pass::default()
-        };
+        let pass = Pass { drop_path: Some(&drop), ..Pass::default() };
         let found = encoder.forward_encoder(&imgs, &masking, &pass);
         let expected = encoder.forward_encoder_dense(&imgs, &masking, &pass);
         assert_same(&found, &expected, &format!("branch {branch}"));
@@ -237,10 +215,7 @@ fn checkpointed_stages_have_the_same_gradients_to_the_bit() {
         let gradients = |grad_checkpointing| {
             let (store, encoder) = small(&SMALL);
             let (imgs, masking) = (imgs(2, &SMALL), masking(2, &SMALL, 3));
-            let pass = Pass {
-                grad_checkpointing,
-                ..Pass::default()
-            };
+            let pass = Pass { grad_checkpointing, ..Pass::default() };
             let latent = {
                 let _scope = precision.guard(Device::Cpu);
                 encoder.forward_encoder(&imgs, &masking, &pass)
@@ -254,20 +229,14 @@ fn checkpointed_stages_have_the_same_gradients_to_the_bit() {
         let (plain, checkpointed) = (gradients(false), gradients(true));
         assert!(plain.keys().eq(checkpointed.keys()));
         for (name, grad) in &plain {
-            assert!(
-                grad.defined() && *grad == checkpointed[name],
-                "{precision}: {name}"
-            );
+            assert!(grad.defined() && *grad == checkpointed[name], "{precision}: {name}");
         }
     }
 }
 
 #[test]
 fn bf16_is_near_f32_and_keeps_the_residual_stream() {
-    let config = McmaeEncoderConfig {
-        cls_token: true,
-        ..SMALL
-    };
+    let config = McmaeEncoderConfig { cls_token: true, ..SMALL };
     let (store, encoder) = small(&config);
     let (imgs, masking) = (imgs(2, &config), masking(2, &config, 3));
     let expected = sparse(&encoder, &imgs, &masking);
@@ -388,11 +357,7 @@ fn the_base_size_has_the_tensors_of_the_reference() {
 #[test]
 fn cls_and_fusion_are_parameters_only_where_configured() {
     let names = |cls_token, fusion| {
-        let config = McmaeEncoderConfig {
-            cls_token,
-            fusion,
-            ..SMALL
-        };
+        let config = McmaeEncoderConfig { cls_token, fusion, ..SMALL };
         let (store, _) = small(&config);
         let tensors = store.tensors();
         let positions = tensors["pos_embed"].shallow_clone();
@@ -419,11 +384,7 @@ fn cls_and_fusion_are_parameters_only_where_configured() {
 /// Deviation of each kind of parameter in the start that the reference gives.
 #[test]
 fn parameters_start_as_in_the_reference() {
-    let config = McmaeEncoderConfig {
-        embed_dims: [64, 96, 128],
-        cls_token: true,
-        ..SMALL
-    };
+    let config = McmaeEncoderConfig { embed_dims: [64, 96, 128], cls_token: true, ..SMALL };
     let (store, _) = small(&config);
     let xavier = |fan_in: f64, fan_out: f64| (2.0 / (fan_in + fan_out)).sqrt();
     let conv = |fan_in: f64| (3.0 * fan_in).sqrt().recip();
@@ -448,14 +409,11 @@ fn parameters_start_as_in_the_reference() {
         let param = store.get(name).unwrap();
         let tolerance = 4.0 / (param.numel() as f64).sqrt();
         let found = param.square().mean(None).sqrt().double_value(&[]);
-        assert!(
-            (found / expected - 1.0).abs() < tolerance,
-            "{name}: {found}, not {expected}"
-        );
+        assert!((found / expected - 1.0).abs() < tolerance, "{name}: {found}, not {expected}");
     }
     for (name, tensor) in store.trainable() {
-        let zero = ["patch_embed4.bias"].contains(&name.as_str())
-            || name.starts_with("blocks3.") && name.ends_with("bias");
+        let zero =
+            ["patch_embed4.bias"].contains(&name.as_str()) || name.starts_with("blocks3.") && name.ends_with("bias");
         if name.contains("norm") {
             let expected = if name.ends_with("weight") { 1.0 } else { 0.0 };
             assert_eq!(tensor, Tensor::full(tensor.size(), expected, F32), "{name}");

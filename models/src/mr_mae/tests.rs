@@ -18,12 +18,7 @@ fn mae() -> MaeConfig {
             mlp_ratio: 2,
             fusion: vec![],
         }),
-        decoder: DecoderConfig {
-            embed_dim: 16,
-            depth: 1,
-            num_heads: 2,
-            mlp_ratio: 2,
-        },
+        decoder: DecoderConfig { embed_dim: 16, depth: 1, num_heads: 2, mlp_ratio: 2 },
         norm_pix_loss: true,
     }
 }
@@ -42,22 +37,11 @@ fn config(rec_weight: f64, teachers: &[(&str, i64, f64, TargetNorm)]) -> MrMaeCo
             },
         )
     });
-    MrMaeConfig {
-        mae: mae(),
-        rec_weight,
-        mimic_tokens: MimicTokens::Encoder,
-        teachers: teachers.collect(),
-    }
+    MrMaeConfig { mae: mae(), rec_weight, mimic_tokens: MimicTokens::Encoder, teachers: teachers.collect() }
 }
 
 fn two_teachers() -> MrMaeConfig {
-    config(
-        0.5,
-        &[
-            ("clip-b16", 20, 0.25, TargetNorm::None),
-            ("dino-b16", 28, 2.0, TargetNorm::Ln),
-        ],
-    )
+    config(0.5, &[("clip-b16", 20, 0.25, TargetNorm::None), ("dino-b16", 28, 2.0, TargetNorm::Ln)])
 }
 
 fn random(shape: &[i64], name: &str) -> Tensor {
@@ -74,12 +58,7 @@ struct Inputs {
 impl Inputs {
     fn new() -> Self {
         let targets = [("clip-b16", 20), ("dino-b16", 28)];
-        let targets = targets.map(|(id, width)| {
-            (
-                id.to_owned(),
-                random(&[2, 16, width], id).to_kind(Kind::Half),
-            )
-        });
+        let targets = targets.map(|(id, width)| (id.to_owned(), random(&[2, 16, width], id).to_kind(Kind::Half)));
         Self {
             imgs: random(&[2, 3, 16, 16], "imgs"),
             masking: random_masking(&random(&[2, 16], "noise"), 4),
@@ -118,18 +97,12 @@ fn the_total_is_the_weighted_sum_and_the_terms_are_not_weighted() {
     assert!(store.get("mimic_heads.dino-b16.bias").unwrap().size() == [28]);
     let losses = network.forward(&inputs.batch());
     let rec = value(losses.rec.as_ref().unwrap());
-    let expected = 0.5 * rec
-        + 0.25 * value(&losses.mimic["clip-b16"])
-        + 2.0 * value(&losses.mimic["dino-b16"]);
+    let expected = 0.5 * rec + 0.25 * value(&losses.mimic["clip-b16"]) + 2.0 * value(&losses.mimic["dino-b16"]);
     assert!((value(&losses.total) - expected).abs() < 1e-5);
 
     let (_, plain) = build(&config(1.0, &[]));
     let alone = plain.forward(&inputs.batch());
-    assert_eq!(
-        value(alone.rec.as_ref().unwrap()),
-        rec,
-        "heads do not change the autoencoder, nor its start"
-    );
+    assert_eq!(value(alone.rec.as_ref().unwrap()), rec, "heads do not change the autoencoder, nor its start");
     assert_eq!(value(&alone.total), rec);
     assert!(alone.mimic.is_empty());
 }
@@ -139,36 +112,19 @@ fn a_head_is_compared_with_the_tokens_at_its_positions() {
     let mut inputs = Inputs::new();
     let (store, network) = build(&two_teachers());
     // Teachers whose tokens at each patch are exactly what the student's heads say about it.
-    let latent = network
-        .mae()
-        .forward_encoder(&inputs.imgs, &inputs.masking)
-        .detach();
+    let latent = network.mae().forward_encoder(&inputs.imgs, &inputs.masking).detach();
     let visible = latent.narrow(1, 1, 4);
     let nan = |width: i64| Tensor::full([2, 16, width], f64::NAN, (Kind::Float, Device::Cpu));
     for (id, width) in [("clip-b16", 20), ("dino-b16", 28)] {
-        let parameter = |kind: &str| {
-            store
-                .get(&format!("mimic_heads.{id}.{kind}"))
-                .unwrap()
-                .detach()
-        };
+        let parameter = |kind: &str| store.get(&format!("mimic_heads.{id}.{kind}")).unwrap().detach();
         let tokens = visible.linear(&parameter("weight"), Some(&parameter("bias")));
-        let index = inputs
-            .masking
-            .ids_keep
-            .unsqueeze(-1)
-            .expand([-1, -1, width], false);
+        let index = inputs.masking.ids_keep.unsqueeze(-1).expand([-1, -1, width], false);
         // NaN elsewhere: a removed patch's token is not read.
-        inputs
-            .targets
-            .insert(id.to_owned(), nan(width).scatter(1, &index, &tokens));
+        inputs.targets.insert(id.to_owned(), nan(width).scatter(1, &index, &tokens));
     }
     let losses = network.forward(&inputs.batch());
     assert!(value(&losses.mimic["clip-b16"]) < 1e-12);
-    assert!(
-        value(&losses.mimic["dino-b16"]) > 1e-3,
-        "its target is normalised, the head's output is not"
-    );
+    assert!(value(&losses.mimic["dino-b16"]) > 1e-3, "its target is normalised, the head's output is not");
 }
 
 #[test]
@@ -181,21 +137,9 @@ fn under_autocast_every_loss_is_f32_and_close() {
         network.forward(&inputs.batch())
     };
     let close = |a: &Tensor, b: &Tensor| (value(a) / value(b) - 1.0).abs() < 0.01;
-    assert!(
-        close(&losses.total, &exact.total)
-            && close(losses.rec.as_ref().unwrap(), exact.rec.as_ref().unwrap())
-    );
-    assert!(
-        losses
-            .mimic
-            .iter()
-            .all(|(id, loss)| close(loss, &exact.mimic[id]))
-    );
-    assert_ne!(
-        value(&losses.total),
-        value(&exact.total),
-        "it was computed in bf16"
-    );
+    assert!(close(&losses.total, &exact.total) && close(losses.rec.as_ref().unwrap(), exact.rec.as_ref().unwrap()));
+    assert!(losses.mimic.iter().all(|(id, loss)| close(loss, &exact.mimic[id])));
+    assert_ne!(value(&losses.total), value(&exact.total), "it was computed in bf16");
     losses.total.backward();
     for (name, tensor) in store.trainable() {
         let grad = tensor.grad();
@@ -229,28 +173,20 @@ fn the_decoder_mimics_at_the_patches_that_are_named() {
         config.mimic_tokens = mimic_tokens;
         let (store, network) = build(&config);
         // The decoder's width, not the encoder's.
-        assert_eq!(
-            store.get("mimic_heads.clip-b16.weight").unwrap().size(),
-            [20, 16]
-        );
+        assert_eq!(store.get("mimic_heads.clip-b16.weight").unwrap().size(), [20, 16]);
         let mut inputs = Inputs::new();
         let decoder = network.mae().decoder();
         let latent = network.mae().forward_encoder(&inputs.imgs, &inputs.masking);
         let tokens = decoder.forward_tokens(&latent, &inputs.masking.ids_restore, &Pass::default());
         let head = |kind: &str| store.get(&format!("mimic_heads.clip-b16.{kind}")).unwrap();
-        let said = decoder
-            .patches(&tokens)
-            .linear(&head("weight"), Some(&head("bias")))
-            .detach();
+        let said = decoder.patches(&tokens).linear(&head("weight"), Some(&head("bias"))).detach();
         // NaN where nothing may be compared.
         let share = |of: bool, mask: &Tensor| mask * f64::from(u8::from(of));
         let seen = 1.0 - &inputs.masking.mask;
         let counts = share(removed, &inputs.masking.mask) + share(visible, &seen);
         let counts = counts.gt(0.5).unsqueeze(-1);
         let nan = said.full_like(f64::NAN);
-        inputs
-            .targets
-            .insert("clip-b16".to_owned(), said.where_self(&counts, &nan));
+        inputs.targets.insert("clip-b16".to_owned(), said.where_self(&counts, &nan));
         let losses = network.forward(&inputs.batch());
         assert!(value(&losses.mimic["clip-b16"]) < 1e-12, "{mimic_tokens:?}");
         let (maps, ids) = network.similarity(&inputs.batch());
@@ -269,14 +205,8 @@ fn a_cls_token_is_mimicked_by_a_head_of_its_own() {
     let inputs = Inputs::new();
     let losses = network.forward(&inputs.batch());
     let latent = network.mae().forward_encoder(&inputs.imgs, &inputs.masking);
-    let head = |kind: &str| {
-        store
-            .get(&format!("mimic_cls_heads.clip-b16.{kind}"))
-            .unwrap()
-    };
-    let said = latent
-        .select(1, 0)
-        .linear(&head("weight"), Some(&head("bias")));
+    let head = |kind: &str| store.get(&format!("mimic_cls_heads.clip-b16.{kind}")).unwrap();
+    let said = latent.select(1, 0).linear(&head("weight"), Some(&head("bias")));
     let target = TargetNorm::Ln.per_token(&inputs.cls_targets["clip-b16"]);
     let expected = value(&(said - target).square().mean(None));
     assert!((value(&losses.mimic_cls["clip-b16"]) - expected).abs() < 1e-6);
@@ -288,9 +218,7 @@ fn a_cls_token_is_mimicked_by_a_head_of_its_own() {
 fn losses_that_cannot_be_are_refused() {
     let check = |word: &str, config: MrMaeConfig| {
         let refused = MrMae::new(&ParamStore::frozen(Device::Cpu).root(), &config);
-        let Err(Error::Config { field, .. }) = refused else {
-            panic!("{word}: {refused:?}")
-        };
+        let Err(Error::Config { field, .. }) = refused else { panic!("{word}: {refused:?}") };
         assert_eq!(field, word);
     };
     check("rec_weight", config(0.0, &[]));
@@ -301,14 +229,9 @@ fn losses_that_cannot_be_are_refused() {
     let mut no_beta = config(1.0, &[("a", 4, 0.5, TargetNorm::Ln)]);
     no_beta.teachers.get_mut("a").unwrap().loss = MimicLoss::SmoothL1 { beta: 0.0 };
     check("beta", no_beta);
-    check(
-        "target_norm",
-        config(1.0, &[("a", 4, 0.5, TargetNorm::PhiS)]),
-    );
+    check("target_norm", config(1.0, &[("a", 4, 0.5, TargetNorm::PhiS)]));
     let mut without_patches = config(1.0, &[]);
-    let EncoderConfig::Vit(vit) = &mut without_patches.mae.encoder else {
-        panic!("a ViT was configured")
-    };
+    let EncoderConfig::Vit(vit) = &mut without_patches.mae.encoder else { panic!("a ViT was configured") };
     vit.patch_size = 0;
     check("patch_size", without_patches);
 }

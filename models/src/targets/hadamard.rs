@@ -48,21 +48,14 @@ fn paley(q: usize) -> Vec<i8> {
         matrix[(i + 1) * side] = -1;
         for j in 0..q {
             let difference = (i + q - j) % q;
-            matrix[(i + 1) * side + j + 1] = if difference == 0 || is_square[difference] {
-                1
-            } else {
-                -1
-            };
+            matrix[(i + 1) * side + j + 1] = if difference == 0 || is_square[difference] { 1 } else { -1 };
         }
     }
     matrix
 }
 
 fn is_prime(n: usize) -> bool {
-    n >= 2
-        && (2..)
-            .take_while(|d| d * d <= n)
-            .all(|d| !n.is_multiple_of(d))
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 #[cfg(test)]
@@ -71,10 +64,9 @@ mod tests {
 
     #[test]
     fn rows_are_orthogonal_for_every_width_of_published_transformers() {
-        for n in [
-            1, 2, 4, 8, 12, 16, 20, 24, 32, 44, 48, 64, 72, 96, 128, 192, 384, 512, 768, 1024,
-            1152, 1280, 1408, 1536,
-        ] {
+        for n in
+            [1, 2, 4, 8, 12, 16, 20, 24, 32, 44, 48, 64, 72, 96, 128, 192, 384, 512, 768, 1024, 1152, 1280, 1408, 1536]
+        {
             let h = hadamard(n).unwrap_or_else(|| panic!("no matrix of order {n}"));
             assert_eq!(h.len(), n * n);
             assert!(h.iter().all(|v| v.abs() == 1), "order {n}");
@@ -82,14 +74,8 @@ mod tests {
             let step = (n / 48).max(1);
             for i in 0..n {
                 for j in (i % step..n).step_by(step) {
-                    let dot: i64 = (0..n)
-                        .map(|c| i64::from(h[i * n + c]) * i64::from(h[j * n + c]))
-                        .sum();
-                    assert_eq!(
-                        dot,
-                        if i == j { n as i64 } else { 0 },
-                        "order {n}, rows {i} and {j}"
-                    );
+                    let dot: i64 = (0..n).map(|c| i64::from(h[i * n + c]) * i64::from(h[j * n + c])).sum();
+                    assert_eq!(dot, if i == j { n as i64 } else { 0 }, "order {n}, rows {i} and {j}");
                 }
             }
         }

@@ -9,20 +9,12 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 fn assert_values(found: &Tensor, expected: &[f32]) {
     let found = values(found);
     assert_eq!(found.len(), expected.len());
-    assert!(
-        found
-            .iter()
-            .zip(expected)
-            .all(|(a, b)| (a - b).abs() < 1e-5),
-        "{found:?}, not {expected:?}"
-    );
+    assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}, not {expected:?}");
 }
 
 #[test]
 fn norms_of_a_token_alone() {
-    let token = Tensor::from_slice(&[3f32, 0.0, 0.0, -4.0])
-        .reshape([1, 1, 4])
-        .to_kind(Kind::Half);
+    let token = Tensor::from_slice(&[3f32, 0.0, 0.0, -4.0]).reshape([1, 1, 4]).to_kind(Kind::Half);
     assert_values(&TargetNorm::None.per_token(&token), &[3.0, 0.0, 0.0, -4.0]);
     assert_values(&TargetNorm::L2.per_token(&token), &[1.2, 0.0, 0.0, -1.6]);
     // Mean -1/4, biased variance 99/16.
@@ -52,11 +44,7 @@ fn norms_are_spelt_as_in_a_recipe() {
 
 /// 400 tokens of 12 correlated channels of very different size, and their statistics.
 fn features() -> (Tensor, TargetStats) {
-    let random = |shape: &[i64], name: &str| {
-        Init::Normal { std: 1.0 }
-            .tensor(shape, 5, name)
-            .to_kind(Kind::Double)
-    };
+    let random = |shape: &[i64], name: &str| Init::Normal { std: 1.0 }.tensor(shape, 5, name).to_kind(Kind::Double);
     let mixing = random(&[12, 12], "mixing")
         * Tensor::from_slice(&[30.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.01]);
     let tokens = random(&[400, 12], "tokens").matmul(&mixing) + random(&[12], "mean") * 5.0;
@@ -105,18 +93,12 @@ fn phi_s_gives_every_channel_variance_1_and_keeps_the_ratios_of_distances() {
     assert_standard(&found);
     let distances = |x: &Tensor| {
         let x = x.to_kind(Kind::Double);
-        (x.narrow(0, 0, 399) - x.narrow(0, 1, 399))
-            .square()
-            .sum_dim_intlist(-1, false, Kind::Double)
-            .sqrt()
+        (x.narrow(0, 0, 399) - x.narrow(0, 1, 399)).square().sum_dim_intlist(-1, false, Kind::Double).sqrt()
     };
     let ratio = distances(&found) / distances(&tokens);
     let spread = (ratio.max() / ratio.min()).double_value(&[]);
     assert!((spread - 1.0).abs() < 1e-4, "ratios spread by {spread}");
-    assert_eq!(
-        store.get("mimic_targets.clip.scale").unwrap().size(),
-        [12, 12]
-    );
+    assert_eq!(store.get("mimic_targets.clip.scale").unwrap().size(), [12, 12]);
 }
 
 #[test]
@@ -142,15 +124,9 @@ fn statistics_that_cannot_be_are_refused() {
     };
     assert!(refused(TargetNorm::PhiS, 12, None).contains("needs statistics"));
     assert!(refused(TargetNorm::Standardize, 13, Some(&stats)).contains("12 channels for 13"));
-    let flat = TargetStats {
-        variance: vec![0.0; 12],
-        ..stats.clone()
-    };
+    let flat = TargetStats { variance: vec![0.0; 12], ..stats.clone() };
     assert!(refused(TargetNorm::Standardize, 12, Some(&flat)).contains("do not vary"));
-    let narrow = TargetStats {
-        covariance: None,
-        ..stats
-    };
+    let narrow = TargetStats { covariance: None, ..stats };
     assert!(refused(TargetNorm::PhiS, 12, Some(&narrow)).contains("covariance"));
     let odd = TargetStats::standard(10);
     assert!(refused(TargetNorm::PhiS, 10, Some(&odd)).contains("Hadamard"));
@@ -158,18 +134,11 @@ fn statistics_that_cannot_be_are_refused() {
 
 #[test]
 fn a_channel_that_never_changes_is_nothing() {
-    let stats = TargetStats {
-        mean: vec![2.0, 0.0],
-        variance: vec![0.0, 1.0],
-        covariance: None,
-    };
+    let stats = TargetStats { mean: vec![2.0, 0.0], variance: vec![0.0, 1.0], covariance: None };
     let store = ParamStore::new(Device::Cpu, 0);
     let target = Target::new(&store.root(), "a", TargetNorm::Standardize, 2, Some(&stats)).unwrap();
     // Off by what f16 rounds away at 2.
     let token = Tensor::from_slice(&[2.0f32 + 0.0009, 1.0]).reshape([1, 2]);
     let found = values(&target.forward(&token));
-    assert!(
-        found[0].abs() < 2.0 && (found[1] - 1.0).abs() < 1e-3,
-        "{found:?}"
-    );
+    assert!(found[0].abs() < 2.0 && (found[1] - 1.0).abs() < 1e-3, "{found:?}");
 }

@@ -26,24 +26,12 @@ pub(super) use normalisation::Normalisation;
 
 /// Widths of published towers of every family and their heads: ViT-Ti, S, B and L, the small CLIPs of TinyCLIP and open_clip (256, 512, 640),
 /// and timm's test_vit (64). At another width a count of heads would be a guess, and a wrong one gives features that look like features.
-const PUBLISHED_HEADS: [(i64, i64); 8] = [
-    (64, 2),
-    (192, 3),
-    (256, 4),
-    (384, 6),
-    (512, 8),
-    (640, 10),
-    (768, 12),
-    (1024, 16),
-];
+const PUBLISHED_HEADS: [(i64, i64); 8] =
+    [(64, 2), (192, 3), (256, 4), (384, 6), (512, 8), (640, 10), (768, 12), (1024, 16)];
 
 /// Wide towers of one family each, as (family, width, heads): DINOv2's giant, DINOv3's huge-plus and 7B, SigLIP's so400m.
-const WIDE_HEADS: [(Family, i64, i64); 4] = [
-    (Family::Siglip, 1152, 16),
-    (Family::Dinov2, 1536, 24),
-    (Family::Dinov3, 1280, 20),
-    (Family::Dinov3, 4096, 32),
-];
+const WIDE_HEADS: [(Family, i64, i64); 4] =
+    [(Family::Siglip, 1152, 16), (Family::Dinov2, 1536, 24), (Family::Dinov3, 1280, 20), (Family::Dinov3, 4096, 32)];
 
 /// No published tower comes near; a larger number is damage.
 const MAX_SIZE: i64 = 65_536;
@@ -104,17 +92,10 @@ impl Config {
         if !preprocessor.exists {
             let mut processor = Json::read(folder.join("processor_config.json"))?;
             if let Some(image) = nested(&mut processor) {
-                preprocessor = Json {
-                    value: image,
-                    ..processor
-                };
+                preprocessor = Json { value: image, ..processor };
             }
         }
-        Ok(Config {
-            config,
-            preprocessor,
-            open_clip: Json::read(folder.join("open_clip_config.json"))?,
-        })
+        Ok(Config { config, preprocessor, open_clip: Json::read(folder.join("open_clip_config.json"))? })
     }
 
     /// Refuses the configuration of another kind of network than the tensors are of: its activation, eps and sizes would be taken
@@ -143,12 +124,7 @@ impl Config {
     }
 
     /// Puts the files' words, the shapes, the options and the defaults together.
-    pub(super) fn resolve(
-        mut self,
-        weights: &Weights,
-        layout: &Layout,
-        options: &TeacherOptions,
-    ) -> Result<Resolved> {
+    pub(super) fn resolve(mut self, weights: &Weights, layout: &Layout, options: &TeacherOptions) -> Result<Resolved> {
         self.check_model_type(layout)?;
         let (mut questions, mut assumed) = (Vec::new(), Vec::new());
         assumed.extend(layout.choice().map(|text| Assumed {
@@ -156,19 +132,14 @@ impl Config {
             text,
             doubtful: false,
         }));
-        let activation = answer(
-            self.activation(layout, options.activation, &mut assumed),
-            &mut questions,
-        )?;
+        let activation = answer(self.activation(layout, options.activation, &mut assumed), &mut questions)?;
         if layout.is_openai()
             && let Some(tower) = self.open_clip.vision_tower()?
         {
             self.config = tower;
         }
         let sizes = layout.sizes(weights);
-        let known = |written: Option<i64>, shape: Option<i64>| {
-            written.or(shape).ok_or_else(|| layout.broken(weights))
-        };
+        let known = |written: Option<i64>, shape: Option<i64>| written.or(shape).ok_or_else(|| layout.broken(weights));
         let width = known(self.config.size("hidden_size")?, sizes.width)?;
         let depth = known(self.config.size("num_hidden_layers")?, sizes.depth)?;
         let mlp_dim = known(self.config.size("intermediate_size")?, sizes.mlp_dim)?;
@@ -190,20 +161,14 @@ impl Config {
             ("number of registers", registers, 0),
         ] {
             if !(least..=MAX_SIZE).contains(&size) {
-                return Err(self.config.wrong(format!(
-                    "the tower's {what} would be {size}, which must be in {least}..={MAX_SIZE}"
-                )));
+                return Err(self
+                    .config
+                    .wrong(format!("the tower's {what} would be {size}, which must be in {least}..={MAX_SIZE}")));
             }
         }
-        let num_heads = answer(
-            self.num_heads(layout, width, options, &mut assumed),
-            &mut questions,
-        )?;
+        let num_heads = answer(self.num_heads(layout, width, options, &mut assumed), &mut questions)?;
         let norm_eps = answer(self.norm_eps(layout, options, &mut assumed), &mut questions)?;
-        let normalisation = answer(
-            self.normalisation(weights, layout, width, options, &mut assumed),
-            &mut questions,
-        )?;
+        let normalisation = answer(self.normalisation(weights, layout, width, options, &mut assumed), &mut questions)?;
         let (Some(activation), Some(num_heads), Some(norm_eps), Some(normalisation)) =
             (activation, num_heads, norm_eps, normalisation)
         else {
@@ -213,9 +178,7 @@ impl Config {
             });
         };
         if width % num_heads != 0 {
-            return Err(self.config.wrong(format!(
-                "{num_heads} attention heads do not divide a width of {width}"
-            )));
+            return Err(self.config.wrong(format!("{num_heads} attention heads do not divide a width of {width}")));
         }
         let positions = if layout.is_rotary() {
             if width / num_heads % 4 != 0 {
@@ -223,9 +186,7 @@ impl Config {
                     "rotary positions need heads of a width that 4 divides, not {width} / {num_heads}"
                 )));
             }
-            Positions::Rotary {
-                base: self.rotary_base(weights)?,
-            }
+            Positions::Rotary { base: self.rotary_base(weights)? }
         } else {
             Positions::Learned
         };
@@ -254,11 +215,7 @@ impl Config {
             activation,
             projection,
         };
-        Ok(Resolved {
-            tower,
-            normalisation,
-            assumed,
-        })
+        Ok(Resolved { tower, normalisation, assumed })
     }
 
     /// Whether the config was written by transformers: it may then leave out what equals its class's defaults.
@@ -276,9 +233,7 @@ impl Config {
         }
         // timm's way of saying it: channels, height, width.
         let input_size = self.config.value.pointer("/pretrained_cfg/input_size/2");
-        Ok(Some(
-            input_size.and_then(Value::as_i64).unwrap_or(USUAL_INPUT),
-        ))
+        Ok(Some(input_size.and_then(Value::as_i64).unwrap_or(USUAL_INPUT)))
     }
 
     fn rotary_base(&self, weights: &Weights) -> Result<f64> {
@@ -296,22 +251,13 @@ impl Config {
         if base > 1.0 && base < 1e9 {
             return Ok(base);
         }
-        Err(self
-            .config
-            .wrong(format!("rope_theta {base} is not between 1 and 1e9")))
+        Err(self.config.wrong(format!("rope_theta {base} is not between 1 and 1e9")))
     }
 
-    fn norm_eps(
-        &self,
-        layout: &Layout,
-        options: &TeacherOptions,
-        assumed: &mut Vec<Assumed>,
-    ) -> Result<f64> {
+    fn norm_eps(&self, layout: &Layout, options: &TeacherOptions, assumed: &mut Vec<Assumed>) -> Result<f64> {
         if let Some(eps) = self.config.number("layer_norm_eps")? {
             if !(eps > 0.0 && eps < 1.0) {
-                return Err(self
-                    .config
-                    .wrong(format!("layer_norm_eps {eps} is not between 0 and 1")));
+                return Err(self.config.wrong(format!("layer_norm_eps {eps} is not between 0 and 1")));
             }
             return match options.norm_eps.filter(|asked| *asked != eps) {
                 None => Ok(eps),
@@ -329,9 +275,7 @@ impl Config {
             Family::Dinov2 => (1e-6, "as DINOv2 has"),
             Family::Siglip => (1e-6, "as SigLIP has"),
             Family::Vit if !layout.is_hugging_face() => (1e-6, "as ViTs in this layout have"),
-            Family::Vit if self.by_transformers(layout) => {
-                (1e-12, "the default of transformers' ViTConfig")
-            }
+            Family::Vit if self.by_transformers(layout) => (1e-12, "the default of transformers' ViTConfig"),
             Family::Vit => {
                 return Err(self.config.missing(
                     "layer_norm_eps",
@@ -358,10 +302,7 @@ impl Config {
         let asked = options.num_heads.map(i64::from);
         // timm's folders say what differs from the architecture they name.
         let model_args = self.config.part("/model_args");
-        for (file, key) in [
-            (&self.config, "num_attention_heads"),
-            (&model_args, "num_heads"),
-        ] {
+        for (file, key) in [(&self.config, "num_attention_heads"), (&model_args, "num_heads")] {
             let Some(heads) = file.size(key)? else {
                 continue;
             };
@@ -377,40 +318,23 @@ impl Config {
         }
         if let Some(heads) = asked {
             if !(1..=MAX_SIZE).contains(&heads) || width % heads != 0 {
-                return Err(self.config.wrong(format!(
-                    "the {heads} attention heads asked for do not divide a width of {width}"
-                )));
+                return Err(self
+                    .config
+                    .wrong(format!("the {heads} attention heads asked for do not divide a width of {width}")));
             }
             return Ok(heads);
         }
-        let published = (PUBLISHED_HEADS.iter())
-            .find(|(of_width, _)| *of_width == width)
-            .map(|(_, heads)| *heads);
-        let of_family = WIDE_HEADS
-            .iter()
-            .find(|(family, of_width, _)| (*family, *of_width) == (layout.family, width));
+        let published = (PUBLISHED_HEADS.iter()).find(|(of_width, _)| *of_width == width).map(|(_, heads)| *heads);
+        let of_family = WIDE_HEADS.iter().find(|(family, of_width, _)| (*family, *of_width) == (layout.family, width));
         let (heads, reason) = if self.by_transformers(layout) {
-            let default = if layout.family == Family::Dinov3 {
-                6
-            } else {
-                12
-            };
-            (
-                default,
-                "the default of transformers' configuration class".to_owned(),
-            )
+            let default = if layout.family == Family::Dinov3 { 6 } else { 12 };
+            (default, "the default of transformers' configuration class".to_owned())
         } else if layout.is_openai() && width % 64 == 0 {
-            (
-                width / 64,
-                "as OpenAI's loader takes one for 64 channels".to_owned(),
-            )
+            (width / 64, "as OpenAI's loader takes one for 64 channels".to_owned())
         } else if let Some(heads) = published {
             (heads, format!("as published towers of width {width} have"))
         } else if let Some((_, _, heads)) = of_family {
-            (
-                *heads,
-                format!("as published towers of this family and width {width} have"),
-            )
+            (*heads, format!("as published towers of this family and width {width} have"))
         } else {
             return Err(self.config.missing(
                 "the number of attention heads",

@@ -25,17 +25,13 @@ pub(super) struct Found<'a> {
 
 impl Found<'_> {
     fn has(&self, name: &str) -> bool {
-        self.weights
-            .get(&format!("{}{name}", self.prefix))
-            .is_some()
+        self.weights.get(&format!("{}{name}", self.prefix)).is_some()
     }
 
     /// Whether any block has the tensor `name`.
     fn in_a_block(&self, name: &str) -> bool {
         self.weights.names().any(|full| {
-            let in_block = full
-                .strip_prefix(&self.blocks)
-                .and_then(|rest| rest.split_once('.'));
+            let in_block = full.strip_prefix(&self.blocks).and_then(|rest| rest.split_once('.'));
             in_block.is_some_and(|(_, rest)| rest == name)
         })
     }
@@ -80,11 +76,7 @@ impl Layout {
         for names in LAYOUTS.iter().copied() {
             let mut networks = Vec::new();
             for prefix in prefixes(weights, names.anchor) {
-                let with_blocks = |blocks: &&str| Found {
-                    weights,
-                    prefix,
-                    blocks: format!("{prefix}{blocks}"),
-                };
+                let with_blocks = |blocks: &&str| Found { weights, prefix, blocks: format!("{prefix}{blocks}") };
                 networks.extend(names.blocks.iter().map(with_blocks).find(|found| {
                     let has_blocks = weights.names().any(|name| name.starts_with(&found.blocks));
                     has_blocks && (names.marks)(found)
@@ -94,9 +86,8 @@ impl Layout {
                 continue;
             };
             // Two of one rank may be one network under two names.
-            let rival = |other: &&Found| {
-                rank(other.prefix) == rank(first.prefix) && !same_network(weights, first, other)
-            };
+            let rival =
+                |other: &&Found| rank(other.prefix) == rank(first.prefix) && !same_network(weights, first, other);
             if rest.iter().any(|other| rival(&other)) {
                 return Err(Error::SeveralNetworks {
                     path: weights.path().to_path_buf(),
@@ -119,15 +110,9 @@ impl Layout {
     fn of(names: &'static Names, found: &Found) -> Layout {
         let module = |internal: &str| {
             let mut modules = names.modules.iter().filter(|(name, _)| *name == internal);
-            modules.any(|(_, file)| {
-                found.has(&format!("{file}.weight")) || found.has(&format!("{file}.bias"))
-            })
+            modules.any(|(_, file)| found.has(&format!("{file}.weight")) || found.has(&format!("{file}.bias")))
         };
-        let family = names.family.unwrap_or(if module("norm_pre") {
-            Family::Clip
-        } else {
-            Family::Vit
-        });
+        let family = names.family.unwrap_or(if module("norm_pre") { Family::Clip } else { Family::Vit });
         let bias = format!("{}.bias", names.modules[0].1);
         let mut layout = Layout {
             names,
@@ -159,10 +144,7 @@ impl Layout {
             return found.in_a_block(&format!("{}.weight", fc1[0]));
         }
         let shape = |internal: &str| self.shape(found.weights, internal);
-        let (fc1, fc2) = (
-            shape("blocks.0.mlp.fc1.weight"),
-            shape("blocks.0.mlp.fc2.weight"),
-        );
+        let (fc1, fc2) = (shape("blocks.0.mlp.fc1.weight"), shape("blocks.0.mlp.fc2.weight"));
         match (fc1.as_deref(), fc2.as_deref()) {
             (Some([rows, _]), Some([_, columns])) => columns.checked_mul(2) == Some(*rows),
             _ => false,
@@ -221,8 +203,7 @@ impl Layout {
 
     /// Whether the file has `name` beside the tower, at any level.
     pub(super) fn has_beside(&self, weights: &Weights, name: &str) -> bool {
-        self.levels()
-            .any(|outer| weights.get(&format!("{outer}{name}")).is_some())
+        self.levels().any(|outer| weights.get(&format!("{outer}{name}")).is_some())
     }
 
     /// What precedes the names at each level around the tower, from the file's root to the tower itself.
@@ -243,29 +224,15 @@ impl Layout {
 
     /// How the tower pools.
     pub(super) fn pooling(&self) -> Pooling {
-        if self.family == Family::Siglip {
-            Pooling::Attention
-        } else {
-            Pooling::Cls
-        }
+        if self.family == Family::Siglip { Pooling::Attention } else { Pooling::Cls }
     }
 
     /// Reads the sizes off the shapes.
     pub(super) fn sizes(&self, weights: &Weights) -> Sizes {
         let shape = |internal: &str| self.shape(weights, internal);
-        let number = |name: &str| {
-            name.strip_prefix(&self.blocks)?
-                .split_once('.')?
-                .0
-                .parse::<i64>()
-                .ok()
-        };
+        let number = |name: &str| name.strip_prefix(&self.blocks)?.split_once('.')?.0.parse::<i64>().ok();
         // A file cannot hold more blocks than tensors: larger numbers are damage, and shall not become a long list.
-        let depth = weights
-            .names()
-            .filter_map(number)
-            .filter(|&n| n < weights.len() as i64)
-            .max();
+        let depth = weights.names().filter_map(number).filter(|&n| n < weights.len() as i64).max();
         let fc1_parts = self.sources("blocks.0.mlp.fc1.weight").len() as i64;
         let hidden = |rows: i64| {
             let rows = rows.saturating_mul(fc1_parts);
@@ -275,19 +242,13 @@ impl Layout {
         Sizes {
             width: shape(self.anchor()).and_then(|shape| shape.last().copied()),
             depth: depth.map(|last| last + 1),
-            mlp_dim: shape("blocks.0.mlp.fc1.weight")
-                .and_then(|shape| shape.first().copied())
-                .map(hidden),
-            patch_size: shape("patch_embed.proj.weight").and_then(|shape| {
-                if shape.len() == 4 {
-                    Some(shape[2])
-                } else {
-                    None
-                }
-            }),
-            grid: self
-                .positions(weights)
-                .map(|n| (n - i64::from(self.cls_position)).max(0).isqrt()),
+            mlp_dim: shape("blocks.0.mlp.fc1.weight").and_then(|shape| shape.first().copied()).map(hidden),
+            patch_size: shape("patch_embed.proj.weight").and_then(
+                |shape| {
+                    if shape.len() == 4 { Some(shape[2]) } else { None }
+                },
+            ),
+            grid: self.positions(weights).map(|n| (n - i64::from(self.cls_position)).max(0).isqrt()),
             registers: registers.map_or(0, |shape| {
                 let axis = shape.len().checked_sub(2);
                 axis.map_or(0, |axis| shape[axis])
@@ -308,15 +269,9 @@ impl Layout {
     /// # Errors
     /// [`Error::NoProjection`], with the reason why there is none.
     pub(super) fn projection(&self, weights: &Weights) -> Result<(i64, bool)> {
-        let absent = |reason: String| Error::NoProjection {
-            path: weights.path().to_path_buf(),
-            reason,
-        };
+        let absent = |reason: String| Error::NoProjection { path: weights.path().to_path_buf(), reason };
         if self.family != Family::Clip {
-            return Err(absent(format!(
-                "the {} layout has no visual projection",
-                self.names.title
-            )));
+            return Err(absent(format!("the {} layout has no visual projection", self.names.title)));
         }
         let source = self.sources("head.weight").remove(0);
         let Some(tensor) = weights.get(&source) else {
@@ -330,9 +285,7 @@ impl Layout {
             _ => 1,
         };
         if CLASSES.contains(&rows) {
-            return Err(absent(format!(
-                "{source} {shape:?} is a classifier of {rows} classes"
-            )));
+            return Err(absent(format!("{source} {shape:?} is a classifier of {rows} classes")));
         }
         let bias = matches!(self.names.projection, ProjectionName::Module(_))
             && weights.get(&self.sources("head.bias").remove(0)).is_some();
@@ -347,13 +300,11 @@ impl Layout {
     /// Whether `name` is a known part of such files that the tower does not use.
     fn ignores(&self, name: &str) -> bool {
         let listed = |bare: &str, patterns: &[&str]| {
-            patterns.iter().any(|pattern| {
-                if pattern.ends_with('.') {
-                    bare.starts_with(pattern)
-                } else {
-                    bare == *pattern
-                }
-            })
+            patterns.iter().any(
+                |pattern| {
+                    if pattern.ends_with('.') { bare.starts_with(pattern) } else { bare == *pattern }
+                },
+            )
         };
         let mut levels = self.levels().filter_map(|outer| name.strip_prefix(outer));
         if levels.any(|bare| listed(bare, TRAINING)) || self.is_in_another(name) {
@@ -365,12 +316,8 @@ impl Layout {
         // Beside a key under which a network was saved lies what else was saved.
         let outside = self.levels().any(|outer| {
             let part = self.prefix[outer.len()..].split('.').next();
-            let is_saved = part.is_some_and(|p| {
-                SAVED.contains(&p) || AVERAGES.contains(&p) || OTHERS.contains(&p)
-            });
-            is_saved
-                && name.starts_with(outer)
-                && !name.starts_with(&format!("{outer}{}.", part.unwrap_or_default()))
+            let is_saved = part.is_some_and(|p| SAVED.contains(&p) || AVERAGES.contains(&p) || OTHERS.contains(&p));
+            is_saved && name.starts_with(outer) && !name.starts_with(&format!("{outer}{}.", part.unwrap_or_default()))
         });
         if outside {
             return true;
@@ -411,11 +358,7 @@ impl Layout {
     /// The error for sizes that neither a config nor the shapes tell: tensors that everything else is measured by are broken.
     pub(super) fn broken(&self, weights: &Weights) -> Error {
         let mut mismatch = Mismatch::default();
-        let mut key_tensors = vec![
-            (self.anchor(), 1),
-            ("patch_embed.proj.weight", 4),
-            ("blocks.0.mlp.fc1.weight", 2),
-        ];
+        let mut key_tensors = vec![(self.anchor(), 1), ("patch_embed.proj.weight", 4), ("blocks.0.mlp.fc1.weight", 2)];
         if self.names.pos_embed.is_some() {
             key_tensors.push(("pos_embed", 2));
         }
@@ -423,11 +366,9 @@ impl Layout {
             for name in self.sources(internal) {
                 match weights.get(&name).map(Tensor::size) {
                     None => mismatch.missing.push((name, vec![-1; axes])),
-                    Some(found) if found.len() < axes => mismatch.misshaped.push(Misshaped {
-                        name,
-                        found,
-                        expected: vec![-1; axes],
-                    }),
+                    Some(found) if found.len() < axes => {
+                        mismatch.misshaped.push(Misshaped { name, found, expected: vec![-1; axes] })
+                    }
                     Some(_) => {}
                 }
             }
@@ -436,10 +377,7 @@ impl Layout {
         if let Err(unread) = weights.require_read(is_missing) {
             return unread;
         }
-        Error::WeightsMismatch {
-            origin: weights.path().display().to_string(),
-            mismatch,
-        }
+        Error::WeightsMismatch { origin: weights.path().display().to_string(), mismatch }
     }
 }
 
@@ -449,10 +387,7 @@ const CLASSES: [i64; 4] = [1000, 11_821, 21_841, 21_843];
 /// The length of the parts, dots included, that two prefixes begin with.
 fn common_parts(a: &str, b: &str) -> usize {
     let pairs = a.split_inclusive('.').zip(b.split_inclusive('.'));
-    pairs
-        .take_while(|(a, b)| a == b)
-        .map(|(part, _)| part.len())
-        .sum()
+    pairs.take_while(|(a, b)| a == b).map(|(part, _)| part.len()).sum()
 }
 
 /// Which of several networks is meant: an average or a teacher before any other, what training moves beside it last.
@@ -467,17 +402,15 @@ fn rank(prefix: &str) -> u8 {
 
 /// Whether two prefixes lead to the same values.
 fn same_network(weights: &Weights, a: &Found, b: &Found) -> bool {
-    weights
-        .names()
-        .all(|name| match name.strip_prefix(&a.blocks) {
-            Some(rest) => {
-                let other = weights.get(&format!("{}{rest}", b.blocks));
-                other.zip(weights.get(name)).is_some_and(|(other, own)| {
-                    other.size() == own.size() && other.kind() == own.kind() && other.equal(own)
-                })
-            }
-            None => true,
-        })
+    weights.names().all(|name| match name.strip_prefix(&a.blocks) {
+        Some(rest) => {
+            let other = weights.get(&format!("{}{rest}", b.blocks));
+            other.zip(weights.get(name)).is_some_and(|(other, own)| {
+                other.size() == own.size() && other.kind() == own.kind() && other.equal(own)
+            })
+        }
+        None => true,
+    })
 }
 
 /// What stands before `anchor` in the file's names, where it consists of known wrappers: by rank, then the shortest.

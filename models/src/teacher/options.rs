@@ -45,12 +45,7 @@ impl FromStr for Layer {
         Layer::ALL
             .into_iter()
             .find(|layer| layer.name() == name)
-            .ok_or_else(|| {
-                format!(
-                    "{name:?} is no layer; there are {}",
-                    Layer::ALL.map(Layer::name).join(", ")
-                )
-            })
+            .ok_or_else(|| format!("{name:?} is no layer; there are {}", Layer::ALL.map(Layer::name).join(", ")))
     }
 }
 
@@ -87,9 +82,7 @@ pub fn mean_problem(mean: [f64; 3]) -> Option<&'static str> {
     if mean.iter().all(|v| (0.0..=1.0).contains(v)) {
         None
     } else if mean.iter().any(is_of_bytes) {
-        Some(
-            "must be from 0 to 1, since pixels are: these look like values from 0 to 255; divide mean and std by 255",
-        )
+        Some("must be from 0 to 1, since pixels are: these look like values from 0 to 255; divide mean and std by 255")
     } else {
         Some("must be from 0 to 1, since pixels are")
     }
@@ -103,10 +96,7 @@ pub fn std_problem(std: [f64; 3]) -> Option<&'static str> {
         Some(
             "must be above 0 and at most 1, since pixels are from 0 to 1: these look like values from 0 to 255; divide mean and std by 255",
         )
-    } else if std
-        .iter()
-        .all(|v| (f64::MIN_POSITIVE..LEAST_STD).contains(v))
-    {
+    } else if std.iter().all(|v| (f64::MIN_POSITIVE..LEAST_STD).contains(v)) {
         Some("must be at least 1/255: these look like values that were divided by 255 twice")
     } else {
         Some("must be above 0 and at most 1, since pixels are from 0 to 1")

@@ -22,12 +22,7 @@ impl AttentionPool {
             probe: scope.param("probe", &[1, 1, config.dim], Init::Zeros),
             attn: Attention::new(&scope.sub("attn"), config.dim, config.num_heads, true),
             norm: LayerNorm::new(&scope.sub("norm"), config.dim, config.norm_eps),
-            mlp: Mlp::new(
-                &scope.sub("mlp"),
-                config.dim,
-                config.mlp_dim,
-                config.activation,
-            ),
+            mlp: Mlp::new(&scope.sub("mlp"), config.dim, config.mlp_dim, config.activation),
         }
     }
 

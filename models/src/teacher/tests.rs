@@ -50,28 +50,18 @@ fn timm_tensors(config: &TowerConfig) -> Tensors {
         if name == "pos_embed" {
             shape[1] += 1;
         }
-        (
-            name.clone(),
-            Init::Normal { std: 0.1 }.tensor(&shape, 0, &name),
-        )
+        (name.clone(), Init::Normal { std: 0.1 }.tensor(&shape, 0, &name))
     };
     config.tensors().into_iter().map(draw).collect()
 }
 
 fn clip_tensors() -> Tensors {
-    timm_tensors(&TowerConfig {
-        norm_pre: true,
-        patch_bias: false,
-        ..timm_config()
-    })
+    timm_tensors(&TowerConfig { norm_pre: true, patch_bias: false, ..timm_config() })
 }
 
 /// The same in Hugging Face's ViT names, as many as these tests need: one block.
 fn hf_vit_tensors() -> Tensors {
-    let timm = timm_tensors(&TowerConfig {
-        depth: 1,
-        ..timm_config()
-    });
+    let timm = timm_tensors(&TowerConfig { depth: 1, ..timm_config() });
     let mut tensors = Tensors::new();
     for (name, tensor) in timm {
         let name = match name.as_str() {
@@ -88,10 +78,7 @@ fn hf_vit_tensors() -> Tensors {
                 .replace("norm.", "layernorm."),
         };
         if let Some((block, suffix)) = name.split_once(".attn.qkv.") {
-            for (part, rows) in ["query", "key", "value"]
-                .into_iter()
-                .zip(tensor.chunk(3, 0))
-            {
+            for (part, rows) in ["query", "key", "value"].into_iter().zip(tensor.chunk(3, 0)) {
                 tensors.insert(format!("{block}.attention.attention.{part}.{suffix}"), rows);
             }
         } else {
@@ -121,24 +108,14 @@ fn config(value: Value) -> [(&'static str, Value); 1] {
 
 #[test]
 fn the_list_of_tensors_is_what_the_tower_asks_for() {
-    let projection = Some(Projection {
-        out_dim: 5,
-        bias: true,
-    });
+    let projection = Some(Projection { out_dim: 5, bias: true });
     let rotary = Positions::Rotary { base: 100.0 };
     for (norm_pre, registers, positions, gated_mlp, pooling, projection) in [
         (false, 0, Positions::Learned, false, Pooling::Cls, None),
         (true, 0, Positions::Learned, false, Pooling::Cls, projection),
         (false, 4, Positions::Learned, true, Pooling::Cls, None),
         (false, 2, rotary, false, Pooling::Cls, None),
-        (
-            false,
-            0,
-            Positions::Learned,
-            false,
-            Pooling::Attention,
-            None,
-        ),
+        (false, 0, Positions::Learned, false, Pooling::Attention, None),
     ] {
         let config = TowerConfig {
             norm_pre,
@@ -152,16 +129,8 @@ fn the_list_of_tensors_is_what_the_tower_asks_for() {
         };
         let store = ParamStore::frozen(Device::Cpu);
         VitTower::new(&store.root(), &config);
-        let asked: BTreeMap<_, _> = store
-            .tensors()
-            .into_iter()
-            .map(|(name, tensor)| (name, tensor.size()))
-            .collect();
-        let listed = config
-            .tensors()
-            .into_iter()
-            .map(|TensorSpec { name, shape }| (name, shape))
-            .collect();
+        let asked: BTreeMap<_, _> = store.tensors().into_iter().map(|(name, tensor)| (name, tensor.size())).collect();
+        let listed = config.tensors().into_iter().map(|TensorSpec { name, shape }| (name, shape)).collect();
         assert_eq!(asked, listed);
     }
 }
@@ -175,66 +144,27 @@ fn mismatch(tensors: &Tensors, files: &[(&str, Value)]) -> crate::Mismatch {
 
 #[test]
 fn a_wrong_or_half_file_is_told_by_the_files_own_names() {
-    let names = |list: &[(String, Vec<i64>)]| {
-        list.iter()
-            .map(|(name, _)| name.clone())
-            .collect::<Vec<_>>()
-    };
+    let names = |list: &[(String, Vec<i64>)]| list.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     let files = [
-        (
-            "config.json",
-            json!({"model_type": "vit", "num_attention_heads": 1}),
-        ),
-        (
-            "preprocessor_config.json",
-            json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}),
-        ),
+        ("config.json", json!({"model_type": "vit", "num_attention_heads": 1})),
+        ("preprocessor_config.json", json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]})),
     ];
     let mut tensors = hf_vit_tensors();
     tensors.remove("encoder.layer.0.attention.attention.key.weight");
-    tensors.insert(
-        "encoder.layer.0.layer_scale1.lambda1".into(),
-        Tensor::from_slice(&[1f32]),
-    );
+    tensors.insert("encoder.layer.0.layer_scale1.lambda1".into(), Tensor::from_slice(&[1f32]));
     tensors.insert("layernorm.bias".into(), Tensor::from_slice(&[1f32; 3]));
     let found = mismatch(&tensors, &files);
-    assert_eq!(
-        found.missing,
-        [(
-            "encoder.layer.0.attention.attention.key.weight".to_owned(),
-            vec![64, 64]
-        )]
-    );
-    assert_eq!(
-        names(&found.unexpected),
-        ["encoder.layer.0.layer_scale1.lambda1"]
-    );
-    assert_eq!(
-        (
-            found.misshaped[0].name.as_str(),
-            &found.misshaped[0].expected[..]
-        ),
-        ("layernorm.bias", &[64][..])
-    );
+    assert_eq!(found.missing, [("encoder.layer.0.attention.attention.key.weight".to_owned(), vec![64, 64])]);
+    assert_eq!(names(&found.unexpected), ["encoder.layer.0.layer_scale1.lambda1"]);
+    assert_eq!((found.misshaped[0].name.as_str(), &found.misshaped[0].expected[..]), ("layernorm.bias", &[64][..]));
 
     // Half a file: the config knows of blocks that the file lacks, and without a config a hole is seen.
     let mut half = timm_tensors(&timm_config());
     half.retain(|name, _| !name.starts_with("blocks.1."));
-    assert_eq!(
-        mismatch(
-            &half,
-            &config(json!({"num_hidden_layers": 2, "hidden_size": 64}))
-        )
-        .missing
-        .len(),
-        12
-    );
+    assert_eq!(mismatch(&half, &config(json!({"num_hidden_layers": 2, "hidden_size": 64}))).missing.len(), 12);
     let mut hole = timm_tensors(&timm_config());
     hole.retain(|name, _| !name.starts_with("blocks.0."));
-    assert_eq!(
-        names(&mismatch(&hole, &[]).missing),
-        ["blocks.0.mlp.fc1.weight"]
-    );
+    assert_eq!(names(&mismatch(&hole, &[]).missing), ["blocks.0.mlp.fc1.weight"]);
     let hole = mismatch(&hole, &config(json!({"intermediate_size": 32})));
     assert_eq!(hole.missing.len(), 12);
 
@@ -246,66 +176,35 @@ fn a_wrong_or_half_file_is_told_by_the_files_own_names() {
     assert_eq!(blind.missing[0].0, "patch_embed.proj.weight");
     assert_eq!(blind.misshaped[0].name, "pos_embed");
     let mut uneven = timm_tensors(&timm_config());
-    uneven.insert(
-        "pos_embed".into(),
-        Tensor::zeros([1, 11, 64], (Kind::Float, Device::Cpu)),
-    );
+    uneven.insert("pos_embed".into(), Tensor::zeros([1, 11, 64], (Kind::Float, Device::Cpu)));
     assert_eq!(mismatch(&uneven, &[]).misshaped[0].name, "pos_embed");
     let mut far = timm_tensors(&timm_config());
-    far.insert(
-        "blocks.99999999999999.norm1.weight".into(),
-        Tensor::from_slice(&[1f32; 64]),
-    );
-    assert_eq!(
-        names(&mismatch(&far, &[]).unexpected),
-        ["blocks.99999999999999.norm1.weight"]
-    );
+    far.insert("blocks.99999999999999.norm1.weight".into(), Tensor::from_slice(&[1f32; 64]));
+    assert_eq!(names(&mismatch(&far, &[]).unexpected), ["blocks.99999999999999.norm1.weight"]);
 
     let other = BTreeMap::from([("conv1.weight".to_owned(), Tensor::from_slice(&[1f32]))]);
-    assert!(
-        matches!(load(&other, &[]), Err(Error::UnknownLayout { first, .. }) if first == ["conv1.weight"])
-    );
+    assert!(matches!(load(&other, &[]), Err(Error::UnknownLayout { first, .. }) if first == ["conv1.weight"]));
 }
 
 #[test]
 fn parts_for_other_uses_are_passed_over() {
     let mut tensors = hf_vit_tensors();
-    for name in [
-        "pooler.dense.weight",
-        "classifier.bias",
-        "embeddings.mask_token",
-    ] {
+    for name in ["pooler.dense.weight", "classifier.bias", "embeddings.mask_token"] {
         tensors.insert(name.into(), Tensor::from_slice(&[1f32]));
     }
     let files = [
-        (
-            "config.json",
-            json!({"model_type": "vit", "num_attention_heads": 1}),
-        ),
-        (
-            "preprocessor_config.json",
-            json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}),
-        ),
+        ("config.json", json!({"model_type": "vit", "num_attention_heads": 1})),
+        ("preprocessor_config.json", json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]})),
     ];
     load(&tensors, &files).unwrap();
 
-    let prefixed = timm_tensors(&timm_config())
-        .into_iter()
-        .map(|(name, tensor)| (format!("module.backbone.{name}"), tensor));
+    let prefixed =
+        timm_tensors(&timm_config()).into_iter().map(|(name, tensor)| (format!("module.backbone.{name}"), tensor));
     let mut prefixed: Tensors = prefixed.collect();
-    prefixed.insert(
-        "module.head.mlp.0.weight".into(),
-        Tensor::from_slice(&[1f32]),
-    );
+    prefixed.insert("module.head.mlp.0.weight".into(), Tensor::from_slice(&[1f32]));
     load(&prefixed, &[]).unwrap();
-    prefixed.insert(
-        "module.predictor.weight".into(),
-        Tensor::from_slice(&[1f32]),
-    );
-    assert_eq!(
-        mismatch(&prefixed, &[]).unexpected[0].0,
-        "module.predictor.weight"
-    );
+    prefixed.insert("module.predictor.weight".into(), Tensor::from_slice(&[1f32]));
+    assert_eq!(mismatch(&prefixed, &[]).unexpected[0].0, "module.predictor.weight");
 }
 
 #[test]
@@ -314,10 +213,7 @@ fn input_that_is_no_whole_number_of_patches_is_refused() {
     let check = |shape: &[i64], kind: Kind| {
         let pixels = Tensor::zeros(shape, (kind, Device::Cpu));
         assert!(
-            matches!(
-                teacher.forward(&pixels, Precision::F32),
-                Err(Error::TeacherInput { .. })
-            ),
+            matches!(teacher.forward(&pixels, Precision::F32), Err(Error::TeacherInput { .. })),
             "{shape:?} {kind:?}"
         );
     };
@@ -326,20 +222,10 @@ fn input_that_is_no_whole_number_of_patches_is_refused() {
     check(&[1, 1, 24, 24], Kind::Uint8);
     check(&[3, 24, 24], Kind::Uint8);
     check(&[1, 3, 24, 24], Kind::Float);
-    let output = teacher
-        .forward(
-            &Tensor::zeros([2, 3, 16, 40], (Kind::Uint8, Device::Cpu)),
-            Precision::F32,
-        )
-        .unwrap();
+    let output = teacher.forward(&Tensor::zeros([2, 3, 16, 40], (Kind::Uint8, Device::Cpu)), Precision::F32).unwrap();
     assert_eq!(output.tokens.size(), [2, 10, 64]);
     assert_eq!(output.cls.size(), [2, 64]);
     assert_eq!(output.cls_attn.size(), [2, 10]);
-    let none = teacher
-        .forward(
-            &Tensor::zeros([0, 3, 24, 24], (Kind::Uint8, Device::Cpu)),
-            Precision::F32,
-        )
-        .unwrap();
+    let none = teacher.forward(&Tensor::zeros([0, 3, 24, 24], (Kind::Uint8, Device::Cpu)), Precision::F32).unwrap();
     assert_eq!(none.tokens.size(), [0, 9, 64]);
 }

@@ -83,12 +83,7 @@ impl TowerConfig {
     pub(super) fn tensors(&self) -> Vec<TensorSpec> {
         let (d, m, p) = (self.width, self.mlp_dim, self.patch_size);
         let mut specs = Vec::new();
-        let mut add = |name: String, shape: &[i64]| {
-            specs.push(TensorSpec {
-                name,
-                shape: shape.to_vec(),
-            })
-        };
+        let mut add = |name: String, shape: &[i64]| specs.push(TensorSpec { name, shape: shape.to_vec() });
         let mut linears = Vec::new();
         let mut norms = vec!["norm".to_owned()];
         match self.pooling {
@@ -248,25 +243,16 @@ impl VitTower {
             prefix.push(token("reg_token", config.registers));
         }
         Self {
-            patch_embed: PatchEmbed::new(
-                &scope.sub("patch_embed"),
-                config.patch_size,
-                config.width,
-                config.patch_bias,
-            ),
+            patch_embed: PatchEmbed::new(&scope.sub("patch_embed"), config.patch_size, config.width, config.patch_bias),
             prefix,
-            pos_embed: (config.positions == Positions::Learned)
-                .then(|| token("pos_embed", config.grid * config.grid)),
+            pos_embed: (config.positions == Positions::Learned).then(|| token("pos_embed", config.grid * config.grid)),
             norm_pre: config.norm_pre.then(|| norm("norm_pre")),
-            blocks: (0..config.depth)
-                .map(|i| Block::new(&scope.sub("blocks").sub(i), &block))
-                .collect(),
+            blocks: (0..config.depth).map(|i| Block::new(&scope.sub("blocks").sub(i), &block)).collect(),
             norm: norm("norm"),
-            pool: (config.pooling == Pooling::Attention)
-                .then(|| AttentionPool::new(&scope.sub("pool"), &block)),
-            projection: config.projection.map(|Projection { out_dim, bias }| {
-                Linear::new(&scope.sub("head"), config.width, out_dim, bias)
-            }),
+            pool: (config.pooling == Pooling::Attention).then(|| AttentionPool::new(&scope.sub("pool"), &block)),
+            projection: config
+                .projection
+                .map(|Projection { out_dim, bias }| Linear::new(&scope.sub("head"), config.width, out_dim, bias)),
             config: config.clone(),
             device: scope.device(),
             rotary: RefCell::default(),
@@ -296,11 +282,7 @@ impl VitTower {
             x += interpolate(pos_embed, grid, self.config.antialias());
         }
         if !self.prefix.is_empty() {
-            let mut tokens: Vec<Tensor> = self
-                .prefix
-                .iter()
-                .map(|token| token.expand([n, -1, -1], false))
-                .collect();
+            let mut tokens: Vec<Tensor> = self.prefix.iter().map(|token| token.expand([n, -1, -1], false)).collect();
             tokens.push(x);
             x = Tensor::cat(&tokens, 1); // [N, P + L, D]
         }
@@ -339,20 +321,12 @@ impl VitTower {
 
     /// `patches [N, h·w, 3p²]` on the grid `(h, w)`, through all blocks. `visit` sees the residual stream before the first block
     /// and after each one.
-    pub(super) fn forward(
-        &self,
-        patches: &Tensor,
-        grid: (i64, i64),
-        mut visit: impl FnMut(&Tensor),
-    ) -> TowerOutput {
+    pub(super) fn forward(&self, patches: &Tensor, grid: (i64, i64), mut visit: impl FnMut(&Tensor)) -> TowerOutput {
         let mut x = self.embed(patches, grid);
         visit(&x);
         let num_prefix = self.config.prefix();
         let rotary = self.rotary(grid);
-        let (last, before) = self
-            .blocks
-            .split_last()
-            .expect("a tower has at least one block");
+        let (last, before) = self.blocks.split_last().expect("a tower has at least one block");
         for block in before {
             x = block.forward_rotated(&x, rotary.as_ref());
             visit(&x);
@@ -370,11 +344,7 @@ impl VitTower {
         };
         visit(&x);
         let attn = attn.narrow(2, num_prefix, grid.0 * grid.1);
-        TowerOutput {
-            x,
-            attn: attn.mean_dim(1, false, None),
-            pooled,
-        }
+        TowerOutput { x, attn: attn.mean_dim(1, false, None), pooled }
     }
 
     /// The final norm, `[.., D] → [.., D]`.
@@ -388,8 +358,6 @@ impl VitTower {
     /// If the configuration has none.
     pub(super) fn project(&self, x: &Tensor) -> Tensor {
         let projection = self.projection.as_ref();
-        projection
-            .expect("a projection was asked for when the tower was made")
-            .forward(x)
+        projection.expect("a projection was asked for when the tower was made").forward(x)
     }
 }

@@ -48,19 +48,11 @@ impl TowerWeights {
     pub fn read(path: &Path) -> Result<TowerWeights> {
         let weights = Weights::read(path)?;
         let layout = Layout::recognise(&weights)?;
-        let resolved = Config::read_beside(weights.path())?.resolve(
-            &weights,
-            &layout,
-            &TeacherOptions::default(),
-        )?;
+        let resolved = Config::read_beside(weights.path())?.resolve(&weights, &layout, &TeacherOptions::default())?;
         let tensors = layout.convert(&weights, &resolved.tower)?;
         let (mean, std) = resolved.normalisation;
         Ok(TowerWeights {
-            tower: Tower {
-                network: resolved.tower,
-                mean,
-                std,
-            },
+            tower: Tower { network: resolved.tower, mean, std },
             tensors: tensors.into_iter().collect(),
             layout: layout.title(),
             sha256: weights.sha256().to_owned(),
@@ -176,10 +168,7 @@ impl Tower {
             return Err(Error::Config {
                 field: "num_heads",
                 value: n.num_heads.to_string(),
-                reason: format!(
-                    "must divide the width {} into heads whose width {heads_of} divides",
-                    n.width
-                ),
+                reason: format!("must divide the width {} into heads whose width {heads_of} divides", n.width),
             });
         }
         Ok(())
@@ -188,18 +177,11 @@ impl Tower {
     /// Tensors that show its sizes, with their shapes.
     pub(crate) fn landmarks(&self) -> Vec<(String, Vec<i64>)> {
         let first = |name: &str| {
-            matches!(name, "patch_embed.proj.weight" | "pos_embed" | "reg_token")
-                || name.starts_with("blocks.0.mlp")
+            matches!(name, "patch_embed.proj.weight" | "pos_embed" | "reg_token") || name.starts_with("blocks.0.mlp")
         };
-        let one_block = TowerConfig {
-            depth: 1,
-            ..self.network.clone()
-        };
+        let one_block = TowerConfig { depth: 1, ..self.network.clone() };
         let specs = one_block.tensors().into_iter();
-        specs
-            .filter(|spec| first(&spec.name))
-            .map(|spec| (spec.name, spec.shape))
-            .collect()
+        specs.filter(|spec| first(&spec.name)).map(|spec| (spec.name, spec.shape)).collect()
     }
 
     /// The network under `scope`.

@@ -25,12 +25,7 @@ pub enum Activation {
 
 impl Activation {
     /// All of them.
-    pub const ALL: [Activation; 4] = [
-        Activation::Gelu,
-        Activation::GeluTanh,
-        Activation::QuickGelu,
-        Activation::Silu,
-    ];
+    pub const ALL: [Activation; 4] = [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu];
 
     /// Elementwise.
     pub fn forward(self, x: &Tensor) -> Tensor {
@@ -63,15 +58,9 @@ impl FromStr for Activation {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        Activation::ALL
-            .into_iter()
-            .find(|activation| activation.name() == name)
-            .ok_or_else(|| {
-                format!(
-                    "{name:?} is no activation; there are {}",
-                    Activation::ALL.map(Activation::name).join(", ")
-                )
-            })
+        Activation::ALL.into_iter().find(|activation| activation.name() == name).ok_or_else(|| {
+            format!("{name:?} is no activation; there are {}", Activation::ALL.map(Activation::name).join(", "))
+        })
     }
 }
 
@@ -108,11 +97,7 @@ impl Mlp {
 
     /// Another handle on the same parameters.
     pub(crate) fn shallow_clone(&self) -> Self {
-        Self {
-            fc1: self.fc1.shallow_clone(),
-            fc2: self.fc2.shallow_clone(),
-            ..*self
-        }
+        Self { fc1: self.fc1.shallow_clone(), fc2: self.fc2.shallow_clone(), ..*self }
     }
 
     /// `[.., D] → [.., D]`.

@@ -21,21 +21,10 @@ impl Rotary {
     ///
     /// # Panics
     /// Unless 4 divides `head_dim`.
-    pub fn axial(
-        base: f64,
-        head_dim: i64,
-        prefix: i64,
-        (h, w): (i64, i64),
-        device: Device,
-    ) -> Rotary {
-        assert!(
-            head_dim % 4 == 0,
-            "rotary positions need heads of a width that 4 divides, not {head_dim}"
-        );
+    pub fn axial(base: f64, head_dim: i64, prefix: i64, (h, w): (i64, i64), device: Device) -> Rotary {
+        assert!(head_dim % 4 == 0, "rotary positions need heads of a width that 4 divides, not {head_dim}");
         let quarter = head_dim / 4;
-        let frequencies: Vec<f64> = (0..quarter)
-            .map(|k| TAU * base.powf(-(k as f64) / quarter as f64))
-            .collect();
+        let frequencies: Vec<f64> = (0..quarter).map(|k| TAU * base.powf(-(k as f64) / quarter as f64)).collect();
         let centre = |i: i64, n: i64| 2.0 * (i as f64 + 0.5) / n as f64 - 1.0;
         let mut angles = vec![0f64; (prefix * head_dim) as usize];
         for row in 0..h {
@@ -50,22 +39,14 @@ impl Rotary {
         }
         let table = |function: fn(f64) -> f64| {
             let values: Vec<f32> = angles.iter().map(|&a| function(a) as f32).collect();
-            Tensor::from_slice(&values)
-                .view([prefix + h * w, head_dim])
-                .to_device(device)
+            Tensor::from_slice(&values).view([prefix + h * w, head_dim]).to_device(device)
         };
-        Rotary {
-            cos: table(f64::cos),
-            sin: table(f64::sin),
-        }
+        Rotary { cos: table(f64::cos), sin: table(f64::sin) }
     }
 
     /// Another handle on the same angles.
     pub(crate) fn shallow_clone(&self) -> Rotary {
-        Rotary {
-            cos: self.cos.shallow_clone(),
-            sin: self.sin.shallow_clone(),
-        }
+        Rotary { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }
 
     /// Queries or keys `[N, H, T, d]` of all tokens, turned. Computed in f32, given back in the type of `x`.

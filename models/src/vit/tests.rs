@@ -11,8 +11,7 @@ fn random(shape: &[i64], name: &str) -> Tensor {
 
 fn assert_close(found: &Tensor, expected: &Tensor) {
     assert_eq!(found.size(), expected.size());
-    let difference =
-        (found - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
+    let difference = (found - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
     assert!(difference < 1e-5, "differs by {difference:e}");
 }
 
@@ -36,20 +35,10 @@ fn attention(store: &ParamStore) -> Attention {
 fn plain_attention(store: &ParamStore, x: &Tensor) -> (Tensor, Tensor) {
     let get = |name: &str| store.get(name).unwrap();
     let qkv = x.matmul(&get("qkv.weight").transpose(0, 1)) + get("qkv.bias");
-    let heads = |i: i64| {
-        qkv.narrow(2, 12 * i, 12)
-            .reshape([2, 5, 3, 4])
-            .permute([0, 2, 1, 3])
-    };
+    let heads = |i: i64| qkv.narrow(2, 12 * i, 12).reshape([2, 5, 3, 4]).permute([0, 2, 1, 3]);
     let matrix = (heads(0).matmul(&heads(1).transpose(2, 3)) / 2.0).softmax(-1, Kind::Float);
-    let mixed = matrix
-        .matmul(&heads(2))
-        .permute([0, 2, 1, 3])
-        .reshape([2, 5, 12]);
-    (
-        matrix,
-        mixed.matmul(&get("proj.weight").transpose(0, 1)) + get("proj.bias"),
-    )
+    let mixed = matrix.matmul(&heads(2)).permute([0, 2, 1, 3]).reshape([2, 5, 12]);
+    (matrix, mixed.matmul(&get("proj.weight").transpose(0, 1)) + get("proj.bias"))
 }
 
 #[test]
@@ -64,10 +53,7 @@ fn attention_is_what_its_formula_says() {
     let (y, row) = attention.forward_with_cls_attention(&x, None);
     assert_close(&y, &expected);
     assert_close(&row, &cls_row);
-    assert_close(
-        &row.sum_dim_intlist(-1, false, None),
-        &Tensor::ones([2, 3], F32),
-    );
+    assert_close(&row.sum_dim_intlist(-1, false, None), &Tensor::ones([2, 3], F32));
 }
 
 #[test]
@@ -89,21 +75,11 @@ fn under_autocast_products_are_bf16_and_norms_and_softmax_f32() {
     let expected = block.forward(&x);
     let _bf16 = torch_ext::Autocast::bf16(Device::Cpu);
     assert_eq!(block.attn.forward(&x).kind(), Kind::BFloat16);
-    assert_eq!(
-        block.norm1.forward(&x.to_kind(Kind::BFloat16)).kind(),
-        Kind::Float
-    );
+    assert_eq!(block.norm1.forward(&x.to_kind(Kind::BFloat16)).kind(), Kind::Float);
     let (y, row) = block.forward_with_cls_attention(&x, None);
-    assert_eq!(
-        (y.kind(), row.kind()),
-        (Kind::Float, Kind::Float),
-        "the residual stream and the attention stay f32"
-    );
+    assert_eq!((y.kind(), row.kind()), (Kind::Float, Kind::Float), "the residual stream and the attention stay f32");
     let difference = (y - &expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
-    assert!(
-        (1e-5..1e-2).contains(&difference),
-        "bf16 has 8 bits: {difference:e}"
-    );
+    assert!((1e-5..1e-2).contains(&difference), "bf16 has 8 bits: {difference:e}");
 }
 
 #[test]
@@ -132,37 +108,18 @@ fn a_block_s_attention_is_that_of_its_normed_input() {
 fn activations_have_their_published_values() {
     let x = Tensor::from_slice(&[-1.0, 0.0, 1.0, 3.0]);
     let check = |activation: Activation, expected: [f64; 4]| {
-        for (found, expected) in Vec::<f64>::try_from(activation.forward(&x))
-            .unwrap()
-            .iter()
-            .zip(expected)
-        {
-            assert!(
-                (found - expected).abs() < 1e-8,
-                "{activation:?}: {found}, not {expected}"
-            );
+        for (found, expected) in Vec::<f64>::try_from(activation.forward(&x)).unwrap().iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-8, "{activation:?}: {found}, not {expected}");
         }
     };
     // x Φ(x), from a table of the normal distribution; the tanh form gives 0.841192 at 1.
-    check(
-        Activation::Gelu,
-        [-0.158_655_254, 0.0, 0.841_344_746, 2.995_950_306],
-    );
+    check(Activation::Gelu, [-0.158_655_254, 0.0, 0.841_344_746, 2.995_950_306]);
     // x / (1 + exp(-1.702 x)).
-    check(
-        Activation::QuickGelu,
-        [-0.154_204_234, 0.0, 0.845_795_766, 2.981_928_690],
-    );
+    check(Activation::QuickGelu, [-0.154_204_234, 0.0, 0.845_795_766, 2.981_928_690]);
     // x / (1 + exp(-x)).
-    check(
-        Activation::Silu,
-        [-0.268_941_421, 0.0, 0.731_058_579, 2.857_722_380],
-    );
+    check(Activation::Silu, [-0.268_941_421, 0.0, 0.731_058_579, 2.857_722_380]);
     // x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³))).
-    check(
-        Activation::GeluTanh,
-        [-0.158_808_009, 0.0, 0.841_191_991, 2.996_362_608],
-    );
+    check(Activation::GeluTanh, [-0.158_808_009, 0.0, 0.841_191_991, 2.996_362_608]);
 }
 
 #[test]
@@ -172,9 +129,7 @@ fn a_gated_mlp_is_what_its_formula_says() {
     randomise(&store);
     let get = |name: &str| store.get(name).unwrap();
     let x = random(&[3, 4], "x");
-    let rows = |start| {
-        x.matmul(&get("fc1.weight").narrow(0, start, 6).tr()) + get("fc1.bias").narrow(0, start, 6)
-    };
+    let rows = |start| x.matmul(&get("fc1.weight").narrow(0, start, 6).tr()) + get("fc1.bias").narrow(0, start, 6);
     let gate = rows(0);
     let hidden = &gate * gate.sigmoid() * rows(6);
     let expected = hidden.matmul(&get("fc2.weight").tr()) + get("fc2.bias");
@@ -207,13 +162,8 @@ fn the_norm_uses_the_eps_it_is_given() {
     let x = Tensor::from_slice(&[1e-3f32, -1e-3]).unsqueeze(0);
     for eps in [1e-6f64, 1e-5] {
         let store = ParamStore::new(Device::Cpu, 0);
-        let found = LayerNorm::new(&store.root(), 2, eps)
-            .forward(&x)
-            .double_value(&[0, 0]);
-        assert!(
-            (found - 1e-3 / (1e-6 + eps).sqrt()).abs() < 1e-6,
-            "eps {eps}: {found}"
-        );
+        let found = LayerNorm::new(&store.root(), 2, eps).forward(&x).double_value(&[0, 0]);
+        assert!((found - 1e-3 / (1e-6 + eps).sqrt()).abs() < 1e-6, "eps {eps}: {found}");
     }
 }
 
@@ -224,18 +174,10 @@ fn patches_are_embedded_as_the_convolution_would() {
     randomise(&store);
     let imgs = random(&[2, 3, 8, 12], "imgs");
     let (weight, bias) = (store.get("proj.weight").unwrap(), store.get("proj.bias"));
-    let convolved = imgs
-        .conv2d(&weight, bias, [4, 4], [0, 0], [1, 1], 1)
-        .flatten(2, 3)
-        .transpose(1, 2);
+    let convolved = imgs.conv2d(&weight, bias, [4, 4], [0, 0], [1, 1], 1).flatten(2, 3).transpose(1, 2);
     assert_close(&patch_embed.forward(&imgs), &convolved);
-    let some = patch_embed
-        .unfold(&imgs)
-        .index_select(1, &Tensor::from_slice(&[5i64, 1]));
-    assert_close(
-        &patch_embed.project(&some),
-        &convolved.index_select(1, &Tensor::from_slice(&[5i64, 1])),
-    );
+    let some = patch_embed.unfold(&imgs).index_select(1, &Tensor::from_slice(&[5i64, 1]));
+    assert_close(&patch_embed.project(&some), &convolved.index_select(1, &Tensor::from_slice(&[5i64, 1])));
     let without = ParamStore::new(Device::Cpu, 0);
     PatchEmbed::new(&without.root(), 4, 10, false);
     assert!(without.tensors().into_keys().eq(["proj.weight"]));

@@ -10,11 +10,7 @@ use crate::error::{Error, Result, convert_in_python};
 /// keep the older pickles beside them with the same weights.
 const SAFETENSORS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 const OPEN_CLIP: &str = "open_clip_model.safetensors";
-const PICKLES: [&str; 3] = [
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "open_clip_pytorch_model.bin",
-];
+const PICKLES: [&str; 3] = ["pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin"];
 
 /// The weights file that `path` stands for: itself, or the first of these in the folder `path`:
 ///
@@ -29,10 +25,7 @@ pub fn weights_file(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }
-    let io_error = |source| Error::ReadWeights {
-        path: path.to_path_buf(),
-        source,
-    };
+    let io_error = |source| Error::ReadWeights { path: path.to_path_buf(), source };
     let mut names = Vec::new();
     for entry in path.read_dir().map_err(io_error)? {
         let entry = entry.map_err(io_error)?;
@@ -46,17 +39,13 @@ pub fn weights_file(path: &Path) -> Result<PathBuf> {
     match preferred(names.iter().map(String::as_str)) {
         Ok(name) => Ok(path.join(name)),
         Err(found) => {
-            const UNREAD: [&str; 11] = [
-                "h5", "keras", "msgpack", "onnx", "gguf", "ggml", "npz", "npy", "pkl", "tflite",
-                "pb",
-            ];
+            const UNREAD: [&str; 11] =
+                ["h5", "keras", "msgpack", "onnx", "gguf", "ggml", "npz", "npy", "pkl", "tflite", "pb"];
             let is_unread = |name: &&String| {
                 let extension = Path::new(name).extension().and_then(|e| e.to_str());
                 extension.is_some_and(|e| UNREAD.contains(&e))
             };
-            let mut unread: Vec<PathBuf> = (names.iter().filter(is_unread))
-                .map(|name| path.join(name))
-                .collect();
+            let mut unread: Vec<PathBuf> = (names.iter().filter(is_unread)).map(|name| path.join(name)).collect();
             unread.sort();
             Err(Error::NoWeightsFile {
                 folder: path.to_path_buf(),
@@ -121,10 +110,7 @@ pub(super) const GET_SAFETENSORS: &str =
 /// Formats of weights and containers that begin with bytes of their own.
 const FOREIGN: [(&[u8], &str); 17] = [
     (b"GGUF", "a GGUF file"),
-    (
-        b"\x89HDF\r\n\x1a\n",
-        "an HDF5 file, as Keras and TensorFlow write (.h5)",
-    ),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write (.h5)"),
     (b"\x93NUMPY", "a NumPy array (.npy)"),
     (b"lmgg", "a GGML file"),
     (b"tjgg", "a GGML file"),
@@ -163,10 +149,7 @@ impl Format {
         let mut head = Vec::new();
         File::open(path)
             .and_then(|file| file.take(512).read_to_end(&mut head))
-            .map_err(|source| Error::ReadWeights {
-                path: path.to_path_buf(),
-                source,
-            })?;
+            .map_err(|source| Error::ReadWeights { path: path.to_path_buf(), source })?;
         let extension = path.extension().and_then(|extension| extension.to_str());
         if head.is_empty() && !matches!(extension, Some("safetensors" | "json")) {
             return Err(Error::NotWeights {
@@ -176,11 +159,7 @@ impl Format {
             });
         }
         let unread = |what: &str, next_step: String| {
-            Err(Error::UnreadFormat {
-                path: path.to_path_buf(),
-                what: what.to_owned(),
-                next_step,
-            })
+            Err(Error::UnreadFormat { path: path.to_path_buf(), what: what.to_owned(), next_step })
         };
         let foreign = |what: &str| unread(what, GET_SAFETENSORS.to_owned());
         if head.starts_with(b"PK\x03\x04") {
@@ -190,29 +169,18 @@ impl Format {
             return Ok(Format::Safetensors);
         }
         if let Some((what, next_step)) = no_weights(&head) {
-            return Err(Error::NotWeights {
-                path: path.to_path_buf(),
-                what,
-                next_step,
-            });
+            return Err(Error::NotWeights { path: path.to_path_buf(), what, next_step });
         }
         if let Some((magic, what)) = FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)) {
             return match *magic {
-                b"\x1f\x8b"
-                | b"\x28\xb5\x2f\xfd"
-                | b"\xfd7zXZ\0"
-                | b"BZh"
-                | b"7z\xbc\xaf\x27\x1c"
-                | b"Rar!" => unread(what, "Unpack it, and name what was in it".to_owned()),
+                b"\x1f\x8b" | b"\x28\xb5\x2f\xfd" | b"\xfd7zXZ\0" | b"BZh" | b"7z\xbc\xaf\x27\x1c" | b"Rar!" => {
+                    unread(what, "Unpack it, and name what was in it".to_owned())
+                }
                 _ => foreign(what),
             };
         }
         let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);
-        let legacy = is_pickle
-            && head
-                .windows(LEGACY.len())
-                .take(16)
-                .any(|bytes| bytes == LEGACY);
+        let legacy = is_pickle && head.windows(LEGACY.len()).take(16).any(|bytes| bytes == LEGACY);
         let in_python = || convert_in_python(path);
         match extension {
             Some("json") => Ok(Format::Index),
@@ -250,10 +218,7 @@ impl Format {
 fn no_weights(head: &[u8]) -> Option<(&'static str, &'static str)> {
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let text = text.trim_ascii_start();
-    let begins = |with: &[u8]| {
-        text.get(..with.len())
-            .is_some_and(|begin| begin.eq_ignore_ascii_case(with))
-    };
+    let begins = |with: &[u8]| text.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
     if begins(b"version https://git-lfs.github.com/spec/") {
         return Some((
             "a pointer of Git LFS",

@@ -125,16 +125,11 @@ impl Pickle {
             Err(reason) => {
                 return Err(match machine.harmful {
                     Some(function) => Refusal::Harmful(function),
-                    None => {
-                        Refusal::Damaged(format!("{reason} (byte {} of the pickle)", machine.at))
-                    }
+                    None => Refusal::Damaged(format!("{reason} (byte {} of the pickle)", machine.at)),
                 });
             }
         };
-        Ok(Pickle {
-            nodes: machine.nodes,
-            root,
-        })
+        Ok(Pickle { nodes: machine.nodes, root })
     }
 }
 
@@ -305,9 +300,7 @@ impl Machine<'_> {
                     return Ok(root);
                 }
                 other => {
-                    return Err(format!(
-                        "opcode 0x{other:02x} is none that torch.save writes"
-                    ));
+                    return Err(format!("opcode 0x{other:02x} is none that torch.save writes"));
                 }
             }
         }

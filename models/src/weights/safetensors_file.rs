@@ -19,48 +19,29 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Reads the file `path` once, front to back; its SHA-256 is taken from the same bytes that become the tensors.
 pub(super) fn read(path: &Path) -> Result<Weights> {
-    let io_error = |source| Error::ReadWeights {
-        path: path.to_path_buf(),
-        source,
-    };
-    let malformed = |reason: String| Error::BadSafetensors {
-        path: path.to_path_buf(),
-        reason,
-    };
+    let io_error = |source| Error::ReadWeights { path: path.to_path_buf(), source };
+    let malformed = |reason: String| Error::BadSafetensors { path: path.to_path_buf(), reason };
 
     let file = File::open(path).map_err(io_error)?;
     let file_len = file.metadata().map_err(io_error)?.len();
-    let mut reader = HashingReader {
-        inner: BufReader::with_capacity(1 << 20, file),
-        sha256: Sha256::new(),
-    };
+    let mut reader = HashingReader { inner: BufReader::with_capacity(1 << 20, file), sha256: Sha256::new() };
 
     let mut header_len = [0; 8];
     if file_len < 8 {
-        return Err(malformed(format!(
-            "the file has {file_len} bytes, too few for a header"
-        )));
+        return Err(malformed(format!("the file has {file_len} bytes, too few for a header")));
     }
     reader.read_exact(&mut header_len).map_err(io_error)?;
     let header_len = u64::from_le_bytes(header_len);
     if header_len > MAX_HEADER_BYTES || header_len > file_len - 8 {
-        return Err(malformed(format!(
-            "the header claims {header_len} bytes in a file of {file_len}"
-        )));
+        return Err(malformed(format!("the header claims {header_len} bytes in a file of {file_len}")));
     }
     let mut header = vec![0; header_len as usize];
     reader.read_exact(&mut header).map_err(io_error)?;
     // Deserializing validates: offsets without gaps or overlaps, each span as long as its shape and type say.
-    let header: Metadata =
-        serde_json::from_slice(&header).map_err(|e| match unknown_type(&header) {
-            Some((tensor, dtype)) => Error::UnsupportedType {
-                path: path.to_path_buf(),
-                tensor,
-                dtype,
-                others: 0,
-            },
-            None => malformed(format!("the header is damaged: {e}")),
-        })?;
+    let header: Metadata = serde_json::from_slice(&header).map_err(|e| match unknown_type(&header) {
+        Some((tensor, dtype)) => Error::UnsupportedType { path: path.to_path_buf(), tensor, dtype, others: 0 },
+        None => malformed(format!("the header is damaged: {e}")),
+    })?;
     let expected_len = (header.data_len() as u64).checked_add(8 + header_len);
     if expected_len != Some(file_len) {
         return Err(malformed(match expected_len {
@@ -84,26 +65,14 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
             continue;
         };
         // Bounded by the length of the file, checked above.
-        let mut tensor = empty_tensor(kind, info)
-            .map_err(|reason| malformed(format!("tensor {name}: {reason}")))?;
+        let mut tensor = empty_tensor(kind, info).map_err(|reason| malformed(format!("tensor {name}: {reason}")))?;
         let bytes = torch_ext::tensor_bytes_mut(&mut tensor)?;
         reader.read_exact(bytes).map_err(io_error)?;
         tensors.insert(name, tensor);
     }
     let sha256 = hex(&reader.sha256.finalize());
-    let metadata = header
-        .metadata()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
-    Ok(Weights {
-        path: path.to_path_buf(),
-        sha256,
-        tensors,
-        unread,
-        metadata,
-    })
+    let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+    Ok(Weights { path: path.to_path_buf(), sha256, tensors, unread, metadata })
 }
 
 /// A tensor whose type no version of the format that is known here has, with the type. `header` is JSON, or there is none.
@@ -135,9 +104,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
 fn empty_tensor(kind: Kind, info: &TensorInfo) -> std::result::Result<Tensor, String> {
     let mut shape = Vec::with_capacity(info.shape.len());
     for &dim in &info.shape {
-        shape.push(
-            i64::try_from(dim).map_err(|_| format!("the shape {:?} is impossible", info.shape))?,
-        );
+        shape.push(i64::try_from(dim).map_err(|_| format!("the shape {:?} is impossible", info.shape))?);
     }
     // An error of libtorch carries its C++ stack; the first line says what is wrong.
     Tensor::f_empty(&shape, (kind, Device::Cpu))

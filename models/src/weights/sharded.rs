@@ -33,10 +33,7 @@ fn unique<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, 
             f.write_str("an object of tensor names and file names")
         }
 
-        fn visit_map<A: serde::de::MapAccess<'de>>(
-            self,
-            mut from: A,
-        ) -> Result<Self::Value, A::Error> {
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
             let mut map = BTreeMap::new();
             while let Some((name, file)) = from.next_entry::<String, String>()? {
                 if let Some(other) = map.get(&name) {
@@ -56,10 +53,7 @@ fn unique<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, 
 /// # Errors
 /// [`Error::BadIndex`] for an index that is damaged or does not say exactly what the shards hold; the shards' own errors.
 pub(super) fn read(path: &Path) -> Result<Weights> {
-    let bad = |reason: String| Error::BadIndex {
-        path: path.to_path_buf(),
-        reason,
-    };
+    let bad = |reason: String| Error::BadIndex { path: path.to_path_buf(), reason };
     let map = read_index(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let files: BTreeSet<&str> = map.values().map(String::as_str).collect();
@@ -72,9 +66,7 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
             let count = map.values().filter(|other| *other == file).count();
             let first = map.iter().find(|(_, other)| *other == file);
             let first = first.map(|(name, _)| name.as_str()).unwrap_or_default();
-            return Err(bad(format!(
-                "shard {file} is missing, with {count} tensors such as {first}"
-            )));
+            return Err(bad(format!("shard {file} is missing, with {count} tensors such as {first}")));
         }
         let shard = match Format::of(&shard)? {
             Format::Safetensors => safetensors_file::read(&shard)?,
@@ -86,14 +78,10 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
             match map.get(name) {
                 Some(owner) if owner == file => {}
                 Some(owner) => {
-                    return Err(bad(format!(
-                        "tensor {name} is in shard {file}, and the index places it in {owner}"
-                    )));
+                    return Err(bad(format!("tensor {name} is in shard {file}, and the index places it in {owner}")));
                 }
                 None => {
-                    return Err(bad(format!(
-                        "tensor {name} in shard {file} is not in the index"
-                    )));
+                    return Err(bad(format!("tensor {name} in shard {file} is not in the index")));
                 }
             }
         }
@@ -118,18 +106,10 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let mut text = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut text))
-        .map_err(|source| Error::ReadWeights {
-            path: path.to_path_buf(),
-            source,
-        })?;
-    let bad = |reason: String| Error::BadIndex {
-        path: path.to_path_buf(),
-        reason,
-    };
+        .map_err(|source| Error::ReadWeights { path: path.to_path_buf(), source })?;
+    let bad = |reason: String| Error::BadIndex { path: path.to_path_buf(), reason };
     if text.len() as u64 > MAX_INDEX_BYTES {
-        return Err(bad(format!(
-            "an index of more than {MAX_INDEX_BYTES} bytes"
-        )));
+        return Err(bad(format!("an index of more than {MAX_INDEX_BYTES} bytes")));
     }
     let keys = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&text);
     if keys.is_ok_and(|keys| !keys.contains_key("weight_map")) {
@@ -139,14 +119,12 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
             next_step: "name the weights file, or the folder that holds it",
         });
     }
-    let index: Index = serde_json::from_slice(&text)
-        .map_err(|e| bad(format!("this is no index of a sharded set: {e}")))?;
+    let index: Index =
+        serde_json::from_slice(&text).map_err(|e| bad(format!("this is no index of a sharded set: {e}")))?;
     for (name, file) in &index.weight_map {
         // Backslashes separate on other systems, where the same index may be read.
         if file.is_empty() || file == "." || file == ".." || file.contains(['/', '\\', '\0', ':']) {
-            return Err(bad(format!(
-                "tensor {name} is placed in {file:?}, which is no plain file name"
-            )));
+            return Err(bad(format!("tensor {name} is placed in {file:?}, which is no plain file name")));
         }
     }
     if index.weight_map.is_empty() {

@@ -48,12 +48,7 @@ pub(super) fn read(file: File) -> Result<Found, Refusal> {
     archive.check_byte_order()?;
     let pickle = archive.entry("data.pkl", MAX_PICKLE_BYTES)?;
     let pickle = Pickle::parse(&pickle)?;
-    let mut names = Names {
-        pickle: &pickle,
-        views: BTreeMap::new(),
-        unread: BTreeMap::new(),
-        visits: 0,
-    };
+    let mut names = Names { pickle: &pickle, views: BTreeMap::new(), unread: BTreeMap::new(), visits: 0 };
     names.collect(pickle.root, &mut Vec::new())?;
 
     let mut storages = HashMap::new();
@@ -82,10 +77,7 @@ pub(super) fn read(file: File) -> Result<Found, Refusal> {
             }
         };
         if loaded.kind() != kind || loaded.numel() as i64 != view.storage.numel {
-            return Err(Refusal::Damaged(named(format!(
-                "storage {} is of two types or lengths",
-                view.storage.key
-            ))));
+            return Err(Refusal::Damaged(named(format!("storage {} is of two types or lengths", view.storage.key))));
         }
         let tensor = loaded.f_as_strided(&view.size, &view.stride, view.offset);
         let tensor = tensor.map_err(|e| named(first_line(&e.to_string())))?;
@@ -106,21 +98,16 @@ impl<R: Read + Seek> Archive<R> {
         // torch writes nothing before its archive, but records of 76 bytes between its directory and the end. A reader that looks
         // for the beginning counts back from the end, lands 76 bytes late, and takes what it finds there for the first entry
         // where the true first has 76 bytes: in every file that was saved under a name as long as mae_pretrain_vit_base.
-        let config = Config {
-            archive_offset: ArchiveOffset::Known(0),
-        };
-        let mut zip = ZipArchive::with_config(config, reader)
-            .map_err(|e| format!("the zip archive is damaged: {e}"))?;
+        let config = Config { archive_offset: ArchiveOffset::Known(0) };
+        let mut zip =
+            ZipArchive::with_config(config, reader).map_err(|e| format!("the zip archive is damaged: {e}"))?;
         let mut roots = Vec::new();
         let mut names = Vec::new();
         for name in zip.file_names() {
             let name = name.map_err(|e| format!("the zip archive is damaged: {e}"))?;
             names.push(name.to_string());
             let root = name.strip_suffix("data.pkl");
-            roots.extend(
-                root.filter(|root| root.ends_with('/') && root.matches('/').count() == 1)
-                    .map(str::to_owned),
-            );
+            roots.extend(root.filter(|root| root.ends_with('/') && root.matches('/').count() == 1).map(str::to_owned));
         }
         for i in 0..zip.len() {
             let entry = zip.by_index_raw(i);
@@ -135,11 +122,7 @@ impl<R: Read + Seek> Archive<R> {
             }
         }
         match (roots.pop(), roots.is_empty()) {
-            (Some(root), true) => Ok(Archive {
-                root,
-                file_len,
-                zip,
-            }),
+            (Some(root), true) => Ok(Archive { root, file_len, zip }),
             _ => {
                 let any = |end: &str| names.iter().any(|name| name.ends_with(end));
                 Err(Refusal::Foreign(
@@ -159,11 +142,7 @@ impl<R: Read + Seek> Archive<R> {
     }
 
     fn check_byte_order(&mut self) -> Result<(), Refusal> {
-        if self
-            .zip
-            .index_for_name(&format!("{}byteorder", self.root))
-            .is_none()
-        {
+        if self.zip.index_for_name(&format!("{}byteorder", self.root)).is_none() {
             return Ok(());
         }
         match &self.entry("byteorder", 16)?[..] {
@@ -180,11 +159,7 @@ impl<R: Read + Seek> Archive<R> {
         let entry = self.zip.by_name(&format!("{}{name}", self.root));
         let entry = entry.map_err(|e| format!("entry {name}: {e}"))?;
         if entry.size() != entry.compressed_size() || entry.size() > self.file_len {
-            return Err(format!(
-                "entry {name} claims {} bytes in a file of {}",
-                entry.size(),
-                self.file_len
-            ));
+            return Err(format!("entry {name} claims {} bytes in a file of {}", entry.size(), self.file_len));
         }
         Ok(entry)
     }
@@ -196,9 +171,7 @@ impl<R: Read + Seek> Archive<R> {
             return Err(format!("entry {name} has {len} bytes, more than {limit}"));
         }
         let mut bytes = Vec::with_capacity(len as usize);
-        entry
-            .read_to_end(&mut bytes)
-            .map_err(|e| format!("entry {name}: {e}"))?;
+        entry.read_to_end(&mut bytes).map_err(|e| format!("entry {name}: {e}"))?;
         if bytes.len() as u64 != len {
             return Err(format!("entry {name} is cut short"));
         }
@@ -208,9 +181,8 @@ impl<R: Read + Seek> Archive<R> {
     fn storage(&mut self, storage: &Storage, kind: Kind) -> Outcome<Tensor> {
         let name = format!("data/{}", storage.key);
         let mut entry = self.open_entry(&name)?;
-        let len = u64::try_from(storage.numel)
-            .ok()
-            .and_then(|numel| numel.checked_mul(kind.elt_size_in_bytes() as u64));
+        let len =
+            u64::try_from(storage.numel).ok().and_then(|numel| numel.checked_mul(kind.elt_size_in_bytes() as u64));
         if len != Some(entry.size()) {
             return Err(format!(
                 "storage {} of {} elements of {} has {} bytes",
@@ -220,12 +192,10 @@ impl<R: Read + Seek> Archive<R> {
                 entry.size()
             ));
         }
-        let mut tensor = Tensor::f_empty([storage.numel], (kind, Device::Cpu))
-            .map_err(|e| first_line(&e.to_string()))?;
+        let mut tensor =
+            Tensor::f_empty([storage.numel], (kind, Device::Cpu)).map_err(|e| first_line(&e.to_string()))?;
         let bytes = torch_ext::tensor_bytes_mut(&mut tensor).map_err(|e| e.to_string())?;
-        entry
-            .read_exact(bytes)
-            .map_err(|e| format!("entry {name}: {e}"))?;
+        entry.read_exact(bytes).map_err(|e| format!("entry {name}: {e}"))?;
         // The CRC is compared at the end of the entry, which reading exactly its length does not reach.
         match entry.read(&mut [0]) {
             Ok(0) => {}
@@ -233,10 +203,7 @@ impl<R: Read + Seek> Archive<R> {
             Err(e) => return Err(format!("entry {name}: {e}")),
         }
         if kind == Kind::Bool && bytes.iter().any(|&byte| byte > 1) {
-            return Err(format!(
-                "storage {} has booleans that are neither 0 nor 1",
-                storage.key
-            ));
+            return Err(format!("storage {} has booleans that are neither 0 nor 1", storage.key));
         }
         Ok(tensor)
     }
@@ -264,16 +231,12 @@ impl<'a> Names<'a> {
                 let name = path.iter().filter(|part| !part.is_empty());
                 let name = name.copied().collect::<Vec<_>>().join(".");
                 if name.is_empty() {
-                    return Err(Refusal::Unsupported(
-                        "an archive of one tensor without a name".to_owned(),
-                    ));
+                    return Err(Refusal::Unsupported("an archive of one tensor without a name".to_owned()));
                 }
                 match tensor {
                     Node::Tensor(view) => {
                         if self.views.get(&name).is_some_and(|other| *other != view) {
-                            return Err(Refusal::Unsupported(format!(
-                                "an archive with two tensors called {name}"
-                            )));
+                            return Err(Refusal::Unsupported(format!("an archive with two tensors called {name}")));
                         }
                         self.views.insert(name, view);
                     }
@@ -290,9 +253,7 @@ impl<'a> Names<'a> {
                     }
                 }
             }
-            Node::Opaque {
-                state: Some(state), ..
-            } => {
+            Node::Opaque { state: Some(state), .. } => {
                 // Objects with slots have a pair of dictionaries.
                 let states = match self.pickle.node(*state) {
                     Node::Tuple(states) => states.as_slice(),
@@ -320,12 +281,7 @@ impl<'a> Names<'a> {
 
 /// Whether a view lies within its storage; and how many elements more it has, where it repeats some.
 fn check(view: &View) -> Outcome<i64> {
-    let View {
-        storage,
-        offset,
-        size,
-        stride,
-    } = view;
+    let View { storage, offset, size, stride } = view;
     let outside = || {
         format!(
             "shape {size:?} with strides {stride:?} from {offset} does not fit into its storage of {} elements",
@@ -333,21 +289,13 @@ fn check(view: &View) -> Outcome<i64> {
         )
     };
     let negative = |values: &[i64]| values.iter().any(|&value| value < 0);
-    if size.len() != stride.len()
-        || *offset < 0
-        || negative(size)
-        || negative(stride)
-        || storage.numel < 0
-    {
+    if size.len() != stride.len() || *offset < 0 || negative(size) || negative(stride) || storage.numel < 0 {
         return Err(outside());
     }
     let numel = size.iter().try_fold(1i64, |all, &n| all.checked_mul(n));
     if size.contains(&0) {
         // No element is read, and the other sides are nobody's concern but libtorch's, which multiplies them.
-        return if size.iter().all(|&n| n <= i64::from(u32::MAX))
-            && *offset <= storage.numel
-            && size.len() <= 8
-        {
+        return if size.iter().all(|&n| n <= i64::from(u32::MAX)) && *offset <= storage.numel && size.len() <= 8 {
             Ok(0)
         } else {
             Err(outside())
@@ -356,15 +304,9 @@ fn check(view: &View) -> Outcome<i64> {
     let last = size
         .iter()
         .zip(stride)
-        .try_fold(*offset, |at, (&n, &step)| {
-            (n - 1)
-                .checked_mul(step)
-                .and_then(|span| at.checked_add(span))
-        });
+        .try_fold(*offset, |at, (&n, &step)| (n - 1).checked_mul(step).and_then(|span| at.checked_add(span)));
     match numel {
-        Some(numel) if last.is_some_and(|last| last < storage.numel) => {
-            Ok((numel - storage.numel).max(0))
-        }
+        Some(numel) if last.is_some_and(|last| last < storage.numel) => Ok((numel - storage.numel).max(0)),
         _ => Err(outside()),
     }
 }

@@ -12,10 +12,7 @@ fn clip_as_openai(vision: &Tensors) -> Tensors {
         vision,
         &[
             ("embeddings.class_embedding", "class_embedding"),
-            (
-                "embeddings.position_embedding.weight",
-                "positional_embedding",
-            ),
+            ("embeddings.position_embedding.weight", "positional_embedding"),
             ("embeddings.patch_embedding", "conv1"),
             ("pre_layrnorm", "ln_pre"),
             ("post_layernorm", "ln_post"),
@@ -27,11 +24,7 @@ fn clip_as_openai(vision: &Tensors) -> Tensors {
             ("mlp.fc2", "mlp.c_proj"),
         ],
     );
-    let parts = [
-        "self_attn.q_proj.",
-        "self_attn.k_proj.",
-        "self_attn.v_proj.",
-    ];
+    let parts = ["self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."];
     stacked(renamed, &parts, "attn.in_proj_")
 }
 
@@ -54,13 +47,7 @@ fn clip_is_the_same_in_openai_names() {
                 file.insert(format!("{outer}{name}"), tensor);
             }
         }
-        same_bits(
-            &folder,
-            "expected-48x48",
-            &file,
-            "OpenAI CLIP",
-            &WITHOUT_PROJ,
-        );
+        same_bits(&folder, "expected-48x48", &file, "OpenAI CLIP", &WITHOUT_PROJ);
     }
 }
 
@@ -70,31 +57,14 @@ fn the_projection_is_the_same_in_every_layout() {
     let folder = golden().join("clip-quickgelu");
     let whole = read(&folder, "model");
     let inside = |name: &str| name.strip_prefix("vision_model.").map(str::to_owned);
-    let vision: Tensors = whole
-        .iter()
-        .filter_map(|(name, tensor)| Some((inside(name)?, tensor.shallow_clone())))
-        .collect();
+    let vision: Tensors =
+        whole.iter().filter_map(|(name, tensor)| Some((inside(name)?, tensor.shallow_clone()))).collect();
     let projection = &whole["visual_projection.weight"];
-    let openai = with(
-        clip_as_openai(&vision),
-        &[("proj", projection.tr().contiguous())],
-    );
+    let openai = with(clip_as_openai(&vision), &[("proj", projection.tr().contiguous())]);
     let file = "expected-48x40";
-    same_bits(
-        &folder,
-        file,
-        &prefixed(&openai, "visual."),
-        "OpenAI CLIP",
-        &Layer::ALL,
-    );
+    same_bits(&folder, file, &prefixed(&openai, "visual."), "OpenAI CLIP", &Layer::ALL);
     let head = [("visual_projection.weight", projection.shallow_clone())];
-    same_bits(
-        &folder,
-        file,
-        &with(vision, &head),
-        "Hugging Face CLIP",
-        &Layer::ALL,
-    );
+    same_bits(&folder, file, &with(vision, &head), "Hugging Face CLIP", &Layer::ALL);
     let to_timm = [
         ("class_embedding", "cls_token"),
         ("positional_embedding", "pos_embed"),
@@ -114,14 +84,8 @@ fn the_projection_is_the_same_in_every_layout() {
     let timm = with(
         timm,
         &[
-            (
-                "cls_token",
-                vision_token(&whole, "class_embedding").view([1, 1, 48]),
-            ),
-            (
-                "pos_embed",
-                vision_token(&whole, "position_embedding.weight").unsqueeze(0),
-            ),
+            ("cls_token", vision_token(&whole, "class_embedding").view([1, 1, 48])),
+            ("pos_embed", vision_token(&whole, "position_embedding.weight").unsqueeze(0)),
             ("head.weight", projection.shallow_clone()),
             ("head.bias", projection.select(1, 0).zeros_like()),
         ],
@@ -146,13 +110,7 @@ fn siglip_is_the_same_in_every_layout() {
     let mut whole = prefixed(&read(&folder, "model"), "vision_model.");
     whole.insert("text_model.final_layer_norm.weight".into(), random(&[4]));
     whole.insert("logit_bias".into(), random(&[1]));
-    same_bits(
-        &folder,
-        "expected-40x24",
-        &whole,
-        "Hugging Face SigLIP",
-        &WITHOUT_PROJ,
-    );
+    same_bits(&folder, "expected-40x24", &whole, "Hugging Face SigLIP", &WITHOUT_PROJ);
     let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
     let mut timm = stacked(
         renamed(
@@ -182,11 +140,5 @@ fn siglip_is_the_same_in_every_layout() {
         timm.insert(format!("attn_pool.q.{end}"), q.contiguous());
         timm.insert(format!("attn_pool.kv.{end}"), kv.contiguous());
     }
-    same_bits(
-        &folder,
-        "expected-40x24",
-        &timm,
-        "timm SigLIP",
-        &WITHOUT_PROJ,
-    );
+    same_bits(&folder, "expected-40x24", &timm, "timm SigLIP", &WITHOUT_PROJ);
 }

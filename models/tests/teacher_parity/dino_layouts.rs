@@ -44,11 +44,7 @@ fn dino_as_original(tensors: &Tensors) -> Tensors {
             renamed.insert(format!("blocks.{rest}"), tensor);
         }
     }
-    stacked(
-        renamed,
-        &[".q.weight", ".k.weight", ".v.weight"],
-        ".attn.qkv.weight",
-    )
+    stacked(renamed, &[".q.weight", ".k.weight", ".v.weight"], ".attn.qkv.weight")
 }
 
 /// DINOv2's names of transformers 5.
@@ -69,10 +65,7 @@ fn dinov2_is_the_same_in_every_layout() {
         let check = |tensors: &Tensors, layout: &str| {
             same_bits(&folder, file, tensors, layout, &WITHOUT_PROJ);
         };
-        check(
-            &renamed(&hugging_face, &DINOV2_5),
-            "Hugging Face DINOv2 (transformers 5 names)",
-        );
+        check(&renamed(&hugging_face, &DINOV2_5), "Hugging Face DINOv2 (transformers 5 names)");
         check(&prefixed(&hugging_face, "dinov2."), "Hugging Face DINOv2");
         let original = stacked(dino_as_original(&hugging_face), &BIASES, ".attn.qkv.bias");
         check(&original, "original DINOv2");
@@ -83,10 +76,7 @@ fn dinov2_is_the_same_in_every_layout() {
             checkpoint.insert(format!("student.module.backbone.{name}"), other);
         }
         checkpoint.insert("teacher.dino_head.mlp.0.weight".into(), random(&[3, 48]));
-        checkpoint.insert(
-            "student.module.dino_head.mlp.0.weight".into(),
-            random(&[3, 48]),
-        );
+        checkpoint.insert("student.module.dino_head.mlp.0.weight".into(), random(&[3, 48]));
         check(&checkpoint, "original DINOv2");
 
         let mut timm = original;
@@ -125,10 +115,7 @@ fn dinov3_is_the_same_in_every_layout() {
     // The original keeps a bias for the keys, and a mask that says it is none.
     let mut original = dino_as_original(&hugging_face);
     for i in 0..2 {
-        original.insert(
-            format!("blocks.{i}.k.bias"),
-            random(&[48]).to_kind(tch::Kind::Half),
-        );
+        original.insert(format!("blocks.{i}.k.bias"), random(&[48]).to_kind(tch::Kind::Half));
         let ones = random(&[48]).ones_like();
         let mask = Tensor::cat(&[&ones, &ones.zeros_like(), &ones], 0);
         original.insert(format!("blocks.{i}.attn.qkv.bias_mask"), mask);
@@ -137,10 +124,7 @@ fn dinov3_is_the_same_in_every_layout() {
     let storage = original.remove("register_tokens").unwrap();
     original.insert("storage_tokens".into(), storage);
     let periods: Vec<f32> = (0..4).map(|k| 100f32.powf(k as f32 / 4.0)).collect();
-    original.insert(
-        "rope_embed.periods".into(),
-        Tensor::from_slice(&periods).to_kind(tch::Kind::BFloat16),
-    );
+    original.insert("rope_embed.periods".into(), Tensor::from_slice(&periods).to_kind(tch::Kind::BFloat16));
     original.insert("local_cls_norm.weight".into(), random(&[48]));
     check(&original, "original DINOv3");
     check(&prefixed(&original, "teacher.backbone."), "original DINOv3");
@@ -217,11 +201,7 @@ fn gated_mlps_are_the_same_in_every_layout() {
     let file = "expected-32x32";
     let (reference, hugging_face) = gated("dinov2", 40);
     let packed = renamed(
-        &stacked(
-            hugging_face,
-            &["mlp.gate_proj", "mlp.up_proj"],
-            "mlp.weights_in",
-        ),
+        &stacked(hugging_face, &["mlp.gate_proj", "mlp.up_proj"], "mlp.weights_in"),
         &[("mlp.down_proj", "mlp.weights_out")],
     );
     let bytes = weights::to_bytes(&packed, None).unwrap();
@@ -230,10 +210,7 @@ fn gated_mlps_are_the_same_in_every_layout() {
         same_bits(reference.path(), file, tensors, layout, &WITHOUT_PROJ);
     };
     let (_, hugging_face) = gated("dinov2", 40);
-    check(
-        &renamed(&hugging_face, &DINOV2_5),
-        "Hugging Face DINOv2 (transformers 5 names)",
-    );
+    check(&renamed(&hugging_face, &DINOV2_5), "Hugging Face DINOv2 (transformers 5 names)");
     let original = stacked(dino_as_original(&packed), &BIASES, ".attn.qkv.bias");
     check(&original, "original DINOv2");
     let mut timm = renamed(&original, &[("mlp.w12", "mlp.fc1"), ("mlp.w3", "mlp.fc2")]);
@@ -243,18 +220,9 @@ fn gated_mlps_are_the_same_in_every_layout() {
     let (reference, hugging_face) = gated("dinov3", 40);
     let bytes = weights::to_bytes(&hugging_face, None).unwrap();
     fs::write(reference.path().join("model.safetensors"), bytes).unwrap();
-    let common = renamed(
-        &hugging_face,
-        &[("mlp.up_proj", "mlp.w2"), ("mlp.down_proj", "mlp.w3")],
-    );
+    let common = renamed(&hugging_face, &[("mlp.up_proj", "mlp.w2"), ("mlp.down_proj", "mlp.w3")]);
     let common = dino_as_original(&common);
-    let original = renamed(
-        &common,
-        &[
-            ("mlp.gate_proj", "mlp.w1"),
-            ("register_tokens", "storage_tokens"),
-        ],
-    );
+    let original = renamed(&common, &[("mlp.gate_proj", "mlp.w1"), ("register_tokens", "storage_tokens")]);
     let mut zero_keys = original;
     for i in 0..2 {
         let like = &zero_keys[&format!("blocks.{i}.q.bias")];
@@ -262,13 +230,7 @@ fn gated_mlps_are_the_same_in_every_layout() {
         zero_keys.insert(format!("blocks.{i}.k.bias"), zeros);
     }
     let original = stacked(zero_keys, &BIASES, ".attn.qkv.bias");
-    same_bits(
-        reference.path(),
-        file,
-        &original,
-        "original DINOv3",
-        &WITHOUT_PROJ,
-    );
+    same_bits(reference.path(), file, &original, "original DINOv3", &WITHOUT_PROJ);
     let mut timm = renamed(
         &common,
         &[

@@ -12,39 +12,23 @@ use crate::support::*;
 
 /// `tensors` with each name's parts replaced, in turn.
 pub(crate) fn renamed(tensors: &Tensors, rules: &[(&str, &str)]) -> Tensors {
-    let rename = |name: &str| {
-        rules
-            .iter()
-            .fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
-    };
-    tensors
-        .iter()
-        .map(|(name, tensor)| (rename(name), tensor.shallow_clone()))
-        .collect()
+    let rename = |name: &str| rules.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to));
+    tensors.iter().map(|(name, tensor)| (rename(name), tensor.shallow_clone())).collect()
 }
 
 /// `tensors` with those whose names contain `parts[0]`, `parts[1]`, .. stacked into one, whose name has `whole` there.
 pub(crate) fn stacked(mut tensors: Tensors, parts: &[&str], whole: &str) -> Tensors {
-    let firsts: Vec<String> = tensors
-        .keys()
-        .filter(|name| name.contains(parts[0]))
-        .cloned()
-        .collect();
+    let firsts: Vec<String> = tensors.keys().filter(|name| name.contains(parts[0])).cloned().collect();
     for first in firsts {
-        let each: Vec<Tensor> = parts
-            .iter()
-            .map(|part| tensors.remove(&first.replace(parts[0], part)).unwrap())
-            .collect();
+        let each: Vec<Tensor> =
+            parts.iter().map(|part| tensors.remove(&first.replace(parts[0], part)).unwrap()).collect();
         tensors.insert(first.replace(parts[0], whole), Tensor::cat(&each, 0));
     }
     tensors
 }
 
 pub(crate) fn prefixed(tensors: &Tensors, prefix: &str) -> Tensors {
-    tensors
-        .iter()
-        .map(|(name, tensor)| (format!("{prefix}{name}"), tensor.shallow_clone()))
-        .collect()
+    tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.shallow_clone())).collect()
 }
 
 pub(crate) fn with(mut tensors: Tensors, more: &[(&str, Tensor)]) -> Tensors {
@@ -59,13 +43,7 @@ pub(crate) fn random(shape: &[i64]) -> Tensor {
 }
 
 /// The teacher made of `tensors` must give the bits of the golden case, in layout `layout`, with the golden case's configuration.
-pub(crate) fn same_bits(
-    reference: &Path,
-    file: &str,
-    tensors: &Tensors,
-    layout: &str,
-    layers: &[Layer],
-) {
+pub(crate) fn same_bits(reference: &Path, file: &str, tensors: &Tensors, layout: &str, layers: &[Layer]) {
     let pixels = &read(reference, file)["pixels"];
     let temp = tempfile::tempdir().unwrap();
     for entry in reference.read_dir().unwrap() {

@@ -31,10 +31,7 @@ pub(crate) const OLD_NATIVE: [(&str, &str); 4] = [
     ("dino", "expected-48x48"),
 ];
 /// The cases of `teachers.py` at other inputs.
-pub(crate) const OLD_NON_NATIVE: [(&str, &str); 2] = [
-    ("clip-quickgelu", "expected-48x40"),
-    ("vit", "expected-24x40"),
-];
+pub(crate) const OLD_NON_NATIVE: [(&str, &str); 2] = [("clip-quickgelu", "expected-48x40"), ("vit", "expected-24x40")];
 /// The cases of `teachers_families.py`, likewise.
 pub(crate) const NATIVE: [(&str, &str); 5] = [
     ("openai-clip", "expected-32x32"),
@@ -55,10 +52,7 @@ pub(crate) fn teacher(folder: &Path) -> Teacher {
 }
 
 pub(crate) fn teacher_of(folder: &Path, layer: Layer) -> Teacher {
-    let options = TeacherOptions {
-        layer,
-        ..TeacherOptions::default()
-    };
+    let options = TeacherOptions { layer, ..TeacherOptions::default() };
     Teacher::load_with(folder, &options, Device::Cpu).unwrap()
 }
 
@@ -73,10 +67,7 @@ pub(crate) fn case(folder: &str, file: &str) -> (Teacher, Tensors) {
 }
 
 pub(crate) fn shallow(tensors: &Tensors) -> Tensors {
-    tensors
-        .iter()
-        .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-        .collect()
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
 pub(crate) fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
@@ -87,35 +78,22 @@ pub(crate) fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
 
 /// The largest difference of each thing compared, for the teacher in `folder`: all stages, and the features of each layer that
 /// the case has.
-pub(crate) fn compare(
-    folder: &Path,
-    expected: &Tensors,
-    precision: Precision,
-) -> BTreeMap<&'static str, f64> {
+pub(crate) fn compare(folder: &Path, expected: &Tensors, precision: Precision) -> BTreeMap<&'static str, f64> {
     let pixels = &expected["pixels"];
     let teacher = teacher(folder);
     let stages = teacher.hidden_states(pixels, precision).unwrap();
     assert!(!expected.contains_key(&format!("hidden_states.{}", stages.len())));
     let last = &expected[&format!("hidden_states.{}", stages.len() - 1)];
-    let blocks = (1..stages.len())
-        .map(|i| relative_l2(&stages[i], &expected[&format!("hidden_states.{i}")]));
+    let blocks = (1..stages.len()).map(|i| relative_l2(&stages[i], &expected[&format!("hidden_states.{i}")]));
     let normed = teacher.final_norm(&stages[stages.len() - 1]);
     let mut differences = BTreeMap::from([
-        (
-            "embeddings",
-            relative_l2(&stages[0], &expected["hidden_states.0"]),
-        ),
+        ("embeddings", relative_l2(&stages[0], &expected["hidden_states.0"])),
         ("blocks", blocks.fold(0.0, f64::max)),
         ("normed", relative_l2(&normed, &expected["normed"])),
     ]);
     let mut layers = vec![
         (Layer::Last, "tokens", "cls", last),
-        (
-            Layer::LastNorm,
-            "tokens normed",
-            "cls normed",
-            &expected["normed"],
-        ),
+        (Layer::LastNorm, "tokens normed", "cls normed", &expected["normed"]),
     ];
     if let Some(projected) = expected.get("projected") {
         layers.push((Layer::Proj, "tokens projected", "cls projected", projected));
@@ -134,21 +112,11 @@ pub(crate) fn compare(
             Some(pooled) => pooled.shallow_clone(),
             None => expected_tokens.select(1, 0),
         };
-        assert_eq!(
-            i64::from(teacher.info().width),
-            expected_tokens.size()[2],
-            "{layer}"
-        );
+        assert_eq!(i64::from(teacher.info().width), expected_tokens.size()[2], "{layer}");
         differences.extend([
-            (
-                tokens,
-                relative_l2(&output.tokens, &expected_tokens.narrow(1, prefix, l)),
-            ),
+            (tokens, relative_l2(&output.tokens, &expected_tokens.narrow(1, prefix, l))),
             (cls, relative_l2(&output.cls, &expected_cls)),
-            (
-                "cls_attn",
-                relative_l2(&output.cls_attn, &expected["cls_attn"]),
-            ),
+            ("cls_attn", relative_l2(&output.cls_attn, &expected["cls_attn"])),
         ]);
     }
     differences
@@ -159,10 +127,7 @@ pub(crate) fn largest(differences: &BTreeMap<&'static str, f64>) -> f64 {
 }
 
 pub(crate) fn show(differences: &BTreeMap<&'static str, f64>) -> String {
-    let each: Vec<String> = differences
-        .iter()
-        .map(|(what, value)| format!("{what} {value:.1e}"))
-        .collect();
+    let each: Vec<String> = differences.iter().map(|(what, value)| format!("{what} {value:.1e}")).collect();
     each.join(", ")
 }
 

@@ -27,11 +27,7 @@ pub(super) enum Existing {
     },
 }
 
-pub(super) fn existing(
-    out: &Path,
-    id: &schemas::TeacherId,
-    images: u64,
-) -> anyhow::Result<Existing> {
+pub(super) fn existing(out: &Path, id: &schemas::TeacherId, images: u64) -> anyhow::Result<Existing> {
     let file = schemas::layout::teacher_json(out, id);
     if !file.exists() || !schemas::teacher_has_parts(out, id)? {
         return Ok(Existing::Nothing);
@@ -51,10 +47,7 @@ pub(super) fn existing(
             codec,
         },
         codec => Existing::Other {
-            problem: format!(
-                "{}: codec is {codec} in the cache and i8 was asked for; {advice}",
-                file.display()
-            ),
+            problem: format!("{}: codec is {codec} in the cache and i8 was asked for; {advice}", file.display()),
             codec,
         },
     })
@@ -62,9 +55,7 @@ pub(super) fn existing(
 
 /// Calibrates every teacher whose codec is `i8` and that has no parameters yet.
 pub(super) fn calibrate(build: &mut Build, images: u64) -> anyhow::Result<()> {
-    let wanted: Vec<usize> = (0..build.teachers.len())
-        .filter(|&t| build.teachers[t].1.awaits_calibration)
-        .collect();
+    let wanted: Vec<usize> = (0..build.teachers.len()).filter(|&t| build.teachers[t].1.awaits_calibration).collect();
     if wanted.is_empty() {
         return Ok(());
     }
@@ -114,12 +105,7 @@ fn batches(build: &Build, teachers: &[usize], images: u64) -> anyhow::Result<Vec
         };
         // Without a data set, a sample without rows is one that was rejected.
         if build.source.is_some() || known.is_some() {
-            let job = Job {
-                seq: i,
-                sample_id,
-                known,
-                sizes: sizes.clone(),
-            };
+            let job = Job { seq: i, sample_id, known, sizes: sizes.clone() };
             if let Decoded::Rows { rows, .. } = decoder.run(job)? {
                 pending.extend(rows.into_iter().take(1));
             }
@@ -135,11 +121,7 @@ fn batches(build: &Build, teachers: &[usize], images: u64) -> anyhow::Result<Vec
 }
 
 /// The committed rows of a sample. `open` keeps the part that was read last.
-fn known(
-    build: &Build,
-    open: &mut Option<(u32, Arc<SamplesPart>)>,
-    sample_id: u64,
-) -> anyhow::Result<Option<Known>> {
+fn known(build: &Build, open: &mut Option<(u32, Arc<SamplesPart>)>, sample_id: u64) -> anyhow::Result<Option<Known>> {
     let number = u32::try_from(sample_id / build.identity.plan.part_samples)?;
     let part = match open {
         Some((open, part)) if *open == number => Arc::clone(part),
@@ -150,15 +132,9 @@ fn known(
         }
     };
     let first_row = part.rows().partition_point(|row| row.sample_id < sample_id);
-    let of_sample = part.rows()[first_row..]
-        .iter()
-        .take_while(|row| row.sample_id == sample_id);
+    let of_sample = part.rows()[first_row..].iter().take_while(|row| row.sample_id == sample_id);
     let rows = of_sample.count();
-    Ok((rows > 0).then_some(Known {
-        part,
-        first_row,
-        rows,
-    }))
+    Ok((rows > 0).then_some(Known { part, first_row, rows }))
 }
 
 /// The batches through one teacher, on as many lanes as the build has; the features are added in order.
@@ -168,11 +144,7 @@ fn run(
     teacher: &BuildTeacher,
     batches: &[Batch],
 ) -> anyhow::Result<Calibrator> {
-    let lanes = if build.device == Device::Cpu {
-        build.config.threads.min(batches.len()).max(1)
-    } else {
-        1
-    };
+    let lanes = if build.device == Device::Cpu { build.config.threads.min(batches.len()).max(1) } else { 1 };
     let precision = build.config.precision;
     let width = identity.width as usize;
     let mut calibrator = Calibrator::new(width);
@@ -195,18 +167,12 @@ fn run(
                 Ok(features) => features,
                 Err(_) => bail!("the calibration panicked, which is a bug"),
             };
-            lanes
-                .into_iter()
-                .map(join)
-                .collect::<anyhow::Result<Vec<_>>>()
+            lanes.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()
         })?;
         for (batch, features) in batches.iter().zip(features) {
             for (row, tokens) in batch.rows.iter().zip(features.rows_of_tokens(batch)) {
                 calibrator.add(tokens).with_context(|| {
-                    format!(
-                        "teacher {}, image {:?} (sample {})",
-                        identity.id, row.key, row.sample_id
-                    )
+                    format!("teacher {}, image {:?} (sample {})", identity.id, row.key, row.sample_id)
                 })?;
             }
         }

@@ -99,9 +99,7 @@ impl Decoder<'_> {
             return self.packed(&job, known);
         }
         let index = usize::try_from(job.sample_id).context("sample number")?;
-        let source = self
-            .source
-            .context("images that are not packed are read from --images")?;
+        let source = self.source.context("images that are not packed are read from --images")?;
         let key = source.key(index);
         let bytes = self.timings.time(Stage::Read, || source.read(index));
         let bytes = match bytes {
@@ -110,9 +108,7 @@ impl Decoder<'_> {
                 return self.reject(&job, key, format!("bad-record: {error}"), None);
             }
             Err(error) => {
-                return Err(error).with_context(|| {
-                    format!("cannot read image {key:?} (sample {})", job.sample_id)
-                });
+                return Err(error).with_context(|| format!("cannot read image {key:?} (sample {})", job.sample_id));
             }
         };
         let content_hash = ContentHash::of(&bytes);
@@ -126,18 +122,11 @@ impl Decoder<'_> {
                 known.content_hash,
             );
         }
-        let decoded = self
-            .timings
-            .time(Stage::Decode, || self.decode_and_pack(key, bytes));
+        let decoded = self.timings.time(Stage::Decode, || self.decode_and_pack(key, bytes));
         let (image, packed) = match decoded {
             Ok(decoded) => decoded?,
             Err(error) => {
-                return self.reject(
-                    &job,
-                    key,
-                    format!("{}: {error}", error.reason()),
-                    Some(content_hash),
-                );
+                return self.reject(&job, key, format!("{}: {error}", error.reason()), Some(content_hash));
             }
         };
         let rows = match &job.known {
@@ -156,22 +145,15 @@ impl Decoder<'_> {
                 (0..self.views.views).map(row).collect()
             }
         };
-        Ok(Decoded::Rows {
-            rows: self.render(&job, &image, rows)?,
-            packed,
-        })
+        Ok(Decoded::Rows { rows: self.render(&job, &image, rows)?, packed })
     }
 
     /// A sample whose image is in the cache.
     fn packed(&self, job: &Job, known: &Known) -> anyhow::Result<Decoded> {
-        let bytes = self
-            .timings
-            .time(Stage::Read, || known.part.read_image(known.first_row))?;
+        let bytes = self.timings.time(Stage::Read, || known.part.read_image(known.first_row))?;
         // Rows of view 0 carry an image where images are packed; reading the rows has checked it.
         let bytes = bytes.context("a packed image")?;
-        let image = self
-            .timings
-            .time(Stage::Decode, || self.decoder.decode(&bytes));
+        let image = self.timings.time(Stage::Decode, || self.decoder.decode(&bytes));
         let image = image.with_context(|| {
             format!(
                 "the image packed with sample {} of {} cannot be decoded",
@@ -179,17 +161,11 @@ impl Decoder<'_> {
                 known.part.path().display()
             )
         })?;
-        Ok(Decoded::Rows {
-            rows: self.render(job, &image, known.rows().to_vec())?,
-            packed: None,
-        })
+        Ok(Decoded::Rows { rows: self.render(job, &image, known.rows().to_vec())?, packed: None })
     }
 
     /// The pixels that teachers and student see, and the bytes to be packed. Whoever encodes an image looks at what came of it.
-    #[allow(
-        clippy::type_complexity,
-        reason = "an image that cannot be decoded is a result, all else an error"
-    )]
+    #[allow(clippy::type_complexity, reason = "an image that cannot be decoded is a result, all else an error")]
     fn decode_and_pack(
         &self,
         key: &str,
@@ -201,10 +177,7 @@ impl Decoder<'_> {
         Ok(match self.pack {
             Pack::None => Ok((image, None)),
             Pack::Original => Ok((image, Some(bytes))),
-            Pack::Jpeg {
-                short_side,
-                quality,
-            } => {
+            Pack::Jpeg { short_side, quality } => {
                 let packed = match images::to_jpeg(&image, short_side, quality) {
                     Ok(packed) => packed,
                     Err(EncodeError::TooLong { width, height }) => {
@@ -221,26 +194,14 @@ impl Decoder<'_> {
     }
 
     /// Every row at every size.
-    fn render(
-        &self,
-        job: &Job,
-        image: &RgbImage,
-        rows: Vec<SampleRow>,
-    ) -> anyhow::Result<Vec<Row>> {
+    fn render(&self, job: &Job, image: &RgbImage, rows: Vec<SampleRow>) -> anyhow::Result<Vec<Row>> {
         let key = rows.first().map_or("", |row| &row.key).to_owned();
         let render = |sample: SampleRow| -> anyhow::Result<Row> {
-            let pixels = job
-                .sizes
-                .iter()
-                .map(|&size| images::render(image, &sample.view, size));
-            let pixels = pixels
-                .collect::<Result<_, _>>()
-                .with_context(|| format!("cannot render image {key:?}"))?;
+            let pixels = job.sizes.iter().map(|&size| images::render(image, &sample.view, size));
+            let pixels = pixels.collect::<Result<_, _>>().with_context(|| format!("cannot render image {key:?}"))?;
             Ok(Row { sample, pixels })
         };
-        self.timings.time(Stage::Render, || {
-            rows.into_iter().map(render).collect::<anyhow::Result<_>>()
-        })
+        self.timings.time(Stage::Render, || rows.into_iter().map(render).collect::<anyhow::Result<_>>())
     }
 
     #[allow(clippy::too_many_arguments, reason = "a row is made in one place")]
@@ -257,14 +218,7 @@ impl Decoder<'_> {
         let ViewIdentity { policy, seed, .. } = self.views;
         SampleRow {
             sample_id,
-            view: images::draw_view(
-                policy,
-                *seed,
-                &content_hash,
-                index,
-                image.width,
-                image.height,
-            ),
+            view: images::draw_view(policy, *seed, &content_hash, index, image.width, image.height),
             key: key.to_owned(),
             content_hash,
             label,
@@ -289,12 +243,7 @@ impl Decoder<'_> {
             );
         }
         tracing::warn!(key, reason, "rejected");
-        Ok(Decoded::Rejected(Reject {
-            sample_id: job.sample_id,
-            key: key.to_owned(),
-            reason,
-            content_hash,
-        }))
+        Ok(Decoded::Rejected(Reject { sample_id: job.sample_id, key: key.to_owned(), reason, content_hash }))
     }
 }
 
@@ -314,12 +263,7 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("class")).unwrap();
         std::fs::write(&path, "not an image").unwrap();
         let source = ImageSource::open(dir.path().to_str().unwrap()).unwrap();
-        let views = ViewIdentity {
-            policy: ViewPolicy::Full,
-            views: 1,
-            seed: 0,
-            filter: "bicubic".into(),
-        };
+        let views = ViewIdentity { policy: ViewPolicy::Full, views: 1, seed: 0, filter: "bicubic".into() };
         let timings = Timings::default();
         let decoder = Decoder {
             source: Some(&source),
@@ -329,20 +273,12 @@ mod tests {
             deep: &DeepImages::default(),
             timings: &timings,
         };
-        let job = || Job {
-            seq: 0,
-            sample_id: 0,
-            known: None,
-            sizes: vec![8],
-        };
+        let job = || Job { seq: 0, sample_id: 0, known: None, sizes: vec![8] };
         assert!(
             matches!(decoder.run(job()), Ok(Decoded::Rejected(reject)) if reject.reason.starts_with("unknown-format: "))
         );
         std::fs::remove_file(&path).unwrap();
         let error = format!("{:#}", decoder.run(job()).unwrap_err());
-        assert!(
-            error.contains("class/photo.png") && error.contains("cannot read"),
-            "{error}"
-        );
+        assert!(error.contains("class/photo.png") && error.contains("cannot read"), "{error}");
     }
 }

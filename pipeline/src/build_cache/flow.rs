@@ -99,12 +99,7 @@ pub(crate) struct Flow<'a> {
 }
 
 impl<'a> Flow<'a> {
-    pub(crate) fn new(
-        build: &'a Build,
-        cache: &'a Cache,
-        work: Vec<PartWork>,
-        window: usize,
-    ) -> Self {
+    pub(crate) fn new(build: &'a Build, cache: &'a Cache, work: Vec<PartWork>, window: usize) -> Self {
         let teachers = build.teachers.len();
         Flow {
             build,
@@ -134,10 +129,7 @@ impl<'a> Flow<'a> {
             match ends.events.recv_timeout(TICK) {
                 Ok(Event::Decoded { seq, decoded }) => self.decoded.put(seq, decoded),
                 Ok(Event::Encoded { task, rows }) => {
-                    let delivery = Delivery {
-                        message: Message::Rows(rows),
-                        batch: Some(task.batch.seq),
-                    };
+                    let delivery = Delivery { message: Message::Rows(rows), batch: Some(task.batch.seq) };
                     self.deliver(task.teacher, task.seq, delivery, &ends, progress)?;
                 }
                 Ok(Event::Failed(error)) => return Err(error),
@@ -185,24 +177,13 @@ impl<'a> Flow<'a> {
             let part = Arc::new(self.cache.samples_part(work.part)?);
             for (first_row, row) in part.rows().iter().enumerate() {
                 let known = samples.entry(row.sample_id).or_default();
-                known
-                    .get_or_insert_with(|| Known {
-                        part: Arc::clone(&part),
-                        first_row,
-                        rows: 0,
-                    })
-                    .rows += 1;
+                known.get_or_insert_with(|| Known { part: Arc::clone(&part), first_row, rows: 0 }).rows += 1;
             }
             progress.skip(range.end - range.start - samples.len() as u64);
         }
         let samples_left = samples.len();
         for (sample_id, known) in samples {
-            self.jobs.push_back(Job {
-                seq: self.next_job,
-                sample_id,
-                known,
-                sizes: sizes.clone(),
-            });
+            self.jobs.push_back(Job { seq: self.next_job, sample_id, known, sizes: sizes.clone() });
             self.next_job += 1;
         }
         self.open.push_back(OpenPart {
@@ -224,9 +205,7 @@ impl<'a> Flow<'a> {
             if !part.begun {
                 part.begun = true;
                 if part.work.missing.samples {
-                    ends.samples
-                        .send(Message::Begin(part.work.part))
-                        .map_err(|_| failure(ends))?;
+                    ends.samples.send(Message::Begin(part.work.part)).map_err(|_| failure(ends))?;
                 }
                 for &teacher in &part.teachers {
                     self.queue(teacher, Message::Begin(part.work.part), ends, progress)?;
@@ -266,14 +245,9 @@ impl<'a> Flow<'a> {
         };
         if part.work.missing.samples {
             // The image goes with the first row.
-            let rows = rows.iter().map(|row| PackedRow {
-                row: row.sample.clone(),
-                image: packed.take(),
-            });
+            let rows = rows.iter().map(|row| PackedRow { row: row.sample.clone(), image: packed.take() });
             let rows = rows.collect();
-            ends.samples
-                .send(Message::Rows(rows))
-                .map_err(|_| failure(ends))?;
+            ends.samples.send(Message::Rows(rows)).map_err(|_| failure(ends))?;
         }
         if part.teachers.is_empty() {
             self.rows_in_flight -= rows.len();
@@ -297,30 +271,19 @@ impl<'a> Flow<'a> {
         self.batches.insert(seq, (rows.len(), part.teachers.len()));
         let batch = Arc::new(Batch::new(seq, rows, part.sizes.clone()));
         for &teacher in &part.teachers {
-            let task = Task {
-                seq: self.place(teacher),
-                teacher,
-                batch: Arc::clone(&batch),
-            };
+            let task = Task { seq: self.place(teacher), teacher, batch: Arc::clone(&batch) };
             ends.tasks.send(task).map_err(|_| failure(ends))?;
         }
         Ok(())
     }
 
     /// All samples of the part are here: the last, smaller batch, and the end of its files.
-    fn end(
-        &mut self,
-        mut part: OpenPart,
-        ends: &Ends<'_>,
-        progress: &mut Progress,
-    ) -> anyhow::Result<()> {
+    fn end(&mut self, mut part: OpenPart, ends: &Ends<'_>, progress: &mut Progress) -> anyhow::Result<()> {
         if !part.pending.is_empty() {
             self.dispatch(&mut part, ends)?;
         }
         if part.work.missing.samples {
-            ends.samples
-                .send(Message::End(part.rejects))
-                .map_err(|_| failure(ends))?;
+            ends.samples.send(Message::End(part.rejects)).map_err(|_| failure(ends))?;
         }
         for teacher in part.teachers {
             self.queue(teacher, Message::End(Vec::new()), ends, progress)?;
@@ -344,16 +307,7 @@ impl<'a> Flow<'a> {
         progress: &mut Progress,
     ) -> anyhow::Result<()> {
         let seq = self.place(teacher);
-        self.deliver(
-            teacher,
-            seq,
-            Delivery {
-                message,
-                batch: None,
-            },
-            ends,
-            progress,
-        )
+        self.deliver(teacher, seq, Delivery { message, batch: None }, ends, progress)
     }
 
     /// Puts a message at its place in a teacher's order and hands its writer whatever is due.
@@ -367,9 +321,7 @@ impl<'a> Flow<'a> {
     ) -> anyhow::Result<()> {
         self.deliveries[teacher].put(seq, delivery);
         while let Some(Delivery { message, batch }) = self.deliveries[teacher].pop() {
-            ends.features[teacher]
-                .send(message)
-                .map_err(|_| failure(ends))?;
+            ends.features[teacher].send(message).map_err(|_| failure(ends))?;
             let Some(batch) = batch else { continue };
             let Some((rows, teachers_left)) = self.batches.get_mut(&batch) else {
                 continue;
@@ -395,14 +347,7 @@ pub(crate) fn sizes<'a>(teachers: impl Iterator<Item = &'a TeacherIdentity>) -> 
 
 /// Why a thread has closed its end: it says so before it does.
 fn failure(ends: &Ends<'_>) -> anyhow::Error {
-    let said = ends.events.try_iter().find_map(|event| {
-        if let Event::Failed(error) = event {
-            Some(error)
-        } else {
-            None
-        }
-    });
-    said.unwrap_or_else(|| {
-        anyhow!("a thread of the build ended early without saying why, which is a bug")
-    })
+    let said =
+        ends.events.try_iter().find_map(|event| if let Event::Failed(error) = event { Some(error) } else { None });
+    said.unwrap_or_else(|| anyhow!("a thread of the build ended early without saying why, which is a bug"))
 }

@@ -5,27 +5,19 @@ use std::path::Path;
 use anyhow::Context;
 use images::{Decoder, ImageSource};
 use models::teacher::TeacherInfo;
-use schemas::{
-    Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity, layout,
-};
+use schemas::{Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity, layout};
 use tch::Device;
 
 use crate::config::BuildConfig;
 
 /// The identity of the cache that `config` asks for over `source` (already limited).
-pub(crate) fn cache_identity(
-    config: &BuildConfig,
-    source: &ImageSource,
-    existing: &Existing,
-) -> CacheIdentity {
+pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource, existing: &Existing) -> CacheIdentity {
     let dataset = source.identity();
     CacheIdentity {
         format_version: FORMAT_VERSION,
         plan: Plan {
             samples: dataset.samples,
-            part_samples: (config.part_samples)
-                .or(existing.part_samples)
-                .unwrap_or(config.usual_part_samples()),
+            part_samples: (config.part_samples).or(existing.part_samples).unwrap_or(config.usual_part_samples()),
         },
         dataset,
         image_code: existing.image_code().to_owned(),
@@ -71,9 +63,7 @@ impl Existing {
             earlier_code: decoder
                 .filter(|decoder| decoder.earlier_rules().is_some())
                 .map(|decoder| decoder.image_code()),
-            grid: teachers
-                .next()
-                .map(|teacher| (teacher.id.clone(), teacher.grid)),
+            grid: teachers.next().map(|teacher| (teacher.id.clone(), teacher.grid)),
         }
     }
 }
@@ -89,10 +79,7 @@ pub(crate) fn choose_grid<'a>(
     let cached = existing.grid.as_ref().map(|(_, grid)| *grid);
     match asked.or(cached) {
         Some(grid) => Ok(grid),
-        None => teachers
-            .map(|info| info.input_size / info.patch_size)
-            .min()
-            .context("a build has teachers"),
+        None => teachers.map(|info| info.input_size / info.patch_size).min().context("a build has teachers"),
     }
 }
 
@@ -113,14 +100,9 @@ pub(crate) fn teacher_identity(
     codec: Codec,
     pass: ForwardPass,
 ) -> anyhow::Result<TeacherIdentity> {
-    let ForwardPass {
-        grid,
-        batch_size,
-        device,
-    } = pass;
-    let input_size = grid
-        .checked_mul(info.patch_size)
-        .with_context(|| format!("grid {grid} is too large for teacher {id}"))?;
+    let ForwardPass { grid, batch_size, device } = pass;
+    let input_size =
+        grid.checked_mul(info.patch_size).with_context(|| format!("grid {grid} is too large for teacher {id}"))?;
     Ok(TeacherIdentity {
         format_version: FORMAT_VERSION,
         id: id.clone(),

@@ -32,32 +32,17 @@ impl Batch {
     /// Of rows rendered at `sizes`.
     pub(crate) fn new(seq: u64, rows: Vec<Row>, sizes: Vec<u32>) -> Batch {
         let mut ids = Vec::with_capacity(rows.len());
-        let mut pixels: Vec<Vec<_>> = sizes
-            .iter()
-            .map(|_| Vec::with_capacity(rows.len()))
-            .collect();
-        for Row {
-            sample,
-            pixels: by_size,
-        } in rows
-        {
+        let mut pixels: Vec<Vec<_>> = sizes.iter().map(|_| Vec::with_capacity(rows.len())).collect();
+        for Row { sample, pixels: by_size } in rows {
             ids.push(RowId {
                 sample_id: sample.sample_id,
                 view: sample.view.index,
                 content_hash: sample.content_hash,
                 key: sample.key,
             });
-            pixels
-                .iter_mut()
-                .zip(by_size)
-                .for_each(|(column, image)| column.push(image));
+            pixels.iter_mut().zip(by_size).for_each(|(column, image)| column.push(image));
         }
-        Batch {
-            seq,
-            rows: ids,
-            pixels,
-            sizes,
-        }
+        Batch { seq, rows: ids, pixels, sizes }
     }
 }
 
@@ -122,8 +107,7 @@ impl Features {
     /// The tokens `[L, D]` of each row of the batch.
     pub(crate) fn rows_of_tokens(&self, batch: &Batch) -> impl Iterator<Item = &[f32]> {
         // A batch is never empty.
-        self.tokens
-            .chunks_exact(self.tokens.len() / batch.rows.len())
+        self.tokens.chunks_exact(self.tokens.len() / batch.rows.len())
     }
 }
 
@@ -205,17 +189,10 @@ fn infer_rows(
     timings: &Timings,
 ) -> anyhow::Result<Features> {
     timings.time(Stage::Infer(teacher.id.clone()), || {
-        let size_idx = batch
-            .sizes
-            .iter()
-            .position(|&size| size == teacher.input_size);
-        let images =
-            &batch.pixels[size_idx.context("a batch holds pixels for each of its teachers")?];
+        let size_idx = batch.sizes.iter().position(|&size| size == teacher.input_size);
+        let images = &batch.pixels[size_idx.context("a batch holds pixels for each of its teachers")?];
         let pixels = stack(&images[rows], teacher.input_size, teacher.model.device())?;
-        let output = teacher
-            .model
-            .forward(&pixels, precision)
-            .with_context(|| format!("teacher {}", teacher.id))?;
+        let output = teacher.model.forward(&pixels, precision).with_context(|| format!("teacher {}", teacher.id))?;
         Ok(Features {
             teacher: teacher.id.clone(),
             tokens: to_host(&output.tokens)?,
@@ -231,10 +208,7 @@ fn stack(images: &[RgbImage], size: u32, device: Device) -> anyhow::Result<Tenso
     let (n, side) = (images.len() as i64, i64::from(size));
     let mut host = torch_ext::pinned_empty(&[n, side, side, 3], Kind::Uint8, device)?;
     let bytes = torch_ext::tensor_bytes_mut(&mut host)?;
-    for (slot, image) in bytes
-        .chunks_exact_mut(size as usize * size as usize * 3)
-        .zip(images)
-    {
+    for (slot, image) in bytes.chunks_exact_mut(size as usize * size as usize * 3).zip(images) {
         slot.copy_from_slice(&image.data);
     }
     let pixels = if device == Device::Cpu {
@@ -249,10 +223,7 @@ fn stack(images: &[RgbImage], size: u32, device: Device) -> anyhow::Result<Tenso
 }
 
 fn to_host(values: &Tensor) -> anyhow::Result<Vec<f32>> {
-    let host = values
-        .to_device(Device::Cpu)
-        .to_kind(Kind::Float)
-        .contiguous();
+    let host = values.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
     let mut out = vec![0f32; host.numel()];
     host.f_copy_data(&mut out, host.numel())?;
     Ok(out)
@@ -262,11 +233,7 @@ fn to_host(values: &Tensor) -> anyhow::Result<Vec<f32>> {
 ///
 /// A value that is not finite, or too large for the codec, is an error that names teacher and image: it would poison every
 /// training step that meets it, and what made it (weights, precision) is wrong for the other images too.
-pub(crate) fn encode(
-    batch: &Batch,
-    features: &Features,
-    codec: &Codec,
-) -> anyhow::Result<Vec<EncodedRow>> {
+pub(crate) fn encode(batch: &Batch, features: &Features, codec: &Codec) -> anyhow::Result<Vec<EncodedRow>> {
     let teacher = &features.teacher;
     let n = batch.rows.len();
     let width = features.cls.len() / n;
@@ -276,10 +243,7 @@ pub(crate) fn encode(
         let store = |what: &str, codec: &dyn FeatureCodec, values: &[f32]| {
             let mut bytes = Vec::with_capacity(codec.bytes(values.len() / width, width));
             codec.encode(values, width, &mut bytes).with_context(|| {
-                format!(
-                    "teacher {teacher}, image {:?} (sample {}, view {}), {what}",
-                    id.key, id.sample_id, id.view
-                )
+                format!("teacher {teacher}, image {:?} (sample {}, view {}), {what}", id.key, id.sample_id, id.view)
             })?;
             anyhow::Ok(bytes)
         };

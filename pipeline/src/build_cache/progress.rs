@@ -95,8 +95,7 @@ impl Progress {
         self.bar.set_position(done);
         self.bar.set_message(format!(
             "{rate:.1} img/s, ETA {}, {} rejected{}",
-            eta.map_or("unknown".to_owned(), |eta| indicatif::HumanDuration(eta)
-                .to_string()),
+            eta.map_or("unknown".to_owned(), |eta| indicatif::HumanDuration(eta).to_string()),
             self.rejected,
             match self.skipped {
                 0 => String::new(),

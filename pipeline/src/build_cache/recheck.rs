@@ -111,16 +111,15 @@ fn places_of(cache: &Cache, part: u32) -> anyhow::Result<Vec<Place>> {
     let mut places: Vec<Place> = Vec::new();
     for row in cache.samples(part)? {
         if row.view.index == 0 {
-            places.push(Place {
-                sample_id: row.sample_id,
-                cached: Some(row.content_hash),
-            });
+            places.push(Place { sample_id: row.sample_id, cached: Some(row.content_hash) });
         }
     }
-    places.extend(cache.rejects(part)?.into_iter().map(|reject| Place {
-        sample_id: reject.sample_id,
-        cached: reject.content_hash,
-    }));
+    places.extend(
+        cache
+            .rejects(part)?
+            .into_iter()
+            .map(|reject| Place { sample_id: reject.sample_id, cached: reject.content_hash }),
+    );
     // A source is read best in its order.
     places.sort_unstable_by_key(|place| place.sample_id);
     Ok(places)
@@ -186,13 +185,8 @@ fn look(source: &ImageSource, place: Place) -> anyhow::Result<Option<Differs>> {
         Ok(bytes) => Some(ContentHash::of(&bytes)),
         Err(error) if error.is_bad_record() => None,
         Err(error) => {
-            return Err(error).with_context(|| {
-                format!(
-                    "cannot read image {:?} (sample {})",
-                    source.key(index),
-                    place.sample_id
-                )
-            });
+            return Err(error)
+                .with_context(|| format!("cannot read image {:?} (sample {})", source.key(index), place.sample_id));
         }
     };
     Ok((found != place.cached).then_some(Differs { place, found }))
@@ -208,25 +202,16 @@ struct Progress {
 impl Progress {
     fn new(total: u64) -> Progress {
         let bar = terminal::bars().add(ProgressBar::new(total));
-        let style =
-            "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images read again, ETA {eta}";
+        let style = "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images read again, ETA {eta}";
         bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
-        Progress {
-            bar,
-            total,
-            last_line: Instant::now(),
-        }
+        Progress { bar, total, last_line: Instant::now() }
     }
 
     fn one_more(&mut self) {
         self.bar.inc(1);
         if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
-            tracing::info!(
-                images = self.bar.position(),
-                of = self.total,
-                "reading again"
-            );
+            tracing::info!(images = self.bar.position(), of = self.total, "reading again");
         }
     }
 }

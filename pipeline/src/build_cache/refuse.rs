@@ -21,10 +21,7 @@ pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     // Whether the folder is missing or unreadable shows when the first file is created in it.
-    let entries = fs::read_dir(out)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok);
+    let entries = fs::read_dir(out).into_iter().flatten().filter_map(Result::ok);
     for name in entries.map(|entry| entry.file_name()) {
         // What a killed build left before it wrote its identity is hidden.
         ensure!(
@@ -59,17 +56,10 @@ pub(crate) fn lost_files(cache: &Cache) -> anyhow::Result<()> {
         return Err(last.into());
     }
     lost.push(last);
-    let named: String = lost
-        .iter()
-        .take(NAMED)
-        .map(|e| format!("\n  {e}"))
-        .collect();
+    let named: String = lost.iter().take(NAMED).map(|e| format!("\n  {e}")).collect();
     let more = match lost.len().saturating_sub(NAMED) {
         0 => String::new(),
-        more => format!(
-            "\n  and {more} more (`pipeline verify {}` names them all)",
-            cache.dir().display()
-        ),
+        more => format!("\n  and {more} more (`pipeline verify {}` names them all)", cache.dir().display()),
     };
     bail!(
         "{}: {} of its files are not what their commit records declare:{named}{more}",
@@ -96,9 +86,7 @@ impl Build {
         // Those of a new cache too: a value that no cache can have is refused before anything is written.
         for (teacher, _) in &self.teachers {
             match schemas::check_teacher(folder, teacher) {
-                Err(changed @ schemas::Error::IdentityChanged { .. }) => {
-                    refused.push(changed.into())
-                }
+                Err(changed @ schemas::Error::IdentityChanged { .. }) => refused.push(changed.into()),
                 checked => drop(checked?),
             }
         }
@@ -129,19 +117,9 @@ impl Build {
     ///
     /// A part whose samples are committed and that only lacks features needs no such look: each of its images is compared when it is
     /// read, and nothing is added that another place could have had.
-    pub(super) fn still_the_source(
-        &self,
-        cache: &Cache,
-        work: &[PartWork],
-    ) -> anyhow::Result<bool> {
-        let lacking: BTreeSet<u32> = work
-            .iter()
-            .filter(|work| work.missing.samples)
-            .map(|work| work.part)
-            .collect();
-        let finished: Vec<u32> = (0..self.identity.plan.parts())
-            .filter(|part| !lacking.contains(part))
-            .collect();
+    pub(super) fn still_the_source(&self, cache: &Cache, work: &[PartWork]) -> anyhow::Result<bool> {
+        let lacking: BTreeSet<u32> = work.iter().filter(|work| work.missing.samples).map(|work| work.part).collect();
+        let finished: Vec<u32> = (0..self.identity.plan.parts()).filter(|part| !lacking.contains(part)).collect();
         let Some(source) = self.source.as_ref().filter(|_| !lacking.is_empty()) else {
             return Ok(true);
         };

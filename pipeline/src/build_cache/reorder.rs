@@ -13,10 +13,7 @@ pub(crate) struct Reorder<T> {
 
 impl<T> Default for Reorder<T> {
     fn default() -> Self {
-        Reorder {
-            next: 0,
-            waiting: BTreeMap::new(),
-        }
+        Reorder { next: 0, waiting: BTreeMap::new() }
     }
 }
 
@@ -24,10 +21,7 @@ impl<T> Reorder<T> {
     /// Takes result number `seq` (0, 1, 2 … in the order of the work).
     pub(crate) fn put(&mut self, seq: u64, item: T) {
         let before = self.waiting.insert(seq, item);
-        debug_assert!(
-            before.is_none() && seq >= self.next,
-            "result {seq} came twice"
-        );
+        debug_assert!(before.is_none() && seq >= self.next, "result {seq} came twice");
     }
 
     /// The next result in order, if it is here.

@@ -15,11 +15,7 @@ use schemas::TeacherId;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// The file or folder of teacher `id`, given as `text`.
-pub(super) fn resolve(
-    id: &TeacherId,
-    text: &str,
-    settings: &HubSettings,
-) -> anyhow::Result<Resolved> {
+pub(super) fn resolve(id: &TeacherId, text: &str, settings: &HubSettings) -> anyhow::Result<Resolved> {
     let mut display = Display::default();
     let resolved = hub::resolve(text, settings, &mut |progress| {
         display.show(progress);
@@ -87,9 +83,7 @@ impl Display {
         }
         let Some(bar) = &self.bar else { return };
         bar.set_position(done);
-        let waited = self
-            .last_line
-            .is_none_or(|last| last.elapsed() >= LINE_EVERY);
+        let waited = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
         if bar.is_hidden() && waited {
             self.last_line = Some(Instant::now());
             tracing::info!(bytes = done, of = size, "fetching {file}");

@@ -71,11 +71,8 @@ impl Summary {
         let (mut rows, mut rejected, mut images) = (0, 0, 0);
         let mut reasons = BTreeMap::<String, u64>::new();
         let mut bytes = BTreeMap::<String, u64>::new();
-        let mut errors: BTreeMap<_, _> = cache
-            .teachers()
-            .iter()
-            .map(|(id, teacher)| (id.clone(), CodecErrors::new(teacher)))
-            .collect();
+        let mut errors: BTreeMap<_, _> =
+            cache.teachers().iter().map(|(id, teacher)| (id.clone(), CodecErrors::new(teacher))).collect();
         for part in 0..cache.identity().plan.parts() {
             let state = cache.part_state(part)?;
             if let Some(samples) = state.samples {
@@ -83,8 +80,7 @@ impl Summary {
                 images += range.end - range.start;
                 rows += samples.file.rows;
                 rejected += samples.rejects.rows;
-                *bytes.entry("samples".to_owned()).or_default() +=
-                    samples.file.bytes + samples.rejects.bytes;
+                *bytes.entry("samples".to_owned()).or_default() += samples.file.bytes + samples.rejects.bytes;
                 for reject in cache.rejects(part)? {
                     // A reason begins with a word to count by; what follows differs from image to image.
                     let word = reject.reason.split(':').next().unwrap_or_default();
@@ -112,10 +108,7 @@ impl Summary {
             skipped: skipped_by_reason.iter().map(|(_, count)| count).sum(),
             skipped_by_reason,
             bytes,
-            codec_error: errors
-                .into_iter()
-                .map(|(id, errors)| (id, errors.finish()))
-                .collect(),
+            codec_error: errors.into_iter().map(|(id, errors)| (id, errors.finish())).collect(),
             run: None,
         })
     }
@@ -129,21 +122,15 @@ impl Summary {
         committed: &[Committed],
     ) -> anyhow::Result<Summary> {
         let wall = progress.elapsed().as_secs_f64();
-        let stages: Vec<_> = timings
-            .busy()
-            .into_iter()
-            .map(|(stage, busy)| stage_time(&stage, busy, wall, build))
-            .collect();
+        let stages: Vec<_> =
+            timings.busy().into_iter().map(|(stage, busy)| stage_time(&stage, busy, wall, build)).collect();
         let run = Run {
             images: progress.images(),
             files: committed.len(),
             bytes: committed.iter().map(|file| file.bytes).sum(),
             seconds: wall,
             images_per_second: progress.rate(),
-            bottleneck: stages
-                .iter()
-                .max_by(|a, b| a.share.total_cmp(&b.share))
-                .map(|stage| stage.stage.clone()),
+            bottleneck: stages.iter().max_by(|a, b| a.share.total_cmp(&b.share)).map(|stage| stage.stage.clone()),
             stages,
             peak_memory_bytes: torch_ext::peak_rss(),
             peak_gpu_memory_bytes: match build.device {
@@ -151,19 +138,12 @@ impl Summary {
                 gpu => Some(torch_ext::memory(gpu)?.peak),
             },
         };
-        Ok(Summary {
-            run: Some(run),
-            ..Summary::of_cache(cache)?
-        })
+        Ok(Summary { run: Some(run), ..Summary::of_cache(cache)? })
     }
 
     /// Rejects are no failure, unless nothing is left.
     pub(crate) fn status(&self) -> ExitStatus {
-        if self.rows == 0 {
-            ExitStatus::Problems
-        } else {
-            ExitStatus::Fine
-        }
+        if self.rows == 0 { ExitStatus::Problems } else { ExitStatus::Fine }
     }
 
     /// A table, or one JSON object on a line.
@@ -220,10 +200,7 @@ impl Summary {
             writeln!(out, "{:<18} {}", format!("codec error {id}"), loss.text())?;
         }
         let Some(run) = &self.run else {
-            return writeln!(
-                out,
-                "this run           nothing to do: the cache is complete"
-            );
+            return writeln!(out, "this run           nothing to do: the cache is complete");
         };
         let took = HumanDuration(Duration::from_secs_f64(run.seconds));
         writeln!(
@@ -232,23 +209,9 @@ impl Summary {
             count(run.images, "image"),
             run.images_per_second
         )?;
-        writeln!(
-            out,
-            "written            {} in {}",
-            DecimalBytes(run.bytes),
-            count(run.files as u64, "file")
-        )?;
-        for StageTime {
-            stage,
-            busy_seconds,
-            share,
-        } in &run.stages
-        {
-            writeln!(
-                out,
-                "  {stage:<20} {busy_seconds:>9.2} s  {:>3.0} % of its threads",
-                100.0 * share
-            )?;
+        writeln!(out, "written            {} in {}", DecimalBytes(run.bytes), count(run.files as u64, "file"))?;
+        for StageTime { stage, busy_seconds, share } in &run.stages {
+            writeln!(out, "  {stage:<20} {busy_seconds:>9.2} s  {:>3.0} % of its threads", 100.0 * share)?;
         }
         if let Some(stage) = &run.bottleneck {
             writeln!(out, "bottleneck         {stage}")?;
@@ -279,9 +242,5 @@ fn stage_time(stage: &Stage, busy: Duration, wall: f64, build: &Build) -> StageT
         _ => build.config.threads,
     };
     let busy_seconds = busy.as_secs_f64();
-    StageTime {
-        stage: stage.to_string(),
-        busy_seconds,
-        share: busy_seconds / (wall * threads as f64).max(1e-9),
-    }
+    StageTime { stage: stage.to_string(), busy_seconds, share: busy_seconds / (wall * threads as f64).max(1e-9) }
 }

@@ -54,19 +54,11 @@ impl Timings {
     }
 
     fn add(&self, stage: Stage, busy: Duration) {
-        *self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(stage)
-            .or_default() += busy;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(stage).or_default() += busy;
     }
 
     /// The stages that did something and their busy time.
     pub(crate) fn busy(&self) -> BTreeMap<Stage, Duration> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -53,18 +53,8 @@ pub(crate) struct Queues {
 }
 
 /// A worker. With `teachers` (its own handles on them) it also runs them; without, the GPU lane does.
-pub(crate) fn work(
-    queues: Queues,
-    decoder: &Decoder<'_>,
-    teachers: Option<Vec<BuildTeacher>>,
-    settings: Settings<'_>,
-) {
-    let Queues {
-        features,
-        tasks,
-        jobs,
-        events,
-    } = queues;
+pub(crate) fn work(queues: Queues, decoder: &Decoder<'_>, teachers: Option<Vec<BuildTeacher>>, settings: Settings<'_>) {
+    let Queues { features, tasks, jobs, events } = queues;
     let tasks = if teachers.is_some() { tasks } else { never() };
     let teachers = teachers.unwrap_or_default();
     // One thread per operation is what makes the bytes independent of the number of workers.
@@ -139,18 +129,11 @@ pub(crate) struct Settings<'a> {
 
 impl Settings<'_> {
     fn infer(&self, task: &Task, teachers: &[BuildTeacher]) -> anyhow::Result<Features> {
-        infer(
-            &task.batch,
-            &teachers[task.teacher],
-            self.precision,
-            self.timings,
-        )
+        infer(&task.batch, &teachers[task.teacher], self.precision, self.timings)
     }
 
     fn encode(&self, task: Task, features: &Features) -> anyhow::Result<Event> {
-        let rows = self.timings.time(Stage::Encode, || {
-            encode(&task.batch, features, &self.codecs[task.teacher])
-        })?;
+        let rows = self.timings.time(Stage::Encode, || encode(&task.batch, features, &self.codecs[task.teacher]))?;
         Ok(Event::Encoded { task, rows })
     }
 }

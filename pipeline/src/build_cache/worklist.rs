@@ -30,13 +30,7 @@ pub(crate) fn worklist(wanted: &BTreeSet<TeacherId>, committed: &[Outputs]) -> V
         .zip(committed)
         .map(|(part, has)| {
             let teachers = wanted.difference(&has.teachers).cloned().collect();
-            PartWork {
-                part,
-                missing: Outputs {
-                    samples: !has.samples,
-                    teachers,
-                },
-            }
+            PartWork { part, missing: Outputs { samples: !has.samples, teachers } }
         })
         .filter(|work| work.missing.samples || !work.missing.teachers.is_empty())
         .collect()
@@ -47,73 +41,35 @@ mod tests {
     use super::*;
 
     fn ids(names: &[&str]) -> BTreeSet<TeacherId> {
-        names
-            .iter()
-            .map(|name| TeacherId::new(*name).expect("a valid id"))
-            .collect()
+        names.iter().map(|name| TeacherId::new(*name).expect("a valid id")).collect()
     }
 
     fn has(samples: bool, teachers: &[&str]) -> Outputs {
-        Outputs {
-            samples,
-            teachers: ids(teachers),
-        }
+        Outputs { samples, teachers: ids(teachers) }
     }
 
     #[test]
     fn an_empty_cache_lacks_everything() {
-        let work = worklist(
-            &ids(&["clip", "dino"]),
-            &[Outputs::default(), Outputs::default()],
-        );
+        let work = worklist(&ids(&["clip", "dino"]), &[Outputs::default(), Outputs::default()]);
         let all = has(true, &["clip", "dino"]);
-        assert_eq!(
-            work,
-            [
-                PartWork {
-                    part: 0,
-                    missing: all.clone()
-                },
-                PartWork {
-                    part: 1,
-                    missing: all
-                }
-            ]
-        );
+        assert_eq!(work, [PartWork { part: 0, missing: all.clone() }, PartWork { part: 1, missing: all }]);
     }
 
     #[test]
     fn a_finished_cache_lacks_nothing_even_with_more_teachers_than_wanted() {
-        assert_eq!(
-            worklist(&ids(&["clip"]), &[has(true, &["clip", "dino"])]),
-            []
-        );
+        assert_eq!(worklist(&ids(&["clip"]), &[has(true, &["clip", "dino"])]), []);
     }
 
     #[test]
     fn only_what_is_missing_is_listed() {
-        let state = [
-            has(true, &["clip"]),
-            has(true, &["clip", "dino"]),
-            has(false, &["clip", "dino"]),
-            has(true, &[]),
-        ];
+        let state = [has(true, &["clip"]), has(true, &["clip", "dino"]), has(false, &["clip", "dino"]), has(true, &[])];
         let work = worklist(&ids(&["clip", "dino"]), &state);
         assert_eq!(
             work,
             [
-                PartWork {
-                    part: 0,
-                    missing: has(false, &["dino"])
-                },
-                PartWork {
-                    part: 2,
-                    missing: has(true, &[])
-                },
-                PartWork {
-                    part: 3,
-                    missing: has(false, &["clip", "dino"])
-                },
+                PartWork { part: 0, missing: has(false, &["dino"]) },
+                PartWork { part: 2, missing: has(true, &[]) },
+                PartWork { part: 3, missing: has(false, &["clip", "dino"]) },
             ]
         );
     }

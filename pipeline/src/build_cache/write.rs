@@ -58,32 +58,21 @@ pub(crate) fn write_samples(
 ) -> anyhow::Result<()> {
     let mut open: Option<SamplesWriter> = None;
     for message in messages {
-        let commit = cx.timings.time(
-            Stage::WriteSamples,
-            || -> anyhow::Result<Option<Committed>> {
-                match message {
-                    Message::Begin(part) => {
-                        open = Some(SamplesWriter::create(cx.cache, part, cx.identity)?)
-                    }
-                    Message::Rows(rows) => {
-                        let writer = open
-                            .as_mut()
-                            .context("rows belong to a part that has begun")?;
-                        rows.iter().try_for_each(|PackedRow { row, image }| {
-                            writer.push_packed(row, image.as_deref())
-                        })?;
-                    }
-                    Message::End(rejects) => {
-                        let writer = open.take().context("a part ends after it has begun")?;
-                        let commit = writer.finish(&rejects)?;
-                        return Ok(Some(Committed {
-                            bytes: commit.file.bytes + commit.rejects.bytes,
-                        }));
-                    }
+        let commit = cx.timings.time(Stage::WriteSamples, || -> anyhow::Result<Option<Committed>> {
+            match message {
+                Message::Begin(part) => open = Some(SamplesWriter::create(cx.cache, part, cx.identity)?),
+                Message::Rows(rows) => {
+                    let writer = open.as_mut().context("rows belong to a part that has begun")?;
+                    rows.iter().try_for_each(|PackedRow { row, image }| writer.push_packed(row, image.as_deref()))?;
                 }
-                Ok(None)
-            },
-        )?;
+                Message::End(rejects) => {
+                    let writer = open.take().context("a part ends after it has begun")?;
+                    let commit = writer.finish(&rejects)?;
+                    return Ok(Some(Committed { bytes: commit.file.bytes + commit.rejects.bytes }));
+                }
+            }
+            Ok(None)
+        })?;
         if let Some(commit) = commit {
             // The build may have stopped listening; the part is committed all the same.
             let _ = committed.send(commit);
@@ -102,31 +91,23 @@ pub(crate) fn write_features(
     let mut open: Option<TeacherWriter> = None;
     for message in messages {
         let stage = Stage::WriteFeatures(teacher.id.clone());
-        let commit = cx
-            .timings
-            .time(stage, || -> anyhow::Result<Option<Committed>> {
-                match message {
-                    Message::Begin(part) => {
-                        open = Some(TeacherWriter::create(cx.cache, part, cx.identity, teacher)?)
-                    }
-                    Message::Rows(rows) => {
-                        let writer = open
-                            .as_mut()
-                            .context("rows belong to a part that has begun")?;
-                        for EncodedRow { row, error } in &rows {
-                            writer.push(row)?;
-                            error.iter().for_each(|error| writer.add_codec_error(error));
-                        }
-                    }
-                    Message::End(_) => {
-                        let writer = open.take().context("a part ends after it has begun")?;
-                        return Ok(Some(Committed {
-                            bytes: writer.finish()?.file.bytes,
-                        }));
+        let commit = cx.timings.time(stage, || -> anyhow::Result<Option<Committed>> {
+            match message {
+                Message::Begin(part) => open = Some(TeacherWriter::create(cx.cache, part, cx.identity, teacher)?),
+                Message::Rows(rows) => {
+                    let writer = open.as_mut().context("rows belong to a part that has begun")?;
+                    for EncodedRow { row, error } in &rows {
+                        writer.push(row)?;
+                        error.iter().for_each(|error| writer.add_codec_error(error));
                     }
                 }
-                Ok(None)
-            })?;
+                Message::End(_) => {
+                    let writer = open.take().context("a part ends after it has begun")?;
+                    return Ok(Some(Committed { bytes: writer.finish()?.file.bytes }));
+                }
+            }
+            Ok(None)
+        })?;
         if let Some(commit) = commit {
             let _ = committed.send(commit);
         }

@@ -9,8 +9,8 @@ use schemas::{CacheIdentity, DepthWindow, Pack, TeacherId, ViewIdentity, ViewPol
 use serde::Serialize;
 
 use super::{
-    BuildConfig, CALIBRATION_IMAGES, CODEC, FLIP, PRECISION, RATIO, Recipe, SCALE, TeacherEntry,
-    TeacherTable, VIEWS, View,
+    BuildConfig, CALIBRATION_IMAGES, CODEC, FLIP, PRECISION, RATIO, Recipe, SCALE, TeacherEntry, TeacherTable, VIEWS,
+    View,
 };
 use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
 
@@ -68,9 +68,7 @@ impl Flags {
         let mut setting = |teacher: &String| {
             let bad = |problem: &str| Error::Form {
                 given: format!("--teacher {teacher}"),
-                problem: format!(
-                    "{problem}; write it as id=folder, for example clip=/models/clip-vit-base-patch16"
-                ),
+                problem: format!("{problem}; write it as id=folder, for example clip=/models/clip-vit-base-patch16"),
             };
             let (id, dir) = teacher.split_once('=').ok_or_else(|| bad("has no '='"))?;
             if dir.is_empty() {
@@ -81,30 +79,15 @@ impl Flags {
                 return Err(bad("gives the same id twice"));
             }
             // As a table, so that --set can say more about the teacher.
-            let table = TeacherTable {
-                path: dir.to_owned(),
-                ..TeacherTable::default()
-            };
-            Setting::flag(
-                format!("--teacher {teacher}"),
-                format!("teachers.{id}"),
-                &table,
-            )
+            let table = TeacherTable { path: dir.to_owned(), ..TeacherTable::default() };
+            Setting::flag(format!("--teacher {teacher}"), format!("teachers.{id}"), &table)
         };
-        let settings = teachers
-            .iter()
-            .map(&mut setting)
-            .collect::<Result<_, _>>()?;
+        let settings = teachers.iter().map(&mut setting).collect::<Result<_, _>>()?;
         Ok(Flags { settings })
     }
 
     /// The setting `key`, if the flag was given.
-    fn add<T: Serialize + Debug>(
-        &mut self,
-        flag: &str,
-        key: &str,
-        value: &Option<T>,
-    ) -> Result<(), Error> {
+    fn add<T: Serialize + Debug>(&mut self, flag: &str, key: &str, value: &Option<T>) -> Result<(), Error> {
         if let Some(value) = value {
             self.settings.push(Setting::flag(flag, key, value)?);
         }
@@ -114,11 +97,7 @@ impl Flags {
     /// What a build and an added teacher share.
     fn add_features(&mut self, args: &FeatureArgs) -> Result<(), Error> {
         self.add("--codec", "features.codec", &args.codec)?;
-        self.add(
-            "--calibration-images",
-            "features.calibration_images",
-            &args.calibration_images,
-        )?;
+        self.add("--calibration-images", "features.calibration_images", &args.calibration_images)?;
         self.add("--precision", "features.precision", &args.precision)?;
         self.add("--batch-size", "features.batch_size", &args.batch_size)?;
         self.add("--device", "run.device", &args.device)?;
@@ -145,16 +124,10 @@ fn complete_teachers(recipe: &mut Recipe, args: &FeatureArgs) {
 /// Fills in the defaults and checks every value.
 fn check(recipe: Recipe, dry_run: bool) -> Result<BuildConfig, Error> {
     if recipe.data.images.is_none() {
-        return Err(Error::Missing {
-            field: "data.images",
-            flag: "--images SRC",
-        });
+        return Err(Error::Missing { field: "data.images", flag: "--images SRC" });
     }
     if recipe.cache.out.is_none() {
-        return Err(Error::Missing {
-            field: "cache.out",
-            flag: "--out CACHE",
-        });
+        return Err(Error::Missing { field: "cache.out", flag: "--out CACHE" });
     }
     let pack = pack(recipe.cache.pack.as_deref().unwrap_or("none"))?;
     let views = check_view(&recipe.view)?;
@@ -162,34 +135,13 @@ fn check(recipe: Recipe, dry_run: bool) -> Result<BuildConfig, Error> {
 }
 
 /// The rest, which a build and an added teacher share.
-fn complete(
-    recipe: Recipe,
-    views: ViewIdentity,
-    pack: Pack,
-    dry_run: bool,
-) -> Result<BuildConfig, Error> {
-    let Recipe {
-        data,
-        view: _,
-        teachers,
-        features,
-        cache,
-        run,
-    } = recipe;
-    let out = cache.out.ok_or(Error::Missing {
-        field: "cache.out",
-        flag: "--out CACHE",
-    })?;
+fn complete(recipe: Recipe, views: ViewIdentity, pack: Pack, dry_run: bool) -> Result<BuildConfig, Error> {
+    let Recipe { data, view: _, teachers, features, cache, run } = recipe;
+    let out = cache.out.ok_or(Error::Missing { field: "cache.out", flag: "--out CACHE" })?;
     if teachers.is_empty() {
-        return Err(Error::Missing {
-            field: "teachers",
-            flag: "--teacher ID=DIR",
-        });
+        return Err(Error::Missing { field: "teachers", flag: "--teacher ID=DIR" });
     }
-    let teachers = teachers
-        .into_iter()
-        .map(|(id, entry)| entry.check(&id))
-        .collect::<Result<_, Error>>()?;
+    let teachers = teachers.into_iter().map(|(id, entry)| entry.check(&id)).collect::<Result<_, Error>>()?;
 
     at_least_one("data.limit", data.limit)?;
     at_least_one("features.grid", features.grid)?;
@@ -198,12 +150,7 @@ fn complete(
     at_least_one("cache.part_samples", cache.part_samples)?;
     at_least_one("run.threads", run.threads)?;
     if let Some(threads) = run.threads {
-        require(
-            threads <= MAX_THREADS,
-            "run.threads",
-            threads,
-            "must be at most 4096",
-        )?;
+        require(threads <= MAX_THREADS, "run.threads", threads, "must be at most 4096")?;
     }
     Ok(BuildConfig {
         images: data.images,
@@ -215,17 +162,12 @@ fn complete(
         codec: word("features.codec", features.codec.as_deref().unwrap_or(CODEC))?,
         calibration_images: features.calibration_images.unwrap_or(CALIBRATION_IMAGES),
         pack,
-        precision: word(
-            "features.precision",
-            features.precision.as_deref().unwrap_or(PRECISION),
-        )?,
+        precision: word("features.precision", features.precision.as_deref().unwrap_or(PRECISION))?,
         batch_size: features.batch_size,
         part_samples: cache.part_samples,
         views,
         device: run.device.unwrap_or_else(|| "auto".into()),
-        threads: run
-            .threads
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())),
+        threads: run.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())),
         dry_run,
     })
 }
@@ -233,11 +175,7 @@ fn complete(
 fn depth_window(text: Option<&str>) -> Result<DepthWindow, Error> {
     let window = text.map_or(Ok(DepthWindow::default()), str::parse);
     window.map_err(|error: schemas::BadDepthWindow| {
-        invalid(
-            "data.depth_window",
-            format!("{:?}", text.unwrap_or_default()),
-            error,
-        )
+        invalid("data.depth_window", format!("{:?}", text.unwrap_or_default()), error)
     })
 }
 
@@ -247,10 +185,7 @@ fn pack(text: &str) -> Result<Pack, Error> {
         let (short_side, quality) = rest.split_once(':')?;
         let (short_side, quality) = (short_side.parse().ok()?, quality.parse().ok()?);
         let good = (1..=1 << 15).contains(&short_side) && (1..=100).contains(&quality);
-        good.then_some(Pack::Jpeg {
-            short_side,
-            quality,
-        })
+        good.then_some(Pack::Jpeg { short_side, quality })
     };
     let pack = match text {
         "none" => Some(Pack::None),
@@ -272,19 +207,11 @@ fn check_view(view: &View) -> Result<ViewIdentity, Error> {
     at_least_one("view.views", Some(views))?;
     let seed = view.seed.unwrap_or(0);
     // TOML's integers are signed 64-bit: a larger seed could not be printed as a recipe.
-    require(
-        i64::try_from(seed).is_ok(),
-        "view.seed",
-        seed,
-        "must be less than 2^63",
-    )?;
+    require(i64::try_from(seed).is_ok(), "view.seed", seed, "must be less than 2^63")?;
     let policy = match view.policy.as_deref().unwrap_or("rrc") {
         "rrc" => {
-            let (scale, ratio, flip) = (
-                view.scale.unwrap_or(SCALE),
-                view.ratio.unwrap_or(RATIO),
-                view.flip.unwrap_or(FLIP),
-            );
+            let (scale, ratio, flip) =
+                (view.scale.unwrap_or(SCALE), view.ratio.unwrap_or(RATIO), view.flip.unwrap_or(FLIP));
             let ordered = |[low, high]: [f64; 2]| low > 0.0 && low <= high && high.is_finite();
             require(
                 ordered(scale) && scale[1] <= 1.0,
@@ -292,18 +219,8 @@ fn check_view(view: &View) -> Result<ViewIdentity, Error> {
                 format!("{scale:?}"),
                 "must be [low, high] with 0 < low <= high <= 1",
             )?;
-            require(
-                ordered(ratio),
-                "view.ratio",
-                format!("{ratio:?}"),
-                "must be [low, high] with 0 < low <= high",
-            )?;
-            require(
-                (0.0..=1.0).contains(&flip),
-                "view.flip",
-                flip,
-                "must be a probability, 0 to 1",
-            )?;
+            require(ordered(ratio), "view.ratio", format!("{ratio:?}"), "must be [low, high] with 0 < low <= high")?;
+            require((0.0..=1.0).contains(&flip), "view.flip", flip, "must be a probability, 0 to 1")?;
             ViewPolicy::Rrc { scale, ratio, flip }
         }
         name @ ("center" | "full") => {
@@ -313,12 +230,7 @@ fn check_view(view: &View) -> Result<ViewIdentity, Error> {
                 ("view.flip", view.flip.is_some()),
             ];
             for (field, set) in set {
-                require(
-                    !set,
-                    field,
-                    "set",
-                    "has a meaning only with view.policy = \"rrc\"",
-                )?;
+                require(!set, field, "set", "has a meaning only with view.policy = \"rrc\"")?;
             }
             require(
                 views == 1,
@@ -326,32 +238,16 @@ fn check_view(view: &View) -> Result<ViewIdentity, Error> {
                 views,
                 &format!("view.policy = {name:?} has one view per image; use \"rrc\" for more"),
             )?;
-            if name == "center" {
-                ViewPolicy::Center
-            } else {
-                ViewPolicy::Full
-            }
+            if name == "center" { ViewPolicy::Center } else { ViewPolicy::Full }
         }
         other => {
-            return Err(invalid(
-                "view.policy",
-                format!("{other:?}"),
-                "must be \"rrc\", \"center\" or \"full\"",
-            ));
+            return Err(invalid("view.policy", format!("{other:?}"), "must be \"rrc\", \"center\" or \"full\""));
         }
     };
-    Ok(ViewIdentity {
-        policy,
-        views,
-        seed,
-        filter: "bicubic".into(),
-    })
+    Ok(ViewIdentity { policy, views, seed, filter: "bicubic".into() })
 }
 
-fn at_least_one<T: Display + PartialEq + From<u8>>(
-    field: &str,
-    value: Option<T>,
-) -> Result<(), Error> {
+fn at_least_one<T: Display + PartialEq + From<u8>>(field: &str, value: Option<T>) -> Result<(), Error> {
     match value {
         Some(value) if value == T::from(0) => Err(invalid(field, value, "must be at least 1")),
         _ => Ok(()),
@@ -359,6 +255,5 @@ fn at_least_one<T: Display + PartialEq + From<u8>>(
 }
 
 pub(super) fn word<T: FromStr<Err: Display>>(field: &str, name: &str) -> Result<T, Error> {
-    name.parse()
-        .map_err(|e| invalid(field, format!("{name:?}"), e))
+    name.parse().map_err(|e| invalid(field, format!("{name:?}"), e))
 }

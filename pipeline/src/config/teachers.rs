@@ -84,10 +84,7 @@ impl FromStr for Channels {
         match values.as_deref() {
             Ok([one]) => Ok(Channels([*one; 3])),
             Ok([r, g, b]) => Ok(Channels([*r, *g, *b])),
-            _ => Err(
-                "expected one number, or three with commas, for example 0.485,0.456,0.406"
-                    .to_owned(),
-            ),
+            _ => Err("expected one number, or three with commas, for example 0.485,0.456,0.406".to_owned()),
         }
     }
 }
@@ -121,9 +118,7 @@ impl<'de> Deserialize<'de> for Channels {
                 }
                 let count = values.len();
                 let values = values.try_into();
-                values
-                    .map(Channels)
-                    .map_err(|_| de::Error::invalid_length(count, &self))
+                values.map(Channels).map_err(|_| de::Error::invalid_length(count, &self))
             }
         }
         from.deserialize_any(One)
@@ -143,10 +138,7 @@ impl TeacherEntry {
     /// As a table.
     pub(super) fn into_table(self) -> TeacherTable {
         match self {
-            TeacherEntry::Path(path) => TeacherTable {
-                path,
-                ..TeacherTable::default()
-            },
+            TeacherEntry::Path(path) => TeacherTable { path, ..TeacherTable::default() },
             TeacherEntry::Table(table) => table,
         }
     }
@@ -161,10 +153,7 @@ impl TeacherEntry {
         let activation = table.activation.as_deref();
         let activation = activation.map(|activation| word(&field(".activation"), activation));
         type Problem = fn([f64; 3]) -> Option<&'static str>;
-        let pixels: [(_, _, Problem); 2] = [
-            (".mean", table.mean, mean_problem),
-            (".std", table.std, std_problem),
-        ];
+        let pixels: [(_, _, Problem); 2] = [(".mean", table.mean, mean_problem), (".std", table.std, std_problem)];
         for (name, values, problem) in pixels {
             if let Some(Channels(values)) = values
                 && let Some(problem) = problem(values)
@@ -201,14 +190,7 @@ impl TeacherEntry {
 impl TeacherSource {
     /// As a recipe says it.
     pub(super) fn entry(&self) -> TeacherEntry {
-        let TeacherOptions {
-            layer,
-            activation,
-            mean,
-            std,
-            norm_eps,
-            num_heads,
-        } = self.options.clone();
+        let TeacherOptions { layer, activation, mean, std, norm_eps, num_heads } = self.options.clone();
         if self.options == TeacherOptions::default() {
             return TeacherEntry::Path(self.path.clone());
         }

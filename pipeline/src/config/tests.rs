@@ -1,9 +1,6 @@
 //! Layers, defaults, and what is refused in which words.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "tests write recipes into throw-away folders"
-)]
+#![allow(clippy::disallowed_methods, reason = "tests write recipes into throw-away folders")]
 
 use std::fs;
 
@@ -16,31 +13,18 @@ use super::*;
 use crate::cli::{Cli, Command};
 
 fn resolve(args: &[&str]) -> Result<BuildConfig, Error> {
-    let cli =
-        Cli::try_parse_from(["pipeline", "build-cache"].iter().chain(args)).expect("well-formed");
-    let Command::BuildCache(args) = cli.command else {
-        panic!("it says build-cache")
-    };
+    let cli = Cli::try_parse_from(["pipeline", "build-cache"].iter().chain(args)).expect("well-formed");
+    let Command::BuildCache(args) = cli.command else { panic!("it says build-cache") };
     BuildConfig::resolve(&args)
 }
 
 /// A teacher of which only the path was said.
 fn source(path: &str) -> TeacherSource {
-    TeacherSource {
-        path: path.into(),
-        options: TeacherOptions::default(),
-    }
+    TeacherSource { path: path.into(), options: TeacherOptions::default() }
 }
 
 /// The least that has to be said.
-const LEAST: [&str; 6] = [
-    "--images",
-    "photos",
-    "--out",
-    "cache",
-    "--teacher",
-    "clip=models/clip",
-];
+const LEAST: [&str; 6] = ["--images", "photos", "--out", "cache", "--teacher", "clip=models/clip"];
 
 fn least_and(more: &[&str]) -> Result<BuildConfig, Error> {
     resolve(&[&LEAST, more].concat())
@@ -50,31 +34,11 @@ fn least_and(more: &[&str]) -> Result<BuildConfig, Error> {
 fn defaults() {
     let config = least_and(&[]).unwrap();
     assert_eq!(config.images.as_deref(), Some("photos"));
-    assert_eq!(
-        config.teachers,
-        BTreeMap::from([(TeacherId::new("clip").unwrap(), source("models/clip"))])
-    );
-    assert_eq!(
-        config.views,
-        ViewIdentity {
-            policy: ViewPolicy::rrc(),
-            views: 1,
-            seed: 0,
-            filter: "bicubic".into()
-        }
-    );
-    assert_eq!(
-        (config.codec, config.precision),
-        (CodecName::F16, Precision::F32)
-    );
-    assert_eq!(
-        (config.grid, config.batch_size, config.limit),
-        (None, None, None)
-    );
-    assert_eq!(
-        (config.part_samples, config.device.as_str()),
-        (None, "auto")
-    );
+    assert_eq!(config.teachers, BTreeMap::from([(TeacherId::new("clip").unwrap(), source("models/clip"))]));
+    assert_eq!(config.views, ViewIdentity { policy: ViewPolicy::rrc(), views: 1, seed: 0, filter: "bicubic".into() });
+    assert_eq!((config.codec, config.precision), (CodecName::F16, Precision::F32));
+    assert_eq!((config.grid, config.batch_size, config.limit), (None, None, None));
+    assert_eq!((config.part_samples, config.device.as_str()), (None, "auto"));
     assert!(config.threads >= 1);
     // A part has about as many rows whatever the number of views.
     let part_samples = |views| least_and(&["--views", views]).unwrap().usual_part_samples();
@@ -92,76 +56,25 @@ fn flags_and_set_win_over_the_recipe() {
     fs::write(&path, text).unwrap();
     let recipe = path.to_str().unwrap();
     let config = resolve(&["--recipe", recipe]).unwrap();
-    assert_eq!(
-        (
-            config.views.seed,
-            config.views.views,
-            config.grid,
-            config.codec
-        ),
-        (1, 2, Some(7), CodecName::F32)
-    );
-    let set = [
-        "--recipe",
-        recipe,
-        "--set",
-        "view.seed=2",
-        "--set",
-        "features.codec=f16",
-        "--set",
-        "features.grid = 8",
-    ];
+    assert_eq!((config.views.seed, config.views.views, config.grid, config.codec), (1, 2, Some(7), CodecName::F32));
+    let set = ["--recipe", recipe, "--set", "view.seed=2", "--set", "features.codec=f16", "--set", "features.grid = 8"];
     let config = resolve(&set).unwrap();
-    assert_eq!(
-        (
-            config.views.seed,
-            config.views.views,
-            config.grid,
-            config.codec
-        ),
-        (2, 2, Some(8), CodecName::F16)
-    );
-    let config = resolve(&[
-        "--recipe",
-        recipe,
-        "--seed",
-        "3",
-        "--teacher",
-        "clip=z",
-        "--teacher",
-        "third=y",
-    ])
-    .unwrap();
-    assert_eq!(
-        (config.views.seed, config.images.as_deref().unwrap()),
-        (3, "from-recipe")
-    );
-    let teachers: Vec<_> = config
-        .teachers
-        .iter()
-        .map(|(id, dir)| (id.as_str(), dir.path.as_str()))
-        .collect();
+    assert_eq!((config.views.seed, config.views.views, config.grid, config.codec), (2, 2, Some(8), CodecName::F16));
+    let config = resolve(&["--recipe", recipe, "--seed", "3", "--teacher", "clip=z", "--teacher", "third=y"]).unwrap();
+    assert_eq!((config.views.seed, config.images.as_deref().unwrap()), (3, "from-recipe"));
+    let teachers: Vec<_> = config.teachers.iter().map(|(id, dir)| (id.as_str(), dir.path.as_str())).collect();
     assert_eq!(teachers, [("clip", "z"), ("dino", "b"), ("third", "y")]);
 }
 
 #[test]
 fn the_printed_recipe_resolves_to_itself() {
     let dir = tempfile::tempdir().unwrap();
-    for more in [
-        &["--limit", "9", "--views", "4"][..],
-        &["--view-policy", "full", "--threads", "3"],
-    ] {
+    for more in [&["--limit", "9", "--views", "4"][..], &["--view-policy", "full", "--threads", "3"]] {
         let config = least_and(more).unwrap();
         let text = config.to_toml(14, 16, "cpu");
         fs::write(dir.path().join("recipe.toml"), &text).unwrap();
-        let again =
-            resolve(&["--recipe", dir.path().join("recipe.toml").to_str().unwrap()]).unwrap();
-        let expected = BuildConfig {
-            grid: Some(14),
-            batch_size: Some(16),
-            device: "cpu".into(),
-            ..config
-        };
+        let again = resolve(&["--recipe", dir.path().join("recipe.toml").to_str().unwrap()]).unwrap();
+        let expected = BuildConfig { grid: Some(14), batch_size: Some(16), device: "cpu".into(), ..config };
         assert_eq!(again, expected, "{text}");
     }
 }
@@ -182,61 +95,26 @@ fn every_mistake_is_named() {
         matches!(&error, Error::Parse { origin, message } if *origin == unknown && message.contains("sede")),
         "{error}"
     );
-    assert!(matches!(
-        least_and(&["--recipe", "nowhere.toml"]).unwrap_err(),
-        Error::Read { .. }
-    ));
+    assert!(matches!(least_and(&["--recipe", "nowhere.toml"]).unwrap_err(), Error::Read { .. }));
 
     let check = |more: &[&str], words: &[&str]| {
         let error = least_and(more).expect_err(&format!("{more:?}")).to_string();
-        words.iter().for_each(|word| {
-            assert!(
-                error.contains(word),
-                "{more:?}: {word:?} is not in: {error}"
-            )
-        });
+        words.iter().for_each(|word| assert!(error.contains(word), "{more:?}: {word:?} is not in: {error}"));
     };
     check(&["--set", "views.seed=1"], &["--set views.seed=1", "views"]);
     check(&["--set", "view.seed"], &["--set view.seed", "'='"]);
     check(&["--set", "=1"], &["names no key"]);
-    check(
-        &["--set", "view.seed.deep=1", "--set", "view.seed=1"],
-        &["--set view.seed.deep=1"],
-    );
-    check(
-        &["--set", "view.seed=many"],
-        &["view.seed", "many", "a whole number"],
-    );
+    check(&["--set", "view.seed.deep=1", "--set", "view.seed=1"], &["--set view.seed.deep=1"]);
+    check(&["--set", "view.seed=many"], &["view.seed", "many", "a whole number"]);
     check(&["--teacher", "dino"], &["--teacher dino", "id=folder"]);
-    check(
-        &["--teacher", "clip=elsewhere"],
-        &["--teacher clip=elsewhere", "twice"],
-    );
+    check(&["--teacher", "clip=elsewhere"], &["--teacher clip=elsewhere", "twice"]);
     check(&["--teacher", "CLIP=x"], &["teachers.CLIP", "a-z"]);
-    check(
-        &["--set", "features.codec=f8"],
-        &["features.codec", "f8", "f16"],
-    );
-    check(
-        &["--set", "features.precision=f16"],
-        &["features.precision", "bf16", "tf32"],
-    );
-    check(
-        &["--set", "view.policy=random"],
-        &["view.policy", "random", "center"],
-    );
-    check(
-        &["--view-policy", "center", "--views", "2"],
-        &["view.views", "one view"],
-    );
-    check(
-        &["--view-policy", "full", "--set", "view.flip=0.5"],
-        &["view.flip", "rrc"],
-    );
-    check(
-        &["--set", "view.scale=[0.5, 0.2]"],
-        &["view.scale", "low <= high"],
-    );
+    check(&["--set", "features.codec=f8"], &["features.codec", "f8", "f16"]);
+    check(&["--set", "features.precision=f16"], &["features.precision", "bf16", "tf32"]);
+    check(&["--set", "view.policy=random"], &["view.policy", "random", "center"]);
+    check(&["--view-policy", "center", "--views", "2"], &["view.views", "one view"]);
+    check(&["--view-policy", "full", "--set", "view.flip=0.5"], &["view.flip", "rrc"]);
+    check(&["--set", "view.scale=[0.5, 0.2]"], &["view.scale", "low <= high"]);
     check(&["--set", "view.scale=[0.5, 1.5]"], &["view.scale"]);
     check(&["--set", "view.ratio=[0.0, 1.0]"], &["view.ratio"]);
     check(&["--set", "view.flip=1.5"], &["view.flip", "probability"]);
@@ -251,32 +129,21 @@ fn every_mistake_is_named() {
     ] {
         check(&[option, "0"], &[field, "at least 1"]);
     }
-    check(
-        &["--set", "cache.part_samples=0"],
-        &["cache.part_samples", "at least 1"],
-    );
+    check(&["--set", "cache.part_samples=0"], &["cache.part_samples", "at least 1"]);
 
     let missing = |args: &[&str], words: &[&str]| {
         let error = resolve(args).unwrap_err().to_string();
-        words
-            .iter()
-            .for_each(|word| assert!(error.contains(word), "{error}"));
+        words.iter().for_each(|word| assert!(error.contains(word), "{error}"));
     };
     missing(&LEAST[2..], &["data.images", "--images"]);
-    missing(
-        &[&LEAST[..2], &LEAST[4..]].concat(),
-        &["cache.out", "--out"],
-    );
+    missing(&[&LEAST[..2], &LEAST[4..]].concat(), &["cache.out", "--out"]);
     missing(&LEAST[..4], &["teachers", "--teacher"]);
 }
 
 #[test]
 fn the_recipes_that_are_shipped_resolve() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes");
-    let recipes: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let recipes: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(!recipes.is_empty());
     for recipe in recipes {
         least_and(&["--recipe", recipe.to_str().unwrap()]).unwrap();
@@ -309,25 +176,13 @@ fn teachers_may_be_tables_and_flags_fill_what_they_leave_open() {
     let teacher = |id: &str| config.teachers[&TeacherId::new(id).unwrap()].clone();
     assert_eq!(teacher("clip").options.layer, Layer::Proj);
     assert_eq!(teacher("dino").options.layer, Layer::LastNorm);
-    assert_eq!(
-        teacher("dino").options.activation,
-        Some(Activation::QuickGelu)
-    );
+    assert_eq!(teacher("dino").options.activation, Some(Activation::QuickGelu));
     // What is printed repeats the build.
     fs::write(dir.path().join("again.toml"), config.to_toml(14, 8, "cpu")).unwrap();
-    let again = resolve(&[
-        "--recipe",
-        &dir.path().join("again.toml").display().to_string(),
-    ])
-    .unwrap();
+    let again = resolve(&["--recipe", &dir.path().join("again.toml").display().to_string()]).unwrap();
     assert_eq!(again.teachers, config.teachers);
-    let error = least_and(&["--set", "teachers.clip.layer=first"])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("teachers.clip.layer") && error.contains("last_norm"),
-        "{error}"
-    );
+    let error = least_and(&["--set", "teachers.clip.layer=first"]).unwrap_err().to_string();
+    assert!(error.contains("teachers.clip.layer") && error.contains("last_norm"), "{error}");
 }
 
 #[test]
@@ -335,26 +190,12 @@ fn images_are_packed_as_asked() {
     let pack = |text: &str| least_and(&["--pack", text]).map(|config| config.pack);
     assert_eq!(least_and(&[]).unwrap().pack, Pack::None);
     assert_eq!(pack("original").unwrap(), Pack::Original);
-    let jpeg = Pack::Jpeg {
-        short_side: 256,
-        quality: 90,
-    };
+    let jpeg = Pack::Jpeg { short_side: 256, quality: 90 };
     assert_eq!(pack("jpeg:256:90").unwrap(), jpeg);
     assert_eq!(pack_name(jpeg), "jpeg:256:90");
-    for bad in [
-        "jpeg",
-        "jpeg:256",
-        "jpeg:0:90",
-        "jpeg:256:101",
-        "jpeg:-1:90",
-        "png",
-        "",
-    ] {
+    for bad in ["jpeg", "jpeg:256", "jpeg:0:90", "jpeg:256:101", "jpeg:-1:90", "png", ""] {
         let error = pack(bad).unwrap_err().to_string();
-        assert!(
-            error.contains("cache.pack") && error.contains("jpeg:256:90"),
-            "{error}"
-        );
+        assert!(error.contains("cache.pack") && error.contains("jpeg:256:90"), "{error}");
     }
 }
 
@@ -370,9 +211,7 @@ fn facts_about_a_teacher_are_read_in_every_form() {
     let of = |more: &[&str]| {
         let args = [&["--images", "photos", "--out", "cache"], more].concat();
         let config = resolve(&args).unwrap();
-        config.teachers[&TeacherId::new("clip").unwrap()]
-            .options
-            .clone()
+        config.teachers[&TeacherId::new("clip").unwrap()].options.clone()
     };
     let whole = TeacherOptions {
         activation: Some(Activation::Gelu),
@@ -429,28 +268,18 @@ fn facts_about_a_teacher_are_read_in_every_form() {
     ];
     assert_eq!(of(&flags), whole);
     // What the recipe says of a teacher stands against flags for all.
-    let flags = [
-        "--recipe", &table, "--mean", "0", "--std", "1", "--heads", "3",
-    ];
+    let flags = ["--recipe", &table, "--mean", "0", "--std", "1", "--heads", "3"];
     assert_eq!(of(&flags), whole);
-    let printed =
-        resolve(&[&["--images", "photos", "--out", "cache", "--recipe", &table][..]].concat())
-            .unwrap()
-            .to_toml(14, 8, "cpu");
+    let printed = resolve(&[&["--images", "photos", "--out", "cache", "--recipe", &table][..]].concat())
+        .unwrap()
+        .to_toml(14, 8, "cpu");
     assert_eq!(of(&["--recipe", &recipe(&printed)]), whole);
 }
 
 #[test]
 fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
     let refused = |set: &[&str], parts: &[&str]| {
-        let mut args = vec![
-            "--images",
-            "photos",
-            "--out",
-            "cache",
-            "--set",
-            "teachers.aug.path=x",
-        ];
+        let mut args = vec!["--images", "photos", "--out", "cache", "--set", "teachers.aug.path=x"];
         for set in set {
             args.extend(["--set", set]);
         }
@@ -458,24 +287,11 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         assert!(!error.contains("untagged"), "{error}");
     };
-    refused(
-        &["teachers.aug.means=0.5"],
-        &[
-            "unknown key `means`",
-            "`path`",
-            "`mean`",
-            "`std`",
-            "`eps`",
-            "`heads`",
-        ],
-    );
+    refused(&["teachers.aug.means=0.5"], &["unknown key `means`", "`path`", "`mean`", "`std`", "`eps`", "`heads`"]);
     refused(&["teachers.aug.mean=[0.5,0.5]"], &["list of three"]);
     refused(&["teachers.aug.mean=half"], &["expected one number"]);
     refused(&["teachers.aug.mean=0.5"], &["teachers.aug", "give both"]);
-    refused(
-        &["teachers.aug.mean=0.5", "teachers.aug.std=0"],
-        &["teachers.aug.std", "above 0 and at most 1"],
-    );
+    refused(&["teachers.aug.mean=0.5", "teachers.aug.std=0"], &["teachers.aug.std", "above 0 and at most 1"]);
     let bytes = "values from 0 to 255; divide mean and std by 255";
     for (mean, std, wrong) in [
         ("[123.675,116.28,103.53]", "[58.395,57.12,57.375]", "mean"),
@@ -485,10 +301,7 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
         ("[0.5,0.5,116.28]", "0.5", "mean"),
     ] {
         refused(
-            &[
-                &format!("teachers.aug.mean={mean}"),
-                &format!("teachers.aug.std={std}"),
-            ],
+            &[&format!("teachers.aug.mean={mean}"), &format!("teachers.aug.std={std}")],
             &[&format!("teachers.aug.{wrong} = ["), bytes],
         );
     }
@@ -502,14 +315,8 @@ fn a_wrong_fact_about_a_teacher_is_refused_by_its_key() {
     for (mean, std) in [("0.5", "0.5"), ("0", "1"), ("1", "1")] {
         flags(mean, std).unwrap();
     }
-    refused(
-        &["teachers.aug.eps=1.0"],
-        &["teachers.aug.eps", "between 0 and 1"],
-    );
-    refused(
-        &["teachers.aug.heads=0"],
-        &["teachers.aug.heads", "at least 1"],
-    );
+    refused(&["teachers.aug.eps=1.0"], &["teachers.aug.eps", "between 0 and 1"]);
+    refused(&["teachers.aug.heads=0"], &["teachers.aug.heads", "at least 1"]);
     refused(&["teachers.other=7"], &["a teacher's path, or a table"]);
     refused(&["teachers.other.layer=last"], &["missing key `path`"]);
 }
@@ -559,23 +366,10 @@ fn a_setting_by_flag_and_by_set_is_refused() {
         ("--threads", "2", "run.threads"),
     ] {
         let setting = format!("{field}={}", value.trim_start_matches("clip="));
-        let least: Vec<&str> = LEAST
-            .chunks(2)
-            .filter(|pair| pair[0] != flag)
-            .flatten()
-            .copied()
-            .collect();
-        for more in [
-            [flag, value, "--set", &setting],
-            ["--set", &setting, flag, value],
-        ] {
-            let error = resolve(&[&least, &more[..]].concat())
-                .expect_err(field)
-                .to_string();
-            assert!(
-                error.contains(flag) && error.contains(field) && error.contains("give one of them"),
-                "{error}"
-            );
+        let least: Vec<&str> = LEAST.chunks(2).filter(|pair| pair[0] != flag).flatten().copied().collect();
+        for more in [[flag, value, "--set", &setting], ["--set", &setting, flag, value]] {
+            let error = resolve(&[&least, &more[..]].concat()).expect_err(field).to_string();
+            assert!(error.contains(flag) && error.contains(field) && error.contains("give one of them"), "{error}");
         }
     }
 }
@@ -583,19 +377,10 @@ fn a_setting_by_flag_and_by_set_is_refused() {
 /// `--teacher` gives the path, and settings may say more about the teacher.
 #[test]
 fn a_teacher_by_flag_may_have_settings() {
-    let config = least_and(&[
-        "--set",
-        "teachers.clip.eps=1e-3",
-        "--set",
-        "teachers.clip.heads=4",
-    ]);
+    let config = least_and(&["--set", "teachers.clip.eps=1e-3", "--set", "teachers.clip.heads=4"]);
     let teacher = &config.unwrap().teachers[&TeacherId::new("clip").unwrap()];
     assert_eq!(
-        (
-            teacher.path.as_str(),
-            teacher.options.norm_eps,
-            teacher.options.num_heads
-        ),
+        (teacher.path.as_str(), teacher.options.norm_eps, teacher.options.num_heads),
         ("models/clip", Some(1e-3), Some(4))
     );
 }

@@ -21,13 +21,7 @@ pub(super) struct Canvas {
 impl Canvas {
     pub(super) fn new(width: u32, height: u32, colour: Rgb) -> Canvas {
         let pixels = width as usize * height as usize;
-        Canvas {
-            img: RgbImage {
-                width,
-                height,
-                data: colour.repeat(pixels),
-            },
-        }
+        Canvas { img: RgbImage { width, height, data: colour.repeat(pixels) } }
     }
 
     pub(super) fn set(&mut self, x: u32, y: u32, colour: Rgb) {
@@ -71,9 +65,7 @@ impl Canvas {
 
 /// Width in pixels of a line of text.
 pub(super) fn text_width(text: &str) -> u32 {
-    (text.chars().count() as u32)
-        .saturating_mul(ADVANCE)
-        .saturating_sub(2)
+    (text.chars().count() as u32).saturating_mul(ADVANCE).saturating_sub(2)
 }
 
 /// The text if it fits in `width` pixels, else its beginning and end with dots between: of a path, both ends tell.
@@ -87,11 +79,7 @@ pub(super) fn shorten(text: &str, width: u32) -> String {
     let (head, tail) = (kept / 3, kept - kept / 3);
     let dots = ".".repeat(room.min(2));
     let ends = |range: &[char]| range.iter().collect::<String>();
-    format!(
-        "{}{dots}{}",
-        ends(&chars[..head]),
-        ends(&chars[chars.len() - tail..])
-    )
+    format!("{}{dots}{}", ends(&chars[..head]), ends(&chars[chars.len() - tail..]))
 }
 
 #[cfg(test)]
@@ -102,8 +90,7 @@ mod tests {
     fn text_is_as_wide_as_it_says_and_is_cut_at_the_edge() {
         let mut canvas = Canvas::new(40, 20, [255; 3]);
         canvas.text(0, 0, "TTTTTTT", [0; 3]);
-        let inked =
-            |x: u32| (0..20).any(|y| canvas.img.data[3 * (y as usize * 40 + x as usize)] == 0);
+        let inked = |x: u32| (0..20).any(|y| canvas.img.data[3 * (y as usize * 40 + x as usize)] == 0);
         assert!(inked(0) && inked(text_width("TT") - 1) && !inked(10) && !inked(11));
         canvas.text(0, u32::MAX - 30, "below", [0; 3]);
         canvas.fill([30, 10, u32::MAX, u32::MAX], [1, 2, 3]);
@@ -113,10 +100,7 @@ mod tests {
     #[test]
     fn long_text_keeps_both_ends() {
         assert_eq!(shorten("short", 100), "short");
-        assert_eq!(
-            shorten("animals/mammals/cats/tabby-0001.png", 20 * ADVANCE),
-            "animal..bby-0001.png"
-        );
+        assert_eq!(shorten("animals/mammals/cats/tabby-0001.png", 20 * ADVANCE), "animal..bby-0001.png");
         assert_eq!(shorten("long text", ADVANCE), ".");
         assert_eq!(shorten("long text", 0), "");
     }

@@ -7,8 +7,7 @@ use super::canvas::Rgb;
 /// Entries of the map.
 const STEPS: usize = 256;
 
-static HEAT: LazyLock<[Rgb; STEPS]> =
-    LazyLock::new(|| std::array::from_fn(|i| heat_at(i as f64 / (STEPS - 1) as f64)));
+static HEAT: LazyLock<[Rgb; STEPS]> = LazyLock::new(|| std::array::from_fn(|i| heat_at(i as f64 / (STEPS - 1) as f64)));
 
 /// The colour of a value in 0..1 (outside it, that of the nearer end): from near black through violet, red and orange to a
 /// light yellow. Lightness grows evenly with the value, so that the map can be read in gray and by the colour-blind.
@@ -59,11 +58,7 @@ fn oklab_to_linear(l: f64, a: f64, b: f64) -> [f64; 3] {
 
 /// The transfer function of sRGB (IEC 61966-2-1).
 fn encode(linear: f64) -> u8 {
-    let v = if linear <= 0.0031308 {
-        12.92 * linear
-    } else {
-        1.055 * linear.powf(1.0 / 2.4) - 0.055
-    };
+    let v = if linear <= 0.0031308 { 12.92 * linear } else { 1.055 * linear.powf(1.0 / 2.4) - 0.055 };
     (v.clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
@@ -86,9 +81,7 @@ mod tests {
 
     #[test]
     fn heat_brightens_with_every_step() {
-        let lumas: Vec<f64> = (0..STEPS)
-            .map(|i| luma(heat(i as f64 / (STEPS - 1) as f64)))
-            .collect();
+        let lumas: Vec<f64> = (0..STEPS).map(|i| luma(heat(i as f64 / (STEPS - 1) as f64))).collect();
         assert!(lumas.windows(2).all(|pair| pair[0] <= pair[1] + 0.6));
         assert!(lumas[0] < 25.0 && lumas[STEPS - 1] > 225.0, "{lumas:?}");
         for i in (0..STEPS - 16).step_by(16) {

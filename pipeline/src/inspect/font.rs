@@ -32,9 +32,7 @@ static GLYPHS: LazyLock<Vec<Glyph>> = LazyLock::new(|| {
 
 /// The dots of a character; a box for what is not printable ASCII.
 pub(super) fn glyph(c: char) -> &'static Glyph {
-    let number = (c as u32)
-        .checked_sub(FIRST)
-        .map_or(COUNT - 1, |number| number as usize);
+    let number = (c as u32).checked_sub(FIRST).map_or(COUNT - 1, |number| number as usize);
     &GLYPHS[number.min(COUNT - 1)]
 }
 
@@ -51,15 +49,8 @@ pub(super) fn doubled(glyph: &Glyph) -> [[bool; 2 * WIDTH]; 2 * HEIGHT] {
             let (up, down) = (at(Some(x), y.checked_sub(1)), at(Some(x), Some(y + 1)));
             let (left, right) = (at(x.checked_sub(1), Some(y)), at(Some(x + 1), Some(y)));
             let (vertical, other_vertical) = if row % 2 == 0 { (up, down) } else { (down, up) };
-            let (horizontal, other_horizontal) = if column % 2 == 0 {
-                (left, right)
-            } else {
-                (right, left)
-            };
-            if vertical == horizontal
-                && vertical != other_horizontal
-                && horizontal != other_vertical
-            {
+            let (horizontal, other_horizontal) = if column % 2 == 0 { (left, right) } else { (right, left) };
+            if vertical == horizontal && vertical != other_horizontal && horizontal != other_vertical {
                 vertical
             } else {
                 glyph[y][x]

@@ -16,29 +16,18 @@ const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 /// a typing error would have it replace may not be.
 pub(super) fn place(path: &Path, cache: &Path) -> anyhow::Result<PathBuf> {
     let refuse = |why: &str| format!("--png {}: {why}", path.display());
-    ensure!(
-        path != Path::new("-"),
-        refuse("a picture goes into a file and not to stdout; give its name")
-    );
-    let name = path
-        .file_name()
-        .with_context(|| refuse("is no file name"))?;
+    ensure!(path != Path::new("-"), refuse("a picture goes into a file and not to stdout; give its name"));
+    let name = path.file_name().with_context(|| refuse("is no file name"))?;
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    let folder = folder
-        .canonicalize()
-        .with_context(|| refuse("its folder is not there; make it first"))?;
+    let folder = folder.canonicalize().with_context(|| refuse("its folder is not there; make it first"))?;
     let place = match fs::symlink_metadata(path) {
-        Ok(_) => path
-            .canonicalize()
-            .with_context(|| refuse("is a link to nowhere"))?,
+        Ok(_) => path.canonicalize().with_context(|| refuse("is a link to nowhere"))?,
         Err(_) => folder.join(name),
     };
-    let cache = cache
-        .canonicalize()
-        .with_context(|| format!("cannot find {}", cache.display()))?;
+    let cache = cache.canonicalize().with_context(|| format!("cannot find {}", cache.display()))?;
     ensure!(
         !place.starts_with(&cache),
         refuse("lies in the cache, which a look at it must not change; give another place")
@@ -50,13 +39,8 @@ pub(super) fn place(path: &Path, cache: &Path) -> anyhow::Result<PathBuf> {
         bail!(refuse("is there and is no file; give another name"));
     }
     let mut start = [0; SIGNATURE.len()];
-    let is_png = File::open(&place)
-        .and_then(|mut file| file.read_exact(&mut start))
-        .is_ok_and(|()| start == SIGNATURE);
-    ensure!(
-        is_png || metadata.len() == 0,
-        refuse("is there and is no PNG; give another name, or remove it first")
-    );
+    let is_png = File::open(&place).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start == SIGNATURE);
+    ensure!(is_png || metadata.len() == 0, refuse("is there and is no PNG; give another name, or remove it first"));
     Ok(place)
 }
 
@@ -77,10 +61,7 @@ mod tests {
         fs::create_dir_all(cache.join("samples")).unwrap();
         fs::write(&png, [&SIGNATURE[..], b"more"].concat()).unwrap();
         fs::write(&photo, b"\xff\xd8 a photo").unwrap();
-        assert_eq!(
-            place(&root.join("new.png"), &cache).unwrap(),
-            root.join("new.png")
-        );
+        assert_eq!(place(&root.join("new.png"), &cache).unwrap(), root.join("new.png"));
         assert_eq!(place(&png, &cache).unwrap(), png);
         assert!(refused(&photo, &cache).contains("is no PNG"));
         assert!(refused(&root, &cache).contains("is no file"));

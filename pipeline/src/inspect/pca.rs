@@ -34,12 +34,7 @@ pub(super) fn pca(tokens: &[f32], width: usize) -> anyhow::Result<Pca> {
     );
     let n = tokens.len() / width;
     let step = n.div_ceil(MAX_FIT).max(1);
-    let fitted: Vec<f32> = tokens
-        .chunks_exact(width)
-        .step_by(step)
-        .flatten()
-        .copied()
-        .collect();
+    let fitted: Vec<f32> = tokens.chunks_exact(width).step_by(step).flatten().copied().collect();
     let (mean, axes, explained) = components(&fitted, width)?;
     let mut scores: Vec<[f32; COMPONENTS]> = tokens
         .chunks_exact(width)
@@ -56,17 +51,10 @@ pub(super) fn pca(tokens: &[f32], width: usize) -> anyhow::Result<Pca> {
         let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
         let (low, high) = (at(TAIL), at(1.0 - TAIL));
         for score in &mut scores {
-            score[k] = if high > low {
-                ((score[k] - low) / (high - low)).clamp(0.0, 1.0)
-            } else {
-                0.5
-            };
+            score[k] = if high > low { ((score[k] - low) / (high - low)).clamp(0.0, 1.0) } else { 0.5 };
         }
     }
-    Ok(Pca {
-        colours: scores,
-        explained,
-    })
+    Ok(Pca { colours: scores, explained })
 }
 
 fn project(token: &[f32], mean: &[f64], axis: &[f64]) -> f64 {
@@ -81,9 +69,7 @@ fn components(tokens: &[f32], width: usize) -> anyhow::Result<Components> {
     let context = "cannot find the principal components";
     let (rows, columns) = (i64::try_from(tokens.len() / width)?, i64::try_from(width)?);
     let decompose = || -> Result<_, tch::TchError> {
-        let x = Tensor::f_from_slice(tokens)?
-            .f_view([rows, columns])?
-            .f_to_kind(Kind::Double)?;
+        let x = Tensor::f_from_slice(tokens)?.f_view([rows, columns])?.f_to_kind(Kind::Double)?;
         let mean = x.f_mean_dim(&[0i64][..], true, Kind::Double)?;
         let x = x.f_sub(&mean)?;
         let covariance = x.f_tr()?.f_matmul(&x)?.f_div_scalar(rows as f64)?;
@@ -104,10 +90,7 @@ fn components(tokens: &[f32], width: usize) -> anyhow::Result<Components> {
         }
         *explained = variances[at] / total;
         let axis = &vectors[at * width..(at + 1) * width];
-        let largest = axis.iter().copied().fold(
-            0.0,
-            |best: f64, v| if v.abs() > best.abs() { v } else { best },
-        );
+        let largest = axis.iter().copied().fold(0.0, |best: f64, v| if v.abs() > best.abs() { v } else { best });
         axes.push(axis.iter().map(|v| v * largest.signum()).collect());
     }
     Ok((mean, axes, explained))
@@ -137,11 +120,7 @@ mod tests {
         for (found, expected) in found_mean.iter().zip(mean) {
             assert!((found - expected).abs() < 1e-5);
         }
-        let expected = [
-            [0.0, 0.0, 1.0, 0.0, 0.0],
-            [r, r, 0.0, 0.0, 0.0],
-            [0.0, 0.0, 0.0, 1.0, 0.0],
-        ];
+        let expected = [[0.0, 0.0, 1.0, 0.0, 0.0], [r, r, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]];
         for (axis, expected) in axes.iter().zip(expected) {
             for (found, expected) in axis.iter().zip(expected) {
                 // Tokens are f32: 100 plus a fraction is known to 4e-6.

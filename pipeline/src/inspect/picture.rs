@@ -87,11 +87,7 @@ struct PictureTeacher {
 impl Picture {
     /// What was drawn, in a line.
     pub(super) fn summary(&self) -> String {
-        let rows: Vec<_> = self
-            .rows
-            .iter()
-            .map(|row| format!("{}/{}", row.sample_id, row.view))
-            .collect();
+        let rows: Vec<_> = self.rows.iter().map(|row| format!("{}/{}", row.sample_id, row.view)).collect();
         let teachers: Vec<_> = self.teachers.keys().map(TeacherId::as_str).collect();
         format!(
             "{}: {} x {} pixels, sample/view {}, teachers {}",
@@ -99,11 +95,7 @@ impl Picture {
             self.width,
             self.height,
             rows.join(" "),
-            if teachers.is_empty() {
-                "none".to_owned()
-            } else {
-                teachers.join(" ")
-            }
+            if teachers.is_empty() { "none".to_owned() } else { teachers.join(" ") }
         )
     }
 }
@@ -161,11 +153,7 @@ pub(super) fn draw(
         let top = header + row_height * i as u32;
         draw_caption(cache, chosen, top, &mut canvas);
         let top = top + LINE;
-        rows.push(PictureRow {
-            sample_id: chosen.sample.sample_id,
-            view: chosen.sample.view.index,
-            top,
-        });
+        rows.push(PictureRow { sample_id: chosen.sample.sample_id, view: chosen.sample.view.index, top });
         canvas.paste(crop, MARGIN, top);
         let size = chosen.sample.view.crop;
         let flip = if chosen.sample.view.flip { " flip" } else { "" };
@@ -188,10 +176,8 @@ pub(super) fn draw(
         teachers: columns
             .into_iter()
             .map(|column| {
-                let teacher = PictureTeacher {
-                    left: [0, 1, 2].map(|i| column.left + i * step),
-                    explained: column.explained,
-                };
+                let teacher =
+                    PictureTeacher { left: [0, 1, 2].map(|i| column.left + i * step), explained: column.explained };
                 (column.id, teacher)
             })
             .collect(),
@@ -227,9 +213,7 @@ fn read_columns(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<Vec<Column>>
             row.view,
             teacher.id
         );
-        let column = columns
-            .get_mut(&teacher.id)
-            .context("every teacher has a column")?;
+        let column = columns.get_mut(&teacher.id).context("every teacher has a column")?;
         column.tokens.insert(position, tokens);
         column.attention.insert(position, attention);
         Ok(())
@@ -272,23 +256,13 @@ fn draw_header(cache: &Cache, columns: &[Column], panel: u32, canvas: &mut Canva
             let codec = &teacher.codec;
             let full = format!("{shape}, {codec}, {}", teacher.arch);
             let fits = text_width(&full) <= width;
-            about = if fits {
-                full
-            } else {
-                format!("{shape}, {codec}")
-            };
+            about = if fits { full } else { format!("{shape}, {codec}") };
         }
         canvas.text(left, MARGIN + LINE, &shorten(&about, width), FADED);
         canvas.fill([left, titles + CAPITAL + 8, width, 1], RULE);
-        let shares = column
-            .explained
-            .map(|share| format!("{:.0}", 100.0 * share));
+        let shares = column.explained.map(|share| format!("{:.0}", 100.0 * share));
         let components = format!("PCA {}%", shares.join("+"));
-        let titles_of = [
-            [components.as_str(), "PCA"],
-            ["CLS attention", "attention"],
-            ["75 % masked", "75% mask"],
-        ];
+        let titles_of = [[components.as_str(), "PCA"], ["CLS attention", "attention"], ["75 % masked", "75% mask"]];
         // All long or all short, whichever leaves space between them.
         let room = panel.saturating_sub(ADVANCE);
         let long = titles_of.iter().all(|[long, _]| text_width(long) <= room);
@@ -306,9 +280,7 @@ fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, canvas: &mut Canvas) {
     let room = canvas.img.width - 2 * MARGIN;
     let mut about = format!("sample {} view {}", sample.sample_id, sample.view.index);
     if let Some(label) = sample.label {
-        let name = usize::try_from(label)
-            .ok()
-            .and_then(|label| cache.identity().label_names.get(label));
+        let name = usize::try_from(label).ok().and_then(|label| cache.identity().label_names.get(label));
         about += &match name {
             // A key of class folders begins with the class.
             Some(name) if sample.key.starts_with(&format!("{name}/")) => String::new(),
@@ -347,8 +319,7 @@ impl Column {
         let panel = crop.width;
         let legend = top + panel + GAP;
         let left = [0, 1, 2].map(|i| self.left + i * (panel + GAP));
-        let (Some(colours), Some(attention)) = (self.colours.get(&row), self.attention.get(&row))
-        else {
+        let (Some(colours), Some(attention)) = (self.colours.get(&row), self.attention.get(&row)) else {
             for left in left {
                 canvas.fill([left, top, panel, panel], EMPTY);
             }
@@ -373,11 +344,7 @@ impl Column {
 
 /// The colours of heat between the two values that they stand for; evenly spaced in value.
 fn draw_scale(left: u32, top: u32, width: u32, highest: f32, canvas: &mut Canvas) {
-    let most = if highest >= 0.0995 {
-        format!("{highest:.2}")
-    } else {
-        format!("{highest:.3}")
-    };
+    let most = if highest >= 0.0995 { format!("{highest:.2}") } else { format!("{highest:.3}") };
     let from = left + text_width("0") + 8;
     let to = left + width.saturating_sub(text_width(&most) + 8 + ADVANCE);
     canvas.text(left, top, "0", FADED);
@@ -391,12 +358,7 @@ fn draw_scale(left: u32, top: u32, width: u32, highest: f32, canvas: &mut Canvas
 fn png(img: &RgbImage) -> anyhow::Result<Vec<u8>> {
     let mut file = Cursor::new(Vec::new());
     PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive)
-        .write_image(
-            &img.data,
-            img.width,
-            img.height,
-            image::ExtendedColorType::Rgb8,
-        )
+        .write_image(&img.data, img.width, img.height, image::ExtendedColorType::Rgb8)
         .context("cannot encode the picture")?;
     Ok(file.into_inner())
 }

@@ -48,12 +48,7 @@ pub(super) fn crops(
             let packed = packed.get(&sample.sample_id);
             let bytes = packed.or_else(|| found.get(&sample.content_hash));
             let bytes = bytes.context("every wanted image was found")?;
-            let name = || {
-                format!(
-                    "the image of sample {} ({:?})",
-                    sample.sample_id, sample.key
-                )
-            };
+            let name = || format!("the image of sample {} ({:?})", sample.sample_id, sample.key);
             let image = decoder.decode(bytes).with_context(name)?;
             if (image.width, image.height) != (sample.width, sample.height) {
                 bail!(
@@ -96,16 +91,11 @@ fn packed_images(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<BTreeMap<u6
 
 /// The bytes of the wanted images. An image has nearly always kept its key or its place, so these are tried first; for what is
 /// then missing, the whole source is read.
-fn find(
-    spec: &str,
-    wanted: &BTreeMap<ContentHash, &SampleRow>,
-) -> anyhow::Result<BTreeMap<ContentHash, Vec<u8>>> {
+fn find(spec: &str, wanted: &BTreeMap<ContentHash, &SampleRow>) -> anyhow::Result<BTreeMap<ContentHash, Vec<u8>>> {
     let source = ImageSource::open(spec)?;
     let mut found = BTreeMap::new();
     for (hash, sample) in wanted {
-        let by_place = usize::try_from(sample.sample_id)
-            .ok()
-            .filter(|&i| i < source.len());
+        let by_place = usize::try_from(sample.sample_id).ok().filter(|&i| i < source.len());
         for index in source.find(&sample.key).into_iter().chain(by_place) {
             if let Ok(bytes) = source.read(index)
                 && ContentHash::of(&bytes) == *hash
@@ -141,10 +131,8 @@ fn search(
     );
     let bar = terminal::bars().add(ProgressBar::new(source.len() as u64));
     bar.set_style(
-        ProgressStyle::with_template(
-            "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images read, ETA {eta}",
-        )
-        .expect("a constant template"),
+        ProgressStyle::with_template("{elapsed_precise} {wide_bar} {human_pos}/{human_len} images read, ETA {eta}")
+            .expect("a constant template"),
     );
     for index in 0..source.len() {
         if found.len() == wanted.len() {

@@ -21,21 +21,13 @@ pub(super) struct Chosen {
 
 /// The views asked for, of all samples asked for; ascending, each once. Without `view`, all views. A rejected image is an error
 /// where its number was given, and passed by in a range of numbers.
-pub(super) fn choose(
-    cache: &Cache,
-    ranges: &[SampleRange],
-    view: Option<u16>,
-) -> anyhow::Result<Vec<Chosen>> {
+pub(super) fn choose(cache: &Cache, ranges: &[SampleRange], view: Option<u16>) -> anyhow::Result<Vec<Chosen>> {
     let plan = cache.identity().plan;
     check_view(cache, view)?;
     let mut ids = BTreeSet::new();
     let mut single = BTreeSet::new();
     for &SampleRange { first, last } in ranges {
-        ensure!(
-            last < plan.samples,
-            "there is no sample {last}: the data set has {}, numbered from 0",
-            plan.samples
-        );
+        ensure!(last < plan.samples, "there is no sample {last}: the data set has {}, numbered from 0", plan.samples);
         ensure!(
             last - first < MAX_SAMPLES,
             "samples {first}-{last} are more than {MAX_SAMPLES}, the most that are shown at once"
@@ -70,10 +62,7 @@ pub(super) fn choose(
             ids.contains(&sample.sample_id) && view.is_none_or(|view| sample.view.index == view)
         })?);
     }
-    ensure!(
-        !chosen.is_empty() || ranges.is_empty(),
-        "every image in the range was rejected: none has rows"
-    );
+    ensure!(!chosen.is_empty() || ranges.is_empty(), "every image in the range was rejected: none has rows");
     Ok(chosen)
 }
 
@@ -91,10 +80,7 @@ pub(super) fn first_middle_last(cache: &Cache, view: Option<u16>) -> anyhow::Res
         }
     }
     let (Some(&first), Some(&last)) = (parts.first(), parts.last()) else {
-        bail!(
-            "{}: no part with rows is built yet, so there is nothing to show",
-            cache.dir().display()
-        );
+        bail!("{}: no part with rows is built yet, so there is nothing to show", cache.dir().display());
     };
     let middle = parts[parts.len() / 2];
     let pick = |part: u32, place: fn(usize) -> usize| -> anyhow::Result<Chosen> {
@@ -103,11 +89,7 @@ pub(super) fn first_middle_last(cache: &Cache, view: Option<u16>) -> anyhow::Res
         let at = place(rows.len());
         Ok(rows.swap_remove(at))
     };
-    let mut chosen = vec![
-        pick(first, |_| 0)?,
-        pick(middle, |n| n / 2)?,
-        pick(last, |n| n - 1)?,
-    ];
+    let mut chosen = vec![pick(first, |_| 0)?, pick(middle, |n| n / 2)?, pick(last, |n| n - 1)?];
     chosen.dedup_by_key(|chosen| chosen.sample.sample_id);
     Ok(chosen)
 }
@@ -123,16 +105,9 @@ fn check_view(cache: &Cache, view: Option<u16>) -> anyhow::Result<()> {
 }
 
 /// The rows of a part that are wanted.
-fn part_rows(
-    cache: &Cache,
-    part: u32,
-    wanted: impl Fn(&SampleRow) -> bool,
-) -> anyhow::Result<Vec<Chosen>> {
+fn part_rows(cache: &Cache, part: u32, wanted: impl Fn(&SampleRow) -> bool) -> anyhow::Result<Vec<Chosen>> {
     let rows = cache.samples(part)?.into_iter().enumerate();
-    Ok(rows
-        .filter(|(_, sample)| wanted(sample))
-        .map(|(row, sample)| Chosen { part, row, sample })
-        .collect())
+    Ok(rows.filter(|(_, sample)| wanted(sample)).map(|(row, sample)| Chosen { part, row, sample }).collect())
 }
 
 /// Reads the features of the chosen rows, checks that they belong to them, and hands each to `visit` with the position of its row

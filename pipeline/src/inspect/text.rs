@@ -9,17 +9,8 @@ use schemas::ViewPolicy;
 use super::{Files, Overview, TeacherOverview};
 
 pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Result<()> {
-    let Overview {
-        identity,
-        parts,
-        samples,
-        ..
-    } = overview;
-    writeln!(
-        out,
-        "{}: cache, format version {}",
-        overview.cache, identity.format_version
-    )?;
+    let Overview { identity, parts, samples, .. } = overview;
+    writeln!(out, "{}: cache, format version {}", overview.cache, identity.format_version)?;
     let dataset = &identity.dataset;
     writeln!(
         out,
@@ -42,23 +33,10 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
         views.seed,
         views.filter
     )?;
-    writeln!(
-        out,
-        "plan        {} of {}",
-        count((*parts).into(), "part"),
-        count(identity.plan.part_samples, "image")
-    )?;
+    writeln!(out, "plan        {} of {}", count((*parts).into(), "part"), count(identity.plan.part_samples, "image"))?;
     print_files("samples", samples, *parts, out)?;
     writeln!(out, "  rejected  {}", count(overview.rejected, "image"))?;
-    for (
-        id,
-        TeacherOverview {
-            identity: teacher,
-            files,
-            channels,
-        },
-    ) in &overview.teachers
-    {
+    for (id, TeacherOverview { identity: teacher, files, channels }) in &overview.teachers {
         print_files(&format!("teacher {id}"), files, *parts, out)?;
         writeln!(
             out,
@@ -66,11 +44,7 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
             teacher.arch, teacher.activation, teacher.layer, teacher.source
         )?;
         writeln!(out, "  weights   sha256 {}", short(&teacher.weights_sha256))?;
-        writeln!(
-            out,
-            "  pixels    minus {:?}, by {:?}",
-            teacher.mean, teacher.std
-        )?;
+        writeln!(out, "  pixels    minus {:?}, by {:?}", teacher.mean, teacher.std)?;
         let (grid, width, size) = (teacher.grid, teacher.width, teacher.input_size);
         writeln!(
             out,
@@ -89,10 +63,7 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
         )?;
         if let Some(c) = channels {
             let range = |low: (f64, usize), high: (f64, usize)| {
-                format!(
-                    "{:.4} (channel {}) to {:.4} (channel {})",
-                    low.0, low.1, high.0, high.1
-                )
+                format!("{:.4} (channel {}) to {:.4} (channel {})", low.0, low.1, high.0, high.1)
             };
             writeln!(out, "  mean      {}", range(c.mean_min, c.mean_max))?;
             writeln!(out, "  std       {}", range(c.std_min, c.std_max))?;
@@ -103,22 +74,15 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
     }
     for row in &overview.rows {
         let [x, y, w, h] = row.crop;
-        let label = row
-            .label_name
-            .clone()
-            .or(row.label.map(|label| label.to_string()))
-            .unwrap_or_else(|| "none".into());
+        let label =
+            row.label_name.clone().or(row.label.map(|label| label.to_string())).unwrap_or_else(|| "none".into());
         writeln!(
             out,
             "sample {} view {}: {:?}, label {label}, content {}",
             row.sample_id, row.view, row.key, row.content_hash
         )?;
         let flip = if row.flip { ", flipped" } else { "" };
-        writeln!(
-            out,
-            "  crop      {w} x {h} at ({x}, {y}) of {} x {}{flip}",
-            row.width, row.height
-        )?;
+        writeln!(out, "  crop      {w} x {h} at ({x}, {y}) of {} x {}{flip}", row.width, row.height)?;
         for (id, f) in &row.teachers {
             let ([peak_row, peak_column], weight) = f.cls_attn_peak;
             writeln!(
@@ -133,11 +97,7 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
 
 fn policy(policy: &ViewPolicy) -> String {
     match policy {
-        ViewPolicy::Rrc {
-            scale: [small, large],
-            ratio: [tall, wide],
-            flip,
-        } => {
+        ViewPolicy::Rrc { scale: [small, large], ratio: [tall, wide], flip } => {
             format!(
                 "random resized crops of {small} to {large} of the area, {tall:.3} to {wide:.3} wide, flipped with probability {flip}"
             )
@@ -148,17 +108,8 @@ fn policy(policy: &ViewPolicy) -> String {
 }
 
 fn print_files(name: &str, files: &Files, parts: u32, out: &mut dyn Write) -> std::io::Result<()> {
-    let state = if files.parts_complete == parts {
-        "complete"
-    } else {
-        "incomplete"
-    };
-    let Files {
-        parts_complete,
-        rows,
-        bytes,
-        bytes_per_row,
-    } = files;
+    let state = if files.parts_complete == parts { "complete" } else { "incomplete" };
+    let Files { parts_complete, rows, bytes, bytes_per_row } = files;
     writeln!(
         out,
         "{name}: {parts_complete} of {} ({state}), {}, {}",
@@ -166,10 +117,7 @@ fn print_files(name: &str, files: &Files, parts: u32, out: &mut dyn Write) -> st
         count(*rows, "row"),
         DecimalBytes(*bytes)
     )?;
-    let columns: Vec<_> = bytes_per_row
-        .iter()
-        .map(|(column, bytes)| format!("{column} {bytes:.0}"))
-        .collect();
+    let columns: Vec<_> = bytes_per_row.iter().map(|(column, bytes)| format!("{column} {bytes:.0}")).collect();
     writeln!(out, "  bytes/row {}", columns.join(", "))
 }
 

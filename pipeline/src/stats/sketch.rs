@@ -38,10 +38,7 @@ pub(super) struct Distribution {
 impl Sketch {
     /// Adds a finite value of 0 or above.
     pub(super) fn add(&mut self, value: f64) {
-        *self
-            .bins
-            .entry((value as f32).to_bits() >> DROPPED)
-            .or_default() += 1;
+        *self.bins.entry((value as f32).to_bits() >> DROPPED).or_default() += 1;
         self.count += 1;
         self.sum += value;
         self.sum_sq += value * value;

@@ -73,19 +73,8 @@ impl Sums {
     }
 
     /// Adds the row that was read into `scratch`.
-    pub(super) fn add_row(
-        &mut self,
-        teacher: &TeacherIdentity,
-        scratch: &mut Scratch,
-    ) -> schemas::Result<()> {
-        let Scratch {
-            row,
-            tokens,
-            cls,
-            attention,
-            norms,
-            sorted,
-        } = scratch;
+    pub(super) fn add_row(&mut self, teacher: &TeacherIdentity, scratch: &mut Scratch) -> schemas::Result<()> {
+        let Scratch { row, tokens, cls, attention, norms, sorted } = scratch;
         self.rows += 1;
         features::tokens(teacher, row, tokens)?;
         norms.clear();
@@ -150,11 +139,7 @@ impl Sums {
     fn add_attention(&mut self, attention: &[f32]) {
         self.non_finite.cls_attn += non_finite(attention);
         let weight = |v: f32| {
-            if v.is_finite() {
-                f64::from(v.max(0.0))
-            } else {
-                0.0
-            }
+            if v.is_finite() { f64::from(v.max(0.0)) } else { 0.0 }
         };
         let sum: f64 = attention.iter().map(|&v| weight(v)).sum();
         if sum <= 0.0 {
@@ -224,11 +209,7 @@ impl Sums {
         let std = by_channel(&|c, n| (self.sum_sq[c] / n - mean[c].powi(2)).max(0.0).sqrt());
         let total: f64 = self.sum_sq.iter().sum();
         let share = by_channel(&|c, _| {
-            if total > 0.0 {
-                self.sum_sq[c] / total
-            } else {
-                0.0
-            }
+            if total > 0.0 { self.sum_sq[c] / total } else { 0.0 }
         });
         let mut sorted = share.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));
@@ -238,18 +219,8 @@ impl Sums {
         Some(Features {
             tokens: self.tokens,
             non_finite: self.non_finite,
-            top_channels: TopChannels {
-                top_1: top(1),
-                top_4: top(4),
-                top_16: top(16),
-            },
-            channels: Channels {
-                mean,
-                std,
-                min: self.min,
-                max: self.max,
-                share,
-            },
+            top_channels: TopChannels { top_1: top(1), top_4: top(4), top_16: top(16) },
+            channels: Channels { mean, std, min: self.min, max: self.max, share },
             token_norm: self.token_norm.distribution(),
             cls_norm: self.cls_norm.distribution(),
             outliers: Outliers {

@@ -72,24 +72,14 @@ fn print_features(features: &Features, grid: usize, out: &mut dyn Write) -> std:
         percent(attention.sum.mean)
     )?;
     if attention.rows_without > 0 {
-        writeln!(
-            out,
-            "                  {} rows without any are left out",
-            grouped(attention.rows_without)
-        )?;
+        writeln!(out, "                  {} rows without any are left out", grouped(attention.rows_without))?;
     }
     let counts: Vec<f64> = outliers.per_patch.iter().map(|&n| n as f64).collect();
     let most = outliers.per_patch.iter().max().copied().unwrap_or(0);
     let highest = attention.mean.iter().copied().fold(0.0, f64::max);
     let maps = [
-        (
-            format!("mean attention, @ = {highest:.4}"),
-            map(&attention.mean, grid),
-        ),
-        (
-            format!("outliers, @ = {}", grouped(most)),
-            map(&counts, grid),
-        ),
+        (format!("mean attention, @ = {highest:.4}"), map(&attention.mean, grid)),
+        (format!("outliers, @ = {}", grouped(most)), map(&counts, grid)),
     ];
     // A map of nothing tells nothing.
     print_maps(&maps[..if most > 0 { 2 } else { 1 }], out)
@@ -98,15 +88,8 @@ fn print_features(features: &Features, grid: usize, out: &mut dyn Write) -> std:
 fn print_channels(features: &Features, out: &mut dyn Write) -> std::io::Result<()> {
     let channels = &features.channels;
     let mut order: Vec<usize> = (0..channels.share.len()).collect();
-    order.sort_by(|&a, &b| {
-        channels.share[b]
-            .total_cmp(&channels.share[a])
-            .then(a.cmp(&b))
-    });
-    let mut table = Table::new(
-        [Align::Right; 6],
-        ["channel", "mean", "std", "min", "max", "squared norm"],
-    );
+    order.sort_by(|&a, &b| channels.share[b].total_cmp(&channels.share[a]).then(a.cmp(&b)));
+    let mut table = Table::new([Align::Right; 6], ["channel", "mean", "std", "min", "max", "squared norm"]);
     for &c in order.iter().take(LISTED) {
         table.push([
             c.to_string(),
@@ -149,9 +132,7 @@ fn print_distributions(features: &Features, out: &mut dyn Write) -> std::io::Res
             Align::Right,
             Align::Right,
         ],
-        [
-            "", "mean", "std", "min", "1 %", "25 %", "50 %", "75 %", "99 %", "max",
-        ],
+        ["", "mean", "std", "min", "1 %", "25 %", "50 %", "75 %", "99 %", "max"],
     );
     let attention = &features.attention;
     for (name, d) in [
@@ -160,18 +141,7 @@ fn print_distributions(features: &Features, out: &mut dyn Write) -> std::io::Res
         ("entropy, bits", &attention.entropy_bits),
         ("peak attention", &attention.peak),
     ] {
-        let Distribution {
-            mean,
-            std,
-            min,
-            p1,
-            p25,
-            p50,
-            p75,
-            p99,
-            max,
-            ..
-        } = *d;
+        let Distribution { mean, std, min, p1, p25, p50, p75, p99, max, .. } = *d;
         let numbers = [mean, std, min, p1, p25, p50, p75, p99, max].map(number);
         let [a, b, c, d, e, f, g, h, i] = numbers;
         table.push([name.to_owned(), a, b, c, d, e, f, g, h, i]);
@@ -210,21 +180,13 @@ fn print_bytes(stats: &TeacherStats, out: &mut dyn Write) -> std::io::Result<()>
             bytes.f32_per_image / bytes.per_image
         )?;
         let mut table = Table::new(
-            [
-                Align::Left,
-                Align::Right,
-                Align::Right,
-                Align::Right,
-                Align::Right,
-            ],
+            [Align::Left, Align::Right, Align::Right, Align::Right, Align::Right],
             ["column", "stored", "encoded", "as f32", "f32 / stored"],
         );
         let whole = |value: f64| grouped(value.round() as u64);
         let optional = |value: Option<f64>| value.map_or_else(String::new, whole);
         for (name, column) in &bytes.columns {
-            let ratio = column
-                .f32_per_image
-                .map(|raw| format!("{:.2}", raw / column.per_image));
+            let ratio = column.f32_per_image.map(|raw| format!("{:.2}", raw / column.per_image));
             table.push([
                 name.clone(),
                 whole(column.per_image),

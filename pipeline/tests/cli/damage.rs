@@ -16,12 +16,7 @@ fn any_flipped_byte_is_reported_with_its_file_and_row() {
     let world = World::new();
     world.build("cache", &[]).unwrap();
     let dir = world.path("cache");
-    let verify = || {
-        run(["pipeline", "verify", &dir.display().to_string()]
-            .map(str::to_owned)
-            .into())
-        .unwrap()
-    };
+    let verify = || run(["pipeline", "verify", &dir.display().to_string()].map(str::to_owned).into()).unwrap();
     let (status, said) = verify();
     assert_eq!(status, ExitStatus::Fine, "{said}");
     assert!(said.contains("sound"), "{said}");
@@ -29,31 +24,19 @@ fn any_flipped_byte_is_reported_with_its_file_and_row() {
     let state = Cache::open(&dir).unwrap().part_state(0).unwrap();
     let footer_of = |name: &str| match name {
         _ if name.starts_with("samples/") => state.samples.as_ref().unwrap().file.footer_bytes,
-        _ => {
-            state
-                .teachers
-                .values()
-                .find(|t| name.contains(&format!("/{}/", t.id)))
-                .unwrap()
-                .file
-                .footer_bytes
-        }
+        _ => state.teachers.values().find(|t| name.contains(&format!("/{}/", t.id))).unwrap().file.footer_bytes,
     };
     let mut kinds = 0;
     // One part has a file of every kind.
-    for (name, bytes) in tree(&dir)
-        .into_iter()
-        .filter(|(name, _)| !name.contains("part-00001") && !name.contains("part-00002"))
+    for (name, bytes) in
+        tree(&dir).into_iter().filter(|(name, _)| !name.contains("part-00001") && !name.contains("part-00002"))
     {
         kinds += 1;
         let parquet = name.ends_with(".parquet");
         let len = bytes.len() as u64;
         let mut rng = Rng::new(7, Purpose::Select, &[kinds]);
         let positions: Vec<u64> = if parquet {
-            (0..FLIPS)
-                .map(|_| rng.range(len))
-                .chain([0, len - 1])
-                .collect()
+            (0..FLIPS).map(|_| rng.range(len)).chain([0, len - 1]).collect()
         } else {
             (0..len).step_by(7).collect()
         };
@@ -62,17 +45,10 @@ fn any_flipped_byte_is_reported_with_its_file_and_row() {
             damaged[position as usize] ^= 1 << (position % 8);
             fs::write(dir.join(&name), &damaged).unwrap();
             let (status, said) = verify();
-            assert_eq!(
-                status,
-                ExitStatus::Problems,
-                "{name}, byte {position}: {said}"
-            );
+            assert_eq!(status, ExitStatus::Problems, "{name}, byte {position}: {said}");
             assert!(said.contains(&name), "{name}, byte {position}: {said}");
             let in_rows = parquet && (4..len - footer_of(&name)).contains(&position);
-            assert!(
-                !in_rows || said.contains("row "),
-                "{name}, byte {position} is in a row: {said}"
-            );
+            assert!(!in_rows || said.contains("row "), "{name}, byte {position} is in a row: {said}");
         }
         fs::write(dir.join(&name), &bytes).unwrap();
     }
@@ -86,12 +62,7 @@ fn a_missing_file_and_an_unfinished_cache_are_problems() {
     let world = World::new();
     world.build("cache", &[]).unwrap();
     let dir = world.path("cache");
-    let verify = || {
-        run(["pipeline", "verify", &dir.display().to_string()]
-            .map(str::to_owned)
-            .into())
-        .unwrap()
-    };
+    let verify = || run(["pipeline", "verify", &dir.display().to_string()].map(str::to_owned).into()).unwrap();
     for (name, word) in [
         ("teachers/dino/part-00001.commit.json", "not built yet"),
         ("teachers/clip/part-00000.parquet", "part-00000.parquet"),
@@ -113,11 +84,7 @@ fn a_file_that_is_gone_or_cut_is_refused_and_built_again_as_told() {
     world.build("cache", &[]).unwrap();
     let dir = world.path("cache");
     let whole = tree(&dir);
-    for name in [
-        "samples/part-00000.parquet",
-        "teachers/clip/part-00001.parquet",
-        "rejects/part-00000.jsonl",
-    ] {
+    for name in ["samples/part-00000.parquet", "teachers/clip/part-00001.parquet", "rejects/part-00000.jsonl"] {
         let bytes = fs::read(dir.join(name)).unwrap();
         for damage in ["gone", "cut", "longer"] {
             match damage {
@@ -135,24 +102,15 @@ fn a_file_that_is_gone_or_cut_is_refused_and_built_again_as_told() {
         fs::remove_file(commit).unwrap();
         let (status, said) = world.build("cache", &[]).unwrap();
         assert_eq!(status, ExitStatus::Fine, "{said}");
-        assert!(
-            tree(&dir) == whole,
-            "{name}: not the bytes it was built with"
-        );
+        assert!(tree(&dir) == whole, "{name}: not the bytes it was built with");
     }
     // All at once, each by its name; a cache with holes is not added to either.
-    for name in [
-        "teachers/clip/part-00000.parquet",
-        "teachers/dino/part-00002.parquet",
-    ] {
+    for name in ["teachers/clip/part-00000.parquet", "teachers/dino/part-00002.parquet"] {
         fs::remove_file(dir.join(name)).unwrap();
     }
     let refused = format!("{:#}", world.build("cache", &[]).unwrap_err());
     assert!(refused.contains("2 of its files"), "{refused}");
-    assert!(
-        refused.contains("clip/part-00000.parquet") && refused.contains("dino/part-00002.parquet"),
-        "{refused}"
-    );
+    assert!(refused.contains("clip/part-00000.parquet") && refused.contains("dino/part-00002.parquet"), "{refused}");
 }
 
 /// A damaged record of one teacher keeps nobody from looking at another; it is told how to have it written again, which loses nothing.
@@ -166,28 +124,18 @@ fn a_damaged_teacher_does_not_hide_the_others() {
     let look = |words: &[&str]| {
         let cache = dir.display().to_string();
         let line = ["pipeline", words[0], &cache];
-        run(line
-            .iter()
-            .chain(&words[1..])
-            .map(|word| (*word).to_owned())
-            .collect())
+        run(line.iter().chain(&words[1..]).map(|word| (*word).to_owned()).collect())
     };
     let (status, said) = look(&["stats", "--teacher", "clip"]).unwrap();
     assert_eq!(status, ExitStatus::Fine, "{said}");
-    assert!(
-        said.contains("teacher clip") && !said.contains("dino"),
-        "{said}"
-    );
+    assert!(said.contains("teacher clip") && !said.contains("dino"), "{said}");
     for words in [&["stats"][..], &["stats", "--teacher", "dino"]] {
         let refused = look(words).unwrap_err().to_string();
         assert!(refused.contains("dino/teacher.json"), "{refused}");
     }
     let (status, said) = look(&["inspect"]).unwrap();
     assert_eq!(status, ExitStatus::Problems, "{said}");
-    assert!(
-        said.contains("teacher clip: 3 of 3 parts") && said.contains("teacher dino: damaged: "),
-        "{said}"
-    );
+    assert!(said.contains("teacher clip: 3 of 3 parts") && said.contains("teacher dino: damaged: "), "{said}");
     let (_, said) = look(&["inspect", "--json"]).unwrap();
     let json: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert!(json["teachers"]["clip"].is_object() && json["damaged"]["dino"].is_string());

@@ -31,19 +31,12 @@ fn killed_at_twenty_moments_and_resumed_it_is_the_same_cache() {
 
     let (mut killed, mut latest) = (0, files);
     for kill in 0.. {
-        assert!(
-            kill < KILLS * TRIES,
-            "only {killed} of {kill} kills came before the end"
-        );
+        assert!(kill < KILLS * TRIES, "only {killed} of {kill} kills came before the end");
         let out = format!("killed-{kill}");
         let folder = world.path(&out);
         let mut rng = Rng::new(1, Purpose::Select, &[kill]);
         let (at_files, millis) = (1 + rng.range(latest), rng.range(8));
-        let mut child = program(&args(&out))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = program(&args(&out)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let running = wait_for_files(&mut child, &folder, at_files);
         sleep(Duration::from_millis(millis));
         child.kill().unwrap();
@@ -56,11 +49,7 @@ fn killed_at_twenty_moments_and_resumed_it_is_the_same_cache() {
         }
 
         let resumed = output(&args(&out));
-        assert!(
-            resumed.status.success(),
-            "kill {kill} at {at_files} files: {}",
-            stderr(&resumed)
-        );
+        assert!(resumed.status.success(), "kill {kill} at {at_files} files: {}", stderr(&resumed));
         assert_same_tree(&folder, &world.path("whole"));
         if killed == KILLS {
             break;
@@ -72,19 +61,14 @@ fn killed_at_twenty_moments_and_resumed_it_is_the_same_cache() {
 #[test]
 fn killed_over_and_over_it_still_ends() {
     let world = World::new();
-    let args =
-        |out: &str| world.build_args(out, &["--threads", "2", "--set", "cache.part_samples=2"]);
+    let args = |out: &str| world.build_args(out, &["--threads", "2", "--set", "cache.part_samples=2"]);
     assert!(output(&args("whole")).status.success());
     let kills_of = |out: &str| {
         let folder = world.path(out);
         let mut kills = 0;
         loop {
             let before = count_files(&folder);
-            let mut child = program(&args(out))
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
+            let mut child = program(&args(out)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             // Each run gets a few files further.
             let running = wait_for_files(&mut child, &folder, before + 6);
             child.kill().unwrap();
@@ -104,18 +88,13 @@ fn killed_over_and_over_it_still_ends() {
 #[test]
 fn ctrl_c_ends_it_with_130_leaves_nothing_half_written_and_says_how_to_go_on() {
     let world = World::new();
-    let args =
-        |out: &str| world.build_args(out, &["--threads", "1", "--set", "cache.part_samples=1"]);
+    let args = |out: &str| world.build_args(out, &["--threads", "1", "--set", "cache.part_samples=1"]);
     assert!(output(&args("whole")).status.success());
     for i in 0.. {
         assert!(i < TRIES, "{i} builds were over too soon for this test");
         let out = format!("stopped-{i}");
         let folder = world.path(&out);
-        let mut child = program(&args(&out))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = program(&args(&out)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         if wait_for_files(&mut child, &folder, 12) {
             let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
             kill_process(pid, Signal::INT).unwrap();
@@ -125,15 +104,9 @@ fn ctrl_c_ends_it_with_130_leaves_nothing_half_written_and_says_how_to_go_on() {
             continue;
         }
         assert_eq!(stopped.status.code(), Some(130), "{}", stderr(&stopped));
-        assert!(
-            stderr(&stopped).contains("run the same command"),
-            "{}",
-            stderr(&stopped)
-        );
-        let hidden: Vec<_> = tree(&folder)
-            .into_keys()
-            .filter(|name| name.contains("/.") || name.starts_with('.'))
-            .collect();
+        assert!(stderr(&stopped).contains("run the same command"), "{}", stderr(&stopped));
+        let hidden: Vec<_> =
+            tree(&folder).into_keys().filter(|name| name.contains("/.") || name.starts_with('.')).collect();
         assert_eq!(hidden, [""; 0]);
         assert!(output(&args(&out)).status.success());
         assert_same_tree(&folder, &world.path("whole"));
@@ -160,7 +133,5 @@ fn count_files(folder: &Path) -> u64 {
         return 0;
     };
     let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
-    paths
-        .map(|path| if path.is_dir() { count_files(&path) } else { 1 })
-        .sum()
+    paths.map(|path| if path.is_dir() { count_files(&path) } else { 1 }).sum()
 }

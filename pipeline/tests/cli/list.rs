@@ -10,9 +10,7 @@ use super::support::{World, run, tree};
 
 fn list(world: &World, dir: &str, more: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
     let dir = world.path(dir).display().to_string();
-    let args = ["pipeline", "list", &dir]
-        .into_iter()
-        .chain(more.iter().copied());
+    let args = ["pipeline", "list", &dir].into_iter().chain(more.iter().copied());
     run(args.map(str::to_owned).collect())
 }
 
@@ -25,21 +23,11 @@ fn json(world: &World, dir: &str) -> (ExitStatus, Value) {
 fn caches_are_found_once_and_described() {
     let world = World::new();
     world.build("caches/whole", &[]).unwrap();
-    world
-        .build(
-            "caches/deep/er/half",
-            &["--set", "view.views=1", "--view-policy", "center"],
-        )
-        .unwrap();
-    fs::remove_file(world.path("caches/deep/er/half/teachers/dino/part-00001.commit.json"))
-        .unwrap();
+    world.build("caches/deep/er/half", &["--set", "view.views=1", "--view-policy", "center"]).unwrap();
+    fs::remove_file(world.path("caches/deep/er/half/teachers/dino/part-00001.commit.json")).unwrap();
     // What lies in a cache is its own, and links lead round in circles.
     fs::create_dir_all(world.path("caches/whole/inside")).unwrap();
-    fs::copy(
-        world.path("caches/whole/cache.json"),
-        world.path("caches/whole/inside/cache.json"),
-    )
-    .unwrap();
+    fs::copy(world.path("caches/whole/cache.json"), world.path("caches/whole/inside/cache.json")).unwrap();
     #[cfg(unix)]
     {
         use std::os::unix::fs::symlink;
@@ -56,57 +44,24 @@ fn caches_are_found_once_and_described() {
     assert_eq!(half["path"], path("caches/deep/er/half"));
     assert_eq!(whole["path"], path("caches/whole"));
     assert_eq!(
-        (
-            &whole["state"],
-            &whole["images"],
-            &whole["views"],
-            &whole["policy"],
-            &whole["rows"]
-        ),
-        (
-            &"complete".into(),
-            &23.into(),
-            &2.into(),
-            &"rrc".into(),
-            &40.into()
-        )
+        (&whole["state"], &whole["images"], &whole["views"], &whole["policy"], &whole["rows"]),
+        (&"complete".into(), &23.into(), &2.into(), &"rrc".into(), &40.into())
     );
-    assert_eq!(
-        (&whole["teachers"]["clip"], &whole["reason"]),
-        (&1.0.into(), &Value::Null)
-    );
-    let bytes: usize = tree(&world.path("caches/whole"))
-        .values()
-        .map(Vec::len)
-        .sum();
+    assert_eq!((&whole["teachers"]["clip"], &whole["reason"]), (&1.0.into(), &Value::Null));
+    let bytes: usize = tree(&world.path("caches/whole")).values().map(Vec::len).sum();
     assert_eq!(whole["bytes"], bytes);
     // The middle part has 8 of 23 images.
     assert_eq!(half["state"], "incomplete");
     assert_eq!(half["teachers"]["dino"], 15.0 / 23.0);
-    assert_eq!(
-        (&half["rows"], &half["policy"]),
-        (&20.into(), &"center".into())
-    );
+    assert_eq!((&half["rows"], &half["policy"]), (&20.into(), &"center".into()));
 
     let (_, text) = list(&world, "caches", &[]).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    assert!(
-        lines[0].starts_with("cache ") && lines[0].ends_with("teachers"),
-        "{text}"
-    );
+    assert!(lines[0].starts_with("cache ") && lines[0].ends_with("teachers"), "{text}");
     let column = lines[0].find("state").unwrap();
-    assert!(
-        lines[1][column..].starts_with("incomplete  clip 100 %, dino 65 %"),
-        "{text}"
-    );
-    assert!(
-        lines[2][column..].starts_with("complete    clip 100 %, dino 100 %"),
-        "{text}"
-    );
-    assert!(
-        lines[3].contains("part-00001.parquet is not built yet"),
-        "{text}"
-    );
+    assert!(lines[1][column..].starts_with("incomplete  clip 100 %, dino 65 %"), "{text}");
+    assert!(lines[2][column..].starts_with("complete    clip 100 %, dino 100 %"), "{text}");
+    assert!(lines[3].contains("part-00001.parquet is not built yet"), "{text}");
 
     // A cache is below itself.
     let (_, found) = json(&world, "caches/whole");

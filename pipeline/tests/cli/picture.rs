@@ -11,9 +11,7 @@ use super::support::{World, output, run, stderr};
 /// The arguments after `pipeline inspect CACHE`.
 fn inspect(world: &World, cache: &str, more: &[&str]) -> anyhow::Result<String> {
     let cache = world.path(cache).display().to_string();
-    let args = ["pipeline", "inspect", &cache]
-        .into_iter()
-        .chain(more.iter().copied());
+    let args = ["pipeline", "inspect", &cache].into_iter().chain(more.iter().copied());
     run(args.map(str::to_owned).collect()).map(|(_, said)| said)
 }
 
@@ -21,18 +19,12 @@ fn inspect(world: &World, cache: &str, more: &[&str]) -> anyhow::Result<String> 
 fn draw(world: &World, cache: &str, more: &[&str]) -> (Value, RgbImage) {
     let png = world.path("sheet.png");
     let path = png.display().to_string();
-    let args: Vec<&str> = ["--json", "--png", &path]
-        .into_iter()
-        .chain(more.iter().copied())
-        .collect();
+    let args: Vec<&str> = ["--json", "--png", &path].into_iter().chain(more.iter().copied()).collect();
     let said = inspect(world, cache, &args).unwrap();
     let json: Value = serde_json::from_str(&said).unwrap();
     let img = images::decode(&fs::read(&png).unwrap()).unwrap();
     let picture = &json["picture"];
-    assert_eq!(
-        (number(&picture["width"]), number(&picture["height"])),
-        (img.width, img.height)
-    );
+    assert_eq!((number(&picture["width"]), number(&picture["height"])), (img.width, img.height));
     (json, img)
 }
 
@@ -47,11 +39,7 @@ fn cut(img: &RgbImage, left: u32, top: u32, side: u32) -> RgbImage {
         let start = 3 * (y * img.width + left) as usize;
         data.extend_from_slice(&img.data[start..start + 3 * side as usize]);
     }
-    RgbImage {
-        width: side,
-        height: side,
-        data,
-    }
+    RgbImage { width: side, height: side, data }
 }
 
 fn pixel(img: &RgbImage, x: u32, y: u32) -> [u8; 3] {
@@ -75,14 +63,8 @@ fn sample(world: &World, cache: &str, id: u64, view: u16) -> (Cache, u32, usize,
 /// Scores of the first principal component by power iteration; the largest coefficient of its axis is positive.
 fn first_component(tokens: &[f32], width: usize) -> Vec<f64> {
     let n = tokens.len() / width;
-    let mean: Vec<f64> = (0..width)
-        .map(|c| {
-            (0..n)
-                .map(|i| f64::from(tokens[i * width + c]))
-                .sum::<f64>()
-                / n as f64
-        })
-        .collect();
+    let mean: Vec<f64> =
+        (0..width).map(|c| (0..n).map(|i| f64::from(tokens[i * width + c])).sum::<f64>() / n as f64).collect();
     let at = |i: usize, c: usize| f64::from(tokens[i * width + c]) - mean[c];
     let mut axis: Vec<f64> = (0..width).map(|c| 1.0 + c as f64 / 7.0).collect();
     let mut scores = vec![0.0; n];
@@ -96,14 +78,8 @@ fn first_component(tokens: &[f32], width: usize) -> Vec<f64> {
         let norm = axis.iter().map(|v| v * v).sum::<f64>().sqrt();
         axis.iter_mut().for_each(|v| *v /= norm);
     }
-    let largest = axis
-        .iter()
-        .copied()
-        .max_by(|a, b| a.abs().total_cmp(&b.abs()))
-        .unwrap();
-    (0..n)
-        .map(|i| largest.signum() * (0..width).map(|c| at(i, c) * axis[c]).sum::<f64>())
-        .collect()
+    let largest = axis.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap();
+    (0..n).map(|i| largest.signum() * (0..width).map(|c| at(i, c) * axis[c]).sum::<f64>()).collect()
 }
 
 /// The crop is the student's; the components, the attention and the mask are those of the row's features.
@@ -112,11 +88,7 @@ fn every_panel_shows_what_it_says() {
     let world = World::new();
     world.build("cache", &[]).unwrap();
     let source = world.path("images").display().to_string();
-    let (json, sheet) = draw(
-        &world,
-        "cache",
-        &["--images", &source, "--row", "5", "--view", "1"],
-    );
+    let (json, sheet) = draw(&world, "cache", &["--images", &source, "--row", "5", "--view", "1"]);
     let picture = &json["picture"];
     let side = number(&picture["panel"]);
     assert_eq!(side, 224);
@@ -134,75 +106,44 @@ fn every_panel_shows_what_it_says() {
 
     for (name, teacher) in picture["teachers"].as_object().unwrap() {
         let identity = &cache.teachers()[&TeacherId::new(name.as_str()).unwrap()];
-        let feature = cache
-            .teacher_part(&identity.id, part)
-            .unwrap()
-            .read_row(at)
-            .unwrap();
-        let left: Vec<u32> = teacher["left"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(number)
-            .collect();
+        let feature = cache.teacher_part(&identity.id, part).unwrap().read_row(at).unwrap();
+        let left: Vec<u32> = teacher["left"].as_array().unwrap().iter().map(number).collect();
         let patch = side / identity.grid;
-        let patches: Vec<(u32, u32)> = (0..identity.grid)
-            .flat_map(|y| (0..identity.grid).map(move |x| (x * patch, y * patch)))
-            .collect();
+        let patches: Vec<(u32, u32)> =
+            (0..identity.grid).flat_map(|y| (0..identity.grid).map(move |x| (x * patch, y * patch))).collect();
 
         // Components: flat patches, and red as the first component says; of 16 values the 1st percentile is the least.
         let drawn = cut(&sheet, left[0], top, side);
         let mut tokens = Vec::new();
-        identity
-            .decode_tokens(&feature.tokens, &mut tokens)
-            .unwrap();
+        identity.decode_tokens(&feature.tokens, &mut tokens).unwrap();
         let scores = first_component(&tokens, identity.width as usize);
-        let (low, high) = scores
-            .iter()
-            .fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+        let (low, high) = scores.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
         for (&(x, y), score) in patches.iter().zip(&scores) {
             let colour = pixel(&drawn, x, y);
             assert_eq!(colour, pixel(&drawn, x + patch - 1, y + patch - 1));
             let red = 255.0 * (score - low) / (high - low);
-            assert!(
-                (f64::from(colour[0]) - red).abs() <= 1.0,
-                "{name}: {colour:?}, expected {red}"
-            );
+            assert!((f64::from(colour[0]) - red).abs() <= 1.0, "{name}: {colour:?}, expected {red}");
         }
-        let explained: f64 = teacher["explained"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|v| v.as_f64().unwrap())
-            .sum();
+        let explained: f64 = teacher["explained"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).sum();
         assert!((0.2..=1.0).contains(&explained));
 
         // Attention: the brightest place is in the patch that CLS attends to most.
         let drawn = cut(&sheet, left[1], top, side);
         let mut attention = Vec::new();
-        identity
-            .decode_cls_attn(&feature.cls_attn, &mut attention)
-            .unwrap();
+        identity.decode_cls_attn(&feature.cls_attn, &mut attention).unwrap();
         let red_at = |&(x, y): &(u32, u32)| {
             let [r, g, _] = pixel(&drawn, x + patch / 2, y + patch / 2);
             u32::from(r) + u32::from(g)
         };
-        let peak = (0..16)
-            .max_by(|&a, &b| attention[a].total_cmp(&attention[b]))
-            .unwrap();
+        let peak = (0..16).max_by(|&a, &b| attention[a].total_cmp(&attention[b])).unwrap();
         let brightest = patches.iter().map(red_at).max().unwrap();
-        assert!(
-            red_at(&patches[peak]) + 40 >= brightest && brightest > 380,
-            "{name}"
-        );
+        assert!(red_at(&patches[peak]) + 40 >= brightest && brightest > 380, "{name}");
 
         // Mask: 4 of 16 patches are the crop's, the others nearly gray.
         let drawn = cut(&sheet, left[2], top, side);
         let seen = patches
             .iter()
-            .filter(|&&(x, y)| {
-                (0..patch).all(|d| pixel(&drawn, x + d, y + d) == pixel(&crop, x + d, y + d))
-            })
+            .filter(|&&(x, y)| (0..patch).all(|d| pixel(&drawn, x + d, y + d) == pixel(&crop, x + d, y + d)))
             .count();
         assert_eq!(seen, 4, "{name}");
         let gray = |&&(x, y): &&(u32, u32)| {
@@ -222,19 +163,11 @@ fn every_panel_shows_what_it_says() {
         for entry in fs::read_dir(world.path("images").join(class)).unwrap() {
             let entry = entry.unwrap();
             let name = entry.file_name().to_string_lossy().replace('0', "z");
-            fs::copy(
-                entry.path(),
-                elsewhere.join("all").join(format!("{class}{name}")),
-            )
-            .unwrap();
+            fs::copy(entry.path(), elsewhere.join("all").join(format!("{class}{name}"))).unwrap();
         }
     }
     let elsewhere = elsewhere.display().to_string();
-    draw(
-        &world,
-        "cache",
-        &["--images", &elsewhere, "--row", "5", "--view", "1"],
-    );
+    draw(&world, "cache", &["--images", &elsewhere, "--row", "5", "--view", "1"]);
     assert!(fs::read(world.path("sheet.png")).unwrap() == before);
 }
 
@@ -242,11 +175,7 @@ fn every_panel_shows_what_it_says() {
 fn a_packed_cache_needs_no_images() {
     let world = World::new();
     world.build("cache", &["--pack", "jpeg:24:90"]).unwrap();
-    let (json, sheet) = draw(
-        &world,
-        "cache",
-        &["--row", "5", "--row", "9", "--panel", "96"],
-    );
+    let (json, sheet) = draw(&world, "cache", &["--row", "5", "--row", "9", "--panel", "96"]);
     let picture = &json["picture"];
     let side = number(&picture["panel"]);
     assert_eq!(side, 96);
@@ -256,11 +185,7 @@ fn a_packed_cache_needs_no_images() {
         let (id, view) = (row["sample_id"].as_u64().unwrap(), number(&row["view"]));
         let (cache, part, _, sample) = sample(&world, "cache", id, u16::try_from(view).unwrap());
         let samples = cache.samples_part(part).unwrap();
-        let first = samples
-            .rows()
-            .iter()
-            .position(|s| s.sample_id == id)
-            .unwrap();
+        let first = samples.rows().iter().position(|s| s.sample_id == id).unwrap();
         let packed = samples.read_image(first).unwrap().expect("a packed image");
         let crop = images::render(&images::decode(&packed).unwrap(), &sample.view, side).unwrap();
         let left = number(&picture["crop_left"]);
@@ -281,12 +206,7 @@ fn pixels_that_cannot_be_had_are_asked_for() {
     let key = world.path("images").join(&sample.key);
     fs::copy(world.path("images/dog/000.jpg"), &key).unwrap();
     let source = world.path("images").display().to_string();
-    let error = inspect(
-        &world,
-        "cache",
-        &["--png", &png, "--images", &source, "--row", "5"],
-    )
-    .unwrap_err();
+    let error = inspect(&world, "cache", &["--png", &png, "--images", &source, "--row", "5"]).unwrap_err();
     let hash = sample.content_hash.to_string();
     assert!(format!("{error:#}").contains(&hash), "{error:#}");
     assert!(!world.path("sheet.png").exists());
@@ -305,17 +225,12 @@ fn rows_are_chosen_by_rule_and_gaps_are_shown() {
     let cache = Cache::open(&world.path("cache")).unwrap();
     let ids = |part: u32| -> Vec<u64> {
         let rows = cache.samples(part).unwrap().into_iter();
-        rows.filter(|s| s.view.index == 0)
-            .map(|s| s.sample_id)
-            .collect()
+        rows.filter(|s| s.view.index == 0).map(|s| s.sample_id).collect()
     };
     let middle = ids(1);
     let expected = [ids(0)[0], middle[middle.len() / 2], *ids(2).last().unwrap()];
     let rows = picture["rows"].as_array().unwrap();
-    let drawn: Vec<u64> = rows
-        .iter()
-        .map(|r| r["sample_id"].as_u64().unwrap())
-        .collect();
+    let drawn: Vec<u64> = rows.iter().map(|r| r["sample_id"].as_u64().unwrap()).collect();
     assert_eq!(drawn, expected);
     assert!(rows.iter().all(|row| row["view"] == 0));
     let left = number(&picture["teachers"]["dino"]["left"][0]);
@@ -336,24 +251,14 @@ fn rows_may_be_named_many_times_and_as_ranges() {
         let args: Vec<&str> = ["--json"].into_iter().chain(more.iter().copied()).collect();
         let json: Value = serde_json::from_str(&inspect(&world, "cache", &args).unwrap()).unwrap();
         let rows = json["rows"].as_array().unwrap();
-        rows.iter()
-            .map(|r| {
-                (
-                    r["sample_id"].as_u64().unwrap(),
-                    r["view"].as_u64().unwrap(),
-                )
-            })
-            .collect()
+        rows.iter().map(|r| (r["sample_id"].as_u64().unwrap(), r["view"].as_u64().unwrap())).collect()
     };
     // Sample 0 was rejected: in a range it is passed by.
     assert_eq!(
         rows(&["--row", "0-2", "--row", "20", "--row", "2"]),
         [(1, 0), (1, 1), (2, 0), (2, 1), (20, 0), (20, 1)]
     );
-    assert_eq!(
-        rows(&["--row", "20", "--row", "1", "--view", "1"]),
-        [(1, 1), (20, 1)]
-    );
+    assert_eq!(rows(&["--row", "20", "--row", "1", "--view", "1"]), [(1, 1), (20, 1)]);
     for (more, word) in [
         (&["--row", "0"][..], "was rejected"),
         (&["--row", "5", "--row", "20-23"], "there is no sample 23"),
@@ -370,10 +275,7 @@ fn rows_may_be_named_many_times_and_as_ranges() {
         (&["--row", "1", "--png", "x", "--panel", "9"], "64..=512"),
     ] {
         let cache = world.path("cache").display().to_string();
-        let args: Vec<&str> = ["pipeline", "inspect", &cache]
-            .into_iter()
-            .chain(words.iter().copied())
-            .collect();
+        let args: Vec<&str> = ["pipeline", "inspect", &cache].into_iter().chain(words.iter().copied()).collect();
         let failed = output(&args);
         assert_eq!(failed.status.code(), Some(2), "{words:?}");
         assert!(stderr(&failed).contains(expected), "{}", stderr(&failed));

@@ -51,18 +51,12 @@ fn changes() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         images
     };
     vec![
-        (
-            "a finished and an open place swapped",
-            made(&|i| i.swap(2, 20)),
-        ),
+        ("a finished and an open place swapped", made(&|i| i.swap(2, 20))),
         ("two finished places swapped", made(&|i| i.swap(0, 7))),
         ("reversed", made(&|i| i.reverse())),
         ("numbered anew", made(&|i| i.rotate_left(1))),
         ("the halves swapped", made(&|i| i.rotate_left(IMAGES / 2))),
-        (
-            "the image of no use swapped",
-            made(&|i| i.swap(REJECTED, 21)),
-        ),
+        ("the image of no use swapped", made(&|i| i.swap(REJECTED, 21))),
         ("one pixel of one image", made(&|i| i[3][100] ^= 1)),
         ("one image mended", made(&|i| i[REJECTED] = i[9].clone())),
         ("one image spoilt", made(&|i| i[6].fill(9))),
@@ -85,10 +79,7 @@ fn images_that_changed_places_are_noticed_before_a_build_goes_on() {
                 for (what, images) in changes() {
                     write(kind, &world.path("source"), &images);
                     let refused = format!("{:#}", build(&world, "half", &pack).expect_err(what));
-                    assert!(
-                        refused.contains("no longer in their places"),
-                        "{kind:?}, {what}: {refused}"
-                    );
+                    assert!(refused.contains("no longer in their places"), "{kind:?}, {what}: {refused}");
                     assert!(tree(&half) == before, "{kind:?}, {what}: written to");
                 }
                 write(kind, &world.path("source"), &pictures());
@@ -145,10 +136,7 @@ fn a_later_teacher_does_not_take_other_images_for_those_of_the_cache() {
         images.swap(10, 23);
         write(kind, &source, &images);
         let refused = format!("{:#}", add().unwrap_err());
-        assert!(
-            refused.contains("images have changed places"),
-            "{kind:?}: {refused}"
-        );
+        assert!(refused.contains("images have changed places"), "{kind:?}: {refused}");
         write(kind, &source, &pictures());
         assert_eq!(add().unwrap().0, ExitStatus::Fine);
     }
@@ -171,10 +159,7 @@ fn verify_counts_what_is_there_twice_and_tells_copies_from_a_mixture() {
     build(&world, "mixed", &[]).unwrap();
     let (status, said) = verify("mixed", true);
     assert_eq!(status, ExitStatus::Fine, "{said}");
-    assert!(
-        !said.contains("more than one part") && said.contains("24 images at their place"),
-        "{said}"
-    );
+    assert!(!said.contains("more than one part") && said.contains("24 images at their place"), "{said}");
 
     let mut images = pictures();
     images.reverse();
@@ -191,9 +176,7 @@ fn verify_counts_what_is_there_twice_and_tells_copies_from_a_mixture() {
     let (status, said) = verify("mixed", false);
     assert_eq!(status, ExitStatus::Fine, "{said}");
     assert!(
-        said.contains(
-            "7 images are in more than one part, 14 samples in all (for example samples 0 and 23)"
-        ),
+        said.contains("7 images are in more than one part, 14 samples in all (for example samples 0 and 23)"),
         "{said}"
     );
     let (status, said) = verify("mixed", true);
@@ -207,10 +190,7 @@ fn verify_counts_what_is_there_twice_and_tells_copies_from_a_mixture() {
     build(&world, "copies", &[]).unwrap();
     let (status, said) = verify("copies", true);
     assert_eq!(status, ExitStatus::Fine, "{said}");
-    assert!(
-        said.contains("1 image is in more than one part, 2 samples in all"),
-        "{said}"
-    );
+    assert!(said.contains("1 image is in more than one part, 2 samples in all"), "{said}");
 }
 
 /// Records without a finished part are what an interrupted build leaves: they bind nothing, and nothing of them stays.
@@ -220,26 +200,13 @@ fn an_interrupted_cache_without_a_part_starts_over() {
     for kind in KINDS {
         write(kind, &world.path("source"), &pictures());
         build(&world, "whole", &[]).unwrap();
-        let other = [
-            "--views",
-            "3",
-            "--grid",
-            "5",
-            "--codec",
-            "i8",
-            "--part-samples",
-            "7",
-        ];
+        let other = ["--views", "3", "--grid", "5", "--codec", "i8", "--part-samples", "7"];
         build(&world, "other", &other).unwrap();
         for (from, more, expected) in [("whole", &other[..], "other"), ("other", &[], "whole")] {
             let begun = interrupted(&world, from, "begun", &[]);
             let stray = begun.join("teachers/stray");
             fs::create_dir_all(&stray).unwrap();
-            fs::copy(
-                begun.join("teachers/clip/teacher.json"),
-                stray.join("teacher.json"),
-            )
-            .unwrap();
+            fs::copy(begun.join("teachers/clip/teacher.json"), stray.join("teacher.json")).unwrap();
             let before = tree(&begun);
             build(&world, "begun", &[more, &["--dry-run"]].concat()).unwrap();
             assert!(tree(&begun) == before, "a dry run writes nothing");
@@ -258,20 +225,7 @@ fn all_that_differs_is_refused_at_once() {
     write(Kind::Folder, &world.path("source"), &pictures());
     build(&world, "cache", &[]).unwrap();
     let clip = world.path("clip").display().to_string();
-    let more = [
-        "--views",
-        "3",
-        "--seed",
-        "9",
-        "--grid",
-        "5",
-        "--codec",
-        "f32",
-        "--part-samples",
-        "7",
-        "--limit",
-        "20",
-    ];
+    let more = ["--views", "3", "--seed", "9", "--grid", "5", "--codec", "f32", "--part-samples", "7", "--limit", "20"];
     let refused = format!("{:#}", build(&world, "cache", &more).unwrap_err());
     for words in [
         "views.views = 2, but views.views = 3",
@@ -308,11 +262,7 @@ fn all_that_differs_is_refused_at_once() {
         format!("{:#}", run(words).unwrap_err())
     };
     let refused = add("clip", &["--codec", "f32", "--batch-size", "3"]);
-    assert!(
-        refused.contains("codec = \"f16\"")
-            && refused.contains("batch_size = 5, but batch_size = 3"),
-        "{refused}"
-    );
+    assert!(refused.contains("codec = \"f16\"") && refused.contains("batch_size = 5, but batch_size = 3"), "{refused}");
 }
 
 /// Which of two values is meant is not ours to guess; what may be many is still taken.
@@ -320,9 +270,7 @@ fn all_that_differs_is_refused_at_once() {
 fn an_option_given_twice_is_refused() {
     let parse = |line: &str| {
         let words = line.split(' ').map(Into::into);
-        program::cli::parse::<Cli>(words)
-            .map(drop)
-            .map_err(|e| e.to_string())
+        program::cli::parse::<Cli>(words).map(drop).map_err(|e| e.to_string())
     };
     for line in [
         "pipeline build-cache --images a --images b",
@@ -340,10 +288,7 @@ fn an_option_given_twice_is_refused() {
         "pipeline list c --json --json",
     ] {
         let refused = parse(line).unwrap_err();
-        assert!(
-            refused.contains("cannot be used multiple times"),
-            "{line}: {refused}"
-        );
+        assert!(refused.contains("cannot be used multiple times"), "{line}: {refused}");
     }
     for line in [
         "pipeline build-cache --teacher a=b --teacher c=d --set view.views=2 --set view.seed=3 --log-format json",
@@ -357,10 +302,7 @@ fn an_option_given_twice_is_refused() {
     for key in ["view.seed", "run.threads"] {
         let more = ["--set", &set(key), "--set", &format!(" {}", set(key))];
         let refused = format!("{:#}", world.build("cache", &more).unwrap_err());
-        assert!(
-            refused.contains(&format!("{key} is given twice")),
-            "{refused}"
-        );
+        assert!(refused.contains(&format!("{key} is given twice")), "{refused}");
     }
 }
 

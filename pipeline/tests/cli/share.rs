@@ -12,10 +12,7 @@ const JPEG: [&str; 2] = ["--pack", "jpeg:32:90"];
 /// A build with the teacher `clip` alone.
 fn build_clip(world: &World, out: &str, more: &[&str]) {
     let mut args = world.build_args(out, more);
-    let dino = args
-        .iter()
-        .position(|arg| arg.starts_with("teachers.dino"))
-        .unwrap();
+    let dino = args.iter().position(|arg| arg.starts_with("teachers.dino")).unwrap();
     args.drain(dino - 1..=dino);
     assert_eq!(run(args).unwrap().0, ExitStatus::Fine);
 }
@@ -24,10 +21,7 @@ fn add_teacher(world: &World, cache: &str, more: &[&str]) -> anyhow::Result<(Exi
     let mut args: Vec<String> = ["pipeline", "add-teacher"].map(String::from).to_vec();
     args.push(world.path(cache).display().to_string());
     args.extend(["--batch-size", "5", "--device", "cpu"].map(String::from));
-    args.extend([
-        "--teacher".to_owned(),
-        format!("dino={}", world.path("dino").display()),
-    ]);
+    args.extend(["--teacher".to_owned(), format!("dino={}", world.path("dino").display())]);
     args.extend(more.iter().map(|arg| (*arg).to_owned()));
     run(args)
 }
@@ -48,10 +42,7 @@ fn a_teacher_added_later_is_as_if_it_had_been_there() {
         let images = world.path("images").display().to_string();
         if pack.is_empty() {
             let error = format!("{:#}", add_teacher(&world, "cache", &[]).unwrap_err());
-            assert!(
-                error.contains("holds no images") && error.contains("--images"),
-                "{error}"
-            );
+            assert!(error.contains("holds no images") && error.contains("--images"), "{error}");
             add_teacher(&world, "cache", &["--images", &images]).unwrap();
         } else {
             fs::remove_dir_all(world.path("images")).unwrap();
@@ -75,24 +66,14 @@ fn a_teacher_added_later_is_as_if_it_had_been_there() {
 fn other_images_and_unfinished_caches_get_no_teacher() {
     let world = World::new();
     build_clip(&world, "cache", &[]);
-    fs::copy(
-        world.path("images/dog/000.jpg"),
-        world.path("images/dog/zzz.jpg"),
-    )
-    .unwrap();
+    fs::copy(world.path("images/dog/000.jpg"), world.path("images/dog/zzz.jpg")).unwrap();
     fs::remove_file(world.path("images/cat/001.jpg")).unwrap();
     let images = world.path("images").display().to_string();
-    let error = format!(
-        "{:#}",
-        add_teacher(&world, "cache", &["--images", &images]).unwrap_err()
-    );
+    let error = format!("{:#}", add_teacher(&world, "cache", &["--images", &images]).unwrap_err());
     assert!(error.contains("is not the data set"), "{error}");
 
     fs::remove_file(world.path("cache/samples/part-00001.commit.json")).unwrap();
-    let error = format!(
-        "{:#}",
-        add_teacher(&world, "cache", &["--images", &images]).unwrap_err()
-    );
+    let error = format!("{:#}", add_teacher(&world, "cache", &["--images", &images]).unwrap_err());
     assert!(error.contains("part 1 has no samples"), "{error}");
 }
 
@@ -102,13 +83,7 @@ fn packed_jpegs_are_what_rows_and_features_are_of() {
     let world = World::new();
     world.build("cache", &JPEG).unwrap();
     let cache = Cache::open(&world.path("cache")).unwrap();
-    assert!(matches!(
-        cache.identity().pack,
-        Pack::Jpeg {
-            short_side: 32,
-            quality: 90
-        }
-    ));
+    assert!(matches!(cache.identity().pack, Pack::Jpeg { short_side: 32, quality: 90 }));
     let mut packed = 0;
     for part in 0..cache.identity().plan.parts() {
         let samples = cache.samples_part(part).unwrap();
@@ -127,18 +102,12 @@ fn packed_jpegs_are_what_rows_and_features_are_of() {
     assert_eq!(packed, crate::support::USABLE);
     // What was lost is built again, from the packed images where they are there.
     let before = tree(&world.path("cache"));
-    for file in [
-        "teachers/dino/part-00000.commit.json",
-        "samples/part-00001.commit.json",
-    ] {
+    for file in ["teachers/dino/part-00000.commit.json", "samples/part-00001.commit.json"] {
         fs::remove_file(world.path("cache").join(file)).unwrap();
     }
     world.build("cache", &JPEG).unwrap();
     assert!(tree(&world.path("cache")) == before);
-    let refused = format!(
-        "{:#}",
-        world.build("cache", &["--pack", "jpeg:32:91"]).unwrap_err()
-    );
+    let refused = format!("{:#}", world.build("cache", &["--pack", "jpeg:32:91"]).unwrap_err());
     assert!(refused.contains("pack.jpeg.quality"), "{refused}");
 }
 
@@ -156,10 +125,7 @@ fn every_lossy_codec_states_what_it_lost() {
             let width = teacher.width as usize;
             let (mut stated, mut found) = (CodecError::default(), CodecError::default());
             for part in 0..cache.identity().plan.parts() {
-                let (lossy, lossless) = (
-                    cache.teacher_part(id, part).unwrap(),
-                    exact.teacher_part(id, part).unwrap(),
-                );
+                let (lossy, lossless) = (cache.teacher_part(id, part).unwrap(), exact.teacher_part(id, part).unwrap());
                 stated.add(lossy.commit().codec_error.as_ref().unwrap());
                 assert_eq!(lossless.commit().codec_error, None);
                 for row in 0..lossy.rows() {
@@ -169,20 +135,14 @@ fn every_lossy_codec_states_what_it_lost() {
                         .unwrap()
                         .decode_tokens(&lossless.read_row(row).unwrap().tokens, &mut given)
                         .unwrap();
-                    teacher
-                        .decode_tokens(&lossy.read_row(row).unwrap().tokens, &mut stored)
-                        .unwrap();
+                    teacher.decode_tokens(&lossy.read_row(row).unwrap().tokens, &mut stored).unwrap();
                     found.add(&CodecError::measure(&given, &stored, width));
                 }
             }
             assert_eq!(stated.tokens, found.tokens);
             assert!((stated.relative_l2() - found.relative_l2()).abs() < 1e-12);
             assert!((stated.mean_cos() - found.mean_cos()).abs() < 1e-12);
-            assert!(
-                stated.mean_cos() > least_cos,
-                "{codec} {id}: {}",
-                stated.mean_cos()
-            );
+            assert!(stated.mean_cos() > least_cos, "{codec} {id}: {}", stated.mean_cos());
             assert!(stated.relative_l2() > 0.0);
         }
     }
@@ -193,27 +153,14 @@ fn every_lossy_codec_states_what_it_lost() {
 fn i8_is_calibrated_once() {
     let world = World::new();
     let i8 = ["--codec", "i8", "--calibration-images", "7"];
-    world
-        .build("cache", &[&i8[..], &["--threads", "1"]].concat())
-        .unwrap();
-    world
-        .build("other", &[&i8[..], &["--threads", "3"]].concat())
-        .unwrap();
+    world.build("cache", &[&i8[..], &["--threads", "1"]].concat()).unwrap();
+    world.build("other", &[&i8[..], &["--threads", "3"]].concat()).unwrap();
     assert_same_tree(&world.path("other"), &world.path("cache"));
     let cache = Cache::open(&world.path("cache")).unwrap();
-    let Codec::I8(affine) = &cache.teacher(&teacher_id("clip")).unwrap().codec else {
-        panic!("it was asked for")
-    };
-    assert!(
-        (1..=7).contains(&affine.images),
-        "bad images are passed by: {}",
-        affine.images
-    );
+    let Codec::I8(affine) = &cache.teacher(&teacher_id("clip")).unwrap().codec else { panic!("it was asked for") };
+    assert!((1..=7).contains(&affine.images), "bad images are passed by: {}", affine.images);
 
-    for file in [
-        "teachers/clip/part-00001.commit.json",
-        "teachers/dino/part-00002.commit.json",
-    ] {
+    for file in ["teachers/clip/part-00001.commit.json", "teachers/dino/part-00002.commit.json"] {
         fs::remove_file(world.path("cache").join(file)).unwrap();
     }
     // Other ranges would come of other images; the cache's own are used.
@@ -222,14 +169,8 @@ fn i8_is_calibrated_once() {
     // The numbers of a table say nothing to anybody.
     let longest = 2 * (350 + world.path("cache").as_os_str().len()); // a line for each teacher
     for (change, words) in [
-        (
-            &["--codec", "i8", "--calibration-images", "3"][..],
-            "calibrated over",
-        ),
-        (
-            &["--codec", "f16"],
-            "codec = \"i8\", but codec = \"f16\" is asked for;",
-        ),
+        (&["--codec", "i8", "--calibration-images", "3"][..], "calibrated over"),
+        (&["--codec", "f16"], "codec = \"i8\", but codec = \"f16\" is asked for;"),
     ] {
         let refused = format!("{:#}", world.build("cache", change).unwrap_err());
         assert!(refused.contains(words), "{refused}");
@@ -250,11 +191,7 @@ fn a_bad_calibration_does_not_pass_in_silence() {
         let more = ["--codec", "i8", "--calibration-images", images];
         let built = output(&world.build_args(out, &more));
         assert_eq!(built.status.code(), Some(0), "{}", stderr(&built));
-        assert!(
-            stdout(&built).contains("codec error clip   relative L2 "),
-            "{}",
-            stdout(&built)
-        );
+        assert!(stdout(&built).contains("codec error clip   relative L2 "), "{}", stdout(&built));
         stderr(&built).contains("more than rounding explains")
     };
     // Of two samples, the first is no image.
@@ -270,17 +207,9 @@ fn a_later_teacher_may_have_another_width_codec_and_layer() {
     add_teacher(&world, "cache", &["--codec", "i8", "--layer", "last_norm"]).unwrap();
     let cache = Cache::open(&world.path("cache")).unwrap();
     let dino = cache.teacher(&teacher_id("dino")).unwrap();
-    assert_eq!(
-        (dino.codec.name(), dino.layer.as_str(), dino.patch_size),
-        ("i8", "last_norm", 2)
-    );
+    assert_eq!((dino.codec.name(), dino.layer.as_str(), dino.patch_size), ("i8", "last_norm", 2));
     assert_eq!(dino.grid, cache.teacher(&teacher_id("clip")).unwrap().grid);
-    assert!(
-        schemas::verify(&world.path("cache"), &mut |_| {})
-            .unwrap()
-            .problems
-            .is_empty()
-    );
+    assert!(schemas::verify(&world.path("cache"), &mut |_| {}).unwrap().problems.is_empty());
     let refused = add_teacher(&world, "cache", &["--codec", "i8"]).unwrap_err();
     assert!(format!("{refused:#}").contains("layer"), "{refused:#}");
 }
@@ -328,10 +257,7 @@ fn a_picture_replaces_nothing_but_pictures() {
         let args = ["pipeline", "inspect"].map(String::from);
         let rest = [world.path("cache").display().to_string(), "--png".into()];
         let png = [world.path(png).display().to_string()];
-        let more = [
-            "--images".into(),
-            world.path("images").display().to_string(),
-        ];
+        let more = ["--images".into(), world.path("images").display().to_string()];
         run([&args[..], &rest, &png, &more].concat())
     };
     let refused = format!("{:#}", draw("cache/cache.json").unwrap_err());

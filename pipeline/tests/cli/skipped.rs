@@ -23,36 +23,22 @@ fn skipped_pictures_are_counted_everywhere_and_listed_in_the_cache() {
     }
     let dry = output(&world.build_args("cache", &["--dry-run"]));
     let said = stdout(&dry);
-    assert!(
-        said.contains("skipped            4: pictures and archives that are not in the data set"),
-        "{said}"
-    );
-    for line in [
-        "       2  HEIC is not supported",
-        "       1  JPEG without an image's extension",
-        "       1  hidden picture",
-    ] {
+    assert!(said.contains("skipped            4: pictures and archives that are not in the data set"), "{said}");
+    for line in
+        ["       2  HEIC is not supported", "       1  JPEG without an image's extension", "       1  hidden picture"]
+    {
         assert!(said.contains(line), "{said}");
     }
-    assert!(
-        said.contains("labels             23 of 23 images, 2 distinct labels"),
-        "{said}"
-    );
+    assert!(said.contains("labels             23 of 23 images, 2 distinct labels"), "{said}");
     assert!(said.contains("not read           1 .txt"), "{said}");
     assert!(!world.path("cache").exists());
 
     let built = output(&world.build_args("cache", &[]));
     let warned = stderr(&built);
-    assert!(
-        warned.contains("skipped and not in the data set, 4: 2 HEIC is not supported"),
-        "{warned}"
-    );
+    assert!(warned.contains("skipped and not in the data set, 4: 2 HEIC is not supported"), "{warned}");
     assert!(warned.contains("the first is `cat/a.HEIC`"), "{warned}");
     let said = stdout(&built);
-    assert!(
-        said.contains("rejected           3") && said.contains("skipped            4:"),
-        "{said}"
-    );
+    assert!(said.contains("rejected           3") && said.contains("skipped            4:"), "{said}");
     assert!(said.contains("       2  HEIC is not supported"), "{said}");
 
     let skipped = schemas::read_skipped(&world.path("cache")).unwrap();
@@ -65,16 +51,9 @@ fn skipped_pictures_are_counted_everywhere_and_listed_in_the_cache() {
             Skipped::new("dog/c.jpg_large", "JPEG without an image's extension", 1),
         ]
     );
-    let verify = output(&[
-        "pipeline".as_ref(),
-        "verify".as_ref(),
-        world.path("cache").as_os_str(),
-    ]);
+    let verify = output(&["pipeline".as_ref(), "verify".as_ref(), world.path("cache").as_os_str()]);
     let said = stdout(&verify);
-    assert!(
-        verify.status.success() && !said.contains("not part of the format"),
-        "{said}"
-    );
+    assert!(verify.status.success() && !said.contains("not part of the format"), "{said}");
 
     // Taken, where a pattern says so; and where nothing is skipped, nothing is written.
     let all = format!("data.images={}::*/[0-9c]*", world.path("images").display());
@@ -92,11 +71,7 @@ fn the_list_follows_the_source() {
     world.build("cache", &[]).unwrap();
     world.build("again", &[]).unwrap();
     assert_same_tree(&world.path("again"), &world.path("cache"));
-    fs::rename(
-        world.path("images/cat/a.heic"),
-        world.path("images/cat/b.heic"),
-    )
-    .unwrap();
+    fs::rename(world.path("images/cat/a.heic"), world.path("images/cat/b.heic")).unwrap();
     world.build("cache", &[]).unwrap();
     let keys = |cache: &str| -> Vec<String> {
         let skipped = schemas::read_skipped(&world.path(cache)).unwrap();

@@ -9,9 +9,7 @@ use super::support::{World, output, program, run, stderr, stdout};
 
 fn stats(world: &World, more: &[&str]) -> anyhow::Result<String> {
     let cache = world.path("cache").display().to_string();
-    let args = ["pipeline", "stats", &cache]
-        .into_iter()
-        .chain(more.iter().copied());
+    let args = ["pipeline", "stats", &cache].into_iter().chain(more.iter().copied());
     run(args.map(str::to_owned).collect()).map(|(_, said)| said)
 }
 
@@ -35,9 +33,7 @@ fn values(world: &World, name: &str, limit: usize) -> (Vec<f32>, Vec<Vec<f32>>) 
             let row = features.read_row(row).unwrap();
             let (mut tokens, mut weights) = (Vec::new(), Vec::new());
             teacher.decode_tokens(&row.tokens, &mut tokens).unwrap();
-            teacher
-                .decode_cls_attn(&row.cls_attn, &mut weights)
-                .unwrap();
+            teacher.decode_cls_attn(&row.cls_attn, &mut weights).unwrap();
             all.extend(tokens);
             attention.push(weights);
         }
@@ -48,10 +44,7 @@ fn values(world: &World, name: &str, limit: usize) -> (Vec<f32>, Vec<Vec<f32>>) 
 fn close(found: &Value, expected: f64, relative: f64) {
     let found = found.as_f64().unwrap();
     // A second-moment difference loses some of the 16 digits of f64.
-    assert!(
-        (found - expected).abs() <= relative * expected.abs() + 1e-9,
-        "{found} instead of {expected}"
-    );
+    assert!((found - expected).abs() <= relative * expected.abs() + 1e-9, "{found} instead of {expected}");
 }
 
 #[test]
@@ -64,10 +57,7 @@ fn the_numbers_are_those_of_the_rows() {
         for name in ["clip", "dino"] {
             let teacher = &json["teachers"][name];
             let (tokens, attention) = values(&world, name, limit);
-            assert_eq!(
-                (&teacher["rows"], &teacher["rows_read"]),
-                (&40.into(), &limit.into())
-            );
+            assert_eq!((&teacher["rows"], &teacher["rows_read"]), (&40.into(), &limit.into()));
             let features = &teacher["features"];
             assert_eq!(features["tokens"], limit * 16);
             assert_eq!(features["non_finite"]["tokens"], 0);
@@ -75,33 +65,18 @@ fn the_numbers_are_those_of_the_rows() {
             let total: f64 = tokens.iter().map(|&v| f64::from(v).powi(2)).sum();
             let channels = &features["channels"];
             for c in 0..WIDTH {
-                let values: Vec<f64> = tokens
-                    .iter()
-                    .skip(c)
-                    .step_by(WIDTH)
-                    .map(|&v| f64::from(v))
-                    .collect();
+                let values: Vec<f64> = tokens.iter().skip(c).step_by(WIDTH).map(|&v| f64::from(v)).collect();
                 let mean = values.iter().sum::<f64>() / n;
                 let var = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
                 close(&channels["mean"][c], mean, 1e-9);
                 close(&channels["std"][c], var.sqrt(), 1e-9);
-                close(
-                    &channels["min"][c],
-                    values.iter().copied().fold(f64::MAX, f64::min),
-                    1e-7,
-                );
-                close(
-                    &channels["max"][c],
-                    values.iter().copied().fold(f64::MIN, f64::max),
-                    1e-7,
-                );
+                close(&channels["min"][c], values.iter().copied().fold(f64::MAX, f64::min), 1e-7);
+                close(&channels["max"][c], values.iter().copied().fold(f64::MIN, f64::max), 1e-7);
                 let sq = values.iter().map(|v| v * v).sum::<f64>();
                 close(&channels["share"][c], sq / total, 1e-9);
             }
-            let mut norms: Vec<f64> = tokens
-                .chunks(WIDTH)
-                .map(|t| t.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt())
-                .collect();
+            let mut norms: Vec<f64> =
+                tokens.chunks(WIDTH).map(|t| t.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()).collect();
             let outliers = norms
                 .chunks(16)
                 .map(|row| {
@@ -121,10 +96,7 @@ fn the_numbers_are_those_of_the_rows() {
             close(&found["max"], norms[norms.len() - 1], 1e-9);
 
             let rows = attention.len() as f64;
-            let sums: Vec<f64> = attention
-                .iter()
-                .map(|row| row.iter().map(|&v| f64::from(v)).sum())
-                .collect();
+            let sums: Vec<f64> = attention.iter().map(|row| row.iter().map(|&v| f64::from(v)).sum()).collect();
             let entropy: f64 = attention
                 .iter()
                 .zip(&sums)
@@ -159,20 +131,10 @@ fn bytes_and_codec_errors_are_those_of_the_records() {
     }
     // 20 usable images of two views.
     close(&dino["bytes"]["per_image"], files as f64 / 20.0, 1e-12);
-    assert_eq!(
-        dino["bytes"]["f32_per_image"],
-        2.0 * 4.0 * (16 * 32 + 32 + 16) as f64
-    );
-    assert_eq!(
-        dino["bytes"]["columns"]["cls_attn"]["encoded_per_image"],
-        2.0 * 2.0 * 16.0
-    );
+    assert_eq!(dino["bytes"]["f32_per_image"], 2.0 * 4.0 * (16 * 32 + 32 + 16) as f64);
+    assert_eq!(dino["bytes"]["columns"]["cls_attn"]["encoded_per_image"], 2.0 * 2.0 * 16.0);
     assert_eq!(dino["codec_error"]["known"], "measured");
-    close(
-        &dino["codec_error"]["relative_l2"],
-        (sq_error / sq).sqrt(),
-        1e-12,
-    );
+    close(&dino["codec_error"]["relative_l2"], (sq_error / sq).sqrt(), 1e-12);
 
     let text = stats(&world, &["--limit", "9"]).unwrap();
     for word in [
@@ -187,11 +149,7 @@ fn bytes_and_codec_errors_are_those_of_the_records() {
     }
     let world = World::new();
     world.build("cache", &["--codec", "f32"]).unwrap();
-    assert!(
-        stats(&world, &[])
-            .unwrap()
-            .contains("none: the codec keeps every bit")
-    );
+    assert!(stats(&world, &[]).unwrap().contains("none: the codec keeps every bit"));
 }
 
 /// Sums are added in the order of rows, whoever makes them.
@@ -201,10 +159,8 @@ fn threads_do_not_change_a_digit() {
     world.build("cache", &[]).unwrap();
     let cache = world.path("cache").display().to_string();
     let with = |threads: &str| {
-        let output = program(&["pipeline", "stats", &cache, "--json"])
-            .env("RAYON_NUM_THREADS", threads)
-            .output()
-            .unwrap();
+        let output =
+            program(&["pipeline", "stats", &cache, "--json"]).env("RAYON_NUM_THREADS", threads).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         stdout(&output)
     };
@@ -229,10 +185,7 @@ fn what_is_missing_or_damaged_is_named() {
     }
     let partly = json(&world, &[]);
     let clip = &partly["teachers"]["clip"];
-    assert_eq!(
-        (&clip["parts_complete"], &clip["parts"]),
-        (&2.into(), &3.into())
-    );
+    assert_eq!((&clip["parts_complete"], &clip["parts"]), (&2.into(), &3.into()));
     assert!(partly["teachers"]["dino"]["features"].is_null());
     assert!(stats(&world, &[]).unwrap().contains("nothing is built yet"));
 
@@ -242,8 +195,5 @@ fn what_is_missing_or_damaged_is_named() {
     bytes[middle] ^= 0x55;
     fs::write(&file, bytes).unwrap();
     let error = stats(&world, &["--teacher", "clip"]).unwrap_err();
-    assert!(
-        format!("{error:#}").contains("part-00000.parquet"),
-        "{error:#}"
-    );
+    assert!(format!("{error:#}").contains("part-00000.parquet"), "{error:#}");
 }

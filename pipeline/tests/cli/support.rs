@@ -25,19 +25,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> World {
-        let world = World {
-            dir: tempfile::tempdir().expect("a temporary folder"),
-        };
+        let world = World { dir: tempfile::tempdir().expect("a temporary folder") };
         for idx in 0..USABLE as u32 {
             write_image(&world.path("images"), idx);
         }
         // Bad in three ways, spread over the order: cut short, no image at all, empty.
         let whole = fs::read(world.path("images/cat/005.jpg")).unwrap();
-        fs::write(
-            world.path("images/cat/006-cut.jpg"),
-            &whole[..whole.len() / 2],
-        )
-        .unwrap();
+        fs::write(world.path("images/cat/006-cut.jpg"), &whole[..whole.len() / 2]).unwrap();
         fs::write(world.path("images/cat/000-text.png"), "not an image").unwrap();
         fs::write(world.path("images/dog/999-empty.jpg"), "").unwrap();
         write_teacher(&world.path("clip"), 4, 1);
@@ -134,29 +128,15 @@ pub(crate) fn stderr(output: &Output) -> String {
 fn write_image(dir: &Path, idx: u32) {
     let (width, height) = (40 + 7 * (idx % 5), 36 + 5 * (idx % 7));
     let pixels = RgbImage::from_fn(width, height, |x, y| {
-        image::Rgb([
-            (x * 5 + idx * 31) as u8,
-            (y * 6 + idx * 17) as u8,
-            ((x ^ y) * 3 + idx * 7) as u8,
-        ])
+        image::Rgb([(x * 5 + idx * 31) as u8, (y * 6 + idx * 17) as u8, ((x ^ y) * 3 + idx * 7) as u8])
     });
     let class = dir.join(if idx % 2 == 1 { "cat" } else { "dog" });
     fs::create_dir_all(&class).unwrap();
-    let (name, format) = if idx % 4 < 2 {
-        ("jpg", ImageFormat::Jpeg)
-    } else {
-        ("png", ImageFormat::Png)
-    };
+    let (name, format) = if idx % 4 < 2 { ("jpg", ImageFormat::Jpeg) } else { ("png", ImageFormat::Png) };
     // Some of the PNGs are gray, which the colour policy turns into RGB.
     let image = DynamicImage::ImageRgb8(pixels);
-    let image = if idx % 8 == 2 {
-        DynamicImage::ImageLuma8(image.to_luma8())
-    } else {
-        image
-    };
-    image
-        .save_with_format(class.join(format!("{idx:03}.{name}")), format)
-        .unwrap();
+    let image = if idx % 8 == 2 { DynamicImage::ImageLuma8(image.to_luma8()) } else { image };
+    image.save_with_format(class.join(format!("{idx:03}.{name}")), format).unwrap();
 }
 
 /// A random ViT as a Hugging Face folder: 2 blocks of width 32, 4 x 4 patches of `patch` pixels.
@@ -166,25 +146,13 @@ pub(crate) fn write_teacher(dir: &Path, patch: i64, seed: u64) {
     fs::create_dir_all(dir).unwrap();
     let mut shapes: BTreeMap<String, Vec<i64>> = BTreeMap::from([
         ("embeddings.cls_token".to_owned(), vec![1, 1, WIDTH]),
-        (
-            "embeddings.position_embeddings".to_owned(),
-            vec![1, GRID * GRID + 1, WIDTH],
-        ),
-        (
-            "embeddings.patch_embeddings.projection.weight".to_owned(),
-            vec![WIDTH, 3, patch, patch],
-        ),
-        (
-            "embeddings.patch_embeddings.projection.bias".to_owned(),
-            vec![WIDTH],
-        ),
+        ("embeddings.position_embeddings".to_owned(), vec![1, GRID * GRID + 1, WIDTH]),
+        ("embeddings.patch_embeddings.projection.weight".to_owned(), vec![WIDTH, 3, patch, patch]),
+        ("embeddings.patch_embeddings.projection.bias".to_owned(), vec![WIDTH]),
     ]);
     let mut module = |name: String, rows: i64, columns: Option<i64>| {
         shapes.insert(format!("{name}.bias"), vec![rows]);
-        shapes.insert(
-            format!("{name}.weight"),
-            [Some(rows), columns].into_iter().flatten().collect(),
-        );
+        shapes.insert(format!("{name}.weight"), [Some(rows), columns].into_iter().flatten().collect());
     };
     module("layernorm".to_owned(), WIDTH, None);
     for block in 0..2 {
@@ -207,23 +175,14 @@ pub(crate) fn write_teacher(dir: &Path, patch: i64, seed: u64) {
         (name, tensor)
     };
     let tensors = shapes.into_iter().map(draw).collect();
-    fs::write(
-        dir.join("model.safetensors"),
-        models::weights::to_bytes(&tensors, None).unwrap(),
-    )
-    .unwrap();
+    fs::write(dir.join("model.safetensors"), models::weights::to_bytes(&tensors, None).unwrap()).unwrap();
     let config = serde_json::json!({
         "model_type": "vit", "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH,
         "patch_size": patch, "image_size": GRID * patch, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
     });
     fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    let preprocessor =
-        serde_json::json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]});
-    fs::write(
-        dir.join("preprocessor_config.json"),
-        preprocessor.to_string(),
-    )
-    .unwrap();
+    let preprocessor = serde_json::json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]});
+    fs::write(dir.join("preprocessor_config.json"), preprocessor.to_string()).unwrap();
 }
 
 /// Every file below `dir`, hidden ones too, by relative path.
@@ -236,11 +195,7 @@ pub(crate) fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                let name = path
-                    .strip_prefix(dir)
-                    .unwrap()
-                    .to_string_lossy()
-                    .into_owned();
+                let name = path.strip_prefix(dir).unwrap().to_string_lossy().into_owned();
                 files.insert(name, fs::read(&path).unwrap());
             }
         }
@@ -251,11 +206,7 @@ pub(crate) fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 /// Two folders hold the same files with the same bytes; says which do not.
 pub(crate) fn assert_same_tree(found: &Path, expected: &Path) {
     let (found, expected) = (tree(found), tree(expected));
-    assert_eq!(
-        found.keys().collect::<Vec<_>>(),
-        expected.keys().collect::<Vec<_>>(),
-        "other files"
-    );
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "other files");
     for (name, bytes) in &expected {
         assert!(found[name] == *bytes, "{name} has other bytes");
     }

@@ -3,10 +3,8 @@ use std::fs;
 use super::*;
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -52,13 +50,8 @@ fn of_many_that_publish_at_once_exactly_one_wins() {
         file.publish_new().unwrap()
     };
     let won: Vec<u8> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8)
-            .map(|i| (i, scope.spawn(move || publish(i))))
-            .collect();
-        threads
-            .into_iter()
-            .filter_map(|(i, thread)| thread.join().unwrap().then_some(i))
-            .collect()
+        let threads: Vec<_> = (0..8).map(|i| (i, scope.spawn(move || publish(i)))).collect();
+        threads.into_iter().filter_map(|(i, thread)| thread.join().unwrap().then_some(i)).collect()
     });
     assert_eq!(won.len(), 1);
     assert_eq!(fs::read(&target).unwrap(), won);
@@ -85,18 +78,13 @@ fn a_folder_appears_whole_and_is_never_overwritten() {
     let folder = AtomicDir::create(&target).unwrap();
     let rival = AtomicDir::create(&target).unwrap();
     for file in ["model", "state"] {
-        File::create_new(folder.path().join(file))
-            .unwrap()
-            .write_all(file.as_bytes())
-            .unwrap();
+        File::create_new(folder.path().join(file)).unwrap().write_all(file.as_bytes()).unwrap();
     }
     assert!(!target.exists());
     folder.publish().unwrap();
     assert_eq!(names(&target), ["model", "state"]);
     assert!(matches!(rival.publish(), Err(Error::AlreadyExists { path }) if path == target));
-    assert!(
-        matches!(AtomicDir::create(&target), Err(Error::AlreadyExists { path }) if path == target)
-    );
+    assert!(matches!(AtomicDir::create(&target), Err(Error::AlreadyExists { path }) if path == target));
     assert_eq!(names(dir.path()), ["step-000010"]);
 }
 
@@ -107,29 +95,16 @@ fn only_the_stale_are_removed() {
     let living = AtomicFile::create(&target).unwrap();
     let living_dir = AtomicDir::create(&target).unwrap();
     // What a killed process leaves: the name without the lock.
-    for stale in [
-        ".part-00000.parquet.0123456789abcdef.tmp",
-        ".part-00001.parquet.0123456789abcdef.tmp",
-    ] {
+    for stale in [".part-00000.parquet.0123456789abcdef.tmp", ".part-00001.parquet.0123456789abcdef.tmp"] {
         File::create_new(dir.path().join(stale)).unwrap();
     }
     let stale_dir = dir.path().join(".part-00000.parquet.fedcba9876543210.tmp");
     fs::create_dir_all(stale_dir.join("inner")).unwrap();
     assert_eq!(remove_stale(&target).unwrap(), 2);
-    assert_eq!(
-        names(dir.path()).len(),
-        3,
-        "the living two and the other part's stay"
-    );
+    assert_eq!(names(dir.path()).len(), 3, "the living two and the other part's stay");
     living.publish().unwrap();
     drop(living_dir);
-    assert_eq!(
-        names(dir.path()),
-        [
-            ".part-00001.parquet.0123456789abcdef.tmp",
-            "part-00000.parquet"
-        ]
-    );
+    assert_eq!(names(dir.path()), [".part-00001.parquet.0123456789abcdef.tmp", "part-00000.parquet"]);
     assert_eq!(remove_stale(&dir.path().join("no/such/file")).unwrap(), 0);
 }
 
@@ -157,8 +132,5 @@ fn a_full_disk_is_told_apart() {
     let error = full.write_all(b"x").unwrap_err();
     let error = Error::io("write", Path::new("c/part-00000.parquet"), error);
     assert!(matches!(&error, Error::DiskFull { path } if path.ends_with("part-00000.parquet")));
-    assert!(
-        error.is_io() && error.to_string().contains("c/part-00000.parquet"),
-        "{error}"
-    );
+    assert!(error.is_io() && error.to_string().contains("c/part-00000.parquet"), "{error}");
 }

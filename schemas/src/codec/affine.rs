@@ -54,10 +54,7 @@ impl Affine {
     /// What is wrong with the parameters for tokens of `width` channels, in words.
     pub(crate) fn problem(&self, width: usize) -> Option<String> {
         let ascending = self.outliers.windows(2).all(|pair| pair[0] < pair[1]);
-        let inside = self
-            .outliers
-            .iter()
-            .all(|&channel| (channel as usize) < width);
+        let inside = self.outliers.iter().all(|&channel| (channel as usize) < width);
         if self.scale.len() != width || self.offset.len() != width {
             let (scales, offsets) = (self.scale.len(), self.offset.len());
             Some(format!("{scales} scales and {offsets} offsets"))
@@ -115,27 +112,16 @@ impl FeatureCodec for Affine {
             return Ok(());
         };
         bytes.truncate(before);
-        Err(Error::Unstorable {
-            codec: self.name(),
-            position,
-            value: values[position],
-        })
+        Err(Error::Unstorable { codec: self.name(), position, value: values[position] })
     }
 
     fn decode_into(&self, bytes: &[u8], width: usize, values: &mut [f32]) -> Result<()> {
         let n = values.len() / width.max(1);
         if values.len() != n * width || bytes.len() != self.bytes(n, width) {
-            return Err(Error::CodecLength {
-                codec: self.name(),
-                found: bytes.len(),
-                expected: values.len(),
-            });
+            return Err(Error::CodecLength { codec: self.name(), found: bytes.len(), expected: values.len() });
         }
         let (steps, halves) = bytes.split_at(n * width);
-        for (token, steps) in values
-            .chunks_exact_mut(width)
-            .zip(steps.chunks_exact(width))
-        {
+        for (token, steps) in values.chunks_exact_mut(width).zip(steps.chunks_exact(width)) {
             let channels = steps.iter().zip(self.scale.iter().zip(&self.offset));
             for (value, (&q, (scale, offset))) in token.iter_mut().zip(channels) {
                 // Two roundings and no fused operation: what numpy and a GPU compute, to the bit.
@@ -197,11 +183,7 @@ impl Calibrator {
     pub fn add(&mut self, tokens: &[f32]) -> Result<()> {
         let width = self.min.len();
         if let Some(position) = tokens.iter().position(|value| !value.is_finite()) {
-            return Err(Error::Unstorable {
-                codec: "i8",
-                position,
-                value: tokens[position],
-            });
+            return Err(Error::Unstorable { codec: "i8", position, value: tokens[position] });
         }
         self.images += 1;
         for token in tokens.chunks_exact(width) {
@@ -232,10 +214,7 @@ impl Calibrator {
         let mut tails = Vec::new();
         for c in 0..width {
             // Half of each, so that no sum of large values overflows.
-            let (middle, half) = (
-                self.min[c] / 2.0 + self.max[c] / 2.0,
-                self.max[c] / 2.0 - self.min[c] / 2.0,
-            );
+            let (middle, half) = (self.min[c] / 2.0 + self.max[c] / 2.0, self.max[c] / 2.0 - self.min[c] / 2.0);
             // A channel that never varied still needs a step, in proportion to its value.
             let least = (middle.abs() * 2f32.powi(-16)).max(f32::MIN_POSITIVE * 2f32.powi(24));
             scale.push((half * MARGIN / LEVELS).max(least));
@@ -251,12 +230,7 @@ impl Calibrator {
         tails.truncate(width / MAX_OUTLIER_SHARE);
         let mut outliers: Vec<u32> = tails.into_iter().map(|(_, channel)| channel).collect();
         outliers.sort_unstable();
-        Some(Affine {
-            scale,
-            offset,
-            outliers,
-            images: self.images,
-        })
+        Some(Affine { scale, offset, outliers, images: self.images })
     }
 }
 
@@ -310,10 +284,7 @@ mod tests {
         (values[0], values[1]) = (1e9, -1e9);
         let mut bytes = Vec::new();
         codec.encode(&values, 32, &mut bytes).unwrap();
-        assert_eq!(
-            (bytes[0].cast_signed(), bytes[1].cast_signed()),
-            (127, -127)
-        );
+        assert_eq!((bytes[0].cast_signed(), bytes[1].cast_signed()), (127, -127));
     }
 
     #[test]

@@ -22,13 +22,8 @@ pub struct CodecError {
 impl CodecError {
     /// Compares the tokens `[n, D]` of one row.
     pub fn measure(given: &[f32], stored: &[f32], width: usize) -> CodecError {
-        let mut error = CodecError {
-            tokens: 0,
-            sq: vec![0.0; width],
-            sq_error: vec![0.0; width],
-            cos_sum: 0.0,
-            cos_min: 1.0,
-        };
+        let mut error =
+            CodecError { tokens: 0, sq: vec![0.0; width], sq_error: vec![0.0; width], cos_sum: 0.0, cos_min: 1.0 };
         for (given, stored) in given.chunks_exact(width).zip(stored.chunks_exact(width)) {
             let (mut dot, mut norm_given, mut norm_stored) = (0.0, 0.0, 0.0);
             for (c, (&a, &b)) in given.iter().zip(stored).enumerate() {
@@ -40,11 +35,7 @@ impl CodecError {
                 norm_stored += b * b;
             }
             let norms = (norm_given * norm_stored).sqrt();
-            let cos = if norms > 0.0 {
-                dot / norms
-            } else {
-                f64::from(u8::from(norm_given == norm_stored))
-            };
+            let cos = if norms > 0.0 { dot / norms } else { f64::from(u8::from(norm_given == norm_stored)) };
             error.tokens += 1;
             error.cos_sum += cos;
             error.cos_min = error.cos_min.min(cos);
@@ -59,10 +50,7 @@ impl CodecError {
             return;
         }
         self.tokens += other.tokens;
-        for (mine, others) in [
-            (&mut self.sq, &other.sq),
-            (&mut self.sq_error, &other.sq_error),
-        ] {
+        for (mine, others) in [(&mut self.sq, &other.sq), (&mut self.sq_error, &other.sq_error)] {
             mine.iter_mut().zip(others).for_each(|(a, b)| *a += b);
         }
         self.cos_sum += other.cos_sum;
@@ -72,30 +60,18 @@ impl CodecError {
     /// 2-norm of all differences over the 2-norm of all values; 0 without values.
     pub fn relative_l2(&self) -> f64 {
         let sq: f64 = self.sq.iter().sum();
-        if sq > 0.0 {
-            (self.sq_error.iter().sum::<f64>() / sq).sqrt()
-        } else {
-            0.0
-        }
+        if sq > 0.0 { (self.sq_error.iter().sum::<f64>() / sq).sqrt() } else { 0.0 }
     }
 
     /// Mean cosine per token; 1 without tokens.
     pub fn mean_cos(&self) -> f64 {
-        if self.tokens == 0 {
-            1.0
-        } else {
-            self.cos_sum / self.tokens as f64
-        }
+        if self.tokens == 0 { 1.0 } else { self.cos_sum / self.tokens as f64 }
     }
 
     /// The channel with the largest relative error, and that error (2-norm of its differences over that of its values).
     pub fn worst_channel(&self) -> Option<(usize, f64)> {
         let relative = |(c, (&error, &sq)): (usize, (&f64, &f64))| {
-            let relative = if error == 0.0 {
-                0.0
-            } else {
-                (error / sq).sqrt()
-            };
+            let relative = if error == 0.0 { 0.0 } else { (error / sq).sqrt() };
             (c, relative)
         };
         self.sq_error
@@ -128,10 +104,7 @@ mod tests {
         let given = [3.0, 4.0, 0.0, 0.0, 1.0, 0.0];
         let stored = [3.0, 4.0, 0.0, 0.0, 1.0, 1.0];
         let mut error = CodecError::measure(&given, &stored, 2);
-        assert_eq!(
-            (error.tokens, &error.sq[..], &error.sq_error[..]),
-            (3, &[10.0, 16.0][..], &[0.0, 1.0][..])
-        );
+        assert_eq!((error.tokens, &error.sq[..], &error.sq_error[..]), (3, &[10.0, 16.0][..], &[0.0, 1.0][..]));
         assert!((error.mean_cos() - (2.0 + 0.5f64.sqrt()) / 3.0).abs() < 1e-15);
         assert!((error.cos_min - 0.5f64.sqrt()).abs() < 1e-15);
         assert!((error.relative_l2() - (1.0f64 / 26.0).sqrt()).abs() < 1e-15);

@@ -65,15 +65,9 @@ impl Scalar {
     /// Position of the first encoded value that is not finite. A whole number of values is looked at.
     pub(crate) fn first_non_finite(self, bytes: &[u8]) -> Option<usize> {
         match self {
-            Scalar::F32 => first_word(bytes, |word: &[u8; 4]| {
-                u32::from_le_bytes(*word) & 0x7f80_0000 == 0x7f80_0000
-            }),
-            Scalar::F16 => first_word(bytes, |word: &[u8; 2]| {
-                u16::from_le_bytes(*word) & 0x7c00 == 0x7c00
-            }),
-            Scalar::Bf16 => first_word(bytes, |word: &[u8; 2]| {
-                u16::from_le_bytes(*word) & 0x7f80 == 0x7f80
-            }),
+            Scalar::F32 => first_word(bytes, |word: &[u8; 4]| u32::from_le_bytes(*word) & 0x7f80_0000 == 0x7f80_0000),
+            Scalar::F16 => first_word(bytes, |word: &[u8; 2]| u16::from_le_bytes(*word) & 0x7c00 == 0x7c00),
+            Scalar::Bf16 => first_word(bytes, |word: &[u8; 2]| u16::from_le_bytes(*word) & 0x7f80 == 0x7f80),
         }
     }
 }
@@ -95,31 +89,18 @@ impl FeatureCodec for Scalar {
         let before = bytes.len();
         bytes.resize(before + values.len() * self.bytes_per_value(), 0);
         let blocks = bytes[before..].chunks_mut(BLOCK * self.bytes_per_value());
-        let bad = values
-            .chunks(BLOCK)
-            .zip(blocks)
-            .enumerate()
-            .find_map(|(i, (values, bytes))| {
-                self.encode_block(values, bytes);
-                self.first_non_finite(bytes)
-                    .map(|within| i * BLOCK + within)
-            });
+        let bad = values.chunks(BLOCK).zip(blocks).enumerate().find_map(|(i, (values, bytes))| {
+            self.encode_block(values, bytes);
+            self.first_non_finite(bytes).map(|within| i * BLOCK + within)
+        });
         let Some(position) = bad else { return Ok(()) };
         bytes.truncate(before);
-        Err(Error::Unstorable {
-            codec: self.name(),
-            position,
-            value: values[position],
-        })
+        Err(Error::Unstorable { codec: self.name(), position, value: values[position] })
     }
 
     fn decode_into(&self, bytes: &[u8], _width: usize, values: &mut [f32]) -> Result<()> {
         if values.len().checked_mul(self.bytes_per_value()) != Some(bytes.len()) {
-            return Err(Error::CodecLength {
-                codec: self.name(),
-                found: bytes.len(),
-                expected: values.len(),
-            });
+            return Err(Error::CodecLength { codec: self.name(), found: bytes.len(), expected: values.len() });
         }
         match self {
             Scalar::F32 => {
@@ -153,14 +134,9 @@ impl FeatureCodec for Scalar {
 
 /// Position of the first word that `bad` holds for. Whole blocks are tested without an early exit, which the compiler makes
 /// vector code of; nearly always there is nothing to find.
-pub(super) fn first_word<const N: usize>(
-    bytes: &[u8],
-    bad: impl Fn(&[u8; N]) -> bool,
-) -> Option<usize> {
+pub(super) fn first_word<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
     let words = bytes.as_chunks::<N>().0;
-    let block = words
-        .chunks(BLOCK)
-        .position(|block| block.iter().fold(false, |any, word| any | bad(word)))?;
+    let block = words.chunks(BLOCK).position(|block| block.iter().fold(false, |any, word| any | bad(word)))?;
     let within = words[BLOCK * block..].iter().position(bad)?;
     Some(BLOCK * block + within)
 }
@@ -208,15 +184,11 @@ mod tests {
 
     #[test]
     fn every_finite_half_survives() {
-        let halves: Vec<f32> = (0..=u16::MAX)
-            .map(|bits| f32::from(f16::from_bits(bits)))
-            .filter(|value| value.is_finite())
-            .collect();
+        let halves: Vec<f32> =
+            (0..=u16::MAX).map(|bits| f32::from(f16::from_bits(bits))).filter(|value| value.is_finite()).collect();
         assert_eq!(bits(&round_trip(Scalar::F16, &halves)), bits(&halves));
-        let brains: Vec<f32> = (0..=u16::MAX)
-            .map(|bits| f32::from(bf16::from_bits(bits)))
-            .filter(|value| value.is_finite())
-            .collect();
+        let brains: Vec<f32> =
+            (0..=u16::MAX).map(|bits| f32::from(bf16::from_bits(bits))).filter(|value| value.is_finite()).collect();
         assert_eq!(bits(&round_trip(Scalar::Bf16, &brains)), bits(&brains));
     }
 
@@ -224,9 +196,7 @@ mod tests {
     fn ties_go_to_even_and_bytes_are_little_endian() {
         let mut bytes = Vec::new();
         // 2049 and 2051 lie half-way between neighbours 2 apart.
-        Scalar::F16
-            .encode(&[2049.0, 2051.0, 1.0], 1, &mut bytes)
-            .unwrap();
+        Scalar::F16.encode(&[2049.0, 2051.0, 1.0], 1, &mut bytes).unwrap();
         assert_eq!(round_trip(Scalar::F16, &[2049.0, 2051.0]), [2048.0, 2052.0]);
         assert_eq!(bytes[4..], [0x00, 0x3c]);
         assert_eq!(round_trip(Scalar::Bf16, &[257.0, 259.0]), [256.0, 260.0]);

@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::testing::{Tiny, image, overwrite, sample_row, teacher_row};
 use crate::{
-    Cache, FeatureCodec, SamplesWriter, Scalar, TeacherIdentity, TeacherWriter, atomic,
-    create_cache, layout, verify,
+    Cache, FeatureCodec, SamplesWriter, Scalar, TeacherIdentity, TeacherWriter, atomic, create_cache, layout, verify,
 };
 
 /// `name` of each variant, and all the names. A new variant does not compile until it is listed here, and once it is listed, the
@@ -76,10 +75,7 @@ impl Spoiled {
     }
 
     fn build(tiny: Tiny) -> Spoiled {
-        let spoiled = Spoiled {
-            dir: tempfile::tempdir().unwrap(),
-            tiny,
-        };
+        let spoiled = Spoiled { dir: tempfile::tempdir().unwrap(), tiny };
         spoiled.tiny.build(spoiled.path());
         spoiled
     }
@@ -116,9 +112,7 @@ impl Spoiled {
         let bytes = fs::read(file).unwrap();
         self.edit(commit, |value| {
             let stamp = &mut value["file"];
-            let footer = bytes
-                .len()
-                .saturating_sub(stamp["footer_bytes"].as_u64().unwrap() as usize);
+            let footer = bytes.len().saturating_sub(stamp["footer_bytes"].as_u64().unwrap() as usize);
             stamp["footer_bytes"] = (bytes.len() - footer).into();
             stamp["footer_sha256"] = crate::json::sha256_hex(&bytes[footer..]).into();
             stamp["bytes"] = bytes.len().into();
@@ -170,40 +164,25 @@ fn one_of_each() -> Vec<Error> {
     add(create_cache(c.path(), &identity).unwrap_err());
     identity.views.views = 3;
     add(create_cache(c.path(), &identity).unwrap_err());
-    add(c
-        .open()
-        .teacher_part(&crate::TeacherId::new("mae").unwrap(), 0)
-        .unwrap_err());
+    add(c.open().teacher_part(&crate::TeacherId::new("mae").unwrap(), 0).unwrap_err());
     add(c.open().samples(3).unwrap_err());
-    add(c
-        .open()
-        .teacher_part(&c.clip().id, 1)
-        .unwrap()
-        .read_row(8)
-        .unwrap_err());
+    add(c.open().teacher_part(&c.clip().id, 1).unwrap().read_row(8).unwrap_err());
     fs::remove_file(c.samples_commit()).unwrap();
     add(c.open().samples(1).unwrap_err());
 
     // Records.
     let c = Spoiled::new();
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .open(c.samples_commit())
-        .unwrap();
+    let file = fs::OpenOptions::new().write(true).open(c.samples_commit()).unwrap();
     file.set_len((64 << 20) + 1).unwrap();
     add(c.problem());
     let c = Spoiled::new();
     c.patch(&c.features_commit(), |bytes| bytes[20] ^= 1);
     add(c.problem());
     let c = Spoiled::new();
-    c.edit(&c.samples_commit(), |value| {
-        drop(value.as_object_mut().unwrap().remove("part"))
-    });
+    c.edit(&c.samples_commit(), |value| drop(value.as_object_mut().unwrap().remove("part")));
     add(c.problem());
     let c = Spoiled::new();
-    c.edit(&layout::teacher_json(c.path(), &c.clip().id), |value| {
-        value["format_version"] = 2.into()
-    });
+    c.edit(&layout::teacher_json(c.path(), &c.clip().id), |value| value["format_version"] = 2.into());
     add(c.problem());
     let c = Spoiled::new();
     fs::copy(layout::samples_commit(c.path(), 0), c.samples_commit()).unwrap();
@@ -228,53 +207,30 @@ fn one_of_each() -> Vec<Error> {
     add(c.problem());
     let c = Spoiled::new();
     fs::copy(c.features(), c.samples()).unwrap();
-    let footer = json!(
-        c.open().part_state(1).unwrap().teachers[&c.clip().id]
-            .file
-            .footer_bytes
-    );
-    c.edit(&c.samples_commit(), |value| {
-        value["file"]["footer_bytes"] = footer
-    });
+    let footer = json!(c.open().part_state(1).unwrap().teachers[&c.clip().id].file.footer_bytes);
+    c.edit(&c.samples_commit(), |value| value["file"]["footer_bytes"] = footer);
     c.vouch(&c.samples_commit(), &c.samples());
     add(c.problem());
     let c = Spoiled::new();
-    c.edit(&c.features_commit(), |value| {
-        value["file"]["rows"] = 9.into()
-    });
+    c.edit(&c.features_commit(), |value| value["file"]["rows"] = 9.into());
     add(c.problem());
 
     // Rows.
     let c = Spoiled::new();
-    let (offset, length) = c
-        .open()
-        .teacher_part(&c.clip().id, 1)
-        .unwrap()
-        .file()
-        .groups[0]
-        .chunks[3]
-        .page(2);
-    c.patch(&c.features(), |bytes| {
-        bytes[offset as usize..][..length].fill(0xff)
-    });
+    let (offset, length) = c.open().teacher_part(&c.clip().id, 1).unwrap().file().groups[0].chunks[3].page(2);
+    c.patch(&c.features(), |bytes| bytes[offset as usize..][..length].fill(0xff));
     add(c.problem());
     let c = Spoiled::new();
     let key = b"image-6.png";
     c.patch(&c.samples(), |bytes| {
-        let at = bytes
-            .windows(key.len())
-            .position(|window| window == key)
-            .unwrap();
+        let at = bytes.windows(key.len()).position(|window| window == key).unwrap();
         bytes[at] = b'I';
     });
     add(c.problem());
     let c = Spoiled::packed();
     let image = image(6);
     c.patch(&c.samples(), |bytes| {
-        let at = bytes
-            .windows(image.len())
-            .position(|window| window == image)
-            .unwrap();
+        let at = bytes.windows(image.len()).position(|window| window == image).unwrap();
         bytes[at] ^= 1;
     });
     add(c.problem());
@@ -295,9 +251,7 @@ fn one_of_each() -> Vec<Error> {
     add(c.problem());
     let mut features = TeacherWriter::create(c.path(), 1, &c.tiny.identity, c.clip()).unwrap();
     let places = c.tiny.places(1);
-    places[..7]
-        .iter()
-        .for_each(|(id, view)| features.push(&teacher_row(*id, *view, c.clip())).unwrap());
+    places[..7].iter().for_each(|(id, view)| features.push(&teacher_row(*id, *view, c.clip())).unwrap());
     features.finish().unwrap();
     add(c.problem());
     add(samples.finish(&[]).unwrap_err());
@@ -305,9 +259,7 @@ fn one_of_each() -> Vec<Error> {
     c.patch(&layout::rejects_file(c.path(), 0), |bytes| bytes[200] ^= 1);
     add(c.problem());
     let c = Spoiled::new();
-    c.edit(&c.features_commit(), |value| {
-        value["channels"]["sum"][3] = 0.5.into()
-    });
+    c.edit(&c.features_commit(), |value| value["channels"]["sum"][3] = 0.5.into());
     add(c.problem());
 
     // Values.
@@ -324,23 +276,11 @@ fn every_variant_is_produced_and_says_where() {
     assert_eq!(NAMES.iter().collect::<BTreeSet<_>>().len(), NAMES.len());
     for error in &errors {
         let text = error.to_string();
-        let has_place = !matches!(
-            error,
-            Error::TeacherName { .. } | Error::Unstorable { .. } | Error::CodecLength { .. }
-        );
-        assert!(
-            !has_place || text.starts_with('/') || text.contains(" /"),
-            "{text}"
-        );
-        assert!(
-            !text.contains("  ") && !text.ends_with(['.', ' ', ';']),
-            "{text}"
-        );
-        assert_eq!(
-            error.is_io(),
-            matches!(error, Error::Io { .. } | Error::DiskFull { .. }),
-            "{text}"
-        );
+        let has_place =
+            !matches!(error, Error::TeacherName { .. } | Error::Unstorable { .. } | Error::CodecLength { .. });
+        assert!(!has_place || text.starts_with('/') || text.contains(" /"), "{text}");
+        assert!(!text.contains("  ") && !text.ends_with(['.', ' ', ';']), "{text}");
+        assert_eq!(error.is_io(), matches!(error, Error::Io { .. } | Error::DiskFull { .. }), "{text}");
     }
 }
 
@@ -348,11 +288,7 @@ fn every_variant_is_produced_and_says_where() {
 fn messages_read_like_this() {
     let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
     tiny.build(dir.path());
-    let show = |error: Error| {
-        error
-            .to_string()
-            .replace(&dir.path().display().to_string(), "CACHE")
-    };
+    let show = |error: Error| error.to_string().replace(&dir.path().display().to_string(), "CACHE");
     let mut identity = tiny.identity.clone();
     identity.views.seed = 8;
     assert_eq!(
@@ -362,27 +298,14 @@ fn messages_read_like_this() {
     );
     let path = layout::teacher_file(dir.path(), &tiny.teachers[1].id, 2);
     assert_eq!(
-        show(Error::RowChecksum {
-            path,
-            row: 3,
-            found: 1,
-            expected: 0xfedc_ba98_7654_3210
-        }),
+        show(Error::RowChecksum { path, row: 3, found: 1, expected: 0xfedc_ba98_7654_3210 }),
         "CACHE/teachers/dino/part-00002.parquet, row 3: the values have checksum 0000000000000001, the row says fedcba9876543210: the file \
          is damaged here; restore it from a copy, or delete CACHE/teachers/dino/part-00002.commit.json and run `pipeline build-cache` \
          (`add-teacher`, for a teacher added later) again to rebuild this part"
     );
     let path = layout::rejects_file(dir.path(), 0);
-    assert!(
-        show(Error::FileMissing { path })
-            .contains("delete CACHE/samples/part-00000.commit.json and run")
-    );
-    assert!(
-        show(Error::RecordDigest {
-            path: layout::cache_json(dir.path())
-        })
-        .ends_with("or rebuild the cache")
-    );
+    assert!(show(Error::FileMissing { path }).contains("delete CACHE/samples/part-00000.commit.json and run"));
+    assert!(show(Error::RecordDigest { path: layout::cache_json(dir.path()) }).ends_with("or rebuild the cache"));
     let path = layout::teacher_json(dir.path(), &tiny.teachers[1].id);
     let text = show(Error::RecordDigest { path });
     assert!(

@@ -47,14 +47,7 @@ fn records_read_back_to_the_last_bit() {
 fn the_text_is_canonical() {
     let text = seal(&record());
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(
-        lines[..3],
-        [
-            "{",
-            "  \"format_version\": 1,",
-            "  \"name\": \"é \\\"x\\\"\\n\","
-        ]
-    );
+    assert_eq!(lines[..3], ["{", "  \"format_version\": 1,", "  \"name\": \"é \\\"x\\\"\\n\","]);
     assert!(lines[5].starts_with("  \"digest\": \"") && lines[6] == "}" && lines.len() == 7);
     // The order of the fields in memory does not matter.
     assert_eq!(
@@ -70,17 +63,11 @@ fn any_changed_byte_shows() {
         for bit in 0..8 {
             let mut damaged = text.clone();
             damaged[at] ^= 1 << bit;
-            assert!(
-                matches!(read_text(&damaged), Err(Error::RecordDigest { .. })),
-                "bit {bit} of byte {at}"
-            );
+            assert!(matches!(read_text(&damaged), Err(Error::RecordDigest { .. })), "bit {bit} of byte {at}");
         }
     }
     for length in 0..text.len() {
-        assert!(
-            matches!(read_text(&text[..length]), Err(Error::RecordDigest { .. })),
-            "cut to {length}"
-        );
+        assert!(matches!(read_text(&text[..length]), Err(Error::RecordDigest { .. })), "cut to {length}");
     }
 }
 
@@ -92,23 +79,14 @@ fn an_intact_record_that_says_something_else_is_refused() {
         }
         other => panic!("{body}: {other:?}"),
     };
-    check(
-        "{\n  \"format_version\": 2,\n  \"from\": \"the future\",\n",
-        "format version 2",
-    );
+    check("{\n  \"format_version\": 2,\n  \"from\": \"the future\",\n", "format version 2");
     check("{\n  \"name\": \"x\",\n", "format_version");
-    check(
-        "{\n  \"format_version\": 1,\n  \"name\": \"x\",\n",
-        "missing field `sums`",
-    );
+    check("{\n  \"format_version\": 1,\n  \"name\": \"x\",\n", "missing field `sums`");
     check(
         "{\n  \"format_version\": 1,\n  \"name\": \"x\",\n  \"seed\": 1,\n  \"sums\": [],\n  \"colour\": 3,\n",
         "colour",
     );
-    check(
-        "{\n  \"format_version\": 1,\n  \"name\": \"x\",\n  \"seed\": -1,\n  \"sums\": [],\n",
-        "-1",
-    );
+    check("{\n  \"format_version\": 1,\n  \"name\": \"x\",\n  \"seed\": -1,\n  \"sums\": [],\n", "-1");
     check("[\n", "expected");
     check(&("[".repeat(10_000) + "\n"), "recursion");
 }
@@ -117,16 +95,9 @@ fn an_intact_record_that_says_something_else_is_refused() {
 fn differences_are_named_and_shared_fields_come_first() {
     let old = json!({"views": {"policy": "rrc", "flip": 0.5, "scale": [0.2, 1.0]}, "names": ["a"]});
     let new = json!({"views": {"policy": "center"}, "names": ["a", "b"]});
-    let named: Vec<_> = differences(&old, &new)
-        .into_iter()
-        .map(|difference| difference.field)
-        .collect();
-    assert_eq!(
-        named,
-        ["views.policy", "names[1]", "views.flip", "views.scale"]
-    );
-    let scale =
-        json!({"views": {"policy": "rrc", "flip": 0.5, "scale": [0.3, 1.0]}, "names": ["a"]});
+    let named: Vec<_> = differences(&old, &new).into_iter().map(|difference| difference.field).collect();
+    assert_eq!(named, ["views.policy", "names[1]", "views.flip", "views.scale"]);
+    let scale = json!({"views": {"policy": "rrc", "flip": 0.5, "scale": [0.3, 1.0]}, "names": ["a"]});
     let found = differences(&old, &scale);
     assert_eq!(found.len(), 1);
     assert_eq!(

@@ -29,58 +29,25 @@ fn page(kind: u64, uncompressed: usize, compressed: usize, data: [u64; 4], body:
 fn read(bytes: &[u8], compression: Compression, limit: usize) -> Result<(usize, Vec<u8>), String> {
     let page = Page::open(bytes)?;
     let mut out = vec![9; 3];
-    page.decompress(compression, limit, &mut out)
-        .map(|()| (page.rows, out))
+    page.decompress(compression, limit, &mut out).map(|()| (page.rows, out))
 }
 
 #[test]
 fn pages_are_read_and_bounded() {
     let body: Vec<u8> = (0..100).map(|i| i / 9).collect();
     let plain = page(0, 100, 100, [25, 0, 3, 3], &body);
-    assert_eq!(
-        read(&plain, Compression::UNCOMPRESSED, 100),
-        Ok((25, body.clone()))
-    );
-    assert!(
-        read(&plain, Compression::UNCOMPRESSED, 99)
-            .unwrap_err()
-            .contains("declares 100 bytes")
-    );
-    assert!(
-        read(&plain, Compression::SNAPPY, 100)
-            .unwrap_err()
-            .contains("SNAPPY")
-    );
+    assert_eq!(read(&plain, Compression::UNCOMPRESSED, 100), Ok((25, body.clone())));
+    assert!(read(&plain, Compression::UNCOMPRESSED, 99).unwrap_err().contains("declares 100 bytes"));
+    assert!(read(&plain, Compression::SNAPPY, 100).unwrap_err().contains("SNAPPY"));
     let zstd = Compression::ZSTD(Default::default());
     let packed = zstd::bulk::compress(&body, 1).unwrap();
     let good = page(0, 100, packed.len(), [25, 0, 3, 3], &packed);
     assert_eq!(read(&good, zstd, 100), Ok((25, body.clone())));
     // A frame that holds more, or less, than the header says.
-    assert!(
-        read(
-            &page(0, 99, packed.len(), [25, 0, 3, 3], &packed),
-            zstd,
-            200
-        )
-        .is_err()
-    );
-    assert!(
-        read(
-            &page(0, 101, packed.len(), [25, 0, 3, 3], &packed),
-            zstd,
-            200
-        )
-        .is_err()
-    );
+    assert!(read(&page(0, 99, packed.len(), [25, 0, 3, 3], &packed), zstd, 200).is_err());
+    assert!(read(&page(0, 101, packed.len(), [25, 0, 3, 3], &packed), zstd, 200).is_err());
     // Two gigabytes that are not there.
-    assert!(
-        read(
-            &page(0, i32::MAX as usize, packed.len(), [25, 0, 3, 3], &packed),
-            zstd,
-            100
-        )
-        .is_err()
-    );
+    assert!(read(&page(0, i32::MAX as usize, packed.len(), [25, 0, 3, 3], &packed), zstd, 100).is_err());
 }
 
 #[test]
@@ -103,23 +70,13 @@ fn values_end_where_the_bytes_end() {
     assert_eq!(values.u32(), None);
     assert_eq!(values.fixed::<1>(), Some([5]));
     assert!(values.is_empty());
-    assert_eq!(
-        (values.bool(), values.bytes(), values.u64()),
-        (None, None, None)
-    );
+    assert_eq!((values.bool(), values.bytes(), values.u64()), (None, None, None));
     let mut bits = Values::new(&[0b0000_0101, 0b1]);
     let read: Vec<_> = (0..9).map(|_| bits.bool().unwrap()).collect();
-    assert_eq!(
-        read,
-        [true, false, true, false, false, false, false, false, true]
-    );
+    assert_eq!(read, [true, false, true, false, false, false, false, false, true]);
     assert!(bits.is_empty());
     let mut unused = Values::new(&[0b101]);
-    assert_eq!(
-        (unused.bool(), unused.is_empty()),
-        (Some(true), false),
-        "a bit beyond the last value is set"
-    );
+    assert_eq!((unused.bool(), unused.is_empty()), (Some(true), false), "a bit beyond the last value is set");
 }
 
 #[test]
@@ -127,20 +84,11 @@ fn levels_come_in_runs_and_in_groups() {
     // 3 ones as a run, then a group of eight of which 4 count.
     let read = |bytes: &[u8], rows| Values::new(bytes).present(rows);
     let present = [true, true, true, true, false, true, false];
-    assert_eq!(
-        read(&[4, 0, 0, 0, 3 << 1, 1, 0b11, 0b0101], 7),
-        Some(present.to_vec())
-    );
+    assert_eq!(read(&[4, 0, 0, 0, 3 << 1, 1, 0b11, 0b0101], 7), Some(present.to_vec()));
     // Malformed: too long a run, none at all, a level of 2, unused bits that are set, an unneeded group, bytes left over.
-    for bytes in [
-        &[4 << 1, 1][..],
-        &[0, 1],
-        &[3 << 1, 2],
-        &[0b11, 0b1101],
-        &[0b101, 0b101, 0],
-        &[3 << 1, 1, 0],
-        &[3 << 1],
-    ] {
+    for bytes in
+        [&[4 << 1, 1][..], &[0, 1], &[3 << 1, 2], &[0b11, 0b1101], &[0b101, 0b101, 0], &[3 << 1, 1, 0], &[3 << 1]]
+    {
         let mut page = vec![bytes.len() as u8, 0, 0, 0];
         page.extend(bytes);
         assert_eq!(read(&page, 3), None, "{bytes:?}");

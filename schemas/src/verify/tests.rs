@@ -18,22 +18,11 @@ fn a_sound_cache_has_no_problems() {
     tiny.build(dir.path());
     let mut last = None;
     let report = verify(dir.path(), &mut |progress| last = Some(progress)).unwrap();
-    assert!(
-        report.problems.is_empty() && report.missing.is_empty() && report.notes.is_empty(),
-        "{report:?}"
-    );
-    let parquet: Vec<_> = files(dir.path())
-        .into_iter()
-        .filter(|(path, _)| path.extension().is_some_and(|e| e == "parquet"))
-        .collect();
+    assert!(report.problems.is_empty() && report.missing.is_empty() && report.notes.is_empty(), "{report:?}");
+    let parquet: Vec<_> =
+        files(dir.path()).into_iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "parquet")).collect();
     assert_eq!((report.files, report.rows), (9, 3 * 16));
-    assert_eq!(
-        report.bytes,
-        parquet
-            .iter()
-            .map(|(_, bytes)| bytes.len() as u64)
-            .sum::<u64>()
-    );
+    assert_eq!(report.bytes, parquet.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>());
     assert_eq!(last.unwrap().total_bytes, report.bytes);
 }
 
@@ -57,9 +46,7 @@ fn places(cache: &Cache, path: &Path, length: usize) -> Vec<Place> {
         }
         _ => (state.samples.unwrap().file, None),
     };
-    let columns = teacher.map_or(samples_columns().to_vec(), |teacher| {
-        teacher_columns(teacher).to_vec()
-    });
+    let columns = teacher.map_or(samples_columns().to_vec(), |teacher| teacher_columns(teacher).to_vec());
     let expected = Expected {
         part: 0,
         stamp: &stamp,
@@ -72,14 +59,9 @@ fn places(cache: &Cache, path: &Path, length: usize) -> Vec<Place> {
         for chunk in &group.chunks {
             for i in 0..chunk.n_pages() {
                 let (offset, length) = chunk.page(i);
-                let rows = group.first_row + chunk.page_rows(i).start
-                    ..group.first_row + chunk.page_rows(i).end;
+                let rows = group.first_row + chunk.page_rows(i).start..group.first_row + chunk.page_rows(i).end;
                 for place in &mut places[offset as usize..][..length] {
-                    *place = if rows.len() == 1 {
-                        Place::Row(rows.start)
-                    } else {
-                        Place::Rows(rows.clone())
-                    };
+                    *place = if rows.len() == 1 { Place::Row(rows.start) } else { Place::Rows(rows.clone()) };
                 }
             }
         }
@@ -121,10 +103,7 @@ fn read_all(dir: &Path) -> Result<()> {
             samples.read_image(row)?;
         }
         for id in cache.teachers().keys() {
-            cache
-                .teacher_part(id, part)?
-                .iter()
-                .try_for_each(|row| row.map(|_| ()))?;
+            cache.teacher_part(id, part)?.iter().try_for_each(|row| row.map(|_| ()))?;
         }
     }
     Ok(())
@@ -140,12 +119,8 @@ fn any_flipped_byte_is_reported_by_file_and_row() {
 fn any_flipped_byte_is_reported_with_packed_images_and_i8() {
     let mut tiny = Tiny::least();
     tiny.identity.pack = Pack::Original;
-    tiny.teachers[0].codec = Codec::I8(Affine {
-        scale: vec![0.0625; 2],
-        offset: vec![0.0; 2],
-        outliers: vec![1],
-        images: 1,
-    });
+    tiny.teachers[0].codec =
+        Codec::I8(Affine { scale: vec![0.0625; 2], offset: vec![0.0; 2], outliers: vec![1], images: 1 });
     flip_every_byte(&tiny);
 }
 
@@ -160,15 +135,7 @@ fn flip_every_byte(tiny: &Tiny) {
         } else {
             let by_line = path.extension().is_some_and(|e| e == "jsonl");
             let line = |at: usize| bytes[..at].iter().filter(|byte| **byte == b'\n').count();
-            (0..bytes.len())
-                .map(|at| {
-                    if by_line {
-                        Place::Row(line(at))
-                    } else {
-                        Place::File
-                    }
-                })
-                .collect()
+            (0..bytes.len()).map(|at| if by_line { Place::Row(line(at)) } else { Place::File }).collect()
         };
         for (at, place) in places.iter().enumerate() {
             let mut damaged = bytes.clone();
@@ -177,19 +144,8 @@ fn flip_every_byte(tiny: &Tiny) {
             let report = check(dir.path());
             let context = || format!("{} byte {at}: {:?}", path.display(), report.problems);
             assert!(!report.problems.is_empty(), "{}", context());
-            assert!(
-                report
-                    .problems
-                    .iter()
-                    .all(|problem| path_of(problem) == path),
-                "{}",
-                context()
-            );
-            assert!(
-                report.notes.is_empty() && report.missing.is_empty(),
-                "{}",
-                context()
-            );
+            assert!(report.problems.iter().all(|problem| path_of(problem) == path), "{}", context());
+            assert!(report.notes.is_empty() && report.missing.is_empty(), "{}", context());
             let first = &report.problems[0];
             match (place, row_of(first)) {
                 (Place::Row(row), Some(named)) => assert_eq!(named, *row, "{}", context()),
@@ -211,10 +167,7 @@ fn flip_every_byte(tiny: &Tiny) {
     }
     assert!(check(dir.path()).problems.is_empty());
     // What is left over: a flag of the zstd frame that its reader does not need.
-    assert!(
-        in_rows > 1_000 && without_effect.len() <= 2,
-        "{in_rows} bytes in rows; not named: {without_effect:?}"
-    );
+    assert!(in_rows > 1_000 && without_effect.len() <= 2, "{in_rows} bytes in rows; not named: {without_effect:?}");
 }
 
 #[test]
@@ -231,24 +184,13 @@ fn every_damaged_row_is_reported_and_the_others_are_read() {
     }
     overwrite(&path, &bytes);
     let report = check(dir.path());
-    let found: Vec<_> = report
-        .problems
-        .iter()
-        .map(|problem| (path_of(problem).to_path_buf(), row_of(problem)))
-        .collect();
+    let found: Vec<_> =
+        report.problems.iter().map(|problem| (path_of(problem).to_path_buf(), row_of(problem))).collect();
     assert_eq!(found, [(path.clone(), Some(1)), (path, Some(6))]);
-    let features = Cache::open(dir.path())
-        .unwrap()
-        .teacher_part(&tiny.teachers[1].id, 1)
-        .unwrap();
-    let sound: Vec<_> = (0..8)
-        .filter(|row| features.read_row(*row).is_ok())
-        .collect();
+    let features = Cache::open(dir.path()).unwrap().teacher_part(&tiny.teachers[1].id, 1).unwrap();
+    let sound: Vec<_> = (0..8).filter(|row| features.read_row(*row).is_ok()).collect();
     assert_eq!(sound, [0, 2, 3, 4, 5, 7]);
-    assert_eq!(
-        features.read_row(6).unwrap_err().to_string(),
-        report.problems[1].to_string()
-    );
+    assert_eq!(features.read_row(6).unwrap_err().to_string(), report.problems[1].to_string());
 }
 
 #[test]
@@ -256,16 +198,10 @@ fn what_is_missing_or_left_over_is_told_apart() {
     let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
     tiny.build(dir.path());
     let [clip, dino] = [&tiny.teachers[0].id, &tiny.teachers[1].id];
-    let commits = [
-        layout::samples_commit(dir.path(), 2),
-        layout::teacher_commit(dir.path(), dino, 0),
-    ];
-    commits
-        .iter()
-        .for_each(|commit| fs::remove_file(commit).unwrap());
+    let commits = [layout::samples_commit(dir.path(), 2), layout::teacher_commit(dir.path(), dino, 0)];
+    commits.iter().for_each(|commit| fs::remove_file(commit).unwrap());
     fs::remove_file(layout::rejects_file(dir.path(), 2)).unwrap();
-    let temp = layout::teacher_file(dir.path(), clip, 1)
-        .with_file_name(".part-00001.parquet.0123456789abcdef.tmp");
+    let temp = layout::teacher_file(dir.path(), clip, 1).with_file_name(".part-00001.parquet.0123456789abcdef.tmp");
     overwrite(&temp, b"half");
     overwrite(&dir.path().join("notes.txt"), b"x");
     overwrite(&dir.path().join("samples/part-00009.parquet"), b"x");
@@ -276,27 +212,13 @@ fn what_is_missing_or_left_over_is_told_apart() {
     let report = check(dir.path());
     assert!(report.problems.is_empty(), "{report:?}");
     assert_eq!(report.missing, [commits[1].clone(), commits[0].clone()]);
-    let noted = |words: &str| {
-        report
-            .notes
-            .iter()
-            .filter(|note| note.contains(words))
-            .count()
-    };
+    let noted = |words: &str| report.notes.iter().filter(|note| note.contains(words)).count();
     assert_eq!(
-        (
-            noted("no commit record"),
-            noted("temporary"),
-            noted("not part of the format"),
-            noted("never added")
-        ),
+        (noted("no commit record"), noted("temporary"), noted("not part of the format"), noted("never added")),
         (2, 1, 4, 1)
     );
     assert_eq!(report.notes.len(), 8);
-    assert_eq!(
-        Cache::open(dir.path()).unwrap().missing_parts().unwrap(),
-        [0, 2]
-    );
+    assert_eq!(Cache::open(dir.path()).unwrap().missing_parts().unwrap(), [0, 2]);
     assert_eq!(crate::remove_stale(dir.path(), 1).unwrap(), 1);
     assert!(!temp.exists());
 }
@@ -315,20 +237,14 @@ fn vouch(commit_path: &Path, file: &Path, footer_bytes: u64) {
     overwrite(commit_path, json::seal(&value).as_bytes());
 }
 
-fn damage() -> impl Strategy<Value = (Vec<(prop::sample::Index, u8)>, Option<prop::sample::Index>)>
-{
+fn damage() -> impl Strategy<Value = (Vec<(prop::sample::Index, u8)>, Option<prop::sample::Index>)> {
     (
         proptest::collection::vec((any::<prop::sample::Index>(), 1u8..), 0..6),
         proptest::option::weighted(0.2, any::<prop::sample::Index>()),
     )
 }
 
-fn apply(
-    bytes: &mut Vec<u8>,
-    start: usize,
-    changes: &[(prop::sample::Index, u8)],
-    cut: Option<prop::sample::Index>,
-) {
+fn apply(bytes: &mut Vec<u8>, start: usize, changes: &[(prop::sample::Index, u8)], cut: Option<prop::sample::Index>) {
     for (at, xor) in changes {
         let at = start + at.index(bytes.len() - start);
         bytes[at] ^= xor;
@@ -353,9 +269,7 @@ impl Victim {
     }
 
     fn heal(&self) {
-        self.files
-            .iter()
-            .for_each(|(path, bytes)| overwrite(path, bytes));
+        self.files.iter().for_each(|(path, bytes)| overwrite(path, bytes));
     }
 }
 
@@ -410,11 +324,7 @@ proptest! {
 fn a_teacher_that_claims_other_shapes_is_refused() {
     let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::least());
     tiny.build(dir.path());
-    let wide = TeacherIdentity {
-        width: 4,
-        codec: Codec::F32,
-        ..tiny.teachers[0].clone()
-    };
+    let wide = TeacherIdentity { width: 4, codec: Codec::F32, ..tiny.teachers[0].clone() };
     json::write(&layout::teacher_json(dir.path(), &wide.id), &wide).unwrap();
     let problems = check(dir.path()).problems;
     assert!(
@@ -431,8 +341,5 @@ fn a_teacher_that_lost_its_identity_is_reported() {
     let record = layout::teacher_json(dir.path(), &tiny.teachers[0].id);
     fs::remove_file(&record).unwrap();
     let problems = check(dir.path()).problems;
-    assert!(
-        matches!(&problems[..], [Error::FileMissing { path }] if *path == record),
-        "{problems:?}"
-    );
+    assert!(matches!(&problems[..], [Error::FileMissing { path }] if *path == record), "{problems:?}");
 }

@@ -5,9 +5,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{
-    Tiny, content_hash, files, identity, image, sample_row, teacher, teacher_row,
-};
+use crate::testing::{Tiny, content_hash, files, identity, image, sample_row, teacher, teacher_row};
 use crate::{Cache, Codec, ContentHash, CropBox, Plan, TeacherId, View, add_teacher, create_cache};
 
 #[test]
@@ -22,17 +20,10 @@ fn write_and_read(tiny: &Tiny) {
     tiny.build(dir.path());
     let cache = Cache::open(dir.path()).unwrap();
     assert_eq!(cache.identity(), &tiny.identity);
-    assert_eq!(
-        cache.teachers().values().cloned().collect::<Vec<_>>(),
-        tiny.teachers
-    );
+    assert_eq!(cache.teachers().values().cloned().collect::<Vec<_>>(), tiny.teachers);
     assert!(cache.missing_parts().unwrap().is_empty());
     for part in 0..3 {
-        let samples: Vec<_> = tiny
-            .places(part)
-            .into_iter()
-            .map(|(id, view)| tiny.sample(id, view))
-            .collect();
+        let samples: Vec<_> = tiny.places(part).into_iter().map(|(id, view)| tiny.sample(id, view)).collect();
         let read = cache.samples_part(part).unwrap();
         assert_eq!(read.rows(), samples);
         for (row, sample) in samples.iter().enumerate() {
@@ -43,22 +34,13 @@ fn write_and_read(tiny: &Tiny) {
         assert_eq!(cache.rejects(part).unwrap(), tiny.rejects(part));
         for teacher in &tiny.teachers {
             let features = cache.teacher_part(&teacher.id, part).unwrap();
-            let expected: Vec<_> = tiny
-                .places(part)
-                .into_iter()
-                .map(|(id, view)| teacher_row(id, view, teacher))
-                .collect();
-            assert_eq!(
-                features.iter().collect::<Result<Vec<_>>>().unwrap(),
-                expected
-            );
+            let expected: Vec<_> =
+                tiny.places(part).into_iter().map(|(id, view)| teacher_row(id, view, teacher)).collect();
+            assert_eq!(features.iter().collect::<Result<Vec<_>>>().unwrap(), expected);
             for (row, sample) in samples.iter().enumerate().rev() {
                 let found = features.read_row(row).unwrap();
                 features.check_join(row, &found, sample).unwrap();
-                assert_eq!(
-                    features.key(row).unwrap(),
-                    (sample.sample_id, sample.view.index, sample.content_hash)
-                );
+                assert_eq!(features.key(row).unwrap(), (sample.sample_id, sample.view.index, sample.content_hash));
             }
         }
     }
@@ -70,17 +52,10 @@ fn the_same_rows_give_the_same_bytes() {
     let built = |name: &str| -> Vec<(PathBuf, Vec<u8>)> {
         let root = dir.path().join(name);
         Tiny::usual().build(&root);
-        files(&root)
-            .into_iter()
-            .map(|(path, bytes)| (path.strip_prefix(&root).unwrap().to_path_buf(), bytes))
-            .collect()
+        files(&root).into_iter().map(|(path, bytes)| (path.strip_prefix(&root).unwrap().to_path_buf(), bytes)).collect()
     };
     let one = built("one");
-    assert_eq!(
-        one.len(),
-        1 + 3 * 3 + 2 * (1 + 3 * 2),
-        "no other file is left"
-    );
+    assert_eq!(one.len(), 1 + 3 * 3 + 2 * (1 + 3 * 2), "no other file is left");
     assert!(one == built("two"));
 }
 
@@ -91,34 +66,18 @@ fn other_readers_see_the_same_values() {
     tiny.build(dir.path());
     let read = |path: &Path| -> RecordBatch {
         let file = std::fs::File::open(path).unwrap();
-        let mut batches = ParquetRecordBatchReaderBuilder::try_new(file)
-            .unwrap()
-            .build()
-            .unwrap();
+        let mut batches = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
         batches.next().unwrap().unwrap()
     };
     let samples = read(&layout::samples_file(dir.path(), 1));
-    let rows: Vec<_> = tiny
-        .places(1)
-        .into_iter()
-        .map(|(id, view)| sample_row(id, view))
-        .collect();
+    let rows: Vec<_> = tiny.places(1).into_iter().map(|(id, view)| sample_row(id, view)).collect();
     assert_eq!(samples.num_rows(), rows.len());
     let column = |name: &str| samples.column_by_name(name).unwrap();
     for (i, row) in rows.iter().enumerate() {
-        assert_eq!(
-            column("sample_id").as_primitive::<UInt64Type>().value(i),
-            row.sample_id
-        );
-        assert_eq!(
-            column("view").as_primitive::<UInt16Type>().value(i),
-            row.view.index
-        );
+        assert_eq!(column("sample_id").as_primitive::<UInt64Type>().value(i), row.sample_id);
+        assert_eq!(column("view").as_primitive::<UInt16Type>().value(i), row.view.index);
         assert_eq!(column("key").as_string::<i32>().value(i), row.key);
-        assert_eq!(
-            column("content_hash").as_fixed_size_binary().value(i),
-            row.content_hash.0
-        );
+        assert_eq!(column("content_hash").as_fixed_size_binary().value(i), row.content_hash.0);
         let label = column("label").as_primitive::<Int32Type>();
         assert_eq!(label.is_valid(i).then(|| label.value(i)), row.label);
         let crop = row.view.crop;
@@ -130,39 +89,22 @@ fn other_readers_see_the_same_values() {
             ("crop_w", crop.w),
             ("crop_h", crop.h),
         ] {
-            assert_eq!(
-                column(name).as_primitive::<UInt32Type>().value(i),
-                value,
-                "{name}"
-            );
+            assert_eq!(column(name).as_primitive::<UInt32Type>().value(i), value, "{name}");
         }
         assert_eq!(column("flip").as_boolean().value(i), row.view.flip);
         assert!(column("image").is_null(i));
-        assert_eq!(
-            column("checksum").as_primitive::<UInt64Type>().value(i),
-            sample_checksum(row)
-        );
+        assert_eq!(column("checksum").as_primitive::<UInt64Type>().value(i), sample_checksum(row));
     }
     for teacher in &tiny.teachers {
         let features = read(&layout::teacher_file(dir.path(), &teacher.id, 1));
-        let rows: Vec<_> = tiny
-            .places(1)
-            .into_iter()
-            .map(|(id, view)| teacher_row(id, view, teacher))
-            .collect();
+        let rows: Vec<_> = tiny.places(1).into_iter().map(|(id, view)| teacher_row(id, view, teacher)).collect();
         assert_eq!(features.num_rows(), rows.len());
         let column = |name: &str| features.column_by_name(name).unwrap();
         for (i, row) in rows.iter().enumerate() {
             assert_eq!(column("tokens").as_fixed_size_binary().value(i), row.tokens);
             assert_eq!(column("cls").as_fixed_size_binary().value(i), row.cls);
-            assert_eq!(
-                column("cls_attn").as_fixed_size_binary().value(i),
-                row.cls_attn
-            );
-            assert_eq!(
-                column("checksum").as_primitive::<UInt64Type>().value(i),
-                teacher_checksum(row)
-            );
+            assert_eq!(column("cls_attn").as_fixed_size_binary().value(i), row.cls_attn);
+            assert_eq!(column("checksum").as_primitive::<UInt64Type>().value(i), teacher_checksum(row));
         }
     }
 }
@@ -173,47 +115,28 @@ fn rows_of_megabytes_in_several_groups() {
     let dir = tempfile::tempdir().unwrap();
     let mut identity = identity();
     identity.dataset.samples = 11;
-    identity.plan = Plan {
-        samples: 11,
-        part_samples: 11,
-    };
+    identity.plan = Plan { samples: 11, part_samples: 11 };
     identity.views.views = 1;
     let mut teacher = teacher("huge", Codec::F32);
-    (
-        teacher.grid,
-        teacher.patch_size,
-        teacher.input_size,
-        teacher.width,
-    ) = (32, 14, 448, 2048);
+    (teacher.grid, teacher.patch_size, teacher.input_size, teacher.width) = (32, 14, 448, 2048);
     create_cache(dir.path(), &identity).unwrap();
     add_teacher(dir.path(), &teacher).unwrap();
     let mut writer = TeacherWriter::create(dir.path(), 0, &identity, &teacher).unwrap();
     let mut expected = teacher_row(0, 0, &teacher);
     assert_eq!(expected.tokens.len(), 8 << 20);
     for id in 0..11 {
-        (
-            expected.sample_id,
-            expected.content_hash,
-            expected.tokens[77],
-        ) = (id, content_hash(id), id as u8);
+        (expected.sample_id, expected.content_hash, expected.tokens[77]) = (id, content_hash(id), id as u8);
         writer.push(&expected).unwrap();
     }
     writer.finish().unwrap();
-    let features = Cache::open(dir.path())
-        .unwrap()
-        .teacher_part(&teacher.id, 0)
-        .unwrap();
+    let features = Cache::open(dir.path()).unwrap().teacher_part(&teacher.id, 0).unwrap();
     assert_eq!((features.rows(), features.file().groups.len()), (11, 2));
     std::thread::scope(|scope| {
         for start in 0..3 {
             let (features, mut expected) = (&features, expected.clone());
             scope.spawn(move || {
                 for id in (start..11).step_by(3) {
-                    (
-                        expected.sample_id,
-                        expected.content_hash,
-                        expected.tokens[77],
-                    ) = (id, content_hash(id), id as u8);
+                    (expected.sample_id, expected.content_hash, expected.tokens[77]) = (id, content_hash(id), id as u8);
                     assert!(features.read_row(id as usize).unwrap() == expected);
                 }
             });
@@ -228,11 +151,8 @@ fn a_writer_that_is_dropped_leaves_nothing() {
     let before = files(dir.path());
     let mut samples = SamplesWriter::create(dir.path(), 0, &tiny.identity).unwrap();
     samples.push(&sample_row(0, 0)).unwrap();
-    let mut features =
-        TeacherWriter::create(dir.path(), 0, &tiny.identity, &tiny.teachers[0]).unwrap();
-    features
-        .push(&teacher_row(0, 0, &tiny.teachers[0]))
-        .unwrap();
+    let mut features = TeacherWriter::create(dir.path(), 0, &tiny.identity, &tiny.teachers[0]).unwrap();
+    features.push(&teacher_row(0, 0, &tiny.teachers[0])).unwrap();
     assert_eq!(files(dir.path()).len(), before.len() + 2);
     drop((samples, features));
     assert_eq!(files(dir.path()), before);
@@ -246,19 +166,8 @@ fn a_part_without_rows_is_a_part() {
     let cache = Cache::open(dir.path()).unwrap();
     assert!(cache.samples(1).unwrap().is_empty());
     assert_eq!(cache.rejects(1).unwrap().len(), 4);
-    assert_eq!(
-        cache
-            .teacher_part(&TeacherId::new("clip").unwrap(), 1)
-            .unwrap()
-            .rows(),
-        0
-    );
-    assert!(
-        crate::verify(dir.path(), &mut |_| {})
-            .unwrap()
-            .problems
-            .is_empty()
-    );
+    assert_eq!(cache.teacher_part(&TeacherId::new("clip").unwrap(), 1).unwrap().rows(), 0);
+    assert!(crate::verify(dir.path(), &mut |_| {}).unwrap().problems.is_empty());
 }
 
 fn any_row() -> impl Strategy<Value = (SampleRow, Option<Vec<u8>>)> {
@@ -269,25 +178,19 @@ fn any_row() -> impl Strategy<Value = (SampleRow, Option<Vec<u8>>)> {
         any::<Option<i32>>(),
         proptest::option::of(proptest::collection::vec(any::<u8>(), 0..50)),
     );
-    (numbers, rest).prop_map(
-        |((sample_id, [width, height, x, y, w, h], index, flip), (key, hash, label, image))| {
-            let row = SampleRow {
-                sample_id,
-                view: View {
-                    index,
-                    crop: CropBox { x, y, w, h },
-                    flip,
-                },
-                key,
-                content_hash: ContentHash(hash),
-                label,
-                width,
-                height,
-                image_hash: image.as_deref().map(ContentHash::of),
-            };
-            (row, image)
-        },
-    )
+    (numbers, rest).prop_map(|((sample_id, [width, height, x, y, w, h], index, flip), (key, hash, label, image))| {
+        let row = SampleRow {
+            sample_id,
+            view: View { index, crop: CropBox { x, y, w, h }, flip },
+            key,
+            content_hash: ContentHash(hash),
+            label,
+            width,
+            height,
+            image_hash: image.as_deref().map(ContentHash::of),
+        };
+        (row, image)
+    })
 }
 
 proptest! {

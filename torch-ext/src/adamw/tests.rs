@@ -8,12 +8,8 @@ use crate::grads::{all_finite, clip_grad_norm_};
 
 /// See `tests/golden/adamw/README.md`.
 fn golden() -> BTreeMap<String, Tensor> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/adamw/adamw.safetensors");
-    Tensor::read_safetensors(path)
-        .unwrap()
-        .into_iter()
-        .collect()
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/adamw/adamw.safetensors");
+    Tensor::read_safetensors(path).unwrap().into_iter().collect()
 }
 
 const NAMES: [&str; 3] = ["bias", "sometimes", "weight"];
@@ -37,24 +33,12 @@ fn set_grad(param: &mut Tensor, grad: &Tensor) {
 }
 
 fn params(golden: &BTreeMap<String, Tensor>) -> BTreeMap<&'static str, Tensor> {
-    NAMES
-        .into_iter()
-        .map(|name| (name, leaf(&golden[&format!("start/{name}")])))
-        .collect()
+    NAMES.into_iter().map(|name| (name, leaf(&golden[&format!("start/{name}")]))).collect()
 }
 
 fn optimizer(params: &BTreeMap<&'static str, Tensor>) -> FusedAdamW {
-    let mut optimizer = FusedAdamW::new(AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-    });
-    let of = |names: &[&str]| {
-        names
-            .iter()
-            .map(|n| (n.to_string(), params[n].shallow_clone()))
-            .collect::<Vec<_>>()
-    };
+    let mut optimizer = FusedAdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8 });
+    let of = |names: &[&str]| names.iter().map(|n| (n.to_string(), params[n].shallow_clone())).collect::<Vec<_>>();
     optimizer.add_group(of(&["weight", "sometimes"]), 0.0, 0.05);
     optimizer.add_group(of(&["bias"]), 0.0, 0.0);
     optimizer
@@ -89,10 +73,7 @@ fn takes_the_steps_of_torch() {
         take_step(&mut optimizer, &mut params, &golden, step);
         for (name, param) in &params {
             let difference = relative_l2(param, &golden[&format!("after{step}/{name}")]);
-            assert!(
-                difference < 1e-6,
-                "{name} after step {step}: {difference:e}"
-            );
+            assert!(difference < 1e-6, "{name} after step {step}: {difference:e}");
         }
     }
     let state = optimizer.state();
@@ -101,36 +82,20 @@ fn takes_the_steps_of_torch() {
         let difference = relative_l2(tensor, &golden[name]);
         assert!(difference < 1e-6, "{name}: {difference:e}");
     }
-    assert_eq!(
-        state["step.weight"].double_value(&[]),
-        5.0,
-        "the refused step is not counted"
-    );
-    assert_eq!(
-        state["step.sometimes"].double_value(&[]),
-        4.0,
-        "neither is one without gradient"
-    );
+    assert_eq!(state["step.weight"].double_value(&[]), 5.0, "the refused step is not counted");
+    assert_eq!(state["step.sometimes"].double_value(&[]), 4.0, "neither is one without gradient");
 }
 
 fn copy(state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    state
-        .iter()
-        .map(|(name, tensor)| (name.clone(), tensor.copy()))
-        .collect()
+    state.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect()
 }
 
 /// The tensors that `scripts/golden/NAME.py` writes today; `None`, and a word about it, without the Python environment.
 pub(crate) fn golden_made_again(name: &str) -> Option<BTreeMap<String, Tensor>> {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
-    let python = Command::new(scripts.join("python-env"))
-        .arg("--if-present")
-        .output()
-        .unwrap();
+    let python = Command::new(scripts.join("python-env")).arg("--if-present").output().unwrap();
     if !python.status.success() {
-        println!(
-            "skipped: the Python environment is not installed (scripts/python-env installs it)"
-        );
+        println!("skipped: the Python environment is not installed (scripts/python-env installs it)");
         return None;
     }
     let python = String::from_utf8(python.stdout).unwrap();
@@ -140,11 +105,7 @@ pub(crate) fn golden_made_again(name: &str) -> Option<BTreeMap<String, Tensor>> 
         .args(["--out".as_ref(), folder.path()])
         .output()
         .unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let file = folder.path().join(format!("{name}.safetensors"));
     let tensors = Tensor::read_safetensors(file).unwrap();
     Some(tensors.into_iter().collect())
@@ -172,10 +133,7 @@ fn a_restored_optimizer_takes_the_same_steps() {
         for step in 0..5 {
             if resume_before == Some(step) {
                 let state = copy(&optimizer.state());
-                params = params
-                    .iter()
-                    .map(|(name, p)| (*name, leaf(&p.detach())))
-                    .collect();
+                params = params.iter().map(|(name, p)| (*name, leaf(&p.detach()))).collect();
                 optimizer = self::optimizer(&params);
                 optimizer.load_state(&state).unwrap();
             }
@@ -192,19 +150,13 @@ fn a_step_refused_changes_not_one_bit() {
     let mut params = params(&golden);
     let mut optimizer = optimizer(&params);
     take_step(&mut optimizer, &mut params, &golden, 0);
-    let before = (
-        params.values().map(Tensor::copy).collect::<Vec<_>>(),
-        copy(&optimizer.state()),
-    );
+    let before = (params.values().map(Tensor::copy).collect::<Vec<_>>(), copy(&optimizer.state()));
     let bad = Tensor::full([7], f64::NAN, (Kind::Float, Device::Cpu));
     optimizer.zero_grad();
     set_grad(params.get_mut("bias").unwrap(), &bad);
     let go = all_finite(&optimizer.grads()).unwrap();
     optimizer.step_if(&go).unwrap();
-    let after = (
-        params.values().map(Tensor::copy).collect::<Vec<_>>(),
-        copy(&optimizer.state()),
-    );
+    let after = (params.values().map(Tensor::copy).collect::<Vec<_>>(), copy(&optimizer.state()));
     assert_eq!(before, after);
 }
 
@@ -214,18 +166,11 @@ fn gradients_are_forgotten_and_counted() {
     let mut params = params(&golden);
     let mut optimizer = optimizer(&params);
     assert!(optimizer.grads().is_empty());
-    optimizer
-        .step()
-        .expect("a step without any gradient is no step");
+    optimizer.step().expect("a step without any gradient is no step");
     set_grad(params.get_mut("bias").unwrap(), &golden["grad0/bias"]);
     assert_eq!(optimizer.grads(), [golden["grad0/bias"].shallow_clone()]);
     optimizer.zero_grad();
-    assert!(
-        optimizer
-            .grads()
-            .iter()
-            .all(|grad| grad.abs().max().double_value(&[]) == 0.0)
-    );
+    assert!(optimizer.grads().iter().all(|grad| grad.abs().max().double_value(&[]) == 0.0));
 }
 
 #[test]
@@ -233,21 +178,14 @@ fn a_state_that_does_not_fit_is_refused_and_nothing_is_loaded() {
     let golden = golden();
     let params = params(&golden);
     let mut optimizer = optimizer(&params);
-    let good: BTreeMap<String, Tensor> = optimizer
-        .state()
-        .into_iter()
-        .map(|(name, t)| (name, t.ones_like()))
-        .collect();
-    let check =
-        |optimizer: &mut FusedAdamW, state: &BTreeMap<String, Tensor>, name: &str, word: &str| {
-            let refused = optimizer.load_state(state);
-            let Err(Error::OptimizerState { param, problem }) = refused else {
-                panic!("{refused:?}")
-            };
-            assert_eq!(param, name);
-            assert!(problem.contains(word), "{problem}");
-            assert_eq!(optimizer.state()["step.bias"].double_value(&[]), 0.0);
-        };
+    let good: BTreeMap<String, Tensor> = optimizer.state().into_iter().map(|(name, t)| (name, t.ones_like())).collect();
+    let check = |optimizer: &mut FusedAdamW, state: &BTreeMap<String, Tensor>, name: &str, word: &str| {
+        let refused = optimizer.load_state(state);
+        let Err(Error::OptimizerState { param, problem }) = refused else { panic!("{refused:?}") };
+        assert_eq!(param, name);
+        assert!(problem.contains(word), "{problem}");
+        assert_eq!(optimizer.state()["step.bias"].double_value(&[]), 0.0);
+    };
     let mut state = copy(&good);
     state.remove("exp_avg_sq.weight");
     check(&mut optimizer, &state, "exp_avg_sq.weight", "missing");
@@ -255,16 +193,8 @@ fn a_state_that_does_not_fit_is_refused_and_nothing_is_loaded() {
     state.insert("step.other".to_owned(), Tensor::from(1.0));
     check(&mut optimizer, &state, "step.other", "unexpected");
     let mut state = copy(&good);
-    state.insert(
-        "exp_avg.bias".to_owned(),
-        Tensor::zeros([8], (Kind::Float, Device::Cpu)),
-    );
-    check(
-        &mut optimizer,
-        &state,
-        "exp_avg.bias",
-        "[8], the parameter's is [7]",
-    );
+    state.insert("exp_avg.bias".to_owned(), Tensor::zeros([8], (Kind::Float, Device::Cpu)));
+    check(&mut optimizer, &state, "exp_avg.bias", "[8], the parameter's is [7]");
     optimizer.load_state(&good).unwrap();
     assert_eq!(optimizer.state(), good);
 }
@@ -273,11 +203,7 @@ fn a_state_that_does_not_fit_is_refused_and_nothing_is_loaded() {
 #[should_panic(expected = "bias is in the optimizer twice")]
 fn a_parameter_is_optimised_once() {
     let params = params(&golden());
-    optimizer(&params).add_group(
-        [("bias".to_owned(), params["bias"].shallow_clone())],
-        0.1,
-        0.0,
-    );
+    optimizer(&params).add_group([("bias".to_owned(), params["bias"].shallow_clone())], 0.1, 0.0);
 }
 
 #[test]
@@ -290,10 +216,7 @@ fn clipping_is_that_of_torch() {
         let norm = clip_grad_norm_(&mut grads, max_norm).unwrap();
         assert!(relative_l2(&norm.reshape([1]), &golden[&format!("{case}/norm")]) < 1e-6);
         for (name, grad) in names.iter().zip(&grads) {
-            assert!(
-                relative_l2(grad, &golden[&format!("{case}/{name}")]) < 1e-6,
-                "{case} {name}"
-            );
+            assert!(relative_l2(grad, &golden[&format!("{case}/{name}")]) < 1e-6, "{case} {name}");
         }
     }
 }

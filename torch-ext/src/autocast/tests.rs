@@ -20,11 +20,7 @@ fn products_are_bf16_inside_and_f32_after() {
             let _nested = Autocast::bf16(Device::Cpu);
             assert_eq!(product_kind(), Kind::BFloat16);
         }
-        assert_eq!(
-            product_kind(),
-            Kind::BFloat16,
-            "the inner scope's end is not the outer's"
-        );
+        assert_eq!(product_kind(), Kind::BFloat16, "the inner scope's end is not the outer's");
     }
     assert_eq!(product_kind(), Kind::Float);
     let none = Autocast::bf16_if(false, Device::Cpu);
@@ -47,10 +43,7 @@ fn a_panic_inside_ends_it() {
 #[test]
 fn it_is_per_thread() {
     let _bf16 = Autocast::bf16(Device::Cpu);
-    assert_eq!(
-        std::thread::spawn(product_kind).join().unwrap(),
-        Kind::Float
-    );
+    assert_eq!(std::thread::spawn(product_kind).join().unwrap(), Kind::Float);
     assert_eq!(product_kind(), Kind::BFloat16);
 }
 

@@ -12,9 +12,7 @@ fn random(shape: &[i64], seed: i64) -> Tensor {
     // Not from the shared generator, which other tests use at the same time.
     let n: i64 = shape.iter().product();
     let t = Tensor::arange(n, (Kind::Double, Device::Cpu)) * 0.7131 + seed as f64 * 1.37;
-    ((t.sin() * 9173.0).sin() * 0.3)
-        .to_kind(Kind::Float)
-        .reshape(shape)
+    ((t.sin() * 9173.0).sin() * 0.3).to_kind(Kind::Float).reshape(shape)
 }
 
 fn leaf(shape: &[i64], seed: i64) -> Tensor {
@@ -23,9 +21,7 @@ fn leaf(shape: &[i64], seed: i64) -> Tensor {
 
 /// Three residual layers over `x`, each in a checkpoint or plain: the gradients of every weight and of `x`, and the result.
 fn run(checkpointed: bool, bf16: bool, rounds: usize) -> (Vec<Tensor>, Tensor) {
-    let weights: Vec<[Tensor; 2]> = (0..3)
-        .map(|i| [leaf(&[DIM, DIM], i), leaf(&[DIM], 10 + i)])
-        .collect();
+    let weights: Vec<[Tensor; 2]> = (0..3).map(|i| [leaf(&[DIM, DIM], i), leaf(&[DIM], 10 + i)]).collect();
     let input = leaf(&[5, DIM], 99);
     let mut result = Tensor::new();
     for _ in 0..rounds {
@@ -42,9 +38,7 @@ fn run(checkpointed: bool, bf16: bool, rounds: usize) -> (Vec<Tensor>, Tensor) {
             }
             x
         };
-        (y.to_kind(Kind::Float) * random(&[5, DIM], 7))
-            .sum(Kind::Float)
-            .backward();
+        (y.to_kind(Kind::Float) * random(&[5, DIM], 7)).sum(Kind::Float).backward();
         result = y.detach();
     }
     let mut grads: Vec<Tensor> = weights.iter().flatten().map(Tensor::grad).collect();
@@ -125,12 +119,8 @@ fn without_gradients_it_is_a_call_and_the_closure_is_freed() {
 
 #[test]
 fn a_panic_crosses_the_border_as_a_panic_in_both_passes() {
-    let message = |payload: Box<dyn std::any::Any + Send>| {
-        payload
-            .downcast_ref::<String>()
-            .expect("a formatted message")
-            .clone()
-    };
+    let message =
+        |payload: Box<dyn std::any::Any + Send>| payload.downcast_ref::<String>().expect("a formatted message").clone();
     let forward = panic::catch_unwind(|| {
         let _ = checkpoint(|_| panic!("on purpose, forward"), &leaf(&[2], 0));
     });
@@ -140,10 +130,7 @@ fn a_panic_crosses_the_border_as_a_panic_in_both_passes() {
         let first = std::sync::atomic::AtomicBool::new(true);
         let y = checkpoint(
             move |x| {
-                assert!(
-                    first.swap(false, std::sync::atomic::Ordering::Relaxed),
-                    "on purpose, backward"
-                );
+                assert!(first.swap(false, std::sync::atomic::Ordering::Relaxed), "on purpose, backward");
                 x * 2.0
             },
             &leaf(&[2], 0),

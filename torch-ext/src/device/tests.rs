@@ -4,21 +4,9 @@ use super::*;
 
 #[test]
 fn words_that_name_no_device_are_refused() {
-    for name in [
-        "",
-        "gpu",
-        "cuda:",
-        "cuda:x",
-        "cuda:-1",
-        "CPU",
-        "cpu:0",
-        "cuda:99999999999999999999",
-    ] {
+    for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu:0", "cuda:99999999999999999999"] {
         let refused = resolve_device(name);
-        assert!(
-            matches!(&refused, Err(Error::UnknownDevice { given }) if given == name),
-            "{name}: {refused:?}"
-        );
+        assert!(matches!(&refused, Err(Error::UnknownDevice { given }) if given == name), "{name}: {refused:?}");
     }
 }
 
@@ -37,19 +25,14 @@ fn a_gpu_is_found_or_its_want_explained() {
         Err(Error::NoCudaLibrary { path, reason, .. }) => {
             assert!(path.ends_with("/libtorch_cuda.so"), "{path}");
             assert!(!reason.is_empty());
-            assert!(matches!(
-                resolve_device("cuda"),
-                Err(Error::NoCudaLibrary { .. })
-            ));
+            assert!(matches!(resolve_device("cuda"), Err(Error::NoCudaLibrary { .. })));
             println!("no CUDA library: {reason}");
         }
         Err(other) => panic!("{other}"),
         Ok(()) => {
             let seen = Cuda::device_count().max(0) as usize;
             let refused = resolve_device(&format!("cuda:{seen}"));
-            assert!(
-                matches!(refused, Err(Error::NoSuchGpu { index, count }) if index == seen && count == seen)
-            );
+            assert!(matches!(refused, Err(Error::NoSuchGpu { index, count }) if index == seen && count == seen));
             println!("CUDA library loaded, {seen} GPUs");
         }
     }

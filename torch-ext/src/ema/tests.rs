@@ -8,10 +8,7 @@ use crate::{AdamWConfig, FusedAdamW, clip_grad_norm_};
 /// See `tests/golden/ema/README.md`.
 fn golden() -> BTreeMap<String, Tensor> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/ema/ema.safetensors");
-    Tensor::read_safetensors(path)
-        .unwrap()
-        .into_iter()
-        .collect()
+    Tensor::read_safetensors(path).unwrap().into_iter().collect()
 }
 
 const NAMES: [&str; 4] = ["0.weight", "0.bias", "2.weight", "2.bias"];
@@ -22,10 +19,7 @@ fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
 }
 
 fn handles(params: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    params
-        .iter()
-        .map(|(name, t)| (name.clone(), t.shallow_clone()))
-        .collect()
+    params.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
 }
 
 #[test]
@@ -38,14 +32,8 @@ fn adamw_with_ema_goes_where_torch_goes() {
             (name.to_string(), start.set_requires_grad(true))
         })
         .collect();
-    let mut optim = FusedAdamW::new(AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-    });
-    let (decay, no_decay): (Vec<_>, Vec<_>) = handles(&params)
-        .into_iter()
-        .partition(|(_, param)| param.dim() >= 2);
+    let mut optim = FusedAdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8 });
+    let (decay, no_decay): (Vec<_>, Vec<_>) = handles(&params).into_iter().partition(|(_, param)| param.dim() >= 2);
     optim.add_group(decay, 0.0, 0.05);
     optim.add_group(no_decay, 0.0, 0.0);
     let mut ema = Ema::new(handles(&params));
@@ -55,13 +43,9 @@ fn adamw_with_ema_goes_where_torch_goes() {
             optim.set_lr(group, 2e-3 * (step + 1) as f64);
         }
         optim.zero_grad();
-        let hidden = golden[&format!("x{step}")]
-            .linear(&params["0.weight"], Some(&params["0.bias"]))
-            .gelu("none");
+        let hidden = golden[&format!("x{step}")].linear(&params["0.weight"], Some(&params["0.bias"])).gelu("none");
         let y = hidden.linear(&params["2.weight"], Some(&params["2.bias"]));
-        let loss = (y - &golden[&format!("target{step}")])
-            .square()
-            .mean(Kind::Float);
+        let loss = (y - &golden[&format!("target{step}")]).square().mean(Kind::Float);
         let expected = golden["losses"].double_value(&[step]);
         assert!((loss.double_value(&[]) - expected).abs() < 1e-5 * expected);
         loss.backward();
@@ -75,10 +59,7 @@ fn adamw_with_ema_goes_where_torch_goes() {
         for name in NAMES {
             let after = relative_l2(&params[name], &golden[&format!("after{step}/{name}")]);
             let average = relative_l2(&averages[name], &golden[&format!("ema{step}/{name}")]);
-            assert!(
-                after < 1e-5 && average < 1e-5,
-                "{name} after step {step}: {after:e}, its average {average:e}"
-            );
+            assert!(after < 1e-5 && average < 1e-5, "{name} after step {step}: {after:e}, its average {average:e}");
             assert!(
                 relative_l2(&averages[name], &params[name]) > 1e-4,
                 "the average is another thing than the parameter"
@@ -134,10 +115,7 @@ fn a_refused_update_changes_nothing_and_others_move_every_average() {
 fn a_state_comes_back_and_a_strange_one_is_refused() {
     let params = params();
     let mut ema = Ema::new(handles(&params));
-    let mut saved: BTreeMap<String, Tensor> = params
-        .iter()
-        .map(|(name, t)| (name.clone(), t * 3.0))
-        .collect();
+    let mut saved: BTreeMap<String, Tensor> = params.iter().map(|(name, t)| (name.clone(), t * 3.0)).collect();
     saved.insert("pos_embed".to_owned(), Tensor::from(1.0));
     ema.load_state(&saved).unwrap();
     for (name, average) in &ema.state() {
@@ -148,8 +126,5 @@ fn a_state_comes_back_and_a_strange_one_is_refused() {
     assert!(refused.contains("average of c: missing"), "{refused}");
     saved.insert("c".to_owned(), c.view([1]));
     let refused = ema.load_state(&saved).unwrap_err().to_string();
-    assert!(
-        refused.contains("shape [1], the parameter's is []"),
-        "{refused}"
-    );
+    assert!(refused.contains("shape [1], the parameter's is []"), "{refused}");
 }

@@ -22,22 +22,12 @@ fn the_norm_is_that_of_all_numbers_together() {
 #[test]
 fn clipping_scales_down_and_never_up() {
     let mut grads = tensors(&[&[3.0], &[4.0]]);
-    assert_eq!(
-        clip_grad_norm_(&mut grads, 10.0).unwrap().double_value(&[]),
-        5.0
-    );
+    assert_eq!(clip_grad_norm_(&mut grads, 10.0).unwrap().double_value(&[]), 5.0);
     assert_eq!(grads, tensors(&[&[3.0], &[4.0]]));
-    assert_eq!(
-        clip_grad_norm_(&mut grads, 1.0).unwrap().double_value(&[]),
-        5.0,
-        "the norm before"
-    );
+    assert_eq!(clip_grad_norm_(&mut grads, 1.0).unwrap().double_value(&[]), 5.0, "the norm before");
     let after = grad_norm(&grads).unwrap().double_value(&[]);
     assert!((after - 1.0).abs() < 1e-6, "{after}");
-    assert_eq!(
-        clip_grad_norm_(&mut [], 1.0).unwrap().double_value(&[]),
-        0.0
-    );
+    assert_eq!(clip_grad_norm_(&mut [], 1.0).unwrap().double_value(&[]), 0.0);
 }
 
 #[test]

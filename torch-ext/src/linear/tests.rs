@@ -36,21 +36,13 @@ fn f32_layers_are_those_of_f64() {
     for shape in [[5, 192, 256], [64, 768, 200], [3, 191, 300], [7, 300, 16]] {
         for bias in [true, false] {
             let ours = passes(linear, Kind::Float, shape, bias);
-            let expected = passes(
-                |x, weight, bias| x.linear(weight, bias),
-                Kind::Double,
-                shape,
-                bias,
-            );
+            let expected = passes(|x, weight, bias| x.linear(weight, bias), Kind::Double, shape, bias);
             assert_eq!(ours.len(), expected.len());
             for (place, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
                 assert_eq!(ours.kind(), Kind::Float);
                 assert_eq!(ours.size(), expected.size());
                 let off = (ours - expected).abs().max().double_value(&[]);
-                assert!(
-                    off < 768.0 * 6e-8,
-                    "{shape:?}, bias {bias}, tensor {place}: {off:e}"
-                );
+                assert!(off < 768.0 * 6e-8, "{shape:?}, bias {bias}, tensor {place}: {off:e}");
             }
         }
     }
@@ -85,9 +77,7 @@ fn under_autocast_it_is_bf16() {
 fn gradients_that_nobody_wants_are_not_made() {
     let x = numbers(&[4, 256], 0.7).to_kind(Kind::Float);
     let weight = numbers(&[256, 256], 1.3).to_kind(Kind::Float);
-    let bias = numbers(&[256], 0.3)
-        .to_kind(Kind::Float)
-        .set_requires_grad(true);
+    let bias = numbers(&[256], 0.3).to_kind(Kind::Float).set_requires_grad(true);
     linear(&x, &weight, Some(&bias)).sum(Kind::Float).backward();
     assert_eq!(bias.grad().double_value(&[0]), 4.0);
     assert!(!x.grad().defined() && !weight.grad().defined());
@@ -106,11 +96,7 @@ fn no_rows_give_no_rows() {
 #[should_panic(expected = "a linear layer")]
 fn shapes_that_do_not_fit_are_refused() {
     let weight = numbers(&[256, 256], 1.3).to_kind(Kind::Float);
-    let _ = linear(
-        &Tensor::zeros([4, 200], (Kind::Float, Device::Cpu)),
-        &weight,
-        None,
-    );
+    let _ = linear(&Tensor::zeros([4, 200], (Kind::Float, Device::Cpu)), &weight, None);
 }
 
 #[test]

@@ -12,9 +12,7 @@ fn bytes_written_are_the_tensor_s_values() {
     let mut tensor = pinned_empty(&[2, 3], Kind::Float, Device::Cpu).unwrap();
     let values = [1f32, -2.0, 0.5, f32::MIN_POSITIVE, 1e30, 0.0];
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
-    tensor_bytes_mut(&mut tensor)
-        .unwrap()
-        .copy_from_slice(&bytes);
+    tensor_bytes_mut(&mut tensor).unwrap().copy_from_slice(&bytes);
     assert_eq!(Vec::<f32>::try_from(tensor.flatten(0, 1)).unwrap(), values);
 }
 
@@ -35,17 +33,9 @@ fn every_kind_of_batch_has_its_size_in_bytes() {
     for (kind, size) in kinds {
         let mut tensor = pinned_empty(&[3, 5], kind, Device::Cpu).unwrap();
         assert_eq!(tensor.kind(), kind);
-        assert_eq!(
-            tensor_bytes_mut(&mut tensor).unwrap().len(),
-            15 * size,
-            "{kind:?}"
-        );
+        assert_eq!(tensor_bytes_mut(&mut tensor).unwrap().len(), 15 * size, "{kind:?}");
     }
-    assert!(
-        tensor_bytes_mut(&mut pinned_empty(&[0, 5], Kind::Float, Device::Cpu).unwrap())
-            .unwrap()
-            .is_empty()
-    );
+    assert!(tensor_bytes_mut(&mut pinned_empty(&[0, 5], Kind::Float, Device::Cpu).unwrap()).unwrap().is_empty());
 }
 
 #[test]
@@ -59,24 +49,15 @@ fn bytes_that_others_could_see_or_that_are_not_in_order_are_not_lent() {
     assert_eq!(refused(&mut tensor), "another handle shares its storage");
     drop(view);
     assert!(tensor_bytes_mut(&mut tensor).is_ok());
-    assert_eq!(
-        refused(&mut Tensor::zeros([2, 3], options).transpose(0, 1)),
-        "it is not contiguous"
-    );
-    assert_eq!(
-        refused(&mut Tensor::zeros([2], options).set_requires_grad(true)),
-        "it takes part in a gradient"
-    );
+    assert_eq!(refused(&mut Tensor::zeros([2, 3], options).transpose(0, 1)), "it is not contiguous");
+    assert_eq!(refused(&mut Tensor::zeros([2], options).set_requires_grad(true)), "it takes part in a gradient");
 }
 
 #[test]
 fn copies_convert_and_broadcast_or_fail_with_an_error() {
     let mut batch = pinned_empty(&[2, 2], Kind::Float, Device::Cpu).unwrap();
     copy_non_blocking(&mut batch, &Tensor::from_slice(&[7u8, 9])).unwrap();
-    assert_eq!(
-        Vec::<f32>::try_from(batch.flatten(0, 1)).unwrap(),
-        [7.0, 9.0, 7.0, 9.0]
-    );
+    assert_eq!(Vec::<f32>::try_from(batch.flatten(0, 1)).unwrap(), [7.0, 9.0, 7.0, 9.0]);
     assert!(copy_non_blocking(&mut batch, &Tensor::from_slice(&[1f32, 2.0, 3.0])).is_err());
 }
 

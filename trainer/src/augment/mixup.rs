@@ -59,15 +59,10 @@ impl Mixup {
                 "{name} = {alpha}: the parameter of a Beta distribution is 0 (off) or from 0.001 to 1000"
             );
         }
-        for (name, share) in [
-            ("mixup_prob", self.prob),
-            ("switch_prob", self.switch_prob),
-            ("label_smoothing", self.label_smoothing),
-        ] {
-            ensure!(
-                (0.0..=1.0).contains(&share),
-                "{name} = {share} is not between 0 and 1"
-            );
+        for (name, share) in
+            [("mixup_prob", self.prob), ("switch_prob", self.switch_prob), ("label_smoothing", self.label_smoothing)]
+        {
+            ensure!((0.0..=1.0).contains(&share), "{name} = {share} is not between 0 and 1");
         }
         Ok(())
     }
@@ -84,23 +79,14 @@ impl Mixup {
             let lambda = beta(rng, self.cutmix_alpha);
             cut(rng, lambda, height, width)
         } else {
-            Drawn::Mix {
-                lambda: beta(rng, self.mixup_alpha),
-            }
+            Drawn::Mix { lambda: beta(rng, self.mixup_alpha) }
         }
     }
 
     /// Mixes `imgs` `[N, C, H, W]` f32 with `labels` `[N]` i64: the mixed images and the soft targets `[N, n_classes]` f32, whose rows sum to 1.
     /// The inputs are left as they are.
-    pub fn mix(
-        &self,
-        imgs: &Tensor,
-        labels: &Tensor,
-        n_classes: usize,
-        drawn: &Drawn,
-    ) -> (Tensor, Tensor) {
-        let smoothed = labels.one_hot(n_classes as i64).to_kind(Kind::Float)
-            * (1.0 - self.label_smoothing)
+    pub fn mix(&self, imgs: &Tensor, labels: &Tensor, n_classes: usize, drawn: &Drawn) -> (Tensor, Tensor) {
+        let smoothed = labels.one_hot(n_classes as i64).to_kind(Kind::Float) * (1.0 - self.label_smoothing)
             + self.label_smoothing / n_classes as f64;
         let lambda = drawn.lambda();
         let imgs = match *drawn {
@@ -131,19 +117,12 @@ fn cut(rng: &mut Rng, lambda: f64, height: u32, width: u32) -> Drawn {
     let mut side = |len: u32| {
         let cut = (f64::from(len) * ratio) as u32;
         let centre = rng.range(u64::from(len)) as u32;
-        [
-            centre.saturating_sub(cut / 2),
-            centre.saturating_add(cut.div_ceil(2)).min(len),
-        ]
+        [centre.saturating_sub(cut / 2), centre.saturating_add(cut.div_ceil(2)).min(len)]
     };
     let (rows, columns) = (side(height), side(width));
     let area = |[start, end]: [u32; 2]| f64::from(end - start);
     let all = f64::from(height) * f64::from(width);
-    Drawn::Cut {
-        rows,
-        columns,
-        lambda: 1.0 - area(rows) * area(columns) / all,
-    }
+    Drawn::Cut { rows, columns, lambda: 1.0 - area(rows) * area(columns) / all }
 }
 
 /// A number of Beta(a, a), a from 0.001 on: one of two equal gamma variates over their sum.
@@ -169,11 +148,7 @@ fn log_gamma_variate(rng: &mut Rng, a: f64) -> f64 {
             break d.ln() + v.ln();
         }
     };
-    if a < 1.0 {
-        log + (1.0 - rng.uniform_f64()).ln() / a
-    } else {
-        log
-    }
+    if a < 1.0 { log + (1.0 - rng.uniform_f64()).ln() / a } else { log }
 }
 
 #[cfg(test)]

@@ -7,24 +7,11 @@ use super::*;
 fn checkpoint(step: u64) -> Checkpoint {
     let tensors = |names: &[&str]| -> BTreeMap<String, Tensor> {
         let tensor = |value: f64| Tensor::full([2, 3], value, (Kind::Float, Device::Cpu));
-        names
-            .iter()
-            .map(|name| (name.to_string(), tensor(step as f64 + 0.1)))
-            .collect()
+        names.iter().map(|name| (name.to_string(), tensor(step as f64 + 0.1))).collect()
     };
-    let window = Window {
-        steps: 3,
-        skipped: 1,
-        sums: BTreeMap::from([("loss".to_owned(), 0.1 + 0.2)]),
-    };
+    let window = Window { steps: 3, skipped: 1, sums: BTreeMap::from([("loss".to_owned(), 0.1 + 0.2)]) };
     Checkpoint {
-        state: State::new(
-            step,
-            1,
-            2,
-            window,
-            BTreeMap::from([("samples".to_owned(), "10".to_owned())]),
-        ),
+        state: State::new(step, 1, 2, window, BTreeMap::from([("samples".to_owned(), "10".to_owned())])),
         model: tensors(&["cls_token", "norm.weight"]),
         optimizer: tensors(&["exp_avg.cls_token"]),
         ema: Some(tensors(&["cls_token", "norm.weight"])),
@@ -34,17 +21,12 @@ fn checkpoint(step: u64) -> Checkpoint {
 
 fn load_quietly(run: &Path) -> (u64, Vec<String>) {
     let mut notices = Vec::new();
-    let found = load_last(run, &mut |notice| notices.push(notice))
-        .unwrap()
-        .unwrap();
+    let found = load_last(run, &mut |notice| notices.push(notice)).unwrap().unwrap();
     (found.state.step, notices)
 }
 
 fn newest_only(newest: usize) -> Keep {
-    Keep {
-        newest,
-        every: None,
-    }
+    Keep { newest, every: None }
 }
 
 fn run_with(steps: &[u64], keep: usize) -> tempfile::TempDir {
@@ -59,34 +41,15 @@ fn run_with(steps: &[u64], keep: usize) -> tempfile::TempDir {
 fn what_is_saved_is_what_is_loaded() {
     let run = run_with(&[120], 2);
     let expected = checkpoint(120);
-    let found = load_last(run.path(), &mut |notice| panic!("{notice}"))
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        State {
-            sha256: BTreeMap::new(),
-            ..found.state
-        },
-        expected.state
-    );
+    let found = load_last(run.path(), &mut |notice| panic!("{notice}")).unwrap().unwrap();
+    assert_eq!(State { sha256: BTreeMap::new(), ..found.state }, expected.state);
     assert_eq!(
         (found.model, found.optimizer, found.ema, found.recipe),
-        (
-            expected.model,
-            expected.optimizer,
-            expected.ema,
-            expected.recipe
-        )
+        (expected.model, expected.optimizer, expected.ema, expected.recipe)
     );
-    assert_eq!(
-        fs::read_to_string(run.path().join(LAST)).unwrap(),
-        "step-00000120\n"
-    );
+    assert_eq!(fs::read_to_string(run.path().join(LAST)).unwrap(), "step-00000120\n");
     let file = newest(run.path()).unwrap().unwrap().join(MODEL);
-    assert_eq!(
-        Weights::read(&file).unwrap().metadata()[RECIPE_KEY],
-        "[optim]"
-    );
+    assert_eq!(Weights::read(&file).unwrap().metadata()[RECIPE_KEY], "[optim]");
 }
 
 #[test]
@@ -107,10 +70,7 @@ fn old_checkpoints_go_and_the_newest_stay() {
 #[test]
 fn those_of_every_so_many_steps_stay_for_good() {
     let run = tempfile::tempdir().unwrap();
-    let keep = Keep {
-        newest: 2,
-        every: Some(30),
-    };
+    let keep = Keep { newest: 2, every: Some(30) };
     for step in (10..=100).step_by(10) {
         save(run.path(), &checkpoint(step), keep).unwrap();
     }
@@ -146,9 +106,8 @@ fn a_checkpoint_has_the_values_of_the_moment_it_was_taken() {
     for step in [10, 20] {
         let taken = checkpoint(step);
         let tensors = [&taken.model, &taken.optimizer, taken.ema.as_ref().unwrap()];
-        let handles: Vec<Tensor> = (tensors.iter().copied().flatten())
-            .map(|(_, tensor)| tensor.shallow_clone())
-            .collect();
+        let handles: Vec<Tensor> =
+            (tensors.iter().copied().flatten()).map(|(_, tensor)| tensor.shallow_clone()).collect();
         writer.save(taken).unwrap();
         for mut handle in handles {
             let _ = handle.fill_(-1.0);
@@ -158,14 +117,8 @@ fn a_checkpoint_has_the_values_of_the_moment_it_was_taken() {
     assert_eq!(steps(run.path()).unwrap(), [10, 20]);
     assert_eq!(load_quietly(run.path()), (20, vec![]));
     for step in [10, 20] {
-        let (found, expected) = (
-            load(&run.path().join(FOLDER).join(folder_name(step))).unwrap(),
-            checkpoint(step),
-        );
-        assert_eq!(
-            (found.model, found.optimizer, found.ema),
-            (expected.model, expected.optimizer, expected.ema)
-        );
+        let (found, expected) = (load(&run.path().join(FOLDER).join(folder_name(step))).unwrap(), checkpoint(step));
+        assert_eq!((found.model, found.optimizer, found.ema), (expected.model, expected.optimizer, expected.ema));
     }
 }
 
@@ -209,10 +162,7 @@ fn a_damaged_checkpoint_is_passed_over_aloud() {
             fs::write(&path, damaged).unwrap();
             let (step, notices) = load_quietly(run.path());
             assert_eq!(step, 10, "{file}, byte {position}");
-            assert!(
-                notices[0].contains(file),
-                "{file}, byte {position}: {notices:?}"
-            );
+            assert!(notices[0].contains(file), "{file}, byte {position}: {notices:?}");
         }
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         assert_eq!(load_quietly(run.path()).0, 10, "{file} cut short");
@@ -234,16 +184,10 @@ fn last_decides_and_its_loss_is_survived() {
     assert_eq!(load_quietly(run.path()), (20, vec![]));
     fs::write(run.path().join(LAST), "rubbish").unwrap();
     let (step, notices) = load_quietly(run.path());
-    assert!(
-        step == 20 && notices[0].contains("names no checkpoint"),
-        "{notices:?}"
-    );
+    assert!(step == 20 && notices[0].contains("names no checkpoint"), "{notices:?}");
     fs::write(run.path().join(LAST), "step-00000030\n").unwrap();
     let (step, notices) = load_quietly(run.path());
-    assert!(
-        step == 20 && notices[0].contains("step-00000030, which is gone"),
-        "{notices:?}"
-    );
+    assert!(step == 20 && notices[0].contains("step-00000030, which is gone"), "{notices:?}");
 }
 
 #[test]
@@ -251,8 +195,5 @@ fn without_any_whole_checkpoint_nothing_is_guessed() {
     let run = run_with(&[10], 2);
     fs::remove_file(newest(run.path()).unwrap().unwrap().join(MODEL)).unwrap();
     let error = load_last(run.path(), &mut |_| ()).unwrap_err();
-    assert!(
-        format!("{error:#}").contains("no checkpoint is whole"),
-        "{error:#}"
-    );
+    assert!(format!("{error:#}").contains("no checkpoint is whole"), "{error:#}");
 }

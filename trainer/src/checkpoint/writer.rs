@@ -27,11 +27,7 @@ pub struct Writer {
 impl Writer {
     /// A writer of checkpoints into the run folder `run`.
     pub fn new(run: &Path, keep: Keep) -> Writer {
-        Writer {
-            run: run.to_owned(),
-            keep,
-            pending: None,
-        }
+        Writer { run: run.to_owned(), keep, pending: None }
     }
 
     /// Waits until the checkpoint before is published, and starts to publish this one: with the values that its tensors have now,
@@ -50,9 +46,7 @@ impl Writer {
                 self.pending = Some(thread.context("cannot start a thread for the checkpoint")?);
             }
             Err(OutOfMemory(message)) => {
-                warn!(
-                    "no memory for a copy of the checkpoint: {message}\nTraining waits while it is written"
-                );
+                warn!("no memory for a copy of the checkpoint: {message}\nTraining waits while it is written");
                 announce(&save(&self.run, &checkpoint, self.keep)?);
             }
         }
@@ -78,9 +72,7 @@ impl Writer {
         let Some(pending) = self.pending.take() else {
             return Ok(());
         };
-        pending
-            .join()
-            .unwrap_or_else(|panic| resume_unwind(panic))?;
+        pending.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         Ok(())
     }
 }
@@ -108,9 +100,7 @@ fn in_host_memory(checkpoint: &Checkpoint) -> Checkpoint {
     };
     let copies = |tensors: &BTreeMap<String, Tensor>| {
         let tensors = tensors.iter();
-        tensors
-            .map(|(name, tensor)| (name.clone(), copy(tensor)))
-            .collect()
+        tensors.map(|(name, tensor)| (name.clone(), copy(tensor))).collect()
     };
     Checkpoint {
         state: checkpoint.state.clone(),

@@ -9,20 +9,8 @@ use parquet::file::properties::WriterProperties;
 use super::*;
 
 /// Twelve classes, in an order that no sorting gives.
-const WORDS: [&str; 12] = [
-    "plane",
-    "car",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-    "café",
-    "Ångström",
-];
+const WORDS: [&str; 12] =
+    ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck", "café", "Ångström"];
 
 /// How a source says which class an image is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,15 +33,7 @@ enum Kind {
 
 use Kind::*;
 
-const KINDS: [Kind; 7] = [
-    Folders,
-    DecomposedFolders,
-    ClassLabel,
-    NumberFolders,
-    PaddedFolders,
-    Tar,
-    Integers,
-];
+const KINDS: [Kind; 7] = [Folders, DecomposedFolders, ClassLabel, NumberFolders, PaddedFolders, Tar, Integers];
 
 impl Kind {
     fn name(self, class: usize) -> String {
@@ -96,9 +76,7 @@ fn tar(dir: &Path, labels: &[usize]) -> String {
             let mut header = ::tar::Header::new_ustar();
             header.set_size(data.len() as u64);
             let name = format!("{i:03}.{extension}");
-            archive
-                .append_data(&mut header, name, data.as_bytes())
-                .unwrap();
+            archive.append_data(&mut header, name, data.as_bytes()).unwrap();
         }
     }
     let path = dir.join("shard.tar");
@@ -112,10 +90,8 @@ fn parquet(dir: &Path, labels: &[usize], names: Option<&[&str]>) -> String {
     let paths: ArrayRef = Arc::new(StringArray::from(vec![None::<&str>; n]));
     let images = StructArray::try_from(vec![("bytes", bytes), ("path", paths)]).unwrap();
     let labels: Vec<i64> = labels.iter().map(|&label| label as i64).collect();
-    let columns: Vec<(&str, ArrayRef)> = vec![
-        ("image", Arc::new(images)),
-        ("label", Arc::new(Int64Array::from(labels))),
-    ];
+    let columns: Vec<(&str, ArrayRef)> =
+        vec![("image", Arc::new(images)), ("label", Arc::new(Int64Array::from(labels)))];
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     let note = names.map(|names| {
         let label = serde_json::json!({"_type": "ClassLabel", "names": names});
@@ -124,8 +100,7 @@ fn parquet(dir: &Path, labels: &[usize], names: Option<&[&str]>) -> String {
         vec![KeyValue::new("huggingface".to_owned(), note.to_string())]
     });
     let properties = WriterProperties::builder().set_key_value_metadata(note);
-    let mut writer =
-        ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties.build())).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties.build())).unwrap();
     writer.write(&batch).unwrap();
     let path = dir.join("table.parquet");
     schemas::atomic::write(&path, &writer.into_inner().unwrap()).unwrap();
@@ -146,9 +121,7 @@ fn matched(
 /// The class that each image of a source is truly of. Images of folders come in the folders' order; their names tell them apart.
 fn truth(source: &ImageSource, classes: &[usize]) -> Vec<usize> {
     let place = |key: &str| key.rsplit('/').next()?.split('.').next()?.parse().ok();
-    (0..source.len())
-        .map(|idx| classes[place(source.key(idx)).unwrap_or(idx)])
-        .collect()
+    (0..source.len()).map(|idx| classes[place(source.key(idx)).unwrap_or(idx)]).collect()
 }
 
 /// Every kind of source to train on beside every kind to test on, for every answer to `--match-classes`: an image has the class of its
@@ -160,9 +133,8 @@ fn all_pairs_of_kinds_are_right_or_refused() {
     let (of_train, of_test): (Vec<usize>, _) = ((0..12).collect(), [11usize, 3, 10, 2, 3, 0, 7]);
     let sources: Vec<[ImageSource; 2]> = (KINDS.iter().enumerate())
         .map(|(i, kind)| {
-            [("train", &of_train[..]), ("test", &of_test[..])].map(|(which, classes)| {
-                kind.source(&dir.path().join(format!("{which}{i}")), classes)
-            })
+            [("train", &of_train[..]), ("test", &of_test[..])]
+                .map(|(which, classes)| kind.source(&dir.path().join(format!("{which}{i}")), classes))
         })
         .collect();
     let words = [Folders, DecomposedFolders, ClassLabel];
@@ -170,22 +142,14 @@ fn all_pairs_of_kinds_are_right_or_refused() {
     let mut counts = BTreeMap::new();
     for (&a, [train, _]) in KINDS.iter().zip(&sources) {
         for (&b, [_, test]) in KINDS.iter().zip(&sources) {
-            for matching in [
-                Matching::Auto,
-                Matching::Name,
-                Matching::Similar,
-                Matching::Number,
-            ] {
+            for matching in [Matching::Auto, Matching::Name, Matching::Similar, Matching::Number] {
                 let case = format!("{a:?} and {b:?} by {matching:?}");
                 let both = |kinds: &[Kind]| kinds.contains(&a) && kinds.contains(&b);
                 // Number 10 is the name of a folder and the place of another: only the user knows which is meant. The test set's folders
                 // are too few for the numbers of a training set to be their places.
                 let sorted_as_text = a == NumberFolders && numbers.contains(&b);
                 let right = match matching {
-                    Matching::Auto => {
-                        both(&words)
-                            || (!words.contains(&a) && !words.contains(&b) && !sorted_as_text)
-                    }
+                    Matching::Auto => both(&words) || (!words.contains(&a) && !words.contains(&b) && !sorted_as_text),
                     Matching::Name | Matching::Similar => words.contains(&a) == words.contains(&b),
                     // The test set's own folders are fewer, so their places are others.
                     Matching::Number => both(&[ClassLabel, Tar, Integers]),
@@ -281,13 +245,7 @@ fn folders_are_sorted_as_by_image_folder() {
     }
     folders(&test, &["aB", "c, empty"]);
     let open = |path: &Path| ImageSource::open(path.to_str().unwrap()).unwrap();
-    let classes = matched(
-        &open(&train),
-        &open(&test),
-        Matching::Auto,
-        Numbering::Labels,
-    )
-    .unwrap();
+    let classes = matched(&open(&train), &open(&test), Matching::Auto, Numbering::Labels).unwrap();
     let expected = [
         "!",
         "10",
@@ -340,22 +298,9 @@ fn names_that_nearly_match() {
         (&["fish", "x"], &["\u{fb01}sh", "x"], Auto, asked),
         (&["A", "x"], &["\u{ff21}", "x"], Similar, Ok(&[1, 0])),
         // Hangul and a doubly accented letter, composed and not.
-        (
-            &["한국", "ệ"],
-            &[
-                "\u{1112}\u{1161}\u{11ab}\u{1100}\u{116e}\u{11a8}",
-                "e\u{323}\u{302}",
-            ],
-            Auto,
-            Ok(&[0, 1]),
-        ),
+        (&["한국", "ệ"], &["\u{1112}\u{1161}\u{11ab}\u{1100}\u{116e}\u{11a8}", "e\u{323}\u{302}"], Auto, Ok(&[0, 1])),
         // Numbers by value, as far as they are numbers and only one could be meant.
-        (
-            &["1", "2", "10"],
-            &["02", "010", "01"],
-            Auto,
-            Ok(&[0, 1, 2]),
-        ),
+        (&["1", "2", "10"], &["02", "010", "01"], Auto, Ok(&[0, 1, 2])),
         (&["007", "x"], &["7", "x"], Name, Ok(&[0, 1])),
         (&["7", "007", "x"], &["007", "7"], Auto, Ok(&[0, 1])),
         (&["7", "007", "x"], &["07", "x"], Auto, ambiguous),
@@ -372,11 +317,7 @@ fn names_that_nearly_match() {
         let found = matched(&train, &test, matching, Numbering::Labels);
         match (found, expected) {
             (Ok(classes), Ok(expected)) => {
-                assert_eq!(
-                    classes.of_test(&test, 0..test.len()).unwrap(),
-                    expected,
-                    "{case}"
-                );
+                assert_eq!(classes.of_test(&test, 0..test.len()).unwrap(), expected, "{case}");
             }
             (Err(refusal), Err(words)) => assert!(refusal.contains(words), "{case}: {refusal}"),
             (found, expected) => panic!("{case}: {found:?}, expected {expected:?}"),
@@ -386,10 +327,7 @@ fn names_that_nearly_match() {
     let twice = folders(&dir.path().join("twice"), &["caf\u{e9}", "cafe\u{301}"]);
     let twice = ImageSource::open(&twice).unwrap();
     let refusal = matched(&twice, &twice, Auto, Numbering::InUse).unwrap_err();
-    assert!(
-        refusal.contains("two classes have one name") && refusal.contains("\\u{301}"),
-        "{refusal}"
-    );
+    assert!(refusal.contains("two classes have one name") && refusal.contains("\\u{301}"), "{refusal}");
 }
 
 /// Names that are numbers beside numbers: right where value and place agree or only one is possible, a question where not.
@@ -411,18 +349,8 @@ fn numbers_beside_names_that_are_numbers() {
         (&["5", "70"], &[70, 5, 6], Auto, Ok(&[1, 0, 2])),
         (&["x", "y"], &[0, 1], Auto, asked),
         (&["x", "y"], &[0, 1], Number, Ok(&[0, 1])),
-        (
-            &["x", "y"],
-            &[0, 1],
-            Name,
-            Err("no class of --test is one of --train"),
-        ),
-        (
-            &["x", "y"],
-            &[7, 8],
-            Auto,
-            Err("no class of --test is one of --train"),
-        ),
+        (&["x", "y"], &[0, 1], Name, Err("no class of --test is one of --train")),
+        (&["x", "y"], &[7, 8], Auto, Err("no class of --test is one of --train")),
         (&["7", "007"], &[7, 9], Auto, Err("are both the number 7")),
     ];
     for (i, (names, numbers, matching, expected)) in cases.into_iter().enumerate() {
@@ -430,10 +358,7 @@ fn numbers_beside_names_that_are_numbers() {
         let numbered = tar(&dir.path().join(format!("numbered{i}")), numbers);
         let [named, numbered] = [named, numbered].map(|spec| ImageSource::open(&spec).unwrap());
         let case = format!("{names:?} and {numbers:?} by {matching:?}");
-        match (
-            matched(&named, &numbered, matching, Numbering::Labels),
-            expected,
-        ) {
+        match (matched(&named, &numbered, matching, Numbering::Labels), expected) {
             (Ok(classes), Ok(expected)) => {
                 let found = classes.of_test(&numbered, 0..numbered.len()).unwrap();
                 assert_eq!(found, expected, "{case}");
@@ -443,10 +368,7 @@ fn numbers_beside_names_that_are_numbers() {
                 let of_named = other.of_test(&named, 0..named.len()).unwrap();
                 for (class, same) in expected.iter().zip(of_numbered) {
                     let partner = of_named.get(*class as usize);
-                    assert!(
-                        partner.is_none_or(|&partner| partner == same),
-                        "{case}: {other:?}"
-                    );
+                    assert!(partner.is_none_or(|&partner| partner == same), "{case}: {other:?}");
                 }
             }
             (Err(refusal), Err(words)) => assert!(refusal.contains(words), "{case}: {refusal}"),
@@ -459,9 +381,7 @@ fn numbers_beside_names_that_are_numbers() {
 #[test]
 fn gaps_between_numbers_stay() {
     let dir = tempfile::tempdir().unwrap();
-    let source = |name: &str, labels: &[usize]| {
-        ImageSource::open(&tar(&dir.path().join(name), labels)).unwrap()
-    };
+    let source = |name: &str, labels: &[usize]| ImageSource::open(&tar(&dir.path().join(name), labels)).unwrap();
     let train = source("train", &[3, 10, 7, 3]);
     let test = source("test", &[7, 12, 3, 12]);
     let classes = matched(&train, &test, Matching::Auto, Numbering::Labels).unwrap();
@@ -476,11 +396,7 @@ fn gaps_between_numbers_stay() {
     let refusal = matched(&sparse, &sparse, Matching::Auto, Numbering::Labels).unwrap_err();
     assert!(refusal.contains("labels go up to 2147483647"), "{refusal}");
     let in_use = matched(&sparse, &sparse, Matching::Auto, Numbering::InUse).unwrap();
-    assert_eq!(
-        in_use.len(),
-        2,
-        "what has no outputs can be as sparse as it likes"
-    );
+    assert_eq!(in_use.len(), 2, "what has no outputs can be as sparse as it likes");
 }
 
 /// The outputs of a classifier that exists stay where they are: numbers sorted as text, a `ClassLabel` sorted, classes without images left
@@ -502,11 +418,7 @@ fn a_stored_order_is_kept() {
             assert_eq!(stored[label as usize], kind.name(truth), "{kind:?}");
         }
         // An order of other classes is none of these images'.
-        assert_eq!(
-            classes.clone().in_order_of(&stored[1..]),
-            classes,
-            "{kind:?}"
-        );
+        assert_eq!(classes.clone().in_order_of(&stored[1..]), classes, "{kind:?}");
     }
 }
 

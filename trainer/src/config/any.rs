@@ -11,13 +11,7 @@ use crate::finetune::recipe::FinetuneRecipe;
 mod tests;
 
 /// Settings that pretraining has not, by their dotted names or those of their tables.
-const OF_FINETUNING: [&str; 5] = [
-    "augment",
-    "encoder",
-    "model.pool",
-    "optim.layer_decay",
-    "run.eval_every",
-];
+const OF_FINETUNING: [&str; 5] = ["augment", "encoder", "model.pool", "optim.layer_decay", "run.eval_every"];
 
 /// A recipe.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,9 +59,7 @@ fn is_of_finetuning(text: &str, settings: &[String]) -> bool {
     let table = text.parse::<toml::Table>().unwrap_or_default();
     let in_text = |name: &str| match name.split_once('.') {
         None => table.contains_key(name),
-        Some((section, key)) => table
-            .get(section)
-            .is_some_and(|section| section.get(key).is_some()),
+        Some((section, key)) => table.get(section).is_some_and(|section| section.get(key).is_some()),
     };
     let in_settings = |name: &str| {
         settings.iter().any(|setting| {
@@ -75,7 +67,5 @@ fn is_of_finetuning(text: &str, settings: &[String]) -> bool {
             rest.is_some_and(|rest| rest.trim_start().starts_with(['.', '=']))
         })
     };
-    OF_FINETUNING
-        .iter()
-        .any(|name| in_text(name) || in_settings(name))
+    OF_FINETUNING.iter().any(|name| in_text(name) || in_settings(name))
 }

@@ -31,19 +31,13 @@ impl Recipe {
         if [self.schedule.kind, other.schedule.kind] == [ScheduleKind::Wsd; 2] {
             other.schedule.epochs = self.schedule.epochs;
         }
-        let value = |r: &Recipe| {
-            toml::Value::try_from(r).expect("a recipe is plain tables of plain values")
-        };
+        let value = |r: &Recipe| toml::Value::try_from(r).expect("a recipe is plain tables of plain values");
         differences("", &value(self), &value(&other))
     }
 }
 
 /// The leaves, in key order, in which two TOML values differ, as (dotted name, left, right).
-pub(crate) fn differences(
-    name: &str,
-    a: &toml::Value,
-    b: &toml::Value,
-) -> Vec<(String, String, String)> {
+pub(crate) fn differences(name: &str, a: &toml::Value, b: &toml::Value) -> Vec<(String, String, String)> {
     let (toml::Value::Table(ta), toml::Value::Table(tb)) = (a, b) else {
         return match a == b {
             true => Vec::new(),
@@ -52,16 +46,11 @@ pub(crate) fn differences(
     };
     let keys: BTreeSet<&String> = ta.keys().chain(tb.keys()).collect();
     let of_key = |key: &String| {
-        let full = if name.is_empty() {
-            key.clone()
-        } else {
-            format!("{name}.{key}")
-        };
+        let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
         match (ta.get(key), tb.get(key)) {
             (Some(va), Some(vb)) => differences(&full, va, vb),
             (va, vb) => {
-                let text =
-                    |v: Option<&toml::Value>| v.map_or("unset".to_owned(), |v| v.to_string());
+                let text = |v: Option<&toml::Value>| v.map_or("unset".to_owned(), |v| v.to_string());
                 vec![(full, text(va), text(vb))]
             }
         }

@@ -91,9 +91,7 @@ pub struct Target {
 
 impl Default for Target {
     fn default() -> Self {
-        Target {
-            norm: TargetNorm::Ln,
-        }
+        Target { norm: TargetNorm::Ln }
     }
 }
 
@@ -113,11 +111,7 @@ pub struct Loss {
 
 impl Default for Loss {
     fn default() -> Self {
-        Loss {
-            w_rec: LOSS_WEIGHT,
-            w_mimic: LOSS_WEIGHT,
-            w_cls: 0.0,
-        }
+        Loss { w_rec: LOSS_WEIGHT, w_mimic: LOSS_WEIGHT, w_cls: 0.0 }
     }
 }
 
@@ -139,12 +133,7 @@ pub struct Mask {
 
 impl Default for Mask {
     fn default() -> Self {
-        Mask {
-            kind: MaskKind::Random,
-            ratio: MASK_RATIO,
-            mode: None,
-            teacher: None,
-        }
+        Mask { kind: MaskKind::Random, ratio: MASK_RATIO, mode: None, teacher: None }
     }
 }
 
@@ -201,40 +190,18 @@ impl Recipe {
             format!("{:?}", self.mimic.teachers),
             "names a teacher twice",
         )?;
-        for (field, w) in [
-            ("loss.w_rec", self.loss.w_rec),
-            ("loss.w_mimic", self.loss.w_mimic),
-            ("loss.w_cls", self.loss.w_cls),
-        ] {
-            require(
-                w >= 0.0 && w.is_finite(),
-                field,
-                w,
-                "must be zero or positive",
-            )?;
+        for (field, w) in
+            [("loss.w_rec", self.loss.w_rec), ("loss.w_mimic", self.loss.w_mimic), ("loss.w_cls", self.loss.w_cls)]
+        {
+            require(w >= 0.0 && w.is_finite(), field, w, "must be zero or positive")?;
         }
         let mimics = !self.mimic.teachers.is_empty();
         let learns = self.loss.w_rec > 0.0 || (mimics && self.loss.w_mimic + self.loss.w_cls > 0.0);
-        require(
-            learns,
-            "loss.w_rec",
-            self.loss.w_rec,
-            "is the only loss of this recipe and must be positive",
-        )?;
+        require(learns, "loss.w_rec", self.loss.w_rec, "is the only loss of this recipe and must be positive")?;
         for (id, own) in &self.mimic.teacher {
-            require(
-                teachers.contains(id),
-                "mimic.teacher",
-                id,
-                "has settings, but is not in mimic.teachers",
-            )?;
+            require(teachers.contains(id), "mimic.teacher", id, "has settings, but is not in mimic.teachers")?;
             let share = own.share.unwrap_or(1.0);
-            require(
-                share >= 0.0 && share.is_finite(),
-                "mimic.teacher.*.share",
-                share,
-                "must be zero or positive",
-            )?;
+            require(share >= 0.0 && share.is_finite(), "mimic.teacher.*.share", share, "must be zero or positive")?;
             let smooth = own.loss.unwrap_or(self.mimic.loss) == LossKind::SmoothL1;
             require(
                 smooth || own.beta.is_none(),
@@ -254,12 +221,7 @@ impl Recipe {
         )?;
         let betas = self.mimic.teacher.values().map(|own| own.beta);
         for beta in betas.chain([self.mimic.beta]).flatten() {
-            require(
-                beta > 0.0 && beta.is_finite(),
-                "mimic.beta",
-                beta,
-                "must be positive",
-            )?;
+            require(beta > 0.0 && beta.is_finite(), "mimic.beta", beta, "must be positive")?;
         }
         require(
             self.loss.w_cls == 0.0 || self.mae_config().encoder.cls_token(),
@@ -277,15 +239,9 @@ impl Recipe {
             self.mask.ratio,
             "must be in [0, 1) and leave at least one patch visible",
         )?;
-        let removed_matter =
-            self.loss.w_rec > 0.0 || self.mimic.tokens == MimicTokens::DecoderRemoved;
+        let removed_matter = self.loss.w_rec > 0.0 || self.mimic.tokens == MimicTokens::DecoderRemoved;
         let removes = keep < self.mae_config().num_patches() || !removed_matter;
-        require(
-            removes,
-            "mask.ratio",
-            self.mask.ratio,
-            "must remove a patch, or loss.w_rec be 0",
-        )?;
+        require(removes, "mask.ratio", self.mask.ratio, "must remove a patch, or loss.w_rec be 0")?;
         let focused = self.mask.kind == MaskKind::Focused;
         require(
             focused == self.mask.teacher.is_some(),

@@ -129,9 +129,8 @@ impl Recipe {
             }
             EncoderKind::Mcmae => {
                 let base = McmaeEncoderConfig::BASE;
-                let three = |given: Option<[u32; 3]>, default: [i64; 3]| {
-                    given.map_or(default, |given| given.map(i64::from))
-                };
+                let three =
+                    |given: Option<[u32; 3]>, default: [i64; 3]| given.map_or(default, |given| given.map(i64::from));
                 let config = McmaeEncoderConfig {
                     img_size,
                     embed_dims: three(m.embed_dims, base.embed_dims),
@@ -234,8 +233,7 @@ impl Recipe {
             "must be a positive multiple of model.patch_size",
         )?;
         // Far beyond any published network, and small enough to multiply and to hold.
-        let largest =
-            |sizes: Option<[u32; 3]>| sizes.into_iter().flatten().max().unwrap_or_default();
+        let largest = |sizes: Option<[u32; 3]>| sizes.into_iter().flatten().max().unwrap_or_default();
         for (field, size, most) in [
             ("model.embed_dim", m.embed_dim.unwrap_or_default(), 16384),
             ("model.embed_dims", largest(m.embed_dims), 16384),
@@ -246,27 +244,14 @@ impl Recipe {
             ("model.mlp_ratio", m.mlp_ratio.unwrap_or_default(), 64),
             ("model.mlp_ratios", largest(m.mlp_ratios), 64),
         ] {
-            require(
-                size <= most,
-                field,
-                size,
-                &format!("must be at most {most}"),
-            )?;
+            require(size <= most, field, size, &format!("must be at most {most}"))?;
         }
         self.mae_config().validate().map_err(model_error)?;
-        require(
-            (0.0..1.0).contains(&m.drop_path),
-            "model.drop_path",
-            m.drop_path,
-            "must be in [0, 1)",
-        )
+        require((0.0..1.0).contains(&m.drop_path), "model.drop_path", m.drop_path, "must be in [0, 1)")
     }
 }
 
 /// The error of a network that cannot be built.
 pub(crate) fn model_error(error: models::Error) -> Error {
-    Error::Section {
-        section: "model",
-        problem: error.to_string(),
-    }
+    Error::Section { section: "model", problem: error.to_string() }
 }

@@ -103,10 +103,7 @@ impl Recipe {
     pub fn schedule(&self) -> Schedule {
         let blr = self.optim.blr.unwrap_or(BLR);
         Schedule {
-            lr: self
-                .optim
-                .lr
-                .unwrap_or_else(|| schedule::scale_lr(blr, self.effective_batch())),
+            lr: self.optim.lr.unwrap_or_else(|| schedule::scale_lr(blr, self.effective_batch())),
             min_lr: self.schedule.min_lr,
             warmup_epochs: self.schedule.warmup_epochs,
             epochs: self.schedule.epochs as f64,
@@ -132,18 +129,8 @@ impl Recipe {
 
     pub(super) fn check_optim(&self) -> Result<(), Error> {
         let o = &self.optim;
-        require(
-            o.batch_size >= 1,
-            "optim.batch_size",
-            o.batch_size,
-            POSITIVE,
-        )?;
-        require(
-            o.accum_iter >= 1,
-            "optim.accum_iter",
-            o.accum_iter,
-            POSITIVE,
-        )?;
+        require(o.batch_size >= 1, "optim.batch_size", o.batch_size, POSITIVE)?;
+        require(o.accum_iter >= 1, "optim.accum_iter", o.accum_iter, POSITIVE)?;
         require(
             o.batch_size.checked_mul(o.accum_iter).is_some(),
             "optim.accum_iter",
@@ -161,19 +148,9 @@ impl Recipe {
             require(lr > 0.0 && lr.is_finite(), field, lr, "must be positive")?;
         }
         for beta in o.betas {
-            require(
-                (0.0..1.0).contains(&beta),
-                "optim.betas",
-                format!("{:?}", o.betas),
-                "must each be in [0, 1)",
-            )?;
+            require((0.0..1.0).contains(&beta), "optim.betas", format!("{:?}", o.betas), "must each be in [0, 1)")?;
         }
-        require(
-            o.eps > 0.0 && o.eps.is_finite(),
-            "optim.eps",
-            o.eps,
-            "must be positive",
-        )?;
+        require(o.eps > 0.0 && o.eps.is_finite(), "optim.eps", o.eps, "must be positive")?;
         require(
             o.weight_decay >= 0.0 && o.weight_decay.is_finite(),
             "optim.weight_decay",
@@ -215,8 +192,7 @@ impl Recipe {
         require(
             wsd == s.decay_epochs.is_some(),
             "schedule.decay_epochs",
-            s.decay_epochs
-                .map_or("unset".into(), |epochs| epochs.to_string()),
+            s.decay_epochs.map_or("unset".into(), |epochs| epochs.to_string()),
             match wsd {
                 true => "schedule.kind = \"wsd\" needs it; a fifth of schedule.epochs is usual",
                 false => "belongs to schedule.kind = \"wsd\": set that too, or neither",
@@ -236,11 +212,6 @@ impl Recipe {
             "must be more than 0, and no more than what the warm-up leaves of schedule.epochs",
         )?;
         let peak = self.schedule().lr;
-        require(
-            (0.0..=peak).contains(&s.min_lr),
-            "schedule.min_lr",
-            s.min_lr,
-            "must lie between 0 and the peak rate",
-        )
+        require((0.0..=peak).contains(&s.min_lr), "schedule.min_lr", s.min_lr, "must lie between 0 and the peak rate")
     }
 }

@@ -28,13 +28,7 @@ pub struct Data {
 
 impl Default for Data {
     fn default() -> Self {
-        Data {
-            missing: Missing::Error,
-            allow_incomplete: false,
-            views: None,
-            prefetch: PREFETCH,
-            pixel_cache_mib: 0,
-        }
+        Data { missing: Missing::Error, allow_incomplete: false, views: None, prefetch: PREFETCH, pixel_cache_mib: 0 }
     }
 }
 
@@ -109,55 +103,25 @@ pub(crate) mod precision_name {
     use models::precision::Precision;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(crate) fn serialize<S: Serializer>(
-        precision: &Precision,
-        out: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(precision: &Precision, out: S) -> Result<S::Ok, S::Error> {
         out.serialize_str(precision.name())
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Precision, D::Error> {
-        String::deserialize(input)?
-            .parse()
-            .map_err(D::Error::custom)
+        String::deserialize(input)?.parse().map_err(D::Error::custom)
     }
 }
 
 impl Recipe {
     pub(super) fn check_data_and_run(&self) -> Result<(), Error> {
         require(self.data.views != Some(0), "data.views", 0, POSITIVE)?;
-        require(
-            self.data.prefetch >= 1,
-            "data.prefetch",
-            self.data.prefetch,
-            POSITIVE,
-        )?;
+        require(self.data.prefetch >= 1, "data.prefetch", self.data.prefetch, POSITIVE)?;
         let most = usize::MAX >> 20;
         let mib = self.data.pixel_cache_mib;
-        require(
-            mib <= most,
-            "data.pixel_cache_mib",
-            mib,
-            "must fit this machine's address space",
-        )?;
-        require(
-            self.run.log_every >= 1,
-            "run.log_every",
-            self.run.log_every,
-            POSITIVE,
-        )?;
-        require(
-            self.run.checkpoint_every >= 1,
-            "run.checkpoint_every",
-            self.run.checkpoint_every,
-            POSITIVE,
-        )?;
-        require(
-            self.run.keep_checkpoints >= 1,
-            "run.keep_checkpoints",
-            self.run.keep_checkpoints,
-            POSITIVE,
-        )?;
+        require(mib <= most, "data.pixel_cache_mib", mib, "must fit this machine's address space")?;
+        require(self.run.log_every >= 1, "run.log_every", self.run.log_every, POSITIVE)?;
+        require(self.run.checkpoint_every >= 1, "run.checkpoint_every", self.run.checkpoint_every, POSITIVE)?;
+        require(self.run.keep_checkpoints >= 1, "run.keep_checkpoints", self.run.keep_checkpoints, POSITIVE)?;
         let every = self.run.keep_every.unwrap_or(1);
         require(every >= 1, "run.keep_every", every, POSITIVE)?;
         let peak = self.run.peak_tflops.unwrap_or(1.0);
@@ -174,11 +138,6 @@ impl Recipe {
             POSITIVE,
         )?;
         // TOML integers are signed 64-bit; a larger seed could not be saved with the run.
-        require(
-            i64::try_from(self.run.seed).is_ok(),
-            "run.seed",
-            self.run.seed,
-            "must be less than 2^63",
-        )
+        require(i64::try_from(self.run.seed).is_ok(), "run.seed", self.run.seed, "must be less than 2^63")
     }
 }

@@ -18,12 +18,7 @@ fn parse(settings: &[&str]) -> Result<Recipe, Error> {
 fn resolving_is_idempotent() {
     for settings in [
         &[][..],
-        &[
-            "mask.kind=focused",
-            "mask.teacher=clip",
-            "mimic.teachers=[\"clip\"]",
-            "optim.clip_grad=1.0",
-        ],
+        &["mask.kind=focused", "mask.teacher=clip", "mimic.teachers=[\"clip\"]", "optim.clip_grad=1.0"],
         &[
             "mask.kind=block",
             "mimic.teachers=[\"clip\", \"dino\"]",
@@ -81,21 +76,12 @@ fn wrong_recipes_are_refused_by_name() {
             "--set data.missing=Skip: unknown value `Skip`, expected `error` or `skip` in `data.missing`",
         ),
         (&["optim.batch_size"], "no '='"),
-        (
-            &["optim={batch_size=4}"],
-            "is a table; set its keys one by one, as --set optim.batch_size=VALUE",
-        ),
-        (
-            &["schedule = { epochs = 3 }"],
-            "--set schedule.epochs=VALUE",
-        ),
+        (&["optim={batch_size=4}"], "is a table; set its keys one by one, as --set optim.batch_size=VALUE"),
+        (&["schedule = { epochs = 3 }"], "--set schedule.epochs=VALUE"),
         (&["data={}"], "is a table"),
         (&["mimic.teacher={clip={share=1.0}}"], "is a table"),
         (&["mimic.teacher.clip={share=1.0}"], "is a table"),
-        (
-            &["optim.lr=1e-3", "optim=2e-3"],
-            "--set optim is given twice",
-        ),
+        (&["optim.lr=1e-3", "optim=2e-3"], "--set optim is given twice"),
         (&["=3"], "names no key"),
         (&["optim.batch_size.x=3"], "not a section"),
         (&["optim.lr=1e-3", "optim.blr=1e-3"], "excludes optim.blr"),
@@ -107,48 +93,27 @@ fn wrong_recipes_are_refused_by_name() {
         (&["mask.teacher=clip"], "mask.teacher"),
         (&["mask.mode=topk"], "mask.mode"),
         (&["mimic.teachers=[\"clip\", \"clip\"]"], "twice"),
-        (
-            &["optim.lr=1e-3", " optim.lr =2e-3"],
-            "--set optim.lr is given twice",
-        ),
+        (&["optim.lr=1e-3", " optim.lr =2e-3"], "--set optim.lr is given twice"),
         (&["loss.w_rec=0"], "loss.w_rec"),
         (&["loss.w_cls=-1"], "loss.w_cls"),
         (&["model.fusion=[11]"], "fusion"),
         (&["model.depths=[2, 2, 11]"], "model.depths"),
         (&["model.cls_token=true"], "model.cls_token"),
-        (
-            &["model.encoder=mcmae", "model.embed_dim=64"],
-            "model.embed_dim",
-        ),
+        (&["model.encoder=mcmae", "model.embed_dim=64"], "model.embed_dim"),
         (&["model.encoder=mcmae", "model.fusion=[1]"], "stage_fusion"),
         (&["model.encoder=mcmae", "model.patch_size=8"], "is 16"),
-        (
-            &["model.encoder=mcmae", "loss.w_cls=0.1"],
-            "model.cls_token",
-        ),
-        (
-            &["model.encoder=mcmae", "model.embed_dims=[3, 4]"],
-            "embed_dims",
-        ),
+        (&["model.encoder=mcmae", "loss.w_cls=0.1"], "model.cls_token"),
+        (&["model.encoder=mcmae", "model.embed_dims=[3, 4]"], "embed_dims"),
         (&["model.encoder=swin"], "swin"),
         (&["model.fusion=[3, 3]"], "fusion"),
         (&["model.drop_path=1.0"], "model.drop_path"),
         (&["mimic.loss=l1"], "l1"),
         (&["mimic.beta=2.0"], "smooth_l1"),
-        (
-            &["mimic.loss=smooth_l1", "mimic.beta=0.0"],
-            "must be positive",
-        ),
+        (&["mimic.loss=smooth_l1", "mimic.beta=0.0"], "must be positive"),
         (&["mimic.tokens=all"], "all"),
         (&["mimic.teacher.clip.share=1.0"], "not in mimic.teachers"),
-        (
-            &["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.share=-1.0"],
-            "share",
-        ),
-        (
-            &["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.weight=1.0"],
-            "weight",
-        ),
+        (&["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.share=-1.0"], "share"),
+        (&["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.weight=1.0"], "weight"),
         (&["target.norm=phis"], "phis"),
         (&["schedule.warmup_epochs=800"], "schedule.warmup_epochs"),
         (&["schedule.min_lr=1"], "schedule.min_lr"),
@@ -160,37 +125,18 @@ fn wrong_recipes_are_refused_by_name() {
         (&["schedule.kind=linear"], "linear"),
         (&["schedule.kind=wsd"], "schedule.decay_epochs = unset"),
         (&["schedule.decay_epochs=9"], "belongs to schedule.kind"),
-        (
-            &["optim.batch_size=9223372036854775807", "optim.accum_iter=4"],
-            "effective batch that can be counted",
-        ),
+        (&["optim.batch_size=9223372036854775807", "optim.accum_iter=4"], "effective batch that can be counted"),
         (&["schedule.decay=linear"], "schedule.decay"),
-        (
-            &["schedule.kind=wsd", "schedule.decay_epochs=0.0"],
-            "more than 0",
-        ),
-        (
-            &["schedule.kind=wsd", "schedule.decay_epochs=761"],
-            "what the warm-up leaves",
-        ),
-        (
-            &[
-                "schedule.kind=wsd",
-                "schedule.decay_epochs=80",
-                "schedule.decay=cubic",
-            ],
-            "cubic",
-        ),
+        (&["schedule.kind=wsd", "schedule.decay_epochs=0.0"], "more than 0"),
+        (&["schedule.kind=wsd", "schedule.decay_epochs=761"], "what the warm-up leaves"),
+        (&["schedule.kind=wsd", "schedule.decay_epochs=80", "schedule.decay=cubic"], "cubic"),
         (&["run.keep_every=0"], "run.keep_every"),
         (&["run.log_every=0"], "run.log_every"),
         (&["run.precision=fp16"], "fp16"),
     ];
     for (settings, words) in cases {
         let message = parse(settings).unwrap_err().to_string();
-        assert!(
-            message.contains(words),
-            "{settings:?} gave {message:?}, which lacks {words:?}"
-        );
+        assert!(message.contains(words), "{settings:?} gave {message:?}, which lacks {words:?}");
     }
 }
 
@@ -201,25 +147,14 @@ fn differences_are_named_with_both_values() {
     let [(field, ours, theirs)] = &recipe.differences(&other)[..] else {
         panic!("one setting differs");
     };
-    assert_eq!(
-        (field.as_str(), ours.as_str(), theirs.as_str()),
-        ("optim.weight_decay", "0.05", "0.1")
-    );
+    assert_eq!((field.as_str(), ours.as_str(), theirs.as_str()), ("optim.weight_decay", "0.05", "0.1"));
     let clipped = parse(&["optim.clip_grad=1.0"]).unwrap();
     let [(field, ours, theirs)] = &recipe.differences(&clipped)[..] else {
         panic!("one setting differs");
     };
-    assert_eq!(
-        (field.as_str(), ours.as_str(), theirs.as_str()),
-        ("optim.clip_grad", "unset", "1.0")
-    );
+    assert_eq!((field.as_str(), ours.as_str(), theirs.as_str()), ("optim.clip_grad", "unset", "1.0"));
     // All of them, not the first.
-    let both = parse(&[
-        "optim.weight_decay=0.1",
-        "run.seed=9",
-        "schedule.epochs=700",
-    ])
-    .unwrap();
+    let both = parse(&["optim.weight_decay=0.1", "run.seed=9", "schedule.epochs=700"]).unwrap();
     let differences = recipe.differences(&both);
     let names: Vec<_> = differences.iter().map(|(name, ..)| name.as_str()).collect();
     assert_eq!(names, ["optim.weight_decay", "run.seed", "schedule.epochs"]);
@@ -227,23 +162,14 @@ fn differences_are_named_with_both_values() {
 
 #[test]
 fn what_changes_no_result_may_change() {
-    let settings = [
-        "run.keep_every=7",
-        "run.grad_checkpointing=true",
-        "run.deterministic=true",
-    ];
+    let settings = ["run.keep_every=7", "run.grad_checkpointing=true", "run.deterministic=true"];
     let other = parse(&settings).unwrap();
     assert_eq!(parse(&[]).unwrap().differences(&other), []);
 
     // The length of a plateau is open until the decay; that of a cosine is not, and the decay's is not either.
     let wsd = |epochs: &str, decay: &str| {
         let kind = "schedule.kind=wsd";
-        parse(&[
-            kind,
-            &format!("schedule.decay_epochs={decay}"),
-            &format!("schedule.epochs={epochs}"),
-        ])
-        .unwrap()
+        parse(&[kind, &format!("schedule.decay_epochs={decay}"), &format!("schedule.epochs={epochs}")]).unwrap()
     };
     let run = wsd("800", "80");
     assert_eq!(run.differences(&wsd("900", "80")), []);
@@ -268,10 +194,7 @@ fn an_average_begins_fast_only_if_asked_to() {
 #[test]
 fn the_peak_rate_is_scaled_or_literal() {
     let peak = |settings: &[&str]| parse(settings).unwrap().schedule().lr;
-    assert_eq!(
-        peak(&["optim.batch_size=64", "optim.accum_iter=64"]),
-        1.5e-4 * 4096.0 / 256.0
-    );
+    assert_eq!(peak(&["optim.batch_size=64", "optim.accum_iter=64"]), 1.5e-4 * 4096.0 / 256.0);
     assert_eq!(peak(&["optim.lr=1e-3"]), 1e-3);
 }
 
@@ -294,9 +217,7 @@ fn a_teacher_has_the_shared_settings_but_for_its_own() {
 #[test]
 fn an_mcmae_is_the_published_base_unless_told() {
     let recipe = parse(&["model.encoder=mcmae"]).unwrap();
-    let EncoderConfig::Mcmae(config) = recipe.mae_config().encoder else {
-        panic!("another encoder")
-    };
+    let EncoderConfig::Mcmae(config) = recipe.mae_config().encoder else { panic!("another encoder") };
     assert_eq!(config, McmaeEncoderConfig::BASE);
     assert_eq!(recipe.mae_config().decoder, DecoderConfig::PUBLISHED);
     assert_eq!(recipe.grid(), 14);

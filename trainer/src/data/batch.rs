@@ -40,20 +40,13 @@ impl MimicBatch {
         let rows = |t: &Tensor| t.narrow(0, start as i64, len as i64);
         let some_rows = |t: &Option<Tensor>| t.as_ref().map(rows);
         let of_teacher = |teacher: &TeacherBatch| match teacher {
-            TeacherBatch::Cached {
-                tokens,
-                outliers,
-                cls,
-                cls_attn,
-            } => TeacherBatch::Cached {
+            TeacherBatch::Cached { tokens, outliers, cls, cls_attn } => TeacherBatch::Cached {
                 tokens: some_rows(tokens),
                 outliers: some_rows(outliers),
                 cls: some_rows(cls),
                 cls_attn: some_rows(cls_attn),
             },
-            TeacherBatch::Online { pixels } => TeacherBatch::Online {
-                pixels: rows(pixels),
-            },
+            TeacherBatch::Online { pixels } => TeacherBatch::Online { pixels: rows(pixels) },
         };
         MimicBatch {
             samples: self.samples[start..start + len].to_vec(),
@@ -131,39 +124,18 @@ impl BatchShape {
     pub fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
         let n = self.batch_size as i64;
         let l = i64::from(self.grid * self.grid);
-        let pixels = |size: u32| {
-            pinned_empty(
-                &[n, i64::from(size), i64::from(size), 3],
-                Kind::Uint8,
-                device,
-            )
-        };
+        let pixels = |size: u32| pinned_empty(&[n, i64::from(size), i64::from(size), 3], Kind::Uint8, device);
         let teachers = self.teachers.iter().map(|teacher| {
             Ok(match *teacher {
-                TeacherShape::Cached {
-                    width,
-                    kind,
-                    outliers,
-                    tokens,
-                    cls,
-                    cls_attn,
-                } => TeacherBatch::Cached {
+                TeacherShape::Cached { width, kind, outliers, tokens, cls, cls_attn } => TeacherBatch::Cached {
                     outliers: (tokens && outliers > 0)
                         .then(|| pinned_empty(&[n, l, outliers as i64], Kind::Half, device))
                         .transpose()?,
-                    tokens: tokens
-                        .then(|| pinned_empty(&[n, l, i64::from(width)], kind, device))
-                        .transpose()?,
-                    cls: cls
-                        .map(|kind| pinned_empty(&[n, i64::from(width)], kind, device))
-                        .transpose()?,
-                    cls_attn: cls_attn
-                        .then(|| pinned_empty(&[n, l], Kind::Half, device))
-                        .transpose()?,
+                    tokens: tokens.then(|| pinned_empty(&[n, l, i64::from(width)], kind, device)).transpose()?,
+                    cls: cls.map(|kind| pinned_empty(&[n, i64::from(width)], kind, device)).transpose()?,
+                    cls_attn: cls_attn.then(|| pinned_empty(&[n, l], Kind::Half, device)).transpose()?,
                 },
-                TeacherShape::Online { input_size } => TeacherBatch::Online {
-                    pixels: pixels(input_size)?,
-                },
+                TeacherShape::Online { input_size } => TeacherBatch::Online { pixels: pixels(input_size)? },
             })
         });
         Ok(MimicBatch {

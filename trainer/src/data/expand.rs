@@ -18,8 +18,7 @@ impl Expand {
         Expand {
             scale: Tensor::from_slice(&affine.scale).to_device(device),
             offset: Tensor::from_slice(&affine.offset).to_device(device),
-            outliers: (!channels.is_empty())
-                .then(|| Tensor::from_slice(&channels).to_device(device)),
+            outliers: (!channels.is_empty()).then(|| Tensor::from_slice(&channels).to_device(device)),
         }
     }
 
@@ -28,9 +27,7 @@ impl Expand {
         // Two operations and not a fused one, which would round once.
         let values = steps.to_kind(Kind::Float) * &self.scale + &self.offset;
         match (&self.outliers, outliers) {
-            (Some(channels), Some(outliers)) => {
-                values.index_copy(2, channels, &outliers.to_kind(Kind::Float))
-            }
+            (Some(channels), Some(outliers)) => values.index_copy(2, channels, &outliers.to_kind(Kind::Float)),
             _ => values,
         }
     }
@@ -64,10 +61,7 @@ mod tests {
             let o = affine.outliers.len();
             let halves = (o > 0).then(|| Tensor::from_data_size(halves, &shape(o), Kind::Half));
             let found = Expand::new(&affine, Device::Cpu).forward(&steps, halves.as_ref());
-            assert_eq!(
-                Vec::<f32>::try_from(found.flatten(0, -1)).unwrap(),
-                expected
-            );
+            assert_eq!(Vec::<f32>::try_from(found.flatten(0, -1)).unwrap(), expected);
             assert_eq!(Codec::I8(affine).name(), "i8");
         }
     }

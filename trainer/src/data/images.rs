@@ -91,12 +91,7 @@ impl Images {
             Images::Source(images) => images.source.key(sample.source_idx).to_owned(),
             Images::Packed(_) => format!("of sample {}", sample.sample_id),
         };
-        Problem::Image {
-            key,
-            part: sample.part,
-            row: sample.first_row + view,
-            cause: cause.into(),
-        }
+        Problem::Image { key, part: sample.part, row: sample.first_row + view, cause: cause.into() }
     }
 }
 
@@ -116,10 +111,7 @@ pub struct Contents {
 
 impl SourceImages {
     fn new(source: ImageSource) -> SourceImages {
-        SourceImages {
-            source,
-            contents: OnceLock::new(),
-        }
+        SourceImages { source, contents: OnceLock::new() }
     }
 
     /// The data set.
@@ -130,10 +122,7 @@ impl SourceImages {
     /// What every image holds. The whole data set is read for it, once, with `progress(done, of)`; whoever asks meanwhile waits.
     pub fn contents(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> &Contents {
         self.contents.get_or_init(|| {
-            tracing::info!(
-                "reading all {} images of --images once, to join them by content",
-                self.source.len()
-            );
+            tracing::info!("reading all {} images of --images once, to join them by content", self.source.len());
             let all: Vec<usize> = (0..self.source.len()).collect();
             let of = self.hashes(&all, progress);
             let mut first = BTreeMap::new();
@@ -152,18 +141,11 @@ impl SourceImages {
     }
 
     /// The content of each of these images, on all threads; nothing of one that cannot be read.
-    pub(super) fn hashes(
-        &self,
-        images: &[usize],
-        progress: &(dyn Fn(u64, u64) + Sync),
-    ) -> Vec<Option<ContentHash>> {
+    pub(super) fn hashes(&self, images: &[usize], progress: &(dyn Fn(u64, u64) + Sync)) -> Vec<Option<ContentHash>> {
         let done = AtomicU64::new(0);
         let hash = |&at: &usize| {
             let bytes = self.source.read(at).ok();
-            progress(
-                1 + done.fetch_add(1, Ordering::Relaxed),
-                images.len() as u64,
-            );
+            progress(1 + done.fetch_add(1, Ordering::Relaxed), images.len() as u64);
             bytes.map(|bytes| ContentHash::of(&bytes))
         };
         images.par_iter().map(hash).collect()
@@ -186,18 +168,13 @@ pub struct PackedImages {
 impl PackedImages {
     fn new(cache: &Arc<Cache>) -> PackedImages {
         let parts = cache.identity().plan.parts();
-        PackedImages {
-            cache: Arc::clone(cache),
-            parts: (0..parts).map(|_| Mutex::new(None)).collect(),
-        }
+        PackedImages { cache: Arc::clone(cache), parts: (0..parts).map(|_| Mutex::new(None)).collect() }
     }
 
     fn read(&self, sample: &Sample) -> Result<Vec<u8>, Problem> {
         let part = {
             // A panic elsewhere leaves the slot as it was, empty or filled.
-            let mut slot = self.parts[sample.part as usize]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut slot = self.parts[sample.part as usize].lock().unwrap_or_else(PoisonError::into_inner);
             match slot.as_ref() {
                 Some(open) => Arc::clone(open),
                 None => Arc::clone(slot.insert(Arc::new(self.cache.samples_part(sample.part)?))),
@@ -205,9 +182,7 @@ impl PackedImages {
         };
         // Rows of view 0 carry images in a cache that packs them; the reader has checked it.
         let image = part.read_image(sample.first_row)?;
-        image.ok_or_else(|| Problem::NoPixels {
-            cache: self.cache.dir().to_path_buf(),
-        })
+        image.ok_or_else(|| Problem::NoPixels { cache: self.cache.dir().to_path_buf() })
     }
 }
 

@@ -106,10 +106,7 @@ impl Samples {
 
     /// Sample `idx` and its view `view`.
     pub fn get(&self, idx: usize, view: usize) -> (&Sample, &View) {
-        (
-            &self.samples[idx],
-            &self.rows[idx * self.stored_views + view],
-        )
+        (&self.samples[idx], &self.rows[idx * self.stored_views + view])
     }
 
     /// Images of the data set that the cache does not have: no run trains on them.
@@ -156,10 +153,7 @@ pub fn join(
     let views = usize::from(identity.views.views);
     let used_views = config.views.unwrap_or(views);
     if used_views > views {
-        return Err(Problem::TooManyViews {
-            wanted: used_views,
-            stored: views,
-        });
+        return Err(Problem::TooManyViews { wanted: used_views, stored: views });
     }
     let parts = complete_parts(cache, teachers, config.allow_incomplete)?;
     let all_parts = parts.len() == identity.plan.parts() as usize;
@@ -181,8 +175,7 @@ pub fn join(
                     row.width,
                     row.height,
                 );
-                if row.sample_id != first.sample_id || row.view != drawn || of_sample.len() != views
-                {
+                if row.sample_id != first.sample_id || row.view != drawn || of_sample.len() != views {
                     return Err(Problem::View {
                         cache: cache.dir().into(),
                         part,
@@ -213,14 +206,8 @@ pub fn join(
             true => rejects(cache)?,
             false => Vec::new(),
         };
-        let mut finder = Finder {
-            images,
-            samples: &mut samples,
-            keys: &keys,
-            labels: &labels,
-            rejects: &rejects,
-            progress,
-        };
+        let mut finder =
+            Finder { images, samples: &mut samples, keys: &keys, labels: &labels, rejects: &rejects, progress };
         finder.by_key();
         finder.moved();
         if config.missing == Missing::Skip
@@ -242,12 +229,7 @@ pub fn join(
             let changed = listed(lost.iter().filter(has_name).map(names));
             match config.missing {
                 Missing::Error => {
-                    return Err(Problem::MissingImages {
-                        count,
-                        of,
-                        missing,
-                        changed,
-                    });
+                    return Err(Problem::MissingImages { count, of, missing, changed });
                 }
                 Missing::Skip => tracing::warn!(
                     "{count} of the cache's {of} images are not in --images and are left out (data.missing = \"skip\"): {}",
@@ -257,14 +239,9 @@ pub fn join(
             skipped = listed(lost.iter().map(names));
             let lost: BTreeSet<usize> = lost.into_iter().collect();
             let kept = |idx: &usize| !lost.contains(idx);
-            rows = (0..samples.len())
-                .filter(kept)
-                .flat_map(|idx| rows[idx * views..(idx + 1) * views].to_vec())
-                .collect();
-            samples = (0..samples.len())
-                .filter(kept)
-                .map(|idx| samples[idx].clone())
-                .collect();
+            rows =
+                (0..samples.len()).filter(kept).flat_map(|idx| rows[idx * views..(idx + 1) * views].to_vec()).collect();
+            samples = (0..samples.len()).filter(kept).map(|idx| samples[idx].clone()).collect();
         }
     }
     if added.0 > 0 {
@@ -282,21 +259,8 @@ pub fn join(
         digest.update(sample.sample_id.to_le_bytes());
         digest.update(sample.content_hash.0);
     }
-    let fingerprint = digest
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Ok(Samples {
-        stored_views: views,
-        views: used_views,
-        samples,
-        rows,
-        fingerprint,
-        decoder,
-        added,
-        skipped,
-    })
+    let fingerprint = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Samples { stored_views: views, views: used_views, samples, rows, fingerprint, decoder, added, skipped })
 }
 
 /// Images of a cache that a run over it will find rows of.
@@ -311,18 +275,10 @@ pub struct Usable {
 }
 
 /// Counts what [`join`] will find, from the records alone.
-pub fn count(
-    cache: &Cache,
-    teachers: &[TeacherId],
-    config: &config::Data,
-) -> Result<Usable, Problem> {
+pub fn count(cache: &Cache, teachers: &[TeacherId], config: &config::Data) -> Result<Usable, Problem> {
     let plan = &cache.identity().plan;
     let views = u64::from(cache.identity().views.views);
-    let mut usable = Usable {
-        images: 0,
-        rejected: 0,
-        unfinished_parts: 0,
-    };
+    let mut usable = Usable { images: 0, rejected: 0, unfinished_parts: 0 };
     for part in 0..plan.parts() {
         let state = cache.part_state(part)?;
         let complete = teachers.iter().all(|id| state.teachers.contains_key(id));
@@ -387,9 +343,7 @@ impl Finder<'_> {
         if missing.is_empty() {
             return;
         }
-        let free: Vec<usize> = (0..self.images.source().len())
-            .filter(|at| !taken.contains(at))
-            .collect();
+        let free: Vec<usize> = (0..self.images.source().len()).filter(|at| !taken.contains(at)).collect();
         for (&at, hash) in free.iter().zip(self.images.hashes(&free, self.progress)) {
             let found = hash.and_then(|hash| missing.remove(&hash));
             for idx in found.into_iter().flatten() {
@@ -429,9 +383,7 @@ impl Finder<'_> {
 
     /// The samples whose images are nowhere.
     fn lost(&self) -> Vec<usize> {
-        (0..self.samples.len())
-            .filter(|&idx| self.samples[idx].source_idx == usize::MAX)
-            .collect()
+        (0..self.samples.len()).filter(|&idx| self.samples[idx].source_idx == usize::MAX).collect()
     }
 
     /// The images of the data set that are not in the cache: by content where that is known, else by place. What has a lost image's name
@@ -441,10 +393,7 @@ impl Finder<'_> {
         let places = self.samples.iter().map(|sample| sample.source_idx);
         let by_name = |key: &str| source.find(key);
         let changed = lost.iter().filter_map(|&idx| by_name(&self.keys[idx]));
-        let rejects = self
-            .rejects
-            .iter()
-            .filter_map(|reject| by_name(&reject.key));
+        let rejects = self.rejects.iter().filter_map(|reject| by_name(&reject.key));
         let places: BTreeSet<usize> = places.chain(changed).chain(rejects).collect();
         let samples = self.samples.iter().map(|sample| sample.content_hash);
         let rejects = self.rejects.iter().filter_map(|reject| reject.content_hash);
@@ -459,11 +408,7 @@ impl Finder<'_> {
 }
 
 /// The parts that hold samples and every one of `teachers`; an error for others unless `allow_incomplete`.
-fn complete_parts(
-    cache: &Cache,
-    teachers: &[TeacherId],
-    allow_incomplete: bool,
-) -> Result<Vec<u32>, Problem> {
+fn complete_parts(cache: &Cache, teachers: &[TeacherId], allow_incomplete: bool) -> Result<Vec<u32>, Problem> {
     let parts = cache.identity().plan.parts();
     let mut complete = Vec::new();
     let mut missing = 0;
@@ -484,16 +429,11 @@ fn complete_parts(
         }
     }
     match example {
-        Some(example) if !allow_incomplete || complete.is_empty() => Err(Problem::Incomplete {
-            cache: cache.dir().into(),
-            missing,
-            parts,
-            example,
-        }),
+        Some(example) if !allow_incomplete || complete.is_empty() => {
+            Err(Problem::Incomplete { cache: cache.dir().into(), missing, parts, example })
+        }
         Some(example) => {
-            tracing::warn!(
-                "data.allow_incomplete: training without {missing} of {parts} parts ({example})"
-            );
+            tracing::warn!("data.allow_incomplete: training without {missing} of {parts} parts ({example})");
             Ok(complete)
         }
         None => Ok(complete),

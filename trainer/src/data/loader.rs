@@ -122,27 +122,21 @@ impl<B: Send + 'static> Loader<B> {
         let (batch_tx, batch_rx) = bounded(prefetch);
         let (used_tx, used_rx) = unbounded();
         let walk = move || walk(&*plan, steps, &pool, device, &batch_tx, &used_rx);
-        let thread = std::thread::Builder::new()
-            .name("loader".into())
-            .spawn(walk)
-            .context("cannot start the loader")?;
-        Ok(Loader {
-            batches: Some(batch_rx),
-            used: Some(used_tx),
-            thread: Some(thread),
-            waited: Duration::ZERO,
-        })
+        let thread =
+            std::thread::Builder::new().name("loader".into()).spawn(walk).context("cannot start the loader")?;
+        Ok(Loader { batches: Some(batch_rx), used: Some(used_tx), thread: Some(thread), waited: Duration::ZERO })
     }
 
     /// The next batch, or what is wrong with the data, naming file and row. Time spent here is [`Loader::take_waited`]'s.
     pub fn next_batch(&mut self) -> anyhow::Result<B> {
         let start = Instant::now();
-        let batch = self
-            .batches
-            .as_ref()
-            .and_then(|batches| batches.recv().ok());
+        let batch = self.batches.as_ref().and_then(|batches| batches.recv().ok());
         self.waited += start.elapsed();
-        batch.unwrap_or_else(|| Err(anyhow::anyhow!("the loader has ended: one of its threads has panicked (the message is above), or no step is left")))
+        batch.unwrap_or_else(|| {
+            Err(anyhow::anyhow!(
+                "the loader has ended: one of its threads has panicked (the message is above), or no step is left"
+            ))
+        })
     }
 
     /// Gives batches back to be filled again. The device must be past every copy from them.
@@ -184,10 +178,7 @@ fn walk<P: Plan>(
     let mut current: Option<(u64, Vec<u32>)> = None;
     for step in steps {
         let position = plan.order().position(step);
-        if current
-            .as_ref()
-            .is_none_or(|(epoch, _)| *epoch != position.epoch)
-        {
+        if current.as_ref().is_none_or(|(epoch, _)| *epoch != position.epoch) {
             current = Some((position.epoch, plan.order().permutation(position.epoch)));
         }
         let Some((epoch, permutation)) = &current else {
@@ -257,9 +248,7 @@ impl LoaderPlan {
         let side = self.shape.grid as usize;
         let noise: Vec<f64> = match self.noise {
             Noise::Uniform => (0..side * side).map(|_| rng.uniform_f64()).collect(),
-            Noise::Block { num_removed } => {
-                block_noise([side, side], num_removed, &mut || rng.uniform_f64())
-            }
+            Noise::Block { num_removed } => block_noise([side, side], num_removed, &mut || rng.uniform_f64()),
         };
         write_f64(slot.noise, noise);
 
@@ -270,12 +259,7 @@ impl LoaderPlan {
         }
 
         // ---- teachers
-        for ((teacher, rows), shape) in slot
-            .teachers
-            .into_iter()
-            .zip(&self.rows)
-            .zip(&self.shape.teachers)
-        {
+        for ((teacher, rows), shape) in slot.teachers.into_iter().zip(&self.rows).zip(&self.shape.teachers) {
             if let Some(rows) = rows {
                 rows.read(
                     sample,
@@ -317,8 +301,8 @@ impl LoaderPlan {
         size: u32,
         out: &mut [u8],
     ) -> Result<(), Problem> {
-        let rendered = images::render(img, view, size)
-            .map_err(|e| self.images.problem(sample, view.index.into(), e))?;
+        let rendered =
+            images::render(img, view, size).map_err(|e| self.images.problem(sample, view.index.into(), e))?;
         out.copy_from_slice(&rendered.data);
         Ok(())
     }
@@ -333,13 +317,7 @@ fn write_f64(bytes: &mut [u8], values: impl IntoIterator<Item = f64>) {
 
 /// Cuts a batch's tensors into one slot per image.
 fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
-    let MimicBatch {
-        samples,
-        imgs,
-        noise,
-        drop_path,
-        teachers,
-    } = batch;
+    let MimicBatch { samples, imgs, noise, drop_path, teachers } = batch;
     let n = samples.len();
     let pixels_and_noise = cut(imgs, n)?.into_iter().zip(cut(noise, n)?);
     let drop_path = cut_some(drop_path.as_mut(), n)?;
@@ -347,28 +325,13 @@ fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
         .iter_mut()
         .zip(pixels_and_noise)
         .zip(drop_path)
-        .map(|((sample, (img, noise)), drop_path)| Slot {
-            sample,
-            img,
-            noise,
-            drop_path,
-            teachers: Vec::new(),
-        })
+        .map(|((sample, (img, noise)), drop_path)| Slot { sample, img, noise, drop_path, teachers: Vec::new() })
         .collect();
     for teacher in teachers {
         let [tokens, outliers, cls, cls_attn, pixels] = match teacher {
-            TeacherBatch::Cached {
-                tokens,
-                outliers,
-                cls,
-                cls_attn,
-            } => [
-                tokens.as_mut(),
-                outliers.as_mut(),
-                cls.as_mut(),
-                cls_attn.as_mut(),
-                None,
-            ],
+            TeacherBatch::Cached { tokens, outliers, cls, cls_attn } => {
+                [tokens.as_mut(), outliers.as_mut(), cls.as_mut(), cls_attn.as_mut(), None]
+            }
             TeacherBatch::Online { pixels } => [None, None, None, None, Some(pixels)],
         };
         let mut tokens = cut_some(tokens, n)?.into_iter();

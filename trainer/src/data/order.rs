@@ -30,11 +30,7 @@ pub struct Epoch {
 impl Epoch {
     /// An epoch over `samples` in steps of `per_step`.
     pub fn of(samples: u64, per_step: u64) -> Epoch {
-        Epoch {
-            samples,
-            per_step,
-            steps: samples / per_step.max(1),
-        }
+        Epoch { samples, per_step, steps: samples / per_step.max(1) }
     }
 
     /// What is left over, for people; `None` if it is nothing.
@@ -78,10 +74,7 @@ impl Order {
 
     /// Epoch and step within it, for a step counted from the start of the run.
     pub fn position(&self, step: u64) -> Position {
-        Position {
-            epoch: step / self.steps_per_epoch(),
-            step: step % self.steps_per_epoch(),
-        }
+        Position { epoch: step / self.steps_per_epoch(), step: step % self.steps_per_epoch() }
     }
 
     /// The epoch at `step` with its fraction, as the schedule wants it.
@@ -118,16 +111,8 @@ mod tests {
         assert_eq!(sorted, (0..1000).collect::<Vec<u32>>());
         assert_ne!(first, sorted, "1000 samples in their old order");
         assert_ne!(first, order.permutation(1), "epochs differ");
-        assert_eq!(
-            first,
-            order.permutation(0),
-            "asking for another epoch in between changes nothing"
-        );
-        assert_ne!(
-            first,
-            Order::new(8, 1000, 64).unwrap().permutation(0),
-            "seeds differ"
-        );
+        assert_eq!(first, order.permutation(0), "asking for another epoch in between changes nothing");
+        assert_ne!(first, Order::new(8, 1000, 64).unwrap().permutation(0), "seeds differ");
         // How the order is cut does not change it.
         assert_eq!(first, Order::new(7, 1000, 10).unwrap().permutation(0));
     }
@@ -163,9 +148,7 @@ mod tests {
             // What the message counts is what the steps do not see.
             let seen: usize = (0..steps).map(|step| order.step_range(step).len()).sum();
             let unseen = samples - seen;
-            assert!(left.map_or(unseen == 0, |left| {
-                left.starts_with(&format!("{unseen} of"))
-            }));
+            assert!(left.map_or(unseen == 0, |left| { left.starts_with(&format!("{unseen} of")) }));
         }
     }
 

@@ -22,22 +22,13 @@ struct Kept {
 impl PixelCache {
     /// A cache of at most `budget` bytes of pixels; 0 keeps nothing.
     pub fn new(budget: usize) -> PixelCache {
-        PixelCache {
-            budget,
-            kept: RwLock::default(),
-        }
+        PixelCache { budget, kept: RwLock::default() }
     }
 
     /// Copies a kept crop to `out`; false if it is not kept.
     pub fn get(&self, sample: usize, view: usize, out: &mut [u8]) -> bool {
         // Nothing panics while holding the lock, and a poisoned map would still hold whole crops.
-        let crop = self
-            .kept
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .crops
-            .get(&(sample, view))
-            .cloned();
+        let crop = self.kept.read().unwrap_or_else(PoisonError::into_inner).crops.get(&(sample, view)).cloned();
         if let Some(crop) = &crop {
             out.copy_from_slice(crop);
         }
@@ -50,9 +41,7 @@ impl PixelCache {
             return;
         }
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        if kept.bytes + crop.len() <= self.budget
-            && kept.crops.insert((sample, view), crop.into()).is_none()
-        {
+        if kept.bytes + crop.len() <= self.budget && kept.crops.insert((sample, view), crop.into()).is_none() {
             kept.bytes += crop.len();
         }
     }
@@ -74,10 +63,7 @@ mod tests {
         assert!(!cache.get(1, 0, &mut out), "12 bytes do not fit in 10");
         cache.put(0, 0, &[1, 2, 3, 4]);
         cache.put(2, 0, &[7, 7]);
-        assert!(
-            cache.get(2, 0, &mut out[..2]),
-            "a crop that is there already takes no more room"
-        );
+        assert!(cache.get(2, 0, &mut out[..2]), "a crop that is there already takes no more room");
     }
 
     #[test]

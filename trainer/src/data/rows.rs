@@ -24,10 +24,7 @@ pub struct TeacherRows {
 
 impl fmt::Debug for TeacherRows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TeacherRows")
-            .field("cache", &self.cache.dir())
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("TeacherRows").field("cache", &self.cache.dir()).field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -110,9 +107,7 @@ impl TeacherRows {
 
     fn part(&self, part: u32) -> Result<Arc<TeacherPart>, Problem> {
         // A panic elsewhere leaves the slot as it was, empty or filled.
-        let mut slot = self.parts[part as usize]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.parts[part as usize].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = slot.as_ref() {
             return Ok(Arc::clone(open));
         }

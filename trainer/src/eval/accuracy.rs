@@ -29,10 +29,7 @@ pub struct Counter {
 impl Counter {
     /// Nothing counted yet.
     pub fn new(n_classes: usize) -> Counter {
-        Counter {
-            classes: vec![(0, 0); n_classes],
-            within_top5: 0,
-        }
+        Counter { classes: vec![(0, 0); n_classes], within_top5: 0 }
     }
 
     /// Counts a batch by the best classes `guesses [B, up to 5]`, see [`guesses`], and the own class of each image.
@@ -41,14 +38,9 @@ impl Counter {
     pub fn add(&mut self, guesses: &Tensor, labels: &[i64]) -> anyhow::Result<()> {
         let per_image = guesses.size()[1] as usize;
         let guesses = Vec::<i64>::try_from(guesses.flatten(0, -1))?;
-        ensure!(
-            guesses.len() == labels.len() * per_image,
-            "as many labels as images"
-        );
+        ensure!(guesses.len() == labels.len() * per_image, "as many labels as images");
         for (guesses, &label) in guesses.chunks_exact(per_image).zip(labels) {
-            let class = usize::try_from(label)
-                .ok()
-                .and_then(|label| self.classes.get_mut(label));
+            let class = usize::try_from(label).ok().and_then(|label| self.classes.get_mut(label));
             let (images, right) = class.context("a label out of range")?;
             *images += 1;
             *right += u64::from(guesses[0] == label);
@@ -91,16 +83,13 @@ mod tests {
     fn shares_are_those_counted_by_hand() {
         let mut counter = Counter::new(8);
         let scores = Tensor::from_slice(&[
-            0.9f32, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5,
-            0.6, // best 0; 0, 7, 6, 5, 4 are the five best
+            0.9f32, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, // best 0; 0, 7, 6, 5, 4 are the five best
             0.9, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, //
             0.9, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, //
         ])
         .view([3, 8]);
         counter.add(&guesses(&scores), &[0, 0, 4]).unwrap();
-        counter
-            .add(&guesses(&scores.narrow(0, 0, 1)), &[1])
-            .unwrap();
+        counter.add(&guesses(&scores.narrow(0, 0, 1)), &[1]).unwrap();
         let found = counter.finish().unwrap();
         assert_eq!((found.top1, found.top5), (0.5, 0.75));
         // Class 0 is always right, classes 1 and 4 never.

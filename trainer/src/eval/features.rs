@@ -50,11 +50,7 @@ pub struct Views {
 
 impl Views {
     /// The central square, once.
-    pub const CENTER: Views = Views {
-        policy: ViewPolicy::Center,
-        seed: 0,
-        count: 1,
-    };
+    pub const CENTER: Views = Views { policy: ViewPolicy::Center, seed: 0, count: 1 };
 }
 
 /// What [`extract`] computes, besides of what.
@@ -92,23 +88,15 @@ pub fn extract(
         scope.spawn(move || {
             for start in (0..source.len()).step_by(batch_size as usize) {
                 let idxs = start..source.len().min(start + batch_size as usize);
-                let decoded: Vec<_> = pool.install(|| {
-                    idxs.into_par_iter()
-                        .map(|i| (i, read_views(source, i, views, sizes)))
-                        .collect()
-                });
+                let decoded: Vec<_> =
+                    pool.install(|| idxs.into_par_iter().map(|i| (i, read_views(source, i, views, sizes))).collect());
                 if batches_tx.send(decoded).is_err() {
                     return; // The receiver has failed and says why.
                 }
             }
         });
 
-        let mut images = Images {
-            features: vec![],
-            idxs: vec![],
-            hashes: vec![],
-            skipped: vec![],
-        };
+        let mut images = Images { features: vec![], idxs: vec![], hashes: vec![], skipped: vec![] };
         let mut room = Room::default();
         let mut done = 0;
         // By value: when this side fails, the channel closes and the decoder stops.
@@ -183,15 +171,8 @@ impl Room {
     ) -> anyhow::Result<()> {
         if self.0.is_empty() {
             let views = i64::from(extraction.views.count);
-            let width: i64 = features
-                .iter()
-                .flat_map(BTreeMap::values)
-                .map(|t| t.size()[1])
-                .sum();
-            let bytes = images as u128
-                * u128::from(views as u64)
-                * width as u128
-                * size_of::<f32>() as u128;
+            let width: i64 = features.iter().flat_map(BTreeMap::values).map(|t| t.size()[1]).sum();
+            let bytes = images as u128 * u128::from(views as u64) * width as u128 * size_of::<f32>() as u128;
             ensure!(
                 bytes <= u128::from(extraction.max_bytes),
                 "{images} images x {views} views x {width} numbers are {:.1} GiB of features, more than the {:.1} GiB allowed: take \
@@ -199,20 +180,10 @@ impl Room {
                 bytes as f64 / GIB,
                 extraction.max_bytes as f64 / GIB
             );
-            let allocate = |t: &Tensor| {
-                Tensor::empty(
-                    [views, images as i64, t.size()[1]],
-                    (Kind::Float, Device::Cpu),
-                )
-            };
+            let allocate = |t: &Tensor| Tensor::empty([views, images as i64, t.size()[1]], (Kind::Float, Device::Cpu));
             self.0 = features
                 .iter()
-                .map(|of_model| {
-                    of_model
-                        .iter()
-                        .map(|(kind, t)| (kind.clone(), allocate(t)))
-                        .collect()
-                })
+                .map(|of_model| of_model.iter().map(|(kind, t)| (kind.clone(), allocate(t))).collect())
                 .collect();
         }
         for (room, features) in self.0.iter_mut().zip(features) {
@@ -231,10 +202,7 @@ impl Room {
     /// `[V, N, D]` of the `used` images.
     fn finish(self, used: usize) -> Vec<ByKind> {
         let cut = |(kind, t): (String, Tensor)| (kind, t.narrow(1, 0, used as i64));
-        self.0
-            .into_iter()
-            .map(|of_model| of_model.into_iter().map(cut).collect())
-            .collect()
+        self.0.into_iter().map(|of_model| of_model.into_iter().map(cut).collect()).collect()
     }
 }
 
@@ -247,10 +215,7 @@ fn batch_of(rendered: &[Rendered], view: usize, size: u32) -> anyhow::Result<Ten
     let shape = [rendered.len() as i64, side, side, 3];
     let mut batch = Tensor::empty(shape, (Kind::Uint8, Device::Cpu));
     let image_bytes = (3 * side * side) as usize;
-    for (slot, imgs) in tensor_bytes_mut(&mut batch)?
-        .chunks_exact_mut(image_bytes)
-        .zip(rendered)
-    {
+    for (slot, imgs) in tensor_bytes_mut(&mut batch)?.chunks_exact_mut(image_bytes).zip(rendered) {
         slot.copy_from_slice(&imgs[&size][view].data);
     }
     Ok(batch)
@@ -267,21 +232,11 @@ fn read_views(
     let img = source.decode(i, &bytes)?;
     let render = |size: u32| -> anyhow::Result<(u32, Vec<RgbImage>)> {
         let views = (0..views.count).map(|index| {
-            let view = draw_view(
-                &views.policy,
-                views.seed,
-                &hash,
-                index,
-                img.width,
-                img.height,
-            );
+            let view = draw_view(&views.policy, views.seed, &hash, index, img.width, img.height);
             images::render(&img, &view, size)
         });
         Ok((size, views.collect::<Result<_, _>>()?))
     };
-    let rendered = sizes
-        .iter()
-        .map(|&size| render(size))
-        .collect::<anyhow::Result<_>>()?;
+    let rendered = sizes.iter().map(|&size| render(size)).collect::<anyhow::Result<_>>()?;
     Ok((hash, rendered))
 }

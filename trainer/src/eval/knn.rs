@@ -35,28 +35,15 @@ pub struct Accuracy {
 ///
 /// Features are scaled to unit length; a neighbour at cosine `s` votes for its class with weight `exp(s / 0.07)`
 /// (`facebookresearch/dino`, `eval_knn.py`). With fewer than `k` train images all of them vote.
-pub fn knn(
-    train: &Labelled,
-    test: &Labelled,
-    k: u32,
-    n_classes: usize,
-) -> anyhow::Result<Accuracy> {
+pub fn knn(train: &Labelled, test: &Labelled, k: u32, n_classes: usize) -> anyhow::Result<Accuracy> {
     let predictions = predict(train, &test.features, k, n_classes)?;
     accuracy(&predictions, &test.labels, n_classes)
 }
 
 /// The predicted class of each row of `test` `[M, D]`.
-pub fn predict(
-    train: &Labelled,
-    test: &Tensor,
-    k: u32,
-    n_classes: usize,
-) -> anyhow::Result<Vec<i64>> {
+pub fn predict(train: &Labelled, test: &Tensor, k: u32, n_classes: usize) -> anyhow::Result<Vec<i64>> {
     let n_train = train.features.size()[0];
-    ensure!(
-        n_train > 0 && n_train as usize == train.labels.len(),
-        "no labelled train image is left to vote"
-    );
+    ensure!(n_train > 0 && n_train as usize == train.labels.len(), "no labelled train image is left to vote");
     let k = i64::from(k).min(n_train);
     let _no_grad = tch::no_grad_guard();
     let train_features = unit_length(&train.features).transpose(0, 1); // [D, N]
@@ -71,9 +58,7 @@ pub fn predict(
         let neighbour_labels = labels.index_select(0, &index.flatten(0, 1)).view([rows, k]);
         let scores = Tensor::zeros([rows, n_classes as i64], (Kind::Float, votes.device()));
         let scores = scores.scatter_add(1, &neighbour_labels, &votes); // [B, C]
-        predictions.extend(Vec::<i64>::try_from(
-            scores.argmax(1, false).to_device(tch::Device::Cpu),
-        )?);
+        predictions.extend(Vec::<i64>::try_from(scores.argmax(1, false).to_device(tch::Device::Cpu))?);
     }
     Ok(predictions)
 }
@@ -82,23 +67,13 @@ fn accuracy(predictions: &[i64], labels: &[i64], n_classes: usize) -> anyhow::Re
     let mut right = vec![0u64; n_classes];
     let mut total = vec![0u64; n_classes];
     for (prediction, &label) in predictions.iter().zip(labels) {
-        let label_idx = usize::try_from(label)
-            .ok()
-            .filter(|&l| l < n_classes)
-            .context("a label out of range")?;
+        let label_idx = usize::try_from(label).ok().filter(|&l| l < n_classes).context("a label out of range")?;
         total[label_idx] += 1;
         right[label_idx] += u64::from(*prediction == label);
     }
-    ensure!(
-        !labels.is_empty() && predictions.len() == labels.len(),
-        "no labelled test image is left to classify"
-    );
-    let per_class: Vec<f64> = right
-        .iter()
-        .zip(&total)
-        .filter(|&(_, &n)| n > 0)
-        .map(|(&r, &n)| r as f64 / n as f64)
-        .collect();
+    ensure!(!labels.is_empty() && predictions.len() == labels.len(), "no labelled test image is left to classify");
+    let per_class: Vec<f64> =
+        right.iter().zip(&total).filter(|&(_, &n)| n > 0).map(|(&r, &n)| r as f64 / n as f64).collect();
     Ok(Accuracy {
         top1: right.iter().sum::<u64>() as f64 / labels.len() as f64,
         balanced: per_class.iter().sum::<f64>() / per_class.len() as f64,

@@ -19,9 +19,7 @@ use tracing::{info, warn};
 
 use super::accuracy::TopK;
 use super::features::{self, Extraction, Fusion, Images, Model, Views};
-use super::{
-    classes, count_in_train, count_of_unseen_classes, record, recorded, report_skipped, unusual,
-};
+use super::{classes, count_in_train, count_of_unseen_classes, record, recorded, report_skipped, unusual};
 use crate::classes::Matching;
 use crate::cli::LinprobeArgs;
 use crate::data::order::Epoch;
@@ -125,20 +123,12 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
     let training = training(args)?;
     let device = torch_ext::resolve_device(&args.device.device)?;
     args.precision.prepare(device)?;
-    let models = args
-        .models
-        .iter()
-        .map(|spec| Model::load(spec, hub, device))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(args.device.loader_threads(device))
-        .build()?;
+    let models = args.models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads(device)).build()?;
     let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
     let decoder = depth::decoder(args.depth_window, &names)?;
-    let (train_source, test_source) = (
-        ImageSource::open(&args.train)?.decoded_by(decoder),
-        ImageSource::open(&args.test)?.decoded_by(decoder),
-    );
+    let (train_source, test_source) =
+        (ImageSource::open(&args.train)?.decoded_by(decoder), ImageSource::open(&args.test)?.decoded_by(decoder));
     // Before hours of features.
     heads::require_a_step(train_source.len(), training.batch_size)?;
     let classes = classes(args.match_classes, &train_source, &test_source)?;
@@ -158,8 +148,7 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
             batch_size: args.batch_size,
             precision: args.precision,
         };
-        let images =
-            features::extract(&models, source, &extraction, &pool).context(name.to_owned())?;
+        let images = features::extract(&models, source, &extraction, &pool).context(name.to_owned())?;
         report_skipped(name, &images);
         anyhow::Ok(images)
     };
@@ -170,8 +159,7 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
         classes.of_test(&test_source, test_images.idxs.iter().copied())?,
     );
     let test_images_in_train = count_in_train(&train_images, &test_images);
-    let of_unseen_classes =
-        count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
+    let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
     let split = Split::of(&train_images, args)?;
     let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);
     if let Some(left_over) = epoch.left_over() {
@@ -182,11 +170,7 @@ pub fn run(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyho
     for (i, model) in models.iter().enumerate() {
         let mut probes = BTreeMap::new();
         for (kind, features) in &train_images.features[i] {
-            let set = |rows| Labelled {
-                features,
-                labels: &train_labels,
-                rows,
-            };
+            let set = |rows| Labelled { features, labels: &train_labels, rows };
             let held_out = if split.held_out.is_empty() {
                 None
             } else {
@@ -272,10 +256,7 @@ fn training(args: &LinprobeArgs) -> anyhow::Result<Training> {
     let mut blrs = args.blrs.clone();
     blrs.sort_by(f64::total_cmp);
     blrs.dedup();
-    ensure!(
-        blrs.iter().all(|blr| blr.is_finite() && *blr > 0.0),
-        "--blr: a learning rate is positive"
-    );
+    ensure!(blrs.iter().all(|blr| blr.is_finite() && *blr > 0.0), "--blr: a learning rate is positive");
     ensure!(
         (0.0..args.epochs as f64).contains(&args.warmup_epochs),
         "--warmup-epochs {}: must be zero or more, and less than --epochs {}",
@@ -307,11 +288,7 @@ fn train_views(args: &LinprobeArgs) -> Views {
     match args.views {
         0 => Views::CENTER,
         count => Views {
-            policy: ViewPolicy::Rrc {
-                scale: [0.08, 1.0],
-                ratio: [3.0 / 4.0, 4.0 / 3.0],
-                flip: 0.5,
-            },
+            policy: ViewPolicy::Rrc { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0], flip: 0.5 },
             seed: args.seed,
             count,
         },
@@ -335,26 +312,17 @@ impl Split {
         };
         let all: Vec<i64> = (0..images.idxs.len() as i64).collect();
         if args.blrs.len() == 1 {
-            return Ok(Split {
-                kept: all.clone(),
-                all,
-                held_out: Vec::new(),
-            });
+            return Ok(Split { kept: all.clone(), all, held_out: Vec::new() });
         }
-        let (held_out, kept): (Vec<i64>, Vec<i64>) = all
-            .iter()
-            .partition(|&&row| is_held_out(&images.hashes[row as usize]));
+        let (held_out, kept): (Vec<i64>, Vec<i64>) =
+            all.iter().partition(|&&row| is_held_out(&images.hashes[row as usize]));
         ensure!(
             !held_out.is_empty(),
             "--held-out {} of {} images is no image; hold out more, or give one --blr, which needs no choice",
             args.held_out,
             all.len()
         );
-        Ok(Split {
-            all,
-            kept,
-            held_out,
-        })
+        Ok(Split { all, kept, held_out })
     }
 }
 
@@ -362,10 +330,7 @@ impl Split {
 fn probe(blrs: &[f64], losses: &[f64], held_out: Option<Vec<TopK>>, test: Vec<TopK>) -> Probe {
     let mut best = 0;
     for (i, accuracy) in held_out.iter().flatten().enumerate() {
-        if held_out
-            .as_ref()
-            .is_some_and(|all| accuracy.top1 > all[best].top1)
-        {
+        if held_out.as_ref().is_some_and(|all| accuracy.top1 > all[best].top1) {
             best = i;
         }
     }
@@ -379,11 +344,7 @@ fn probe(blrs: &[f64], losses: &[f64], held_out: Option<Vec<TopK>>, test: Vec<To
             test,
         })
         .collect();
-    Probe {
-        blr: blrs[best],
-        test: heads[best].test.clone(),
-        heads,
-    }
+    Probe { blr: blrs[best], test: heads[best].test.clone(), heads }
 }
 
 /// One line a model and kind of feature, under what they share.

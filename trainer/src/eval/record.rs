@@ -20,12 +20,7 @@ pub const FOLDER: &str = "eval";
 /// A result replaces one of the same question, where all fields named in `question` are equal, since the run may have gone on. Of a field
 /// written `name{}` the keys count and not the values. One of another question (other images, another `k`) stays, and the new one becomes
 /// `KIND-2.json` and so on.
-pub(super) fn save(
-    model: &Model,
-    kind: &str,
-    question: &[&str],
-    result: &impl Serialize,
-) -> anyhow::Result<()> {
+pub(super) fn save(model: &Model, kind: &str, question: &[&str], result: &impl Serialize) -> anyhow::Result<()> {
     let Some(run) = model.run_folder() else {
         return Ok(());
     };
@@ -70,9 +65,8 @@ fn same(field: &str, before: &Value, result: &Value) -> bool {
     match field.strip_suffix("{}") {
         None => before.get(field) == result.get(field),
         Some(field) => {
-            let keys = |of: &Value| -> Option<Vec<String>> {
-                Some(of.get(field)?.as_object()?.keys().cloned().collect())
-            };
+            let keys =
+                |of: &Value| -> Option<Vec<String>> { Some(of.get(field)?.as_object()?.keys().cloned().collect()) };
             keys(before) == keys(result)
         }
     }
@@ -94,16 +88,7 @@ mod tests {
             atomic::write(&path, result.to_string().as_bytes()).unwrap();
             written.push(path.file_name().unwrap().to_str().unwrap().to_owned());
         }
-        assert_eq!(
-            written,
-            [
-                "knn.json",
-                "knn-2.json",
-                "knn.json",
-                "knn-3.json",
-                "knn-2.json"
-            ]
-        );
+        assert_eq!(written, ["knn.json", "knn-2.json", "knn.json", "knn-3.json", "knn-2.json"]);
         // Of an object the keys are asked for, and what they came to is the answer.
         let place = |features: Value| {
             let result = json!({"features": features});

@@ -9,11 +9,7 @@ use crate::testing::{World, overridden, write_images};
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(
-        &Cli::try_parse_from(args).unwrap(),
-        &HubSettings::default(),
-        &mut out,
-    )?;
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -26,26 +22,10 @@ fn world() -> World {
 
 fn args(world: &World, model: &Path, more: &[&str]) -> Vec<String> {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let mut args: Vec<String> = [
-        "trainer",
-        "knn",
-        "--device",
-        "cpu",
-        "--k",
-        "3",
-        "--batch-size",
-        "5",
-        "--model",
-    ]
-    .map(String::from)
-    .into();
+    let mut args: Vec<String> =
+        ["trainer", "knn", "--device", "cpu", "--k", "3", "--batch-size", "5", "--model"].map(String::from).into();
     args.push(text(model));
-    args.extend([
-        "--train".to_owned(),
-        text(&world.images_dir()),
-        "--test".to_owned(),
-        text(&world.path("test")),
-    ]);
+    args.extend(["--train".to_owned(), text(&world.images_dir()), "--test".to_owned(), text(&world.path("test"))]);
     args.extend(more.iter().map(|s| s.to_string()));
     overridden(args)
 }
@@ -65,46 +45,21 @@ fn students_teachers_and_pixels_are_judged_alike() {
     let world = world();
     run(&world.pretrain_args("run", &[])).unwrap();
     let student = knn_json(&world, &world.path("run"), &[]);
-    assert_eq!(
-        (
-            student.train_images,
-            student.test_images,
-            student.classes,
-            student.k
-        ),
-        (12, 8, 2, 3)
-    );
-    assert_eq!(
-        (student.test_images_in_train, student.skipped_images),
-        (0, 0)
-    );
-    assert_eq!(
-        student
-            .accuracy
-            .keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>(),
-        ["cls", "mean"]
-    );
+    assert_eq!((student.train_images, student.test_images, student.classes, student.k), (12, 8, 2, 3));
+    assert_eq!((student.test_images_in_train, student.skipped_images), (0, 0));
+    assert_eq!(student.accuracy.keys().map(String::as_str).collect::<Vec<_>>(), ["cls", "mean"]);
     let saved: KnnResult =
-        serde_json::from_slice(&std::fs::read(world.path("run").join("eval/knn.json")).unwrap())
-            .unwrap();
+        serde_json::from_slice(&std::fs::read(world.path("run").join("eval/knn.json")).unwrap()).unwrap();
     assert_eq!(saved, student);
 
     // The checkpoint's file alone says the same as the run.
-    let file = crate::checkpoint::newest(&world.path("run"))
-        .unwrap()
-        .unwrap()
-        .join(crate::checkpoint::MODEL);
+    let file = crate::checkpoint::newest(&world.path("run")).unwrap().unwrap().join(crate::checkpoint::MODEL);
     assert_eq!(knn_json(&world, &file, &[]).accuracy, student.accuracy);
     // As long as it lies in its checkpoint, which vouches for it.
     let mut damaged = std::fs::read(&file).unwrap();
     let last = damaged.len() - 1;
     damaged[last] ^= 1;
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "damage is made by writing over a file"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "damage is made by writing over a file")]
     std::fs::write(&file, damaged).unwrap();
     let error = run(&args(&world, &file, &[])).unwrap_err().to_string();
     assert!(error.contains("is damaged (SHA-256"), "{error}");
@@ -113,20 +68,10 @@ fn students_teachers_and_pixels_are_judged_alike() {
     assert_eq!(teacher.accuracy.len(), 2);
     assert!(teacher.model.contains("teacher"), "{}", teacher.model);
     let pixels = knn_json(&world, Path::new("pixels:16"), &[]);
-    assert_eq!(
-        pixels
-            .accuracy
-            .keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>(),
-        ["pixels"]
-    );
+    assert_eq!(pixels.accuracy.keys().map(String::as_str).collect::<Vec<_>>(), ["pixels"]);
     let table = run(&args(&world, Path::new("pixels:16"), &[])).unwrap();
     let percent = format!("{:.2}%", 100.0 * pixels.accuracy["pixels"].top1);
-    assert!(
-        table.contains("3-NN, 12 train and 8 test images, 2 classes") && table.contains(&percent),
-        "{table}"
-    );
+    assert!(table.contains("3-NN, 12 train and 8 test images, 2 classes") && table.contains(&percent), "{table}");
 }
 
 /// The untrained student is that of step 0, not the trained one; and both agree with themselves.
@@ -140,10 +85,7 @@ fn untrained_means_before_the_first_step() {
     let features = |spec: &str| {
         let models = [Model::load(spec, &HubSettings::default(), tch::Device::Cpu).unwrap()];
         let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(2)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         let images = features::extract(
             &models,
             &source,
@@ -166,8 +108,7 @@ fn untrained_means_before_the_first_step() {
     let result = knn_json(&world, Path::new(&untrained_spec), &[]);
     assert!(result.model.starts_with("untrained"), "{}", result.model);
     assert!(
-        world.path("run").join("eval/knn-untrained.json").exists()
-            && !world.path("run").join("eval/knn.json").exists()
+        world.path("run").join("eval/knn-untrained.json").exists() && !world.path("run").join("eval/knn.json").exists()
     );
 }
 
@@ -196,10 +137,7 @@ fn a_moving_average_is_evaluated_when_asked_for() {
     let average = tensors(&average_spec);
     assert_ne!(average, tensors(&of_run));
     assert_ne!(average, tensors(&format!("untrained:{of_run}")));
-    let file = crate::checkpoint::newest(Path::new(&of_run))
-        .unwrap()
-        .unwrap()
-        .join(crate::checkpoint::EMA);
+    let file = crate::checkpoint::newest(Path::new(&of_run)).unwrap().unwrap().join(crate::checkpoint::EMA);
     assert_eq!(average, tensors(file.to_str().unwrap()));
 
     let result = knn_json(&world, Path::new(&average_spec), &[]);
@@ -229,10 +167,7 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
     same[k + 1] = "1".to_owned();
     let result = &parse(&run(&same).unwrap())[0];
     assert_eq!(result.test_images_in_train, 12);
-    assert_eq!(
-        result.accuracy["pixels"].top1, 1.0,
-        "each is its own nearest neighbour"
-    );
+    assert_eq!(result.accuracy["pixels"].top1, 1.0, "each is its own nearest neighbour");
 
     // A test set with class b alone: its label 0 is the train set's label 1.
     #[allow(clippy::disallowed_methods)] // A folder is moved.
@@ -259,8 +194,7 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
 #[test]
 fn what_cannot_be_judged_is_refused() {
     let world = world();
-    let message =
-        |model: &Path, more: &[&str]| format!("{:#}", run(&args(&world, model, more)).unwrap_err());
+    let message = |model: &Path, more: &[&str]| format!("{:#}", run(&args(&world, model, more)).unwrap_err());
     assert!(message(Path::new("nowhere"), &[]).contains("no such file or folder"));
     let teacher = format!("untrained:{}", world.teacher_dir().display());
     for untrained in ["untrained:pixels", &teacher] {
@@ -286,10 +220,7 @@ fn several_models_are_judged_as_each_alone() {
     let specs = ["pixels:16", teacher.to_str().unwrap(), "pixels:24"];
     let more = ["--model", specs[1], "--model", specs[2], "--json"];
     let together = parse(&run(&args(&world, Path::new(specs[0]), &more)).unwrap());
-    let alone: Vec<_> = specs
-        .iter()
-        .map(|spec| knn_json(&world, Path::new(spec), &[]))
-        .collect();
+    let alone: Vec<_> = specs.iter().map(|spec| knn_json(&world, Path::new(spec), &[])).collect();
     assert_eq!(together, alone);
     let table = run(&args(&world, Path::new(specs[0]), &more[..4])).unwrap();
     assert_eq!(table.lines().count(), 2 + 1 + 2 + 1, "{table}");
@@ -331,14 +262,9 @@ fn students_of_fusion_are_evaluated_fused() {
     let (fused, unfused) = (of("fused"), format!("unfused:{}", of("fused")));
     assert_ne!(features(&fused), features(&unfused));
     let exported = of("exported");
-    let export = [
-        "trainer", "export", "--run", &fused, "--format", "timm", "--out", &exported,
-    ];
+    let export = ["trainer", "export", "--run", &fused, "--format", "timm", "--out", &exported];
     let refused = run(&export.map(str::to_owned)).unwrap_err();
-    assert!(
-        refused.to_string().contains("Give --unfused"),
-        "{refused:#}"
-    );
+    assert!(refused.to_string().contains("Give --unfused"), "{refused:#}");
     assert!(!world.path("exported").exists());
     let mut export = export.map(str::to_owned).to_vec();
     export.push("--unfused".to_owned());
@@ -348,11 +274,8 @@ fn students_of_fusion_are_evaluated_fused() {
     let difference = crate::testing::relative_l2(&features(&exported), &features(&unfused));
     assert!(difference < 1e-5, "{difference:e}");
     // Before the first step, in either order of the words.
-    let untrained = [
-        format!("untrained:{fused}"),
-        format!("untrained:{unfused}"),
-        format!("unfused:untrained:{fused}"),
-    ];
+    let untrained =
+        [format!("untrained:{fused}"), format!("untrained:{unfused}"), format!("unfused:untrained:{fused}")];
     let [whole, without, reversed] = untrained.each_ref().map(|spec| features(spec));
     assert_ne!(whole, without);
     assert_eq!(without, reversed);
@@ -380,16 +303,9 @@ fn students_of_fusion_are_evaluated_fused() {
 
     let plain = knn_json(&world, Path::new(&of("plain")), &[]);
     assert_eq!(plain.fusion, None);
-    for spec in [
-        of("plain"),
-        "pixels".to_owned(),
-        world.teacher_dir().display().to_string(),
-    ] {
+    for spec in [of("plain"), "pixels".to_owned(), world.teacher_dir().display().to_string()] {
         let refused = load(&format!("unfused:{spec}")).unwrap_err();
-        assert!(
-            format!("{refused:#}").contains("model.fusion"),
-            "{refused:#}"
-        );
+        assert!(format!("{refused:#}").contains("model.fusion"), "{refused:#}");
     }
 }
 
@@ -419,19 +335,13 @@ fn classes_that_do_not_meet_give_no_result() {
         assert_eq!(crate::exit_status(&refused), program::ExitStatus::CouldNot);
     }
     let result = knn_json(&world, pixels, &["--match-classes", "number"]);
-    assert_eq!(
-        (result.classes, result.match_classes),
-        (2, Matching::Number)
-    );
+    assert_eq!((result.classes, result.match_classes), (2, Matching::Number));
     assert_eq!(result.test_images_of_unseen_classes, 0);
     // One class of the test set alone: its images are counted, and are wrong.
     #[allow(clippy::disallowed_methods)]
     std::fs::rename(world.path("test/first"), world.path("test/a")).unwrap();
     let result = knn_json(&world, pixels, &[]);
-    assert_eq!(
-        (result.classes, result.test_images_of_unseen_classes),
-        (3, 4)
-    );
+    assert_eq!((result.classes, result.test_images_of_unseen_classes), (3, 4));
     assert!(result.accuracy["pixels"].top1 <= 0.5);
 }
 
@@ -446,10 +356,7 @@ fn a_model_given_twice_is_refused() {
     let spellings = [run.to_owned(), format!("{run}/"), format!("{run}/../run")];
     for other in &spellings {
         let said = refused(&[spellings[0].clone(), other.clone()]).unwrap_err();
-        assert!(
-            said.starts_with(&format!("--model {other} is given twice")),
-            "{said}"
-        );
+        assert!(said.starts_with(&format!("--model {other} is given twice")), "{said}");
     }
     refused(&[run.to_owned(), format!("ema:{run}"), "pixels".into()]).unwrap();
     refused(&["pixels:32".into(), "pixels:64".into()]).unwrap();
@@ -462,10 +369,7 @@ fn trained_through(run: &Path, window: &str) {
     let fact = (crate::depth::FACT.to_owned(), window.to_owned());
     last.state.data.extend([fact]);
     last.state.step += 1;
-    let keep = checkpoint::Keep {
-        newest: 1,
-        every: None,
-    };
+    let keep = checkpoint::Keep { newest: 1, every: None };
     checkpoint::save(run, &last, keep).unwrap();
 }
 
@@ -493,16 +397,7 @@ fn how_images_were_seen_is_part_of_the_question_and_of_an_export() {
 
     let export = world.path("export");
     let (run_path, export_path) = (of_run.to_str().unwrap(), export.to_str().unwrap());
-    let words = [
-        "trainer",
-        "export",
-        "--run",
-        run_path,
-        "--format",
-        "timm",
-        "--out",
-        export_path,
-    ];
+    let words = ["trainer", "export", "--run", run_path, "--format", "timm", "--out", export_path];
     run(&words.map(str::to_owned)).unwrap();
     let read = |name: &str| std::fs::read_to_string(export.join(name)).unwrap();
     assert!(read("config.json").contains(r#""depth_window": "0,4095""#));
@@ -515,16 +410,7 @@ fn how_images_were_seen_is_part_of_the_question_and_of_an_export() {
 
     trained_through(&of_run, "high-byte");
     let again = world.path("again");
-    let words = [
-        "trainer",
-        "export",
-        "--run",
-        run_path,
-        "--format",
-        "timm",
-        "--out",
-        again.to_str().unwrap(),
-    ];
+    let words = ["trainer", "export", "--run", run_path, "--format", "timm", "--out", again.to_str().unwrap()];
     run(&words.map(str::to_owned)).unwrap();
     let config = std::fs::read_to_string(again.join("config.json")).unwrap();
     assert!(!config.contains("depth_window"), "{config}");

@@ -10,40 +10,24 @@ use crate::cli::ExportArgs;
 
 /// The parts of a student, for people.
 pub(super) fn parts(decoder: bool) -> &'static str {
-    if decoder {
-        "encoder and decoder"
-    } else {
-        "encoder"
-    }
+    if decoder { "encoder and decoder" } else { "encoder" }
 }
 
 /// How images of more than 8 bits per sample become the input.
 pub(super) fn deep_input(window: DepthWindow) -> (&'static str, String) {
     let what = match window {
         DepthWindow::HighByte => "the high byte".to_owned(),
-        DepthWindow::FullRange => {
-            "from each image's own least and greatest sample to 0 and 255".to_owned()
-        }
+        DepthWindow::FullRange => "from each image's own least and greatest sample to 0 and 255".to_owned(),
         DepthWindow::Percentile(low, high) => {
-            format!(
-                "from the percentiles {low} and {high} of each image's own samples to 0 and 255"
-            )
+            format!("from the percentiles {low} and {high} of each image's own samples to 0 and 255")
         }
         DepthWindow::Levels(min, max) => format!("from {min} and {max} to 0 and 255, clipped"),
     };
-    (
-        "images of more than 8 bits",
-        format!("{what} (depth window `{window}`)"),
-    )
+    ("images of more than 8 bits", format!("{what} (depth window `{window}`)"))
 }
 
 /// What the folder holds, where it is from and how it is loaded, in the form that model hubs read.
-pub(super) fn card(
-    args: &ExportArgs,
-    student: &Student,
-    exported: &Exported,
-    window: DepthWindow,
-) -> String {
+pub(super) fn card(args: &ExportArgs, student: &Student, exported: &Exported, window: DepthWindow) -> String {
     let folder = args.out.file_name().unwrap_or_default().to_string_lossy();
     let recipe = &student.recipe;
     let library = match args.format {
@@ -64,16 +48,11 @@ pub(super) fn card(
          The {} of a vision model pretrained without labels: {teachers}.\n\n",
         parts(exported.decoder)
     );
-    let step = student
-        .step
-        .map_or("not recorded".to_owned(), |step| step.to_string());
+    let step = student.step.map_or("not recorded".to_owned(), |step| step.to_string());
     let facts = [
         ("format", args.format.to_string()),
         ("numbers", numbers.to_string()),
-        (
-            "input",
-            "RGB in 0..1, ImageNet's mean and deviation subtracted and divided by".to_owned(),
-        ),
+        ("input", "RGB in 0..1, ImageNet's mean and deviation subtracted and divided by".to_owned()),
         deep_input(window),
         ("optimisation steps", step),
         ("recipe, SHA-256", student.recipe_digest()),

@@ -21,29 +21,14 @@ use crate::finetune::record;
 use crate::trained::{self, Trained};
 
 /// Writes the classifier `found`.
-pub(super) fn export(
-    args: &ExportArgs,
-    found: Trained,
-    format: LogFormat,
-    out: &mut dyn Write,
-) -> anyhow::Result<()> {
+pub(super) fn export(args: &ExportArgs, found: Trained, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<()> {
     let AnyRecipe::Finetune(recipe) = &found.recipe else {
         unreachable!("the caller has looked at the recipe");
     };
-    ensure!(
-        !args.with_decoder,
-        "--with-decoder: {} is a classifier, which has no decoder",
-        found.place
-    );
-    ensure!(
-        !args.unfused,
-        "--unfused: {} is a classifier, which has no multi-layer fusion",
-        found.place
-    );
+    ensure!(!args.with_decoder, "--with-decoder: {} is a classifier, which has no decoder", found.place);
+    ensure!(!args.unfused, "--unfused: {} is a classifier, which has no multi-layer fusion", found.place);
     let backbone = trained::backbone(recipe, &found.place)?;
-    backbone
-        .check(&found.tensors)
-        .with_context(|| found.place.clone())?;
+    backbone.check(&found.tensors).with_context(|| found.place.clone())?;
     let n_classes = usize::try_from(found.n_classes()?)?;
     let classes = match class_names(&args.run)? {
         Some(names) if names.len() == n_classes => names,
@@ -61,8 +46,8 @@ pub(super) fn export(
         classes: &classes,
         crop_pct: recipe.augment.crop_pct,
     };
-    let exported = exchange::export_classifier(&found.tensors, &facts, args.format)
-        .with_context(|| found.place.clone())?;
+    let exported =
+        exchange::export_classifier(&found.tensors, &facts, args.format).with_context(|| found.place.clone())?;
     let window = depth::window_of(&args.run.to_string_lossy())?.unwrap_or_default();
     let card = card(args, recipe, &found, &exported, n_classes, window);
     write(&args.out, &exported, window, &card)?;
@@ -116,9 +101,7 @@ fn card(
         ),
     };
     let numbers: usize = exported.tensors.values().map(Tensor::numel).sum();
-    let step = found
-        .step
-        .map_or("not recorded".to_owned(), |step| step.to_string());
+    let step = found.step.map_or("not recorded".to_owned(), |step| step.to_string());
     let toml = recipe.to_toml();
     let mut card = format!(
         "---\nlibrary_name: {library}\npipeline_tag: image-classification\ntags:\n- mae\n- mr-mae\n---\n\n# {folder}\n\n\
@@ -127,10 +110,7 @@ fn card(
     for (what, value) in [
         ("format", args.format.to_string()),
         ("numbers", numbers.to_string()),
-        (
-            "input",
-            "RGB in 0..1, ImageNet's mean and deviation subtracted and divided by".to_owned(),
-        ),
+        ("input", "RGB in 0..1, ImageNet's mean and deviation subtracted and divided by".to_owned()),
         deep_input(window),
         ("optimisation steps", step),
         ("recipe, SHA-256", digest_of(&toml)),
@@ -139,10 +119,6 @@ fn card(
         // Writing to a string does not fail.
         let _ = writeln!(card, "| {what} | {value} |");
     }
-    let _ = write!(
-        card,
-        "\n## Loading it\n\n```python\n{snippet}```\n\n## Recipe\n\n```toml\n{}\n```\n",
-        toml.trim()
-    );
+    let _ = write!(card, "\n## Loading it\n\n```python\n{snippet}```\n\n## Recipe\n\n```toml\n{}\n```\n", toml.trim());
     card
 }

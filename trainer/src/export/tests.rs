@@ -1,7 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test states what it expects by unwrapping"
-)]
+#![allow(clippy::unwrap_used, reason = "a test states what it expects by unwrapping")]
 #![allow(clippy::disallowed_methods, reason = "tests write throw-away files")]
 
 use std::path::PathBuf;
@@ -38,15 +35,7 @@ fn run(args: &[&str]) -> anyhow::Result<String> {
 fn export(run_or_file: &Path, format: &str, out: &Path, more: &[&str]) -> anyhow::Result<String> {
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     let (run_or_file, out) = (path(run_or_file), path(out));
-    let args = [
-        "export",
-        "--run",
-        &run_or_file,
-        "--format",
-        format,
-        "--out",
-        &out,
-    ];
+    let args = ["export", "--run", &run_or_file, "--format", format, "--out", &out];
     run(&[&args, more].concat())
 }
 
@@ -86,10 +75,7 @@ fn features(model: &Path, images: &Path) -> Vec<Tensor> {
     let hub = HubSettings::default();
     let models = [Model::load(model.to_str().unwrap(), &hub, Device::Cpu).unwrap()];
     let source = ImageSource::open(images.to_str().unwrap()).unwrap();
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .build()
-        .unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let extraction = Extraction {
         views: Views::CENTER,
         kinds: Vec::new(),
@@ -130,27 +116,17 @@ fn a_run_is_exported_whole_and_says_where_it_is_from() {
         assert!(said.contains("after step 2"), "{said}");
         let card = fs::read_to_string(out.join(CARD)).unwrap();
         let recipe = run_folder::load_recipe(&of_run).unwrap();
-        for words in [
-            "| optimisation steps | 2 |",
-            "mimic clip",
-            recipe.to_toml().trim(),
-        ] {
+        for words in ["| optimisation steps | 2 |", "mimic clip", recipe.to_toml().trim()] {
             assert!(card.contains(words), "{words}: {card}");
         }
         // The digest is that of the recipe's text in the run folder.
         let digest = Sha256::digest(fs::read(of_run.join(run_folder::RECIPE)).unwrap());
         let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(card.contains(&digest), "{card}");
-        assert_eq!(
-            out.join(PREPROCESSOR).exists(),
-            matches!(format, Format::HfMae | Format::HfVit)
-        );
+        assert_eq!(out.join(PREPROCESSOR).exists(), matches!(format, Format::HfMae | Format::HfVit));
 
         // The tensors are the checkpoint's; the same are got from its file.
-        let newest = checkpoint::newest(&of_run)
-            .unwrap()
-            .unwrap()
-            .join(checkpoint::MODEL);
+        let newest = checkpoint::newest(&of_run).unwrap().unwrap().join(checkpoint::MODEL);
         let own = Weights::read(&newest).unwrap();
         let exported = Weights::read(&out).unwrap();
         assert_eq!(exported.metadata()["format"], "pt");
@@ -160,10 +136,7 @@ fn a_run_is_exported_whole_and_says_where_it_is_from() {
             assert_eq!(tensor, own.get(name).unwrap(), "{format}: {name}");
         }
         export(&newest, format.name(), &of_file, &[]).unwrap();
-        assert_eq!(
-            fs::read(of_file.join(checkpoint::MODEL)).unwrap(),
-            fs::read(out.join(checkpoint::MODEL)).unwrap()
-        );
+        assert_eq!(fs::read(of_file.join(checkpoint::MODEL)).unwrap(), fs::read(out.join(checkpoint::MODEL)).unwrap());
         fs::remove_dir_all(&of_file).unwrap();
     }
 }
@@ -184,9 +157,7 @@ fn an_exported_student_has_the_features_that_it_had() {
         ("mae", None),
         ("mae", Some("--encoder-only")),
     ] {
-        let out = temp
-            .path()
-            .join(format!("{format}{}", more.unwrap_or_default()));
+        let out = temp.path().join(format!("{format}{}", more.unwrap_or_default()));
         export(&file, format, &out, more.as_slice()).unwrap();
         assert_eq!(own.len(), 2);
         for (found, expected) in features(&out, &images).iter().zip(&own) {
@@ -219,8 +190,7 @@ fn a_file_in_convmaes_names_is_evaluated() {
     randomise(&params, 5);
     let facts = Facts::of(mae.config(), 0.75);
     let found = [false, true].map(|decoder| {
-        let exported =
-            exchange::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
+        let exported = exchange::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
         let folder = temp.path().join(format!("convmae-{decoder}"));
         write(&folder, &exported, DepthWindow::default(), "").unwrap();
         // The file alone tells as much: the heads of a published width, a square.
@@ -240,10 +210,9 @@ fn a_file_in_convmaes_names_is_evaluated() {
 fn an_mcmae_run_goes_out_and_comes_in() {
     let world = World::with_cache(8);
     let vit = "patch_size = 8\nembed_dim = 32\ndepth = 2\nnum_heads = 2\n";
-    let mcmae = "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
-    let recipe = WORLD_RECIPE
-        .replace(vit, mcmae)
-        .replace("img_size = 32", "img_size = 64");
+    let mcmae =
+        "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
+    let recipe = WORLD_RECIPE.replace(vit, mcmae).replace("img_size = 32", "img_size = 64");
     let path = world.path("mcmae.toml");
     fs::write(&path, recipe).unwrap();
     let train = |name: &str, more: &[&str]| {
@@ -256,12 +225,7 @@ fn an_mcmae_run_goes_out_and_comes_in() {
     let own = train("run", &[]);
     let images = world.images_dir();
     let expected = features(&world.path("run"), &images);
-    let alone = export(
-        &world.path("run"),
-        "convmae",
-        &world.path("no"),
-        &["--encoder-only"],
-    );
+    let alone = export(&world.path("run"), "convmae", &world.path("no"), &["--encoder-only"]);
     assert!(alone.unwrap_err().to_string().contains("Give --unfused"));
     let unfused = format!("unfused:{}", world.path("run").display());
     let unfused = features(Path::new(&unfused), &images);
@@ -281,36 +245,19 @@ fn an_mcmae_run_goes_out_and_comes_in() {
 
         // A tiny rate leaves what was taken where it was; the other parts are the seed's.
         let init = format!("model.init={}", out.display());
-        let small = [
-            "--set",
-            "optim.lr=1e-6",
-            "--set",
-            "schedule.warmup_epochs=0",
-            "--set",
-            "run.seed=7",
-        ];
-        let begun = train(
-            &format!("from{}", more.unwrap_or_default()),
-            &[&small[..], &["--set", &init]].concat(),
-        );
+        let small = ["--set", "optim.lr=1e-6", "--set", "schedule.warmup_epochs=0", "--set", "run.seed=7"];
+        let begun = train(&format!("from{}", more.unwrap_or_default()), &[&small[..], &["--set", &init]].concat());
         for (name, tensor) in &begun {
             let near = (tensor - &own[name]).abs().max().double_value(&[]) < 1e-5;
             let was_taken = exported.get(name).is_some() || name.ends_with("pos_embed");
             assert!(near || !was_taken, "{name}");
         }
         let decoder = "decoder_blocks.0.mlp.fc1.weight";
-        let moved = (&begun[decoder] - &own[decoder])
-            .abs()
-            .max()
-            .double_value(&[])
-            > 1e-5;
+        let moved = (&begun[decoder] - &own[decoder]).abs().max().double_value(&[]) > 1e-5;
         assert_eq!(moved, more.is_some());
     }
     let message = export(&world.path("run"), "timm", &world.path("timm"), &[]).unwrap_err();
-    assert!(
-        format!("{message:#}").contains("convolution stages"),
-        "{message:#}"
-    );
+    assert!(format!("{message:#}").contains("convolution stages"), "{message:#}");
 }
 
 #[test]
@@ -337,31 +284,13 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     let refused = |run: &Path, format: &str, more: &[&str], words: &str| {
         let message = format!("{:#}", export(run, format, &out, more).unwrap_err());
         assert!(message.contains(words), "{message}");
-        let left: Vec<_> = fs::read_dir(temp.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        assert!(
-            !out.exists()
-                || left
-                    .iter()
-                    .all(|name| !name.to_string_lossy().ends_with("tmp"))
-        );
+        let left: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(!out.exists() || left.iter().all(|name| !name.to_string_lossy().ends_with("tmp")));
     };
     refused(&file, "timm", &["--with-decoder"], "no place for a decoder");
     refused(&file, "convmae", &[], "is a ViT");
-    refused(
-        &file,
-        "onnx",
-        &[],
-        "[possible values: timm, hf-mae, hf-vit, mae, convmae]",
-    );
-    refused(
-        &file,
-        "mae",
-        &["--with-decoder", "--encoder-only"],
-        "cannot be used with",
-    );
+    refused(&file, "onnx", &[], "[possible values: timm, hf-mae, hf-vit, mae, convmae]");
+    refused(&file, "mae", &["--with-decoder", "--encoder-only"], "cannot be used with");
     refused(Path::new("nowhere"), "mae", &[], "neither a run folder");
     let folder = temp.path().join("run");
     fs::create_dir(&folder).unwrap();
@@ -388,9 +317,7 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     refused(&file, "timm", &[], "is not empty");
     // An exported file is no checkpoint.
     let exported = out.join(checkpoint::MODEL);
-    let message = export(&exported, "mae", &temp.path().join("again"), &[])
-        .unwrap_err()
-        .to_string();
+    let message = export(&exported, "mae", &temp.path().join("again"), &[]).unwrap_err().to_string();
     assert!(message.contains("has no recipe"), "{message}");
 }
 
@@ -402,11 +329,7 @@ fn a_moving_average_is_exported_when_asked_for() {
     let args: Vec<&str> = args[1..].iter().map(String::as_str).collect();
     run(&args).unwrap();
     let of_run = world.path("run");
-    let (plain, average, file) = (
-        world.path("plain"),
-        world.path("average"),
-        world.path("file"),
-    );
+    let (plain, average, file) = (world.path("plain"), world.path("average"), world.path("file"));
     export(&of_run, "mae", &plain, &[]).unwrap();
     let said = export(&of_run, "mae", &average, &["--ema"]).unwrap();
     assert!(said.contains("the average of"), "{said}");
@@ -419,8 +342,5 @@ fn a_moving_average_is_exported_when_asked_for() {
     let none: Vec<&str> = none[1..].iter().map(String::as_str).collect();
     run(&none).unwrap();
     let refused = export(&world.path("none"), "mae", &world.path("x"), &["--ema"]).unwrap_err();
-    assert!(
-        refused.to_string().contains("optim.ema_decay"),
-        "{refused:#}"
-    );
+    assert!(refused.to_string().contains("optim.ema_decay"), "{refused:#}");
 }

@@ -99,28 +99,20 @@ impl Plan for TrainPlan {
 
     fn fill(&self, batch: &mut LabelledBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
         let n = batch.samples.len();
-        let tensors = cut(&mut batch.imgs, n)?
-            .into_iter()
-            .zip(cut(&mut batch.labels, n)?)
-            .zip(cut(&mut batch.branches, n)?);
+        let tensors =
+            cut(&mut batch.imgs, n)?.into_iter().zip(cut(&mut batch.labels, n)?).zip(cut(&mut batch.branches, n)?);
         let slots: Vec<Slot> = batch
             .samples
             .iter_mut()
             .zip(tensors)
-            .map(|(sample, ((img, label), branches))| Slot {
-                sample,
-                img,
-                label,
-                branches,
-            })
+            .map(|(sample, ((img, label), branches))| Slot { sample, img, label, branches })
             .collect();
         // All are waited for, so that of several problems the first image's is told, whatever the threads.
         let results: Vec<anyhow::Result<()>> = slots
             .into_par_iter()
             .zip(idxs.par_iter())
             .map(|(slot, &idx)| {
-                self.fill_slot(slot, epoch, idx as usize)
-                    .with_context(|| self.source.key(idx as usize).to_owned())
+                self.fill_slot(slot, epoch, idx as usize).with_context(|| self.source.key(idx as usize).to_owned())
             })
             .collect();
         results.into_iter().collect()
@@ -141,24 +133,17 @@ impl TrainPlan {
                 Err(reason) => self.rejects.add(self.source.key(idx), &reason.to_string()),
             }
         }
-        bail!(
-            "neither this image nor the {} after it can be decoded: look at the data set",
-            MOST.min(n) - 1
-        )
+        bail!("neither this image nor the {} after it can be decoded: look at the data set", MOST.min(n) - 1)
     }
 
     fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize) -> anyhow::Result<()> {
         let view = u16::try_from(epoch).context("epochs are numbered in 16 bits")?;
         let (shown, bytes, img) = self.usable(idx)?;
         *slot.sample = (shown as u64, view);
-        slot.label
-            .copy_from_slice(&self.labels[shown].to_ne_bytes());
+        slot.label.copy_from_slice(&self.labels[shown].to_ne_bytes());
 
-        let policy = ViewPolicy::Rrc {
-            scale: self.augment.crop_scale,
-            ratio: [3.0 / 4.0, 4.0 / 3.0],
-            flip: self.augment.flip,
-        };
+        let policy =
+            ViewPolicy::Rrc { scale: self.augment.crop_scale, ratio: [3.0 / 4.0, 4.0 / 3.0], flip: self.augment.flip };
         let hash = ContentHash::of(&bytes);
         let view = draw_view(&policy, self.seed, &hash, view, img.width, img.height);
         let mut rendered = images::render(&img, &view, self.img_size)?;
@@ -210,13 +195,8 @@ mod tests {
     #[test]
     fn pixels_are_normalised_as_on_the_device() {
         let data: Vec<u8> = (0..5 * 4 * 3).map(|i| (i * 37 % 256) as u8).collect();
-        let img = RgbImage {
-            width: 5,
-            height: 4,
-            data: data.clone(),
-        };
-        let expected = Normalise::imagenet(Device::Cpu)
-            .forward(&Tensor::from_slice(&data).reshape([1, 4, 5, 3]));
+        let img = RgbImage { width: 5, height: 4, data: data.clone() };
+        let expected = Normalise::imagenet(Device::Cpu).forward(&Tensor::from_slice(&data).reshape([1, 4, 5, 3]));
         let expected = Vec::<f32>::try_from(expected.contiguous().flatten(0, -1)).unwrap();
         assert_eq!(normalised(&img, [IMAGENET_MEAN, IMAGENET_STD]), expected);
     }

@@ -109,8 +109,7 @@ impl TestSet {
             scope.spawn(move || {
                 for start in (0..self.source.len()).step_by(self.batch_size) {
                     let idxs = start..self.source.len().min(start + self.batch_size);
-                    let decoded: Vec<_> =
-                        pool.install(|| idxs.into_par_iter().map(|i| (i, self.read(i))).collect());
+                    let decoded: Vec<_> = pool.install(|| idxs.into_par_iter().map(|i| (i, self.read(i))).collect());
                     if batches_tx.send(decoded).is_err() {
                         return; // The receiver has failed and says why.
                     }
@@ -145,17 +144,9 @@ impl TestSet {
                 counter.add(&guesses(&scores), &labels)?;
             }
             if let Some(first) = skipped.first() {
-                warn!(
-                    "--test: {} images cannot be used, the first is {first}",
-                    skipped.len()
-                );
+                warn!("--test: {} images cannot be used, the first is {first}", skipped.len());
             }
-            Ok(Outcome {
-                loss: loss_sum / images as f64,
-                accuracy: counter.finish()?,
-                images,
-                skipped,
-            })
+            Ok(Outcome { loss: loss_sum / images as f64, accuracy: counter.finish()?, images, skipped })
         })
     }
 
@@ -176,10 +167,7 @@ impl TestSet {
     /// `[N, S, S, 3]` u8 on the CPU.
     pub(super) fn batch_of(&self, rendered: &[RgbImage]) -> anyhow::Result<Tensor> {
         let side = i64::from(self.img_size);
-        let mut batch = Tensor::empty(
-            [rendered.len() as i64, side, side, 3],
-            (Kind::Uint8, Device::Cpu),
-        );
+        let mut batch = Tensor::empty([rendered.len() as i64, side, side, 3], (Kind::Uint8, Device::Cpu));
         let image_bytes = (3 * side * side) as usize;
         let slots = tensor_bytes_mut(&mut batch)?.chunks_exact_mut(image_bytes);
         for (slot, img) in slots.zip(rendered) {
@@ -192,22 +180,14 @@ impl TestSet {
 /// The evaluations of a run so far.
 pub fn read(run: &Path) -> anyhow::Result<Vec<Evaluation>> {
     let path = run.join(EVALUATIONS);
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("{path:?}: cannot be read"))?;
-    let parse =
-        |(i, line)| serde_json::from_str(line).with_context(|| format!("{path:?}, line {}", i + 1));
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{path:?}: cannot be read"))?;
+    let parse = |(i, line)| serde_json::from_str(line).with_context(|| format!("{path:?}, line {}", i + 1));
     text.lines().enumerate().map(parse).collect()
 }
 
 /// The one with the highest top-1, the earliest of equals.
 pub fn best(evaluations: &[Evaluation]) -> Option<&Evaluation> {
-    evaluations.iter().reduce(|best, e| {
-        if e.accuracy.top1 > best.accuracy.top1 {
-            e
-        } else {
-            best
-        }
-    })
+    evaluations.iter().reduce(|best, e| if e.accuracy.top1 > best.accuracy.top1 { e } else { best })
 }
 
 /// The last and the best evaluation, for people.
@@ -217,11 +197,7 @@ pub fn write_table(result: &FinetuneResult, out: &mut dyn Write) -> std::io::Res
         "fine-tuned {}: {} train and {} test images, {} classes",
         result.model, result.train_images, result.last.images, result.classes
     )?;
-    writeln!(
-        out,
-        "{:<6} {:>6} {:>8} {:>8} {:>10} {:>8}",
-        "", "epoch", "top-1", "top-5", "balanced", "loss"
-    )?;
+    writeln!(out, "{:<6} {:>6} {:>8} {:>8} {:>10} {:>8}", "", "epoch", "top-1", "top-5", "balanced", "loss")?;
     for (name, e) in [("last", &result.last), ("best", &result.best)] {
         writeln!(
             out,

@@ -50,9 +50,7 @@ impl Start {
         if let Some(rest) = spec.strip_prefix("ema:") {
             let found = Trained::read(Path::new(rest), true)?;
             let found = found.with_context(|| {
-                format!(
-                    "--init ema:{rest}: only a run folder has a moving average, and this is none"
-                )
+                format!("--init ema:{rest}: only a run folder has a moving average, and this is none")
             })?;
             return of_trained(found);
         }
@@ -67,8 +65,7 @@ impl Start {
             Err(error) => {
                 let tower = of_tower(spec, hub);
                 return tower.map_err(|tower| {
-                    anyhow::Error::from(error)
-                        .context(format!("nor is it a teacher's tower: {tower:#}"))
+                    anyhow::Error::from(error).context(format!("nor is it a teacher's tower: {tower:#}"))
                 });
             }
         };
@@ -102,18 +99,11 @@ fn of_trained(found: Trained) -> anyhow::Result<Start> {
         }
         AnyRecipe::Finetune(recipe) => {
             let encoder = trained::backbone(recipe, &found.place)?;
-            encoder
-                .check(&found.tensors)
-                .with_context(|| found.place.clone())?;
+            encoder.check(&found.tensors).with_context(|| found.place.clone())?;
             encoder.clone()
         }
     };
-    Ok(Start {
-        encoder,
-        description: found.describe(),
-        tensors: found.tensors,
-        sha256: found.sha256,
-    })
+    Ok(Start { encoder, description: found.describe(), tensors: found.tensors, sha256: found.sha256 })
 }
 
 /// The student that a recipe's seed makes, or what it starts from.
@@ -122,9 +112,8 @@ fn untrained(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
     let recipe: Recipe = match trained::is_run(path) {
         true => trained::pretraining(&trained::recipe_of(path)?, spec)?,
         false => {
-            let found = Trained::read(path, false)?.with_context(|| {
-                format!("--init untrained:{spec}: {}", trained::not_untrained(path))
-            })?;
+            let found = Trained::read(path, false)?
+                .with_context(|| format!("--init untrained:{spec}: {}", trained::not_untrained(path)))?;
             trained::pretraining(&found.recipe, spec)?
         }
     };

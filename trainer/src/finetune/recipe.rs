@@ -69,11 +69,7 @@ pub struct Model {
 
 impl Default for Model {
     fn default() -> Self {
-        Model {
-            pool: PoolKind::Mean,
-            drop_path: DROP_PATH,
-            img_size: None,
-        }
+        Model { pool: PoolKind::Mean, drop_path: DROP_PATH, img_size: None }
     }
 }
 
@@ -285,8 +281,7 @@ impl FinetuneRecipe {
 
     /// Like [`FinetuneRecipe::load`] for a text; `origin` is what messages call it.
     pub fn parse(text: &str, origin: &str, settings: &[String]) -> Result<FinetuneRecipe, Error> {
-        let mut recipe: FinetuneRecipe =
-            recipe::typed(text, origin, &recipe::parse_all(settings)?)?;
+        let mut recipe: FinetuneRecipe = recipe::typed(text, origin, &recipe::parse_all(settings)?)?;
         if recipe.optim.blr.is_none() && recipe.optim.lr.is_none() {
             recipe.optim.blr = Some(BLR);
         }
@@ -308,10 +303,7 @@ impl FinetuneRecipe {
     pub fn schedule(&self) -> Schedule {
         let blr = self.optim.blr.unwrap_or(BLR);
         Schedule {
-            lr: self
-                .optim
-                .lr
-                .unwrap_or_else(|| scale_lr(blr, self.effective_batch())),
+            lr: self.optim.lr.unwrap_or_else(|| scale_lr(blr, self.effective_batch())),
             min_lr: self.schedule.min_lr,
             warmup_epochs: self.schedule.warmup_epochs,
             epochs: self.schedule.epochs as f64,
@@ -339,9 +331,7 @@ impl Experiment for FinetuneRecipe {
         other.run.checkpoint_every = self.run.checkpoint_every;
         other.run.keep_checkpoints = self.run.keep_checkpoints;
         other.run.stop_after_nonfinite = self.run.stop_after_nonfinite;
-        let value = |r: &FinetuneRecipe| {
-            toml::Value::try_from(r).expect("a recipe is plain tables of plain values")
-        };
+        let value = |r: &FinetuneRecipe| toml::Value::try_from(r).expect("a recipe is plain tables of plain values");
         difference::differences("", &value(self), &value(&other))
     }
 

@@ -31,19 +31,13 @@ pub(super) fn facts(
 ) -> BTreeMap<String, String> {
     let images = |source: &ImageSource| {
         let identity = source.identity();
-        format!(
-            "{} images in a {} source (SHA-256 {})",
-            identity.samples, identity.kind, identity.digest
-        )
+        format!("{} images in a {} source (SHA-256 {})", identity.samples, identity.kind, identity.digest)
     };
     let mut facts = BTreeMap::from([
         ("init".to_owned(), format!("SHA-256 {}", start.sha256)),
         ("train".to_owned(), images(train)),
         ("test".to_owned(), images(test)),
-        (
-            "classes".to_owned(),
-            format!("{} classes, {}", classes.len(), digest(classes.names())),
-        ),
+        ("classes".to_owned(), format!("{} classes, {}", classes.len(), digest(classes.names()))),
         ("image_code".to_owned(), images::IMAGE_CODE.to_owned()),
     ]);
     let window = train.decoder().window();
@@ -66,15 +60,10 @@ pub(crate) fn classes(run: &Path) -> anyhow::Result<Option<Vec<String>>> {
     }
     let cannot = || format!("{file:?}: cannot be read");
     let size = std::fs::metadata(&file).with_context(cannot)?.len();
-    ensure!(
-        size <= MOST_BYTES,
-        "{file:?}: has {size} bytes, more than names of classes"
-    );
+    ensure!(size <= MOST_BYTES, "{file:?}: has {size} bytes, more than names of classes");
     let text = std::fs::read(&file).with_context(cannot)?;
     let names = serde_json::from_slice(&text);
-    Ok(Some(names.with_context(|| {
-        format!("{file:?}: is no list of names")
-    })?))
+    Ok(Some(names.with_context(|| format!("{file:?}: is no list of names"))?))
 }
 
 /// SHA-256 of names, each ended by a line feed.
@@ -84,19 +73,12 @@ pub(super) fn digest(names: &[String]) -> String {
         digest.update(name);
         digest.update("\n");
     }
-    let hex: String = digest
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("SHA-256 {hex}")
 }
 
 /// Gives the parameters named in `values` these values, in place, and returns copies of those they had.
-pub(super) fn exchange_values(
-    params: &ParamStore,
-    values: &BTreeMap<String, Tensor>,
-) -> BTreeMap<String, Tensor> {
+pub(super) fn exchange_values(params: &ParamStore, values: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let _no_grad = tch::no_grad_guard();
     let mut before = BTreeMap::new();
     for (name, mut param) in params.trainable() {
@@ -109,11 +91,7 @@ pub(super) fn exchange_values(
 }
 
 /// Publishes the weights as the best so far.
-pub(super) fn save_best(
-    run: &RunFolder,
-    params: &ParamStore,
-    recipe: &FinetuneRecipe,
-) -> anyhow::Result<()> {
+pub(super) fn save_best(run: &RunFolder, params: &ParamStore, recipe: &FinetuneRecipe) -> anyhow::Result<()> {
     let mut file = AtomicFile::create(&run.path().join(BEST))?;
     let header = Some((checkpoint::RECIPE_KEY, recipe.to_toml()));
     let header = header.as_ref().map(|(key, text)| (*key, text.as_str()));
@@ -123,12 +101,7 @@ pub(super) fn save_best(
 }
 
 /// Puts the result into the run folder and tells it.
-pub(super) fn publish(
-    run: &RunFolder,
-    result: &FinetuneResult,
-    json: bool,
-    out: &mut dyn Write,
-) -> anyhow::Result<()> {
+pub(super) fn publish(run: &RunFolder, result: &FinetuneResult, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(result)?;
     atomic::write(&run.path().join(FINETUNE_FILE), text.as_bytes())?;
     if json {

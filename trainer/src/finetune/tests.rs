@@ -43,11 +43,7 @@ checkpoint_every = 5
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(
-        &Cli::try_parse_from(args).unwrap(),
-        &HubSettings::default(),
-        &mut out,
-    )?;
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -62,9 +58,7 @@ fn world() -> World {
 
 fn args(world: &World, name: &str, more: &[&str]) -> Vec<String> {
     let text = |path: PathBuf| path.to_str().unwrap().to_owned();
-    let mut args: Vec<String> = ["trainer", "finetune", "--device", "cpu", "--threads", "2"]
-        .map(String::from)
-        .into();
+    let mut args: Vec<String> = ["trainer", "finetune", "--device", "cpu", "--threads", "2"].map(String::from).into();
     for (option, path) in [
         ("--init", world.path("pretrained")),
         ("--train", world.images_dir()),
@@ -90,64 +84,30 @@ fn error(world: &World, name: &str, more: &[&str]) -> String {
 /// The bytes of the newest checkpoint's tensors and of the best weights.
 fn tensors(run: &Path) -> Vec<Vec<u8>> {
     let folder = checkpoint::newest(run).unwrap().unwrap();
-    [
-        folder.join("model.safetensors"),
-        folder.join("optimizer.safetensors"),
-        run.join(BEST),
-    ]
-    .map(|file| fs::read(file).unwrap())
-    .into()
+    [folder.join("model.safetensors"), folder.join("optimizer.safetensors"), run.join(BEST)]
+        .map(|file| fs::read(file).unwrap())
+        .into()
 }
 
 fn losses(run: &Path) -> Vec<(u64, f64, BTreeMap<String, f64>)> {
-    metrics::read(run)
-        .unwrap()
-        .into_iter()
-        .map(|line| (line.step, line.lr, line.means))
-        .collect()
+    metrics::read(run).unwrap().into_iter().map(|line| (line.step, line.lr, line.means)).collect()
 }
 
 #[test]
 fn learns_and_writes_what_it_found() {
     let world = world();
-    let settings = [
-        "--set",
-        "schedule.epochs=40",
-        "--set",
-        "model.drop_path=0.0",
-        "--json",
-    ];
+    let settings = ["--set", "schedule.epochs=40", "--set", "model.drop_path=0.0", "--json"];
     let printed = run(&args(&world, "tuned", &settings)).unwrap();
     let run_path = world.path("tuned");
     let result: FinetuneResult = serde_json::from_str(&printed).unwrap();
-    let saved: FinetuneResult =
-        serde_json::from_slice(&fs::read(run_path.join(FINETUNE_FILE)).unwrap()).unwrap();
+    let saved: FinetuneResult = serde_json::from_slice(&fs::read(run_path.join(FINETUNE_FILE)).unwrap()).unwrap();
     assert_eq!(saved, result);
-    assert_eq!(
-        (
-            result.train_images,
-            result.classes,
-            result.evaluations.len()
-        ),
-        (24, 2, 40)
-    );
-    assert_eq!(
-        (result.last.step, result.last.epoch, result.last.images),
-        (120, 40, 10)
-    );
+    assert_eq!((result.train_images, result.classes, result.evaluations.len()), (24, 2, 40));
+    assert_eq!((result.last.step, result.last.epoch, result.last.images), (120, 40, 10));
     assert!(result.best.accuracy.top1 >= result.last.accuracy.top1);
-    assert_eq!(
-        result
-            .evaluations
-            .iter()
-            .find(|e| e.accuracy.top1 == result.best.accuracy.top1),
-        Some(&result.best)
-    );
+    assert_eq!(result.evaluations.iter().find(|e| e.accuracy.top1 == result.best.accuracy.top1), Some(&result.best));
     assert!(
-        metrics::read(&run_path)
-            .unwrap()
-            .iter()
-            .all(|line| line.mfu.is_some_and(|mfu| mfu > 0.0 && mfu.is_finite()))
+        metrics::read(&run_path).unwrap().iter().all(|line| line.mfu.is_some_and(|mfu| mfu > 0.0 && mfu.is_finite()))
     );
     let lines = losses(&run_path);
     let mean = |lines: &[(u64, f64, BTreeMap<String, f64>)]| {
@@ -155,22 +115,15 @@ fn learns_and_writes_what_it_found() {
     };
     // Two classes start at ln 2 = 0.69; label smoothing of 0.1 ends at 0.2.
     let (first, last) = (mean(&lines[..6]), mean(&lines[114..]));
-    assert!(
-        (0.6..0.8).contains(&first) && last < 0.75 * first,
-        "from {first} to {last}"
-    );
+    assert!((0.6..0.8).contains(&first) && last < 0.75 * first, "from {first} to {last}");
     assert!(result.best.accuracy.top1 >= 0.7, "{:?}", result.best);
-    let names: Vec<String> =
-        serde_json::from_slice(&fs::read(run_path.join(CLASSES)).unwrap()).unwrap();
+    let names: Vec<String> = serde_json::from_slice(&fs::read(run_path.join(CLASSES)).unwrap()).unwrap();
     assert_eq!(names, ["a", "b"]);
 
     // Said again, nothing is done again.
     let before = tensors(&run_path);
     let table = run(&args(&world, "tuned", &settings[..4])).unwrap();
-    assert!(
-        table.contains("24 train and 10 test images, 2 classes") && table.contains("last"),
-        "{table}"
-    );
+    assert!(table.contains("24 train and 10 test images, 2 classes") && table.contains("last"), "{table}");
     assert!(tensors(&run_path) == before);
 }
 
@@ -210,15 +163,9 @@ fn resuming_anywhere_is_not_stopping() {
         }
         let cut = world.path(&name);
         assert_eq!(losses(&cut), losses(&whole), "cut after {cuts:?}");
-        assert!(
-            tensors(&cut) == tensors(&whole),
-            "tensors differ, cut after {cuts:?}"
-        );
+        assert!(tensors(&cut) == tensors(&whole), "tensors differ, cut after {cuts:?}");
         let result = |run: &Path| fs::read(run.join(FINETUNE_FILE)).unwrap();
-        assert!(
-            result(&cut) == result(&whole),
-            "results differ, cut after {cuts:?}"
-        );
+        assert!(result(&cut) == result(&whole), "results differ, cut after {cuts:?}");
     }
 }
 
@@ -227,12 +174,7 @@ fn resuming_anywhere_is_not_stopping() {
 fn a_moving_average_is_what_is_judged() {
     let world = world();
     let plain = tune(&world, "plain", &["--set", "schedule.epochs=3"]);
-    let settings = [
-        "--set",
-        "schedule.epochs=3",
-        "--set",
-        "optim.ema_decay=0.99",
-    ];
+    let settings = ["--set", "schedule.epochs=3", "--set", "optim.ema_decay=0.99"];
     let averaged = tune(&world, "averaged", &settings);
     assert_eq!(losses(&averaged), losses(&plain));
     // Tensors, since the files' headers hold the recipes.
@@ -284,10 +226,7 @@ fn no_setting_is_ignored() {
     .into_iter()
     .enumerate()
     {
-        assert!(
-            weights(&format!("other-{i}"), setting) != base,
-            "{setting} changes nothing"
-        );
+        assert!(weights(&format!("other-{i}"), setting) != base, "{setting} changes nothing");
     }
 }
 
@@ -297,10 +236,7 @@ fn starts_from_a_file_as_from_its_run() {
     let world = world();
     let stop = ["--stop-after", "2"];
     let of_run = tune(&world, "of-run", &stop);
-    let file = checkpoint::newest(&world.path("pretrained"))
-        .unwrap()
-        .unwrap()
-        .join(checkpoint::MODEL);
+    let file = checkpoint::newest(&world.path("pretrained")).unwrap().unwrap().join(checkpoint::MODEL);
     let with_init = |init: &Path, name: &str| {
         let mut args = args(&world, name, &stop);
         let at = args.iter().position(|arg| arg == "--init").unwrap();
@@ -318,30 +254,19 @@ fn starts_from_a_file_as_from_its_run() {
     let config = r#"{"num_attention_heads": 1}"#;
     fs::write(world.path("vit").join("config.json"), config).unwrap();
     with_init(&teacher, "of-vit").unwrap();
-    let tuned = Weights::read(
-        &checkpoint::newest(&world.path("of-vit"))
-            .unwrap()
-            .unwrap()
-            .join(checkpoint::MODEL),
-    )
-    .unwrap();
+    let tuned =
+        Weights::read(&checkpoint::newest(&world.path("of-vit")).unwrap().unwrap().join(checkpoint::MODEL)).unwrap();
     assert_eq!(tuned.get("head.weight").unwrap().size(), [2, 64]);
     assert!(tuned.get("norm.weight").is_none() && tuned.get("fc_norm.weight").is_some());
 
     let not_a_vit = world.path("not-a-vit.safetensors");
-    let tensors = BTreeMap::from([(
-        "x".to_owned(),
-        Tensor::zeros([2], (Kind::Float, tch::Device::Cpu)),
-    )]);
+    let tensors = BTreeMap::from([("x".to_owned(), Tensor::zeros([2], (Kind::Float, tch::Device::Cpu)))]);
     let mut out = AtomicFile::create(&not_a_vit).unwrap();
     weights::write(&mut out, &tensors, None).unwrap();
     out.flush().unwrap();
     out.publish().unwrap();
     let refused = format!("{:#}", with_init(&not_a_vit, "refused").unwrap_err());
-    assert!(
-        refused.contains("not-a-vit.safetensors") && refused.contains("student"),
-        "{refused}"
-    );
+    assert!(refused.contains("not-a-vit.safetensors") && refused.contains("student"), "{refused}");
 }
 
 /// The other encoder in the same loop: probed and fine-tuned without a CLS token, stopped and gone on with.
@@ -349,10 +274,9 @@ fn starts_from_a_file_as_from_its_run() {
 fn masked_convolutions_are_tuned_and_probed() {
     let world = world();
     let vit = "patch_size = 8\nembed_dim = 32\ndepth = 2\nnum_heads = 2\n";
-    let mcmae = "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
-    let recipe = crate::testing::RECIPE
-        .replace(vit, mcmae)
-        .replace("img_size = 32", "img_size = 64");
+    let mcmae =
+        "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
+    let recipe = crate::testing::RECIPE.replace(vit, mcmae).replace("img_size = 32", "img_size = 64");
     assert!(recipe.contains("mcmae") && recipe.contains("64"));
     let path = world.path("mcmae.toml");
     schemas::atomic::write(&path, recipe.as_bytes()).unwrap();
@@ -376,10 +300,7 @@ fn masked_convolutions_are_tuned_and_probed() {
     assert!(tensors(&cut) == tensors(&whole));
     let best = Weights::read(&whole.join(BEST)).unwrap();
     assert!(best.get("blocks1.0.attn.weight").is_some());
-    assert!(
-        best.names()
-            .all(|name| !name.contains("output_decode") && name != "norm.weight")
-    );
+    assert!(best.names().all(|name| !name.contains("output_decode") && name != "norm.weight"));
 
     let text = |path: PathBuf| path.to_str().unwrap().to_owned();
     let (train, test) = (text(world.images_dir()), text(world.path("test")));
@@ -405,8 +326,7 @@ fn masked_convolutions_are_tuned_and_probed() {
         "--json",
     ];
     let printed = run(&probe.map(String::from)).unwrap();
-    let results: Vec<crate::eval::linprobe::LinprobeResult> =
-        serde_json::from_str(&printed).unwrap();
+    let results: Vec<crate::eval::linprobe::LinprobeResult> = serde_json::from_str(&printed).unwrap();
     assert_eq!(results[0].features.keys().collect::<Vec<_>>(), ["mean"]);
 }
 
@@ -419,17 +339,11 @@ fn tensors_without_best(run: &Path) -> [Vec<u8>; 2] {
 fn what_cannot_be_tuned_is_refused_with_what_to_do() {
     let world = world();
     for (more, words) in [
-        (
-            &["--set", "optim.batch_size=64"][..],
-            "cannot fill one step",
-        ),
+        (&["--set", "optim.batch_size=64"][..], "cannot fill one step"),
         (&["--set", "optim.batchsize=64"], "batchsize"),
         (&["--set", "model.drop_path=1.0"], "model.drop_path = 1"),
         (&["--set", "model.img_size=33"], "model.img_size = 33"),
-        (
-            &["--set", "augment.crop_scale=[0.5, 0.2]"],
-            "augment.crop_scale",
-        ),
+        (&["--set", "augment.crop_scale=[0.5, 0.2]"], "augment.crop_scale"),
         (&["--set", "augment.label_smoothing=1.5"], "label_smoothing"),
         (&["--set", "optim.layer_decay=0.0"], "layer_decay"),
         (&["--set", "optim.blr=1e-3"], "excludes optim.blr"),
@@ -450,15 +364,9 @@ fn what_cannot_be_tuned_is_refused_with_what_to_do() {
 
     // A run goes on with its own recipe, images and weights alone.
     tune(&world, "begun", &["--stop-after", "2"]);
-    assert!(
-        error(&world, "begun", &["--set", "optim.layer_decay=0.5"]).contains("optim.layer_decay")
-    );
+    assert!(error(&world, "begun", &["--set", "optim.layer_decay=0.5"]).contains("optim.layer_decay"));
     write_images(&world.path("test"), 12, 99);
-    assert!(
-        error(&world, "begun", &[]).contains("test ="),
-        "{}",
-        error(&world, "begun", &[])
-    );
+    assert!(error(&world, "begun", &[]).contains("test ="), "{}", error(&world, "begun", &[]));
 }
 
 #[test]
@@ -470,8 +378,5 @@ fn resolving_is_idempotent() {
     let text = "[optim]\nbatch_size = 1024\n[schedule]\nepochs = 100\nwarmup_epochs = 5\n";
     let recipe = FinetuneRecipe::parse(text, "a recipe", &[]).unwrap();
     assert!((recipe.schedule().lr - 2e-3).abs() < 1e-12);
-    assert_eq!(
-        (recipe.optim.layer_decay, recipe.model.drop_path),
-        (0.65, 0.1)
-    );
+    assert_eq!((recipe.optim.layer_decay, recipe.model.drop_path), (0.65, 0.1));
 }

@@ -1,7 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test states what it expects by unwrapping"
-)]
+#![allow(clippy::unwrap_used, reason = "a test states what it expects by unwrapping")]
 #![allow(clippy::disallowed_methods, reason = "tests write throw-away files")]
 
 use std::collections::BTreeMap;
@@ -35,10 +32,7 @@ fn published(world: &World, name: &str, seed: u64, decoder: bool) -> (String, Te
         }
     }
     let path = world.path(name);
-    let detached: Tensors = tensors
-        .iter()
-        .map(|(n, t)| (n.clone(), t.detach()))
-        .collect();
+    let detached: Tensors = tensors.iter().map(|(n, t)| (n.clone(), t.detach())).collect();
     fs::write(&path, weights::to_bytes(&detached, None).unwrap()).unwrap();
     (path.to_str().unwrap().to_owned(), detached)
 }
@@ -59,14 +53,7 @@ fn a_run_starts_from_what_it_is_given() {
     let (with_decoder, whole) = published(&world, "whole.safetensors", 40, true);
     let (encoder, _) = published(&world, "encoder.safetensors", 40, false);
     let step = |run_name: &str, init: Option<&str>| {
-        let mut more = vec![
-            "--stop-after",
-            "1",
-            "--set",
-            "optim.lr=1e-6",
-            "--set",
-            "schedule.warmup_epochs=0",
-        ];
+        let mut more = vec!["--stop-after", "1", "--set", "optim.lr=1e-6", "--set", "schedule.warmup_epochs=0"];
         let init = init.map(|init| format!("model.init={init}"));
         if let Some(init) = &init {
             more.extend(["--set", init]);
@@ -75,8 +62,7 @@ fn a_run_starts_from_what_it_is_given() {
         checkpoint_of(&world, run_name)
     };
     let fresh = step("fresh", None);
-    for (run_name, init, decoder) in [("whole", &with_decoder, true), ("encoder", &encoder, false)]
-    {
+    for (run_name, init, decoder) in [("whole", &with_decoder, true), ("encoder", &encoder, false)] {
         let found = step(run_name, Some(init));
         for (name, tensor) in &found {
             let is_decoder = name.contains("decoder") || name == "mask_token";
@@ -89,12 +75,7 @@ fn a_run_starts_from_what_it_is_given() {
         let head = &found["mimic_heads.clip.weight"];
         assert!(distance(head, &fresh["mimic_heads.clip.weight"]) < 1e-5);
     }
-    assert!(
-        distance(
-            &fresh["blocks.0.attn.qkv.weight"],
-            &whole["blocks.0.attn.qkv.weight"]
-        ) > 1e-2
-    );
+    assert!(distance(&fresh["blocks.0.attn.qkv.weight"], &whole["blocks.0.attn.qkv.weight"]) > 1e-2);
 
     // A run is a place to start from too; its heads stay behind.
     let of_run = world.path("whole");
@@ -124,10 +105,7 @@ fn a_resume_with_other_weights_is_refused() {
     fs::copy(&path, &moved).unwrap();
     let elsewhere = format!("model.init={}", moved.display());
     run(&world.pretrain_args("run", &["--stop-after", "1", "--set", &elsewhere])).unwrap();
-    let message = format!(
-        "{:#}",
-        run(&world.pretrain_args("run", &["--stop-after", "1"])).unwrap_err()
-    );
+    let message = format!("{:#}", run(&world.pretrain_args("run", &["--stop-after", "1"])).unwrap_err());
     assert!(message.contains("model.init"), "{message}");
     published(&world, "start.safetensors", 41, true);
     let message = format!("{:#}", run(&args).unwrap_err());
@@ -145,19 +123,14 @@ fn weights_that_do_not_fit_are_named() {
     let (path, _) = published(&world, "start.safetensors", 40, true);
     let wider = message(&path, &["--set", "model.embed_dim=64"]);
     assert!(
-        wider.contains("norm.weight: found [32], the network has [64]")
-            && wider.contains("start.safetensors"),
+        wider.contains("norm.weight: found [32], the network has [64]") && wider.contains("start.safetensors"),
         "{wider}"
     );
     assert!(message(&path, &["--set", "model.depth=1"]).contains("unexpected"));
     assert!(message(&path, &["--set", "model.decoder_depth=2"]).contains("decoder_blocks.1"));
     assert!(message("nowhere", &[]).contains("model.init = \"nowhere\""));
     let none = world.path("none.safetensors");
-    let tensors: Tensors = [(
-        "a".to_owned(),
-        Tensor::ones([1], (Kind::Float, Device::Cpu)),
-    )]
-    .into();
+    let tensors: Tensors = [("a".to_owned(), Tensor::ones([1], (Kind::Float, Device::Cpu)))].into();
     fs::write(&none, weights::to_bytes(&tensors, None).unwrap()).unwrap();
     assert!(message(none.to_str().unwrap(), &[]).contains("holds no student"));
 
@@ -167,15 +140,9 @@ fn weights_that_do_not_fit_are_named() {
     fs::copy(&path, folder.join("model.safetensors")).unwrap();
     fs::write(folder.join("config.json"), r#"{"num_attention_heads": 2}"#).unwrap();
     let heads = message(folder.to_str().unwrap(), &["--set", "model.num_heads=4"]);
-    assert!(
-        heads.contains("has 2 attention heads, and model.num_heads is 4"),
-        "{heads}"
-    );
+    assert!(heads.contains("has 2 attention heads, and model.num_heads is 4"), "{heads}");
     run(&world.pretrain_args("before", &["--stop-after", "1"])).unwrap();
     let before = world.path("before");
     let heads = message(before.to_str().unwrap(), &["--set", "model.num_heads=4"]);
-    assert!(
-        heads.contains("trained with model.num_heads = 2"),
-        "{heads}"
-    );
+    assert!(heads.contains("trained with model.num_heads = 2"), "{heads}");
 }

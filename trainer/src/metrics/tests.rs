@@ -13,10 +13,7 @@ fn line(step: u64) -> Line {
         peak_memory_bytes: 123,
         mfu: None,
         skipped: 0,
-        means: BTreeMap::from([
-            ("loss".to_owned(), 0.5),
-            ("mimic.clip".to_owned(), 0.1 + 0.2),
-        ]),
+        means: BTreeMap::from([("loss".to_owned(), 0.5), ("mimic.clip".to_owned(), 0.1 + 0.2)]),
     }
 }
 
@@ -31,11 +28,7 @@ fn a_resume_cuts_the_log_back_to_its_step() {
     for step in [5, 10, 15] {
         log.append(&line(step)).unwrap();
     }
-    assert_eq!(
-        read(run.path()).unwrap()[1],
-        line(10),
-        "what was written is what is read, f64s exactly"
-    );
+    assert_eq!(read(run.path()).unwrap()[1], line(10), "what was written is what is read, f64s exactly");
 
     let mut log = StepLog::open(run.path(), METRICS, 12).unwrap();
     log.append(&line(15)).unwrap();
@@ -49,11 +42,7 @@ fn a_resume_cuts_the_log_back_to_its_step() {
 fn a_line_cut_short_is_dropped() {
     let run = tempfile::tempdir().unwrap();
     let whole = serde_json::to_string(&line(5)).unwrap();
-    std::fs::write(
-        run.path().join(METRICS),
-        format!("{whole}\n{}", &whole[..20]),
-    )
-    .unwrap();
+    std::fs::write(run.path().join(METRICS), format!("{whole}\n{}", &whole[..20])).unwrap();
     let mut log = StepLog::open(run.path(), METRICS, 100).unwrap();
     log.append(&line(10)).unwrap();
     assert_eq!(steps(run.path()), [5, 10]);
@@ -89,11 +78,7 @@ fn speed_is_measured_between_queued_steps() {
     let mut clock = Clock::start();
     let start = clock.started;
     let second = Duration::from_secs(1);
-    let lap = |wait_share, device_idle_share| Lap {
-        images_per_s: 64.0,
-        wait_share,
-        device_idle_share,
-    };
+    let lap = |wait_share, device_idle_share| Lap { images_per_s: 64.0, wait_share, device_idle_share };
     clock.step(64, start + second, Duration::ZERO, Duration::ZERO);
     assert_eq!(clock.lap(), lap(0.0, 0.0));
     clock.step(64, start + 2 * second, second / 4, second / 8);

@@ -47,12 +47,7 @@ fn pass(weight: &Tensor) -> impl Fn(&MimicBatch, usize) -> anyhow::Result<Losses
     move |part, of_step| {
         let total = (weight * &part.imgs).mean(Kind::Float);
         (&total / of_step as f64).backward();
-        Ok(Losses {
-            total: total.detach(),
-            rec: None,
-            mimic: Default::default(),
-            mimic_cls: Default::default(),
-        })
+        Ok(Losses { total: total.detach(), rec: None, mimic: Default::default(), mimic_cls: Default::default() })
     }
 }
 
@@ -69,14 +64,7 @@ fn one() -> Tensor {
 /// The second batch is the one that does not fit; of the first nothing stays behind.
 #[test]
 fn a_step_that_runs_out_begins_again_in_smaller_parts() {
-    for (size, fits, expected_parts) in [
-        (8, 3, 4),
-        (8, 1, 8),
-        (6, 2, 3),
-        (12, 5, 3),
-        (7, 3, 7),
-        (8, 8, 1),
-    ] {
+    for (size, fits, expected_parts) in [(8, 3, 4), (8, 1, 8), (6, 2, 3), (12, 5, 3), (7, 3, 7), (8, 8, 1)] {
         let weight = one();
         let mut optim = optim(&weight);
         let mut micro = MicroBatches::new(size as usize, 2, 1).unwrap();
@@ -84,9 +72,7 @@ fn a_step_that_runs_out_begins_again_in_smaller_parts() {
         for i in 0..2 {
             batches.push(batch(size));
             let _limit = limit_memory_to(if i == 0 { usize::MAX } else { fits });
-            micro
-                .accumulate(&mut optim, &batches, &mut losses, &pass(&weight))
-                .unwrap();
+            micro.accumulate(&mut optim, &batches, &mut losses, &pass(&weight)).unwrap();
         }
         assert_eq!(micro.parts(), expected_parts, "{size} images, {fits} fit");
         assert_eq!(losses.len(), 2 * expected_parts);
@@ -101,18 +87,9 @@ fn one_image_too_much_is_an_error_that_says_what_to_do() {
     let weight = one();
     let mut micro = MicroBatches::new(4, 1, 1).unwrap();
     let _limit = limit_memory_to(0);
-    let failed = micro.accumulate(
-        &mut optim(&weight),
-        &[batch(4)],
-        &mut vec![],
-        &pass(&weight),
-    );
+    let failed = micro.accumulate(&mut optim(&weight), &[batch(4)], &mut vec![], &pass(&weight));
     let message = failed.unwrap_err().to_string();
-    for words in [
-        "one image at a time",
-        "DefaultCPUAllocator",
-        "grad_checkpointing",
-    ] {
+    for words in ["one image at a time", "DefaultCPUAllocator", "grad_checkpointing"] {
         assert!(message.contains(words), "{message}");
     }
     assert!(!message.contains("frame #"), "no C++ backtrace: {message}");

@@ -28,11 +28,7 @@ pub struct LarsConfig {
 impl Default for LarsConfig {
     /// The values of MAE's linear probe.
     fn default() -> Self {
-        Self {
-            momentum: 0.9,
-            trust_coefficient: 0.001,
-            weight_decay: 0.0,
-        }
+        Self { momentum: 0.9, trust_coefficient: 0.001, weight_decay: 0.0 }
     }
 }
 
@@ -59,11 +55,7 @@ impl Lars {
     /// # Panics
     /// If the first axis of a parameter is not `R`, or there is no parameter.
     pub fn new(config: LarsConfig, lrs: &[f64], params: BTreeMap<String, Tensor>) -> Lars {
-        let device = params
-            .values()
-            .next()
-            .expect("there is something to train")
-            .device();
+        let device = params.values().next().expect("there is something to train").device();
         let stacked = |(name, param): (String, Tensor)| {
             assert_eq!(param.size()[0], lrs.len() as i64, "networks of {name}");
             let mu = param.detach().zeros_like();
@@ -71,9 +63,7 @@ impl Lars {
         };
         Lars {
             config,
-            lrs: Tensor::from_slice(lrs)
-                .to_kind(Kind::Float)
-                .to_device(device),
+            lrs: Tensor::from_slice(lrs).to_kind(Kind::Float).to_device(device),
             params: params.into_iter().map(stacked).collect(),
         }
     }
@@ -90,11 +80,7 @@ impl Lars {
     /// `u = g + weight_decay · p`, scaled by `trust_coefficient · |p| / |u|` unless either length is zero; then
     /// `mu = momentum · mu + u` and `p -= lr · mu`. What has one axis in its network (a bias) neither decays nor is scaled.
     pub fn step(&mut self, lr_scale: f64) {
-        let LarsConfig {
-            momentum,
-            trust_coefficient,
-            weight_decay,
-        } = self.config;
+        let LarsConfig { momentum, trust_coefficient, weight_decay } = self.config;
         tch::no_grad(|| {
             for state in self.params.values_mut() {
                 let mut update = state.param.grad();
@@ -108,23 +94,19 @@ impl Lars {
                     update = &update + &state.param * weight_decay;
                     let (p, u) = (lengths(&state.param), lengths(&update));
                     let known = p.gt(0.0).logical_and(&u.gt(0.0));
-                    let trust = (p * trust_coefficient / u)
-                        .where_self(&known, &known.ones_like().to_kind(Kind::Float));
+                    let trust = (p * trust_coefficient / u).where_self(&known, &known.ones_like().to_kind(Kind::Float));
                     update *= trust.view(&per_network[..]);
                 }
                 state.mu *= momentum;
                 state.mu += update;
-                let _ = state
-                    .param
-                    .subtract_(&(&state.mu * (&self.lrs * lr_scale).view(&per_network[..])));
+                let _ = state.param.subtract_(&(&state.mu * (&self.lrs * lr_scale).view(&per_network[..])));
             }
         });
     }
 
     /// Handles on the whole state, `mu.<param>`. Learning rates are not state.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
-        let named =
-            |(name, state): (&String, &State)| (format!("mu.{name}"), state.mu.shallow_clone());
+        let named = |(name, state): (&String, &State)| (format!("mu.{name}"), state.mu.shallow_clone());
         self.params.iter().map(named).collect()
     }
 
@@ -159,8 +141,5 @@ impl Lars {
 
 /// The 2-norm of each network's part of `x [R, ..]`: `[R]`.
 fn lengths(x: &Tensor) -> Tensor {
-    x.flatten(1, -1)
-        .square()
-        .sum_dim_intlist(1, false, None)
-        .sqrt()
+    x.flatten(1, -1).square().sum_dim_intlist(1, false, None).sqrt()
 }

@@ -19,10 +19,9 @@ pub fn layer_id(name: &str, depth: usize) -> usize {
         // CLIP's norm before the first block.
         "norm_pre" => 0,
         first if first.starts_with("patch_embed") => 0,
-        "blocks" | "blocks3" => parts
-            .next()
-            .and_then(|i| i.parse::<usize>().ok())
-            .map_or(depth + 1, |i| (i + 1).min(depth)),
+        "blocks" | "blocks3" => {
+            parts.next().and_then(|i| i.parse::<usize>().ok()).map_or(depth + 1, |i| (i + 1).min(depth))
+        }
         _ => depth + 1,
     }
 }
@@ -30,17 +29,10 @@ pub fn layer_id(name: &str, depth: usize) -> usize {
 /// The transformer blocks among the parameters of a network.
 pub fn depth<'a>(names: impl IntoIterator<Item = &'a str>) -> usize {
     let block = |name: &str| {
-        let rest = name
-            .strip_prefix("blocks.")
-            .or_else(|| name.strip_prefix("blocks3."))?;
+        let rest = name.strip_prefix("blocks.").or_else(|| name.strip_prefix("blocks3."))?;
         rest.split('.').next()?.parse::<usize>().ok()
     };
-    names
-        .into_iter()
-        .filter_map(block)
-        .map(|i| i + 1)
-        .max()
-        .unwrap_or(0)
+    names.into_iter().filter_map(block).map(|i| i + 1).max().unwrap_or(0)
 }
 
 /// The factor on the learning rate of a layer: `layer_decay` to the power of its distance from the last.

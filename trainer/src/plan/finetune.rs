@@ -29,9 +29,7 @@ pub(super) fn plan(
         args.cache.is_none(),
         "--cache: a fine-tuning reads no cache; give the number of labelled images with --num-images"
     );
-    let images = args
-        .num_images
-        .context("give the number of labelled training images with --num-images")?;
+    let images = args.num_images.context("give the number of labelled training images with --num-images")?;
     let encoder = match (&args.init, &recipe.encoder) {
         (Some(spec), _) => Start::load(spec, hub)?.encoder,
         (None, Some(encoder)) => encoder.clone(),
@@ -40,9 +38,7 @@ pub(super) fn plan(
         ),
     };
     let encoder = match recipe.model.img_size {
-        Some(img_size) => encoder
-            .at_size(img_size.into())
-            .with_context(|| format!("model.img_size = {img_size}"))?,
+        Some(img_size) => encoder.at_size(img_size.into()).with_context(|| format!("model.img_size = {img_size}"))?,
         None => encoder,
     };
     let given = args.peak_tflops.or(recipe.run.peak_tflops);
@@ -61,18 +57,9 @@ pub(super) fn plan(
         of("encoder"),
         of("classifier")
     )?;
-    writeln!(
-        out,
-        "arithmetic    {} GFLOP an image and step",
-        figure(plan.gflop_per_image["total"])
-    )?;
+    writeln!(out, "arithmetic    {} GFLOP an image and step", figure(plan.gflop_per_image["total"]))?;
     let o = &recipe.optim;
-    plan.write_run(
-        recipe.schedule.epochs,
-        [o.accum_iter, o.batch_size],
-        given.is_none(),
-        out,
-    )
+    plan.write_run(recipe.schedule.epochs, [o.accum_iter, o.batch_size], given.is_none(), out)
 }
 
 impl Plan {
@@ -90,8 +77,7 @@ impl Plan {
         mfu: f64,
     ) -> anyhow::Result<Plan> {
         let store = ParamStore::frozen(Device::Cpu);
-        let _classifier =
-            Classifier::new(&store, encoder, recipe.model.pool.into(), classes.into())?;
+        let _classifier = Classifier::new(&store, encoder, recipe.model.pool.into(), classes.into())?;
         let mut params = BTreeMap::new();
         for (name, tensor) in store.tensors() {
             let part = match name.starts_with("head.") {
@@ -100,11 +86,8 @@ impl Plan {
             };
             *params.entry(part.to_owned()).or_default() += tensor.numel();
         }
-        let (steps, images_seen) = super::length(
-            recipe.schedule.epochs,
-            images,
-            [recipe.optim.batch_size, recipe.optim.accum_iter],
-        )?;
+        let (steps, images_seen) =
+            super::length(recipe.schedule.epochs, images, [recipe.optim.batch_size, recipe.optim.accum_iter])?;
         let flop = STEP_PER_FORWARD * of_classifier(encoder, classes.into());
         let reached = peak_tflops * 1e12 * mfu;
         let trained = params.values().sum::<usize>() as f64;

@@ -45,26 +45,19 @@ impl Stack {
 /// Bytes that a forward pass of `stacks` keeps for the backward, of one image. With checkpointing each block keeps its input, and the
 /// largest block's own numbers are there once, while it is computed again.
 fn activation_bytes(stacks: &[Stack], precision: Precision, grad_checkpointing: bool) -> f64 {
-    let of_blocks = |bytes: &dyn Fn(&Stack) -> f64| -> f64 {
-        stacks.iter().map(|s| s.depth as f64 * bytes(s)).sum()
-    };
+    let of_blocks = |bytes: &dyn Fn(&Stack) -> f64| -> f64 { stacks.iter().map(|s| s.depth as f64 * bytes(s)).sum() };
     match grad_checkpointing {
         false => of_blocks(&|s| s.block_bytes(precision)),
         true => {
-            let largest = stacks
-                .iter()
-                .map(|s| s.block_bytes(precision))
-                .fold(0.0, f64::max);
+            let largest = stacks.iter().map(|s| s.block_bytes(precision)).fold(0.0, f64::max);
             of_blocks(&Stack::input_bytes) + largest
         }
     }
 }
 
 fn memory(trained: f64, ema: bool, activations: f64) -> BTreeMap<String, f64> {
-    let mut memory = BTreeMap::from([
-        ("params".to_owned(), BYTES_PER_PARAM * trained),
-        ("activations".to_owned(), activations),
-    ]);
+    let mut memory =
+        BTreeMap::from([("params".to_owned(), BYTES_PER_PARAM * trained), ("activations".to_owned(), activations)]);
     if ema {
         memory.insert("ema".to_owned(), BYTES_PER_AVERAGE * trained);
     }
@@ -72,11 +65,7 @@ fn memory(trained: f64, ema: bool, activations: f64) -> BTreeMap<String, f64> {
 }
 
 /// Of a pretraining with `trained` numbers, and `untrained` ones of a decoder that no loss needs: it is there, and nothing passes it.
-pub(super) fn of_pretraining(
-    recipe: &Recipe,
-    trained: f64,
-    untrained: f64,
-) -> BTreeMap<String, f64> {
+pub(super) fn of_pretraining(recipe: &Recipe, trained: f64, untrained: f64) -> BTreeMap<String, f64> {
     let config = recipe.mae_config();
     let mut stacks = encoder(&config.encoder, recipe.len_keep());
     if untrained == 0.0 {
@@ -89,21 +78,13 @@ pub(super) fn of_pretraining(
         });
     }
     let of_image = activation_bytes(&stacks, recipe.run.precision, recipe.run.grad_checkpointing);
-    let mut memory = memory(
-        trained,
-        recipe.optim.ema_decay.is_some(),
-        recipe.optim.batch_size as f64 * of_image,
-    );
+    let mut memory = memory(trained, recipe.optim.ema_decay.is_some(), recipe.optim.batch_size as f64 * of_image);
     *memory.entry("params".to_owned()).or_default() += BYTES_PER_UNTRAINED * untrained;
     memory
 }
 
 /// Of a fine-tuning of `backbone` with `trained` numbers.
-pub(super) fn of_finetuning(
-    recipe: &FinetuneRecipe,
-    backbone: &BackboneConfig,
-    trained: f64,
-) -> BTreeMap<String, f64> {
+pub(super) fn of_finetuning(recipe: &FinetuneRecipe, backbone: &BackboneConfig, trained: f64) -> BTreeMap<String, f64> {
     let patches = backbone.num_patches();
     let stacks = match backbone.encoder() {
         Some(config) => encoder(&config, patches),
@@ -115,22 +96,15 @@ pub(super) fn of_finetuning(
         }],
     };
     let of_image = activation_bytes(&stacks, recipe.run.precision, false);
-    memory(
-        trained,
-        recipe.optim.ema_decay.is_some(),
-        recipe.optim.batch_size as f64 * of_image,
-    )
+    memory(trained, recipe.optim.ema_decay.is_some(), recipe.optim.batch_size as f64 * of_image)
 }
 
 /// The blocks of an encoder that sees `keep` patches.
 fn encoder(config: &EncoderConfig, keep: i64) -> Vec<Stack> {
     match config {
-        EncoderConfig::Vit(vit) => vec![Stack {
-            tokens: 1 + keep,
-            dim: vit.embed_dim,
-            depth: vit.depth,
-            mlp_ratio: vit.mlp_ratio as f64,
-        }],
+        EncoderConfig::Vit(vit) => {
+            vec![Stack { tokens: 1 + keep, dim: vit.embed_dim, depth: vit.depth, mlp_ratio: vit.mlp_ratio as f64 }]
+        }
         EncoderConfig::Mcmae(mcmae) => [16, 4, 1]
             .into_iter()
             .enumerate()

@@ -1,7 +1,8 @@
 use super::*;
 use crate::testing::World;
 
-const BASE: &str = "[mimic]\nteachers = [\"clip\"]\n[optim]\nbatch_size = 256\naccum_iter = 4\n[schedule]\nepochs = 200\n";
+const BASE: &str =
+    "[mimic]\nteachers = [\"clip\"]\n[optim]\nbatch_size = 256\naccum_iter = 4\n[schedule]\nepochs = 200\n";
 
 fn recipe(text: &str, settings: &[&str]) -> Recipe {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
@@ -31,14 +32,7 @@ fn a_vit_b_on_imagenet() {
 fn a_cached_teacher_is_counted_from_its_identity() {
     let world = World::with_cache(8);
     let cache = Cache::open(&world.cache_dir()).unwrap();
-    let plan = Plan::of(
-        &recipe(crate::testing::RECIPE, &[]),
-        Some(&cache),
-        8,
-        1.0,
-        1.0,
-    )
-    .unwrap();
+    let plan = Plan::of(&recipe(crate::testing::RECIPE, &[]), Some(&cache), 8, 1.0, 1.0).unwrap();
     let clip = &plan.teachers["clip"];
     // The world's teacher: 2 blocks of width 64 with MLPs of 256 over 16 patches of 4 pixels and CLS.
     let weights = 17.0 * 2.0 * 64.0 * (4.0 * 64.0 + 2.0 * 256.0);
@@ -73,32 +67,20 @@ fn steps_are_those_of_the_run() {
             .map_err(|error| format!("{error:#}"))
     };
     let planned = |settings: &[&str], json: bool| {
-        let mut args: Vec<String> = ["trainer", "plan", "--peak-tflops", "1", "--recipe"]
-            .map(String::from)
-            .into();
+        let mut args: Vec<String> = ["trainer", "plan", "--peak-tflops", "1", "--recipe"].map(String::from).into();
         args.push(world.recipe().display().to_string());
-        args.extend([
-            "--cache".to_owned(),
-            world.cache_dir().display().to_string(),
-        ]);
-        args.extend(
-            settings
-                .iter()
-                .flat_map(|set| ["--set".to_owned(), set.to_string()]),
-        );
+        args.extend(["--cache".to_owned(), world.cache_dir().display().to_string()]);
+        args.extend(settings.iter().flat_map(|set| ["--set".to_owned(), set.to_string()]));
         args.extend(json.then(|| "--json".to_owned()));
         run(&args).unwrap()
     };
     let compare = |name: &str, settings: &[&str], [images, steps, left_over]: [u64; 3]| {
         let plan: serde_json::Value = serde_json::from_str(&planned(settings, true)).unwrap();
-        let found =
-            ["images", "steps", "left_over_per_epoch"].map(|field| plan[field].as_u64().unwrap());
+        let found = ["images", "steps", "left_over_per_epoch"].map(|field| plan[field].as_u64().unwrap());
         assert_eq!(found, [images, steps, left_over], "{settings:?}");
         let more: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
         run(&world.pretrain_args(name, &more)).unwrap();
-        let newest = crate::checkpoint::newest(&world.path(name))
-            .unwrap()
-            .unwrap();
+        let newest = crate::checkpoint::newest(&world.path(name)).unwrap().unwrap();
         let last = newest.file_name().unwrap().to_str().unwrap().to_owned();
         let step: u64 = last.rsplit('-').next().unwrap().parse().unwrap();
         assert_eq!(step, steps, "{settings:?}: {last}");
@@ -106,20 +88,10 @@ fn steps_are_those_of_the_run() {
     // 14 of 17 images in steps of 4, 7 and 2 x 3, four epochs.
     compare("four", &[], [14, 12, 2]);
     compare("seven", &["optim.batch_size=7"], [14, 8, 0]);
-    compare(
-        "accumulated",
-        &["optim.batch_size=3", "optim.accum_iter=2"],
-        [14, 8, 2],
-    );
+    compare("accumulated", &["optim.batch_size=3", "optim.accum_iter=2"], [14, 8, 2]);
     let told = planned(&[], false);
-    assert!(
-        told.contains("2 of 14 images are left over in each epoch"),
-        "{told}"
-    );
-    assert!(
-        told.contains("without 3 images that the build could not use"),
-        "{told}"
-    );
+    assert!(told.contains("2 of 14 images are left over in each epoch"), "{told}");
+    assert!(told.contains("without 3 images that the build could not use"), "{told}");
 
     // A part without its record is still to be built: counted whole, or not at all where the run may do without.
     let records: Vec<_> = std::fs::read_dir(world.cache_dir().join("teachers/clip"))
@@ -136,30 +108,20 @@ fn steps_are_those_of_the_run() {
     let first = cache.part_state(0).unwrap().samples.unwrap();
     let rest = 14 - first.file.rows / 2;
     let steps = 4 * (rest / 4);
-    compare(
-        "part",
-        &["data.allow_incomplete=true"],
-        [rest, steps, rest % 4],
-    );
+    compare("part", &["data.allow_incomplete=true"], [rest, steps, rest % 4]);
 }
 
 #[test]
 fn what_cannot_be_planned_is_refused() {
     let error = Plan::of(&recipe(BASE, &[]), None, 1000, 1.0, 1.0).unwrap_err();
-    assert!(
-        error.to_string().contains("cannot fill one step"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("cannot fill one step"), "{error}");
     let world = World::with_cache(8);
     let cache = Cache::open(&world.cache_dir()).unwrap();
     let other = recipe(crate::testing::RECIPE, &["mimic.teachers=[\"dino\"]"]);
     let error = Plan::of(&other, Some(&cache), 8, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("no teacher dino"), "{error}");
     let error = Plan::of(&recipe(BASE, &[]), Some(&cache), 1_281_167, 1.0, 1.0).unwrap_err();
-    assert!(
-        error.to_string().contains("4x4 grid, the student a 14x14"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("4x4 grid, the student a 14x14"), "{error}");
     let error = Plan::of(&recipe(BASE, &[]), None, u64::MAX, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("more than any"), "{error}");
     let long = recipe(BASE, &["schedule.epochs=9223372036854775807"]);
@@ -170,15 +132,11 @@ fn what_cannot_be_planned_is_refused() {
 /// Mimicking at the encoder alone, nothing passes the decoder, which is there all the same.
 #[test]
 fn a_decoder_without_a_loss_costs_its_weights_alone() {
-    let plan =
-        |settings: &[&str]| Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap();
+    let plan = |settings: &[&str]| Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap();
     let (both, mimic) = (plan(&[]), plan(&["loss.w_rec=0.0"]));
     let decoder = both.params["decoder"] as f64;
     assert_eq!(mimic.params, both.params);
-    assert_eq!(
-        both.memory_bytes["params"] - mimic.memory_bytes["params"],
-        12.0 * decoder
-    );
+    assert_eq!(both.memory_bytes["params"] - mimic.memory_bytes["params"], 12.0 * decoder);
     let of_decoder = 256.0 * (8.0 * 197.0 * 512.0) * (8.0 + 2.0 * 14.0);
     let less = both.memory_bytes["activations"] - mimic.memory_bytes["activations"];
     assert!((less - of_decoder).abs() < 1.0, "{less}");
@@ -186,10 +144,7 @@ fn a_decoder_without_a_loss_costs_its_weights_alone() {
     let recipe = recipe(BASE, &["loss.w_rec=0.0"]);
     mimic.write_text(&recipe, false, &mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
-    assert!(
-        text.contains("86.2 M trained") && text.contains("26.0 are not"),
-        "{text}"
-    );
+    assert!(text.contains("86.2 M trained") && text.contains("26.0 are not"), "{text}");
 }
 
 #[test]
@@ -202,11 +157,8 @@ fn figures_have_three_digits_at_any_size() {
 /// is computed again: ViT-B keeps 50 tokens of 768 in 12 blocks, the decoder 197 of 512 in 8, whose blocks are the larger ones.
 #[test]
 fn memory_follows_the_average_and_checkpointing() {
-    let bytes = |settings: &[&str]| {
-        Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5)
-            .unwrap()
-            .memory_bytes
-    };
+    let bytes =
+        |settings: &[&str]| Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap().memory_bytes;
     let plain = bytes(&["run.precision=\"bf16\""]);
     assert!(!plain.contains_key("ema"));
     let (encoder, decoder) = (50.0 * 768.0, 197.0 * 512.0);
@@ -217,10 +169,7 @@ fn memory_follows_the_average_and_checkpointing() {
     assert_eq!(4.0 * average["ema"], average["params"]);
     let checkpointed = bytes(&["run.precision=\"bf16\"", "run.grad_checkpointing=true"]);
     let expected = 256.0 * (4.0 * (12.0 * encoder + 8.0 * decoder) + kept * decoder);
-    assert!(
-        (checkpointed["activations"] - expected).abs() < 1.0,
-        "{checkpointed:?}"
-    );
+    assert!((checkpointed["activations"] - expected).abs() < 1.0, "{checkpointed:?}");
     assert_eq!(checkpointed["params"], plain["params"]);
 }
 
@@ -231,27 +180,18 @@ fn a_fine_tuning_is_planned_for_its_encoder() {
 
     use crate::finetune::recipe::FinetuneRecipe;
 
-    let text =
-        "[optim]\nbatch_size = 128\naccum_iter = 8\nema_decay = 0.9999\n[schedule]\nepochs = 100\n";
+    let text = "[optim]\nbatch_size = 128\naccum_iter = 8\nema_decay = 0.9999\n[schedule]\nepochs = 100\n";
     let recipe = FinetuneRecipe::parse(text, "test", &[]).unwrap();
     let encoder = EncoderConfig::Vit(VitConfig::BASE_PATCH16).into();
     let plan = |images| Plan::of_finetuning(&recipe, &encoder, 1000, images, 100.0, 0.5);
     let found = plan(1_281_167).unwrap();
-    assert_eq!(
-        found.params["encoder"] + found.params["classifier"],
-        86_567_656
-    );
+    assert_eq!(found.params["encoder"] + found.params["classifier"], 86_567_656);
     assert_eq!(found.params["classifier"], 769_000);
     assert_eq!((found.steps, found.images_seen), (125_100, 125_100 * 1024));
     let step = found.gflop_per_image["total"];
     assert!((step / 3.0 - 2.0 * 17.56).abs() < 0.1, "{step}");
     assert_eq!(found.memory_bytes["ema"], 4.0 * 86_567_656.0);
-    assert!(
-        plan(1000)
-            .unwrap_err()
-            .to_string()
-            .contains("cannot fill one step")
-    );
+    assert!(plan(1000).unwrap_err().to_string().contains("cannot fill one step"));
 }
 
 #[test]
@@ -270,32 +210,10 @@ fn a_recipe_of_fine_tuning_says_what_is_missing() {
             .map_err(|error| format!("{error:#}"))
     };
     assert!(run(&[]).unwrap_err().contains("--num-images"));
-    assert!(
-        run(&["--num-images", "8000"])
-            .unwrap_err()
-            .contains("--init")
-    );
-    assert!(
-        run(&["--cache", "x"])
-            .unwrap_err()
-            .contains("reads no cache")
-    );
-    let teacher = path
-        .ancestors()
-        .nth(3)
-        .unwrap()
-        .join("assets/teachers/clip-tiny");
-    let init = [
-        "--init",
-        teacher.to_str().unwrap(),
-        "--num-images",
-        "8000",
-        "--num-classes",
-        "21",
-    ];
+    assert!(run(&["--num-images", "8000"]).unwrap_err().contains("--init"));
+    assert!(run(&["--cache", "x"]).unwrap_err().contains("reads no cache"));
+    let teacher = path.ancestors().nth(3).unwrap().join("assets/teachers/clip-tiny");
+    let init = ["--init", teacher.to_str().unwrap(), "--num-images", "8000", "--num-classes", "21"];
     let told = run(&init).unwrap();
-    assert!(
-        told.contains("classifier of 21 classes") && told.contains("10 epochs of 8000"),
-        "{told}"
-    );
+    assert!(told.contains("classifier of 21 classes") && told.contains("10 epochs of 8000"), "{told}");
 }

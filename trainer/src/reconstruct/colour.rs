@@ -23,10 +23,7 @@ pub(super) fn heat(values: &Tensor) -> Tensor {
     let share = (&place - &below).unsqueeze(1); // [N, 1, L]
     let row = |index: &Tensor| {
         let (n, l) = index.size2().expect("values are [N, L]");
-        table
-            .index_select(0, &index.to_kind(Kind::Int64).flatten(0, 1))
-            .reshape([n, l, 3])
-            .transpose(1, 2)
+        table.index_select(0, &index.to_kind(Kind::Int64).flatten(0, 1)).reshape([n, l, 3]).transpose(1, 2)
     };
     row(&below) * (1.0 - &share) + row(&(&below + 1.0)) * share
 }

@@ -17,8 +17,7 @@ fn mae(settings: &[&str]) -> (ParamStore, Mae) {
 }
 
 fn inputs() -> (Tensor, Masking) {
-    let random =
-        |shape: &[i64], name| models::init::Init::Normal { std: 1.0 }.tensor(shape, 4, name);
+    let random = |shape: &[i64], name| models::init::Init::Normal { std: 1.0 }.tensor(shape, 4, name);
     let masking = random_masking(&random(&[2, 16], "noise"), 4);
     (random(&[2, 3, 32, 32], "imgs"), masking)
 }
@@ -29,9 +28,7 @@ fn visible_patches_are_the_original_s() {
     let (_store, mae) = mae(&[]);
     let (imgs, masking) = inputs();
     let sheet = Sheet::of(&mae, &imgs, &masking);
-    let [original, masked, reconstructed] = &sheet.columns[..] else {
-        panic!("{} columns", sheet.columns.len())
-    };
+    let [original, masked, reconstructed] = &sheet.columns[..] else { panic!("{} columns", sheet.columns.len()) };
     let mask = masking.mask.unsqueeze(-1).expand([2, 16, 192], false);
     let removed = unpatchify(&mask, 8, [4, 4]);
     let difference = |a: &Tensor, of: &Tensor| {
@@ -77,30 +74,17 @@ fn maps_show_similarity_where_it_is_known() {
         let (y, x) = (id / 4 * 8 + 3, id % 4 * 8 + 5);
         [0, 1, 2].map(|c| (column.double_value(&[0, c, y, x]) * 255.0).round())
     };
-    assert_eq!(
-        colour(masking.ids_keep.int64_value(&[0, 0])),
-        [68.0, 1.0, 84.0]
-    );
-    assert_eq!(
-        colour(masking.ids_keep.int64_value(&[0, 1])),
-        [253.0, 231.0, 37.0]
-    );
+    assert_eq!(colour(masking.ids_keep.int64_value(&[0, 0])), [68.0, 1.0, 84.0]);
+    assert_eq!(colour(masking.ids_keep.int64_value(&[0, 1])), [253.0, 231.0, 37.0]);
     assert_eq!(colour(masking.ids_removed.int64_value(&[0, 0])), [184.0; 3]);
     let image = sheet.image().unwrap();
     // Panels of 32 pixels are shown four times as large.
-    assert_eq!(
-        [image.width(), image.height()],
-        [4 * 128 + 3 * 4, 2 * 128 + 4]
-    );
+    assert_eq!([image.width(), image.height()], [4 * 128 + 3 * 4, 2 * 128 + 4]);
 }
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(
-        &Cli::try_parse_from(args).unwrap(),
-        &HubSettings::default(),
-        &mut out,
-    )?;
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -118,15 +102,8 @@ fn runs_and_the_command_draw() {
 
     let text = |name: &str| world.path(name).to_str().unwrap().to_owned();
     let draw = |out: &str, more: &[&str]| {
-        let mut args = ["trainer", "reconstruct", "--device", "cpu", "--count", "3"]
-            .map(String::from)
-            .to_vec();
-        args.extend([
-            "--model".into(),
-            text("run"),
-            "--images".into(),
-            text("images"),
-        ]);
+        let mut args = ["trainer", "reconstruct", "--device", "cpu", "--count", "3"].map(String::from).to_vec();
+        args.extend(["--model".into(), text("run"), "--images".into(), text("images")]);
         args.extend(["--out".into(), text(out)]);
         args.extend(more.iter().map(|s| s.to_string()));
         run(&args)

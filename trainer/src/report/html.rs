@@ -18,11 +18,7 @@ pub(super) fn escape(text: &str) -> String {
 
 /// A PNG inside the page.
 pub(super) fn image(png: &[u8], alt: &str) -> String {
-    format!(
-        "<img alt=\"{}\" src=\"data:image/png;base64,{}\">",
-        escape(alt),
-        base64(png)
-    )
+    format!("<img alt=\"{}\" src=\"data:image/png;base64,{}\">", escape(alt), base64(png))
 }
 
 /// A table whose first `words` columns are text, to be read from the left; the others are numbers, to be compared down their right edge.
@@ -36,10 +32,7 @@ pub(super) fn table(words: usize, header: &[String], rows: &[Vec<String>]) -> St
             })
             .collect()
     };
-    let body: String = rows
-        .iter()
-        .map(|row| format!("<tr>{}</tr>\n", cells(row, "td")))
-        .collect();
+    let body: String = rows.iter().map(|row| format!("<tr>{}</tr>\n", cells(row, "td"))).collect();
     format!(
         "<div class=\"scroll\"><table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>",
         cells(header, "th")
@@ -70,14 +63,9 @@ mod tests {
     /// The test vectors of RFC 4648, section 10.
     #[test]
     fn base64_is_that_of_the_rfc() {
-        for (text, expected) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
+        for (text, expected) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(base64(text.as_bytes()), expected);
         }
     }

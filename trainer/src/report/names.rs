@@ -10,10 +10,7 @@ pub(super) fn name_apart(paths: &[&Path]) -> Vec<String> {
         .map(|path| {
             let found = path.canonicalize().or_else(|_| std::path::absolute(path));
             let found = found.unwrap_or_else(|_| path.to_path_buf());
-            found
-                .components()
-                .map(|part| part.as_os_str().to_string_lossy().into_owned())
-                .collect()
+            found.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
         })
         .collect();
     let tail = |parts: &[String], n: usize| parts[parts.len().saturating_sub(n)..].join("/");
@@ -47,10 +44,7 @@ mod tests {
     #[test]
     fn as_much_of_a_path_as_tells_it_from_the_others() {
         assert_eq!(names(&["/w/a", "/w/b"]), ["a", "b"]);
-        assert_eq!(
-            names(&["/x/run", "/y/run", "/y/other"]),
-            ["x/run", "y/run", "other"]
-        );
+        assert_eq!(names(&["/x/run", "/y/run", "/y/other"]), ["x/run", "y/run", "other"]);
         assert_eq!(names(&["/p/x/run", "/q/x/run"]), ["p/x/run", "q/x/run"]);
         assert_eq!(names(&["/w/run", "/w/x/run"]), ["w/run", "x/run"]);
         assert_eq!(names(&["/x/run", "/x/run"]), ["x/run (1)", "x/run (2)"]);

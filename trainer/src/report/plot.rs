@@ -39,10 +39,7 @@ pub(super) fn stroke(place: usize) -> String {
 
 /// All curves of the quantity `title` over the step, their values times `scale`.
 pub(super) fn plot(title: &str, curves: &[Curve], scale: f64) -> String {
-    let thinned: Vec<Vec<(f64, f64)>> = curves
-        .iter()
-        .map(|curve| thin(curve.points, scale))
-        .collect();
+    let thinned: Vec<Vec<(f64, f64)>> = curves.iter().map(|curve| thin(curve.points, scale)).collect();
     let mut values: Vec<f64> = thinned.iter().flatten().map(|&(_, y)| y).collect();
     values.sort_by(f64::total_cmp);
     let (Some(&low), Some(&top)) = (values.first(), values.last()) else {
@@ -55,11 +52,7 @@ pub(super) fn plot(title: &str, curves: &[Curve], scale: f64) -> String {
         false => 0.1 * top.abs(),
     };
     let y_ticks = ticks(low - margin, top + margin);
-    let last = thinned
-        .iter()
-        .flatten()
-        .map(|&(x, _)| x)
-        .fold(1.0, f64::max);
+    let last = thinned.iter().flatten().map(|&(x, _)| x).fold(1.0, f64::max);
     let x_ticks = ticks(0.0, last);
 
     let (plot_w, plot_h) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
@@ -91,22 +84,12 @@ pub(super) fn plot(title: &str, curves: &[Curve], scale: f64) -> String {
             label(tick, &x_ticks)
         );
     }
-    let _ = writeln!(
-        svg,
-        "<text class=\"x\" x=\"{:.1}\" y=\"{}\">step</text>",
-        LEFT + plot_w / 2.0,
-        HEIGHT - 5.0
-    );
+    let _ = writeln!(svg, "<text class=\"x\" x=\"{:.1}\" y=\"{}\">step</text>", LEFT + plot_w / 2.0, HEIGHT - 5.0);
     for (curve, points) in curves.iter().zip(&thinned) {
         let mut path = String::new();
         for (i, &(x, y)) in points.iter().enumerate() {
             let y = y_of(y);
-            let _ = write!(
-                path,
-                "{}{:.1} {y:.1}",
-                if i == 0 { "M" } else { "L" },
-                x_of(x)
-            );
+            let _ = write!(path, "{}{:.1} {y:.1}", if i == 0 { "M" } else { "L" }, x_of(x));
         }
         if points.len() == 1 {
             // A dot, where there is no line yet.
@@ -124,11 +107,8 @@ pub(super) fn plot(title: &str, curves: &[Curve], scale: f64) -> String {
 
 /// The finite points, in groups where there are many.
 fn thin(points: &[(f64, f64)], scale: f64) -> Vec<(f64, f64)> {
-    let finite: Vec<(f64, f64)> = points
-        .iter()
-        .filter(|(x, y)| x.is_finite() && (y * scale).is_finite())
-        .map(|&(x, y)| (x, y * scale))
-        .collect();
+    let finite: Vec<(f64, f64)> =
+        points.iter().filter(|(x, y)| x.is_finite() && (y * scale).is_finite()).map(|&(x, y)| (x, y * scale)).collect();
     let group = finite.len().div_ceil(MOST_POINTS).max(1);
     let mean = |group: &[(f64, f64)]| {
         let n = group.len() as f64;
@@ -149,10 +129,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
         .find(|step| range / step <= 6.0)
         .unwrap_or(10.0 * power);
     let first = (low / step).floor();
-    (0..12)
-        .map(|i| (first + f64::from(i)) * step)
-        .take_while(|tick| *tick <= high + step)
-        .collect()
+    (0..12).map(|i| (first + f64::from(i)) * step).take_while(|tick| *tick <= high + step).collect()
 }
 
 fn step_of(ticks: &[f64]) -> f64 {
@@ -165,9 +142,7 @@ fn step_of(ticks: &[f64]) -> f64 {
 /// A tick's text, with the digits that tell it from its neighbours, and in the form that all `ticks` of its axis have.
 fn label(tick: f64, ticks: &[f64]) -> String {
     let step = step_of(ticks);
-    let largest = ticks
-        .iter()
-        .fold(0.0, |most: f64, tick| most.max(tick.abs()));
+    let largest = ticks.iter().fold(0.0, |most: f64, tick| most.max(tick.abs()));
     let size = tick.abs().max(step);
     // No minus before a zero, and no power of ten after it.
     if tick.abs() < step / 2.0 {
@@ -195,23 +170,12 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_cover_the_range() {
-        for (low, high) in [
-            (0.0, 1560.0),
-            (0.53, 1.02),
-            (-3.0, 4.5),
-            (1e-6, 4e-3),
-            (5.0, 5.0 + 1e-9),
-        ] {
+        for (low, high) in [(0.0, 1560.0), (0.53, 1.02), (-3.0, 4.5), (1e-6, 4e-3), (5.0, 5.0 + 1e-9)] {
             let ticks = ticks(low, high);
             assert!((2..=12).contains(&ticks.len()), "{low}..{high}: {ticks:?}");
-            assert!(
-                ticks[0] <= low && *ticks.last().unwrap() >= high - 1e-12,
-                "{low}..{high}: {ticks:?}"
-            );
+            assert!(ticks[0] <= low && *ticks.last().unwrap() >= high - 1e-12, "{low}..{high}: {ticks:?}");
         }
-        let texts = |ticks: &[f64]| -> Vec<String> {
-            ticks.iter().map(|&tick| label(tick, ticks)).collect()
-        };
+        let texts = |ticks: &[f64]| -> Vec<String> { ticks.iter().map(|&tick| label(tick, ticks)).collect() };
         assert_eq!(texts(&[0.2, 0.25, 0.3]), ["0.20", "0.25", "0.30"]);
         assert_eq!(texts(&[15e3, 20e3]), ["15k", "20k"]);
         assert_eq!(texts(&[-1e-17, 0.1]), ["0", "0.1"]);
@@ -245,11 +209,7 @@ mod tests {
         assert!(thinned.len() <= MOST_POINTS);
         assert!(thinned.iter().all(|&(_, y)| y == 2.0));
         let nothing = [(1.0, f64::NAN)];
-        let curve = Curve {
-            place: 0,
-            label: "a",
-            points: &nothing,
-        };
+        let curve = Curve { place: 0, label: "a", points: &nothing };
         assert!(plot("loss", &[curve], 1.0).contains("no finite value"));
     }
 }

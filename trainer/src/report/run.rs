@@ -47,21 +47,15 @@ pub(super) struct RunData {
 impl RunData {
     /// Reads what is there.
     pub(super) fn read(path: &Path) -> RunData {
-        let mut run = RunData {
-            path: path.into(),
-            ..RunData::default()
-        };
+        let mut run = RunData { path: path.into(), ..RunData::default() };
         if !path.is_dir() {
-            run.problems
-                .push(format!("{} is no folder", path.display()));
+            run.problems.push(format!("{} is no folder", path.display()));
             return run;
         }
         if let Some(text) = run.text(&path.join(run_folder::RECIPE), true) {
             match toml::from_str::<toml::Value>(&text) {
                 Ok(value) => flatten("", &value, &mut run.settings),
-                Err(e) => run
-                    .problems
-                    .push(format!("{}: {}", run_folder::RECIPE, e.message())),
+                Err(e) => run.problems.push(format!("{}: {}", run_folder::RECIPE, e.message())),
             }
             run.recipe = Some(text);
         }
@@ -132,16 +126,11 @@ impl RunData {
 
     /// A file's text; a problem where it is unreadable, or not there and `wanted`.
     fn text(&mut self, path: &Path, wanted: bool) -> Option<String> {
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let size = fs::metadata(path).map(|metadata| metadata.len());
         let text = match size {
             Ok(size) if size > MOST_BYTES => {
-                self.problems
-                    .push(format!("{name}: has {size} bytes, more than a run writes"));
+                self.problems.push(format!("{name}: has {size} bytes, more than a run writes"));
                 return None;
             }
             Ok(_) => fs::read_to_string(path),
@@ -178,8 +167,7 @@ impl RunData {
         }
         if bad > 0 {
             let lines = if bad == 1 { "line is" } else { "lines are" };
-            self.problems
-                .push(format!("{METRICS}: {bad} {lines} damaged and left out"));
+            self.problems.push(format!("{METRICS}: {bad} {lines} damaged and left out"));
         }
     }
 
@@ -188,20 +176,13 @@ impl RunData {
             return;
         };
         let mut paths: Vec<_> = entries.filter_map(Result::ok).map(|e| e.path()).collect();
-        paths.retain(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "json")
-        });
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
         paths.sort();
         for path in paths {
             let Some(text) = self.text(&path, true) else {
                 continue;
             };
-            let name = path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             match serde_json::from_str(&text) {
                 Ok(value) => {
                     self.evaluations.insert(name, value);

@@ -57,12 +57,8 @@ pub(super) fn evaluations(runs: &[RunData]) -> String {
     };
     let mut knn = Questions::new();
     for (run, name, value) in of("knn") {
-        let question = format!(
-            "{} nearest of {} vote on {}",
-            text(&value["k"]),
-            images(value, "train"),
-            images(value, "test")
-        );
+        let question =
+            format!("{} nearest of {} vote on {}", text(&value["k"]), images(value, "train"), images(value, "test"));
         let rows = knn.entry(question + &classes(value)).or_default();
         for (kind, accuracy) in value["accuracy"].as_object().into_iter().flatten() {
             rows.push(vec![
@@ -176,11 +172,7 @@ fn kind<const N: usize>(title: &str, header: [&str; N], questions: &Questions) -
         .iter()
         .filter(|(_, rows)| !rows.is_empty())
         .map(|(question, rows)| {
-            format!(
-                "<p class=\"note\">{}</p>\n{}\n",
-                escape(question),
-                table(2, &header.map(String::from), rows)
-            )
+            format!("<p class=\"note\">{}</p>\n{}\n", escape(question), table(2, &header.map(String::from), rows))
         })
         .collect();
     match tables.is_empty() {
@@ -207,10 +199,7 @@ pub(super) fn data(runs: &[RunData]) -> String {
         row
     };
     let rows: Vec<Vec<String>> = facts.iter().map(row).collect();
-    format!(
-        "<div class=\"wrap\">{}</div>",
-        table(usize::MAX, &header, &rows)
-    )
+    format!("<div class=\"wrap\">{}</div>", table(usize::MAX, &header, &rows))
 }
 
 /// The settings that are not the same in all recipes.
@@ -219,23 +208,13 @@ pub(super) fn differences(runs: &[RunData]) -> String {
     if with_recipe.len() < 2 {
         return String::new();
     }
-    let names: BTreeSet<&String> = with_recipe
-        .iter()
-        .flat_map(|run| run.settings.keys())
-        .collect();
+    let names: BTreeSet<&String> = with_recipe.iter().flat_map(|run| run.settings.keys()).collect();
     let mut rows = Vec::new();
     for name in names {
-        let values: Vec<Option<&String>> = with_recipe
-            .iter()
-            .map(|run| run.settings.get(name))
-            .collect();
+        let values: Vec<Option<&String>> = with_recipe.iter().map(|run| run.settings.get(name)).collect();
         if values.windows(2).any(|pair| pair[0] != pair[1]) {
             let mut row = vec![name.clone()];
-            row.extend(
-                values
-                    .iter()
-                    .map(|v| v.map_or("unset".to_owned(), |v| (*v).clone())),
-            );
+            row.extend(values.iter().map(|v| v.map_or("unset".to_owned(), |v| (*v).clone())));
             rows.push(row);
         }
     }

@@ -27,19 +27,11 @@ fn page(world: &World, more: &[PathBuf]) -> (String, String) {
 fn world() -> World {
     let world = World::with_cache(8);
     run(&world.pretrain_args("a", &[])).unwrap();
-    run(&world.pretrain_args(
-        "b",
-        &["--set", "mimic.teachers=[]", "--set", "loss.w_rec=1.0"],
-    ))
-    .unwrap();
+    run(&world.pretrain_args("b", &["--set", "mimic.teachers=[]", "--set", "loss.w_rec=1.0"])).unwrap();
     fs::create_dir_all(world.path("a").join("eval")).unwrap();
     let knn = r#"{"model":"m","train":"pets/train","test":"pets/test","train_images":8,"test_images":4,"classes":2,"k":3,"accuracy":{"cls":{"top1":0.75,"balanced":0.5}}}"#;
     fs::write(world.path("a").join("eval/knn.json"), knn).unwrap();
-    fs::write(
-        world.path("a").join("eval/knn-untrained.json"),
-        knn.replace("0.75", "0.25"),
-    )
-    .unwrap();
+    fs::write(world.path("a").join("eval/knn-untrained.json"), knn.replace("0.75", "0.25")).unwrap();
     fs::write(world.path("a").join("eval/other.json"), r#"{"<b>": 1}"#).unwrap();
     world
 }
@@ -70,9 +62,7 @@ fn runs_stand_side_by_side_in_one_file() {
     }
     // One plot of `rec` with both runs in it, one of `mimic.clip` with one.
     let plot = |title: &str| {
-        let start = page
-            .find(&format!("<figcaption>{title}</figcaption>"))
-            .unwrap();
+        let start = page.find(&format!("<figcaption>{title}</figcaption>")).unwrap();
         let end = start + page[start..].find("</figure>").unwrap();
         page[start..end].matches("class=\"curve").count()
     };
@@ -96,16 +86,9 @@ fn what_is_damaged_is_said_and_the_rest_is_shown() {
     let png = fs::read(newest).unwrap();
     fs::write(newest, &png[..png.len() / 2]).unwrap();
     let (page, said) = page(&world, &[]);
-    for words in [
-        "2 lines are damaged",
-        "eval/knn.json",
-        "recipe.toml",
-        newest.file_name().unwrap().to_str().unwrap(),
-    ] {
-        assert!(
-            page.contains(words) && said.contains(words),
-            "{words}: {said}"
-        );
+    for words in ["2 lines are damaged", "eval/knn.json", "recipe.toml", newest.file_name().unwrap().to_str().unwrap()]
+    {
+        assert!(page.contains(words) && said.contains(words), "{words}: {said}");
     }
     assert!(page.contains("<figcaption>rec</figcaption>"));
     // The other run's picture alone.
@@ -122,10 +105,7 @@ fn what_is_damaged_is_said_and_the_rest_is_shown() {
     assert!(error.contains("ends with .html"), "{error}");
     assert!(!world.path("notes.py").exists());
     let error = refused(&["a", "nowhere"], world.path("x.html"));
-    assert!(
-        error.contains("nowhere") && error.contains("nothing of a run"),
-        "{error}"
-    );
+    assert!(error.contains("nowhere") && error.contains("nothing of a run"), "{error}");
     assert!(!world.path("x.html").exists());
     let error = refused(&["a"], world.path("none").join("x.html"));
     assert!(error.contains("no such folder"), "{error}");
@@ -138,29 +118,16 @@ fn what_may_not_be_compared_does_not_stand_in_one_table() {
     let world = world();
     let eval = world.path("a").join("eval");
     let knn = fs::read_to_string(eval.join("knn.json")).unwrap();
-    fs::write(
-        eval.join("knn-2.json"),
-        knn.replace("pets/test", "birds").replace("0.75", "0.125"),
-    )
-    .unwrap();
+    fs::write(eval.join("knn-2.json"), knn.replace("pets/test", "birds").replace("0.75", "0.125")).unwrap();
     let other = world.path("deeper").join("a");
     fs::create_dir_all(&other).unwrap();
-    fs::copy(
-        world.path("a").join("recipe.toml"),
-        other.join("recipe.toml"),
-    )
-    .unwrap();
+    fs::copy(world.path("a").join("recipe.toml"), other.join("recipe.toml")).unwrap();
     let (page, said) = page(&world, std::slice::from_ref(&other));
-    let tables = page
-        .split("<table>")
-        .filter(|table| table.contains("%</td>"));
+    let tables = page.split("<table>").filter(|table| table.contains("%</td>"));
     let of: Vec<bool> = tables.map(|table| table.contains("12.50 %")).collect();
     assert_eq!(of, [true, false], "birds before pets");
     assert!(page.contains("vote on 4 images of birds"));
-    assert!(
-        page.contains("deeper/a") && page.contains("<td class=\"text\">no checkpoint</td>"),
-        "{said}"
-    );
+    assert!(page.contains("deeper/a") && page.contains("<td class=\"text\">no checkpoint</td>"), "{said}");
     assert!(page.contains("not recorded"));
 }
 

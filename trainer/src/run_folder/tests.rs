@@ -5,12 +5,7 @@ use crate::checkpoint::{Checkpoint, Keep};
 
 fn recipe(settings: &[&str]) -> Recipe {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
-    Recipe::parse(
-        "[optim]\nbatch_size = 4\n[schedule]\nepochs = 2\n",
-        "test",
-        &settings,
-    )
-    .unwrap()
+    Recipe::parse("[optim]\nbatch_size = 4\n[schedule]\nepochs = 2\n", "test", &settings).unwrap()
 }
 
 fn message(path: &Path, recipe: &Recipe) -> String {
@@ -28,24 +23,13 @@ fn the_same_recipe_opens_it_again_and_another_is_refused_by_name() {
     drop(RunFolder::open(&run, &recipe(&[])).unwrap());
 
     let state = checkpoint::State::new(1, 0, 1, Default::default(), BTreeMap::new());
-    let checkpoint = Checkpoint {
-        state,
-        model: BTreeMap::new(),
-        optimizer: BTreeMap::new(),
-        ema: None,
-        recipe: String::new(),
-    };
-    let keep = Keep {
-        newest: 1,
-        every: None,
-    };
+    let checkpoint =
+        Checkpoint { state, model: BTreeMap::new(), optimizer: BTreeMap::new(), ema: None, recipe: String::new() };
+    let keep = Keep { newest: 1, every: None };
     checkpoint::save(&run, &checkpoint, keep).unwrap();
     drop(RunFolder::open(&run, &recipe(&[])).unwrap());
     let refused = message(&run, &recipe(&["optim.weight_decay=0.1"]));
-    assert!(
-        refused.contains("optim.weight_decay = 0.05, now it is 0.1"),
-        "{refused}"
-    );
+    assert!(refused.contains("optim.weight_decay = 0.05, now it is 0.1"), "{refused}");
     assert_eq!(load_recipe(&run).unwrap(), recipe(&[]));
     // What cannot change the result may change, and is saved.
     let faster = recipe(&["data.prefetch=8", "run.keep_checkpoints=5"]);
@@ -55,32 +39,19 @@ fn the_same_recipe_opens_it_again_and_another_is_refused_by_name() {
 
 #[test]
 fn a_plateau_may_have_another_length_until_it_ends() {
-    let wsd = |epochs: &str| {
-        recipe(&[
-            "schedule.kind=wsd",
-            "schedule.decay_epochs=2",
-            &format!("schedule.epochs={epochs}"),
-        ])
-    };
+    let wsd =
+        |epochs: &str| recipe(&["schedule.kind=wsd", "schedule.decay_epochs=2", &format!("schedule.epochs={epochs}")]);
     let refused = |before: &str, now: &str, epoch: f64| {
         let dir = Path::new("run");
-        refuse_other_length(dir, &wsd(before), &wsd(now), epoch)
-            .err()
-            .map(|e| e.to_string())
+        refuse_other_length(dir, &wsd(before), &wsd(now), epoch).err().map(|e| e.to_string())
     };
     assert_eq!(refused("10", "10", 9.0), None);
     assert_eq!(refused("10", "20", 8.0), None);
     assert_eq!(refused("20", "10", 8.0), None);
     let begun = refused("10", "20", 8.25).unwrap();
-    assert!(
-        begun.contains("with 10 the decay begins at epoch 8") && begun.contains("run.keep_every"),
-        "{begun}"
-    );
+    assert!(begun.contains("with 10 the decay begins at epoch 8") && begun.contains("run.keep_every"), "{begun}");
     let missed = refused("20", "10", 8.25).unwrap();
-    assert!(
-        missed.contains("with 10 the decay begins at epoch 8"),
-        "{missed}"
-    );
+    assert!(missed.contains("with 10 the decay begins at epoch 8"), "{missed}");
 }
 
 #[test]
@@ -104,17 +75,10 @@ fn a_folder_of_other_things_is_left_alone() {
 fn other_data_is_refused_by_name() {
     let facts = |samples: &str| BTreeMap::from([("samples".to_owned(), samples.to_owned())]);
     refuse_other_data(Path::new("run"), &facts("10"), &facts("10")).unwrap();
-    let refused = refuse_other_data(Path::new("run"), &facts("10"), &facts("11"))
-        .unwrap_err()
-        .to_string();
+    let refused = refuse_other_data(Path::new("run"), &facts("10"), &facts("11")).unwrap_err().to_string();
     assert!(refused.contains("samples = 10, now it is 11"), "{refused}");
-    let refused = refuse_other_data(Path::new("run"), &BTreeMap::new(), &facts("11"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        refused.contains("samples = absent, now it is 11"),
-        "{refused}"
-    );
+    let refused = refuse_other_data(Path::new("run"), &BTreeMap::new(), &facts("11")).unwrap_err().to_string();
+    assert!(refused.contains("samples = absent, now it is 11"), "{refused}");
 }
 
 #[test]
@@ -136,8 +100,7 @@ fn a_new_run_among_images_is_refused() {
     let images = dir.path().join("images");
     fs::create_dir(&images).unwrap();
     let spec = images.to_str().unwrap();
-    let refused =
-        |run: &str| refuse_among_images(&dir.path().join(run), &[("--train", spec)]).is_err();
+    let refused = |run: &str| refuse_among_images(&dir.path().join(run), &[("--train", spec)]).is_err();
     assert!(refused("images/run") && refused("images/deep/run") && refused("images"));
     assert!(!refused("images-run") && !refused("run"));
     let shards = format!("{spec}/{{0..9}}.tar");
@@ -150,26 +113,15 @@ fn a_new_run_among_images_is_refused() {
 
 #[test]
 fn facts_are_told_in_plain_words() {
-    let views = schemas::ViewIdentity {
-        policy: schemas::ViewPolicy::rrc(),
-        views: 2,
-        seed: 7,
-        filter: "bicubic".to_owned(),
-    };
+    let views =
+        schemas::ViewIdentity { policy: schemas::ViewPolicy::rrc(), views: 2, seed: 7, filter: "bicubic".to_owned() };
     let said = plain(&format!("{views:?}"));
     assert!(
-        said.starts_with("(policy: rrc (scale: [")
-            && said.ends_with("views: 2, seed: 7, filter: \"bicubic\")"),
+        said.starts_with("(policy: rrc (scale: [") && said.ends_with("views: 2, seed: 7, filter: \"bicubic\")"),
         "{said}"
     );
-    let pack = schemas::Pack::Jpeg {
-        short_side: 256,
-        quality: 90,
-    };
-    assert_eq!(
-        plain(&format!("{pack:?}")),
-        "jpeg (short_side: 256, quality: 90)"
-    );
+    let pack = schemas::Pack::Jpeg { short_side: 256, quality: 90 };
+    assert_eq!(plain(&format!("{pack:?}")), "jpeg (short_side: 256, quality: 90)");
     assert_eq!(plain(&format!("{:?}", schemas::Pack::None)), "none");
     assert_eq!(plain("12 (SHA-256 0f{)"), "12 (SHA-256 0f{)");
 }

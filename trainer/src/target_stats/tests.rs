@@ -16,10 +16,7 @@ fn joined(world: &World) -> (std::sync::Arc<Cache>, Samples) {
 fn close(found: &[f64], expected: &[f64]) {
     assert_eq!(found.len(), expected.len());
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
-        assert!(
-            (a - b).abs() <= 1e-6 * b.abs().max(1e-3),
-            "channel {i}: {a}, not {b}"
-        );
+        assert!((a - b).abs() <= 1e-6 * b.abs().max(1e-3), "channel {i}: {a}, not {b}");
     }
 }
 
@@ -35,11 +32,7 @@ fn commits_and_rows_agree() {
     close(&rows.mean, &sums.mean);
     close(&rows.variance, &sums.variance);
     let covariance = rows.covariance.unwrap();
-    let diagonal: Vec<f64> = covariance
-        .iter()
-        .copied()
-        .step_by(sums.mean.len() + 1)
-        .collect();
+    let diagonal: Vec<f64> = covariance.iter().copied().step_by(sums.mean.len() + 1).collect();
     close(&diagonal, &sums.variance);
     assert_eq!(sums.covariance, None);
     assert_eq!(of(TargetNorm::Ln), None);
@@ -52,8 +45,5 @@ fn a_teacher_that_is_not_cached_has_no_statistics() {
     let id = TeacherId::new("dino").unwrap();
     let error = of_teacher(&cache, &id, TargetNorm::Standardize, &samples, 0).unwrap_err();
     assert!(error.to_string().contains("add-teacher"), "{error}");
-    assert_eq!(
-        of_teacher(&cache, &id, TargetNorm::None, &samples, 0).unwrap(),
-        None
-    );
+    assert_eq!(of_teacher(&cache, &id, TargetNorm::None, &samples, 0).unwrap(), None);
 }

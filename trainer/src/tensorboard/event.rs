@@ -71,37 +71,19 @@ impl Event {
     }
 
     /// `summary` = 5 with a `value` = 1 for each: `tag` = 1, `simple_value` = 2.
-    pub(super) fn scalars<'a>(
-        wall_time: f64,
-        step: u64,
-        values: impl IntoIterator<Item = (&'a str, f64)>,
-    ) -> Event {
+    pub(super) fn scalars<'a>(wall_time: f64, step: u64, values: impl IntoIterator<Item = (&'a str, f64)>) -> Event {
         let mut summary = Message::default();
         for (tag, value) in values {
-            let value = Message::default()
-                .bytes(1, tag.as_bytes())
-                .float(2, value as f32);
+            let value = Message::default().bytes(1, tag.as_bytes()).float(2, value as f32);
             summary = summary.bytes(1, &value.0);
         }
         Event(Event::begin(wall_time, step).bytes(5, &summary.0))
     }
 
     /// The same with an `image` = 4: `height` = 1, `width` = 2, `colorspace` = 3 (RGB), `encoded_image_string` = 4.
-    pub(super) fn image(
-        wall_time: f64,
-        step: u64,
-        tag: &str,
-        [width, height]: [u32; 2],
-        png: &[u8],
-    ) -> Event {
-        let image = Message::default()
-            .uint(1, height.into())
-            .uint(2, width.into())
-            .uint(3, 3)
-            .bytes(4, png);
-        let value = Message::default()
-            .bytes(1, tag.as_bytes())
-            .bytes(4, &image.0);
+    pub(super) fn image(wall_time: f64, step: u64, tag: &str, [width, height]: [u32; 2], png: &[u8]) -> Event {
+        let image = Message::default().uint(1, height.into()).uint(2, width.into()).uint(3, 3).bytes(4, png);
+        let value = Message::default().bytes(1, tag.as_bytes()).bytes(4, &image.0);
         let summary = Message::default().bytes(1, &value.0);
         Event(Event::begin(wall_time, step).bytes(5, &summary.0))
     }

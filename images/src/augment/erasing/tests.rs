@@ -9,18 +9,13 @@ fn rng(i: u64) -> Rng {
 fn boxes_lie_inside_and_have_the_areas_and_shapes_asked_for() {
     let erasing = RandomErasing::with_prob(0.25);
     let n = 20_000;
-    let boxes: Vec<EraseBox> = (0..n)
-        .filter_map(|i| erasing.draw(&mut rng(i), 224, 224))
-        .collect();
+    let boxes: Vec<EraseBox> = (0..n).filter_map(|i| erasing.draw(&mut rng(i), 224, 224)).collect();
     // Binomial with 1/4: five standard deviations are 306.
     assert!(boxes.len().abs_diff(5_000) < 306, "{} boxes", boxes.len());
     let mut area = 0.0;
     for b in &boxes {
         assert!(b.x + b.w <= 224 && b.y + b.h <= 224, "{b:?}");
-        let (share, aspect) = (
-            f64::from(b.w * b.h) / (224.0 * 224.0),
-            f64::from(b.h) / f64::from(b.w),
-        );
+        let (share, aspect) = (f64::from(b.w * b.h) / (224.0 * 224.0), f64::from(b.h) / f64::from(b.w));
         // Sides are rounded: about 17 pixels is the shortest.
         assert!((0.019..0.344).contains(&share), "{b:?}");
         assert!((0.29..3.45).contains(&aspect), "{b:?}");
@@ -29,22 +24,14 @@ fn boxes_lie_inside_and_have_the_areas_and_shapes_asked_for() {
     // Uniform on [0.02, 1/3] has mean 0.1767; a box that does not fit is drawn again, which favours small ones a little.
     let mean = area / boxes.len() as f64;
     assert!((0.170..0.182).contains(&mean), "mean share {mean}");
-    let centre = boxes
-        .iter()
-        .map(|b| f64::from(b.x) + f64::from(b.w) / 2.0)
-        .sum::<f64>();
+    let centre = boxes.iter().map(|b| f64::from(b.x) + f64::from(b.w) / 2.0).sum::<f64>();
     assert!((centre / boxes.len() as f64 - 112.0).abs() < 4.0);
 }
 
 #[test]
 fn only_the_box_becomes_standard_normal() {
     let (width, height) = (60, 50);
-    let erased = EraseBox {
-        x: 7,
-        y: 3,
-        w: 40,
-        h: 30,
-    };
+    let erased = EraseBox { x: 7, y: 3, w: 40, h: 30 };
     let mut img = vec![9.0; 3 * width * height];
     erased.erase(&mut rng(0), &mut img, width as u32);
     let mut again = vec![9.0; 3 * width * height];
@@ -64,10 +51,7 @@ fn only_the_box_becomes_standard_normal() {
     let mean = noise.iter().sum::<f64>() / n;
     let var = noise.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
     // Five standard errors: 1 / 60 and sqrt(2) / 60.
-    assert!(
-        mean.abs() < 0.084 && (var - 1.0).abs() < 0.118,
-        "{mean}, {var}"
-    );
+    assert!(mean.abs() < 0.084 && (var - 1.0).abs() < 0.118, "{mean}, {var}");
 }
 
 #[test]
@@ -83,12 +67,7 @@ fn tiny_and_narrow_images_and_odd_boxes_are_survived() {
             }
         }
     }
-    let outside = EraseBox {
-        x: u32::MAX,
-        y: 1,
-        w: u32::MAX,
-        h: u32::MAX,
-    };
+    let outside = EraseBox { x: u32::MAX, y: 1, w: u32::MAX, h: u32::MAX };
     let mut img = [1.0; 12];
     outside.erase(&mut rng(0), &mut img, 2);
     assert_eq!(img, [1.0; 12]);

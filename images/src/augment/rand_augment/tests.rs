@@ -22,10 +22,7 @@ fn a_policy_is_read_as_timm_reads_it() {
         }
     );
     let policy = parse("rand-inc1-n3-p0.25").unwrap();
-    assert_eq!(
-        (policy.magnitude, policy.layers, policy.prob),
-        (10.0, 3, 0.25)
-    );
+    assert_eq!((policy.magnitude, policy.layers, policy.prob), (10.0, 3, 0.25));
 }
 
 #[test]
@@ -85,11 +82,7 @@ fn draws_have_the_policys_distribution() {
 #[test]
 fn images_of_any_shape_survive_every_operation() {
     for (width, height) in [(1, 1), (1, 7), (7, 1), (2, 2), (3, 2), (5000, 1), (1, 5000)] {
-        let img = RgbImage {
-            width,
-            height,
-            data: (0..width * height * 3).map(|i| (i * 37) as u8).collect(),
-        };
+        let img = RgbImage { width, height, data: (0..width * height * 3).map(|i| (i * 37) as u8).collect() };
         for kind in OpKind::ALL {
             for magnitude in [0.0, 9.0, 10.0, f64::INFINITY, f64::NAN] {
                 for negate in [false, true] {

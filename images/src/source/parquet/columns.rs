@@ -86,25 +86,15 @@ impl Columns {
         let leaves = metadata.file_metadata().schema_descr().columns();
         let features = Features::read(metadata);
 
-        let images: Vec<(usize, &str)> = leaves
-            .iter()
-            .enumerate()
-            .filter_map(|(i, leaf)| Some((i, image_column(leaf)?)))
-            .collect();
+        let images: Vec<(usize, &str)> =
+            leaves.iter().enumerate().filter_map(|(i, leaf)| Some((i, image_column(leaf)?))).collect();
         // Bytes that no struct says to be an image: taken if a user says so.
-        let bare: Vec<(usize, &str)> = leaves
-            .iter()
-            .enumerate()
-            .filter_map(|(i, leaf)| Some((i, column_of_bytes(leaf)?)))
-            .collect();
+        let bare: Vec<(usize, &str)> =
+            leaves.iter().enumerate().filter_map(|(i, leaf)| Some((i, column_of_bytes(leaf)?))).collect();
         let problem = |detail: &str| SourceError::ParquetColumns {
             path: path.to_path_buf(),
             detail: detail.to_owned(),
-            columns: leaves
-                .iter()
-                .map(|leaf| leaf.path().string())
-                .collect::<Vec<_>>()
-                .join(", "),
+            columns: leaves.iter().map(|leaf| leaf.path().string()).collect::<Vec<_>>().join(", "),
         };
         let (image_leaf, image) = match (wanted, images.as_slice()) {
             (Some(wanted), images) => *images
@@ -135,37 +125,26 @@ impl Columns {
         let columns: Vec<(usize, &str, Result<LabelKind, &'static str>)> = leaves
             .iter()
             .enumerate()
-            .filter_map(|(i, leaf)| {
-                Some((i, leaf.path().parts().first()?.as_str(), label_kind(leaf)))
-            })
+            .filter_map(|(i, leaf)| Some((i, leaf.path().parts().first()?.as_str(), label_kind(leaf))))
             .collect();
         let integers: Vec<(usize, &str)> = columns
             .iter()
             .filter(|(_, _, kind)| *kind == Ok(LabelKind::Integer))
             .map(|(i, name, _)| (*i, *name))
             .collect();
-        let class_labels: Vec<(usize, &str)> = integers
-            .iter()
-            .filter(|(_, name)| features.label_names(name).is_some())
-            .copied()
-            .collect();
+        let class_labels: Vec<(usize, &str)> =
+            integers.iter().filter(|(_, name)| features.label_names(name).is_some()).copied().collect();
         let mut unread_labels: Vec<(String, &'static str)> = Vec::new();
         let asked = match wanted_label {
             Some(wanted) => {
                 let column = columns.iter().find(|(_, column, _)| *column == wanted);
                 match column {
-                    Some((leaf, column, Ok(kind))) if *column != image => {
-                        Some((*leaf, *column, *kind))
-                    }
+                    Some((leaf, column, Ok(kind))) if *column != image => Some((*leaf, *column, *kind)),
                     Some((_, _, Err(what))) => {
-                        return Err(problem(&format!(
-                            "column `{wanted}` is {what}, which cannot be a class"
-                        )));
+                        return Err(problem(&format!("column `{wanted}` is {what}, which cannot be a class")));
                     }
                     _ => {
-                        return Err(problem(&format!(
-                            "no column of labels is called `{wanted}`"
-                        )));
+                        return Err(problem(&format!("no column of labels is called `{wanted}`")));
                     }
                 }
             }
@@ -178,24 +157,19 @@ impl Columns {
             })
             .map(|(leaf, name)| (*leaf, *name, LabelKind::Integer));
         let of_name = |name: &str| -> Vec<_> {
-            columns
-                .iter()
-                .filter(|(_, column, _)| column.eq_ignore_ascii_case(name) && *column != image)
-                .collect()
+            columns.iter().filter(|(_, column, _)| column.eq_ignore_ascii_case(name) && *column != image).collect()
         };
         let chosen = asked.or(chosen).or_else(|| {
             LABEL_NAMES.iter().find_map(|name| {
-                of_name(name)
-                    .iter()
-                    .find_map(|(leaf, column, kind)| match kind {
-                        Ok(kind) => Some((*leaf, *column, *kind)),
-                        Err(what) => {
-                            if !unread_labels.iter().any(|(other, _)| other == column) {
-                                unread_labels.push(((*column).to_owned(), *what));
-                            }
-                            None
+                of_name(name).iter().find_map(|(leaf, column, kind)| match kind {
+                    Ok(kind) => Some((*leaf, *column, *kind)),
+                    Err(what) => {
+                        if !unread_labels.iter().any(|(other, _)| other == column) {
+                            unread_labels.push(((*column).to_owned(), *what));
                         }
-                    })
+                        None
+                    }
+                })
             })
         });
         let label_name = chosen.map_or("", |(_, name, _)| name);
@@ -235,11 +209,7 @@ impl Columns {
             like_labels,
             image_leaf,
             label_names,
-            label: chosen.map(|(leaf, name, kind)| LabelColumn {
-                leaf,
-                name: name.to_owned(),
-                kind,
-            }),
+            label: chosen.map(|(leaf, name, kind)| LabelColumn { leaf, name: name.to_owned(), kind }),
             unread_labels,
             other_images: images
                 .iter()
@@ -252,12 +222,7 @@ impl Columns {
     }
 
     /// Refuses a label that the column's own list of names has no name for.
-    pub(super) fn check_named(
-        &self,
-        path: &Path,
-        row: usize,
-        label: Option<i32>,
-    ) -> Result<(), SourceError> {
+    pub(super) fn check_named(&self, path: &Path, row: usize, label: Option<i32>) -> Result<(), SourceError> {
         match (label, &self.label) {
             (Some(value), Some(column))
                 if column.kind != LabelKind::Text
@@ -279,10 +244,7 @@ impl Columns {
     /// Refuses a file whose columns or label names are not those of the first.
     pub(super) fn check_same(&self, first: &Self, path: &Path) -> Result<(), SourceError> {
         let what_counts = |c: &Self| {
-            let label = c
-                .label
-                .as_ref()
-                .map(|label| (label.leaf, label.name.clone()));
+            let label = c.label.as_ref().map(|label| (label.leaf, label.name.clone()));
             (c.image_leaf, c.image.clone(), label, c.label_names.clone())
         };
         if what_counts(self) == what_counts(first) {
@@ -290,11 +252,7 @@ impl Columns {
         }
         let describe = |c: &Self| {
             let label = c.label.as_ref().map_or("none", |label| &label.name);
-            format!(
-                "images `{}`, labels `{label}` with {} names",
-                c.image,
-                c.label_names.len()
-            )
+            format!("images `{}`, labels `{label}` with {} names", c.image, c.label_names.len())
         };
         let detail = format!(
             "columns or label names differ from the first file's ({} there, {} here)",
@@ -302,36 +260,21 @@ impl Columns {
             describe(self)
         );
         let label = self.label.as_ref().map(|label| label.name.as_str());
-        let columns = [Some(self.image.as_str()), label]
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .join(", ");
-        Err(SourceError::ParquetColumns {
-            path: path.to_path_buf(),
-            detail,
-            columns,
-        })
+        let columns = [Some(self.image.as_str()), label].into_iter().flatten().collect::<Vec<_>>().join(", ");
+        Err(SourceError::ParquetColumns { path: path.to_path_buf(), detail, columns })
     }
 }
 
 /// The first of `columns` to have one of `names`, going by the order of the names.
-fn by_name<'a, 'b>(
-    columns: &'a [(usize, &'b str)],
-    names: &[&str],
-) -> Option<&'a (usize, &'b str)> {
-    names
-        .iter()
-        .find_map(|name| columns.iter().find(|(_, column)| column == name))
+fn by_name<'a, 'b>(columns: &'a [(usize, &'b str)], names: &[&str]) -> Option<&'a (usize, &'b str)> {
+    names.iter().find_map(|name| columns.iter().find(|(_, column)| column == name))
 }
 
 /// The name of the struct around a leaf called `bytes`.
 fn image_column(leaf: &ColumnDescriptor) -> Option<&str> {
     match leaf.path().parts() {
         [column, field]
-            if field == "bytes"
-                && leaf.physical_type() == Type::BYTE_ARRAY
-                && leaf.max_rep_level() == 0 =>
+            if field == "bytes" && leaf.physical_type() == Type::BYTE_ARRAY && leaf.max_rep_level() == 0 =>
         {
             Some(column)
         }
@@ -356,9 +299,7 @@ fn column_of_bytes(leaf: &ColumnDescriptor) -> Option<&str> {
 
 /// How a column can hold classes, or what it is instead.
 fn label_kind(leaf: &ColumnDescriptor) -> Result<LabelKind, &'static str> {
-    use ConvertedType::{
-        DECIMAL, ENUM, INT_8, INT_16, INT_32, INT_64, NONE, UINT_8, UINT_16, UINT_32, UINT_64, UTF8,
-    };
+    use ConvertedType::{DECIMAL, ENUM, INT_8, INT_16, INT_32, INT_64, NONE, UINT_8, UINT_16, UINT_32, UINT_64, UTF8};
     if leaf.max_rep_level() > 0 {
         return Err("a list");
     }
@@ -385,17 +326,10 @@ fn label_kind(leaf: &ColumnDescriptor) -> Result<LabelKind, &'static str> {
         (Type::INT32 | Type::INT64, NONE) if logical.is_none() => Ok(LabelKind::Integer),
         (Type::INT32 | Type::INT64 | Type::INT96, _) => Err("a time or date"),
         (Type::BYTE_ARRAY, UTF8 | ENUM) => Ok(LabelKind::Text),
-        (Type::BYTE_ARRAY, NONE)
-            if matches!(
-                logical,
-                None | Some(LogicalType::String | LogicalType::Enum)
-            ) =>
-        {
+        (Type::BYTE_ARRAY, NONE) if matches!(logical, None | Some(LogicalType::String | LogicalType::Enum)) => {
             Ok(LabelKind::Text)
         }
-        (Type::FIXED_LEN_BYTE_ARRAY, NONE) if matches!(logical, Some(LogicalType::Float16)) => {
-            Ok(LabelKind::Float)
-        }
+        (Type::FIXED_LEN_BYTE_ARRAY, NONE) if matches!(logical, Some(LogicalType::Float16)) => Ok(LabelKind::Float),
         _ => Err("of another type"),
     }
 }
@@ -406,18 +340,9 @@ struct Features(Value);
 impl Features {
     /// Metadata that is missing or not as expected names no labels: it is a help, and no part of the data.
     fn read(metadata: &ParquetMetaData) -> Self {
-        let notes = metadata
-            .file_metadata()
-            .key_value_metadata()
-            .into_iter()
-            .flatten();
-        let text = notes
-            .filter(|note| note.key == "huggingface")
-            .find_map(|note| note.value.as_deref());
-        Self(
-            text.and_then(|text| serde_json::from_str(text).ok())
-                .unwrap_or(Value::Null),
-        )
+        let notes = metadata.file_metadata().key_value_metadata().into_iter().flatten();
+        let text = notes.filter(|note| note.key == "huggingface").find_map(|note| note.value.as_deref());
+        Self(text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null))
     }
 
     /// The names of a `ClassLabel` column.
@@ -426,10 +351,6 @@ impl Features {
         if feature["_type"] != "ClassLabel" {
             return None;
         }
-        feature["names"]
-            .as_array()?
-            .iter()
-            .map(|name| name.as_str().map(str::to_owned))
-            .collect()
+        feature["names"].as_array()?.iter().map(|name| name.as_str().map(str::to_owned)).collect()
     }
 }

@@ -12,8 +12,7 @@ use parquet::basic::Type;
 use parquet::column::page::PageReader;
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{
-    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType,
-    Int32Type, Int64Type,
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
 };
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ColumnChunkMetaData;
@@ -34,10 +33,7 @@ pub(super) struct Pread {
 impl Pread {
     pub(super) fn new(path: &Path, file: &Arc<File>) -> std::result::Result<Self, SourceError> {
         let len = file.metadata().map_err(io_error(path))?.len();
-        Ok(Self {
-            file: file.clone(),
-            len,
-        })
+        Ok(Self { file: file.clone(), len })
     }
 }
 
@@ -51,21 +47,13 @@ impl ChunkReader for Pread {
     type T = BufReader<Cursor>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        Ok(BufReader::new(Cursor {
-            file: self.file.clone(),
-            position: start,
-        }))
+        Ok(BufReader::new(Cursor { file: self.file.clone(), position: start }))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         // Lengths come from the file: one past its end must not become an allocation.
-        if start
-            .checked_add(length as u64)
-            .is_none_or(|end| end > self.len)
-        {
-            return Err(ParquetError::EOF(format!(
-                "{length} bytes at {start} reach past the end of the file"
-            )));
+        if start.checked_add(length as u64).is_none_or(|end| end > self.len) {
+            return Err(ParquetError::EOF(format!("{length} bytes at {start} reach past the end of the file")));
         }
         let mut data = vec![0; length];
         self.file.read_exact_at(&mut data, start)?;
@@ -110,28 +98,21 @@ impl Page {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.rows
-            .iter()
-            .flatten()
-            .map(|row| row.len() + size_of::<ByteArray>())
-            .sum()
+        self.rows.iter().flatten().map(|row| row.len() + size_of::<ByteArray>()).sum()
     }
 }
 
 /// The first row of every data page of a column chunk, from the pages' headers alone.
-pub(super) fn page_starts(
-    reader: Arc<Pread>,
-    chunk: &ColumnChunkMetaData,
-    group_rows: usize,
-) -> Result<Vec<usize>> {
+pub(super) fn page_starts(reader: Arc<Pread>, chunk: &ColumnChunkMetaData, group_rows: usize) -> Result<Vec<usize>> {
     let mut pages = SerializedPageReader::new(reader, chunk, group_rows, None)?;
     let (mut starts, mut row) = (Vec::new(), 0);
     while let Some(page) = pages.peek_next_page()? {
         if !page.is_dict {
             // The column is not repeated, so a level is a row.
-            let rows = page.num_rows.or(page.num_levels).ok_or_else(|| {
-                ParquetError::General("a page without a number of rows".to_owned())
-            })?;
+            let rows = page
+                .num_rows
+                .or(page.num_levels)
+                .ok_or_else(|| ParquetError::General("a page without a number of rows".to_owned()))?;
             if rows > 0 {
                 starts.push(row);
             }
@@ -140,9 +121,7 @@ pub(super) fn page_starts(
         pages.skip_next_page()?;
     }
     if row != group_rows {
-        return Err(ParquetError::General(format!(
-            "the pages of a row group hold {row} rows instead of {group_rows}"
-        )));
+        return Err(ParquetError::General(format!("the pages of a row group hold {row} rows instead of {group_rows}")));
     }
     Ok(starts)
 }
@@ -176,9 +155,7 @@ pub(super) fn read_labels(
                 .collect()
         };
     }
-    let large = |number: u64| {
-        i64::try_from(number).map_or_else(|_| Value::Unfit(number.to_string()), Value::Number)
-    };
+    let large = |number: u64| i64::try_from(number).map_or_else(|_| Value::Unfit(number.to_string()), Value::Number);
     Ok(match (kind, chunk.column_type()) {
         (LabelKind::Integer, Type::INT32) => column!(Int32Type, |n| Value::Number(n.into())),
         (LabelKind::Integer, _) => column!(Int64Type, Value::Number),
@@ -247,15 +224,11 @@ fn decimal(digits: i128, scale: u32) -> Value {
 
 /// A decimal in big-endian bytes of two's complement.
 fn decimal_bytes(bytes: &[u8], scale: u32) -> Value {
-    let sign = if bytes.first().is_some_and(|&byte| byte >= 128) {
-        0xFF
-    } else {
-        0
-    };
+    let sign = if bytes.first().is_some_and(|&byte| byte >= 128) { 0xFF } else { 0 };
     // A wider number that is small begins with bytes that repeat its sign.
     let (repeated, bytes) = bytes.split_at(bytes.len().saturating_sub(16));
-    let is_wider = repeated.iter().any(|&byte| byte != sign)
-        || (!repeated.is_empty() && (bytes[0] >= 128) != (sign == 0xFF));
+    let is_wider =
+        repeated.iter().any(|&byte| byte != sign) || (!repeated.is_empty() && (bytes[0] >= 128) != (sign == 0xFF));
     if is_wider {
         return Value::Unfit("a decimal of more than 38 digits".to_owned());
     }
@@ -277,13 +250,9 @@ fn read_column<T: DataType>(
     let (mut values, mut levels) = (Vec::new(), Vec::new());
     let mut read = 0;
     while read < rows.len() {
-        let (records, _, _) =
-            column.read_records(rows.len() - read, Some(&mut levels), None, &mut values)?;
+        let (records, _, _) = column.read_records(rows.len() - read, Some(&mut levels), None, &mut values)?;
         if records == 0 {
-            return Err(ParquetError::EOF(format!(
-                "the column ends {} rows early",
-                rows.len() - read
-            )));
+            return Err(ParquetError::EOF(format!("the column ends {} rows early", rows.len() - read)));
         }
         read += records;
     }
@@ -292,15 +261,7 @@ fn read_column<T: DataType>(
         return Ok(values.into_iter().map(Some).collect());
     }
     let mut values = values.into_iter();
-    let rows: Vec<Option<T::T>> = levels
-        .iter()
-        .map(|&level| {
-            if level == present {
-                values.next()
-            } else {
-                None
-            }
-        })
-        .collect();
+    let rows: Vec<Option<T::T>> =
+        levels.iter().map(|&level| if level == present { values.next() } else { None }).collect();
     Ok(rows)
 }

@@ -62,18 +62,10 @@ impl Behind {
 /// Advice for a file that is a compressed or another archive, by its first bytes.
 pub(super) fn compression(start: &[u8]) -> &'static str {
     match start {
-        [0x1F, 0x8B, ..] => {
-            ". It is compressed by gzip: decompress it, for images are read in place"
-        }
-        [0x28, 0xB5, 0x2F, 0xFD, ..] => {
-            ". It is compressed by zstd: decompress it, for images are read in place"
-        }
-        [b'B', b'Z', b'h', ..] => {
-            ". It is compressed by bzip2: decompress it, for images are read in place"
-        }
-        [0xFD, b'7', b'z', b'X', b'Z', ..] => {
-            ". It is compressed by xz: decompress it, for images are read in place"
-        }
+        [0x1F, 0x8B, ..] => ". It is compressed by gzip: decompress it, for images are read in place",
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => ". It is compressed by zstd: decompress it, for images are read in place",
+        [b'B', b'Z', b'h', ..] => ". It is compressed by bzip2: decompress it, for images are read in place",
+        [0xFD, b'7', b'z', b'X', b'Z', ..] => ". It is compressed by xz: decompress it, for images are read in place",
         [b'P', b'K', ..] => ". It is a zip archive: unpack it, or pack it as a tar",
         _ => "",
     }
@@ -92,10 +84,7 @@ pub(super) fn is_header(block: &[u8; BLOCK as usize]) -> bool {
 }
 
 pub(super) fn truncated(path: &Path, detail: String) -> SourceError {
-    SourceError::TruncatedTar {
-        path: path.to_path_buf(),
-        detail,
-    }
+    SourceError::TruncatedTar { path: path.to_path_buf(), detail }
 }
 
 /// Sorts the `tar` crate's errors, most of which have no kind. Headers begin at whole blocks, so only a file that does not end at one can
@@ -105,15 +94,10 @@ pub(super) fn malformed(path: &Path, file_len: u64, after: u64, error: io::Error
     let detail = format!("after byte {after}: {error}");
     match error.kind() {
         io::ErrorKind::UnexpectedEof => SourceError::TruncatedTar { path, detail },
-        io::ErrorKind::Other if !file_len.is_multiple_of(BLOCK) => {
-            SourceError::TruncatedTar { path, detail }
-        }
+        io::ErrorKind::Other if !file_len.is_multiple_of(BLOCK) => SourceError::TruncatedTar { path, detail },
         io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
             SourceError::CorruptTar { path, detail }
         }
-        _ => SourceError::Io {
-            path,
-            source: error,
-        },
+        _ => SourceError::Io { path, source: error },
     }
 }

@@ -25,24 +25,11 @@ fn class_folders_at_any_depth_with_links_and_clutter() {
     assert_eq!(source.kind(), "folder");
     assert_eq!(
         keys(&source),
-        [
-            "ant/b.webp",
-            "ant/deep/er/a.png",
-            "ant/link.jpg",
-            "linked/l.tiff",
-            "loose.gif",
-            "zebra/z.JPG"
-        ]
+        ["ant/b.webp", "ant/deep/er/a.png", "ant/link.jpg", "linked/l.tiff", "loose.gif", "zebra/z.JPG"]
     );
     assert_eq!(source.label_names(), ["ant", "empty", "linked", "zebra"]);
-    assert_eq!(
-        labels(&source),
-        [Some(0), Some(0), Some(0), Some(2), None, Some(3)]
-    );
-    check_reading(
-        &source,
-        &[b"b", b"a", b"z", b"linked folder", b"loose", b"z"],
-    );
+    assert_eq!(labels(&source), [Some(0), Some(0), Some(0), Some(2), None, Some(3)]);
+    check_reading(&source, &[b"b", b"a", b"z", b"linked folder", b"loose", b"z"]);
 }
 
 /// Bytewise, as the digest and the sample numbers depend on it: `.` and `-` come before `/`, and capitals before small letters.
@@ -53,16 +40,10 @@ fn the_order_is_that_of_the_bytes() {
         write(root.path().join(name), "");
     }
     let source = open(root.path()).unwrap();
-    assert_eq!(
-        keys(&source),
-        ["B/x.jpg", "a-b/x.jpg", "a.b/x.jpg", "a/x.jpg", "ä/x.jpg"]
-    );
+    assert_eq!(keys(&source), ["B/x.jpg", "a-b/x.jpg", "a.b/x.jpg", "a/x.jpg", "ä/x.jpg"]);
     // The folders alone are in another order than the paths, and the labels go by the folders.
     assert_eq!(source.label_names(), ["B", "a", "a-b", "a.b", "ä"]);
-    assert_eq!(
-        labels(&source),
-        [Some(0), Some(2), Some(3), Some(1), Some(4)]
-    );
+    assert_eq!(labels(&source), [Some(0), Some(2), Some(3), Some(1), Some(4)]);
 }
 
 #[test]
@@ -82,32 +63,18 @@ fn a_folder_without_images_is_refused() {
 fn entries_that_cannot_be_used_are_refused_together() {
     let root = scratch();
     write(root.path().join("class/a.jpg"), "");
-    let (up, gone) = (
-        root.path().join("class/up"),
-        root.path().join("class/b.jpg"),
-    );
+    let (up, gone) = (root.path().join("class/up"), root.path().join("class/b.jpg"));
     symlink(root.path(), &up).unwrap();
     symlink(root.path().join("gone"), &gone).unwrap();
-    write(
-        root.path()
-            .join(std::ffi::OsStr::from_bytes(b"class/\xff.jpg")),
-        "",
-    );
-    let Err(error @ SourceError::BadEntries { .. }) = open(root.path()) else {
-        panic!("three entries are bad")
-    };
+    write(root.path().join(std::ffi::OsStr::from_bytes(b"class/\xff.jpg")), "");
+    let Err(error @ SourceError::BadEntries { .. }) = open(root.path()) else { panic!("three entries are bad") };
     let text = error.to_string();
     assert!(text.contains("3 entries cannot be used"), "{text}");
     for path in [&up, &gone] {
         assert!(text.contains(&path.display().to_string()), "{text}");
     }
-    assert!(
-        text.contains("not valid UTF-8") && text.contains("os error 2"),
-        "{text}"
-    );
-    let SourceError::BadEntries { first, .. } = error else {
-        unreachable!("matched above")
-    };
+    assert!(text.contains("not valid UTF-8") && text.contains("os error 2"), "{text}");
+    let SourceError::BadEntries { first, .. } = error else { unreachable!("matched above") };
     let mut kinds: Vec<_> = first
         .iter()
         .map(|error| match error {
@@ -125,17 +92,10 @@ fn entries_that_cannot_be_used_are_refused_together() {
 fn a_long_list_of_bad_entries_is_cut() {
     let root = scratch();
     for i in 0..25 {
-        symlink(
-            root.path().join("gone"),
-            root.path().join(format!("{i}.jpg")),
-        )
-        .unwrap();
+        symlink(root.path().join("gone"), root.path().join(format!("{i}.jpg"))).unwrap();
     }
     let text = open(root.path()).err().unwrap().to_string();
-    assert!(
-        text.contains("25 entries") && text.contains("and 15 more"),
-        "{text}"
-    );
+    assert!(text.contains("25 entries") && text.contains("and 15 more"), "{text}");
 }
 
 #[test]
@@ -151,12 +111,7 @@ fn a_file_that_vanished_is_the_disks_fault_and_a_giant_is_its_own() {
         }
         other => panic!("{other:?}"),
     }
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&giant)
-        .unwrap()
-        .set_len(MAX_FILE_BYTES + 1)
-        .unwrap();
+    fs::OpenOptions::new().write(true).open(&giant).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
     match source.read(1) {
         Err(e @ SourceError::RecordTooLarge { .. }) => {
             assert!(e.is_bad_record() && e.to_string().contains("b.jpg"))

@@ -65,8 +65,7 @@ fn of_two_label_columns_the_other_is_named() {
         let chosen = with_columns(columns(), None, &format!("::label={other}"));
         assert_eq!(labels(&chosen), [Some(1), Some(0)]);
         assert!(
-            said.contains(&format!("`{taken}` and not from `{other}`"))
-                && said.contains(&format!("`::label={other}`")),
+            said.contains(&format!("`{taken}` and not from `{other}`")) && said.contains(&format!("`::label={other}`")),
             "{said}"
         );
     }
@@ -90,8 +89,7 @@ fn members_that_could_be_labels_are_named_and_can_be_chosen() {
     assert_eq!((labels(&whole), notes(&whole).len()), (vec![Some(3)], 0));
     let other = with_members(&[("x/g.JPG", b"a"), ("x/g.jpg.cls", b"3")], "");
     assert!(
-        notes(&other).contains("belongs to no image of the data set")
-            && notes(&other).contains("`s.tar/x/g.jpg.cls`")
+        notes(&other).contains("belongs to no image of the data set") && notes(&other).contains("`s.tar/x/g.jpg.cls`")
     );
 }
 
@@ -126,10 +124,7 @@ fn a_label_in_the_path_is_named() {
         let path = root.path().join(folder).join("t.parquet");
         let source = open(write(path, table(columns, None))).unwrap();
         let said = notes(&source);
-        assert!(
-            said.contains("around the file is not read as a label"),
-            "{said}"
-        );
+        assert!(said.contains("around the file is not read as a label"), "{said}");
     }
 }
 
@@ -138,12 +133,7 @@ fn spaces_around_a_name_do_not_count_in_any_source() {
     let spaced = [" tabby cat", "tabby cat\t"];
     let table = with_columns(vec![("label", text(&spaced))], None, "");
     let tar = with_members(
-        &[
-            ("1.jpg", b"a"),
-            ("1.cls", spaced[0].as_bytes()),
-            ("2.jpg", b"b"),
-            ("2.cls", spaced[1].as_bytes()),
-        ],
+        &[("1.jpg", b"a"), ("1.cls", spaced[0].as_bytes()), ("2.jpg", b"b"), ("2.cls", spaced[1].as_bytes())],
         "",
     );
     for source in [table, tar] {
@@ -155,15 +145,7 @@ fn spaces_around_a_name_do_not_count_in_any_source() {
 #[test]
 fn classes_that_differ_in_case_or_spaces_alone_are_named() {
     let table = with_columns(vec![("label", text(&["Cat", "cat"]))], None, "");
-    let tar = with_members(
-        &[
-            ("1.jpg", b"a"),
-            ("1.cls", b"Cat"),
-            ("2.jpg", b"b"),
-            ("2.cls", b"cat"),
-        ],
-        "",
-    );
+    let tar = with_members(&[("1.jpg", b"a"), ("1.cls", b"Cat"), ("2.jpg", b"b"), ("2.cls", b"cat")], "");
     let root = scratch();
     write(root.path().join("Cat/1.jpg"), "a");
     write(root.path().join("cat/1.jpg"), "a");
@@ -178,27 +160,13 @@ fn classes_that_differ_in_case_or_spaces_alone_are_named() {
 
 #[test]
 fn a_class_beyond_the_names_is_refused_at_opening_with_its_row() {
-    let note =
-        r#"{"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}"#;
-    for (values, row, value) in [
-        (vec![Some(3), Some(0)], 0, 3),
-        (vec![Some(2), Some(70)], 1, 70),
-    ] {
+    let note = r#"{"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}"#;
+    for (values, row, value) in [(vec![Some(3), Some(0)], 0, 3), (vec![Some(2), Some(70)], 1, 70)] {
         let root = scratch();
-        let columns = vec![
-            ("image", image_column(vec![Some(b"a"), Some(b"b")])),
-            ("label", label_column(values)),
-        ];
-        let error = open(write(
-            root.path().join("t.parquet"),
-            table(columns, Some(note)),
-        ))
-        .unwrap_err()
-        .to_string();
+        let columns = vec![("image", image_column(vec![Some(b"a"), Some(b"b")])), ("label", label_column(values))];
+        let error = open(write(root.path().join("t.parquet"), table(columns, Some(note)))).unwrap_err().to_string();
         assert!(
-            error.contains(&format!(
-                "t.parquet, row {row}: column `label` holds class {value}, but the file names 3"
-            )),
+            error.contains(&format!("t.parquet, row {row}: column `label` holds class {value}, but the file names 3")),
             "{error}"
         );
     }
@@ -208,16 +176,11 @@ fn a_class_beyond_the_names_is_refused_at_opening_with_its_row() {
 fn a_name_of_two_classes_is_refused_with_both() {
     let note = r#"{"info": {"features": {"label": {"names": ["a", "b", "\u0061"], "_type": "ClassLabel"}}}}"#;
     let root = scratch();
-    let columns = vec![
-        ("image", image_column(vec![Some(b"a"), Some(b"b")])),
-        ("label", label_column(vec![Some(0), Some(1)])),
-    ];
+    let columns =
+        vec![("image", image_column(vec![Some(b"a"), Some(b"b")])), ("label", label_column(vec![Some(0), Some(1)]))];
     let path = write(root.path().join("t.parquet"), table(columns, Some(note)));
     let error = open(path).unwrap_err().to_string();
-    assert!(
-        error.contains("t.parquet") && error.contains("calls class 0 and class 2 both \"a\""),
-        "{error}"
-    );
+    assert!(error.contains("t.parquet") && error.contains("calls class 0 and class 2 both \"a\""), "{error}");
 }
 
 #[test]
@@ -237,10 +200,7 @@ fn bytes_that_no_struct_calls_an_image_are_taken_by_name() {
         }
         assert_eq!(read, [&b"first"[..], b"second"]);
         let text = open(format!("{}::label", path.display())).unwrap_err();
-        assert!(
-            text.to_string()
-                .contains("no column of images is called `label`")
-        );
+        assert!(text.to_string().contains("no column of images is called `label`"));
     }
 }
 
@@ -250,12 +210,7 @@ fn bytes_that_no_struct_calls_an_image_are_taken_by_name() {
 fn labels_that_are_not_read_change_nothing() {
     let numbers = [("000", "2"), ("001", "0"), ("002", "1")];
     let names = [("000", "zebra"), ("001", "ant"), ("002", "cow")];
-    for (taken, other) in [
-        ("cls", "label"),
-        ("cls", "class"),
-        ("class", "label"),
-        ("cls", "cls.txt"),
-    ] {
+    for (taken, other) in [("cls", "label"), ("cls", "class"), ("class", "label"), ("cls", "cls.txt")] {
         // The other member first, as it is where tar sorts by name, and last.
         for order in [false, true] {
             let members = |read: [(&str, &str); 3], passed: &[(&str, &str)]| {
@@ -273,31 +228,17 @@ fn labels_that_are_not_read_change_nothing() {
                 members
             };
             let open = |members: Vec<(String, Vec<u8>)>| {
-                let members: Vec<_> = (members.iter())
-                    .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
-                    .collect();
+                let members: Vec<_> = (members.iter()).map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
                 let source = with_members(&members, "");
-                let of_key: std::collections::BTreeMap<_, _> = (0..source.len())
-                    .map(|i| (source.key(i).to_owned(), source.label(i)))
-                    .collect();
-                (
-                    of_key.into_values().collect::<Vec<_>>(),
-                    source.label_names().to_vec(),
-                )
+                let of_key: std::collections::BTreeMap<_, _> =
+                    (0..source.len()).map(|i| (source.key(i).to_owned(), source.label(i))).collect();
+                (of_key.into_values().collect::<Vec<_>>(), source.label_names().to_vec())
             };
             let (found, classes) = open(members(numbers, &names));
-            assert_eq!(
-                (found, classes.len()),
-                (vec![Some(2), Some(0), Some(1)], 0),
-                "{taken} {other}"
-            );
+            assert_eq!((found, classes.len()), (vec![Some(2), Some(0), Some(1)], 0), "{taken} {other}");
             // Fewer and more names than classes, and a member of no image.
             let (found, classes) = open(members(numbers, &[("000", "zebra"), ("nothing", "ant")]));
-            assert_eq!(
-                (found, classes.len()),
-                (vec![Some(2), Some(0), Some(1)], 0),
-                "{taken} {other}"
-            );
+            assert_eq!((found, classes.len()), (vec![Some(2), Some(0), Some(1)], 0), "{taken} {other}");
             let supers = [("000", "a"), ("001", "b"), ("002", "c"), ("none", "aaa")];
             let (found, classes) = open(members(names, &supers));
             assert_eq!(found, [Some(2), Some(0), Some(1)], "{taken} {other}");
@@ -305,13 +246,8 @@ fn labels_that_are_not_read_change_nothing() {
         }
     }
     // A label of no image in the field that is read.
-    let members: [(&str, &[u8]); 5] = [
-        ("aaa.cls", b"aaa"),
-        ("0.jpg", b"x"),
-        ("0.cls", b"cow"),
-        ("1.jpg", b"y"),
-        ("1.cls", b"ant"),
-    ];
+    let members: [(&str, &[u8]); 5] =
+        [("aaa.cls", b"aaa"), ("0.jpg", b"x"), ("0.cls", b"cow"), ("1.jpg", b"y"), ("1.cls", b"ant")];
     let source = with_members(&members, "");
     assert_eq!(source.label_names(), ["ant", "cow"]);
     assert_eq!(labels(&source), [Some(1), Some(0)]);
@@ -333,8 +269,5 @@ fn a_field_that_no_image_has_is_refused() {
     std::fs::create_dir(root.path().join("folder")).unwrap();
     write(root.path().join("folder/a.jpg"), b"x");
     let error = super::open(root.path().join("folder::label=x")).unwrap_err();
-    assert!(
-        error.to_string().contains("names of its subfolders"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("names of its subfolders"), "{error}");
 }

@@ -24,11 +24,7 @@ const PICTURES: [(&str, &[u8], &str); 28] = [
     ("11.bw", b"\x01\xda\0\x01", "SGI is not supported"),
     ("12.xpm", b"/* XPM */", "XPM is not supported"),
     ("13.dib", b"\x28\0\0\0", "bare BMP is not supported"),
-    (
-        "a figure",
-        b"%!PS-Adobe-3.0 EPSF-3.0",
-        "EPS is not supported",
-    ),
+    ("a figure", b"%!PS-Adobe-3.0 EPSF-3.0", "EPS is not supported"),
     ("n01440764_1", JPEG, "JPEG without an image's extension"),
     ("photo.jpg_large", JPEG, "JPEG without an image's extension"),
     ("photo.jpeg~", JPEG, "JPEG without an image's extension"),
@@ -37,16 +33,8 @@ const PICTURES: [(&str, &[u8], &str); 28] = [
     ("really.heic", JPEG, "JPEG without an image's extension"),
     ("heic without extension", HEIC, "HEIC is not supported"),
     ("download.bin", AVIF, "AVIF is not supported"),
-    (
-        "cut.jpg.part",
-        b"",
-        "named like a copy of an image, but no picture by content",
-    ),
-    (
-        "cut.png?width=20",
-        b"",
-        "named like a copy of an image, but no picture by content",
-    ),
+    ("cut.jpg.part", b"", "named like a copy of an image, but no picture by content"),
+    ("cut.png?width=20", b"", "named like a copy of an image, but no picture by content"),
     (".trashed-1.jpg", JPEG, "hidden picture"),
     (".heic", HEIC, "hidden picture"),
     ("more.zip", b"PK\x03\x04", "archive, not opened"),
@@ -68,20 +56,11 @@ const OTHERS: [(&str, &[u8]); 9] = [
 
 fn check(source: &ImageSource, prefix: &str) {
     let findings = source.findings();
-    let mut found: Vec<_> = findings
-        .skipped
-        .iter()
-        .map(|skipped| (skipped.key.as_str(), skipped.reason.as_str()))
-        .collect();
+    let mut found: Vec<_> =
+        findings.skipped.iter().map(|skipped| (skipped.key.as_str(), skipped.reason.as_str())).collect();
     found.sort_unstable();
-    let names: Vec<_> = PICTURES
-        .iter()
-        .map(|(name, _, reason)| (format!("{prefix}{name}"), *reason))
-        .collect();
-    let mut expected: Vec<_> = names
-        .iter()
-        .map(|(name, reason)| (name.as_str(), *reason))
-        .collect();
+    let names: Vec<_> = PICTURES.iter().map(|(name, _, reason)| (format!("{prefix}{name}"), *reason)).collect();
+    let mut expected: Vec<_> = names.iter().map(|(name, reason)| (name.as_str(), *reason)).collect();
     expected.sort_unstable();
     assert_eq!(found, expected);
     assert_eq!(findings.skipped_count(), PICTURES.len() as u64);
@@ -89,8 +68,7 @@ fn check(source: &ImageSource, prefix: &str) {
     assert_eq!(findings.by_reason()[0].1, 4, "{:?}", findings.by_reason());
     let warnings = findings.warnings("photos").join("\n");
     assert!(
-        warnings.contains("28: 4 JPEG without an image's extension")
-            && warnings.contains("2 archive, not opened"),
+        warnings.contains("28: 4 JPEG without an image's extension") && warnings.contains("2 archive, not opened"),
         "{warnings}"
     );
 }
@@ -99,11 +77,7 @@ fn check(source: &ImageSource, prefix: &str) {
 fn in_a_folder() {
     let root = scratch();
     write(root.path().join("a/taken.JPG"), JPEG);
-    for (name, bytes) in PICTURES
-        .iter()
-        .map(|(n, b, _)| (n, b))
-        .chain(OTHERS.iter().map(|(n, b)| (n, b)))
-    {
+    for (name, bytes) in PICTURES.iter().map(|(n, b, _)| (n, b)).chain(OTHERS.iter().map(|(n, b)| (n, b))) {
         write(root.path().join("a").join(name), bytes);
     }
     let source = open(root.path()).unwrap();
@@ -112,11 +86,7 @@ fn in_a_folder() {
     // A folder that is not searched is named, too.
     write(root.path().join("a/.thumbnails/b.jpg"), JPEG);
     let skipped = open(root.path()).unwrap().findings().skipped.clone();
-    assert!(
-        skipped
-            .iter()
-            .any(|s| s.key == "a/.thumbnails" && s.reason == "hidden folder, not searched")
-    );
+    assert!(skipped.iter().any(|s| s.key == "a/.thumbnails" && s.reason == "hidden folder, not searched"));
 
     // Behind `::`, a pattern takes pictures of supported formats under any name.
     let source = open(root.path().join("a::*")).unwrap();
@@ -133,17 +103,8 @@ fn in_a_folder() {
         ]
     );
     let source = open(root.path().join("a::*large")).unwrap();
-    assert_eq!(
-        (keys(&source), source.read(0).unwrap()),
-        (vec!["photo.jpg_large"], JPEG.to_vec())
-    );
-    assert!(
-        source
-            .findings()
-            .skipped
-            .iter()
-            .all(|s| s.reason.starts_with("hidden folder"))
-    );
+    assert_eq!((keys(&source), source.read(0).unwrap()), (vec!["photo.jpg_large"], JPEG.to_vec()));
+    assert!(source.findings().skipped.iter().all(|s| s.reason.starts_with("hidden folder")));
 }
 
 #[test]
@@ -156,10 +117,7 @@ fn in_a_tar() {
     assert_eq!(keys(&source), ["s.tar/taken"]);
     check(&source, "s.tar/");
     let source = open(root.path().join("s.tar::n0*")).unwrap();
-    assert_eq!(
-        (keys(&source), source.read(0).unwrap()),
-        (vec!["s.tar/n01440764_1"], JPEG.to_vec())
-    );
+    assert_eq!((keys(&source), source.read(0).unwrap()), (vec!["s.tar/n01440764_1"], JPEG.to_vec()));
 }
 
 #[test]
@@ -172,12 +130,7 @@ fn beside_shards() {
     write(root.path().join("index.json"), "{}");
     let source = open(root.path()).unwrap();
     assert_eq!((source.kind(), source.len()), ("tar", 1));
-    let found: Vec<_> = source
-        .findings()
-        .skipped
-        .iter()
-        .map(|s| s.key.as_str())
-        .collect();
+    let found: Vec<_> = source.findings().skipped.iter().map(|s| s.key.as_str()).collect();
     assert_eq!(found, ["cover", "cover.heic", "s.tar.gz"]);
     assert_eq!(source.findings().others_line(), "1 .json");
 }
@@ -194,14 +147,8 @@ fn a_source_without_images_says_what_it_holds() {
     write(root.path().join("a/2"), JPEG);
     write(root.path().join("a/3"), JPEG);
     let text = refused(root.path());
-    assert!(
-        text.contains("3: 2 JPEG without an image's extension, 1 HEIC is not supported"),
-        "{text}"
-    );
-    assert!(
-        text.contains("a/1.heic") && text.contains("::*` takes pictures"),
-        "{text}"
-    );
+    assert!(text.contains("3: 2 JPEG without an image's extension, 1 HEIC is not supported"), "{text}");
+    assert!(text.contains("a/1.heic") && text.contains("::*` takes pictures"), "{text}");
 
     // The root of a snapshot, whose shards lie deeper.
     let root = scratch();

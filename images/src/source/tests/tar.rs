@@ -58,25 +58,13 @@ fn shards_by_glob_by_braces_and_by_folder_are_in_order() {
         assert_eq!(keys(&source), sorted);
         assert_eq!(labels(&source), [Some(0), Some(1), Some(2), Some(10)]);
     }
-    assert_eq!(
-        keys(&open(root.path().join("s-{000..002}.tar")).unwrap()),
-        sorted[..3]
-    );
-    assert_eq!(
-        keys(&open(root.path().join("s-{010,001}.tar")).unwrap()),
-        [sorted[3], sorted[1]]
-    );
-    assert_eq!(
-        keys(&open(root.path().join("s-00[12].tar")).unwrap()),
-        sorted[1..3]
-    );
+    assert_eq!(keys(&open(root.path().join("s-{000..002}.tar")).unwrap()), sorted[..3]);
+    assert_eq!(keys(&open(root.path().join("s-{010,001}.tar")).unwrap()), [sorted[3], sorted[1]]);
+    assert_eq!(keys(&open(root.path().join("s-00[12].tar")).unwrap()), sorted[1..3]);
     // Beside a class folder, shards are clutter.
     write(root.path().join("class/a.jpg"), "a");
     let folder = open(root.path()).unwrap();
-    assert_eq!(
-        (folder.kind(), folder.findings().skipped.len()),
-        ("folder", 4)
-    );
+    assert_eq!((folder.kind(), folder.findings().skipped.len()), ("folder", 4));
     assert!(folder.findings().notes[0].contains("4 .tar or .parquet files beside them"));
     let shards = open(root.path().join("s-*.tar")).unwrap();
     assert_eq!(shards.findings(), &Findings::default());
@@ -87,35 +75,20 @@ fn more_shards_than_may_be_open_at_once() {
     let root = scratch();
     let n = 150;
     for i in 0..n {
-        write(
-            root.path().join(format!("{i:03}.tar")),
-            archive(&[("a.jpg", format!("image {i}").as_bytes())]),
-        );
+        write(root.path().join(format!("{i:03}.tar")), archive(&[("a.jpg", format!("image {i}").as_bytes())]));
     }
     let source = open(root.path()).unwrap();
     let expected: Vec<String> = (0..n).map(|i| format!("image {i}")).collect();
-    check_reading(
-        &source,
-        &expected
-            .iter()
-            .map(|text| text.as_bytes())
-            .collect::<Vec<_>>(),
-    );
+    check_reading(&source, &expected.iter().map(|text| text.as_bytes()).collect::<Vec<_>>());
 }
 
 #[test]
 fn two_images_of_one_key_are_refused_by_name() {
     let root = scratch();
-    let refused = |members: &[(&str, &[u8])]| match open(write(
-        root.path().join("s.tar"),
-        archive(members),
-    )) {
+    let refused = |members: &[(&str, &[u8])]| match open(write(root.path().join("s.tar"), archive(members))) {
         Err(SourceError::DuplicateKey { key, first, second }) => {
             assert_eq!(key, "s.tar/1");
-            assert!(
-                first.ends_with("s.tar at byte 512") && second.contains("s.tar at byte "),
-                "{first}, {second}"
-            );
+            assert!(first.ends_with("s.tar at byte 512") && second.contains("s.tar at byte "), "{first}, {second}");
         }
         other => panic!("{other:?}"),
     };
@@ -124,10 +97,7 @@ fn two_images_of_one_key_are_refused_by_name() {
     let path = root.path().join("t.tar");
     write(path.clone(), archive(&[("1.jpg", b"a")]));
     let twice = format!("{0}/{{t,t}}.tar", root.path().display());
-    assert!(matches!(
-        ImageSource::open(&twice),
-        Err(SourceError::DuplicateKey { .. })
-    ));
+    assert!(matches!(ImageSource::open(&twice), Err(SourceError::DuplicateKey { .. })));
 }
 
 /// Cut anywhere, in a header, in a member, between two members, or in the zeros at the end, a shard is refused.
@@ -136,10 +106,7 @@ fn a_shard_cut_anywhere_is_refused_by_name() {
     let whole = archive(&[("1.jpg", &[1; 700]), ("1.cls", b"5"), ("2.jpg", &[2; 100])]);
     let end_of_members = whole.len() - 1024;
     let root = scratch();
-    for end in (0..end_of_members + 512)
-        .step_by(100)
-        .chain([512, 1024, 2048, 3072, end_of_members])
-    {
+    for end in (0..end_of_members + 512).step_by(100).chain([512, 1024, 2048, 3072, end_of_members]) {
         let path = write(root.path().join("cut.tar"), &whole[..end]);
         match open(&path) {
             Err(e @ SourceError::TruncatedTar { .. }) => {
@@ -148,12 +115,7 @@ fn a_shard_cut_anywhere_is_refused_by_name() {
             other => panic!("cut to {end} of {}: {other:?}", whole.len()),
         }
     }
-    assert_eq!(
-        open(write(root.path().join("whole.tar"), &whole))
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(open(write(root.path().join("whole.tar"), &whole)).unwrap().len(), 2);
 }
 
 #[test]
@@ -161,12 +123,7 @@ fn a_shard_cut_after_opening_is_refused_when_read() {
     let root = scratch();
     let path = write(root.path().join("s.tar"), archive(&[("1.jpg", &[1; 5000])]));
     let source = open(&path).unwrap();
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(1000)
-        .unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1000).unwrap();
     match source.read(0) {
         Err(e @ SourceError::TruncatedTar { .. }) => {
             assert!(!e.is_bad_record() && e.to_string().contains("`s.tar/1`"))
@@ -190,14 +147,7 @@ fn headers_that_make_no_sense_are_refused() {
     let mut damaged = archive(&[("1.jpg", b"a"), ("2.jpg", b"b")]);
     damaged[1024 + 3] ^= 1;
     assert!(refused(&damaged).contains("checksum"));
-    assert!(
-        refused(&archive(&[
-            ("1.jpg", b"a"),
-            ("1.cls", b"1"),
-            ("1.cls", b"2")
-        ]))
-        .contains("two members `1.cls`")
-    );
+    assert!(refused(&archive(&[("1.jpg", b"a"), ("1.cls", b"1"), ("1.cls", b"2")])).contains("two members `1.cls`"));
     for kind in [EntryType::Fifo, EntryType::Char, EntryType::Block] {
         assert!(refused(&with_special(kind, "1.jpg")).contains("`1.jpg` is not a plain file"));
     }
@@ -213,9 +163,7 @@ fn with_special(kind: EntryType, name: &str) -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_size(1);
     header.set_cksum();
-    builder
-        .append_data(&mut header, "0.jpg", &b"a"[..])
-        .unwrap();
+    builder.append_data(&mut header, "0.jpg", &b"a"[..]).unwrap();
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_size(0);
@@ -239,20 +187,8 @@ fn links_to_images_are_counted_and_not_followed() {
 #[test]
 fn labels_that_are_no_classes_are_refused() {
     let root = scratch();
-    for bad in [
-        "",
-        " \n",
-        "-1",
-        "1.5",
-        "99999999999",
-        "[1]",
-        "{\"label\": 1}",
-        "one\ntwo",
-    ] {
-        match open(write(
-            root.path().join("s.tar"),
-            archive(&[("1.jpg", b"a"), ("1.cls", bad.as_bytes())]),
-        )) {
+    for bad in ["", " \n", "-1", "1.5", "99999999999", "[1]", "{\"label\": 1}", "one\ntwo"] {
+        match open(write(root.path().join("s.tar"), archive(&[("1.jpg", b"a"), ("1.cls", bad.as_bytes())]))) {
             Err(e @ SourceError::BadLabel { .. }) => {
                 assert!(e.to_string().contains("s.tar, 1.cls: label"), "{e}")
             }
@@ -265,31 +201,16 @@ fn labels_that_are_no_classes_are_refused() {
 fn a_member_name_that_is_not_text_is_refused() {
     let mut bytes = archive(&[("x.jpg", b"a")]);
     bytes[0] = 0xFF;
-    let sum: u32 = bytes[..512]
-        .iter()
-        .enumerate()
-        .map(|(i, &b)| {
-            if (148..156).contains(&i) {
-                32
-            } else {
-                u32::from(b)
-            }
-        })
-        .sum();
+    let sum: u32 =
+        bytes[..512].iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { 32 } else { u32::from(b) }).sum();
     bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let root = scratch();
-    assert!(matches!(
-        open(write(root.path().join("s.tar"), bytes)),
-        Err(SourceError::NotUtf8 { .. })
-    ));
+    assert!(matches!(open(write(root.path().join("s.tar"), bytes)), Err(SourceError::NotUtf8 { .. })));
 }
 
 #[test]
 fn a_shard_without_images_is_refused() {
     let root = scratch();
-    let path = write(
-        root.path().join("s.tar"),
-        archive(&[("1.txt", b"a"), ("1.cls", b"1")]),
-    );
+    let path = write(root.path().join("s.tar"), archive(&[("1.txt", b"a"), ("1.cls", b"1")]));
     assert!(matches!(open(path), Err(SourceError::NoImages { .. })));
 }

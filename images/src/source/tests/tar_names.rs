@@ -28,10 +28,7 @@ fn names_with_dots_are_images() {
         ("x.jpg.jpg", "x.jpg"),
         ("./lead/ing.tif", "lead/ing"),
     ];
-    let members: Vec<_> = names
-        .iter()
-        .map(|(name, _)| (*name, name.as_bytes()))
-        .collect();
+    let members: Vec<_> = names.iter().map(|(name, _)| (*name, name.as_bytes())).collect();
     let (_root, source) = opened(&members);
     let expected: Vec<_> = names
         .iter()
@@ -43,10 +40,7 @@ fn names_with_dots_are_images() {
         .collect();
     assert_eq!(keys(&source), expected);
     assert_eq!(source.findings(), &Findings::default());
-    check_reading(
-        &source,
-        &members.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(),
-    );
+    check_reading(&source, &members.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>());
 }
 
 #[test]
@@ -75,18 +69,9 @@ fn a_label_belongs_to_its_image_or_to_the_whole_sample() {
         ("both.cls", b"9"),
         ("none.jpg", b""),
     ]);
-    assert_eq!(
-        labels(&source),
-        [1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
-            .map(Some)
-            .into_iter()
-            .chain([None])
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(labels(&source), [1, 2, 3, 3, 4, 5, 6, 7, 8, 9].map(Some).into_iter().chain([None]).collect::<Vec<_>>());
     assert!(source.label_names().is_empty());
-    let [note] = &source.findings().notes[..] else {
-        panic!("{:?}", source.findings())
-    };
+    let [note] = &source.findings().notes[..] else { panic!("{:?}", source.findings()) };
     assert!(note.contains("and not from `.label`"), "{note}");
 }
 
@@ -105,17 +90,11 @@ fn labels_that_are_names_are_numbered_by_their_order() {
     assert_eq!(labels(&source), [Some(2), Some(1), Some(0), None]);
 
     // Numbers in one shard and names in another cannot be one numbering.
-    write(
-        root.path().join("t.tar"),
-        archive(&[("1.jpg", b""), ("1.cls", b"0")]),
-    );
+    write(root.path().join("t.tar"), archive(&[("1.jpg", b""), ("1.cls", b"0")]));
     match open(root.path().join("?.tar")) {
         Err(e @ SourceError::MixedLabels { .. }) => {
             let text = e.to_string();
-            assert!(
-                text.contains("t.tar/1.cls") && text.contains("s.tar/1.cls"),
-                "{text}"
-            );
+            assert!(text.contains("t.tar/1.cls") && text.contains("s.tar/1.cls"), "{text}");
         }
         other => panic!("{other:?}"),
     }
@@ -124,19 +103,10 @@ fn labels_that_are_names_are_numbered_by_their_order() {
 /// `.label` and `.class` may hold anything; what is no class there is said and no fault.
 #[test]
 fn other_members_that_hold_no_class_are_named() {
-    let (_root, source) = opened(&[
-        ("1.jpg", b""),
-        ("1.label", b"\x00\xff\x01"),
-        ("2.jpg", b""),
-        ("2.class", b"a\nb"),
-    ]);
+    let (_root, source) = opened(&[("1.jpg", b""), ("1.label", b"\x00\xff\x01"), ("2.jpg", b""), ("2.class", b"a\nb")]);
     assert_eq!(labels(&source), [None; 2]);
     let notes = source.findings().notes.join("\n");
-    assert!(
-        notes.contains("members .label are not read")
-            && notes.contains("members .class are not read"),
-        "{notes}"
-    );
+    assert!(notes.contains("members .label are not read") && notes.contains("members .class are not read"), "{notes}");
 }
 
 #[test]
@@ -152,19 +122,12 @@ fn masks_beside_an_image_are_skipped_and_named() {
     assert_eq!(keys(&source), ["s.tar/1", "s.tar/2.left", "s.tar/2.seg"]);
     let findings = source.findings();
     assert_eq!(findings.skipped_line(), "2: 2 further image of a sample");
-    assert!(
-        findings.notes[0].contains("`::*.seg.png` behind the source"),
-        "{:?}",
-        findings.notes
-    );
+    assert!(findings.notes[0].contains("`::*.seg.png` behind the source"), "{:?}", findings.notes);
 
     let select = |pattern: &str| {
         let source = open(root.path().join(format!("s.tar::{pattern}"))).unwrap();
         assert_eq!(source.findings(), &Findings::default());
-        keys(&source)
-            .into_iter()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
+        keys(&source).into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(select("*.seg.png"), ["s.tar/1.seg", "s.tar/2.seg"]);
     assert_eq!(select("*.jpg"), ["s.tar/1", "s.tar/2.left"]);
@@ -176,25 +139,16 @@ fn masks_beside_an_image_are_skipped_and_named() {
 fn two_images_that_differ_in_their_extension_are_asked_about() {
     let root = scratch();
     for [first, second] in [["1.jpg", "1.png"], ["a/1.v2.png", "a/1.v2.jpg"]] {
-        let path = write(
-            root.path().join("s.tar"),
-            archive(&[(first, b"a"), (second, b"b")]),
-        );
+        let path = write(root.path().join("s.tar"), archive(&[(first, b"a"), (second, b"b")]));
         match open(&path) {
             Err(e @ SourceError::SeveralImages { .. }) => {
                 let text = e.to_string();
-                assert!(
-                    text.contains(first) && text.contains(second) && text.contains("s.tar::*`"),
-                    "{text}"
-                );
+                assert!(text.contains(first) && text.contains(second) && text.contains("s.tar::*`"), "{text}");
             }
             other => panic!("{other:?}"),
         }
     }
-    write(
-        root.path().join("s.tar"),
-        archive(&[("1.jpg", b"a"), ("1.png", b"b"), ("2.png", b"c")]),
-    );
+    write(root.path().join("s.tar"), archive(&[("1.jpg", b"a"), ("1.png", b"b"), ("2.png", b"c")]));
     let all = open(root.path().join("s.tar::*")).unwrap();
     assert_eq!(keys(&all), ["s.tar/1.jpg", "s.tar/1.png", "s.tar/2"]);
     check_reading(&all, &[b"a", b"b", b"c"]);

@@ -22,21 +22,12 @@ impl Repo {
     }
 
     /// Holds other processes off a blob, until the file is dropped. `waiting` is called if one of them has it now.
-    pub(in super::super) fn lock(
-        &self,
-        etag: &str,
-        waiting: impl FnOnce() -> Result<()>,
-    ) -> Result<File> {
+    pub(in super::super) fn lock(&self, etag: &str, waiting: impl FnOnce() -> Result<()>) -> Result<File> {
         let folder = self.cache.join(".locks").join(&self.folder);
         create_dir(&folder)?;
         let path = folder.join(format!("{etag}.lock"));
         let mut options = OpenOptions::new();
-        let file = options
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(disk("open", &path))?;
+        let file = options.create(true).truncate(false).write(true).open(&path).map_err(disk("open", &path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -53,13 +44,8 @@ impl Repo {
         let path = self.incomplete(etag);
         create_dir(folder_of(&path))?;
         let mut options = OpenOptions::new();
-        let file = options
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(disk("create", &path))?;
+        let file =
+            options.create(true).truncate(false).read(true).write(true).open(&path).map_err(disk("create", &path))?;
         Ok((file, path))
     }
 
@@ -98,11 +84,7 @@ impl Repo {
 /// An error of the disk, from what the system says.
 pub(in super::super) fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
-    move |source| Error::Disk {
-        action,
-        path,
-        source,
-    }
+    move |source| Error::Disk { action, path, source }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

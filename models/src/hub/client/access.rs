@@ -19,17 +19,12 @@ pub(super) fn token(settings: &HubSettings) -> Result<Option<Secret>> {
         let text = text.trim();
         (!text.is_empty()).then(|| Secret::new(text.to_owned()))
     };
-    let token = settings
-        .token
-        .clone()
-        .or_else(|| settings.token_file.as_deref().and_then(from_file));
+    let token = settings.token.clone().or_else(|| settings.token_file.as_deref().and_then(from_file));
     match &token {
-        Some(token) if !token.reveal().bytes().all(|b| b.is_ascii_graphic()) => {
-            Err(Error::Setting {
-                name: "HF_TOKEN",
-                problem: "(or the file HF_HOME/token) holds characters that no token has: set it again, or unset it",
-            })
-        }
+        Some(token) if !token.reveal().bytes().all(|b| b.is_ascii_graphic()) => Err(Error::Setting {
+            name: "HF_TOKEN",
+            problem: "(or the file HF_HOME/token) holds characters that no token has: set it again, or unset it",
+        }),
         _ => Ok(token),
     }
 }
@@ -40,9 +35,7 @@ pub(super) fn proxy(settings: &HubSettings) -> Result<Option<Proxy>> {
     };
     let build = || {
         let plain = Proxy::new(url.reveal())?;
-        let mut builder = Proxy::builder(plain.protocol())
-            .host(plain.host())
-            .port(plain.port());
+        let mut builder = Proxy::builder(plain.protocol()).host(plain.host()).port(plain.port());
         if let Some(name) = plain.username() {
             builder = builder.username(name);
         }

@@ -5,27 +5,20 @@ use super::*;
 const COMMIT: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
 fn offline(cache: &Path) -> HubSettings {
-    HubSettings {
-        cache: Some(cache.to_path_buf()),
-        ..HubSettings::default()
-    }
+    HubSettings { cache: Some(cache.to_path_buf()), ..HubSettings::default() }
 }
 
 #[test]
 fn ids_are_told_from_other_texts() {
     let parsed = |text| ModelId::parse(text).map(|id| (id.name, id.revision));
     let id = |name: &str, revision: &str| Some((name.to_owned(), revision.to_owned()));
-    assert_eq!(
-        parsed("openai/clip-vit-base-patch16"),
-        id("openai/clip-vit-base-patch16", "main")
-    );
+    assert_eq!(parsed("openai/clip-vit-base-patch16"), id("openai/clip-vit-base-patch16", "main"));
     assert_eq!(parsed("a/b_c.d@v1.0"), id("a/b_c.d", "v1.0"));
     assert_eq!(parsed("a/b@refs/pr/1"), id("a/b", "refs/pr/1"));
     let too_long = format!("a/{}", "b".repeat(97));
     for text in [
-        "", "a", "a/", "/a", "a/b/c", "./a", "../a", "a/..", "~/a", "a/.b", "a--b/c", "a/b--c",
-        "a b/c", "a\\b/c", "a/b@", "a/b@../c", "a/b@/c", "a/b@c//d", "a/b@c d", "a/b@c?d", "a/b\0",
-        "ä/b", &too_long,
+        "", "a", "a/", "/a", "a/b/c", "./a", "../a", "a/..", "~/a", "a/.b", "a--b/c", "a/b--c", "a b/c", "a\\b/c",
+        "a/b@", "a/b@../c", "a/b@/c", "a/b@c//d", "a/b@c d", "a/b@c?d", "a/b\0", "ä/b", &too_long,
     ] {
         assert_eq!(parsed(text), None, "{text:?}");
     }
@@ -43,34 +36,16 @@ fn settings_come_from_the_variables_given_and_nothing_else() {
     let is = |path: &str| Some(path.to_owned());
     assert_eq!(cache(&[]), None);
     assert_eq!(cache(&[("HOME", "/me")]), is("/me/.cache/huggingface/hub"));
-    assert_eq!(
-        cache(&[("HOME", "/me"), ("XDG_CACHE_HOME", "/c")]),
-        is("/c/huggingface/hub")
-    );
-    assert_eq!(
-        cache(&[("HOME", "/me"), ("HF_HOME", "~/hf")]),
-        is("/me/hf/hub")
-    );
-    assert_eq!(
-        cache(&[("HF_HUB_CACHE", "/h"), ("HF_HOME", "/hf")]),
-        is("/h")
-    );
-    assert_eq!(
-        cache(&[("HF_HUB_CACHE", ""), ("HF_HOME", "/hf")]),
-        is("/hf/hub")
-    );
+    assert_eq!(cache(&[("HOME", "/me"), ("XDG_CACHE_HOME", "/c")]), is("/c/huggingface/hub"));
+    assert_eq!(cache(&[("HOME", "/me"), ("HF_HOME", "~/hf")]), is("/me/hf/hub"));
+    assert_eq!(cache(&[("HF_HUB_CACHE", "/h"), ("HF_HOME", "/hf")]), is("/h"));
+    assert_eq!(cache(&[("HF_HUB_CACHE", ""), ("HF_HOME", "/hf")]), is("/hf/hub"));
 
     let plain = from(&[("HOME", "/me")]);
     assert_eq!(plain.endpoint, "https://huggingface.co");
     assert!(!plain.offline && plain.token.is_none() && plain.proxy.is_none());
-    assert_eq!(
-        plain.token_file,
-        Some("/me/.cache/huggingface/token".into())
-    );
-    assert_eq!(
-        from(&[("HF_ENDPOINT", "http://mirror/hf/")]).endpoint,
-        "http://mirror/hf"
-    );
+    assert_eq!(plain.token_file, Some("/me/.cache/huggingface/token".into()));
+    assert_eq!(from(&[("HF_ENDPOINT", "http://mirror/hf/")]).endpoint, "http://mirror/hf");
     for (name, value, offline) in [
         ("HF_HUB_OFFLINE", "1", true),
         ("TRANSFORMERS_OFFLINE", "True", true),
@@ -96,10 +71,7 @@ fn an_existing_path_wins() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().to_str().unwrap();
     let found = resolve(text, &HubSettings::default(), &mut go_on).unwrap();
-    assert_eq!(
-        (found.path.as_path(), found.source.as_str()),
-        (folder.path(), text)
-    );
+    assert_eq!((found.path.as_path(), found.source.as_str()), (folder.path(), text));
     // Tests run in the crate's folder.
     let found = resolve("src/hub", &HubSettings::default(), &mut go_on).unwrap();
     assert_eq!(found.source, "src/hub");
@@ -123,10 +95,7 @@ fn offline_the_cache_is_used_and_its_absence_said() {
     let missing = resolve("org/name@v2", &settings, &mut go_on).unwrap_err();
     let said = missing.to_string();
     assert!(matches!(missing, Error::Offline { .. }), "{said}");
-    assert!(
-        said.contains("HF_HUB_OFFLINE") && said.contains("hf download org/name --revision v2"),
-        "{said}"
-    );
+    assert!(said.contains("HF_HUB_OFFLINE") && said.contains("hf download org/name --revision v2"), "{said}");
 
     // A configuration alone is no model.
     fill(cache.path(), COMMIT, &[("config.json", "{}")]);
@@ -145,14 +114,7 @@ fn offline_the_cache_is_used_and_its_absence_said() {
 fn a_sharded_set_is_there_when_all_shards_are() {
     let cache = tempfile::tempdir().unwrap();
     let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
-    fill(
-        cache.path(),
-        COMMIT,
-        &[
-            ("model.safetensors.index.json", index),
-            ("1.safetensors", "x"),
-        ],
-    );
+    fill(cache.path(), COMMIT, &[("model.safetensors.index.json", index), ("1.safetensors", "x")]);
     assert!(resolve("org/name", &offline(cache.path()), &mut go_on).is_err());
     fill(cache.path(), COMMIT, &[("2.safetensors", "x")]);
     resolve("org/name", &offline(cache.path()), &mut go_on).unwrap();
@@ -187,19 +149,10 @@ fn a_mistyped_path_is_not_asked_of_a_hub() {
         let error = ask(&text).unwrap_err();
         let said = error.to_string();
         assert!(matches!(error, Error::NotInFolder { .. }), "{said}");
-        assert!(
-            said.starts_with(&format!("{text} does not exist here; {parent}/ does")),
-            "{said}"
-        );
+        assert!(said.starts_with(&format!("{text} does not exist here; {parent}/ does")), "{said}");
         assert!(said.contains(&format!("{text}@main")), "{said}");
-        assert!(matches!(
-            ask(&format!("{text}@main")),
-            Err(Error::Offline { .. })
-        ));
-        assert!(matches!(
-            ask("no-such-folder/nothere"),
-            Err(Error::Offline { .. })
-        ));
+        assert!(matches!(ask(&format!("{text}@main")), Err(Error::Offline { .. })));
+        assert!(matches!(ask("no-such-folder/nothere"), Err(Error::Offline { .. })));
         assert_eq!(asked, 0);
     }
 }
@@ -209,12 +162,7 @@ fn a_mistyped_path_is_not_asked_of_a_hub() {
 fn what_names_a_file_or_a_run_is_not_asked_of_a_hub() {
     let cache = tempfile::tempdir().unwrap();
     let ask = |text: &str| resolve(text, &offline(cache.path()), &mut go_on).unwrap_err();
-    for text in [
-        "clip-tiny/model.safetensors",
-        "mae/visualize.PTH",
-        "runs/r1",
-        "teachers/clip-b16",
-    ] {
+    for text in ["clip-tiny/model.safetensors", "mae/visualize.PTH", "runs/r1", "teachers/clip-b16"] {
         let error = ask(text);
         assert!(matches!(error, Error::PathLike { .. }), "{error}");
         let error = ask(&format!("{text}@main"));
@@ -223,9 +171,5 @@ fn what_names_a_file_or_a_run_is_not_asked_of_a_hub() {
     let error = ask("openai/clip-vit-base-patch16");
     assert!(matches!(error, Error::Offline { .. }), "{error}");
     fill(cache.path(), COMMIT, &[("model.safetensors", "x")]);
-    assert!(
-        ask("org/other.bin")
-            .to_string()
-            .contains("taken for a path")
-    );
+    assert!(ask("org/other.bin").to_string().contains("taken for a path"));
 }

@@ -50,11 +50,7 @@ impl World {
             retry_pause: Duration::from_millis(1),
             ..HubSettings::default()
         };
-        World {
-            server,
-            cache,
-            settings,
-        }
+        World { server, cache, settings }
     }
 
     fn resolve(&self, text: &str) -> Result<Resolved> {
@@ -96,33 +92,18 @@ fn a_model_is_fetched_into_the_layout_that_other_tools_read() {
     let found = world.resolve("org/name").unwrap();
     assert_eq!(found.source, format!("org/name@{COMMIT}"));
     assert_eq!(found.path, world.root().join("snapshots").join(COMMIT));
-    let mut names: Vec<_> = fs::read_dir(&found.path)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(&found.path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(
-        names,
-        [
-            "config.json",
-            "model.safetensors",
-            "preprocessor_config.json"
-        ]
-    );
+    assert_eq!(names, ["config.json", "model.safetensors", "preprocessor_config.json"]);
     world.assert_whole(&found);
 
     let link = |name: &str| fs::read_link(found.path.join(name)).unwrap();
     let blob = |etag: String| Path::new("../../blobs").join(etag);
     assert_eq!(link("model.safetensors"), blob(sha256(&weights())));
     assert_eq!(link("config.json"), blob(git_hash(b"{\"a\": 1}")));
-    assert_eq!(
-        fs::read(found.path.join("config.json")).unwrap(),
-        b"{\"a\": 1}"
-    );
-    assert_eq!(
-        fs::read_to_string(world.root().join("refs/main")).unwrap(),
-        COMMIT
-    );
+    assert_eq!(fs::read(found.path.join("config.json")).unwrap(), b"{\"a\": 1}");
+    assert_eq!(fs::read_to_string(world.root().join("refs/main")).unwrap(), COMMIT);
     let absent = world.root().join(".no_exist").join(COMMIT);
     assert!(absent.join("open_clip_config.json").is_file());
     assert_eq!(fs::read_dir(world.root().join("blobs")).unwrap().count(), 3);
@@ -135,10 +116,7 @@ fn a_model_is_fetched_into_the_layout_that_other_tools_read() {
 
     let of_branch = world.resolve("org/name@refs/pr/1").unwrap();
     assert_eq!(of_branch, found);
-    assert_eq!(
-        fs::read_to_string(world.root().join("refs/refs/pr/1")).unwrap(),
-        COMMIT
-    );
+    assert_eq!(fs::read_to_string(world.root().join("refs/refs/pr/1")).unwrap(), COMMIT);
 }
 
 #[test]
@@ -154,11 +132,7 @@ fn the_token_goes_to_the_endpoint_alone() {
     let (storage, own): (Vec<_>, Vec<_>) = requests.iter().partition(|r| r.to_storage());
     assert!(!storage.is_empty() && own.len() > 3);
     for request in own {
-        assert_eq!(
-            request.headers.get("authorization"),
-            Some(&expected),
-            "{request:?}"
-        );
+        assert_eq!(request.headers.get("authorization"), Some(&expected), "{request:?}");
     }
     for request in storage {
         assert!(!format!("{request:?}").contains(TOKEN), "{request:?}");
@@ -192,10 +166,7 @@ fn a_sharded_set_comes_with_all_its_shards() {
     }
     let world = World::new(hub.clone());
     let found = world.resolve("org/name").unwrap();
-    assert_eq!(
-        fs::read(found.path.join("m-2.safetensors")).unwrap(),
-        [2; 4000]
-    );
+    assert_eq!(fs::read(found.path.join("m-2.safetensors")).unwrap(), [2; 4000]);
     assert!(found.path.join("model.safetensors.index.json").is_file());
 
     hub.files.remove("m-2.safetensors");
@@ -214,27 +185,18 @@ fn concurrent_calls_share_one_download() {
             .map(|_| {
                 scope.spawn(|| {
                     resolve("org/name", &world.settings, &mut |progress| {
-                        *waited.lock().unwrap() +=
-                            u32::from(matches!(progress, Progress::Waiting { .. }));
+                        *waited.lock().unwrap() += u32::from(matches!(progress, Progress::Waiting { .. }));
                         ControlFlow::Continue(())
                     })
                 })
             })
             .collect();
-        calls
-            .into_iter()
-            .map(|call| call.join().unwrap().unwrap())
-            .collect::<Vec<_>>()
+        calls.into_iter().map(|call| call.join().unwrap().unwrap()).collect::<Vec<_>>()
     });
     for found in &found {
         world.assert_whole(found);
     }
-    assert_eq!(
-        world.server.ranges(),
-        [None],
-        "{} calls waited",
-        waited.lock().unwrap()
-    );
+    assert_eq!(world.server.ranges(), [None], "{} calls waited", waited.lock().unwrap());
     let temporary = fs::read_dir(&found[0].path).unwrap();
     assert_eq!(temporary.count(), 3);
 }
@@ -242,27 +204,15 @@ fn concurrent_calls_share_one_download() {
 #[test]
 fn who_asks_to_stop_is_obeyed_and_may_go_on() {
     let world = World::new(hub());
-    let stopped = resolve(
-        "org/name",
-        &world.settings,
-        &mut |progress| match progress {
-            Progress::Bytes {
-                done: 300_000.., ..
-            } => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        },
-    );
-    assert!(
-        matches!(stopped, Err(Error::Interrupted { .. })),
-        "{stopped:?}"
-    );
+    let stopped = resolve("org/name", &world.settings, &mut |progress| match progress {
+        Progress::Bytes { done: 300_000.., .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(matches!(stopped, Err(Error::Interrupted { .. })), "{stopped:?}");
     let kept = fs::metadata(world.incomplete()).unwrap().len();
     assert!((300_000..1_000_000).contains(&kept));
     world.assert_whole(&world.resolve("org/name").unwrap());
-    assert_eq!(
-        world.server.ranges(),
-        [None, Some(format!("bytes={kept}-"))]
-    );
+    assert_eq!(world.server.ranges(), [None, Some(format!("bytes={kept}-"))]);
 }
 
 #[test]

@@ -74,10 +74,7 @@ impl Server {
                 thread::spawn(move || stream.map(|stream| serve(&hub, port, stream, &log)));
             }
         });
-        Server {
-            endpoint: format!("http://127.0.0.1:{port}"),
-            log,
-        }
+        Server { endpoint: format!("http://127.0.0.1:{port}"), log }
     }
 
     /// The requests so far.
@@ -107,9 +104,7 @@ pub(super) struct Closed {
 
 impl Closed {
     pub(super) fn new() -> Closed {
-        Closed {
-            taken: TcpListener::bind("127.0.0.1:0").unwrap(),
-        }
+        Closed { taken: TcpListener::bind("127.0.0.1:0").unwrap() }
     }
 
     /// Host and port.
@@ -118,12 +113,7 @@ impl Closed {
     }
 }
 
-fn serve(
-    hub: &Hub,
-    port: u16,
-    mut stream: TcpStream,
-    log: &Mutex<Vec<Request>>,
-) -> std::io::Result<()> {
+fn serve(hub: &Hub, port: u16, mut stream: TcpStream, log: &Mutex<Vec<Request>>) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().transpose()?.unwrap_or_default();
     let mut words = first.split(' ');
@@ -136,11 +126,7 @@ fn serve(
         };
         headers.insert(name.to_ascii_lowercase(), value.to_owned());
     }
-    let request = Request {
-        method: method.to_owned(),
-        path: path.to_owned(),
-        headers,
-    };
+    let request = Request { method: method.to_owned(), path: path.to_owned(), headers };
     log.lock().unwrap().push(request.clone());
     let (head, body) = answer(hub, port, &request);
     stream.write_all(format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n").as_bytes())?;
@@ -158,10 +144,7 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
 
 pub(super) fn git_hash(bytes: &[u8]) -> String {
     let header = format!("blob {}\0", bytes.len());
-    hex(&Sha1::new()
-        .chain_update(header)
-        .chain_update(bytes)
-        .finalize())
+    hex(&Sha1::new().chain_update(header).chain_update(bytes).finalize())
 }
 
 /// Status line and headers, and the body.
@@ -191,24 +174,15 @@ fn answer(hub: &Hub, port: u16, request: &Request) -> (String, Vec<u8>) {
             return empty("404 No\r\nX-Error-Code: RevisionNotFound".to_owned());
         }
         let names = hub.files.keys().chain(&hub.also_listed);
-        let siblings: Vec<_> = names
-            .map(|name| serde_json::json!({ "rfilename": name }))
-            .collect();
+        let siblings: Vec<_> = names.map(|name| serde_json::json!({ "rfilename": name })).collect();
         let commit = hub.commit.as_deref().unwrap_or(COMMIT);
         let model = serde_json::json!({"id": "org/name", "sha": commit, "siblings": siblings});
         let body = format!("{}{model}", " ".repeat(hub.padding));
-        return (
-            format!("200 OK\r\nContent-Length: {}", body.len()),
-            body.into(),
-        );
+        return (format!("200 OK\r\nContent-Length: {}", body.len()), body.into());
     }
     let resolve = format!("/org/name/resolve/{COMMIT}/");
     let cached = format!("/api/resolve-cache/models/org/name/{COMMIT}/");
-    if let Some((name, content)) = request
-        .path
-        .strip_prefix(&resolve)
-        .and_then(|name| hub.files.get_key_value(name))
-    {
+    if let Some((name, content)) = request.path.strip_prefix(&resolve).and_then(|name| hub.files.get_key_value(name)) {
         return match content.len() {
             // The hub's own cache, given as a path.
             0..1000 => empty(format!("307 Go\r\nLocation: {cached}{name}")),
@@ -223,17 +197,9 @@ fn answer(hub: &Hub, port: u16, request: &Request) -> (String, Vec<u8>) {
             }
         };
     }
-    match request
-        .path
-        .strip_prefix(&cached)
-        .and_then(|name| hub.files.get(name))
-    {
+    match request.path.strip_prefix(&cached).and_then(|name| hub.files.get(name)) {
         Some(content) => (
-            format!(
-                "200 OK\r\nETag: W/\"{}\"\r\nContent-Length: {}",
-                git_hash(content),
-                content.len()
-            ),
+            format!("200 OK\r\nETag: W/\"{}\"\r\nContent-Length: {}", git_hash(content), content.len()),
             content.clone(),
         ),
         None => empty("404 No\r\nX-Error-Code: EntryNotFound".to_owned()),
@@ -252,10 +218,7 @@ fn storage(hub: &Hub, request: &Request, content: Vec<u8>) -> (String, Vec<u8>) 
         Some(start) if start >= total => {
             return ("416 No\r\nContent-Length: 0".to_owned(), vec![]);
         }
-        Some(start) => format!(
-            "206 Part\r\nContent-Range: bytes {start}-{}/{total}",
-            total - 1
-        ),
+        Some(start) => format!("206 Part\r\nContent-Range: bytes {start}-{}/{total}", total - 1),
     };
     let mut body = content[start.unwrap_or(0)..].to_vec();
     let head = format!("{status}\r\nContent-Length: {}", body.len());

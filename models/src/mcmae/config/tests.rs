@@ -18,9 +18,7 @@ const SMALL: McmaeEncoderConfig = McmaeEncoderConfig {
 fn configurations_of_no_network_are_refused_by_field() {
     let check = |field: &str, config: McmaeEncoderConfig| {
         let refused = McmaeEncoder::new(&ParamStore::frozen(Device::Cpu).root(), &config);
-        let Err(Error::Config { field: found, .. }) = refused else {
-            panic!("{field}: {refused:?}")
-        };
+        let Err(Error::Config { field: found, .. }) = refused else { panic!("{field}: {refused:?}") };
         assert_eq!(found, field);
     };
     let with = |change: fn(&mut McmaeEncoderConfig)| {
@@ -59,16 +57,10 @@ fn arithmetic_is_that_of_the_weights() {
             let tensors = store.tensors();
             let weights: usize = tensors
                 .iter()
-                .filter(|(param, weight)| {
-                    param.starts_with(name) && param.ends_with("weight") && weight.dim() > 1
-                })
+                .filter(|(param, weight)| param.starts_with(name) && param.ends_with("weight") && weight.dim() > 1)
                 .map(|(_, weight)| weight.numel())
                 .sum();
-            let attention = if *name == "blocks3" {
-                11 * 2 * 49 * 49 * 768
-            } else {
-                0
-            };
+            let attention = if *name == "blocks3" { 11 * 2 * 49 * 49 * 768 } else { 0 };
             let expected = 2.0 * (places * weights as i64 + attention) as f64;
             assert_eq!(*flop, expected, "{name}");
             total += flop;
@@ -80,12 +72,9 @@ fn arithmetic_is_that_of_the_weights() {
 
 #[test]
 fn published_sizes_are_networks() {
-    for config in [
-        McmaeEncoderConfig::SMALL,
-        McmaeEncoderConfig::BASE,
-        McmaeEncoderConfig::LARGE,
-        McmaeEncoderConfig::HUGE,
-    ] {
+    for config in
+        [McmaeEncoderConfig::SMALL, McmaeEncoderConfig::BASE, McmaeEncoderConfig::LARGE, McmaeEncoderConfig::HUGE]
+    {
         config.validate().unwrap();
         assert_eq!(config.num_patches(), 196);
         assert_eq!(config.grid(), [14, 14]);

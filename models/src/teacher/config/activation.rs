@@ -41,10 +41,7 @@ impl Config {
                 None => Ok(first.activation),
                 Some(against) => Err(Error::TeacherConfig {
                     path: first.path.to_path_buf(),
-                    reason: format!(
-                        "{}, but {against}. Correct the one that is wrong",
-                        first.words
-                    ),
+                    reason: format!("{}, but {against}. Correct the one that is wrong", first.words),
                 }),
             };
         }
@@ -101,11 +98,7 @@ impl Config {
                     )));
                 }
             };
-            stated.push(Statement {
-                path: &config.path,
-                words: format!("says hidden_act {name}"),
-                activation,
-            });
+            stated.push(Statement { path: &config.path, words: format!("says hidden_act {name}"), activation });
         } else if self.by_transformers(layout) {
             // The default of each configuration class.
             let activation = match layout.family {
@@ -115,9 +108,7 @@ impl Config {
             };
             stated.push(Statement {
                 path: &config.path,
-                words: format!(
-                    "is transformers' and leaves hidden_act at its default, {activation}"
-                ),
+                words: format!("is transformers' and leaves hidden_act at its default, {activation}"),
                 activation,
             });
         }
@@ -144,11 +135,7 @@ impl Config {
         if layout.family == Family::Clip
             && let Some((activation, words)) = self.open_clip.activation()?
         {
-            stated.push(Statement {
-                path: &self.open_clip.path,
-                words,
-                activation,
-            });
+            stated.push(Statement { path: &self.open_clip.path, words, activation });
         }
         Ok(stated)
     }
@@ -159,11 +146,7 @@ impl Config {
 fn timm_siglip(architecture: &str) -> Activation {
     let name = architecture.split('.').next().unwrap_or_default();
     let large_512 = name.contains("large_patch16_siglip") && name.ends_with("_512");
-    let tanh = [
-        "patch32_siglip",
-        "so400m_patch16_siglip",
-        "giantopt_patch16_siglip",
-    ];
+    let tanh = ["patch32_siglip", "so400m_patch16_siglip", "giantopt_patch16_siglip"];
     match large_512 || tanh.iter().any(|entry| name.contains(entry)) {
         true => Activation::GeluTanh,
         false => Activation::Gelu,

@@ -23,11 +23,7 @@ impl Json {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Ok(Json {
-                    path,
-                    exists: false,
-                    value: Value::Null,
-                });
+                return Ok(Json { path, exists: false, value: Value::Null });
             }
             Err(source) => return Err(Error::ReadWeights { path, source }),
         };
@@ -36,19 +32,9 @@ impl Json {
             return Err(Error::ReadWeights { path, source });
         }
         match serde_json::from_slice::<Value>(&bytes) {
-            Ok(value) if value.is_object() => Ok(Json {
-                path,
-                exists: true,
-                value,
-            }),
-            Ok(_) => Err(Error::TeacherConfig {
-                path,
-                reason: "is no JSON object".to_owned(),
-            }),
-            Err(e) => Err(Error::TeacherConfig {
-                path,
-                reason: format!("is no JSON: {e}"),
-            }),
+            Ok(value) if value.is_object() => Ok(Json { path, exists: true, value }),
+            Ok(_) => Err(Error::TeacherConfig { path, reason: "is no JSON object".to_owned() }),
+            Err(e) => Err(Error::TeacherConfig { path, reason: format!("is no JSON: {e}") }),
         }
     }
 
@@ -66,14 +52,10 @@ impl Json {
 
     /// An integer, or a pair of equal ones (`[224, 224]`).
     pub(super) fn size(&self, key: &str) -> Result<Option<i64>> {
-        self.typed(
-            key,
-            "an integer, or twice the same one",
-            |value| match value.as_array().map(Vec::as_slice) {
-                Some([a, b]) if a == b => a.as_i64(),
-                _ => value.as_i64(),
-            },
-        )
+        self.typed(key, "an integer, or twice the same one", |value| match value.as_array().map(Vec::as_slice) {
+            Some([a, b]) if a == b => a.as_i64(),
+            _ => value.as_i64(),
+        })
     }
 
     pub(super) fn channels(&self, key: &str) -> Result<Option<[f64; 3]>> {
@@ -91,12 +73,7 @@ impl Json {
         })
     }
 
-    fn typed<'a, T>(
-        &'a self,
-        key: &str,
-        wanted: &str,
-        convert: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
+    fn typed<'a, T>(&'a self, key: &str, wanted: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         match self.value.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match convert(value) {
@@ -107,18 +84,10 @@ impl Json {
     }
 
     pub(super) fn wrong(&self, reason: String) -> Error {
-        Error::TeacherConfig {
-            path: self.path.clone(),
-            reason,
-        }
+        Error::TeacherConfig { path: self.path.clone(), reason }
     }
 
     pub(super) fn missing(&self, fact: &'static str, next_step: &str) -> Error {
-        Error::MissingFact {
-            path: self.path.clone(),
-            exists: self.exists,
-            fact,
-            next_step: next_step.to_owned(),
-        }
+        Error::MissingFact { path: self.path.clone(), exists: self.exists, fact, next_step: next_step.to_owned() }
     }
 }

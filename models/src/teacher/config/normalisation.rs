@@ -11,10 +11,7 @@ use crate::weights::Weights;
 pub(in crate::teacher) type Normalisation = ([f64; 3], [f64; 3]);
 
 const IMAGENET: Normalisation = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-const OPENAI_CLIP: Normalisation = (
-    [0.48145466, 0.4578275, 0.40821073],
-    [0.26862954, 0.26130258, 0.27577711],
-);
+const OPENAI_CLIP: Normalisation = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]);
 const HALF: Normalisation = ([0.5; 3], [0.5; 3]);
 const NONE: Normalisation = ([0.0; 3], [1.0; 3]);
 
@@ -28,7 +25,8 @@ const ROUNDING: f64 = 1e-3;
 const OPENAI_BUFFERS: [&str; 3] = ["input_resolution", "context_length", "vocab_size"];
 
 /// What the flags look like, as a part of a question.
-const FLAGS: &str = "or name them with the teacher (--mean R,G,B --std R,G,B, or mean and std under [teachers.ID] in a recipe)";
+const FLAGS: &str =
+    "or name them with the teacher (--mean R,G,B --std R,G,B, or mean and std under [teachers.ID] in a recipe)";
 
 /// What one file says.
 struct Statement {
@@ -56,11 +54,7 @@ impl Config {
         let file = &self.preprocessor;
         match (options.mean, options.std) {
             (Some(mean), Some(std)) => {
-                return plausible(
-                    file,
-                    ["the mean asked for,", "the std asked for,"],
-                    (mean, std),
-                );
+                return plausible(file, ["the mean asked for,", "the std asked for,"], (mean, std));
             }
             (None, None) => {}
             (Some(_), None) => {
@@ -82,31 +76,27 @@ impl Config {
         let ask = |fact: &str| {
             Err(file.missing(
                 "image_mean and image_std",
-                &format!("{fact}. Copy the preprocessor_config.json that was published with the weights beside them, {FLAGS}"),
+                &format!(
+                    "{fact}. Copy the preprocessor_config.json that was published with the weights beside them, {FLAGS}"
+                ),
             ))
         };
         match layout.family {
             Family::Clip if layout.is_openai() && has_all(weights, layout, &OPENAI_BUFFERS) => {
                 assume(OPENAI_CLIP, "those of OpenAI's archives", false)
             }
-            Family::Clip => ask(
-                "CLIP towers are published with OpenAI's constants (0.48145466,0.4578275,0.40821073 and \
-                 0.26862954,0.26130258,0.27577711) and with 0.5 and 0.5, LAION-2B's L/14 for one",
-            ),
+            Family::Clip => {
+                ask("CLIP towers are published with OpenAI's constants (0.48145466,0.4578275,0.40821073 and \
+                 0.26862954,0.26130258,0.27577711) and with 0.5 and 0.5, LAION-2B's L/14 for one")
+            }
             Family::Siglip => assume(HALF, "those of every published SigLIP", false),
             Family::Dinov2 => assume(IMAGENET, "ImageNet's, as every published DINOv2 has", false),
             Family::Dinov3 if DINOV3_WIDTHS_WITH_TWO.contains(&width) => ask(
                 "This size is published for photos, with ImageNet's constants (0.485,0.456,0.406 and 0.229,0.224,0.225), and for \
                  satellite images, with others",
             ),
-            Family::Dinov3 => assume(
-                IMAGENET,
-                "ImageNet's, as every published DINOv3 of this size has",
-                false,
-            ),
-            Family::Vit if layout.is_mae() => {
-                assume(IMAGENET, "ImageNet's, as masked autoencoders have", false)
-            }
+            Family::Dinov3 => assume(IMAGENET, "ImageNet's, as every published DINOv3 of this size has", false),
+            Family::Vit if layout.is_mae() => assume(IMAGENET, "ImageNet's, as masked autoencoders have", false),
             Family::Vit if layout.is_hugging_face() || layout.is_classifier(weights) => ask(
                 "ViTs are published with ImageNet's constants (0.485,0.456,0.406 and 0.229,0.224,0.225: DeiT, DINO, MAE) and with 0.5 and \
                  0.5 (AugReg and most of timm's)",
@@ -125,9 +115,7 @@ impl Config {
         let mut stated = Vec::new();
         if preprocessor.exists {
             let rescaled = preprocessor.flag("do_rescale")?.unwrap_or(true);
-            let factor = preprocessor
-                .number("rescale_factor")?
-                .unwrap_or(1.0 / 255.0);
+            let factor = preprocessor.number("rescale_factor")?.unwrap_or(1.0 / 255.0);
             if !rescaled || (factor * 255.0 - 1.0).abs() > 1e-6 {
                 return Err(preprocessor.wrong(format!(
                     "pixels are scaled by {factor} (do_rescale {rescaled}); only towers that take pixels divided by 255 are supported. \
@@ -136,10 +124,7 @@ impl Config {
                 )));
             }
             if preprocessor.flag("do_normalize")? == Some(false) {
-                stated.push(Statement {
-                    file: preprocessor.part(""),
-                    normalisation: NONE,
-                });
+                stated.push(Statement { file: preprocessor.part(""), normalisation: NONE });
             }
         }
         // timm's folders keep it in config.json, those of its first versions beside the architecture; open_clip's in a file of their
@@ -160,10 +145,7 @@ impl Config {
             match (file.channels(mean_key)?, file.channels(std_key)?) {
                 (Some(mean), Some(std)) => {
                     let normalisation = plausible(&file, [mean_key, std_key], (mean, std))?;
-                    stated.push(Statement {
-                        file,
-                        normalisation,
-                    });
+                    stated.push(Statement { file, normalisation });
                 }
                 (None, None) => {}
                 (mean, _) => {
@@ -182,36 +164,27 @@ impl Config {
 }
 
 /// The first statement, if neither another file nor the options contradict it.
-fn agreed(
-    first: &Statement,
-    others: &[Statement],
-    options: &TeacherOptions,
-) -> Result<Normalisation> {
+fn agreed(first: &Statement, others: &[Statement], options: &TeacherOptions) -> Result<Normalisation> {
     let (mean, std) = first.normalisation;
     let same = |a: [f64; 3], b: [f64; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < ROUNDING);
-    let other = others
-        .iter()
-        .find(|s| !same(s.normalisation.0, mean) || !same(s.normalisation.1, std));
+    let other = others.iter().find(|s| !same(s.normalisation.0, mean) || !same(s.normalisation.1, std));
     let against = match other {
         Some(other) => {
             let (mean, std) = other.normalisation;
-            Some(format!(
-                "{:?} says mean {mean:?} and std {std:?}",
-                other.file.path
-            ))
+            Some(format!("{:?} says mean {mean:?} and std {std:?}", other.file.path))
         }
-        None => [("mean", options.mean, mean), ("std", options.std, std)]
-            .into_iter()
-            .find_map(|(what, asked, found)| {
+        None => {
+            [("mean", options.mean, mean), ("std", options.std, std)].into_iter().find_map(|(what, asked, found)| {
                 let asked = asked.filter(|asked| !same(*asked, found))?;
                 Some(format!("the {what} asked for is {asked:?}"))
-            }),
+            })
+        }
     };
     match against {
         None => Ok(first.normalisation),
-        Some(against) => Err(first.file.wrong(format!(
-            "says mean {mean:?} and std {std:?}, but {against}. Correct the one that is wrong"
-        ))),
+        Some(against) => Err(first
+            .file
+            .wrong(format!("says mean {mean:?} and std {std:?}, but {against}. Correct the one that is wrong"))),
     }
 }
 
@@ -225,10 +198,7 @@ fn plausible(
     [mean_key, std_key]: [&str; 2],
     (mean, std): Normalisation,
 ) -> Result<Normalisation, Error> {
-    let problems = [
-        (mean_key, mean, mean_problem(mean)),
-        (std_key, std, std_problem(std)),
-    ];
+    let problems = [(mean_key, mean, mean_problem(mean)), (std_key, std, std_problem(std))];
     for (key, values, problem) in problems {
         if let Some(problem) = problem {
             return Err(origin.wrong(format!("{key} {values:?} {problem}")));

@@ -12,11 +12,7 @@ impl Json {
     /// A part of this file, for errors that name the file.
     pub(super) fn part(&self, pointer: &str) -> Json {
         let value = self.value.pointer(pointer);
-        Json {
-            path: self.path.clone(),
-            exists: value.is_some(),
-            value: value.cloned().unwrap_or(Value::Null),
-        }
+        Json { path: self.path.clone(), exists: value.is_some(), value: value.cloned().unwrap_or(Value::Null) }
     }
 
     /// The activation that open_clip would use, with the words that say so; `None` without such a file, and where the tower is
@@ -28,22 +24,13 @@ impl Json {
             return Ok(None);
         }
         if model.flag("quick_gelu")? == Some(true) {
-            return Ok(Some((
-                Activation::QuickGelu,
-                "says quick_gelu true".to_owned(),
-            )));
+            return Ok(Some((Activation::QuickGelu, "says quick_gelu true".to_owned())));
         }
         let approximate = vision.part("/act_kwargs");
         if approximate.text("approximate")? == Some("tanh") {
-            return Ok(Some((
-                Activation::GeluTanh,
-                "says act_kwargs approximate tanh".to_owned(),
-            )));
+            return Ok(Some((Activation::GeluTanh, "says act_kwargs approximate tanh".to_owned())));
         }
-        Ok(Some((
-            Activation::Gelu,
-            "does not say quick_gelu true, so gelu".to_owned(),
-        )))
+        Ok(Some((Activation::Gelu, "does not say quick_gelu true, so gelu".to_owned())))
     }
 
     /// The vision tower in the words of transformers' configuration, `None` without such a file.
@@ -54,16 +41,13 @@ impl Json {
         }
         if vision.value.get("layers").is_some_and(Value::is_array) {
             return Err(vision.wrong(
-                "vision_cfg.layers is a list, so the vision tower is a ResNet; only ViTs can be teachers"
-                    .to_owned(),
+                "vision_cfg.layers is a list, so the vision tower is a ResNet; only ViTs can be teachers".to_owned(),
             ));
         }
         let width = vision.size("width")?.unwrap_or(768);
         let head_width = vision.size("head_width")?.unwrap_or(64);
         if head_width < 1 || width % head_width != 0 {
-            return Err(vision.wrong(format!(
-                "vision_cfg.head_width {head_width} does not divide the width {width}"
-            )));
+            return Err(vision.wrong(format!("vision_cfg.head_width {head_width} does not divide the width {width}")));
         }
         let mlp_ratio = vision.number("mlp_ratio")?.unwrap_or(4.0);
         Ok(Some(Json {

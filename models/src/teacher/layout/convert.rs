@@ -61,9 +61,7 @@ impl Layout {
         let empty = |name: &str| weights.get(name).is_some_and(|t| t.numel() == 0);
         // Integers and booleans are buffers: positions, masks, counters.
         let buffer = |name: &str| weights.get(name).is_some_and(|t| !t.is_floating_point());
-        weights.require(&expected, |name| {
-            self.ignores(name) || empty(name) || buffer(name)
-        })?;
+        weights.require(&expected, |name| self.ignores(name) || empty(name) || buffer(name))?;
 
         let get = |name: &str| {
             let tensor = weights.get(name).expect("every name was just required");
@@ -82,11 +80,7 @@ impl Layout {
                 }
             });
             let mut parts: Vec<Tensor> = parts.collect();
-            let mut tensor = if parts.len() == 1 {
-                parts.remove(0)
-            } else {
-                Tensor::cat(&parts, 0)
-            };
+            let mut tensor = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0) };
             if recipe.transposed {
                 tensor = tensor.tr().contiguous();
             }
@@ -114,10 +108,7 @@ impl Layout {
         self.check_values(weights, &tensors, config)?;
         // The file's tensors, since their names are what a user can look for.
         let read: Vec<(&str, Tensor)> = expected.keys().map(|n| (n.as_str(), get(n))).collect();
-        require_finite(
-            weights.path(),
-            read.iter().map(|(name, tensor)| (*name, tensor)),
-        )?;
+        require_finite(weights.path(), read.iter().map(|(name, tensor)| (*name, tensor)))?;
         Ok(tensors)
     }
 
@@ -127,12 +118,8 @@ impl Layout {
             return Vec::new();
         };
         let of_block = |i: i64| {
-            [("attn.proj", attn), ("mlp.fc2", mlp)].map(|(linear, scale)| {
-                (
-                    format!("blocks.{i}.{linear}"),
-                    format!("{}{i}.{scale}", self.blocks),
-                )
-            })
+            [("attn.proj", attn), ("mlp.fc2", mlp)]
+                .map(|(linear, scale)| (format!("blocks.{i}.{linear}"), format!("{}{i}.{scale}", self.blocks)))
         };
         (0..config.depth).flat_map(of_block).collect()
     }
@@ -149,10 +136,7 @@ impl Layout {
             }
             "head.weight" if matches!(self.names.projection, ProjectionName::Transposed(_)) => {
                 shape.reverse();
-                return Recipe {
-                    parts: vec![self.part(&spec.name, shape)],
-                    transposed: true,
-                };
+                return Recipe { parts: vec![self.part(&spec.name, shape)], transposed: true };
             }
             name if name.ends_with(".attn.qkv.bias") && name.starts_with("blocks.") => {
                 if let Some(recipe) = self.qkv_bias(weights, name, shape[0]) {
@@ -174,56 +158,31 @@ impl Layout {
             shape
         });
         let shapes: Vec<Vec<i64>> = shapes.collect();
-        let parts = sources.into_iter().zip(shapes).map(|(name, shape)| Part {
-            name: Some(name),
-            shape,
-            mask: None,
-        });
-        Recipe {
-            parts: parts.collect(),
-            transposed: false,
-        }
+        let parts = sources.into_iter().zip(shapes).map(|(name, shape)| Part { name: Some(name), shape, mask: None });
+        Recipe { parts: parts.collect(), transposed: false }
     }
 
     fn part(&self, internal: &str, shape: Vec<i64>) -> Part {
-        Part {
-            name: Some(self.file_name(internal)),
-            shape,
-            mask: None,
-        }
+        Part { name: Some(self.file_name(internal)), shape, mask: None }
     }
 
     /// The bias of q, k and v in layouts where it is not simply beside the weights.
     fn qkv_bias(&self, weights: &Weights, internal: &str, rows: i64) -> Option<Recipe> {
-        let block = internal
-            .strip_prefix("blocks.")
-            .and_then(|rest| rest.split_once('.'));
+        let block = internal.strip_prefix("blocks.").and_then(|rest| rest.split_once('.'));
         let (number, _) = block.expect("the tower's names of blocks are blocks.N.");
         let in_block = |name: &str| format!("{}{number}.{name}", self.blocks);
-        let part = |name: Option<String>| Part {
-            name,
-            shape: vec![rows / 3],
-            mask: None,
-        };
+        let part = |name: Option<String>| Part { name, shape: vec![rows / 3], mask: None };
         let parts = match self.names.qkv_bias {
             QkvBias::AsWeights => return None,
             QkvBias::KeysOptional => {
-                let mut parts: Vec<Part> = self
-                    .sources(internal)
-                    .into_iter()
-                    .map(|name| part(Some(name)))
-                    .collect();
+                let mut parts: Vec<Part> = self.sources(internal).into_iter().map(|name| part(Some(name))).collect();
                 let key = &mut parts[1].name;
                 *key = key.take().filter(|name| weights.get(name).is_some());
                 parts
             }
             QkvBias::Masked(mask) => {
                 let mask = Some(in_block(mask)).filter(|name| weights.get(name).is_some());
-                vec![Part {
-                    name: Some(self.file_name(internal)),
-                    shape: vec![rows],
-                    mask,
-                }]
+                vec![Part { name: Some(self.file_name(internal)), shape: vec![rows], mask }]
             }
             QkvBias::QueriesValues(q, v) => {
                 let [q, v] = [q, v].map(in_block);
@@ -231,23 +190,12 @@ impl Layout {
                 vec![part(any.then_some(q)), part(None), part(any.then_some(v))]
             }
         };
-        Some(Recipe {
-            parts,
-            transposed: false,
-        })
+        Some(Recipe { parts, transposed: false })
     }
 
     /// What shapes cannot show: a mask that was never filled, rotary frequencies of another base.
-    fn check_values(
-        &self,
-        weights: &Weights,
-        tensors: &BTreeMap<String, Tensor>,
-        config: &TowerConfig,
-    ) -> Result<()> {
-        let wrong = |reason: String| Error::TeacherConfig {
-            path: weights.path().to_path_buf(),
-            reason,
-        };
+    fn check_values(&self, weights: &Weights, tensors: &BTreeMap<String, Tensor>, config: &TowerConfig) -> Result<()> {
+        let wrong = |reason: String| Error::TeacherConfig { path: weights.path().to_path_buf(), reason };
         if let QkvBias::Masked(mask) = self.names.qkv_bias {
             for i in 0..config.depth {
                 let bias = &tensors[&format!("blocks.{i}.attn.qkv.bias")];
@@ -300,15 +248,9 @@ impl Layout {
         if let Some(name) = plain {
             return vec![format!("{prefix}{name}")];
         }
-        let (module, suffix) = internal
-            .rsplit_once('.')
-            .expect("the tower's names are module.weight or module.bias");
+        let (module, suffix) = internal.rsplit_once('.').expect("the tower's names are module.weight or module.bias");
         let join = |module: &str| {
-            if module.ends_with('_') {
-                format!("{module}{suffix}")
-            } else {
-                format!("{module}.{suffix}")
-            }
+            if module.ends_with('_') { format!("{module}{suffix}") } else { format!("{module}.{suffix}") }
         };
         if let Some(parts) = names.pool_qkv.filter(|_| self.pools_apart(internal)) {
             return parts.map(|part| format!("{prefix}{}", join(part))).into();
@@ -324,10 +266,7 @@ impl Layout {
                 ProjectionName::Absent => unreachable!("a tower without projection has no head"),
             }];
         }
-        if let Some((number, module)) = module
-            .strip_prefix("blocks.")
-            .and_then(|rest| rest.split_once('.'))
-        {
+        if let Some((number, module)) = module.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
             let of_block = |file: &&str| format!("{}{number}.{}", self.blocks, join(file));
             if let Some((fc1, fc2)) = names.gated.filter(|_| self.gated_mlp) {
                 match module {
@@ -336,18 +275,12 @@ impl Layout {
                     _ => {}
                 }
             }
-            let (_, files) = names
-                .block
-                .iter()
-                .find(|(name, _)| *name == module)
-                .expect("every layout lists every module");
+            let (_, files) =
+                names.block.iter().find(|(name, _)| *name == module).expect("every layout lists every module");
             return files.iter().map(of_block).collect();
         }
-        let (_, file) = names
-            .modules
-            .iter()
-            .find(|(name, _)| *name == module)
-            .expect("every layout lists every module");
+        let (_, file) =
+            names.modules.iter().find(|(name, _)| *name == module).expect("every layout lists every module");
         vec![format!("{prefix}{}", join(file))]
     }
 }

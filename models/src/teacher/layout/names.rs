@@ -110,15 +110,8 @@ pub(super) const PREFIXES: &[&str] = &[
 ];
 
 /// Keys under which training code saves a network. Whatever is saved beside it is no part of it.
-pub(super) const SAVED: &[&str] = &[
-    "model",
-    "model_state",
-    "model_state_dict",
-    "state_dict",
-    "weights",
-    "params",
-    "checkpoint",
-];
+pub(super) const SAVED: &[&str] =
+    &["model", "model_state", "model_state_dict", "state_dict", "weights", "params", "checkpoint"];
 
 /// Likewise, of the network that is evaluated: DINO's teacher, averages of weights. It is taken where there is another.
 pub(super) const AVERAGES: &[&str] = &[
@@ -141,13 +134,7 @@ pub(super) const AVERAGES: &[&str] = &[
 ];
 
 /// Likewise, of the one that is not: DINO's student, the slow copy of contrastive training.
-pub(super) const OTHERS: &[&str] = &[
-    "student",
-    "student_model",
-    "student_backbone",
-    "momentum_encoder",
-    "encoder_k",
-];
+pub(super) const OTHERS: &[&str] = &["student", "student_model", "student_backbone", "momentum_encoder", "encoder_k"];
 
 /// What training code leaves at any level, beside a network or among its tensors: none of it is a part of the network.
 pub(super) const TRAINING: &[&str] = &[
@@ -253,10 +240,7 @@ const HF_CLIP: Names = Names {
     blocks: &["encoder.layers."],
     block: &[
         ("norm1", &["layer_norm1"]),
-        (
-            "attn.qkv",
-            &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        ),
+        ("attn.qkv", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
         ("attn.proj", &["self_attn.out_proj"]),
         ("norm2", &["layer_norm2"]),
         ("mlp.fc1", &["mlp.fc1"]),
@@ -267,13 +251,7 @@ const HF_CLIP: Names = Names {
     gated: None,
     layer_scale: None,
     projection: ProjectionName::Beside("visual_projection"),
-    ignored: &[
-        "text_model.",
-        "text_projection.",
-        "visual_projection.",
-        "logit_scale",
-        "embeddings.position_ids",
-    ],
+    ignored: &["text_model.", "text_projection.", "visual_projection.", "logit_scale", "embeddings.position_ids"],
     marks: |_| true,
 };
 
@@ -291,13 +269,7 @@ const HF_SIGLIP: Names = Names {
         ("pool.mlp.fc2", "head.mlp.fc2"),
     ],
     projection: ProjectionName::Absent,
-    ignored: &[
-        "text_model.",
-        "logit_scale",
-        "logit_bias",
-        "classifier.",
-        "embeddings.position_ids",
-    ],
+    ignored: &["text_model.", "logit_scale", "logit_bias", "classifier.", "embeddings.position_ids"],
     ..HF_CLIP
 };
 
@@ -309,21 +281,11 @@ const HF_VIT: Names = Names {
     flat: false,
     pos_embed: Some("embeddings.position_embeddings"),
     registers: None,
-    modules: &[
-        ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-        ("norm", "layernorm"),
-    ],
+    modules: &[("patch_embed.proj", "embeddings.patch_embeddings.projection"), ("norm", "layernorm")],
     blocks: &["encoder.layer."],
     block: &[
         ("norm1", &["layernorm_before"]),
-        (
-            "attn.qkv",
-            &[
-                "attention.attention.query",
-                "attention.attention.key",
-                "attention.attention.value",
-            ],
-        ),
+        ("attn.qkv", &["attention.attention.query", "attention.attention.key", "attention.attention.value"]),
         ("attn.proj", &["attention.output.dense"]),
         ("norm2", &["layernorm_after"]),
         ("mlp.fc1", &["intermediate.dense"]),
@@ -345,10 +307,7 @@ const HF_VIT_5: Names = Names {
     blocks: &["layers."],
     block: &[
         ("norm1", &["layernorm_before"]),
-        (
-            "attn.qkv",
-            &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
-        ),
+        ("attn.qkv", &["attention.q_proj", "attention.k_proj", "attention.v_proj"]),
         ("attn.proj", &["attention.o_proj"]),
         ("norm2", &["layernorm_after"]),
         ("mlp.fc1", &["mlp.fc1"]),
@@ -363,14 +322,7 @@ const HF_DINOV2: Names = Names {
     registers: Some("embeddings.register_tokens"),
     block: &[
         ("norm1", &["norm1"]),
-        (
-            "attn.qkv",
-            &[
-                "attention.attention.query",
-                "attention.attention.key",
-                "attention.attention.value",
-            ],
-        ),
+        ("attn.qkv", &["attention.attention.query", "attention.attention.key", "attention.attention.value"]),
         ("attn.proj", &["attention.output.dense"]),
         ("norm2", &["norm2"]),
         ("mlp.fc1", &["mlp.fc1"]),
@@ -387,10 +339,7 @@ const HF_DINOV2_5: Names = Names {
     title: "Hugging Face DINOv2 (transformers 5 names)",
     block: &[
         ("norm1", &["norm1"]),
-        (
-            "attn.qkv",
-            &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
-        ),
+        ("attn.qkv", &["attention.q_proj", "attention.k_proj", "attention.v_proj"]),
         ("attn.proj", &["attention.o_proj"]),
         ("norm2", &["norm2"]),
         ("mlp.fc1", &["mlp.fc1"]),
@@ -405,18 +354,12 @@ const HF_DINOV3: Names = Names {
     title: "Hugging Face DINOv3",
     family: Some(Family::Dinov3),
     pos_embed: None,
-    modules: &[
-        ("patch_embed.proj", "embeddings.patch_embeddings"),
-        ("norm", "norm"),
-    ],
+    modules: &[("patch_embed.proj", "embeddings.patch_embeddings"), ("norm", "norm")],
     // transformers 5 puts `model.` in front in memory.
     blocks: &["layer.", "model.layer."],
     block: &[
         ("norm1", &["norm1"]),
-        (
-            "attn.qkv",
-            &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
-        ),
+        ("attn.qkv", &["attention.q_proj", "attention.k_proj", "attention.v_proj"]),
         ("attn.proj", &["attention.o_proj"]),
         ("norm2", &["norm2"]),
         ("mlp.fc1", &["mlp.up_proj"]),
@@ -424,11 +367,7 @@ const HF_DINOV3: Names = Names {
     ],
     qkv_bias: QkvBias::KeysOptional,
     gated: Some((&["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj")),
-    ignored: &[
-        "embeddings.mask_token",
-        "classifier.",
-        "rope_embeddings.inv_freq",
-    ],
+    ignored: &["embeddings.mask_token", "classifier.", "rope_embeddings.inv_freq"],
     ..HF_DINOV2_5
 };
 
@@ -441,11 +380,7 @@ const OPENAI_CLIP: Names = Names {
     flat: true,
     pos_embed: Some("positional_embedding"),
     registers: None,
-    modules: &[
-        ("patch_embed.proj", "conv1"),
-        ("norm_pre", "ln_pre"),
-        ("norm", "ln_post"),
-    ],
+    modules: &[("patch_embed.proj", "conv1"), ("norm_pre", "ln_pre"), ("norm", "ln_post")],
     blocks: &["transformer.resblocks."],
     block: &[
         ("norm1", &["ln_1"]),
@@ -473,11 +408,7 @@ const TIMM: Names = Names {
     flat: false,
     pos_embed: Some("pos_embed"),
     registers: Some("reg_token"),
-    modules: &[
-        ("patch_embed.proj", "patch_embed.proj"),
-        ("norm_pre", "norm_pre"),
-        ("norm", "norm"),
-    ],
+    modules: &[("patch_embed.proj", "patch_embed.proj"), ("norm_pre", "norm_pre"), ("norm", "norm")],
     blocks: &["blocks."],
     block: &[
         ("norm1", &["norm1"]),
@@ -527,9 +458,7 @@ const DINOV2: Names = Names {
     gated: Some((&["mlp.w12"], "mlp.w3")),
     projection: ProjectionName::Absent,
     ignored: &["mask_token", "head.", "dino_head.", "ibot_head."],
-    marks: |found| {
-        found.has("register_tokens") || (found.has("mask_token") && found.in_a_block("ls1.gamma"))
-    },
+    marks: |found| found.has("register_tokens") || (found.has("mask_token") && found.in_a_block("ls1.gamma")),
     ..TIMM
 };
 
@@ -542,14 +471,7 @@ const DINOV3: Names = Names {
     gated: Some((&["mlp.w1", "mlp.w2"], "mlp.w3")),
     projection: ProjectionName::Absent,
     // The second norm is for the small crops of pretraining.
-    ignored: &[
-        "mask_token",
-        "rope_embed.periods",
-        "local_cls_norm.",
-        "head.",
-        "dino_head.",
-        "ibot_head.",
-    ],
+    ignored: &["mask_token", "rope_embed.periods", "local_cls_norm.", "head.", "dino_head.", "ibot_head."],
     marks: |found| found.has("storage_tokens") || found.has("rope_embed.periods"),
     ..TIMM
 };

@@ -41,10 +41,7 @@ fn cast_once(teacher: &Teacher, pixels: &Tensor) -> Vec<Tensor> {
 
 #[test]
 fn weights_cast_once_give_the_bits_of_weights_cast_for_every_pass() {
-    let siglip = TowerConfig {
-        pooling: Pooling::Attention,
-        ..timm_config()
-    };
+    let siglip = TowerConfig { pooling: Pooling::Attention, ..timm_config() };
     let facts = json!({"hidden_act": "quick_gelu", "num_attention_heads": 2,
         "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}});
     let mut teachers = Vec::new();
@@ -52,10 +49,7 @@ fn weights_cast_once_give_the_bits_of_weights_cast_for_every_pass() {
         teachers.push((family, Teacher::load(folder.path(), Device::Cpu).unwrap()));
     }
     let projecting = folder(&openai_tensors(&clip_config()), &config(facts));
-    let options = TeacherOptions {
-        layer: Layer::Proj,
-        ..TeacherOptions::default()
-    };
+    let options = TeacherOptions { layer: Layer::Proj, ..TeacherOptions::default() };
     let clip = Teacher::load_with(projecting.path(), &options, Device::Cpu).unwrap();
     teachers.push(("projection", clip));
     // No layout of such a file is small enough for a test to write it, so the tower is given its tensors.

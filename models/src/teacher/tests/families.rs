@@ -36,22 +36,12 @@ pub(super) fn openai_tensors(config: &TowerConfig) -> Tensors {
 }
 
 pub(super) fn clip_config() -> TowerConfig {
-    TowerConfig {
-        norm_pre: true,
-        patch_bias: false,
-        mlp_dim: 256,
-        ..timm_config()
-    }
+    TowerConfig { norm_pre: true, patch_bias: false, mlp_dim: 256, ..timm_config() }
 }
 
 /// The original DINOv3 of one block: 2 heads of 32, 4 registers, a mask over the keys' bias.
 pub(super) fn dinov3_tensors() -> Tensors {
-    let config = TowerConfig {
-        registers: 4,
-        positions: Positions::Rotary { base: 100.0 },
-        depth: 1,
-        ..timm_config()
-    };
+    let config = TowerConfig { registers: 4, positions: Positions::Rotary { base: 100.0 }, depth: 1, ..timm_config() };
     let mut tensors = timm_tensors(&config);
     let registers = tensors.remove("reg_token").unwrap();
     tensors.insert("storage_tokens".into(), registers);
@@ -83,33 +73,19 @@ fn load_with(
     layer: Layer,
     activation: Option<Activation>,
 ) -> Result<Teacher> {
-    let options = TeacherOptions {
-        layer,
-        activation,
-        ..TeacherOptions::default()
-    };
+    let options = TeacherOptions { layer, activation, ..TeacherOptions::default() };
     Teacher::load_with(folder(tensors, files).path(), &options, Device::Cpu)
 }
 
 #[test]
 fn open_clips_config_is_read() {
     let tensors = openai_tensors(&clip_config());
-    let vision =
-        json!({"width": 64, "layers": 2, "patch_size": 8, "image_size": 24, "head_width": 32});
+    let vision = json!({"width": 64, "layers": 2, "patch_size": 8, "image_size": 24, "head_width": 32});
     let load_cfg = |model: Value| load(&tensors, &open_clip(model));
-    let info = load_cfg(json!({"vision_cfg": vision, "quick_gelu": true}))
-        .unwrap()
-        .info()
-        .clone();
+    let info = load_cfg(json!({"vision_cfg": vision, "quick_gelu": true})).unwrap().info().clone();
     assert_eq!(info.arch, "clip-vit-w64-d2-h2-m256-p8");
-    assert_eq!(
-        (info.activation, info.norm_eps, info.layout),
-        (Activation::QuickGelu, 1e-5, "OpenAI CLIP")
-    );
-    assert_eq!(
-        (info.mean, info.input_size),
-        ([0.48145466, 0.4578275, 0.40821073], 24)
-    );
+    assert_eq!((info.activation, info.norm_eps, info.layout), (Activation::QuickGelu, 1e-5, "OpenAI CLIP"));
+    assert_eq!((info.mean, info.input_size), ([0.48145466, 0.4578275, 0.40821073], 24));
 
     // What is not said is open_clip's default: gelu, heads of 64, a ratio of 4.
     let plain = json!({"width": 64, "layers": 2, "patch_size": 8, "image_size": [24, 24]});
@@ -132,19 +108,12 @@ fn open_clips_config_is_read() {
     refused(json!({"width": "wide"}), "an integer");
     refused(json!({"width": 64, "mlp_ratio": 1e300}), "MLP width");
     // Another model's config is told by the shapes.
-    let other =
-        json!({"vision_cfg": {"width": 128, "layers": 2, "patch_size": 8, "image_size": 24}});
+    let other = json!({"vision_cfg": {"width": 128, "layers": 2, "patch_size": 8, "image_size": 24}});
     let Err(Error::WeightsMismatch { mismatch, .. }) = load_cfg(other) else {
         panic!("a config of another width was taken");
     };
-    let conv1 = mismatch
-        .misshaped
-        .iter()
-        .find(|m| m.name == "visual.conv1.weight");
-    assert_eq!(
-        conv1.map(|m| (m.found.clone(), m.expected.clone())),
-        Some((vec![64, 3, 8, 8], vec![128, 3, 8, 8]))
-    );
+    let conv1 = mismatch.misshaped.iter().find(|m| m.name == "visual.conv1.weight");
+    assert_eq!(conv1.map(|m| (m.found.clone(), m.expected.clone())), Some((vec![64, 3, 8, 8], vec![128, 3, 8, 8])));
     assert!(!mismatch.misshaped.iter().any(|m| m.name == "visual.proj"));
 }
 
@@ -168,50 +137,30 @@ fn an_activation_against_the_files_is_refused() {
     let openai = openai_tensors(&clip_config());
     let quick = json!({"hidden_act": "quick_gelu"});
     let cfg = json!({"vision_cfg": {"width": 64, "layers": 2, "patch_size": 8, "image_size": 24}});
-    let check =
-        |files: &[(&str, Value)], asked: Option<Activation>, parts: [&str; 2]| match load_with(
-            &openai,
-            files,
-            Layer::Last,
-            asked,
-        ) {
-            Err(Error::TeacherConfig { reason, .. }) => {
-                assert!(parts.iter().all(|part| reason.contains(part)), "{reason}");
-            }
-            other => panic!("expected {parts:?} to be named, got {other:?}"),
-        };
-    check(
-        &config(quick.clone()),
-        Some(Activation::Gelu),
-        ["hidden_act quick_gelu", "asked for is gelu"],
-    );
-    check(
-        &open_clip(cfg.clone()),
-        Some(Activation::QuickGelu),
-        ["so gelu", "asked for is quick_gelu"],
-    );
-    let both = [
-        ("config.json", quick.clone()),
-        ("open_clip_config.json", json!({"model_cfg": cfg})),
-    ];
+    let check = |files: &[(&str, Value)], asked: Option<Activation>, parts: [&str; 2]| match load_with(
+        &openai,
+        files,
+        Layer::Last,
+        asked,
+    ) {
+        Err(Error::TeacherConfig { reason, .. }) => {
+            assert!(parts.iter().all(|part| reason.contains(part)), "{reason}");
+        }
+        other => panic!("expected {parts:?} to be named, got {other:?}"),
+    };
+    check(&config(quick.clone()), Some(Activation::Gelu), ["hidden_act quick_gelu", "asked for is gelu"]);
+    check(&open_clip(cfg.clone()), Some(Activation::QuickGelu), ["so gelu", "asked for is quick_gelu"]);
+    let both = [("config.json", quick.clone()), ("open_clip_config.json", json!({"model_cfg": cfg}))];
     check(&both, None, ["hidden_act quick_gelu", "so gelu"]);
     // Saying the same again is no contradiction.
-    load_with(
-        &openai,
-        &config(quick),
-        Layer::Last,
-        Some(Activation::QuickGelu),
-    )
-    .unwrap();
+    load_with(&openai, &config(quick), Layer::Last, Some(Activation::QuickGelu)).unwrap();
     // What transformers leaves out is said too.
     let default = json!({"model_type": "vit", "num_attention_heads": 1, "layer_norm_eps": 1e-6});
     let half = json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]});
     let files = [("config.json", default), ("preprocessor_config.json", half)];
     let tensors = hf_vit_tensors();
     let refused = load_with(&tensors, &files, Layer::Last, Some(Activation::QuickGelu));
-    assert!(
-        matches!(refused, Err(Error::TeacherConfig { reason, .. }) if reason.contains("default, gelu"))
-    );
+    assert!(matches!(refused, Err(Error::TeacherConfig { reason, .. }) if reason.contains("default, gelu")));
     // DINO alone says nothing, and takes what is asked for.
     let timm = timm_tensors(&timm_config());
     let teacher = load_with(&timm, &[], Layer::Last, Some(Activation::QuickGelu)).unwrap();
@@ -221,8 +170,7 @@ fn an_activation_against_the_files_is_refused() {
 #[test]
 fn layers_have_their_widths_and_only_clip_projects() {
     let openai = openai_tensors(&clip_config());
-    let files =
-        config(json!({"hidden_act": "gelu", "pretrained_cfg": {"mean": [0.5], "std": 0.5}}));
+    let files = config(json!({"hidden_act": "gelu", "pretrained_cfg": {"mean": [0.5], "std": 0.5}}));
     let pixels = Tensor::zeros([2, 3, 16, 24], (Kind::Uint8, Device::Cpu));
     for (layer, width) in [(Layer::Last, 64), (Layer::LastNorm, 64), (Layer::Proj, 5)] {
         let teacher = load_with(&openai, &files, layer, None).unwrap();
@@ -235,20 +183,14 @@ fn layers_have_their_widths_and_only_clip_projects() {
             assert_eq!(output.tokens.kind(), Kind::Float);
             assert_eq!(output.cls.kind(), Kind::Float);
         }
-        let features = teacher
-            .features(&pixels, Precision::F32, Pool::Mean)
-            .unwrap();
+        let features = teacher.features(&pixels, Precision::F32, Pool::Mean).unwrap();
         assert_eq!(features.size(), [2, 64]);
     }
-    let absent = |tensors: &Tensors, part: &str| match load_with(tensors, &files, Layer::Proj, None)
-    {
+    let absent = |tensors: &Tensors, part: &str| match load_with(tensors, &files, Layer::Proj, None) {
         Err(Error::NoProjection { reason, .. }) => assert!(reason.contains(part), "{reason}"),
         other => panic!("expected no projection because of {part}, got {other:?}"),
     };
-    absent(
-        &timm_tensors(&timm_config()),
-        "timm layout has no visual projection",
-    );
+    absent(&timm_tensors(&timm_config()), "timm layout has no visual projection");
     let mut without = openai;
     without.remove("visual.proj");
     absent(&without, "no tensor visual.proj");
@@ -259,13 +201,8 @@ fn layers_have_their_widths_and_only_clip_projects() {
     load_with(&classifier, &files, Layer::Last, None).unwrap();
     // One that does not fit is compared as any tensor is.
     let mut misshaped = timm_tensors(&clip_config());
-    misshaped.insert(
-        "head.weight".into(),
-        Tensor::zeros([5, 63], (Kind::Float, Device::Cpu)),
-    );
-    let Err(Error::WeightsMismatch { mismatch, .. }) =
-        load_with(&misshaped, &files, Layer::Proj, None)
-    else {
+    misshaped.insert("head.weight".into(), Tensor::zeros([5, 63], (Kind::Float, Device::Cpu)));
+    let Err(Error::WeightsMismatch { mismatch, .. }) = load_with(&misshaped, &files, Layer::Proj, None) else {
         panic!("a projection of another width was taken");
     };
     assert_eq!(mismatch.misshaped[0].expected, [5, 64]);
@@ -273,12 +210,7 @@ fn layers_have_their_widths_and_only_clip_projects() {
     assert_eq!("last_norm".parse(), Ok(Layer::LastNorm));
     assert!("first".parse::<Layer>().unwrap_err().contains("proj"));
     assert_eq!("gelu_tanh".parse(), Ok(Activation::GeluTanh));
-    assert!(
-        "relu"
-            .parse::<Activation>()
-            .unwrap_err()
-            .contains("quick_gelu")
-    );
+    assert!("relu".parse::<Activation>().unwrap_err().contains("quick_gelu"));
 }
 
 #[test]
@@ -298,19 +230,10 @@ fn dinov3_is_recognised_and_checked() {
     };
     let nothing = |_: &mut Tensors| ();
     refused(&nothing, &heads(32), "that 4 divides");
-    refused(
-        &nothing,
-        &config(json!({"num_attention_heads": 2, "rope_theta": 0})),
-        "rope_theta",
-    );
-    refused(
-        &nothing,
-        &config(json!({"num_attention_heads": 2, "rope_theta": 1000})),
-        "rope_theta",
-    );
+    refused(&nothing, &config(json!({"num_attention_heads": 2, "rope_theta": 0})), "rope_theta");
+    refused(&nothing, &config(json!({"num_attention_heads": 2, "rope_theta": 1000})), "rope_theta");
     refused(&nothing, &heads(4), "heads of this tower have [4] periods");
-    let vit =
-        json!({"architecture": "vit_base_patch16_rope_reg1_gap_256", "num_attention_heads": 2});
+    let vit = json!({"architecture": "vit_base_patch16_rope_reg1_gap_256", "num_attention_heads": 2});
     refused(&nothing, &config(vit), "dinov3 towers");
     let unfilled = |tensors: &mut Tensors| {
         let mask = Tensor::full([192], f64::NAN, (Kind::Float, Device::Cpu));
@@ -323,16 +246,10 @@ fn dinov3_is_recognised_and_checked() {
     tensors.insert("blocks.0.attn.qkv.bias_mask".into(), ones(64));
     tensors.remove("blocks.0.ls2.gamma");
     tensors.remove("storage_tokens");
-    let found = mismatch(
-        &tensors,
-        &config(json!({"num_attention_heads": 2, "num_register_tokens": 4})),
-    );
+    let found = mismatch(&tensors, &config(json!({"num_attention_heads": 2, "num_register_tokens": 4})));
     assert_eq!(
         found.missing,
-        [
-            ("blocks.0.ls2.gamma".to_owned(), vec![64]),
-            ("storage_tokens".to_owned(), vec![1, 4, 64])
-        ]
+        [("blocks.0.ls2.gamma".to_owned(), vec![64]), ("storage_tokens".to_owned(), vec![1, 4, 64])]
     );
     assert_eq!(found.misshaped[0].expected, [192]);
 
@@ -353,19 +270,12 @@ fn dinov3_is_recognised_and_checked() {
     for scale in ["ls1", "ls2"] {
         large.insert(format!("blocks.0.{scale}.gamma"), ones(1024));
     }
-    assert!(matches!(
-        load(&large, &[]),
-        Err(Error::MissingFact {
-            fact: "image_mean and image_std",
-            ..
-        })
-    ));
+    assert!(matches!(load(&large, &[]), Err(Error::MissingFact { fact: "image_mean and image_std", .. })));
 }
 
 #[test]
 fn hostile_counts_are_refused() {
-    let refused = |tensors: &Tensors, value: Value, part: &str| match load(tensors, &config(value))
-    {
+    let refused = |tensors: &Tensors, value: Value, part: &str| match load(tensors, &config(value)) {
         Err(Error::TeacherConfig { reason, .. }) => assert!(reason.contains(part), "{reason}"),
         other => panic!("expected a refusal because of {part}, got {other:?}"),
     };
@@ -384,38 +294,20 @@ fn hostile_counts_are_refused() {
 fn registers_and_scales_show_in_the_architecture() {
     let arch = |config: TowerConfig, more: &[(&str, Tensor)]| {
         let mut tensors = timm_tensors(&config);
-        tensors.extend(
-            more.iter()
-                .map(|(name, t)| ((*name).to_owned(), t.shallow_clone())),
-        );
+        tensors.extend(more.iter().map(|(name, t)| ((*name).to_owned(), t.shallow_clone())));
         load(&tensors, &[]).unwrap().info().arch.clone()
     };
-    let one = || TowerConfig {
-        depth: 1,
-        ..timm_config()
-    };
-    let scales = [
-        ("blocks.0.ls1.gamma", ones(64)),
-        ("blocks.0.ls2.gamma", ones(64)),
-    ];
+    let one = || TowerConfig { depth: 1, ..timm_config() };
+    let scales = [("blocks.0.ls1.gamma", ones(64)), ("blocks.0.ls2.gamma", ones(64))];
     assert_eq!(arch(one(), &[]), "vit-w64-d1-h2-m32-p8");
     assert_eq!(arch(one(), &scales), "vit-w64-d1-h2-m32-p8-ls");
-    let registers = TowerConfig {
-        registers: 2,
-        ..one()
-    };
+    let registers = TowerConfig { registers: 2, ..one() };
     assert_eq!(arch(registers, &scales), "vit-w64-d1-h2-m32-p8-ls-r2");
-    let gated = TowerConfig {
-        gated_mlp: true,
-        ..one()
-    };
+    let gated = TowerConfig { gated_mlp: true, ..one() };
     assert_eq!(arch(gated, &scales), "vit-w64-d1-h2-m32-p8-ls-glu");
 
     // A gated MLP's activation is silu, and no other can be asked for.
-    let gated = timm_tensors(&TowerConfig {
-        gated_mlp: true,
-        ..one()
-    });
+    let gated = timm_tensors(&TowerConfig { gated_mlp: true, ..one() });
     let silu = load_with(&gated, &[], Layer::Last, Some(Activation::Silu)).unwrap();
     assert_eq!(silu.info().activation, Activation::Silu);
     let gelu = load_with(&gated, &[], Layer::Last, Some(Activation::Gelu));
@@ -427,20 +319,14 @@ fn the_teacher_of_a_training_run_is_read() {
     let network = timm_tensors(&timm_config());
     let prefixed = |prefix: &str, value: f64| -> Tensors {
         let rename = |(name, tensor): (&String, &Tensor)| {
-            let tensor = if name == "cls_token" {
-                tensor * 0.0 + value
-            } else {
-                tensor.shallow_clone()
-            };
+            let tensor = if name == "cls_token" { tensor * 0.0 + value } else { tensor.shallow_clone() };
             (format!("{prefix}{name}"), tensor)
         };
         network.iter().map(rename).collect()
     };
     let pixels = Tensor::zeros([1, 3, 24, 24], (Kind::Uint8, Device::Cpu));
     let first = |tensors: &Tensors| {
-        let stages = load(tensors, &[])
-            .unwrap()
-            .hidden_states(&pixels, Precision::F32);
+        let stages = load(tensors, &[]).unwrap().hidden_states(&pixels, Precision::F32);
         stages.unwrap()[0].select(1, 0)
     };
     let teacher = prefixed("teacher.backbone.", 1.0);

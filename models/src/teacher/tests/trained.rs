@@ -19,13 +19,8 @@ fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
 /// Families by what is theirs alone: the norm before the blocks and quick_gelu, registers with rotary positions, LayerScale, a gate.
 pub(super) fn families() -> Vec<(&'static str, TempDir)> {
     let half = json!({"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]});
-    let clip =
-        json!({"hidden_act": "quick_gelu", "num_attention_heads": 2, "pretrained_cfg": half});
-    let mut scaled = timm_tensors(&TowerConfig {
-        registers: 2,
-        gated_mlp: true,
-        ..timm_config()
-    });
+    let clip = json!({"hidden_act": "quick_gelu", "num_attention_heads": 2, "pretrained_cfg": half});
+    let mut scaled = timm_tensors(&TowerConfig { registers: 2, gated_mlp: true, ..timm_config() });
     for name in ["ls1", "ls2"] {
         for block in 0..2 {
             let scale = Tensor::full([64], 0.5, (Kind::Float, Device::Cpu));
@@ -35,13 +30,7 @@ pub(super) fn families() -> Vec<(&'static str, TempDir)> {
     vec![
         ("vit", folder(&timm_tensors(&timm_config()), &[])),
         ("clip", folder(&clip_tensors(), &config(clip))),
-        (
-            "dinov3",
-            folder(
-                &dinov3_tensors(),
-                &config(json!({"num_attention_heads": 2, "image_size": 24})),
-            ),
-        ),
+        ("dinov3", folder(&dinov3_tensors(), &config(json!({"num_attention_heads": 2, "image_size": 24})))),
         ("dinov2", folder(&scaled, &[])),
     ]
 }
@@ -76,22 +65,14 @@ fn training_begins_with_the_frozen_towers_features() {
                 Pool::Cls => {
                     let cls = relative_l2(&found.cls.unwrap(), &expected.cls);
                     let mean = relative_l2(&found.mean, &expected.mean);
-                    println!(
-                        "{family} at {img_size}: CLS differs by {cls:.1e}, the mean by {mean:.1e}"
-                    );
+                    println!("{family} at {img_size}: CLS differs by {cls:.1e}, the mean by {mean:.1e}");
                     assert!(cls.max(mean) < TOLERANCE, "{family} at {img_size}");
                 }
                 Pool::Mean => {
                     // Its own norm starts at 1 and 0; the tower's has no part in it.
                     let raw = teacher.forward(&pixels, Precision::F32).unwrap().tokens;
                     let mean = raw.mean_dim(1, false, Kind::Float);
-                    let normed = mean.layer_norm(
-                        [64],
-                        None::<Tensor>,
-                        None::<Tensor>,
-                        teacher.info().norm_eps,
-                        true,
-                    );
+                    let normed = mean.layer_norm([64], None::<Tensor>, None::<Tensor>, teacher.info().norm_eps, true);
                     assert!(found.cls.is_none());
                     assert!(relative_l2(&found.mean, &normed) < TOLERANCE, "{family}");
                 }
@@ -113,13 +94,7 @@ fn training_begins_with_the_frozen_towers_features() {
                 let uniform = Tensor::zeros([2, branches], (Kind::Float, Device::Cpu));
                 let rates = Tensor::full([branches], 0.5, (Kind::Float, Device::Cpu));
                 let drop = DropPath::new(&uniform, &rates);
-                classifier.forward(
-                    &imgs,
-                    &Pass {
-                        drop_path: Some(&drop),
-                        grad_checkpointing,
-                    },
-                )
+                classifier.forward(&imgs, &Pass { drop_path: Some(&drop), grad_checkpointing })
             };
             assert_ne!(dropped(false), scores);
             assert_eq!(dropped(true), dropped(false), "{family}");
@@ -133,10 +108,7 @@ fn a_recorded_tower_is_read_again_and_checked() {
     let read = TowerWeights::read(folder.path()).unwrap();
     let config = BackboneConfig::Tower(read.tower);
     let text = serde_json::to_string(&config).unwrap();
-    assert_eq!(
-        serde_json::from_str::<BackboneConfig>(&text).unwrap(),
-        config
-    );
+    assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
     // What a damaged record says is compared before any of it is made.
     for (from, to) in [
         ("\"width\":64", "\"width\":60000"),

@@ -19,16 +19,8 @@ fn layouts() -> Vec<(&'static str, Tensors, Files)> {
     vec![
         ("timm", timm_tensors(&timm_config()), facts(json!({}))),
         ("DINOv3", dinov3_tensors(), facts(json!({"image_size": 24}))),
-        (
-            "open_clip",
-            without_buffers(openai_tensors(&clip_config())),
-            facts(json!({})),
-        ),
-        (
-            "Hugging Face ViT",
-            hf_vit_tensors(),
-            facts(json!({"model_type": "vit"})),
-        ),
+        ("open_clip", without_buffers(openai_tensors(&clip_config())), facts(json!({}))),
+        ("Hugging Face ViT", hf_vit_tensors(), facts(json!({"model_type": "vit"}))),
     ]
 }
 
@@ -97,9 +89,7 @@ fn every_wrapper_around_every_layout_gives_the_bare_features() {
         for outer in WRAPPERS {
             // Alone; and around each other in any order, for one layout that is bare and one that brings a prefix and a text tower.
             let pairs = matches!(layout, "timm" | "open_clip");
-            let inner = WRAPPERS
-                .into_iter()
-                .filter(|inner| pairs && *inner != outer);
+            let inner = WRAPPERS.into_iter().filter(|inner| pairs && *inner != outer);
             for inner in [""].into_iter().chain(inner) {
                 let prefix = format!("{outer}{inner}");
                 let mut wrapped = under(&bare, &prefix, 0.0);
@@ -112,20 +102,9 @@ fn every_wrapper_around_every_layout_gives_the_bare_features() {
         }
         let mut beside = under(&bare, "", 0.0);
         beside.extend(leftovers());
-        assert_eq!(
-            tokens(&beside, &files, layout),
-            expected,
-            "{layout} and leftovers"
-        );
-        for deep in [
-            "checkpoint.state_dict.model.module.backbone.",
-            "state_dict.teacher.module._orig_mod.encoder.",
-        ] {
-            assert_eq!(
-                tokens(&under(&bare, deep, 0.0), &files, deep),
-                expected,
-                "{layout} {deep}"
-            );
+        assert_eq!(tokens(&beside, &files, layout), expected, "{layout} and leftovers");
+        for deep in ["checkpoint.state_dict.model.module.backbone.", "state_dict.teacher.module._orig_mod.encoder."] {
+            assert_eq!(tokens(&under(&bare, deep, 0.0), &files, deep), expected, "{layout} {deep}");
         }
     }
 }
@@ -152,34 +131,21 @@ fn of_two_networks_one_is_taken_by_rule_or_asked_for() {
             both.extend(leftovers());
             let container = other.split_inclusive('.').next().unwrap();
             if !taken.starts_with(container) {
-                both.insert(
-                    format!("{container}head.last_layer.weight_g"),
-                    Tensor::from_slice(&[1f32]),
-                );
+                both.insert(format!("{container}head.last_layer.weight_g"), Tensor::from_slice(&[1f32]));
             }
             let what = format!("{layout}: {taken} and {other}");
             assert_eq!(tokens(&both, &files, &what), expected, "{what}");
             let info = load(&both, &files).unwrap().info().clone();
-            let said = info
-                .assumed
-                .iter()
-                .any(|a| a.text.contains(taken.trim_end_matches('.')));
+            let said = info.assumed.iter().any(|a| a.text.contains(taken.trim_end_matches('.')));
             assert!(said, "{what}: {:?}", info.assumed);
         }
-        for (one, two) in [
-            ("model.", "net."),
-            ("teacher.", "model_ema."),
-            ("encoder.", "backbone."),
-        ] {
+        for (one, two) in [("model.", "net."), ("teacher.", "model_ema."), ("encoder.", "backbone.")] {
             let mut both = under(&bare, one, 0.0);
             both.extend(under(&bare, two, 1.0));
             match load(&both, &files) {
                 Err(error @ Error::SeveralNetworks { .. }) => {
                     let text = error.to_string();
-                    assert!(
-                        text.contains(one) && text.contains(two) && text.contains("torch.save"),
-                        "{text}"
-                    );
+                    assert!(text.contains(one) && text.contains(two) && text.contains("torch.save"), "{text}");
                 }
                 other => panic!("{layout}: {one} and {two}: {other:?}"),
             }

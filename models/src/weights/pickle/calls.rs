@@ -15,8 +15,7 @@ impl Machine<'_> {
         // A subclass of tensors saves the function that makes the tensor, and its arguments.
         if function == "torch._tensor._rebuild_from_type_v2"
             && let [inner, _, given, ..] = arguments[..]
-            && let (Node::Global(name), Node::Tuple(given)) =
-                (&self.nodes[inner], &self.nodes[given])
+            && let (Node::Global(name), Node::Tuple(given)) = (&self.nodes[inner], &self.nodes[given])
         {
             function = name;
             arguments = given.clone();
@@ -27,9 +26,7 @@ impl Machine<'_> {
                 let [storage, offset, size, stride, ..] = arguments[..] else {
                     return Err(bad());
                 };
-                let (Node::Storage(storage), Node::Int(offset)) =
-                    (&self.nodes[storage], &self.nodes[offset])
-                else {
+                let (Node::Storage(storage), Node::Int(offset)) = (&self.nodes[storage], &self.nodes[offset]) else {
                     return Err(bad());
                 };
                 Ok(Node::Tensor(View {
@@ -59,9 +56,7 @@ impl Machine<'_> {
             "torch._utils._rebuild_sparse_tensor" | "torch._utils._rebuild_sparse_csr_tensor" => {
                 Ok(Node::Unread("sparse".to_owned()))
             }
-            "torch._utils._rebuild_meta_tensor_no_storage" => {
-                Ok(Node::Unread("meta, which has no values,".to_owned()))
-            }
+            "torch._utils._rebuild_meta_tensor_no_storage" => Ok(Node::Unread("meta, which has no values,".to_owned())),
             "collections.defaultdict" => Ok(Node::Dict(Vec::new())),
             // Python 2 gives the entries here; later versions set them afterwards.
             "collections.OrderedDict" | "builtins.dict" => {
@@ -73,24 +68,18 @@ impl Machine<'_> {
                     Node::List(pairs) => pairs.iter().map(|&pair| self.pair(pair)).collect(),
                     _ => None,
                 };
-                entries.map(Node::Dict).ok_or_else(|| {
-                    format!("{function} is called with something that is no list of pairs")
-                })
+                entries
+                    .map(Node::Dict)
+                    .ok_or_else(|| format!("{function} is called with something that is no list of pairs"))
             }
             "torch.Size" => match arguments.first().map(|&size| &self.nodes[size]) {
                 Some(Node::Tuple(size) | Node::List(size)) => Ok(Node::Tuple(size.clone())),
                 _ => Err(bad()),
             },
-            other
-                if other.starts_with("torch._utils._rebuild_")
-                    || other.starts_with("torch._tensor._rebuild_") =>
-            {
+            other if other.starts_with("torch._utils._rebuild_") || other.starts_with("torch._tensor._rebuild_") => {
                 Ok(Node::Unread(other.to_owned()))
             }
-            _ => Ok(Node::Opaque {
-                class: function.to_owned(),
-                state: None,
-            }),
+            _ => Ok(Node::Opaque { class: function.to_owned(), state: None }),
         }
     }
 
@@ -123,25 +112,14 @@ impl Machine<'_> {
         let [tag, class, key, _, numel] = parts[..] else {
             return Err(bad());
         };
-        match (
-            &self.nodes[tag],
-            &self.nodes[class],
-            &self.nodes[key],
-            &self.nodes[numel],
-        ) {
-            (Node::Text(tag), Node::Global(class), Node::Text(key), Node::Int(numel))
-                if tag == "storage" =>
-            {
+        match (&self.nodes[tag], &self.nodes[class], &self.nodes[key], &self.nodes[numel]) {
+            (Node::Text(tag), Node::Global(class), Node::Text(key), Node::Int(numel)) if tag == "storage" => {
                 let class = class
                     .strip_prefix("torch.storage.")
                     .or_else(|| class.strip_prefix("torch.cuda."))
                     .or_else(|| class.strip_prefix("torch."))
                     .ok_or_else(bad)?;
-                Ok(Storage {
-                    class: class.to_owned(),
-                    key: key.clone(),
-                    numel: *numel,
-                })
+                Ok(Storage { class: class.to_owned(), key: key.clone(), numel: *numel })
             }
             _ => Err(bad()),
         }
@@ -169,15 +147,7 @@ impl Machine<'_> {
             "commands",
         ];
         let package = module.split('.').next().unwrap_or_default();
-        let runs_code = [
-            "eval",
-            "exec",
-            "execfile",
-            "compile",
-            "__import__",
-            "open",
-            "input",
-        ];
+        let runs_code = ["eval", "exec", "execfile", "compile", "__import__", "open", "input"];
         let builtin = matches!(package, "builtins" | "__builtin__" | "__builtins__");
         if HARMFUL.contains(&package) || (builtin && runs_code.contains(&name)) {
             self.harmful = Some(format!("{module}.{name}"));

@@ -28,10 +28,7 @@ impl Machine<'_> {
         if items.len() % 2 != 0 {
             return Err("a dictionary has a key without a value".to_owned());
         }
-        Ok(items
-            .chunks_exact(2)
-            .map(|pair| (pair[0], pair[1]))
-            .collect())
+        Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 
     pub(super) fn push(&mut self, node: Node) -> Step {
@@ -57,9 +54,7 @@ impl Machine<'_> {
         if self.stack.len() <= self.floor() {
             return Err("the stack is empty".to_owned());
         }
-        self.stack
-            .pop()
-            .ok_or_else(|| "the stack is empty".to_owned())
+        self.stack.pop().ok_or_else(|| "the stack is empty".to_owned())
     }
 
     pub(super) fn pop_text(&mut self) -> Step<String> {
@@ -140,10 +135,7 @@ impl Machine<'_> {
     pub(super) fn take(&mut self, len: usize) -> Step<&[u8]> {
         let rest = &self.bytes[self.at..];
         if len > rest.len() {
-            return Err(format!(
-                "{len} bytes are claimed where {} are left",
-                rest.len()
-            ));
+            return Err(format!("{len} bytes are claimed where {} are left", rest.len()));
         }
         self.at += len;
         Ok(&rest[..len])
@@ -153,9 +145,7 @@ impl Machine<'_> {
         let rest = &self.bytes[self.at..];
         let end = rest.iter().position(|&byte| byte == b'\n');
         let line = &rest[..end.ok_or("a name without an end")?];
-        let line = std::str::from_utf8(line)
-            .map_err(|_| "a name that is not UTF-8")?
-            .to_owned();
+        let line = std::str::from_utf8(line).map_err(|_| "a name that is not UTF-8")?.to_owned();
         self.at += line.len() + 1;
         Ok(line)
     }

@@ -3,9 +3,7 @@
 use super::*;
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/golden/weights")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/weights").join(name)
 }
 
 /// A copy of the golden set that a test may spoil.
@@ -59,10 +57,7 @@ fn a_set_that_disagrees_with_its_index_is_refused() {
     let folder = set();
     fs::remove_file(folder.path().join(shard(2))).unwrap();
     let reason = bad_index(folder.path());
-    assert!(
-        reason.contains(&shard(2)) && reason.contains("missing") && reason.contains("float32"),
-        "{reason}"
-    );
+    assert!(reason.contains(&shard(2)) && reason.contains("missing") && reason.contains("float32"), "{reason}");
 
     // The shards exchanged: every tensor is where another is expected.
     let folder = set();
@@ -75,17 +70,10 @@ fn a_set_that_disagrees_with_its_index_is_refused() {
 
     // One shard holds another's tensor too.
     let both = Weights::read(&golden("sharded")).unwrap();
-    let extra = [(
-        "float32".to_owned(),
-        both.get("float32").unwrap().shallow_clone(),
-    )]
-    .into();
+    let extra = [("float32".to_owned(), both.get("float32").unwrap().shallow_clone())].into();
     fs::write(path(3), to_bytes(&extra, None).unwrap()).unwrap();
     let reason = bad_index(folder.path());
-    assert!(
-        reason.contains("float32") && reason.contains(&shard(3)) && reason.contains(&shard(2)),
-        "{reason}"
-    );
+    assert!(reason.contains("float32") && reason.contains(&shard(3)) && reason.contains(&shard(2)), "{reason}");
 }
 
 #[test]
@@ -98,45 +86,17 @@ fn a_damaged_index_is_refused() {
         let reason = bad_index(folder.path());
         assert!(reason.contains(expected), "{reason:?} without {expected:?}");
     };
-    check(
-        "\"model-00001-of-00003.safetensors\"",
-        "\"../model-00001-of-00003.safetensors\"",
-        "plain file name",
-    );
-    check(
-        "\"model-00001-of-00003.safetensors\"",
-        "\"/etc/passwd\"",
-        "plain file name",
-    );
-    check(
-        "\"model-00001-of-00003.safetensors\"",
-        "\"sub\\\\a.safetensors\"",
-        "plain file name",
-    );
-    check(
-        "\"model-00001-of-00003.safetensors\"",
-        "\"..\"",
-        "plain file name",
-    );
+    check("\"model-00001-of-00003.safetensors\"", "\"../model-00001-of-00003.safetensors\"", "plain file name");
+    check("\"model-00001-of-00003.safetensors\"", "\"/etc/passwd\"", "plain file name");
+    check("\"model-00001-of-00003.safetensors\"", "\"sub\\\\a.safetensors\"", "plain file name");
+    check("\"model-00001-of-00003.safetensors\"", "\"..\"", "plain file name");
     check("\"model-00001-of-00003.safetensors\"", "7", "no index");
     // A tensor claimed by two shards, and one that none holds.
     let claim = "\"weight_map\": {";
-    check(
-        claim,
-        "\"weight_map\": {\"float64\": \"model-00002-of-00003.safetensors\",",
-        "claimed by",
-    );
-    check(
-        claim,
-        "\"weight_map\": {\"absent\": \"model-00002-of-00003.safetensors\",",
-        "absent",
-    );
+    check(claim, "\"weight_map\": {\"float64\": \"model-00002-of-00003.safetensors\",", "claimed by");
+    check(claim, "\"weight_map\": {\"absent\": \"model-00002-of-00003.safetensors\",", "absent");
     // Another JSON file, such as a config.json.
-    fs::write(
-        folder.path().join(INDEX),
-        text.replacen(claim, "\"x\": {", 1),
-    )
-    .unwrap();
+    fs::write(folder.path().join(INDEX), text.replacen(claim, "\"x\": {", 1)).unwrap();
     let other = Weights::read(folder.path());
     assert!(matches!(other, Err(Error::NotWeights { .. })), "{other:?}");
     fs::write(folder.path().join(INDEX), "{\"weight_map\": {}}").unwrap();
@@ -177,12 +137,7 @@ fn the_order_of_names_in_a_folder() {
     }
     let several = weights_file(folder.path()).unwrap_err();
     let text = several.to_string();
-    assert!(
-        ["a.pt", "b.bin", "c.pth"]
-            .iter()
-            .all(|name| text.contains(name)),
-        "{text}"
-    );
+    assert!(["a.pt", "b.bin", "c.pth"].iter().all(|name| text.contains(name)), "{text}");
 }
 
 #[test]
@@ -194,10 +149,7 @@ fn what_downloads_leave_in_the_place_of_weights_is_told_by_name() {
             (pointer, "git lfs pull"),
             ("\n<!DOCTYPE html><html><body>403</body></html>", "web page"),
             ("\u{feff}<HTML><body>log in</body></HTML>", "web page"),
-            (
-                "<?xml version='1.0'?><Error>AccessDenied</Error>",
-                "web page",
-            ),
+            ("<?xml version='1.0'?><Error>AccessDenied</Error>", "web page"),
         ] {
             let path = folder.path().join(name);
             fs::write(&path, content).unwrap();

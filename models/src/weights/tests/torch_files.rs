@@ -23,11 +23,7 @@ fn golden() -> PathBuf {
 }
 
 fn assert_same(found: &Weights, expected: &Weights, what: &str) {
-    assert_eq!(
-        found.names().collect::<Vec<_>>(),
-        expected.names().collect::<Vec<_>>(),
-        "{what}"
-    );
+    assert_eq!(found.names().collect::<Vec<_>>(), expected.names().collect::<Vec<_>>(), "{what}");
     for name in expected.names() {
         let (found, expected) = (found.get(name).unwrap(), expected.get(name).unwrap());
         assert_eq!(found.kind(), expected.kind(), "{what}: {name}");
@@ -44,10 +40,7 @@ fn check_folder(folder: &Path) {
         assert!(!expected.is_empty());
         assert_same(&found, &expected, file);
         assert_eq!(found.path(), path);
-        assert_eq!(
-            found.sha256(),
-            hex(&Sha256::digest(fs::read(&path).unwrap()))
-        );
+        assert_eq!(found.sha256(), hex(&Sha256::digest(fs::read(&path).unwrap())));
     }
 }
 
@@ -59,9 +52,7 @@ fn files_of_torch_save_hold_what_torch_saved() {
 #[test]
 fn files_that_torch_saves_now_are_read() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let python = Command::new(root.join("scripts/python-env"))
-        .arg("--if-present")
-        .output();
+    let python = Command::new(root.join("scripts/python-env")).arg("--if-present").output();
     let Some(python) = python.ok().filter(|found| found.status.success()) else {
         println!("skipped: scripts/python-env finds no Python");
         return;
@@ -83,19 +74,12 @@ fn other_formats_of_torch_are_named() {
     let error = Weights::read(&golden().join("legacy.pth")).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, Error::UnreadFormat { .. }), "{text}");
-    assert!(
-        text.contains("before version 1.6") && text.contains("safetensors.torch"),
-        "{text}"
-    );
+    assert!(text.contains("before version 1.6") && text.contains("safetensors.torch"), "{text}");
 
     let folder = tempfile::tempdir().unwrap();
     let mut tar = vec![0; 1024];
     tar[257..262].copy_from_slice(b"ustar");
-    for (bytes, expected) in [
-        (&tar[..], "tar archive"),
-        (b"weights", "no zip archive"),
-        (b"", "an empty file"),
-    ] {
+    for (bytes, expected) in [(&tar[..], "tar archive"), (b"weights", "no zip archive"), (b"", "an empty file")] {
         let path = folder.path().join("model.pth");
         fs::write(&path, bytes).unwrap();
         let text = Weights::read(&path).unwrap_err().to_string();
@@ -165,15 +149,8 @@ fn archive_of(pickle: &[u8], byteorder: &str) -> Vec<u8> {
 fn archive_named(root: &str, pickle: &[u8], byteorder: &str) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    let data: Vec<u8> = [1f32, 2.0, 3.0, 4.0]
-        .iter()
-        .flat_map(|x| x.to_le_bytes())
-        .collect();
-    let entries = [
-        ("data.pkl", pickle),
-        ("byteorder", byteorder.as_bytes()),
-        ("data/0", &data),
-    ];
+    let data: Vec<u8> = [1f32, 2.0, 3.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let entries = [("data.pkl", pickle), ("byteorder", byteorder.as_bytes()), ("data/0", &data)];
     for (name, bytes) in entries {
         zip.start_file(format!("{root}/{name}"), options).unwrap();
         zip.write_all(bytes).unwrap();
@@ -201,22 +178,14 @@ fn refused(pickle: &[u8], expected: &str) {
             assert!(what.contains(expected), "{what:?} without {expected:?}")
         }
         Err(Error::HarmfulTorchFile { function, .. }) => {
-            assert!(
-                function.contains(expected),
-                "{function:?} without {expected:?}"
-            )
+            assert!(function.contains(expected), "{function:?} without {expected:?}")
         }
         other => panic!("expected a refusal with {expected:?}, got {other:?}"),
     }
 }
 
 fn text(text: &str) -> Vec<u8> {
-    [
-        b"X",
-        &(text.len() as u32).to_le_bytes()[..],
-        text.as_bytes(),
-    ]
-    .concat()
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
 fn int(value: i64) -> Vec<u8> {
@@ -251,10 +220,7 @@ fn view(class: &str, numel: i64, offset: i64, size: &[i64], stride: &[i64]) -> V
 #[test]
 fn views_are_held_within_their_storage() {
     let good = read_pickle(&view("FloatStorage", 4, 1, &[2], &[2])).unwrap();
-    assert_eq!(
-        Vec::<f32>::try_from(good.get("w").unwrap()).unwrap(),
-        [2.0, 4.0]
-    );
+    assert_eq!(Vec::<f32>::try_from(good.get("w").unwrap()).unwrap(), [2.0, 4.0]);
     for (numel, offset, size, stride) in [
         (4, 0, &[5][..], &[1][..]),
         (4, 1, &[4], &[1]),
@@ -269,10 +235,7 @@ fn views_are_held_within_their_storage() {
         (4, i64::MAX, &[2], &[1]),
         (4, 5, &[0], &[1]),
     ] {
-        refused(
-            &view("FloatStorage", numel, offset, size, stride),
-            "tensor w: ",
-        );
+        refused(&view("FloatStorage", numel, offset, size, stride), "tensor w: ");
     }
     for numel in [3, 5, 0, -1, i64::MAX, i64::MIN] {
         refused(&view("FloatStorage", numel, 0, &[1], &[1]), "tensor w: ");
@@ -294,10 +257,7 @@ fn views_of_any_strides_are_read() {
     assert_eq!(values(&[2, 3], &[0, 1]), [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
     assert_eq!(values(&[3, 2], &[1, 1]), [1.0, 2.0, 2.0, 3.0, 3.0, 4.0]);
     for size in [1 << 25, 1 << 40] {
-        refused(
-            &view("FloatStorage", 4, 0, &[size], &[0]),
-            "repeat their elements",
-        );
+        refused(&view("FloatStorage", 4, 0, &[size], &[0]), "repeat their elements");
     }
 }
 
@@ -305,47 +265,21 @@ fn views_of_any_strides_are_read() {
 #[test]
 fn tensors_of_types_that_are_not_read_are_passed_over_by_name() {
     let call = |function: &str, arguments: &[u8]| {
-        [
-            format!("c{}\n(", function.replacen('|', "\n", 1)).as_bytes(),
-            arguments,
-            b"tR",
-        ]
-        .concat()
+        [format!("c{}\n(", function.replacen('|', "\n", 1)).as_bytes(), arguments, b"tR"].concat()
     };
     let plain = view("FloatStorage", 4, 0, &[4], &[1]);
     let dtype = [&b"NK\0))\x89N"[..], b"ctorch\nfloat8_e4m3fn\n"].concat();
     let complex = view("ComplexFloatStorage", 2, 0, &[1], &[1]);
     let complex = &complex[9..complex.len() - 2];
     for (value, word) in [
-        (
-            call("torch._utils|_rebuild_qtensor", b"NK\0))"),
-            "quantized",
-        ),
+        (call("torch._utils|_rebuild_qtensor", b"NK\0))"), "quantized"),
         (call("torch._utils|_rebuild_sparse_tensor", b"N"), "sparse"),
-        (
-            call("torch._utils|_rebuild_sparse_csr_tensor", b"N"),
-            "sparse",
-        ),
-        (
-            call("torch._utils|_rebuild_meta_tensor_no_storage", b"N"),
-            "meta",
-        ),
-        (
-            call("torch._utils|_rebuild_wrapper_subclass", b"N"),
-            "wrapper_subclass",
-        ),
-        (
-            call("torch._utils|_rebuild_tensor_v3", &dtype),
-            "float8_e4m3fn",
-        ),
+        (call("torch._utils|_rebuild_sparse_csr_tensor", b"N"), "sparse"),
+        (call("torch._utils|_rebuild_meta_tensor_no_storage", b"N"), "meta"),
+        (call("torch._utils|_rebuild_wrapper_subclass", b"N"), "wrapper_subclass"),
+        (call("torch._utils|_rebuild_tensor_v3", &dtype), "float8_e4m3fn"),
         (complex.to_vec(), "ComplexFloat"),
-        (
-            call(
-                "torch._utils|_rebuild_parameter",
-                &call("torch._utils|_rebuild_qtensor", b"N"),
-            ),
-            "quantized",
-        ),
+        (call("torch._utils|_rebuild_parameter", &call("torch._utils|_rebuild_qtensor", b"N")), "quantized"),
     ] {
         let pickle = [&plain[..plain.len() - 1], &text("x"), &value, b"s."].concat();
         let weights = read_pickle(&pickle).unwrap_or_else(|e| panic!("{word}: {e}"));
@@ -365,44 +299,21 @@ fn tensors_of_types_that_are_not_read_are_passed_over_by_name() {
 fn nothing_is_run() {
     let path = golden().join("remote.pth");
     let error = Weights::read(&path).unwrap_err().to_string();
-    assert!(
-        error.contains("posix.system") && error.contains("Do not open"),
-        "{error}"
-    );
+    assert!(error.contains("posix.system") && error.contains("Do not open"), "{error}");
     // No line that opens the file in Python goes with it.
     assert!(!error.contains("torch.load"), "{error}");
-    for (module, name) in [
-        ("os", "system"),
-        ("builtins", "eval"),
-        ("__builtin__", "exec"),
-        ("subprocess", "Popen"),
-        ("os.path", "join"),
-    ] {
-        let call = [
-            format!("\x02}}c{module}\n{name}\n(").into_bytes(),
-            text("echo run > ran"),
-            b"tR.".to_vec(),
-        ];
+    for (module, name) in
+        [("os", "system"), ("builtins", "eval"), ("__builtin__", "exec"), ("subprocess", "Popen"), ("os.path", "join")]
+    {
+        let call = [format!("\x02}}c{module}\n{name}\n(").into_bytes(), text("echo run > ran"), b"tR.".to_vec()];
         refused(&[&b"\x80"[..], &call.concat()].concat(), name);
     }
     // Named from the stack, as protocol 4 does.
-    let stacked = [
-        b"\x80\x04".to_vec(),
-        text("os"),
-        text("system"),
-        b"\x93.".to_vec(),
-    ]
-    .concat();
+    let stacked = [b"\x80\x04".to_vec(), text("os"), text("system"), b"\x93.".to_vec()].concat();
     refused(&stacked, "os.system");
     // A class that is not known is an object without tensors.
-    let unknown = [
-        b"\x80\x02}".to_vec(),
-        text("w"),
-        b"ca.b\nC\n)R}".to_vec(),
-        text("x"),
-        b"K\x01sbs.".to_vec(),
-    ]
-    .concat();
+    let unknown =
+        [b"\x80\x02}".to_vec(), text("w"), b"ca.b\nC\n)R}".to_vec(), text("x"), b"K\x01sbs.".to_vec()].concat();
     assert!(read_pickle(&unknown).unwrap().is_empty());
 }
 
@@ -434,45 +345,21 @@ fn hostile_pickles_are_refused() {
     ] {
         refused(&[b"\x80\x02", huge, b"."].concat(), "are left");
     }
-    refused(
-        &[b"\x80\x02", &vec![b'N'; (4 << 20) + 1][..], b"."].concat(),
-        "more than",
-    );
+    refused(&[b"\x80\x02", &vec![b'N'; (4 << 20) + 1][..], b"."].concat(), "more than");
     // A list that contains itself, a hundred thousand nested lists, as many dictionaries.
     assert!(read_pickle(b"\x80\x02]q\0h\0a.").unwrap().is_empty());
-    let deep = [
-        b"\x80\x02".to_vec(),
-        vec![b']'; 100_000],
-        vec![b'a'; 99_999],
-        b".".to_vec(),
-    ]
-    .concat();
+    let deep = [b"\x80\x02".to_vec(), vec![b']'; 100_000], vec![b'a'; 99_999], b".".to_vec()].concat();
     assert!(read_pickle(&deep).unwrap().is_empty());
     let key = text("a");
-    let deep = [
-        b"\x80\x02}".to_vec(),
-        [&key[..], b"}"].concat().repeat(100_000),
-        vec![b's'; 100_000],
-        b".".to_vec(),
-    ]
-    .concat();
+    let deep =
+        [b"\x80\x02}".to_vec(), [&key[..], b"}"].concat().repeat(100_000), vec![b's'; 100_000], b".".to_vec()].concat();
     refused(&deep, "nest");
     let cyclic = [b"\x80\x02}q\0".to_vec(), text("a"), b"h\0s.".to_vec()].concat();
     refused(&cyclic, "nest");
     // Each of 60 dictionaries holds the one before it twice: 2^60 places.
     let mut bomb = b"\x80\x02}q\0".to_vec();
     for i in 0..60u8 {
-        bomb.extend(
-            [
-                &b"}("[..],
-                &text("a"),
-                &[b'h', i],
-                &text("b"),
-                &[b'h', i],
-                &[b'u', b'q', i + 1],
-            ]
-            .concat(),
-        );
+        bomb.extend([&b"}("[..], &text("a"), &[b'h', i], &text("b"), &[b'h', i], &[b'u', b'q', i + 1]].concat());
     }
     // The dictionaries stay on the stack above a mark, which POP_MARK clears, and the last comes back from the memo.
     let bomb = [&b"\x80\x02("[..], &bomb[2..], b"1", b"h\x3c."].concat();
@@ -482,17 +369,14 @@ fn hostile_pickles_are_refused() {
 #[test]
 fn byte_order_and_names_are_checked() {
     let pickle = view("FloatStorage", 4, 0, &[4], &[1]);
-    let big = read_archive(&archive_of(&pickle, "big"))
-        .unwrap_err()
-        .to_string();
+    let big = read_archive(&archive_of(&pickle, "big")).unwrap_err().to_string();
     assert!(big.contains("byte order"), "{big}");
     let alone = [&pickle[..2], &pickle[9..pickle.len() - 2], b"."].concat();
     refused(&alone, "without a name");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("other.pth");
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
-    zip.start_file("readme", SimpleFileOptions::default())
-        .unwrap();
+    zip.start_file("readme", SimpleFileOptions::default()).unwrap();
     fs::write(&path, zip.finish().unwrap().into_inner()).unwrap();
     let text = Weights::read(&path).unwrap_err().to_string();
     assert!(text.contains("no single data.pkl"), "{text}");

@@ -22,15 +22,8 @@ fn patch(x: u32, y: u32, side: u32, grid: usize) -> usize {
 }
 
 fn square(side: u32, pixel: impl Fn(u32, u32) -> [u8; 3]) -> RgbImage {
-    let data = (0..side)
-        .flat_map(|y| (0..side).map(move |x| (x, y)))
-        .flat_map(|(x, y)| pixel(x, y))
-        .collect();
-    RgbImage {
-        width: side,
-        height: side,
-        data,
-    }
+    let data = (0..side).flat_map(|y| (0..side).map(move |x| (x, y))).flat_map(|(x, y)| pixel(x, y)).collect();
+    RgbImage { width: side, height: side, data }
 }
 
 fn pixel(img: &RgbImage, x: u32, y: u32) -> [u8; 3] {
@@ -40,9 +33,7 @@ fn pixel(img: &RgbImage, x: u32, y: u32) -> [u8; 3] {
 
 /// One flat square per patch, in its colour.
 pub(super) fn components(colours: &[[f32; COMPONENTS]], grid: usize, side: u32) -> RgbImage {
-    square(side, |x, y| {
-        colours[patch(x, y, side, grid)].map(|v| (v * 255.0).round() as u8)
-    })
+    square(side, |x, y| colours[patch(x, y, side, grid)].map(|v| (v * 255.0).round() as u8))
 }
 
 /// The colour of a share of the largest attention. A root stretches the low end: attention often lies on a few patches, and
@@ -54,19 +45,10 @@ pub(super) fn heat_of(share: f64) -> [u8; 3] {
 /// Heat over the gray crop, from 0 to the view's largest value, which is returned: exact at the patches' centres, smooth between.
 pub(super) fn attention(attention: &[f32], grid: usize, crop: &RgbImage) -> (RgbImage, f32) {
     let highest = attention.iter().copied().fold(0.0, f32::max);
-    let scale = if highest > 0.0 {
-        f64::from(highest).recip()
-    } else {
-        0.0
-    };
+    let scale = if highest > 0.0 { f64::from(highest).recip() } else { 0.0 };
     // The patches beside each column of pixels and their weights; rows are alike.
     let around: Vec<_> = (0..crop.width)
-        .map(|v| {
-            around(
-                (f64::from(v) + 0.5) * grid as f64 / f64::from(crop.width) - 0.5,
-                grid,
-            )
-        })
+        .map(|v| around((f64::from(v) + 0.5) * grid as f64 / f64::from(crop.width) - 0.5, grid))
         .collect();
     let img = square(crop.width, |x, y| {
         let (columns, rows) = (&around[x as usize], &around[y as usize]);
@@ -75,11 +57,7 @@ pub(super) fn attention(attention: &[f32], grid: usize, crop: &RgbImage) -> (Rgb
         let value: f64 = rows.iter().map(|(i, weight)| weight * line(*i)).sum();
         let value = value * scale;
         let gray = (luma(pixel(crop, x, y)) * 0.75).round() as u8;
-        mix(
-            [gray; 3],
-            heat_of(value),
-            0.45 + 0.4 * value.clamp(0.0, 1.0),
-        )
+        mix([gray; 3], heat_of(value), 0.45 + 0.4 * value.clamp(0.0, 1.0))
     });
     (img, highest)
 }
@@ -107,25 +85,16 @@ pub(super) fn focused_mask(
     let mut rng = Rng::new(0, Purpose::Mask, &[view.into(), sample_id]);
     let uniform: Vec<f64> = attention.iter().map(|_| rng.uniform_f64()).collect();
     let row = |tensor: Tensor| tensor.view([1, patches]);
-    let noise = focused_noise(
-        &row(Tensor::from_slice(attention)),
-        &row(Tensor::from_slice(&uniform)),
-        MaskKind::Multinomial,
-    );
+    let noise =
+        focused_noise(&row(Tensor::from_slice(attention)), &row(Tensor::from_slice(&uniform)), MaskKind::Multinomial);
     // A grid of one patch keeps it: nothing would be seen of the view otherwise.
     let keep = len_keep(patches, MASK_RATIO).max(1);
     let mask = random_masking(&noise, keep).mask;
-    let seen: Vec<bool> = (0..patches)
-        .map(|i| mask.double_value(&[0, i]) == 0.0)
-        .collect();
+    let seen: Vec<bool> = (0..patches).map(|i| mask.double_value(&[0, i]) == 0.0).collect();
     let count = seen.iter().filter(|seen| **seen).count();
     let img = square(crop.width, |x, y| {
         let colour = pixel(crop, x, y);
-        if seen[patch(x, y, crop.width, grid)] {
-            colour
-        } else {
-            mix(MASKED, [luma(colour).round() as u8; 3], SHINE)
-        }
+        if seen[patch(x, y, crop.width, grid)] { colour } else { mix(MASKED, [luma(colour).round() as u8; 3], SHINE) }
     });
     (img, count)
 }
@@ -142,18 +111,11 @@ mod tests {
     #[test]
     fn any_grid_fits_any_panel() {
         for (grid, side) in [(1, 64), (3, 64), (7, 224), (14, 224), (37, 224), (300, 224)] {
-            let colours: Vec<[f32; 3]> = (0..grid * grid)
-                .map(|i| [(i % 2) as f32, (i / grid) as f32 / grid as f32, 0.25])
-                .collect();
+            let colours: Vec<[f32; 3]> =
+                (0..grid * grid).map(|i| [(i % 2) as f32, (i / grid) as f32 / grid as f32, 0.25]).collect();
             let drawn = components(&colours, grid, side);
-            assert_eq!(
-                (drawn.width, drawn.data.len()),
-                (side, 3 * (side * side) as usize)
-            );
-            assert_eq!(
-                pixel(&drawn, 0, 0),
-                colours[0].map(|v| (v * 255.0).round() as u8)
-            );
+            assert_eq!((drawn.width, drawn.data.len()), (side, 3 * (side * side) as usize));
+            assert_eq!(pixel(&drawn, 0, 0), colours[0].map(|v| (v * 255.0).round() as u8));
             let last = colours[grid * grid - 1].map(|v| (v * 255.0).round() as u8);
             if grid <= side as usize {
                 assert_eq!(pixel(&drawn, side - 1, side - 1), last, "{grid}");
@@ -181,15 +143,8 @@ mod tests {
         for (x, y, share) in [(15, 15, 0.0), (45, 45, 1.0), (75, 45, 0.25), (0, 89, 0.0)] {
             let found = pixel(&drawn, x, y);
             // A pixel's centre is half a pixel from the patch's, where the curve is flat.
-            let near = found
-                .iter()
-                .zip(expected(share))
-                .all(|(a, b)| a.abs_diff(b) <= 2);
-            assert!(
-                near,
-                "({x}, {y}): {found:?}, expected {:?}",
-                expected(share)
-            );
+            let near = found.iter().zip(expected(share)).all(|(a, b)| a.abs_diff(b) <= 2);
+            assert!(near, "({x}, {y}): {found:?}, expected {:?}", expected(share));
         }
         let (cold, highest) = attention(&[0.0; 9], 3, &crop);
         assert_eq!((highest, pixel(&cold, 45, 45)), (0.0, expected(0.0)));

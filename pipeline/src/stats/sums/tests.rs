@@ -32,20 +32,10 @@ fn what_is_not_finite_is_counted_and_left_out() {
     sums.add_norms(&[5.0, f64::NAN, 5.0, 5.0], &mut Vec::new());
     sums.add_attention(&[0.5, f32::NAN, 0.25, f32::INFINITY]);
     let features = sums.finish().unwrap();
-    assert_eq!(
-        features.non_finite,
-        NonFinite {
-            tokens: 2,
-            cls: 0,
-            cls_attn: 2
-        }
-    );
+    assert_eq!(features.non_finite, NonFinite { tokens: 2, cls: 0, cls_attn: 2 });
     assert_eq!(features.channels.mean[1], 2.0 / 3.0);
     assert_eq!(features.channels.mean[2], -2.0);
-    assert_eq!(
-        (features.channels.min[2], features.channels.max[2]),
-        (-4.0, 0.0)
-    );
+    assert_eq!((features.channels.min[2], features.channels.max[2]), (-4.0, 0.0));
     assert_eq!(features.attention.mean, [0.5, 0.0, 0.25, 0.0]);
     assert_eq!(features.attention.peak.max, 0.5);
     assert_eq!(features.attention.sum.max, 0.75);
@@ -72,9 +62,6 @@ fn attention_of_nothing_and_of_everything() {
     let attention = sums.finish().unwrap().attention;
     assert_eq!(attention.rows_without, 1);
     assert_eq!(attention.entropy_most, 2.0);
-    assert_eq!(
-        (attention.entropy_bits.min, attention.entropy_bits.max),
-        (0.0, 2.0)
-    );
+    assert_eq!((attention.entropy_bits.min, attention.entropy_bits.max), (0.0, 2.0));
     assert_eq!(attention.mean, [0.125, 0.125, 0.375, 0.125]);
 }

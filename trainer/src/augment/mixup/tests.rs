@@ -7,13 +7,7 @@ use images::rng::Purpose;
 use super::*;
 use crate::testing::relative_l2;
 
-const MAE: Mixup = Mixup {
-    mixup_alpha: 0.8,
-    cutmix_alpha: 1.0,
-    prob: 1.0,
-    switch_prob: 0.5,
-    label_smoothing: 0.1,
-};
+const MAE: Mixup = Mixup { mixup_alpha: 0.8, cutmix_alpha: 1.0, prob: 1.0, switch_prob: 0.5, label_smoothing: 0.1 };
 
 fn rng(i: u64) -> Rng {
     Rng::new(5, Purpose::Mixup, &[i])
@@ -22,12 +16,8 @@ fn rng(i: u64) -> Rng {
 /// See `tests/golden/mixup/README.md`.
 #[test]
 fn batches_are_mixed_as_timm_mixes_them() {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/mixup/mixup.safetensors");
-    let golden: BTreeMap<String, Tensor> = Tensor::read_safetensors(path)
-        .unwrap()
-        .into_iter()
-        .collect();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/mixup/mixup.safetensors");
+    let golden: BTreeMap<String, Tensor> = Tensor::read_safetensors(path).unwrap().into_iter().collect();
     let (mut mixes, mut cuts) = (0, 0);
     for i in 0..10 {
         let of = |name: &str| &golden[&format!("{i}/{name}")];
@@ -39,11 +29,7 @@ fn batches_are_mixed_as_timm_mixes_them() {
         let drawn = match bounds[..] {
             [top, bottom, left, right] => {
                 cuts += 1;
-                Drawn::Cut {
-                    rows: [top, bottom],
-                    columns: [left, right],
-                    lambda: corrected,
-                }
+                Drawn::Cut { rows: [top, bottom], columns: [left, right], lambda: corrected }
             }
             _ if lambda < 1.0 => {
                 mixes += 1;
@@ -56,10 +42,7 @@ fn batches_are_mixed_as_timm_mixes_them() {
         assert!(golden["imgs"].equal(&before), "the input was changed");
         // The same few operations in f32; their order may differ.
         assert!(relative_l2(&imgs, of("imgs")) < 1e-6, "images of case {i}");
-        assert!(
-            relative_l2(&targets, of("targets")) < 1e-6,
-            "targets of case {i}"
-        );
+        assert!(relative_l2(&targets, of("targets")) < 1e-6, "targets of case {i}");
     }
     assert_eq!((mixes, cuts), (3, 6));
 }
@@ -72,9 +55,7 @@ fn distance(a: f64, cdf: impl Fn(f64) -> f64) -> f64 {
     let n = n as f64;
     let gap = |(i, &x): (usize, &f64)| {
         let expected = cdf(x);
-        (expected - i as f64 / n)
-            .abs()
-            .max((expected - (i + 1) as f64 / n).abs())
+        (expected - i as f64 / n).abs().max((expected - (i + 1) as f64 / n).abs())
     };
     drawn.iter().enumerate().map(gap).fold(0.0, f64::max)
 }
@@ -93,42 +74,19 @@ fn beta_has_its_distribution() {
         let var = drawn.iter().map(|x| (x - 0.5).powi(2)).sum::<f64>() / n as f64;
         let expected = 1.0 / (4.0 * (2.0 * a + 1.0));
         // Five standard errors of the mean; those of the variance are at most sqrt(2 / n), relatively.
-        assert!(
-            (mean - 0.5).abs() < 5.0 * (expected / n as f64).sqrt(),
-            "{a}: {mean}"
-        );
-        assert!(
-            (var / expected - 1.0).abs() < 0.05,
-            "{a}: {var} for {expected}"
-        );
+        assert!((mean - 0.5).abs() < 5.0 * (expected / n as f64).sqrt(), "{a}: {mean}");
+        assert!((var / expected - 1.0).abs() < 0.05, "{a}: {var} for {expected}");
     }
 }
 
 #[test]
 fn boxes_lie_inside_and_lambda_is_the_area_that_is_left() {
-    let cutmix = Mixup {
-        mixup_alpha: 0.0,
-        ..MAE
-    };
-    for (height, width) in [
-        (1, 1),
-        (1, 50),
-        (50, 1),
-        (2, 3),
-        (224, 224),
-        (u32::MAX, u32::MAX),
-    ] {
+    let cutmix = Mixup { mixup_alpha: 0.0, ..MAE };
+    for (height, width) in [(1, 1), (1, 50), (50, 1), (2, 3), (224, 224), (u32::MAX, u32::MAX)] {
         for i in 0..500 {
             let drawn = cutmix.draw(&mut rng(i), height, width);
             assert_eq!(drawn, cutmix.draw(&mut rng(i), height, width));
-            let Drawn::Cut {
-                rows: [top, bottom],
-                columns: [left, right],
-                lambda,
-            } = drawn
-            else {
-                panic!("{drawn:?}")
-            };
+            let Drawn::Cut { rows: [top, bottom], columns: [left, right], lambda } = drawn else { panic!("{drawn:?}") };
             assert!(top <= bottom && bottom <= height && left <= right && right <= width);
             let cut = f64::from(bottom - top) * f64::from(right - left);
             let share = cut / (f64::from(height) * f64::from(width));
@@ -152,22 +110,11 @@ fn probabilities_decide_what_is_done() {
     // Binomial: five standard deviations are 250 and 217.
     assert!(plain.abs_diff(5_000) < 250, "{plain} plain");
     assert!(cuts.abs_diff(2_500) < 217, "{cuts} cut");
-    let off = Mixup {
-        mixup_alpha: 0.0,
-        cutmix_alpha: 0.0,
-        ..MAE
-    };
-    let only_mixup = Mixup {
-        cutmix_alpha: 0.0,
-        switch_prob: 1.0,
-        ..MAE
-    };
+    let off = Mixup { mixup_alpha: 0.0, cutmix_alpha: 0.0, ..MAE };
+    let only_mixup = Mixup { cutmix_alpha: 0.0, switch_prob: 1.0, ..MAE };
     for i in 0..100 {
         assert_eq!(off.draw(&mut rng(i), 32, 32), Drawn::Plain);
-        assert!(matches!(
-            only_mixup.draw(&mut rng(i), 32, 32),
-            Drawn::Mix { .. }
-        ));
+        assert!(matches!(only_mixup.draw(&mut rng(i), 32, 32), Drawn::Mix { .. }));
     }
 }
 
@@ -175,42 +122,12 @@ fn probabilities_decide_what_is_done() {
 fn numbers_out_of_range_are_named() {
     MAE.check().unwrap();
     for (bad, word) in [
-        (
-            Mixup {
-                mixup_alpha: -1.0,
-                ..MAE
-            },
-            "mixup",
-        ),
-        (
-            Mixup {
-                cutmix_alpha: f64::NAN,
-                ..MAE
-            },
-            "cutmix",
-        ),
-        (
-            Mixup {
-                cutmix_alpha: 1e-9,
-                ..MAE
-            },
-            "cutmix",
-        ),
+        (Mixup { mixup_alpha: -1.0, ..MAE }, "mixup"),
+        (Mixup { cutmix_alpha: f64::NAN, ..MAE }, "cutmix"),
+        (Mixup { cutmix_alpha: 1e-9, ..MAE }, "cutmix"),
         (Mixup { prob: 1.5, ..MAE }, "mixup_prob"),
-        (
-            Mixup {
-                switch_prob: -0.5,
-                ..MAE
-            },
-            "switch_prob",
-        ),
-        (
-            Mixup {
-                label_smoothing: 2.0,
-                ..MAE
-            },
-            "label_smoothing",
-        ),
+        (Mixup { switch_prob: -0.5, ..MAE }, "switch_prob"),
+        (Mixup { label_smoothing: 2.0, ..MAE }, "label_smoothing"),
     ] {
         let error = bad.check().unwrap_err().to_string();
         assert!(error.starts_with(word), "{error}");

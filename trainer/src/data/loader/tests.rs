@@ -15,14 +15,7 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> LoaderPlan {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
     let recipe = Recipe::parse(RECIPE, "test", &settings).unwrap();
     let cache = Arc::new(Cache::open(&world.cache_dir()).unwrap());
-    let mut teachers = teachers::open(
-        &recipe,
-        &cache,
-        online,
-        &HubSettings::default(),
-        Device::Cpu,
-    )
-    .unwrap();
+    let mut teachers = teachers::open(&recipe, &cache, online, &HubSettings::default(), Device::Cpu).unwrap();
     let images = Images::open(&cache, world.images_dir().to_str()).unwrap();
     let samples = join::join(&cache, &[], &images, &recipe.data, &|_, _| ()).unwrap();
     let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).unwrap();
@@ -33,12 +26,7 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> LoaderPlan {
 type LoadedBatch = (Vec<(u64, u16)>, Vec<Vec<u8>>);
 
 /// Every tensor of every batch of `steps`, as bytes.
-fn load(
-    plan: LoaderPlan,
-    threads: usize,
-    steps: std::ops::Range<u64>,
-    recycle: bool,
-) -> Vec<LoadedBatch> {
+fn load(plan: LoaderPlan, threads: usize, steps: std::ops::Range<u64>, recycle: bool) -> Vec<LoadedBatch> {
     let n = steps.clone().count();
     let mut loader = Loader::start(Arc::new(plan), steps, threads, 2, Device::Cpu).unwrap();
     let bytes = |t: &Tensor| {
@@ -53,12 +41,7 @@ fn load(
         tensors.extend(batch.drop_path.iter().map(bytes));
         for teacher in &batch.teachers {
             match teacher {
-                TeacherBatch::Cached {
-                    tokens,
-                    outliers,
-                    cls,
-                    cls_attn,
-                } => {
+                TeacherBatch::Cached { tokens, outliers, cls, cls_attn } => {
                     let columns = tokens.iter().chain(outliers).chain(cls).chain(cls_attn);
                     tensors.extend(columns.map(bytes));
                 }
@@ -70,18 +53,11 @@ fn load(
             loader.recycle([batch]);
         }
     }
-    assert!(
-        loader.next_batch().is_err(),
-        "the loader ends with its steps"
-    );
+    assert!(loader.next_batch().is_err(), "the loader ends with its steps");
     batches
 }
 
-const FOCUSED: [&str; 3] = [
-    "mask.kind=focused",
-    "mask.teacher=clip",
-    "model.drop_path=0.1",
-];
+const FOCUSED: [&str; 3] = ["mask.kind=focused", "mask.teacher=clip", "model.drop_path=0.1"];
 
 #[test]
 fn batches_are_the_same_for_any_threads_and_any_start() {
@@ -92,18 +68,10 @@ fn batches_are_the_same_for_any_threads_and_any_start() {
         load(plan(&world, &FOCUSED, &[]), 4, 0..9, true),
         "one thread, four threads and recycled memory"
     );
-    assert_eq!(
-        expected[4..],
-        load(plan(&world, &FOCUSED, &[]), 2, 4..9, true),
-        "from step 4"
-    );
+    assert_eq!(expected[4..], load(plan(&world, &FOCUSED, &[]), 2, 4..9, true), "from step 4");
     let mut kept = FOCUSED.to_vec();
     kept.push("data.pixel_cache_mib=1");
-    assert_eq!(
-        expected,
-        load(plan(&world, &kept, &[]), 3, 0..9, true),
-        "crops kept in memory"
-    );
+    assert_eq!(expected, load(plan(&world, &kept, &[]), 3, 0..9, true), "crops kept in memory");
 }
 
 #[test]
@@ -113,10 +81,7 @@ fn views_rotate_and_masks_are_drawn_anew_each_epoch() {
     let batches = load(plan(&world, &[], &[]), 2, 0..6, true);
     for (step, (samples, _)) in batches.iter().enumerate() {
         let view = (step / 2 % 2) as u16;
-        assert!(
-            samples.iter().all(|&(_, v)| v == view),
-            "step {step}: {samples:?}"
-        );
+        assert!(samples.iter().all(|&(_, v)| v == view), "step {step}: {samples:?}");
     }
     let of_sample_0 = |epoch: usize, tensor: usize| {
         let epoch = &batches[2 * epoch..2 * epoch + 2];
@@ -175,13 +140,9 @@ fn parts_make_up_the_batch() {
         joined(&|b| vec![b.imgs.shallow_clone(), b.noise.shallow_clone()]);
         joined(&|b| b.drop_path.iter().map(Tensor::shallow_clone).collect());
         joined(&|b| match &b.teachers[0] {
-            TeacherBatch::Cached {
-                tokens, cls_attn, ..
-            } => tokens
-                .iter()
-                .chain(cls_attn)
-                .map(Tensor::shallow_clone)
-                .collect(),
+            TeacherBatch::Cached { tokens, cls_attn, .. } => {
+                tokens.iter().chain(cls_attn).map(Tensor::shallow_clone).collect()
+            }
             TeacherBatch::Online { pixels } => vec![pixels.shallow_clone()],
         });
         let samples = parts.iter().flat_map(|part| part.samples.clone());
@@ -200,14 +161,9 @@ fn pixels_are_the_rows_crop() {
     let expected = [32, 16].map(|size| images::render(&img, view, size).unwrap().data);
     let mut batch = plan_.shape.allocate(Device::Cpu).unwrap();
     plan_.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();
-    let TeacherBatch::Online { pixels } = &batch.teachers[0] else {
-        panic!("it runs online")
-    };
+    let TeacherBatch::Online { pixels } = &batch.teachers[0] else { panic!("it runs online") };
     for (tensor, expected) in [&batch.imgs, pixels].into_iter().zip(expected) {
-        assert_eq!(
-            Vec::<u8>::try_from(tensor.get(0).flatten(0, -1)).unwrap(),
-            expected
-        );
+        assert_eq!(Vec::<u8>::try_from(tensor.get(0).flatten(0, -1)).unwrap(), expected);
     }
     assert_eq!(batch.samples[0], (5, 1));
     // Once the student's crop is in memory, the teacher's still comes from the image.
@@ -215,9 +171,7 @@ fn pixels_are_the_rows_crop() {
     for _ in 0..2 {
         let mut again = kept.shape.allocate(Device::Cpu).unwrap();
         kept.fill(&mut again, 1, &[5, 0, 1, 2]).unwrap();
-        let TeacherBatch::Online { pixels: found } = &again.teachers[0] else {
-            panic!("it runs online")
-        };
+        let TeacherBatch::Online { pixels: found } = &again.teachers[0] else { panic!("it runs online") };
         assert_eq!((&again.imgs, found), (&batch.imgs, pixels));
     }
 }
@@ -225,14 +179,7 @@ fn pixels_are_the_rows_crop() {
 #[test]
 fn a_loader_that_is_dropped_early_stops() {
     let world = World::with_cache(8);
-    let mut loader = Loader::start(
-        Arc::new(plan(&world, &[], &[])),
-        0..1_000_000,
-        2,
-        2,
-        Device::Cpu,
-    )
-    .unwrap();
+    let mut loader = Loader::start(Arc::new(plan(&world, &[], &[])), 0..1_000_000, 2, 2, Device::Cpu).unwrap();
     loader.next_batch().unwrap();
     drop(loader);
 }

@@ -24,14 +24,10 @@ pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Netw
         return Ok(None);
     };
     // A file of pretraining has the projections of the first stages, whose sum its last norm was trained on; published encoders have not.
-    let projections = |name: &str| {
-        name.starts_with("stage1_output_decode.") || name.starts_with("stage2_output_decode.")
-    };
+    let projections =
+        |name: &str| name.starts_with("stage1_output_decode.") || name.starts_with("stage2_output_decode.");
     let fused = imported.tensors.keys().any(|name| projections(name));
-    let config = McmaeEncoderConfig {
-        fusion: fused,
-        ..config
-    };
+    let config = McmaeEncoderConfig { fusion: fused, ..config };
     let mut tensors = imported.encoder_tensors();
     for (name, tensor) in &imported.tensors {
         if projections(name) {
@@ -39,17 +35,10 @@ pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Netw
         }
     }
     let [height, width] = config.img_size;
-    ensure!(
-        height == width,
-        "{path:?}: is for images of {height} x {width} pixels; only squares are evaluated"
-    );
+    ensure!(height == width, "{path:?}: is for images of {height} x {width} pixels; only squares are evaluated");
     let params = ParamStore::frozen(device);
     let encoder = Encoder::new(&params.root(), &EncoderConfig::Mcmae(config))?;
     let origin = weights.path().display().to_string();
     exchange::load_into(&params, &tensors, &origin)?;
-    Ok(Some(Network::Student {
-        encoder,
-        img_size: u32::try_from(height)?,
-        fused,
-    }))
+    Ok(Some(Network::Student { encoder, img_size: u32::try_from(height)?, fused }))
 }

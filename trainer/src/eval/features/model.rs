@@ -99,22 +99,14 @@ impl Model {
             "--model ema:{spec}: only a run folder has a moving average, and this is none"
         );
         let (mut network, mut description) = if spec == "pixels" || spec.starts_with("pixels:") {
-            ensure!(
-                !untrained,
-                "--model untrained:{spec}: only a student can be untrained"
-            );
+            ensure!(!untrained, "--model untrained:{spec}: only a student can be untrained");
             pixels(spec)?
         } else if let Some(found) = trained_network(path, untrained, ema, hub, device)? {
             found
         } else {
-            ensure!(
-                !untrained,
-                "--model untrained:{spec}: {}",
-                trained::not_untrained(path)
-            );
-            let resolved = resolve(spec, hub).with_context(|| {
-                format!("--model {spec} (a path, a teacher's id, or the word pixels)")
-            })?;
+            ensure!(!untrained, "--model untrained:{spec}: {}", trained::not_untrained(path));
+            let resolved = resolve(spec, hub)
+                .with_context(|| format!("--model {spec} (a path, a teacher's id, or the word pixels)"))?;
             match Teacher::load(&resolved.path, device) {
                 Ok(teacher) => {
                     let arch = &teacher.info().arch;
@@ -150,16 +142,7 @@ impl Model {
             Network::Classifier { normalisation, .. } => Normalise::of(*normalisation, device),
             _ => Normalise::imagenet(device),
         };
-        Ok(Model {
-            network,
-            normalise,
-            device,
-            description,
-            run,
-            untrained,
-            ema,
-            fusion,
-        })
+        Ok(Model { network, normalise, device, description, run, untrained, ema, fusion })
     }
 
     /// For people: what it is and where from.
@@ -227,12 +210,7 @@ impl Model {
                 vec![("pixels", self.normalise.forward(&pixels).flatten(1, -1))]
             }
         };
-        let to_cpu = |(kind, t): (&str, Tensor)| {
-            (
-                kind.to_owned(),
-                t.to_kind(Kind::Float).to_device(Device::Cpu),
-            )
-        };
+        let to_cpu = |(kind, t): (&str, Tensor)| (kind.to_owned(), t.to_kind(Kind::Float).to_device(Device::Cpu));
         Ok(features.into_iter().map(to_cpu).collect())
     }
 }
@@ -241,20 +219,11 @@ impl Model {
 fn pixels(spec: &str) -> anyhow::Result<(Network, String)> {
     let size = match spec.split_once(':') {
         None => PIXELS_SIZE,
-        Some((_, size)) => size
-            .parse()
-            .ok()
-            .filter(|size| (1..=1024).contains(size))
-            .with_context(|| {
-                format!(
-                    "--model {spec}: the size after the colon is a number of pixels from 1 to 1024"
-                )
-            })?,
+        Some((_, size)) => size.parse().ok().filter(|size| (1..=1024).contains(size)).with_context(|| {
+            format!("--model {spec}: the size after the colon is a number of pixels from 1 to 1024")
+        })?,
     };
-    Ok((
-        Network::Pixels { size },
-        format!("raw pixels at {size}x{size}"),
-    ))
+    Ok((Network::Pixels { size }, format!("raw pixels at {size}x{size}")))
 }
 
 /// The network of a run folder or of a checkpoint's model file, which holds its recipe; `None` if `path` is neither.
@@ -269,10 +238,7 @@ fn trained_network(
     if untrained && trained::is_run(path) {
         let recipe = trained::pretraining(&trained::recipe_of(path)?, &place)?;
         let description = format!("untrained student of {place}");
-        return Ok(Some((
-            untrained_student(&recipe, hub, device)?,
-            description,
-        )));
+        return Ok(Some((untrained_student(&recipe, hub, device)?, description)));
     }
     let Some(found) = Trained::read(path, ema)? else {
         return Ok(None);
@@ -280,10 +246,7 @@ fn trained_network(
     if untrained {
         let recipe = trained::pretraining(&found.recipe, &place)?;
         let description = format!("untrained student of {place}");
-        return Ok(Some((
-            untrained_student(&recipe, hub, device)?,
-            description,
-        )));
+        return Ok(Some((untrained_student(&recipe, hub, device)?, description)));
     }
     let description = found.describe();
     let network = match &found.recipe {
@@ -296,9 +259,7 @@ fn trained_network(
 /// A fine-tuned network.
 fn classifier(recipe: &FinetuneRecipe, found: &Trained, device: Device) -> anyhow::Result<Network> {
     let config = trained::backbone(recipe, &found.place)?;
-    config
-        .check(&found.tensors)
-        .with_context(|| found.place.clone())?;
+    config.check(&found.tensors).with_context(|| found.place.clone())?;
     let params = ParamStore::frozen(device);
     let pool = recipe.model.pool.into();
     let classifier = Classifier::new(&params, config, pool, found.n_classes()?)?;
@@ -330,11 +291,7 @@ fn student(
 }
 
 /// The encoder of a recipe before its first step: as its seed makes it, or as what it starts from.
-fn untrained_student(
-    recipe: &Recipe,
-    hub: &HubSettings,
-    device: Device,
-) -> anyhow::Result<Network> {
+fn untrained_student(recipe: &Recipe, hub: &HubSettings, device: Device) -> anyhow::Result<Network> {
     let params = ParamStore::new(device, recipe.run.seed);
     let mae = Mae::new(&params.root(), &recipe.mae_config())?;
     if let Some(begin) = init::open(recipe, hub)? {

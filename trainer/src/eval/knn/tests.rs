@@ -5,10 +5,7 @@ use super::*;
 fn labelled(rows: &[&[f32]], labels: &[i64]) -> Labelled {
     let flat: Vec<f32> = rows.iter().flat_map(|row| row.iter().copied()).collect();
     let features = Tensor::from_slice(&flat).view([rows.len() as i64, rows[0].len() as i64]);
-    Labelled {
-        features,
-        labels: labels.to_vec(),
-    }
+    Labelled { features, labels: labels.to_vec() }
 }
 
 /// Worked by hand. The query points along x. Cosines: class 0 has one neighbour at 1.0; class 1 has two at 0.8 and 0.96
@@ -20,21 +17,10 @@ fn votes_are_weighed_by_similarity() {
     let test = labelled(&[&[2.0, 0.0]], &[0]);
     let train = labelled(&[&[5.0, 0.0], &[0.96, 0.28], &[8.0, 6.0]], &[0, 1, 1]);
     assert_eq!(predict(&train, &test.features, 3, 2).unwrap(), [0]);
-    let train = labelled(
-        &[&[5.0, 0.0], &[0.96, 0.28], &[8.0, 6.0], &[0.96, -0.28]],
-        &[0, 1, 1, 1],
-    );
+    let train = labelled(&[&[5.0, 0.0], &[0.96, 0.28], &[8.0, 6.0], &[0.96, -0.28]], &[0, 1, 1, 1]);
     assert_eq!(predict(&train, &test.features, 4, 2).unwrap(), [1]);
-    assert_eq!(
-        predict(&train, &test.features, 1, 2).unwrap(),
-        [0],
-        "only the nearest votes"
-    );
-    assert_eq!(
-        predict(&train, &test.features, 100, 2).unwrap(),
-        [1],
-        "more neighbours than images: all vote"
-    );
+    assert_eq!(predict(&train, &test.features, 1, 2).unwrap(), [0], "only the nearest votes");
+    assert_eq!(predict(&train, &test.features, 100, 2).unwrap(), [1], "more neighbours than images: all vote");
 }
 
 /// Against the definition, computed with plain loops in f64.
@@ -43,10 +29,7 @@ fn agrees_with_brute_force() {
     let random = |shape: &[i64], name| Init::Normal { std: 1.0 }.tensor(shape, 5, name);
     let (n, m, d, classes, k) = (300i64, 290i64, 8i64, 7usize, 20usize);
     let label = |i: i64| (i * i + 3 * i) % classes as i64;
-    let train = Labelled {
-        features: random(&[n, d], "train"),
-        labels: (0..n).map(label).collect(),
-    };
+    let train = Labelled { features: random(&[n, d], "train"), labels: (0..n).map(label).collect() };
     let test = random(&[m, d], "test");
     let rows = |t: &Tensor| -> Vec<Vec<f64>> {
         let flat = Vec::<f64>::try_from(t.to_kind(Kind::Double).flatten(0, 1)).unwrap();
@@ -60,19 +43,12 @@ fn agrees_with_brute_force() {
     let expected: Vec<i64> = rows(&test)
         .iter()
         .map(|query| {
-            let mut near: Vec<(f64, i64)> = train_rows
-                .iter()
-                .zip(&train.labels)
-                .map(|(t, &l)| (cosine(query, t), l))
-                .collect();
+            let mut near: Vec<(f64, i64)> =
+                train_rows.iter().zip(&train.labels).map(|(t, &l)| (cosine(query, t), l)).collect();
             near.sort_by(|a, b| b.0.total_cmp(&a.0));
             let mut scores = vec![0.0; classes];
-            near[..k]
-                .iter()
-                .for_each(|&(s, l)| scores[l as usize] += (s / TEMPERATURE).exp());
-            (0..classes)
-                .max_by(|&a, &b| scores[a].total_cmp(&scores[b]))
-                .unwrap() as i64
+            near[..k].iter().for_each(|&(s, l)| scores[l as usize] += (s / TEMPERATURE).exp());
+            (0..classes).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap() as i64
         })
         .collect();
     assert_eq!(predict(&train, &test, k as u32, classes).unwrap(), expected);
@@ -84,18 +60,12 @@ fn balanced_accuracy_weighs_classes_equally() {
     let labels = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
     let predictions = [0, 0, 0, 0, 0, 0, 0, 0, 1, 2];
     let found = accuracy(&predictions, &labels, 3).unwrap();
-    assert!(
-        (found.top1 - 0.9).abs() < 1e-12 && (found.balanced - 0.75).abs() < 1e-12,
-        "{found:?}"
-    );
+    assert!((found.top1 - 0.9).abs() < 1e-12 && (found.balanced - 0.75).abs() < 1e-12, "{found:?}");
 }
 
 #[test]
 fn nothing_to_compare_is_an_error() {
-    let empty = Labelled {
-        features: Tensor::zeros([0, 2], (Kind::Float, tch::Device::Cpu)),
-        labels: vec![],
-    };
+    let empty = Labelled { features: Tensor::zeros([0, 2], (Kind::Float, tch::Device::Cpu)), labels: vec![] };
     let one = labelled(&[&[1.0, 0.0]], &[0]);
     assert!(knn(&empty, &one, 1, 1).is_err());
     assert!(knn(&one, &empty, 1, 1).is_err());

@@ -69,15 +69,10 @@ impl Heads {
     /// `n_heads` heads that start alike: weights from N(0, 0.01²) by `seed`, biases zero.
     pub fn new(n_heads: usize, n_classes: usize, dim: i64, seed: u64, device: Device) -> Heads {
         let (heads, classes) = (n_heads as i64, n_classes as i64);
-        let start =
-            Init::TruncNormal { std: INIT_STD }.tensor(&[classes, dim], seed, "head.weight");
+        let start = Init::TruncNormal { std: INIT_STD }.tensor(&[classes, dim], seed, "head.weight");
         let f32_on_device = (Kind::Float, device);
         Heads {
-            weight: start
-                .to_device(device)
-                .unsqueeze(0)
-                .repeat([heads, 1, 1])
-                .set_requires_grad(true),
+            weight: start.to_device(device).unsqueeze(0).repeat([heads, 1, 1]).set_requires_grad(true),
             bias: Tensor::zeros([heads, classes], f32_on_device).set_requires_grad(true),
             running_mean: Tensor::zeros([dim], f32_on_device),
             running_var: Tensor::ones([dim], f32_on_device),
@@ -86,9 +81,7 @@ impl Heads {
 
     /// What is trained, stacked over the heads.
     pub fn params(&self) -> BTreeMap<String, Tensor> {
-        [("weight", &self.weight), ("bias", &self.bias)]
-            .map(|(name, t)| (name.to_owned(), t.shallow_clone()))
-            .into()
+        [("weight", &self.weight), ("bias", &self.bias)].map(|(name, t)| (name.to_owned(), t.shallow_clone())).into()
     }
 
     /// `x [B, D]` → `[B, R, C]`. In training the batch's own mean and variance are used and move the running ones.
@@ -106,12 +99,7 @@ impl Heads {
         );
         let (heads, classes, _) = self.weight.size3().expect("weight is [R, C, D]");
         // One product for all heads.
-        linear(
-            &x,
-            &self.weight.flatten(0, 1),
-            Some(&self.bias.flatten(0, 1)),
-        )
-        .view([-1, heads, classes])
+        linear(&x, &self.weight.flatten(0, 1), Some(&self.bias.flatten(0, 1))).view([-1, heads, classes])
     }
 
     /// One step on `x [B, D]` with classes `labels [B]`; returns each head's loss before it, `[R]`.
@@ -122,13 +110,7 @@ impl Heads {
         let labels = labels.unsqueeze(1).expand([batch, heads], false);
         let losses = scores
             .reshape([batch * heads, classes])
-            .cross_entropy_loss(
-                &labels.reshape([batch * heads]),
-                None::<Tensor>,
-                tch::Reduction::None,
-                -100,
-                0.0,
-            )
+            .cross_entropy_loss(&labels.reshape([batch * heads]), None::<Tensor>, tch::Reduction::None, -100, 0.0)
             .view([batch, heads])
             .mean_dim(0, false, None);
         // A sum, so that each head's gradient is that of its own loss.
@@ -141,18 +123,14 @@ impl Heads {
     pub fn accuracy(&self, set: &Labelled) -> anyhow::Result<Vec<TopK>> {
         let (heads, classes, _) = self.weight.size3()?;
         let at_once = (SCORES_AT_ONCE / (heads * classes) as usize).max(1);
-        let mut counters: Vec<Counter> =
-            (0..heads).map(|_| Counter::new(classes as usize)).collect();
+        let mut counters: Vec<Counter> = (0..heads).map(|_| Counter::new(classes as usize)).collect();
         tch::no_grad(|| {
             for view in 0..set.features.size()[0] {
                 let of_view = set.features.get(view);
                 for rows in set.rows.chunks(at_once) {
-                    let x = of_view
-                        .index_select(0, &Tensor::from_slice(rows))
-                        .to_device(self.weight.device());
+                    let x = of_view.index_select(0, &Tensor::from_slice(rows)).to_device(self.weight.device());
                     let guesses = guesses(&self.scores(&x, false)); // [B, R, up to 5]
-                    let labels: Vec<i64> =
-                        rows.iter().map(|&row| set.labels[row as usize]).collect();
+                    let labels: Vec<i64> = rows.iter().map(|&row| set.labels[row as usize]).collect();
                     for (head, counter) in (0..).zip(&mut counters) {
                         counter.add(&guesses.select(1, head), &labels)?;
                     }
@@ -176,28 +154,18 @@ pub fn train(
 ) -> anyhow::Result<(Heads, Vec<f64>)> {
     let batch_size = training.batch_size;
     let n_heads = training.blrs.len();
-    let scores = n_heads
-        .checked_mul(batch_size)
-        .and_then(|n| n.checked_mul(n_classes));
+    let scores = n_heads.checked_mul(batch_size).and_then(|n| n.checked_mul(n_classes));
     ensure!(
         scores.is_some_and(|n| n <= MAX_SCORES),
         "{n_heads} learning rates x {batch_size} images x {n_classes} classes are too many scores for a step; take a smaller \
          --probe-batch or fewer --blr"
     );
     require_a_step(set.rows.len(), batch_size)?;
-    let order = Order::new(training.seed, set.rows.len(), batch_size)
-        .context("an order of the images to train on")?;
+    let order = Order::new(training.seed, set.rows.len(), batch_size).context("an order of the images to train on")?;
     let (views, _, dim) = set.features.size3()?;
     let heads = Heads::new(n_heads, n_classes, dim, training.seed, device);
-    let lrs: Vec<f64> = training
-        .blrs
-        .iter()
-        .map(|&blr| scale_lr(blr, batch_size))
-        .collect();
-    let config = LarsConfig {
-        weight_decay: training.weight_decay,
-        ..LarsConfig::default()
-    };
+    let lrs: Vec<f64> = training.blrs.iter().map(|&blr| scale_lr(blr, batch_size)).collect();
+    let config = LarsConfig { weight_decay: training.weight_decay, ..LarsConfig::default() };
     let mut lars = Lars::new(config, &lrs, heads.params());
     let schedule = Schedule {
         lr: 1.0,
@@ -213,20 +181,12 @@ pub fn train(
         let permutation = order.permutation(epoch);
         last_losses = last_losses.zeros_like();
         for step in 0..order.steps_per_epoch() {
-            let rows: Vec<i64> = permutation[order.step_range(step)]
-                .iter()
-                .map(|&i| set.rows[i as usize])
-                .collect();
+            let rows: Vec<i64> = permutation[order.step_range(step)].iter().map(|&i| set.rows[i as usize]).collect();
             let labels: Vec<i64> = rows.iter().map(|&row| set.labels[row as usize]).collect();
             let x = of_view.index_select(0, &Tensor::from_slice(&rows));
-            let lr_scale =
-                schedule.lr_at(order.fractional_epoch(epoch * order.steps_per_epoch() + step));
-            last_losses += heads.step(
-                &mut lars,
-                &x.to_device(device),
-                &Tensor::from_slice(&labels).to_device(device),
-                lr_scale,
-            );
+            let lr_scale = schedule.lr_at(order.fractional_epoch(epoch * order.steps_per_epoch() + step));
+            last_losses +=
+                heads.step(&mut lars, &x.to_device(device), &Tensor::from_slice(&labels).to_device(device), lr_scale);
         }
         if signals::requested() {
             return Err(Interrupted.into());

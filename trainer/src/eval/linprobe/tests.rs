@@ -15,12 +15,8 @@ const BATCH: usize = 8;
 
 /// See `tests/golden/linprobe/README.md`.
 fn golden() -> BTreeMap<String, Tensor> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/linprobe/probe.safetensors");
-    Tensor::read_safetensors(path)
-        .unwrap()
-        .into_iter()
-        .collect()
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/linprobe/probe.safetensors");
+    Tensor::read_safetensors(path).unwrap().into_iter().collect()
 }
 
 fn ints(t: &Tensor) -> Vec<i64> {
@@ -35,13 +31,7 @@ fn heads_learn_as_each_alone_does_in_pytorch() {
     tch::no_grad(|| heads.weight.shallow_clone().copy_(&golden["start"]));
     let lrs = BLRS.map(|blr| scale_lr(blr, BATCH));
     let mut lars = Lars::new(LarsConfig::default(), &lrs, heads.params());
-    let schedule = Schedule {
-        lr: 1.0,
-        min_lr: 0.0,
-        warmup_epochs: 1.0,
-        epochs: 3.0,
-        descent: Descent::Cosine,
-    };
+    let schedule = Schedule { lr: 1.0, min_lr: 0.0, warmup_epochs: 1.0, epochs: 3.0, descent: Descent::Cosine };
     let mut losses = Vec::new();
     for epoch in 0..3 {
         let batches = golden["order"].get(epoch).split(BATCH as i64, 0);
@@ -62,30 +52,17 @@ fn heads_learn_as_each_alone_does_in_pytorch() {
     let test_labels = ints(&golden["test_labels"]);
     let all: Vec<i64> = (0..test_labels.len() as i64).collect();
     let accuracy = heads
-        .accuracy(&Labelled {
-            features: &golden["test_features"].unsqueeze(0),
-            labels: &test_labels,
-            rows: &all,
-        })
+        .accuracy(&Labelled { features: &golden["test_features"].unsqueeze(0), labels: &test_labels, rows: &all })
         .unwrap();
     for i in 0..BLRS.len() {
         let of_head = |t: &Tensor| t.get(i as i64);
-        for (what, found) in [
-            ("losses", of_head(&losses)),
-            ("weight", of_head(&heads.weight)),
-            ("bias", of_head(&heads.bias)),
-        ] {
-            close(
-                &format!("{what} at {}", BLRS[i]),
-                &found,
-                &golden[&format!("{what}.{i}")],
-            );
+        for (what, found) in
+            [("losses", of_head(&losses)), ("weight", of_head(&heads.weight)), ("bias", of_head(&heads.bias))]
+        {
+            close(&format!("{what} at {}", BLRS[i]), &found, &golden[&format!("{what}.{i}")]);
         }
         let right = accuracy[i].top1 * all.len() as f64;
-        assert_eq!(
-            right.round() as i64,
-            ints(&golden[&format!("correct.{i}")])[0]
-        );
+        assert_eq!(right.round() as i64, ints(&golden[&format!("correct.{i}")])[0]);
     }
 }
 
@@ -95,20 +72,10 @@ fn heads_do_not_see_each_other() {
     let golden = golden();
     let labels = ints(&golden["labels"]);
     let rows: Vec<i64> = (0..labels.len() as i64).collect();
-    let set = Labelled {
-        features: &golden["features"],
-        labels: &labels,
-        rows: &rows,
-    };
+    let set = Labelled { features: &golden["features"], labels: &labels, rows: &rows };
     let train = |blrs: &[f64], seed| {
-        let training = Training {
-            blrs: blrs.to_vec(),
-            epochs: 4,
-            warmup_epochs: 1.0,
-            batch_size: 16,
-            weight_decay: 1e-4,
-            seed,
-        };
+        let training =
+            Training { blrs: blrs.to_vec(), epochs: 4, warmup_epochs: 1.0, batch_size: 16, weight_decay: 1e-4, seed };
         heads::train(&set, 4, &training, Device::Cpu).unwrap()
     };
     let (together, losses) = train(&BLRS, 5);
@@ -134,11 +101,7 @@ fn the_golden_script_still_makes_these_files() {
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(
-        &Cli::try_parse_from(args).unwrap(),
-        &HubSettings::default(),
-        &mut out,
-    )?;
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -172,12 +135,7 @@ fn args(world: &World, model: &str, more: &[&str]) -> Vec<String> {
     ]
     .map(String::from)
     .into();
-    args.extend([
-        "--train".to_owned(),
-        text(&world.images_dir()),
-        "--test".to_owned(),
-        text(&world.path("test")),
-    ]);
+    args.extend(["--train".to_owned(), text(&world.images_dir()), "--test".to_owned(), text(&world.path("test"))]);
     args.extend(more.iter().map(|s| s.to_string()));
     overridden(args)
 }
@@ -192,47 +150,21 @@ fn students_teachers_and_pixels_are_probed_and_the_test_images_choose_nothing() 
     run(&world.pretrain_args("run", &[])).unwrap();
     let run_path = world.path("run");
     let (student, teacher) = (run_path.to_str().unwrap(), world.teacher_dir());
-    let more = [
-        "--model",
-        teacher.to_str().unwrap(),
-        "--model",
-        "pixels:16",
-        "--json",
-    ];
+    let more = ["--model", teacher.to_str().unwrap(), "--model", "pixels:16", "--json"];
     let results = parse(&run(&args(&world, student, &more)).unwrap());
     let kinds = |r: &LinprobeResult| r.features.keys().cloned().collect::<Vec<_>>().join(" ");
-    assert_eq!(
-        results.iter().map(kinds).collect::<Vec<_>>(),
-        ["cls mean", "cls mean", "pixels"]
-    );
+    assert_eq!(results.iter().map(kinds).collect::<Vec<_>>(), ["cls mean", "cls mean", "pixels"]);
     let saved: LinprobeResult =
-        serde_json::from_slice(&std::fs::read(run_path.join("eval/linprobe.json")).unwrap())
-            .unwrap();
+        serde_json::from_slice(&std::fs::read(run_path.join("eval/linprobe.json")).unwrap()).unwrap();
     assert_eq!(saved, results[0]);
     for result in &results {
-        assert_eq!(
-            (result.train_images, result.test_images, result.classes),
-            (24, 8, 2)
-        );
-        assert!(
-            (1..24).contains(&result.held_out_images),
-            "{}",
-            result.held_out_images
-        );
+        assert_eq!((result.train_images, result.test_images, result.classes), (24, 8, 2));
+        assert!((1..24).contains(&result.held_out_images), "{}", result.held_out_images);
         for probe in result.features.values() {
             assert_eq!(probe.heads.len(), 8);
             let held_out = |head: &Head| head.held_out.as_ref().unwrap().top1;
-            let chosen = probe
-                .heads
-                .iter()
-                .find(|head| head.blr == probe.blr)
-                .unwrap();
-            assert!(
-                probe
-                    .heads
-                    .iter()
-                    .all(|head| held_out(head) <= held_out(chosen))
-            );
+            let chosen = probe.heads.iter().find(|head| head.blr == probe.blr).unwrap();
+            assert!(probe.heads.iter().all(|head| held_out(head) <= held_out(chosen)));
             assert_eq!(probe.test, chosen.test);
         }
     }
@@ -247,21 +179,14 @@ fn students_teachers_and_pixels_are_probed_and_the_test_images_choose_nothing() 
     for (kind, probe) in &other.features {
         let before = &results[0].features[kind];
         assert_eq!(probe.blr, before.blr);
-        let held_out = |probe: &Probe| {
-            probe
-                .heads
-                .iter()
-                .map(|h| h.held_out.clone())
-                .collect::<Vec<_>>()
-        };
+        let held_out = |probe: &Probe| probe.heads.iter().map(|h| h.held_out.clone()).collect::<Vec<_>>();
         assert_eq!(held_out(probe), held_out(before));
     }
 
     let table = run(&args(&world, "pixels:16", &[])).unwrap();
     let percent = format!("{:.2}%", 100.0 * results[2].features["pixels"].test.top1);
     assert!(
-        table.contains("linear probe, 20 epochs, 24 train and 8 test images, 2 classes")
-            && table.contains(&percent),
+        table.contains("linear probe, 20 epochs, 24 train and 8 test images, 2 classes") && table.contains(&percent),
         "{table}"
     );
 }
@@ -271,18 +196,11 @@ fn students_teachers_and_pixels_are_probed_and_the_test_images_choose_nothing() 
 #[test]
 fn a_probe_learns() {
     let world = world();
-    let mut same = args(
-        &world,
-        "pixels:16",
-        &["--views", "0", "--epochs", "300", "--blr", "40", "--json"],
-    );
+    let mut same = args(&world, "pixels:16", &["--views", "0", "--epochs", "300", "--blr", "40", "--json"]);
     let test = same.iter().position(|arg| arg == "--test").unwrap();
     same[test + 1] = world.images_dir().to_str().unwrap().to_owned();
     let result = &parse(&run(&same).unwrap())[0];
-    assert_eq!(
-        (result.held_out_images, result.test_images_in_train),
-        (0, 24)
-    );
+    assert_eq!((result.held_out_images, result.test_images_in_train), (0, 24));
     let probe = &result.features["pixels"];
     assert_eq!(probe.heads.len(), 1);
     assert!(probe.heads[0].held_out.is_none());
@@ -307,19 +225,9 @@ fn what_cannot_be_probed_is_refused_with_what_to_do() {
         assert!(format!("{error:#}").contains(words), "{more:?}: {error:#}");
     }
     let golden = golden();
-    let set = Labelled {
-        features: &golden["features"],
-        labels: &[0; 128],
-        rows: &[0; 128],
-    };
-    let training = Training {
-        blrs: vec![0.1; 8],
-        epochs: 1,
-        warmup_epochs: 0.0,
-        batch_size: 128,
-        weight_decay: 0.0,
-        seed: 0,
-    };
+    let set = Labelled { features: &golden["features"], labels: &[0; 128], rows: &[0; 128] };
+    let training =
+        Training { blrs: vec![0.1; 8], epochs: 1, warmup_epochs: 0.0, batch_size: 128, weight_decay: 0.0, seed: 0 };
     let error = heads::train(&set, 1_000_000, &training, Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("too many scores"), "{error}");
 }
@@ -327,37 +235,13 @@ fn what_cannot_be_probed_is_refused_with_what_to_do() {
 /// Copies of one image are all held out or none is.
 #[test]
 fn the_held_out_part_is_drawn_by_content() {
-    let hashes: Vec<ContentHash> = (0..2000)
-        .map(|i| ContentHash::of(&[(i / 2) as u8, (i / 512) as u8]))
-        .collect();
-    let images = Images {
-        features: vec![],
-        idxs: (0..2000).collect(),
-        hashes: hashes.clone(),
-        skipped: vec![],
-    };
-    let args = [
-        "trainer", "linprobe", "--model", "pixels", "--train", "a", "--test", "b",
-    ];
-    let Command::Linprobe(args) = Cli::try_parse_from(args).unwrap().command else {
-        unreachable!()
-    };
+    let hashes: Vec<ContentHash> = (0..2000).map(|i| ContentHash::of(&[(i / 2) as u8, (i / 512) as u8])).collect();
+    let images = Images { features: vec![], idxs: (0..2000).collect(), hashes: hashes.clone(), skipped: vec![] };
+    let args = ["trainer", "linprobe", "--model", "pixels", "--train", "a", "--test", "b"];
+    let Command::Linprobe(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
     let split = Split::of(&images, &args).unwrap();
-    assert!(
-        (120..280).contains(&split.held_out.len()),
-        "{}",
-        split.held_out.len()
-    );
-    let sides: BTreeMap<_, _> = split
-        .kept
-        .iter()
-        .map(|&row| (hashes[row as usize].0, row))
-        .collect();
-    assert!(
-        split
-            .held_out
-            .iter()
-            .all(|&row| !sides.contains_key(&hashes[row as usize].0))
-    );
+    assert!((120..280).contains(&split.held_out.len()), "{}", split.held_out.len());
+    let sides: BTreeMap<_, _> = split.kept.iter().map(|&row| (hashes[row as usize].0, row)).collect();
+    assert!(split.held_out.iter().all(|&row| !sides.contains_key(&hashes[row as usize].0)));
     assert_eq!(split.kept.len() + split.held_out.len(), split.all.len());
 }

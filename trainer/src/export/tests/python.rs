@@ -17,10 +17,7 @@ fn root() -> PathBuf {
 
 /// The Python that has timm and transformers, where scripts/python-env has made it.
 fn python() -> Option<String> {
-    let found = Command::new(root().join("scripts/python-env"))
-        .arg("--if-present")
-        .output()
-        .ok()?;
+    let found = Command::new(root().join("scripts/python-env")).arg("--if-present").output().ok()?;
     let present = found.status.success();
     if !present {
         println!("skipped: scripts/python-env has not been run, so no package was asked");
@@ -48,29 +45,19 @@ fn computed(mae: &Mae, mask_ratio: f64) -> (Tensors, Tensors) {
     let latent = mae.forward_encoder(&imgs, &masking);
     let pred = mae.forward_decoder(&latent, &masking.ids_restore);
     let loss = mae.forward_loss(&imgs, &pred, &masking.mask).reshape([1]);
-    let named =
-        |list: Vec<(&str, Tensor)>| list.into_iter().map(|(n, t)| (n.to_owned(), t)).collect();
+    let named = |list: Vec<(&str, Tensor)>| list.into_iter().map(|(n, t)| (n.to_owned(), t)).collect();
     let tokens = mae.forward_features(&imgs);
     let mask = masking.mask;
     (
         named(vec![("imgs", imgs), ("noise", noise)]),
-        named(vec![
-            ("tokens", tokens),
-            ("latent", latent),
-            ("pred", pred),
-            ("loss", loss),
-            ("mask", mask),
-        ]),
+        named(vec![("tokens", tokens), ("latent", latent), ("pred", pred), ("loss", loss), ("mask", mask)]),
     )
 }
 
 /// Has a package load `folder` and compares what it computes; `count` things must be compared.
 fn compare(python: &str, format: Format, folder: &Path, mae: &Mae, mask_ratio: f64, count: usize) {
     let temp = tempfile::tempdir().unwrap();
-    let (inputs, out) = (
-        temp.path().join("in.safetensors"),
-        temp.path().join("out.safetensors"),
-    );
+    let (inputs, out) = (temp.path().join("in.safetensors"), temp.path().join("out.safetensors"));
     let (given, expected) = computed(mae, mask_ratio);
     fs::write(&inputs, weights::to_bytes(&given, None).unwrap()).unwrap();
     checked(
@@ -87,14 +74,8 @@ fn compare(python: &str, format: Format, folder: &Path, mae: &Mae, mask_ratio: f
     assert_eq!(found.len(), count, "{format}");
     for (name, tensor) in found.tensors() {
         let difference = relative_l2(tensor, &expected[name]);
-        println!(
-            "{format} {}: {name} differs by {difference:.1e}",
-            folder.display()
-        );
-        assert!(
-            difference < TOLERANCE,
-            "{format}: {name} differs by {difference:e}"
-        );
+        println!("{format} {}: {name} differs by {difference:.1e}", folder.display());
+        assert!(difference < TOLERANCE, "{format}: {name} differs by {difference:e}");
     }
 }
 
@@ -103,13 +84,8 @@ fn packages_load_a_student_strictly_and_compute_the_same() {
     let Some(python) = python() else { return };
     let temp = tempfile::tempdir().unwrap();
     // Wider than the default in everything that a configuration has to say: heads of 8, MLPs of 3 widths, raw pixels.
-    let settings = [
-        "model.num_heads=4",
-        "model.mlp_ratio=3",
-        "model.depth=3",
-        "model.norm_pix_loss=false",
-        "mask.ratio=0.5",
-    ];
+    let settings =
+        ["model.num_heads=4", "model.mlp_ratio=3", "model.depth=3", "model.norm_pix_loss=false", "mask.ratio=0.5"];
     for (case, settings, mask_ratio) in [("plain", &[][..], 0.75), ("other", &settings[..], 0.5)] {
         let (file, mae) = student(temp.path(), settings);
         for (format, more, count) in [
@@ -118,9 +94,7 @@ fn packages_load_a_student_strictly_and_compute_the_same() {
             (Format::HfMae, None, 5),
             (Format::HfMae, Some("--encoder-only"), 1),
         ] {
-            let out = temp
-                .path()
-                .join(format!("{case}-{format}{}", more.unwrap_or_default()));
+            let out = temp.path().join(format!("{case}-{format}{}", more.unwrap_or_default()));
             export(&file, format.name(), &out, more.as_slice()).unwrap();
             compare(&python, format, &out, &mae, mask_ratio, count);
         }
@@ -164,23 +138,13 @@ fn files_that_training_code_saved_are_read() {
             .arg(temp.path()),
     );
     let own = Weights::read(&file).unwrap();
-    for (name, decoder, tensors) in [
-        ("mae_pretrain_vit.pth", false, 30),
-        ("mae_pretrain_vit_full.pth", true, 50),
-        ("checkpoint-799.pth", true, 50),
-    ] {
+    for (name, decoder, tensors) in
+        [("mae_pretrain_vit.pth", false, 30), ("mae_pretrain_vit_full.pth", true, 50), ("checkpoint-799.pth", true, 50)]
+    {
         let imported = import(&Weights::read(&temp.path().join(name)).unwrap()).unwrap();
-        assert_eq!(
-            (imported.has_decoder(), imported.tensors.len()),
-            (decoder, tensors),
-            "{name}"
-        );
+        assert_eq!((imported.has_decoder(), imported.tensors.len()), (decoder, tensors), "{name}");
         for (tensor_name, tensor) in &imported.tensors {
-            assert_eq!(
-                tensor,
-                own.get(tensor_name).unwrap(),
-                "{name}: {tensor_name}"
-            );
+            assert_eq!(tensor, own.get(tensor_name).unwrap(), "{name}: {tensor_name}");
         }
     }
 }
@@ -206,10 +170,7 @@ fn the_docs_and_cards_load_what_they_are_about() {
         ("student-hf-encoder", &["hf-mae", "--encoder-only"]),
         ("student-mae", &["mae"]),
     ] {
-        assert!(
-            page.contains(&format!("--format {} --out {folder}", args.join(" "))),
-            "{folder}"
-        );
+        assert!(page.contains(&format!("--format {} --out {folder}", args.join(" "))), "{folder}");
         let out = temp.path().join(folder);
         export(&file, args[0], &out, &args[1..]).unwrap();
         let card = blocks(&fs::read_to_string(out.join(CARD)).unwrap());

@@ -11,31 +11,12 @@ const MAX_EPOCHS: u64 = 1 << 16;
 impl FinetuneRecipe {
     pub(super) fn check(&self) -> Result<(), Error> {
         let share = |field, value: f64| {
-            require(
-                (0.0..1.0).contains(&value),
-                field,
-                value,
-                "must be zero or more, and less than 1",
-            )
+            require((0.0..1.0).contains(&value), field, value, "must be zero or more, and less than 1")
         };
-        let not_negative = |field, value: f64| {
-            require(
-                value >= 0.0 && value.is_finite(),
-                field,
-                value,
-                "must be zero or positive",
-            )
-        };
-        let positive = |field, value: f64| {
-            require(
-                value > 0.0 && value.is_finite(),
-                field,
-                value,
-                "must be positive",
-            )
-        };
-        let at_least_one =
-            |field, value: u64| require(value >= 1, field, value, "must be at least 1");
+        let not_negative =
+            |field, value: f64| require(value >= 0.0 && value.is_finite(), field, value, "must be zero or positive");
+        let positive = |field, value: f64| require(value > 0.0 && value.is_finite(), field, value, "must be positive");
+        let at_least_one = |field, value: u64| require(value >= 1, field, value, "must be at least 1");
 
         share("model.drop_path", self.model.drop_path)?;
         let a = &self.augment;
@@ -46,23 +27,13 @@ impl FinetuneRecipe {
             format!("{:?}", a.crop_scale),
             "must be two shares of the area, above 0 and at most 1, the smaller first",
         )?;
-        require(
-            (0.0..=1.0).contains(&a.flip),
-            "augment.flip",
-            a.flip,
-            "must be a probability",
-        )?;
+        require((0.0..=1.0).contains(&a.flip), "augment.flip", a.flip, "must be a probability")?;
         for (field, probability) in [
             ("augment.random_erasing", a.random_erasing),
             ("augment.mixup_prob", a.mixup_prob),
             ("augment.switch_prob", a.switch_prob),
         ] {
-            require(
-                (0.0..=1.0).contains(&probability),
-                field,
-                probability,
-                "must be a probability",
-            )?;
+            require((0.0..=1.0).contains(&probability), field, probability, "must be a probability")?;
         }
         share("augment.label_smoothing", a.label_smoothing)?;
         require(
@@ -71,11 +42,8 @@ impl FinetuneRecipe {
             a.crop_pct,
             "must be above 0 and at most 1",
         )?;
-        a.mixing()
-            .check()
-            .map_err(|e| invalid("augment.mixup", a.mixup, e))?;
-        a.policy()
-            .map_err(|e| invalid("augment.rand_augment", &a.rand_augment, e))?;
+        a.mixing().check().map_err(|e| invalid("augment.mixup", a.mixup, e))?;
+        a.policy().map_err(|e| invalid("augment.rand_augment", &a.rand_augment, e))?;
 
         let o = &self.optim;
         at_least_one("optim.batch_size", o.batch_size as u64)?;
@@ -115,12 +83,7 @@ impl FinetuneRecipe {
         )?;
 
         let s = &self.schedule;
-        require(
-            (1..=MAX_EPOCHS).contains(&s.epochs),
-            "schedule.epochs",
-            s.epochs,
-            "must be from 1 to 65536",
-        )?;
+        require((1..=MAX_EPOCHS).contains(&s.epochs), "schedule.epochs", s.epochs, "must be from 1 to 65536")?;
         require(
             (0.0..s.epochs as f64).contains(&s.warmup_epochs),
             "schedule.warmup_epochs",
@@ -143,12 +106,7 @@ impl FinetuneRecipe {
         at_least_one("run.keep_checkpoints", r.keep_checkpoints as u64)?;
         at_least_one("run.stop_after_nonfinite", r.stop_after_nonfinite.into())?;
         // TOML integers are signed 64-bit; a larger seed could not be saved with the run.
-        require(
-            i64::try_from(r.seed).is_ok(),
-            "run.seed",
-            r.seed,
-            "must be less than 2^63",
-        )?;
+        require(i64::try_from(r.seed).is_ok(), "run.seed", r.seed, "must be less than 2^63")?;
         match &self.encoder {
             Some(encoder) => encoder.validate().map_err(model_error),
             None => Ok(()),

@@ -11,12 +11,8 @@ const STEPS: usize = 10;
 
 /// See `tests/golden/linprobe/README.md`.
 fn golden() -> BTreeMap<String, Tensor> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/linprobe/lars.safetensors");
-    Tensor::read_safetensors(path)
-        .unwrap()
-        .into_iter()
-        .collect()
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/linprobe/lars.safetensors");
+    Tensor::read_safetensors(path).unwrap().into_iter().collect()
 }
 
 /// Both learning rates' parameters in one stack, as they start.
@@ -29,31 +25,18 @@ fn params(golden: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
 }
 
 fn handles(params: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    params
-        .iter()
-        .map(|(n, t)| (n.clone(), t.shallow_clone()))
-        .collect()
+    params.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect()
 }
 
 fn optimizer(params: &BTreeMap<String, Tensor>) -> Lars {
-    let config = LarsConfig {
-        weight_decay: 0.01,
-        ..LarsConfig::default()
-    };
+    let config = LarsConfig { weight_decay: 0.01, ..LarsConfig::default() };
     Lars::new(config, &LRS, handles(params))
 }
 
-fn take_step(
-    lars: &mut Lars,
-    params: &BTreeMap<String, Tensor>,
-    golden: &BTreeMap<String, Tensor>,
-    step: usize,
-) {
+fn take_step(lars: &mut Lars, params: &BTreeMap<String, Tensor>, golden: &BTreeMap<String, Tensor>, step: usize) {
     lars.zero_grad();
     for (name, param) in params {
-        (param * &golden[&format!("grad{step}/{name}")])
-            .sum(Kind::Float)
-            .backward();
+        (param * &golden[&format!("grad{step}/{name}")]).sum(Kind::Float).backward();
     }
     lars.step(1.0 / (step + 1) as f64);
 }
@@ -69,10 +52,7 @@ fn takes_the_steps_of_two_networks_trained_alone() {
             for i in 0..LRS.len() {
                 let expected = &golden[&format!("after{step}.{i}/{name}")];
                 let difference = relative_l2(&param.get(i as i64), expected);
-                assert!(
-                    difference < 1e-6,
-                    "{name} after step {step}: {difference:e}"
-                );
+                assert!(difference < 1e-6, "{name} after step {step}: {difference:e}");
             }
         }
     }
@@ -94,20 +74,14 @@ fn a_restored_state_goes_on_bit_for_bit() {
     for step in 0..STEPS {
         if step == 4 {
             let copy = |tensors: BTreeMap<String, Tensor>| -> BTreeMap<String, Tensor> {
-                tensors
-                    .into_iter()
-                    .map(|(n, t)| (n, t.detach().copy()))
-                    .collect()
+                tensors.into_iter().map(|(n, t)| (n, t.detach().copy())).collect()
             };
             saved = Some((copy(handles(&whole)), copy(lars.state())));
         }
         take_step(&mut lars, &whole, &golden, step);
     }
     let (values, state) = saved.unwrap();
-    let resumed: BTreeMap<_, _> = values
-        .into_iter()
-        .map(|(n, t)| (n, t.set_requires_grad(true)))
-        .collect();
+    let resumed: BTreeMap<_, _> = values.into_iter().map(|(n, t)| (n, t.set_requires_grad(true))).collect();
     let mut lars = optimizer(&resumed);
     lars.load_state(&state).unwrap();
     for step in 4..STEPS {
@@ -127,9 +101,6 @@ fn a_state_that_does_not_fit_is_refused_by_name() {
     };
     let other = || Tensor::zeros([2, 1], (Kind::Float, Device::Cpu));
     assert!(error(&mut lars, &|s| drop(s.remove("mu.bias"))).contains("lacks mu.bias"));
-    assert!(
-        error(&mut lars, &|s| drop(s.insert("mu.bias".into(), other())))
-            .contains("mu.bias is [2, 1]")
-    );
+    assert!(error(&mut lars, &|s| drop(s.insert("mu.bias".into(), other()))).contains("mu.bias is [2, 1]"));
     assert!(error(&mut lars, &|s| drop(s.insert("mu.x".into(), other()))).contains("has mu.x"));
 }

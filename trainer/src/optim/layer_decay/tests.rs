@@ -22,14 +22,8 @@ fn like(name: &str) -> Tensor {
 fn moves(names: &[&str]) -> BTreeMap<String, (f64, f64)> {
     let mut found = BTreeMap::new();
     for (grad, decay) in [(0.0, 0.5), (1e3, 0.0)] {
-        let params: BTreeMap<String, Tensor> = names
-            .iter()
-            .map(|name| (name.to_string(), like(name)))
-            .collect();
-        let handles = params
-            .iter()
-            .map(|(n, t)| (n.clone(), t.shallow_clone()))
-            .collect();
+        let params: BTreeMap<String, Tensor> = names.iter().map(|name| (name.to_string(), like(name))).collect();
+        let handles = params.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
         let mut optim = LayerDecayed::new(handles, 0.65, decay, AdamWConfig::default());
         optim.set_lr(0.1);
         for param in params.values() {
@@ -52,27 +46,19 @@ fn moves(names: &[&str]) -> BTreeMap<String, (f64, f64)> {
 /// See `tests/golden/finetune/README.md`.
 #[test]
 fn groups_of_a_vit_are_those_of_timm() {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/finetune/layer_decay.json");
-    let expected: BTreeMap<String, (f64, f64)> =
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/finetune/layer_decay.json");
+    let expected: BTreeMap<String, (f64, f64)> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     assert_eq!(expected.len(), 4 + 2 * 12 + 4);
     let names: Vec<&str> = expected.keys().map(String::as_str).collect();
     let moves = moves(&names);
     for (name, (scale, decay)) in expected {
         let own = lr_scale(layer_id(&name, 2), 2, 0.65);
-        assert!(
-            (own - scale).abs() < 1e-12,
-            "{name}: {own}, timm has {scale}"
-        );
+        assert!((own - scale).abs() < 1e-12, "{name}: {own}, timm has {scale}");
         assert_eq!(is_exempt(&name, &like(&name)), decay == 0.0, "{name}");
         // And that is what the optimizer does.
         let (by_decay, by_rate) = moves[&name];
         let expected_decay = if decay == 0.0 { 0.0 } else { 0.1 * scale * 0.5 };
-        assert!(
-            (by_decay - expected_decay).abs() < 1e-6,
-            "{name}: {by_decay}"
-        );
+        assert!((by_decay - expected_decay).abs() < 1e-6, "{name}: {by_decay}");
         assert!((by_rate - 0.1 * scale).abs() < 1e-6, "{name}: {by_rate}");
     }
 }
@@ -96,23 +82,14 @@ fn layers_of_a_convvit_are_those_of_convmae() {
     ] {
         assert_eq!(layer_id(name, 11), layer, "{name}");
     }
-    let names = [
-        "blocks1.1.conv1.weight",
-        "blocks3.10.mlp.fc2.bias",
-        "blocks3.9.norm1.bias",
-    ];
+    let names = ["blocks1.1.conv1.weight", "blocks3.10.mlp.fc2.bias", "blocks3.9.norm1.bias"];
     assert_eq!(depth(names), 11);
 }
 
 /// CLIP's norm before its first block and registers stand where the patches do; the last norm does not.
 #[test]
 fn what_comes_before_the_blocks_of_a_tower_learns_as_the_patches_do() {
-    let layers = [
-        "norm_pre.weight",
-        "reg_token",
-        "cls_token",
-        "patch_embed.proj.weight",
-    ];
+    let layers = ["norm_pre.weight", "reg_token", "cls_token", "patch_embed.proj.weight"];
     assert_eq!(layers.map(|name| layer_id(name, 12)), [0; 4]);
     assert_eq!(layer_id("norm.weight", 12), 13);
     assert!(is_exempt("reg_token", &ones(&[1, 4, 2])));

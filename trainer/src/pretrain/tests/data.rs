@@ -13,32 +13,17 @@ fn cached_equals_online() {
     let mut world = World::new(20);
     world.codec = Codec::F32;
     world.build_cache();
-    let settings = [
-        "--set",
-        "schedule.epochs=4",
-        "--set",
-        "mask.kind=focused",
-        "--set",
-        "mask.teacher=clip",
-    ];
+    let settings = ["--set", "schedule.epochs=4", "--set", "mask.kind=focused", "--set", "mask.teacher=clip"];
     let cached = losses(&train(&world, "cached", &settings));
     let teacher = format!("clip={}", world.teacher_dir().display());
-    let online = losses(&train(
-        &world,
-        "online",
-        &[&settings[..], &["--online-teacher", &teacher]].concat(),
-    ));
+    let online = losses(&train(&world, "online", &[&settings[..], &["--online-teacher", &teacher]].concat()));
     assert_eq!((cached.len(), online.len()), (20, 20));
     let mut largest = 0.0f64;
     for ((step, _, cached), (_, _, online)) in cached.iter().zip(&online) {
         for (name, value) in cached {
             let error = (value - online[name]).abs() / value.abs();
             largest = largest.max(error);
-            assert!(
-                error < 1e-5,
-                "step {step}, {name}: cached {value}, online {}",
-                online[name]
-            );
+            assert!(error < 1e-5, "step {step}, {name}: cached {value}, online {}", online[name]);
         }
     }
     println!("largest relative difference between cached and online losses: {largest:.1e}");
@@ -78,10 +63,7 @@ fn the_student_sees_the_pixels_that_the_cache_names() {
         for ((step, _, cached), (_, _, online)) in cached.iter().zip(&online) {
             for (name, value) in cached {
                 let error = (value - online[name]).abs() / value.abs();
-                assert!(
-                    error < 1e-5,
-                    "{window}, step {step}, {name}: {value} {online:?}"
-                );
+                assert!(error < 1e-5, "{window}, step {step}, {name}: {value} {online:?}");
             }
         }
         // Whoever evaluates the run sees its images as it did.
@@ -116,23 +98,11 @@ fn an_online_teacher_is_the_one_of_the_cache() {
     bytes[at] ^= 1;
     fs::write(&path, bytes).unwrap();
     let teacher = format!("clip={}", world.teacher_dir().display());
-    let message = format!(
-        "{:#}",
-        error(&world, "run", &["--online-teacher", &teacher])
-    );
-    assert!(
-        message.contains("not those the cache was built with"),
-        "{message}"
-    );
+    let message = format!("{:#}", error(&world, "run", &["--online-teacher", &teacher]));
+    assert!(message.contains("not those the cache was built with"), "{message}");
     let stray = format!("dino={}", world.teacher_dir().display());
-    let message = format!(
-        "{:#}",
-        error(&world, "stray", &["--online-teacher", &stray])
-    );
-    assert!(
-        message.contains("the recipe uses no such teacher"),
-        "{message}"
-    );
+    let message = format!("{:#}", error(&world, "stray", &["--online-teacher", &stray]));
+    assert!(message.contains("the recipe uses no such teacher"), "{message}");
 }
 
 #[test]
@@ -146,24 +116,13 @@ fn a_damaged_row_is_refused_in_the_words_of_verify() {
     damaged[at] ^= 0x40;
     fs::write(&path, &damaged).unwrap();
     let refused = error(&world, "run", &[]);
-    assert!(
-        refused
-            .chain()
-            .any(|cause| matches!(cause.downcast_ref(), Some(Problem::Cache(_)))),
-        "{refused:#}"
-    );
+    assert!(refused.chain().any(|cause| matches!(cause.downcast_ref(), Some(Problem::Cache(_)))), "{refused:#}");
     assert_eq!(crate::exit_status(&refused), program::ExitStatus::Problems);
     let message = format!("{refused:#}");
-    assert!(
-        message.contains("part-00001.parquet") && message.contains("row"),
-        "{message}"
-    );
+    assert!(message.contains("part-00001.parquet") && message.contains("row"), "{message}");
     let report = schemas::verify(&world.cache_dir(), &mut |_| ()).unwrap();
     let said: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
-    assert!(
-        said.contains(&message),
-        "the trainer said {message:?}, verify {said:?}"
-    );
+    assert!(said.contains(&message), "the trainer said {message:?}, verify {said:?}");
 }
 
 #[test]
@@ -172,10 +131,7 @@ fn a_cache_of_other_pixels_or_other_crops_is_refused() {
     world.image_code = "pillow 13".to_owned();
     world.build_cache();
     let refused = error(&world, "pixels", &[]);
-    assert!(
-        format!("{refused:#}").contains("image code \"pillow 13; bicubic\""),
-        "{refused:#}"
-    );
+    assert!(format!("{refused:#}").contains("image code \"pillow 13; bicubic\""), "{refused:#}");
     assert_eq!(crate::exit_status(&refused), program::ExitStatus::Problems);
 
     let mut world = World::new(8);
@@ -183,10 +139,7 @@ fn a_cache_of_other_pixels_or_other_crops_is_refused() {
     world.build_cache();
     let refused = error(&world, "crops", &[]);
     let message = format!("{refused:#}");
-    assert!(
-        message.contains("part 0, row 0 (a/0000.png): the view is not the one"),
-        "{message}"
-    );
+    assert!(message.contains("part 0, row 0 (a/0000.png): the view is not the one"), "{message}");
 }
 
 #[test]
@@ -195,55 +148,34 @@ fn features_of_other_images_are_refused() {
     world.foreign_features = true;
     world.build_cache();
     let refused = error(&world, "run", &[]);
-    let join = refused
-        .chain()
-        .find_map(|cause| match cause.downcast_ref() {
-            Some(Problem::Cache(schemas::Error::Join { column, .. })) => Some(column.clone()),
-            _ => None,
-        });
+    let join = refused.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(Problem::Cache(schemas::Error::Join { column, .. })) => Some(column.clone()),
+        _ => None,
+    });
     assert_eq!(join.as_deref(), Some("content_hash"), "{refused:#}");
 }
 
 #[test]
 fn an_unfinished_cache_is_refused_unless_allowed() {
     let world = World::with_cache(14);
-    fs::remove_file(layout::teacher_commit(
-        &world.cache_dir(),
-        &TeacherId::new("clip").unwrap(),
-        1,
-    ))
-    .unwrap();
+    fs::remove_file(layout::teacher_commit(&world.cache_dir(), &TeacherId::new("clip").unwrap(), 1)).unwrap();
     let refused = error(&world, "refused", &[]);
     let message = format!("{refused:#}");
-    assert!(
-        message.contains("1 of 3 parts") && message.contains("part 1 lacks the features of clip"),
-        "{message}"
-    );
+    assert!(message.contains("1 of 3 parts") && message.contains("part 1 lacks the features of clip"), "{message}");
     assert_eq!(crate::exit_status(&refused), program::ExitStatus::Problems);
     // Nine images are left: two steps of four an epoch.
     let run = train(&world, "allowed", &["--set", "data.allow_incomplete=true"]);
     assert_eq!(losses(&run).len(), 8);
     // Plain MAE does not miss it.
-    assert_eq!(
-        losses(&train(&world, "mae", &["--set", "mimic.teachers=[]"])).len(),
-        12
-    );
+    assert_eq!(losses(&train(&world, "mae", &["--set", "mimic.teachers=[]"])).len(), 12);
 }
 
 #[test]
 fn renamed_images_are_found_by_content() {
     let world = World::with_cache(9);
     let whole = train(&world, "whole", &[]);
-    fs::rename(
-        world.images_dir().join("a"),
-        world.images_dir().join("moved"),
-    )
-    .unwrap();
-    fs::rename(
-        world.images_dir().join("b/0001.png"),
-        world.images_dir().join("b/first.png"),
-    )
-    .unwrap();
+    fs::rename(world.images_dir().join("a"), world.images_dir().join("moved")).unwrap();
+    fs::rename(world.images_dir().join("b/0001.png"), world.images_dir().join("b/first.png")).unwrap();
     let renamed = train(&world, "renamed", &[]);
     assert!(tensors(&whole) == tensors(&renamed));
 }
@@ -257,9 +189,7 @@ fn missing_images_are_listed_and_skipped_only_when_told() {
     let refused = error(&world, "refused", &[]);
     let message = format!("{refused:#}");
     assert!(
-        message.contains("2 of the cache's 10 images")
-            && message.contains("0002")
-            && message.contains("0005"),
+        message.contains("2 of the cache's 10 images") && message.contains("0002") && message.contains("0005"),
         "{message}"
     );
     assert_eq!(crate::exit_status(&refused), program::ExitStatus::Problems);
@@ -271,17 +201,10 @@ fn missing_images_are_listed_and_skipped_only_when_told() {
 fn a_changed_image_is_refused() {
     let world = World::with_cache(8);
     // Another image under the old name.
-    fs::copy(
-        world.images_dir().join("b/0003.png"),
-        world.images_dir().join("a/0004.png"),
-    )
-    .unwrap();
+    fs::copy(world.images_dir().join("b/0003.png"), world.images_dir().join("a/0004.png")).unwrap();
     let refused = error(&world, "run", &[]);
     assert!(
-        matches!(
-            refused.downcast_ref(),
-            Some(Problem::MissingImages { .. } | Problem::Changed { .. })
-        ),
+        matches!(refused.downcast_ref(), Some(Problem::MissingImages { .. } | Problem::Changed { .. })),
         "{refused:#}"
     );
     let said = format!("{refused:#}");
@@ -293,29 +216,20 @@ fn another_grid_is_refused_naming_both() {
     let world = World::with_cache(8);
     let refused = error(&world, "run", &["--set", "model.img_size=64"]);
     let message = format!("{refused:#}");
-    assert!(
-        message.contains("4x4 grid") && message.contains("8x8 grid"),
-        "{message}"
-    );
+    assert!(message.contains("4x4 grid") && message.contains("8x8 grid"), "{message}");
 }
 
 #[test]
 fn too_few_images_for_a_step_is_an_error() {
     let world = World::with_cache(3);
     let message = format!("{:#}", error(&world, "run", &[]));
-    assert!(
-        message.contains("3 images cannot fill one step"),
-        "{message}"
-    );
+    assert!(message.contains("3 images cannot fill one step"), "{message}");
 }
 
 /// A machine that has the cache and nothing else.
 #[test]
 fn a_cache_that_carries_its_images_is_all_that_is_needed() {
-    let jpeg = Pack::Jpeg {
-        short_side: 24,
-        quality: 90,
-    };
+    let jpeg = Pack::Jpeg { short_side: 24, quality: 90 };
     let mut first = Vec::new();
     for pack in [Pack::None, Pack::Original, jpeg] {
         let mut world = World::new(8);
@@ -325,12 +239,7 @@ fn a_cache_that_carries_its_images_is_all_that_is_needed() {
             fs::remove_dir_all(world.images_dir()).unwrap();
         }
         let lines = losses(&train(&world, "run", &["--stop-after", "3"]));
-        first.push(
-            lines
-                .iter()
-                .map(|(_, _, of)| of["loss"])
-                .collect::<Vec<_>>(),
-        );
+        first.push(lines.iter().map(|(_, _, of)| of["loss"]).collect::<Vec<_>>());
     }
     assert_eq!(first[0], first[1], "the same pixels by another way");
     assert_ne!(first[0], first[2], "re-encoded pixels are others");
@@ -339,17 +248,11 @@ fn a_cache_that_carries_its_images_is_all_that_is_needed() {
 #[test]
 fn pixels_that_are_missing_or_other_than_the_features_are_refused() {
     let mut world = World::new(8);
-    world.pack = Pack::Jpeg {
-        short_side: 24,
-        quality: 90,
-    };
+    world.pack = Pack::Jpeg { short_side: 24, quality: 90 };
     world.build_cache();
     let images = world.images_dir().to_str().unwrap().to_owned();
     let refused = error(&world, "run", &["--images", &images]);
-    assert!(
-        format!("{refused:#}").contains("leave out --images"),
-        "{refused:#}"
-    );
+    assert!(format!("{refused:#}").contains("leave out --images"), "{refused:#}");
 
     // A byte of a packed image: named by file and row, as verify does.
     let file = schemas::layout::samples_file(&world.cache_dir(), 0);
@@ -359,20 +262,14 @@ fn pixels_that_are_missing_or_other_than_the_features_are_refused() {
     fs::write(&file, bytes).unwrap();
     let refused = format!("{:#}", error(&world, "damaged", &[]));
     let report = schemas::verify(&world.cache_dir(), &mut |_| {}).unwrap();
-    assert!(
-        refused.contains(&report.problems[0].to_string()),
-        "{refused}"
-    );
+    assert!(refused.contains(&report.problems[0].to_string()), "{refused}");
     assert!(refused.contains("row 0"), "{refused}");
 
     let mut bare = World::with_cache(8);
     // So that no --images is given.
     bare.pack = Pack::Original;
     let refused = error(&bare, "run", &[]);
-    assert!(
-        format!("{refused:#}").contains("holds no pixels"),
-        "{refused:#}"
-    );
+    assert!(format!("{refused:#}").contains("holds no pixels"), "{refused:#}");
 }
 
 /// Steps of codec i8 become, on the device, the values that the decoder gives.
@@ -383,10 +280,7 @@ fn i8_trains_like_the_values_it_stands_for() {
         world.codec = codec;
         world.build_cache();
         let lines = losses(&train(&world, "run", &["--stop-after", "6"]));
-        lines
-            .iter()
-            .map(|(_, _, of)| of["mimic.clip"])
-            .collect::<Vec<_>>()
+        lines.iter().map(|(_, _, of)| of["mimic.clip"]).collect::<Vec<_>>()
     };
     let exact = run(Codec::F32);
     // The random teacher's features lie within ±8; two channels stand for those with heavy tails.
@@ -410,21 +304,14 @@ fn a_run_may_use_fewer_views_than_there_are() {
     let world = World::with_cache(8);
     let one = |run: &str, views: &str| {
         let setting = format!("data.views={views}");
-        losses(&train(
-            &world,
-            run,
-            &["--set", &setting, "--stop-after", "4"],
-        ))
+        losses(&train(&world, run, &["--set", &setting, "--stop-after", "4"]))
     };
     let (one_view, both) = (one("one", "1"), one("both", "2"));
     // Two steps an epoch: the second epoch differs.
     assert_eq!(one_view[..2], both[..2]);
     assert_ne!(one_view[2..], both[2..]);
     let refused = error(&world, "three", &["--set", "data.views=3"]);
-    assert!(
-        format!("{refused:#}").contains("has 2 per image"),
-        "{refused:#}"
-    );
+    assert!(format!("{refused:#}").contains("has 2 per image"), "{refused:#}");
     let refused = error(&world, "none", &["--set", "data.views=0"]);
     assert!(format!("{refused:#}").contains("data.views"), "{refused:#}");
 }

@@ -25,10 +25,7 @@ fn world(kind: Kind, lengths: bool) -> (World, Vec<Vec<u8>>) {
 fn read_all(world: &World, missing: Missing) -> anyhow::Result<Samples> {
     let cache = Arc::new(Cache::open(&world.cache_dir())?);
     let images = Images::open(&cache, world.images_dir().to_str())?;
-    let data = crate::config::Data {
-        missing,
-        ..Default::default()
-    };
+    let data = crate::config::Data { missing, ..Default::default() };
     let samples = join::join(&cache, &[], &images, &data, &|_, _| ())?;
     for idx in 0..samples.len() {
         let sample = samples.get(idx, 0).0;
@@ -63,8 +60,8 @@ fn images_that_traded_places_are_joined_by_content() {
                 let permuted: Vec<_> = order.iter().map(|&i| images[i].clone()).collect();
                 write(kind, &world.images_dir(), &permuted);
                 for missing in [Missing::Error, Missing::Skip] {
-                    let samples = read_all(&world, missing)
-                        .unwrap_or_else(|e| panic!("{kind:?}, {lengths}, {what}: {e:#}"));
+                    let samples =
+                        read_all(&world, missing).unwrap_or_else(|e| panic!("{kind:?}, {lengths}, {what}: {e:#}"));
                     assert_eq!(samples.len(), IMAGES);
                     assert_eq!((samples.added().0, samples.skipped().0), (0, 0), "{what}");
                 }
@@ -105,11 +102,7 @@ fn an_image_has_changed_only_if_its_content_is_nowhere() {
                 );
                 let samples = read_all(&world, Missing::Skip).unwrap();
                 assert_eq!(samples.len(), IMAGES - 1);
-                assert_eq!(
-                    *samples.skipped(),
-                    (1, vec![key.clone()]),
-                    "{kind:?}, {what}"
-                );
+                assert_eq!(*samples.skipped(), (1, vec![key.clone()]), "{kind:?}, {what}");
             }
         }
     }
@@ -124,21 +117,10 @@ fn a_changed_length_is_found_at_the_start() {
         write(kind, &world.images_dir(), &images);
         let refused = error(&world, "run", &[]);
         assert!(
-            matches!(
-                refused.downcast_ref(),
-                Some(Problem::MissingImages {
-                    count: 1,
-                    changed: (1, _),
-                    ..
-                })
-            ),
+            matches!(refused.downcast_ref(), Some(Problem::MissingImages { count: 1, changed: (1, _), .. })),
             "{kind:?}: {refused:#}"
         );
-        let run = train(
-            &world,
-            "run",
-            &["--set", "data.missing=skip", "--stop-after", "1"],
-        );
+        let run = train(&world, "run", &["--set", "data.missing=skip", "--stop-after", "1"]);
         assert_eq!(losses(&run).len(), 1);
     }
 }
@@ -156,10 +138,7 @@ fn images_that_came_later_are_named() {
         });
         images.extend(new);
         write(kind, &world.images_dir(), &images);
-        let expected: Vec<String> = keys(&world)
-            .into_iter()
-            .filter(|key| !known.contains(key))
-            .collect();
+        let expected: Vec<String> = keys(&world).into_iter().filter(|key| !known.contains(key)).collect();
         for missing in [Missing::Error, Missing::Skip] {
             let samples = read_all(&world, missing).unwrap();
             assert_eq!(samples.len(), IMAGES);
@@ -170,7 +149,5 @@ fn images_that_came_later_are_named() {
 
 fn keys(world: &World) -> Vec<String> {
     let source = images::ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
-    (0..source.len())
-        .map(|i| source.key(i).to_owned())
-        .collect()
+    (0..source.len()).map(|i| source.key(i).to_owned()).collect()
 }

@@ -25,12 +25,7 @@ fn trained(run: &Path) -> Checkpoint {
 #[test]
 fn running_out_of_memory_costs_nothing_but_time() {
     let world = World::with_cache(12);
-    let args = settings(&[
-        "model.drop_path=0.2",
-        "optim.accum_iter=2",
-        "optim.ema_decay=0.9",
-        "schedule.epochs=4",
-    ]);
+    let args = settings(&["model.drop_path=0.2", "optim.accum_iter=2", "optim.ema_decay=0.9", "schedule.epochs=4"]);
     let plenty = train(&world, "plenty", &args);
     let limit = limit_memory_to(2);
     let short = train(&world, "short", &args);
@@ -43,11 +38,7 @@ fn running_out_of_memory_costs_nothing_but_time() {
         for (name, value) in a {
             // f32 sums in another order; a few steps of Adam pass it on.
             let error = (value - b[name]).abs() / value.abs();
-            assert!(
-                error < 1e-3,
-                "{name} after step {step}: {value}, {}",
-                b[name]
-            );
+            assert!(error < 1e-3, "{name} after step {step}: {value}, {}", b[name]);
         }
     }
     assert_ne!(trained(&plenty).model, trained(&short).model);
@@ -67,31 +58,20 @@ fn one_image_too_much_ends_the_run_with_a_word_of_advice() {
     let world = World::with_cache(8);
     let _limit = limit_memory_to(0);
     let message = format!("{:#}", error(&world, "run", &[]));
-    assert!(
-        message.contains("one image at a time") && message.contains("run.grad_checkpointing"),
-        "{message}"
-    );
+    assert!(message.contains("one image at a time") && message.contains("run.grad_checkpointing"), "{message}");
 }
 
 #[test]
 fn checkpoints_of_every_so_many_steps_are_kept() {
     let world = World::with_cache(8);
-    let args = settings(&[
-        "run.keep_every=5",
-        "run.checkpoint_every=2",
-        "run.keep_checkpoints=2",
-        "schedule.epochs=8",
-    ]);
+    let args = settings(&["run.keep_every=5", "run.checkpoint_every=2", "run.keep_checkpoints=2", "schedule.epochs=8"]);
     let run = train(&world, "run", &args);
     assert_eq!(steps(&run), [5, 10, 15, 16]);
     // One of them, as a run of its own, goes where this one went.
     let folder = world.path("again");
     fs::create_dir_all(folder.join("checkpoints")).unwrap();
     fs::copy(run.join("recipe.toml"), folder.join("recipe.toml")).unwrap();
-    let (from, to) = (
-        run.join("checkpoints/step-00000010"),
-        folder.join("checkpoints/step-00000010"),
-    );
+    let (from, to) = (run.join("checkpoints/step-00000010"), folder.join("checkpoints/step-00000010"));
     fs::create_dir(&to).unwrap();
     for entry in fs::read_dir(&from).unwrap() {
         let name = entry.unwrap().file_name();
@@ -112,11 +92,7 @@ fn a_plateau_can_be_lengthened_until_its_decay() {
     };
     let long = train(&world, "long", &with("schedule.epochs=8", &[]));
     // Two steps an epoch: of five epochs the decay begins after step 6.
-    train(
-        &world,
-        "grown",
-        &with("schedule.epochs=5", &["--stop-after", "6"]),
-    );
+    train(&world, "grown", &with("schedule.epochs=5", &["--stop-after", "6"]));
     let grown = train(&world, "grown", &with("schedule.epochs=8", &[]));
     assert_eq!(losses(&grown), losses(&long));
     assert!(tensors(&grown) == tensors(&long));
@@ -124,19 +100,9 @@ fn a_plateau_can_be_lengthened_until_its_decay() {
     assert!(rates[2..13].iter().all(|&lr| lr == 3e-3), "{rates:?}");
     assert!(rates[13..].windows(2).all(|w| w[1] < w[0]), "{rates:?}");
 
-    train(
-        &world,
-        "late",
-        &with("schedule.epochs=5", &["--stop-after", "7"]),
-    );
-    let message = format!(
-        "{:#}",
-        error(&world, "late", &with("schedule.epochs=8", &[]))
-    );
-    assert!(
-        message.contains("schedule.epochs was 5, now it is 8"),
-        "{message}"
-    );
+    train(&world, "late", &with("schedule.epochs=5", &["--stop-after", "7"]));
+    let message = format!("{:#}", error(&world, "late", &with("schedule.epochs=8", &[])));
+    assert!(message.contains("schedule.epochs was 5, now it is 8"), "{message}");
     // And it can still be finished as it was begun.
     train(&world, "late", &with("schedule.epochs=5", &[]));
     assert_eq!(losses(&world.path("late")).len(), 10);
@@ -161,10 +127,6 @@ fn skipped_steps_leave_the_averages_alone() {
     };
     // The first step throws the weights so far that no loss is finite; the two after it that were still saved are skipped.
     let first = averages(1);
-    assert!(
-        first
-            .values()
-            .all(|t| t.isfinite().all().int64_value(&[]) == 1)
-    );
+    assert!(first.values().all(|t| t.isfinite().all().int64_value(&[]) == 1));
     assert!(first == averages(2) && first == averages(3));
 }

@@ -19,29 +19,13 @@ fn every_switch_trains() {
         ("at-decoder", &["mimic.tokens=decoder_removed"], both),
         ("decoder-all", &["mimic.tokens=decoder_all"], both),
         ("mimic-only", &["loss.w_rec=0"], &["mimic.clip"]),
-        (
-            "decoder-mimic-only",
-            &["loss.w_rec=0", "mimic.tokens=decoder_visible"],
-            &["mimic.clip"],
-        ),
+        ("decoder-mimic-only", &["loss.w_rec=0", "mimic.tokens=decoder_visible"], &["mimic.clip"]),
         ("pixel-only", &["mimic.teachers=[]"], &["rec"]),
-        (
-            "cls",
-            &["loss.w_cls=0.5"],
-            &["rec", "mimic.clip", "mimic_cls.clip"],
-        ),
+        ("cls", &["loss.w_cls=0.5"], &["rec", "mimic.clip", "mimic_cls.clip"]),
         ("fusion", &["model.fusion=[0]"], both),
         ("block", &["mask.kind=block"], both),
-        (
-            "topk",
-            &["mask.kind=focused", "mask.mode=topk", "mask.teacher=clip"],
-            both,
-        ),
-        (
-            "own",
-            &["mimic.teacher.clip.norm=l2", "mimic.teacher.clip.share=0.5"],
-            both,
-        ),
+        ("topk", &["mask.kind=focused", "mask.mode=topk", "mask.teacher=clip"], both),
+        ("own", &["mimic.teacher.clip.norm=l2", "mimic.teacher.clip.share=0.5"], both),
     ] {
         let mut args = settings(switches);
         args.extend(["--set", "schedule.epochs=20"]);
@@ -57,10 +41,7 @@ fn every_switch_trains() {
                 lines.iter().map(|(_, _, means)| means[*term]).sum::<f64>() / lines.len() as f64
             };
             let (first, last) = (mean(&lines[..9]), mean(&lines[51..]));
-            assert!(
-                last < 0.98 * first,
-                "{name}: {term} went from {first} to {last}"
-            );
+            assert!(last < 0.98 * first, "{name}: {term} went from {first} to {last}");
         }
     }
 }
@@ -82,10 +63,7 @@ fn statistics_of_targets_come_back_with_the_checkpoint() {
         let cut = world.path(&cut);
         assert_eq!(losses(&cut), losses(&whole));
         assert!(tensors(&cut) == tensors(&whole), "{norm}");
-        let model = checkpoint::load_last(&cut, &mut |_| {})
-            .unwrap()
-            .unwrap()
-            .model;
+        let model = checkpoint::load_last(&cut, &mut |_| {}).unwrap().unwrap().model;
         assert!(model.contains_key("mimic_targets.clip.scale"));
     }
 }
@@ -95,7 +73,8 @@ fn statistics_of_targets_come_back_with_the_checkpoint() {
 fn masked_convolutions_train_and_resume() {
     let world = World::with_cache(9);
     let vit = "patch_size = 8\nembed_dim = 32\ndepth = 2\nnum_heads = 2\n";
-    let mcmae = "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
+    let mcmae =
+        "encoder = \"mcmae\"\nembed_dims = [8, 16, 32]\ndepths = [1, 1, 2]\nmlp_ratios = [2, 2, 2]\nnum_heads = 2\n";
     let recipe = crate::testing::RECIPE.replace(vit, mcmae);
     let recipe = recipe.replace("img_size = 32", "img_size = 64");
     assert!(recipe.contains("mcmae") && recipe.contains("64"));

@@ -12,10 +12,7 @@ fn a_damaged_blob_is_named_and_fetched_again() {
     match crate::weights::Weights::read(&found.path) {
         Err(error @ crate::Error::DamagedDownload { .. }) => {
             let said = error.to_string();
-            assert!(
-                said.contains(&format!("delete {blob:?}")) && said.contains("safetensors"),
-                "{said}"
-            );
+            assert!(said.contains(&format!("delete {blob:?}")) && said.contains("safetensors"), "{said}");
         }
         other => panic!("{other:?}"),
     }
@@ -25,10 +22,7 @@ fn a_damaged_blob_is_named_and_fetched_again() {
     let copy = world.cache.path().join("model.safetensors");
     fs::write(&copy, &weights()[..100]).unwrap();
     let error = crate::weights::Weights::read(&copy).unwrap_err();
-    assert!(
-        matches!(error, crate::Error::BadSafetensors { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, crate::Error::BadSafetensors { .. }), "{error}");
 }
 
 #[test]
@@ -38,10 +32,7 @@ fn a_name_that_is_not_resolved_is_no_broken_connection() {
     world.settings.endpoint = format!("http://{}.invalid", "a".repeat(64));
     let (error, said) = world.error("org/name");
     assert!(matches!(error, Error::Unreachable { .. }), "{said}");
-    assert!(
-        said.contains("resolved") || said.contains("name is not known"),
-        "{said}"
-    );
+    assert!(said.contains("resolved") || said.contains("name is not known"), "{said}");
 }
 
 #[test]
@@ -56,10 +47,7 @@ fn a_connection_that_breaks_is_resumed_where_it_broke() {
     });
     world.assert_whole(&found.unwrap());
     let range = |start: u64| Some(format!("bytes={start}-"));
-    assert_eq!(
-        world.server.ranges(),
-        [None, range(300_000), range(300_000), range(301_000)]
-    );
+    assert_eq!(world.server.ranges(), [None, range(300_000), range(300_000), range(301_000)]);
     assert_eq!(retries, 3);
 }
 
@@ -72,20 +60,10 @@ fn a_connection_that_breaks_always_is_given_up_and_what_came_is_kept() {
     let (error, said) = world.error("org/name");
     assert!(matches!(error, Error::Unreachable { .. }), "{said}");
     assert_eq!(fs::metadata(world.incomplete()).unwrap().len(), 5000);
-    assert!(
-        !world
-            .root()
-            .join("snapshots")
-            .join(COMMIT)
-            .join("model.safetensors")
-            .exists()
-    );
+    assert!(!world.root().join("snapshots").join(COMMIT).join("model.safetensors").exists());
     cuts.lock().unwrap().clear();
     world.assert_whole(&world.resolve("org/name").unwrap());
-    assert_eq!(
-        world.server.ranges().last().unwrap().as_deref(),
-        Some("bytes=5000-")
-    );
+    assert_eq!(world.server.ranges().last().unwrap().as_deref(), Some("bytes=5000-"));
 }
 
 #[test]
@@ -93,12 +71,7 @@ fn what_an_earlier_run_left_is_used_if_it_fits() {
     let whole = weights();
     let wrong = vec![1; 5000];
     let long = vec![1; whole.len() + 1];
-    for (left, requests) in [
-        (&whole[..5000], 1),
-        (&whole[..], 0),
-        (&wrong, 2),
-        (&long, 1),
-    ] {
+    for (left, requests) in [(&whole[..5000], 1), (&whole[..], 0), (&wrong, 2), (&long, 1)] {
         let world = World::new(hub());
         world.leave(left);
         world.assert_whole(&world.resolve("org/name").unwrap());
@@ -108,10 +81,7 @@ fn what_an_earlier_run_left_is_used_if_it_fits() {
 
 #[test]
 fn a_server_without_ranges_begins_anew() {
-    let world = World::new(Hub {
-        no_ranges: true,
-        ..hub()
-    });
+    let world = World::new(Hub { no_ranges: true, ..hub() });
     world.leave(&weights()[..5000]);
     world.assert_whole(&world.resolve("org/name").unwrap());
     assert_eq!(world.server.ranges(), [Some("bytes=5000-".to_owned())]);
@@ -119,27 +89,14 @@ fn a_server_without_ranges_begins_anew() {
 
 #[test]
 fn bytes_with_another_hash_are_refused() {
-    let world = World::new(Hub {
-        corrupts: true,
-        ..hub()
-    });
+    let world = World::new(Hub { corrupts: true, ..hub() });
     for left in [0, 5000] {
         world.leave(&weights()[..left]);
         let (error, said) = world.error("org/name");
         assert!(matches!(error, Error::HashMismatch { .. }), "{said}");
-        assert!(
-            said.contains(&sha256(&weights())) && said.contains("model.safetensors"),
-            "{said}"
-        );
+        assert!(said.contains(&sha256(&weights())) && said.contains("model.safetensors"), "{said}");
         assert!(!world.incomplete().exists());
-        assert!(
-            !world
-                .root()
-                .join("snapshots")
-                .join(COMMIT)
-                .join("model.safetensors")
-                .exists()
-        );
+        assert!(!world.root().join("snapshots").join(COMMIT).join("model.safetensors").exists());
         assert!(!world.root().join("refs/main").exists());
     }
 }
@@ -157,10 +114,7 @@ fn a_busy_server_is_asked_again_and_not_for_ever() {
     let asked = world.server.requests().len();
     let (error, said) = world.error("org/name");
     assert!(matches!(error, Error::Unreachable { .. }), "{said}");
-    assert!(
-        said.contains("503") && said.contains("5 attempts"),
-        "{said}"
-    );
+    assert!(said.contains("503") && said.contains("5 attempts"), "{said}");
     assert_eq!(world.server.requests().len(), asked + 5);
 }
 
@@ -173,11 +127,7 @@ fn without_a_network_the_cache_helps_if_it_has_weights() {
     assert!(matches!(error, Error::Unreachable { .. }), "{said}");
     assert!(said.contains("HTTPS_PROXY"), "{said}");
 
-    fill(
-        &world.cache.path().join("hub"),
-        COMMIT,
-        &[("model.safetensors", "x")],
-    );
+    fill(&world.cache.path().join("hub"), COMMIT, &[("model.safetensors", "x")]);
     let mut unconfirmed = 0;
     let found = resolve("org/name", &world.settings, &mut |progress| {
         unconfirmed += u32::from(matches!(progress, Progress::Unconfirmed { .. }));

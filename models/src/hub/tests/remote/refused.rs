@@ -5,30 +5,17 @@ use super::*;
 #[test]
 fn each_refusal_says_what_to_do() {
     for (status, code, with_token, words) in [
-        (
-            401,
-            "GatedRepo",
-            false,
-            "licence must be accepted: do so at http://127.0.0.1",
-        ),
+        (401, "GatedRepo", false, "licence must be accepted: do so at http://127.0.0.1"),
         (403, "GatedRepo", true, "has not accepted its licence"),
         (401, "", true, "set one that is valid"),
         (403, "", false, "no token was shown: set HF_TOKEN"),
-        (
-            401,
-            "RepoNotFound",
-            false,
-            "no such file or folder here, and 127.0.0.1",
-        ),
+        (401, "RepoNotFound", false, "no such file or folder here, and 127.0.0.1"),
         (404, "RepoNotFound", true, "has no such model"),
         (404, "RevisionNotFound", true, "has no such revision"),
         (404, "", true, "has no such model or revision"),
         (418, "", true, "gives HTTP 418"),
     ] {
-        let mut world = World::new(Hub {
-            refuses: Some((status, code)),
-            ..hub()
-        });
+        let mut world = World::new(Hub { refuses: Some((status, code)), ..hub() });
         if !with_token {
             world.settings.token = None;
         }
@@ -45,18 +32,8 @@ fn each_refusal_says_what_to_do() {
 
 #[test]
 fn names_that_leave_the_folder_are_refused() {
-    for name in [
-        "../evil.safetensors",
-        "/etc/x",
-        "a/../../b",
-        "a\\b",
-        "x:y",
-        "a\0b",
-    ] {
-        let world = World::new(Hub {
-            also_listed: vec![name.to_owned()],
-            ..hub()
-        });
+    for name in ["../evil.safetensors", "/etc/x", "a/../../b", "a\\b", "x:y", "a\0b"] {
+        let world = World::new(Hub { also_listed: vec![name.to_owned()], ..hub() });
         let (error, said) = world.error("org/name");
         assert!(matches!(error, Error::BadAnswer { .. }), "{name:?}: {said}");
     }
@@ -76,9 +53,7 @@ fn names_that_leave_the_folder_are_refused() {
     let mut sharded = hub();
     sharded.files.remove("model.safetensors");
     let index = br#"{"weight_map": {"a": "../../evil"}}"#.to_vec();
-    sharded
-        .files
-        .insert("model.safetensors.index.json".to_owned(), index);
+    sharded.files.insert("model.safetensors.index.json".to_owned(), index);
     bad(sharded, "which is no plain file name");
 }
 
@@ -95,18 +70,10 @@ fn sizes_are_bounded() {
     large.size = Some(1 << 60);
     bad(large.clone(), "model.safetensors a size of");
     large.size = Some(20 << 20);
-    large
-        .files
-        .insert("config.json".to_owned(), vec![b' '; 2000]);
+    large.files.insert("config.json".to_owned(), vec![b' '; 2000]);
     bad(large, "config.json a size of");
     let also_listed = (0..50_001).map(|i| i.to_string()).collect();
-    bad(
-        Hub {
-            also_listed,
-            ..hub()
-        },
-        "more than 50000 files",
-    );
+    bad(Hub { also_listed, ..hub() }, "more than 50000 files");
 }
 
 #[test]
@@ -121,10 +88,7 @@ fn a_model_without_weights_that_are_read_is_refused() {
     assert!(said.contains("candidates: a.pth, b.pth"), "{said}");
     let (error, said) = World::new(Hub::default()).error("org/name");
     assert!(matches!(error, Error::NoWeights { .. }), "{said}");
-    assert!(
-        said.contains("no file of weights") && !error.to_string().contains("candidates"),
-        "{said}"
-    );
+    assert!(said.contains("no file of weights") && !error.to_string().contains("candidates"), "{said}");
 }
 
 #[test]
@@ -136,23 +100,11 @@ fn settings_that_cannot_be_used_are_named() {
     world.settings.token = None;
     world.settings.proxy = Some(Secret::new("http://me:word@".to_owned()));
     let (_, said) = world.error("org/name");
-    assert!(
-        said.contains("HTTPS_PROXY") && !said.contains("word"),
-        "{said}"
-    );
-    for endpoint in [
-        "huggingface.co",
-        "ftp://x",
-        "https://me:word@x",
-        "http://x?y",
-        "",
-    ] {
+    assert!(said.contains("HTTPS_PROXY") && !said.contains("word"), "{said}");
+    for endpoint in ["huggingface.co", "ftp://x", "https://me:word@x", "http://x?y", ""] {
         world.settings.endpoint = endpoint.to_owned();
         let (_, said) = world.error("org/name");
-        assert!(
-            said.contains("HF_ENDPOINT") && !said.contains("word"),
-            "{said}"
-        );
+        assert!(said.contains("HF_ENDPOINT") && !said.contains("word"), "{said}");
     }
     assert!(world.server.requests().is_empty());
 }
@@ -165,8 +117,5 @@ fn a_cache_that_cannot_be_written_is_named() {
     world.settings.cache = Some(file.clone());
     let (error, said) = world.error("org/name");
     assert!(matches!(error, Error::Disk { .. }), "{said}");
-    assert!(
-        said.contains("HF_HUB_CACHE") && said.contains(file.to_str().unwrap()),
-        "{said}"
-    );
+    assert!(said.contains("HF_HUB_CACHE") && said.contains(file.to_str().unwrap()), "{said}");
 }
