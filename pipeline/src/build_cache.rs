@@ -30,10 +30,10 @@ use tch::Device;
 
 use crate::cli::BuildCacheArgs;
 use crate::config::{self, BuildConfig, CodecName};
-use crate::dry_run;
 
 mod calibrate;
 pub(crate) mod decode;
+mod dry_run;
 pub(crate) mod flow;
 mod identity;
 pub(crate) mod infer;

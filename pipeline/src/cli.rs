@@ -9,7 +9,7 @@ use models::precision::Precision;
 use program::LogFormat;
 use schemas::Codec;
 
-use crate::config::Channels;
+use crate::channels::Channels;
 
 /// Builds, checks and shows caches of teacher features.
 #[derive(Debug, Clone, Parser)]

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 pub use program::recipe::Error;
-pub use teachers::{Channels, TeacherEntry, TeacherSource, TeacherTable};
+pub use teachers::{TeacherEntry, TeacherSource, TeacherTable};
 
 mod resolve;
 mod teachers;

@@ -6,10 +6,10 @@
 
 pub mod add_teacher;
 pub mod build_cache;
+pub mod channels;
 pub mod cli;
 mod codec_error;
 pub mod config;
-mod dry_run;
 mod features;
 pub mod inspect;
 pub mod list;

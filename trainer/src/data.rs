@@ -10,6 +10,7 @@ pub mod loader;
 pub mod order;
 pub mod pixel_cache;
 pub mod rows;
+pub mod sample;
 
 /// What can be wrong with the data a run is given. The program ends with exit code 1 on these: the data has a problem, and the
 /// message says where.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use schemas::{Cache, ContentHash, Pack, SamplesPart};
 
 use super::Problem;
-use super::join::Sample;
+use super::sample::Sample;
 
 /// The images of a run.
 pub enum Images {

@@ -9,10 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use images::{Decoder, Filter, draw_view};
-use schemas::{Cache, ContentHash, Reject, SampleRow, TeacherId, View};
+use schemas::{Cache, ContentHash, Reject, TeacherId, View};
 use sha2::{Digest, Sha256};
 
 use super::images::{Images, SourceImages};
+use super::sample::Sample;
 use super::{Problem, absent};
 use crate::config::{self, Missing};
 
@@ -46,41 +47,6 @@ fn listed<'a>(keys: impl Iterator<Item = &'a str>) -> Listed {
         }
     }
     (count, first)
-}
-
-/// One cached image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sample {
-    /// Its number in the data set the cache was built from.
-    pub sample_id: u64,
-    /// Of the original bytes; checked whenever they are read.
-    pub content_hash: ContentHash,
-    /// Its number in the data set of this run; of no meaning where images are packed.
-    pub source_idx: usize,
-    /// The cache's part it is in.
-    pub part: u32,
-    /// Row of its view 0 in that part; the other views follow.
-    pub first_row: usize,
-    /// Width after decoding, as the crop boxes assume it.
-    pub width: u32,
-    /// Height likewise.
-    pub height: u32,
-}
-
-impl Sample {
-    /// What is checked of the samples row of `view` when it is joined with a teacher's; its key and label are not kept.
-    pub(crate) fn row(&self, view: &View) -> SampleRow {
-        SampleRow {
-            sample_id: self.sample_id,
-            view: *view,
-            key: String::new(),
-            content_hash: self.content_hash,
-            label: None,
-            width: self.width,
-            height: self.height,
-            image_hash: None,
-        }
-    }
 }
 
 impl Samples {

@@ -20,10 +20,11 @@ use torch_ext::tensor_bytes_mut;
 use super::Problem;
 use super::batch::{BatchShape, MimicBatch, TeacherBatch, TeacherShape};
 use super::images::Images;
-use super::join::{Sample, Samples};
+use super::join::Samples;
 use super::order::Order;
 use super::pixel_cache::PixelCache;
 use super::rows::TeacherRows;
+use super::sample::Sample;
 
 #[cfg(test)]
 mod tests;

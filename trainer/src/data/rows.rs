@@ -8,7 +8,7 @@ use schemas::{Cache, Codec, Scalar, TeacherId, TeacherIdentity, TeacherPart, Tea
 use tch::Kind;
 
 use super::Problem;
-use super::join::Sample;
+use super::sample::Sample;
 
 /// Random access to the rows of one teacher. A part's file is opened when first used and stays open.
 pub struct TeacherRows {

@@ -10,10 +10,17 @@ use models::params::ParamStore;
 use models::weights::Weights;
 use tch::Device;
 
-use super::model::Network;
+/// An encoder of ConvMAE's files.
+pub(super) struct Student {
+    pub encoder: Encoder,
+    /// Height and width of its images.
+    pub img_size: u32,
+    /// Whether the file has the projections of multi-layer fusion.
+    pub fused: bool,
+}
 
 /// The encoder of a file in ConvMAE's names; `None` if it is another kind of weights.
-pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Network>> {
+pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Student>> {
     let weights = Weights::read(path)?;
     let imported = match exchange::import(&weights) {
         Ok(imported) if imported.is_convolutional() => imported,
@@ -40,5 +47,5 @@ pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Netw
     let encoder = Encoder::new(&params.root(), &EncoderConfig::Mcmae(config))?;
     let origin = weights.path().display().to_string();
     exchange::load_into(&params, &tensors, &origin)?;
-    Ok(Some(Network::Student { encoder, img_size: u32::try_from(height)?, fused }))
+    Ok(Some(Student { encoder, img_size: u32::try_from(height)?, fused }))
 }

@@ -114,8 +114,9 @@ impl Model {
                     (Network::Teacher(teacher), description)
                 }
                 Err(unknown @ models::Error::UnknownLayout { .. }) => {
-                    let found = mcmae::of_file(&resolved.path, device)?.ok_or(unknown)?;
-                    (found, format!("ConvMAE {}", resolved.source))
+                    let mcmae::Student { encoder, img_size, fused } =
+                        mcmae::of_file(&resolved.path, device)?.ok_or(unknown)?;
+                    (Network::Student { encoder, img_size, fused }, format!("ConvMAE {}", resolved.source))
                 }
                 Err(error) => return Err(error.into()),
             }

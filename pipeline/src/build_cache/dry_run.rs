@@ -14,13 +14,13 @@ use schemas::{Cache, TeacherIdentity};
 use serde::Serialize;
 use tch::Device;
 
-use crate::build_cache::Build;
-use crate::build_cache::decode::{Decoded, Decoder, Job};
-use crate::build_cache::flow::sizes;
-use crate::build_cache::infer::{Batch, BuildTeacher, encode, infer};
-use crate::build_cache::refuse;
-use crate::build_cache::timing::Timings;
-use crate::build_cache::worklist::{Outputs, PartWork};
+use super::Build;
+use super::decode::{Decoded, Decoder, Job};
+use super::flow::sizes;
+use super::infer::{Batch, BuildTeacher, encode, infer};
+use super::refuse;
+use super::timing::Timings;
+use super::worklist::{Outputs, PartWork};
 
 /// Rows that each lane computes for the estimate: seconds on a CPU, and more than one so that weights are reused as in a build.
 const PROBE_ROWS: usize = 4;

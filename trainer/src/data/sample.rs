@@ -1,0 +1,38 @@
+//! One image of a cache, as a run finds it.
+
+use schemas::{ContentHash, SampleRow, View};
+
+/// One cached image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Its number in the data set the cache was built from.
+    pub sample_id: u64,
+    /// Of the original bytes; checked whenever they are read.
+    pub content_hash: ContentHash,
+    /// Its number in the data set of this run; of no meaning where images are packed.
+    pub source_idx: usize,
+    /// The cache's part it is in.
+    pub part: u32,
+    /// Row of its view 0 in that part; the other views follow.
+    pub first_row: usize,
+    /// Width after decoding, as the crop boxes assume it.
+    pub width: u32,
+    /// Height likewise.
+    pub height: u32,
+}
+
+impl Sample {
+    /// What is checked of the samples row of `view` when it is joined with a teacher's; its key and label are not kept.
+    pub(crate) fn row(&self, view: &View) -> SampleRow {
+        SampleRow {
+            sample_id: self.sample_id,
+            view: *view,
+            key: String::new(),
+            content_hash: self.content_hash,
+            label: None,
+            width: self.width,
+            height: self.height,
+            image_hash: None,
+        }
+    }
+}
