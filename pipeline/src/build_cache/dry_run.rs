@@ -357,7 +357,7 @@ struct Probe {
     images: usize,
     /// Read, decode and render all views, on one thread.
     decode_seconds: f64,
-    /// Of a packed image, on average over those tried; 0 where none are packed.
+    /// Average bytes of a packed image, over the images tried; 0 if images are not packed.
     packed_bytes: u64,
     /// All views through all teachers and encoded, on all lanes together.
     teachers_seconds: f64,

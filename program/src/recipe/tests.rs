@@ -82,7 +82,7 @@ fn the_setting_that_is_wrong_is_named_and_not_the_file() {
     assert_eq!(wrong("run.steps.x=4"), "--set run.steps.x=4: steps is not a section");
 }
 
-/// The line of what is wrong in the text, whatever settings lie over it; and a setting may mend it.
+/// A mistake in the text is shown with its line, whatever is set besides; and a setting may correct it.
 #[test]
 fn a_wrong_text_is_shown_at_its_line() {
     let text = "name = \"n\"\n[run]\nsteps = \"many\"\n";

@@ -7,7 +7,7 @@ use schemas::{ContentHash, SampleRow, View};
 pub struct Sample {
     /// Its number in the data set the cache was built from.
     pub sample_id: u64,
-    /// Of the original bytes; checked whenever they are read.
+    /// Hash of the original bytes; checked whenever they are read.
     pub content_hash: ContentHash,
     /// Its number in the data set of this run; of no meaning where images are packed.
     pub source_idx: usize,

@@ -152,7 +152,7 @@ fn an_activation_against_the_files_is_refused() {
     check(&open_clip(cfg.clone()), Some(Activation::QuickGelu), ["so gelu", "asked for is quick_gelu"]);
     let both = [("config.json", quick.clone()), ("open_clip_config.json", json!({"model_cfg": cfg}))];
     check(&both, None, ["hidden_act quick_gelu", "so gelu"]);
-    // Saying the same again is no contradiction.
+    // Stating the same value again is not a contradiction.
     load_with(&openai, &config(quick), Layer::Last, Some(Activation::QuickGelu)).unwrap();
     // What transformers leaves out is said too.
     let default = json!({"model_type": "vit", "num_attention_heads": 1, "layer_norm_eps": 1e-6});
