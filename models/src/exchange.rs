@@ -102,7 +102,7 @@ impl FromStr for Format {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let found = Format::ALL.into_iter().find(|format| format.name() == name);
-        found.ok_or_else(|| format!("{name:?} is no format; there are {}", Format::ALL.map(Format::name).join(", ")))
+        found.ok_or_else(|| format!("unknown format {name:?}; there are {}", Format::ALL.map(Format::name).join(", ")))
     }
 }
 

@@ -74,9 +74,7 @@ pub fn export_classifier(tensors: &Tensors, facts: &ClassifierFacts, format: For
         }
         (Format::HfVit, Pool::Cls) => {
             if vit.img_size[0] != vit.img_size[1] {
-                return Err(
-                    format.refuses("images are no squares, which transformers' code takes them for. Choose timm")
-                );
+                return Err(format.refuses("images are not square, which transformers' code assumes. Choose timm"));
             }
             let (mut encoder_tensors, head): (Tensors, Tensors) =
                 copy(tensors).into_iter().partition(|(name, _)| Part::of(name) == Part::Encoder);

@@ -185,7 +185,9 @@ pub enum Error {
     },
 
     /// The cache cannot be read or written.
-    #[error("{path:?}: cannot {action}. Free space or mend permissions, or set HF_HUB_CACHE to another folder")]
+    #[error(
+        "{path:?}: cannot {action}. Free disk space, correct the permissions, or set HF_HUB_CACHE to another folder"
+    )]
     Disk {
         /// What was being done.
         action: &'static str,

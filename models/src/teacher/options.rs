@@ -45,7 +45,7 @@ impl FromStr for Layer {
         Layer::ALL
             .into_iter()
             .find(|layer| layer.name() == name)
-            .ok_or_else(|| format!("{name:?} is no layer; there are {}", Layer::ALL.map(Layer::name).join(", ")))
+            .ok_or_else(|| format!("unknown layer {name:?}; there are {}", Layer::ALL.map(Layer::name).join(", ")))
     }
 }
 

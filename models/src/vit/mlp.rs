@@ -59,7 +59,7 @@ impl FromStr for Activation {
 
     fn from_str(name: &str) -> Result<Self, String> {
         Activation::ALL.into_iter().find(|activation| activation.name() == name).ok_or_else(|| {
-            format!("{name:?} is no activation; there are {}", Activation::ALL.map(Activation::name).join(", "))
+            format!("unknown activation {name:?}; there are {}", Activation::ALL.map(Activation::name).join(", "))
         })
     }
 }

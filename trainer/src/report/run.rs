@@ -49,7 +49,7 @@ impl RunData {
     pub(super) fn read(path: &Path) -> RunData {
         let mut run = RunData { path: path.into(), ..RunData::default() };
         if !path.is_dir() {
-            run.problems.push(format!("{} is no folder", path.display()));
+            run.problems.push(format!("{} is not a folder", path.display()));
             return run;
         }
         if let Some(text) = run.text(&path.join(run_folder::RECIPE), true) {
