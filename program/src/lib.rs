@@ -11,6 +11,7 @@
 
 pub mod cli;
 pub mod exit;
+pub mod range;
 pub mod recipe;
 pub mod signals;
 pub mod terminal;

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use clap::Parser;
+use models::hub::HubSettings;
 use tests::root;
 
 const MEMBERS: [&str; 8] = ["schemas", "images", "program", "torch-ext", "models", "pipeline", "trainer", "tests"];
@@ -205,13 +207,10 @@ fn recipes_carry_a_header_and_parse() {
                 path.display()
             );
             if room == "trainer" {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                let parsed = if name.starts_with("finetune_") {
-                    trainer::finetune::recipe::FinetuneRecipe::load(&path, &[]).map(drop)
-                } else {
-                    trainer::config::Recipe::load(&path, &[]).map(drop)
-                };
-                parsed.unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+                let command = ["trainer", "config", "--recipe", path.to_str().expect("a path in UTF-8")];
+                let cli = trainer::cli::Cli::try_parse_from(command).expect("a command line");
+                let parsed = trainer::run(&cli, &HubSettings::default(), &mut Vec::new());
+                parsed.map(drop).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
             }
         }
     }

@@ -53,7 +53,7 @@ pub use grads::{all_finite, clip_grad_norm_, grad_norm};
 pub use linear::{lay_out_weight, linear};
 pub use memory::{
     Memory, copy_non_blocking, empty_cache, keep_freed_memory, memory, peak_rss, pinned_empty, reset_peak_memory,
-    tensor_bytes_mut,
+    tensor_bytes_mut, to_device,
 };
 pub use out_of_memory::{OutOfMemory, attempt, catch_out_of_memory, keep_quiet_about_memory, out_of_memory};
 pub use random::{rng_state, set_rng_state};

@@ -135,6 +135,20 @@ pub fn copy_non_blocking(dst: &mut Tensor, src: &Tensor) -> Result<()> {
     ffi::check("copying a tensor", unsafe { ffi::te_copy(dst.as_mut_ptr(), src.as_ptr(), 1) })
 }
 
+/// `src` on `device`; on a GPU the copy runs beside other work, so `src` must stay as it is until the step is done. On the CPU it is `src`
+/// itself.
+///
+/// # Errors
+/// If the device has no memory for it.
+pub fn to_device(src: &Tensor, device: Device) -> Result<Tensor> {
+    if !device.is_cuda() {
+        return Ok(src.shallow_clone());
+    }
+    let mut dst = Tensor::empty(src.size(), (src.kind(), device));
+    copy_non_blocking(&mut dst, src)?;
+    Ok(dst)
+}
+
 /// `c10::ScalarType`'s number, which tch keeps to itself.
 fn kind_code(kind: Kind) -> std::ffi::c_int {
     match kind {

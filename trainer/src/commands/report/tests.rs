@@ -1,0 +1,144 @@
+#![allow(clippy::disallowed_methods, reason = "files are damaged")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::testing::World;
+
+fn run(args: &[String]) -> anyhow::Result<String> {
+    use clap::Parser;
+    let cli = crate::cli::Cli::try_parse_from(args).unwrap();
+    let mut out = Vec::new();
+    crate::run(&cli, &models::hub::HubSettings::default(), &mut out)?;
+    Ok(String::from_utf8(out).unwrap())
+}
+
+/// Two runs with an evaluation, and the page about them.
+fn page(world: &World, more: &[PathBuf]) -> (String, String) {
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let mut args = vec!["trainer".to_owned(), "report".to_owned()];
+    args.extend([text(world.path("a")), text(world.path("b"))]);
+    args.extend(more.iter().cloned().map(text));
+    args.extend(["--out".to_owned(), text(world.path("report.html"))]);
+    let said = run(&args).unwrap();
+    (fs::read_to_string(world.path("report.html")).unwrap(), said)
+}
+
+fn world() -> World {
+    let world = World::with_cache(8);
+    run(&world.pretrain_args("a", &[])).unwrap();
+    run(&world.pretrain_args("b", &["--set", "mimic.teachers=[]", "--set", "loss.w_rec=1.0"])).unwrap();
+    fs::create_dir_all(world.path("a").join("eval")).unwrap();
+    let knn = r#"{"model":"m","train":"pets/train","test":"pets/test","train_images":8,"test_images":4,"classes":2,"k":3,"accuracy":{"cls":{"top1":0.75,"balanced":0.5}}}"#;
+    fs::write(world.path("a").join("eval/knn.json"), knn).unwrap();
+    fs::write(world.path("a").join("eval/knn-untrained.json"), knn.replace("0.75", "0.25")).unwrap();
+    fs::write(world.path("a").join("eval/other.json"), r#"{"<b>": 1}"#).unwrap();
+    world
+}
+
+#[test]
+fn runs_stand_side_by_side_in_one_file() {
+    let world = world();
+    let (page, said) = page(&world, &[]);
+    assert!(said.contains("2 runs"), "{said}");
+    for words in [
+        "<h1>2 runs</h1>",
+        "Overview",
+        "<td class=\"text\">a</td><td class=\"text\">cls</td><td>75.00 %</td><td>50.00 %</td>",
+        "<td class=\"text\">a, untrained</td><td class=\"text\">cls</td><td>25.00 %</td>",
+        "3 nearest of 8 images of pets/train vote on 4 images of pets/test, 2 classes",
+        "<td class=\"text\">finished</td>",
+        "<h2>Data</h2>",
+        "teacher.clip.weights_sha256",
+        "aria-label=\"rec over the steps of a, b\"",
+        "mimic.teachers",
+        "data:image/png;base64,iVBORw0KGgo",
+        "images per second",
+        "mimic.clip",
+        "eval/other.json",
+        "&lt;b&gt;",
+    ] {
+        assert!(page.contains(words), "the page lacks {words:?}");
+    }
+    // One plot of `rec` with both runs in it, one of `mimic.clip` with one.
+    let plot = |title: &str| {
+        let start = page.find(&format!("<figcaption>{title}</figcaption>")).unwrap();
+        let end = start + page[start..].find("</figure>").unwrap();
+        page[start..end].matches("class=\"curve").count()
+    };
+    assert_eq!((plot("rec"), plot("mimic.clip")), (2, 1));
+    for foreign in ["http://", "https://", "<script", "<link", "url("] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    assert!(!page.contains("Problems"));
+}
+
+#[test]
+fn what_is_damaged_is_said_and_the_rest_is_shown() {
+    let world = world();
+    let metrics = world.path("a").join("metrics.jsonl");
+    let whole = fs::read_to_string(&metrics).unwrap();
+    fs::write(&metrics, format!("{whole}not json\n{{\"loss\": 1}}\n")).unwrap();
+    fs::write(world.path("a").join("eval/knn.json"), "{").unwrap();
+    fs::write(world.path("b").join("recipe.toml"), "= nothing").unwrap();
+    let sheets = crate::train::image_grid::pictures(&world.path("b")).unwrap();
+    let newest = sheets.last().unwrap();
+    let png = fs::read(newest).unwrap();
+    fs::write(newest, &png[..png.len() / 2]).unwrap();
+    let (page, said) = page(&world, &[]);
+    for words in ["2 lines are damaged", "eval/knn.json", "recipe.toml", newest.file_name().unwrap().to_str().unwrap()]
+    {
+        assert!(page.contains(words) && said.contains(words), "{words}: {said}");
+    }
+    assert!(page.contains("<figcaption>rec</figcaption>"));
+    // The other run's picture alone.
+    assert_eq!(page.matches("data:image/png").count(), 1);
+
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let refused = |runs: &[&str], out: PathBuf| {
+        let mut args = ["trainer", "report"].map(String::from).to_vec();
+        args.extend(runs.iter().map(|name| text(world.path(name))));
+        args.extend(["--out".to_owned(), text(out)]);
+        run(&args).unwrap_err().to_string()
+    };
+    let error = refused(&["a"], world.path("notes.py"));
+    assert!(error.contains("ends with .html"), "{error}");
+    assert!(!world.path("notes.py").exists());
+    let error = refused(&["a", "nowhere"], world.path("x.html"));
+    assert!(error.contains("nowhere") && error.contains("nothing of a run"), "{error}");
+    assert!(!world.path("x.html").exists());
+    let error = refused(&["a"], world.path("none").join("x.html"));
+    assert!(error.contains("no such folder"), "{error}");
+    assert!(!world.path("none").exists());
+}
+
+/// Answers to different questions stand apart, and runs of one name are told apart.
+#[test]
+fn what_may_not_be_compared_does_not_stand_in_one_table() {
+    let world = world();
+    let eval = world.path("a").join("eval");
+    let knn = fs::read_to_string(eval.join("knn.json")).unwrap();
+    fs::write(eval.join("knn-2.json"), knn.replace("pets/test", "birds").replace("0.75", "0.125")).unwrap();
+    let other = world.path("deeper").join("a");
+    fs::create_dir_all(&other).unwrap();
+    fs::copy(world.path("a").join("recipe.toml"), other.join("recipe.toml")).unwrap();
+    let (page, said) = page(&world, std::slice::from_ref(&other));
+    let tables = page.split("<table>").filter(|table| table.contains("%</td>"));
+    let of: Vec<bool> = tables.map(|table| table.contains("12.50 %")).collect();
+    assert_eq!(of, [true, false], "birds before pets");
+    assert!(page.contains("vote on 4 images of birds"));
+    assert!(page.contains("deeper/a") && page.contains("<td class=\"text\">no checkpoint</td>"), "{said}");
+    assert!(page.contains("not recorded"));
+}
+
+/// No two of many runs look alike.
+#[test]
+fn every_run_has_a_stroke_of_its_own() {
+    let strokes: std::collections::BTreeSet<String> = (0..28).map(super::plot::stroke).collect();
+    assert_eq!(strokes.len(), 28);
+    let names: Vec<String> = (0..9).map(|i| format!("run {i}")).collect();
+    let legend = super::legend(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    for stroke in [super::plot::stroke(1), super::plot::stroke(8)] {
+        assert!(legend.contains(&format!("class=\"curve {stroke}\"")));
+    }
+}
