@@ -16,7 +16,8 @@
 //! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (parts of a block), [`drop_path`], [`blocks`],
 //! [`pos_embed`], [`masking`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
 //! [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
-//! together); in other packages' files: [`exchange`]. Teachers: [`teacher`], loaded through [`weights`], found by [`hub`].
+//! together); in other packages' files: [`exchange`]. Teachers: [`teacher`], loaded
+//! through [`weights`].
 
 pub mod blocks;
 pub mod classifier;
@@ -26,7 +27,6 @@ pub mod encoder;
 pub mod error;
 pub mod exchange;
 pub mod flops;
-pub mod hub;
 pub mod init;
 pub mod losses;
 pub mod mae;

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use anyhow::{bail, ensure};
+use hub::HubSettings;
 use images::ImageSource;
-use models::hub::HubSettings;
 use models::precision::Precision;
 use program::words::count;
 use schemas::DepthWindow;

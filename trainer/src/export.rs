@@ -77,8 +77,7 @@ impl Student {
 
 /// SHA-256 of a text.
 fn digest_of(text: &str) -> String {
-    let digest = Sha256::digest(text);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    schemas::hex(&Sha256::digest(text))
 }
 
 /// `trainer export`.

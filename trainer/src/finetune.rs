@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
 use models::blocks::Pass;
 use models::classifier::{BackboneConfig, Classifier, soft_target_cross_entropy, start_from};
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::{self, STEP_PER_FORWARD};
-use models::hub::HubSettings;
 use models::params::ParamStore;
 use program::{ExitStatus, signals, words::count};
 use schemas::atomic;

@@ -8,8 +8,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use models::flops::{Flops, block_flops};
-use models::hub::HubSettings;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;

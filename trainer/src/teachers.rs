@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use models::hub::{HubSettings, Resolved};
+use hub::{HubSettings, Resolved};
 use models::precision::Precision;
 use models::teacher::{Teacher, TeacherOptions};
 use schemas::{Cache, Codec, TeacherId, TeacherIdentity};
@@ -16,7 +16,7 @@ use crate::data::Problem;
 use crate::data::batch::{MimicBatch, TeacherBatch, TeacherShape};
 use crate::data::expand::Expand;
 use crate::data::rows::TeacherRows;
-use crate::resolve::resolve;
+use program::fetch::resolve;
 
 /// One teacher of a run.
 #[derive(Debug)]

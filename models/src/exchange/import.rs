@@ -153,7 +153,7 @@ fn ratios<const N: usize>(field: &'static str, mlp_dims: [i64; N], dims: [i64; N
 ///
 /// # Errors
 /// [`Error::NoStudent`] if the names are none of these; [`Error::WeightsMismatch`] with every tensor that has no place in a student;
-/// [`Error::NotFinite`] if one that has holds NaN or infinities.
+/// [`NotFinite`](hub::weights::Error::NotFinite) if one that has holds NaN or infinities.
 pub fn import(weights: &Weights) -> Result<Imported> {
     let tensors = weights.tensors();
     let origin = weights.path().display().to_string();

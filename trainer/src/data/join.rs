@@ -225,7 +225,7 @@ pub fn join(
         digest.update(sample.sample_id.to_le_bytes());
         digest.update(sample.content_hash.0);
     }
-    let fingerprint = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let fingerprint = schemas::hex(&digest.finalize());
     Ok(Samples { stored_views: views, views: used_views, samples, rows, fingerprint, decoder, added, skipped })
 }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use models::classifier::BackboneConfig;
 use models::exchange;
-use models::hub::HubSettings;
 use models::mae::Mae;
 use models::params::ParamStore;
 use models::teacher::TowerWeights;
@@ -18,8 +18,8 @@ use tracing::info;
 use crate::config::Recipe;
 use crate::config::any::AnyRecipe;
 use crate::init;
-use crate::resolve::resolve;
 use crate::trained::{self, Trained};
+use program::fetch::resolve;
 
 /// A pretrained encoder.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ fn untrained(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
         begin.load(&params, &recipe)?;
     }
     let digest = Sha256::digest(recipe.to_toml());
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = schemas::hex(&digest);
     Ok(Start {
         encoder: mae.config().encoder.clone().into(),
         tensors: params.tensors(),

@@ -73,8 +73,7 @@ pub(super) fn digest(names: &[String]) -> String {
         digest.update(name);
         digest.update("\n");
     }
-    let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("SHA-256 {hex}")
+    format!("SHA-256 {}", schemas::hex(&digest.finalize()))
 }
 
 /// Gives the parameters named in `values` these values, in place, and returns copies of those they had.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use models::classifier::{BackboneConfig, Classifier};
 use models::flops::{STEP_PER_FORWARD, of_classifier};
-use models::hub::HubSettings;
 use models::params::ParamStore;
 use tch::Device;
 

@@ -87,7 +87,7 @@ fn weights_that_are_no_numbers_are_refused_by_tensor() {
         let bias = Tensor::full([64], value, (Kind::Float, Device::Cpu));
         tensors.insert("blocks.1.mlp.fc2.bias".into(), bias);
         match load(&tensors, &[]) {
-            Err(Error::NotFinite { tensor, others, .. }) => {
+            Err(Error::WeightsFile(hub::weights::Error::NotFinite { tensor, others, .. })) => {
                 assert_eq!((tensor.as_str(), others), ("blocks.1.mlp.fc2.bias", 0));
             }
             other => panic!("{other:?}"),

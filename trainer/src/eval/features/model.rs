@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use models::classifier::Classifier;
 use models::encoder::Encoder;
-use models::hub::HubSettings;
 use models::mae::Mae;
 use models::mr_mae::is_mimic_param;
 use models::params::ParamStore;
@@ -19,11 +19,11 @@ use super::{ByKind, mcmae};
 use crate::config::Recipe;
 use crate::config::any::AnyRecipe;
 use crate::finetune::recipe::FinetuneRecipe;
-use crate::resolve::resolve;
 use crate::step::Normalise;
 use crate::teachers::to_device;
 use crate::trained::{self, Trained};
 use crate::{finetune, init};
+use program::fetch::resolve;
 
 /// Side of the raw-pixel baseline's images.
 const PIXELS_SIZE: u32 = 32;
