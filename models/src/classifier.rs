@@ -15,7 +15,7 @@ use crate::init::Init;
 use crate::mr_mae::is_mimic_param;
 use crate::params::ParamStore;
 use crate::pos_interpolate::interpolate;
-use crate::teacher::Pool;
+use crate::tokens::without_prefix;
 use crate::vit::{LayerNorm, Linear};
 use backbone::Backbone;
 
@@ -27,6 +27,15 @@ pub use backbone::BackboneConfig;
 
 /// Standard deviation of the classifier's start weights: MAE's `main_finetune.py`.
 const HEAD_STD: f64 = 2e-5;
+
+/// Which single vector of an image is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// The CLS token.
+    Cls,
+    /// The mean of the patch tokens.
+    Mean,
+}
 
 /// The network.
 #[derive(Debug)]
@@ -109,8 +118,7 @@ impl Classifier {
 
     /// `[N, P + L, D] → [N, L, D]`.
     fn patches(&self, tokens: &Tensor) -> Tensor {
-        let prefix = self.backbone.prefix();
-        tokens.narrow(1, prefix, tokens.size()[1] - prefix)
+        without_prefix(tokens, self.backbone.prefix())
     }
 
     /// Which vector is classified.

@@ -35,11 +35,15 @@ pub mod mcmae;
 pub mod mimic;
 pub mod mr_mae;
 pub mod params;
+pub mod pixels;
 pub mod pos_embed;
 pub mod pos_interpolate;
 pub mod precision;
+pub mod shapes;
 pub mod targets;
 pub mod teacher;
+pub mod tokens;
+mod validate;
 pub mod vit;
 pub mod weights;
 

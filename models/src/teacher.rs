@@ -115,15 +115,6 @@ pub struct ImageFeatures {
     pub mean: Tensor,
 }
 
-/// Which single vector per image [`Teacher::features`] returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pool {
-    /// The CLS token.
-    Cls,
-    /// The mean of the patch tokens.
-    Mean,
-}
-
 /// A frozen tower with its pixel normalisation.
 ///
 /// `Send` but not `Sync`, as tensors are: threads each get a [`Teacher::shallow_clone`].
@@ -302,16 +293,7 @@ impl Teacher {
         Ok(stages)
     }
 
-    /// One vector per image `[N, D]` with the final norm applied, whatever the layer of the features. For k-NN.
-    pub fn features(&self, pixels: &Tensor, precision: Precision, pool: Pool) -> Result<Tensor> {
-        let features = self.image_features(pixels, precision)?;
-        Ok(match pool {
-            Pool::Cls => features.cls,
-            Pool::Mean => features.mean,
-        })
-    }
-
-    /// [`Teacher::features`] of both kinds from one pass.
+    /// The vectors of each image, with the final norm applied whatever the layer of the features. For k-NN.
     pub fn image_features(&self, pixels: &Tensor, precision: Precision) -> Result<ImageFeatures> {
         let stage = self.run(pixels, precision, |_| {})?;
         Ok(tch::no_grad(|| ImageFeatures {

@@ -56,6 +56,9 @@ impl Linear {
     }
 }
 
+/// eps of every norm of MAE's transformer blocks, where PyTorch's default would be 1e-5.
+pub(crate) const NORM_EPS: f64 = 1e-6;
+
 /// LayerNorm over the last axis with scale and shift, always in f32.
 #[derive(Debug)]
 pub struct LayerNorm {

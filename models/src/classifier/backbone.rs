@@ -6,11 +6,12 @@ use tch::Tensor;
 use crate::blocks::Pass;
 use crate::encoder::{Encoder, EncoderConfig, VitConfig};
 use crate::error::{Error, Result};
-use crate::exchange::{IMAGENET_MEAN, IMAGENET_STD, McmaeShapes, Tensors, VitShapes};
-use crate::mae::NORM_EPS;
 use crate::mcmae::McmaeEncoderConfig;
-use crate::params::Scope;
+use crate::params::{Scope, Tensors};
+use crate::pixels::{IMAGENET_MEAN, IMAGENET_STD};
+use crate::shapes::{McmaeShapes, VitShapes};
 use crate::teacher::{Tower, VitTower};
+use crate::vit::NORM_EPS;
 
 /// Most blocks, and numbers in a width, that any network here has; more is damage.
 const MAX_SIZE: i64 = 65_536;

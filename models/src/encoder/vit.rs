@@ -4,14 +4,14 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::blocks::{Blocks, Pass};
-use crate::decoder::{positive, width_and_heads};
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::mae::{NORM_EPS, gather_rows};
 use crate::masking::Masking;
 use crate::params::Scope;
 use crate::pos_embed::sincos_2d;
-use crate::vit::{Activation, BlockConfig, LayerNorm, PatchEmbed};
+use crate::tokens::gather_rows;
+use crate::validate::{positive, width_and_heads};
+use crate::vit::{Activation, BlockConfig, LayerNorm, NORM_EPS, PatchEmbed};
 
 /// What a ViT encoder is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

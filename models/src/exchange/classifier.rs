@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::shapes::VitShapes;
 use super::{Exported, Facts, Format, Part, Tensors, configs, names};
-use crate::classifier::BackboneConfig;
+use crate::classifier::{BackboneConfig, Pool};
 use crate::error::Result;
-use crate::teacher::Pool;
+use crate::shapes::VitShapes;
 
 /// What a classifier's tensors do not tell.
 #[derive(Debug, Clone, PartialEq)]

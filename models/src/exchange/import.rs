@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::beside::Beside;
-use super::shapes::{McmaeShapes, VitShapes};
 use super::{Part, Tensors, names};
 use crate::encoder::{EncoderConfig, VitConfig};
 use crate::error::{Error, Mismatch, Result};
 use crate::mcmae::{McmaeEncoderConfig, PATCH_SIZE};
 use crate::mr_mae::is_mimic_param;
+use crate::shapes::{McmaeShapes, VitShapes};
 use crate::weights::{Weights, require_finite};
 
 /// The tensor by which each layout is known.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::decoder::DecoderConfig;

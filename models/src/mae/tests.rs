@@ -1,12 +1,13 @@
 use std::collections::BTreeSet;
 
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::*;
 use crate::error::Error;
 use crate::init::Init;
 use crate::masking::random_masking;
 use crate::params::ParamStore;
+use crate::tokens::unpatchify;
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 

@@ -9,8 +9,8 @@ use tch::{Kind, Tensor};
 use super::stage::{ConvBlock, ConvBlocks, ConvEmbed};
 use super::{McmaeEncoder, Observe};
 use crate::blocks::Pass;
-use crate::mae::gather_rows;
 use crate::masking::Masking;
+use crate::tokens::gather_rows;
 use crate::vit::LayerNorm;
 
 impl McmaeEncoder {

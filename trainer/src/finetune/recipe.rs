@@ -6,8 +6,8 @@ use std::path::Path;
 
 use images::augment::{Interpolation, PolicyError, RandAugment};
 use models::classifier::BackboneConfig;
+use models::classifier::Pool;
 use models::precision::Precision;
-use models::teacher::Pool;
 use program::recipe;
 use serde::{Deserialize, Serialize};
 

@@ -183,7 +183,7 @@ fn layers_have_their_widths_and_only_clip_projects() {
             assert_eq!(output.tokens.kind(), Kind::Float);
             assert_eq!(output.cls.kind(), Kind::Float);
         }
-        let features = teacher.features(&pixels, Precision::F32, Pool::Mean).unwrap();
+        let features = teacher.image_features(&pixels, Precision::F32).unwrap().mean;
         assert_eq!(features.size(), [2, 64]);
     }
     let absent = |tensors: &Tensors, part: &str| match load_with(tensors, &files, Layer::Proj, None) {

@@ -3,7 +3,7 @@
 use super::families::dinov3_tensors;
 use super::*;
 use crate::blocks::Pass;
-use crate::classifier::{BackboneConfig, Classifier, start_from};
+use crate::classifier::{BackboneConfig, Classifier, Pool, start_from};
 use crate::drop_path::DropPath;
 
 /// Relative L2. The same operations in the same order but for the attention of CLS, which the frozen tower computes beside the last

@@ -1,7 +1,7 @@
 //! A student's sizes, read off its tensors.
 
-use super::{Tensors, names};
-use crate::error::{Error, Mismatch, Result};
+use crate::error::{Error, Mismatch, Misshaped, Result};
+use crate::params::Tensors;
 
 /// What the shapes of a ViT student's tensors tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,9 +130,7 @@ impl Sizes<'_> {
                 let expected = vec![-1; axes];
                 match found {
                     None => self.mismatch.missing.push((name.to_owned(), expected)),
-                    Some(found) => {
-                        self.mismatch.misshaped.push(crate::error::Misshaped { name: name.to_owned(), found, expected })
-                    }
+                    Some(found) => self.mismatch.misshaped.push(Misshaped { name: name.to_owned(), found, expected }),
                 }
                 vec![1; axes]
             }
@@ -152,7 +150,15 @@ impl Sizes<'_> {
 fn count(tensors: &Tensors, prefix: &str) -> i64 {
     let numbers = tensors
         .keys()
-        .filter_map(|name| Some(names::numbered(name, prefix)?.0))
+        .filter_map(|name| Some(numbered(name, prefix)?.0))
         .filter(|&number| number < tensors.len() as i64);
     numbers.max().map_or(0, |last| last + 1)
+}
+
+/// A name that begins with `prefix` and a block's number: the number and what follows it.
+pub(crate) fn numbered<'n>(name: &'n str, prefix: &str) -> Option<(i64, &'n str)> {
+    let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+    // Digits alone: "+1" and "01" would be read as 1, and two names would be one.
+    let plain = number.bytes().all(|b| b.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
+    Some((number.parse().ok().filter(|_| plain)?, rest))
 }
