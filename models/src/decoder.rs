@@ -7,11 +7,11 @@ use tch::Tensor;
 use crate::blocks::{Blocks, Pass};
 use crate::error::Result;
 use crate::init::Init;
+use crate::layers::{Activation, BlockConfig, LayerNorm, Linear};
 use crate::params::Scope;
 use crate::pos_embed::sincos_2d;
 use crate::tokens::{gather_rows, without_prefix};
 use crate::validate::{positive, width_and_heads};
-use crate::vit::{Activation, BlockConfig, LayerNorm, Linear};
 
 /// What a decoder is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

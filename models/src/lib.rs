@@ -13,8 +13,8 @@
 //! | `D` | width of a token |
 //! | `K` | width of a teacher's token |
 //!
-//! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (parts of a block), [`drop_path`], [`blocks`],
-//! [`pos_embed`], [`masking`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
+//! A student, from the bottom: [`params`] (named tensors), [`init`], [`layers`], [`drop_path`], [`blocks`], [`pos_embed`],
+//! [`masking`], [`vit`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
 //! [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
 //! together); in other packages' files: [`exchange`]. Teachers: [`teacher`], loaded
 //! through [`weights`].
@@ -28,6 +28,7 @@ pub mod error;
 pub mod exchange;
 pub mod flops;
 pub mod init;
+pub mod layers;
 pub mod losses;
 pub mod mae;
 pub mod masking;

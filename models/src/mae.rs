@@ -6,13 +6,14 @@ use tch::Tensor;
 
 use crate::blocks::Pass;
 use crate::decoder::{Decoder, DecoderConfig};
-use crate::encoder::{Encoder, EncoderConfig, VitConfig};
-use crate::error::Result;
+use crate::encoder::{Encoder, EncoderConfig};
+use crate::error::{Error, Result};
+use crate::layers::NORM_EPS;
 use crate::losses::{masked_patch_loss, norm_pix};
 use crate::masking::Masking;
 use crate::params::Scope;
 use crate::tokens::patchify;
-use crate::vit::NORM_EPS;
+use crate::vit::VitConfig;
 
 /// What a masked autoencoder is made of.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,9 +40,15 @@ impl MaeConfig {
     }
 
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for the first field that no network can have.
+    /// [`Error::Config`] for the first field that no network can have, and for rotary positions, which no masked encoder has here.
     pub fn validate(&self) -> Result<()> {
         self.encoder.validate()?;
+        if let EncoderConfig::Vit(vit) = &self.encoder
+            && let Some(base) = vit.rotary_base()
+        {
+            let reason = "a masked autoencoder needs a table of positions".to_owned();
+            return Err(Error::Config { field: "positions", value: format!("rotary, base {base}"), reason });
+        }
         self.decoder.validate()
     }
 }
@@ -56,10 +63,10 @@ pub struct Mae {
 
 impl Mae {
     /// A network with the reference's parameter names directly under `scope`, started as its `initialize_weights` does; see
-    /// [`VitEncoder::new`](crate::encoder::VitEncoder::new) and [`Decoder::new`].
+    /// [`VisionTransformer::new`](crate::vit::VisionTransformer::new) and [`Decoder::new`].
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if there is no such network.
+    /// [`Error::Config`] if there is no such network.
     pub fn new(scope: &Scope, config: &MaeConfig) -> Result<Self> {
         config.validate()?;
         let encoder = &config.encoder;

@@ -47,7 +47,7 @@ impl VitShapes {
         Ok(VitShapes {
             patch_size: patch[2],
             embed_dim: patch[0],
-            depth: count(tensors, "blocks."),
+            depth: num_blocks(tensors, "blocks."),
             mlp_dim: mlp[0],
             num_patches,
             decoder,
@@ -88,7 +88,7 @@ impl McmaeShapes {
         Ok(McmaeShapes {
             patch_sizes: [0, 1, 2].map(|stage| proj[stage][2]),
             embed_dims: [0, 1, 2].map(|stage| proj[stage][0]),
-            depths: [1, 2, 3].map(|stage| count(tensors, &format!("blocks{stage}."))),
+            depths: [1, 2, 3].map(|stage| num_blocks(tensors, &format!("blocks{stage}."))),
             mlp_dims: mlp,
             num_patches,
             decoder,
@@ -110,7 +110,7 @@ impl Sizes<'_> {
     fn decoder(&mut self) -> Option<DecoderShapes> {
         self.tensors.contains_key("decoder_embed.weight").then(|| DecoderShapes {
             embed_dim: self.get("decoder_embed.weight", 2)[0],
-            depth: count(self.tensors, "decoder_blocks."),
+            depth: num_blocks(self.tensors, "decoder_blocks."),
             mlp_dim: self.get("decoder_blocks.0.mlp.fc1.weight", 2)[0],
         })
     }
@@ -147,7 +147,7 @@ impl Sizes<'_> {
 
 /// Blocks whose names begin with `prefix`: one more than the largest number, or 0. A map cannot hold more blocks than tensors, so
 /// larger numbers are damage.
-fn count(tensors: &Tensors, prefix: &str) -> i64 {
+pub(crate) fn num_blocks(tensors: &Tensors, prefix: &str) -> i64 {
     let numbers = tensors
         .keys()
         .filter_map(|name| Some(numbered(name, prefix)?.0))

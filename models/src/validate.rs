@@ -1,12 +1,28 @@
 //! Checks that configurations share.
 
+use std::ops::RangeInclusive;
+
 use crate::error::{Error, Result};
+
+/// Larger than any size of a published network; more is damage.
+pub(crate) const MAX_SIZE: i64 = 65_536;
 
 /// Refuses the first field that is not at least 1.
 pub(crate) fn positive(fields: &[(&'static str, i64)]) -> Result<()> {
     match fields.iter().find(|(_, value)| *value < 1) {
         Some((field, value)) => {
             Err(Error::Config { field, value: value.to_string(), reason: "must be at least 1".to_owned() })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Refuses the first field outside `range`.
+pub(crate) fn within(fields: &[(&'static str, i64)], range: RangeInclusive<i64>) -> Result<()> {
+    match fields.iter().find(|(_, value)| !range.contains(value)) {
+        Some((field, value)) => {
+            let reason = format!("must be in {}..={}", range.start(), range.end());
+            Err(Error::Config { field, value: value.to_string(), reason })
         }
         None => Ok(()),
     }

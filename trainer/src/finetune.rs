@@ -16,8 +16,9 @@ use hub::HubSettings;
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
 use models::blocks::Pass;
-use models::classifier::{BackboneConfig, Classifier, soft_target_cross_entropy, start_from};
+use models::classifier::{Classifier, soft_target_cross_entropy, start_from};
 use models::drop_path::{DropPath, linear_rates};
+use models::encoder::EncoderConfig;
 use models::flops::{self, STEP_PER_FORWARD};
 use models::params::ParamStore;
 use program::{ExitStatus, signals, words::count};
@@ -86,7 +87,7 @@ pub fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Write) -> 
 
     // ------------------------------------------------------------------ images
     let img_size = init::img_size(&encoder)?;
-    let (mean, std) = encoder.normalisation();
+    let (mean, std) = encoder.normalization();
     let normalisation = [mean, std].map(|of| of.map(|v| v as f32));
     let decoder = depth::decoder(args.depth_window, &[&args.init])?;
     let (train, test) =
@@ -369,7 +370,7 @@ pub fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Write) -> 
 
 /// Images per second that the device could do if it did nothing but the classifier's matrix products, at the rate that the recipe gives or
 /// a plain product reaches now.
-fn full_speed(recipe: &FinetuneRecipe, encoder: &BackboneConfig, n_classes: usize, device: Device) -> f64 {
+fn full_speed(recipe: &FinetuneRecipe, encoder: &EncoderConfig, n_classes: usize, device: Device) -> f64 {
     let peak = bench::peak_flops(recipe.run.precision, recipe.run.peak_tflops, device);
     peak / (STEP_PER_FORWARD * flops::of_classifier(encoder, n_classes as i64))
 }

@@ -6,9 +6,9 @@
 use serde_json::{Map, Value, json};
 
 use super::Facts;
+use crate::layers::NORM_EPS;
 use crate::pixels::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::shapes::{DecoderShapes, McmaeShapes, VitShapes};
-use crate::vit::NORM_EPS;
 
 /// Pillow's number for bicubic resampling, which transformers writes.
 const PIL_BICUBIC: i64 = 3;

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use super::beside::Beside;
 use super::{Part, Tensors, names};
-use crate::encoder::{EncoderConfig, VitConfig};
+use crate::encoder::EncoderConfig;
 use crate::error::{Error, Mismatch, Result};
 use crate::mcmae::{McmaeEncoderConfig, PATCH_SIZE};
 use crate::mr_mae::is_mimic_param;
 use crate::shapes::{McmaeShapes, VitShapes};
+use crate::vit::VitConfig;
 use crate::weights::{Weights, require_finite};
 
 /// The tensor by which each layout is known.
@@ -116,15 +117,12 @@ impl Imported {
         } else {
             let shapes = VitShapes::of(&self.tensors)?;
             let usual = (224 / shapes.patch_size.max(1)).pow(2);
-            let [mlp_ratio] = ratios("mlp_ratio", [shapes.mlp_dim], [shapes.embed_dim])?;
+            ratios("mlp_ratio", [shapes.mlp_dim], [shapes.embed_dim])?;
+            let num_heads = beside.num_heads(shapes.embed_dim)?;
             EncoderConfig::Vit(VitConfig {
                 img_size: beside.img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?,
-                patch_size: shapes.patch_size,
-                embed_dim: shapes.embed_dim,
-                depth: shapes.depth,
-                num_heads: beside.num_heads(shapes.embed_dim)?,
-                mlp_ratio,
-                fusion: Vec::new(),
+                mlp_dim: shapes.mlp_dim,
+                ..VitConfig::mae(shapes.patch_size, shapes.embed_dim, shapes.depth, num_heads)
             })
         };
         config.validate()?;

@@ -1,8 +1,8 @@
 //! Every stage of the committed cases, and what a wrong fact does to them.
 
+use models::layers::Activation;
 use models::precision::Precision;
 use models::teacher::{Layer, TeacherOptions};
-use models::vit::Activation;
 use serde_json::{Value, json};
 use tch::Device;
 

@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use images::augment::{Interpolation, PolicyError, RandAugment};
-use models::classifier::BackboneConfig;
 use models::classifier::Pool;
+use models::encoder::EncoderConfig;
 use models::precision::Precision;
 use program::recipe;
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,7 @@ pub struct FinetuneRecipe {
     /// What is fine-tuned, at the image size of fine-tuning. `trainer finetune` fills it in from `--init`, so that weights can be used
     /// without what they started from; in a recipe that is written by hand it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub encoder: Option<BackboneConfig>,
+    pub encoder: Option<EncoderConfig>,
 }
 
 /// `[model]`

@@ -265,7 +265,7 @@ fn classifier(recipe: &FinetuneRecipe, found: &Trained, device: Device) -> anyho
     let pool = recipe.model.pool.into();
     let classifier = Classifier::new(&params, config, pool, found.n_classes()?)?;
     params.load(&found.place, &found.tensors)?;
-    let (mean, std) = config.normalisation();
+    let (mean, std) = config.normalization();
     Ok(Network::Classifier {
         classifier,
         img_size: finetune::init::img_size(config)?,
