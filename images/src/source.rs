@@ -235,8 +235,7 @@ impl ImageSource {
             // Labels are not negative, so -1 is free to say that there is none.
             digest.update(label.unwrap_or(-1).to_le_bytes());
         }
-        let digest = digest.finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        schemas::hex(&digest.finalize())
     }
 
     /// The bytes of an image file. See [`SourceError::is_bad_record`] for whether to go on after an error.

@@ -21,8 +21,8 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 use crossbeam_channel::{bounded, never, unbounded};
+use hub::HubSettings;
 use images::{DeepImages, ImageSource};
-use models::hub::HubSettings;
 use models::teacher::{Teacher, TeacherOptions};
 use program::{ExitStatus, LogFormat, words::count};
 use schemas::{Cache, CacheIdentity, Codec, TeacherId, TeacherIdentity, atomic, layout};

@@ -20,7 +20,7 @@ pub mod verify;
 use std::io::Write;
 
 use cli::{Cli, Command};
-use models::hub::{self, HubSettings};
+use hub::HubSettings;
 pub use program::ExitStatus;
 use torch_ext::catch_out_of_memory;
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cli`] | reading a command line, completions, `--log-format` |
 //! | [`recipe`] | settings: a TOML file, `--set section.key=value`, and errors that name the setting |
+//! | [`fetch`] | a path or a hub id as files, with the download shown |
 //! | [`terminal`] | messages and progress bars on stderr |
 //! | [`signals`] | Ctrl-C and SIGTERM |
 //! | [`exit`] | the exit status |
@@ -11,6 +12,7 @@
 
 pub mod cli;
 pub mod exit;
+pub mod fetch;
 pub mod range;
 pub mod recipe;
 pub mod signals;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{root, write_bmp_folders};
 use clap::Parser;
-use models::hub::HubSettings;
+use hub::HubSettings;
 
 /// The program `pipeline` in this process, over a command line that must succeed.
 pub fn pipeline(args: &[&str]) -> pipeline::ExitStatus {

@@ -17,7 +17,6 @@ mod data;
 mod eval;
 mod pretrained;
 mod recipe;
-mod resolve;
 mod train;
 
 #[cfg(test)]
@@ -28,7 +27,7 @@ use std::io::Write;
 use cli::{Cli, Command};
 use commands::{bench, config, export, finetune, knn, linprobe, plan, pretrain, reconstruct, report};
 use data::Problem;
-use models::hub::{self, HubSettings};
+use hub::HubSettings;
 pub use program::ExitStatus;
 use program::signals;
 use torch_ext::catch_out_of_memory;

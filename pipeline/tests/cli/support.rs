@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use clap::Parser;
+use hub::HubSettings;
 use image::{DynamicImage, ImageFormat, RgbImage};
-use models::hub::HubSettings;
 use models::init::Init;
 use pipeline::ExitStatus;
 use pipeline::cli::Cli;

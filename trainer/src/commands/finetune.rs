@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
 use models::blocks::Pass;
 use models::classifier::{Classifier, soft_target_cross_entropy, start_from};
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::{self, STEP_PER_FORWARD};
-use models::hub::HubSettings;
 use models::params::ParamStore;
 use program::{ExitStatus, signals, words::count};
 use schemas::atomic;
@@ -85,7 +85,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
 
     // ------------------------------------------------------------------ images and classes
     let img_size = finetune_init::img_size(&encoder)?;
-    let (mean, std) = encoder.normalisation();
+    let (mean, std) = encoder.normalization();
     let normalization = [mean, std].map(|values| values.map(|v| v as f32));
     let decoder = depth_window::decoder(args.depth_window, &[&args.init])?;
     let train = ImageSource::open(&args.train)?.decoded_by(decoder);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use hub::HubSettings;
 use images::ImageSource;
-use models::hub::HubSettings;
 use program::words::count;
 use schemas::DepthWindow;
 use serde::{Deserialize, Serialize};

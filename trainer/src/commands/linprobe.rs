@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
-use models::hub::HubSettings;
 use program::words::count;
 use schemas::{ContentHash, DepthWindow, ViewPolicy};
 use serde::{Deserialize, Serialize};

@@ -8,11 +8,12 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use models::flops::{Flops, block_flops};
-use models::hub::HubSettings;
+use hub::HubSettings;
+use models::flops::Flops;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;
+use models::vit::VitConfig;
 use program::words::count;
 use schemas::{Cache, TeacherId, TeacherIdentity};
 use serde::Serialize;
@@ -407,19 +408,9 @@ fn human_hours(hours: f64) -> String {
     human_time(Duration::from_secs_f64((hours * 3600.0).clamp(0.0, 3e10)))
 }
 
-/// A forward pass of a cached teacher over one view, from what its identity says of its network: `...-w768-d12-h12-m3072-p16...`.
+/// FLOPs of a forward pass of a cached teacher over one view, by the sizes in its identity.
 fn teacher_flops(teacher: &TeacherIdentity) -> anyhow::Result<f64> {
-    let number = |letter: char| {
-        let parts = teacher.arch.split('-');
-        let mut numbers = parts.filter_map(|part| part.strip_prefix(letter)?.parse::<u32>().ok());
-        numbers
-            .next()
-            .map(i64::from)
-            .with_context(|| format!("teacher {}: its arch {:?} does not say {letter}", teacher.id, teacher.arch))
-    };
-    let (width, depth, mlp) = (number('w')?, number('d')?, number('m')?);
-    let tokens = teacher.n_tokens() as i64;
-    let patch = 3 * i64::from(teacher.patch_size).pow(2);
-    let embed = 2.0 * (tokens * patch * width) as f64;
-    Ok(embed + block_flops(depth, tokens + 1, width, mlp))
+    let tower = VitConfig::from_arch(&teacher.arch)
+        .with_context(|| format!("teacher {}: its arch {:?} does not say its sizes", teacher.id, teacher.arch))?;
+    Ok(tower.flops(teacher.n_tokens() as i64))
 }

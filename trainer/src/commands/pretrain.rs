@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hub::HubSettings;
 use models::blocks::Pass;
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::Flops;
-use models::hub::HubSettings;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use program::{ExitStatus, signals, words::count};

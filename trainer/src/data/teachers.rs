@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
+use hub::{HubSettings, Resolved};
 use models::blocks::Pass;
-use models::hub::{HubSettings, Resolved};
 use models::masking::Masking;
 use models::mr_mae::Batch;
 use models::precision::Precision;
@@ -19,7 +19,7 @@ use crate::data::batch::{MimicBatch, TeacherBatch, TeacherShape};
 use crate::data::dequantize::Dequantize;
 use crate::data::rows::TeacherRows;
 use crate::recipe::Recipe;
-use crate::resolve::resolve;
+use program::fetch::resolve;
 
 /// One teacher of a run.
 #[derive(Debug)]

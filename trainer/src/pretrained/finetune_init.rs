@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use models::classifier::BackboneConfig;
+use hub::HubSettings;
+use models::encoder::EncoderConfig;
 use models::exchange;
-use models::hub::HubSettings;
 use models::mae::Mae;
 use models::params::ParamStore;
 use models::teacher::TowerWeights;
@@ -19,13 +19,13 @@ use crate::pretrained::init;
 use crate::pretrained::trained::{self, Trained};
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::{Experiment, Recipe};
-use crate::resolve::resolve;
+use program::fetch::resolve;
 
 /// A pretrained encoder.
 #[derive(Debug)]
 pub(crate) struct Start {
     /// What it is made of, at the image size it was pretrained at.
-    pub encoder: BackboneConfig,
+    pub encoder: EncoderConfig,
     /// Its tensors under their reference names, and others that pretraining has.
     pub tensors: BTreeMap<String, Tensor>,
     /// For people: what it is and where from.
@@ -70,7 +70,7 @@ impl Start {
             }
         };
         Ok(Start {
-            encoder: imported.encoder_config(weights.path())?.into(),
+            encoder: imported.encoder_config(weights.path())?,
             tensors: imported.encoder_tensors(),
             description: format!("{} {}", imported.layout, resolved.source),
             sha256: weights.sha256().to_owned(),
@@ -95,7 +95,7 @@ fn of_trained(found: Trained) -> anyhow::Result<Start> {
                     found.describe()
                 );
             }
-            encoder.into()
+            encoder.without_fusion()
         }
         AnyRecipe::Finetune(recipe) => {
             let encoder = trained::backbone(recipe, &found.place)?;
@@ -123,9 +123,9 @@ fn untrained(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
         begin.load(&params, &recipe)?;
     }
     let digest = Sha256::digest(recipe.to_toml());
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = schemas::hex(&digest);
     Ok(Start {
-        encoder: mae.config().encoder.clone().into(),
+        encoder: mae.config().encoder.clone().without_fusion(),
         tensors: params.tensors(),
         description: format!("untrained student of {spec}"),
         sha256: format!("{hex} (of the recipe, untrained)"),
@@ -137,15 +137,15 @@ fn of_tower(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
     let resolved = resolve(spec, hub).with_context(|| not_found(spec))?;
     let found = TowerWeights::read(&resolved.path)?;
     Ok(Start {
-        description: format!("teacher {} ({})", resolved.source, found.tower.arch()),
-        encoder: BackboneConfig::Tower(found.tower),
+        description: format!("teacher {} ({})", resolved.source, found.config.arch()),
+        encoder: EncoderConfig::Vit(found.config),
         tensors: found.tensors,
         sha256: found.sha256,
     })
 }
 
 /// Side of the square image that `config` takes, in pixels.
-pub(crate) fn img_size(config: &BackboneConfig) -> anyhow::Result<u32> {
+pub(crate) fn img_size(config: &EncoderConfig) -> anyhow::Result<u32> {
     let [rows, columns] = config.img_size();
     ensure!(
         rows == columns,

@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use models::exchange::{self, Loaded};
-use models::hub::HubSettings;
 use models::params::ParamStore;
 use models::weights::Weights;
 use tracing::info;
 
 use crate::recipe::{Experiment, Recipe};
-use crate::resolve::resolve;
 use crate::train::checkpoint;
 use crate::train::run_folder;
+use program::fetch::resolve;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use models::classifier::BackboneConfig;
+use models::encoder::EncoderConfig;
 use models::exchange::Tensors;
 use models::weights::Weights;
 use tracing::warn;
@@ -172,7 +172,7 @@ pub(crate) fn pretraining(recipe: &AnyRecipe, what: &str) -> anyhow::Result<Reci
 }
 
 /// What a fine-tuning's classifier stands on.
-pub(crate) fn backbone<'r>(recipe: &'r FinetuneRecipe, origin: &str) -> anyhow::Result<&'r BackboneConfig> {
+pub(crate) fn backbone<'r>(recipe: &'r FinetuneRecipe, origin: &str) -> anyhow::Result<&'r EncoderConfig> {
     recipe.encoder.as_ref().with_context(|| {
         format!(
             "{origin}: the recipe does not say which encoder was fine-tuned ([encoder]). Run the command of `trainer finetune` that \

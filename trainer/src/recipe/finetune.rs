@@ -3,9 +3,9 @@
 //! Defaults are those of MAE's fine-tuning of a ViT-B (He et al. 2022, appendix A.2; `facebookresearch/mae`, FINETUNE.md).
 
 use images::augment::{Interpolation, PolicyError, RandAugment};
-use models::classifier::BackboneConfig;
-use models::exchange::IMAGENET_MEAN;
-use models::teacher::Pool;
+use models::classifier::Pool;
+use models::encoder::EncoderConfig;
+use models::pixels::IMAGENET_MEAN;
 use program::range::{below_one, probability};
 use program::recipe::{invalid, require};
 use serde::{Deserialize, Serialize};
@@ -47,7 +47,7 @@ pub(crate) struct FinetuneRecipe {
     /// What is fine-tuned, at the image size of fine-tuning. `trainer finetune` fills it in from `--init`, so that weights can be used
     /// without what they started from; in a recipe that is written by hand it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub encoder: Option<BackboneConfig>,
+    pub encoder: Option<EncoderConfig>,
 }
 
 /// `[model]`

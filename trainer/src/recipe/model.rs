@@ -1,9 +1,10 @@
 //! `[model]`: which autoencoder, with the defaults that depend on the kind of encoder.
 
 use models::decoder::DecoderConfig;
-use models::encoder::{EncoderConfig, VitConfig};
+use models::encoder::EncoderConfig;
 use models::mae::MaeConfig;
 use models::mcmae::McmaeEncoderConfig;
+use models::vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
@@ -107,6 +108,9 @@ pub(crate) enum EncoderKind {
     Mcmae,
 }
 
+/// Hidden width of an MLP in widths, as in every published ViT.
+const MLP_RATIO: i64 = 4;
+
 impl Recipe {
     /// The autoencoder.
     pub(crate) fn mae_config(&self) -> MaeConfig {
@@ -115,16 +119,15 @@ impl Recipe {
         let (encoder, mlp_ratio) = match m.encoder {
             EncoderKind::Vit => {
                 let base = VitConfig::BASE_PATCH16;
+                let embed_dim = m.embed_dim.map_or(base.embed_dim, i64::from);
+                let depth = m.depth.map_or(base.depth, i64::from);
+                let mlp_ratio = m.mlp_ratio.map_or(MLP_RATIO, u32::into);
                 let config = VitConfig {
                     img_size,
-                    patch_size: m.patch_size.into(),
-                    embed_dim: m.embed_dim.map_or(base.embed_dim, i64::from),
-                    depth: m.depth.map_or(base.depth, i64::from),
-                    num_heads: m.num_heads.into(),
-                    mlp_ratio: m.mlp_ratio.map_or(base.mlp_ratio, i64::from),
+                    mlp_dim: mlp_ratio * embed_dim,
                     fusion: m.fusion.iter().map(|&block| block.into()).collect(),
+                    ..VitConfig::mae(m.patch_size.into(), embed_dim, depth, m.num_heads.into())
                 };
-                let mlp_ratio = config.mlp_ratio;
                 (EncoderConfig::Vit(config), mlp_ratio)
             }
             EncoderKind::Mcmae => {
@@ -178,7 +181,7 @@ impl Recipe {
                 let base = VitConfig::BASE_PATCH16;
                 m.embed_dim.get_or_insert(narrow(base.embed_dim));
                 m.depth.get_or_insert(narrow(base.depth));
-                m.mlp_ratio.get_or_insert(narrow(base.mlp_ratio));
+                m.mlp_ratio.get_or_insert(narrow(MLP_RATIO));
                 vec![
                     ("model.embed_dims", m.embed_dims.is_some()),
                     ("model.depths", m.depths.is_some()),

@@ -152,7 +152,7 @@ pub(crate) fn save(run: &Path, checkpoint: &Checkpoint, keep: Keep) -> anyhow::R
         })?;
         let written = out.inner.into_inner().map_err(io::IntoInnerError::into_error);
         written.with_context(|| format!("{folder:?}: cannot be written"))?.publish()?;
-        state.sha256.insert(file.to_owned(), hex(&out.sha256.finalize()));
+        state.sha256.insert(file.to_owned(), schemas::hex(&out.sha256.finalize()));
     }
     let sealed = serde_json::to_vec_pretty(&Sealed { digest: digest(&state)?, state })?;
     atomic::write(&unfinished.path().join(STATE), &sealed)?;
@@ -302,11 +302,7 @@ fn remove(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn digest(state: &State) -> anyhow::Result<String> {
-    Ok(hex(&Sha256::digest(serde_json::to_vec(state)?)))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(schemas::hex(&Sha256::digest(serde_json::to_vec(state)?)))
 }
 
 struct HashingWriter<W> {

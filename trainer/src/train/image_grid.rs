@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use image::{ImageFormat, RgbImage};
-use models::mae::{Mae, patchify, unpatchify};
+use models::mae::Mae;
 use models::masking::Masking;
+use models::tokens::{patchify, unpatchify};
 use schemas::atomic;
 use tch::{Device, Kind, Tensor};
 

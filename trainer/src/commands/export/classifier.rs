@@ -42,7 +42,7 @@ pub(super) fn export(args: &ExportArgs, found: Trained, format: LogFormat, out: 
         None => (0..n_classes).map(|i| i.to_string()).collect(),
     };
     let facts = ClassifierFacts {
-        backbone,
+        encoder: backbone,
         pool: recipe.model.pool.into(),
         classes: &classes,
         crop_pct: recipe.augment.crop_pct,

@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use hub::HubSettings;
 use models::encoder::EncoderConfig;
 use models::exchange::Tensors;
 use models::exchange::{Format, import};
-use models::hub::HubSettings;
 use models::init::Init;
 use models::mae::{Mae, MaeConfig};
 use models::mcmae::McmaeEncoderConfig;
@@ -125,7 +125,7 @@ fn a_run_is_exported_whole_and_says_where_it_is_from() {
         }
         // The digest is that of the recipe's text in the run folder.
         let digest = Sha256::digest(fs::read(of_run.join(run_folder::RECIPE)).unwrap());
-        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = schemas::hex(&digest);
         assert!(card.contains(&digest), "{card}");
         assert_eq!(out.join(PREPROCESSOR).exists(), matches!(format, Format::HfMae | Format::HfVit));
 

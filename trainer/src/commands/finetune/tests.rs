@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use hub::HubSettings;
 use images::rng::{Purpose, Rng};
-use models::hub::HubSettings;
 use models::weights::{self, Weights};
 use schemas::atomic::AtomicFile;
 

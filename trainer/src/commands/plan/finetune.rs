@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Context, ensure};
-use models::classifier::{BackboneConfig, Classifier};
+use hub::HubSettings;
+use models::classifier::Classifier;
+use models::encoder::EncoderConfig;
 use models::flops::{STEP_PER_FORWARD, of_classifier};
-use models::hub::HubSettings;
 use models::params::ParamStore;
 use tch::Device;
 
@@ -70,7 +71,7 @@ impl Plan {
     /// If the data set does not fill one step, or there is no such classifier.
     pub(crate) fn of_finetuning(
         recipe: &FinetuneRecipe,
-        encoder: &BackboneConfig,
+        encoder: &EncoderConfig,
         classes: u32,
         images: u64,
         peak_tflops: f64,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use models::classifier::BackboneConfig;
 use models::encoder::EncoderConfig;
 use models::precision::Precision;
 
@@ -84,17 +83,8 @@ pub(super) fn of_pretraining(recipe: &Recipe, trained: f64, untrained: f64) -> B
 }
 
 /// Of a fine-tuning of `backbone` with `trained` numbers.
-pub(super) fn of_finetuning(recipe: &FinetuneRecipe, backbone: &BackboneConfig, trained: f64) -> BTreeMap<String, f64> {
-    let patches = backbone.num_patches();
-    let stacks = match backbone.encoder() {
-        Some(config) => encoder(&config, patches),
-        None => vec![Stack {
-            tokens: 1 + patches,
-            dim: backbone.embed_dim(),
-            depth: backbone.num_blocks(),
-            mlp_ratio: backbone.mlp_ratio(),
-        }],
-    };
+pub(super) fn of_finetuning(recipe: &FinetuneRecipe, backbone: &EncoderConfig, trained: f64) -> BTreeMap<String, f64> {
+    let stacks = encoder(backbone, backbone.num_patches());
     let of_image = activation_bytes(&stacks, recipe.run.precision, false);
     memory(trained, recipe.optim.ema_decay.is_some(), recipe.optim.batch_size as f64 * of_image)
 }
@@ -103,7 +93,8 @@ pub(super) fn of_finetuning(recipe: &FinetuneRecipe, backbone: &BackboneConfig, 
 fn encoder(config: &EncoderConfig, keep: i64) -> Vec<Stack> {
     match config {
         EncoderConfig::Vit(vit) => {
-            vec![Stack { tokens: 1 + keep, dim: vit.embed_dim, depth: vit.depth, mlp_ratio: vit.mlp_ratio as f64 }]
+            let tokens = vit.prefix() + keep;
+            vec![Stack { tokens, dim: vit.embed_dim, depth: vit.depth, mlp_ratio: vit.mlp_ratio() }]
         }
         EncoderConfig::Mcmae(mcmae) => [16, 4, 1]
             .into_iter()

@@ -177,13 +177,14 @@ fn memory_follows_the_average_and_checkpointing() {
 /// Against published figures: ViT-B/16 with 1000 classes has 86.57 M numbers and 17.56 G multiply-adds, each two operations, a forward.
 #[test]
 fn a_fine_tuning_is_planned_for_its_encoder() {
-    use models::encoder::{EncoderConfig, VitConfig};
+    use models::encoder::EncoderConfig;
+    use models::vit::VitConfig;
 
     use crate::recipe::finetune::FinetuneRecipe;
 
     let text = "[optim]\nbatch_size = 128\naccum_iter = 8\nema_decay = 0.9999\n[schedule]\nepochs = 100\n";
     let recipe = FinetuneRecipe::parse(text, "test", &[]).unwrap();
-    let encoder = EncoderConfig::Vit(VitConfig::BASE_PATCH16).into();
+    let encoder = EncoderConfig::Vit(VitConfig::BASE_PATCH16);
     let plan = |images| Plan::of_finetuning(&recipe, &encoder, 1000, images, 100.0, 0.5);
     let found = plan(1_281_167).unwrap();
     assert_eq!(found.params["encoder"] + found.params["classifier"], 86_567_656);

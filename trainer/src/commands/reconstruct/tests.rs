@@ -1,7 +1,7 @@
 use std::fs;
 
 use clap::Parser;
-use models::hub::HubSettings;
+use hub::HubSettings;
 
 use crate::cli::Cli;
 use crate::testing::World;

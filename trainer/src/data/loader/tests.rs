@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use models::hub::HubSettings;
+use hub::HubSettings;
 use schemas::Cache;
 use tch::Tensor;
 

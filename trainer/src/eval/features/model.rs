@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use models::classifier::Classifier;
 use models::encoder::Encoder;
-use models::hub::HubSettings;
 use models::mae::Mae;
 use models::mr_mae::is_mimic_param;
 use models::params::ParamStore;
@@ -22,7 +22,7 @@ use crate::pretrained::{finetune_init, init};
 use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
-use crate::resolve::resolve;
+use program::fetch::resolve;
 use torch_ext::to_device;
 
 /// Side of the raw-pixel baseline's images.
@@ -265,7 +265,7 @@ fn classifier(recipe: &FinetuneRecipe, found: &Trained, device: Device) -> anyho
     let pool = recipe.model.pool.into();
     let classifier = Classifier::new(&params, config, pool, found.n_classes()?)?;
     params.load(&found.place, &found.tensors)?;
-    let (mean, std) = config.normalisation();
+    let (mean, std) = config.normalization();
     Ok(Network::Classifier {
         classifier,
         img_size: finetune_init::img_size(config)?,

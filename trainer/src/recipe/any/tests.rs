@@ -1,5 +1,5 @@
 use clap::Parser;
-use models::hub::HubSettings;
+use hub::HubSettings;
 
 use super::*;
 use crate::cli::Cli;

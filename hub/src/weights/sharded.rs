@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use schemas::hex;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{Format, Weights, archive, hex, safetensors_file};
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
+use super::{Backend, Format, WeightsFile, archive, safetensors};
 
 /// A thousand tensors take about 100 kB.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -52,7 +53,7 @@ fn unique<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, 
 ///
 /// # Errors
 /// [`Error::BadIndex`] for an index that is damaged or does not say exactly what the shards hold; the shards' own errors.
-pub(super) fn read(path: &Path) -> Result<Weights> {
+pub(super) fn read<B: Backend>(path: &Path) -> Result<WeightsFile<B::Tensor>> {
     let bad = |reason: String| Error::BadIndex { path: path.to_path_buf(), reason };
     let map = read_index(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -69,8 +70,8 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
             return Err(bad(format!("shard {file} is missing, with {count} tensors such as {first}")));
         }
         let shard = match Format::of(&shard)? {
-            Format::Safetensors => safetensors_file::read(&shard)?,
-            Format::Torch => archive(shard)?,
+            Format::Safetensors => safetensors::read::<B>(&shard)?,
+            Format::Torch => archive::<B>(shard)?,
             Format::Index => return Err(bad(format!("shard {file} is an index"))),
         };
         hashes.update(format!("{file}  {}\n", shard.sha256));
@@ -92,7 +93,7 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
     if let Some((name, file)) = map.iter().find(|(name, _)| !is_there(name)) {
         return Err(bad(format!("shard {file} lacks tensor {name}")));
     }
-    Ok(Weights {
+    Ok(WeightsFile {
         path: path.to_path_buf(),
         sha256: hex(&hashes.finalize()),
         tensors,

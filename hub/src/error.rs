@@ -58,20 +58,6 @@ pub enum Error {
         cache: PathBuf,
     },
 
-    /// Not in the cache, and this program was built without the feature that fetches.
-    #[error(
-        "{id}@{revision}: no such file or folder, and not whole in the cache {cache:?}; this program was built without feature \
-         `hub`, so it fetches nothing. Run `hf download {id} --revision {revision}`, or build with the feature"
-    )]
-    NoClient {
-        /// The model.
-        id: String,
-        /// Its revision.
-        revision: String,
-        /// The cache's folder.
-        cache: PathBuf,
-    },
-
     /// A setting that cannot be used.
     #[error("{name} {problem}")]
     Setting {

@@ -9,8 +9,8 @@ fn a_damaged_blob_is_named_and_fetched_again() {
     let found = world.resolve("org/name").unwrap();
     let blob = found.path.join("model.safetensors").canonicalize().unwrap();
     fs::write(&blob, &weights()[..100]).unwrap();
-    match crate::weights::Weights::read(&found.path) {
-        Err(error @ crate::Error::DamagedDownload { .. }) => {
+    match read_weights(&found.path) {
+        Err(error @ weights::Error::DamagedDownload { .. }) => {
             let said = error.to_string();
             assert!(said.contains(&format!("delete {blob:?}")) && said.contains("safetensors"), "{said}");
         }
@@ -21,8 +21,8 @@ fn a_damaged_blob_is_named_and_fetched_again() {
     // The same bytes elsewhere are nobody's download.
     let copy = world.cache.path().join("model.safetensors");
     fs::write(&copy, &weights()[..100]).unwrap();
-    let error = crate::weights::Weights::read(&copy).unwrap_err();
-    assert!(matches!(error, crate::Error::BadSafetensors { .. }), "{error}");
+    let error = read_weights(&copy).unwrap_err();
+    assert!(matches!(error, weights::Error::BadSafetensors { .. }), "{error}");
 }
 
 #[test]

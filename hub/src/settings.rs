@@ -107,7 +107,6 @@ impl Secret {
         Secret(text)
     }
 
-    #[cfg(feature = "hub")]
     pub(super) fn reveal(&self) -> &str {
         &self.0
     }

@@ -7,18 +7,18 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use schemas::hex;
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
 
-use super::{Weights, hex};
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
+use super::{Backend, WeightsFile};
 
 /// Longest header that is parsed, as the format has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Reads the file `path` once, front to back; its SHA-256 is taken from the same bytes that become the tensors.
-pub(super) fn read(path: &Path) -> Result<Weights> {
+pub(super) fn read<B: Backend>(path: &Path) -> Result<WeightsFile<B::Tensor>> {
     let io_error = |source| Error::ReadWeights { path: path.to_path_buf(), source };
     let malformed = |reason: String| Error::BadSafetensors { path: path.to_path_buf(), reason };
 
@@ -57,22 +57,22 @@ pub(super) fn read(path: &Path) -> Result<Weights> {
         let Some(info) = header.info(&name) else {
             continue;
         };
-        let Some(kind) = kind_of(info.dtype) else {
+        if !is_read(info.dtype) {
             let (start, end) = info.data_offsets;
             let len = (end - start) as u64;
             io::copy(&mut reader.by_ref().take(len), &mut io::sink()).map_err(io_error)?;
             unread.insert(name, info.dtype.to_string());
             continue;
-        };
+        }
+        let named = |reason: String| malformed(format!("tensor {name}: {reason}"));
         // Bounded by the length of the file, checked above.
-        let mut tensor = empty_tensor(kind, info).map_err(|reason| malformed(format!("tensor {name}: {reason}")))?;
-        let bytes = torch_ext::tensor_bytes_mut(&mut tensor)?;
-        reader.read_exact(bytes).map_err(io_error)?;
+        let mut tensor = B::empty(info.dtype, &shape(info).map_err(named)?).map_err(named)?;
+        reader.read_exact(B::bytes(&mut tensor).map_err(named)?).map_err(io_error)?;
         tensors.insert(name, tensor);
     }
     let sha256 = hex(&reader.sha256.finalize());
     let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-    Ok(Weights { path: path.to_path_buf(), sha256, tensors, unread, metadata })
+    Ok(WeightsFile { path: path.to_path_buf(), sha256, tensors, unread, metadata })
 }
 
 /// A tensor whose type no version of the format that is known here has, with the type. `header` is JSON, or there is none.
@@ -85,30 +85,14 @@ fn unknown_type(header: &[u8]) -> Option<(String, String)> {
     })
 }
 
-fn kind_of(dtype: Dtype) -> Option<Kind> {
-    Some(match dtype {
-        Dtype::F64 => Kind::Double,
-        Dtype::F32 => Kind::Float,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        Dtype::I16 => Kind::Int16,
-        Dtype::I8 => Kind::Int8,
-        Dtype::U8 => Kind::Uint8,
-        _ => return None,
-    })
+fn is_read(dtype: Dtype) -> bool {
+    use Dtype::{BF16, F16, F32, F64, I8, I16, I32, I64, U8};
+    matches!(dtype, F64 | F32 | F16 | BF16 | I64 | I32 | I16 | I8 | U8)
 }
 
-/// A tensor to fill, of the file's type. Values come as bytes, because tch takes bf16 slices for f16.
-fn empty_tensor(kind: Kind, info: &TensorInfo) -> std::result::Result<Tensor, String> {
-    let mut shape = Vec::with_capacity(info.shape.len());
-    for &dim in &info.shape {
-        shape.push(i64::try_from(dim).map_err(|_| format!("the shape {:?} is impossible", info.shape))?);
-    }
-    // An error of libtorch carries its C++ stack; the first line says what is wrong.
-    Tensor::f_empty(&shape, (kind, Device::Cpu))
-        .map_err(|e| e.to_string().lines().next().unwrap_or_default().to_string())
+fn shape(info: &TensorInfo) -> Result<Vec<i64>, String> {
+    let dims = info.shape.iter().map(|&dim| i64::try_from(dim));
+    dims.collect::<Result<_, _>>().map_err(|_| format!("the shape {:?} is impossible", info.shape))
 }
 
 struct HashingReader<R> {

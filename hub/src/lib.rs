@@ -1,4 +1,5 @@
-//! Models by their Hugging Face id: `openai/clip-vit-base-patch16`, or `org/name@revision`.
+//! Pretrained models as files: found by path or by Hugging Face id (`openai/clip-vit-base-patch16`, `org/name@revision`), and
+//! their [`weights`] read as named tensors. No tensor library: who reads weights says how a tensor is made.
 //!
 //! [`resolve`] looks, in this order, at
 //!
@@ -7,35 +8,32 @@
 //! 2. the local cache in huggingface_hub's layout, which other tools fill too: `models--org--name/{blobs,refs,snapshots}`;
 //! 3. the hub, unless that is forbidden, and stores what it fetches in that cache.
 //!
-//! Fetched are the weights ([`weights_file`](crate::weights::weights_file) says which) and the configurations beside them, by
-//! commit. A download that breaks is resumed, by this program or another, and a file becomes visible when its hash is the one
+//! The weights ([`weights::weights_file`] says which file) and the configurations beside them are fetched by commit. A download that breaks is resumed, by this program or another, and a file becomes visible when its hash is the one
 //! the hub states. What the cache knows of a branch is used without asking whether the branch has moved: a build that resumes
 //! must see the weights it began with. To follow a branch, name the new commit or refresh the cache with `hf download`.
 //!
-//! The client is feature `hub`, on by default, over ureq with rustls: 13 crates more in each program, no async runtime.
-//! hf-hub 1.0 brings more than 230, and its version 0.4 neither resumes nor checks hashes.
+//! The client is ureq with rustls: 13 crates in each program, no async runtime. hf-hub 1.0 brings more than 230, and its
+//! version 0.4 neither resumes nor checks hashes.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod cache;
-#[cfg(feature = "hub")]
 mod client;
-#[cfg(feature = "hub")]
 mod download;
 mod error;
 mod settings;
+pub mod weights;
 
 use cache::Repo;
-pub(crate) use cache::blob_of as cached_blob;
 pub use error::Error;
 pub use settings::{HubSettings, Secret};
 
 #[cfg(test)]
 mod tests;
 
-/// Result of this module.
+/// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a text stands for.
@@ -131,7 +129,6 @@ pub fn resolve(text: &str, settings: &HubSettings, progress: &mut OnProgress<'_>
         (Err(error), Some(commit)) => {
             let reason = match &error {
                 Error::Offline { .. } => "nothing may be fetched",
-                Error::NoClient { .. } => "this program fetches nothing",
                 Error::Unreachable { reason, .. } => reason,
                 _ => return Err(error),
             };
@@ -147,7 +144,6 @@ pub fn resolve(text: &str, settings: &HubSettings, progress: &mut OnProgress<'_>
 }
 
 /// Fetches what the cache lacks and returns the commit; `known` is the one that the cache knows the revision by.
-#[cfg_attr(not(feature = "hub"), expect(unused_variables))]
 fn fetch(
     repo: &Repo,
     id: &ModelId,
@@ -162,10 +158,7 @@ fn fetch(
             cache: repo.cache().to_path_buf(),
         });
     }
-    #[cfg(feature = "hub")]
-    return download::fetch(repo, id, known, settings, progress);
-    #[cfg(not(feature = "hub"))]
-    Err(Error::NoClient { id: id.name.clone(), revision: id.revision.clone(), cache: repo.cache().to_path_buf() })
+    download::fetch(repo, id, known, settings, progress)
 }
 
 /// A model on a hub, in a form that is safe in paths and URLs.

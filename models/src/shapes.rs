@@ -1,7 +1,7 @@
 //! A student's sizes, read off its tensors.
 
-use super::{Tensors, names};
-use crate::error::{Error, Mismatch, Result};
+use crate::error::{Error, Mismatch, Misshaped, Result};
+use crate::params::Tensors;
 
 /// What the shapes of a ViT student's tensors tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl VitShapes {
         Ok(VitShapes {
             patch_size: patch[2],
             embed_dim: patch[0],
-            depth: count(tensors, "blocks."),
+            depth: num_blocks(tensors, "blocks."),
             mlp_dim: mlp[0],
             num_patches,
             decoder,
@@ -88,7 +88,7 @@ impl McmaeShapes {
         Ok(McmaeShapes {
             patch_sizes: [0, 1, 2].map(|stage| proj[stage][2]),
             embed_dims: [0, 1, 2].map(|stage| proj[stage][0]),
-            depths: [1, 2, 3].map(|stage| count(tensors, &format!("blocks{stage}."))),
+            depths: [1, 2, 3].map(|stage| num_blocks(tensors, &format!("blocks{stage}."))),
             mlp_dims: mlp,
             num_patches,
             decoder,
@@ -110,7 +110,7 @@ impl Sizes<'_> {
     fn decoder(&mut self) -> Option<DecoderShapes> {
         self.tensors.contains_key("decoder_embed.weight").then(|| DecoderShapes {
             embed_dim: self.get("decoder_embed.weight", 2)[0],
-            depth: count(self.tensors, "decoder_blocks."),
+            depth: num_blocks(self.tensors, "decoder_blocks."),
             mlp_dim: self.get("decoder_blocks.0.mlp.fc1.weight", 2)[0],
         })
     }
@@ -130,9 +130,7 @@ impl Sizes<'_> {
                 let expected = vec![-1; axes];
                 match found {
                     None => self.mismatch.missing.push((name.to_owned(), expected)),
-                    Some(found) => {
-                        self.mismatch.misshaped.push(crate::error::Misshaped { name: name.to_owned(), found, expected })
-                    }
+                    Some(found) => self.mismatch.misshaped.push(Misshaped { name: name.to_owned(), found, expected }),
                 }
                 vec![1; axes]
             }
@@ -149,10 +147,18 @@ impl Sizes<'_> {
 
 /// Blocks whose names begin with `prefix`: one more than the largest number, or 0. A map cannot hold more blocks than tensors, so
 /// larger numbers are damage.
-fn count(tensors: &Tensors, prefix: &str) -> i64 {
+pub(crate) fn num_blocks(tensors: &Tensors, prefix: &str) -> i64 {
     let numbers = tensors
         .keys()
-        .filter_map(|name| Some(names::numbered(name, prefix)?.0))
+        .filter_map(|name| Some(numbered(name, prefix)?.0))
         .filter(|&number| number < tensors.len() as i64);
     numbers.max().map_or(0, |last| last + 1)
+}
+
+/// A name that begins with `prefix` and a block's number: the number and what follows it.
+pub(crate) fn numbered<'n>(name: &'n str, prefix: &str) -> Option<(i64, &'n str)> {
+    let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+    // Digits alone: "+1" and "01" would be read as 1, and two names would be one.
+    let plain = number.bytes().all(|b| b.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
+    Some((number.parse().ok().filter(|_| plain)?, rest))
 }

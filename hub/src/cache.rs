@@ -21,15 +21,6 @@ use crate::weights::{read_index, weights_file};
 pub(super) const CONFIGS: [&str; 4] =
     ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"];
 
-/// The file that holds the content of `path`, if that is a file of a snapshot in a hub's cache.
-pub(crate) fn blob_of(path: &Path) -> Option<PathBuf> {
-    let snapshots = path.parent()?.parent()?;
-    let model = snapshots.parent()?.file_name()?.to_str()?;
-    let cached = snapshots.file_name()? == "snapshots" && model.starts_with("models--");
-    // Where there are no links, the file lies there itself.
-    cached.then(|| path.canonicalize().ok()).flatten()
-}
-
 /// A model's folder in the cache, which need not exist.
 #[derive(Debug)]
 pub(super) struct Repo {
@@ -105,7 +96,5 @@ impl Repo {
     }
 }
 
-#[cfg(feature = "hub")]
 mod publish;
-#[cfg(feature = "hub")]
 pub(super) use publish::disk;

@@ -7,13 +7,14 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::Duration;
 
+use schemas::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::cache::{CONFIGS, Repo, disk};
 use super::client::{Client, Failure, Meta};
 use super::{Error, HubSettings, ModelId, OnProgress, Progress, Result};
-use crate::weights::{hex, preferred, read_index};
+use crate::weights::{preferred, read_index};
 
 /// Attempts at a request that bring nothing new before giving up.
 const ATTEMPTS: u32 = 5;

@@ -10,7 +10,7 @@ use std::thread;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::weights::hex;
+use schemas::hex;
 
 pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 

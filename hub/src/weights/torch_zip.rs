@@ -15,11 +15,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 
-use tch::{Device, Kind, Tensor};
 use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{Id, Node, Pickle, Refusal, Storage, View};
+use super::{Backend, Dtype};
 
 /// The pickle of a ViT-g with its optimiser has about 5 MiB; the numbers are in entries of their own.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
@@ -36,13 +36,13 @@ const MAX_REPEATED: i64 = 16 << 20;
 type Outcome<T> = Result<T, String>;
 
 /// Tensors by name; and those that are not read, with their types.
-type Found = (BTreeMap<String, Tensor>, BTreeMap<String, String>);
+type Found<T> = (BTreeMap<String, T>, BTreeMap<String, String>);
 
 /// Reads the tensors of the archive `file`.
 ///
 /// # Errors
 /// The first thing that is wrong with it, naming the tensor where there is one.
-pub(super) fn read(file: File) -> Result<Found, Refusal> {
+pub(super) fn read<B: Backend>(file: File) -> Result<Found<B::Tensor>, Refusal> {
     let file_len = file.metadata().map_err(|e| e.to_string())?.len();
     let mut archive = Archive::open(BufReader::new(file), file_len)?;
     archive.check_byte_order()?;
@@ -56,7 +56,7 @@ pub(super) fn read(file: File) -> Result<Found, Refusal> {
     let mut repeated = 0;
     for (name, view) in names.views {
         let named = |reason: String| format!("tensor {name}: {reason}");
-        let Some(kind) = kind_of(&view.storage.class) else {
+        let Some(dtype) = dtype_of(&view.storage.class) else {
             let class = &view.storage.class;
             let dtype = class.strip_suffix("Storage").unwrap_or(class);
             unread.insert(name, dtype.to_owned());
@@ -69,18 +69,18 @@ pub(super) fn read(file: File) -> Result<Found, Refusal> {
                 view.size, view.stride
             )));
         }
-        let loaded = match storages.get(&view.storage.key) {
+        let storage = &view.storage;
+        let (loaded, loaded_dtype, loaded_numel) = match storages.get(&storage.key) {
             Some(loaded) => loaded,
             None => {
-                let loaded = archive.storage(&view.storage, kind).map_err(named)?;
-                storages.entry(view.storage.key.clone()).or_insert(loaded)
+                let tensor = archive.storage::<B>(storage, dtype).map_err(named)?;
+                storages.entry(storage.key.clone()).or_insert((tensor, dtype, storage.numel))
             }
         };
-        if loaded.kind() != kind || loaded.numel() as i64 != view.storage.numel {
-            return Err(Refusal::Damaged(named(format!("storage {} is of two types or lengths", view.storage.key))));
+        if *loaded_dtype != dtype || *loaded_numel != storage.numel {
+            return Err(Refusal::Damaged(named(format!("storage {} is of two types or lengths", storage.key))));
         }
-        let tensor = loaded.f_as_strided(&view.size, &view.stride, view.offset);
-        let tensor = tensor.map_err(|e| named(first_line(&e.to_string())))?;
+        let tensor = B::view(loaded, &view.size, &view.stride, view.offset).map_err(named)?;
         tensors.insert(name, tensor);
     }
     Ok((tensors, unread))
@@ -178,11 +178,11 @@ impl<R: Read + Seek> Archive<R> {
         Ok(bytes)
     }
 
-    fn storage(&mut self, storage: &Storage, kind: Kind) -> Outcome<Tensor> {
+    fn storage<B: Backend>(&mut self, storage: &Storage, dtype: Dtype) -> Outcome<B::Tensor> {
         let name = format!("data/{}", storage.key);
         let mut entry = self.open_entry(&name)?;
-        let len =
-            u64::try_from(storage.numel).ok().and_then(|numel| numel.checked_mul(kind.elt_size_in_bytes() as u64));
+        let element_bytes = dtype.bitsize() as u64 / 8;
+        let len = u64::try_from(storage.numel).ok().and_then(|numel| numel.checked_mul(element_bytes));
         if len != Some(entry.size()) {
             return Err(format!(
                 "storage {} of {} elements of {} has {} bytes",
@@ -192,9 +192,8 @@ impl<R: Read + Seek> Archive<R> {
                 entry.size()
             ));
         }
-        let mut tensor =
-            Tensor::f_empty([storage.numel], (kind, Device::Cpu)).map_err(|e| first_line(&e.to_string()))?;
-        let bytes = torch_ext::tensor_bytes_mut(&mut tensor).map_err(|e| e.to_string())?;
+        let mut tensor = B::empty(dtype, &[storage.numel])?;
+        let bytes = B::bytes(&mut tensor)?;
         entry.read_exact(bytes).map_err(|e| format!("entry {name}: {e}"))?;
         // The CRC is compared at the end of the entry, which reading exactly its length does not reach.
         match entry.read(&mut [0]) {
@@ -202,7 +201,7 @@ impl<R: Read + Seek> Archive<R> {
             Ok(_) => return Err(format!("entry {name} is longer than it says")),
             Err(e) => return Err(format!("entry {name}: {e}")),
         }
-        if kind == Kind::Bool && bytes.iter().any(|&byte| byte > 1) {
+        if dtype == Dtype::BOOL && bytes.iter().any(|&byte| byte > 1) {
             return Err(format!("storage {} has booleans that are neither 0 nor 1", storage.key));
         }
         Ok(tensor)
@@ -294,7 +293,7 @@ fn check(view: &View) -> Outcome<i64> {
     }
     let numel = size.iter().try_fold(1i64, |all, &n| all.checked_mul(n));
     if size.contains(&0) {
-        // No element is read, and the other sides are nobody's concern but libtorch's, which multiplies them.
+        // No element is read, and the other dimensions matter only to the backend, which may multiply them.
         return if size.iter().all(|&n| n <= i64::from(u32::MAX)) && *offset <= storage.numel && size.len() <= 8 {
             Ok(0)
         } else {
@@ -311,23 +310,18 @@ fn check(view: &View) -> Outcome<i64> {
     }
 }
 
-fn kind_of(class: &str) -> Option<Kind> {
+fn dtype_of(class: &str) -> Option<Dtype> {
     Some(match class {
-        "DoubleStorage" => Kind::Double,
-        "FloatStorage" => Kind::Float,
-        "HalfStorage" => Kind::Half,
-        "BFloat16Storage" => Kind::BFloat16,
-        "LongStorage" => Kind::Int64,
-        "IntStorage" => Kind::Int,
-        "ShortStorage" => Kind::Int16,
-        "CharStorage" => Kind::Int8,
-        "ByteStorage" => Kind::Uint8,
-        "BoolStorage" => Kind::Bool,
+        "DoubleStorage" => Dtype::F64,
+        "FloatStorage" => Dtype::F32,
+        "HalfStorage" => Dtype::F16,
+        "BFloat16Storage" => Dtype::BF16,
+        "LongStorage" => Dtype::I64,
+        "IntStorage" => Dtype::I32,
+        "ShortStorage" => Dtype::I16,
+        "CharStorage" => Dtype::I8,
+        "ByteStorage" => Dtype::U8,
+        "BoolStorage" => Dtype::BOOL,
         _ => return None,
     })
-}
-
-/// An error of libtorch carries its C++ stack; the first line says what is wrong.
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }
