@@ -8,11 +8,12 @@ use std::path::Path;
 
 use indicatif::DecimalBytes;
 use program::ExitStatus;
+use program::table::{Left, Right, table};
+use program::words::grouped;
 use schemas::{Cache, FileStamp, TeacherId, ViewPolicy, layout};
 use serde::Serialize;
 
 use crate::cli::ListArgs;
-use crate::table::{Align, Table, grouped};
 
 /// The JSON output.
 #[derive(Debug, Serialize)]
@@ -176,30 +177,9 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
     if report.caches.is_empty() {
         writeln!(out, "no cache below {}", report.dir)?;
     } else {
-        use Align::{Left, Right};
-        let mut table = Table::new(
-            [Left, Right, Right, Right, Right, Left, Left],
-            ["cache", "images", "views", "rows", "size", "state", "teachers"],
-        );
-        for cache in &report.caches {
-            let content = cache.content.as_ref();
-            let field = |text: &dyn Fn(&Content) -> String| content.map_or("-".to_owned(), text);
-            table.push([
-                cache.path.clone(),
-                field(&|c| grouped(c.images)),
-                field(&|c| format!("{} x {}", c.views, c.policy)),
-                field(&|c| grouped(c.rows)),
-                DecimalBytes(cache.bytes).to_string(),
-                match cache.state {
-                    State::Complete => "complete",
-                    State::Incomplete => "incomplete",
-                    State::Damaged => "DAMAGED",
-                }
-                .to_owned(),
-                field(&teachers),
-            ]);
-        }
-        table.write("", out)?;
+        let titles = ["cache", "images", "views", "rows", "size", "state", "teachers"];
+        let align = [Left, Right, Right, Right, Right, Left, Left];
+        write!(out, "{}", table(titles, align, report.caches.iter().map(cells).collect()))?;
     }
     for cache in &report.caches {
         if let Some(reason) = &cache.reason {
@@ -216,6 +196,25 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
         writeln!(out, "not searched: {reason}")?;
     }
     Ok(())
+}
+
+/// The line of a cache.
+fn cells(cache: &CacheEntry) -> [String; 7] {
+    let field = |text: &dyn Fn(&Content) -> String| cache.content.as_ref().map_or("-".to_owned(), text);
+    let state = match cache.state {
+        State::Complete => "complete",
+        State::Incomplete => "incomplete",
+        State::Damaged => "DAMAGED",
+    };
+    [
+        cache.path.clone(),
+        field(&|c| grouped(c.images)),
+        field(&|c| format!("{} x {}", c.views, c.policy)),
+        field(&|c| grouped(c.rows)),
+        DecimalBytes(cache.bytes).to_string(),
+        state.to_owned(),
+        field(&teachers),
+    ]
 }
 
 fn teachers(content: &Content) -> String {

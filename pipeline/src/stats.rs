@@ -4,6 +4,7 @@
 //! on how many processors there are.
 
 mod bytes;
+mod map;
 mod sketch;
 mod sums;
 mod text;

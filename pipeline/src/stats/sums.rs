@@ -4,7 +4,6 @@ use schemas::{TeacherIdentity, TeacherRow};
 
 use super::sketch::Sketch;
 use super::{Attention, Channels, Features, NonFinite, OUTLIER, Outliers, TopChannels};
-use crate::features;
 
 /// What is kept of the rows seen so far.
 #[derive(Debug)]
@@ -76,14 +75,14 @@ impl Sums {
     pub(super) fn add_row(&mut self, teacher: &TeacherIdentity, scratch: &mut Scratch) -> schemas::Result<()> {
         let Scratch { row, tokens, cls, attention, norms, sorted } = scratch;
         self.rows += 1;
-        features::tokens(teacher, row, tokens)?;
+        teacher.decode_tokens(&row.tokens, tokens)?;
         norms.clear();
         for token in tokens.chunks_exact(teacher.width as usize) {
             norms.push(self.add_token(token));
         }
         self.add_norms(norms, sorted);
 
-        features::cls(teacher, row, cls)?;
+        teacher.decode_cls(&row.cls, cls)?;
         let sq: f64 = cls.iter().map(|&v| f64::from(v).powi(2)).sum();
         if sq.is_finite() {
             self.cls_norm.add(sq.sqrt());
@@ -91,7 +90,7 @@ impl Sums {
             self.non_finite.cls += non_finite(cls);
         }
 
-        features::cls_attn(teacher, row, attention)?;
+        teacher.decode_cls_attn(&row.cls_attn, attention)?;
         self.add_attention(attention);
         Ok(())
     }
