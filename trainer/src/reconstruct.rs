@@ -28,7 +28,7 @@ use crate::export;
 use crate::progress::Progress;
 use crate::step::{IMAGENET_MEAN, IMAGENET_STD, Normalise};
 
-mod colour;
+mod color;
 #[cfg(test)]
 mod tests;
 
@@ -86,9 +86,9 @@ impl Sheet {
         let unknown = Tensor::full([n, grid_h * grid_w], f64::NAN, (Kind::Float, Device::Cpu));
         let whole = unknown.scatter(1, &ids, &map.to_kind(Kind::Float));
         let known = whole.isfinite().unsqueeze(1); // [N, 1, L]
-        let colours = colour::heat(&whole.nan_to_num(0.0, 0.0, 0.0)); // [N, 3, L]
-        let gray = colours.full_like(REMOVED);
-        let cells = colours.where_self(&known, &gray).reshape([n, 3, grid_h, grid_w]);
+        let colors = color::heat(&whole.nan_to_num(0.0, 0.0, 0.0)); // [N, 3, L]
+        let gray = colors.full_like(REMOVED);
+        let cells = colors.where_self(&known, &gray).reshape([n, 3, grid_h, grid_w]);
         self.columns.push(cells.upsample_nearest2d(self.side, None, None));
     }
 

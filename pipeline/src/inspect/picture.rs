@@ -157,7 +157,7 @@ pub(super) fn draw(
         paste(&mut sheet, crop, MARGIN, top);
         let size = chosen.sample.view.crop;
         let flip = if chosen.sample.view.flip { " flip" } else { "" };
-        let legend = format!("{} x {}{flip}", size.w, size.h);
+        let legend = format!("{} × {}{flip}", size.w, size.h);
         text::draw(&mut sheet, MARGIN, top + panel + GAP, &shorten(&legend, panel), FADED);
         for column in &columns {
             let place = (chosen.sample.sample_id, chosen.sample.view.index);
@@ -250,7 +250,7 @@ fn draw_header(cache: &Cache, columns: &[Column], panel: u32, sheet: &mut RgbIma
         let width = PANELS * panel + (PANELS - 1) * GAP;
         let left = column.left;
         text::draw(sheet, left, MARGIN, &shorten(column.id.as_str(), width), INK);
-        let shape = format!("{} x {} x {}", column.grid, column.grid, column.width);
+        let shape = format!("{} × {} × {}", column.grid, column.grid, column.width);
         let mut about = shape.clone();
         if let Some(teacher) = cache.teachers().get(&column.id) {
             let codec = &teacher.codec;
@@ -334,7 +334,7 @@ impl Column {
         draw_scale(left[1], legend, panel, highest, sheet);
         let (masked, seen) = panels::focused_mask(attention, self.grid, place, crop);
         paste(sheet, &masked, left[2], top);
-        let mut text = format!("{seen} of {} seen", attention.len());
+        let mut text = format!("{seen} of {} visible", attention.len());
         if text::width(&text) > panel {
             text = format!("{seen} of {}", attention.len());
         }

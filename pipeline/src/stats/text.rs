@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use indicatif::DecimalBytes;
-use program::table::{Left, Right, table};
+use program::table::{Left, Right, percent, table};
 use program::words::{count, grouped};
 
 use super::bytes::ColumnBytes;
@@ -174,10 +174,6 @@ fn median<T: Copy + Into<f64>>(values: &[T]) -> f64 {
     let mut values: Vec<f64> = values.iter().map(|&v| v.into()).collect();
     values.sort_by(f64::total_cmp);
     values[(values.len() - 1) / 2]
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
 }
 
 /// About four significant digits, with an exponent only for very large and very small values.
