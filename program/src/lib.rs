@@ -1,6 +1,6 @@
 //! What the programs of this workspace have in common apart from their work. No tensors and no images.
 //!
-//! | module | what it has |
+//! | module | content |
 //! |---|---|
 //! | [`cli`] | reading a command line, completions, `--log-format` |
 //! | [`recipe`] | settings: a TOML file, `--set section.key=value`, and errors that name the setting |

@@ -32,7 +32,7 @@ function nearest(plot, series, at) {
 
 function draw(chart, box) {
   const ticks = (plot, splits, axis, space, step) => splits.map(value => tick(value, step));
-  const axis = { stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false }, values: ticks };
+  const axis = { stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false }, values: ticks, font: "12px system-ui, sans-serif" };
   const series = chart.curves.map(({ run, x }) => ({
     label: runs[run],
     stroke: style(`--c${run % 7}`),
@@ -46,8 +46,8 @@ function draw(chart, box) {
     width: box.clientWidth,
     height: HEIGHT,
     scales: { x: { time: false } },
-    axes: [{ ...axis, label: "step", labelSize: 20, size: 28 }, { ...axis, label: chart.title, labelSize: 20, size: 62 }],
-    series: [{ label: "step" }, ...series],
+    axes: [{ ...axis, label: "step", labelSize: 20, size: 28, labelFont: axis.font }, { ...axis, size: 62 }],
+    series: [{ label: "step", value: (plot, step) => (step == null ? "–" : step) }, ...series],
     cursor: { sync: { key: "step" }, drag: { x: true, y: true, uni: 24 }, dataIdx: nearest, points: { size: 6 } },
   };
   return new uPlot(options, uPlot.join(chart.curves.map(({ x, y }) => [x, y])), box);

@@ -1,25 +1,25 @@
-//! Principal components of tokens, and their place as colors.
+//! Principal components of tokens as colors.
 
 use anyhow::{Context, ensure};
 use tch::{Kind, Tensor};
 
-/// Components that are found: one for each of red, green and blue.
+/// Number of components: one each for red, green and blue.
 pub(super) const COMPONENTS: usize = 3;
 
-/// Tokens that the components are fitted to at most, taken evenly; more would not move them visibly.
+/// Largest number of tokens that the components are fitted to, evenly spaced; more would make no visible difference.
 const MAX_FIT: usize = 16_384;
 
-/// Channels that a token has at most: the covariance is their square, 2 GiB at this width.
+/// Largest number of channels: the covariance has its square, 2 GiB at this width.
 const MAX_WIDTH: usize = 16_384;
 
-/// Share of the values beyond each end of a color's range.
+/// Share of the values outside of a color's range at each end.
 const TAIL: f64 = 0.01;
 
-/// Tokens of several views of one teacher, as colors that can be compared between the views.
+/// Colors of the tokens of one teacher that can be compared between views.
 #[derive(Debug)]
 pub(super) struct Pca {
-    /// `[N, 3]`, in 0..1: 0 at the 1st percentile of a component over all tokens, 1 at the 99th; 0.5 for a component that there
-    /// is none of.
+    /// `[N, 3]`, in 0..1: 0 at the 1st percentile of a component over all tokens, 1 at the 99th; 0.5 for a component that does
+    /// not exist.
     pub(super) colors: Vec<[f32; COMPONENTS]>,
     /// Share of the variance that each component explains.
     pub(super) explained: [f64; COMPONENTS],
@@ -84,7 +84,7 @@ fn components(tokens: &[f32], width: usize) -> anyhow::Result<Components> {
     let mut explained = [0.0; COMPONENTS];
     for (k, explained) in explained.iter_mut().enumerate().take(width) {
         let at = width - 1 - k;
-        // What rounding leaves of a variance of nothing is no component.
+        // Without variance, rounding errors are not a component.
         if variances[at] <= total * 1e-12 || !variances[at].is_finite() {
             break;
         }

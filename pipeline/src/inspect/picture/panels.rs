@@ -29,7 +29,8 @@ pub(super) fn components(colors: &[[f32; COMPONENTS]], grid: usize, side: u32) -
 /// Color of a share of the largest attention, from black (0) through violet and orange to light yellow (1). A square root stretches the
 /// low end: attention often lies on a few patches, and the eye could not tell the others apart.
 pub(super) fn heat(share: f64) -> Rgb<u8> {
-    Rgb(colorous::INFERNO.eval_continuous(share.clamp(0.0, 1.0).sqrt()).as_array())
+    // A NaN becomes 0.
+    Rgb(colorous::INFERNO.eval_continuous(share.max(0.0).sqrt()).as_array())
 }
 
 /// Heat over the gray crop, from 0 to the view's largest value, which is returned: exact at the centers of patches, smooth between them.
@@ -119,7 +120,7 @@ mod tests {
         }
     }
 
-    /// Exact at the centers, in between between them, and nothing where there is nothing.
+    /// Exact at the centers, smooth between them, and nothing where there is nothing.
     #[test]
     fn heat_is_that_of_the_weights() {
         let crop = flat(90, [0; 3]);
