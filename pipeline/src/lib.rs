@@ -10,11 +10,9 @@ pub mod channels;
 pub mod cli;
 mod codec_error;
 pub mod config;
-mod features;
 pub mod inspect;
 pub mod list;
 pub mod stats;
-mod table;
 pub mod verify;
 
 use std::io::Write;

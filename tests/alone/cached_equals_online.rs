@@ -22,7 +22,7 @@ fn losses(run: &Path) -> Vec<Vec<(String, f64)>> {
 /// Tolerance 1e-5 relative. The f32 cache holds what the teacher computed, bit for bit; what may differ are the last bits of the teacher's
 /// matrix products, whose kernels depend on the batch's size (16 views in the build, 8 in the loop), 2^-24 each. libtorch gets one thread
 /// here, as each lane of the build has, since the order of a sum depends on the number of threads too. Over 20 AdamW steps a difference
-/// grows, but stays far below what any mistake in the join, the crop or the normalisation makes.
+/// grows, but stays far below what any mistake in the join, the crop or the normalization makes.
 #[test]
 fn cached_equals_online() {
     torch_ext::set_num_threads(1).expect("libtorch takes a thread count");

@@ -178,7 +178,7 @@ fn a_browser_shows_the_report() {
     let picture = dir.path().join("page.png");
     browse(&[format!("--screenshot={}", picture.display())]);
     let shown = images::decode(&std::fs::read(&picture).expect("a screenshot")).expect("a PNG");
-    // The first run's colour is drawn: a light scheme's, which is what a headless browser asks for.
+    // The first run's color is drawn: that of the light scheme, for which a headless browser asks.
     let blue = |p: &[u8]| p[0] < 40 && (90..140).contains(&p[1]) && (150..200).contains(&p[2]);
     let drawn = shown.data.chunks_exact(3).filter(|p| blue(p)).count();
     assert!(drawn > 200, "{drawn} pixels of the curves' blue");

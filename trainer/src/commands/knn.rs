@@ -5,6 +5,7 @@ use std::io::Write;
 
 use hub::HubSettings;
 use images::ImageSource;
+use program::table::{Left, Right, percent, table};
 use program::words::count;
 use schemas::DepthWindow;
 use serde::{Deserialize, Serialize};
@@ -166,21 +167,13 @@ fn write_table(results: &[KnnResult], out: &mut dyn Write) -> std::io::Result<()
         first.classes,
         unusual(first.depth_window, first.precision.as_deref())
     )?;
-    let width = results.iter().map(|r| r.model.chars().count()).max();
-    let width = width.unwrap_or(0).max("model".len());
-    writeln!(out, "{:<width$}  {:<8} {:>8} {:>10}", "model", "features", "top-1", "balanced")?;
-    for result in results {
-        for (kind, accuracy) in &result.accuracy {
-            writeln!(
-                out,
-                "{:<width$}  {kind:<8} {:>7.2}% {:>9.2}%",
-                result.model,
-                100.0 * accuracy.top1,
-                100.0 * accuracy.balanced
-            )?;
-        }
-    }
-    Ok(())
+    let row = |model: &str, kind: &str, found: &Accuracy| {
+        [model.to_owned(), kind.to_owned(), percent(found.top1), percent(found.balanced)]
+    };
+    let rows =
+        results.iter().flat_map(|result| result.accuracy.iter().map(|(kind, found)| row(&result.model, kind, found)));
+    let titles = ["model", "features", "top-1", "balanced"];
+    write!(out, "{}", table(titles, [Left, Left, Right, Right], rows.collect()))
 }
 
 #[cfg(test)]

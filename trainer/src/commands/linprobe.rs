@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use hub::HubSettings;
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
+use program::table::{Left, Right, percent, table};
 use program::words::count;
 use schemas::{ContentHash, DepthWindow, ViewPolicy};
 use serde::{Deserialize, Serialize};
@@ -363,25 +364,13 @@ fn write_table(results: &[LinprobeResult], out: &mut dyn Write) -> std::io::Resu
         first.held_out_images,
         unusual(first.depth_window, first.precision.as_deref())
     )?;
-    let width = results.iter().map(|r| r.model.chars().count()).max();
-    let width = width.unwrap_or(0).max("model".len());
-    writeln!(
-        out,
-        "{:<width$}  {:<8} {:>8} {:>8} {:>8} {:>10}",
-        "model", "features", "base lr", "top-1", "top-5", "balanced"
-    )?;
-    for result in results {
-        for (kind, probe) in &result.features {
-            writeln!(
-                out,
-                "{:<width$}  {kind:<8} {:>8} {:>7.2}% {:>7.2}% {:>9.2}%",
-                result.model,
-                probe.blr,
-                100.0 * probe.test.top1,
-                100.0 * probe.test.top5,
-                100.0 * probe.test.balanced
-            )?;
-        }
-    }
-    Ok(())
+    let row = |model: &str, kind: &str, probe: &Probe| {
+        let test = &probe.test;
+        let [top1, top5, balanced] = [test.top1, test.top5, test.balanced].map(percent);
+        [model.to_owned(), kind.to_owned(), probe.blr.to_string(), top1, top5, balanced]
+    };
+    let rows =
+        results.iter().flat_map(|result| result.features.iter().map(|(kind, probe)| row(&result.model, kind, probe)));
+    let titles = ["model", "features", "base lr", "top-1", "top-5", "balanced"];
+    write!(out, "{}", table(titles, [Left, Left, Right, Right, Right, Right], rows.collect()))
 }

@@ -33,10 +33,10 @@ pub(crate) trait Dataset: Send + Sync + 'static {
     fn fill(&self, batch: &mut Self::Batch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()>;
 }
 
-/// A batch that could not be loaded.
+/// There is no memory for a batch on the host. A step that runs out of memory is tried again in smaller parts; this is not.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot load a batch")]
-pub(crate) struct LoaderError(#[source] pub(crate) anyhow::Error);
+#[error("no page-locked memory for a batch: {0}")]
+pub(crate) struct NoHostMemory(pub(crate) String);
 
 /// The running loader. Dropping it stops and joins its threads.
 #[derive(Debug)]
@@ -71,16 +71,15 @@ impl<B: Send + 'static> Loader<B> {
     }
 
     /// The next batch, or what is wrong with the data, naming file and row. Time spent here is [`Loader::take_waited`]'s.
-    pub(crate) fn next_batch(&mut self) -> Result<B, LoaderError> {
+    pub(crate) fn next_batch(&mut self) -> anyhow::Result<B> {
         let start = Instant::now();
         let batch = self.batches.as_ref().and_then(|batches| batches.recv().ok());
         self.waited += start.elapsed();
-        let batch = batch.unwrap_or_else(|| {
+        batch.unwrap_or_else(|| {
             Err(anyhow::anyhow!(
                 "the loader has ended: one of its threads has panicked (the message is above), or no step is left"
             ))
-        });
-        batch.map_err(LoaderError)
+        })
     }
 
     /// Gives batches back to be filled again. The device must be past every copy from them.
@@ -131,7 +130,7 @@ fn run<D: Dataset>(
         for micro in permutation[dataset.sampler().step_range(position.step)].chunks(dataset.batch_size()) {
             let batch = match used.try_recv() {
                 Ok(batch) => Ok(batch),
-                Err(_) => dataset.allocate(device).map_err(anyhow::Error::from),
+                Err(_) => dataset.allocate(device).map_err(|e| NoHostMemory(e.to_string()).into()),
             };
             let filled = batch.and_then(|mut batch| {
                 pool.install(|| dataset.fill(&mut batch, *epoch, micro))?;

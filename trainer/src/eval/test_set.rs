@@ -9,6 +9,7 @@ use images::{ImageSource, RgbImage, draw_view};
 use models::blocks::Pass;
 use models::classifier::Classifier;
 use models::precision::Precision;
+use program::table::{Left, Right, percent, table};
 use rayon::prelude::*;
 use schemas::{ContentHash, ViewPolicy, atomic};
 use serde::{Deserialize, Serialize};
@@ -256,17 +257,11 @@ fn write_table(result: &FinetuneResult, out: &mut dyn Write) -> std::io::Result<
         "fine-tuned {}: {} train and {} test images, {} classes",
         result.model, result.train_images, result.last.images, result.classes
     )?;
-    writeln!(out, "{:<6} {:>6} {:>8} {:>8} {:>10} {:>8}", "", "epoch", "top-1", "top-5", "balanced", "loss")?;
-    for (name, e) in [("last", &result.last), ("best", &result.best)] {
-        writeln!(
-            out,
-            "{name:<6} {:>6} {:>7.2}% {:>7.2}% {:>9.2}% {:>8.4}",
-            e.epoch,
-            100.0 * e.accuracy.top1,
-            100.0 * e.accuracy.top5,
-            100.0 * e.accuracy.balanced,
-            e.loss
-        )?;
-    }
-    Ok(())
+    let row = |name: &str, e: &Evaluation| {
+        let [top1, top5, balanced] = [e.accuracy.top1, e.accuracy.top5, e.accuracy.balanced].map(percent);
+        [name.to_owned(), e.epoch.to_string(), top1, top5, balanced, format!("{:.4}", e.loss)]
+    };
+    let rows = vec![row("last", &result.last), row("best", &result.best)];
+    let titles = ["", "epoch", "top-1", "top-5", "balanced", "loss"];
+    write!(out, "{}", table(titles, [Left, Right, Right, Right, Right, Right], rows))
 }

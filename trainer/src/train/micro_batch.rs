@@ -11,7 +11,7 @@ use anyhow::ensure;
 use torch_ext::{OutOfMemory, attempt};
 use tracing::warn;
 
-use crate::data::loader::LoaderError;
+use crate::data::loader::NoHostMemory;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -51,9 +51,8 @@ impl MicroBatches {
             let attempted = attempt(|| {
                 #[cfg(test)]
                 tests::run_out_above_limit(images);
-                // A batch that cannot be loaded cannot be loaded again either: not to be taken for a lack of memory of the step.
                 match step(parts) {
-                    Err(error) if error.is::<LoaderError>() => Ok(Err(error)),
+                    Err(error) if error.is::<NoHostMemory>() => Ok(Err(error)),
                     other => other.map(Ok),
                 }
             })?;

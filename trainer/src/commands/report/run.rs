@@ -4,29 +4,31 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::eval::record;
 use crate::train::metrics::{METRICS, NONFINITE};
 use crate::train::{checkpoint, image_grid, run_folder};
 
-/// More of a file than this is not a run's.
-const MOST_BYTES: u64 = 1 << 30;
-/// The same for a sheet of pictures: one of a run has a few MB.
-const MOST_PICTURE_BYTES: u64 = 64 << 20;
+/// Largest file that is read; a run writes none as large.
+const MAX_BYTES: u64 = 1 << 30;
+/// Largest sheet of pictures; those of a run have a few MB.
+const MAX_PICTURE_BYTES: u64 = 64 << 20;
 
 /// One run.
 #[derive(Debug, Default)]
 pub(super) struct RunData {
     /// As given.
     pub(super) path: PathBuf,
-    /// What it is called, see [`name_apart`](super::names::name_apart).
+    /// A name that differs from the other runs', see [`name_apart`](super::names::name_apart).
     pub(super) name: String,
     /// Steps of the newest checkpoint.
     pub(super) saved: Option<u64>,
     /// Whether a process trains in it now.
     pub(super) running: bool,
-    /// What it trains on, by fact, as the newest checkpoint has it.
+    /// What it trains on, by fact, as recorded in the newest checkpoint.
     pub(super) data: BTreeMap<String, String>,
     /// The recipe's text.
     pub(super) recipe: Option<String>,
@@ -38,10 +40,24 @@ pub(super) struct RunData {
     pub(super) skipped: usize,
     /// `eval/*.json` by file name.
     pub(super) evaluations: BTreeMap<String, Value>,
-    /// The newest sheet of pictures: its name and bytes.
-    pub(super) picture: Option<(String, Vec<u8>)>,
+    /// The newest sheet of pictures.
+    pub(super) picture: Option<Picture>,
     /// What could not be read.
     pub(super) problems: Vec<String>,
+}
+
+/// A PNG.
+#[derive(Debug)]
+pub(super) struct Picture {
+    /// The file's name without its extension.
+    pub(super) name: String,
+    png: Vec<u8>,
+}
+
+impl Picture {
+    pub(super) fn base64(&self) -> String {
+        STANDARD.encode(&self.png)
+    }
 }
 
 impl RunData {
@@ -81,9 +97,9 @@ impl RunData {
         match image_grid::pictures(path) {
             Ok(sheets) => {
                 if let Some(newest) = sheets.last() {
-                    let name = newest.file_stem().unwrap_or_default().to_string_lossy();
+                    let name = newest.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                     match picture(newest) {
-                        Ok(png) => run.picture = Some((name.into_owned(), png)),
+                        Ok(png) => run.picture = Some(Picture { name, png }),
                         Err(e) => run.problems.push(format!("{}: {e}", newest.display())),
                     }
                 }
@@ -98,16 +114,28 @@ impl RunData {
         self.recipe.is_none() && self.series.is_empty() && self.evaluations.is_empty()
     }
 
+    pub(super) fn has_problems(&self) -> bool {
+        !self.problems.is_empty()
+    }
+
+    pub(super) fn has_picture(&self) -> bool {
+        self.picture.is_some()
+    }
+
+    pub(super) fn has_recipe(&self) -> bool {
+        self.recipe.is_some()
+    }
+
     /// The last value of a quantity.
     pub(super) fn last(&self, name: &str) -> Option<f64> {
         self.series.get(name)?.last().map(|&(_, value)| value)
     }
 
-    /// Where it stands: in words, with the epoch that it has come to.
+    /// The run's state in words, with the step it has reached.
     pub(super) fn state(&self) -> String {
         let epochs = self.settings.get("schedule.epochs");
         let all = epochs.and_then(|epochs| epochs.parse::<f64>().ok());
-        // The folder does not say how many steps an epoch has, but every line of the metrics is of a step and an epoch.
+        // The folder does not say how many steps an epoch has, but every line of the metrics has a step and an epoch.
         let per_epoch = self
             .series
             .get("epoch")
@@ -124,12 +152,12 @@ impl RunData {
         }
     }
 
-    /// A file's text; a problem where it is unreadable, or not there and `wanted`.
+    /// A file's text. Adds a problem if it is unreadable, or if it is `wanted` and missing.
     fn text(&mut self, path: &Path, wanted: bool) -> Option<String> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let size = fs::metadata(path).map(|metadata| metadata.len());
         let text = match size {
-            Ok(size) if size > MOST_BYTES => {
+            Ok(size) if size > MAX_BYTES => {
                 self.problems.push(format!("{name}: has {size} bytes, more than a run writes"));
                 return None;
             }
@@ -196,12 +224,12 @@ impl RunData {
 /// The bytes of a PNG that a browser will show.
 fn picture(path: &Path) -> Result<Vec<u8>, String> {
     let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
-    if size > MOST_PICTURE_BYTES {
+    if size > MAX_PICTURE_BYTES {
         return Err(format!("has {size} bytes, more than a sheet of pictures"));
     }
     let bytes = fs::read(path).map_err(|e| e.to_string())?;
     if !bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-        return Err("is no PNG".to_owned());
+        return Err("not a PNG".to_owned());
     }
     // Also bounds its sides.
     images::decode(&bytes).map_err(|e| e.to_string())?;

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use serde_json::Value;
+
+use super::run::RunData;
 use crate::testing::World;
 
 fn run(args: &[String]) -> anyhow::Result<String> {
@@ -56,19 +59,26 @@ fn runs_stand_side_by_side_in_one_file() {
         "images per second",
         "mimic.clip",
         "eval/other.json",
-        "&lt;b&gt;",
+        "&#60;b&#62;",
     ] {
         assert!(page.contains(words), "the page lacks {words:?}");
     }
     // One plot of `rec` with both runs in it, one of `mimic.clip` with one.
-    let plot = |title: &str| {
-        let start = page.find(&format!("<figcaption>{title}</figcaption>")).unwrap();
-        let end = start + page[start..].find("</figure>").unwrap();
-        page[start..end].matches("class=\"curve").count()
+    let charts = page.split("id=\"charts\">").nth(1).and_then(|rest| rest.split("</script>").next()).unwrap();
+    let charts: Vec<Value> = serde_json::from_str(charts).unwrap();
+    let curves = |title: &str| {
+        assert!(page.contains(&format!("<figcaption>{title}</figcaption>")));
+        let chart = charts.iter().find(|chart| chart["title"] == title).unwrap();
+        chart["curves"].as_array().unwrap().len()
     };
-    assert_eq!((plot("rec"), plot("mimic.clip")), (2, 1));
-    for foreign in ["http://", "https://", "<script", "<link", "url("] {
-        assert!(!page.contains(foreign), "{foreign}");
+    assert_eq!((curves("rec"), curves("mimic.clip")), (2, 1));
+    // The plotting library names its home in a comment and loads nothing.
+    for word in ["fetch(", "XMLHttpRequest", "import(", "import "] {
+        assert!(!super::UPLOT_JS.contains(word), "{word}");
+    }
+    let ours = page.replace(super::UPLOT_JS, "");
+    for foreign in ["http://", "https://", "<script src", "<link", "url("] {
+        assert!(!ours.contains(foreign), "{foreign}");
     }
     assert!(!page.contains("Problems"));
 }
@@ -134,11 +144,21 @@ fn what_may_not_be_compared_does_not_stand_in_one_table() {
 /// No two of many runs look alike.
 #[test]
 fn every_run_has_a_stroke_of_its_own() {
-    let strokes: std::collections::BTreeSet<String> = (0..28).map(super::plot::stroke).collect();
+    let strokes: std::collections::BTreeSet<String> = (0..28).map(super::chart::stroke).collect();
     assert_eq!(strokes.len(), 28);
-    let names: Vec<String> = (0..9).map(|i| format!("run {i}")).collect();
-    let legend = super::legend(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    for stroke in [super::plot::stroke(1), super::plot::stroke(8)] {
-        assert!(legend.contains(&format!("class=\"curve {stroke}\"")));
+    let runs: Vec<RunData> = (0..9).map(|i| RunData { name: format!("run {i}"), ..RunData::default() }).collect();
+    let page = super::render(&runs).unwrap();
+    for stroke in [super::chart::stroke(1), super::chart::stroke(8)] {
+        assert!(page.contains(&format!("class=\"curve {stroke}\"")));
     }
+}
+
+#[test]
+fn names_of_runs_cannot_become_markup() {
+    let name = "<script>\"&'</script>";
+    let mut run = RunData { name: name.to_owned(), ..RunData::default() };
+    run.series.insert(name.to_owned(), vec![(1.0, 2.0)]);
+    let page = super::render(&[run]).unwrap();
+    assert!(page.contains("&#60;script&#62;&#34;&#38;&#39;") && !page.contains(name), "{page}");
+    assert_eq!(page.matches("</script>").count(), 3, "{page}");
 }

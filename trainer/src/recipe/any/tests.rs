@@ -44,8 +44,8 @@ fn kinds_are_told_apart_by_what_one_of_them_has() {
 #[test]
 fn what_is_wrong_is_told_of_the_kind_that_it_is() {
     let message = |text: &str| AnyRecipe::parse(text, "a test", &[]).unwrap_err().to_string();
-    let tune = message(&format!("{SHORT}[augment]\nmixup = 0.8\n[run]\nkeep_every = 3\n"));
-    assert!(tune.contains("keep_every"), "{tune}");
+    let tune = message(&format!("{SHORT}[augment]\nmixup = 0.8\n[run]\npictures = 3\n"));
+    assert!(tune.contains("pictures"), "{tune}");
     let pretrain = message("[optim]\nbatchsize = 4\n[schedule]\nepochs = 2\n");
     assert!(pretrain.contains("batchsize"), "{pretrain}");
 }

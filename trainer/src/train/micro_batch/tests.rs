@@ -82,8 +82,8 @@ fn a_batch_that_cannot_be_loaded_is_not_tried_again() {
     let mut tries = 0;
     let failed = micro.retry_in_smaller_parts(|_| {
         tries += 1;
-        Err::<(), _>(LoaderError(anyhow::anyhow!("CUDA out of memory in the loader")).into())
+        Err::<(), _>(NoHostMemory("CUDA error: out of memory".to_owned()).into())
     });
-    assert!(format!("{:#}", failed.unwrap_err()).contains("in the loader"));
+    assert!(format!("{:#}", failed.unwrap_err()).contains("page-locked"));
     assert_eq!((tries, micro.parts()), (1, 1));
 }

@@ -43,7 +43,7 @@ pub(super) fn auto_contrast(img: &RgbImage) -> RgbImage {
         }
         let scale = 255.0 / (high - low) as f64;
         let offset = -(low as f64) * scale;
-        // The conversion cuts the fraction off and clamps, as Pillow does.
+        // The conversion drops the fraction and clamps, as Pillow does.
         std::array::from_fn(|i| (i as f64 * scale + offset) as u8)
     });
     look_up(img, &tables)
@@ -68,7 +68,7 @@ pub(super) fn equalize(img: &RgbImage) -> RgbImage {
     look_up(img, &tables)
 }
 
-/// `Image.blend(from, to, factor)`: in f32, cut to 8 bits; beyond [0, 1] it extrapolates and clamps.
+/// `Image.blend(from, to, factor)`: in f32, truncated to 8 bits; outside of [0, 1] it extrapolates and clamps.
 fn blend(from: impl Iterator<Item = u8>, to: &RgbImage, factor: f64) -> RgbImage {
     let alpha = factor as f32;
     let mut out = to.clone();
@@ -87,10 +87,10 @@ fn luma(&[r, g, b]: &[u8; 3]) -> u8 {
     ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
 }
 
-/// `ImageEnhance.Color(img).enhance(factor)`: away from grey.
+/// `ImageEnhance.Color(img).enhance(factor)`: away from gray.
 pub(super) fn color(img: &RgbImage, factor: f64) -> RgbImage {
-    let grey = img.data.as_chunks::<3>().0.iter().flat_map(|p| [luma(p); 3]);
-    blend(grey, img, factor)
+    let gray = img.data.as_chunks::<3>().0.iter().flat_map(|p| [luma(p); 3]);
+    blend(gray, img, factor)
 }
 
 /// `ImageEnhance.Contrast(img).enhance(factor)`: away from the mean luma.
@@ -114,7 +114,7 @@ pub(super) fn sharpness(img: &RgbImage, factor: f64) -> RgbImage {
 /// `img.filter(ImageFilter.SMOOTH)`: (1 1 1, 1 5 1, 1 1 1) / 13 in f32; the border stays as it is.
 fn smooth(img: &RgbImage) -> RgbImage {
     const EDGE: f32 = 1.0 / 13.0;
-    const CENTRE: f32 = 5.0 / 13.0;
+    const CENTER: f32 = 5.0 / 13.0;
     let mut out = img.clone();
     let (width, height) = (img.width as usize, img.height as usize);
     if width < 3 || height < 3 {
@@ -123,12 +123,12 @@ fn smooth(img: &RgbImage) -> RgbImage {
     let stride = width * 3;
     for y in 1..height - 1 {
         for i in y * stride + 3..(y + 1) * stride - 3 {
-            let row = |at: usize, centre: f32| {
+            let row = |at: usize, center: f32| {
                 let level = |at: usize| f32::from(img.data[at]);
-                level(at - 3) * EDGE + level(at) * centre + level(at + 3) * EDGE
+                level(at - 3) * EDGE + level(at) * center + level(at + 3) * EDGE
             };
-            // Pillow sums from the row below to the row above, and the roundings depend on it.
-            let sum = 0.5 + row(i + stride, EDGE) + row(i, CENTRE) + row(i - stride, EDGE);
+            // Pillow sums from the row below to the row above, and the rounding depends on this order.
+            let sum = 0.5 + row(i + stride, EDGE) + row(i, CENTER) + row(i - stride, EDGE);
             out.data[i] = sum as u8;
         }
     }

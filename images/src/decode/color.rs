@@ -1,12 +1,12 @@
-//! The colour policy's arithmetic: samples of any kind to RGB8.
+//! The color policy's arithmetic: samples of any kind to RGB8.
 
 use image::ColorType;
 use schemas::DepthWindow;
 
-/// What the alpha channel of a buffer means.
+/// The meaning of a buffer's alpha channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alpha {
-    /// There is none: a fourth channel means something else and is dropped.
+    /// There is no alpha: a fourth channel means something else and is dropped.
     Opaque,
     /// The colors are those of the opaque picture.
     Unassociated,
@@ -57,7 +57,7 @@ pub(super) fn to_rgb8(color: ColorType, samples: Vec<u8>, alpha: Alpha, window: 
     })
 }
 
-/// The least and the greatest color sample of an image of 16 bits; `None` for other kinds.
+/// The smallest and the largest color sample of an image of 16 bits; `None` for other kinds.
 pub(super) fn range(color: ColorType, samples: &[u8]) -> Option<(u16, u16)> {
     let channels = match color {
         ColorType::L16 => 1,
@@ -83,7 +83,7 @@ fn deep_samples(samples: &[u8]) -> Vec<u16> {
 }
 
 /// Samples of 16 bits through a window other than `high-byte`; the last of an even number of channels is alpha and keeps its high
-/// byte. An image of one level has no window of its own, and its high byte stands.
+/// byte. An image of one level has no window of its own and keeps its high byte.
 fn through(window: DepthWindow, samples: &[u16], channels: usize) -> Vec<u8> {
     let colors = channels - usize::from(channels.is_multiple_of(2));
     let levels = match window {
@@ -130,7 +130,7 @@ fn percentiles(samples: &[u16], channels: usize, colors: usize, low: f64, high: 
     Some((at(low)?, at(high)?))
 }
 
-/// Undoes the multiplication by alpha, as Pillow does: what rounding or a careless writer made brighter than white is white.
+/// Undoes the multiplication by alpha, as Pillow does: values that rounding or a careless writer made brighter than white become white.
 fn divide_by_alpha_8(samples: &mut [u8], channels: usize) {
     for pixel in samples.chunks_exact_mut(channels) {
         let (alpha, colors) = pixel.split_last_mut().expect("a pixel has channels");
@@ -279,7 +279,7 @@ mod tests {
                 }
             }
         }
-        // Brighter than its alpha allows: clipped, and never wrapped.
+        // Brighter than its alpha allows: clipped, not wrapped.
         let bright = to_rgb8(ColorType::La8, vec![200, 100, 9, 0], Alpha::Associated, DepthWindow::HighByte);
         assert_eq!(bright.unwrap(), [255; 6]);
     }
