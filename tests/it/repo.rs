@@ -7,10 +7,10 @@ use clap::Parser;
 use hub::HubSettings;
 use tests::root;
 
-const MEMBERS: [&str; 9] =
+pub(crate) const MEMBERS: [&str; 9] =
     ["schemas", "images", "hub", "program", "torch-ext", "models", "pipeline", "trainer", "tests"];
 
-fn read(path: impl AsRef<Path>) -> String {
+pub(crate) fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -29,7 +29,7 @@ fn section(manifest: &str, name: &str) -> BTreeSet<String> {
         .collect()
 }
 
-fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
