@@ -32,9 +32,16 @@ pub fn len_keep(num_patches: i64, mask_ratio: f64) -> i64 {
 /// # Panics
 /// Unless `0 < len_keep <= L`.
 pub fn random_masking(noise: &Tensor, len_keep: i64) -> Masking {
-    let num_patches = noise.size()[1];
+    masking_of_order(&noise.argsort_stable(true, 1, false), len_keep)
+}
+
+/// Keeps the first `len_keep` patches of an order: `ids_shuffle [N, L]`, int64, has every patch of an image once.
+///
+/// # Panics
+/// Unless `0 < len_keep <= L`.
+pub fn masking_of_order(ids_shuffle: &Tensor, len_keep: i64) -> Masking {
+    let num_patches = ids_shuffle.size()[1];
     assert!(0 < len_keep && len_keep <= num_patches, "cannot keep {len_keep} of {num_patches} patches");
-    let ids_shuffle = noise.argsort_stable(true, 1, false); // [N, L]
     let ids_restore = ids_shuffle.argsort_stable(true, 1, false); // a permutation's inverse is its argsort
     let mask = ids_restore.ge(len_keep).to_kind(Kind::Float);
     Masking {
@@ -47,7 +54,7 @@ pub fn random_masking(noise: &Tensor, len_keep: i64) -> Masking {
 
 /// How attention chooses the visible patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MaskKind {
+pub enum FocusKind {
     /// Drawn one by one without replacement, with probability in proportion to attention: what MILAN and MaskAlign do.
     Multinomial,
     /// The patches with the most attention: the letter of the MR-MAE paper. A view then always has the same mask.
@@ -58,22 +65,22 @@ pub enum MaskKind {
 ///
 /// `cls_attn [N, L]`: attention of the teacher's CLS token to each patch, mean over heads; only ratios matter. A weight that is
 /// zero, negative or not finite is never chosen before one that is positive, and such patches are equally likely among
-/// themselves (in order of position for [`MaskKind::TopK`]): a teacher with no opinion gives random masking.
-/// `uniform [N, L]`: numbers in [0, 1), f64 for preference; not looked at by [`MaskKind::TopK`].
+/// themselves (in order of position for [`FocusKind::TopK`]): a teacher with no opinion gives random masking.
+/// `uniform [N, L]`: numbers in [0, 1), f64 for preference; not looked at by [`FocusKind::TopK`].
 ///
 /// The draw is a race: patch i finishes after `-ln(u_i) / w_i`, an exponential time of rate `w_i`, and the order of finishing is
 /// a draw without replacement (Efraimidis and Spirakis 2006). The logarithm of the time is returned, which no weight overflows.
-pub fn focused_noise(cls_attn: &Tensor, uniform: &Tensor, kind: MaskKind) -> Tensor {
+pub fn focused_noise(cls_attn: &Tensor, uniform: &Tensor, kind: FocusKind) -> Tensor {
     let weight = cls_attn.to_kind(Kind::Double);
     let positive = weight.isfinite().logical_and(&weight.gt(0.0));
     match kind {
-        MaskKind::Multinomial => {
+        FocusKind::Multinomial => {
             let uniform = uniform.to_kind(Kind::Double).clamp(f64::MIN_POSITIVE, 1.0 - f64::EPSILON);
             let log_time = (-uniform.log()).log() - weight.log();
             // Log times lie within ±1500: weights and uniforms are positive doubles.
             log_time.where_self(&positive, &(uniform + 1e4))
         }
-        MaskKind::TopK => (-&weight).where_self(&positive, &weight.zeros_like()),
+        FocusKind::TopK => (-&weight).where_self(&positive, &weight.zeros_like()),
     }
 }
 

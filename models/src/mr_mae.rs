@@ -72,12 +72,31 @@ pub struct Batch<'a> {
     pub imgs: &'a Tensor,
     /// Which patches are seen.
     pub masking: &'a Masking,
-    /// For each teacher its tokens at *all* patches, `[N, L, K]`, of any floating type, as stored.
-    pub targets: &'a BTreeMap<String, Tensor>,
+    /// For each teacher its tokens, of any floating type, as stored.
+    pub targets: Targets<'a>,
     /// For each teacher whose CLS token is mimicked that token, `[N, K]`.
     pub cls_targets: &'a BTreeMap<String, Tensor>,
     /// Stochastic depth and the like.
     pub pass: Pass<'a>,
+}
+
+/// The teachers' tokens of a batch, by id.
+#[derive(Debug, Clone, Copy)]
+pub enum Targets<'a> {
+    /// At all patches: `[N, L, K]`.
+    All(&'a BTreeMap<String, Tensor>),
+    /// At the visible patches alone, in the order of `ids_keep`: `[N, keep, K]`. Enough where the encoder's tokens mimic.
+    Visible(&'a BTreeMap<String, Tensor>),
+}
+
+impl Targets<'_> {
+    /// The tokens of teacher `id` at the patches `ids [N, T]`, all in order if `None`: `[N, T, K]`.
+    fn at(&self, id: &str, ids: Option<&Tensor>) -> Tensor {
+        match (self, ids) {
+            (Self::All(targets), Some(ids)) => gather_rows(of_teacher(targets, id), ids),
+            (Self::All(targets), None) | (Self::Visible(targets), _) => of_teacher(targets, id).shallow_clone(),
+        }
+    }
 }
 
 /// Scalars, f32, none of them weighted but `total`.
@@ -207,12 +226,7 @@ impl MrMae {
         };
         for (id, teacher) in &self.config.teachers {
             if teacher.weight > 0.0 {
-                let target = of_teacher(batch.targets, id); // [N, L, K]
-                let target = match &ids {
-                    Some(ids) => gather_rows(target, ids),
-                    None => target.shallow_clone(),
-                };
-                let target = self.targets[id].forward(&target);
+                let target = self.targets[id].forward(&batch.targets.at(id, ids.as_ref()));
                 let loss = teacher.loss.forward(&self.heads.forward(id, &tokens), &target);
                 losses.total += &loss * teacher.weight;
                 losses.mimic.insert(id.clone(), loss);
@@ -252,7 +266,7 @@ impl MrMae {
         let ids = ids.unwrap_or_else(|| Tensor::arange(l, (Kind::Int64, latent.device())).expand([n, l], false));
         let mut maps = BTreeMap::new();
         for (id, _) in self.config.teachers.iter().filter(|(_, t)| t.weight > 0.0) {
-            let target = self.targets[id].forward(&gather_rows(of_teacher(batch.targets, id), &ids));
+            let target = self.targets[id].forward(&batch.targets.at(id, Some(&ids)));
             let found = self.heads.forward(id, &tokens).to_kind(Kind::Float);
             maps.insert(id.clone(), Tensor::cosine_similarity(&found, &target, -1, 1e-8));
         }

@@ -9,6 +9,7 @@ pub(crate) mod images;
 pub(crate) mod join;
 pub(crate) mod labeled;
 pub(crate) mod loader;
+pub(crate) mod masking;
 pub(crate) mod mimic;
 pub(crate) mod mixup;
 pub(crate) mod normalize;

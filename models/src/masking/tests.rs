@@ -53,7 +53,7 @@ fn the_smallest_are_kept_in_their_order_and_ties_in_that_of_position() {
 fn frequencies(weights: &[f32], n: i64, len_keep: i64) -> Vec<f64> {
     let num_patches = weights.len() as i64;
     let attention = Tensor::from_slice(weights).unsqueeze(0).expand([n, num_patches], false);
-    let noise = focused_noise(&attention, &uniform(n, num_patches, "draws"), MaskKind::Multinomial);
+    let noise = focused_noise(&attention, &uniform(n, num_patches, "draws"), FocusKind::Multinomial);
     let seen: Tensor = 1.0 - random_masking(&noise, len_keep).mask;
     Vec::try_from(seen.mean_dim(0, false, Kind::Double)).unwrap()
 }
@@ -90,7 +90,7 @@ fn weights_that_say_nothing_come_last_and_are_equal() {
 fn the_ends_of_the_uniform_numbers_are_harmless() {
     let uniform = Tensor::from_slice(&[0.0, 1.0, 0.0, 0.5]).unsqueeze(0);
     let attention = Tensor::from_slice(&[1.0, 1.0, 0.0, 1e-300]).unsqueeze(0);
-    let noise = focused_noise(&attention, &uniform, MaskKind::Multinomial);
+    let noise = focused_noise(&attention, &uniform, FocusKind::Multinomial);
     assert!(bool::try_from(noise.isfinite().all()).unwrap());
     assert_eq!(rows(&random_masking(&noise, 4).ids_keep), [[1, 0, 3, 2]]);
 }
@@ -99,7 +99,7 @@ fn the_ends_of_the_uniform_numbers_are_harmless() {
 fn topk_keeps_the_most_attended_whatever_the_draw() {
     let attention = Tensor::from_slice(&[0.1f32, f32::NAN, 0.4, 0.0, 0.2, 0.4]).unsqueeze(0).to_kind(Kind::Half);
     for name in ["one", "two"] {
-        let noise = focused_noise(&attention, &uniform(1, 6, name), MaskKind::TopK);
+        let noise = focused_noise(&attention, &uniform(1, 6, name), FocusKind::TopK);
         assert_eq!(rows(&random_masking(&noise, 5).ids_keep), [[2, 5, 4, 0, 1]]);
     }
 }
@@ -108,8 +108,8 @@ fn topk_keeps_the_most_attended_whatever_the_draw() {
 fn a_mask_depends_on_its_own_row() {
     let noise = uniform(4, 12, "noise");
     let attention = uniform(4, 12, "attention");
-    let together = focused_noise(&attention, &noise, MaskKind::Multinomial);
-    let alone = focused_noise(&attention.narrow(0, 2, 1), &noise.narrow(0, 2, 1), MaskKind::Multinomial);
+    let together = focused_noise(&attention, &noise, FocusKind::Multinomial);
+    let alone = focused_noise(&attention.narrow(0, 2, 1), &noise.narrow(0, 2, 1), FocusKind::Multinomial);
     let ids = |noise: &Tensor| random_masking(noise, 3).ids_keep;
     assert_eq!(ids(&together).narrow(0, 2, 1), ids(&alone));
     assert_eq!(together.device(), Device::Cpu);

@@ -64,7 +64,7 @@ impl Inputs {
         Batch {
             imgs: &self.imgs,
             masking: &self.masking,
-            targets: &self.targets,
+            targets: Targets::All(&self.targets),
             cls_targets: &self.cls_targets,
             pass: Pass::default(),
         }
@@ -98,6 +98,19 @@ fn the_total_is_the_weighted_sum_and_the_terms_are_not_weighted() {
     assert_eq!(value(alone.rec.as_ref().unwrap()), rec, "heads do not change the autoencoder, nor its start");
     assert_eq!(value(&alone.total), rec);
     assert!(alone.mimic.is_empty());
+}
+
+/// Targets that were taken at the visible patches before give the same losses, bit for bit, and the same maps.
+#[test]
+fn targets_at_the_visible_patches_are_enough() {
+    let inputs = Inputs::new();
+    let (_store, network) = build(&two_teachers());
+    let taken = |(id, target): (&String, &Tensor)| (id.clone(), gather_rows(target, &inputs.masking.ids_keep));
+    let visible: BTreeMap<String, Tensor> = inputs.targets.iter().map(taken).collect();
+    let batch = || Batch { targets: Targets::Visible(&visible), ..inputs.batch() };
+    let (all, some) = (network.forward(&inputs.batch()), network.forward(&batch()));
+    assert_eq!((value(&all.total), &all.mimic), (value(&some.total), &some.mimic));
+    assert_eq!(network.similarity(&inputs.batch()), network.similarity(&batch()));
 }
 
 #[test]

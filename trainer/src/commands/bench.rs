@@ -31,7 +31,9 @@ use crate::data::mimic::MimicDataset;
 use crate::data::normalize::Normalize;
 use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, Features, RunTeacher};
-use crate::recipe::{Experiment, Recipe};
+use crate::data::batch::{MaskInput, Patches};
+use crate::data::masking::masking;
+use crate::recipe::{Experiment, MaskKind, Recipe};
 use crate::train::device_speed::{product_side, product_speed};
 use crate::train::optim::Optimizer;
 use crate::train::step;
@@ -247,9 +249,15 @@ fn step_speeds(
     let n = recipe.optim.batch_size as i64;
     let (size, l) = (i64::from(recipe.model.img_size), recipe.mae_config().num_patches());
     let pixels = Tensor::randint(256, [n, size, size, 3], (Kind::Uint8, device));
-    let noise = Tensor::rand([n, l], (Kind::Double, device));
+    let cls_attn = Tensor::rand([n, l], (Kind::Float, device)).to_kind(Kind::Half);
+    let mask = match recipe.mask.kind {
+        MaskKind::Random | MaskKind::Block => MaskInput::Order(Tensor::rand([n, l], (Kind::Double, device)).argsort(1, false)),
+        MaskKind::Focused => MaskInput::Noise(Tensor::rand([n, l], (Kind::Double, device))),
+    };
+    let at = Patches::of_targets(recipe);
+    let patches = if at == Patches::Visible { recipe.len_keep() } else { l };
     let token = |(id, &width): (&String, &i64)| {
-        (id.clone(), Tensor::randn([n, l, width], (Kind::Float, device)).to_kind(Kind::Half))
+        (id.clone(), Tensor::randn([n, patches, width], (Kind::Float, device)).to_kind(Kind::Half))
     };
     let cls = |(id, &width): (&String, &i64)| {
         let cls = Tensor::randn([n, width], (Kind::Float, device));
@@ -258,7 +266,8 @@ fn step_speeds(
     let features = Features {
         tokens: widths.iter().map(token).collect(),
         cls: widths.iter().map(cls).collect(),
-        cls_attn: Some(Tensor::rand([n, l], (Kind::Float, device)).to_kind(Kind::Half)),
+        at,
+        cls_attn: Some(cls_attn),
     };
     // As the loop has it: no branch is looked at where the recipe drops none.
     let branches = recipe.drop_path_branches();
@@ -273,7 +282,7 @@ fn step_speeds(
     for step in 0..=warm_up + steps {
         state.optim.zero_grad();
         let imgs = normalise.forward(&pixels);
-        let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
+        let masking = masking(recipe, &mask, features.cls_attn.as_ref(), device)?;
         let dropped = (branches > 0).then(|| DropPath::new(&uniform, &drop_rates));
         let pass = Pass { drop_path: dropped.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
         let autocast = precision.guard(device);

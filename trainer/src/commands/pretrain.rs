@@ -174,9 +174,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
                 }
                 for part in batches[i].parts(parts) {
                     let imgs = normalize.forward(&to_device(&part.imgs, device)?);
-                    let features = teachers::features(&teachers, &part, device)?;
-                    let noise = to_device(&part.noise, device)?;
-                    let masking = step::masking(&recipe, &noise, features.cls_attn.as_ref());
+                    let (features, masking) = teachers::features(&recipe, &teachers, &part, device)?;
                     let uniform = part.drop_path.map(|uniform| to_device(&uniform, device)).transpose()?;
                     let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
 
@@ -248,9 +246,7 @@ fn draw(
 ) -> anyhow::Result<ImageGrid> {
     let _no_grad = tch::no_grad_guard();
     let imgs = normalize.forward(&to_device(&batch.imgs, device)?);
-    let features = teachers::features(teachers, batch, device)?;
-    let noise = to_device(&batch.noise, device)?;
-    let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
+    let (features, masking) = teachers::features(recipe, teachers, batch, device)?;
     let _autocast = recipe.run.precision.guard(device);
     let mut grid = ImageGrid::of(student.mae(), &imgs, &masking);
     let (maps, patches) = student.similarity(&features.batch(&imgs, &masking, Pass::default()));

@@ -3,6 +3,8 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::pinned_empty;
 
+use crate::recipe::{MaskKind, MimicTokens, Recipe};
+
 /// One forward pass of images with everything the loss needs, on the CPU (page-locked when the device is a GPU).
 ///
 /// The tensors are allocated once and filled in place; give a batch back to the loader when the device is done with it.
@@ -12,14 +14,32 @@ pub(crate) struct MimicBatch {
     pub samples: Vec<(u64, u16)>,
     /// `[N, S, S, 3]` u8, S = the student's image size.
     pub imgs: Tensor,
-    /// `[N, L]` f64, drawn per (seed, epoch, sample): what a mask is made from. Uniform in [0, 1), or
-    /// [`block_noise`](models::masking::block_noise).
-    pub noise: Tensor,
+    /// What the masks are made from, drawn per (seed, epoch, sample).
+    pub mask: MaskInput,
     /// `[N, B]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): which of the encoder's residual branches are dropped; absent
     /// without stochastic depth.
     pub drop_path: Option<Tensor>,
     /// One per teacher of the run, in the order of [`BatchShape::teachers`].
     pub teachers: Vec<TeacherBatch>,
+}
+
+/// What the masks of a batch are made from.
+#[derive(Debug)]
+pub(crate) enum MaskInput {
+    /// `[N, L]` i64: the patches of each image in the order in which they are kept, the first `keep` of which the encoder sees. Its features
+    /// need no others.
+    Order(Tensor),
+    /// `[N, L]` f64, uniform in [0, 1): a teacher's attention decides with it, on the device.
+    Noise(Tensor),
+}
+
+impl MaskInput {
+    /// The tensor that is filled.
+    pub(crate) fn tensor_mut(&mut self) -> &mut Tensor {
+        match self {
+            MaskInput::Order(tensor) | MaskInput::Noise(tensor) => tensor,
+        }
+    }
 }
 
 /// What a batch is made of, for the record.
@@ -57,7 +77,10 @@ impl MimicBatch {
         MimicBatch {
             samples: self.samples[start..start + len].to_vec(),
             imgs: rows(&self.imgs),
-            noise: rows(&self.noise),
+            mask: match &self.mask {
+                MaskInput::Order(order) => MaskInput::Order(rows(order)),
+                MaskInput::Noise(noise) => MaskInput::Noise(rows(noise)),
+            },
             drop_path: some_rows(&self.drop_path),
             teachers: self.teachers.iter().map(of_teacher).collect(),
         }
@@ -69,9 +92,10 @@ impl MimicBatch {
 pub(crate) enum TeacherBatch {
     /// Features from the cache, in the type they are stored in.
     Cached {
-        /// `[N, L, K]`; absent when only the attention is used. For codec `i8` these are its steps.
+        /// `[N, keep, K]` at the visible patches, or `[N, L, K]` at all; absent when only the attention is used. For codec `i8` these are
+        /// its codes.
         tokens: Option<Tensor>,
-        /// `[N, L, O]` f16: the channels that codec `i8` keeps apart; absent where there are none.
+        /// `[N, keep, O]` or `[N, L, O]` f16: the channels that codec `i8` keeps apart; absent where there are none.
         outliers: Option<Tensor>,
         /// `[N, K]`; absent unless the CLS token is mimicked.
         cls: Option<Tensor>,
@@ -92,12 +116,49 @@ pub(crate) struct BatchShape {
     pub batch_size: usize,
     /// S.
     pub img_size: u32,
-    /// Side of the patch grid; L is its square.
+    /// Rows and columns of patches; L is the square.
     pub grid: u32,
+    /// Patches that the encoder sees, `keep`.
+    pub keep: usize,
+    /// How the visible patches are chosen.
+    pub mask: MaskSource,
     /// B, the encoder's residual branches; 0 without stochastic depth.
     pub drop_path: usize,
     /// What is loaded for each teacher.
     pub teachers: Vec<TeacherShape>,
+}
+
+/// How the visible patches of a batch are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MaskSource {
+    /// By the data set, from noise alone: [`MaskInput::Order`].
+    Dataset {
+        /// Whether patches are removed in blocks.
+        blocks: bool,
+    },
+    /// By a teacher's attention, on the device: [`MaskInput::Noise`].
+    Attention,
+}
+
+/// At which patches a teacher's tokens are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patches {
+    /// At those that the encoder sees, in the order of the mask.
+    Visible,
+    /// At all, in the order of position.
+    All,
+}
+
+impl Patches {
+    /// Where the targets of a run are. A mask that a teacher's attention decides is not known when its tokens are loaded, and a decoder
+    /// mimics elsewhere too.
+    pub(crate) fn of_targets(recipe: &Recipe) -> Patches {
+        if recipe.mask.kind != MaskKind::Focused && recipe.mimic.tokens == MimicTokens::Visible {
+            Patches::Visible
+        } else {
+            Patches::All
+        }
+    }
 }
 
 /// What is loaded for one teacher.
@@ -111,8 +172,8 @@ pub(crate) enum TeacherShape {
         kind: Kind,
         /// Channels that codec `i8` keeps apart, O; 0 for the other codecs.
         outliers: usize,
-        /// Whether the tokens are used.
-        tokens: bool,
+        /// At which patches the tokens are used, if they are.
+        tokens: Option<Patches>,
         /// The stored type of the CLS token's numbers, if it is used.
         cls: Option<Kind>,
         /// Whether the attention is used.
@@ -130,14 +191,20 @@ impl BatchShape {
     pub(crate) fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
         let n = self.batch_size as i64;
         let l = i64::from(self.grid * self.grid);
+        let patches = |at: Patches| match at {
+            Patches::Visible => self.keep as i64,
+            Patches::All => l,
+        };
         let pixels = |size: u32| pinned_empty(&[n, i64::from(size), i64::from(size), 3], Kind::Uint8, device);
         let teachers = self.teachers.iter().map(|teacher| {
             Ok(match *teacher {
                 TeacherShape::Cached { width, kind, outliers, tokens, cls, cls_attn } => TeacherBatch::Cached {
-                    outliers: (tokens && outliers > 0)
-                        .then(|| pinned_empty(&[n, l, outliers as i64], Kind::Half, device))
+                    outliers: (tokens.filter(|_| outliers > 0))
+                        .map(|at| pinned_empty(&[n, patches(at), outliers as i64], Kind::Half, device))
                         .transpose()?,
-                    tokens: tokens.then(|| pinned_empty(&[n, l, i64::from(width)], kind, device)).transpose()?,
+                    tokens: tokens
+                        .map(|at| pinned_empty(&[n, patches(at), i64::from(width)], kind, device))
+                        .transpose()?,
                     cls: cls.map(|kind| pinned_empty(&[n, i64::from(width)], kind, device)).transpose()?,
                     cls_attn: cls_attn.then(|| pinned_empty(&[n, l], Kind::Half, device)).transpose()?,
                 },
@@ -147,7 +214,10 @@ impl BatchShape {
         Ok(MimicBatch {
             samples: vec![(0, 0); self.batch_size],
             imgs: pixels(self.img_size)?,
-            noise: pinned_empty(&[n, l], Kind::Double, device)?,
+            mask: match self.mask {
+                MaskSource::Dataset { .. } => MaskInput::Order(pinned_empty(&[n, l], Kind::Int64, device)?),
+                MaskSource::Attention => MaskInput::Noise(pinned_empty(&[n, l], Kind::Double, device)?),
+            },
             drop_path: (self.drop_path > 0)
                 .then(|| pinned_empty(&[n, self.drop_path as i64], Kind::Double, device))
                 .transpose()?,

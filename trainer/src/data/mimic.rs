@@ -9,12 +9,12 @@ use schemas::View;
 use tch::{Device, Tensor};
 
 use super::Problem;
-use super::batch::{BatchShape, MimicBatch, TeacherBatch, TeacherShape};
+use super::batch::{BatchShape, MaskSource, MimicBatch, Patches, TeacherBatch, TeacherShape};
 use super::images::Images;
 use super::join::Samples;
 use super::loader::{Dataset, cut};
 use super::pixel_cache::PixelCache;
-use super::rows::TeacherRows;
+use super::rows::{TeacherRows, Wanted};
 use super::sample::Sample;
 use super::sampler::Sampler;
 use super::teachers::RunTeacher;
@@ -34,22 +34,8 @@ pub(crate) struct MimicDataset {
     pub shape: BatchShape,
     /// Which samples each step sees.
     pub sampler: Sampler,
-    /// What masks are made from.
-    pub noise: Noise,
     /// Seed of mask noise and stochastic depth.
     pub seed: u64,
-}
-
-/// What masks are made from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Noise {
-    /// One uniform number per patch.
-    Uniform,
-    /// Blocks.
-    Block {
-        /// Patches removed per image.
-        num_removed: usize,
-    },
 }
 
 impl Dataset for MimicDataset {
@@ -76,7 +62,7 @@ impl Dataset for MimicDataset {
 struct Slot<'a> {
     sample: &'a mut (u64, u16),
     img: &'a mut [u8],
-    noise: &'a mut [u8],
+    mask: &'a mut [u8],
     drop_path: Option<&'a mut [u8]>,
     teachers: Vec<TeacherSlot<'a>>,
 }
@@ -102,18 +88,18 @@ impl MimicDataset {
             batch_size: recipe.optim.batch_size,
             img_size: recipe.model.img_size,
             grid: recipe.grid(),
+            keep: recipe.len_keep() as usize,
+            mask: match recipe.mask.kind {
+                MaskKind::Random => MaskSource::Dataset { blocks: false },
+                MaskKind::Block => MaskSource::Dataset { blocks: true },
+                MaskKind::Focused => MaskSource::Attention,
+            },
             drop_path: recipe.drop_path_branches(),
             teachers: teachers.iter().map(|t| t.shape.clone()).collect(),
         };
         let rows = teachers.iter().map(RunTeacher::rows).collect();
         let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
-        let noise = match recipe.mask.kind {
-            MaskKind::Random | MaskKind::Focused => Noise::Uniform,
-            MaskKind::Block => {
-                Noise::Block { num_removed: (recipe.mae_config().num_patches() - recipe.len_keep()) as usize }
-            }
-        };
-        MimicDataset { samples, images, rows, pixels, shape, sampler, noise, seed: recipe.run.seed }
+        MimicDataset { samples, images, rows, pixels, shape, sampler, seed: recipe.run.seed }
     }
 
     /// Fills `batch` with the given samples of an epoch. With several problems, the one of the first slot is returned.
@@ -140,33 +126,45 @@ impl MimicDataset {
             self.pixels.put(idx, view, slot.img);
         }
 
-        // ---- noise for the mask
+        // ---- the mask, or the noise for it
         let mut rng = Rng::new(self.seed, Purpose::Mask, &[epoch, sample.sample_id]);
-        let side = self.shape.grid as usize;
-        let noise: Vec<f64> = match self.noise {
-            Noise::Uniform => (0..side * side).map(|_| rng.uniform_f64()).collect(),
-            Noise::Block { num_removed } => block_noise([side, side], num_removed, &mut || rng.uniform_f64()),
+        let (size, keep) = (self.shape.grid as usize, self.shape.keep);
+        let noise: Vec<f64> = match self.shape.mask {
+            MaskSource::Dataset { blocks: true } => block_noise([size, size], size * size - keep, &mut || rng.uniform_f64()),
+            MaskSource::Dataset { blocks: false } | MaskSource::Attention => {
+                (0..size * size).map(|_| rng.uniform_f64()).collect()
+            }
         };
-        write_f64(slot.noise, noise);
+        let order = match self.shape.mask {
+            MaskSource::Dataset { .. } => {
+                let order = argsort(&noise);
+                write(slot.mask, order.iter().map(|&patch| (patch as i64).to_ne_bytes()));
+                order
+            }
+            MaskSource::Attention => {
+                write(slot.mask, noise.iter().map(|value| value.to_ne_bytes()));
+                Vec::new()
+            }
+        };
 
         // ---- stochastic depth
         if let Some(drop_path) = slot.drop_path {
             let mut rng = Rng::new(self.seed, Purpose::DropPath, &[epoch, sample.sample_id]);
-            write_f64(drop_path, std::iter::repeat_with(|| rng.uniform_f64()));
+            write(drop_path, std::iter::repeat_with(|| rng.uniform_f64().to_ne_bytes()));
         }
 
         // ---- teachers
         for ((teacher, rows), shape) in slot.teachers.into_iter().zip(&self.rows).zip(&self.shape.teachers) {
             if let Some(rows) = rows {
-                rows.read(
-                    sample,
-                    row_view,
-                    sample.first_row + view,
-                    teacher.tokens,
-                    teacher.outliers,
-                    teacher.cls,
-                    teacher.cls_attn,
-                )?;
+                let visible = matches!(shape, TeacherShape::Cached { tokens: Some(Patches::Visible), .. });
+                let wanted = Wanted {
+                    patches: visible.then_some(&order[..keep.min(order.len())]),
+                    tokens: teacher.tokens,
+                    outliers: teacher.outliers,
+                    cls: teacher.cls,
+                    cls_attn: teacher.cls_attn,
+                };
+                rows.read(sample, row_view, sample.first_row + view, wanted)?;
             }
             if let (Some(pixels), TeacherShape::Online { input_size }) = (teacher.pixels, shape) {
                 if *input_size == self.shape.img_size {
@@ -206,23 +204,31 @@ impl MimicDataset {
 }
 
 /// Fills `bytes` with as many of `values` as it has room for.
-fn write_f64(bytes: &mut [u8], values: impl IntoIterator<Item = f64>) {
-    for (slot, value) in bytes.chunks_exact_mut(size_of::<f64>()).zip(values) {
-        slot.copy_from_slice(&value.to_ne_bytes());
+fn write<const SIZE: usize>(bytes: &mut [u8], values: impl IntoIterator<Item = [u8; SIZE]>) {
+    for (slot, value) in bytes.chunks_exact_mut(SIZE).zip(values) {
+        slot.copy_from_slice(&value);
     }
+}
+
+/// The places of `noise` from its smallest value to its largest; equal ones in their order, as in
+/// [`random_masking`](models::masking::random_masking).
+fn argsort(noise: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..noise.len()).collect();
+    order.sort_by(|&a, &b| noise[a].total_cmp(&noise[b]));
+    order
 }
 
 /// Cuts a batch's tensors into one slot per image.
 fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
-    let MimicBatch { samples, imgs, noise, drop_path, teachers } = batch;
+    let MimicBatch { samples, imgs, mask, drop_path, teachers } = batch;
     let n = samples.len();
-    let pixels_and_noise = cut(imgs, n)?.into_iter().zip(cut(noise, n)?);
+    let pixels_and_masks = cut(imgs, n)?.into_iter().zip(cut(mask.tensor_mut(), n)?);
     let drop_path = cut_some(drop_path.as_mut(), n)?;
     let mut slots: Vec<Slot> = samples
         .iter_mut()
-        .zip(pixels_and_noise)
+        .zip(pixels_and_masks)
         .zip(drop_path)
-        .map(|((sample, (img, noise)), drop_path)| Slot { sample, img, noise, drop_path, teachers: Vec::new() })
+        .map(|((sample, (img, mask)), drop_path)| Slot { sample, img, mask, drop_path, teachers: Vec::new() })
         .collect();
     for teacher in teachers {
         let [tokens, outliers, cls, cls_attn, pixels] = match teacher {

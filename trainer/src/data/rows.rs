@@ -14,6 +14,8 @@ use super::sample::Sample;
 pub(crate) struct TeacherRows {
     cache: Arc<Cache>,
     id: TeacherId,
+    /// Patches of an image, L.
+    n_tokens: usize,
     /// Where the tokens' bytes end and those of the outlier channels begin.
     split: usize,
     kind: Kind,
@@ -41,6 +43,7 @@ impl TeacherRows {
         TeacherRows {
             cache: Arc::clone(cache),
             id: identity.id.clone(),
+            n_tokens: identity.n_tokens(),
             split: identity.n_tokens() * identity.width as usize * kind.elt_size_in_bytes(),
             kind,
             cls_kind: match identity.codec.cls() {
@@ -68,18 +71,8 @@ impl TeacherRows {
         self.outliers
     }
 
-    #[allow(clippy::too_many_arguments, reason = "a row has that many columns")]
-    /// Copies row `row` of the sample's part into what is given, after checking that it is whole and of this sample and view.
-    pub(crate) fn read(
-        &self,
-        sample: &Sample,
-        view: &View,
-        row: usize,
-        tokens: Option<&mut [u8]>,
-        outliers: Option<&mut [u8]>,
-        cls: Option<&mut [u8]>,
-        cls_attn: Option<&mut [u8]>,
-    ) -> Result<(), Problem> {
+    /// Copies row `row` of the sample's part into what is wanted, after checking that it is whole and of this sample and view.
+    pub(crate) fn read(&self, sample: &Sample, view: &View, row: usize, wanted: Wanted) -> Result<(), Problem> {
         thread_local! {
             /// Kept from row to row: their memory is a third of a megabyte, too much to ask the system for each time.
             static ROW: RefCell<TeacherRow> = RefCell::default();
@@ -89,16 +82,16 @@ impl TeacherRows {
             part.read_row_into(row, found)?;
             part.check_join(row, found, &sample.row(view))?;
             // The reader has checked the lengths against the teacher's identity, from which the batch's sizes are taken too.
-            if let Some(tokens) = tokens {
-                tokens.copy_from_slice(&found.tokens[..self.split]);
+            let (tokens, outliers) = found.tokens.split_at(self.split);
+            for (out, column) in [(wanted.tokens, tokens), (wanted.outliers, outliers)] {
+                if let Some(out) = out {
+                    copy_patches(out, column, wanted.patches, self.n_tokens);
+                }
             }
-            if let Some(outliers) = outliers {
-                outliers.copy_from_slice(&found.tokens[self.split..]);
-            }
-            if let Some(cls) = cls {
+            if let Some(cls) = wanted.cls {
                 cls.copy_from_slice(&found.cls);
             }
-            if let Some(cls_attn) = cls_attn {
+            if let Some(cls_attn) = wanted.cls_attn {
                 cls_attn.copy_from_slice(&found.cls_attn);
             }
             Ok(())
@@ -113,5 +106,26 @@ impl TeacherRows {
         }
         let opened = Arc::new(self.cache.teacher_part(&self.id, part)?);
         Ok(Arc::clone(slot.insert(opened)))
+    }
+}
+
+/// Where the columns of a row go.
+pub(crate) struct Wanted<'a> {
+    /// The patches whose tokens and outliers are wanted, in this order; all if `None`.
+    pub patches: Option<&'a [usize]>,
+    pub tokens: Option<&'a mut [u8]>,
+    pub outliers: Option<&'a mut [u8]>,
+    pub cls: Option<&'a mut [u8]>,
+    pub cls_attn: Option<&'a mut [u8]>,
+}
+
+/// Copies the values of `patches`, or of all, from a column with those of `n_tokens` patches.
+fn copy_patches(out: &mut [u8], column: &[u8], patches: Option<&[usize]>, n_tokens: usize) {
+    let Some(patches) = patches else {
+        return out.copy_from_slice(column);
+    };
+    let each = column.len() / n_tokens;
+    for (slot, &patch) in out.chunks_exact_mut(each).zip(patches) {
+        slot.copy_from_slice(&column[patch * each..(patch + 1) * each]);
     }
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, bail, ensure};
 use hub::{HubSettings, Resolved};
 use models::blocks::Pass;
 use models::masking::Masking;
-use models::mr_mae::Batch;
+use models::mr_mae::{Batch, Targets};
+use models::tokens::gather_rows;
 use models::precision::Precision;
 use models::teacher::{Teacher, TeacherOptions};
 use schemas::{Cache, Codec, TeacherId, TeacherIdentity};
@@ -15,7 +16,8 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::to_device;
 
 use crate::data::Problem;
-use crate::data::batch::{MimicBatch, TeacherBatch, TeacherShape};
+use crate::data::batch::{MaskInput, MimicBatch, Patches, TeacherBatch, TeacherShape};
+use crate::data::masking::masking;
 use crate::data::dequantize::Dequantize;
 use crate::data::rows::TeacherRows;
 use crate::recipe::Recipe;
@@ -62,11 +64,13 @@ impl RunTeacher {
     }
 }
 
-/// What a teacher says about a batch, on the device.
+/// What the teachers say about a batch, on the device.
 #[derive(Debug)]
 pub(crate) struct Features {
-    /// Per mimicked teacher `[N, L, K]`, in the type it is stored in.
+    /// Per mimicked teacher `[N, keep, K]` at the visible patches, or `[N, L, K]` at all, in the type it is stored in.
     pub tokens: BTreeMap<String, Tensor>,
+    /// At which patches the tokens are.
+    pub at: Patches,
     /// Per teacher whose CLS token is mimicked `[N, K]`.
     pub cls: BTreeMap<String, Tensor>,
     /// `[N, L]` of the teacher that focuses.
@@ -76,7 +80,11 @@ pub(crate) struct Features {
 impl Features {
     /// The network's input for these features.
     pub(crate) fn batch<'a>(&'a self, imgs: &'a Tensor, masking: &'a Masking, pass: Pass<'a>) -> Batch<'a> {
-        Batch { imgs, masking, targets: &self.tokens, cls_targets: &self.cls, pass }
+        let targets = match self.at {
+            Patches::Visible => Targets::Visible(&self.tokens),
+            Patches::All => Targets::All(&self.tokens),
+        };
+        Batch { imgs, masking, targets, cls_targets: &self.cls, pass }
     }
 }
 
@@ -150,7 +158,7 @@ pub(crate) fn open(
                         width: cached.width,
                         kind: rows.kind(),
                         outliers: rows.outliers(),
-                        tokens: mimicked,
+                        tokens: mimicked.then_some(Patches::of_targets(recipe)),
                         cls: mimics_cls.then(|| rows.cls_kind()),
                         cls_attn: focuses,
                     },
@@ -198,9 +206,19 @@ fn load_online(
     Ok((Teacher::load_with(&found.path, &options, device)?, found))
 }
 
-/// The features of a batch, in the order of `teachers`.
-pub(crate) fn features(teachers: &[RunTeacher], batch: &MimicBatch, device: Device) -> anyhow::Result<Features> {
-    let mut features = Features { tokens: BTreeMap::new(), cls: BTreeMap::new(), cls_attn: None };
+/// The features of a batch, in the order of `teachers`, and its masks.
+pub(crate) fn features(
+    recipe: &Recipe,
+    teachers: &[RunTeacher],
+    batch: &MimicBatch,
+    device: Device,
+) -> anyhow::Result<(Features, Masking)> {
+    let at = Patches::of_targets(recipe);
+    let masking_before = match batch.mask {
+        MaskInput::Order(_) => Some(masking(recipe, &batch.mask, None, device)?),
+        MaskInput::Noise(_) => None,
+    };
+    let mut features = Features { tokens: BTreeMap::new(), at, cls: BTreeMap::new(), cls_attn: None };
     for (teacher, loaded) in teachers.iter().zip(&batch.teachers) {
         let (tokens, cls, cls_attn) = match (loaded, &teacher.source) {
             (TeacherBatch::Cached { tokens, outliers, cls, cls_attn }, Source::Cached { dequantize, .. }) => {
@@ -217,7 +235,11 @@ pub(crate) fn features(teachers: &[RunTeacher], batch: &MimicBatch, device: Devi
                 // f32, since this is what a cache is measured against; and the attention rounded as a cache rounds it, so that
                 // both draw the same masks.
                 let output = network.forward(&pixels, Precision::F32)?;
-                (Some(output.tokens), Some(output.cls), Some(output.cls_attn.to_kind(Kind::Half)))
+                let tokens = match (&masking_before, at) {
+                    (Some(masking), Patches::Visible) => gather_rows(&output.tokens, &masking.ids_keep),
+                    _ => output.tokens,
+                };
+                (Some(tokens), Some(output.cls), Some(output.cls_attn.to_kind(Kind::Half)))
             }
             _ => unreachable!("a batch is allocated by the shapes of its teachers"),
         };
@@ -231,7 +253,11 @@ pub(crate) fn features(teachers: &[RunTeacher], batch: &MimicBatch, device: Devi
             features.cls_attn = cls_attn;
         }
     }
-    Ok(features)
+    let masking = match masking_before {
+        Some(masking) => masking,
+        None => masking(recipe, &batch.mask, features.cls_attn.as_ref(), device)?,
+    };
+    Ok((features, masking))
 }
 
 /// Refuses a cached teacher whose patches are not the student's.

@@ -1,15 +1,12 @@
-//! The scalars of an optimization step, on their way from the device, and the masks it begins with. Nothing here waits for the device but
+//! The scalars of an optimization step, on their way from the device. Nothing here waits for the device but
 //! [`StepValues::read`].
 
 use std::collections::BTreeMap;
 
-use models::masking::{self, Masking, focused_noise, random_masking};
 use models::mr_mae::Losses;
 use tch::{Kind, Tensor};
 use torch_ext::event::Event;
 use torch_ext::{copy_non_blocking, pinned_empty};
-
-use crate::recipe::{FocusMode, MaskKind, Recipe};
 
 #[cfg(test)]
 mod tests;
@@ -42,24 +39,6 @@ impl StepValues {
         let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
         Ok((values.last() == Some(&1.0), named))
     }
-}
-
-/// The masks of a batch from its noise `[N, L]` and, for focused masking, the teacher's attention `[N, L]`.
-///
-/// # Panics
-/// If the recipe focuses and `cls_attn` is absent: the loader's mistake.
-pub(crate) fn masking(recipe: &Recipe, noise: &Tensor, cls_attn: Option<&Tensor>) -> Masking {
-    let focused = |mode| {
-        let cls_attn = cls_attn.expect("the focusing teacher's attention is loaded");
-        focused_noise(cls_attn, noise, mode)
-    };
-    let noise = match (recipe.mask.kind, recipe.mask.mode) {
-        // Blocks are in the noise already.
-        (MaskKind::Random | MaskKind::Block, _) => noise.shallow_clone(),
-        (MaskKind::Focused, Some(FocusMode::Topk)) => focused(masking::MaskKind::TopK),
-        (MaskKind::Focused, Some(FocusMode::Multinomial) | None) => focused(masking::MaskKind::Multinomial),
-    };
-    random_masking(&noise, recipe.len_keep())
 }
 
 /// The losses without their graphs.

@@ -5,7 +5,7 @@ use schemas::Cache;
 use tch::Tensor;
 
 use super::*;
-use crate::data::batch::TeacherBatch;
+use crate::data::batch::{MaskInput, TeacherBatch};
 use crate::data::images::Images;
 use crate::data::join;
 use crate::data::mimic::MimicDataset;
@@ -27,6 +27,12 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> MimicDataset {
 /// Samples and tensors of a batch, as bytes.
 type LoadedBatch = (Vec<(u64, u16)>, Vec<Vec<u8>>);
 
+fn mask_of(batch: &MimicBatch) -> &Tensor {
+    match &batch.mask {
+        MaskInput::Order(tensor) | MaskInput::Noise(tensor) => tensor,
+    }
+}
+
 /// Every tensor of every batch of `steps`, as bytes.
 fn load(plan: MimicDataset, threads: usize, steps: std::ops::Range<u64>, recycle: bool) -> Vec<LoadedBatch> {
     let n = steps.clone().count();
@@ -39,7 +45,7 @@ fn load(plan: MimicDataset, threads: usize, steps: std::ops::Range<u64>, recycle
     let mut batches = Vec::new();
     for _ in 0..n {
         let batch = loader.next_batch().unwrap();
-        let mut tensors = vec![bytes(&batch.imgs), bytes(&batch.noise)];
+        let mut tensors = vec![bytes(&batch.imgs), bytes(mask_of(&batch))];
         tensors.extend(batch.drop_path.iter().map(bytes));
         for teacher in &batch.teachers {
             match teacher {
@@ -94,12 +100,12 @@ fn views_rotate_and_masks_are_drawn_anew_each_epoch() {
         let bytes = &batch.1[tensor];
         bytes[slot * bytes.len() / 4..(slot + 1) * bytes.len() / 4].to_vec()
     };
-    let (imgs, noise, tokens) = (0, 1, 2);
+    let (imgs, mask, tokens) = (0, 1, 2);
     assert_eq!(of_sample_0(0, imgs), of_sample_0(2, imgs));
-    assert_eq!(of_sample_0(0, tokens), of_sample_0(2, tokens));
     assert_ne!(of_sample_0(0, imgs), of_sample_0(1, imgs));
-    assert_ne!(of_sample_0(0, tokens), of_sample_0(1, tokens));
-    assert_ne!(of_sample_0(0, noise), of_sample_0(2, noise));
+    assert_ne!(of_sample_0(0, mask), of_sample_0(2, mask));
+    // The tokens are those of the visible patches, so another mask brings others.
+    assert_ne!(of_sample_0(0, tokens), of_sample_0(2, tokens));
 }
 
 /// Two numbers for each of the encoder's blocks, of the sample and the epoch alone, and not those of its mask.
@@ -110,13 +116,13 @@ fn what_is_dropped_is_drawn_per_sample_and_epoch() {
     let numbers = |epoch: u64, idxs: &[u32]| {
         let mut batch = plan.shape.allocate(Device::Cpu).unwrap();
         plan.fill(&mut batch, epoch, idxs).unwrap();
-        let noise = batch.noise.narrow(1, 0, 4);
-        (batch.drop_path.unwrap(), noise)
+        let mask = mask_of(&batch).narrow(1, 0, 4).to_kind(tch::Kind::Double);
+        (batch.drop_path.unwrap(), mask)
     };
-    let (first, noise) = numbers(1, &[5, 0, 1, 2]);
+    let (first, mask) = numbers(1, &[5, 0, 1, 2]);
     assert_eq!(first.size(), [4, 2 * 2]);
     assert_eq!(first.kind(), tch::Kind::Double);
-    assert_ne!(first, noise);
+    assert_ne!(first, mask);
     assert_eq!(first.get(0), numbers(1, &[3, 4, 5, 6]).0.get(2));
     assert_ne!(first.get(0), first.get(1));
     assert_ne!(first.get(0), numbers(2, &[5, 0, 1, 2]).0.get(0));
@@ -139,7 +145,7 @@ fn parts_make_up_the_batch() {
             let joined: Vec<Tensor> = pairs.map(|(a, b)| Tensor::cat(&[a, b], 0)).collect();
             assert!(!joined.is_empty() && joined == of(&batch));
         };
-        joined(&|b| vec![b.imgs.shallow_clone(), b.noise.shallow_clone()]);
+        joined(&|b| vec![b.imgs.shallow_clone(), mask_of(b).shallow_clone()]);
         joined(&|b| b.drop_path.iter().map(Tensor::shallow_clone).collect());
         joined(&|b| match &b.teachers[0] {
             TeacherBatch::Cached { tokens, cls_attn, .. } => {
@@ -184,4 +190,29 @@ fn a_loader_that_is_dropped_early_stops() {
     let mut loader = Loader::start(Arc::new(plan(&world, &[], &[])), 0..1_000_000, 2, 2, Device::Cpu).unwrap();
     loader.next_batch().unwrap();
     drop(loader);
+}
+
+/// The mask that the data set draws is the one that its noise makes, and the tokens that it loads are those of the visible patches.
+#[test]
+fn visible_tokens_are_those_of_the_whole_row_at_the_mask() {
+    let world = World::with_cache(8);
+    for settings in [&[][..], &["mask.kind=block"]] {
+        let visible = plan(&world, settings, &[]);
+        let mut batch = visible.shape.allocate(Device::Cpu).unwrap();
+        visible.fill(&mut batch, 3, &[5, 0, 1, 2]).unwrap();
+        // The decoder mimics at all patches, so all are loaded; the mask is the same.
+        let all = [settings, &["mimic.tokens=decoder_all"]].concat();
+        let all = plan(&world, &all, &[]);
+        let mut whole = all.shape.allocate(Device::Cpu).unwrap();
+        all.fill(&mut whole, 3, &[5, 0, 1, 2]).unwrap();
+        assert_eq!(mask_of(&batch), mask_of(&whole));
+        let sorted = mask_of(&batch).sort(1, false).0;
+        assert_eq!(sorted, Tensor::arange(16, (tch::Kind::Int64, Device::Cpu)).expand([4, 16], false));
+        let keep = visible.shape.keep as i64;
+        let ids_keep = mask_of(&batch).narrow(1, 0, keep);
+        let [TeacherBatch::Cached { tokens: Some(found), .. }] = &batch.teachers[..] else { panic!("cached") };
+        let [TeacherBatch::Cached { tokens: Some(expected), .. }] = &whole.teachers[..] else { panic!("cached") };
+        assert_eq!(found.size()[1], keep);
+        assert_eq!(*found, models::tokens::gather_rows(expected, &ids_keep));
+    }
 }

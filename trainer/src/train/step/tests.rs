@@ -9,6 +9,7 @@ use tch::Device;
 
 use super::*;
 use crate::data::normalize::Normalize;
+use crate::data::batch::Patches;
 use crate::data::teachers::Features;
 use crate::recipe::Experiment;
 use crate::testing::RECIPE;
@@ -45,13 +46,13 @@ fn inputs(first: i64, n: i64) -> (Tensor, Tensor, Features) {
     let tokens = random(&[8, 16, 8], "tokens");
     let part = |t: &Tensor| t.narrow(0, first, n);
     let features =
-        Features { tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]), cls: BTreeMap::new(), cls_attn: None };
+        Features { tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]), at: Patches::All, cls: BTreeMap::new(), cls_attn: None };
     (Normalize::imagenet(Device::Cpu).forward(&part(&all)), part(&noise), features)
 }
 
 /// Forward and backward of one part of `of_step`.
 fn accumulate(student: &MrMae, imgs: &Tensor, masking: &Masking, features: &Features, of_step: usize) -> Losses {
-    let batch = Batch { imgs, masking, targets: &features.tokens, cls_targets: &features.cls, pass: Pass::default() };
+    let batch = features.batch(imgs, masking, Pass::default());
     let losses = student.forward(&batch);
     (&losses.total / of_step as f64).backward();
     detach(&losses)
@@ -65,7 +66,7 @@ fn gradient(rig: &mut Rig, halves: &[(i64, i64)]) -> Vec<Losses> {
     let mut losses = Vec::new();
     for &(first, n) in halves {
         let (imgs, noise, features) = inputs(first, n);
-        let masks = masking(&rig.recipe, &noise, None);
+        let masks = random_masking(&noise, rig.recipe.len_keep());
         losses.push(accumulate(&rig.student, &imgs, &masks, &features, halves.len()));
     }
     losses
@@ -101,7 +102,7 @@ fn a_step_that_is_not_finite_leaves_no_trace() {
         let (mut clean, mut hit) = (rig(&[]), rig(&[]));
         let before = flat(&hit.state.params);
         let (imgs, noise, features) = inputs(0, 4);
-        let masks = masking(&hit.recipe, &noise, None);
+        let masks = random_masking(&noise, hit.recipe.len_keep());
         let poisoned = &imgs * f64::NAN;
         let losses = accumulate(&hit.student, &poisoned, &masks, &features, 1);
         let (done, values) = update(&mut hit, &[losses], clip);
@@ -135,24 +136,5 @@ fn pixels_are_normalized_per_channel() {
     let expected = [(1.0 - 0.485) / 0.229, -0.456 / 0.224, (128.0 / 255.0 - 0.406) / 0.225];
     for (found, expected) in found.iter().zip(expected) {
         assert!((found - expected).abs() < 1e-6, "{found}, expected {expected}");
-    }
-}
-
-#[test]
-fn focused_masks_follow_the_attention() {
-    // All attention on the last four of 16 patches: either rule must keep exactly those.
-    let cls_attn = Tensor::cat(
-        &[Tensor::zeros([2, 12], (Kind::Half, Device::Cpu)), Tensor::ones([2, 4], (Kind::Half, Device::Cpu))],
-        1,
-    );
-    let noise = Init::Normal { std: 1.0 }.tensor(&[2, 16], 3, "noise").to_kind(Kind::Double).sigmoid();
-    for mode in ["multinomial", "topk"] {
-        let recipe = recipe(&["mask.kind=focused", "mask.teacher=clip", &format!("mask.mode={mode}")]);
-        let masks = masking(&recipe, &noise, Some(&cls_attn));
-        let expected = Tensor::cat(
-            &[Tensor::ones([2, 12], (Kind::Float, Device::Cpu)), Tensor::zeros([2, 4], (Kind::Float, Device::Cpu))],
-            1,
-        );
-        assert_eq!(masks.mask, expected, "{mode}");
     }
 }
