@@ -139,6 +139,15 @@ pub enum Error {
         first: Vec<String>,
     },
 
+    /// A file holds neither a student nor a tower.
+    #[error("{student}; nor is it a teacher's tower: {tower}")]
+    NeitherStudentNorTower {
+        /// Why it is not a student.
+        student: Box<Error>,
+        /// Why it is not a tower.
+        tower: Box<Error>,
+    },
+
     /// The config.json beside a student's weights describes another network.
     #[error("{path:?}: {reason}")]
     StudentConfig {

@@ -169,14 +169,18 @@ impl TowerWeights {
     /// # Errors
     /// As there.
     pub fn read(path: &Path) -> Result<TowerWeights> {
-        TowerWeights::read_with(path, &TeacherOptions::default())
+        TowerWeights::of(&Weights::read(path)?, &TeacherOptions::default())
     }
 
-    fn read_with(path: &Path, options: &TeacherOptions) -> Result<TowerWeights> {
-        let weights = Weights::read(path)?;
-        let layout = Layout::recognise(&weights)?;
-        let Resolved { config, assumed } = Config::read_beside(weights.path())?.resolve(&weights, &layout, options)?;
-        let tensors = layout.convert(&weights, &config)?;
+    /// The tower in `weights`, with what `options` say about it.
+    ///
+    /// # Errors
+    /// As [`Teacher::load_with`].
+    pub(crate) fn of(weights: &Weights, options: &TeacherOptions) -> Result<TowerWeights> {
+        let layout = Layout::recognise(weights)?;
+        let Resolved { config, assumed } = Config::read_beside(weights.path())?.resolve(weights, &layout, options)?;
+        config.validate()?;
+        let tensors = layout.convert(weights, &config)?;
         Ok(TowerWeights { config, tensors, layout: layout.title(), sha256: weights.sha256().to_owned(), assumed })
     }
 }
@@ -200,7 +204,8 @@ impl Teacher {
     /// the files', a layer that the file lacks, and facts that neither file states and that must not be guessed, such as CLIP's
     /// activation and normalization; [`TeacherOptions`] answers them.
     pub fn load_with(path: &Path, options: &TeacherOptions, device: Device) -> Result<Teacher> {
-        let TowerWeights { config, tensors, layout, sha256, assumed } = TowerWeights::read_with(path, options)?;
+        let TowerWeights { config, tensors, layout, sha256, assumed } =
+            TowerWeights::of(&Weights::read(path)?, options)?;
         let projected = config.projection.map(|projection| projection.out_dim);
         let info = TeacherInfo {
             arch: config.arch(),
@@ -222,7 +227,6 @@ impl Teacher {
         };
         let tensors =
             tensors.into_iter().map(|(name, tensor)| (name, lay_out_weight(&tensor.to_device(device)))).collect();
-        config.validate()?;
         Ok(Teacher::build(info, &config, device, tensors, Bf16Weights::default()))
     }
 

@@ -112,6 +112,18 @@ impl Weights {
         Ok(self.0.require_read(is_needed)?)
     }
 
+    /// Compares the file with the SHA-256 that `record`, a file beside it, says it has.
+    ///
+    /// # Errors
+    /// [`FileError::WrongDigest`] if it has another.
+    pub fn require_sha256(&self, expected: &str, record: &'static str) -> Result<()> {
+        if self.sha256() == expected {
+            return Ok(());
+        }
+        let (path, found) = (self.path().to_path_buf(), self.sha256().to_owned());
+        Err(FileError::WrongDigest { path, record, expected: expected.to_owned(), found }.into())
+    }
+
     /// A tensor by name, in the type of the file.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.0.tensors.get(name)

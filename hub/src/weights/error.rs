@@ -103,6 +103,21 @@ pub enum Error {
         damage: Box<Error>,
     },
 
+    /// A file is not the one that a record beside it describes.
+    #[error(
+        "{path:?}: is damaged (SHA-256 {found}, {record} says {expected}). Take another checkpoint of the run, or copy it again"
+    )]
+    WrongDigest {
+        /// The file.
+        path: PathBuf,
+        /// The name of the record.
+        record: &'static str,
+        /// What the record says.
+        expected: String,
+        /// SHA-256 of the file.
+        found: String,
+    },
+
     /// A file is in a format that is not read here, or has contents that are not. Nothing is wrong with the file.
     #[error("{path:?} is {what}, which is not read here. {next_step}")]
     UnreadFormat {

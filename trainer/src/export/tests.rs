@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Parser;
 use hub::HubSettings;
 use models::encoder::EncoderConfig;
-use models::exchange::{Format, import};
 use models::init::Init;
+use models::interop::{Format, import};
 use models::mae::{Mae, MaeConfig};
 use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
@@ -190,7 +190,7 @@ fn a_file_in_convmaes_names_is_evaluated() {
     randomise(&params, 5);
     let facts = Facts::of(mae.config(), 0.75);
     let found = [false, true].map(|decoder| {
-        let exported = exchange::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
+        let exported = interop::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
         let folder = temp.path().join(format!("convmae-{decoder}"));
         write(&folder, &exported, DepthWindow::default(), "").unwrap();
         // The file alone tells as much: the heads of a published width, a square.

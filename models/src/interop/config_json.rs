@@ -16,21 +16,21 @@ const MAX_JSON_BYTES: u64 = 1 << 20;
 const PUBLISHED: [(i64, i64); 5] = [(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 16)];
 
 /// A `config.json` in transformers' words or in those of `model_args`; empty where there is none.
-pub(super) struct Beside {
+pub(super) struct ConfigJson {
     path: PathBuf,
     config: Value,
 }
 
-impl Beside {
+impl ConfigJson {
     /// Reads the file in the folder of `weights`.
-    pub(super) fn read(weights: &Path) -> Result<Beside> {
+    pub(super) fn read(weights: &Path) -> Result<ConfigJson> {
         let path = weights.parent().unwrap_or(Path::new("")).join("config.json");
         let mut text = String::new();
         let read = File::open(&path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_string(&mut text));
         match read {
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Ok(Beside { path, config: Value::Null });
+                return Ok(ConfigJson { path, config: Value::Null });
             }
             Err(e) => {
                 let reason = format!("cannot be read: {e}");
@@ -38,7 +38,7 @@ impl Beside {
             }
         }
         match serde_json::from_str(&text) {
-            Ok(config) => Ok(Beside { path, config }),
+            Ok(config) => Ok(ConfigJson { path, config }),
             Err(e) => {
                 let reason = format!("is no JSON: {e}");
                 Err(Error::StudentConfig { path, reason })

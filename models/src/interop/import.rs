@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::beside::Beside;
+use super::config_json::ConfigJson;
 use super::{Part, Tensors, names};
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, Mismatch, Result};
@@ -100,7 +100,7 @@ impl Imported {
     /// [`Error::WeightsMismatch`] where the tensors that sizes are read off are missing, [`Error::StudentConfig`] where the file
     /// contradicts them or a number of heads is not known, [`Error::Config`] where there is no such network.
     pub fn encoder_config(&self, weights: &Path) -> Result<EncoderConfig> {
-        let beside = Beside::read(weights)?;
+        let beside = ConfigJson::read(weights)?;
         beside.check_activation()?;
         let config = if self.is_convolutional() {
             let shapes = McmaeShapes::of(&self.tensors)?;
@@ -118,9 +118,10 @@ impl Imported {
             let shapes = VitShapes::of(&self.tensors)?;
             let usual = (224 / shapes.patch_size.max(1)).pow(2);
             ratios("mlp_ratio", [shapes.mlp_dim], [shapes.embed_dim])?;
+            let img_size = beside.img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?;
             let num_heads = beside.num_heads(shapes.embed_dim)?;
             EncoderConfig::Vit(VitConfig {
-                img_size: beside.img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?,
+                img_size,
                 mlp_dim: shapes.mlp_dim,
                 ..VitConfig::mae(shapes.patch_size, shapes.embed_dim, shapes.depth, num_heads)
             })
@@ -243,5 +244,5 @@ fn wrapper(tensors: &Tensors, anchor: &str) -> Option<String> {
 /// # Errors
 /// [`Error::StudentConfig`] if they differ, or the file is no JSON.
 pub fn check_beside(weights: &Path, num_heads: i64, decoder_num_heads: Option<i64>) -> Result<()> {
-    Beside::read(weights)?.check(num_heads, decoder_num_heads)
+    ConfigJson::read(weights)?.check(num_heads, decoder_num_heads)
 }

@@ -28,8 +28,8 @@ use crate::mr_mae::is_mimic_param;
 pub use crate::params::Tensors;
 use crate::shapes::{McmaeShapes, VitShapes};
 
-mod beside;
 mod classifier;
+mod config_json;
 mod configs;
 mod import;
 mod load;
