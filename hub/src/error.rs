@@ -79,7 +79,7 @@ pub enum Error {
         host: String,
         /// 401 or 403.
         status: u16,
-        /// Whether a licence must be accepted first.
+        /// Whether a license must be accepted first.
         gated: bool,
         /// Whether a token was shown.
         with_token: bool,
@@ -207,10 +207,10 @@ fn which_weights(id: &str, commit: &str, found: &[String]) -> String {
 fn refused(gated: bool, with_token: bool, page: &str) -> String {
     match (gated, with_token) {
         (true, false) => format!(
-            "for its licence must be accepted: do so at {page}, and set HF_TOKEN to a token of the account that did"
+            "for its license must be accepted: do so at {page}, and set HF_TOKEN to a token of the account that did"
         ),
         (true, true) => format!(
-            "for the account of HF_TOKEN has not accepted its licence, or not been let in yet: see {page}"
+            "for the account of HF_TOKEN has not accepted its license, or not been let in yet: see {page}"
         ),
         (false, false) => {
             "and no token was shown: set HF_TOKEN if the model is private, or check the spelling".to_owned()

@@ -8,7 +8,7 @@ use crate::params::Scope;
 
 /// How a forward pass is made, besides its inputs. The default is the plain one.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Pass<'a> {
+pub struct ForwardOptions<'a> {
     /// The residual branches of the encoder to drop; branch `2 b` is the first of its block `b`, `2 b + 1` the second.
     pub drop_path: Option<&'a DropPath>,
     /// Whether each block keeps its input alone and is computed again in backward ([`torch_ext::checkpoint()`]). Changes no
@@ -16,7 +16,7 @@ pub struct Pass<'a> {
     pub grad_checkpointing: bool,
 }
 
-impl Pass<'_> {
+impl ForwardOptions<'_> {
     /// The block `index` of the encoder in training: `[N, T, D] → [N, T, D]`, attention turned by `rotary`.
     pub(crate) fn block(&self, index: usize, block: &Block, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
         let branches = self.branches(index);
@@ -41,7 +41,7 @@ impl Pass<'_> {
 #[derive(Debug)]
 pub struct Blocks {
     blocks: Vec<Block>,
-    /// What [`Pass::drop_path`] calls the first of them.
+    /// What [`ForwardOptions::drop_path`] calls the first of them.
     first: usize,
 }
 
@@ -62,13 +62,13 @@ impl Blocks {
     }
 
     /// `[N, T, D] → [N, T, D]`.
-    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Tensor {
+    pub fn forward(&self, x: &Tensor, pass: &ForwardOptions) -> Tensor {
         self.forward_fused(x, &[], None, pass)
     }
 
     /// The output of the last block plus those of the blocks `fusion` (each at most once, in any order), attention turned by
     /// `rotary`: `[N, T, D] → [N, T, D]`.
-    pub fn forward_fused(&self, x: &Tensor, fusion: &[i64], rotary: Option<&Rotary>, pass: &Pass) -> Tensor {
+    pub fn forward_fused(&self, x: &Tensor, fusion: &[i64], rotary: Option<&Rotary>, pass: &ForwardOptions) -> Tensor {
         let mut x = x.shallow_clone();
         let mut sum: Option<Tensor> = None;
         for (i, block) in self.blocks.iter().enumerate() {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::encoder::{Encoder, EncoderConfig};
 use crate::error::{Error, Result};
 use crate::init::Init;
@@ -80,8 +80,8 @@ impl Classifier {
         Ok(Self { encoder, prefix: config.prefix(), pool, fc_norm, head })
     }
 
-    /// Class scores of `imgs [N, 3, H, W]`, normalised: `[N, C]`, f32.
-    pub fn forward(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
+    /// Class scores of `imgs [N, 3, H, W]`, normalized: `[N, C]`, f32.
+    pub fn forward(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         let tokens = self.encoder.forward_blocks(imgs, pass); // [N, P + L, D]
         let pooled = match self.pool {
             Pool::Mean => self.pooled_mean(&tokens),
@@ -90,9 +90,9 @@ impl Classifier {
         self.head.forward(&pooled).to_kind(Kind::Float)
     }
 
-    /// What the network makes of whole images `imgs [N, 3, H, W]`, normalised, before its head.
+    /// What the network makes of whole images `imgs [N, 3, H, W]`, normalized, before its head.
     pub fn forward_features(&self, imgs: &Tensor) -> Features {
-        let tokens = self.encoder.forward_blocks(imgs, &Pass::default());
+        let tokens = self.encoder.forward_blocks(imgs, &ForwardOptions::default());
         match self.pool {
             Pool::Mean => Features { cls: None, mean: self.pooled_mean(&tokens) },
             Pool::Cls => {

@@ -113,7 +113,7 @@ impl PatchEmbed {
     }
 
     /// Cuts `imgs [N, 3, H, W]` into patches `[N, L, 3p²]`, row-major over the grid; within a patch channel, row, column, the
-    /// order of `proj.weight` (not that of [`patchify`](crate::mae::patchify)).
+    /// order of `proj.weight` (not that of [`patchify`](crate::tokens::patchify)).
     ///
     /// # Panics
     /// If `p` does not divide `H` and `W`.
@@ -197,7 +197,7 @@ impl Attention {
 
     /// How much the first token attends to each token: softmax of its query against all keys, `[N, T, D] → [N, H, T]`, f32.
     ///
-    /// One row is computed, never the `[T, T]` matrix. `x` is what [`Attention::forward`] takes, so already normalised.
+    /// One row is computed, never the `[T, T]` matrix. `x` is what [`Attention::forward`] takes, so already normalized.
     pub fn cls_attention(&self, x: &Tensor) -> Tensor {
         let dim = x.size()[2];
         let q = self.heads(&self.qkv.forward_rows(&x.narrow(1, 0, 1), 0, dim)); // [N, H, 1, d]

@@ -15,7 +15,7 @@
 //!
 //! A student, from the bottom: [`params`] (named tensors), [`init`], [`layers`], [`drop_path`], [`blocks`], [`pos_embed`],
 //! [`masking`], [`vit`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
-//! [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
+//! [`mae`] (He et al. 2022), `mimic` (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
 //! together); in other packages' files: [`interop`]. Teachers: [`teacher`], loaded
 //! through [`weights`].
 
@@ -33,7 +33,7 @@ pub mod losses;
 pub mod mae;
 pub mod masking;
 pub mod mcmae;
-pub mod mimic;
+mod mimic;
 pub mod mr_mae;
 pub mod params;
 pub mod pixels;
@@ -41,7 +41,7 @@ pub mod pos_embed;
 pub mod pos_interpolate;
 pub mod precision;
 pub mod pretrained;
-pub mod shapes;
+mod shapes;
 pub mod targets;
 pub mod teacher;
 pub mod tokens;

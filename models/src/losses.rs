@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-/// Normalises each patch to mean 0 and variance 1: `norm_pix_loss` of MAE. `[N, L, p²·3] → [N, L, p²·3]`.
+/// Normalizes each patch to mean 0 and variance 1: `norm_pix_loss` of MAE. `[N, L, p²·3] → [N, L, p²·3]`.
 ///
 /// The variance is *unbiased* (torch's `var`; at p = 16 the biased one differs by 0.13 %) with 1e-6 added. Source: He et al. 2022,
 /// `models_mae.py::forward_loss`.
@@ -40,7 +40,7 @@ pub enum MimicLoss {
 }
 
 impl MimicLoss {
-    /// `pred`, `target` `[N, .., K]`, the target normalised → a scalar, f32.
+    /// `pred`, `target` `[N, .., K]`, the target normalized → a scalar, f32.
     pub fn forward(self, pred: &Tensor, target: &Tensor) -> Tensor {
         let (pred, target) = (pred.to_kind(Kind::Float), target.to_kind(Kind::Float));
         match self {

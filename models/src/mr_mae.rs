@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::error::{Error, Result};
 use crate::losses::MimicLoss;
 use crate::mae::{Mae, MaeConfig};
@@ -61,14 +61,14 @@ pub struct MimicConfig {
     pub target_norm: TargetNorm,
     /// How the difference counts.
     pub loss: MimicLoss,
-    /// What its tokens are like, for the normalisations that need it.
+    /// What its tokens are like, for the normalizations that need it.
     pub stats: Option<TargetStats>,
 }
 
 /// One batch, all on the network's device.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    /// `[N, 3, H, W]`, f32, normalised by the data set's mean and deviation.
+    /// `[N, 3, H, W]`, f32, normalized by the data set's mean and deviation.
     pub imgs: &'a Tensor,
     /// Which patches are seen.
     pub masking: &'a Masking,
@@ -77,13 +77,13 @@ pub struct Batch<'a> {
     /// For each teacher whose CLS token is mimicked that token, `[N, K]`.
     pub cls_targets: &'a BTreeMap<String, Tensor>,
     /// Stochastic depth and the like.
-    pub pass: Pass<'a>,
+    pub pass: ForwardOptions<'a>,
 }
 
 /// Scalars, f32, none of them weighted but `total`.
 #[derive(Debug)]
 pub struct Losses {
-    /// What is minimised.
+    /// What is minimized.
     pub total: Tensor,
     /// The pixel loss; `None` if its weight is 0.
     pub rec: Option<Tensor>,
@@ -114,7 +114,7 @@ impl MrMae {
     /// features under `mimic_targets`.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no such network or nothing to minimise.
+    /// [`Error::Config`] if there is no such network or nothing to minimize.
     pub fn new(scope: &Scope, config: &MrMaeConfig) -> Result<Self> {
         let weights = config.teachers.values().flat_map(|t| [t.weight, t.cls_weight]).chain([config.rec_weight]);
         for weight in weights.clone() {
@@ -124,7 +124,7 @@ impl MrMae {
             }
         }
         if weights.sum::<f64>() == 0.0 {
-            let reason = "every loss has weight 0: nothing would be learnt".to_owned();
+            let reason = "every loss has weight 0: nothing would be learned".to_owned();
             return Err(Error::Config { field: "rec_weight", value: config.rec_weight.to_string(), reason });
         }
         if let Some(teacher) = config.teachers.values().find(|t| t.width < 1) {

@@ -1,6 +1,6 @@
 //! One door to pretrained networks on disk: a folder, a weights file in any layout that is read, a checkpoint's file.
 //!
-//! [`interop`](crate::interop) reads students, [`teacher`](crate::teacher) the towers of teachers. Some files are both: MAE's ViT
+//! [`interop`] reads students, [`teacher`](crate::teacher) the towers of teachers. Some files are both: MAE's ViT
 //! has the names of timm's. The caller says which is looked for first.
 
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@
 //! and callbacks. Of two networks the teacher or the average of weights is read, which is what training code evaluates;
 //! two of one rank are refused ([`Error::SeveralNetworks`]).
 //!
-//! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json`,
+//! [`Teacher::load`] recognizes the layout from the tensors' names (`layout.rs`), takes from `config.json`,
 //! `open_clip_config.json` and `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and
 //! builds one tower (`tower.rs`) that serves all families. A file must fit exactly; see
 //! [`Error::WeightsMismatch`](crate::Error). The same weights in two layouts give the same bits, so what differs between the
@@ -54,7 +54,7 @@ pub struct TeacherInfo {
     /// Family and sizes, e.g. `clip-vit-w768-d12-h12-m3072-p16`: width, depth, heads, MLP width, patch size; then what else
     /// distinguishes the tower: `-ls` LayerScale, `-glu` gated MLP, `-r4` registers, `-rope100` rotary positions of that base.
     pub arch: String,
-    /// The file layout that was recognised, for people; the same weights in two layouts give the same features.
+    /// The file layout that was recognized, for people; the same weights in two layouts give the same features.
     pub layout: &'static str,
     /// Side of a square patch, in pixels.
     pub patch_size: u32,
@@ -110,7 +110,7 @@ pub struct ImageFeatures {
     pub mean: Tensor,
 }
 
-/// A frozen tower with its pixel normalisation.
+/// A frozen tower with its pixel normalization.
 ///
 /// `Send` but not `Sync`, as tensors are: threads each get a [`Teacher::shallow_clone`].
 #[derive(Debug)]
@@ -177,7 +177,7 @@ impl TowerWeights {
     /// # Errors
     /// As [`Teacher::load_with`].
     pub(crate) fn of(weights: &Weights, options: &TeacherOptions) -> Result<TowerWeights> {
-        let layout = Layout::recognise(weights)?;
+        let layout = Layout::recognize(weights)?;
         let Resolved { config, assumed } = Config::read_beside(weights.path())?.resolve(weights, &layout, options)?;
         config.validate()?;
         let tensors = layout.convert(weights, &config)?;
@@ -358,7 +358,7 @@ impl Teacher {
             // Cut first, while a pixel is one byte: [N, L, 3p²].
             let tower = self.tower(precision);
             let patches = tower.unfold(&pixels.to_device(self.device));
-            let output = tower.forward_with_attention(&self.normalise(&patches), grid, visit);
+            let output = tower.forward_with_attention(&self.normalize(&patches), grid, visit);
             let prefix = tower.config().prefix();
             Stage {
                 tokens: output.x.narrow(1, prefix, grid.0 * grid.1),
@@ -370,7 +370,7 @@ impl Teacher {
     }
 
     /// `(x / 255 - mean) / std`, u8 `[N, L, 3p²]` → f32.
-    fn normalise(&self, patches: &Tensor) -> Tensor {
+    fn normalize(&self, patches: &Tensor) -> Tensor {
         let shape = patches.size();
         let mut x = patches.to_kind(Kind::Float).view([shape[0], shape[1], 3, shape[2] / 3]); // [N, L, 3, p²]
         x /= 255.0;

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::blocks::{Blocks, Pass};
+use crate::blocks::{Blocks, ForwardOptions};
 use crate::error::Result;
 use crate::init::Init;
 use crate::layers::{AttentionPool, LayerNorm, Linear, PatchEmbed, Rotary};
@@ -113,7 +113,7 @@ impl VisionTransformer {
     ///
     /// # Panics
     /// With rotary positions, which [`MaeConfig::validate`](crate::mae::MaeConfig::validate) refuses.
-    pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &Pass) -> Tensor {
+    pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &ForwardOptions) -> Tensor {
         let patches = gather_rows(&self.unfold(imgs), &masking.ids_keep); // [N, keep, 3p²]
         let positions = self.patch_positions(self.grid_of(imgs)).expect("masked patches have a table of positions");
         let (n, keep) = masking.ids_keep.size2().expect("ids_keep is [N, keep]");
@@ -124,7 +124,7 @@ impl VisionTransformer {
 
     /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, before the last norm and without
     /// fusion: what fine-tuning stands on.
-    pub fn forward_blocks(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
+    pub fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         self.whole(imgs, &[], pass)
     }
 
@@ -134,10 +134,10 @@ impl VisionTransformer {
     /// block alone goes through it, as in packages that know no fusion.
     pub fn forward_features(&self, imgs: &Tensor, fused: bool) -> Tensor {
         let fusion = if fused { &self.config.fusion[..] } else { &[] };
-        self.norm.forward(&self.whole(imgs, fusion, &Pass::default()))
+        self.norm.forward(&self.whole(imgs, fusion, &ForwardOptions::default()))
     }
 
-    fn whole(&self, imgs: &Tensor, fusion: &[i64], pass: &Pass) -> Tensor {
+    fn whole(&self, imgs: &Tensor, fusion: &[i64], pass: &ForwardOptions) -> Tensor {
         let grid = self.grid_of(imgs);
         let x = self.embed(&self.unfold(imgs), self.patch_positions(grid).as_ref());
         self.blocks.forward_fused(&x, fusion, self.rotary(grid).as_ref(), pass)

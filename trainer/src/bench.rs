@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use hub::HubSettings;
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::Flops;
 use models::mr_mae::MrMae;
@@ -276,7 +276,7 @@ fn step_speeds(
         let imgs = normalise.forward(&pixels);
         let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
         let dropped = (branches > 0).then(|| DropPath::new(&uniform, &drop_rates));
-        let pass = Pass { drop_path: dropped.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
+        let pass = ForwardOptions { drop_path: dropped.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
         let losses = step::accumulate(&student, &imgs, &masking, &features, pass, precision, 1);
         let values = step::update(&mut optim, &[losses], recipe.optim.clip_grad, None)?;
         let Some(before) = in_flight.replace(values) else {

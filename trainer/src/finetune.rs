@@ -15,7 +15,7 @@ use anyhow::{Context, ensure};
 use hub::HubSettings;
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::classifier::{Classifier, soft_target_cross_entropy, start_from};
 use models::drop_path::{DropPath, linear_rates};
 use models::encoder::EncoderConfig;
@@ -257,7 +257,7 @@ pub fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Write) -> 
             let scores = {
                 let _scope = recipe.run.precision.guard(device);
                 let drop_path = (recipe.model.drop_path > 0.0).then_some(&drop_path);
-                let pass = Pass { drop_path, grad_checkpointing: false };
+                let pass = ForwardOptions { drop_path, grad_checkpointing: false };
                 classifier.forward(&imgs, &pass)
             };
             let loss = soft_target_cross_entropy(&scores, &targets);

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use hub::HubSettings;
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::Flops;
 use models::mr_mae::{Batch, MimicConfig, MimicTokens, MrMae, MrMaeConfig};
@@ -201,7 +201,8 @@ pub fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitSt
                 let uniform = part.drop_path.as_ref();
                 let uniform = uniform.map(|t| teachers::to_device(t, device)).transpose()?;
                 let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
-                let pass = Pass { drop_path: drop_path.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
+                let pass =
+                    ForwardOptions { drop_path: drop_path.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
                 let precision = recipe.run.precision;
                 Ok(step::accumulate(&student, &imgs, &masking, &features, pass, precision, of_step))
             })?;
@@ -353,7 +354,7 @@ fn draw(
         masking: &masking,
         targets: &features.tokens,
         cls_targets: &features.cls,
-        pass: Pass::default(),
+        pass: ForwardOptions::default(),
     });
     for map in maps.values() {
         sheet.add_map(map, &patches);

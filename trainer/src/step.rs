@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::masking::{self, Masking, focused_noise, random_masking};
 use models::mr_mae::{Batch, Losses, MrMae};
 use models::precision::Precision;
@@ -16,11 +16,15 @@ use crate::teachers::Features;
 #[cfg(test)]
 mod tests;
 
-/// Mean and deviation of ImageNet's channels on the scale 0 to 1: what MAE's code normalises the student's input with, and
-/// through it the pixel target when `model.norm_pix_loss` is off.
-pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// See [`IMAGENET_MEAN`].
-pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+/// Mean of ImageNet's channels on the scale 0 to 1: what MAE's code normalizes the student's input with, and through it the
+/// pixel target when `model.norm_pix_loss` is off.
+pub const IMAGENET_MEAN: [f32; 3] = narrow(models::pixels::IMAGENET_MEAN);
+/// The standard deviation, see [`IMAGENET_MEAN`].
+pub const IMAGENET_STD: [f32; 3] = narrow(models::pixels::IMAGENET_STD);
+
+const fn narrow([r, g, b]: [f64; 3]) -> [f32; 3] {
+    [r as f32, g as f32, b as f32]
+}
 
 /// The scalars of a step, on their way from the device.
 #[derive(Debug)]
@@ -98,7 +102,7 @@ pub fn accumulate(
     imgs: &Tensor,
     masking: &Masking,
     features: &Features,
-    pass: Pass,
+    pass: ForwardOptions,
     precision: Precision,
     of_step: usize,
 ) -> Losses {

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 mod calls;
 mod stack;
 
-/// More objects than any state dict has; an optimiser of a ViT-g has about 20 000.
+/// More objects than any state dict has; an optimizer of a ViT-g has about 20 000.
 const MAX_NODES: usize = 4 << 20;
 
 /// Index of a node.

@@ -148,7 +148,7 @@ fn ratios<const N: usize>(field: &'static str, mlp_dims: [i64; N], dims: [i64; N
 }
 
 /// The student in `weights`: one of MAE, ConvMAE, timm's ViT, transformers' ViT or ViTMAE, or of this project, with or without a
-/// decoder, alone or in a training checkpoint. What belongs to teachers, classifiers and optimisers are left out.
+/// decoder, alone or in a training checkpoint. What belongs to teachers, classifiers and optimizers are left out.
 ///
 /// # Errors
 /// [`Error::NoStudent`] if the names are none of these; [`Error::WeightsMismatch`] with every tensor that has no place in a student;

@@ -72,7 +72,7 @@ pub(super) struct Sizes {
 
 impl Layout {
     /// Finds the layout whose CLS token (or pooling query), blocks and marks the file has.
-    pub(super) fn recognise(weights: &Weights) -> Result<Layout> {
+    pub(super) fn recognize(weights: &Weights) -> Result<Layout> {
         for names in LAYOUTS.iter().copied() {
             let mut networks = Vec::new();
             for prefix in prefixes(weights, names.anchor) {

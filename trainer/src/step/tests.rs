@@ -47,7 +47,15 @@ fn gradient(rig: &mut Rig, halves: &[(i64, i64)]) -> Vec<Losses> {
     for &(first, n) in halves {
         let (imgs, noise, features) = inputs(first, n);
         let masks = masking(&rig.recipe, &noise, None);
-        losses.push(accumulate(&rig.student, &imgs, &masks, &features, Pass::default(), Precision::F32, halves.len()));
+        losses.push(accumulate(
+            &rig.student,
+            &imgs,
+            &masks,
+            &features,
+            ForwardOptions::default(),
+            Precision::F32,
+            halves.len(),
+        ));
     }
     losses
 }
@@ -84,7 +92,8 @@ fn a_step_that_is_not_finite_leaves_no_trace() {
         let (imgs, noise, features) = inputs(0, 4);
         let masks = masking(&hit.recipe, &noise, None);
         let poisoned = &imgs * f64::NAN;
-        let losses = accumulate(&hit.student, &poisoned, &masks, &features, Pass::default(), Precision::F32, 1);
+        let losses =
+            accumulate(&hit.student, &poisoned, &masks, &features, ForwardOptions::default(), Precision::F32, 1);
         let (done, values) = update(&mut hit.optim, &[losses], clip, None).unwrap().read().unwrap();
         assert!(!done && values["loss"].is_nan());
         assert_eq!(flat(&hit.params), before);

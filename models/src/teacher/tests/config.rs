@@ -19,8 +19,8 @@ fn the_files_decide_and_defaults_fill_in() {
     let info = load(&timm_tensors(&timm_config()), &[("processor_config.json", preprocessor)]).unwrap().info().clone();
     assert_eq!((info.mean, info.std), ([0.1, 0.2, 0.3], [1.0; 3]));
 
-    let not_normalised = json!({"do_normalize": false, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]});
-    let files = [("preprocessor_config.json", not_normalised)];
+    let not_normalized = json!({"do_normalize": false, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]});
+    let files = [("preprocessor_config.json", not_normalized)];
     let info = load(&timm_tensors(&timm_config()), &files).unwrap().info().clone();
     assert_eq!((info.mean, info.std), ([0.0; 3], [1.0; 3]));
 
