@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The text is no path that exists, and no id either.
+    /// The text is neither an existing path nor an id.
     #[error("{text}: no such file or folder, and not the id of a model on a hub (org/name or org/name@revision)")]
     NoSuchPath {
         /// What was asked for.
@@ -119,7 +119,7 @@ pub enum Error {
         reason: String,
     },
 
-    /// An answer that is none of the protocol's, or not to be trusted.
+    /// An answer that breaks the protocol, or that cannot be trusted.
     #[error(
         "{id}: {host} gives {reason}. If HF_ENDPOINT names a mirror, try without it; else run again later, or give a folder"
     )]
@@ -146,7 +146,7 @@ pub enum Error {
         host: String,
         /// SHA-256 or git hash, as the hub states it.
         expected: String,
-        /// That of the bytes that came.
+        /// Hash of the bytes that arrived.
         found: String,
     },
 

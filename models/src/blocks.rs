@@ -6,7 +6,7 @@ use crate::drop_path::DropPath;
 use crate::layers::{Block, BlockConfig, Rotary};
 use crate::params::Scope;
 
-/// How a forward pass is made, besides its inputs. The default is the plain one.
+/// Options of a forward pass. The default is plain inference.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ForwardOptions<'a> {
     /// The residual branches of the encoder to drop; branch `2 b` is the first of its block `b`, `2 b + 1` the second.
@@ -41,7 +41,7 @@ impl ForwardOptions<'_> {
 #[derive(Debug)]
 pub struct Blocks {
     blocks: Vec<Block>,
-    /// What [`ForwardOptions::drop_path`] calls the first of them.
+    /// Index of the first of them in [`ForwardOptions::drop_path`].
     first: usize,
 }
 

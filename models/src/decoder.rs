@@ -98,7 +98,7 @@ impl Decoder {
     /// What the decoder makes of every patch, before the pixels: latent `[N, P + keep, D]`, `ids_restore [N, L]` →
     /// `[N, P + L, Dd]`, after the last norm, CLS first (`P` is 1 with a CLS token, else 0), then the patches in order.
     ///
-    /// Stochastic depth is the encoder's: [`ForwardOptions::drop_path`] is not looked at.
+    /// Stochastic depth is for the encoder: [`ForwardOptions::drop_path`] is ignored.
     pub fn forward_tokens(&self, latent: &Tensor, ids_restore: &Tensor, pass: &ForwardOptions) -> Tensor {
         let prefix = i64::from(self.cls_token);
         let x = self.decoder_embed.forward(latent); // [N, P + keep, Dd]

@@ -120,7 +120,7 @@ impl PatchEmbed {
     pub fn unfold(&self, imgs: &Tensor) -> Tensor {
         let p = self.patch_size;
         let (n, c, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
-        assert!(height % p == 0 && width % p == 0, "{height}x{width} is no whole number of {p}x{p} patches");
+        assert!(height % p == 0 && width % p == 0, "{height}x{width} is not a whole number of {p}x{p} patches");
         let (h, w) = (height / p, width / p);
         let patches = imgs.reshape([n, c, h, p, w, p]).permute([0, 2, 4, 1, 3, 5]); // [N, h, w, c, p, p]
         patches.reshape([n, h * w, c * p * p])

@@ -23,7 +23,7 @@ pub fn masked_patch_loss(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Tenso
     (per_patch * mask).sum(None) / mask.sum(None)
 }
 
-/// How far a head's output is from its target.
+/// The distance between a head's output and its target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MimicLoss {
     /// Mean squared difference over tokens and channels. The paper sums over channels; the mean keeps the loss comparable between

@@ -14,11 +14,11 @@ mod hadamard;
 
 pub use hadamard::hadamard;
 
-/// What is done to a teacher's token before it is a target.
+/// How a teacher's token is normalized before it becomes a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetNorm {
-    /// Nothing: the paper's equation to the letter. Channels of large variance then have most of the loss.
+    /// Not at all: the paper's equation as written. Channels of large variance then dominate the loss.
     None,
     /// LayerNorm of each token without scale and shift (eps 1e-6): what the neighboring methods agree on.
     #[default]
@@ -58,7 +58,7 @@ impl TargetNorm {
     }
 }
 
-/// What a data set's patch tokens are like, by channel.
+/// Statistics of a data set's patch tokens, by channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TargetStats {
     /// `[K]`.
@@ -70,7 +70,7 @@ pub struct TargetStats {
 }
 
 impl TargetStats {
-    /// Those of uncorrelated channels of mean 0 and variance 1, for where values come later or do not matter.
+    /// Statistics of uncorrelated channels of mean 0 and variance 1, for where values come later or do not matter.
     pub fn standard(width: usize) -> Self {
         let mut covariance = vec![0.0; width * width];
         covariance.iter_mut().step_by(width + 1).for_each(|v| *v = 1.0);

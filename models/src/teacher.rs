@@ -10,12 +10,12 @@
 //!
 //! In front of the names there may be what training code puts there, in any order (`module.`, `backbone.`, `model.`, `state_dict.`,
 //! `_orig_mod.`, `net.`, ...; `layout/names.rs` lists all), and beside the tower its heads, MAE's decoder, the text tower, optimizers
-//! and callbacks. Of two networks the teacher or the average of weights is read, which is what training code evaluates;
-//! two of one rank are refused ([`Error::SeveralNetworks`]).
+//! and callbacks. Where a file holds two networks, the teacher or the average of weights is read, which is what training code
+//! evaluates; two of one rank are refused ([`Error::SeveralNetworks`]).
 //!
 //! [`Teacher::load`] recognizes the layout from the tensors' names (`layout.rs`), takes from `config.json`,
 //! `open_clip_config.json` and `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and
-//! builds one tower (`tower.rs`) that serves all families. A file must fit exactly; see
+//! builds the [`VisionTransformer`] that serves all families. A file must fit exactly; see
 //! [`Error::WeightsMismatch`](crate::Error). The same weights in two layouts give the same bits, so what differs between the
 //! packages that read them (how positions are interpolated, see [`crate::pos_interpolate`]; the activation of SigLIP) goes by the
 //! family here.
@@ -81,11 +81,11 @@ pub struct TeacherInfo {
     pub std: [f64; 3],
     /// SHA-256 of the weights file or sharded set, see [`Weights::sha256`].
     pub weights_sha256: String,
-    /// Which of these facts nothing stated, neither a file nor an option.
+    /// The facts that neither a file nor an option stated.
     pub assumed: Vec<Assumed>,
 }
 
-/// What a teacher says about a batch, all f32 on the teacher's device. N images, L patches row-major over the grid, width K
+/// Features of a batch, all f32 on the teacher's device. N images, L patches row-major over the grid, width K
 /// ([`TeacherInfo::width`]). CLS and registers are not among the patches.
 #[derive(Debug)]
 pub struct TeacherOutput {
@@ -118,7 +118,7 @@ pub struct Teacher {
     info: TeacherInfo,
     device: Device,
     tensors: BTreeMap<String, Tensor>,
-    // Boxed, so that a teacher is small enough to be one of several things.
+    // Boxed, so that a teacher is small enough to be a variant of an enum.
     tower: Box<VisionTransformer>,
     /// The tower with the weights of its products in bf16, from the first pass in that precision on.
     bf16_tower: OnceCell<Box<VisionTransformer>>,
@@ -128,11 +128,11 @@ pub struct Teacher {
     std: Tensor,
 }
 
-/// bf16 copies of the weights of matrix products, made once for all handles on a teacher. Autocast keeps its own copies only of what is
-/// trained; a frozen network's it would cast again for every batch.
+/// bf16 copies of the weights of matrix products, made once for all handles on a teacher. Autocast keeps copies of trained
+/// weights only; it would cast those of a frozen network again for every batch.
 type Bf16Weights = Arc<Mutex<Option<BTreeMap<String, Tensor>>>>;
 
-/// What a pass leaves: layer `last`, and how images were pooled.
+/// Result of a forward pass: layer `last`, and how images were pooled.
 struct Stage {
     /// `[N, L, D]`.
     tokens: Tensor,
@@ -193,7 +193,7 @@ impl Teacher {
 
     /// Loads the teacher in `path`: a folder with a weights file ([`weights_file`](crate::weights::weights_file) says which) and
     /// the configuration published with it (`config.json` and `preprocessor_config.json`, or `open_clip_config.json`); or a
-    /// weights file, with those files looked for beside it. What is read as weights: [`Weights::read`].
+    /// weights file, with those files looked for beside it. [`Weights::read`] says what is read as weights.
     ///
     /// Files in timm's, OpenAI's or DINO's own layouts may stand alone: sizes come from shapes, heads are width / 64, eps, the
     /// activation and the normalization are the family's where it has one answer ([`TeacherInfo::assumed`]). A `config.json` with the keys of Hugging Face's configuration
@@ -262,7 +262,7 @@ impl Teacher {
         }
     }
 
-    /// The tower to pass through in `precision`: the same numbers either way, see [`Bf16Weights`].
+    /// The tower to use in `precision`; both give the same bits, see [`Bf16Weights`].
     fn tower(&self, precision: Precision) -> &VisionTransformer {
         if precision != Precision::Bf16 {
             return &self.tower;
@@ -392,7 +392,7 @@ fn handles(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     tensors.iter().map(handle).collect()
 }
 
-/// What autocast casts for a pass: weights of products, which are the `weight`s of two dimensions and more, with their biases. Norms,
+/// Copies of what autocast would cast: weights of matrix products (`weight`s of two or more dimensions) and their biases. Norms,
 /// tokens and positions are used in f32.
 fn bf16_copies(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let of_product = |name: &str| {

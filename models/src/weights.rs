@@ -67,7 +67,7 @@ impl Weights {
     /// Reads the weights `path`: a file, or the one that a folder stands for (see [`weights_file`]).
     ///
     /// # Errors
-    /// Those of [`WeightsFile::read`].
+    /// As [`WeightsFile::read`].
     pub fn read(path: &Path) -> Result<Weights> {
         Ok(Weights(WeightsFile::read::<Torch>(path)?))
     }

@@ -94,7 +94,7 @@ pub enum Error {
         others: usize,
     },
 
-    /// A damaged file in the cache of a hub, where nobody copied or converted it.
+    /// A damaged file in the cache of a hub, which is fetched again and not copied or converted.
     #[error("{damage}. It lies in the cache of a model hub: delete {blob:?}, and the same command fetches it again")]
     DamagedDownload {
         /// The file to delete.

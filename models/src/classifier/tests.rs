@@ -52,9 +52,12 @@ fn agrees_with_timm() {
         assert!(params.trainable().keys().eq(grads.keys()), "{case}: other parameters are trained");
         for (name, param) in params.trainable() {
             // The key third of this gradient is zero but for rounding: softmax does not see a constant added to a row's scores.
-            let parts = |t: &Tensor| match name.ends_with("attn.qkv.bias") {
-                true => Tensor::cat(&[t.narrow(0, 0, 24), t.narrow(0, 48, 24)], 0),
-                false => t.shallow_clone(),
+            let parts = |t: &Tensor| {
+                if name.ends_with("attn.qkv.bias") {
+                    Tensor::cat(&[t.narrow(0, 0, 24), t.narrow(0, 48, 24)], 0)
+                } else {
+                    t.shallow_clone()
+                }
             };
             let difference = relative_l2(&parts(&param.grad()), &parts(&grads[&name]));
             assert!(difference < GRAD_TOLERANCE, "{case}: the gradient of {name} differs by {difference:e}");

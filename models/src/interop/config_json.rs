@@ -40,7 +40,7 @@ impl ConfigJson {
         match serde_json::from_str(&text) {
             Ok(config) => Ok(ConfigJson { path, config }),
             Err(e) => {
-                let reason = format!("is no JSON: {e}");
+                let reason = format!("is not JSON: {e}");
                 Err(Error::StudentConfig { path, reason })
             }
         }
@@ -82,10 +82,8 @@ impl ConfigJson {
         };
         // The reference's convolutional student lists one for each stage.
         let staged = self.config.pointer("/model_args/img_size/2").is_some();
-        let keys = match staged {
-            true => ["/image_size", "/model_args/img_size/0"],
-            false => ["/image_size", "/model_args/img_size"],
-        };
+        let keys =
+            if staged { ["/image_size", "/model_args/img_size/0"] } else { ["/image_size", "/model_args/img_size"] };
         let written = keys.into_iter().find_map(|key| self.config.pointer(key).and_then(sides));
         let grid = num_patches.max(0).isqrt();
         let size = written.unwrap_or([grid.saturating_mul(patch_size); 2]);

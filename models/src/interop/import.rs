@@ -72,7 +72,7 @@ pub struct Imported {
     pub layout: &'static str,
     /// Its tensors under a student's own names, in the types of the file.
     pub tensors: Tensors,
-    /// What of the file is no part of a student, by the file's names.
+    /// Tensors of the file that do not belong to a student, by the file's names.
     pub ignored: Vec<String>,
 }
 
@@ -148,7 +148,7 @@ fn ratios<const N: usize>(field: &'static str, mlp_dims: [i64; N], dims: [i64; N
 }
 
 /// The student in `weights`: one of MAE, ConvMAE, timm's ViT, transformers' ViT or ViTMAE, or of this project, with or without a
-/// decoder, alone or in a training checkpoint. What belongs to teachers, classifiers and optimizers are left out.
+/// decoder, alone or in a training checkpoint. Tensors of teachers, classifiers and optimizers are left out.
 ///
 /// # Errors
 /// [`Error::NoStudent`] if the names are none of these; [`Error::WeightsMismatch`] with every tensor that has no place in a student;
@@ -242,7 +242,7 @@ fn wrapper(tensors: &Tensors, anchor: &str) -> Option<String> {
 /// heads and the activation show in no shape. `decoder_num_heads`: where a decoder is taken too.
 ///
 /// # Errors
-/// [`Error::StudentConfig`] if they differ, or the file is no JSON.
+/// [`Error::StudentConfig`] if they differ, or the file is not JSON.
 pub fn check_beside(weights: &Path, num_heads: i64, decoder_num_heads: Option<i64>) -> Result<()> {
     ConfigJson::read(weights)?.check(num_heads, decoder_num_heads)
 }

@@ -22,7 +22,7 @@ pub(super) const SIDES: [i64; 2] = [PATCH_SIZE / CELL, PATCH_SIZE / CELL / 2];
 /// Which cells are computed.
 #[derive(Debug)]
 pub(super) enum Cells {
-    /// Those of the visible tokens.
+    /// The cells of the visible tokens.
     Visible {
         /// `[N, keep]`, the visible tokens.
         ids_keep: Tensor,
@@ -171,7 +171,7 @@ impl Tiles {
     ///
     /// Made of operations on the mask's device alone, as those are.
     fn new(neighbors: &Tensor, side: i64) -> Self {
-        // Further away, the neighbors' neighbors would be seen, whom nobody knows.
+        // A larger reach would need the neighbors of neighbors, which are not listed.
         const { assert!(REACH <= SIDES[1]) };
         let (n, keep, _) = neighbors.size3().expect("neighbors are [N, keep, 9]");
         let int = (Kind::Int64, neighbors.device());
@@ -200,7 +200,7 @@ impl Tiles {
         let seen_from = seen_from.iter().map(|token| {
             let place: Tensor = &cell + (REACH + side) - token * side;
             let outside = place.lt(0).logical_or(&place.ge(tile));
-            // So far out that no sum brings it back.
+            // Far enough out that no sum makes it valid.
             (token, place.masked_fill(&outside, places))
         });
         let seen_from: Vec<_> = seen_from.collect();

@@ -8,7 +8,7 @@ use crate::blocks::ForwardOptions;
 use crate::layers::LayerNorm;
 use crate::params::Scope;
 
-/// eps of the norms over cells: PyTorch's default, where those over tokens have 1e-6.
+/// eps of the norms over cells: PyTorch's default. The norms over tokens have 1e-6.
 const NORM_EPS: f64 = 1e-5;
 
 /// How a stage begins: squares of cells (or pixels) are projected, normalized, and go through a GELU.
@@ -98,7 +98,7 @@ impl ConvBlock {
 #[derive(Debug)]
 pub(super) struct ConvBlocks {
     pub(super) blocks: Vec<ConvBlock>,
-    /// What [`ForwardOptions::drop_path`] calls the first of them.
+    /// Index of the first of them in [`ForwardOptions::drop_path`].
     pub(super) first: usize,
 }
 

@@ -119,7 +119,7 @@ impl Config {
         )))
     }
 
-    /// Puts the files' words, the shapes, the options and the defaults together.
+    /// Combines what the files say with the shapes, the options and the defaults.
     pub(super) fn resolve(mut self, weights: &Weights, layout: &Layout, options: &TeacherOptions) -> Result<Resolved> {
         self.check_model_type(layout)?;
         let (mut questions, mut assumed) = (Vec::new(), Vec::new());

@@ -129,7 +129,7 @@ fn unusable_configurations_are_refused() {
         Err(Error::TeacherConfig { reason, .. }) => assert!(reason.contains(part), "{reason}"),
         other => panic!("expected a refusal because of {part}, got {other:?}"),
     };
-    check(&config(json!([1])), "no JSON object");
+    check(&config(json!([1])), "not a JSON object");
     check(&config(json!({"hidden_act": "gelu_new"})), "gelu_new");
     check(&config(json!({"hidden_act": 3})), "a string");
     check(&config(json!({"layer_norm_eps": -1.0})), "layer_norm_eps");
@@ -150,5 +150,5 @@ fn unusable_configurations_are_refused() {
     let folder = folder(&timm_tensors(&timm_config()), &[]);
     fs::write(folder.path().join("config.json"), "{").unwrap();
     let error = Teacher::load(folder.path(), Device::Cpu);
-    assert!(matches!(error, Err(Error::TeacherConfig { reason, .. }) if reason.contains("no JSON")));
+    assert!(matches!(error, Err(Error::TeacherConfig { reason, .. }) if reason.contains("not JSON")));
 }
