@@ -39,7 +39,7 @@ impl ForwardOptions<'_> {
 
 /// Blocks `0..depth`, one after the other.
 #[derive(Debug)]
-pub struct Blocks {
+pub(crate) struct Blocks {
     blocks: Vec<Block>,
     /// Index of the first of them in [`ForwardOptions::drop_path`].
     first: usize,
@@ -48,7 +48,7 @@ pub struct Blocks {
 impl Blocks {
     /// Parameters `<name>.<i>.*` for each block under `scope`. `first` is the place of the first one among all blocks of the
     /// encoder, those of convolution stages included.
-    pub fn new(scope: &Scope, name: &str, depth: i64, config: &BlockConfig, first: usize) -> Self {
+    pub(crate) fn new(scope: &Scope, name: &str, depth: i64, config: &BlockConfig, first: usize) -> Self {
         let scope = scope.sub(name);
         Self { blocks: (0..depth).map(|i| Block::new(&scope.sub(i), config)).collect(), first }
     }
@@ -62,13 +62,19 @@ impl Blocks {
     }
 
     /// `[N, T, D] → [N, T, D]`.
-    pub fn forward(&self, x: &Tensor, pass: &ForwardOptions) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor, pass: &ForwardOptions) -> Tensor {
         self.forward_fused(x, &[], None, pass)
     }
 
     /// The output of the last block plus those of the blocks `fusion` (each at most once, in any order), attention turned by
     /// `rotary`: `[N, T, D] → [N, T, D]`.
-    pub fn forward_fused(&self, x: &Tensor, fusion: &[i64], rotary: Option<&Rotary>, pass: &ForwardOptions) -> Tensor {
+    pub(crate) fn forward_fused(
+        &self,
+        x: &Tensor,
+        fusion: &[i64],
+        rotary: Option<&Rotary>,
+        pass: &ForwardOptions,
+    ) -> Tensor {
         let mut x = x.shallow_clone();
         let mut sum: Option<Tensor> = None;
         for (i, block) in self.blocks.iter().enumerate() {

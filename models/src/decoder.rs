@@ -99,7 +99,7 @@ impl Decoder {
     /// `[N, P + L, Dd]`, after the last norm, CLS first (`P` is 1 with a CLS token, else 0), then the patches in order.
     ///
     /// Stochastic depth is for the encoder: [`ForwardOptions::drop_path`] is ignored.
-    pub fn forward_tokens(&self, latent: &Tensor, ids_restore: &Tensor, pass: &ForwardOptions) -> Tensor {
+    pub(crate) fn forward_tokens(&self, latent: &Tensor, ids_restore: &Tensor, pass: &ForwardOptions) -> Tensor {
         let prefix = i64::from(self.cls_token);
         let x = self.decoder_embed.forward(latent); // [N, P + keep, Dd]
         let (n, tokens, _) = x.size3().expect("latent is [N, P + keep, D]");
@@ -114,7 +114,7 @@ impl Decoder {
         self.decoder_norm.forward(&self.decoder_blocks.forward(&x, &pass))
     }
 
-    /// The pixels of every patch from [`Decoder::forward_tokens`]: `[N, P + L, Dd] → [N, L, p²·3]`.
+    /// The pixels of every patch from `forward_tokens`: `[N, P + L, Dd] → [N, L, p²·3]`.
     pub fn predict(&self, tokens: &Tensor) -> Tensor {
         self.patches(&self.decoder_pred.forward(tokens))
     }

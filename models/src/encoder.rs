@@ -250,7 +250,7 @@ impl Encoder {
 
     /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, before the last norm and without
     /// fusion: what fine-tuning stands on.
-    pub fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
+    pub(crate) fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         match self {
             Self::Vit(vit) => vit.forward_blocks(imgs, pass),
             Self::Mcmae(mcmae) => mcmae.forward_blocks(imgs, pass),
@@ -258,7 +258,7 @@ impl Encoder {
     }
 
     /// The last norm: `[.., D] → [.., D]`.
-    pub fn forward_norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward_norm(&self, x: &Tensor) -> Tensor {
         match self {
             Self::Vit(vit) => vit.forward_norm(x),
             Self::Mcmae(mcmae) => mcmae.forward_norm(x),

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 ///
 /// The variance is *unbiased* (torch's `var`; at p = 16 the biased one differs by 0.13 %) with 1e-6 added. Source: He et al. 2022,
 /// `models_mae.py::forward_loss`.
-pub fn norm_pix(target: &Tensor) -> Tensor {
+pub(crate) fn norm_pix(target: &Tensor) -> Tensor {
     let target = target.to_kind(Kind::Float);
     let mean = target.mean_dim(-1, true, None);
     let var = target.var_dim(-1, true, true);
@@ -17,7 +17,7 @@ pub fn norm_pix(target: &Tensor) -> Tensor {
 ///
 /// `pred`, `target`: `[N, L, p²·3]`. `mask`: `[N, L]`, 0 = seen, 1 = removed. A scalar; NaN if nothing is removed. Source:
 /// `models_mae.py::forward_loss`.
-pub fn masked_patch_loss(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Tensor {
+pub(crate) fn masked_patch_loss(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Tensor {
     let difference = pred.to_kind(Kind::Float) - target.to_kind(Kind::Float);
     let per_patch = difference.square().mean_dim(-1, false, None); // [N, L]
     (per_patch * mask).sum(None) / mask.sum(None)

@@ -144,17 +144,17 @@ impl McmaeEncoder {
 
     /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, before the last norm and without
     /// fusion, as the reference's classifier does.
-    pub fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
+    pub(crate) fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         self.whole(imgs, None, pass)
     }
 
     /// The last norm: `[.., D] → [.., D]`.
-    pub fn forward_norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward_norm(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x)
     }
 
     /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, after the last norm. With `fused`
-    /// as in pretraining, if the configuration has fusion; without as in [`McmaeEncoder::forward_blocks`].
+    /// as in pretraining, if the configuration has fusion; without, the last block alone goes through the norm.
     pub fn forward_features(&self, imgs: &Tensor, fused: bool) -> Tensor {
         let decode = self.decode.as_ref().filter(|_| fused);
         self.norm.forward(&self.whole(imgs, decode, &ForwardOptions::default()))

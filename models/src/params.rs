@@ -140,7 +140,7 @@ impl ParamStore {
     }
 
     /// Every difference that keeps `tensors` from being loaded.
-    pub fn mismatch(&self, tensors: &BTreeMap<String, Tensor>) -> Mismatch {
+    pub(crate) fn mismatch(&self, tensors: &BTreeMap<String, Tensor>) -> Mismatch {
         let params = self.params.borrow();
         let mut mismatch = Mismatch::default();
         for (name, param) in params.iter() {

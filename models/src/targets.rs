@@ -42,7 +42,7 @@ impl TargetNorm {
 
     /// `[.., K] → [.., K]`, f32, of what a token alone decides: [`TargetNorm::None`] to [`TargetNorm::L2`]. A token of zeros stays one.
     /// The two that need statistics, which are those of patch tokens, are [`TargetNorm::Ln`] here: for CLS tokens.
-    pub fn per_token(self, target: &Tensor) -> Tensor {
+    pub(crate) fn per_token(self, target: &Tensor) -> Tensor {
         let target = target.to_kind(Kind::Float);
         let width = *target.size().last().expect("a target has channels");
         match self {

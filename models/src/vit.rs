@@ -3,7 +3,7 @@
 //!
 //! It agrees with `facebookresearch/mae` as a student and with each teacher's own code as a teacher; parameter names are timm's.
 //! There are three ways through it: [`VisionTransformer::forward_encoder`] over the visible patches (MAE),
-//! [`VisionTransformer::forward_features`] over whole images, and [`VisionTransformer::forward_with_attention`], which also gives
+//! [`VisionTransformer::forward_features`] over whole images, and `forward_with_attention`, which also gives
 //! the attention that images are pooled with.
 
 use std::cell::RefCell;
@@ -23,7 +23,8 @@ use crate::tokens::gather_rows;
 mod arch;
 mod config;
 
-pub use config::{Pooling, Positions, Projection, TensorSpec, VitConfig};
+pub(crate) use config::TensorSpec;
+pub use config::{Pooling, Positions, Projection, VitConfig};
 
 /// The network.
 #[derive(Debug)]
@@ -47,13 +48,13 @@ pub struct VisionTransformer {
 
 /// What [`VisionTransformer::forward_with_attention`] gives.
 #[derive(Debug)]
-pub struct Attended {
+pub(crate) struct Attended {
     /// The residual stream after the last block `[N, P + L, D]`.
-    pub x: Tensor,
+    pub(crate) x: Tensor,
     /// The attention by which images are pooled, mean over heads, patches only `[N, L]`.
-    pub attn: Tensor,
+    pub(crate) attn: Tensor,
     /// The pooled vector `[N, D]` of a network without CLS.
-    pub pooled: Option<Tensor>,
+    pub(crate) pooled: Option<Tensor>,
 }
 
 impl VisionTransformer {
@@ -124,7 +125,7 @@ impl VisionTransformer {
 
     /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, before the last norm and without
     /// fusion: what fine-tuning stands on.
-    pub fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
+    pub(crate) fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         self.whole(imgs, &[], pass)
     }
 
@@ -145,7 +146,7 @@ impl VisionTransformer {
 
     /// `patches [N, h·w, 3p²]`, cut by [`PatchEmbed::unfold`] and normalized, on the grid `(h, w)`, through all blocks, with the
     /// attention by which images are pooled. `visit` sees the residual stream before the first block and after each one.
-    pub fn forward_with_attention(
+    pub(crate) fn forward_with_attention(
         &self,
         patches: &Tensor,
         grid: (i64, i64),
@@ -176,7 +177,7 @@ impl VisionTransformer {
     }
 
     /// The last norm: `[.., D] → [.., D]`.
-    pub fn forward_norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward_norm(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x)
     }
 

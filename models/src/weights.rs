@@ -103,7 +103,8 @@ impl Weights {
     }
 
     /// Names of the tensors that were passed over, since their type is not read.
-    pub fn unread(&self) -> impl Iterator<Item = &str> {
+    #[cfg(test)]
+    pub(crate) fn unread(&self) -> impl Iterator<Item = &str> {
         self.0.unread.keys().map(String::as_str)
     }
 

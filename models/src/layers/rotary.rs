@@ -21,7 +21,7 @@ impl Rotary {
     ///
     /// # Panics
     /// Unless 4 divides `head_dim`.
-    pub fn axial(base: f64, head_dim: i64, prefix: i64, (h, w): (i64, i64), device: Device) -> Rotary {
+    pub(crate) fn axial(base: f64, head_dim: i64, prefix: i64, (h, w): (i64, i64), device: Device) -> Rotary {
         assert!(head_dim % 4 == 0, "rotary positions need heads of a width that 4 divides, not {head_dim}");
         let quarter = head_dim / 4;
         let frequencies: Vec<f64> = (0..quarter).map(|k| TAU * base.powf(-(k as f64) / quarter as f64)).collect();
@@ -50,7 +50,7 @@ impl Rotary {
     }
 
     /// Queries or keys `[N, H, T, d]` of all tokens, turned. Computed in f32, given back in the type of `x`.
-    pub fn turn(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn turn(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
         let half = x.size()[3] / 2;
         let swapped = Tensor::cat(&[-x.narrow(3, half, half), x.narrow(3, 0, half)], 3);
