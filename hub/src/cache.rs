@@ -61,7 +61,7 @@ impl Repo {
             return Some(revision.to_owned());
         }
         let mut text = String::new();
-        // Whatever is wrong with the record, the hub is asked instead.
+        // A record that cannot be used is ignored: the hub is asked instead.
         let file = File::open(self.ref_file(revision)).ok()?;
         file.take(64).read_to_string(&mut text).ok()?;
         let commit = text.trim();

@@ -89,7 +89,7 @@ impl<'a> Client<'a> {
         let endpoint = settings.endpoint.as_str();
         let unusable = Error::Setting {
             name: "HF_ENDPOINT",
-            problem: "is no URL of a hub, such as https://huggingface.co (no user name, no query)",
+            problem: "is not the URL of a hub, such as https://huggingface.co (no user name, no query)",
         };
         let origin = match Origin::of(endpoint) {
             Some(origin) if !endpoint.contains(['?', '#']) => origin,
@@ -351,9 +351,10 @@ impl Stream {
 fn broken(origin: &Origin, error: &std::io::Error) -> Failure {
     let said = error.to_string();
     // Of names that are not resolved the standard library says so in words alone.
-    let what = match said.starts_with("failed to lookup address") {
-        true => "its name, or that of the proxy, cannot be resolved",
-        false => "the connection broke",
+    let what = if said.starts_with("failed to lookup address") {
+        "its name, or that of the proxy, cannot be resolved"
+    } else {
+        "the connection broke"
     };
     Failure::Transient { host: origin.name(), reason: format!("{what} ({said})") }
 }

@@ -1,4 +1,4 @@
-//! What is fetched of a model, and how a file comes here whole: resumed, retried, checked.
+//! Fetches the files of a model, each resumed, retried and checked.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -56,10 +56,7 @@ pub(super) fn fetch(
 
     // Small files first: a missing permission shows before the first gigabyte.
     for config in CONFIGS {
-        match has(config) {
-            true => fetching.file(commit, config, MAX_CONFIG_BYTES)?,
-            false => repo.mark_absent(commit, config)?,
-        }
+        if has(config) { fetching.file(commit, config, MAX_CONFIG_BYTES)? } else { repo.mark_absent(commit, config)? }
     }
     let weights = preferred(info.files.iter().map(String::as_str)).map_err(|found| {
         let found = found.into_iter().map(str::to_owned).collect();
@@ -122,7 +119,7 @@ impl Fetching<'_, '_> {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(interrupted(id)),
         })?;
-        // Whoever held the lock may have fetched it.
+        // The process that held the lock may have fetched it.
         if is_here() {
             return Ok(meta.etag);
         }
@@ -132,7 +129,7 @@ impl Fetching<'_, '_> {
         self.grow(&mut growing, commit, file, &meta)?;
         let mut hash = hash(&mut growing, &meta).map_err(disk("read", &path))?;
         if hash != meta.etag && resumed {
-            // What an earlier run left was not a beginning of this file.
+            // The bytes that an earlier run left were not the beginning of this file.
             growing.set_len(0).map_err(disk("write", &path))?;
             self.grow(&mut growing, commit, file, &meta)?;
             hash = self::hash(&mut growing, &meta).map_err(disk("read", &path))?;
@@ -196,7 +193,7 @@ impl Fetching<'_, '_> {
             if read == 0 {
                 return Err(stream.short());
             }
-            // More than was announced is not read: the hash decides about what was.
+            // No more is read than was announced; the hash decides whether it is right.
             let room = usize::try_from(meta.size - done).unwrap_or(CHUNK);
             let read = read.min(room);
             growing.write_all(&buffer[..read]).map_err(write_error())?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The text is no path that exists, and no id either.
+    /// The text is neither an existing path nor an id.
     #[error("{text}: no such file or folder, and not the id of a model on a hub (org/name or org/name@revision)")]
     NoSuchPath {
         /// What was asked for.
@@ -79,7 +79,7 @@ pub enum Error {
         host: String,
         /// 401 or 403.
         status: u16,
-        /// Whether a licence must be accepted first.
+        /// Whether a license must be accepted first.
         gated: bool,
         /// Whether a token was shown.
         with_token: bool,
@@ -119,7 +119,7 @@ pub enum Error {
         reason: String,
     },
 
-    /// An answer that is none of the protocol's, or not to be trusted.
+    /// An answer that breaks the protocol, or that cannot be trusted.
     #[error(
         "{id}: {host} gives {reason}. If HF_ENDPOINT names a mirror, try without it; else run again later, or give a folder"
     )]
@@ -146,7 +146,7 @@ pub enum Error {
         host: String,
         /// SHA-256 or git hash, as the hub states it.
         expected: String,
-        /// That of the bytes that came.
+        /// Hash of the bytes that arrived.
         found: String,
     },
 
@@ -207,10 +207,10 @@ fn which_weights(id: &str, commit: &str, found: &[String]) -> String {
 fn refused(gated: bool, with_token: bool, page: &str) -> String {
     match (gated, with_token) {
         (true, false) => format!(
-            "for its licence must be accepted: do so at {page}, and set HF_TOKEN to a token of the account that did"
+            "for its license must be accepted: do so at {page}, and set HF_TOKEN to a token of the account that did"
         ),
         (true, true) => format!(
-            "for the account of HF_TOKEN has not accepted its licence, or not been let in yet: see {page}"
+            "for the account of HF_TOKEN has not accepted its license, or not been let in yet: see {page}"
         ),
         (false, false) => {
             "and no token was shown: set HF_TOKEN if the model is private, or check the spelling".to_owned()

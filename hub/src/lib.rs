@@ -1,5 +1,5 @@
 //! Pretrained models as files: found by path or by Hugging Face id (`openai/clip-vit-base-patch16`, `org/name@revision`), and
-//! their [`weights`] read as named tensors. No tensor library: who reads weights says how a tensor is made.
+//! their [`weights`] read as named tensors. There is no tensor library: the reader of weights says how a tensor is made.
 //!
 //! [`resolve`] looks, in this order, at
 //!
@@ -8,9 +8,10 @@
 //! 2. the local cache in huggingface_hub's layout, which other tools fill too: `models--org--name/{blobs,refs,snapshots}`;
 //! 3. the hub, unless that is forbidden, and stores what it fetches in that cache.
 //!
-//! The weights ([`weights::weights_file`] says which file) and the configurations beside them are fetched by commit. A download that breaks is resumed, by this program or another, and a file becomes visible when its hash is the one
-//! the hub states. What the cache knows of a branch is used without asking whether the branch has moved: a build that resumes
-//! must see the weights it began with. To follow a branch, name the new commit or refresh the cache with `hf download`.
+//! The weights ([`weights::weights_file`] says which file) and the configurations beside them are fetched by commit. A download
+//! that breaks is resumed, by this program or another, and a file becomes visible when its hash is the one the hub states. What
+//! the cache knows of a branch is used without asking whether the branch has moved: a build that resumes must see the weights it
+//! began with. To follow a branch, name the new commit or refresh the cache with `hf download`.
 //!
 //! The client is ureq with rustls: 13 crates in each program, no async runtime. hf-hub 1.0 brings more than 230, and its
 //! version 0.4 neither resumes nor checks hashes.
@@ -36,7 +37,7 @@ mod tests;
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a text stands for.
+/// A text resolved to files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     /// An existing file or folder; for an id, the snapshot's folder in the cache.
@@ -45,7 +46,7 @@ pub struct Resolved {
     pub source: String,
 }
 
-/// What a download is doing. Sizes in bytes.
+/// Progress of a download. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress<'a> {
     /// The hub is asked about a model.
@@ -60,27 +61,27 @@ pub enum Progress<'a> {
         /// The file.
         file: &'a str,
     },
-    /// Bytes of a file are here. Said at its beginning, at least every few hundred kilobytes, and when all are here.
+    /// Bytes of a file are here. Reported at its beginning, at least every few hundred kilobytes, and when all are here.
     Bytes {
         /// The file.
         file: &'a str,
-        /// How many; more than none at the beginning of a download that is resumed.
+        /// Bytes that are here; more than 0 at the beginning of a download that is resumed.
         done: u64,
-        /// Of how many.
+        /// Size of the whole file.
         size: u64,
     },
     /// A request failed and will be made again.
     Retrying {
-        /// Why.
+        /// The reason.
         reason: &'a str,
-        /// After which time.
+        /// Time until the next attempt.
         pause: Duration,
     },
     /// The hub cannot be asked; weights of the cache are used, though files beside them may be missing there.
     Unconfirmed {
         /// `org/name@commit`.
         model: &'a str,
-        /// Why.
+        /// The reason.
         reason: &'a str,
     },
 }
@@ -100,7 +101,7 @@ pub fn resolve(text: &str, settings: &HubSettings, progress: &mut OnProgress<'_>
     let Some(id) = ModelId::parse(text) else {
         return Err(Error::NoSuchPath { text: text.to_owned() });
     };
-    // A folder of that name makes a slip of the pen likelier than an id; what the cache has was fetched on purpose.
+    // Where such a folder exists, a mistyped path is likelier than an id; what the cache has was fetched on purpose.
     let parent = Path::new(text).parent().filter(|parent| parent.is_dir());
     let is_cached = || {
         let repo = settings.cache.as_ref().map(|cache| Repo::new(cache, &id));
@@ -195,7 +196,7 @@ impl ModelId {
     }
 }
 
-/// Whether `text`, which might be a model's id, rather names a file or something in a folder of runs or weights.
+/// Whether `text`, which has the form of a model's id, more likely names a file or something in a folder of runs or weights.
 fn looks_like_a_path(text: &str) -> bool {
     const FILES: [&str; 9] = ["safetensors", "pth", "pt", "ckpt", "bin", "json", "toml", "npz", "onnx"];
     const FOLDERS: [&str; 8] = ["runs", "checkpoints", "teachers", "models", "weights", "out", "output", "outputs"];

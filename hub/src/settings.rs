@@ -1,4 +1,4 @@
-//! Where models are looked for: what the `HF_*` variables say.
+//! Where models are looked for, from the `HF_*` variables.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ pub struct HubSettings {
     pub cache: Option<PathBuf>,
     /// The hub, as a URL without a slash at its end.
     pub endpoint: String,
-    /// Whether nothing may be fetched.
+    /// Whether downloads are forbidden.
     pub offline: bool,
-    /// The token to show to the endpoint, and nobody else.
+    /// The token, shown to the endpoint alone.
     pub token: Option<Secret>,
     /// A file with the token, read when something is fetched and `token` is absent.
     pub token_file: Option<PathBuf>,
@@ -80,10 +80,7 @@ impl HubSettings {
         let either = |name: &str| var(name).or_else(|| var(&name.to_ascii_lowercase()));
 
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| HUB.to_owned());
-        let of_scheme = match endpoint.starts_with("http://") {
-            true => "HTTP_PROXY",
-            false => "HTTPS_PROXY",
-        };
+        let of_scheme = if endpoint.starts_with("http://") { "HTTP_PROXY" } else { "HTTPS_PROXY" };
         HubSettings {
             cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).or_else(|| in_home("hub")),
             endpoint: endpoint.trim_end_matches('/').to_owned(),
@@ -97,7 +94,7 @@ impl HubSettings {
     }
 }
 
-/// A text that no message shows.
+/// A text that is never shown in messages.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 

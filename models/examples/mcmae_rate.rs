@@ -15,7 +15,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::decoder::DecoderConfig;
 use models::encoder::{Encoder, EncoderConfig};
 use models::mae::{Mae, MaeConfig};
@@ -121,7 +121,9 @@ impl Network {
         let loss = {
             let _autocast = precision.guard(Device::Cpu);
             let latent = match (self.mae.encoder(), self.way) {
-                (Encoder::Mcmae(encoder), "dense") => encoder.forward_encoder_dense(imgs, masking, &Pass::default()),
+                (Encoder::Mcmae(encoder), "dense") => {
+                    encoder.forward_encoder_dense(imgs, masking, &ForwardOptions::default())
+                }
                 _ => self.mae.forward_encoder(imgs, masking),
             };
             if self.encoder_alone {

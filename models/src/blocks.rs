@@ -6,9 +6,9 @@ use crate::drop_path::DropPath;
 use crate::layers::{Block, BlockConfig, Rotary};
 use crate::params::Scope;
 
-/// How a forward pass is made, besides its inputs. The default is the plain one.
+/// Options of a forward pass. The default is plain inference.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Pass<'a> {
+pub struct ForwardOptions<'a> {
     /// The residual branches of the encoder to drop; branch `2 b` is the first of its block `b`, `2 b + 1` the second.
     pub drop_path: Option<&'a DropPath>,
     /// Whether each block keeps its input alone and is computed again in backward ([`torch_ext::checkpoint()`]). Changes no
@@ -16,7 +16,7 @@ pub struct Pass<'a> {
     pub grad_checkpointing: bool,
 }
 
-impl Pass<'_> {
+impl ForwardOptions<'_> {
     /// The block `index` of the encoder in training: `[N, T, D] → [N, T, D]`, attention turned by `rotary`.
     pub(crate) fn block(&self, index: usize, block: &Block, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
         let branches = self.branches(index);
@@ -39,16 +39,16 @@ impl Pass<'_> {
 
 /// Blocks `0..depth`, one after the other.
 #[derive(Debug)]
-pub struct Blocks {
+pub(crate) struct Blocks {
     blocks: Vec<Block>,
-    /// What [`Pass::drop_path`] calls the first of them.
+    /// Index of the first of them in [`ForwardOptions::drop_path`].
     first: usize,
 }
 
 impl Blocks {
     /// Parameters `<name>.<i>.*` for each block under `scope`. `first` is the place of the first one among all blocks of the
     /// encoder, those of convolution stages included.
-    pub fn new(scope: &Scope, name: &str, depth: i64, config: &BlockConfig, first: usize) -> Self {
+    pub(crate) fn new(scope: &Scope, name: &str, depth: i64, config: &BlockConfig, first: usize) -> Self {
         let scope = scope.sub(name);
         Self { blocks: (0..depth).map(|i| Block::new(&scope.sub(i), config)).collect(), first }
     }
@@ -62,13 +62,19 @@ impl Blocks {
     }
 
     /// `[N, T, D] → [N, T, D]`.
-    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor, pass: &ForwardOptions) -> Tensor {
         self.forward_fused(x, &[], None, pass)
     }
 
     /// The output of the last block plus those of the blocks `fusion` (each at most once, in any order), attention turned by
     /// `rotary`: `[N, T, D] → [N, T, D]`.
-    pub fn forward_fused(&self, x: &Tensor, fusion: &[i64], rotary: Option<&Rotary>, pass: &Pass) -> Tensor {
+    pub(crate) fn forward_fused(
+        &self,
+        x: &Tensor,
+        fusion: &[i64],
+        rotary: Option<&Rotary>,
+        pass: &ForwardOptions,
+    ) -> Tensor {
         let mut x = x.shallow_clone();
         let mut sum: Option<Tensor> = None;
         for (i, block) in self.blocks.iter().enumerate() {

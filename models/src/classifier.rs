@@ -2,14 +2,14 @@
 //!
 //! Names and computation are those of MAE's fine-tuning model (`facebookresearch/mae`, `models_vit.py`) and so of timm's
 //! `VisionTransformer`, and, for an encoder with convolution stages, of ConvMAE's `ConvViT`. The decoder, the mask token, fusion and
-//! the mimic heads are gone; positions are trained, from the fixed ones. A teacher's tower is a backbone too, exactly as it is when
+//! the mimic heads are gone; positions are trained, from the fixed ones. A teacher's tower is an encoder too, exactly as it is when
 //! it gives features.
 
 use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::encoder::{Encoder, EncoderConfig};
 use crate::error::{Error, Result};
 use crate::init::Init;
@@ -41,13 +41,13 @@ pub struct Classifier {
     /// Tokens before the patches.
     prefix: i64,
     pool: Pool,
-    /// Of the mean of the patches; CLS goes through the encoder's own last norm.
+    /// Norm of the patches' mean; CLS goes through the encoder's own last norm.
     fc_norm: Option<LayerNorm>,
     head: Linear,
 }
 
 impl Classifier {
-    /// A network in `params`: the encoder's names, `head.*` (weights from a truncated normal of deviation 2e-5), and for
+    /// A network in `params`: the encoder's names, `head.*` (weights from a truncated normal of standard deviation 2e-5), and for
     /// [`Pool::Mean`] `fc_norm.*` in place of `norm.*`.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl Classifier {
         if config.has_fixed_positions() {
             params.train("pos_embed");
         }
-        // The attention that a tower without CLS pools with.
+        // The pooling attention of a tower without CLS is not used.
         params.remove("pool.");
         let fc_norm = match pool {
             Pool::Cls => None,
@@ -80,8 +80,8 @@ impl Classifier {
         Ok(Self { encoder, prefix: config.prefix(), pool, fc_norm, head })
     }
 
-    /// Class scores of `imgs [N, 3, H, W]`, normalised: `[N, C]`, f32.
-    pub fn forward(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
+    /// Class scores of `imgs [N, 3, H, W]`, normalized: `[N, C]`, f32.
+    pub fn forward(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         let tokens = self.encoder.forward_blocks(imgs, pass); // [N, P + L, D]
         let pooled = match self.pool {
             Pool::Mean => self.pooled_mean(&tokens),
@@ -90,9 +90,9 @@ impl Classifier {
         self.head.forward(&pooled).to_kind(Kind::Float)
     }
 
-    /// What the network makes of whole images `imgs [N, 3, H, W]`, normalised, before its head.
+    /// Features of whole images before the head: `imgs [N, 3, H, W]`, normalized.
     pub fn forward_features(&self, imgs: &Tensor) -> Features {
-        let tokens = self.encoder.forward_blocks(imgs, &Pass::default());
+        let tokens = self.encoder.forward_blocks(imgs, &ForwardOptions::default());
         match self.pool {
             Pool::Mean => Features { cls: None, mean: self.pooled_mean(&tokens) },
             Pool::Cls => {

@@ -4,7 +4,7 @@
 
 use tch::Tensor;
 
-use crate::blocks::{Blocks, Pass};
+use crate::blocks::{Blocks, ForwardOptions};
 use crate::error::Result;
 use crate::init::Init;
 use crate::layers::{Activation, BlockConfig, LayerNorm, Linear};
@@ -31,7 +31,7 @@ impl DecoderConfig {
     pub const PUBLISHED: Self = Self { embed_dim: 512, depth: 8, num_heads: 16, mlp_ratio: 4 };
 
     /// # Errors
-    /// [`Error::Config`] for the first field that no network can have.
+    /// [`Error::Config`](crate::Error::Config) for the first field that no network can have.
     pub fn validate(&self) -> Result<()> {
         positive(&[
             ("decoder_embed_dim", self.embed_dim),
@@ -61,7 +61,7 @@ impl Decoder {
     /// the first token of a latent is CLS. `norm_eps` is that of every norm.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no such network.
+    /// [`Error::Config`](crate::Error::Config) if there is no such network.
     pub fn new(
         scope: &Scope,
         config: &DecoderConfig,
@@ -98,8 +98,8 @@ impl Decoder {
     /// What the decoder makes of every patch, before the pixels: latent `[N, P + keep, D]`, `ids_restore [N, L]` →
     /// `[N, P + L, Dd]`, after the last norm, CLS first (`P` is 1 with a CLS token, else 0), then the patches in order.
     ///
-    /// Stochastic depth is the encoder's: [`Pass::drop_path`] is not looked at.
-    pub fn forward_tokens(&self, latent: &Tensor, ids_restore: &Tensor, pass: &Pass) -> Tensor {
+    /// Stochastic depth is for the encoder: [`ForwardOptions::drop_path`] is ignored.
+    pub(crate) fn forward_tokens(&self, latent: &Tensor, ids_restore: &Tensor, pass: &ForwardOptions) -> Tensor {
         let prefix = i64::from(self.cls_token);
         let x = self.decoder_embed.forward(latent); // [N, P + keep, Dd]
         let (n, tokens, _) = x.size3().expect("latent is [N, P + keep, D]");
@@ -114,7 +114,7 @@ impl Decoder {
         self.decoder_norm.forward(&self.decoder_blocks.forward(&x, &pass))
     }
 
-    /// The pixels of every patch from [`Decoder::forward_tokens`]: `[N, P + L, Dd] → [N, L, p²·3]`.
+    /// The pixels of every patch from `forward_tokens`: `[N, P + L, Dd] → [N, L, p²·3]`.
     pub fn predict(&self, tokens: &Tensor) -> Tensor {
         self.patches(&self.decoder_pred.forward(tokens))
     }

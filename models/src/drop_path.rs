@@ -6,7 +6,7 @@
 
 use tch::Tensor;
 
-/// What a training forward does to the residual branches of a batch.
+/// Which residual branches of a batch are dropped.
 #[derive(Debug)]
 pub struct DropPath {
     /// `[N, B]` f32: 0 where a branch is dropped, `1 / (1 - rate)` where it is kept.

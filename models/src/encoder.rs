@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::error::{Error, Result};
 use crate::layers::NORM_EPS;
 use crate::masking::Masking;
@@ -241,7 +241,7 @@ impl Encoder {
 
     /// Encodes the visible patches: `imgs [N, 3, H, W]`, normalized, → latent `[N, P + keep, D]` after the last norm, the patches in
     /// the order of `ids_keep`. With fusion, if the configuration has it.
-    pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &Pass) -> Tensor {
+    pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &ForwardOptions) -> Tensor {
         match self {
             Self::Vit(vit) => vit.forward_encoder(imgs, masking, pass),
             Self::Mcmae(mcmae) => mcmae.forward_encoder(imgs, masking, pass),
@@ -250,7 +250,7 @@ impl Encoder {
 
     /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, before the last norm and without
     /// fusion: what fine-tuning stands on.
-    pub fn forward_blocks(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
+    pub(crate) fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         match self {
             Self::Vit(vit) => vit.forward_blocks(imgs, pass),
             Self::Mcmae(mcmae) => mcmae.forward_blocks(imgs, pass),
@@ -258,7 +258,7 @@ impl Encoder {
     }
 
     /// The last norm: `[.., D] → [.., D]`.
-    pub fn forward_norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward_norm(&self, x: &Tensor) -> Tensor {
         match self {
             Self::Vit(vit) => vit.forward_norm(x),
             Self::Mcmae(mcmae) => mcmae.forward_norm(x),

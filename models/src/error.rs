@@ -24,7 +24,7 @@ pub enum Error {
         mismatch: Mismatch,
     },
 
-    /// A configuration describes no network (a width that the heads do not divide, an image that is no whole number of patches).
+    /// A configuration describes no network (a width that the heads do not divide, an image that is not a whole number of patches).
     #[error("{field} = {value}: {reason}")]
     Config {
         /// The field of the configuration.
@@ -76,13 +76,13 @@ pub enum Error {
         path: PathBuf,
         /// Whether there is such a file.
         exists: bool,
-        /// What is not said.
+        /// The missing fact.
         fact: &'static str,
         /// How to say it.
         next_step: String,
     },
 
-    /// Several such things, each a [`Error::MissingFact`]: whoever has to write them down should hear of all at once.
+    /// Several [`Error::MissingFact`]s, reported together so that all can be written down at once.
     #[error("{} things about this teacher are not written beside its weights:{}", .0.len(), one_a_line(.0))]
     MissingFacts(Vec<Error>),
 
@@ -137,6 +137,15 @@ pub enum Error {
         count: usize,
         /// The first few names.
         first: Vec<String>,
+    },
+
+    /// A file holds neither a student nor a tower.
+    #[error("{student}; nor is it a teacher's tower: {tower}")]
+    NeitherStudentNorTower {
+        /// Why it is not a student.
+        student: Box<Error>,
+        /// Why it is not a tower.
+        tower: Box<Error>,
     },
 
     /// The config.json beside a student's weights describes another network.

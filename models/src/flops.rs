@@ -12,11 +12,11 @@ pub const STEP_PER_FORWARD: f64 = 3.0;
 /// Operations of a forward pass for one image, by part.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Flops {
-    /// Of the visible patches.
+    /// The encoder, over the visible patches.
     pub encoder: f64,
-    /// Of all patches; 0 where no loss needs it.
+    /// The decoder, over all patches; 0 where no loss needs it.
     pub decoder: f64,
-    /// Of all mimic heads.
+    /// All mimic heads.
     pub heads: f64,
 }
 

@@ -1,6 +1,6 @@
 //! Start values of parameters, as the papers' code draws them.
 //!
-//! tch's own initialisers differ from PyTorch's (its linear layers start 2.45 times too wide), and drawing from libtorch's
+//! tch's own initializers differ from PyTorch's (its linear layers start 2.45 times too wide), and drawing from libtorch's
 //! generator would make a value depend on how many were drawn before. Here each tensor has its own stream, keyed by
 //! (seed, name): the same on every device, thread count and libtorch.
 

@@ -16,20 +16,21 @@ mod attention_pool;
 mod mlp;
 mod rotary;
 
-pub use attention_pool::AttentionPool;
-pub use mlp::{Activation, Mlp};
+pub(crate) use attention_pool::AttentionPool;
+pub use mlp::Activation;
+pub(crate) use mlp::Mlp;
 pub use rotary::Rotary;
 
 /// `x Wᵀ + b`.
 #[derive(Debug)]
-pub struct Linear {
+pub(crate) struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
 impl Linear {
     /// Parameters `weight [out_dim, in_dim]`, xavier-uniform, and, if `bias`, `bias [out_dim]`, zero.
-    pub fn new(scope: &Scope, in_dim: i64, out_dim: i64, bias: bool) -> Self {
+    pub(crate) fn new(scope: &Scope, in_dim: i64, out_dim: i64, bias: bool) -> Self {
         Self::started(scope, in_dim, out_dim, bias, Init::XavierUniform)
     }
 
@@ -47,7 +48,7 @@ impl Linear {
     }
 
     /// `[.., in_dim] → [.., out_dim]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         linear(x, &self.weight, self.bias.as_ref())
     }
 
@@ -63,7 +64,7 @@ pub(crate) const NORM_EPS: f64 = 1e-6;
 
 /// LayerNorm over the last axis with scale and shift, always in f32.
 #[derive(Debug)]
-pub struct LayerNorm {
+pub(crate) struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
@@ -71,7 +72,7 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// Parameters `weight [dim]`, one, and `bias [dim]`, zero.
-    pub fn new(scope: &Scope, dim: i64, eps: f64) -> Self {
+    pub(crate) fn new(scope: &Scope, dim: i64, eps: f64) -> Self {
         Self { weight: scope.param("weight", &[dim], Init::Ones), bias: scope.param("bias", &[dim], Init::Zeros), eps }
     }
 
@@ -81,7 +82,7 @@ impl LayerNorm {
     }
 
     /// `[.., dim] → [.., dim]`, f32.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let dim = self.weight.size();
         x.to_kind(Kind::Float).layer_norm(dim, Some(&self.weight), Some(&self.bias), self.eps, true)
     }
@@ -92,7 +93,7 @@ impl LayerNorm {
 /// The parameter has the convolution's name and shape, `proj.weight [D, 3, p, p]`; it is computed as the matrix product it is,
 /// which lets MAE embed the visible patches alone.
 #[derive(Debug)]
-pub struct PatchEmbed {
+pub(crate) struct PatchEmbed {
     weight: Tensor,
     bias: Option<Tensor>,
     patch_size: i64,
@@ -101,7 +102,7 @@ pub struct PatchEmbed {
 impl PatchEmbed {
     /// Parameters `proj.weight`, xavier-uniform on the flattened patch as in MAE, and, if `bias` (CLIP has none),
     /// `proj.bias [D]`, which MAE leaves at PyTorch's default for convolutions, uniform in ±1/√(3p²).
-    pub fn new(scope: &Scope, patch_size: i64, dim: i64, bias: bool) -> Self {
+    pub(crate) fn new(scope: &Scope, patch_size: i64, dim: i64, bias: bool) -> Self {
         let proj = scope.sub("proj");
         let fan_in = 3 * patch_size * patch_size;
         let bias_init = Init::Uniform { bound: (fan_in as f64).sqrt().recip() };
@@ -113,26 +114,27 @@ impl PatchEmbed {
     }
 
     /// Cuts `imgs [N, 3, H, W]` into patches `[N, L, 3p²]`, row-major over the grid; within a patch channel, row, column, the
-    /// order of `proj.weight` (not that of [`patchify`](crate::mae::patchify)).
+    /// order of `proj.weight` (not that of [`patchify`](crate::tokens::patchify)).
     ///
     /// # Panics
     /// If `p` does not divide `H` and `W`.
-    pub fn unfold(&self, imgs: &Tensor) -> Tensor {
+    pub(crate) fn unfold(&self, imgs: &Tensor) -> Tensor {
         let p = self.patch_size;
         let (n, c, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
-        assert!(height % p == 0 && width % p == 0, "{height}x{width} is no whole number of {p}x{p} patches");
+        assert!(height % p == 0 && width % p == 0, "{height}x{width} is not a whole number of {p}x{p} patches");
         let (h, w) = (height / p, width / p);
         let patches = imgs.reshape([n, c, h, p, w, p]).permute([0, 2, 4, 1, 3, 5]); // [N, h, w, c, p, p]
         patches.reshape([n, h * w, c * p * p])
     }
 
     /// Projects any patches cut by [`PatchEmbed::unfold`]: `[N, K, 3p²] → [N, K, D]`.
-    pub fn project(&self, patches: &Tensor) -> Tensor {
+    pub(crate) fn project(&self, patches: &Tensor) -> Tensor {
         linear(patches, &self.weight.flatten(1, -1), self.bias.as_ref())
     }
 
     /// `[N, 3, H, W] → [N, L, D]`.
-    pub fn forward(&self, imgs: &Tensor) -> Tensor {
+    #[cfg(test)]
+    pub(crate) fn forward(&self, imgs: &Tensor) -> Tensor {
         self.project(&self.unfold(imgs))
     }
 }
@@ -171,12 +173,12 @@ impl Attention {
     }
 
     /// [`Attention::forward`] with queries and keys turned by `rotary`, which covers all `T` tokens.
-    pub fn forward_rotated(&self, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
+    pub(crate) fn forward_rotated(&self, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
         let [q, k, v] = self.qkv_heads(x, rotary);
         self.attend(&q, &k, &v)
     }
 
-    /// [`Attention::forward_rotated`] and [`Attention::cls_attention`] (of the turned queries and keys) from one projection.
+    /// [`Attention::forward`], turned by `rotary`, and [`Attention::cls_attention`] (of the turned queries and keys) from one projection.
     pub fn forward_with_cls_attention(&self, x: &Tensor, rotary: Option<&Rotary>) -> (Tensor, Tensor) {
         let [q, k, v] = self.qkv_heads(x, rotary);
         let row = cls_row(&q.narrow(2, 0, 1), &k);
@@ -197,7 +199,7 @@ impl Attention {
 
     /// How much the first token attends to each token: softmax of its query against all keys, `[N, T, D] → [N, H, T]`, f32.
     ///
-    /// One row is computed, never the `[T, T]` matrix. `x` is what [`Attention::forward`] takes, so already normalised.
+    /// One row is computed, never the `[T, T]` matrix. `x` is what [`Attention::forward`] takes, so already normalized.
     pub fn cls_attention(&self, x: &Tensor) -> Tensor {
         let dim = x.size()[2];
         let q = self.heads(&self.qkv.forward_rows(&x.narrow(1, 0, 1), 0, dim)); // [N, H, 1, d]
@@ -248,26 +250,26 @@ fn cls_row(q: &Tensor, k: &Tensor) -> Tensor {
 
 /// What a [`Block`] is made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BlockConfig {
+pub(crate) struct BlockConfig {
     /// Width `D`.
-    pub dim: i64,
+    pub(crate) dim: i64,
     /// Attention heads; divides `dim`.
-    pub num_heads: i64,
+    pub(crate) num_heads: i64,
     /// Width of the MLP's hidden layer, `4 D` in every published tower.
-    pub mlp_dim: i64,
+    pub(crate) mlp_dim: i64,
     /// Whether q, k and v have biases.
-    pub qkv_bias: bool,
+    pub(crate) qkv_bias: bool,
     /// eps of both norms.
-    pub norm_eps: f64,
+    pub(crate) norm_eps: f64,
     /// The MLP's non-linearity.
-    pub activation: Activation,
+    pub(crate) activation: Activation,
     /// Whether the MLP is gated; see [`Mlp::gated`].
-    pub gated_mlp: bool,
+    pub(crate) gated_mlp: bool,
 }
 
 /// A pre-norm transformer block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
 #[derive(Debug)]
-pub struct Block {
+pub(crate) struct Block {
     norm1: LayerNorm,
     attn: Attention,
     norm2: LayerNorm,
@@ -276,7 +278,7 @@ pub struct Block {
 
 impl Block {
     /// Parameters `norm1.*`, `attn.*`, `norm2.*`, `mlp.*`.
-    pub fn new(scope: &Scope, config: &BlockConfig) -> Self {
+    pub(crate) fn new(scope: &Scope, config: &BlockConfig) -> Self {
         Self {
             norm1: LayerNorm::new(&scope.sub("norm1"), config.dim, config.norm_eps),
             attn: Attention::new(&scope.sub("attn"), config.dim, config.num_heads, config.qkv_bias),
@@ -300,19 +302,20 @@ impl Block {
     }
 
     /// `[N, T, D] → [N, T, D]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    #[cfg(test)]
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         self.forward_rotated(x, None)
     }
 
     /// [`Block::forward`] with attention turned by `rotary`.
-    pub fn forward_rotated(&self, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
+    pub(crate) fn forward_rotated(&self, x: &Tensor, rotary: Option<&Rotary>) -> Tensor {
         let x = x + self.attn.forward_rotated(&self.norm1.forward(x), rotary);
         &x + self.mlp.forward(&self.norm2.forward(&x))
     }
 
     /// [`Block::forward_rotated`] in training, the two branches scaled by `drop` (each `[N, 1, 1]`, see
     /// [`DropPath`](crate::drop_path::DropPath)).
-    pub fn forward_dropped(&self, x: &Tensor, rotary: Option<&Rotary>, drop: Option<&[Tensor; 2]>) -> Tensor {
+    pub(crate) fn forward_dropped(&self, x: &Tensor, rotary: Option<&Rotary>, drop: Option<&[Tensor; 2]>) -> Tensor {
         let Some([attn, mlp]) = drop else {
             return self.forward_rotated(x, rotary);
         };
@@ -321,14 +324,15 @@ impl Block {
     }
 
     /// [`Block::forward_rotated`], and how much the first token attends to each token `[N, H, T]`.
-    pub fn forward_with_cls_attention(&self, x: &Tensor, rotary: Option<&Rotary>) -> (Tensor, Tensor) {
+    pub(crate) fn forward_with_cls_attention(&self, x: &Tensor, rotary: Option<&Rotary>) -> (Tensor, Tensor) {
         let (y, row) = self.attn.forward_with_cls_attention(&self.norm1.forward(x), rotary);
         let x = x + y;
         (&x + self.mlp.forward(&self.norm2.forward(&x)), row)
     }
 
     /// This block's [`Attention::cls_attention`] `[N, H, T]` for the block's input `x [N, T, D]`, without the block's output.
-    pub fn cls_attention(&self, x: &Tensor) -> Tensor {
+    #[cfg(test)]
+    pub(crate) fn cls_attention(&self, x: &Tensor) -> Tensor {
         self.attn.cls_attention(&self.norm1.forward(x))
     }
 }

@@ -15,8 +15,8 @@
 //!
 //! A student, from the bottom: [`params`] (named tensors), [`init`], [`layers`], [`drop_path`], [`blocks`], [`pos_embed`],
 //! [`masking`], [`vit`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
-//! [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
-//! together); in other packages' files: [`exchange`]. Teachers: [`teacher`], loaded
+//! [`mae`] (He et al. 2022), `mimic` (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
+//! together); in other packages' files: [`interop`]. Teachers: [`teacher`], loaded
 //! through [`weights`].
 
 pub mod blocks;
@@ -25,22 +25,23 @@ pub mod decoder;
 pub mod drop_path;
 pub mod encoder;
 pub mod error;
-pub mod exchange;
 pub mod flops;
 pub mod init;
+pub mod interop;
 pub mod layers;
 pub mod losses;
 pub mod mae;
 pub mod masking;
 pub mod mcmae;
-pub mod mimic;
+mod mimic;
 pub mod mr_mae;
 pub mod params;
 pub mod pixels;
 pub mod pos_embed;
 pub mod pos_interpolate;
 pub mod precision;
-pub mod shapes;
+pub mod pretrained;
+mod shapes;
 pub mod targets;
 pub mod teacher;
 pub mod tokens;

@@ -2,11 +2,11 @@
 
 use tch::{Kind, Tensor};
 
-/// Normalises each patch to mean 0 and variance 1: `norm_pix_loss` of MAE. `[N, L, p²·3] → [N, L, p²·3]`.
+/// Normalizes each patch to mean 0 and variance 1: `norm_pix_loss` of MAE. `[N, L, p²·3] → [N, L, p²·3]`.
 ///
 /// The variance is *unbiased* (torch's `var`; at p = 16 the biased one differs by 0.13 %) with 1e-6 added. Source: He et al. 2022,
 /// `models_mae.py::forward_loss`.
-pub fn norm_pix(target: &Tensor) -> Tensor {
+pub(crate) fn norm_pix(target: &Tensor) -> Tensor {
     let target = target.to_kind(Kind::Float);
     let mean = target.mean_dim(-1, true, None);
     let var = target.var_dim(-1, true, true);
@@ -17,13 +17,13 @@ pub fn norm_pix(target: &Tensor) -> Tensor {
 ///
 /// `pred`, `target`: `[N, L, p²·3]`. `mask`: `[N, L]`, 0 = seen, 1 = removed. A scalar; NaN if nothing is removed. Source:
 /// `models_mae.py::forward_loss`.
-pub fn masked_patch_loss(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Tensor {
+pub(crate) fn masked_patch_loss(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Tensor {
     let difference = pred.to_kind(Kind::Float) - target.to_kind(Kind::Float);
     let per_patch = difference.square().mean_dim(-1, false, None); // [N, L]
     (per_patch * mask).sum(None) / mask.sum(None)
 }
 
-/// How far a head's output is from its target.
+/// The distance between a head's output and its target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MimicLoss {
     /// Mean squared difference over tokens and channels. The paper sums over channels; the mean keeps the loss comparable between
@@ -40,7 +40,7 @@ pub enum MimicLoss {
 }
 
 impl MimicLoss {
-    /// `pred`, `target` `[N, .., K]`, the target normalised → a scalar, f32.
+    /// `pred`, `target` `[N, .., K]`, the target normalized → a scalar, f32.
     pub fn forward(self, pred: &Tensor, target: &Tensor) -> Tensor {
         let (pred, target) = (pred.to_kind(Kind::Float), target.to_kind(Kind::Float));
         match self {

@@ -4,7 +4,7 @@
 
 use tch::Tensor;
 
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::decoder::{Decoder, DecoderConfig};
 use crate::encoder::{Encoder, EncoderConfig};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ pub struct MaeConfig {
     pub encoder: EncoderConfig,
     /// What predicts the others.
     pub decoder: DecoderConfig,
-    /// Whether the pixel target is normalised per patch.
+    /// Whether the pixel target is normalized per patch.
     pub norm_pix_loss: bool,
 }
 
@@ -107,7 +107,7 @@ impl Mae {
 
     /// See [`Encoder::forward_encoder`].
     pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking) -> Tensor {
-        self.encoder.forward_encoder(imgs, masking, &Pass::default())
+        self.encoder.forward_encoder(imgs, masking, &ForwardOptions::default())
     }
 
     /// [`Encoder::forward_features`] without fusion: what other packages compute with the same weights.
@@ -118,7 +118,7 @@ impl Mae {
     /// Predicts the pixels of every patch: latent `[N, P + keep, D]`, `ids_restore [N, L]` → `[N, L, p²·3]`, in the order of
     /// [`patchify`].
     pub fn forward_decoder(&self, latent: &Tensor, ids_restore: &Tensor) -> Tensor {
-        let tokens = self.decoder.forward_tokens(latent, ids_restore, &Pass::default());
+        let tokens = self.decoder.forward_tokens(latent, ids_restore, &ForwardOptions::default());
         self.decoder.predict(&tokens)
     }
 

@@ -2,8 +2,7 @@
 //!
 //! A mask is made from one number per patch: the patches with the smallest numbers are kept. Uniform numbers give MAE's random
 //! masking, [`block_noise`] BEiT's blocks, and [`focused_noise`] turns a teacher's attention and uniform numbers into MR-MAE's
-//! focused masking. The numbers come
-//! from the caller's keyed generator, so that a sample's mask depends on nothing else in the batch.
+//! focused masking. The numbers come from the caller's keyed generator, so that a sample's mask depends on nothing else in the batch.
 
 use tch::{Kind, Tensor};
 
@@ -134,7 +133,7 @@ pub fn block_noise([grid_h, grid_w]: [usize; 2], num_removed: usize, uniform: &m
         break;
     }
     let mut noise: Vec<f64> = (0..num_patches).map(|_| uniform()).collect();
-    // Of the patches outside all blocks, those with the largest noise make up the number.
+    // Among the patches outside all blocks, those with the largest noise make up the number.
     let mut outside: Vec<usize> = (0..num_patches).filter(|&i| !removed[i]).collect();
     outside.sort_by(|&a, &b| noise[b].total_cmp(&noise[a]));
     outside[..left].iter().for_each(|&i| removed[i] = true);

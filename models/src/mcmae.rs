@@ -27,7 +27,7 @@
 
 use tch::Tensor;
 
-use crate::blocks::{Blocks, Pass};
+use crate::blocks::{Blocks, ForwardOptions};
 use crate::error::Result;
 use crate::init::Init;
 use crate::layers::{Activation, BlockConfig, LayerNorm, Linear, NORM_EPS};
@@ -127,40 +127,40 @@ impl McmaeEncoder {
         &self.config
     }
 
-    /// Encodes the visible tokens: `imgs [N, 3, H, W]`, normalised, → latent `[N, P + keep, D]` after the last norm, the patches in
+    /// Encodes the visible tokens: `imgs [N, 3, H, W]`, normalized, → latent `[N, P + keep, D]` after the last norm, the patches in
     /// the order of `ids_keep`; `P` is 1 with a CLS token, else 0. With fusion, if the configuration has it; CLS, which is nowhere
     /// in the maps of the first stages, gets nothing added.
-    pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &Pass) -> Tensor {
+    pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &ForwardOptions) -> Tensor {
         self.observe_encoder(imgs, masking, pass, &mut |_, _| ())
     }
 
     /// [`McmaeEncoder::forward_encoder`], showing what each module gives under the module's name: for `patch_embed1` and `blocks1`
     /// `[N, keep·16, C1]`, token by token and in each row by row, for `patch_embed2` and `blocks2` `[N, keep·4, C2]`, for
     /// `patch_embed3` and `patch_embed4` (without positions) `[N, keep, D]`, for `blocks3` `[N, P + keep, D]`.
-    pub fn observe_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &Pass, observe: Observe) -> Tensor {
+    pub fn observe_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &ForwardOptions, observe: Observe) -> Tensor {
         let cells = Cells::visible(masking, self.config.grid());
         self.norm.forward(&self.stages(imgs, &cells, self.decode.as_ref(), pass, observe))
     }
 
-    /// Encodes whole images: `imgs [N, 3, H, W]`, normalised, → `[N, P + L, D]`, patches in order, before the last norm and without
+    /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, before the last norm and without
     /// fusion, as the reference's classifier does.
-    pub fn forward_blocks(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
+    pub(crate) fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         self.whole(imgs, None, pass)
     }
 
     /// The last norm: `[.., D] → [.., D]`.
-    pub fn forward_norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward_norm(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x)
     }
 
-    /// Encodes whole images: `imgs [N, 3, H, W]`, normalised, → `[N, P + L, D]`, patches in order, after the last norm. With `fused`
-    /// as in pretraining, if the configuration has fusion; without as in [`McmaeEncoder::forward_blocks`].
+    /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, after the last norm. With `fused`
+    /// as in pretraining, if the configuration has fusion; without, the last block alone goes through the norm.
     pub fn forward_features(&self, imgs: &Tensor, fused: bool) -> Tensor {
         let decode = self.decode.as_ref().filter(|_| fused);
-        self.norm.forward(&self.whole(imgs, decode, &Pass::default()))
+        self.norm.forward(&self.whole(imgs, decode, &ForwardOptions::default()))
     }
 
-    fn whole(&self, imgs: &Tensor, decode: Option<&[Conv; 2]>, pass: &Pass) -> Tensor {
+    fn whole(&self, imgs: &Tensor, decode: Option<&[Conv; 2]>, pass: &ForwardOptions) -> Tensor {
         let grid = self.config.grid();
         self.stages(imgs, &Cells::Whole { grid }, decode, pass, &mut |_, _| ())
     }
@@ -171,7 +171,7 @@ impl McmaeEncoder {
         imgs: &Tensor,
         cells: &Cells,
         decode: Option<&[Conv; 2]>,
-        pass: &Pass,
+        pass: &ForwardOptions,
         observe: Observe,
     ) -> Tensor {
         let [side1, side2] = SIDES;

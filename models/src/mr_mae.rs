@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::error::{Error, Result};
 use crate::losses::MimicLoss;
 use crate::mae::{Mae, MaeConfig};
@@ -57,18 +57,18 @@ pub struct MimicConfig {
     /// Weight of the loss of its CLS token, which the student's CLS token mimics by a head of its own; 0 = no such head. The paper does
     /// not mention one; MaskAlign, MILAN and MEDiC have it.
     pub cls_weight: f64,
-    /// What is done to its tokens first.
+    /// How its tokens are normalized.
     pub target_norm: TargetNorm,
-    /// How the difference counts.
+    /// The distance that is minimized.
     pub loss: MimicLoss,
-    /// What its tokens are like, for the normalisations that need it.
+    /// Statistics of its tokens, for the normalizations that need them.
     pub stats: Option<TargetStats>,
 }
 
 /// One batch, all on the network's device.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    /// `[N, 3, H, W]`, f32, normalised by the data set's mean and deviation.
+    /// `[N, 3, H, W]`, f32, normalized by the data set's mean and standard deviation.
     pub imgs: &'a Tensor,
     /// Which patches are seen.
     pub masking: &'a Masking,
@@ -76,8 +76,8 @@ pub struct Batch<'a> {
     pub targets: Targets<'a>,
     /// For each teacher whose CLS token is mimicked that token, `[N, K]`.
     pub cls_targets: &'a BTreeMap<String, Tensor>,
-    /// Stochastic depth and the like.
-    pub pass: Pass<'a>,
+    /// Stochastic depth and gradient checkpointing.
+    pub pass: ForwardOptions<'a>,
 }
 
 /// The teachers' tokens of a batch, by id.
@@ -99,10 +99,10 @@ impl Targets<'_> {
     }
 }
 
-/// Scalars, f32, none of them weighted but `total`.
+/// Losses of one batch: f32 scalars. Only `total` is weighted.
 #[derive(Debug)]
 pub struct Losses {
-    /// What is minimised.
+    /// The weighted sum that is minimized.
     pub total: Tensor,
     /// The pixel loss; `None` if its weight is 0.
     pub rec: Option<Tensor>,
@@ -112,7 +112,7 @@ pub struct Losses {
     pub mimic_cls: BTreeMap<String, Tensor>,
 }
 
-/// Whether a parameter of that name is for pretraining alone: mimic heads, and what is known of the teachers' features. The others are
+/// Whether a parameter of that name is for pretraining alone: mimic heads, and statistics of the teachers' features. The others are
 /// the autoencoder's.
 pub fn is_mimic_param(name: &str) -> bool {
     ["mimic_heads.", "mimic_cls_heads.", "mimic_targets."].iter().any(|prefix| name.starts_with(prefix))
@@ -129,11 +129,11 @@ pub struct MrMae {
 }
 
 impl MrMae {
-    /// The autoencoder directly under `scope`, the heads under `mimic_heads` and `mimic_cls_heads`, what is known of the teachers'
+    /// The autoencoder directly under `scope`, the heads under `mimic_heads` and `mimic_cls_heads`, statistics of the teachers'
     /// features under `mimic_targets`.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no such network or nothing to minimise.
+    /// [`Error::Config`] if there is no such network or nothing to minimize.
     pub fn new(scope: &Scope, config: &MrMaeConfig) -> Result<Self> {
         let weights = config.teachers.values().flat_map(|t| [t.weight, t.cls_weight]).chain([config.rec_weight]);
         for weight in weights.clone() {
@@ -143,7 +143,7 @@ impl MrMae {
             }
         }
         if weights.sum::<f64>() == 0.0 {
-            let reason = "every loss has weight 0: nothing would be learnt".to_owned();
+            let reason = "every loss has weight 0: nothing would be learned".to_owned();
             return Err(Error::Config { field: "rec_weight", value: config.rec_weight.to_string(), reason });
         }
         if let Some(teacher) = config.teachers.values().find(|t| t.width < 1) {
@@ -249,7 +249,7 @@ impl MrMae {
     }
 
     /// How close each mimicking token comes to its target: per teacher `[N, K]` cosines in [-1, 1], f32, and the patches `[N, K]` they
-    /// are of. For pictures; nothing to be trained on.
+    /// are of. For pictures, without gradients.
     ///
     /// # Panics
     /// As [`MrMae::forward`].

@@ -59,7 +59,7 @@ impl ParamStore {
     }
 
     /// A store for a network whose values come from a file and are not trained: every tensor is a buffer of zeros until
-    /// [`ParamStore::load`], whatever its [`Init`], so that no time goes into numbers nobody reads.
+    /// [`ParamStore::load`], whatever its [`Init`], so that no time is spent on values that are overwritten.
     pub fn frozen(device: Device) -> Self {
         Self { device: Cell::new(device), start: Start::Zeros, params: RefCell::default() }
     }
@@ -67,7 +67,7 @@ impl ParamStore {
     /// A store over tensors that exist already, on `device`, and are not trained: the network built on it shares their
     /// storage, so that several threads can each have the network and the memory holds one.
     ///
-    /// Building a layer panics if its tensor is not given with its shape: compare with what the network needs before.
+    /// Building a layer panics if its tensor is missing or has another shape: compare them with the network first.
     pub fn given(device: Device, tensors: BTreeMap<String, Tensor>) -> Self {
         Self { device: Cell::new(device), start: Start::Given(tensors), params: RefCell::default() }
     }
@@ -128,19 +128,19 @@ impl ParamStore {
         param.role = Role::Trainable;
     }
 
-    /// Takes the tensors whose names start with `prefix` out of the store: parts of a network that a use of it leaves out are neither
-    /// trained nor saved nor asked for. Layers keep their handles.
+    /// Removes the tensors whose names start with `prefix`: parts of the network that are not used are then neither trained nor saved
+    /// nor expected when loading. Layers keep their handles.
     pub fn remove(&self, prefix: &str) {
         self.params.borrow_mut().retain(|name, _| !name.starts_with(prefix));
     }
 
-    /// Count of trained numbers.
+    /// Number of trainable parameters.
     pub fn num_trainable(&self) -> usize {
         self.params.borrow().values().filter(|p| p.role == Role::Trainable).map(|p| p.tensor.numel()).sum()
     }
 
-    /// What keeps `tensors` from being loaded.
-    pub fn mismatch(&self, tensors: &BTreeMap<String, Tensor>) -> Mismatch {
+    /// Every difference that keeps `tensors` from being loaded.
+    pub(crate) fn mismatch(&self, tensors: &BTreeMap<String, Tensor>) -> Mismatch {
         let params = self.params.borrow();
         let mut mismatch = Mismatch::default();
         for (name, param) in params.iter() {

@@ -16,8 +16,8 @@ pub enum Precision {
     F32,
     /// Matrix products and attention in bf16, as PyTorch's autocast does it.
     Bf16,
-    /// Matrix products and convolutions of f32 numbers of which an NVIDIA GPU of 2020 or later reads 10 of 23 bits of the mantissa. Several
-    /// times as fast as f32, with an error of about 1e-3.
+    /// Matrix products and convolutions in TF32: an NVIDIA GPU of 2020 or later reads 10 of the 23 mantissa bits of each f32. Several times
+    /// as fast as f32, with an error of about 1e-3.
     Tf32,
 }
 
@@ -51,7 +51,7 @@ impl Precision {
         }
     }
 
-    /// Bytes of a number in a product.
+    /// Bytes of an element in a matrix product.
     pub fn bytes(self) -> usize {
         match self {
             Precision::F32 | Precision::Tf32 => 4,

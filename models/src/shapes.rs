@@ -5,30 +5,30 @@ use crate::params::Tensors;
 
 /// What the shapes of a ViT student's tensors tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VitShapes {
+pub(crate) struct VitShapes {
     /// Side of a patch in pixels.
-    pub patch_size: i64,
+    pub(crate) patch_size: i64,
     /// Width of the encoder.
-    pub embed_dim: i64,
+    pub(crate) embed_dim: i64,
     /// Blocks of the encoder.
-    pub depth: i64,
+    pub(crate) depth: i64,
     /// Hidden width of an encoder block's MLP.
-    pub mlp_dim: i64,
+    pub(crate) mlp_dim: i64,
     /// Patches of an image, where there is a table of positions.
-    pub num_patches: Option<i64>,
+    pub(crate) num_patches: Option<i64>,
     /// The decoder's, where there is one.
-    pub decoder: Option<DecoderShapes>,
+    pub(crate) decoder: Option<DecoderShapes>,
 }
 
 /// What the shapes of a decoder's tensors tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DecoderShapes {
+pub(crate) struct DecoderShapes {
     /// Width of the decoder.
-    pub embed_dim: i64,
+    pub(crate) embed_dim: i64,
     /// Blocks of the decoder.
-    pub depth: i64,
+    pub(crate) depth: i64,
     /// Hidden width of a decoder block's MLP.
-    pub mlp_dim: i64,
+    pub(crate) mlp_dim: i64,
 }
 
 impl VitShapes {
@@ -37,7 +37,7 @@ impl VitShapes {
     /// # Errors
     /// [`Error::WeightsMismatch`] with the tensors that everything else is measured by, where they are missing or have another
     /// number of axes.
-    pub fn of(tensors: &Tensors) -> Result<VitShapes> {
+    pub(crate) fn of(tensors: &Tensors) -> Result<VitShapes> {
         let mut sizes = Sizes::of(tensors);
         let patch = sizes.get("patch_embed.proj.weight", 4);
         let mlp = sizes.get("blocks.0.mlp.fc1.weight", 2);
@@ -57,19 +57,19 @@ impl VitShapes {
 
 /// What the shapes of an MCMAE student's tensors tell, for its three stages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct McmaeShapes {
+pub(crate) struct McmaeShapes {
     /// Sides of the cells that each stage puts together.
-    pub patch_sizes: [i64; 3],
+    pub(crate) patch_sizes: [i64; 3],
     /// Widths.
-    pub embed_dims: [i64; 3],
+    pub(crate) embed_dims: [i64; 3],
     /// Blocks.
-    pub depths: [i64; 3],
+    pub(crate) depths: [i64; 3],
     /// Hidden widths of the blocks' MLPs.
-    pub mlp_dims: [i64; 3],
+    pub(crate) mlp_dims: [i64; 3],
     /// Patches of an image, where there is a table of positions.
-    pub num_patches: Option<i64>,
+    pub(crate) num_patches: Option<i64>,
     /// The decoder's, where there is one.
-    pub decoder: Option<DecoderShapes>,
+    pub(crate) decoder: Option<DecoderShapes>,
 }
 
 impl McmaeShapes {
@@ -77,7 +77,7 @@ impl McmaeShapes {
     ///
     /// # Errors
     /// As [`VitShapes::of`].
-    pub fn of(tensors: &Tensors) -> Result<McmaeShapes> {
+    pub(crate) fn of(tensors: &Tensors) -> Result<McmaeShapes> {
         let mut sizes = Sizes::of(tensors);
         let proj = [1, 2, 3].map(|stage| sizes.get(&format!("patch_embed{stage}.proj.weight"), 4));
         let mlp = [(1, 4), (2, 4), (3, 2)]

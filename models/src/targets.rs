@@ -1,6 +1,6 @@
 //! From a teacher's tokens to what is mimicked.
 //!
-//! Normalisation happens here, when features are used, and never when they are stored: one cache serves every choice. Everything is
+//! Normalization happens here, when features are used, and never when they are stored: one cache serves every choice. Everything is
 //! computed in f32, also inside a bf16 scope.
 
 use serde::{Deserialize, Serialize};
@@ -14,13 +14,13 @@ mod hadamard;
 
 pub use hadamard::hadamard;
 
-/// What is done to a teacher's token before it is a target.
+/// How a teacher's token is normalized before it becomes a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetNorm {
-    /// Nothing: the paper's equation to the letter. Channels of large variance then have most of the loss.
+    /// Not at all: the paper's equation as written. Channels of large variance then dominate the loss.
     None,
-    /// LayerNorm of each token without scale and shift (eps 1e-6): what the neighbouring methods agree on.
+    /// LayerNorm of each token without scale and shift (eps 1e-6): what the neighboring methods agree on.
     #[default]
     Ln,
     /// Length √K. The mean over channels of the squared difference is then the sum over channels for unit vectors, the form that
@@ -42,7 +42,7 @@ impl TargetNorm {
 
     /// `[.., K] → [.., K]`, f32, of what a token alone decides: [`TargetNorm::None`] to [`TargetNorm::L2`]. A token of zeros stays one.
     /// The two that need statistics, which are those of patch tokens, are [`TargetNorm::Ln`] here: for CLS tokens.
-    pub fn per_token(self, target: &Tensor) -> Tensor {
+    pub(crate) fn per_token(self, target: &Tensor) -> Tensor {
         let target = target.to_kind(Kind::Float);
         let width = *target.size().last().expect("a target has channels");
         match self {
@@ -58,7 +58,7 @@ impl TargetNorm {
     }
 }
 
-/// What a data set's patch tokens are like, by channel.
+/// Statistics of a data set's patch tokens, by channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TargetStats {
     /// `[K]`.
@@ -70,7 +70,7 @@ pub struct TargetStats {
 }
 
 impl TargetStats {
-    /// Those of uncorrelated channels of mean 0 and variance 1, for where values come later or do not matter.
+    /// Statistics of uncorrelated channels of mean 0 and variance 1, for where values come later or do not matter.
     pub fn standard(width: usize) -> Self {
         let mut covariance = vec![0.0; width * width];
         covariance.iter_mut().step_by(width + 1).for_each(|v| *v = 1.0);
@@ -78,7 +78,7 @@ impl TargetStats {
     }
 }
 
-/// The normalisation of one teacher's patch tokens.
+/// The normalization of one teacher's patch tokens.
 #[derive(Debug)]
 pub struct Target {
     norm: TargetNorm,
@@ -93,7 +93,7 @@ impl Target {
     /// `mimic_targets.<id>.scale` (`[K]`, or `[K, K]` for [`TargetNorm::PhiS`]): a resumed run has the same targets to the bit.
     ///
     /// # Errors
-    /// [`Error::Config`] if the normalisation needs statistics and they are absent, not of this width, or without any variance, or
+    /// [`Error::Config`] if the normalization needs statistics and they are absent, not of this width, or without any variance, or
     /// if no Hadamard matrix of this width is known (see [`hadamard`]).
     pub fn new(scope: &Scope, id: &str, norm: TargetNorm, width: i64, stats: Option<&TargetStats>) -> Result<Self> {
         let mut target = Self { norm, mean: None, scale: None };
@@ -134,7 +134,7 @@ impl Target {
         Ok(target)
     }
 
-    /// The normalisation.
+    /// The normalization.
     pub fn norm(&self) -> TargetNorm {
         self.norm
     }
@@ -144,16 +144,16 @@ impl Target {
         let (Some(mean), Some(scale)) = (&self.mean, &self.scale) else {
             return self.norm.per_token(tokens);
         };
-        let centred = tokens.to_kind(Kind::Float) - mean;
+        let centered = tokens.to_kind(Kind::Float) - mean;
         if scale.dim() == 1 {
-            return centred * scale;
+            return centered * scale;
         }
         let _f32 = Autocast::pause(tokens.device());
-        linear(&centred, scale, None)
+        linear(&centered, scale, None)
     }
 }
 
-/// `H Uᵀ / √(mean eigenvalue)` for a covariance `[k, k]` with eigenvectors `U` and the normalised Hadamard matrix `H`: every channel of
+/// `H Uᵀ / √(mean eigenvalue)` for a covariance `[k, k]` with eigenvectors `U` and the normalized Hadamard matrix `H`: every channel of
 /// the result has variance `Σ eigenvalues / k`, since the entries of `H` are `±1/√k`, before the division.
 fn phi_s(covariance: &[f64], k: usize) -> Option<Tensor> {
     let hadamard = hadamard(k)?;

@@ -10,12 +10,12 @@
 //!
 //! In front of the names there may be what training code puts there, in any order (`module.`, `backbone.`, `model.`, `state_dict.`,
 //! `_orig_mod.`, `net.`, ...; `layout/names.rs` lists all), and beside the tower its heads, MAE's decoder, the text tower, optimizers
-//! and callbacks. Of two networks the teacher or the average of weights is read, which is what training code evaluates;
-//! two of one rank are refused ([`Error::SeveralNetworks`]).
+//! and callbacks. Where a file holds two networks, the teacher or the average of weights is read, which is what training code
+//! evaluates; two of one rank are refused ([`Error::SeveralNetworks`]).
 //!
-//! [`Teacher::load`] recognises the layout from the tensors' names (`layout.rs`), takes from `config.json`,
+//! [`Teacher::load`] recognizes the layout from the tensors' names (`layout.rs`), takes from `config.json`,
 //! `open_clip_config.json` and `preprocessor_config.json` what shapes cannot tell (`config.rs`), converts to timm's names, and
-//! builds one tower (`tower.rs`) that serves all families. A file must fit exactly; see
+//! builds the [`VisionTransformer`] that serves all families. A file must fit exactly; see
 //! [`Error::WeightsMismatch`](crate::Error). The same weights in two layouts give the same bits, so what differs between the
 //! packages that read them (how positions are interpolated, see [`crate::pos_interpolate`]; the activation of SigLIP) goes by the
 //! family here.
@@ -54,7 +54,7 @@ pub struct TeacherInfo {
     /// Family and sizes, e.g. `clip-vit-w768-d12-h12-m3072-p16`: width, depth, heads, MLP width, patch size; then what else
     /// distinguishes the tower: `-ls` LayerScale, `-glu` gated MLP, `-r4` registers, `-rope100` rotary positions of that base.
     pub arch: String,
-    /// The file layout that was recognised, for people; the same weights in two layouts give the same features.
+    /// The file layout that was recognized, for people; the same weights in two layouts give the same features.
     pub layout: &'static str,
     /// Side of a square patch, in pixels.
     pub patch_size: u32,
@@ -81,11 +81,11 @@ pub struct TeacherInfo {
     pub std: [f64; 3],
     /// SHA-256 of the weights file or sharded set, see [`Weights::sha256`].
     pub weights_sha256: String,
-    /// Which of these facts nothing stated, neither a file nor an option.
+    /// The facts that neither a file nor an option stated.
     pub assumed: Vec<Assumed>,
 }
 
-/// What a teacher says about a batch, all f32 on the teacher's device. N images, L patches row-major over the grid, width K
+/// Features of a batch, all f32 on the teacher's device. N images, L patches row-major over the grid, width K
 /// ([`TeacherInfo::width`]). CLS and registers are not among the patches.
 #[derive(Debug)]
 pub struct TeacherOutput {
@@ -110,7 +110,7 @@ pub struct ImageFeatures {
     pub mean: Tensor,
 }
 
-/// A frozen tower with its pixel normalisation.
+/// A frozen tower with its pixel normalization.
 ///
 /// `Send` but not `Sync`, as tensors are: threads each get a [`Teacher::shallow_clone`].
 #[derive(Debug)]
@@ -118,7 +118,7 @@ pub struct Teacher {
     info: TeacherInfo,
     device: Device,
     tensors: BTreeMap<String, Tensor>,
-    // Boxed, so that a teacher is small enough to be one of several things.
+    // Boxed, so that a teacher is small enough to be a variant of an enum.
     tower: Box<VisionTransformer>,
     /// The tower with the weights of its products in bf16, from the first pass in that precision on.
     bf16_tower: OnceCell<Box<VisionTransformer>>,
@@ -128,11 +128,11 @@ pub struct Teacher {
     std: Tensor,
 }
 
-/// bf16 copies of the weights of matrix products, made once for all handles on a teacher. Autocast keeps its own copies only of what is
-/// trained; a frozen network's it would cast again for every batch.
+/// bf16 copies of the weights of matrix products, made once for all handles on a teacher. Autocast keeps copies of trained
+/// weights only; it would cast those of a frozen network again for every batch.
 type Bf16Weights = Arc<Mutex<Option<BTreeMap<String, Tensor>>>>;
 
-/// What a pass leaves: layer `last`, and how images were pooled.
+/// Result of a forward pass: layer `last`, and how images were pooled.
 struct Stage {
     /// `[N, L, D]`.
     tokens: Tensor,
@@ -169,14 +169,18 @@ impl TowerWeights {
     /// # Errors
     /// As there.
     pub fn read(path: &Path) -> Result<TowerWeights> {
-        TowerWeights::read_with(path, &TeacherOptions::default())
+        TowerWeights::of(&Weights::read(path)?, &TeacherOptions::default())
     }
 
-    fn read_with(path: &Path, options: &TeacherOptions) -> Result<TowerWeights> {
-        let weights = Weights::read(path)?;
-        let layout = Layout::recognise(&weights)?;
-        let Resolved { config, assumed } = Config::read_beside(weights.path())?.resolve(&weights, &layout, options)?;
-        let tensors = layout.convert(&weights, &config)?;
+    /// The tower in `weights`, with what `options` say about it.
+    ///
+    /// # Errors
+    /// As [`Teacher::load_with`].
+    pub(crate) fn of(weights: &Weights, options: &TeacherOptions) -> Result<TowerWeights> {
+        let layout = Layout::recognize(weights)?;
+        let Resolved { config, assumed } = Config::read_beside(weights.path())?.resolve(weights, &layout, options)?;
+        config.validate()?;
+        let tensors = layout.convert(weights, &config)?;
         Ok(TowerWeights { config, tensors, layout: layout.title(), sha256: weights.sha256().to_owned(), assumed })
     }
 }
@@ -189,7 +193,7 @@ impl Teacher {
 
     /// Loads the teacher in `path`: a folder with a weights file ([`weights_file`](crate::weights::weights_file) says which) and
     /// the configuration published with it (`config.json` and `preprocessor_config.json`, or `open_clip_config.json`); or a
-    /// weights file, with those files looked for beside it. What is read as weights: [`Weights::read`].
+    /// weights file, with those files looked for beside it. [`Weights::read`] says what is read as weights.
     ///
     /// Files in timm's, OpenAI's or DINO's own layouts may stand alone: sizes come from shapes, heads are width / 64, eps, the
     /// activation and the normalization are the family's where it has one answer ([`TeacherInfo::assumed`]). A `config.json` with the keys of Hugging Face's configuration
@@ -200,7 +204,8 @@ impl Teacher {
     /// the files', a layer that the file lacks, and facts that neither file states and that must not be guessed, such as CLIP's
     /// activation and normalization; [`TeacherOptions`] answers them.
     pub fn load_with(path: &Path, options: &TeacherOptions, device: Device) -> Result<Teacher> {
-        let TowerWeights { config, tensors, layout, sha256, assumed } = TowerWeights::read_with(path, options)?;
+        let TowerWeights { config, tensors, layout, sha256, assumed } =
+            TowerWeights::of(&Weights::read(path)?, options)?;
         let projected = config.projection.map(|projection| projection.out_dim);
         let info = TeacherInfo {
             arch: config.arch(),
@@ -222,7 +227,6 @@ impl Teacher {
         };
         let tensors =
             tensors.into_iter().map(|(name, tensor)| (name, lay_out_weight(&tensor.to_device(device)))).collect();
-        config.validate()?;
         Ok(Teacher::build(info, &config, device, tensors, Bf16Weights::default()))
     }
 
@@ -258,7 +262,7 @@ impl Teacher {
         }
     }
 
-    /// The tower to pass through in `precision`: the same numbers either way, see [`Bf16Weights`].
+    /// The tower to use in `precision`; both give the same bits, see [`Bf16Weights`].
     fn tower(&self, precision: Precision) -> &VisionTransformer {
         if precision != Precision::Bf16 {
             return &self.tower;
@@ -354,7 +358,7 @@ impl Teacher {
             // Cut first, while a pixel is one byte: [N, L, 3p²].
             let tower = self.tower(precision);
             let patches = tower.unfold(&pixels.to_device(self.device));
-            let output = tower.forward_with_attention(&self.normalise(&patches), grid, visit);
+            let output = tower.forward_with_attention(&self.normalize(&patches), grid, visit);
             let prefix = tower.config().prefix();
             Stage {
                 tokens: output.x.narrow(1, prefix, grid.0 * grid.1),
@@ -366,7 +370,7 @@ impl Teacher {
     }
 
     /// `(x / 255 - mean) / std`, u8 `[N, L, 3p²]` → f32.
-    fn normalise(&self, patches: &Tensor) -> Tensor {
+    fn normalize(&self, patches: &Tensor) -> Tensor {
         let shape = patches.size();
         let mut x = patches.to_kind(Kind::Float).view([shape[0], shape[1], 3, shape[2] / 3]); // [N, L, 3, p²]
         x /= 255.0;
@@ -388,7 +392,7 @@ fn handles(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     tensors.iter().map(handle).collect()
 }
 
-/// What autocast casts for a pass: weights of products, which are the `weight`s of two dimensions and more, with their biases. Norms,
+/// Copies of what autocast would cast: weights of matrix products (`weight`s of two or more dimensions) and their biases. Norms,
 /// tokens and positions are used in f32.
 fn bf16_copies(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let of_product = |name: &str| {

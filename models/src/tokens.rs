@@ -19,7 +19,7 @@ pub(crate) fn gather_rows(x: &Tensor, ids: &Tensor) -> Tensor {
 pub fn patchify(imgs: &Tensor, patch_size: i64) -> Tensor {
     let p = patch_size;
     let (n, c, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
-    assert!(height % p == 0 && width % p == 0, "{height}x{width} is no whole number of {p}x{p} patches");
+    assert!(height % p == 0 && width % p == 0, "{height}x{width} is not a whole number of {p}x{p} patches");
     let (h, w) = (height / p, width / p);
     let patches = imgs.reshape([n, c, h, p, w, p]).permute([0, 2, 4, 3, 5, 1]); // [N, h, w, p, p, c]
     patches.reshape([n, h * w, p * p * c])

@@ -3,14 +3,14 @@
 //!
 //! It agrees with `facebookresearch/mae` as a student and with each teacher's own code as a teacher; parameter names are timm's.
 //! There are three ways through it: [`VisionTransformer::forward_encoder`] over the visible patches (MAE),
-//! [`VisionTransformer::forward_features`] over whole images, and [`VisionTransformer::forward_with_attention`], which also gives
+//! [`VisionTransformer::forward_features`] over whole images, and `forward_with_attention`, which also gives
 //! the attention that images are pooled with.
 
 use std::cell::RefCell;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::blocks::{Blocks, Pass};
+use crate::blocks::{Blocks, ForwardOptions};
 use crate::error::Result;
 use crate::init::Init;
 use crate::layers::{AttentionPool, LayerNorm, Linear, PatchEmbed, Rotary};
@@ -23,7 +23,8 @@ use crate::tokens::gather_rows;
 mod arch;
 mod config;
 
-pub use config::{Pooling, Positions, Projection, TensorSpec, VitConfig};
+pub(crate) use config::TensorSpec;
+pub use config::{Pooling, Positions, Projection, VitConfig};
 
 /// The network.
 #[derive(Debug)]
@@ -47,13 +48,13 @@ pub struct VisionTransformer {
 
 /// What [`VisionTransformer::forward_with_attention`] gives.
 #[derive(Debug)]
-pub struct Attended {
+pub(crate) struct Attended {
     /// The residual stream after the last block `[N, P + L, D]`.
-    pub x: Tensor,
+    pub(crate) x: Tensor,
     /// The attention by which images are pooled, mean over heads, patches only `[N, L]`.
-    pub attn: Tensor,
+    pub(crate) attn: Tensor,
     /// The pooled vector `[N, D]` of a network without CLS.
-    pub pooled: Option<Tensor>,
+    pub(crate) pooled: Option<Tensor>,
 }
 
 impl VisionTransformer {
@@ -113,7 +114,7 @@ impl VisionTransformer {
     ///
     /// # Panics
     /// With rotary positions, which [`MaeConfig::validate`](crate::mae::MaeConfig::validate) refuses.
-    pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &Pass) -> Tensor {
+    pub fn forward_encoder(&self, imgs: &Tensor, masking: &Masking, pass: &ForwardOptions) -> Tensor {
         let patches = gather_rows(&self.unfold(imgs), &masking.ids_keep); // [N, keep, 3p²]
         let positions = self.patch_positions(self.grid_of(imgs)).expect("masked patches have a table of positions");
         let (n, keep) = masking.ids_keep.size2().expect("ids_keep is [N, keep]");
@@ -124,7 +125,7 @@ impl VisionTransformer {
 
     /// Encodes whole images: `imgs [N, 3, H, W]`, normalized, → `[N, P + L, D]`, patches in order, before the last norm and without
     /// fusion: what fine-tuning stands on.
-    pub fn forward_blocks(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
+    pub(crate) fn forward_blocks(&self, imgs: &Tensor, pass: &ForwardOptions) -> Tensor {
         self.whole(imgs, &[], pass)
     }
 
@@ -134,10 +135,10 @@ impl VisionTransformer {
     /// block alone goes through it, as in packages that know no fusion.
     pub fn forward_features(&self, imgs: &Tensor, fused: bool) -> Tensor {
         let fusion = if fused { &self.config.fusion[..] } else { &[] };
-        self.norm.forward(&self.whole(imgs, fusion, &Pass::default()))
+        self.norm.forward(&self.whole(imgs, fusion, &ForwardOptions::default()))
     }
 
-    fn whole(&self, imgs: &Tensor, fusion: &[i64], pass: &Pass) -> Tensor {
+    fn whole(&self, imgs: &Tensor, fusion: &[i64], pass: &ForwardOptions) -> Tensor {
         let grid = self.grid_of(imgs);
         let x = self.embed(&self.unfold(imgs), self.patch_positions(grid).as_ref());
         self.blocks.forward_fused(&x, fusion, self.rotary(grid).as_ref(), pass)
@@ -145,7 +146,7 @@ impl VisionTransformer {
 
     /// `patches [N, h·w, 3p²]`, cut by [`PatchEmbed::unfold`] and normalized, on the grid `(h, w)`, through all blocks, with the
     /// attention by which images are pooled. `visit` sees the residual stream before the first block and after each one.
-    pub fn forward_with_attention(
+    pub(crate) fn forward_with_attention(
         &self,
         patches: &Tensor,
         grid: (i64, i64),
@@ -176,7 +177,7 @@ impl VisionTransformer {
     }
 
     /// The last norm: `[.., D] → [.., D]`.
-    pub fn forward_norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward_norm(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x)
     }
 

@@ -67,7 +67,7 @@ impl Weights {
     /// Reads the weights `path`: a file, or the one that a folder stands for (see [`weights_file`]).
     ///
     /// # Errors
-    /// Those of [`WeightsFile::read`].
+    /// As [`WeightsFile::read`].
     pub fn read(path: &Path) -> Result<Weights> {
         Ok(Weights(WeightsFile::read::<Torch>(path)?))
     }
@@ -103,13 +103,26 @@ impl Weights {
     }
 
     /// Names of the tensors that were passed over, since their type is not read.
-    pub fn unread(&self) -> impl Iterator<Item = &str> {
+    #[cfg(test)]
+    pub(crate) fn unread(&self) -> impl Iterator<Item = &str> {
         self.0.unread.keys().map(String::as_str)
     }
 
     /// Refuses the file if a tensor that `is_needed` was passed over.
     pub(crate) fn require_read(&self, is_needed: impl Fn(&str) -> bool) -> Result<()> {
         Ok(self.0.require_read(is_needed)?)
+    }
+
+    /// Compares the file with the SHA-256 that `record`, a file beside it, says it has.
+    ///
+    /// # Errors
+    /// [`FileError::WrongDigest`] if it has another.
+    pub fn require_sha256(&self, expected: &str, record: &'static str) -> Result<()> {
+        if self.sha256() == expected {
+            return Ok(());
+        }
+        let (path, found) = (self.path().to_path_buf(), self.sha256().to_owned());
+        Err(FileError::WrongDigest { path, record, expected: expected.to_owned(), found }.into())
     }
 
     /// A tensor by name, in the type of the file.

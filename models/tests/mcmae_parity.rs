@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::decoder::DecoderConfig;
 use models::encoder::{Encoder, EncoderConfig};
 use models::mae::{Mae, MaeConfig};
@@ -138,7 +138,7 @@ fn compare(name: &str, weights: &Weights, way: Way) {
         };
         check(what, found, &expected);
     };
-    let (encoder, pass) = (encoder(&mae), Pass::default());
+    let (encoder, pass) = (encoder(&mae), ForwardOptions::default());
     let latent = match way {
         Way::Sparse => encoder.observe_encoder(&imgs, &masking, &pass, &mut observe),
         Way::Dense => encoder.observe_encoder_dense(&imgs, &masking, &pass, &mut observe),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use models::exchange::Format;
+use models::interop::Format;
 use models::precision::Precision;
 use program::LogFormat;
 use schemas::DepthWindow;

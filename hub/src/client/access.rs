@@ -1,4 +1,4 @@
-//! What the settings say about who asks and by which way.
+//! Token and proxy of the requests, from the settings.
 
 use std::io::Read;
 use std::path::Path;
@@ -13,7 +13,7 @@ const MAX_TOKEN_BYTES: u64 = 4096;
 pub(super) fn token(settings: &HubSettings) -> Result<Option<Secret>> {
     let from_file = |path: &Path| {
         let mut text = String::new();
-        // Most people have none, and need none.
+        // Most users have no token and need none.
         let file = std::fs::File::open(path).ok()?;
         file.take(MAX_TOKEN_BYTES).read_to_string(&mut text).ok()?;
         let text = text.trim();
@@ -49,6 +49,6 @@ pub(super) fn proxy(settings: &HubSettings) -> Result<Option<Proxy>> {
     };
     build().map(Some).map_err(|_: ureq::Error| Error::Setting {
         name: "HTTPS_PROXY (or HTTP_PROXY, ALL_PROXY)",
-        problem: "is no URL of an HTTP proxy, such as http://host:3128",
+        problem: "is not the URL of an HTTP proxy, such as http://host:3128",
     })
 }

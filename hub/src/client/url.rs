@@ -1,8 +1,8 @@
-//! URLs: whom they lead to, where redirects lead, names in them.
+//! URLs: their origin, redirects, quoted names.
 
 use ureq::http::Uri;
 
-/// Whom a connection is made to.
+/// Scheme, host and port of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Origin {
     pub(super) scheme: String,
@@ -26,7 +26,7 @@ impl Origin {
         Some(Origin { scheme, host: authority.host().to_ascii_lowercase(), port: authority.port_u16().unwrap_or(port) })
     }
 
-    /// For people: without the port where it is the usual one.
+    /// The host for messages, with the port where it is not the usual one.
     pub(super) fn name(&self) -> String {
         match (self.scheme.as_str(), self.port) {
             ("https", 443) | ("http", 80) => self.host.clone(),

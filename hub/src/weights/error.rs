@@ -94,13 +94,28 @@ pub enum Error {
         others: usize,
     },
 
-    /// A damaged file in the cache of a hub, where nobody copied or converted it.
+    /// A damaged file in the cache of a hub, which is fetched again and not copied or converted.
     #[error("{damage}. It lies in the cache of a model hub: delete {blob:?}, and the same command fetches it again")]
     DamagedDownload {
         /// The file to delete.
         blob: PathBuf,
         /// What is wrong.
         damage: Box<Error>,
+    },
+
+    /// A file is not the one that a record beside it describes.
+    #[error(
+        "{path:?}: is damaged (SHA-256 {found}, {record} says {expected}). Take another checkpoint of the run, or copy it again"
+    )]
+    WrongDigest {
+        /// The file.
+        path: PathBuf,
+        /// The name of the record.
+        record: &'static str,
+        /// What the record says.
+        expected: String,
+        /// SHA-256 of the file.
+        found: String,
     },
 
     /// A file is in a format that is not read here, or has contents that are not. Nothing is wrong with the file.

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 mod calls;
 mod stack;
 
-/// More objects than any state dict has; an optimiser of a ViT-g has about 20 000.
+/// More objects than any state dict has; an optimizer of a ViT-g has about 20 000.
 const MAX_NODES: usize = 4 << 20;
 
 /// Index of a node.
@@ -155,7 +155,7 @@ impl Machine<'_> {
                 // PROTO, FRAME
                 0x80 => match self.byte()? {
                     2..=5 => {}
-                    other => return Err(format!("pickle protocol {other} is none of 2 to 5")),
+                    other => return Err(format!("pickle protocol {other} is not one of 2 to 5")),
                 },
                 0x95 => drop(self.take(8)?),
                 // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT, EMPTY_SET
@@ -300,7 +300,7 @@ impl Machine<'_> {
                     return Ok(root);
                 }
                 other => {
-                    return Err(format!("opcode 0x{other:02x} is none that torch.save writes"));
+                    return Err(format!("opcode 0x{other:02x} is not one that torch.save writes"));
                 }
             }
         }

@@ -75,7 +75,7 @@ pub(super) fn read<B: Backend>(path: &Path) -> Result<WeightsFile<B::Tensor>> {
     Ok(WeightsFile { path: path.to_path_buf(), sha256, tensors, unread, metadata })
 }
 
-/// A tensor whose type no version of the format that is known here has, with the type. `header` is JSON, or there is none.
+/// The first tensor whose type is unknown, with the type; `None` where `header` is not JSON.
 fn unknown_type(header: &[u8]) -> Option<(String, String)> {
     let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
     header.into_iter().find_map(|(tensor, info)| {

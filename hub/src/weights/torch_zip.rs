@@ -9,7 +9,7 @@
 //! A tensor is named by the dictionary keys on the way to it, joined by dots: `{"teacher": {"backbone.norm.weight": ..}}` holds
 //! `teacher.backbone.norm.weight`. Objects of other classes (a whole module, a TorchScript archive) are looked through by their
 //! attributes; the dictionaries in which modules keep theirs (`_parameters`, `_buffers`, `_modules`) give no part of the name.
-//! What is in lists, or under keys that are not text, has no name and is not read: an optimiser's moments, say.
+//! What is in lists, or under keys that are not text, has no name and is not read: an optimizer's moments, say.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -21,7 +21,7 @@ use zip::{CompressionMethod, ZipArchive};
 use super::pickle::{Id, Node, Pickle, Refusal, Storage, View};
 use super::{Backend, Dtype};
 
-/// The pickle of a ViT-g with its optimiser has about 5 MiB; the numbers are in entries of their own.
+/// The pickle of a ViT-g with its optimizer has about 5 MiB; the numbers are in entries of their own.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
 
 /// Dictionaries within dictionaries; a module of modules nests about ten deep.

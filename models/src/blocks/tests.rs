@@ -38,7 +38,7 @@ fn fusion_adds_the_outputs_of_the_chosen_blocks_to_the_last() {
             Some(x.shallow_clone())
         })
         .collect();
-    let pass = Pass::default();
+    let pass = ForwardOptions::default();
     assert_eq!(stack.forward(&x, &pass), outputs[2]);
     assert_eq!(stack.forward_fused(&x, &[0], None, &pass), &outputs[0] + &outputs[2]);
     assert_eq!(stack.forward_fused(&x, &[1, 0], None, &pass), &outputs[0] + &outputs[1] + &outputs[2]);
@@ -53,7 +53,7 @@ fn a_dropped_branch_is_left_out_for_its_sample_alone() {
     let _ = uniform.get(0).narrow(0, 2, 1).fill_(0.1);
     let rates = Tensor::from_slice(&[0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]);
     let drop = DropPath::new(&uniform, &rates);
-    let pass = Pass { drop_path: Some(&drop), ..Pass::default() };
+    let pass = ForwardOptions { drop_path: Some(&drop), ..ForwardOptions::default() };
     let found = stack.forward(&x, &pass);
     let rest = |x: Tensor| single[1..].iter().fold(x, |x, block| block.forward(&x));
     let [attn, mlp] =
@@ -61,11 +61,11 @@ fn a_dropped_branch_is_left_out_for_its_sample_alone() {
     let expected = rest(single[0].forward_dropped(&x, None, Some(&[attn, mlp])));
     assert_eq!(found, expected);
     // And that is neither the plain pass nor the same for both samples.
-    let plain = stack.forward(&x, &Pass::default());
+    let plain = stack.forward(&x, &ForwardOptions::default());
     assert_ne!(found.get(0), plain.get(0));
     let kept = Tensor::ones([2, 8], (Kind::Double, Device::Cpu)) * 0.9;
     let kept = DropPath::new(&kept, &rates);
-    let kept = stack.forward(&x, &Pass { drop_path: Some(&kept), ..Pass::default() });
+    let kept = stack.forward(&x, &ForwardOptions { drop_path: Some(&kept), ..ForwardOptions::default() });
     assert_eq!(found.get(1), kept.get(1));
     assert_ne!(found.get(0), kept.get(0));
 }
@@ -80,7 +80,7 @@ fn checkpointed_blocks_have_the_same_gradients_to_the_bit() {
             let params = ParamStore::new(Device::Cpu, 0);
             let stack = Blocks::new(&params.root(), "blocks", 3, &CONFIG, 1);
             let x = random(&[2, 5, 16], "x").set_requires_grad(true);
-            let pass = Pass { drop_path: Some(&drop), grad_checkpointing };
+            let pass = ForwardOptions { drop_path: Some(&drop), grad_checkpointing };
             let y = {
                 let _scope = precision.guard(Device::Cpu);
                 stack.forward_fused(&x, &[0], None, &pass)

@@ -41,7 +41,7 @@ fn agrees_with_timm() {
         let classifier = Classifier::new(&params, &config(32), pool, 7).unwrap();
         params.load(case, &under(&weights, "param/")).unwrap();
         let expected = weights.tensors();
-        let scores = classifier.forward(&expected["imgs"], &Pass::default());
+        let scores = classifier.forward(&expected["imgs"], &ForwardOptions::default());
         let loss = soft_target_cross_entropy(&scores, &expected["targets"]);
         for (what, found) in [("logits", &scores), ("loss", &loss.reshape([1]))] {
             let difference = relative_l2(found, &expected[what]);
@@ -52,9 +52,12 @@ fn agrees_with_timm() {
         assert!(params.trainable().keys().eq(grads.keys()), "{case}: other parameters are trained");
         for (name, param) in params.trainable() {
             // The key third of this gradient is zero but for rounding: softmax does not see a constant added to a row's scores.
-            let parts = |t: &Tensor| match name.ends_with("attn.qkv.bias") {
-                true => Tensor::cat(&[t.narrow(0, 0, 24), t.narrow(0, 48, 24)], 0),
-                false => t.shallow_clone(),
+            let parts = |t: &Tensor| {
+                if name.ends_with("attn.qkv.bias") {
+                    Tensor::cat(&[t.narrow(0, 0, 24), t.narrow(0, 48, 24)], 0)
+                } else {
+                    t.shallow_clone()
+                }
             };
             let difference = relative_l2(&parts(&param.grad()), &parts(&grads[&name]));
             assert!(difference < GRAD_TOLERANCE, "{case}: the gradient of {name} differs by {difference:e}");
@@ -82,7 +85,7 @@ fn a_dropped_branch_of_every_block_leaves_the_patches_alone() {
     let scores = |uniform: [f32; 4]| {
         let uniform = Tensor::from_slice(&uniform).view([1, 4]).repeat([3, 1]);
         let drop = DropPath::new(&uniform, &Tensor::from_slice(&[0.5f32; 4]));
-        let pass = Pass { drop_path: Some(&drop), ..Pass::default() };
+        let pass = ForwardOptions { drop_path: Some(&drop), ..ForwardOptions::default() };
         classifier.forward(&imgs, &pass)
     };
     let none_kept = scores([0.0; 4]);
@@ -119,7 +122,7 @@ fn starts_from_a_pretrained_encoder() {
     assert_eq!(positions.size(), [1, 1 + 36, 24]);
     assert_eq!(positions.get(0).get(0), pretrained["pos_embed"].get(0).get(0).to_kind(Kind::Float));
     let imgs = Tensor::zeros([1, 3, 48, 48], (Kind::Float, Device::Cpu));
-    assert_eq!(classifier.forward(&imgs, &Pass::default()).size(), [1, 5]);
+    assert_eq!(classifier.forward(&imgs, &ForwardOptions::default()).size(), [1, 5]);
 }
 
 #[test]
@@ -174,7 +177,7 @@ fn a_convvit_is_a_classifier_too() {
     assert_eq!(params.get("blocks2.0.attn.weight"), pretrained.get("blocks2.0.attn.weight"));
     let imgs = (Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)) * 0.37).sin();
     let imgs = imgs.view([2, 3, 32, 32]);
-    let scores = classifier.forward(&imgs, &Pass::default());
+    let scores = classifier.forward(&imgs, &ForwardOptions::default());
     let targets = Tensor::ones([2, 3], (Kind::Float, Device::Cpu)) / 3.0;
     soft_target_cross_entropy(&(scores * 1e3), &targets).backward();
     for (name, param) in params.trainable() {

@@ -8,7 +8,7 @@ use crate::params::Scope;
 
 /// `y = attention(probe, x)`, then `y + mlp(norm(y))`: the query itself is not added.
 #[derive(Debug)]
-pub struct AttentionPool {
+pub(crate) struct AttentionPool {
     probe: Tensor,
     attn: Attention,
     norm: LayerNorm,
@@ -17,7 +17,7 @@ pub struct AttentionPool {
 
 impl AttentionPool {
     /// Parameters `probe [1, 1, D]`, `attn.*`, `norm.*` and `mlp.*`, in the sizes of a block of the tower.
-    pub fn new(scope: &Scope, config: &BlockConfig) -> Self {
+    pub(crate) fn new(scope: &Scope, config: &BlockConfig) -> Self {
         Self {
             probe: scope.param("probe", &[1, 1, config.dim], Init::Zeros),
             attn: Attention::new(&scope.sub("attn"), config.dim, config.num_heads, true),
@@ -27,7 +27,7 @@ impl AttentionPool {
     }
 
     /// Patches after the final norm `[N, L, D]` → the image's vector `[N, D]`, and the attention it was made with `[N, H, L]`.
-    pub fn forward(&self, x: &Tensor) -> (Tensor, Tensor) {
+    pub(crate) fn forward(&self, x: &Tensor) -> (Tensor, Tensor) {
         let (y, attn) = self.attn.pool(&self.probe, x);
         let y = y.to_kind(Kind::Float);
         let y = &y + self.mlp.forward(&self.norm.forward(&y)); // [N, 1, D]

@@ -66,7 +66,7 @@ impl FromStr for Activation {
 
 /// `fc2(act(fc1(x)))`, or gated, `fc2(act(gate) · up)` with `[gate, up] = fc1(x)`.
 #[derive(Debug)]
-pub struct Mlp {
+pub(crate) struct Mlp {
     fc1: Linear,
     fc2: Linear,
     activation: Activation,
@@ -75,7 +75,7 @@ pub struct Mlp {
 
 impl Mlp {
     /// Parameters `fc1 [hidden_dim, dim]` and `fc2 [dim, hidden_dim]`, with biases.
-    pub fn new(scope: &Scope, dim: i64, hidden_dim: i64, activation: Activation) -> Self {
+    pub(crate) fn new(scope: &Scope, dim: i64, hidden_dim: i64, activation: Activation) -> Self {
         Self {
             fc1: Linear::new(&scope.sub("fc1"), dim, hidden_dim, true),
             fc2: Linear::new(&scope.sub("fc2"), hidden_dim, dim, true),
@@ -86,7 +86,7 @@ impl Mlp {
 
     /// Parameters `fc1 [2 hidden_dim, dim]`, the gate's rows first, and `fc2 [dim, hidden_dim]`, with biases (Shazeer 2020,
     /// "GLU Variants Improve Transformer"; the order of DINOv2's `w12`).
-    pub fn gated(scope: &Scope, dim: i64, hidden_dim: i64, activation: Activation) -> Self {
+    pub(crate) fn gated(scope: &Scope, dim: i64, hidden_dim: i64, activation: Activation) -> Self {
         Self {
             fc1: Linear::new(&scope.sub("fc1"), dim, 2 * hidden_dim, true),
             fc2: Linear::new(&scope.sub("fc2"), hidden_dim, dim, true),
@@ -101,7 +101,7 @@ impl Mlp {
     }
 
     /// `[.., D] → [.., D]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let x = self.fc1.forward(x);
         if !self.gated {
             return self.fc2.forward(&self.activation.forward(&x));

@@ -122,7 +122,7 @@ fn blocks_remove_the_number_asked_for_in_pieces_that_hang_together() {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 11) as f64 / (1u64 << 53) as f64
     };
-    // How many of the neighbours of removed patches are removed, over many masks.
+    // How many of the neighbors of removed patches are removed, over many masks.
     let (grid_h, grid_w) = (14usize, 12usize);
     for num_removed in [0, 3, 40, 126, 168] {
         let (mut same, mut pairs, mut place) = (0.0, 0.0, vec![0u32; grid_h * grid_w]);
@@ -143,7 +143,7 @@ fn blocks_remove_the_number_asked_for_in_pieces_that_hang_together() {
         }
         let share = num_removed as f64 / (grid_h * grid_w) as f64;
         if num_removed == 40 {
-            assert!(same / pairs > share + 0.4, "{} of neighbours", same / pairs);
+            assert!(same / pairs > share + 0.4, "{} of neighbors", same / pairs);
         }
         if num_removed >= 40 {
             assert!(place.iter().all(|&n| n > 0), "{num_removed}: a patch is never removed");

@@ -22,7 +22,7 @@ pub(super) const SIDES: [i64; 2] = [PATCH_SIZE / CELL, PATCH_SIZE / CELL / 2];
 /// Which cells are computed.
 #[derive(Debug)]
 pub(super) enum Cells {
-    /// Those of the visible tokens.
+    /// The cells of the visible tokens.
     Visible {
         /// `[N, keep]`, the visible tokens.
         ids_keep: Tensor,
@@ -38,8 +38,8 @@ impl Cells {
         Self::Visible {
             ids_keep: masking.ids_keep.shallow_clone(),
             tiles: {
-                let neighbours = neighbours(masking, grid);
-                SIDES.map(|side| Tiles::new(&neighbours, side))
+                let neighbors = neighbors(masking, grid);
+                SIDES.map(|side| Tiles::new(&neighbors, side))
             },
         }
     }
@@ -133,17 +133,17 @@ impl Cells {
     }
 }
 
-/// Each visible token and its eight neighbours, row by row, as rows of `[N·keep, ..]`: `[N, keep, 9]`; those that are removed or
+/// Each visible token and its eight neighbors, row by row, as rows of `[N·keep, ..]`: `[N, keep, 9]`; those that are removed or
 /// outside of the image are row `N·keep`.
 ///
 /// Made of operations on the mask's device alone: no number has to come back before the next step can be sent.
-fn neighbours(masking: &Masking, [grid_h, grid_w]: [i64; 2]) -> Tensor {
+fn neighbors(masking: &Masking, [grid_h, grid_w]: [i64; 2]) -> Tensor {
     let (n, keep) = masking.ids_keep.size2().expect("ids_keep is [N, keep]");
     let int = (Kind::Int64, masking.ids_keep.device());
     // For each position its place among the visible tokens, in a frame of positions that are not visible.
     let places = masking.ids_restore.reshape([n, grid_h, grid_w]);
     let places = places.pad([1, 1, 1, 1], "constant", keep as f64);
-    // The upper left neighbour of the token in row r and column c is in row r and column c of the frame's grid, two wider.
+    // The upper left neighbor of the token in row r and column c is in row r and column c of the frame's grid, two wider.
     let row = masking.ids_keep.floor_divide_scalar(grid_w);
     let upper_left = (&masking.ids_keep + row * 2).unsqueeze(2);
     let step = Tensor::arange(3, int);
@@ -167,14 +167,14 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    /// For tokens of `side × side` cells, from [`neighbours`] `[N, keep, 9]`.
+    /// For tokens of `side × side` cells, from [`neighbors`] `[N, keep, 9]`.
     ///
     /// Made of operations on the mask's device alone, as those are.
-    fn new(neighbours: &Tensor, side: i64) -> Self {
-        // Further away, the neighbours' neighbours would be seen, whom nobody knows.
+    fn new(neighbors: &Tensor, side: i64) -> Self {
+        // A larger reach would need the neighbors of neighbors, which are not listed.
         const { assert!(REACH <= SIDES[1]) };
-        let (n, keep, _) = neighbours.size3().expect("neighbours are [N, keep, 9]");
-        let int = (Kind::Int64, neighbours.device());
+        let (n, keep, _) = neighbors.size3().expect("neighbors are [N, keep, 9]");
+        let int = (Kind::Int64, neighbors.device());
         let tile = side + 2 * REACH;
         let (cells, places) = (n * keep * side * side, n * keep * tile * tile);
 
@@ -183,14 +183,14 @@ impl Tiles {
         let token = place.floor_divide_scalar(side);
         let cell = place - &token * side;
         let [token, cell] = [squared(&token, &token, 3), squared(&cell, &cell, side)];
-        let rows = neighbours.index_select(2, &token) * (side * side) + cell;
+        let rows = neighbors.index_select(2, &token) * (side * side) + cell;
         let rows = rows.clamp_max(cells).flatten(0, 2);
 
-        // Along a side of the token: where a cell lies in the tile of the token itself and in those of its neighbours. The token after it
-        // has it before its own cells, so the place falls as the neighbour's number rises.
+        // Along a side of the token: where a cell lies in the tile of the token itself and in those of its neighbors. The token after it
+        // has it before its own cells, so the place falls as the neighbor's number rises.
         let cell = Tensor::arange(side, int);
         let seen_from: Vec<_> = if 2 * REACH <= side {
-            // A cell is near one border at most: the token's own tile, and that of the neighbour across the nearer border.
+            // A cell is near one border at most: the token's own tile, and that of the neighbor across the nearer border.
             let own = Tensor::ones([side], int);
             let nearer = cell.ge(side / 2).to_kind(Kind::Int64) * 2;
             vec![own, nearer]
@@ -200,7 +200,7 @@ impl Tiles {
         let seen_from = seen_from.iter().map(|token| {
             let place: Tensor = &cell + (REACH + side) - token * side;
             let outside = place.lt(0).logical_or(&place.ge(tile));
-            // So far out that no sum brings it back.
+            // Far enough out that no sum makes it valid.
             (token, place.masked_fill(&outside, places))
         });
         let seen_from: Vec<_> = seen_from.collect();
@@ -209,7 +209,7 @@ impl Tiles {
             for (token_column, column) in &seen_from {
                 let token = squared(token_row, token_column, 3);
                 let place = squared(row, column, tile);
-                let place = neighbours.index_select(2, &token) * (tile * tile) + place;
+                let place = neighbors.index_select(2, &token) * (tile * tile) + place;
                 slots.push(place.clamp_max(places).flatten(0, 2));
             }
         }

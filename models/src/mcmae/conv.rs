@@ -42,13 +42,13 @@ impl Conv {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
     }
 
-    /// Of squares of cells, within a square row, column, channel: `[.., side²·in_dim] → [.., out_dim]`.
+    /// Projects squares of cells, within a square row, column, channel: `[.., side²·in_dim] → [.., out_dim]`.
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.permute([0, 2, 3, 1]).flatten(1, -1);
         linear(x, &weight, Some(&self.bias))
     }
 
-    /// Of pixels, within a square channel, row, column: `[.., in_dim·side²] → [.., out_dim]`.
+    /// Projects pixels, within a square channel, row, column: `[.., in_dim·side²] → [.., out_dim]`.
     pub(super) fn forward_pixels(&self, x: &Tensor) -> Tensor {
         linear(x, &self.weight.flatten(1, -1), Some(&self.bias))
     }

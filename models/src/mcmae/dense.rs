@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::stage::{ConvBlock, ConvBlocks, ConvEmbed};
 use super::{McmaeEncoder, Observe};
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::layers::LayerNorm;
 use crate::masking::Masking;
 use crate::tokens::gather_rows;
@@ -16,14 +16,20 @@ use crate::tokens::gather_rows;
 impl McmaeEncoder {
     /// What [`McmaeEncoder::forward_encoder`] computes, as the published code computes it: every cell, removed or not, as feature
     /// maps `[N, C, h, w]`.
-    pub fn forward_encoder_dense(&self, imgs: &Tensor, masking: &Masking, pass: &Pass) -> Tensor {
+    pub fn forward_encoder_dense(&self, imgs: &Tensor, masking: &Masking, pass: &ForwardOptions) -> Tensor {
         self.observe_encoder_dense(imgs, masking, pass, &mut |_, _| ())
     }
 
     /// [`McmaeEncoder::forward_encoder_dense`], showing what each module gives under the module's name: for the first three
     /// `patch_embed` and the first two `blocks` the map `[N, C, h, w]`, for `patch_embed4` the tokens `[N, L, D]` without positions,
     /// for `blocks3` `[N, P + keep, D]`.
-    pub fn observe_encoder_dense(&self, imgs: &Tensor, masking: &Masking, pass: &Pass, observe: Observe) -> Tensor {
+    pub fn observe_encoder_dense(
+        &self,
+        imgs: &Tensor,
+        masking: &Masking,
+        pass: &ForwardOptions,
+        observe: Observe,
+    ) -> Tensor {
         let [grid_h, grid_w] = self.config.grid();
         let keep: Tensor = 1.0 - masking.mask.to_kind(Kind::Float);
         let keep = keep.reshape([-1, 1, grid_h, grid_w]);
@@ -63,7 +69,7 @@ fn embed(embed: &ConvEmbed, x: &Tensor) -> Tensor {
     norm(&embed.norm, &embed.proj.forward_map(x)).gelu("none")
 }
 
-fn blocks(stage: &ConvBlocks, x: Tensor, keep: &Tensor, pass: &Pass) -> Tensor {
+fn blocks(stage: &ConvBlocks, x: Tensor, keep: &Tensor, pass: &ForwardOptions) -> Tensor {
     let blocks = stage.blocks.iter().enumerate();
     blocks.fold(x, |x, (i, b)| {
         let drop = pass.branches(stage.first + i);

@@ -4,14 +4,14 @@ use tch::Tensor;
 
 use super::cells::Cells;
 use super::conv::{Conv, DepthwiseConv};
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::layers::LayerNorm;
 use crate::params::Scope;
 
-/// eps of the norms over cells: PyTorch's default, where those over tokens have 1e-6.
+/// eps of the norms over cells: PyTorch's default. The norms over tokens have 1e-6.
 const NORM_EPS: f64 = 1e-5;
 
-/// How a stage begins: squares of cells (or pixels) are projected, normalised, and go through a GELU.
+/// How a stage begins: squares of cells (or pixels) are projected, normalized, and go through a GELU.
 #[derive(Debug)]
 pub(super) struct ConvEmbed {
     pub(super) proj: Conv,
@@ -98,7 +98,7 @@ impl ConvBlock {
 #[derive(Debug)]
 pub(super) struct ConvBlocks {
     pub(super) blocks: Vec<ConvBlock>,
-    /// What [`Pass::drop_path`] calls the first of them.
+    /// Index of the first of them in [`ForwardOptions::drop_path`].
     pub(super) first: usize,
 }
 
@@ -109,7 +109,7 @@ impl ConvBlocks {
     }
 
     /// `[N, cells, C] → [N, cells, C]`, `side × side` cells to a token.
-    pub(super) fn forward(&self, x: Tensor, cells: &Cells, side: i64, pass: &Pass) -> Tensor {
+    pub(super) fn forward(&self, x: Tensor, cells: &Cells, side: i64, pass: &ForwardOptions) -> Tensor {
         let blocks = self.blocks.iter().enumerate();
         blocks.fold(x, |x, (i, block)| {
             let branches = pass.branches(self.first + i);

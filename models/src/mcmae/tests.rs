@@ -44,7 +44,7 @@ fn masking(n: i64, config: &McmaeEncoderConfig, keep: i64) -> Masking {
 }
 
 fn sparse(encoder: &McmaeEncoder, imgs: &Tensor, masking: &Masking) -> Tensor {
-    encoder.forward_encoder(imgs, masking, &Pass::default())
+    encoder.forward_encoder(imgs, masking, &ForwardOptions::default())
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
@@ -85,7 +85,7 @@ fn sparse_is_dense_at_every_grid_and_number_of_tokens() {
                         .collect::<Vec<_>>()
                 };
                 let found = sparse(&encoder, &imgs, &masking);
-                let expected = encoder.forward_encoder_dense(&imgs, &masking, &Pass::default());
+                let expected = encoder.forward_encoder_dense(&imgs, &masking, &ForwardOptions::default());
                 assert_same(&found, &expected, &what);
                 for ((name, found), (_, expected)) in grads(&found).into_iter().zip(grads(&expected)) {
                     let scale = 1.0 + expected.abs().max().double_value(&[]);
@@ -110,21 +110,21 @@ fn removed_pixels_are_not_read() {
     assert!(bool::try_from(latent.isfinite().all()).unwrap());
     // The dense computation reads them, and what it makes of them reaches no visible token.
     let others = &imgs + removed.to_kind(Kind::Float) * 3.0;
-    let dense = |imgs| encoder.forward_encoder_dense(imgs, &masking, &Pass::default());
+    let dense = |imgs| encoder.forward_encoder_dense(imgs, &masking, &ForwardOptions::default());
     assert_eq!(dense(&imgs), dense(&others));
     // And the test would see it if one did.
     let all = random_masking(&random(&[2, 6], "noise"), 6);
     assert_ne!(sparse(&encoder, &imgs, &all), sparse(&encoder, &others, &all));
 }
 
-/// What a visible token sees of its neighbours is there: the convolution crosses the borders of tokens, and not those of images.
+/// What a visible token sees of its neighbors is there: the convolution crosses the borders of tokens, and not those of images.
 #[test]
-fn visible_neighbours_are_seen() {
+fn visible_neighbors_are_seen() {
     let (_, encoder) = small(&SMALL);
     let masking = masking(2, &SMALL, 4);
     let stage2 = |imgs: &Tensor| {
         let mut stage2 = None;
-        let pass = Pass::default();
+        let pass = ForwardOptions::default();
         let _ = encoder.observe_encoder(imgs, &masking, &pass, &mut |name, x| {
             if name == "blocks2" {
                 stage2 = Some(x.reshape([2, 4, -1]));
@@ -160,11 +160,11 @@ fn seeing_everything_in_order_is_the_feature_path() {
         let all = random_masking(&order, 6);
         let fused = encoder.forward_features(&imgs, true);
         assert_same(&sparse(&encoder, &imgs, &all), &fused, "visible");
-        let dense = encoder.forward_encoder_dense(&imgs, &all, &Pass::default());
+        let dense = encoder.forward_encoder_dense(&imgs, &all, &ForwardOptions::default());
         assert_same(&dense, &fused, "dense");
         let plain = encoder.forward_features(&imgs, false);
         assert_eq!(fusion, difference(&plain, &fused) > 1e-2);
-        let blocks = encoder.forward_blocks(&imgs, &Pass::default());
+        let blocks = encoder.forward_blocks(&imgs, &ForwardOptions::default());
         assert_eq!(encoder.forward_norm(&blocks), plain);
     }
 }
@@ -198,7 +198,7 @@ fn dropped_branches_are_left_out_in_both_computations() {
         let rates = Tensor::zeros([branches], F32);
         let _ = rates.narrow(0, branch, 1).fill_(0.5);
         let drop = DropPath::new(&uniform, &rates);
-        let pass = Pass { drop_path: Some(&drop), ..Pass::default() };
+        let pass = ForwardOptions { drop_path: Some(&drop), ..ForwardOptions::default() };
         let found = encoder.forward_encoder(&imgs, &masking, &pass);
         let expected = encoder.forward_encoder_dense(&imgs, &masking, &pass);
         assert_same(&found, &expected, &format!("branch {branch}"));
@@ -216,7 +216,7 @@ fn checkpointed_stages_have_the_same_gradients_to_the_bit() {
         let gradients = |grad_checkpointing| {
             let (store, encoder) = small(&SMALL);
             let (imgs, masking) = (imgs(2, &SMALL), masking(2, &SMALL, 3));
-            let pass = Pass { grad_checkpointing, ..Pass::default() };
+            let pass = ForwardOptions { grad_checkpointing, ..ForwardOptions::default() };
             let latent = {
                 let _scope = precision.guard(Device::Cpu);
                 encoder.forward_encoder(&imgs, &masking, &pass)
@@ -245,7 +245,7 @@ fn bf16_is_near_f32_and_keeps_the_residual_stream() {
     for dense in [false, true] {
         let latent = {
             let _bf16 = Precision::Bf16.guard(Device::Cpu);
-            let pass = Pass::default();
+            let pass = ForwardOptions::default();
             if dense {
                 encoder.forward_encoder_dense(&imgs, &masking, &pass)
             } else {

@@ -66,7 +66,7 @@ impl Inputs {
             masking: &self.masking,
             targets: Targets::All(&self.targets),
             cls_targets: &self.cls_targets,
-            pass: Pass::default(),
+            pass: ForwardOptions::default(),
         }
     }
 }
@@ -130,7 +130,7 @@ fn a_head_is_compared_with_the_tokens_at_its_positions() {
     }
     let losses = network.forward(&inputs.batch());
     assert!(value(&losses.mimic["clip-b16"]) < 1e-12);
-    assert!(value(&losses.mimic["dino-b16"]) > 1e-3, "its target is normalised, the head's output is not");
+    assert!(value(&losses.mimic["dino-b16"]) > 1e-3, "its target is normalized, the head's output is not");
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn the_decoder_mimics_at_the_patches_that_are_named() {
         let mut inputs = Inputs::new();
         let decoder = network.mae().decoder();
         let latent = network.mae().forward_encoder(&inputs.imgs, &inputs.masking);
-        let tokens = decoder.forward_tokens(&latent, &inputs.masking.ids_restore, &Pass::default());
+        let tokens = decoder.forward_tokens(&latent, &inputs.masking.ids_restore, &ForwardOptions::default());
         let head = |kind: &str| store.get(&format!("mimic_heads.clip-b16.{kind}")).unwrap();
         let said = decoder.patches(&tokens).linear(&head("weight"), Some(&head("bias"))).detach();
         // NaN where nothing may be compared.

@@ -49,8 +49,8 @@ fn features() -> (Tensor, TargetStats) {
         * Tensor::from_slice(&[30.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.01]);
     let tokens = random(&[400, 12], "tokens").matmul(&mixing) + random(&[12], "mean") * 5.0;
     let mean = tokens.mean_dim(0, false, Kind::Double);
-    let centred = &tokens - &mean;
-    let covariance = centred.tr().matmul(&centred) / 400.0;
+    let centered = &tokens - &mean;
+    let covariance = centered.tr().matmul(&centered) / 400.0;
     let vector = |t: &Tensor| Vec::<f64>::try_from(t.contiguous().flatten(0, -1)).unwrap();
     let stats = TargetStats {
         mean: vector(&mean),

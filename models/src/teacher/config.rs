@@ -19,7 +19,7 @@ use crate::weights::Weights;
 
 mod activation;
 mod json;
-mod normalisation;
+mod normalization;
 mod open_clip;
 
 use json::Json;
@@ -119,7 +119,7 @@ impl Config {
         )))
     }
 
-    /// Puts the files' words, the shapes, the options and the defaults together.
+    /// Combines what the files say with the shapes, the options and the defaults.
     pub(super) fn resolve(mut self, weights: &Weights, layout: &Layout, options: &TeacherOptions) -> Result<Resolved> {
         self.check_model_type(layout)?;
         let (mut questions, mut assumed) = (Vec::new(), Vec::new());
@@ -164,9 +164,9 @@ impl Config {
         }
         let num_heads = answer(self.num_heads(layout, width, options, &mut assumed), &mut questions)?;
         let norm_eps = answer(self.norm_eps(layout, options, &mut assumed), &mut questions)?;
-        let normalisation = answer(self.normalisation(weights, layout, width, options, &mut assumed), &mut questions)?;
-        let (Some(activation), Some(num_heads), Some(norm_eps), Some(normalisation)) =
-            (activation, num_heads, norm_eps, normalisation)
+        let normalization = answer(self.normalization(weights, layout, width, options, &mut assumed), &mut questions)?;
+        let (Some(activation), Some(num_heads), Some(norm_eps), Some(normalization)) =
+            (activation, num_heads, norm_eps, normalization)
         else {
             return Err(match <[Error; 1]>::try_from(questions) {
                 Ok([only]) => only,
@@ -193,7 +193,7 @@ impl Config {
                 Some(Projection { out_dim, bias })
             }
         };
-        let (mean, std) = normalisation;
+        let (mean, std) = normalization;
         let config = VitConfig {
             img_size: [grid * patch_size; 2],
             patch_size,

@@ -72,7 +72,7 @@ pub(super) struct Sizes {
 
 impl Layout {
     /// Finds the layout whose CLS token (or pooling query), blocks and marks the file has.
-    pub(super) fn recognise(weights: &Weights) -> Result<Layout> {
+    pub(super) fn recognize(weights: &Weights) -> Result<Layout> {
         for names in LAYOUTS.iter().copied() {
             let mut networks = Vec::new();
             for prefix in prefixes(weights, names.anchor) {
@@ -98,7 +98,7 @@ impl Layout {
             layout.others = rest.iter().map(|n| n.prefix.to_owned()).collect();
             return Ok(layout);
         }
-        // Its marks may be among what was passed over.
+        // The tensors that mark a layout may be among those that were not read.
         weights.require_read(|_| true)?;
         Err(Error::UnknownLayout {
             path: weights.path().to_path_buf(),
@@ -123,7 +123,7 @@ impl Layout {
             patch_bias: found.has(&bias) || family != Family::Clip,
             layer_scale: match names.layer_scale {
                 Some(scales) => {
-                    // Those of DINOv2 and DINOv3 are never without.
+                    // DINOv2 and DINOv3 always have them.
                     matches!(names.family, Some(Family::Dinov2 | Family::Dinov3))
                         || scales.iter().any(|scale| found.in_a_block(scale))
                 }
@@ -155,7 +155,7 @@ impl Layout {
         if self.family == Family::Siglip || self.names.pos_embed.is_none() {
             return false;
         }
-        // timm has tables with a row for CLS and without. One of the two numbers is no square, unless the file is broken.
+        // timm has tables with a row for CLS and without. One of the two numbers is not a square, unless the file is broken.
         let square = |n: i64| n > 0 && n.isqrt() * n.isqrt() == n;
         match self.positions(weights) {
             Some(n) if self.names.family.is_none() => !square(n),
@@ -212,7 +212,7 @@ impl Layout {
         [0].into_iter().chain(inner).map(|end| &self.prefix[..end])
     }
 
-    /// Whether patches are turned by their place instead of having a table.
+    /// Whether positions are rotary instead of a table.
     pub(super) fn is_rotary(&self) -> bool {
         self.names.pos_embed.is_none()
     }
@@ -231,7 +231,7 @@ impl Layout {
     pub(super) fn sizes(&self, weights: &Weights) -> Sizes {
         let shape = |internal: &str| self.shape(weights, internal);
         let number = |name: &str| name.strip_prefix(&self.blocks)?.split_once('.')?.0.parse::<i64>().ok();
-        // A file cannot hold more blocks than tensors: larger numbers are damage, and shall not become a long list.
+        // A file cannot hold more blocks than tensors: larger numbers are damage and must not allocate a long list.
         let depth = weights.names().filter_map(number).filter(|&n| n < weights.len() as i64).max();
         let fc1_parts = self.sources("blocks.0.mlp.fc1.weight").len() as i64;
         let hidden = |rows: i64| {
@@ -381,7 +381,7 @@ impl Layout {
     }
 }
 
-/// Class counts of ImageNet-1k, -12k, -21k and its pruned form: a timm head with so many rows is no projection.
+/// Class counts of ImageNet-1k, -12k, -21k and its pruned form: a timm head with that many rows is a classifier and not a projection.
 const CLASSES: [i64; 4] = [1000, 11_821, 21_841, 21_843];
 
 /// The length of the parts, dots included, that two prefixes begin with.

@@ -69,7 +69,7 @@ pub struct TeacherOptions {
     pub num_heads: Option<u32>,
 }
 
-/// The smallest standard deviation that is believed: that of towers that take pixels of 0..255, which is `1/255` for pixels in 0..1.
+/// The smallest plausible standard deviation: `1/255`, that of towers that take pixels of 0..255.
 const LEAST_STD: f64 = 0.0039;
 
 /// Whether a constant can only belong to pixels of 0..255.

@@ -22,7 +22,7 @@ pub struct VitConfig {
     pub num_heads: i64,
     /// Width of the MLP's hidden layer; for a gated MLP, of the gate.
     pub mlp_dim: i64,
-    /// Whether the MLPs are gated; see [`Mlp::gated`](crate::layers::Mlp::gated).
+    /// Whether the MLPs are gated; see `Mlp::gated`.
     pub gated_mlp: bool,
     /// The MLP's non-linearity.
     pub activation: Activation,
@@ -89,11 +89,11 @@ pub struct Projection {
 
 /// Name and shape of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
+pub(crate) struct TensorSpec {
     /// Its name in the network.
-    pub name: String,
+    pub(crate) name: String,
     /// Its shape.
-    pub shape: Vec<i64>,
+    pub(crate) shape: Vec<i64>,
 }
 
 impl VitConfig {
@@ -266,7 +266,7 @@ impl VitConfig {
     }
 
     /// Every tensor that [`VisionTransformer::new`](super::VisionTransformer::new) asks its scope for.
-    pub fn tensors(&self) -> Vec<TensorSpec> {
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
         let (d, m, p) = (self.embed_dim, self.mlp_dim, self.patch_size);
         let mut specs = Vec::new();
         let mut add = |name: String, shape: &[i64]| specs.push(TensorSpec { name, shape: shape.to_vec() });

@@ -51,7 +51,7 @@ fn the_golden_scripts_still_make_these_files() {
     make_again(&python, "teachers_families.py", &NATIVE, &NON_NATIVE);
 }
 
-/// The architecture that each of the larger cases must be recognised as, by the layout in which it must be.
+/// The architecture that each of the larger cases must be recognized as, by the layout in which it must be.
 const LIVE: [(&str, &str, &str); 19] = [
     ("openai-clip-l14", "OpenAI CLIP", "clip-vit-w1024-d1-h16-m4096-p14"),
     ("openai-clip-h14", "OpenAI CLIP", "clip-vit-w1280-d1-h16-m5120-p14"),

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use hub::HubSettings;
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::Flops;
 use models::mr_mae::MrMae;
@@ -284,7 +284,7 @@ fn step_speeds(
         let imgs = normalise.forward(&pixels);
         let masking = masking(recipe, &mask, features.cls_attn.as_ref(), device)?;
         let dropped = (branches > 0).then(|| DropPath::new(&uniform, &drop_rates));
-        let pass = Pass { drop_path: dropped.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
+        let pass = ForwardOptions { drop_path: dropped.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
         let autocast = precision.guard(device);
         let losses = student.forward(&features.batch(&imgs, &masking, pass));
         drop(autocast);

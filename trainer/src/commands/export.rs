@@ -14,7 +14,7 @@ use std::io::{BufWriter, ErrorKind, IntoInnerError, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use models::exchange::{self, Exported, Facts};
+use models::interop::{self, Exported, Facts};
 use models::weights;
 use program::LogFormat;
 use schemas::DepthWindow;
@@ -49,7 +49,7 @@ pub(crate) fn export(args: &ExportArgs, format: LogFormat, out: &mut dyn Write) 
         AnyRecipe::Pretrain(recipe) => Student::of((**recipe).clone(), found),
     };
     let facts = Facts::of(&student.recipe.mae_config(), student.recipe.mask.ratio);
-    let exported = exchange::export(&student.tensors, &facts, args.format, args.decoder())
+    let exported = interop::export(&student.tensors, &facts, args.format, args.decoder())
         .with_context(|| student.origin.clone())?;
     // ConvMAE's pretraining network is the only one that sums its stages; other networks with a decoder have been refused.
     let loses_fusion = facts.fusion && !args.decoder();

@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use hub::HubSettings;
 use images::ImageSource;
 use images::rng::{Purpose, Rng};
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::classifier::{Classifier, soft_target_cross_entropy, start_from};
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::{self, STEP_PER_FORWARD};
@@ -226,7 +226,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
                 for part in 0..parts {
                     let rows = |t: &Tensor| t.narrow(0, (part * images) as i64, images as i64);
                     let drop_path = DropPath::new(&rows(&branches), &drop_rates);
-                    let pass = Pass {
+                    let pass = ForwardOptions {
                         drop_path: (recipe.model.drop_path > 0.0).then_some(&drop_path),
                         grad_checkpointing: recipe.run.grad_checkpointing,
                     };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hub::HubSettings;
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::Flops;
 use models::mr_mae::MrMae;
@@ -179,7 +179,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
                     let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
 
                     let pass =
-                        Pass { drop_path: drop_path.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
+                        ForwardOptions { drop_path: drop_path.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
                     let autocast = recipe.run.precision.guard(device);
                     let loss = student.forward(&features.batch(&imgs, &masking, pass));
                     // Each operation's backward uses the type its forward used.
@@ -249,7 +249,7 @@ fn draw(
     let (features, masking) = teachers::features(recipe, teachers, batch, device)?;
     let _autocast = recipe.run.precision.guard(device);
     let mut grid = ImageGrid::of(student.mae(), &imgs, &masking);
-    let (maps, patches) = student.similarity(&features.batch(&imgs, &masking, Pass::default()));
+    let (maps, patches) = student.similarity(&features.batch(&imgs, &masking, ForwardOptions::default()));
     for map in maps.values() {
         grid.add_map(map, &patches);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use hub::{HubSettings, Resolved};
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::masking::Masking;
 use models::mr_mae::{Batch, Targets};
 use models::tokens::gather_rows;
@@ -79,7 +79,7 @@ pub(crate) struct Features {
 
 impl Features {
     /// The network's input for these features.
-    pub(crate) fn batch<'a>(&'a self, imgs: &'a Tensor, masking: &'a Masking, pass: Pass<'a>) -> Batch<'a> {
+    pub(crate) fn batch<'a>(&'a self, imgs: &'a Tensor, masking: &'a Masking, pass: ForwardOptions<'a>) -> Batch<'a> {
         let targets = match self.at {
             Patches::Visible => Targets::Visible(&self.tokens),
             Patches::All => Targets::All(&self.tokens),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use images::{ImageSource, RgbImage, draw_view};
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::classifier::Classifier;
 use models::precision::Precision;
 use program::table::{Left, Right, percent, table};
@@ -194,7 +194,7 @@ impl TestSet {
                 let pixels = to_device(&self.batch_of(&rendered)?, device)?;
                 let scores = {
                     let _scope = precision.guard(device);
-                    classifier.forward(&normalise.forward(&pixels), &Pass::default())
+                    classifier.forward(&normalise.forward(&pixels), &ForwardOptions::default())
                 };
                 let targets = Tensor::from_slice(&labels).to_device(device);
                 loss_sum += scores

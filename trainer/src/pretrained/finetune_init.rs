@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use hub::HubSettings;
+use hub::{HubSettings, Resolved};
 use models::encoder::EncoderConfig;
-use models::exchange;
 use models::mae::Mae;
 use models::params::ParamStore;
-use models::teacher::TowerWeights;
-use models::weights::Weights;
+use models::pretrained::{Network, Pretrained, Wanted};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 use tracing::info;
@@ -35,8 +33,7 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// The encoder of a run folder's newest whole checkpoint, of a student's file, or of any that [`fn@exchange::import`] reads; else the
-    /// tower of any that [`TowerWeights::read`] reads.
+    /// The encoder of a run folder's newest whole checkpoint, of a student's file, or of any that [`Pretrained::open`] reads.
     ///
     /// After `untrained:`, the student that a run's or file's seed makes; after `ema:`, a run's moving average; after `teacher:`, the tower
     /// exactly as a frozen teacher has it, of files that a student could have too.
@@ -45,7 +42,8 @@ impl Start {
             return untrained(rest, hub);
         }
         if let Some(rest) = spec.strip_prefix("teacher:") {
-            return of_tower(rest, hub);
+            let resolved = resolve(rest, hub).with_context(|| not_found(rest))?;
+            return start_of(&resolved, Wanted::Tower);
         }
         if let Some(rest) = spec.strip_prefix("ema:") {
             let found = Trained::read(Path::new(rest), true)?;
@@ -58,24 +56,18 @@ impl Start {
             return of_trained(found);
         }
         let resolved = resolve(spec, hub).with_context(|| not_found(spec))?;
-        let weights = Weights::read(&resolved.path)?;
-        let imported = match exchange::import(&weights) {
-            Ok(imported) => imported,
-            // A tower is no student; what is neither is told as such.
-            Err(error) => {
-                let tower = of_tower(spec, hub);
-                return tower.map_err(|tower| {
-                    anyhow::Error::from(error).context(format!("nor is it a teacher's tower: {tower:#}"))
-                });
-            }
-        };
-        Ok(Start {
-            encoder: imported.encoder_config(weights.path())?,
-            tensors: imported.encoder_tensors(),
-            description: format!("{} {}", imported.layout, resolved.source),
-            sha256: weights.sha256().to_owned(),
-        })
+        start_of(&resolved, Wanted::StudentFirst)
     }
+}
+
+/// The network in a file that is no checkpoint of ours.
+fn start_of(resolved: &Resolved, wanted: Wanted) -> anyhow::Result<Start> {
+    let found = Pretrained::open(&resolved.path, wanted)?;
+    let description = match &found.network {
+        Network::Student(student) => format!("{} {}", student.layout, resolved.source),
+        Network::Tower(tower) => format!("teacher {} ({})", resolved.source, tower.config.arch()),
+    };
+    Ok(Start { encoder: found.encoder_config()?, tensors: found.encoder_tensors(), description, sha256: found.sha256 })
 }
 
 fn not_found(spec: &str) -> String {
@@ -129,18 +121,6 @@ fn untrained(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
         tensors: params.tensors(),
         description: format!("untrained student of {spec}"),
         sha256: format!("{hex} (of the recipe, untrained)"),
-    })
-}
-
-/// A teacher's tower.
-fn of_tower(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
-    let resolved = resolve(spec, hub).with_context(|| not_found(spec))?;
-    let found = TowerWeights::read(&resolved.path)?;
-    Ok(Start {
-        description: format!("teacher {} ({})", resolved.source, found.config.arch()),
-        encoder: EncoderConfig::Vit(found.config),
-        tensors: found.tensors,
-        sha256: found.sha256,
     })
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use hub::HubSettings;
-use models::exchange::{self, Loaded};
+use models::interop::{self, Loaded};
 use models::params::ParamStore;
 use models::weights::Weights;
 use tracing::info;
@@ -55,10 +55,10 @@ impl Begin {
     /// Puts the weights into a student of `recipe` on `params`, and logs which of its tensors come from them.
     pub(crate) fn load(&self, params: &ParamStore, recipe: &Recipe) -> anyhow::Result<()> {
         let context = || format!("model.init = {:?}", self.source);
-        let imported = exchange::import(&self.weights).with_context(context)?;
+        let imported = interop::import(&self.weights).with_context(context)?;
         self.check_heads(recipe, imported.has_decoder()).with_context(context)?;
         let origin = self.weights.path().display().to_string();
-        let loaded = exchange::load_into(params, &imported.tensors, &origin).with_context(context)?;
+        let loaded = interop::load_into(params, &imported.tensors, &origin).with_context(context)?;
         info!(
             "starting from {} ({}, SHA-256 {}): taken {}; fresh {}; left out {}",
             self.source,
@@ -77,7 +77,7 @@ impl Begin {
         let decoder_heads = decoder.then_some(model.decoder_num_heads);
         let Some(before) = self.weights.metadata().get(checkpoint::RECIPE_KEY) else {
             let heads = (model.num_heads.into(), decoder_heads.map(i64::from));
-            return Ok(exchange::check_beside(self.weights.path(), heads.0, heads.1)?);
+            return Ok(interop::check_beside(self.weights.path(), heads.0, heads.1)?);
         };
         let before = Recipe::parse(before, &self.weights.path().display().to_string(), &[])?.model;
         for (field, written, wanted) in [

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use models::exchange::Tensors;
+use models::params::Tensors;
 use sha2::{Digest, Sha256};
 
 use super::trained::{self, Trained};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use models::encoder::EncoderConfig;
-use models::exchange::Tensors;
+use models::params::Tensors;
 use models::weights::Weights;
 use tracing::warn;
 
@@ -41,11 +41,7 @@ fn vouched_for(path: &Path, weights: &Weights) -> anyhow::Result<()> {
     }
     let state = checkpoint::read_state(folder)?;
     if let Some(expected) = state.sha256.get(name) {
-        ensure!(
-            weights.sha256() == expected,
-            "{path:?}: is damaged (SHA-256 {}, state.json says {expected}). Take another checkpoint of the run, or copy it again",
-            weights.sha256()
-        );
+        weights.require_sha256(expected, checkpoint::STATE)?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use super::*;
 #[test]
 fn each_refusal_says_what_to_do() {
     for (status, code, with_token, words) in [
-        (401, "GatedRepo", false, "licence must be accepted: do so at http://127.0.0.1"),
-        (403, "GatedRepo", true, "has not accepted its licence"),
+        (401, "GatedRepo", false, "license must be accepted: do so at http://127.0.0.1"),
+        (403, "GatedRepo", true, "has not accepted its license"),
         (401, "", true, "set one that is valid"),
         (403, "", false, "no token was shown: set HF_TOKEN"),
         (401, "RepoNotFound", false, "no such file or folder here, and 127.0.0.1"),

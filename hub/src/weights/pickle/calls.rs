@@ -7,7 +7,7 @@ impl Machine<'_> {
     pub(super) fn call(&self, function: Id, arguments: Id) -> Step<Node> {
         let mut function = match &self.nodes[function] {
             Node::Global(name) => name.as_str(),
-            _ => return Err("a call of something that is no class or function".to_owned()),
+            _ => return Err("a call of something that is not a class or function".to_owned()),
         };
         let Node::Tuple(mut arguments) = self.nodes[arguments].clone() else {
             return Err(format!("{function} is called without a tuple"));
@@ -70,7 +70,7 @@ impl Machine<'_> {
                 };
                 entries
                     .map(Node::Dict)
-                    .ok_or_else(|| format!("{function} is called with something that is no list of pairs"))
+                    .ok_or_else(|| format!("{function} is called with something that is not a list of pairs"))
             }
             "torch.Size" => match arguments.first().map(|&size| &self.nodes[size]) {
                 Some(Node::Tuple(size) | Node::List(size)) => Ok(Node::Tuple(size.clone())),
@@ -151,7 +151,7 @@ impl Machine<'_> {
         let builtin = matches!(package, "builtins" | "__builtin__" | "__builtins__");
         if HARMFUL.contains(&package) || (builtin && runs_code.contains(&name)) {
             self.harmful = Some(format!("{module}.{name}"));
-            return Err(format!("{module}.{name} is no part of a tensor"));
+            return Err(format!("{module}.{name} is not part of a tensor"));
         }
         let module = if builtin { "builtins" } else { module };
         self.push(Node::Global(format!("{module}.{name}")))

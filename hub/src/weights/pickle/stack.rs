@@ -8,7 +8,7 @@ impl Machine<'_> {
         match &mut self.nodes[list] {
             Node::List(list) => list.extend(items),
             Node::Opaque { .. } => {}
-            _ => return Err("items are added to something that is no list".to_owned()),
+            _ => return Err("items are added to something that is not a list".to_owned()),
         }
         Ok(())
     }
@@ -18,7 +18,7 @@ impl Machine<'_> {
         match &mut self.nodes[dict] {
             Node::Dict(dict) => dict.extend(entries),
             Node::Opaque { .. } => {}
-            _ => return Err("entries are added to something that is no dictionary".to_owned()),
+            _ => return Err("entries are added to something that is not a dictionary".to_owned()),
         }
         Ok(())
     }
@@ -61,7 +61,7 @@ impl Machine<'_> {
         let id = self.pop()?;
         match &self.nodes[id] {
             Node::Text(text) => Ok(text.clone()),
-            _ => Err("a class is named by something that is no text".to_owned()),
+            _ => Err("a class is named by something that is not text".to_owned()),
         }
     }
 
@@ -101,7 +101,7 @@ impl Machine<'_> {
         self.push(Node::Plain)
     }
 
-    /// A little-endian two's complement integer of any length; those beyond 64 bits are no sizes.
+    /// A little-endian two's complement integer of any length; those beyond 64 bits are not sizes.
     pub(super) fn long(&mut self, width: usize) -> Step {
         let len = self.length(width)?;
         let digits = self.take(len)?;

@@ -147,10 +147,7 @@ fn timm_siglip(architecture: &str) -> Activation {
     let name = architecture.split('.').next().unwrap_or_default();
     let large_512 = name.contains("large_patch16_siglip") && name.ends_with("_512");
     let tanh = ["patch32_siglip", "so400m_patch16_siglip", "giantopt_patch16_siglip"];
-    match large_512 || tanh.iter().any(|entry| name.contains(entry)) {
-        true => Activation::GeluTanh,
-        false => Activation::Gelu,
-    }
+    if large_512 || tanh.iter().any(|entry| name.contains(entry)) { Activation::GeluTanh } else { Activation::Gelu }
 }
 
 #[cfg(test)]
@@ -170,10 +167,7 @@ mod tests {
             ("vit_so400m_patch16_siglip_256", true),
             ("vit_giantopt_patch16_siglip_gap_384", true),
         ] {
-            let expected = match tanh {
-                true => Activation::GeluTanh,
-                false => Activation::Gelu,
-            };
+            let expected = if tanh { Activation::GeluTanh } else { Activation::Gelu };
             assert_eq!(timm_siglip(architecture), expected, "{architecture}");
         }
     }

@@ -33,8 +33,8 @@ impl Json {
         }
         match serde_json::from_slice::<Value>(&bytes) {
             Ok(value) if value.is_object() => Ok(Json { path, exists: true, value }),
-            Ok(_) => Err(Error::TeacherConfig { path, reason: "is no JSON object".to_owned() }),
-            Err(e) => Err(Error::TeacherConfig { path, reason: format!("is no JSON: {e}") }),
+            Ok(_) => Err(Error::TeacherConfig { path, reason: "is not a JSON object".to_owned() }),
+            Err(e) => Err(Error::TeacherConfig { path, reason: format!("is not JSON: {e}") }),
         }
     }
 

@@ -146,7 +146,7 @@ impl Layout {
             _ => {}
         }
         let sources = self.sources(&spec.name);
-        // All parts have as many rows, but for a pooling query beside keys and values that are stacked.
+        // All parts have the same number of rows, except a pooling query beside stacked keys and values.
         let rows = shape[0];
         let rows_of = |i: usize| match (sources.len(), self.pools_apart(&spec.name)) {
             (2, true) => rows / 3 * (1 + i as i64),

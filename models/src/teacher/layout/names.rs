@@ -58,7 +58,7 @@ pub(super) struct Names {
 /// Where the bias of q, k and v is.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum QkvBias {
-    /// Beside the weights, in as many parts.
+    /// Beside the weights, in the same number of parts.
     AsWeights,
     /// Likewise, but the keys may have none.
     KeysOptional,
@@ -109,7 +109,7 @@ pub(super) const PREFIXES: &[&str] = &[
     "trunk",
 ];
 
-/// Keys under which training code saves a network. Whatever is saved beside it is no part of it.
+/// Keys under which training code saves a network. What is saved beside it does not belong to it.
 pub(super) const SAVED: &[&str] =
     &["model", "model_state", "model_state_dict", "state_dict", "weights", "params", "checkpoint"];
 
@@ -428,7 +428,7 @@ const TIMM: Names = Names {
     marks: |_| true,
 };
 
-/// A masked autoencoder with its decoder, or a student of this project; without either it is told from no other ViT.
+/// A masked autoencoder with its decoder, or a student of this project; without either it looks like any other ViT.
 pub(super) const MAE: Names = Names {
     title: "MAE",
     family: Some(Family::Vit),

@@ -9,7 +9,7 @@ fn cast_by_autocast(teacher: &Teacher, pixels: &Tensor) -> Vec<Tensor> {
     tch::no_grad(|| {
         let _guard = Precision::Bf16.guard(Device::Cpu);
         let tower = &teacher.tower;
-        let patches = teacher.normalise(&tower.unfold(pixels));
+        let patches = teacher.normalize(&tower.unfold(pixels));
         let mut seen = Vec::new();
         let output = tower.forward_with_attention(&patches, (2, 4), |x| seen.push(x.shallow_clone()));
         seen.extend([output.x, output.attn]);

@@ -19,8 +19,8 @@ fn the_files_decide_and_defaults_fill_in() {
     let info = load(&timm_tensors(&timm_config()), &[("processor_config.json", preprocessor)]).unwrap().info().clone();
     assert_eq!((info.mean, info.std), ([0.1, 0.2, 0.3], [1.0; 3]));
 
-    let not_normalised = json!({"do_normalize": false, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]});
-    let files = [("preprocessor_config.json", not_normalised)];
+    let not_normalized = json!({"do_normalize": false, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]});
+    let files = [("preprocessor_config.json", not_normalized)];
     let info = load(&timm_tensors(&timm_config()), &files).unwrap().info().clone();
     assert_eq!((info.mean, info.std), ([0.0; 3], [1.0; 3]));
 
@@ -129,7 +129,7 @@ fn unusable_configurations_are_refused() {
         Err(Error::TeacherConfig { reason, .. }) => assert!(reason.contains(part), "{reason}"),
         other => panic!("expected a refusal because of {part}, got {other:?}"),
     };
-    check(&config(json!([1])), "no JSON object");
+    check(&config(json!([1])), "not a JSON object");
     check(&config(json!({"hidden_act": "gelu_new"})), "gelu_new");
     check(&config(json!({"hidden_act": 3})), "a string");
     check(&config(json!({"layer_norm_eps": -1.0})), "layer_norm_eps");
@@ -150,5 +150,5 @@ fn unusable_configurations_are_refused() {
     let folder = folder(&timm_tensors(&timm_config()), &[]);
     fs::write(folder.path().join("config.json"), "{").unwrap();
     let error = Teacher::load(folder.path(), Device::Cpu);
-    assert!(matches!(error, Err(Error::TeacherConfig { reason, .. }) if reason.contains("no JSON")));
+    assert!(matches!(error, Err(Error::TeacherConfig { reason, .. }) if reason.contains("not JSON")));
 }

@@ -214,7 +214,7 @@ fn layers_have_their_widths_and_only_clip_projects() {
 }
 
 #[test]
-fn dinov3_is_recognised_and_checked() {
+fn dinov3_is_recognized_and_checked() {
     let info = load(&dinov3_tensors(), &heads(2)).unwrap().info().clone();
     assert_eq!(info.arch, "vit-w64-d1-h2-m32-p8-ls-r4-rope100");
     assert_eq!((info.layout, info.norm_eps), ("original DINOv3", 1e-5));
@@ -253,7 +253,7 @@ fn dinov3_is_recognised_and_checked() {
     );
     assert_eq!(found.misshaped[0].expected, [192]);
 
-    // L and 7B are published with two normalisations.
+    // L and 7B are published with two normalizations.
     let large = VitConfig {
         embed_dim: 1024,
         num_heads: 16,

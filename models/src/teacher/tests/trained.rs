@@ -2,7 +2,7 @@
 
 use super::families::dinov3_tensors;
 use super::*;
-use crate::blocks::Pass;
+use crate::blocks::ForwardOptions;
 use crate::classifier::{Classifier, Pool, start_from};
 use crate::drop_path::DropPath;
 use crate::encoder::EncoderConfig;
@@ -36,8 +36,8 @@ pub(super) fn families() -> Vec<(&'static str, TempDir)> {
     ]
 }
 
-/// `pixels` as the network takes them: `[N, 3, H, W]` f32, normalised.
-fn normalised(pixels: &Tensor, config: &EncoderConfig) -> Tensor {
+/// `pixels` as the network takes them: `[N, 3, H, W]` f32, normalized.
+fn normalized(pixels: &Tensor, config: &EncoderConfig) -> Tensor {
     let (mean, std) = config.normalization();
     let channels = |v: [f64; 3]| Tensor::from_slice(&v.map(|v| v as f32)).view([1, 3, 1, 1]);
     (pixels.to_kind(Kind::Float) / 255.0 - channels(mean)) / channels(std)
@@ -59,7 +59,7 @@ fn training_begins_with_the_frozen_towers_features() {
             let classifier = Classifier::new(&params, &config, pool, 3).unwrap();
             start_from(&params, &config, "a tower", &read.tensors).unwrap();
             config.check(&params.tensors()).unwrap();
-            let imgs = normalised(&pixels, &config);
+            let imgs = normalized(&pixels, &config);
             let found = classifier.forward_features(&imgs);
             let expected = teacher.image_features(&pixels, Precision::F32).unwrap();
             match pool {
@@ -80,7 +80,7 @@ fn training_begins_with_the_frozen_towers_features() {
             }
 
             // Every parameter is trained, but the keys' biases, which move all scores of a row alike.
-            let scores = classifier.forward(&imgs, &Pass::default());
+            let scores = classifier.forward(&imgs, &ForwardOptions::default());
             (scores.square().sum(Kind::Float) * 1e6).backward();
             for (name, param) in params.trainable() {
                 let grad = param.grad();
@@ -95,7 +95,7 @@ fn training_begins_with_the_frozen_towers_features() {
                 let uniform = Tensor::zeros([2, branches], (Kind::Float, Device::Cpu));
                 let rates = Tensor::full([branches], 0.5, (Kind::Float, Device::Cpu));
                 let drop = DropPath::new(&uniform, &rates);
-                classifier.forward(&imgs, &Pass { drop_path: Some(&drop), grad_checkpointing })
+                classifier.forward(&imgs, &ForwardOptions { drop_path: Some(&drop), grad_checkpointing })
             };
             assert_ne!(dropped(false), scores);
             assert_eq!(dropped(true), dropped(false), "{family}");

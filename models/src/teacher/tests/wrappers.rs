@@ -34,10 +34,7 @@ fn tokens(tensors: &Tensors, files: &[(&str, Value)], what: &str) -> Tensor {
 /// The tensors under `prefix`, each plus `offset`.
 fn under(tensors: &Tensors, prefix: &str, offset: f64) -> Tensors {
     let rename = |(name, tensor): (&String, &Tensor)| {
-        let moved = match tensor.is_floating_point() && offset != 0.0 {
-            true => tensor + offset,
-            false => tensor.shallow_clone(),
-        };
+        let moved = if tensor.is_floating_point() && offset != 0.0 { tensor + offset } else { tensor.shallow_clone() };
         (format!("{prefix}{name}"), moved)
     };
     tensors.iter().map(rename).collect()

@@ -329,9 +329,9 @@ fn hostile_pickles_are_refused() {
     refused(b"\x80\x02t.", "no mark");
     refused(b"\x80\x02}(Nu.", "key without a value");
     refused(b"\x80\x02h\x05.", "memo 5 is empty");
-    refused(b"\x80\x02NNR.", "no class or function");
+    refused(b"\x80\x02NNR.", "not a class or function");
     refused(b"\x80\x02NQ.", "names no storage");
-    refused(b"\x80\x02N(NNe.", "no list");
+    refused(b"\x80\x02N(NNe.", "not a list");
     refused(b"\x80\x02cnumpy\n\xff\n.", "UTF-8");
     refused(b"\x80\x02cnumpy", "without an end");
     // INST and EXT1, which torch.save does not write.

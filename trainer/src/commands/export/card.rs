@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use models::exchange::{Exported, Format};
+use models::interop::{Exported, Format};
 use schemas::DepthWindow;
 
 use crate::cli::ExportArgs;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use models::exchange::{self, ClassifierFacts, Exported, Format};
+use models::interop::{self, ClassifierFacts, Exported, Format};
 use program::LogFormat;
 use schemas::DepthWindow;
 use tch::Tensor;
@@ -48,7 +48,7 @@ pub(super) fn export(args: &ExportArgs, found: Trained, format: LogFormat, out: 
         crop_pct: recipe.augment.crop_pct,
     };
     let exported =
-        exchange::export_classifier(&found.tensors, &facts, args.format).with_context(|| found.place.clone())?;
+        interop::export_classifier(&found.tensors, &facts, args.format).with_context(|| found.place.clone())?;
     let window = depth_window::window_of(&args.run.to_string_lossy())?.unwrap_or_default();
     let card = card(args, recipe, &found, &exported, n_classes, window);
     write(&args.out, &exported, window, &card)?;

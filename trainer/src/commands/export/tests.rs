@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use clap::Parser;
 use hub::HubSettings;
 use models::encoder::EncoderConfig;
-use models::exchange::Tensors;
-use models::exchange::{Format, import};
+use models::params::Tensors;
+use models::interop::{Format, import};
 use models::init::Init;
+use models::interop::{Format, import};
 use models::mae::{Mae, MaeConfig};
 use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
@@ -194,7 +195,7 @@ fn a_file_in_convmaes_names_is_evaluated() {
     randomise(&params, 5);
     let facts = Facts::of(mae.config(), 0.75);
     let found = [false, true].map(|decoder| {
-        let exported = exchange::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
+        let exported = interop::export(&params.tensors(), &facts, Format::ConvMae, decoder).unwrap();
         let folder = temp.path().join(format!("convmae-{decoder}"));
         write(&folder, &exported, DepthWindow::default(), "").unwrap();
         // The file alone tells as much: the heads of a published width, a square.

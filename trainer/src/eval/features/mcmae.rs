@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 use models::encoder::{Encoder, EncoderConfig};
-use models::exchange;
+use models::interop;
 use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
 use models::weights::Weights;
@@ -22,7 +22,7 @@ pub(super) struct Student {
 /// The encoder of a file in ConvMAE's names; `None` if it is another kind of weights.
 pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Student>> {
     let weights = Weights::read(path)?;
-    let imported = match exchange::import(&weights) {
+    let imported = match interop::import(&weights) {
         Ok(imported) if imported.is_convolutional() => imported,
         Ok(_) | Err(models::Error::NoStudent { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -46,6 +46,6 @@ pub(super) fn of_file(path: &Path, device: Device) -> anyhow::Result<Option<Stud
     let params = ParamStore::frozen(device);
     let encoder = Encoder::new(&params.root(), &EncoderConfig::Mcmae(config))?;
     let origin = weights.path().display().to_string();
-    exchange::load_into(&params, &tensors, &origin)?;
+    interop::load_into(&params, &tensors, &origin)?;
     Ok(Some(Student { encoder, img_size: u32::try_from(height)?, fused }))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use clap::Parser;
-use models::exchange::Tensors;
+use models::params::Tensors;
 use models::mae::Mae;
 use models::weights;
 use tch::{Device, Kind, Tensor};

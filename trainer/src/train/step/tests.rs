@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use models::blocks::Pass;
+use models::blocks::ForwardOptions;
 use models::init::Init;
 use models::mr_mae::{Batch, MrMae};
 use models::params::ParamStore;
@@ -52,7 +52,7 @@ fn inputs(first: i64, n: i64) -> (Tensor, Tensor, Features) {
 
 /// Forward and backward of one part of `of_step`.
 fn accumulate(student: &MrMae, imgs: &Tensor, masking: &Masking, features: &Features, of_step: usize) -> Losses {
-    let batch = features.batch(imgs, masking, Pass::default());
+    let batch = features.batch(imgs, masking, ForwardOptions::default());
     let losses = student.forward(&batch);
     (&losses.total / of_step as f64).backward();
     detach(&losses)

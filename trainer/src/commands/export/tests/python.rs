@@ -115,7 +115,7 @@ fn timm_loads_a_student_of_wide_images() {
     let mae = Mae::new(&params.root(), &config).unwrap();
     randomise(&params, 6);
     let facts = Facts::of(&config, 0.75);
-    let exported = exchange::export(&params.tensors(), &facts, Format::Timm, false).unwrap();
+    let exported = interop::export(&params.tensors(), &facts, Format::Timm, false).unwrap();
     let out = temp.path().join("wide");
     write(&out, &exported, DepthWindow::default(), "").unwrap();
     compare(&python, Format::Timm, &out, &mae, 0.75, 1);

@@ -45,7 +45,7 @@ pub fn export_classifier(tensors: &Tensors, facts: &ClassifierFacts, format: For
     let encoder = Facts {
         img_size: vit.img_size,
         num_heads: vit.num_heads,
-        // Of a decoder that is not there.
+        // There is no decoder.
         decoder_num_heads: vit.num_heads,
         norm_pix_loss: false,
         mask_ratio: 0.0,

@@ -9,9 +9,9 @@ use crate::params::ParamStore;
 /// Which of a network's tensors came from a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
-    /// Those that did.
+    /// Tensors that came from the file.
     pub taken: Vec<String>,
-    /// Those that the file has no part of, and that are as they were.
+    /// Tensors of parts that the file lacks; they keep their values.
     pub fresh: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ impl Loaded {
 /// Copies `tensors`, under a student's own names, over the values of the network on `params`, converted to f32.
 ///
 /// A part of a student (the decoder, the projections of ConvMAE's stages) is taken whole, or not at all where `tensors` has
-/// nothing of it; then it stays as it is. The encoder is always needed, and what belongs to the teachers of a run never. Sine-cosine positions are the network's own where `tensors` has none.
+/// nothing of it; then it stays as it is. The encoder is always needed, and what belongs to the teachers of a run is never taken. Sine-cosine positions are the network's own where `tensors` has none.
 ///
 /// # Errors
 /// [`Error::WeightsMismatch`] with all that is missing, of another shape (both are named) or has no place; then nothing has been

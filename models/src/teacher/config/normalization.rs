@@ -9,12 +9,12 @@ use crate::teacher::options::{Assumed, TeacherOptions, mean_problem, std_problem
 use crate::weights::Weights;
 
 /// Mean and standard deviation of each channel, for pixels in 0..1.
-pub(in crate::teacher) type Normalisation = ([f64; 3], [f64; 3]);
+pub(in crate::teacher) type Normalization = ([f64; 3], [f64; 3]);
 
-const IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD);
-const OPENAI_CLIP: Normalisation = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]);
-const HALF: Normalisation = ([0.5; 3], [0.5; 3]);
-const NONE: Normalisation = ([0.0; 3], [1.0; 3]);
+const IMAGENET: Normalization = (IMAGENET_MEAN, IMAGENET_STD);
+const OPENAI_CLIP: Normalization = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]);
+const HALF: Normalization = ([0.5; 3], [0.5; 3]);
+const NONE: Normalization = ([0.0; 3], [1.0; 3]);
 
 /// The widths of DINOv3 (L and 7B) that are published twice, for photos and for satellite images, with other constants.
 const DINOV3_WIDTHS_WITH_TWO: [i64; 2] = [1024, 4096];
@@ -32,7 +32,7 @@ const FLAGS: &str =
 /// What one file says.
 struct Statement {
     file: Json,
-    normalisation: Normalisation,
+    normalization: Normalization,
 }
 
 impl Config {
@@ -40,15 +40,15 @@ impl Config {
     ///
     /// # Errors
     /// If two sources say different things, or nothing says it and published files of this layout differ.
-    pub(super) fn normalisation(
+    pub(super) fn normalization(
         &self,
         weights: &Weights,
         layout: &Layout,
         width: i64,
         options: &TeacherOptions,
         assumed: &mut Vec<Assumed>,
-    ) -> Result<Normalisation> {
-        let stated = self.stated_normalisations()?;
+    ) -> Result<Normalization> {
+        let stated = self.stated_normalizations()?;
         if let Some((first, others)) = stated.split_first() {
             return agreed(first, others, options);
         }
@@ -65,14 +65,14 @@ impl Config {
                 return Err(file.missing("the mean that belongs to the std asked for", "Give both"));
             }
         }
-        let mut assume = |normalisation: Normalisation, reason: &str, doubtful| {
-            let (mean, std) = normalisation;
+        let mut assume = |normalization: Normalization, reason: &str, doubtful| {
+            let (mean, std) = normalization;
             assumed.push(Assumed {
                 settings: "mean and std",
                 text: format!("mean {mean:?} and std {std:?}, {reason}"),
                 doubtful,
             });
-            Ok(normalisation)
+            Ok(normalization)
         };
         let ask = |fact: &str| {
             Err(file.missing(
@@ -111,7 +111,7 @@ impl Config {
     }
 
     /// What each of the files says.
-    fn stated_normalisations(&self) -> Result<Vec<Statement>> {
+    fn stated_normalizations(&self) -> Result<Vec<Statement>> {
         let preprocessor = &self.preprocessor;
         let mut stated = Vec::new();
         if preprocessor.exists {
@@ -125,7 +125,7 @@ impl Config {
                 )));
             }
             if preprocessor.flag("do_normalize")? == Some(false) {
-                stated.push(Statement { file: preprocessor.part(""), normalisation: NONE });
+                stated.push(Statement { file: preprocessor.part(""), normalization: NONE });
             }
         }
         // timm's folders keep it in config.json, those of its first versions beside the architecture; open_clip's in a file of their
@@ -145,8 +145,8 @@ impl Config {
             }
             match (file.channels(mean_key)?, file.channels(std_key)?) {
                 (Some(mean), Some(std)) => {
-                    let normalisation = plausible(&file, [mean_key, std_key], (mean, std))?;
-                    stated.push(Statement { file, normalisation });
+                    let normalization = plausible(&file, [mean_key, std_key], (mean, std))?;
+                    stated.push(Statement { file, normalization });
                 }
                 (None, None) => {}
                 (mean, _) => {
@@ -165,13 +165,13 @@ impl Config {
 }
 
 /// The first statement, if neither another file nor the options contradict it.
-fn agreed(first: &Statement, others: &[Statement], options: &TeacherOptions) -> Result<Normalisation> {
-    let (mean, std) = first.normalisation;
+fn agreed(first: &Statement, others: &[Statement], options: &TeacherOptions) -> Result<Normalization> {
+    let (mean, std) = first.normalization;
     let same = |a: [f64; 3], b: [f64; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < ROUNDING);
-    let other = others.iter().find(|s| !same(s.normalisation.0, mean) || !same(s.normalisation.1, std));
+    let other = others.iter().find(|s| !same(s.normalization.0, mean) || !same(s.normalization.1, std));
     let against = match other {
         Some(other) => {
-            let (mean, std) = other.normalisation;
+            let (mean, std) = other.normalization;
             Some(format!("{:?} says mean {mean:?} and std {std:?}", other.file.path))
         }
         None => {
@@ -182,7 +182,7 @@ fn agreed(first: &Statement, others: &[Statement], options: &TeacherOptions) -> 
         }
     };
     match against {
-        None => Ok(first.normalisation),
+        None => Ok(first.normalization),
         Some(against) => Err(first
             .file
             .wrong(format!("says mean {mean:?} and std {std:?}, but {against}. Correct the one that is wrong"))),
@@ -197,8 +197,8 @@ fn has_all(weights: &Weights, layout: &Layout, names: &[&str]) -> bool {
 fn plausible(
     origin: &Json,
     [mean_key, std_key]: [&str; 2],
-    (mean, std): Normalisation,
-) -> Result<Normalisation, Error> {
+    (mean, std): Normalization,
+) -> Result<Normalization, Error> {
     let problems = [(mean_key, mean, mean_problem(mean)), (std_key, std, std_problem(std))];
     for (key, values, problem) in problems {
         if let Some(problem) = problem {

@@ -28,8 +28,8 @@ use crate::mr_mae::is_mimic_param;
 pub use crate::params::Tensors;
 use crate::shapes::{McmaeShapes, VitShapes};
 
-mod beside;
 mod classifier;
+mod config_json;
 mod configs;
 mod import;
 mod load;
@@ -109,7 +109,7 @@ pub struct Facts {
     pub num_heads: i64,
     /// Attention heads of the decoder.
     pub decoder_num_heads: i64,
-    /// Whether the pixel target is normalised per patch.
+    /// Whether the pixel target is normalized per patch.
     pub norm_pix_loss: bool,
     /// Share of patches that were removed in training.
     pub mask_ratio: f64,

@@ -176,7 +176,7 @@ fn a_configuration_of_other_heads_is_refused() {
         (r#"{"num_attention_heads": 8}"#, Some("has 8 attention heads, and model.num_heads is 4")),
         (r#"{"model_args": {"num_heads": 4, "decoder_num_heads": 1}}"#, Some("model.decoder_num_heads is 2")),
         (r#"{"hidden_act": "quick_gelu"}"#, Some("quick_gelu")),
-        ("[", Some("is no JSON")),
+        ("[", Some("is not JSON")),
     ] {
         std::fs::write(folder.path().join("config.json"), text).unwrap();
         match (check_beside(&weights, 4, Some(2)), words) {

@@ -16,21 +16,21 @@ const MAX_JSON_BYTES: u64 = 1 << 20;
 const PUBLISHED: [(i64, i64); 5] = [(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 16)];
 
 /// A `config.json` in transformers' words or in those of `model_args`; empty where there is none.
-pub(super) struct Beside {
+pub(super) struct ConfigJson {
     path: PathBuf,
     config: Value,
 }
 
-impl Beside {
+impl ConfigJson {
     /// Reads the file in the folder of `weights`.
-    pub(super) fn read(weights: &Path) -> Result<Beside> {
+    pub(super) fn read(weights: &Path) -> Result<ConfigJson> {
         let path = weights.parent().unwrap_or(Path::new("")).join("config.json");
         let mut text = String::new();
         let read = File::open(&path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_string(&mut text));
         match read {
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Ok(Beside { path, config: Value::Null });
+                return Ok(ConfigJson { path, config: Value::Null });
             }
             Err(e) => {
                 let reason = format!("cannot be read: {e}");
@@ -38,9 +38,9 @@ impl Beside {
             }
         }
         match serde_json::from_str(&text) {
-            Ok(config) => Ok(Beside { path, config }),
+            Ok(config) => Ok(ConfigJson { path, config }),
             Err(e) => {
-                let reason = format!("is no JSON: {e}");
+                let reason = format!("is not JSON: {e}");
                 Err(Error::StudentConfig { path, reason })
             }
         }
@@ -82,10 +82,8 @@ impl Beside {
         };
         // The reference's convolutional student lists one for each stage.
         let staged = self.config.pointer("/model_args/img_size/2").is_some();
-        let keys = match staged {
-            true => ["/image_size", "/model_args/img_size/0"],
-            false => ["/image_size", "/model_args/img_size"],
-        };
+        let keys =
+            if staged { ["/image_size", "/model_args/img_size/0"] } else { ["/image_size", "/model_args/img_size"] };
         let written = keys.into_iter().find_map(|key| self.config.pointer(key).and_then(sides));
         let grid = num_patches.max(0).isqrt();
         let size = written.unwrap_or([grid.saturating_mul(patch_size); 2]);

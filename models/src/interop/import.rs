@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::beside::Beside;
+use super::config_json::ConfigJson;
 use super::{Part, Tensors, names};
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, Mismatch, Result};
@@ -72,7 +72,7 @@ pub struct Imported {
     pub layout: &'static str,
     /// Its tensors under a student's own names, in the types of the file.
     pub tensors: Tensors,
-    /// What of the file is no part of a student, by the file's names.
+    /// Tensors of the file that do not belong to a student, by the file's names.
     pub ignored: Vec<String>,
 }
 
@@ -100,7 +100,7 @@ impl Imported {
     /// [`Error::WeightsMismatch`] where the tensors that sizes are read off are missing, [`Error::StudentConfig`] where the file
     /// contradicts them or a number of heads is not known, [`Error::Config`] where there is no such network.
     pub fn encoder_config(&self, weights: &Path) -> Result<EncoderConfig> {
-        let beside = Beside::read(weights)?;
+        let beside = ConfigJson::read(weights)?;
         beside.check_activation()?;
         let config = if self.is_convolutional() {
             let shapes = McmaeShapes::of(&self.tensors)?;
@@ -118,9 +118,10 @@ impl Imported {
             let shapes = VitShapes::of(&self.tensors)?;
             let usual = (224 / shapes.patch_size.max(1)).pow(2);
             ratios("mlp_ratio", [shapes.mlp_dim], [shapes.embed_dim])?;
+            let img_size = beside.img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?;
             let num_heads = beside.num_heads(shapes.embed_dim)?;
             EncoderConfig::Vit(VitConfig {
-                img_size: beside.img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?,
+                img_size,
                 mlp_dim: shapes.mlp_dim,
                 ..VitConfig::mae(shapes.patch_size, shapes.embed_dim, shapes.depth, num_heads)
             })
@@ -147,7 +148,7 @@ fn ratios<const N: usize>(field: &'static str, mlp_dims: [i64; N], dims: [i64; N
 }
 
 /// The student in `weights`: one of MAE, ConvMAE, timm's ViT, transformers' ViT or ViTMAE, or of this project, with or without a
-/// decoder, alone or in a training checkpoint. What belongs to teachers, classifiers and optimisers are left out.
+/// decoder, alone or in a training checkpoint. Tensors of teachers, classifiers and optimizers are left out.
 ///
 /// # Errors
 /// [`Error::NoStudent`] if the names are none of these; [`Error::WeightsMismatch`] with every tensor that has no place in a student;
@@ -241,7 +242,7 @@ fn wrapper(tensors: &Tensors, anchor: &str) -> Option<String> {
 /// heads and the activation show in no shape. `decoder_num_heads`: where a decoder is taken too.
 ///
 /// # Errors
-/// [`Error::StudentConfig`] if they differ, or the file is no JSON.
+/// [`Error::StudentConfig`] if they differ, or the file is not JSON.
 pub fn check_beside(weights: &Path, num_heads: i64, decoder_num_heads: Option<i64>) -> Result<()> {
-    Beside::read(weights)?.check(num_heads, decoder_num_heads)
+    ConfigJson::read(weights)?.check(num_heads, decoder_num_heads)
 }
