@@ -18,7 +18,7 @@ const PATTERNS: [Pattern; 5] = [
 
 /// How often each pattern is there, by crate and folder. A count may only become smaller; when it does, this list is lowered with it.
 const ALLOWED: [(&str, [usize; PATTERNS.len()]); 11] = [
-    (".", [0, 1, 0, 0, 5]),
+    (".", [0, 1, 0, 0, 4]),
     ("assets", [0, 0, 1, 0, 0]),
     ("docs", [0, 0, 0, 0, 1]),
     ("images", [0, 0, 0, 0, 1]),

@@ -42,7 +42,7 @@ pub mod threads;
 pub use adamw::{AdamWConfig, FusedAdamW};
 pub use autocast::Autocast;
 pub use checkpoint::checkpoint;
-pub use device::{allow_tf32, describe, device_name, load_cuda, resolve_device, set_deterministic};
+pub use device::{allow_tf32, describe, device_name, resolve_device, set_deterministic};
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use event::Event;

@@ -1,4 +1,4 @@
-//! The overview in words.
+//! The overview as text.
 
 use std::io::Write;
 
