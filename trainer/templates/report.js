@@ -48,7 +48,7 @@ function draw(chart, box) {
     scales: { x: { time: false } },
     axes: [{ ...axis, label: "step", labelSize: 20, size: 28, labelFont: axis.font }, { ...axis, size: 62 }],
     series: [{ label: "step", value: (plot, step) => (step == null ? "–" : step) }, ...series],
-    cursor: { sync: { key: "step" }, drag: { x: true, y: true, uni: 24 }, dataIdx: nearest, points: { size: 6 } },
+    cursor: { y: false, sync: { key: "step" }, drag: { x: true, y: true, uni: 24 }, dataIdx: nearest, points: { size: 6 } },
   };
   return new uPlot(options, uPlot.join(chart.curves.map(({ x, y }) => [x, y])), box);
 }
