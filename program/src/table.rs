@@ -15,6 +15,11 @@ pub fn table<const N: usize>(titles: [&str; N], align: [Align; N], rows: Vec<[St
     table.trim_fmt() + "\n"
 }
 
+/// The lines with two spaces in front.
+pub fn indented(lines: &str) -> String {
+    lines.lines().map(|line| format!("  {line}\n")).collect()
+}
+
 /// A share of 1 in percent.
 pub fn percent(share: f64) -> String {
     format!("{:.2}%", 100.0 * share)
