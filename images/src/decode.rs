@@ -201,7 +201,7 @@ fn guarded<T>(format: Format, decoder: impl FnOnce() -> Result<T, DecodeError>) 
 fn first_bytes(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(8)];
     if shown.is_empty() {
-        "nothing, being empty".to_owned()
+        "nothing (the file is empty)".to_owned()
     } else {
         shown.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
     }

@@ -3,7 +3,7 @@
 pub use comfy_table::CellAlignment::{self as Align, Left, Right};
 use comfy_table::Table;
 
-/// Lines of a table without borders, two spaces between its columns. Words stand left, numbers right.
+/// Lines of a table without borders, two spaces between its columns. Words are aligned left, numbers right.
 pub fn table<const N: usize>(titles: [&str; N], align: [Align; N], rows: Vec<[String; N]>) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);

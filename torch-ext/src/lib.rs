@@ -21,7 +21,7 @@
 //!
 //! With the feature `doc-only` nothing is compiled or linked: the workspace type-checks on a machine without libtorch.
 
-#![allow(unsafe_code, reason = "this is the crate that holds it")]
+#![allow(unsafe_code, reason = "all unsafe code is in this crate")]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod adamw;
