@@ -2,8 +2,8 @@
 
     $(scripts/python-env) scripts/corpus.py            # writes tests/corpus/
 
-Everything is drawn or computed here; nothing is a third party's. What comes of each entry stands in tests/corpus/outcomes.tsv: for
-an image Pillow's pixels or the reason of the refusal, for a source its images and labels, for weights whether they are read.
+Everything is drawn or computed here, without third-party data. tests/corpus/outcomes.tsv has the outcome of each entry: for
+an image Pillow's pixels or the reason of the refusal, for a source its images and labels, for weights whether they can be read.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ def small(seed, width=12, height=9):
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------
-# Image files. Forms and modes of every format are in tests/golden/images; these are files as other tools' users met them.
+# Image files. tests/golden/images has the kinds and modes of every format; these are files that users of other tools have met.
 
 
 def images():
@@ -84,7 +84,7 @@ def tar(members):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    # Python fills up records of 10 kB; two blocks of zeros are the mark.
+    # Python pads to records of 10 kB; two blocks of zeros are the mark.
     data = out.getvalue()
     return data.rstrip(b"\0").ljust(-(-len(data.rstrip(b"\0")) // 512) * 512, b"\0") + bytes(1024)
 

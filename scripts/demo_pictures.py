@@ -1,7 +1,7 @@
-"""The demo's pictures, split into those to train on and those held out. Usage: demo_pictures.py PICTURES OUT
+"""Splits the demo's pictures into training and test pictures. Usage: demo_pictures.py PICTURES OUT
 
-Copies PICTURES/<class>/**/<file> to OUT/train and OUT/test, and says what it takes and what it leaves. Every fifth picture in bytewise
-order of its path is held out, by the rule of demo_teachers/data.py, so that the teachers have seen none of these.
+Copies PICTURES/<class>/**/<file> to OUT/train and OUT/test, and prints what it takes and leaves out. Every fifth picture in bytewise
+order of its path is held out, by the rule of demo_teachers/data.py, so that the teachers have not seen the test pictures.
 """
 
 import collections
@@ -9,15 +9,15 @@ import os
 import shutil
 import sys
 
-# What the programs read (images/src/decode/format.rs): a file of another kind is left out here, and counted.
+# Formats that the programs read (images/src/decode/format.rs); other files are left out and counted.
 READABLE = set("jpg jpeg jpe jfif png apng webp gif bmp tif tiff ppm pgm pbm pnm".split())
 HELD_OUT_EVERY = 5
-# A step of trainer/recipes/tiny.toml takes 64 pictures.
+# The batch size of trainer/recipes/tiny.toml.
 FEWEST_TO_TRAIN_ON = 64
 
 
 def listed(pictures):
-    """Paths below `pictures` that are taken, bytewise sorted, and a count of what is left out, by reason."""
+    """Paths below `pictures` that are taken, sorted bytewise, and the number of files left out by reason."""
     taken, left = [], collections.Counter()
     for folder, names, files in os.walk(pictures, followlinks=True, onerror=stop):
         names[:] = [name for name in names if not name.startswith(".")]

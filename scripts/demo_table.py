@@ -1,4 +1,4 @@
-"""The demo's closing table: what was cached, what was rejected and why, speed, losses, k-NN. Usage: demo_table.py OUT"""
+"""Prints the demo's final table: cached rows, rejects by reason, speed, losses, k-NN. Usage: demo_table.py OUT"""
 
 import collections
 import json
@@ -7,13 +7,13 @@ import sys
 
 
 def seconds(out, name):
-    """Wall time of a stage over all the runs of the demo it took; the demo writes a line `began ended` for each."""
+    """Wall time of a stage, summed over the runs of the demo; the demo writes a line `began ended` for each."""
     lines = (out / f"{name}.times").read_text().splitlines()
     return sum(float(ended) - float(began) for began, ended in map(str.split, lines))
 
 
 def last_losses(out, name):
-    """The last line of a run's metrics with the losses in it, unweighted."""
+    """The unweighted losses in the last line of a run's metrics."""
     line = json.loads((out / name / "metrics.jsonl").read_text().splitlines()[-1])
     return {key: value for key, value in line.items() if key == "rec" or key.startswith("mimic.")} or line
 
@@ -27,7 +27,7 @@ def main():
     reasons = collections.Counter()
     for path in sorted((out / "cache" / "rejects").glob("*.jsonl")):
         for line in path.read_text().splitlines():
-            # A reason begins with a word to count by.
+            # The part of a reason before the colon is its kind.
             reasons[json.loads(line)["reason"].split(":")[0]] += 1
 
     print(f"cache         {rows} rows ({rows // views} pictures x {views} views), {len(cache['teachers'])} teachers, {size / 1e6:.1f} MB")

@@ -142,7 +142,7 @@ pub enum SourceError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A malformed pattern of file names.
@@ -277,7 +277,7 @@ pub enum SourceError {
         path: PathBuf,
         /// The member or row.
         member: String,
-        /// What stands there.
+        /// The content.
         found: String,
     },
     /// A label field that was asked for and that no image has.

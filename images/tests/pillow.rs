@@ -100,7 +100,7 @@ fn no_cut_file_gives_other_pixels() {
             .iter()
             .any(|kind| bytes.starts_with(*kind))
             || name.contains("behind-pixels")
-            // Their packet lies behind the pixels too.
+            // Their packet comes after the pixels too.
             || (name.starts_with("turn-xmp") && name.ends_with(".tif"))
         {
             continue;

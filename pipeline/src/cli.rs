@@ -188,18 +188,18 @@ pub struct InspectArgs {
     /// many times.
     #[arg(long, value_name = "SAMPLE_ID")]
     pub row: Vec<SampleRange>,
-    /// Of these samples, this view only [default: all; view 0 where a picture's samples are not named].
+    /// Show only this view of the samples [default: all; view 0 for a picture without --row].
     #[arg(long, value_name = "V")]
     pub view: Option<u16>,
-    /// Draw the rows into a PNG file: the crop, and for each teacher the principal components of its features as colours, its
-    /// CLS attention, and a focused mask. Without --row: of the first, the middle and the last usable image.
+    /// Draw the rows into a PNG file: the crop, and for each teacher the principal components of its features as colors, its
+    /// CLS attention, and a focused mask. Without --row it shows the first, the middle and the last usable image.
     #[arg(long, value_name = "OUT")]
     pub png: Option<PathBuf>,
-    /// Side of the picture's panels in pixels; they become the nearest multiple of the grid [default: 224, and 176 from three
-    /// teachers on].
+    /// Size of the picture's panels in pixels, rounded to a multiple of the grid [default: 224, or 176 with three teachers or
+    /// more].
     #[arg(long, value_name = "PIXELS", requires = "png", value_parser = clap::value_parser!(u32).range(64..=512))]
     pub panel: Option<u32>,
-    /// Where the picture's crops come from if the cache packs no images: the source it was built from, or any that holds the same
+    /// Source of the picture's crops if the cache packs no images: the one it was built from, or any source with the same
     /// files.
     #[arg(long, value_name = "SRC", requires = "png")]
     pub images: Option<String>,

@@ -1,10 +1,10 @@
-//! What the codec lost of the features, as the commit records tell.
+//! The codec's error, from the commit records.
 
 use schemas::{CodecError, TeacherCommit, TeacherIdentity};
 use serde::Serialize;
 
-/// The largest relative L2 that rounding alone can come to: codec `i8` keeps channels that would lose more than 2 % of their deviation as
-/// f16, and the other codecs lose a tenth of that. What lies above was clipped: the ranges do not cover the images.
+/// The largest relative L2 that rounding alone can cause: codec `i8` keeps channels that would lose more than 2 % of their std as
+/// f16, and the other codecs lose a tenth of that. A larger error means clipping: the ranges do not cover the images.
 const ROUNDING: f64 = 0.02;
 
 /// The codec's error.
@@ -13,9 +13,9 @@ const ROUNDING: f64 = 0.02;
 pub(crate) enum CodecLoss {
     /// The codec keeps every bit.
     Exact,
-    /// The codec rounds, and not every complete part says how far.
+    /// The codec rounds, and not every complete part recorded its error.
     NotRecorded,
-    /// Over the tokens of all complete parts.
+    /// The error over the tokens of all complete parts.
     Measured(Loss),
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Loss {
     tokens: u64,
     /// 2-norm of all differences over the 2-norm of all values.
     relative_l2: f64,
-    /// Cosine of a token and its stored form: mean, least.
+    /// Cosine between a token and its stored form: mean, smallest.
     cosine_mean: f64,
     cosine_min: f64,
     /// The channel with the largest relative error, and that error.
@@ -33,7 +33,7 @@ pub(crate) struct Loss {
     worst_channel_relative_l2: f64,
 }
 
-/// Adds up the records of a teacher's parts.
+/// Sums the records of a teacher's parts.
 #[derive(Debug)]
 pub(crate) struct CodecErrors {
     exact: bool,
@@ -70,12 +70,12 @@ impl CodecErrors {
 }
 
 impl CodecLoss {
-    /// Whether the codec rounds, so that there is something to say.
+    /// Whether the codec rounds.
     pub(crate) fn is_lossy(&self) -> bool {
         *self != CodecLoss::Exact
     }
 
-    /// The relative L2, where it is more than rounding explains.
+    /// The relative L2, if it is more than rounding explains.
     pub(crate) fn beyond_rounding(&self) -> Option<f64> {
         match self {
             CodecLoss::Measured(loss) if loss.relative_l2 > ROUNDING => Some(loss.relative_l2),
@@ -83,7 +83,7 @@ impl CodecLoss {
         }
     }
 
-    /// In words.
+    /// The error as text.
     pub(crate) fn text(&self) -> String {
         match self {
             CodecLoss::Exact => "none: the codec keeps every bit".to_owned(),

@@ -1,4 +1,4 @@
-//! `pipeline inspect`: what a cache is, how far it is built, what it costs, what its features look like.
+//! `pipeline inspect`: a cache's identity, progress, size and features.
 
 mod output;
 mod pca;
@@ -19,7 +19,7 @@ use crate::cli::InspectArgs;
 use picture::Picture;
 use rows::Chosen;
 
-/// Everything that is shown; the JSON output is this.
+/// The JSON output, which the text summarizes.
 #[derive(Debug, Serialize)]
 struct Overview<'a> {
     cache: String,
@@ -28,12 +28,12 @@ struct Overview<'a> {
     samples: Files,
     rejected: u64,
     teachers: BTreeMap<&'a TeacherId, TeacherOverview<'a>>,
-    /// Teachers whose `teacher.json` is damaged, with what is wrong.
+    /// Teachers whose `teacher.json` is damaged, with the problem.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     damaged: BTreeMap<TeacherId, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rows: Vec<RowView>,
-    /// What `--png` drew.
+    /// The picture of `--png`.
     #[serde(skip_serializing_if = "Option::is_none")]
     picture: Option<Picture>,
 }
@@ -56,7 +56,7 @@ struct TeacherOverview<'a> {
     channels: Option<Channels>,
 }
 
-/// Range over the channels of the mean and deviation of the tokens, with the channels where they lie.
+/// Smallest and largest mean and std of the tokens over the channels, with the channel.
 #[derive(Debug, Serialize)]
 struct Channels {
     tokens: u64,
@@ -66,7 +66,7 @@ struct Channels {
     std_max: (f64, usize),
 }
 
-/// One view of the sample asked for, with each teacher's feature in brief.
+/// One requested (sample, view) with a summary of each teacher's features.
 #[derive(Debug, Serialize)]
 struct RowView {
     sample_id: u64,
@@ -83,34 +83,31 @@ struct RowView {
     teachers: BTreeMap<TeacherId, FeatureView>,
 }
 
-/// A teacher's feature of one view.
+/// Summary of a teacher's features of one view.
 #[derive(Debug, Serialize)]
 struct FeatureView {
     /// `[L, D]`
     shape: [usize; 2],
-    /// Over all values of all tokens.
+    /// Mean over all values of all tokens.
     mean: f64,
     std: f64,
     min: f32,
     max: f32,
     /// 2-norm of the CLS token.
     cls_norm: f64,
-    /// The patch that CLS attends to most, as (row, column) of the grid, and how much.
+    /// The patch with the largest attention of CLS, as (row, column) of the grid, and its weight.
     cls_attn_peak: ([usize; 2], f32),
 }
 
-/// Shows the cache; with `--row`, also rows of samples, read through the page index and checked; with `--png`, draws rows on a
-/// sheet, and says in text only what was drawn. A teacher whose record is damaged is told of and left out.
+/// Prints an overview of the cache; with `--row`, also rows of samples, read through the page index and checked; with `--png`, draws rows
+/// and prints only a summary of the picture. A teacher with a damaged record is reported and left out.
 pub fn inspect(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     ensure!(
         args.view.is_none() || args.png.is_some() || !args.row.is_empty(),
-        "--view chooses among the views of samples: name some by --row, or ask for a picture by --png"
+        "--view needs samples from --row, or a picture from --png"
     );
     let (cache, unreadable) = Cache::open_readable(&args.cache)?;
-    let status = match unreadable.is_empty() {
-        true => ExitStatus::Fine,
-        false => ExitStatus::Problems,
-    };
+    let status = if unreadable.is_empty() { ExitStatus::Fine } else { ExitStatus::Problems };
     for (id, error) in &unreadable {
         tracing::warn!("teacher {id} is left out: {error}");
     }
@@ -222,7 +219,7 @@ fn channels(sums: &ChannelSums) -> Option<Channels> {
     })
 }
 
-/// The chosen rows with each teacher's feature in brief.
+/// The chosen rows with a summary of each teacher's features.
 fn row_views(cache: &Cache, chosen: Vec<Chosen>) -> anyhow::Result<Vec<RowView>> {
     let mut teachers: Vec<BTreeMap<_, _>> = chosen.iter().map(|_| BTreeMap::new()).collect();
     rows::for_each_feature(cache, &chosen, |position, teacher, row| {

@@ -14,16 +14,16 @@ use crate::add_teacher::same_images;
 use crate::build_cache::recheck::{self, Checked};
 use crate::cli::VerifyArgs;
 
-/// What was checked and found.
+/// The result of the checks.
 #[derive(Debug, Serialize)]
 struct Found {
     cache: PathBuf,
-    /// Whether the cache is sound and whole.
+    /// Whether the cache is undamaged and complete.
     sound: bool,
     problems: Vec<String>,
-    /// Files that are still to be built.
+    /// Files that are not built yet.
     missing: Vec<PathBuf>,
-    /// Images in more than one part: a fact of the data set, or the mark of a build that went on after its images had changed places.
+    /// Images in more than one part: copies in the data set, or the sign of a build that was resumed after its images had been reordered.
     #[serde(skip_serializing_if = "Option::is_none")]
     repeats: Option<String>,
     /// The comparison with `--images`.
@@ -35,15 +35,15 @@ struct Found {
     bytes: u64,
 }
 
-/// Every committed sample beside the image at its place in a source.
+/// Comparison of every committed sample with the image of its number in a source.
 #[derive(Debug, Serialize)]
 struct Comparison {
     same: bool,
     found: String,
 }
 
-/// Prints every problem, then what was checked. Files that are not there yet are no problem of the data, but the cache is not whole without
-/// them, so they count as one.
+/// Prints every problem, then a summary of the checks. Files that are not built yet are not damage, but the cache is incomplete without
+/// them, so they count as a problem.
 pub fn verify(args: &VerifyArgs, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let bar = terminal::bars().add(ProgressBar::no_length());
     bar.set_style(
@@ -76,10 +76,7 @@ pub fn verify(args: &VerifyArgs, format: LogFormat, out: &mut dyn Write) -> anyh
         LogFormat::Text => found.write_text(out)?,
         LogFormat::Json => writeln!(out, "{}", serde_json::to_string(&found)?)?,
     }
-    Ok(match found.sound {
-        true => ExitStatus::Fine,
-        false => ExitStatus::Problems,
-    })
+    Ok(if found.sound { ExitStatus::Fine } else { ExitStatus::Problems })
 }
 
 impl Found {
@@ -87,7 +84,7 @@ impl Found {
         for problem in &self.problems {
             writeln!(out, "{problem}")?;
         }
-        // By folder: a cache that has only begun lacks thousands.
+        // By folder, because a new cache lacks thousands of files.
         let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for path in &self.missing {
             missing.entry(path.parent()).or_default().push(path);
@@ -147,7 +144,7 @@ fn told(repeats: &Repeats) -> String {
     )
 }
 
-/// Compares every committed sample with the image at its place in the source.
+/// Compares every committed sample with the image of its number in the source.
 fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison> {
     let cache = Cache::open(&args.cache).context("a damaged cache is not compared with its images")?;
     let source = same_images(&cache, images)?;

@@ -16,7 +16,7 @@ static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// A signal ended the work before it had a result; nothing was written.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; nothing is kept, the same command starts again")]
+#[error("interrupted; nothing was saved, the same command starts again")]
 pub struct Interrupted;
 
 /// Catches the signals from here on. Only a program may call this, because signals belong to the process.

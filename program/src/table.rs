@@ -3,7 +3,7 @@
 pub use comfy_table::CellAlignment::{self as Align, Left, Right};
 use comfy_table::Table;
 
-/// Lines of a table without borders, two spaces between its columns. Words stand left, numbers right.
+/// Lines of a table without borders, two spaces between its columns. Words are aligned left, numbers right.
 pub fn table<const N: usize>(titles: [&str; N], align: [Align; N], rows: Vec<[String; N]>) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -13,6 +13,11 @@ pub fn table<const N: usize>(titles: [&str; N], align: [Align; N], rows: Vec<[St
         column.set_padding((0, 2)).set_cell_alignment(align);
     }
     table.trim_fmt() + "\n"
+}
+
+/// The lines with two spaces in front.
+pub fn indented(lines: &str) -> String {
+    lines.lines().map(|line| format!("  {line}\n")).collect()
 }
 
 /// A share of 1 in percent.

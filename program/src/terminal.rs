@@ -31,7 +31,7 @@ pub fn init(format: LogFormat, filter: Option<&str>) {
 }
 
 /// Writes the error that ends a program to stderr, regardless of the filter.
-pub fn report_error(format: LogFormat, error: &anyhow::Error) {
+pub(crate) fn report_error(format: LogFormat, error: &anyhow::Error) {
     let message = format!("{error:#}");
     let line = match format {
         LogFormat::Text => format!("ERROR {message}"),

@@ -1,12 +1,12 @@
-"""Every switch of the method after the same small budget: trains each, compares them by k-NN, prints a table in Markdown.
+"""Trains a student for every switch of the method with the same small budget, compares them by k-NN, and prints a table in Markdown.
 
   python scripts/ablation/ablation.py compare --train cifar10-train.parquet --test cifar10-test.parquet --out DIR
-      takes the first --images rows of each class-labelled Parquet file, builds one cache of both tiny teachers, trains every row below for
-      --epochs epochs and votes with the trained images. Run again, it goes on where it stopped.
+      takes the first --images rows of each class-labeled Parquet file, builds one cache of both tiny teachers, trains every row below for
+      --epochs epochs and votes with the training images. A second call goes on where the first stopped.
   python scripts/ablation/ablation.py check --cache CACHE --images IMAGES --out DIR
-      50 steps of every row on a cache that exists (teachers clip and dino, grid 8), and whether each loss fell.
+      runs 50 steps of every row on an existing cache (teachers clip and dino, grid 8) and reports whether each loss fell.
 
-The programs are taken from target/release (cargo build --release). One run has one thread; --jobs of them run at once.
+The programs are those of target/release (cargo build --release). A run has one thread; --jobs runs are trained at once.
 """
 
 import argparse
@@ -27,8 +27,8 @@ FOCUSED = ["mask.kind=focused", "mask.teacher=clip"]
 DINO = ['mimic.teachers=["dino"]']
 BOTH = ['mimic.teachers=["clip", "dino"]']
 FUSION = ["model.fusion=[1]"]
-# (group, name, recipe, settings). The first group is the paper's table 3 row by row, the second its table 4; the third is what it leaves
-# open.
+# (group, name, recipe, settings). The first group is the paper's table 3 row by row, the second its table 4, the third its open
+# questions.
 ROWS = [
     ("table 3", "pixels only (MAE)", RECIPE, PIXEL),
     ("table 3", "+ mimic", RECIPE, []),
@@ -143,7 +143,7 @@ def compare(args):
     more = [f"schedule.epochs={args.epochs}", "run.checkpoint_every=100000", "data.pixel_cache_mib=1200"]
     rows = [row for row in ROWS if row[2].exists()]
     runs = train_all(rows, args, cache, images, more)
-    # A student of fusion is evaluated as it was trained, and without.
+    # A student with fusion is evaluated with and without it.
     fused = [(row, run) for row, run in zip(rows, runs) if is_fused(run)]
     models = [f"untrained:{runs[1]}", *runs, *(f"unfused:{run}" for _, run in fused), *teachers, "pixels"]
     command = [program("trainer"), "knn", "--train", images, "--test", test, "--json"]

@@ -1,13 +1,13 @@
-"""build-cache with two B/16 teachers of random weights, beside the script that a user would write and beside a plain matrix product.
+"""build-cache with two B/16 teachers of random weights, compared with the script that a user would write and with a plain matmul.
 
     $(scripts/python-env) scripts/bench/build_cache.py SHARD.tar [--limit 64] [--threads N] [--only f32|bf16]... [--rounds 1] [--json]
 
-The script: a DataLoader that decodes with Pillow and crops, transformers' CLIPVisionModel and ViTModel (loaded in bf16 for bf16, with
-PyTorch's fused attention), eager and compiled, and pyarrow writing f16 tokens and CLS tokens as zstd Parquet. It has no CLS attention, no
-checksums, no resume. Both sides have the same photos, batch and processors, and time the rows without the start of the program.
+The script has a DataLoader that decodes with Pillow and crops, transformers' CLIPVisionModel and ViTModel (loaded in bf16 for bf16, with
+PyTorch's fused attention), eager and compiled, and pyarrow, which writes f16 tokens and CLS tokens as zstd Parquet. It has no CLS attention,
+no checksums and no resume. Both sides use the same photos, batch and processors, and time the rows without the start of the program.
 
-The floor is what the teachers' multiplications alone would take at the measured rate: 2 teachers of 35.1 GFLOP an image (17.56 GMACs each,
-ViT-B/16 at 224 pixels). The product is measured before and after each build with as many threads as the build has lanes, each on its own,
+The floor is the time of the teachers' matmuls alone at the measured rate: 2 teachers of 35.1 GFLOP per image (17.56 GMACs each,
+ViT-B/16 at 224 pixels). The rate of a plain matmul is measured before and after each build, with one single-threaded matmul per lane,
 which is how the build computes.
 """
 
@@ -37,7 +37,7 @@ GFLOP_AN_IMAGE = 2 * 2 * 17.56
 
 
 def product_rate(dtype, threads, size=2048, seconds=3.0):
-    """GFLOP/s of `threads` single-threaded products of size x size at once, by all of them together."""
+    """Total GFLOP/s of `threads` single-threaded matmuls of size x size at once."""
     torch.set_num_threads(1)
     pairs = [(torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)) for _ in range(threads)]
 
@@ -78,7 +78,7 @@ class Crops(Dataset):
 
 @torch.inference_mode()
 def script(args):
-    """Images per second of the script, its first batch left out: compiling takes place in it."""
+    """Images per second of the script without its first batch, in which compiling takes place."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from transformers import CLIPVisionModel, ViTModel
@@ -135,7 +135,7 @@ def main():
     parser.add_argument("--only", action="append", choices=("f32", "bf16"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "mr-mae-bench")
-    parser.add_argument("--rounds", type=at_least_one, default=1, help="times that ours and the script are measured in turn")
+    parser.add_argument("--rounds", type=at_least_one, default=1, help="number of times that ours and the script are measured in turn")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--script", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Decoding and resampling beside Pillow and torchvision: images per second on one core, in one run.
+"""Decoding and resampling compared with Pillow and torchvision: images per second on one core, in one run.
 
     $(scripts/python-env) scripts/bench/images.py SHARD.tar [--limit N] [--rounds N]
 
-The three take turns, round by round, on the same core and the same photos, so that what disturbs the machine disturbs all. Each round
+The three take turns, round by round, on the same core and the same photos, so that disturbances affect all. Each round
 times, per program: decoding to RGB; one random crop of a photo (MAE's: 20 to 100 % of the area), bicubic to 224 x 224; and both.
-torchvision resamples with antialiasing in uint8, whose bytes are not Pillow's; ours are.
+torchvision resamples with antialiasing in uint8 and does not give Pillow's bytes; ours does.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""The loader beside PyTorch's DataLoader: photos decoded and cropped, and a teacher's cached features read with them.
+"""The loader compared with PyTorch's DataLoader: decodes and crops photos, and reads a teacher's cached features with them.
 
     $(scripts/python-env) scripts/bench/loader.py SHARD.tar [--limit 500] [--batches 64] [--rounds 3] [--json]
 
 SHARD.tar is a WebDataset tar of JPEG photos, such as scripts/gpu/pictures.py packs. Ours reads the tar and a cache of one B/16 teacher.
-The DataLoader reads the same photos by their places in the tar, takes MAE's random crop to 224 x 224 and a flip, with Pillow or with
-torchvision, and a row [196, 768] of a memory-mapped array of f16 features for each. Batches of 32, as many workers as processors; ours and
-the peers take turns, and the median of the rounds counts.
+The DataLoader reads the same photos by position in the tar, applies MAE's random crop to 224 x 224 and a flip, with Pillow or with
+torchvision, and reads a row [196, 768] of a memory-mapped array of f16 features for each. Batches have 32 images, and there are as many
+workers as processors; ours and the peers take turns, and the result is the median of the rounds.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SIZE, BATCH, TOKENS, WIDTH = 224, 32, 196, 768
 
 
 class Photos(Dataset):
-    """Photos of a tar, cropped, with a row of features each; `length` of them, over and over."""
+    """Photos of a tar, cropped, with a row of features each, repeated up to `length`."""
 
     def __init__(self, shard, limit, features, with_pillow, length):
         with tarfile.open(shard) as archive:
@@ -70,7 +70,7 @@ class Photos(Dataset):
 
 
 def peer_rate(args, features, with_pillow):
-    """Images per second of the DataLoader, its first batches left out: workers start meanwhile."""
+    """Images per second of the DataLoader without its first batches, during which workers start."""
     warm_up = 4
     photos = Photos(args.shard, args.limit, features, with_pillow, BATCH * (args.batches + warm_up))
     loader = DataLoader(photos, batch_size=BATCH, shuffle=True, num_workers=args.workers, prefetch_factor=3, drop_last=True)

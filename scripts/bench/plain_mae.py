@@ -1,4 +1,4 @@
-"""The networks that a user of PyTorch would write, for benches beside ours: MAE and MR-MAE on a ViT, and the dense MCMAE of its definition."""
+"""Networks that a user of PyTorch would write, as peers in benches: MAE and MR-MAE on a ViT, and the dense MCMAE as published."""
 
 import pathlib
 import sys
@@ -88,7 +88,7 @@ class MrMae(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Pixels of 8 bits [N, S, S, 3] as ImageNet's constants normalize them, [N, 3, S, S]."""
+    """8-bit pixels [N, S, S, 3] normalized by ImageNet's constants, [N, 3, S, S]."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +100,7 @@ class Pixels(nn.Module):
 
 
 class DenseMcmae(nn.Module):
-    """MCMAE-B as it is defined, computed densely: the network of scripts/golden/mcmae.py with PyTorch's fused attention."""
+    """MCMAE-B as published, computed densely: the network of scripts/golden/mcmae.py with PyTorch's fused attention."""
 
     def __init__(self, size=224, dims=(256, 384, 768), depths=(2, 2, 11)):
         super().__init__()
@@ -124,7 +124,7 @@ class DenseMcmae(nn.Module):
 
 
 class TransformersMae(nn.Module):
-    """transformers' ViTMAEForPreTraining of the size of a ViT-B, with MAE's normalized pixels as target."""
+    """transformers' ViTMAEForPreTraining at ViT-B size, with MAE's normalized pixels as target."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Teachers of real size with random weights, for timing: a forward pass costs the same whatever the weights are.
+"""Teachers of real size with random weights, for timing: the cost of a forward pass does not depend on the weights.
 
     $(scripts/python-env) scripts/bench/random_teachers.py OUT [--size b|s|ti] [--patch 16]
 
@@ -13,7 +13,7 @@ import pathlib
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
 
-# Width, blocks and heads as timm and DeiT name them.
+# Width, blocks and heads by the size names of timm and DeiT.
 SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12)}
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

@@ -1,4 +1,4 @@
-"""Rows of the benches: ours beside a peer, in one run on one machine."""
+"""Rows of the benches: ours and a peer, in one run on one machine."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def quiet(*command):
 
 
 def run(*command):
-    """What a program prints on stdout, as JSON."""
+    """The JSON that a program prints on stdout."""
     return json.loads(quiet(*command))
 
 
@@ -41,7 +41,7 @@ def needs_file(parser, path):
 
 
 def at_least_one(text):
-    """The type of a count on the command line."""
+    """Parses a count on the command line."""
     count = int(text)
     if count < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -49,13 +49,13 @@ def at_least_one(text):
 
 
 def needs_device(parser, device):
-    """Refuses a GPU where PyTorch sees none."""
+    """Refuses a GPU if PyTorch has none."""
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this Python's torch sees no GPU")
 
 
 def machine(device="cpu"):
-    """The machine in a line."""
+    """Describes the machine in one line."""
     name = platform.processor() or platform.machine()
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -66,7 +66,7 @@ def machine(device="cpu"):
 
 
 def row(what, ours, peers, unit="img/s", note=""):
-    """Our figures and those of the peers by name, each a number or a list: one of a peer's for each round, ours before and after each."""
+    """Our figures and those of the peers by name, each a number or a list with one figure of a peer per round and ours before and after each."""
     listed = lambda figures: figures if isinstance(figures, list) else [figures]
     return {"what": what, "unit": unit, "ours": listed(ours), "peers": {name: listed(figures) for name, figures in peers.items()}, "note": note}
 
@@ -74,7 +74,7 @@ def row(what, ours, peers, unit="img/s", note=""):
 def rounds(count, ours, peers):
     """Measures ours, then each peer, `count` times, and ours again: (our figures, those of the peers by name).
 
-    A shared machine is not as fast at one minute as at the next, so a peer is compared with what ours had just before and after it.
+    The speed of a shared machine varies, so a peer is compared with ours just before and after it.
     """
     figures, others = [ours()], {name: [] for name in peers}
     for _ in range(count):
@@ -91,7 +91,7 @@ def ratio(ours, peer):
 
 
 def cell(figures):
-    """A figure; of several the median, and the least and the greatest."""
+    """A figure; for several the median and the range."""
     if len(figures) == 1:
         return f"{figures[0]:.4g}"
     return f"{statistics.median(figures):.4g} ({min(figures):.4g} to {max(figures):.4g})"

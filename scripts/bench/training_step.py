@@ -1,10 +1,10 @@
-"""The training step beside what a user of PyTorch would write, on data that is in memory: MAE-B and MCMAE-B, eager and compiled.
+"""The training step compared with the code of a user of PyTorch, on data in memory: MAE-B and MCMAE-B, eager and compiled.
 
     $(scripts/python-env) scripts/bench/training_step.py [--device cpu] [--batch 8] [--steps 5] [--case mae|mr-mae|mcmae]... [--only f32|bf16]... [--rounds 1] [--json]
 
-Forward, backward and update from pixels of 8 bits, the median of the timed steps; PyTorch has fused AdamW, its fused attention and bf16
-autocast. Ours is measured before and after the peers, each in a process of its own with the same number of threads. MCMAE's peer is the
-published computation, which convolves the masked cells, too; ours computes the visible ones.
+A step is forward, backward and update from 8-bit pixels; the result is the median of the timed steps. PyTorch uses fused AdamW, its fused
+attention and bf16 autocast. Ours is measured before and after the peers, each in a process of its own with the same number of threads.
+MCMAE's peer is the published computation, which also convolves the masked cells; ours computes only the visible ones.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import plain_mae
 from rows import ROOT, at_least_one, finish, machine, needs_device, programs, rounds, row, run
 
 B = dict(size=224, patch=16, dim=768, depth=12, heads=12, decoder=(512, 8, 16))
-# How our student is asked for, and what stands beside it.
+# The options of our student, and its peers.
 MCMAE = (
     'model.encoder="mcmae"', "model.embed_dims=[256,384,768]", "model.depths=[2,2,11]", "model.mlp_ratios=[4,4,4]", "model.cls_token=false",
     "model.stage_fusion=true",

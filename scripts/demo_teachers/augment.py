@@ -1,8 +1,8 @@
-"""Random crops and colours for a whole batch at once, on tensors.
+"""Random crops and colors for a whole batch at once, on tensors.
 
 A crop is two small matrix products: one row of weights for each output pixel, over the rows and then over the columns of
-the source. This is how Pillow resizes (bicubic, antialiased when shrinking), and it is cheap enough to leave the one CPU
-thread to the network.
+the source. This is how Pillow resizes (bicubic, antialiased when shrinking), and it is cheap, so that the one CPU
+thread is free for the network.
 """
 
 import math
@@ -51,12 +51,12 @@ def random_resized_crop(imgs: torch.Tensor, aspect: torch.Tensor, out: int, scal
     return torch.einsum("npx,ncox->ncop", over_x, rows).clamp(0, 1)
 
 
-# Rows: luma and two colour axes (NTSC). Turning the two colour axes turns the hue.
+# Rows: luma and two color axes (NTSC). Turning the two color axes turns the hue.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 
 
 def color_jitter(imgs: torch.Tensor, strength: float, p_gray: float, p_solarize: float) -> torch.Tensor:
-    """SimCLR's colour distortion, one draw per image: brightness, contrast, saturation and hue in 80 % of the images,
+    """SimCLR's color distortion, one draw per image: brightness, contrast, saturation and hue in 80 % of the images,
     then gray, then solarization with the given probabilities. `imgs`: f32 `[N, 3, H, W]` in 0..1; `strength` 1 is SimCLR's
     half-strength setting (0.4, 0.4, 0.2, hue 0.1), which DINO uses.
     """

@@ -72,7 +72,7 @@ def words_of(path: str) -> list[str]:
 
 
 def decode_rgb(path: Path) -> Image.Image:
-    """First frame, alpha over white, RGB: the same colour policy as the cache builder's."""
+    """First frame, alpha over white, RGB: the same color policy as the cache builder's."""
     with Image.open(path) as img:
         rgba = img.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

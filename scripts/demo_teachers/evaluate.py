@@ -2,7 +2,7 @@
 
     evaluate.py --png oc/usr/share/openclipart/png assets/teachers/clip-tiny assets/teachers/dino-tiny
 
-DINO's classifier: cosine similarity, k = 20, votes weighted by exp(similarity / 0.07), neighbours from the train side. Each
+DINO's classifier: cosine similarity, k = 20, votes weighted by exp(similarity / 0.07), neighbors from the train side. Each
 image is taken whole and resized to 64 x 64 (bicubic). Printed as a Markdown table:
 
 - top-1: share of the held-out images that are right.

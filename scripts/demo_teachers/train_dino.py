@@ -8,7 +8,7 @@ gives every prototype its share keep the outputs from collapsing. The moving ave
 
 Two departures for a run of minutes on a few thousand pieces of clip art. Centering is Sinkhorn-Knopp's, as in DINOv2: with
 DINO's running mean and rising teacher temperature a first run stalled (loss 6.06 after 16 epochs; a uniform guess over its
-1024 prototypes has 6.93). And the colour distortion is half of DINO's, since flat colours are much of what clip art has to
+1024 prototypes has 6.93). And the color distortion is half of DINO's, since flat colors are much of what clip art has to
 tell (an assumption, not measured alone).
 
 The first epochs use smaller crops (positions are interpolated): they cost half as much. The last ones use the size that

@@ -4,7 +4,7 @@
     $(scripts/python-env) scripts/golden/adamw.py --out DIR    # writes them elsewhere
 
 Two groups with their own learning rate, which changes each step, and decay; one parameter has no gradient in step 2. Step 5 is
-refused through found_inf, as a loss scaler refuses one, and must leave everything as it was.
+skipped through found_inf, as by a loss scaler, and must not change anything.
 """
 
 import argparse

@@ -27,7 +27,7 @@ def images():
     generator = numpy.random.default_rng(0)
     for width, height in SIZES:
         yield f"noise-{width}x{height}", generator.integers(0, 256, (height, width, 3), numpy.uint8)
-    # Smooth, with a narrow range of levels: what autocontrast and equalize are for. The second has a channel with a single level.
+    # Smooth, with a narrow range of levels, for autocontrast and equalize. The second has a channel with a single level.
     y, x = numpy.mgrid[0:36, 0:44]
     smooth = numpy.stack([60 + 2 * x + y // 2, 90 + x // 3 + y, 200 - 2 * y - x // 2], -1)
     yield "smooth-44x36", smooth.astype(numpy.uint8)
@@ -41,7 +41,7 @@ def digest(img):
 
 
 def posterize(img, bits, **kwargs):
-    # Pillow 13 refuses to keep no bit, and with it timm at magnitude 10. Before, the rule gave black for 0 as for every other number.
+    # Pillow 13, and with it timm at magnitude 10, refuses to keep 0 bits. Earlier versions gave black.
     if bits == 0:
         return Image.new("RGB", img.size)
     return auto_augment.posterize(img, bits, **kwargs)
@@ -54,7 +54,7 @@ def rows(name, img):
             fn = posterize
         for magnitude in MAGNITUDES if level_fn else MAGNITUDES[:1]:
             for negate in [False, True] if op.startswith(SIGNED) else [False]:
-                # timm negates when its generator gives more than a half.
+                # timm negates if its generator returns more than a half.
                 random.random = lambda: float(negate)
                 args = level_fn(magnitude, {}) if level_fn else ()
                 results = [

@@ -2,7 +2,7 @@
 
     cargo build --release -p pipeline && $(scripts/python-env) scripts/golden/compat.py
 
-Made once per format version and not again: what it proves is that files of an old release stay readable. Drawn pictures, packed as
+Made once per format version and never again, because it proves that files of an old release stay readable. Drawn pictures, packed as
 JPEG; the golden teachers of tests/golden/teachers, one for each codec, three of them added later.
 """
 

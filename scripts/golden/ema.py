@@ -3,7 +3,8 @@
     $(scripts/python-env) scripts/golden/ema.py              # writes tests/golden/ema/
     $(scripts/python-env) scripts/golden/ema.py --out DIR    # writes them elsewhere
 
-Two linear layers with a GELU between them, a squared loss, gradients clipped, weight decay on the matrices alone, a rate that rises.
+The network has two linear layers with a GELU between them; training has a squared loss, clipped gradients, weight decay on the matrices
+only, and a rising learning rate.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def main():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.GELU(), torch.nn.Linear(9, 3))
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
-    # Its first update copies; done before the first step, so that the average starts as the start.
+    # The first update copies; it runs before the first step, so that the average starts at the initial parameters.
     average.update_parameters(network)
     tensors = {f"start/{n}": p.detach().clone() for n, p in network.named_parameters()}
     decay = [p for p in network.parameters() if p.dim() >= 2]

@@ -30,7 +30,7 @@ def build(pool):
     return VisionTransformer(**SIZES, num_classes=CLASSES, global_pool=pool).eval()
 
 
-def randomise(model, generator):
+def randomize(model, generator):
     for name, p in sorted(model.named_parameters()):
         noise = torch.randn(p.shape, generator=generator)
         if name.endswith("bias"):
@@ -47,7 +47,7 @@ def randomise(model, generator):
 def classify(pool):
     generator = torch.Generator().manual_seed(0)
     model = build(pool)
-    randomise(model, generator)
+    randomize(model, generator)
     imgs = torch.randn((BATCH, 3, 32, 32), generator=generator)
     targets = torch.rand((BATCH, CLASSES), generator=generator)
     targets /= targets.sum(1, keepdim=True)

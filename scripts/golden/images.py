@@ -1,4 +1,4 @@
-"""Small image files of every kind that the colour policy names, and what Pillow makes of them.
+"""Small image files of every kind in the color policy, and Pillow's pixels of them.
 
     $(scripts/python-env) scripts/golden/images.py                  # writes tests/golden/images/: files, then expectations
     $(scripts/python-env) scripts/golden/images.py --expect OUT     # only the expectations, of the committed files, into OUT
@@ -50,7 +50,7 @@ def value_noise(width, height, cell, rng):
 
 
 def texture(width, height, channels, seed):
-    """Clouds, grain and, in colour, a few hard edges: `[height, width, channels]` uint8."""
+    """Clouds, grain and, in color, a few hard edges: `[height, width, channels]` uint8."""
     rng = np.random.default_rng(seed)
     planes = [
         (4 * value_noise(width, height, 48, rng) + 3 * value_noise(width, height, 13, rng) + value_noise(width, height, 1, rng)) // 8
@@ -63,8 +63,8 @@ def texture(width, height, channels, seed):
     draw = ImageDraw.Draw(image)
     for _ in range(6):
         x, y, w, h = (int(v) for v in rng.integers((0, 0, 4, 4), (width, height, width // 2 + 5, height // 2 + 5)))
-        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
-        draw.ellipse((x, y, x + w, y + h), fill=colour) if w % 2 else draw.rectangle((x, y, x + w, y + h), outline=colour)
+        color = tuple(int(v) for v in rng.integers(0, 256, 3))
+        draw.ellipse((x, y, x + w, y + h), fill=color) if w % 2 else draw.rectangle((x, y, x + w, y + h), outline=color)
     return np.asarray(image)
 
 
@@ -91,9 +91,9 @@ def sixteen(width, height, channels, seed):
 # Files that Pillow cannot write
 
 
-def png(width, height, depth, colour_type, rows, before_data=b"", interlaced=False):
+def png(width, height, depth, color_type, rows, before_data=b"", interlaced=False):
     """A PNG of already packed rows (for an interlaced one, the rows of all passes), unfiltered."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, int(interlaced))
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, int(interlaced))
     data = zlib.compress(b"".join(b"\0" + row for row in rows), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before_data + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
@@ -127,7 +127,7 @@ def after_app0(jpeg, extra):
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------
-# Where a file says how it is to be turned
+# Orientation in files
 
 
 NUMBER_FORMATS = {1: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I"}
@@ -200,7 +200,7 @@ def raw_profile(data, line=72):
 
 
 def turned():
-    """Name -> bytes: a picture with an orientation in every place and form that Pillow looks at, or passes by."""
+    """Name -> bytes: a picture with an orientation in every place and form that Pillow reads or ignores."""
     files = {}
     picture = rgb(16, 11, 40)
     plain = {kind: encode(picture, kind, **options) for kind, options in [("JPEG", dict(quality=90)), ("PNG", {}), ("WEBP", dict(lossless=True))]}
@@ -289,7 +289,7 @@ def turned():
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------
-# What a buffer's type does not show
+# Properties of samples that a buffer's type does not show
 
 
 def tiff(picture, tags=(), endian="<", photometric=2, bits=8, planar=False, rows_per_strip=None):
@@ -337,7 +337,7 @@ def bmp(picture, bits, header=40, compression=0, masks=b"", pixels=None, palette
 
 
 def meant():
-    """Name -> bytes: files whose samples mean something that the decoded buffer's type does not show."""
+    """Name -> bytes: files whose samples have a meaning that the decoded buffer's type does not show."""
     files = {}
     w, h = 37, 23
     colors, levels = texture(w, h, 3, 50), texture(w, h, 1, 51)
@@ -430,7 +430,7 @@ def exif(orientation):
 def accepted():
     """Name -> bytes of every file that is an image by the policy."""
     files = {}
-    # Photos in all but subject: the sizes and settings that cameras and web sites use.
+    # Like photos: the sizes and settings that cameras and web sites use.
     sizes = [(240, 180), (180, 240), (256, 160), (200, 200), (159, 241), (267, 200)]
     for i, size in enumerate(sizes):
         picture = rgb(*size, seed=100 + i)
@@ -439,19 +439,19 @@ def accepted():
         files[f"photo-{i}-other.jpg"] = encode(picture, "JPEG", quality=88, **options[i % len(options)])
 
     w, h = 61, 47
-    colour, mono = rgb(w, h, 1), gray(w, h, 2)
+    color, mono = rgb(w, h, 1), gray(w, h, 2)
     rgba = Image.fromarray(np.dstack([texture(w, h, 3, 3), ramp(w, h)]))
     la = Image.merge("LA", (gray(w, h, 4), Image.fromarray(ramp(w, h))))
-    palette = colour.quantize(40)
+    palette = color.quantize(40)
 
     files["gray.jpg"] = encode(mono, "JPEG", quality=90)
-    files["rgb-components.jpg"] = encode(colour, "JPEG", quality=90, keep_rgb=True)
+    files["rgb-components.jpg"] = encode(color, "JPEG", quality=90, keep_rgb=True)
     cmyk = encode(Image.fromarray(texture(w, h, 4, 5), "CMYK"), "JPEG", quality=92)
     files["cmyk.jpg"] = cmyk
-    # The last byte of Adobe's segment says how the colours are transformed: 2 is YCCK.
+    # The last byte of Adobe's segment says how the colors are transformed: 2 is YCCK.
     adobe = cmyk.index(b"Adobe") + 11
     files["ycck.jpg"] = cmyk[:adobe] + b"\2" + cmyk[adobe + 1 :]
-    plain = encode(colour, "JPEG", quality=85)
+    plain = encode(color, "JPEG", quality=85)
     files["jfif-version-2.jpg"] = plain.replace(b"JFIF\0\1", b"JFIF\0\2", 1)
     files["broken-icc.jpg"] = after_app0(plain, segment(0xE2, b"ICC_PROFILE\0\5\1" + b"x" * 20))
     files["bytes-before-end.jpg"] = plain[:-2] + b"\0" * 5 + plain[-2:]
@@ -467,45 +467,45 @@ def accepted():
     files["gray-alpha.png"] = encode(la, "PNG")
     files["gray-alpha16.png"] = png(w, h, 16, 4, [row.tobytes() for row in sixteen(w, h, 2, 8)])
     files["gray-key.png"] = encode(mono, "PNG", transparency=mono.getpixel((30, 20)))
-    files["rgb.png"] = encode(colour, "PNG")
+    files["rgb.png"] = encode(color, "PNG")
     files["rgb-interlaced.png"] = png(w, h, 8, 2, adam7(texture(w, h, 3, 9)), interlaced=True)
-    files["rgb-key.png"] = encode(colour, "PNG", transparency=colour.getpixel((5, 5)))
+    files["rgb-key.png"] = encode(color, "PNG", transparency=color.getpixel((5, 5)))
     files["rgb16.png"] = png(w, h, 16, 2, [row.tobytes() for row in sixteen(w, h, 3, 10)])
     files["rgba.png"] = encode(rgba, "PNG")
     files["rgba16.png"] = png(w, h, 16, 6, [row.tobytes() for row in sixteen(w, h, 4, 11)])
-    files["gamma-icc.png"] = encode(colour, "PNG", icc_profile=b"any profile is ignored")
-    files["palette2.png"] = encode(colour.quantize(4), "PNG", bits=2)
-    files["palette4.png"] = encode(colour.quantize(16), "PNG", bits=4)
+    files["gamma-icc.png"] = encode(color, "PNG", icc_profile=b"any profile is ignored")
+    files["palette2.png"] = encode(color.quantize(4), "PNG", bits=2)
+    files["palette4.png"] = encode(color.quantize(16), "PNG", bits=4)
     files["palette8.png"] = encode(palette, "PNG")
     files["palette-transparent.png"] = encode(palette, "PNG", transparency=3)
     files["palette-alpha.png"] = encode(palette, "PNG", transparency=bytes(range(0, 240, 6)))
-    files["animation.png"] = encode(colour, "PNG", save_all=True, append_images=[colour.rotate(90), mono.convert("RGB")])
+    files["animation.png"] = encode(color, "PNG", save_all=True, append_images=[color.rotate(90), mono.convert("RGB")])
 
     files["palette.gif"] = encode(palette, "GIF")
     files["transparent.gif"] = encode(palette, "GIF", transparency=3)
     files["interlaced.gif"] = encode(palette, "GIF", interlace=1)
     files["animation.gif"] = encode(palette, "GIF", save_all=True, append_images=[mono.quantize(20)])
 
-    files["lossless.webp"] = encode(colour, "WEBP", lossless=True)
+    files["lossless.webp"] = encode(color, "WEBP", lossless=True)
     files["lossless-alpha.webp"] = encode(rgba, "WEBP", lossless=True, exact=True)
     files["lossy.webp"] = encode(rgb(150, 111, 12), "WEBP", quality=80)
     files["lossy-alpha.webp"] = encode(rgba, "WEBP", quality=80)
-    files["animation.webp"] = encode(colour, "WEBP", lossless=True, save_all=True, append_images=[colour.rotate(90)])
+    files["animation.webp"] = encode(color, "WEBP", lossless=True, save_all=True, append_images=[color.rotate(90)])
 
-    files["rgb24.bmp"] = encode(colour, "BMP")
+    files["rgb24.bmp"] = encode(color, "BMP")
     files["palette8.bmp"] = encode(palette, "BMP")
     files["gray1.bmp"] = encode(mono.convert("1"), "BMP")
 
     for compression in ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"]:
-        files[f"rgb-{compression.replace('tiff_', '')}.tif"] = encode(colour, "TIFF", compression=compression)
+        files[f"rgb-{compression.replace('tiff_', '')}.tif"] = encode(color, "TIFF", compression=compression)
     files["gray8.tif"] = encode(mono, "TIFF", compression="packbits")
     files["gray16.tif"] = encode(Image.fromarray(sixteen(w, h, 1, 13)[..., 0].astype(np.uint16)), "TIFF")
     files["gray1-group4.tif"] = encode(mono.convert("1"), "TIFF", compression="group4")
     files["rgba.tif"] = encode(rgba, "TIFF", compression="tiff_lzw")
-    files["pages.tif"] = encode(colour, "TIFF", compression="tiff_lzw", save_all=True, append_images=[mono])
+    files["pages.tif"] = encode(color, "TIFF", compression="tiff_lzw", save_all=True, append_images=[mono])
 
     for orientation in range(1, 9):
-        files[f"orientation-{orientation}.jpg"] = encode(colour, "JPEG", quality=85, exif=exif(orientation))
+        files[f"orientation-{orientation}.jpg"] = encode(color, "JPEG", quality=85, exif=exif(orientation))
     files["orientation-6.png"] = encode(mono, "PNG", exif=exif(6))
     files["orientation-3.webp"] = encode(mono.convert("RGB"), "WEBP", lossless=True, exif=exif(3))
     files["orientation-8.tif"] = encode(mono, "TIFF", compression="packbits", tiffinfo={ORIENTATION: 8})
@@ -515,7 +515,7 @@ def accepted():
 def refused(files):
     """Name -> (bytes, reason): files that must not become images, a truncated one for each format among them."""
     cut = lambda name: files[name][: len(files[name]) * 2 // 3]
-    jpeg, colour = files["photo-0-420.jpg"], rgb(61, 47, 1)
+    jpeg, color = files["photo-0-420.jpg"], rgb(61, 47, 1)
     frame = b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", 180, 240)
     scan = jpeg.index(b"\xff\xda")
     middle = (scan + len(jpeg)) // 2
@@ -535,7 +535,7 @@ def refused(files):
         "damaged.png": (files["rgb.png"].replace(b"IDAT", b"IDAT\7", 1), "corrupt"),
         "zero-size.gif": (b"GIF89a" + b"\0\0\0\0" + files["palette.gif"][10:], "corrupt"),
         "float.tif": (encode(gray(9, 7, 1).convert("F"), "TIFF"), "unsupported"),
-        "palette.tif": (encode(colour.quantize(8), "TIFF", compression="packbits"), "unsupported"),
+        "palette.tif": (encode(color.quantize(8), "TIFF", compression="packbits"), "unsupported"),
     }
     small = texture(9, 7, 4, 60)
     bad["signed.tif"] = (tiff(small[..., :1], {339: (3, [2])}, photometric=1), "unsupported")
@@ -566,11 +566,11 @@ def refused(files):
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------
-# What Pillow makes of them
+# Pillow's pixels
 
 
 def policy(data):
-    """The colour policy in Pillow's terms."""
+    """The color policy in Pillow's terms."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's convert("RGB") would clip: nearly every 16-bit gray value becomes white.
@@ -582,12 +582,12 @@ def policy(data):
 
 
 def digest(image):
-    """Half a SHA-256 of the pixels: enough to tell equal from unequal, and half the file."""
+    """Half a SHA-256 of the pixels, which is enough to compare them."""
     return hashlib.sha256(image.tobytes()).hexdigest()[:32]
 
 
 def draw_crops(name, width, height, count):
-    """Boxes and output sizes: mostly what training asks for, and the cases in which a pass is left out or the order of the passes turns."""
+    """Boxes and output sizes: mostly those of training, and cases in which a pass is left out or the order of the passes changes."""
     rng = random.Random(name)
     for i in range(count):
         w, h = rng.randint(1 + width // 4, width), rng.randint(1 + height // 4, height)
@@ -613,7 +613,7 @@ def write_expectations(source, out):
             rejected.append(f"{path.name}\t{reasons[path.name]}\t{verdict}")
             continue
         decoded.append(f"{path.name}\t{image.width}\t{image.height}\t{digest(image)}")
-        # The resampler does not know where pixels are from: of the many small files, one crop each.
+        # The resampler does not depend on the format, so each of the many small files gets one crop.
         count = CROPS_PER_FILE if path.name in many_crops else 1
         for (x, y, w, h), size in draw_crops(path.name, image.width, image.height, count):
             crop = image.crop((x, y, x + w, y + h))
@@ -647,7 +647,7 @@ def write_files(out):
 
 
 def compare_photos(tar, binary, crops_per_photo):
-    """Runs our decoder and resampler over the photos of a tar, beside Pillow, and counts the bytes that differ."""
+    """Runs our decoder and resampler and Pillow over the photos of a tar, and counts the bytes that differ."""
     worker = subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ours(data, *job):
@@ -687,7 +687,7 @@ def main():
     parser.add_argument("--crops", type=int, default=5, help="crops per photo")
     args = parser.parse_args()
     assert PIL.__version__ == "13.0.0", f"the golden files are Pillow 13.0.0's, and this is {PIL.__version__}"
-    # Pillow warns of the damage that is put into some files on purpose.
+    # Pillow warns of files that are damaged on purpose.
     warnings.simplefilter("ignore")
 
     if args.photos:

@@ -26,7 +26,7 @@ EPOCHS, WARMUP = 3, 1
 
 
 class Lars:
-    """You et al. 2017 as MAE probes with it: what has one axis is neither decayed nor scaled by trust."""
+    """LARS (You et al. 2017) as in MAE's probe: parameters with one axis are neither decayed nor scaled by trust."""
 
     def __init__(self, params, lr, weight_decay, momentum=0.9, trust_coefficient=0.001):
         self.params, self.lr, self.weight_decay = list(params), lr, weight_decay
@@ -49,9 +49,9 @@ class Lars:
 def lars(generator):
     draw = lambda shape: torch.randn(shape, generator=generator)
     start = {n: draw(s) for n, s in SHAPES.items()}
-    start["still"].zero_()  # no length, so no trust: the update is taken as it is
+    start["still"].zero_()  # norm 0, so the update is not scaled
     grads = [{n: draw(s) * 10.0 ** (step % 3 - 1) for n, s in SHAPES.items()} for step in range(STEPS)]
-    grads[4]["weight"].zero_()  # decay alone is left
+    grads[4]["weight"].zero_()  # only decay is left
     tensors = {f"start/{n}": t.clone() for n, t in start.items()}
     tensors |= {f"grad{step}/{n}": g for step, of in enumerate(grads) for n, g in of.items()}
     for i, lr in enumerate(LRS):
@@ -73,12 +73,12 @@ def schedule(epoch):
 
 
 def probe(generator):
-    centres = torch.randn((CLASSES, DIM), generator=generator)
+    centers = torch.randn((CLASSES, DIM), generator=generator)
     scale, shift = torch.rand(DIM, generator=generator) * 4, torch.randn(DIM, generator=generator)
 
     def draw(n):
         labels = torch.randint(CLASSES, (n,), generator=generator)
-        return labels, lambda: (centres[labels] + torch.randn((n, DIM), generator=generator)) * scale + shift
+        return labels, lambda: (centers[labels] + torch.randn((n, DIM), generator=generator)) * scale + shift
 
     labels, views = draw(TRAIN)
     features = torch.stack([views() for _ in range(VIEWS)])

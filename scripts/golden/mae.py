@@ -4,7 +4,7 @@
     $(scripts/python-env) scripts/golden/mae.py --out DIR    # writes them elsewhere
 
 Parameters are written under the names of the reference code (facebookresearch/mae), in f16, whose values f32 holds exactly. Every
-one is random, norms and biases included, so that none can be left out unseen; gradients are of the loss, for every parameter.
+one is random, norms and biases included, so that a missing one is noticed; gradients are of the loss, for every parameter.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def build(case):
     return model
 
 
-def randomise(model, generator):
+def randomize(model, generator):
     for name, p in sorted(model.named_parameters()):
         if not p.requires_grad:
             continue  # the fixed positions
@@ -117,10 +117,10 @@ def make(name, case, out):
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(sum(name.encode()))
     model = build(case)
-    randomise(model, generator)
+    randomize(model, generator)
     num_patches = (case["img_size"][0] // case["patch_size"]) ** 2
     imgs = torch.randn((case["batch"], 3, *case["img_size"]), generator=generator)
-    # A permutation a row, so that no order of equal numbers is asked for.
+    # A permutation per row, so that no two values are equal.
     noise = torch.stack([torch.randperm(num_patches, generator=generator) for _ in range(case["batch"])]) / num_patches
 
     encoded = model.vit(imgs, noise=noise)

@@ -1,4 +1,4 @@
-"""Small masked convolution autoencoders (ConvMAE, MCMAE) with random weights, and what their published definition makes of them.
+"""Small masked convolution autoencoders (ConvMAE, MCMAE) with random weights, and their outputs by the published definition.
 
     $(scripts/python-env) scripts/golden/mcmae.py              # writes tests/golden/mcmae/
     $(scripts/python-env) scripts/golden/mcmae.py --out DIR    # writes them elsewhere
@@ -6,7 +6,7 @@
 No package has this network, so it is written here from its definition, with PyTorch's own layers: every convolution is a
 convolution over the whole map, and the mask is laid over the input of the depthwise one. Parameters are written under the names of
 the reference code (Alpha-VL/ConvMAE), in f16, whose values f32 and f64 hold exactly. Every one is random, norms and biases
-included, so that none can be left out unseen; gradients are of the loss, for every parameter. All is computed in f64 and written
+included, so that a missing one is noticed; gradients are of the loss, for every parameter. Everything is computed in f64 and written
 in f32.
 """
 
@@ -165,14 +165,14 @@ class MaskedConvAutoencoder(nn.Module):
         self.decoder_pred = nn.Linear(ddim, 16 * 16 * 3)
 
     def forward(self, imgs, noise):
-        """What each module gives, by name."""
+        """The output of each module by name."""
         seen = {}
 
         def note(name, value):
             seen[name] = value
             return value
 
-        # Which tokens are seen: the smallest noise.
+        # Visible tokens have the smallest noise.
         prefix = int(self.case["cls_token"])
         num_patches = noise.shape[1]
         len_keep = int(num_patches * (1 - self.case["mask_ratio"]))
@@ -227,7 +227,7 @@ class MaskedConvAutoencoder(nn.Module):
         return (per_patch * mask).sum() / mask.sum()
 
 
-def randomise(model, generator):
+def randomize(model, generator):
     for name, p in sorted(model.named_parameters()):
         if not p.requires_grad:
             continue  # the fixed positions
@@ -246,12 +246,12 @@ def randomise(model, generator):
 def make(name, case, out):
     generator = torch.Generator().manual_seed(sum(name.encode()))
     model = MaskedConvAutoencoder(case)
-    randomise(model, generator)
+    randomize(model, generator)
     params = {n: p.detach().clone() for n, p in model.named_parameters()}
     fixed = {n for n, p in model.named_parameters() if not p.requires_grad}
     imgs = torch.randn((case["batch"], 3, *case["img_size"]), generator=generator).half()
     num_patches = model.grid[0] * model.grid[1]
-    # A permutation a row, so that no order of equal numbers is asked for.
+    # A permutation per row, so that no two values are equal.
     noise = torch.stack([torch.randperm(num_patches, generator=generator) for _ in range(case["batch"])]) / num_patches
 
     seen = model.double()(imgs.double(), noise)

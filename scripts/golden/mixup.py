@@ -1,9 +1,9 @@
-"""timm's Mixup in batch mode on a small batch: what it drew, and what came of it.
+"""timm's Mixup in batch mode on a small batch: its draws and its results.
 
     $(scripts/python-env) scripts/golden/mixup.py              # writes tests/golden/mixup/
     $(scripts/python-env) scripts/golden/mixup.py --out DIR    # writes them elsewhere
 
-Lambda and box are read off timm's own functions while it runs, so that the same can be applied elsewhere.
+Lambda and box are recorded from timm's own functions while it runs, so that other code can apply the same ones.
 """
 
 import argparse

@@ -25,7 +25,7 @@ def load_timm(folder, inputs):
     print(model.load_state_dict(load_file(folder / "model.safetensors"), strict=True))
     model = model.eval()
     tokens = model(inputs["imgs"])
-    # The way of people who were given the folder, without the size of anything.
+    # As a user loads the folder, without knowing any size.
     again = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, global_pool="").eval()
     assert torch.equal(again(inputs["imgs"]), tokens)
     pooled = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -106,7 +106,7 @@ def load_hf_vit_classifier(folder, inputs):
 
 
 def save(folder, out):
-    """Of a whole student: what is published, the same with its decoder, and a training checkpoint."""
+    """Writes a whole student as published files: without its decoder, with it, and as a training checkpoint."""
     tensors = load_file(folder / "model.safetensors")
     encoder = {k: v for k, v in tensors.items() if not k.startswith("decoder_") and k != "mask_token"}
     torch.save({"model": encoder}, out / "mae_pretrain_vit.pth")

@@ -1,10 +1,10 @@
-"""Small CLIP and ViT towers with random weights, and what transformers computes with them.
+"""Small CLIP and ViT towers with random weights, and the outputs of transformers.
 
     $(scripts/python-env) scripts/golden/teachers.py                       # writes tests/golden/teachers/
     $(scripts/python-env) scripts/golden/teachers.py --out DIR             # writes them elsewhere
     $(scripts/python-env) scripts/golden/teachers.py --folder TEACHER --out FILE   # what transformers computes for a teacher on disk
 
-Every parameter is random, the norms' included, and large enough that a wrong eps, activation, scale or order shows.
+Every parameter is random, the norms' included, and large enough that a wrong eps, activation, scale or order is noticed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def clip_whole():
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
 
 
-# name -> (model, its normalisation, type of the file, non-native inputs (height, width))
+# name -> (model, its normalization, type of the file, non-native inputs (height, width))
 CASES = {
     "clip-quickgelu": (clip_whole, {}, torch.float16, [(48, 40)]),
     "clip-gelu": (lambda: CLIPVisionModel(CLIPVisionConfig(**LARGE, hidden_act="gelu")), {}, torch.float16, []),
@@ -49,19 +49,19 @@ CASES = {
 }
 
 
-def randomise(model, generator):
+def randomize(model, generator):
     for name, p in sorted(model.named_parameters()):
         noise = torch.randn(p.shape, generator=generator)
         if "embedding" in name or "token" in name:
             # Small, so that the first norm sees variances near 1e-3, where eps matters.
-            scale, centre = (0.03 if p.dim() < 4 else 0.03 / p[0].numel() ** 0.5), 0
+            scale, center = (0.03 if p.dim() < 4 else 0.03 / p[0].numel() ** 0.5), 0
         elif name.endswith("bias"):
-            scale, centre = 0.2, 0
+            scale, center = 0.2, 0
         elif "norm" in name or "layrnorm" in name:
-            scale, centre = 0.3, 1
+            scale, center = 0.3, 1
         else:
-            scale, centre = (1.5 / p[0].numel() ** 0.5 if p.dim() > 1 else 1), 0
-        p.data = centre + scale * noise
+            scale, center = (1.5 / p[0].numel() ** 0.5 if p.dim() > 1 else 1), 0
+        p.data = center + scale * noise
 
 
 def vision_tower(model):
@@ -78,7 +78,7 @@ def expect(model, preprocessor, pixels):
     mean, std = (torch.tensor(preprocessor[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     x = (pixels.float() / 255 - mean) / std
     native = pixels.shape[-2:] == (tower.config.image_size,) * 2
-    # No argument at the native size, so that the plain path is what is recorded.
+    # No argument at the native size, so that the plain path is recorded.
     kwargs = {} if native else dict(interpolate_pos_encoding=True)
     out = tower(x, output_hidden_states=True, output_attentions=True, **kwargs)
     stages, last = out.hidden_states, out.hidden_states[-1]
@@ -97,13 +97,13 @@ def random_pixels(generator, n, height, width):
 
 
 def write_case(folder, case, seed):
-    make, normalisation, dtype, sizes = case
+    make, normalization, dtype, sizes = case
     generator = torch.Generator().manual_seed(seed)
     model = make()
-    randomise(model, generator)
-    # The file's type rounds; what is expected is computed from the rounded values.
+    randomize(model, generator)
+    # The file's type rounds, so the expected values are computed from rounded weights.
     model.to(dtype).save_pretrained(folder)
-    CLIPImageProcessor(**normalisation).save_pretrained(folder)
+    CLIPImageProcessor(**normalization).save_pretrained(folder)
     preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
     if folder.name == "dino":
         # The names that transformers 5 has in memory, which a saved state dict shows.

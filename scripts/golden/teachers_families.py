@@ -1,11 +1,11 @@
-"""Small towers of the other families with random weights, and what open_clip, timm or transformers compute with them.
+"""Small towers of the other families with random weights, and the outputs of open_clip, timm or transformers.
 
     $(scripts/python-env) scripts/golden/teachers_families.py                     # writes the golden cases to tests/golden/teachers/
     $(scripts/python-env) scripts/golden/teachers_families.py --live --out DIR    # writes the larger ones, which are not committed
 
-Each case is a teacher's folder as people have it, with `expected-HxW.safetensors` beside it, as `teachers.py` writes them. The
-package that defines a file's layout computes what is expected of it. Every parameter is random and large enough that a wrong eps,
-activation, scale or order shows.
+Each case is a teacher's folder as users have it, with `expected-HxW.safetensors` beside it, as `teachers.py` writes them. The
+package that defines a file's layout computes the expected outputs. Every parameter is random and large enough that a wrong eps,
+activation, scale or order is noticed.
 """
 
 import argparse
@@ -23,26 +23,26 @@ from teachers import HALF, IMAGENET, ROOT, random_pixels  # noqa: E402
 CLIP = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
 
 
-def randomise(model, generator):
+def randomize(model, generator):
     for name, p in sorted(model.named_parameters()):
         noise = torch.randn(p.shape, generator=generator)
         if "norm" in name or "ln_" in name:
-            scale, centre = (0.3, 1) if name.endswith("weight") else (0.2, 0)
+            scale, center = (0.3, 1) if name.endswith("weight") else (0.2, 0)
         elif any(part in name for part in ("gamma", "lambda1")):
-            scale, centre = 0.3, 0.7
+            scale, center = 0.3, 0.7
         elif any(part in name for part in ("token", "embed", "latent", "probe", "conv1")):
             # Small, so that the first norm sees variances near 1e-3, where eps matters.
-            scale, centre = (0.03 if p.dim() < 4 else 0.03 / p[0].numel() ** 0.5), 0
+            scale, center = (0.03 if p.dim() < 4 else 0.03 / p[0].numel() ** 0.5), 0
         elif p.dim() <= 1:
-            scale, centre = 0.2, 0
+            scale, center = 0.2, 0
         else:
-            scale, centre = 1.5 / p.shape[-1] ** 0.5, 0
-        p.data = centre + scale * noise
+            scale, center = 1.5 / p.shape[-1] ** 0.5, 0
+        p.data = center + scale * noise
 
 
-# --- What each package computes -------------------------------------------------------------------------------------------------
+# --- Outputs of each package ----------------------------------------------------------------------------------------------------
 #
-# Each function takes a model and normalised pixels, and gives hidden_states.i [N, T, D], cls_attn [N, L] and normed [N, T, D], for
+# Each function takes a model and normalized pixels, and gives hidden_states.i [N, T, D], cls_attn [N, L] and normed [N, T, D], for
 # CLIP projected [N, T, P], for SigLIP pooled [N, D].
 
 
@@ -135,12 +135,12 @@ def open_clip_model(width, heads, layers, patch, image, embed, quick_gelu, **vis
     return model, {"open_clip_config.json": dict(model_cfg=config, preprocess_cfg=preprocess)}
 
 
-def timm_model(architecture, heads, normalisation, eva=False, **kwargs):
+def timm_model(architecture, heads, normalization, eva=False, **kwargs):
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     model = (Eva if eva else VisionTransformer)(num_heads=heads, dynamic_img_size=True, **kwargs)
-    pretrained = dict(mean=normalisation["image_mean"], std=normalisation["image_std"], input_size=[3] + [kwargs["img_size"]] * 2)
+    pretrained = dict(mean=normalization["image_mean"], std=normalization["image_std"], input_size=[3] + [kwargs["img_size"]] * 2)
     return model, {"config.json": dict(architecture=architecture, num_attention_heads=heads, pretrained_cfg=pretrained)}
 
 
@@ -150,7 +150,7 @@ def timm_clip(quick_gelu, embed, **kwargs):
     act = dict(act_layer=QuickGELU) if quick_gelu else {}
     norm = dict(norm_layer=torch.nn.LayerNorm, class_token=True, pre_norm=True, num_classes=embed)
     name = "vit_test_patch14_clip_quickgelu_98" if quick_gelu else "vit_test_patch14_clip_98"
-    model, files = timm_model(name, normalisation=CLIP, **norm, **act, **kwargs)
+    model, files = timm_model(name, normalization=CLIP, **norm, **act, **kwargs)
     if not quick_gelu:
         files["config.json"]["hidden_act"] = "gelu"
     return model, files
@@ -164,7 +164,7 @@ def timm_dinov2(**kwargs):
     if kwargs.pop("swiglu", False):
         kwargs |= dict(mlp_ratio=2.66667 * 2, mlp_layer=SwiGLUPacked, act_layer=torch.nn.SiLU)
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
-    return timm_model("vit_test_patch14_dinov2", normalisation=IMAGENET, num_classes=0, init_values=1e-5, norm_layer=norm, **kwargs)
+    return timm_model("vit_test_patch14_dinov2", normalization=IMAGENET, num_classes=0, init_values=1e-5, norm_layer=norm, **kwargs)
 
 
 def timm_siglip(architecture, tanh, **kwargs):
@@ -174,7 +174,7 @@ def timm_siglip(architecture, tanh, **kwargs):
 
     act = dict(act_layer=GELUTanh) if tanh else {}
     fixed = dict(class_token=False, global_pool="map", num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6))
-    return timm_model(architecture, normalisation=HALF, **act, **fixed, **kwargs)
+    return timm_model(architecture, normalization=HALF, **act, **fixed, **kwargs)
 
 
 def timm_dinov3(**kwargs):
@@ -184,10 +184,10 @@ def timm_dinov3(**kwargs):
 
     fixed = dict(init_values=1e-5, rope_type="dinov3", rope_temperature=100, rope_rotate_half=True, use_rot_pos_emb=True)
     fixed |= dict(use_abs_pos_emb=False, num_reg_tokens=4, use_fc_norm=False, norm_layer=partial(LayerNorm, eps=1e-5))
-    return timm_model("vit_test_patch16_dinov3", normalisation=IMAGENET, eva=True, num_classes=0, **fixed, **kwargs)
+    return timm_model("vit_test_patch16_dinov3", normalization=IMAGENET, eva=True, num_classes=0, **fixed, **kwargs)
 
 
-def hugging_face(kind, normalisation, **kwargs):
+def hugging_face(kind, normalization, **kwargs):
     import transformers
 
     config, model = {
@@ -198,7 +198,7 @@ def hugging_face(kind, normalisation, **kwargs):
     }[kind]
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
     sizes = dict(zip(names, (kwargs.pop(key) for key in ("width", "layers", "heads", "patch", "image"))))
-    preprocessor = normalisation | dict(do_rescale=True, rescale_factor=1 / 255, do_normalize=True)
+    preprocessor = normalization | dict(do_rescale=True, rescale_factor=1 / 255, do_normalize=True)
     return model(config(**sizes, **kwargs)), {"preprocessor_config.json": preprocessor}
 
 
@@ -296,7 +296,7 @@ LIVE = {
         [(96, 96)],
     ),
     "siglip-p14": (of_transformers, lambda: hugging_face("siglip", HALF, intermediate_size=1000, **ODD), torch.float32, [(98, 98), (112, 56)]),
-    # Which of the two GELUs an entry of timm has, its name alone says.
+    # Only the name of a timm entry tells which of the two GELUs it has.
     "timm-siglip": (of_timm, lambda: timm_siglip("vit_base_patch16_siglip_224", False, **TIMM_ODD), torch.float32, [(98, 98)]),
     "timm-siglip-tanh": (of_timm, lambda: timm_siglip("vit_so400m_patch16_siglip_256", True, **TIMM_ODD), torch.float32, [(98, 98)]),
 }
@@ -308,13 +308,13 @@ def write_case(folder, case, seed, live):
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model, files = make()
-    randomise(model, generator)
+    randomize(model, generator)
     if live:
-        # Hidden layers of the size that trained ones have: near zero the GELUs are all alike.
+        # Hidden values as large as trained ones, because all GELUs are alike near zero.
         for name, parameter in model.named_parameters():
             if re.search(r"(fc1|c_fc|up_proj)[a-z_]*\.weight$", name):
                 parameter.mul_(6)
-    # The file's type rounds; what is expected is computed from the rounded values.
+    # The file's type rounds, so the expected values are computed from rounded weights.
     model.to(dtype)
     if compute is of_transformers:
         model.save_pretrained(folder)
@@ -322,13 +322,13 @@ def write_case(folder, case, seed, live):
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, folder / "model.safetensors")
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    # Into a model of its own: the file's type shall not round what no file holds, such as rotary frequencies.
+    # Loaded into a new model, so that values outside of the file, such as rotary frequencies, are not rounded.
     rounded = model.state_dict()
     model = make()[0].eval()
     model.load_state_dict({name: t.float() for name, t in rounded.items()})
     flat = json.dumps(files)
-    normalisation = next(n for n in (CLIP, IMAGENET, HALF) if json.dumps(n["image_mean"]) in flat and json.dumps(n["image_std"]) in flat)
-    mean, std = (torch.tensor(normalisation[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
+    normalization = next(n for n in (CLIP, IMAGENET, HALF) if json.dumps(n["image_mean"]) in flat and json.dumps(n["image_std"]) in flat)
+    mean, std = (torch.tensor(normalization[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     for i, (height, width) in enumerate(sizes):
         pixels = random_pixels(generator, 2 if i == 0 else 1, height, width)
         result = compute(model, (pixels.float() / 255 - mean) / std)

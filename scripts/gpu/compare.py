@@ -19,7 +19,7 @@ def relative(found, expected):
 
 
 def column(cache, teacher, name):
-    """All rows of a column of a teacher as numbers."""
+    """All rows of a column of a teacher as floats."""
     codec = json.loads((cache / "teachers" / teacher / "teacher.json").read_text())["codec"]
     dtype = "<f2" if name == "cls_attn" else SIZES[codec]
     parts = sorted((cache / "teachers" / teacher).glob("part-*.parquet"))
@@ -88,8 +88,8 @@ def losses(a, b):
 def first_steps(a, b):
     """(largest relative difference of a loss, of a gradient, that gradient's name) of two runs of one step.
 
-    The first moment after one step is a tenth of the gradient, and the learning rate of that step is 0. A gradient that is tiny beside
-    the others (a bias that a softmax cancels, for example) is all rounding; its difference is taken relative to a thousandth of the largest.
+    The first moment after one step is a tenth of the gradient, and the learning rate of that step is 0. A gradient that is tiny compared
+    with the others (for example of a bias that a softmax cancels) is only rounding; its difference is relative to a thousandth of the largest.
     """
     moments = [load_file(checkpoint(run) / "optimizer.safetensors") for run in (a, b)]
     names = [name for name in moments[0] if name.startswith("exp_avg.")]

@@ -1,4 +1,4 @@
-"""What the card can do: copies and plain products, and the products and attentions of a ViT-B MR-MAE step one by one."""
+"""Measures the card: copies and plain matmuls, and the matmuls and attentions of a ViT-B MR-MAE step one by one."""
 
 import statistics
 
@@ -45,7 +45,7 @@ def products(tokens, dim):
 def step(batch=256):
     """Yields (what, value, unit) of the products and attentions of one step of a ViT-B, 49 of 196 patches visible."""
     total = flop = weights = weights_bf16 = 0.0
-    # As the programs have it: the parts of a long sum are added in f32.
+    # As in the programs, the parts of a long sum are added in f32.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     encoder, decoder = batch * 50, batch * 197
     shapes = [(shape, 12) for shape in products(encoder, 768)] + [(shape, 8) for shape in products(decoder, 512)]

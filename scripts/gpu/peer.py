@@ -39,7 +39,7 @@ def rate(args, teachers, fusion, compiled):
         if args.device == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
-        # Several steps for each time, so that the host may run ahead as it does in training.
+        # Times several steps together, so that the host may run ahead as in training.
         for _ in range(1 if args.tiny else 3):
             with torch.autocast(args.device, torch.bfloat16, enabled=not args.tiny):
                 loss = step_model(pixels, noise, targets)
@@ -71,7 +71,7 @@ def main():
         ("MR-MAE, two teachers", {"clip": width, "dino": width}, (3, 7)),
     ):
         for compiled in (False, True):
-            # The two extremes are enough of the compiled ones: compiling takes half a minute each.
+            # Compiling takes half a minute, so only the two extremes are compiled.
             if compiled and (args.tiny or name.endswith("one teacher")):
                 continue
             what = f"PyTorch {name}, {'compiled' if compiled else 'eager'}"

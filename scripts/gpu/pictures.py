@@ -1,4 +1,4 @@
-"""Pictures for the GPU check: photographs scaled down to travel, or drawn ones where there are none.
+"""Pictures for the GPU check: photographs, scaled down, or drawn pictures.
 
     scripts/gpu/pictures.py SOURCE OUT [--count 400]
 

@@ -18,12 +18,12 @@ const PATTERNS: [Pattern; 5] = [
 
 /// How often each pattern is there, by crate and folder. A count may only become smaller; when it does, this list is lowered with it.
 const ALLOWED: [(&str, [usize; PATTERNS.len()]); 11] = [
-    (".", [0, 1, 0, 0, 5]),
-    ("assets", [0, 0, 1, 0, 0]),
+    (".", [0, 1, 0, 0, 4]),
+    ("assets", [0, 0, 0, 0, 0]),
     ("docs", [0, 0, 0, 0, 1]),
     ("images", [0, 0, 0, 0, 1]),
     ("models", [11, 24, 3, 4, 130]),
-    ("pipeline", [7, 2, 0, 3, 8]),
+    ("pipeline", [6, 2, 0, 3, 7]),
     ("program", [0, 0, 0, 0, 0]),
     ("schemas", [4, 3, 1, 3, 10]),
     ("tests", [0, 0, 0, 0, 0]),

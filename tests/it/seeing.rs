@@ -172,7 +172,7 @@ fn a_browser_shows_the_report() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let dom = browse(&["--dump-dom".to_owned()]);
-    for words in ["<h2>Overview</h2>", "<h2>Curves</h2>", "<h2>Pictures</h2>", "mimic.clip"] {
+    for words in ["<h2>Overview</h2>", "<h2>Curves</h2>", "<h2>Pictures</h2>", "mimic.clip", "<canvas"] {
         assert!(dom.contains(words), "the page lacks {words}");
     }
     let picture = dir.path().join("page.png");

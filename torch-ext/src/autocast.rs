@@ -50,11 +50,6 @@ impl Autocast {
         ffi::check("autocast", code).expect("autocast exists for the CPU and CUDA");
         Self { device_type, was_enabled, was_dtype, not_send: PhantomData }
     }
-
-    /// [`Autocast::bf16`] if `on`, else nothing: `let _scope = Autocast::bf16_if(precision == Bf16, device);`
-    pub fn bf16_if(on: bool, device: Device) -> Option<Self> {
-        on.then(|| Self::bf16(device))
-    }
 }
 
 impl Drop for Autocast {

@@ -20,7 +20,7 @@ use crate::memory::keep_freed_memory;
 ///
 /// # Errors
 /// [`Error::NoCudaLibrary`] if it or one of its own libraries is missing, as on most machines without a GPU.
-pub fn load_cuda() -> Result<()> {
+pub(crate) fn load_cuda() -> Result<()> {
     static LOADED: OnceLock<Result<(), (String, String)>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
         let mut path = [0u8; 4096];

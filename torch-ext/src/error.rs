@@ -34,7 +34,7 @@ pub enum Error {
     NoCudaLibrary {
         /// The file that was tried.
         path: String,
-        /// What the dynamic linker said.
+        /// The dynamic linker's message.
         reason: String,
         /// Whether the system has a device of an NVIDIA driver.
         gpu_seen: bool,

@@ -21,7 +21,7 @@
 //!
 //! With the feature `doc-only` nothing is compiled or linked: the workspace type-checks on a machine without libtorch.
 
-#![allow(unsafe_code, reason = "this is the crate that holds it")]
+#![allow(unsafe_code, reason = "all unsafe code is in this crate")]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod adamw;
@@ -42,7 +42,7 @@ pub mod threads;
 pub use adamw::{AdamWConfig, FusedAdamW};
 pub use autocast::Autocast;
 pub use checkpoint::checkpoint;
-pub use device::{allow_tf32, describe, device_name, load_cuda, resolve_device, set_deterministic};
+pub use device::{allow_tf32, describe, device_name, resolve_device, set_deterministic};
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use event::Event;

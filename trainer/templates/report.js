@@ -9,6 +9,8 @@ const HEIGHT = 240;
 
 // As the classes d0 to d3 of the style sheet.
 const DASHES = [[], [7, 4], [1.5, 4], [8, 3, 1.5, 3]];
+// The borders of their markers below a plot.
+const BORDERS = ["solid", "dashed", "dotted", "double"];
 
 const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -30,13 +32,15 @@ function nearest(plot, series, at) {
   return at;
 }
 
+const dashOf = run => Math.floor(run / 7) % DASHES.length;
+
 function draw(chart, box) {
   const ticks = (plot, splits, axis, space, step) => splits.map(value => tick(value, step));
   const axis = { stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false }, values: ticks, font: "12px system-ui, sans-serif" };
   const series = chart.curves.map(({ run, x }) => ({
     label: runs[run],
     stroke: style(`--c${run % 7}`),
-    dash: DASHES[Math.floor(run / 7) % 4],
+    dash: DASHES[dashOf(run)],
     width: 1.8,
     // One point has no line.
     points: { show: x.length === 1, size: 5 },
@@ -47,8 +51,9 @@ function draw(chart, box) {
     height: HEIGHT,
     scales: { x: { time: false } },
     axes: [{ ...axis, label: "step", labelSize: 20, size: 28, labelFont: axis.font }, { ...axis, size: 62 }],
+    legend: { markers: { dash: (plot, series) => BORDERS[dashOf(chart.curves[series - 1].run)] } },
     series: [{ label: "step", value: (plot, step) => (step == null ? "–" : step) }, ...series],
-    cursor: { sync: { key: "step" }, drag: { x: true, y: true, uni: 24 }, dataIdx: nearest, points: { size: 6 } },
+    cursor: { y: false, sync: { key: "step" }, drag: { x: true, y: true, uni: 24 }, dataIdx: nearest, points: { size: 6 } },
   };
   return new uPlot(options, uPlot.join(chart.curves.map(({ x, y }) => [x, y])), box);
 }

@@ -111,7 +111,7 @@ pub(super) fn sharpness(img: &RgbImage, factor: f64) -> RgbImage {
     blend(smooth(img).data.into_iter(), img, factor)
 }
 
-/// `img.filter(ImageFilter.SMOOTH)`: (1 1 1, 1 5 1, 1 1 1) / 13 in f32; the border stays as it is.
+/// `img.filter(ImageFilter.SMOOTH)`: (1 1 1, 1 5 1, 1 1 1) / 13 in f32; the border is unchanged.
 fn smooth(img: &RgbImage) -> RgbImage {
     const EDGE: f32 = 1.0 / 13.0;
     const CENTER: f32 = 5.0 / 13.0;

@@ -4,11 +4,11 @@
 
 /// Extensions of the formats that [`decode()`](super::decode()) reads, in lower case. They only select files: the bytes
 /// decide the format.
-pub const READABLE_EXTENSIONS: [&str; 15] =
+pub(crate) const READABLE_EXTENSIONS: [&str; 15] =
     ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
 /// Extensions of picture formats that are not read, in lower case, with the name of the format.
-pub const UNREADABLE_EXTENSIONS: [(&str, &str); 91] = [
+pub(crate) const UNREADABLE_EXTENSIONS: [(&str, &str); 91] = [
     ("heic", "HEIC"),
     ("heif", "HEIC"),
     ("hif", "HEIC"),
@@ -103,20 +103,20 @@ pub const UNREADABLE_EXTENSIONS: [(&str, &str); 91] = [
 ];
 
 /// First bytes of a file that [`picture_format`] looks at.
-pub const SNIFF_BYTES: usize = 132;
+pub(crate) const SNIFF_BYTES: usize = 132;
 
 /// A picture format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PictureFormat {
+pub(crate) struct PictureFormat {
     /// The format's name, `JPEG` or `HEIC`.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Whether [`decode()`](super::decode()) reads it.
-    pub is_read: bool,
+    pub(crate) is_read: bool,
 }
 
 /// The format of the picture whose file begins with `start`, the first [`SNIFF_BYTES`] or all of a shorter file. `None` for a file
 /// that is not a picture of a known format.
-pub fn picture_format(start: &[u8]) -> Option<PictureFormat> {
+pub(crate) fn picture_format(start: &[u8]) -> Option<PictureFormat> {
     if let Some(name) = unread(start) {
         return Some(PictureFormat { name, is_read: false });
     }

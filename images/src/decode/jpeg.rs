@@ -72,7 +72,7 @@ fn header_segments(bytes: &[u8]) -> Option<Vec<Segment<'_>>> {
     let mut segments = Vec::new();
     let mut rest = bytes.get(2..)?;
     loop {
-        // A marker is any number of 0xFF and a byte that is neither 0xFF nor 0; decoders pass over what stands before it.
+        // A marker is any number of 0xFF and a byte that is neither 0xFF nor 0; decoders skip the bytes before it.
         let start = rest.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xFF))?;
         let marker = rest[start + 1];
         if matches!(marker, START_OF_SCAN | END_OF_IMAGE) {

@@ -147,7 +147,7 @@ fn plain(data: &[u8], count: usize, white: u16) -> Result<Vec<u16>, DecodeError>
     Err(truncated(format!("{} samples of {count}", values.len())))
 }
 
-/// Digits may stand without spaces between them. 1 is black.
+/// Digits need no spaces between them. 1 is black.
 fn plain_bits(data: &[u8], count: usize) -> Result<Vec<u8>, DecodeError> {
     let mut levels = Vec::new();
     for byte in without_comments(data).filter(|&byte| !is_space(byte)) {

@@ -116,7 +116,7 @@ fn errors_say_what_and_what_next() {
         message("text.jpg"),
         "not an image of a known format: it starts with 3c 68 74 6d 6c 3e 34 30; JPEG, PNG, WebP, GIF, BMP, TIFF and PNM (PPM, PGM, PBM) are read"
     );
-    assert!(message("empty").contains("it starts with nothing, being empty"));
+    assert!(message("empty").contains("it starts with nothing (the file is empty)"));
     assert!(message("truncated.jpg").starts_with("JPEG file is truncated: "));
     assert!(message("damaged.png").starts_with("PNG file is corrupt: "));
     assert!(message("float.tif").ends_with("; convert it to 8-bit RGB"));

@@ -49,7 +49,7 @@ impl Findings {
     }
 
     /// The skipped pictures by reason, in one line: `3: 2 HEIC is not supported, 1 hidden file`. Empty if there are none.
-    pub fn skipped_line(&self) -> String {
+    pub(crate) fn skipped_line(&self) -> String {
         if self.skipped.is_empty() {
             return String::new();
         }

@@ -232,13 +232,13 @@ impl Opening<'_> {
         match (&columns.label, like_labels.first()) {
             (_, None) => {}
             (Some(label), Some(other)) => self.findings.note(format!(
-                "labels are read from the column `{}` and not from {}; {} behind the source takes the other",
+                "labels are read from the column `{}` and not from {}; {} after the source takes the other",
                 label.name,
                 list(like_labels),
                 choice(other)
             )),
             (None, Some(first)) => self.findings.note(format!(
-                "no column is read as labels; {} behind the source takes that column, and these could be classes by their type: {}",
+                "no column is read as labels; {} after the source takes that column, and these could be classes by their type: {}",
                 choice(first),
                 list(like_labels)
             )),

@@ -98,7 +98,7 @@ fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, Source
         }
     }
     if splits.is_choice() {
-        findings.note(format!("takes the files of several splits as one data set: {}", splits.list("file")));
+        findings.note(format!("reads the files of several splits as one data set: {}", splits.list("file")));
     }
     shards(spec, paths)
 }
@@ -110,7 +110,7 @@ fn split_of(path: &Path) -> Option<String> {
     splits::of_shard(name).or_else(|| of_parent().map(str::to_owned))
 }
 
-/// A folder of nothing but files, with shards and no images among them, is a folder of shards.
+/// A folder of files without subfolders that has shards and no images is a folder of shards.
 fn resolve_folder(root: &Path, findings: &mut Findings) -> Result<Resolved, SourceError> {
     let (mut tars, mut tables, mut is_image_folder) = (Vec::new(), Vec::new(), false);
     let (mut beside, mut hidden_folders) = (Vec::new(), Vec::new());

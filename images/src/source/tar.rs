@@ -279,17 +279,17 @@ impl Opening<'_> {
         let passed = list(self.passed.keys());
         self.findings.note(match self.used.is_empty() {
             true => format!(
-                "no member is read as a label (.cls, .class or .label of an image's name); `::label={choice}` behind the source takes {first}, \
+                "no member is read as a label (.cls, .class or .label of an image's name); `::label={choice}` after the source takes {first}, \
                  and these hold a number or a word: {passed}"
             ),
             false => format!(
-                "labels are read from {} and not from {passed}; `::label={choice}` behind the source takes {first} instead",
+                "labels are read from {} and not from {passed}; `::label={choice}` after the source takes {first} instead",
                 list(self.used.keys())
             ),
         });
     }
 
-    /// For every image its key in the shard, or nothing for a further image of a sample.
+    /// The key in the shard for every image, `None` for a further image of a sample.
     fn keys_of_samples<'i>(
         &mut self,
         path: &Path,
@@ -328,7 +328,7 @@ impl Opening<'_> {
             .collect();
         if let Some(field) = skipped_field {
             self.findings.note(format!(
-                "samples have further images, such as {field}, which are skipped; `::*{field}` behind the source takes these instead, `::*` all"
+                "samples have further images, such as {field}, which are skipped; `::*{field}` after the source takes these instead, `::*` all"
             ));
         }
         Ok(keys)
@@ -341,10 +341,7 @@ impl Opening<'_> {
         if file.read_exact_at(&mut start, 0).is_ok() && !is_header(&start) {
             return Err(SourceError::CorruptTar {
                 path: path.to_path_buf(),
-                detail: format!(
-                    "it does not begin with a header, so it is something else under that name{}",
-                    compression(&start)
-                ),
+                detail: format!("it does not begin with a tar header, so it is not a tar file{}", compression(&start)),
             });
         }
         let mut end = 0;
@@ -360,14 +357,14 @@ impl Opening<'_> {
                         Behind::Members { junk } => Err(SourceError::CorruptTar {
                             path: path.to_path_buf(),
                             detail: format!(
-                                "bytes {} to {} are no tar archive, and members follow. Take the file apart, or pack it again",
+                                "bytes {} to {} are not a tar archive, and members follow. Split the file, or pack it again",
                                 junk.start, junk.end
                             ),
                         }),
                         Behind::Archive => Err(malformed(path, file_len, end, error)),
                         Behind::Junk { at } => {
                             self.findings.note(format!(
-                                "{shard}: the {} bytes behind the end of the archive, from byte {at} on, are no tar archive and are not read",
+                                "{shard}: the {} bytes after the end of the archive, from byte {at} on, are not a tar archive and are not read",
                                 file_len - at
                             ));
                             Ok(())
@@ -493,7 +490,7 @@ impl Opening<'_> {
             if rank > 0 {
                 let field = &member[stem.len()..];
                 self.findings.note(format!(
-                    "members {field} are not read as labels where they hold neither a whole number nor a name in one line"
+                    "members {field} are not read as labels if they hold neither a whole number nor a name in one line"
                 ));
                 return Ok(());
             }

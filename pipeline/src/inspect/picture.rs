@@ -24,11 +24,11 @@ use super::pixels::crops;
 use super::rows::{Chosen, for_each_feature};
 use text::{CAPITAL, SPACE, shorten};
 
-/// Rows on a sheet at most.
+/// Largest number of rows on a sheet.
 const MAX_ROWS: usize = 64;
 
-/// Values of all teachers' tokens on a sheet at most: 2 GiB of f32. Sixty-four rows of 1024 tokens of 1024 channels
-/// are an eighth of it.
+/// Largest number of values of all teachers' tokens on a sheet: 2 GiB of f32. Sixty-four rows of 1024 tokens of 1024 channels
+/// need an eighth of it.
 const MAX_VALUES: usize = 1 << 29;
 
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
@@ -37,29 +37,29 @@ const FADED: Rgb<u8> = Rgb([120, 124, 134]);
 const EMPTY: Rgb<u8> = Rgb([240, 241, 244]);
 const RULE: Rgb<u8> = Rgb([222, 224, 230]);
 
-/// Around the sheet.
+/// Margin around the sheet.
 const MARGIN: u32 = 28;
-/// Between panels, and between teachers.
+/// Gaps between panels, and between teachers.
 const GAP: u32 = 8;
 const GROUP_GAP: u32 = 28;
-/// A line of text with its space.
+/// Height of a line of text with its spacing.
 const LINE: u32 = CAPITAL + 12;
-/// Between rows of panels.
+/// Gap between rows of panels.
 const ROW_GAP: u32 = 20;
-/// Between the titles and the first row.
+/// Gap between the titles and the first row.
 const HEADER_GAP: u32 = 16;
-/// Panels of a teacher.
+/// Number of panels of a teacher.
 const PANELS: u32 = 3;
 
-/// What the JSON output says of the picture.
+/// The picture in the JSON output.
 #[derive(Debug, Serialize)]
 pub(super) struct Picture {
     /// The file.
     path: String,
-    /// Its size in pixels.
+    /// Width in pixels.
     width: u32,
     height: u32,
-    /// Side in pixels of a panel.
+    /// Size of a panel in pixels.
     panel: u32,
     /// Left edge of the crops.
     crop_left: u32,
@@ -85,7 +85,7 @@ struct PictureTeacher {
 }
 
 impl Picture {
-    /// What was drawn, in a line.
+    /// The content in a line of text.
     pub(super) fn summary(&self) -> String {
         let rows: Vec<_> = self.rows.iter().map(|row| format!("{}/{}", row.sample_id, row.view)).collect();
         let teachers: Vec<_> = self.teachers.keys().map(TeacherId::as_str).collect();
@@ -100,12 +100,12 @@ impl Picture {
     }
 }
 
-/// What a teacher's columns show.
+/// The columns of a teacher.
 struct Column {
     id: TeacherId,
     grid: usize,
     width: usize,
-    /// Per row of the sheet that the teacher has features of: tokens, then attention.
+    /// Tokens by row of the sheet, for rows whose features are built; likewise the attention.
     tokens: BTreeMap<usize, Vec<f32>>,
     attention: BTreeMap<usize, Vec<f32>>,
     colors: BTreeMap<usize, Vec<[f32; COMPONENTS]>>,
@@ -221,8 +221,8 @@ fn read_columns(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<Vec<Column>>
     Ok(columns.into_values().collect())
 }
 
-/// Side of a panel: the multiple of the first grid, so that its patches are all alike, that is nearest to the one asked for, or to
-/// one that leaves room for many teachers.
+/// Size of a panel: the multiple of the first grid that is nearest to the requested size, or to a default that leaves room for many
+/// teachers. So all patches have the same size.
 fn panel_side(asked: Option<u32>, columns: &[Column]) -> u32 {
     let wanted = asked.unwrap_or(if columns.len() <= 2 { 224 } else { 176 });
     let Some(grid) = columns.first().and_then(|c| u32::try_from(c.grid).ok()) else {
@@ -263,7 +263,7 @@ fn draw_header(cache: &Cache, columns: &[Column], panel: u32, sheet: &mut RgbIma
         let shares = column.explained.map(|share| format!("{:.0}", 100.0 * share));
         let components = format!("PCA {}%", shares.join("+"));
         let titles_of = [[components.as_str(), "PCA"], ["CLS attention", "attention"], ["75 % masked", "75% mask"]];
-        // All long or all short, whichever leaves space between them.
+        // All long or all short, so that there is space between them.
         let room = panel.saturating_sub(SPACE);
         let long = titles_of.iter().all(|[long, _]| text::width(long) <= room);
         for (i, title) in titles_of.into_iter().enumerate() {
@@ -282,7 +282,7 @@ fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, sheet: &mut RgbImage) 
     if let Some(label) = sample.label {
         let name = usize::try_from(label).ok().and_then(|label| cache.identity().label_names.get(label));
         about += &match name {
-            // A key of class folders begins with the class.
+            // A key in class folders already begins with the class.
             Some(name) if sample.key.starts_with(&format!("{name}/")) => String::new(),
             Some(name) => format!(", {name}"),
             None => format!(", label {label}"),
@@ -296,7 +296,7 @@ fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, sheet: &mut RgbImage) 
 }
 
 impl Column {
-    /// Finds the colors of all rows together.
+    /// Computes the colors of all rows together.
     fn color(&mut self) -> anyhow::Result<()> {
         let tokens = std::mem::take(&mut self.tokens);
         if tokens.is_empty() {
@@ -342,7 +342,7 @@ impl Column {
     }
 }
 
-/// The colors of heat between the two values that they stand for; evenly spaced in value.
+/// A color bar between 0 and `highest`, linear in value.
 fn draw_scale(left: u32, top: u32, width: u32, highest: f32, sheet: &mut RgbImage) {
     let most = if highest >= 0.0995 { format!("{highest:.2}") } else { format!("{highest:.3}") };
     let from = left + text::width("0") + 8;

@@ -11,8 +11,8 @@ use schemas::{Cache, ContentHash, Pack, SampleRow};
 
 use super::rows::Chosen;
 
-/// What each chosen view shows, `size` x `size` pixels: crop, resampling and flip as in training. An image packed in the cache
-/// is preferred, since the crop's box is in its pixels; the others are looked for in `source` by the hash of their bytes.
+/// The crops of the chosen views, `size` x `size` pixels: cropped, resampled and flipped as in training. An image packed in the cache
+/// is preferred, because the crop's box refers to its pixels; the others are found in `source` by the hash of their bytes.
 pub(super) fn crops(
     cache: &Cache,
     chosen: &[Chosen],
@@ -91,8 +91,8 @@ fn packed_images(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<BTreeMap<u6
     Ok(packed)
 }
 
-/// The bytes of the wanted images. An image has nearly always kept its key or its place, so these are tried first; for what is
-/// then missing, the whole source is read.
+/// The bytes of the wanted images. An image nearly always has the same key or number, so these are tried first; the whole source is
+/// read for those that are still missing.
 fn find(spec: &str, wanted: &BTreeMap<ContentHash, &SampleRow>) -> anyhow::Result<BTreeMap<ContentHash, Vec<u8>>> {
     let source = ImageSource::open(spec)?;
     let mut found = BTreeMap::new();
@@ -120,7 +120,7 @@ fn find(spec: &str, wanted: &BTreeMap<ContentHash, &SampleRow>) -> anyhow::Resul
     Ok(found)
 }
 
-/// Reads the source from its beginning until every wanted image is found.
+/// Reads the source from the beginning until every wanted image is found.
 fn search(
     source: &ImageSource,
     wanted: &BTreeMap<ContentHash, &SampleRow>,
@@ -129,7 +129,7 @@ fn search(
     tracing::info!(
         missing = wanted.len() - found.len(),
         of = source.len(),
-        "images have other names and places than in the cache: searching the source by content"
+        "images have other names and numbers than in the cache: searching the source by content"
     );
     let bar = terminal::bars().add(ProgressBar::new(source.len() as u64));
     bar.set_style(
@@ -150,7 +150,7 @@ fn search(
                     found.insert(hash, bytes);
                 }
             }
-            // It may be any of the images that the cache rejected.
+            // The cache probably rejected this image.
             Err(e) if e.is_bad_record() => {}
             Err(e) => return Err(e.into()),
         }

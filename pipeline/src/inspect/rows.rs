@@ -1,4 +1,4 @@
-//! Which rows are shown, and the features that belong to them.
+//! Chooses rows and reads their features.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,20 +7,20 @@ use schemas::{Cache, SampleRow, TeacherId, TeacherIdentity, TeacherPart, Teacher
 
 use crate::cli::SampleRange;
 
-/// Samples that one call shows at most: more is a dump, for which any Parquet reader is the better tool.
+/// Largest number of samples of one call. For more, any Parquet reader is the better tool.
 const MAX_SAMPLES: u64 = 10_000;
 
-/// A (sample, view) to be shown.
+/// A chosen (sample, view).
 #[derive(Debug)]
 pub(super) struct Chosen {
-    /// Its part, and its row there.
+    /// The part, and the row in it.
     pub(super) part: u32,
     pub(super) row: usize,
     pub(super) sample: SampleRow,
 }
 
-/// The views asked for, of all samples asked for; ascending, each once. Without `view`, all views. A rejected image is an error
-/// where its number was given, and passed by in a range of numbers.
+/// The requested views of the requested samples, ascending, each once. Without `view`, all views. A rejected image is an error
+/// if it was named by itself, and skipped in a range.
 pub(super) fn choose(cache: &Cache, ranges: &[SampleRange], view: Option<u16>) -> anyhow::Result<Vec<Chosen>> {
     let plan = cache.identity().plan;
     check_view(cache, view)?;
@@ -66,8 +66,8 @@ pub(super) fn choose(cache: &Cache, ranges: &[SampleRange], view: Option<u16>) -
     Ok(chosen)
 }
 
-/// For who names no sample: the first usable one of the first committed part, the middle one of the middle part and the last
-/// one of the last part; fewer where these are one. Of each, one view.
+/// The default choice, with one view each: the first usable sample of the first committed part, the middle one of the middle part and the
+/// last one of the last part; fewer if these coincide.
 pub(super) fn first_middle_last(cache: &Cache, view: Option<u16>) -> anyhow::Result<Vec<Chosen>> {
     check_view(cache, view)?;
     let view = view.unwrap_or(0);
@@ -104,14 +104,14 @@ fn check_view(cache: &Cache, view: Option<u16>) -> anyhow::Result<()> {
     }
 }
 
-/// The rows of a part that are wanted.
+/// The wanted rows of a part.
 fn part_rows(cache: &Cache, part: u32, wanted: impl Fn(&SampleRow) -> bool) -> anyhow::Result<Vec<Chosen>> {
     let rows = cache.samples(part)?.into_iter().enumerate();
     Ok(rows.filter(|(_, sample)| wanted(sample)).map(|(row, sample)| Chosen { part, row, sample }).collect())
 }
 
 /// Reads the features of the chosen rows, checks that they belong to them, and hands each to `visit` with the position of its row
-/// in `chosen`. A teacher whose part is not committed is passed by.
+/// in `chosen`. A teacher whose part is not committed is skipped.
 pub(super) fn for_each_feature(
     cache: &Cache,
     chosen: &[Chosen],

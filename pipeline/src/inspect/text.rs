@@ -1,12 +1,14 @@
-//! The overview in words.
+//! The overview as text.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use indicatif::DecimalBytes;
+use program::table::{Left, Right, indented, table};
 use program::words::count;
-use schemas::ViewPolicy;
+use schemas::{TeacherId, ViewPolicy};
 
-use super::{Files, Overview, TeacherOverview};
+use super::{FeatureView, Files, Overview, TeacherOverview};
 
 pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Result<()> {
     let Overview { identity, parts, samples, .. } = overview;
@@ -83,16 +85,29 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
         )?;
         let flip = if row.flip { ", flipped" } else { "" };
         writeln!(out, "  crop      {w} x {h} at ({x}, {y}) of {} x {}{flip}", row.width, row.height)?;
-        for (id, f) in &row.teachers {
-            let ([peak_row, peak_column], weight) = f.cls_attn_peak;
-            writeln!(
-                out,
-                "  {id:<9} [{}, {}] mean {:.4} std {:.4} min {:.3} max {:.3}; cls norm {:.3}; attends most to patch ({peak_row}, {peak_column}): {weight:.4}",
-                f.shape[0], f.shape[1], f.mean, f.std, f.min, f.max, f.cls_norm
-            )?;
-        }
+        write!(out, "{}", indented(&features(&row.teachers)))?;
     }
     Ok(())
+}
+
+/// A line for each teacher.
+fn features(teachers: &BTreeMap<TeacherId, FeatureView>) -> String {
+    let row = |(id, f): (&TeacherId, &FeatureView)| {
+        let ([row, column], weight) = f.cls_attn_peak;
+        [
+            id.to_string(),
+            format!("{} x {}", f.shape[0], f.shape[1]),
+            format!("{:.4}", f.mean),
+            format!("{:.4}", f.std),
+            format!("{:.3}", f.min),
+            format!("{:.3}", f.max),
+            format!("{:.3}", f.cls_norm),
+            format!("{weight:.4} at ({row}, {column})"),
+        ]
+    };
+    let titles = ["teacher", "tokens", "mean", "std", "min", "max", "cls norm", "largest attention of CLS"];
+    let align = [Left, Right, Right, Right, Right, Right, Right, Left];
+    table(titles, align, teachers.iter().map(row).collect())
 }
 
 fn policy(policy: &ViewPolicy) -> String {

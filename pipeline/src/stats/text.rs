@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use indicatif::DecimalBytes;
-use program::table::{Left, Right, percent, table};
+use program::table::{Left, Right, indented, percent, table};
 use program::words::{count, grouped};
 
 use super::bytes::ColumnBytes;
@@ -87,7 +87,7 @@ fn print_features(features: &Features, grid: usize, out: &mut dyn Write) -> std:
     };
     let titles = [&format!("mean attention, @ = {highest:.4}"), &title[..]];
     let rows = mean.into_iter().zip(outliers).map(|(mean, outliers)| [mean, outliers]).collect();
-    write_indented(&table(titles, [Left; 2], rows), out)
+    write!(out, "{}", indented(&table(titles, [Left; 2], rows)))
 }
 
 fn print_channels(features: &Features, out: &mut dyn Write) -> std::io::Result<()> {
@@ -115,7 +115,7 @@ fn print_channels(features: &Features, out: &mut dyn Write) -> std::io::Result<(
             percent(median(&channels.share)),
         ]);
     }
-    write_indented(&table(["channel", "mean", "std", "min", "max", "squared norm"], [Right; 6], rows), out)
+    write!(out, "{}", indented(&table(["channel", "mean", "std", "min", "max", "squared norm"], [Right; 6], rows)))
 }
 
 fn print_distributions(features: &Features, out: &mut dyn Write) -> std::io::Result<()> {
@@ -134,7 +134,7 @@ fn print_distributions(features: &Features, out: &mut dyn Write) -> std::io::Res
     let titles = ["", "mean", "std", "min", "1 %", "25 %", "50 %", "75 %", "99 %", "max"];
     let mut align = [Right; 10];
     align[0] = Left;
-    write_indented(&table(titles, align, rows.into()), out)
+    write!(out, "{}", indented(&table(titles, align, rows.into())))
 }
 
 fn print_bytes(stats: &TeacherStats, out: &mut dyn Write) -> std::io::Result<()> {
@@ -160,13 +160,9 @@ fn print_bytes(stats: &TeacherStats, out: &mut dyn Write) -> std::io::Result<()>
         };
         let titles = ["column", "stored", "encoded", "as f32", "f32 / stored"];
         let align = [Left, Right, Right, Right, Right];
-        write_indented(&table(titles, align, bytes.columns.iter().map(row).collect()), out)?;
+        write!(out, "{}", indented(&table(titles, align, bytes.columns.iter().map(row).collect())))?;
     }
     writeln!(out, "  codec error     {}", stats.codec_error.text())
-}
-
-fn write_indented(lines: &str, out: &mut dyn Write) -> std::io::Result<()> {
-    lines.lines().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
 /// The lower of the two middle values, where there are two.

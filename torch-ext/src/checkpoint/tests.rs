@@ -26,7 +26,7 @@ fn run(checkpointed: bool, bf16: bool, rounds: usize) -> (Vec<Tensor>, Tensor) {
     let mut result = Tensor::new();
     for _ in 0..rounds {
         let y = {
-            let _scope = Autocast::bf16_if(bf16, Device::Cpu);
+            let _scope = bf16.then(|| Autocast::bf16(Device::Cpu));
             let mut x = &input * 1.0;
             for [weight, bias] in &weights {
                 let (weight, bias) = (weight.shallow_clone(), bias.shallow_clone());

@@ -17,6 +17,7 @@ use models::flops::Flops;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;
+use program::table::{Left, Right, table};
 use schemas::Cache;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
@@ -187,20 +188,23 @@ fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()>
             loader.peak_memory_bytes as f64 / 1e9,
         )?;
     }
-    for (precision, s) in &result.steps {
-        writeln!(
-            out,
-            "step {precision:<4}  {:.2} img/s ({:.2} to {:.2})   plain product {:.0} GFLOP/s, floor {:.2} img/s, {:.0} % of it   peak {:.2} GB",
-            s.images_per_s,
-            s.spread[0],
-            s.spread[1],
-            s.product_gflop_per_s,
-            s.floor_images_per_s,
-            100.0 * s.images_per_s / s.floor_images_per_s,
-            s.peak_memory_bytes as f64 / 1e9,
-        )?;
+    if result.steps.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let row = |(precision, s): (&String, &StepFigures)| {
+        [
+            precision.clone(),
+            format!("{:.2}", s.images_per_s),
+            format!("{:.2} to {:.2}", s.spread[0], s.spread[1]),
+            format!("{:.2}", s.floor_images_per_s),
+            format!("{:.0} %", 100.0 * s.images_per_s / s.floor_images_per_s),
+            format!("{:.0}", s.product_gflop_per_s),
+            format!("{:.2}", s.peak_memory_bytes as f64 / 1e9),
+        ]
+    };
+    let titles = ["step", "img/s", "spread", "floor img/s", "of the floor", "matmul GFLOP/s", "peak GB"];
+    let align = [Left, Right, Right, Right, Right, Right, Right];
+    write!(out, "{}", table(titles, align, result.steps.iter().map(row).collect()))
 }
 
 /// Images per second of the loader alone, without training steps: over `batches` batches, or over one epoch. The first batch is not counted.

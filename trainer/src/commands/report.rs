@@ -55,7 +55,7 @@ pub(crate) fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<(
     let nothing: Vec<String> = runs.iter().filter(|run| run.is_empty()).map(|run| format!("{:?}", run.path)).collect();
     ensure!(
         nothing.is_empty(),
-        "{}: nothing of a run is there; give folders that `trainer pretrain` or `trainer finetune` wrote",
+        "{}: nothing of a run was found; give folders that `trainer pretrain` or `trainer finetune` wrote",
         nothing.join(", ")
     );
     let folder = args.out.parent().filter(|path| !path.as_os_str().is_empty());
@@ -63,7 +63,7 @@ pub(crate) fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<(
     let extension = args.out.extension();
     ensure!(
         extension.is_some_and(|found| found.eq_ignore_ascii_case("html") || found.eq_ignore_ascii_case("htm")),
-        "--out {:?}: a page is written, over whatever is there; give a name that ends with .html",
+        "--out {:?}: the report is an HTML page and replaces an existing file; give a name that ends with .html",
         args.out
     );
     let html = render(&runs)?;

@@ -1,9 +1,9 @@
 //! TensorBoard event files: the metrics lines as scalars, and pictures.
 //!
 //! One file per session, `RUN/tb/events.out.tfevents.<seconds>.<host>`, which only grows. It begins with the version and a
-//! `SessionLog.START` at the first step that the session does: TensorBoard then forgets what earlier files say of this step and later ones,
-//! also while it is open, so that no step shows twice after a resume. No file is ever cut or replaced, since a TensorBoard that reads it
-//! would keep the old one open. Format: TensorFlow's `record_writer.cc` (framing) and `event.proto`, `summary.proto` (the few fields
+//! `SessionLog.START` at the session's first step: TensorBoard then drops this step and later ones of earlier files,
+//! also while it is open, so that no step appears twice after a resume. A file is never truncated or replaced, because an open TensorBoard
+//! would keep reading the old one. Format: TensorFlow's `record_writer.cc` (framing) and `event.proto`, `summary.proto` (the few fields
 //! written here); the purge is `_CheckForRestartAndMaybePurge` in TensorBoard's `plugin_event_accumulator.py`.
 
 use std::fs::{self, File, OpenOptions};
@@ -22,7 +22,7 @@ use event::Event;
 
 /// The folder in a run.
 pub(crate) const FOLDER: &str = "tb";
-/// How the name of an event file begins; TensorBoard looks for it.
+/// Prefix of an event file's name, by which TensorBoard finds it.
 const PREFIX: &str = "events.out.tfevents.";
 
 /// The event file of a session, open for appending.
@@ -33,11 +33,11 @@ pub(crate) struct EventLog {
 }
 
 impl EventLog {
-    /// Begins a file for the session of a run that has done `step` steps.
+    /// Creates the file of a session of a run that has done `step` steps.
     pub(crate) fn open(run: &Path, step: u64) -> anyhow::Result<EventLog> {
         let folder = run.join(FOLDER);
         fs::create_dir_all(&folder).with_context(|| format!("{folder:?}: cannot be created"))?;
-        // Readers take the files in the order of their names: after those that are there, whatever the clock says.
+        // Readers sort the files by name, so the new name comes after the existing ones, even if the clock went back.
         let newest = files(&folder)?.last().and_then(|path| seconds_of(path));
         let seconds = newest.map_or(0, |newest| newest + 1).max(now() as u64);
         let path = folder.join(format!("{PREFIX}{seconds:010}.{}", host()));
@@ -45,8 +45,8 @@ impl EventLog {
         let file = file.with_context(|| format!("{path:?}: cannot be created"))?;
         let mut log = EventLog { path, file };
         log.append(&Event::version(now()))?;
-        // A live TensorBoard takes the first START that it meets for a beginning and purges at each later one. Two make this a restart
-        // also where the earlier files have none.
+        // An open TensorBoard takes its first START for the beginning and purges at each later one. Two of them make this a restart
+        // even if the earlier files have none.
         for _ in 0..2 {
             log.append(&Event::start(now(), step + 1))?;
         }
@@ -73,7 +73,7 @@ impl EventLog {
     }
 
     fn append(&mut self, event: &Event) -> anyhow::Result<()> {
-        // In one call: a reader of the growing file sees whole records or a short last one, which it waits for.
+        // In one call, so that a reader of the growing file sees complete records or a short last one, for which it waits.
         self.file
             .write_all(&record::frame(event.encode()))
             .with_context(|| format!("{:?}: cannot be written", self.path))
@@ -94,7 +94,7 @@ fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The seconds in a file's name, which has ten digits of them as TensorFlow's do.
+/// The seconds in a file's name, which are ten digits as in TensorFlow's.
 fn seconds_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_string_lossy();
     let digits = name.strip_prefix(PREFIX)?.split('.').next()?;

@@ -107,7 +107,7 @@ impl Columns {
                 return Err(problem(&match bare.first() {
                     None => expected.to_owned(),
                     Some((_, name)) => format!(
-                        "{expected}. If the bytes of column `{name}` are whole image files, name it behind the source, as in `{}::{name}`",
+                        "{expected}. If the bytes of column `{name}` are whole image files, name it after the source, as in `{}::{name}`",
                         path.display()
                     ),
                 }));
@@ -115,7 +115,7 @@ impl Columns {
             (None, [only]) => *only,
             (None, several) => *by_name(several, &IMAGE_NAMES).ok_or_else(|| {
                 problem(&format!(
-                    "several columns of images, and none of them is called `image` or `img`; name one behind the source, as in `{}::{}`",
+                    "several columns of images, and none of them is called `image` or `img`; name one after the source, as in `{}::{}`",
                     path.display(),
                     several[0].1
                 ))

@@ -36,14 +36,14 @@ fn what_is_no_archive_behind_the_end_is_named() {
     for junk in [&b"not a tar"[..], &b"not a tar".repeat(200), b"\x1f\x8b compressed", &JUNK_BLOCK] {
         let source = open(write(root.path().join("s.tar"), [&a[..], junk].concat())).unwrap();
         assert_eq!(keys(&source), ["s.tar/a"]);
-        let note = format!("s.tar: the {} bytes behind the end of the archive, from byte 2048 on", junk.len());
+        let note = format!("s.tar: the {} bytes after the end of the archive, from byte 2048 on", junk.len());
         assert!(source.findings().notes[0].contains(&note), "{:?}", source.findings().notes);
     }
     // Members behind it would be lost, as would those of an archive that is cut or damaged.
     let b = archive(&[("b.jpg", &[1; 2000])]);
     match open(write(root.path().join("s.tar"), [&a[..], &JUNK_BLOCK, &b].concat())) {
         Err(SourceError::CorruptTar { detail, .. }) => {
-            assert!(detail.contains("bytes 2048 to 2560 are no tar archive, and members follow"), "{detail}")
+            assert!(detail.contains("bytes 2048 to 2560 are not a tar archive, and members follow"), "{detail}")
         }
         other => panic!("{other:?}"),
     }
@@ -53,7 +53,7 @@ fn what_is_no_archive_behind_the_end_is_named() {
             other => panic!("{cut}: {other:?}"),
         }
     }
-    // If the header behind the first archive is damaged, the second archive would be lost in silence.
+    // If the header after the first archive is damaged, the second archive would be lost silently.
     let mut damaged = b;
     damaged[3] ^= 1;
     damaged.extend(archive(&[("c.jpg", b"c")]));

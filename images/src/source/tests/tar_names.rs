@@ -122,7 +122,7 @@ fn masks_beside_an_image_are_skipped_and_named() {
     assert_eq!(keys(&source), ["s.tar/1", "s.tar/2.left", "s.tar/2.seg"]);
     let findings = source.findings();
     assert_eq!(findings.skipped_line(), "2: 2 further image of a sample");
-    assert!(findings.notes[0].contains("`::*.seg.png` behind the source"), "{:?}", findings.notes);
+    assert!(findings.notes[0].contains("`::*.seg.png` after the source"), "{:?}", findings.notes);
 
     let select = |pattern: &str| {
         let source = open(root.path().join(format!("s.tar::{pattern}"))).unwrap();

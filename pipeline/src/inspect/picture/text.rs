@@ -19,7 +19,7 @@ static FONT: LazyLock<PxScaleFont<FontRef>> = LazyLock::new(|| {
     font.into_scaled(LINE)
 });
 
-/// Draws one line with the top of its capitals at `y`. What lies outside of the image is cut off.
+/// Draws one line with the top of its capitals at `y`. Parts outside of the image are cut off.
 pub(super) fn draw(img: &mut RgbImage, x: u32, y: u32, text: &str, color: Rgb<u8>) {
     let mut left = x as f32;
     for c in text.chars() {

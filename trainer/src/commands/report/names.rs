@@ -1,10 +1,10 @@
-//! What runs are called side by side.
+//! Names that distinguish runs.
 
 use std::path::Path;
 
-/// For each path its last component, with as many of those before it as tell it from the others; a number where one path is given twice.
+/// For each path its last component, with as many components before it as distinguish it from the others; a number if a path is given twice.
 pub(super) fn name_apart(paths: &[&Path]) -> Vec<String> {
-    // `..` and links mean what they point to; what does not exist keeps the name that it was given.
+    // `..` and links are resolved; a path that does not exist keeps its name.
     let whole: Vec<Vec<String>> = paths
         .iter()
         .map(|path| {

@@ -1,4 +1,4 @@
-//! What a run folder holds, as far as it can be read.
+//! Reads the content of a run folder as far as possible.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,29 +20,29 @@ const MAX_PICTURE_BYTES: u64 = 64 << 20;
 /// One run.
 #[derive(Debug, Default)]
 pub(super) struct RunData {
-    /// As given.
+    /// The path as given.
     pub(super) path: PathBuf,
     /// A name that differs from the other runs', see [`name_apart`](super::names::name_apart).
     pub(super) name: String,
-    /// Steps of the newest checkpoint.
+    /// Step of the newest checkpoint.
     pub(super) saved: Option<u64>,
-    /// Whether a process trains in it now.
+    /// Whether a process is training in it.
     pub(super) running: bool,
     /// What it trains on, by fact, as recorded in the newest checkpoint.
     pub(super) data: BTreeMap<String, String>,
     /// The recipe's text.
     pub(super) recipe: Option<String>,
-    /// The recipe as dotted names and values.
+    /// The recipe's settings by dotted name.
     pub(super) settings: BTreeMap<String, String>,
-    /// By quantity, (step, value) in order.
+    /// (step, value) in order, by quantity.
     pub(super) series: BTreeMap<String, Vec<(f64, f64)>>,
-    /// Steps that were skipped because something was not finite.
+    /// Number of steps that were skipped because of a non-finite value.
     pub(super) skipped: usize,
     /// `eval/*.json` by file name.
     pub(super) evaluations: BTreeMap<String, Value>,
     /// The newest sheet of pictures.
     pub(super) picture: Option<Picture>,
-    /// What could not be read.
+    /// Messages about missing and damaged files.
     pub(super) problems: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ impl Picture {
 }
 
 impl RunData {
-    /// Reads what is there.
+    /// Reads the files that exist; the others become problems.
     pub(super) fn read(path: &Path) -> RunData {
         let mut run = RunData { path: path.into(), ..RunData::default() };
         if !path.is_dir() {
@@ -221,7 +221,7 @@ impl RunData {
     }
 }
 
-/// The bytes of a PNG that a browser will show.
+/// The bytes of a PNG that a browser can show.
 fn picture(path: &Path) -> Result<Vec<u8>, String> {
     let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
     if size > MAX_PICTURE_BYTES {
@@ -231,7 +231,7 @@ fn picture(path: &Path) -> Result<Vec<u8>, String> {
     if !bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
         return Err("not a PNG".to_owned());
     }
-    // Also bounds its sides.
+    // This also limits its size.
     images::decode(&bytes).map_err(|e| e.to_string())?;
     Ok(bytes)
 }

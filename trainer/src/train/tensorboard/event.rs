@@ -64,7 +64,7 @@ impl Event {
         Event(Event::begin(wall_time, 0).bytes(3, b"brain.Event:2"))
     }
 
-    /// `session_log` = 7 with `status` = 1: START (1). `step` is the first of the session; what is of it or later is out of date.
+    /// `session_log` = 7 with `status` = 1: START (1). `step` is the first of the session; earlier events of this step or later are out of date.
     pub(super) fn start(wall_time: f64, step: u64) -> Event {
         let status = Message::default().uint(1, 1);
         Event(Event::begin(wall_time, step).bytes(7, &status.0))
@@ -97,7 +97,7 @@ impl Event {
 mod tests {
     use super::*;
 
-    /// The bytes that TensorBoard's own protocol buffers make of the same event.
+    /// The bytes are those of TensorBoard's own protocol buffers for the same event.
     #[test]
     fn a_start_is_tensorboards() {
         let expected = [0x09, 0, 0, 0, 0, 0, 0, 0xF0, 0x3F, 0x10, 5, 0x3A, 2, 8, 1];

@@ -4,7 +4,7 @@
 const LENGTH: usize = 8;
 const CHECKSUM: usize = 4;
 
-/// A CRC of data that itself holds CRCs is weak, so TFRecord turns and shifts it.
+/// A CRC of data that contains CRCs is weak, so TFRecord rotates it and adds a constant.
 fn masked(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xA282_EAD8)
 }
