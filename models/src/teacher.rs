@@ -204,13 +204,17 @@ impl Teacher {
     /// the files', a layer that the file lacks, and facts that neither file states and that must not be guessed, such as CLIP's
     /// activation and normalization; [`TeacherOptions`] answers them.
     pub fn load_with(path: &Path, options: &TeacherOptions, device: Device) -> Result<Teacher> {
-        let TowerWeights { config, tensors, layout, sha256, assumed } =
-            TowerWeights::of(&Weights::read(path)?, options)?;
+        Ok(Teacher::new(TowerWeights::of(&Weights::read(path)?, options)?, options.layer, device))
+    }
+
+    /// The teacher that gives the features of `layer` of a tower, on `device`.
+    pub fn new(tower: TowerWeights, layer: Layer, device: Device) -> Teacher {
+        let TowerWeights { config, tensors, layout, sha256, assumed } = tower;
         let projected = config.projection.map(|projection| projection.out_dim);
         let info = TeacherInfo {
             arch: config.arch(),
             layout,
-            layer: options.layer,
+            layer,
             // All sizes were checked to be small and positive, the projection's by comparison with the file's shape.
             patch_size: config.patch_size as u32,
             width: projected.unwrap_or(config.embed_dim) as u32,
@@ -227,7 +231,7 @@ impl Teacher {
         };
         let tensors =
             tensors.into_iter().map(|(name, tensor)| (name, lay_out_weight(&tensor.to_device(device)))).collect();
-        Ok(Teacher::build(info, &config, device, tensors, Bf16Weights::default()))
+        Teacher::build(info, &config, device, tensors, Bf16Weights::default())
     }
 
     /// Another handle on the same weights, for another thread; the weights are not copied, and never written.

@@ -25,15 +25,15 @@ use tracing::info;
 
 use crate::cli::{BenchArgs, BenchPart};
 use crate::data::Problem;
+use crate::data::batch::{MaskInput, Patches};
 use crate::data::images::Images;
 use crate::data::join;
 use crate::data::loader::Loader;
+use crate::data::masking::masking;
 use crate::data::mimic::MimicDataset;
 use crate::data::normalize::Normalize;
 use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, Features, RunTeacher};
-use crate::data::batch::{MaskInput, Patches};
-use crate::data::masking::masking;
 use crate::recipe::{Experiment, MaskKind, Recipe};
 use crate::train::device_speed::{product_side, product_speed};
 use crate::train::optim::Optimizer;
@@ -255,7 +255,9 @@ fn step_speeds(
     let pixels = Tensor::randint(256, [n, size, size, 3], (Kind::Uint8, device));
     let cls_attn = Tensor::rand([n, l], (Kind::Float, device)).to_kind(Kind::Half);
     let mask = match recipe.mask.kind {
-        MaskKind::Random | MaskKind::Block => MaskInput::Order(Tensor::rand([n, l], (Kind::Double, device)).argsort(1, false)),
+        MaskKind::Random | MaskKind::Block => {
+            MaskInput::Order(Tensor::rand([n, l], (Kind::Double, device)).argsort(1, false))
+        }
         MaskKind::Focused => MaskInput::Noise(Tensor::rand([n, l], (Kind::Double, device))),
     };
     let at = Patches::of_targets(recipe);

@@ -178,8 +178,10 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
                     let uniform = part.drop_path.map(|uniform| to_device(&uniform, device)).transpose()?;
                     let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
 
-                    let pass =
-                        ForwardOptions { drop_path: drop_path.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
+                    let pass = ForwardOptions {
+                        drop_path: drop_path.as_ref(),
+                        grad_checkpointing: recipe.run.grad_checkpointing,
+                    };
                     let autocast = recipe.run.precision.guard(device);
                     let loss = student.forward(&features.batch(&imgs, &masking, pass));
                     // Each operation's backward uses the type its forward used.

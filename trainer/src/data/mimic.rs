@@ -130,7 +130,9 @@ impl MimicDataset {
         let mut rng = Rng::new(self.seed, Purpose::Mask, &[epoch, sample.sample_id]);
         let (size, keep) = (self.shape.grid as usize, self.shape.keep);
         let noise: Vec<f64> = match self.shape.mask {
-            MaskSource::Dataset { blocks: true } => block_noise([size, size], size * size - keep, &mut || rng.uniform_f64()),
+            MaskSource::Dataset { blocks: true } => {
+                block_noise([size, size], size * size - keep, &mut || rng.uniform_f64())
+            }
             MaskSource::Dataset { blocks: false } | MaskSource::Attention => {
                 (0..size * size).map(|_| rng.uniform_f64()).collect()
             }

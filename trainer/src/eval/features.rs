@@ -14,7 +14,7 @@ use tracing::info;
 
 use crate::data::Problem;
 
-mod mcmae;
+mod imported;
 mod model;
 
 pub(crate) use model::{Fusion, Model};

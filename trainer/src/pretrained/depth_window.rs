@@ -8,7 +8,8 @@ use images::Decoder;
 use schemas::DepthWindow;
 use tracing::{info, warn};
 
-use crate::pretrained::trained::is_run;
+use super::spec::Spec;
+use super::trained::is_run;
 use crate::train::checkpoint::{self, MODEL, STATE};
 
 /// The name of the configuration in an exported folder.
@@ -50,14 +51,7 @@ pub(crate) fn decoder(flag: Option<DepthWindow>, models: &[&str]) -> anyhow::Res
 
 /// The window of a run, of the checkpoint that a model file lies in, or of an export. `None` for models of other origin.
 pub(crate) fn window_of(model: &str) -> anyhow::Result<Option<DepthWindow>> {
-    let mut name = model;
-    while let Some((prefix, rest)) = name.split_once(':') {
-        if !matches!(prefix, "ema" | "untrained" | "unfused") {
-            break;
-        }
-        name = rest;
-    }
-    let path = Path::new(name);
+    let path = Spec::parse(model).path();
     let folder = if is_run(path) {
         checkpoint::newest(path)?
     } else if path.join(STATE).is_file() {

@@ -1,23 +1,20 @@
 //! What is fine-tuned: a pretrained encoder or a teacher's tower, from a run, a file or a hub.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
 use anyhow::{Context, ensure};
-use hub::{HubSettings, Resolved};
+use hub::HubSettings;
 use models::encoder::EncoderConfig;
-use models::mae::Mae;
-use models::params::ParamStore;
-use models::pretrained::{Network, Pretrained, Wanted};
-use sha2::{Digest, Sha256};
-use tch::{Device, Tensor};
+use models::params::Tensors;
+use models::pretrained::{Network, Wanted};
 use tracing::info;
 
-use crate::pretrained::init;
-use crate::pretrained::trained::{self, Trained};
+use super::spec::Spec;
+use super::trained::{self, Trained};
+use super::{Door, Pretrained};
 use crate::recipe::any::AnyRecipe;
-use crate::recipe::{Experiment, Recipe};
-use program::fetch::resolve;
+
+/// What `--init` takes.
+const TAKES: &str = "a run folder, a student's file, weights of MAE, ConvMAE, timm's ViT or transformers' ViT or ViTMAE, or a tower of CLIP, \
+                     DINO, DINOv2, DINOv3 or SigLIP: a path, or an id of the Hugging Face hub";
 
 /// A pretrained encoder.
 #[derive(Debug)]
@@ -25,7 +22,7 @@ pub(crate) struct Start {
     /// What it is made of, at the image size it was pretrained at.
     pub encoder: EncoderConfig,
     /// Its tensors under their reference names, and others that pretraining has.
-    pub tensors: BTreeMap<String, Tensor>,
+    pub tensors: Tensors,
     /// For people: what it is and where from.
     pub description: String,
     /// SHA-256 of the file it is in; of an untrained student, of the recipe that makes it.
@@ -37,91 +34,43 @@ impl Start {
     ///
     /// After `untrained:`, the student that a run's or file's seed makes; after `ema:`, a run's moving average; after `teacher:`, the tower
     /// exactly as a frozen teacher has it, of files that a student could have too.
-    pub(crate) fn load(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
-        if let Some(rest) = spec.strip_prefix("untrained:") {
-            return untrained(rest, hub);
-        }
-        if let Some(rest) = spec.strip_prefix("teacher:") {
-            let resolved = resolve(rest, hub).with_context(|| not_found(rest))?;
-            return start_of(&resolved, Wanted::Tower);
-        }
-        if let Some(rest) = spec.strip_prefix("ema:") {
-            let found = Trained::read(Path::new(rest), true)?;
-            let found = found.with_context(|| {
-                format!("--init ema:{rest}: only a run folder has a moving average, and this is none")
-            })?;
-            return of_trained(found);
-        }
-        if let Some(found) = Trained::read(Path::new(spec), false)? {
-            return of_trained(found);
-        }
-        let resolved = resolve(spec, hub).with_context(|| not_found(spec))?;
-        start_of(&resolved, Wanted::StudentFirst)
-    }
-}
-
-/// The network in a file that is no checkpoint of ours.
-fn start_of(resolved: &Resolved, wanted: Wanted) -> anyhow::Result<Start> {
-    let found = Pretrained::open(&resolved.path, wanted)?;
-    let description = match &found.network {
-        Network::Student(student) => format!("{} {}", student.layout, resolved.source),
-        Network::Tower(tower) => format!("teacher {} ({})", resolved.source, tower.config.arch()),
-    };
-    Ok(Start { encoder: found.encoder_config()?, tensors: found.encoder_tensors(), description, sha256: found.sha256 })
-}
-
-fn not_found(spec: &str) -> String {
-    format!(
-        "--init {spec}: give a run folder, a student's file, weights of MAE, ConvMAE, timm's ViT or transformers' ViT or ViTMAE, or a \
-         tower of CLIP, DINO, DINOv2, DINOv3 or SigLIP: a path, or an id of the Hugging Face hub"
-    )
-}
-
-fn of_trained(found: Trained) -> anyhow::Result<Start> {
-    let encoder = match &found.recipe {
-        AnyRecipe::Pretrain(recipe) => {
-            let encoder = recipe.mae_config().encoder;
-            if encoder.is_fused() {
-                info!(
-                    "{} was pretrained with multi-layer fusion, which is no part of fine-tuning: the classifier stands on the last block",
-                    found.describe()
-                );
+    pub(crate) fn load(given: &str, hub: &HubSettings) -> anyhow::Result<Start> {
+        let spec = Spec::parse(given);
+        ensure!(!spec.unfused, "--init {given}: fine-tuning never uses multi-layer fusion; leave out `unfused:`");
+        let door = Door { option: "--init", takes: TAKES, wanted: Wanted::StudentFirst, hub };
+        match door.open(&spec)? {
+            Pretrained::Trained(found) => Start::of_trained(*found),
+            Pretrained::Foreign { found, source } => {
+                let description = match &found.network {
+                    Network::Student(student) => format!("{} {source}", student.layout),
+                    Network::Tower(tower) => format!("teacher {source} ({})", tower.config.arch()),
+                };
+                let (encoder, tensors) = (found.encoder_config()?, found.encoder_tensors());
+                Ok(Start { encoder, tensors, description, sha256: found.sha256 })
             }
-            encoder.without_fusion()
         }
-        AnyRecipe::Finetune(recipe) => {
-            let encoder = trained::backbone(recipe, &found.place)?;
-            encoder.check(&found.tensors).with_context(|| found.place.clone())?;
-            encoder.clone()
-        }
-    };
-    Ok(Start { encoder, description: found.describe(), tensors: found.tensors, sha256: found.sha256 })
-}
-
-/// The student that a recipe's seed makes, or what it starts from.
-fn untrained(spec: &str, hub: &HubSettings) -> anyhow::Result<Start> {
-    let path = Path::new(spec);
-    let recipe: Recipe = match trained::is_run(path) {
-        true => trained::pretraining(&trained::recipe_of(path)?, spec)?,
-        false => {
-            let found = Trained::read(path, false)?
-                .with_context(|| format!("--init untrained:{spec}: {}", trained::not_untrained(path)))?;
-            trained::pretraining(&found.recipe, spec)?
-        }
-    };
-    let params = ParamStore::new(Device::Cpu, recipe.run.seed);
-    let mae = Mae::new(&params.root(), &recipe.mae_config())?;
-    if let Some(begin) = init::open(&recipe, hub)? {
-        begin.load(&params, &recipe)?;
     }
-    let digest = Sha256::digest(recipe.to_toml());
-    let hex = schemas::hex(&digest);
-    Ok(Start {
-        encoder: mae.config().encoder.clone().without_fusion(),
-        tensors: params.tensors(),
-        description: format!("untrained student of {spec}"),
-        sha256: format!("{hex} (of the recipe, untrained)"),
-    })
+
+    fn of_trained(found: Trained) -> anyhow::Result<Start> {
+        let encoder = match &found.recipe {
+            AnyRecipe::Pretrain(recipe) => {
+                let encoder = recipe.mae_config().encoder;
+                if encoder.is_fused() {
+                    info!(
+                        "{} was pretrained with multi-layer fusion, which fine-tuning does not use: the classifier stands on the last block",
+                        found.describe()
+                    );
+                }
+                encoder.without_fusion()
+            }
+            AnyRecipe::Finetune(recipe) => {
+                let encoder = trained::backbone(recipe, &found.place)?;
+                encoder.check(&found.tensors).with_context(|| found.place.clone())?;
+                encoder.clone()
+            }
+        };
+        Ok(Start { encoder, description: found.describe(), tensors: found.tensors, sha256: found.sha256 })
+    }
 }
 
 /// Side of the square image that `config` takes, in pixels.

@@ -7,7 +7,7 @@ use hub::HubSettings;
 use models::interop::{self, Loaded};
 use models::params::ParamStore;
 use models::weights::Weights;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::recipe::{Experiment, Recipe};
 use crate::train::checkpoint;
@@ -40,10 +40,11 @@ pub(crate) fn open(recipe: &Recipe, hub: &HubSettings) -> anyhow::Result<Option<
     Ok(Some(Begin { weights, source }))
 }
 
-/// The weights of a run's newest checkpoint.
+/// The weights of a run's newest whole checkpoint.
 fn newest(run: &Path) -> anyhow::Result<PathBuf> {
-    let folder = checkpoint::newest(run)?.context("this run has no checkpoint yet")?;
-    Ok(folder.join(checkpoint::MODEL))
+    let last = checkpoint::load_last(run, &mut |notice| warn!("{notice}"))?;
+    let last = last.context("this run has no checkpoint yet")?;
+    Ok(checkpoint::folder(run, last.state.step).join(checkpoint::MODEL))
 }
 
 impl Begin {

@@ -26,6 +26,8 @@ pub(crate) struct Trained {
     pub(crate) sha256: String,
     /// Whether this is a run's moving average.
     pub(crate) average: bool,
+    /// Whether this is a student as its seed made it.
+    pub(crate) untrained: bool,
     /// The path, with the step where it is known, for messages.
     pub(crate) place: String,
 }
@@ -95,6 +97,7 @@ impl Trained {
             step: None,
             sha256: weights.sha256().to_owned(),
             average: false,
+            untrained: false,
             place: origin,
         }))
     }
@@ -121,13 +124,28 @@ impl Trained {
             step: Some(step),
             sha256: sha256.context("a loaded checkpoint knows its digests")?,
             average: ema,
+            untrained: false,
             place: format!("{} after step {step}", run.display()),
         })
+    }
+
+    /// A student before its first step. `digest` is the SHA-256 of its recipe.
+    pub(crate) fn untrained(recipe: Recipe, tensors: Tensors, place: &str, digest: &str) -> Trained {
+        Trained {
+            recipe: AnyRecipe::Pretrain(Box::new(recipe)),
+            tensors,
+            step: None,
+            sha256: format!("{digest} (of the recipe, untrained)"),
+            average: false,
+            untrained: true,
+            place: place.to_owned(),
+        }
     }
 
     /// For people: what it is and where from.
     pub(crate) fn describe(&self) -> String {
         let what = match (&self.recipe, self.average) {
+            _ if self.untrained => "untrained student of",
             (_, true) => "average of",
             (AnyRecipe::Pretrain(_), _) if self.step.is_none() => "student",
             (AnyRecipe::Finetune(_), _) if self.step.is_none() => "fine-tuned",

@@ -183,7 +183,7 @@ pub(crate) fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::R
         Err(e) => return Err(anyhow!(e).context(format!("{last:?}: cannot be read"))),
     }
     for step in candidates.into_iter().rev() {
-        let folder = run.join(FOLDER).join(folder_name(step));
+        let folder = folder(run, step);
         match load(&folder) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
             Err(e) => notice(format!("{e:#}; falling back to the checkpoint before it")),
@@ -192,9 +192,14 @@ pub(crate) fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::R
     bail!("{:?}: no checkpoint is whole. Start again with another --out, or copy a good one back", run.join(FOLDER))
 }
 
+/// The folder of the checkpoint after `step` updates.
+pub(crate) fn folder(run: &Path, step: u64) -> PathBuf {
+    run.join(FOLDER).join(folder_name(step))
+}
+
 /// The folder of the newest checkpoint, without reading it.
 pub(crate) fn newest(run: &Path) -> anyhow::Result<Option<PathBuf>> {
-    Ok(steps(run)?.last().map(|&step| run.join(FOLDER).join(folder_name(step))))
+    Ok(steps(run)?.last().map(|&step| folder(run, step)))
 }
 
 /// What a checkpoint's state says, without its tensors.

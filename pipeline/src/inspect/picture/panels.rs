@@ -2,7 +2,7 @@
 
 use image::{Pixel, Rgb, RgbImage};
 use images::rng::{Purpose, Rng};
-use models::masking::{MaskKind, focused_noise, len_keep, random_masking};
+use models::masking::{FocusKind, focused_noise, len_keep, random_masking};
 use tch::Tensor;
 
 use super::mix;
@@ -76,7 +76,7 @@ pub(super) fn focused_mask(
     let uniform: Vec<f64> = attention.iter().map(|_| rng.uniform_f64()).collect();
     let row = |tensor: Tensor| tensor.view([1, patches]);
     let noise =
-        focused_noise(&row(Tensor::from_slice(attention)), &row(Tensor::from_slice(&uniform)), MaskKind::Multinomial);
+        focused_noise(&row(Tensor::from_slice(attention)), &row(Tensor::from_slice(&uniform)), FocusKind::Multinomial);
     // A grid of one patch keeps it, since nothing would be visible otherwise.
     let keep = len_keep(patches, MASK_RATIO).max(1);
     let mask = random_masking(&noise, keep).mask;

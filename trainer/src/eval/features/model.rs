@@ -1,6 +1,5 @@
-//! Whatever gives features, by what it is called on the command line.
+//! The network named by `--model`, as a feature extractor.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -9,30 +8,33 @@ use models::classifier::Classifier;
 use models::encoder::Encoder;
 use models::mae::Mae;
 use models::mr_mae::is_mimic_param;
-use models::params::ParamStore;
+use models::params::{ParamStore, Tensors};
 use models::precision::Precision;
-use models::teacher::Teacher;
+use models::pretrained::Wanted;
+use models::teacher::{Layer, Teacher};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
+use torch_ext::to_device;
 
-use super::{ByKind, mcmae};
+use super::{ByKind, imported};
 use crate::data::normalize::Normalize;
+use crate::pretrained::spec::Spec;
 use crate::pretrained::trained::{self, Trained};
-use crate::pretrained::{finetune_init, init};
+use crate::pretrained::{Door, Pretrained, finetune_init};
 use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
-use program::fetch::resolve;
-use torch_ext::to_device;
 
+/// What `--model` takes.
+const TAKES: &str = "a run folder, a checkpoint's file, a teacher's folder, file or id, a student's file of another package, or the word pixels";
 /// Side of the raw-pixel baseline's images.
 const PIXELS_SIZE: u32 = 32;
 
-/// Whatever gives features.
+/// A feature extractor.
 #[derive(Debug)]
 pub(crate) struct Model {
     network: Network,
-    normalise: Normalize,
+    normalize: Normalize,
     device: Device,
     description: String,
     run: Option<PathBuf>,
@@ -62,7 +64,7 @@ pub(super) enum Network {
     Classifier {
         classifier: Classifier,
         img_size: u32,
-        normalisation: [[f32; 3]; 2],
+        normalization: [[f32; 3]; 2],
     },
     Teacher(Teacher),
     Pixels {
@@ -77,56 +79,22 @@ impl Model {
     /// After `untrained:`, the student that the recipe's seed makes, whatever has been trained since; after `ema:`, a run's moving
     /// average; after `unfused:`, a student of multi-layer fusion without it, which is evaluated as it was trained otherwise. They may be
     /// combined.
-    pub(crate) fn load(spec: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
-        let (given, mut spec) = (spec, spec);
-        let [mut untrained, mut ema, mut unfused] = [false; 3];
-        while let Some((prefix, rest)) = spec.split_once(':') {
-            *match prefix {
-                "untrained" => &mut untrained,
-                "ema" => &mut ema,
-                "unfused" => &mut unfused,
-                _ => break,
-            } = true;
-            spec = rest;
-        }
-        let path = Path::new(spec);
-        ensure!(
-            !spec.is_empty(),
-            "--model {given:?}: nothing is named; give a run folder, a checkpoint's file, a teacher's folder, file or id, or the word pixels"
-        );
-        ensure!(
-            !ema || (!untrained && trained::is_run(path)),
-            "--model ema:{spec}: only a run folder has a moving average, and this is none"
-        );
-        let (mut network, mut description) = if spec == "pixels" || spec.starts_with("pixels:") {
-            ensure!(!untrained, "--model untrained:{spec}: only a student can be untrained");
-            pixels(spec)?
-        } else if let Some(found) = trained_network(path, untrained, ema, hub, device)? {
-            found
+    pub(crate) fn load(given: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
+        let spec = Spec::parse(given);
+        let (mut network, mut description) = if spec.is_pixels() {
+            ensure!(!spec.untrained, "--model {given}: only a student can be untrained");
+            ensure!(!spec.ema, "--model {given}: only a run folder has a moving average, and this is none");
+            pixels(spec.name)?
         } else {
-            ensure!(!untrained, "--model untrained:{spec}: {}", trained::not_untrained(path));
-            let resolved = resolve(spec, hub)
-                .with_context(|| format!("--model {spec} (a path, a teacher's id, or the word pixels)"))?;
-            match Teacher::load(&resolved.path, device) {
-                Ok(teacher) => {
-                    let arch = &teacher.info().arch;
-                    let description = format!("teacher {} ({arch})", resolved.source);
-                    (Network::Teacher(teacher), description)
-                }
-                Err(unknown @ models::Error::UnknownLayout { .. }) => {
-                    let mcmae::Student { encoder, img_size, fused } =
-                        mcmae::of_file(&resolved.path, device)?.ok_or(unknown)?;
-                    (Network::Student { encoder, img_size, fused }, format!("ConvMAE {}", resolved.source))
-                }
-                Err(error) => return Err(error.into()),
-            }
+            let door = Door { option: "--model", takes: TAKES, wanted: Wanted::TowerFirst, hub };
+            Network::of(door.open(&spec)?, device)?
         };
         let mut fusion = None;
         if let Network::Student { fused, .. } = &mut network
             && *fused
         {
-            *fused = !unfused;
-            let (found, how) = match unfused {
+            *fused = !spec.unfused;
+            let (found, how) = match spec.unfused {
                 true => (Fusion::Unfused, "unfused"),
                 false => (Fusion::Fused, "fused"),
             };
@@ -134,16 +102,16 @@ impl Model {
             description = format!("{description}, {how}");
         }
         ensure!(
-            !unfused || fusion.is_some(),
+            !spec.unfused || fusion.is_some(),
             "--model {given}: only a student that was pretrained with multi-layer fusion (model.fusion, model.stage_fusion) can be \
              evaluated without it"
         );
-        let run = trained::is_run(path).then(|| path.to_path_buf());
-        let normalise = match &network {
-            Network::Classifier { normalisation, .. } => Normalize::of(*normalisation, device),
+        let run = trained::is_run(spec.path()).then(|| spec.path().to_path_buf());
+        let normalize = match &network {
+            Network::Classifier { normalization, .. } => Normalize::of(*normalization, device),
             _ => Normalize::imagenet(device),
         };
-        Ok(Model { network, normalise, device, description, run, untrained, ema, fusion })
+        Ok(Model { network, normalize, device, description, run, untrained: spec.untrained, ema: spec.ema, fusion })
     }
 
     /// For people: what it is and where from.
@@ -187,7 +155,7 @@ impl Model {
         let features = match &self.network {
             Network::Student { encoder, fused, .. } => {
                 let _scope = precision.guard(self.device);
-                let tokens = encoder.forward_features(&self.normalise.forward(&pixels), *fused); // [N, P + L, D], after the norm
+                let tokens = encoder.forward_features(&self.normalize.forward(&pixels), *fused); // [N, P + L, D], after the norm
                 let prefix = i64::from(encoder.cls_token());
                 let patches = tokens.narrow(1, prefix, tokens.size()[1] - prefix);
                 let mean = ("mean", patches.mean_dim(1, false, None));
@@ -198,7 +166,7 @@ impl Model {
             }
             Network::Classifier { classifier, .. } => {
                 let _scope = precision.guard(self.device);
-                let found = classifier.forward_features(&self.normalise.forward(&pixels));
+                let found = classifier.forward_features(&self.normalize.forward(&pixels));
                 let cls = found.cls.map(|cls| ("cls", cls));
                 cls.into_iter().chain([("mean", found.mean)]).collect()
             }
@@ -208,7 +176,7 @@ impl Model {
                 vec![("cls", features.cls), ("mean", features.mean)]
             }
             Network::Pixels { .. } => {
-                vec![("pixels", self.normalise.forward(&pixels).flatten(1, -1))]
+                vec![("pixels", self.normalize.forward(&pixels).flatten(1, -1))]
             }
         };
         let to_cpu = |(kind, t): (&str, Tensor)| (kind.to_owned(), t.to_kind(Kind::Float).to_device(Device::Cpu));
@@ -227,80 +195,59 @@ fn pixels(spec: &str) -> anyhow::Result<(Network, String)> {
     Ok((Network::Pixels { size }, format!("raw pixels at {size}x{size}")))
 }
 
-/// The network of a run folder or of a checkpoint's model file, which holds its recipe; `None` if `path` is neither.
-fn trained_network(
-    path: &Path,
-    untrained: bool,
-    ema: bool,
-    hub: &HubSettings,
-    device: Device,
-) -> anyhow::Result<Option<(Network, String)>> {
-    let place = path.display().to_string();
-    if untrained && trained::is_run(path) {
-        let recipe = trained::pretraining(&trained::recipe_of(path)?, &place)?;
-        let description = format!("untrained student of {place}");
-        return Ok(Some((untrained_student(&recipe, hub, device)?, description)));
+impl Network {
+    /// The network on `device`, and what it is for people.
+    fn of(pretrained: Pretrained, device: Device) -> anyhow::Result<(Network, String)> {
+        let (found, source) = match pretrained {
+            Pretrained::Trained(found) => {
+                let description = found.describe();
+                let network = match &found.recipe {
+                    AnyRecipe::Pretrain(recipe) => Network::student(recipe, found.tensors, &description, device)?,
+                    AnyRecipe::Finetune(recipe) => Network::classifier(recipe, &found, device)?,
+                };
+                return Ok((network, description));
+            }
+            Pretrained::Foreign { found, source } => (found, source),
+        };
+        match found.network {
+            models::pretrained::Network::Tower(tower) => {
+                let teacher = Teacher::new(*tower, Layer::default(), device);
+                let description = format!("teacher {source} ({})", teacher.info().arch);
+                Ok((Network::Teacher(teacher), description))
+            }
+            models::pretrained::Network::Student(student) => {
+                let description = format!("{} {source}", student.layout);
+                Ok((imported::student(&student, &found.path, device)?, description))
+            }
+        }
     }
-    let Some(found) = Trained::read(path, ema)? else {
-        return Ok(None);
-    };
-    if untrained {
-        let recipe = trained::pretraining(&found.recipe, &place)?;
-        let description = format!("untrained student of {place}");
-        return Ok(Some((untrained_student(&recipe, hub, device)?, description)));
+
+    /// A fine-tuned network.
+    fn classifier(recipe: &FinetuneRecipe, found: &Trained, device: Device) -> anyhow::Result<Network> {
+        let config = trained::backbone(recipe, &found.place)?;
+        config.check(&found.tensors).with_context(|| found.place.clone())?;
+        let params = ParamStore::frozen(device);
+        let pool = recipe.model.pool.into();
+        let classifier = Classifier::new(&params, config, pool, found.n_classes()?)?;
+        params.load(&found.place, &found.tensors)?;
+        let (mean, std) = config.normalization();
+        Ok(Network::Classifier {
+            classifier,
+            img_size: finetune_init::img_size(config)?,
+            normalization: [mean, std].map(|values| values.map(|v| v as f32)),
+        })
     }
-    let description = found.describe();
-    let network = match &found.recipe {
-        AnyRecipe::Pretrain(recipe) => student(recipe, found.tensors, &description, device)?,
-        AnyRecipe::Finetune(recipe) => classifier(recipe, &found, device)?,
-    };
-    Ok(Some((network, description)))
-}
 
-/// A fine-tuned network.
-fn classifier(recipe: &FinetuneRecipe, found: &Trained, device: Device) -> anyhow::Result<Network> {
-    let config = trained::backbone(recipe, &found.place)?;
-    config.check(&found.tensors).with_context(|| found.place.clone())?;
-    let params = ParamStore::frozen(device);
-    let pool = recipe.model.pool.into();
-    let classifier = Classifier::new(&params, config, pool, found.n_classes()?)?;
-    params.load(&found.place, &found.tensors)?;
-    let (mean, std) = config.normalization();
-    Ok(Network::Classifier {
-        classifier,
-        img_size: finetune_init::img_size(config)?,
-        normalisation: [mean, std].map(|of| of.map(|v| v as f32)),
-    })
-}
-
-/// The encoder of a recipe with `tensors`; mimic heads, which pretraining alone uses, are left out.
-fn student(
-    recipe: &Recipe,
-    mut tensors: BTreeMap<String, Tensor>,
-    origin: &str,
-    device: Device,
-) -> anyhow::Result<Network> {
-    let params = ParamStore::frozen(device);
-    let mae = Mae::new(&params.root(), &recipe.mae_config())?;
-    tensors.retain(|name, _| !is_mimic_param(name));
-    params.load(origin, &tensors)?;
-    Ok(Network::Student {
-        fused: mae.config().encoder.is_fused(),
-        encoder: mae.into_encoder(),
-        img_size: recipe.model.img_size,
-    })
-}
-
-/// The encoder of a recipe before its first step: as its seed makes it, or as what it starts from.
-fn untrained_student(recipe: &Recipe, hub: &HubSettings, device: Device) -> anyhow::Result<Network> {
-    let params = ParamStore::new(device, recipe.run.seed);
-    let mae = Mae::new(&params.root(), &recipe.mae_config())?;
-    if let Some(begin) = init::open(recipe, hub)? {
-        begin.load(&params, recipe)?;
+    /// The encoder of a recipe with `tensors`; mimic heads, which pretraining alone uses, are left out.
+    fn student(recipe: &Recipe, mut tensors: Tensors, origin: &str, device: Device) -> anyhow::Result<Network> {
+        let params = ParamStore::frozen(device);
+        let mae = Mae::new(&params.root(), &recipe.mae_config())?;
+        tensors.retain(|name, _| !is_mimic_param(name));
+        params.load(origin, &tensors)?;
+        Ok(Network::Student {
+            fused: mae.config().encoder.is_fused(),
+            encoder: mae.into_encoder(),
+            img_size: recipe.model.img_size,
+        })
     }
-    Ok(Network::Student {
-        fused: mae.config().encoder.is_fused(),
-        encoder: mae.into_encoder(),
-        img_size: recipe.model.img_size,
-    })
 }

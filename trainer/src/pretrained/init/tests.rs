@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use clap::Parser;
-use models::params::Tensors;
 use models::mae::Mae;
+use models::params::Tensors;
 use models::weights;
 use tch::{Device, Kind, Tensor};
 

@@ -8,8 +8,8 @@ use models::params::ParamStore;
 use tch::Device;
 
 use super::*;
-use crate::data::normalize::Normalize;
 use crate::data::batch::Patches;
+use crate::data::normalize::Normalize;
 use crate::data::teachers::Features;
 use crate::recipe::Experiment;
 use crate::testing::RECIPE;
@@ -45,8 +45,12 @@ fn inputs(first: i64, n: i64) -> (Tensor, Tensor, Features) {
     let noise = random(&[8, 16], "noise").to_kind(Kind::Double).sigmoid();
     let tokens = random(&[8, 16, 8], "tokens");
     let part = |t: &Tensor| t.narrow(0, first, n);
-    let features =
-        Features { tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]), at: Patches::All, cls: BTreeMap::new(), cls_attn: None };
+    let features = Features {
+        tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]),
+        at: Patches::All,
+        cls: BTreeMap::new(),
+        cls_attn: None,
+    };
     (Normalize::imagenet(Device::Cpu).forward(&part(&all)), part(&noise), features)
 }
 
