@@ -195,7 +195,7 @@ impl Layout {
 
     /// What shapes cannot show: a mask that was never filled, rotary frequencies of another base.
     fn check_values(&self, weights: &Weights, tensors: &BTreeMap<String, Tensor>, config: &VitConfig) -> Result<()> {
-        let wrong = |reason: String| Error::TeacherConfig { path: weights.path().to_path_buf(), reason };
+        let wrong = |reason: String| Error::ConfigJson { path: weights.path().to_path_buf(), reason };
         if let QkvBias::Masked(mask) = self.names.qkv_bias {
             for i in 0..config.depth {
                 let bias = &tensors[&format!("blocks.{i}.attn.qkv.bias")];
