@@ -6,57 +6,37 @@ use std::path::PathBuf;
 /// One variant for each thing a caller would do differently about.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the message of a variant names its fields")]
 pub enum Error {
     /// The text is neither an existing path nor an id.
     #[error("{text}: no such file or folder, and not the id of a model on a hub (org/name or org/name@revision)")]
-    NoSuchPath {
-        /// What was asked for.
-        text: String,
-    },
+    NoSuchPath { text: String },
 
     /// A path into a folder that exists, which is then not asked of a hub.
     #[error(
         "{text} does not exist here; {parent} does, so no model hub was asked. For the model of that id on a hub write {text}@main"
     )]
-    NotInFolder {
-        /// What was asked for.
-        text: String,
-        /// The folder.
-        parent: String,
-    },
+    NotInFolder { text: String, parent: String },
 
     /// What names a file or a folder of ours rather than a model, and is then not asked of a hub.
     #[error(
         "{text} does not exist, and a name like that is taken for a path, so no model hub was asked. For the model of that id on a hub \
          write {text}@main"
     )]
-    PathLike {
-        /// What was asked for.
-        text: String,
-    },
+    PathLike { text: String },
 
     /// Nothing says where the local cache is.
     #[error(
         "{text}: no such file or folder; and to look for it as a model's id, a cache is needed: set HF_HOME or HF_HUB_CACHE to a folder"
     )]
-    NoCacheFolder {
-        /// What was asked for.
-        text: String,
-    },
+    NoCacheFolder { text: String },
 
     /// Not in the cache, and nothing may be fetched.
     #[error(
         "{id}@{revision}: no such file or folder, and not whole in the cache {cache:?}; nothing is fetched, for HF_HUB_OFFLINE or \
          TRANSFORMERS_OFFLINE is set. Unset it, or run `hf download {id} --revision {revision}` where there is a network"
     )]
-    Offline {
-        /// The model.
-        id: String,
-        /// Its revision.
-        revision: String,
-        /// The cache's folder.
-        cache: PathBuf,
-    },
+    Offline { id: String, revision: String, cache: PathBuf },
 
     /// A setting that cannot be used.
     #[error("{name} {problem}")]
@@ -73,17 +53,12 @@ pub enum Error {
         refused(*gated, *with_token, page)
     )]
     Denied {
-        /// The model.
         id: String,
-        /// The hub's host.
         host: String,
-        /// 401 or 403.
         status: u16,
         /// Whether a license must be accepted first.
         gated: bool,
-        /// Whether a token was shown.
         with_token: bool,
-        /// The model's page.
         page: String,
     },
 
@@ -93,15 +68,11 @@ pub enum Error {
          {status}). Check the spelling; a private model needs HF_TOKEN"
     )]
     NotFound {
-        /// The model.
         id: String,
-        /// Its revision.
         revision: String,
-        /// The hub's host.
         host: String,
         /// What is not there: model, revision, or the file's name.
         what: String,
-        /// What the hub answered.
         status: u16,
     },
 
@@ -111,11 +82,9 @@ pub enum Error {
          for a mirror) and run again: what has arrived is kept. Or `hf download {id} --local-dir DIR` elsewhere, and give DIR"
     )]
     Unreachable {
-        /// The model.
         id: String,
         /// The host that did not answer.
         host: String,
-        /// What happened.
         reason: String,
     },
 
@@ -124,9 +93,7 @@ pub enum Error {
         "{id}: {host} gives {reason}. If HF_ENDPOINT names a mirror, try without it; else run again later, or give a folder"
     )]
     BadAnswer {
-        /// The model.
         id: String,
-        /// The host.
         host: String,
         /// What is wrong with the answer.
         reason: String,
@@ -138,11 +105,8 @@ pub enum Error {
          happens again, look for a proxy or mirror that changes files"
     )]
     HashMismatch {
-        /// The model.
         id: String,
-        /// The file.
         file: String,
-        /// The hub's host.
         host: String,
         /// SHA-256 or git hash, as the hub states it.
         expected: String,
@@ -153,7 +117,6 @@ pub enum Error {
     /// The model has no weights that can be read, or several that may be meant.
     #[error("{id}@{commit}: {}", which_weights(id, commit, found))]
     NoWeights {
-        /// The model.
         id: String,
         /// The commit that was looked at.
         commit: String,
@@ -163,32 +126,17 @@ pub enum Error {
 
     /// A sharded set's index is damaged, or names a file that the model lacks.
     #[error("{id}: {reason}. The model itself is at fault; take another revision or model")]
-    BadModel {
-        /// The model.
-        id: String,
-        /// What is wrong.
-        reason: String,
-    },
+    BadModel { id: String, reason: String },
 
     /// The cache cannot be read or written.
     #[error(
         "{path:?}: cannot {action}. Free disk space, correct the permissions, or set HF_HUB_CACHE to another folder"
     )]
-    Disk {
-        /// What was being done.
-        action: &'static str,
-        /// To which file or folder.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    Disk { action: &'static str, path: PathBuf, source: io::Error },
 
     /// The receiver of the progress asked to stop. What has arrived is kept.
     #[error("{id}: stopped; what has arrived is kept, and the same command goes on from there")]
-    Interrupted {
-        /// The model.
-        id: String,
-    },
+    Interrupted { id: String },
 }
 
 fn which_weights(id: &str, commit: &str, found: &[String]) -> String {

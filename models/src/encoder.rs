@@ -180,9 +180,9 @@ impl EncoderConfig {
         self.validate()?;
         match self {
             Self::Vit(vit) => {
-                for spec in vit.landmarks() {
-                    let found = tensors.get(&spec.name).map(Tensor::size).unwrap_or_default();
-                    same_sizes(&spec.shape, &found)?;
+                for (name, shape) in VisionTransformer::landmarks(vit)? {
+                    let found = tensors.get(&name).map(Tensor::size).unwrap_or_default();
+                    same_sizes(&shape, &found)?;
                 }
                 same_sizes(&[vit.depth], &[num_blocks(tensors, "blocks.")])
             }

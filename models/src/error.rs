@@ -14,6 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// One variant for each thing a caller would do differently about.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the message of a variant names its fields")]
 pub enum Error {
     /// The names or shapes of a set of weights are not those of the network: wrong architecture, or wrong file.
     #[error("{origin}: the weights do not fit the network\n{mismatch}")]
@@ -27,9 +28,7 @@ pub enum Error {
     /// A configuration describes no network (a width that the heads do not divide, an image that is not a whole number of patches).
     #[error("{field} = {value}: {reason}")]
     Config {
-        /// The field of the configuration.
         field: &'static str,
-        /// Its value.
         value: String,
         /// Why it cannot be, and what would do.
         reason: String,
@@ -37,24 +36,14 @@ pub enum Error {
 
     /// Tensors could not be written.
     #[error("weights cannot be written")]
-    WriteWeights {
-        /// What the receiving side says.
-        source: io::Error,
-    },
+    WriteWeights { source: io::Error },
 
     /// The names in a weights file are not those of any tower known here.
     #[error(
         "{path:?} holds no vision tower in a known layout (CLIP of Hugging Face, OpenAI, open_clip or timm; ViT, DINO, DINOv2 and \
          DINOv3 of Hugging Face, timm or their own code; SigLIP of Hugging Face). {}", begins(*count, first)
     )]
-    UnknownLayout {
-        /// The weights file.
-        path: PathBuf,
-        /// How many tensors it holds.
-        count: usize,
-        /// The first few names.
-        first: Vec<String>,
-    },
+    UnknownLayout { path: PathBuf, count: usize, first: Vec<String> },
 
     /// A file holds several networks of one kind, and nothing tells which is meant.
     #[error(
@@ -63,7 +52,6 @@ pub enum Error {
         prefixes.len()
     )]
     SeveralNetworks {
-        /// The weights file.
         path: PathBuf,
         /// What precedes the names of each.
         prefixes: Vec<String>,
@@ -76,9 +64,7 @@ pub enum Error {
         path: PathBuf,
         /// Whether there is such a file.
         exists: bool,
-        /// The missing fact.
         fact: &'static str,
-        /// How to say it.
         next_step: String,
     },
 
@@ -86,10 +72,9 @@ pub enum Error {
     #[error("{} things about this teacher are not written beside its weights:{}", .0.len(), one_a_line(.0))]
     MissingFacts(Vec<Error>),
 
-    /// A teacher's config.json or preprocessor file cannot be used.
+    /// A configuration beside the weights cannot be used: it is damaged, or describes another network.
     #[error("{path:?}: {reason}")]
-    TeacherConfig {
-        /// The file.
+    ConfigJson {
         path: PathBuf,
         /// What is wrong and what would do.
         reason: String,
@@ -99,12 +84,7 @@ pub enum Error {
     #[error(
         "{path:?}: no features of layer proj, because {reason}. Use layer last or last_norm, or the file of the whole model"
     )]
-    NoProjection {
-        /// The weights file.
-        path: PathBuf,
-        /// What is missing.
-        reason: String,
-    },
+    NoProjection { path: PathBuf, reason: String },
 
     /// A teacher was given images that it cannot cut into patches.
     #[error(
@@ -113,31 +93,18 @@ pub enum Error {
     TeacherInput {
         /// Type and shape that were given.
         found: String,
-        /// The teacher's patch size.
         patch_size: u32,
     },
 
     /// A student cannot be written as another package's model.
     #[error("format {format} cannot hold this student: {reason}")]
-    CannotExport {
-        /// The format.
-        format: &'static str,
-        /// Why, and what would do.
-        reason: String,
-    },
+    CannotExport { format: &'static str, reason: String },
 
     /// The names in a weights file are not those of any student that can be read.
     #[error(
         "{path:?} holds no student in a known layout (MAE, ConvMAE, timm's ViT, transformers' ViT and ViTMAE). {}", begins(*count, first)
     )]
-    NoStudent {
-        /// The weights file.
-        path: PathBuf,
-        /// How many tensors it holds.
-        count: usize,
-        /// The first few names.
-        first: Vec<String>,
-    },
+    NoStudent { path: PathBuf, count: usize, first: Vec<String> },
 
     /// A file holds neither a student nor a tower.
     #[error("{student}; nor is it a teacher's tower: {tower}")]
@@ -146,15 +113,6 @@ pub enum Error {
         student: Box<Error>,
         /// Why it is not a tower.
         tower: Box<Error>,
-    },
-
-    /// The config.json beside a student's weights describes another network.
-    #[error("{path:?}: {reason}")]
-    StudentConfig {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong and what would do.
-        reason: String,
     },
 
     /// A weights file cannot be used.

@@ -28,6 +28,7 @@ pub mod error;
 pub mod flops;
 pub mod init;
 pub mod interop;
+mod json;
 pub mod layers;
 pub mod losses;
 pub mod mae;

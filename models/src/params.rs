@@ -49,6 +49,7 @@ pub struct ParamStore {
 enum Start {
     Seed(u64),
     Zeros,
+    Shapes,
     Given(BTreeMap<String, Tensor>),
 }
 
@@ -62,6 +63,11 @@ impl ParamStore {
     /// [`ParamStore::load`], whatever its [`Init`], so that no time is spent on values that are overwritten.
     pub fn frozen(device: Device) -> Self {
         Self { device: Cell::new(device), start: Start::Zeros, params: RefCell::default() }
+    }
+
+    /// A store that records names and shapes alone, of any size: its tensors take no memory and hold nothing.
+    pub(crate) fn shapes() -> Self {
+        Self { device: Cell::new(Device::Cpu), start: Start::Shapes, params: RefCell::default() }
     }
 
     /// A store over tensors that exist already, on `device`, and are not trained: the network built on it shares their
@@ -208,6 +214,7 @@ impl Scope<'_> {
         let (tensor, role) = match &self.store.start {
             Start::Seed(seed) => (init.tensor(shape, *seed, &full_name), Role::Trainable),
             Start::Zeros => (Tensor::zeros(shape, (Kind::Float, Device::Cpu)), Role::Buffer),
+            Start::Shapes => (nothing(shape), Role::Buffer),
             Start::Given(tensors) => {
                 let given = tensors.get(&full_name).unwrap_or_else(|| panic!("no tensor {full_name} was given"));
                 assert_eq!(given.size(), shape, "shape of {full_name}");
@@ -225,6 +232,14 @@ impl Scope<'_> {
         self.insert(self.full_name(name), value.to_kind(Kind::Float), Role::Buffer)
     }
 
+    /// [`Scope::buffer`] of a value of this shape, which is computed where values are wanted.
+    pub(crate) fn buffer_with(&self, name: &str, shape: &[i64], value: impl FnOnce() -> Tensor) -> Tensor {
+        if matches!(self.store.start, Start::Shapes) {
+            return self.insert(self.full_name(name), nothing(shape), Role::Buffer);
+        }
+        self.buffer(name, &value())
+    }
+
     fn insert(&self, full_name: String, tensor: Tensor, role: Role) -> Tensor {
         let tensor = tensor.to_device(self.device()).set_requires_grad(role == Role::Trainable);
         let handle = tensor.shallow_clone();
@@ -236,6 +251,11 @@ impl Scope<'_> {
     fn full_name(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
+}
+
+/// A tensor of one element that is read as any shape.
+fn nothing(shape: &[i64]) -> Tensor {
+    Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)
 }
 
 #[cfg(test)]

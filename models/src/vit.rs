@@ -7,6 +7,7 @@
 //! the attention that images are pooled with.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
@@ -15,7 +16,7 @@ use crate::error::Result;
 use crate::init::Init;
 use crate::layers::{AttentionPool, LayerNorm, Linear, PatchEmbed, Rotary};
 use crate::masking::Masking;
-use crate::params::Scope;
+use crate::params::{ParamStore, Scope};
 use crate::pos_embed::sincos_2d;
 use crate::pos_interpolate::interpolate;
 use crate::tokens::gather_rows;
@@ -23,7 +24,6 @@ use crate::tokens::gather_rows;
 mod arch;
 mod config;
 
-pub(crate) use config::TensorSpec;
 pub use config::{Pooling, Positions, Projection, VitConfig};
 
 /// The network.
@@ -72,7 +72,9 @@ impl VisionTransformer {
         let norm = |name: &str| LayerNorm::new(&scope.sub(name), dim, config.norm_eps);
         let pos_embed = || match config.positions {
             Positions::SinCos => {
-                Some(scope.buffer("pos_embed", &sincos_2d(dim, rows, columns, config.table_prefix() > 0)))
+                let shape = [1, config.table_prefix() + rows * columns, dim];
+                let table = || sincos_2d(dim, rows, columns, config.table_prefix() > 0);
+                Some(scope.buffer_with("pos_embed", &shape, table))
             }
             Positions::Learned => Some(scope.param("pos_embed", &[1, rows * columns, dim], Init::Zeros)),
             Positions::Rotary { .. } => None,
@@ -93,6 +95,30 @@ impl VisionTransformer {
             device: scope.device(),
             rotary: RefCell::default(),
         })
+    }
+
+    /// Names and shapes of the tensors of the network that `config` describes.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if there is no such network.
+    pub(crate) fn shapes(config: &VitConfig) -> Result<BTreeMap<String, Vec<i64>>> {
+        let store = ParamStore::shapes();
+        VisionTransformer::new(&store.root(), config)?;
+        Ok(store.tensors().into_iter().map(|(name, tensor)| (name, tensor.size())).collect())
+    }
+
+    /// The tensors whose shapes show every size but the depth.
+    ///
+    /// # Errors
+    /// As [`VisionTransformer::shapes`].
+    pub(crate) fn landmarks(config: &VitConfig) -> Result<BTreeMap<String, Vec<i64>>> {
+        let one_block = VitConfig { depth: 1, fusion: Vec::new(), ..config.clone() };
+        let mut shapes = VisionTransformer::shapes(&one_block)?;
+        shapes.retain(|name, _| {
+            matches!(&name[..], "patch_embed.proj.weight" | "pos_embed" | "reg_token")
+                || name.starts_with("blocks.0.mlp")
+        });
+        Ok(shapes)
     }
 
     /// What it is made of.
@@ -199,10 +225,12 @@ impl VisionTransformer {
     /// The tokens before the first block: `patches [N, K, 3p²]` and their `positions [1 or N, K, D]` → `[N, P + K, D]`, f32.
     fn embed(&self, patches: &Tensor, positions: Option<&Tensor>) -> Tensor {
         let n = patches.size()[0];
-        let mut x = self.patch_embed.project(patches).to_kind(Kind::Float); // [N, K, D]
-        if let Some(positions) = positions {
-            x += positions;
-        }
+        let patches = self.patch_embed.project(patches).to_kind(Kind::Float); // [N, K, D]
+        // Not in place: autograd forbids that for the result of a custom function.
+        let mut x = match positions {
+            Some(positions) => patches + positions,
+            None => patches,
+        };
         let mut tokens: Vec<Tensor> = Vec::new();
         if let Some(cls_token) = &self.cls_token {
             let cls = match &self.pos_embed {

@@ -9,20 +9,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// One variant for each thing a caller would do differently about.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the message of a variant names its fields")]
 pub enum Error {
     /// A weights file could not be read from disk.
     #[error("{path:?}: cannot be read")]
-    ReadWeights {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    ReadWeights { path: PathBuf, source: io::Error },
 
     /// A file is not an intact safetensors file: cut short, damaged, or something else under that name.
     #[error("{path:?} is not an intact safetensors file: {reason}. Copy or convert it again")]
     BadSafetensors {
-        /// The file.
         path: PathBuf,
         /// The first thing that is wrong with it.
         reason: String,
@@ -35,7 +30,6 @@ pub enum Error {
         and_more(*.others)
     )]
     UnsupportedType {
-        /// The file.
         path: PathBuf,
         /// The first such tensor, by the file's name.
         tensor: String,
@@ -51,7 +45,6 @@ pub enum Error {
         to_safetensors(path)
     )]
     BadTorchFile {
-        /// The file.
         path: PathBuf,
         /// The first thing that is wrong with it.
         reason: String,
@@ -62,23 +55,11 @@ pub enum Error {
         "{path:?} would run {function} when opened in Python, which weights never do; nothing of it was run here. Do not open this \
          file: get the weights as safetensors, or from where you trust"
     )]
-    HarmfulTorchFile {
-        /// The file.
-        path: PathBuf,
-        /// `module.name` of the function.
-        function: String,
-    },
+    HarmfulTorchFile { path: PathBuf, function: String },
 
     /// A download that left something else in the place of the weights.
     #[error("{path:?} is {what} and holds no weights: {next_step}")]
-    NotWeights {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
-        /// How to get the weights.
-        next_step: &'static str,
-    },
+    NotWeights { path: PathBuf, what: &'static str, next_step: &'static str },
 
     /// Weights that hold NaN or infinities.
     #[error(
@@ -86,44 +67,26 @@ pub enum Error {
         and_more(*.others)
     )]
     NotFinite {
-        /// The file.
         path: PathBuf,
         /// The first such tensor, by the file's name.
         tensor: String,
-        /// How many more there are.
         others: usize,
     },
 
     /// A damaged file in the cache of a hub, which is fetched again and not copied or converted.
     #[error("{damage}. It lies in the cache of a model hub: delete {blob:?}, and the same command fetches it again")]
-    DamagedDownload {
-        /// The file to delete.
-        blob: PathBuf,
-        /// What is wrong.
-        damage: Box<Error>,
-    },
+    DamagedDownload { blob: PathBuf, damage: Box<Error> },
 
     /// A file is not the one that a record beside it describes.
     #[error(
         "{path:?}: is damaged (SHA-256 {found}, {record} says {expected}). Take another checkpoint of the run, or copy it again"
     )]
-    WrongDigest {
-        /// The file.
-        path: PathBuf,
-        /// The name of the record.
-        record: &'static str,
-        /// What the record says.
-        expected: String,
-        /// SHA-256 of the file.
-        found: String,
-    },
+    WrongDigest { path: PathBuf, record: &'static str, expected: String, found: String },
 
     /// A file is in a format that is not read here, or has contents that are not. Nothing is wrong with the file.
     #[error("{path:?} is {what}, which is not read here. {next_step}")]
     UnreadFormat {
-        /// The file.
         path: PathBuf,
-        /// What it is.
         what: String,
         /// How to get weights that are read.
         next_step: String,
@@ -132,7 +95,6 @@ pub enum Error {
     /// The index of a sharded set and its shards do not agree.
     #[error("{path:?}: {reason}. Copy the index and all its shards again")]
     BadIndex {
-        /// The index.
         path: PathBuf,
         /// The first thing that is wrong, naming shard and tensor.
         reason: String,
@@ -144,7 +106,6 @@ pub enum Error {
         candidates(found, unread)
     )]
     NoWeightsFile {
-        /// The folder.
         folder: PathBuf,
         /// The files in it that may hold weights.
         found: Vec<PathBuf>,

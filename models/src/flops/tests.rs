@@ -61,3 +61,16 @@ fn what_no_loss_needs_is_not_counted() {
     assert!(at_decoder.decoder < count(0.5, MimicTokens::DecoderRemoved).decoder);
     assert_eq!(at_decoder.heads, 2.0 * 147.0 * 512.0 * 768.0);
 }
+
+/// DINOv2-g/14, SigLIP so400m/14 and a ViT-S/14 with registers at 224 pixels (256 patches), by hand: a token and block has 4·D² weights and
+/// 2·D·m in a plain MLP, 3·D·m in a gated one, and attention multiplies T·D twice.
+#[test]
+fn gated_mlps_registers_and_a_missing_cls_are_counted() {
+    for (arch, expected) in [
+        ("vit-w1536-d40-h24-m4096-p14-ls-glu", 598.8),
+        ("siglip-vit-w1152-d27-h16-m4304-p14", 219.0),
+        ("vit-w384-d12-h6-m1536-p14-ls-r4", 12.5),
+    ] {
+        assert_eq!(gflop(VitConfig::from_arch(arch).unwrap().flops(256)), expected, "{arch}");
+    }
+}

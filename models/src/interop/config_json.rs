@@ -1,58 +1,28 @@
 //! What `config.json` beside a student's weights says that shapes do not.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
-
-/// `config.json` is a few kilobytes; more is some other file.
-const MAX_JSON_BYTES: u64 = 1 << 20;
+use crate::error::Result;
+use crate::json::Json;
 
 /// Widths of the published students and their heads, in MAE, ConvMAE and timm's plain ViTs. At any other width a count of heads would be a
 /// guess, and a wrong one gives features that look like features.
 const PUBLISHED: [(i64, i64); 5] = [(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 16)];
 
-/// A `config.json` in transformers' words or in those of `model_args`; empty where there is none.
-pub(super) struct ConfigJson {
-    path: PathBuf,
-    config: Value,
-}
+/// A `config.json` with the keys of transformers or with `model_args`; empty where there is none.
+pub(super) struct ConfigJson(Json);
 
 impl ConfigJson {
     /// Reads the file in the folder of `weights`.
     pub(super) fn read(weights: &Path) -> Result<ConfigJson> {
-        let path = weights.parent().unwrap_or(Path::new("")).join("config.json");
-        let mut text = String::new();
-        let read = File::open(&path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_string(&mut text));
-        match read {
-            Ok(_) => {}
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Ok(ConfigJson { path, config: Value::Null });
-            }
-            Err(e) => {
-                let reason = format!("cannot be read: {e}");
-                return Err(Error::StudentConfig { path, reason });
-            }
-        }
-        match serde_json::from_str(&text) {
-            Ok(config) => Ok(ConfigJson { path, config }),
-            Err(e) => {
-                let reason = format!("is not JSON: {e}");
-                Err(Error::StudentConfig { path, reason })
-            }
-        }
+        Ok(ConfigJson(Json::read(weights.parent().unwrap_or(Path::new("")).join("config.json"))?))
     }
 
     fn number(&self, keys: [&str; 2]) -> Option<i64> {
-        let mut found = keys.into_iter().filter_map(|key| self.config.pointer(key)?.as_i64());
+        let mut found = keys.into_iter().filter_map(|key| self.0.value.pointer(key)?.as_i64());
         found.next()
-    }
-
-    fn wrong(&self, reason: String) -> Error {
-        Error::StudentConfig { path: self.path.clone(), reason }
     }
 
     /// Attention heads of the encoder, as written.
@@ -68,7 +38,7 @@ impl ConfigJson {
         if let Some((_, heads)) = PUBLISHED.iter().find(|(of, _)| *of == width) {
             return Ok(*heads);
         }
-        Err(self.wrong(format!(
+        Err(self.0.wrong(format!(
             "the number of attention heads is not written, and a width of {width} does not tell it. Put a config.json with \
              \"num_attention_heads\" beside the weights"
         )))
@@ -81,17 +51,17 @@ impl ConfigJson {
             _ => Some([value.as_i64()?; 2]),
         };
         // The reference's convolutional student lists one for each stage.
-        let staged = self.config.pointer("/model_args/img_size/2").is_some();
+        let staged = self.0.value.pointer("/model_args/img_size/2").is_some();
         let keys =
             if staged { ["/image_size", "/model_args/img_size/0"] } else { ["/image_size", "/model_args/img_size"] };
-        let written = keys.into_iter().find_map(|key| self.config.pointer(key).and_then(sides));
+        let written = keys.into_iter().find_map(|key| self.0.value.pointer(key).and_then(sides));
         let grid = num_patches.max(0).isqrt();
         let size = written.unwrap_or([grid.saturating_mul(patch_size); 2]);
         let cells = size.map(|side| if patch_size > 0 { side / patch_size } else { 0 });
         if cells[0].checked_mul(cells[1]) == Some(num_patches) && num_patches > 0 {
             return Ok(size);
         }
-        Err(self.wrong(format!(
+        Err(self.0.wrong(format!(
             "an image of {} x {} pixels has no {num_patches} patches of {patch_size} pixels, which is what the table of positions is \
              for",
             size[0], size[1]
@@ -108,7 +78,7 @@ impl ConfigJson {
             if let (Some(written), Some(wanted)) = (written, wanted)
                 && written != wanted
             {
-                return Err(self.wrong(format!(
+                return Err(self.0.wrong(format!(
                     "the {what} has {written} attention heads, and model.{field} is {wanted}. Set it to {written}: the weights mean \
                      nothing else"
                 )));
@@ -119,9 +89,9 @@ impl ConfigJson {
 
     /// Refuses an activation that students do not have.
     pub(super) fn check_activation(&self) -> Result<()> {
-        match self.config.get("hidden_act").and_then(Value::as_str) {
+        match self.0.value.get("hidden_act").and_then(Value::as_str) {
             None | Some("gelu") => Ok(()),
-            Some(other) => Err(self.wrong(format!("hidden_act is {other:?}, and a student's is gelu"))),
+            Some(other) => Err(self.0.wrong(format!("hidden_act is {other:?}, and a student's is gelu"))),
         }
     }
 }

@@ -97,7 +97,7 @@ impl Imported {
     /// squares from the `config.json` beside the file `weights`, else those of the published sizes.
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`] where the tensors that sizes are read off are missing, [`Error::StudentConfig`] where the file
+    /// [`Error::WeightsMismatch`] where the tensors that sizes are read off are missing, [`Error::ConfigJson`] where the file
     /// contradicts them or a number of heads is not known, [`Error::Config`] where there is no such network.
     pub fn encoder_config(&self, weights: &Path) -> Result<EncoderConfig> {
         let beside = ConfigJson::read(weights)?;
@@ -242,7 +242,7 @@ fn wrapper(tensors: &Tensors, anchor: &str) -> Option<String> {
 /// heads and the activation show in no shape. `decoder_num_heads`: where a decoder is taken too.
 ///
 /// # Errors
-/// [`Error::StudentConfig`] if they differ, or the file is not JSON.
+/// [`Error::ConfigJson`] if they differ, or the file is not JSON.
 pub fn check_beside(weights: &Path, num_heads: i64, decoder_num_heads: Option<i64>) -> Result<()> {
     ConfigJson::read(weights)?.check(num_heads, decoder_num_heads)
 }

@@ -13,16 +13,14 @@ use serde_json::Value;
 use super::layout::{Family, Layout};
 use super::options::{Assumed, Layer, TeacherOptions};
 use crate::error::{Error, Result};
+use crate::json::Json;
 use crate::validate::MAX_SIZE;
 use crate::vit::{Positions, Projection, VitConfig};
 use crate::weights::Weights;
 
 mod activation;
-mod json;
 mod normalization;
 mod open_clip;
-
-use json::Json;
 
 /// Widths of published towers of every family and their heads: ViT-Ti, S, B and L, the small CLIPs of TinyCLIP and open_clip (256, 512, 640),
 /// and timm's test_vit (64). At another width a count of heads would be a guess, and a wrong one gives features that look like features.

@@ -87,15 +87,6 @@ pub struct Projection {
     pub bias: bool,
 }
 
-/// Name and shape of one tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TensorSpec {
-    /// Its name in the network.
-    pub(crate) name: String,
-    /// Its shape.
-    pub(crate) shape: Vec<i64>,
-}
-
 impl VitConfig {
     /// ViT-Ti/16 at 224 (DeiT's tiny).
     pub const TINY_PATCH16: Self = Self::mae(16, 192, 12, 3);
@@ -263,73 +254,5 @@ impl VitConfig {
             ));
         }
         Ok(())
-    }
-
-    /// Every tensor that [`VisionTransformer::new`](super::VisionTransformer::new) asks its scope for.
-    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
-        let (d, m, p) = (self.embed_dim, self.mlp_dim, self.patch_size);
-        let mut specs = Vec::new();
-        let mut add = |name: String, shape: &[i64]| specs.push(TensorSpec { name, shape: shape.to_vec() });
-        let mut linears = Vec::new();
-        let mut norms = vec!["norm".to_owned()];
-        match self.pooling {
-            Pooling::Cls => add("cls_token".to_owned(), &[1, 1, d]),
-            Pooling::Attention => {
-                add("pool.probe".to_owned(), &[1, 1, d]);
-                norms.push("pool.norm".to_owned());
-                linears.push(("pool.attn.qkv".to_owned(), 3 * d, d));
-                linears.push(("pool.attn.proj".to_owned(), d, d));
-                linears.push(("pool.mlp.fc1".to_owned(), m, d));
-                linears.push(("pool.mlp.fc2".to_owned(), d, m));
-            }
-        }
-        if self.registers > 0 {
-            add("reg_token".to_owned(), &[1, self.registers, d]);
-        }
-        if self.rotary_base().is_none() {
-            let [rows, columns] = self.grid();
-            add("pos_embed".to_owned(), &[1, self.table_prefix() + rows * columns, d]);
-        }
-        add("patch_embed.proj.weight".to_owned(), &[d, 3, p, p]);
-        if self.patch_bias {
-            add("patch_embed.proj.bias".to_owned(), &[d]);
-        }
-        if self.norm_pre {
-            norms.push("norm_pre".to_owned());
-        }
-        let fc1_rows = if self.gated_mlp { 2 * m } else { m };
-        for i in 0..self.depth {
-            norms.push(format!("blocks.{i}.norm1"));
-            norms.push(format!("blocks.{i}.norm2"));
-            linears.push((format!("blocks.{i}.attn.qkv"), 3 * d, d));
-            linears.push((format!("blocks.{i}.attn.proj"), d, d));
-            linears.push((format!("blocks.{i}.mlp.fc1"), fc1_rows, d));
-            linears.push((format!("blocks.{i}.mlp.fc2"), d, m));
-        }
-        for (name, out_dim, in_dim) in linears {
-            add(format!("{name}.weight"), &[out_dim, in_dim]);
-            add(format!("{name}.bias"), &[out_dim]);
-        }
-        for norm in norms {
-            add(format!("{norm}.weight"), &[d]);
-            add(format!("{norm}.bias"), &[d]);
-        }
-        if let Some(Projection { out_dim, bias }) = self.projection {
-            add("head.weight".to_owned(), &[out_dim, d]);
-            if bias {
-                add("head.bias".to_owned(), &[out_dim]);
-            }
-        }
-        specs
-    }
-
-    /// Tensors whose shapes show every size but the depth.
-    pub(crate) fn landmarks(&self) -> Vec<TensorSpec> {
-        let is_landmark = |name: &str| {
-            matches!(name, "patch_embed.proj.weight" | "pos_embed" | "reg_token") || name.starts_with("blocks.0.mlp")
-        };
-        let one_block = Self { depth: 1, fusion: Vec::new(), ..self.clone() };
-        let specs = one_block.tensors().into_iter();
-        specs.filter(|spec| is_landmark(&spec.name)).collect()
     }
 }

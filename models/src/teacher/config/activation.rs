@@ -39,7 +39,7 @@ impl Config {
             };
             return match against {
                 None => Ok(first.activation),
-                Some(against) => Err(Error::TeacherConfig {
+                Some(against) => Err(Error::ConfigJson {
                     path: first.path.to_path_buf(),
                     reason: format!("{}, but {against}. Correct the one that is wrong", first.words),
                 }),

@@ -1,8 +1,8 @@
 //! How pixels are normalized: from the files beside the weights, else from the options, else by the family where it has one answer.
 
 use super::Config;
-use super::json::Json;
 use crate::error::{Error, Result};
+use crate::json::Json;
 use crate::pixels::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::teacher::layout::{Family, Layout};
 use crate::teacher::options::{Assumed, TeacherOptions, mean_problem, std_problem};

@@ -4,8 +4,8 @@
 
 use serde_json::{Value, json};
 
-use super::json::Json;
 use crate::error::Result;
+use crate::json::Json;
 use crate::layers::Activation;
 
 impl Json {

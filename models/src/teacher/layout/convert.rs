@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::Layout;
 use super::names::{ProjectionName, QkvBias};
 use crate::error::{Error, Result};
-use crate::vit::{TensorSpec, VitConfig};
+use crate::vit::{VisionTransformer, VitConfig};
 use crate::weights::{Weights, require_finite};
 
 /// How one tensor of the tower is made: the parts stacked along the rows.
@@ -45,13 +45,13 @@ impl Layout {
     ) -> Result<BTreeMap<String, Tensor>> {
         let mut expected = BTreeMap::new();
         let mut recipes = Vec::new();
-        for spec in config.tensors() {
-            let recipe = self.recipe(weights, &spec);
+        for (name, shape) in VisionTransformer::shapes(config)? {
+            let recipe = self.recipe(weights, &name, &shape);
             for part in &recipe.parts {
                 let names = part.name.iter().chain(&part.mask);
                 expected.extend(names.map(|name| (name.clone(), part.shape.clone())));
             }
-            recipes.push((spec, recipe));
+            recipes.push((name, shape, recipe));
         }
         let scales = self.scales(config);
         for (_, scale) in &scales {
@@ -68,7 +68,7 @@ impl Layout {
             tensor.to_kind(Kind::Float)
         };
         let mut tensors = BTreeMap::new();
-        for (TensorSpec { name, shape }, recipe) in recipes {
+        for (name, shape, recipe) in recipes {
             let parts = recipe.parts.iter().map(|part| {
                 let tensor = match &part.name {
                     Some(name) => get(name),
@@ -89,7 +89,7 @@ impl Layout {
                 let rest = tensor.size()[1] - 1;
                 let cls = tensor.narrow(1, 0, 1);
                 tensor = tensor.narrow(1, 1, rest).contiguous();
-                // CLS comes before the table in a tower's list.
+                // CLS comes before the table in the order of names.
                 if let Some(token) = tensors.get_mut("cls_token") {
                     *token = &*token + cls;
                 }
@@ -124,9 +124,9 @@ impl Layout {
         (0..config.depth).flat_map(of_block).collect()
     }
 
-    fn recipe(&self, weights: &Weights, spec: &TensorSpec) -> Recipe {
-        let mut shape = spec.shape.clone();
-        match spec.name.as_str() {
+    fn recipe(&self, weights: &Weights, internal: &str, shape: &[i64]) -> Recipe {
+        let mut shape = shape.to_vec();
+        match internal {
             "cls_token" if self.names.flat => shape = vec![shape[2]],
             "pos_embed" => {
                 shape[1] += i64::from(self.cls_position);
@@ -136,7 +136,7 @@ impl Layout {
             }
             "head.weight" if matches!(self.names.projection, ProjectionName::Transposed(_)) => {
                 shape.reverse();
-                return Recipe { parts: vec![self.part(&spec.name, shape)], transposed: true };
+                return Recipe { parts: vec![self.part(internal, shape)], transposed: true };
             }
             name if name.ends_with(".attn.qkv.bias") && name.starts_with("blocks.") => {
                 if let Some(recipe) = self.qkv_bias(weights, name, shape[0]) {
@@ -145,10 +145,10 @@ impl Layout {
             }
             _ => {}
         }
-        let sources = self.sources(&spec.name);
+        let sources = self.sources(internal);
         // All parts have the same number of rows, except a pooling query beside stacked keys and values.
         let rows = shape[0];
-        let rows_of = |i: usize| match (sources.len(), self.pools_apart(&spec.name)) {
+        let rows_of = |i: usize| match (sources.len(), self.pools_apart(internal)) {
             (2, true) => rows / 3 * (1 + i as i64),
             (n, _) => rows / n as i64,
         };
@@ -195,7 +195,7 @@ impl Layout {
 
     /// What shapes cannot show: a mask that was never filled, rotary frequencies of another base.
     fn check_values(&self, weights: &Weights, tensors: &BTreeMap<String, Tensor>, config: &VitConfig) -> Result<()> {
-        let wrong = |reason: String| Error::TeacherConfig { path: weights.path().to_path_buf(), reason };
+        let wrong = |reason: String| Error::ConfigJson { path: weights.path().to_path_buf(), reason };
         if let QkvBias::Masked(mask) = self.names.qkv_bias {
             for i in 0..config.depth {
                 let bias = &tensors[&format!("blocks.{i}.attn.qkv.bias")];

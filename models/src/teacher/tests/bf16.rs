@@ -58,10 +58,10 @@ fn weights_cast_once_give_the_bits_of_weights_cast_for_every_pass() {
         like.info.clone(),
         &siglip,
         Device::Cpu,
-        siglip
-            .tensors()
+        VisionTransformer::shapes(&siglip)
+            .unwrap()
             .into_iter()
-            .map(|TensorSpec { name, shape }| {
+            .map(|(name, shape)| {
                 let values = Init::Normal { std: 0.1 }.tensor(&shape, 0, &name);
                 (name, values)
             })

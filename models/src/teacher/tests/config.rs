@@ -54,7 +54,7 @@ fn the_configuration_of_another_kind_of_network_is_refused() {
     };
     for foreign in ["clip", "dinov2", "dinov3_vit", "siglip_vision_model"] {
         match with(foreign) {
-            Err(Error::TeacherConfig { reason, .. }) => {
+            Err(Error::ConfigJson { reason, .. }) => {
                 assert!(reason.contains(foreign) && reason.contains("belongs to another model"), "{reason}")
             }
             other => panic!("{foreign}: {other:?}"),
@@ -126,7 +126,7 @@ fn what_must_not_be_guessed_is_asked_for() {
 #[test]
 fn unusable_configurations_are_refused() {
     let check = |files: &[(&str, Value)], part: &str| match load(&timm_tensors(&timm_config()), files) {
-        Err(Error::TeacherConfig { reason, .. }) => assert!(reason.contains(part), "{reason}"),
+        Err(Error::ConfigJson { reason, .. }) => assert!(reason.contains(part), "{reason}"),
         other => panic!("expected a refusal because of {part}, got {other:?}"),
     };
     check(&config(json!([1])), "not a JSON object");
@@ -150,5 +150,5 @@ fn unusable_configurations_are_refused() {
     let folder = folder(&timm_tensors(&timm_config()), &[]);
     fs::write(folder.path().join("config.json"), "{").unwrap();
     let error = Teacher::load(folder.path(), Device::Cpu);
-    assert!(matches!(error, Err(Error::TeacherConfig { reason, .. }) if reason.contains("not JSON")));
+    assert!(matches!(error, Err(Error::ConfigJson { reason, .. }) if reason.contains("not JSON")));
 }

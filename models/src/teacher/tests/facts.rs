@@ -132,7 +132,7 @@ fn every_form_of_a_statement_is_read() {
         load_with(&tensors, &files, &half()).unwrap();
         let other = TeacherOptions { mean: Some(IMAGENET.0), ..half() };
         match load_with(&tensors, &files, &other) {
-            Err(Error::TeacherConfig { path, reason }) => {
+            Err(Error::ConfigJson { path, reason }) => {
                 assert!(path.ends_with(file) && reason.contains("asked for is [0.485"), "{path:?} {reason}")
             }
             other => panic!("{file}: {other:?}"),
@@ -145,7 +145,7 @@ fn statements_that_contradict_each_other_are_refused() {
     let tensors = timm_tensors(&timm_config());
     let refused =
         |files: &[(&str, Value)], options: &TeacherOptions, parts: &[&str]| match load_with(&tensors, files, options) {
-            Err(Error::TeacherConfig { reason, .. }) => {
+            Err(Error::ConfigJson { reason, .. }) => {
                 assert!(parts.iter().all(|part| reason.contains(part)), "{reason}")
             }
             other => panic!("{parts:?}: {other:?}"),
@@ -218,7 +218,7 @@ fn constants_of_other_pixels_are_refused() {
     for (mean, std, wrong, problem) in &cases {
         for (file, content, prefix) in files(mean, std) {
             match load(&tensors, &[(file, content)]) {
-                Err(Error::TeacherConfig { path, reason }) => {
+                Err(Error::ConfigJson { path, reason }) => {
                     assert!(path.ends_with(file), "{path:?}");
                     let values = match *wrong {
                         "mean" => channels(mean),

@@ -96,7 +96,7 @@ fn open_clips_config_is_read() {
     assert_eq!((info.mean, info.std), ([0.1, 0.2, 0.3], [1.0; 3]));
 
     let refused = |vision: Value, part: &str| match load_cfg(json!({"vision_cfg": vision})) {
-        Err(Error::TeacherConfig { path, reason }) => {
+        Err(Error::ConfigJson { path, reason }) => {
             assert!(path.ends_with("open_clip_config.json"), "{path:?}");
             assert!(reason.contains(part), "{reason}");
         }
@@ -143,7 +143,7 @@ fn an_activation_against_the_files_is_refused() {
         Layer::Last,
         asked,
     ) {
-        Err(Error::TeacherConfig { reason, .. }) => {
+        Err(Error::ConfigJson { reason, .. }) => {
             assert!(parts.iter().all(|part| reason.contains(part)), "{reason}");
         }
         other => panic!("expected {parts:?} to be named, got {other:?}"),
@@ -160,7 +160,7 @@ fn an_activation_against_the_files_is_refused() {
     let files = [("config.json", default), ("preprocessor_config.json", half)];
     let tensors = hf_vit_tensors();
     let refused = load_with(&tensors, &files, Layer::Last, Some(Activation::QuickGelu));
-    assert!(matches!(refused, Err(Error::TeacherConfig { reason, .. }) if reason.contains("default, gelu")));
+    assert!(matches!(refused, Err(Error::ConfigJson { reason, .. }) if reason.contains("default, gelu")));
     // DINO alone says nothing, and takes what is asked for.
     let timm = timm_tensors(&timm_config());
     let teacher = load_with(&timm, &[], Layer::Last, Some(Activation::QuickGelu)).unwrap();
@@ -224,7 +224,7 @@ fn dinov3_is_recognized_and_checked() {
         let mut tensors = dinov3_tensors();
         change(&mut tensors);
         match load(&tensors, files) {
-            Err(Error::TeacherConfig { reason, .. }) => assert!(reason.contains(part), "{reason}"),
+            Err(Error::ConfigJson { reason, .. }) => assert!(reason.contains(part), "{reason}"),
             other => panic!("expected a refusal because of {part}, got {other:?}"),
         }
     };
@@ -277,7 +277,7 @@ fn dinov3_is_recognized_and_checked() {
 #[test]
 fn hostile_counts_are_refused() {
     let refused = |tensors: &Tensors, value: Value, part: &str| match load(tensors, &config(value)) {
-        Err(Error::TeacherConfig { reason, .. }) => assert!(reason.contains(part), "{reason}"),
+        Err(Error::ConfigJson { reason, .. }) => assert!(reason.contains(part), "{reason}"),
         other => panic!("expected a refusal because of {part}, got {other:?}"),
     };
     let registers = json!({"num_register_tokens": 1_000_000_000_000_i64, "num_attention_heads": 2});
@@ -312,7 +312,7 @@ fn registers_and_scales_show_in_the_architecture() {
     let silu = load_with(&gated, &[], Layer::Last, Some(Activation::Silu)).unwrap();
     assert_eq!(silu.info().activation, Activation::Silu);
     let gelu = load_with(&gated, &[], Layer::Last, Some(Activation::Gelu));
-    assert!(matches!(gelu, Err(Error::TeacherConfig { reason, .. }) if reason.contains("silu")));
+    assert!(matches!(gelu, Err(Error::ConfigJson { reason, .. }) if reason.contains("silu")));
 }
 
 #[test]

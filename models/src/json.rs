@@ -12,53 +12,53 @@ use crate::error::{Error, Result};
 const MAX_JSON_BYTES: u64 = 1 << 20;
 
 /// A JSON file that may be absent, then `null`.
-pub(super) struct Json {
-    pub(super) path: PathBuf,
-    pub(super) exists: bool,
-    pub(super) value: Value,
+pub(crate) struct Json {
+    pub(crate) path: PathBuf,
+    pub(crate) exists: bool,
+    pub(crate) value: Value,
 }
 
 impl Json {
-    pub(super) fn read(path: PathBuf) -> Result<Json> {
+    pub(crate) fn read(path: PathBuf) -> Result<Json> {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Ok(Json { path, exists: false, value: Value::Null });
             }
-            Err(source) => return Err(Error::WeightsFile(hub::weights::Error::ReadWeights { path, source })),
+            Err(source) => return Err(hub::weights::Error::ReadWeights { path, source }.into()),
         };
         let mut bytes = Vec::new();
         if let Err(source) = file.take(MAX_JSON_BYTES).read_to_end(&mut bytes) {
-            return Err(Error::WeightsFile(hub::weights::Error::ReadWeights { path, source }));
+            return Err(hub::weights::Error::ReadWeights { path, source }.into());
         }
         match serde_json::from_slice::<Value>(&bytes) {
             Ok(value) if value.is_object() => Ok(Json { path, exists: true, value }),
-            Ok(_) => Err(Error::TeacherConfig { path, reason: "is not a JSON object".to_owned() }),
-            Err(e) => Err(Error::TeacherConfig { path, reason: format!("is not JSON: {e}") }),
+            Ok(_) => Err(Error::ConfigJson { path, reason: "is not a JSON object".to_owned() }),
+            Err(e) => Err(Error::ConfigJson { path, reason: format!("is not JSON: {e}") }),
         }
     }
 
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", Value::as_f64)
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>> {
         self.typed(key, "a string", Value::as_str)
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "true or false", Value::as_bool)
     }
 
     /// An integer, or a pair of equal ones (`[224, 224]`).
-    pub(super) fn size(&self, key: &str) -> Result<Option<i64>> {
+    pub(crate) fn size(&self, key: &str) -> Result<Option<i64>> {
         self.typed(key, "an integer, or twice the same one", |value| match value.as_array().map(Vec::as_slice) {
             Some([a, b]) if a == b => a.as_i64(),
             _ => value.as_i64(),
         })
     }
 
-    pub(super) fn channels(&self, key: &str) -> Result<Option<[f64; 3]>> {
+    pub(crate) fn channels(&self, key: &str) -> Result<Option<[f64; 3]>> {
         // One number, in a list or not, is for all channels: so timm and open_clip read it.
         self.typed(key, "a list of three numbers, or one number", |value| {
             if let Some(one) = value.as_f64() {
@@ -83,11 +83,11 @@ impl Json {
         }
     }
 
-    pub(super) fn wrong(&self, reason: String) -> Error {
-        Error::TeacherConfig { path: self.path.clone(), reason }
+    pub(crate) fn wrong(&self, reason: String) -> Error {
+        Error::ConfigJson { path: self.path.clone(), reason }
     }
 
-    pub(super) fn missing(&self, fact: &'static str, next_step: &str) -> Error {
+    pub(crate) fn missing(&self, fact: &'static str, next_step: &str) -> Error {
         Error::MissingFact { path: self.path.clone(), exists: self.exists, fact, next_step: next_step.to_owned() }
     }
 }
