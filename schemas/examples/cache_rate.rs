@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use schemas::{
-    Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack, Plan, Scalar,
-    TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher, create_cache,
+    Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack, Plan, RowKey,
+    Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher, create_cache,
 };
 
 const TOKENS: usize = 196;
@@ -56,7 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let tokens = encoded[sample_id as usize % 32].clone();
         let (cls, cls_attn) = (tokens[..2 * WIDTH].to_vec(), tokens[..2 * TOKENS].to_vec());
         let content_hash = ContentHash::of(&sample_id.to_le_bytes());
-        writer.push(&TeacherRow { sample_id, view: 0, content_hash, tokens, cls, cls_attn })?;
+        writer.push(&TeacherRow { key: RowKey { sample_id, view: 0, content_hash }, tokens, cls, cls_attn })?;
     }
     let commit = writer.finish()?;
     let share = commit.file.bytes as f64 / megabytes / 1e4;

@@ -206,9 +206,9 @@ pub(crate) fn sample_checksum(row: &SampleRow) -> u64 {
 /// The checksum of a teacher's row: XXH3-64 over its values in column order, as `cache-v1.md` lays down.
 pub(crate) fn teacher_checksum(row: &TeacherRow) -> u64 {
     let mut hash = Hash::new(b"mr-mae teacher row v1");
-    hash.number(row.sample_id);
-    hash.number(row.view.into());
-    for bytes in [&row.content_hash.0[..], &row.tokens, &row.cls, &row.cls_attn] {
+    hash.number(row.key.sample_id);
+    hash.number(row.key.view.into());
+    for bytes in [&row.key.content_hash.0[..], &row.tokens, &row.cls, &row.cls_attn] {
         hash.bytes(bytes);
     }
     hash.finish()

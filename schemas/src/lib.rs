@@ -39,7 +39,7 @@ pub use identity::{CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIde
 pub use plain_words::plain_words;
 pub use plan::Plan;
 pub use reader::TeacherPart;
-pub use sample::{ContentHash, CropBox, Reject, SampleRow, View};
+pub use sample::{ContentHash, CropBox, Reject, RowKey, SampleRow, View};
 pub use samples_file::SamplesPart;
 pub use skipped::{Skipped, read_skipped, write_skipped};
 pub use teacher::{TeacherId, TeacherIdentity, TeacherRow};

@@ -77,7 +77,7 @@ impl RowRules {
 
     /// Checks the next row of a teacher's file.
     pub(crate) fn check_features(&mut self, row: &TeacherRow, teacher: &TeacherIdentity) -> Result<()> {
-        self.check_place(row.sample_id, row.view)?;
+        self.check_place(row.key.sample_id, row.key.view)?;
         let cls = teacher.codec.cls();
         let features: [(&str, &Vec<u8>, usize, &dyn FeatureCodec); 3] = [
             ("tokens", &row.tokens, teacher.tokens_bytes(), teacher.codec.tokens()),

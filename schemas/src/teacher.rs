@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Codec, ContentHash, Error, FeatureCodec, Result, Scalar};
+use crate::{Codec, Error, FeatureCodec, Result, RowKey, Scalar};
 
 /// A teacher's name in a cache: 1 to 64 of `a-z 0-9 . _ -`, a letter or digit first. It is a folder name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -163,11 +163,7 @@ impl TeacherIdentity {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TeacherRow {
     /// As in the samples row.
-    pub sample_id: u64,
-    /// As in the samples row.
-    pub view: u16,
-    /// As in the samples row.
-    pub content_hash: ContentHash,
+    pub key: RowKey,
     /// Patch tokens `[L, D]`, row-major over the grid.
     pub tokens: Vec<u8>,
     /// CLS token `[D]`.

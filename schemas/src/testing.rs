@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     Affine, CacheIdentity, Codec, ContentHash, CropBox, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack, Plan,
-    Reject, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, View,
+    Reject, RowKey, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, View,
     ViewIdentity, ViewPolicy, add_teacher, create_cache,
 };
 
@@ -99,9 +99,7 @@ pub(crate) fn teacher_row(sample_id: u64, view: u16, teacher: &TeacherIdentity) 
         bytes
     };
     TeacherRow {
-        sample_id,
-        view,
-        content_hash: content_hash(sample_id),
+        key: RowKey { sample_id, view, content_hash: content_hash(sample_id) },
         tokens: encode(teacher.codec.tokens(), teacher.n_tokens() * width),
         cls: encode(&teacher.codec.cls(), width),
         cls_attn: encode(&Scalar::F16, teacher.n_tokens()),

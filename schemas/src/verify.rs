@@ -293,7 +293,7 @@ impl Verifier<'_> {
             let sample = samples.and_then(|samples| samples.get(i)).and_then(Option::as_ref);
             let mut check = || {
                 features.read_row_into(i, &mut row)?;
-                sample.map_or(Ok(()), |sample| features.check_join(i, &row, sample))?;
+                sample.map_or(Ok(()), |sample| features.check_join(i, &row.key, &sample.row_key()))?;
                 rules.check_features(&row, teacher)?;
                 teacher.decode_tokens(&row.tokens, &mut decoded)?;
                 sums.add_row(&decoded);

@@ -206,9 +206,9 @@ impl TeacherWriter {
         self.teacher.decode_tokens(&row.tokens, &mut self.decoded)?;
         self.channels.add_row(&self.decoded);
         self.rows.push(StoredRow {
-            sample_id: row.sample_id,
-            view: row.view,
-            blobs: [&row.content_hash.0[..], &row.tokens, &row.cls, &row.cls_attn].map(Bytes::copy_from_slice),
+            sample_id: row.key.sample_id,
+            view: row.key.view,
+            blobs: [&row.key.content_hash.0[..], &row.tokens, &row.cls, &row.cls_attn].map(Bytes::copy_from_slice),
             checksum: teacher_checksum(row),
         });
         let row_bytes = self.teacher.tokens_bytes() + self.teacher.cls_bytes() + self.teacher.cls_attn_bytes();

@@ -17,8 +17,8 @@ use models::precision::Precision;
 use models::teacher::Teacher;
 use schemas::atomic::AtomicFile;
 use schemas::{
-    CacheIdentity, Codec, ContentHash, DepthWindow, FORMAT_VERSION, FeatureCodec, Pack, Plan, Reject, SampleRow,
-    SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy,
+    CacheIdentity, Codec, ContentHash, DepthWindow, FORMAT_VERSION, FeatureCodec, Pack, Plan, Reject, RowKey,
+    SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy,
     add_teacher, create_cache,
 };
 use tch::{Device, Kind, Tensor};
@@ -264,9 +264,7 @@ impl World {
         };
         let foreign = ContentHash([7; 16]);
         TeacherRow {
-            sample_id,
-            view,
-            content_hash: if self.foreign_features { foreign } else { content_hash },
+            key: RowKey { sample_id, view, content_hash: if self.foreign_features { foreign } else { content_hash } },
             tokens: encode(self.codec.tokens(), &output.tokens),
             cls: encode(&self.codec.cls(), &output.cls),
             cls_attn: encode(&Scalar::F16, &output.cls_attn),

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use images::RgbImage;
 use models::precision::Precision;
 use models::teacher::Teacher;
-use schemas::{Codec, CodecError, ContentHash, FeatureCodec, TeacherId, TeacherRow};
+use schemas::{Codec, CodecError, ContentHash, FeatureCodec, RowKey, TeacherId, TeacherRow};
 use tch::{Device, Kind, Tensor};
 use torch_ext::OutOfMemory;
 
@@ -268,9 +268,7 @@ pub(crate) fn encode(batch: &Batch, features: &Features, codec: &Codec) -> anyho
             }
         };
         let row = TeacherRow {
-            sample_id: id.sample_id,
-            view: id.view,
-            content_hash: id.content_hash,
+            key: RowKey { sample_id: id.sample_id, view: id.view, content_hash: id.content_hash },
             tokens,
             cls: store("cls", &codec.cls(), &features.cls[row(&features.cls, i)])?,
             cls_attn: halves.iter().flat_map(|half| half.to_le_bytes()).collect(),

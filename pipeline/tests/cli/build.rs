@@ -75,8 +75,7 @@ fn features_are_the_teachers_of_the_rows_pixels() {
             assert_eq!(features.rows(), samples.len());
             for (row, sample) in samples.iter().enumerate() {
                 let feature = features.read_row(row).unwrap();
-                let joined = (feature.sample_id, feature.view, feature.content_hash);
-                assert_eq!(joined, (sample.sample_id, sample.view.index, sample.content_hash));
+                assert_eq!(feature.key, sample.row_key());
                 let image = images::decode(&source.read(sample.sample_id as usize).unwrap()).unwrap();
                 let pixels = images::render(&image, &sample.view, size).unwrap();
                 let pixels =

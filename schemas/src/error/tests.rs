@@ -244,7 +244,7 @@ fn one_of_each() -> Vec<Error> {
     let mut features = TeacherWriter::create(c.path(), 1, &c.tiny.identity, c.clip()).unwrap();
     for (i, (id, view)) in c.tiny.places(1).into_iter().enumerate() {
         let mut row = teacher_row(id, view, c.clip());
-        row.content_hash.0[0] ^= u8::from(i == 5);
+        row.key.content_hash.0[0] ^= u8::from(i == 5);
         features.push(&row).unwrap();
     }
     features.finish().unwrap();

@@ -39,8 +39,8 @@ fn write_and_read(tiny: &Tiny) {
             assert_eq!(features.iter().collect::<Result<Vec<_>>>().unwrap(), expected);
             for (row, sample) in samples.iter().enumerate().rev() {
                 let found = features.read_row(row).unwrap();
-                features.check_join(row, &found, sample).unwrap();
-                assert_eq!(features.key(row).unwrap(), (sample.sample_id, sample.view.index, sample.content_hash));
+                features.check_join(row, &found.key, &sample.row_key()).unwrap();
+                assert_eq!(features.key(row).unwrap(), sample.row_key());
             }
         }
     }
@@ -125,7 +125,7 @@ fn rows_of_megabytes_in_several_groups() {
     let mut expected = teacher_row(0, 0, &teacher);
     assert_eq!(expected.tokens.len(), 8 << 20);
     for id in 0..11 {
-        (expected.sample_id, expected.content_hash, expected.tokens[77]) = (id, content_hash(id), id as u8);
+        (expected.key.sample_id, expected.key.content_hash, expected.tokens[77]) = (id, content_hash(id), id as u8);
         writer.push(&expected).unwrap();
     }
     writer.finish().unwrap();
@@ -136,7 +136,8 @@ fn rows_of_megabytes_in_several_groups() {
             let (features, mut expected) = (&features, expected.clone());
             scope.spawn(move || {
                 for id in (start..11).step_by(3) {
-                    (expected.sample_id, expected.content_hash, expected.tokens[77]) = (id, content_hash(id), id as u8);
+                    (expected.key.sample_id, expected.key.content_hash, expected.tokens[77]) =
+                        (id, content_hash(id), id as u8);
                     assert!(features.read_row(id as usize).unwrap() == expected);
                 }
             });
