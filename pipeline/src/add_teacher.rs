@@ -23,9 +23,7 @@ pub fn add_teacher(
     let cache = Cache::open(&args.cache)?;
     let identity = cache.identity().clone();
     let config = BuildConfig::for_cache(args, &identity)?;
-    // Before anything else touches libtorch: it looks for its CUDA half only once.
-    let device = torch_ext::resolve_device(&config.device)?;
-    config.precision.prepare(device)?;
+    let device = build_cache::open_device(&config)?;
 
     for part in 0..identity.plan.parts() {
         ensure!(

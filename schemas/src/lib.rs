@@ -3,9 +3,11 @@
 pub mod atomic;
 mod cache;
 mod codec;
+mod column_chunk;
 mod columns;
 mod commit;
 mod depth_window;
+mod encoded_row;
 mod error;
 mod identity;
 mod json;
@@ -34,6 +36,7 @@ pub use cache::{
 pub use codec::{Affine, Calibrator, Codec, CodecError, FeatureCodec, Scalar};
 pub use commit::{ChannelSums, FileStamp, RejectsStamp, SamplesCommit, TeacherCommit};
 pub use depth_window::{BadDepthWindow, DepthWindow};
+pub use encoded_row::{EncodedRow, RowFeatures};
 pub use error::{Error, FieldDifference, Result};
 pub use identity::{CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIdentity, ViewPolicy};
 pub use plain_words::plain_words;
@@ -42,6 +45,6 @@ pub use reader::TeacherPart;
 pub use sample::{ContentHash, CropBox, Reject, RowKey, SampleRow, View};
 pub use samples_file::SamplesPart;
 pub use skipped::{Skipped, read_skipped, write_skipped};
-pub use teacher::{TeacherId, TeacherIdentity, TeacherRow};
+pub use teacher::{Batches, TeacherId, TeacherIdentity, TeacherRow};
 pub use verify::{Progress, Repeats, Report, verify};
 pub use writer::{SamplesWriter, TeacherWriter};

@@ -13,8 +13,8 @@ use crate::cache::{read_identity, read_teacher, teacher_folders};
 use crate::rules::check_coverage;
 use crate::samples_file::SamplesFile;
 use crate::{
-    CacheIdentity, ChannelSums, ContentHash, Error, Plan, Result, SampleRow, SamplesCommit, TeacherCommit, TeacherId,
-    TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
+    Batches, CacheIdentity, ChannelSums, ContentHash, Error, Plan, Result, SampleRow, SamplesCommit, TeacherCommit,
+    TeacherId, TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
 };
 
 /// How far a verification has come.
@@ -296,7 +296,14 @@ impl Verifier<'_> {
                 sample.map_or(Ok(()), |sample| features.check_join(i, &row.key, &sample.row_key()))?;
                 rules.check_features(&row, teacher)?;
                 teacher.decode_tokens(&row.tokens, &mut decoded)?;
-                sums.add_row(&decoded);
+                match teacher.batches {
+                    Batches::Rows => sums.add_row(&decoded),
+                    Batches::Samples => {
+                        let mut of_row = ChannelSums::new(teacher.width as usize);
+                        of_row.add_row(&decoded);
+                        sums.add(&of_row);
+                    }
+                }
                 Ok(())
             };
             match report.keep(check())? {

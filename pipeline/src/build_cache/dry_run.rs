@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -14,10 +14,10 @@ use schemas::{Cache, TeacherIdentity};
 use serde::Serialize;
 use tch::Device;
 
-use super::Build;
-use super::decode::{Decoded, Decoder, Job};
-use super::flow::sizes;
-use super::infer::{Batch, BuildTeacher, encode, infer};
+use super::build::Build;
+use super::infer::{Inference, with_inference};
+use super::network::sizes;
+use super::parallel::{Ended, Interrupted, Stop, map_in_order};
 use super::refuse;
 use super::timing::Timings;
 use super::worklist::{Outputs, PartWork};
@@ -132,10 +132,7 @@ impl Forecast {
         let file_bytes = FILE_OVERHEAD + 2 * serde_json::to_vec(&build.identity)?.len() as u64;
 
         // A short measurement: of time, and of the size of packed images.
-        let probe = match work.is_empty() {
-            true => None,
-            false => Some(measure(build)?),
-        };
+        let probe = if work.is_empty() { None } else { Some(measure(build)?) };
         let packed_bytes = probe.as_ref().map_or(0, |probe| probe.packed_bytes);
         let (parts, rows) = missing_of(&|lacks| lacks.samples);
         let samples = Bytes {
@@ -147,7 +144,8 @@ impl Forecast {
         let teachers: Vec<Teacher> = build
             .teachers
             .iter()
-            .map(|(teacher, _)| {
+            .map(|teacher| {
+                let teacher = &teacher.identity;
                 let (parts, rows) = missing_of(&|lacks| lacks.teachers.contains(&teacher.id));
                 Teacher {
                     to_write: Bytes {
@@ -307,7 +305,7 @@ impl Probe {
         let threads = build.config.threads;
         let decode_seconds = self.decode_seconds / threads as f64;
         // On a CPU the workers share decoding and teachers; on a GPU the two run beside each other.
-        let seconds_per_image = match build.device {
+        let seconds_per_image = match build.compute.device {
             Device::Cpu => decode_seconds + teachers_seconds,
             _ => decode_seconds.max(teachers_seconds),
         };
@@ -318,7 +316,7 @@ impl Probe {
             measured_on_images: self.images as u64,
             decode_ms_per_image: 1e3 * self.decode_seconds,
             teachers_ms_per_image: 1e3 * self.teachers_seconds,
-            teachers_on: match build.device {
+            teachers_on: match build.compute.device {
                 Device::Cpu => format!("{threads} threads"),
                 _ => "the GPU".to_owned(),
             },
@@ -328,15 +326,12 @@ impl Probe {
 
 /// The parts that lack something, of the cache that is there or of an empty one.
 fn missing(build: &Build) -> anyhow::Result<Vec<PartWork>> {
-    let out = &build.config.out;
-    let exists = build.refuse_changes()?;
-    if exists {
-        let cache = Cache::open(out)?;
-        refuse::lost_files(&cache)?;
-        return Ok(build.worklist(&cache)?);
+    if !build.refuse_changes()? {
+        return Ok(build.whole_worklist());
     }
-    let all = Outputs { samples: true, teachers: build.teachers.iter().map(|(t, _)| t.id.clone()).collect::<_>() };
-    Ok((0..build.identity.plan.parts()).map(|part| PartWork { part, missing: all.clone() }).collect())
+    let cache = Cache::open(&build.config.out)?;
+    refuse::lost_files(&cache)?;
+    Ok(build.worklist(&cache)?)
 }
 
 fn row_bytes(teacher: &TeacherIdentity) -> u64 {
@@ -363,74 +358,58 @@ struct Probe {
     teachers_seconds: f64,
 }
 
-/// Decodes a few images and runs them through the teachers, on as many lanes at once as the build would have.
+/// Decodes a few images and runs them through the teachers, on as many threads at once as the build would have.
 fn measure(build: &Build) -> anyhow::Result<Probe> {
     let timings = Timings::default();
-    let decoder = Decoder::new(build, &timings);
-    let sizes = sizes(build.teachers.iter().map(|(teacher, _)| teacher));
+    let decoder = build.decoder(&timings);
+    let identities = build.identities();
+    let teachers: Vec<usize> = (0..identities.len()).collect();
+    let (sizes, views) = (sizes(identities.iter().copied()), build.identity.views.views);
 
-    // Spread over the data set, since neighbours are often alike. The first one only warms up.
+    // Spread over the data set, since neighbors are often alike. The first one only warms up.
     let samples = build.identity.plan.samples;
     let probes = (PROBE_ROWS as u64 + 1).min(samples);
     let step = samples / probes;
-    let (mut rows, mut packed_bytes) = (Vec::new(), 0);
-    let (mut images, mut busy) = (0, Duration::ZERO);
-    for probe in 0..probes {
-        let began = Instant::now();
-        let decoded = decoder.run(Job { seq: probe, sample_id: probe * step, known: None, sizes: sizes.clone() })?;
-        if let Decoded::Rows { rows: decoded, packed } = decoded {
-            rows.extend(decoded);
-            packed_bytes += packed.map_or(0, |packed| packed.len() as u64);
-            if probe > 0 || probes == 1 {
-                images += 1;
-                busy += began.elapsed();
-            }
-        }
+    let decode =
+        |probes: Range<u64>| decoder.samples(probes.map(|probe| (probe * step, None)), views, &sizes, &Stop::default());
+    if probes > 1 {
+        decode(0..1)?;
     }
-    ensure!(
-        !rows.is_empty() && images > 0,
-        "none of the {probes} images tried could be used, so the time cannot be measured"
-    );
-    rows.truncate(PROBE_ROWS);
+    let began = Instant::now();
+    let mut decoded = decode(1.min(probes - 1)..probes)?;
+    let decode_seconds = began.elapsed().as_secs_f64();
+    let images = decoded.rows.len() / usize::from(views);
+    ensure!(images > 0, "none of the {probes} images tried could be used, so the time cannot be measured");
+    let packed: usize = decoded.packed.iter().flatten().map(Vec::len).sum();
+    decoded.rows.truncate(PROBE_ROWS);
+    decoded.pixels.values_mut().for_each(|images| images.truncate(PROBE_ROWS));
+    let rows = &decoded.rows[..];
 
-    let batch = Batch::new(0, rows, sizes);
-    let precision = build.config.precision;
-    let run = |teachers: &[BuildTeacher]| -> anyhow::Result<()> {
-        torch_ext::set_num_threads(1)?;
-        for teacher in teachers {
-            let features = infer(&batch, teacher, precision, &timings)?;
-            encode(&batch, &features, &teacher.codec)?;
+    // All threads at once, for they share the memory's bandwidth; twice, for the first pass allocates and plans.
+    let lanes = if build.compute.device == Device::Cpu { build.compute.threads } else { 1 };
+    let seconds = with_inference(build.compute, &|| build.networks(), &timings, |inference| {
+        let mut inference: Vec<_> = inference.into_iter().take(lanes).collect();
+        let mut fastest = f64::INFINITY;
+        for _ in 0..2 {
+            let began = Instant::now();
+            let pass = |inference: &mut &mut Inference<'_>, _, stop: &Stop| {
+                let features = inference.run(&teachers, &decoded.pixels, rows.len(), stop)?;
+                for (teacher, features) in identities.iter().zip(features) {
+                    features.encode(teacher, rows)?;
+                }
+                Ok(())
+            };
+            if map_in_order((0..lanes).map(Ok), inference.iter_mut().collect(), pass, Ok)? == Ended::Interrupted {
+                bail!(Interrupted);
+            }
+            fastest = fastest.min(began.elapsed().as_secs_f64());
         }
-        Ok(())
-    };
-    // All lanes at once, for they share the memory's bandwidth; twice, for the first pass allocates and plans.
-    let lanes = if build.device == Device::Cpu { build.config.threads } else { 1 };
-    let mut seconds = f64::INFINITY;
-    for _ in 0..2 {
-        let handles: Vec<_> = (0..lanes).map(|_| build.teacher_handles()).collect();
-        let began = Instant::now();
-        thread::scope(|scope| -> anyhow::Result<()> {
-            let running: Vec<_> = handles
-                .into_iter()
-                .map(|teachers| {
-                    scope.spawn(|| {
-                        let teachers = teachers;
-                        run(&teachers)
-                    })
-                })
-                .collect();
-            running
-                .into_iter()
-                .try_for_each(|lane| lane.join().unwrap_or_else(|_| bail!("the probe panicked, which is a bug")))
-        })?;
-        seconds = seconds.min(began.elapsed().as_secs_f64());
-    }
-    let rows_done = (batch.rows.len() * lanes) as f64;
-    let views = f64::from(build.identity.views.views);
+        Ok(fastest)
+    })?;
     Ok(Probe {
         images,
-        packed_bytes: packed_bytes / probes,
-        decode_seconds: busy.as_secs_f64() / images as f64,
-        teachers_seconds: seconds / rows_done * views,
+        packed_bytes: (packed / images) as u64,
+        decode_seconds: decode_seconds / images as f64,
+        teachers_seconds: seconds / (rows.len() * lanes) as f64 * f64::from(views),
     })
 }

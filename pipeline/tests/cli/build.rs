@@ -10,7 +10,8 @@ use pipeline::ExitStatus;
 use schemas::{Cache, ContentHash, FeatureCodec, SamplesWriter, Scalar, TeacherId};
 use tch::{Device, Kind, Tensor};
 
-use super::support::{BAD, USABLE, World, assert_same_tree, program, run, stderr, tree, write_teacher};
+use super::support::{BAD, USABLE, World, assert_same_tree, program, run, stderr, tree};
+use super::teacher::write_teacher;
 
 #[test]
 fn every_usable_image_has_its_rows_and_every_other_its_reason() {
