@@ -39,6 +39,7 @@ mod infer;
 mod lock;
 mod network;
 mod parallel;
+mod probe;
 mod progress;
 pub(crate) mod recheck;
 pub(crate) mod refuse;
@@ -51,7 +52,7 @@ mod write;
 
 use batch::{Batch, batches};
 pub(crate) use build::{Build, open_device, prepare};
-use decode::{Committed, DecodedSamples, Decoder};
+use decode::{CommittedRows, DecodedSamples, Decoder};
 pub(crate) use identity::Existing;
 use infer::{Inference, with_inference};
 use lock::Lock;
@@ -176,7 +177,7 @@ impl Stages<'_> {
         let samples = batch.samples.clone().filter_map(|id| match &part.committed {
             None => Some((id, None)),
             // A sample without rows was rejected when the part's samples were built.
-            Some(samples) => Committed::of_sample(samples, id).map(|rows| (id, Some(rows))),
+            Some(samples) => CommittedRows::of_sample(samples, id).map(|rows| (id, Some(rows))),
         });
         let sizes = sizes(part.teachers.iter().map(|&teacher| self.teachers[teacher]));
         let DecodedSamples { rows, packed, pixels, rejects } =

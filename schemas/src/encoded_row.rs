@@ -103,15 +103,18 @@ impl EncodedRow {
         codec_error: Option<CodecError>,
     ) -> Result<EncodedRow> {
         let (width, cls) = (teacher.width as usize, teacher.codec.cls());
-        let columns: [(_, &dyn FeatureCodec, _); 3] = [
-            ("tokens", teacher.codec.tokens(), features.tokens),
-            ("cls", &cls, features.cls),
-            ("cls_attn", &Scalar::F16, features.cls_attn),
+        let tokens = teacher.n_tokens();
+        let columns: [(_, &dyn FeatureCodec, _, _); 3] = [
+            ("tokens", teacher.codec.tokens(), features.tokens, tokens * width),
+            ("cls", &cls, features.cls, width),
+            ("cls_attn", &Scalar::F16, features.cls_attn, tokens),
         ];
-        for (column, codec, bytes) in columns {
+        for (column, codec, bytes, count) in columns {
             if let Some(position) = codec.first_bad(bytes, width) {
-                let bad = Error::Unstorable { codec: codec.name(), position, value: f32::NAN };
-                return Err(bad.of_feature(column));
+                let mut values = vec![0.0; count];
+                codec.decode_into(bytes, width, &mut values).map_err(|e| e.of_feature(column))?;
+                let value = values[position];
+                return Err(Error::Unstorable { codec: codec.name(), position, value }.of_feature(column));
             }
         }
         SCRATCH.with_borrow_mut(|scratch| scratch.finish(teacher, key, features, |_| codec_error))

@@ -427,7 +427,7 @@ impl Error {
 
     /// Whether the operating system refused (unreachable disk, permissions, no space), so that nothing is known about the
     /// data: the difference between exit status 2, "could not", and 1, "the data has problems".
-    pub fn is_io(&self) -> bool {
+    pub(crate) fn is_io(&self) -> bool {
         matches!(self, Error::Io { .. } | Error::DiskFull { .. })
     }
 

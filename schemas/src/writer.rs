@@ -36,7 +36,7 @@ pub struct SamplesWriter {
     file: PartWriter,
     rules: RowRules,
     rows: Vec<SampleRow>,
-    /// Of each row, if it carries one.
+    /// The image of each row that carries one.
     images: Vec<Option<Bytes>>,
     rows_bytes: usize,
     /// (sample_id, rows of it), ascending.

@@ -8,7 +8,7 @@ use models::teacher::Teacher;
 use program::words::count;
 use schemas::{Affine, Cache, Calibrator, Codec, Plan, SamplesPart, TeacherId};
 
-use super::decode::{Committed, DecodedSamples, Decoder};
+use super::decode::{CommittedRows, DecodedSamples, Decoder};
 use super::features::Features;
 use super::identity::{self, ForwardPass};
 use super::infer::{Compute, with_inference};
@@ -168,7 +168,7 @@ fn measure(
                 let samples = samples.iter().filter_map(|&id| match parts.get(&sampling.part(id)) {
                     None => Some((id, None)),
                     // A sample without rows was rejected.
-                    Some(part) => Committed::of_sample(part, id).map(|committed| (id, Some(committed))),
+                    Some(part) => CommittedRows::of_sample(part, id).map(|committed| (id, Some(committed))),
                 });
                 let mut decoded = decoder.samples(samples, 1, &sizes, stop)?;
                 if decoded.rows.is_empty() {

@@ -13,7 +13,7 @@ use super::timing::{Stage, Timings};
 
 /// The committed rows of a sample.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Committed<'a> {
+pub(crate) struct CommittedRows<'a> {
     /// The part that they are in.
     part: &'a SamplesPart,
     /// The first of them.
@@ -21,13 +21,13 @@ pub(crate) struct Committed<'a> {
     rows: &'a [SampleRow],
 }
 
-impl<'a> Committed<'a> {
+impl<'a> CommittedRows<'a> {
     /// The rows of a sample; nothing if it was rejected.
-    pub(crate) fn of_sample(part: &'a SamplesPart, sample_id: u64) -> Option<Committed<'a>> {
+    pub(crate) fn of_sample(part: &'a SamplesPart, sample_id: u64) -> Option<CommittedRows<'a>> {
         let first_row = part.rows().partition_point(|row| row.sample_id < sample_id);
         let rows = &part.rows()[first_row..];
         let rows = &rows[..rows.partition_point(|row| row.sample_id == sample_id)];
-        (!rows.is_empty()).then_some(Committed { part, first_row, rows })
+        (!rows.is_empty()).then_some(CommittedRows { part, first_row, rows })
     }
 }
 
@@ -45,7 +45,7 @@ enum Decoded {
 pub(crate) struct DecodedSamples {
     /// In order of sample and view.
     pub rows: Vec<SampleRow>,
-    /// Of each row, the image to be packed with it: with view 0, in a cache that packs images and does not have them yet.
+    /// The image to be packed with each row: one with view 0, in a cache that packs images and does not have them yet.
     pub packed: Vec<Option<Vec<u8>>>,
     /// An image for each row and size.
     pub pixels: Pixels,
@@ -65,7 +65,7 @@ pub(crate) struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
-    /// Of the cache with this identity.
+    /// Decodes as the cache with this identity wants it.
     pub(crate) fn new<'a>(
         source: Option<&'a ImageSource>,
         identity: &'a CacheIdentity,
@@ -83,7 +83,7 @@ impl Decoder<'_> {
     /// reject.
     pub(crate) fn samples<'a>(
         &self,
-        samples: impl IntoIterator<Item = (u64, Option<Committed<'a>>)>,
+        samples: impl IntoIterator<Item = (u64, Option<CommittedRows<'a>>)>,
         views: u16,
         sizes: &[u32],
         stop: &Stop,
@@ -105,7 +105,7 @@ impl Decoder<'_> {
         Ok(all)
     }
 
-    fn sample(&self, sample_id: u64, committed: Option<Committed<'_>>) -> anyhow::Result<Decoded> {
+    fn sample(&self, sample_id: u64, committed: Option<CommittedRows<'_>>) -> anyhow::Result<Decoded> {
         if self.pack != Pack::None
             && let Some(committed) = committed
         {
@@ -168,8 +168,8 @@ impl Decoder<'_> {
     }
 
     /// A sample whose image is in the cache.
-    fn packed(&self, sample_id: u64, committed: Committed<'_>) -> anyhow::Result<Decoded> {
-        let Committed { part, first_row, rows } = committed;
+    fn packed(&self, sample_id: u64, committed: CommittedRows<'_>) -> anyhow::Result<Decoded> {
+        let CommittedRows { part, first_row, rows } = committed;
         let bytes = self.timings.time(Stage::Read, || part.read_image(first_row))?;
         // Rows of view 0 carry an image where images are packed; reading the rows has checked it.
         let bytes = bytes.context("a packed image")?;
@@ -180,7 +180,7 @@ impl Decoder<'_> {
         Ok(Decoded::Image { image, rows: rows.to_vec(), packed: None })
     }
 
-    /// The pixels that teachers and student see, and the bytes to be packed. Whoever encodes an image looks at what came of it.
+    /// The pixels that teachers and student see, and the bytes to be packed. An image that is packed as a JPEG is decoded again.
     #[allow(clippy::type_complexity, reason = "an image that cannot be decoded is a result, all else an error")]
     fn decode_and_pack(
         &self,
@@ -226,7 +226,7 @@ fn render(image: &RgbImage, rows: &[SampleRow], sizes: &[u32], pixels: &mut Pixe
 /// something else is wrong.
 fn reject(
     sample_id: u64,
-    committed: Option<Committed<'_>>,
+    committed: Option<CommittedRows<'_>>,
     key: &str,
     reason: String,
     content_hash: Option<ContentHash>,

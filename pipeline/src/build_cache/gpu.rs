@@ -168,14 +168,14 @@ fn in_parts(
             Err(OutOfMemory(message)) => {
                 ensure!(
                     rows.len() > 1,
-                    "memory does not suffice for one image at a time: {message}. Take a device with more memory, or --precision bf16"
+                    "out of memory for one image at a time: {message}. Take a device with more memory, or --precision bf16"
                 );
                 // Blocks cut for more rows would otherwise be held beside those for fewer.
                 torch_ext::empty_cache()?;
                 *at_once = rows.len().div_ceil(2);
                 tracing::warn!(
-                    "memory does not suffice for {} rows at a time: {message}. From here on batches are taken in parts of {at_once} rows, whose \
-                     features may differ in their last bits; a smaller --batch-size says so in the cache",
+                    "out of memory for {} rows at a time: {message}. From here on batches are taken in parts of {at_once} rows, whose features may \
+                     differ in their last bits; a smaller --batch-size says so in the cache",
                     rows.len()
                 );
             }

@@ -1,9 +1,10 @@
 //! Running the teachers on a batch.
 
+use std::collections::BTreeMap;
 use std::thread;
 
 use models::precision::Precision;
-use tch::Device;
+use tch::{Device, Tensor};
 
 use super::features::Features;
 use super::gpu::{self, Lane};
@@ -44,12 +45,14 @@ impl Inference<'_> {
         match self {
             Inference::Gpu(lane) => lane.run(teachers, pixels, rows),
             Inference::Here { networks, precision, timings } => {
+                let tensor = |images| to_device(&stack(images, Device::Cpu)?, Device::Cpu);
+                let pixels = pixels.iter().map(|(&size, images)| Ok((size, tensor(images)?)));
+                let pixels: BTreeMap<u32, Tensor> = pixels.collect::<anyhow::Result<_>>()?;
                 let run = |&teacher: &usize| {
                     stop.check()?;
                     let network = &networks[teacher];
                     timings.time(Stage::Infer(network.id.clone()), || {
-                        let pixels = to_device(&stack(network.images(pixels)?, Device::Cpu)?, Device::Cpu)?;
-                        Features::on_host(&network.forward(&pixels, *precision)?)
+                        Features::on_host(&network.forward(network.images(&pixels)?, *precision)?)
                     })
                 };
                 teachers.iter().map(run).collect()

@@ -43,7 +43,7 @@ struct Differs {
 pub(crate) struct Moved {
     /// How many.
     pub count: u64,
-    /// Of how many.
+    /// How many were looked at.
     pub checked: u64,
     /// How many of the images that were there are at another of these places.
     pub elsewhere: u64,

@@ -69,6 +69,16 @@ pub(crate) fn lost_files(cache: &Cache) -> anyhow::Result<()> {
 }
 
 impl Build {
+    /// The parts that lack something, of the cache that is there or of an empty one. Refuses what a build refuses, and writes nothing.
+    pub(super) fn missing(&self) -> anyhow::Result<Vec<PartWork>> {
+        if !self.refuse_changes()? {
+            return Ok(self.whole_worklist());
+        }
+        let cache = Cache::open(&self.config.out)?;
+        lost_files(&cache)?;
+        Ok(self.worklist(&cache)?)
+    }
+
     /// Compares with the cache that is there, if there is one, and says whether there is. All that differs is said at once.
     pub(crate) fn refuse_changes(&self) -> anyhow::Result<bool> {
         let folder = &self.config.out;

@@ -72,7 +72,7 @@ pub(crate) struct Writers<'scope> {
     samples: Writer<'scope, PackedRow>,
     /// One for each teacher of the build.
     features: Vec<Writer<'scope, EncodedRow>>,
-    /// Of the part that is being written.
+    /// Images of the part that is being written that could not be used.
     rejects: Vec<Reject>,
 }
 

@@ -76,7 +76,8 @@ fn the_printed_recipe_resolves_to_itself() {
         let text = config.to_toml(14, 16, Precision::F32, "cpu");
         fs::write(dir.path().join("recipe.toml"), &text).unwrap();
         let again = resolve(&["--recipe", dir.path().join("recipe.toml").to_str().unwrap()]).unwrap();
-        let expected = BuildConfig { grid: Some(14), batch_size: Some(16), device: "cpu".into(), ..config };
+        let (grid, batch_size, precision) = (Some(14), Some(16), Some(Precision::F32));
+        let expected = BuildConfig { grid, batch_size, precision, device: "cpu".into(), ..config };
         assert_eq!(again, expected, "{text}");
     }
 }
