@@ -167,7 +167,7 @@ impl TeacherWriter {
     /// Starts part `part` of a teacher that [`add_teacher`](crate::add_teacher) has added to the cache in the folder `cache`.
     ///
     /// # Errors
-    /// [`Error::IdentityValue`] for an identity that no cache can have, or whose [`Batches`] this version only reads.
+    /// [`Error::IdentityValue`] for an identity that no cache can have, or whose [`Batches`](crate::Batches) this version only reads.
     pub fn create(
         cache: &Path,
         part: u32,

@@ -205,10 +205,7 @@ impl Forecast {
             "disk               at most {} needed, {} free: {}",
             DecimalBytes(self.bytes_needed_at_most),
             DecimalBytes(self.bytes_free),
-            match self.fits {
-                true => "fits",
-                false => "DOES NOT FIT",
-            }
+            if self.fits { "fits" } else { "DOES NOT FIT" }
         )?;
         let Some(time) = &self.time else {
             return Ok(writeln!(out, "time               nothing to do")?);

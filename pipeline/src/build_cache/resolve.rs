@@ -19,10 +19,7 @@ pub(super) fn resolve(id: &TeacherId, text: &str, settings: &HubSettings) -> any
     let mut display = Display::default();
     let resolved = hub::resolve(text, settings, &mut |progress| {
         display.show(progress);
-        match signals::requested() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+        if signals::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let resolved = resolved.with_context(|| format!("teacher {id}"))?;
     ensure!(
@@ -39,7 +36,7 @@ fn is_run(path: &Path) -> bool {
     has("recipe.toml") && has("LAST") || has("state.json") && has("model.safetensors")
 }
 
-/// Of the file that is being fetched.
+/// Shows the file that is being fetched.
 #[derive(Default)]
 struct Display {
     file: String,
