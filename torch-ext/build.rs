@@ -1,6 +1,6 @@
 //! Compiles `cpp/torch_ext.cpp` against the libtorch that tch is built with.
 
-#![allow(clippy::print_stderr, reason = "what a build script has to say to the one who builds")]
+#![allow(clippy::print_stderr, reason = "a build script reports to the user")]
 
 use std::path::{Path, PathBuf};
 use std::{env, process};
@@ -33,13 +33,13 @@ fn main() {
         .include(libtorch.join("include/torch/csrc/api/include"))
         .file("cpp/torch_ext.cpp")
         .compile("torch_ext_cpp");
-    // tch links these as well. Named here too, because the order of -l flags matters to static archives such as ours.
+    // tch links these as well. They are repeated here because the order of -l flags matters for static archives such as ours.
     println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");
     println!("cargo:rustc-link-lib=dylib=c10");
 }
 
-/// `$LIBTORCH` (which `.cargo/config.toml` sets), else the link that `scripts/setup` makes; or where it should have been.
+/// `$LIBTORCH` (which `.cargo/config.toml` sets), else the link that `scripts/setup` makes. The error is the folder that lacks the headers.
 fn libtorch() -> Result<PathBuf, PathBuf> {
     let dir = match env::var_os("LIBTORCH") {
         Some(dir) => PathBuf::from(dir),

@@ -1,11 +1,11 @@
-//! What fine-tuning does to images besides crop and flip: RandAugment on bytes, random erasing on normalised pixels.
+//! Augmentations of fine-tuning besides crop and flip: RandAugment on bytes, random erasing on normalized pixels.
 //!
-//! Drawing is apart from applying: [`RandAugment::draw`] and [`RandomErasing::draw`] take a keyed [`Rng`](crate::rng::Rng), and what
-//! they return is applied by pure functions. The operations give Pillow's bytes, the distributions are those of timm 1.0
+//! Drawing is separate from applying: [`RandAugment::draw`] and [`RandomErasing::draw`] take a keyed [`Rng`](crate::rng::Rng), and pure
+//! functions apply their results. The operations give Pillow's bytes, the distributions are those of timm 1.0
 //! (`timm/data/auto_augment.py`, `timm/data/random_erasing.py`), which MAE's fine-tuning uses.
 
 mod affine;
-mod colour;
+mod color;
 mod erasing;
 mod rand_augment;
 

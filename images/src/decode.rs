@@ -1,7 +1,7 @@
 //! One file's bytes to RGB8.
 //!
-//! The format is recognized by content, never by name. JPEG goes to libjpeg-turbo, whose pixels are Pillow's; PNM is read here; the
-//! rest goes to the `image` crate's decoders. What is RGB8 in the end is decided by one table, the color policy:
+//! The format is recognized by content, never by name. libjpeg-turbo decodes JPEG to Pillow's pixels; PNM is read here; the `image`
+//! crate decodes the rest. One table, the color policy, defines how samples become RGB8:
 //!
 //! | stored as | becomes | Pillow 13 |
 //! |---|---|---|
@@ -13,15 +13,15 @@
 //! | transparency of any kind: an alpha channel, a transparent palette entry or color key | composited over white | `alpha_composite` over white, equal; `convert("RGB")` would show the invisible colors |
 //! | gray or RGB with 16 bits and alpha | colors through the window, alpha's high byte, then composited over white | equal with the default |
 //! | TIFF with associated (premultiplied) alpha, ExtraSamples 1 | divided by alpha, then composited over white | equal |
-//! | TIFF with an extra sample of no meaning, ExtraSamples 0 | the extra sample is dropped | equal |
+//! | TIFF with an extra sample of unspecified meaning, ExtraSamples 0 | the extra sample is dropped | equal |
 //! | CMYK and YCCK JPEG, with or without Adobe's marker | inverted as Adobe stores it, then `R = (255 - C) (255 - K) / 255`, rounded | `convert("RGB")`, equal |
-//! | PBM, PGM, PPM (P1 to P6) | scaled by the file's own greatest value | equal; a PGM of more than 8 bits is scaled to 16 and goes through the window. With a window other than the default, a PPM of more than 8 bits is, too |
+//! | PBM, PGM, PPM (P1 to P6) | scaled by the file's own largest value | equal; a PGM of more than 8 bits is scaled to 16 and goes through the window. With a window other than the default, a PPM of more than 8 bits is, too |
 //! | animation (GIF, WebP, PNG) | the first image, on a transparent canvas of the animation's size | equal where the image fills the canvas; a GIF's margin is the background color in Pillow |
 //! | several pages (TIFF) | the first | equal |
-//! | orientation 2 to 8, in EXIF or XMP | turned and mirrored upright; the places are listed in `orientation.rs` | `ImageOps.exif_transpose`, equal |
+//! | orientation 2 to 8, in EXIF or XMP | turned and mirrored upright; `orientation.rs` lists where it is stored | `ImageOps.exif_transpose`, equal |
 //! | ICC profile, gamma, cICP | ignored: no converted pixel would be the one that teachers were trained on | ignored, equal |
 //! | BMP with 16 bits a pixel | scaled to 0..255, rounded | within 1 level |
-//! | TIFF with 16 bits per sample in planes | as it says | Pillow mixes its bytes up |
+//! | TIFF with 16 bits per sample in planes | decoded correctly | Pillow mixes its bytes up |
 //! | CMYK and JPEG inside TIFF | RGB by the `image` crate's arithmetic | within 1 level |
 //! | TIFF, white is 0 | inverted | equal with 8 bits; Pillow leaves 16 bits as they are |
 //! | TIFF with floating-point, signed or more than 16 bits, a palette, YCbCr, L\*a\*b\*, gray with alpha, more extra samples that mean alpha, FillOrder 2 | an error that says which | some are read by Pillow |
@@ -29,12 +29,12 @@
 //!
 //! Equality was measured over `tests/golden/images`, 500 photos as JPEG and 80 as lossy WebP.
 //!
-//! Nothing is repaired and nothing is filled in. A file that ends early or whose decoder reports damage is an error: whatever libjpeg
-//! warns of in the compressed data, where Pillow keeps silent, and an incomplete PNG, even where only its end mark is missing. A file
-//! over the limits is an error, too; they are checked on the header, before anything of the image's size is allocated. One cut cannot
-//! be seen: that of a plain PNM within its last number.
+//! Nothing is repaired or filled in. A file that ends early or whose decoder reports damage is an error. That includes every warning of
+//! libjpeg about the compressed data, which Pillow ignores, and an incomplete PNG, even if only its end mark is missing. A file over the
+//! limits is an error, too; they are checked on the header, before anything of the image's size is allocated. One kind of truncation
+//! cannot be detected: a plain PNM that ends within its last number.
 
-mod colour;
+mod color;
 mod deep;
 mod format;
 mod ifd;
@@ -50,49 +50,49 @@ use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, Limits};
 use schemas::DepthWindow;
 
-use self::colour::Alpha;
+use self::color::Alpha;
 pub use self::deep::DeepImages;
 use self::format::Format;
 pub use self::format::{PictureFormat, READABLE_EXTENSIONS, SNIFF_BYTES, UNREADABLE_EXTENSIONS, picture_format};
 use crate::guard::catch_panics;
 use crate::{DecodeError, IMAGE_CODE, IMAGE_CODE_COLOR_1, RgbImage};
 
-/// Most bytes that an image file may have: 256 MiB.
+/// Largest image file in bytes: 256 MiB.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// Most pixels that an image may have: 178,956,970, at which Pillow, too, refuses with its decompression bomb error.
+/// Largest image in pixels: 178,956,970, Pillow's limit for its decompression bomb error.
 pub const MAX_PIXELS: u64 = 2 * ((1 << 30) / 4 / 3);
 
-/// Most bytes that a decoder may allocate: the pixels of the largest image, with four channels of 16 bits.
+/// Largest allocation of a decoder in bytes: the pixels of the largest image, with four channels of 16 bits.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8;
 
 /// Decodes a file of any supported format into upright RGB8, by today's rules and with the window `high-byte`.
 ///
-/// Never panics, whatever the bytes are: a panic inside a decoder is caught (the panic hook still reports it) and becomes
+/// Never panics: a panic inside a decoder is caught (the panic hook still reports it) and becomes
 /// [`DecodeError::DecoderPanic`].
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     Decoder::default().decode(bytes)
 }
 
-/// What decides the pixels of a file besides its bytes: the version of the color rules, and the window of samples of more than 8 bits.
+/// The version of the color rules and the window of samples of more than 8 bits: with the bytes of a file they decide its pixels.
 ///
-/// The features in a cache belong to one of these, which its identity names; see [`Decoder::of_cache`].
+/// The features in a cache belong to one such decoder, which its identity names; see [`Decoder::of_cache`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Decoder {
     rules: Rules,
     window: DepthWindow,
 }
 
-/// Versions of the color rules. All are supported, so that a cache's images are read as its teachers saw them.
+/// Versions of the color rules. All are supported, so that a cache's images are decoded as they were for its teachers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Rules {
-    /// Orientation from EXIF alone and where it has no prefix in WebP; every alpha channel taken for an unassociated one.
+    /// Orientation only from EXIF, in WebP only without a prefix; every alpha channel counts as unassociated.
     Color1,
     #[default]
     Color2,
 }
 
-/// An image and what was found on the way to it.
+/// An image and the range of its samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded {
     /// The upright image.
@@ -109,8 +109,8 @@ impl Decoder {
         Self { rules: Rules::default(), window }
     }
 
-    /// What the images of a cache are decoded with, by its fields `image_code` and `depth_window`. `None` if this program cannot
-    /// decode as that code did.
+    /// The decoder of a cache's images, from its fields `image_code` and `depth_window`. `None` if this program does not have
+    /// that code.
     pub fn of_cache(image_code: &str, window: DepthWindow) -> Option<Self> {
         let rules = match image_code {
             IMAGE_CODE => Rules::Color2,
@@ -133,7 +133,7 @@ impl Decoder {
         self.window
     }
 
-    /// Whether these are the rules of an earlier version, with what they leave out.
+    /// For the rules of an earlier version, what they leave out.
     pub fn earlier_rules(&self) -> Option<&'static str> {
         (self.rules == Rules::Color1).then_some(
             "orientation in XMP, in text chunks of PNG and in WebP's EXIF with a prefix is not applied, alpha channels of TIFF count as \
@@ -146,13 +146,13 @@ impl Decoder {
         self.decode_noting(bytes).map(|decoded| decoded.image)
     }
 
-    /// Decodes a file and says what range its samples had.
+    /// Decodes a file and returns the range of its samples, too.
     pub fn decode_noting(&self, bytes: &[u8]) -> Result<Decoded, DecodeError> {
         let len = bytes.len() as u64;
         if len > MAX_FILE_BYTES {
             return Err(DecodeError::FileTooLarge { bytes: len, limit: MAX_FILE_BYTES });
         }
-        // The earlier rules took a camera's raw file for the TIFF that it resembles.
+        // The earlier rules took a camera's raw file for a TIFF, which it resembles.
         if let (Rules::Color2, Some(format)) = (self.rules, format::unread(bytes)) {
             return Err(DecodeError::Unsupported { format, detail: "no decoder here reads this format".to_owned() });
         }
@@ -161,8 +161,8 @@ impl Decoder {
             .ok_or_else(|| DecodeError::UnknownFormat { start: first_bytes(bytes) })?;
         let (stored, orientation) = guarded(format, || self.read(bytes, format))?;
         let Stored { width, height, color, samples, alpha, scaled_from } = stored;
-        let deep = colour::range(color, &samples).or(scaled_from);
-        let data = colour::to_rgb8(color, samples, alpha, self.window)
+        let deep = color::range(color, &samples).or(scaled_from);
+        let data = color::to_rgb8(color, samples, alpha, self.window)
             .ok_or_else(|| DecodeError::Unsupported { format: format.name(), detail: format!("{color:?} samples") })?;
         let image = RgbImage { width, height, data };
         Ok(Decoded { image: upright(image, orientation), deep })
@@ -172,7 +172,7 @@ impl Decoder {
         match format {
             Format::Jpeg => jpeg::decode(bytes, self.rules),
             Format::Pnm => {
-                // Pillow scales the samples of a PPM to 8 bits, and there is its value of what the default means.
+                // Pillow scales the samples of a PPM to 8 bits, which defines the default here.
                 let color_bits = if self.window.is_high_byte() { 8 } else { 16 };
                 let stored = pnm::decode(bytes, color_bits)?;
                 Ok((stored, Orientation::NoTransforms))
@@ -182,7 +182,7 @@ impl Decoder {
     }
 }
 
-/// An image as its file has it.
+/// An image as stored in its file.
 struct Stored {
     width: u32,
     height: u32,
@@ -190,7 +190,7 @@ struct Stored {
     /// Interleaved, rows without padding; 16-bit ones in the machine's byte order.
     samples: Vec<u8>,
     alpha: Alpha,
-    /// Least and greatest color sample, 0 to 65535, of samples of more than 8 bits that have been scaled to 8 already.
+    /// Smallest and largest color sample, 0 to 65535, of samples of more than 8 bits that have been scaled to 8 already.
     scaled_from: Option<(u16, u16)>,
 }
 
@@ -221,7 +221,7 @@ fn decode_with_image(bytes: &[u8], format: Format, rules: Rules) -> Result<(Stor
     if format == Format::WebP {
         check_riff_length(bytes)?;
     }
-    // Its decoder takes a side beyond 2^31 for a lack of memory, before it tells the size.
+    // Its decoder reports a side beyond 2^31 as out of memory, before it reports the size.
     if let (Format::Png, Some((width, height))) = (format, png_size(bytes)) {
         check_pixels(width, height)?;
     }
@@ -265,7 +265,7 @@ fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
     (bytes.get(12..16)? == b"IHDR").then_some((side(16)?, side(20)?))
 }
 
-/// A WebP file says how long it is; what the decoder needs for the first image of an animation may be there although the rest is not.
+/// A WebP file states its length; a truncated one may still have everything that the decoder needs for an animation's first image.
 fn check_riff_length(bytes: &[u8]) -> Result<(), DecodeError> {
     let declared = bytes.get(4..8).and_then(|size| size.try_into().ok()).map_or(0, u32::from_le_bytes);
     if u64::from(declared) + 8 > bytes.len() as u64 {
@@ -275,12 +275,12 @@ fn check_riff_length(bytes: &[u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// Sorts the decoders' errors into ours.
+/// Converts the decoders' errors to ours.
 fn explain(format: &'static str, error: ImageError) -> DecodeError {
     let detail = error.to_string();
     match error {
         ImageError::Unsupported(_) => DecodeError::Unsupported { format, detail },
-        // The decoders have no common way to say it but words, which are those of `std::io` or their own.
+        // Only the message tells a truncated file; decoders use the words of `std::io` or their own.
         _ if ["end of file", "fill whole buffer"].iter().any(|words| detail.to_lowercase().contains(words)) => {
             DecodeError::Truncated { format, detail }
         }

@@ -1,14 +1,14 @@
-//! What can go wrong, a variant per thing that a user would do differently.
+//! Errors, with a variant for everything that a user would fix differently.
 
 use std::io;
 use std::path::PathBuf;
 
 use schemas::CropBox;
 
-/// Why a file's bytes are not an image that can be used. One bad image is no reason to stop: record it and go on.
+/// Why a file's bytes are not a usable image. A bad image does not stop a program: record it and go on.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// The first bytes are those of no supported format.
+    /// The first bytes do not belong to a supported format.
     #[error(
         "not an image of a known format: it starts with {start}; JPEG, PNG, WebP, GIF, BMP, TIFF and PNM (PPM, PGM, PBM) are read"
     )]
@@ -52,15 +52,15 @@ pub enum DecodeError {
         /// The decoder's words.
         detail: String,
     },
-    /// A valid file of a kind that has no place in the color policy, or that no decoder here reads.
+    /// A valid file of a kind that the color policy or the decoders do not support.
     #[error("{format} file of an unsupported kind: {detail}; convert it to 8-bit RGB")]
     Unsupported {
         /// Name of the format.
         format: &'static str,
-        /// What it is.
+        /// The unsupported kind.
         detail: String,
     },
-    /// The decoder panicked. The file is malformed in a way its authors did not foresee.
+    /// The decoder panicked on a malformed file.
     #[error("the {format} decoder gave up on this file: {detail}")]
     DecoderPanic {
         /// Name of the format.
@@ -102,7 +102,7 @@ pub enum CropError {
         /// Rows of the image.
         height: u32,
     },
-    /// An output without pixels.
+    /// The output has no pixels.
     #[error("cannot resample to {width} x {height} pixels; both sides are at least 1")]
     EmptyOutput {
         /// Columns asked for.
@@ -115,7 +115,7 @@ pub enum CropError {
 /// Why an image cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
-    /// Longer than any JPEG.
+    /// A side is longer than a JPEG allows.
     #[error("{width} x {height} pixels are more than the 65500 per side that a JPEG may have; cut it into tiles")]
     TooLong {
         /// Columns, after scaling.
@@ -123,7 +123,7 @@ pub enum EncodeError {
         /// Rows, after scaling.
         height: u32,
     },
-    /// The image is none: its own size does not hold.
+    /// The image's data does not match its size.
     #[error(transparent)]
     Scale(#[from] CropError),
     /// The encoder's words.
@@ -133,11 +133,11 @@ pub enum EncodeError {
 
 /// Why images cannot be found or read in a source.
 ///
-/// [`is_bad_record`](SourceError::is_bad_record) tells an unusable record, to be recorded and passed by, from a source that cannot
-/// be read at all.
+/// [`is_bad_record`](SourceError::is_bad_record) distinguishes an unusable record, which is recorded and skipped, from a source that
+/// cannot be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The operating system could not do it: a file is missing, may not be read, or the disk or the network failed.
+    /// The operating system reports an error: a file is missing or may not be read, or the disk or the network failed.
     #[error("{path}: cannot be read", path = path.display())]
     Io {
         /// The file or folder.
@@ -145,7 +145,7 @@ pub enum SourceError {
         /// What the system said.
         source: io::Error,
     },
-    /// A pattern of file names that means nothing.
+    /// A malformed pattern of file names.
     #[error("image source `{spec}`: {detail}")]
     BadPattern {
         /// What was asked for.
@@ -153,7 +153,7 @@ pub enum SourceError {
         /// What is wrong with it.
         detail: String,
     },
-    /// Nothing has this name.
+    /// No file or folder has this name.
     #[error("image source `{spec}`: no such file or folder; give a folder of class folders, *.tar or *.parquet")]
     NotFound {
         /// What was asked for.
@@ -176,10 +176,10 @@ pub enum SourceError {
         spec: String,
         /// The list of extensions.
         extensions: String,
-        /// What is there instead and how to give it, or nothing.
+        /// What it holds instead and how to give that; may be empty.
         found: String,
     },
-    /// Training and test images in one place, and none of them asked for.
+    /// Training and test images in one place, and no split was chosen.
     #[error(
         "{place} holds several splits of a data set: {splits}. Give one of them (`{choices}`), or `{all}` for all of them as one data set"
     )]
@@ -216,7 +216,7 @@ pub enum SourceError {
         /// An image with a name.
         name: String,
     },
-    /// Entries of a folder that are neither images nor folders that can be read. All are looked for before this is said.
+    /// Entries of a folder that are neither images nor readable folders. The error covers all of them.
     #[error(
         "{root}: {} cannot be used; mend, rename or remove {}{}",
         if *.count == 1 { "1 entry".to_owned() } else { format!("{count} entries") },
@@ -242,7 +242,7 @@ pub enum SourceError {
         /// Where the second is.
         second: String,
     },
-    /// A file name that is not UTF-8, which a key must be.
+    /// A file name that is not UTF-8, as a key must be.
     #[error("{path}: the name is not valid UTF-8; rename the file", path = path.display())]
     NotUtf8 {
         /// The file, with the offending bytes replaced.
@@ -280,7 +280,7 @@ pub enum SourceError {
         /// What stands there.
         found: String,
     },
-    /// A field of labels that was asked for and that no image has.
+    /// A label field that was asked for and that no image has.
     #[error(
         "{path}: no image has a label in a member called `.{field}`; members that could be labels: {instead}. Correct `::label={field}`, or \
          leave it out", path = path.display()
@@ -293,7 +293,7 @@ pub enum SourceError {
         /// Fields that hold what could be a label.
         instead: String,
     },
-    /// A label that the file's own list of class names does not reach.
+    /// A label outside of the file's own list of class names.
     #[error(
         "{path}, row {row}: column `{column}` holds class {value}, but the file names {names} classes, 0 to {}; correct the value, or the names \
          in the file's metadata", names.saturating_sub(1), path = path.display()
@@ -351,8 +351,8 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Whether this one record is at fault. If not, the disk, the network or the whole file is, and trying the next record would
-    /// turn a passing failure into rejects.
+    /// Whether only this record is bad. If not, the disk, the network or the whole file is at fault, and going on with the next record
+    /// would turn a temporary failure into rejects.
     pub fn is_bad_record(&self) -> bool {
         matches!(self, SourceError::NoBytes { .. } | SourceError::RecordTooLarge { .. })
     }

@@ -1,8 +1,8 @@
-//! Foreign parsers on bytes from outside: a panic of theirs becomes an error of ours.
+//! Runs parsers of other crates on untrusted bytes and turns their panics into errors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs a foreign parser. A panic comes back as its message; the panic hook has reported it by then.
+/// Runs another crate's parser. Returns a panic as its message; the panic hook has reported it by then.
 ///
 /// Unwind safety: callers pass closures over shared references and over values that are dropped by the unwinding.
 pub(crate) fn catch_panics<T>(parser: impl FnOnce() -> T) -> Result<T, String> {

@@ -10,13 +10,13 @@
 //! ```
 //!
 //! - [`ImageSource`]: class folders, WebDataset tar shards and Hugging Face Parquet, in one fixed order.
-//! - [`decode()`]: RGB8 out of any supported file, by one colour policy; see the table in [`decode`](mod@decode).
+//! - [`decode()`]: RGB8 from any supported file, by one color policy; see the table in [`decode`](mod@decode).
 //! - [`resample()`]: Pillow's fixed-point resampler, bit for bit.
-//! - [`draw_view`] and [`rng`]: random crops that depend on (seed, content, view index) and on nothing else.
+//! - [`draw_view`] and [`rng`]: random crops that depend only on (seed, content, view index).
 //! - [`render()`]: crop, resample, flip. The only way from an image to a network's input.
-//! - [`augment`]: what fine-tuning does to its images besides: RandAugment and random erasing.
+//! - [`augment`]: the other augmentations of fine-tuning, RandAugment and random erasing.
 //!
-//! What these compute is named by [`IMAGE_CODE`], which is part of a cache's identity.
+//! [`IMAGE_CODE`] names the version of these computations and is part of a cache's identity.
 
 pub mod augment;
 pub mod decode;
@@ -37,11 +37,11 @@ pub use resample::{Filter, resample};
 pub use source::ImageSource;
 pub use view::draw_view;
 
-/// What turns bytes into pixels, with versions: decoders, color rules, orientation, resampler, and how views are drawn.
+/// The versions of everything that turns bytes into pixels: decoders, color rules, orientation, resampler, and how views are drawn.
 ///
-/// A cache records it, and its images are decoded by the rules that it names: [`Decoder::of_cache`]. A cache that names code which
-/// is not known here is refused, because its features may belong to other pixels. Change it with any change that can alter one byte
-/// of [`decode()`], [`resample()`], [`render()`] or one box of [`draw_view`], and keep the rules before the change under their name.
+/// A cache records it, and its images are decoded by the rules that it names: [`Decoder::of_cache`]. A cache with an unknown name
+/// is refused, because its features may belong to other pixels. Change it with any change that can alter one byte
+/// of [`decode()`], [`resample()`], [`render()`] or one box of [`draw_view`], and keep the old rules under the old name.
 /// That includes a new version of a decoder crate; a test compares the versions named here with Cargo.lock.
 pub const IMAGE_CODE: &str = "turbojpeg-sys 1.2.0, image 0.25.10 (image-webp 0.2.4, png 0.18.1, gif 0.14.2, tiff 0.11.3, zune-jpeg 0.5.15); \
                               color 2; pillow-resample 1; rrc-philox 1";
@@ -69,7 +69,7 @@ impl std::fmt::Debug for RgbImage {
 
 #[cfg(test)]
 mod tests {
-    /// A new decoder may give new pixels, so its version is in the caches' identity. Whoever upgrades one is told here.
+    /// A new decoder may give new pixels, so its version is in the caches' identity. This test reminds you to change it after an upgrade.
     #[test]
     fn the_image_code_names_the_versions_in_the_lock_file() {
         let lock = include_str!("../../Cargo.lock");

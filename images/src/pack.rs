@@ -1,4 +1,4 @@
-//! Images made smaller to be stored in a cache.
+//! Re-encodes images to store them in a cache.
 
 use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
 
@@ -13,7 +13,7 @@ const MAX_JPEG_SIDE: u32 = 65_500;
 /// rounded).
 ///
 /// Chroma is halved in both directions, Huffman tables are the standard's: libjpeg's defaults and Pillow's. The bytes depend on the
-/// pixels and the version of libjpeg-turbo alone, which its SIMD code does not change.
+/// only on the pixels and the version of libjpeg-turbo, not on its SIMD code.
 ///
 /// # Errors
 /// [`EncodeError`] for a side beyond what JPEG allows, in pixels.
@@ -45,7 +45,7 @@ pub fn to_jpeg(img: &RgbImage, short_side: u32, quality: u8) -> Result<Vec<u8>, 
     encode().map_err(|e: turbojpeg::Error| EncodeError::Jpeg(e.to_string()))
 }
 
-/// Sides after scaling the shorter one down to `short_side`.
+/// The size after scaling the shorter side down to `short_side`.
 fn scaled(width: u32, height: u32, short_side: u32) -> (u32, u32) {
     let short = width.min(height);
     if short <= short_side {
@@ -53,7 +53,7 @@ fn scaled(width: u32, height: u32, short_side: u32) -> (u32, u32) {
     }
     let scale = |side: u32| {
         let (side, short) = (u64::from(side), u64::from(short));
-        // Rounded half up, in integers, so that no platform differs.
+        // Rounded half up, in integers, so that all platforms agree.
         ((2 * side * u64::from(short_side) + short) / (2 * short)) as u32
     };
     (scale(width), scale(height))

@@ -1,4 +1,4 @@
-//! From an image and a view to what a network sees. Teacher and student both come through here, and nothing else leads there.
+//! From an image and a view to a network's input, for teacher and student alike.
 
 use schemas::View;
 
@@ -7,8 +7,8 @@ use crate::{CropError, RgbImage};
 
 /// Crops, resamples bicubically to `size` x `size`, and flips. Fails when the view's box is not inside the image.
 ///
-/// The flip comes last: mirroring commutes with the crop but not with the resampler's rounding, so the order is part of what a
-/// cache's features belong to.
+/// The flip comes last: mirroring commutes with the crop but not with the resampler's rounding, so the order decides the
+/// pixels that a cache's features belong to.
 pub fn render(img: &RgbImage, view: &View, size: u32) -> Result<RgbImage, CropError> {
     let mut out = resample(img, view.crop, size, size, Filter::Bicubic)?;
     if view.flip {

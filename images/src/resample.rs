@@ -1,19 +1,19 @@
 //! Resampling as Pillow does it, bit for bit.
 //!
-//! Teachers were trained on pixels that Pillow made, and every reference implementation is run on them. Another resampler of the
-//! same name differs by up to 4 levels a pixel, so parity with a reference could then only be claimed loosely. This one gives the
+//! Teachers were trained on pixels that Pillow made, and reference implementations use them. Another resampler of the
+//! same name differs by up to 4 levels per pixel, which would make parity with a reference only approximate. This one gives the
 //! bytes of `img.crop(box).resize((w, h), filter)` in Pillow 13 for `BILINEAR`, `BICUBIC` and `LANCZOS`.
 //!
-//! What has to agree for that, all of it visible in Pillow's `Resample.c`:
+//! These steps of Pillow's `Resample.c` have to agree:
 //!
-//! - the filter is widened by the scale when shrinking (antialiasing), and its weights are computed and normalised in f64;
+//! - the filter is widened by the scale when shrinking (antialiasing), and its weights are computed and normalized in f64;
 //! - weights become integers with 22 fractional bits, rounded half away from zero;
-//! - a row pass and a column pass, with the image between them rounded and clamped to 8 bits; which comes first depends on the sizes;
+//! - a row pass and a column pass run with the image between them rounded and clamped to 8 bits; the sizes decide which comes first;
 //! - a pass that changes no size is left out;
 //! - the crop is cut first: no pixel outside the box contributes.
 //!
-//! Sums of integers do not depend on their order, so speed is free to take any. Each weight is split into two 16-bit halves,
-//! because a product of two 16-bit numbers is one instruction on every x86-64 and aarch64, and one of 32 bits is not; and the row pass
+//! Sums of integers do not depend on their order, so the fastest order can be used. Each weight is split into two 16-bit halves,
+//! because every x86-64 and aarch64 multiplies 16-bit numbers in one instruction, but not 32-bit ones; and the row pass
 //! works on [`LANES`] transposed bytes at a time, so that both passes are the same inner loop over contiguous bytes.
 
 use std::ops::Range;
@@ -99,21 +99,21 @@ pub fn resample(img: &RgbImage, crop: CropBox, out_w: u32, out_h: u32, filter: F
     Ok(RgbImage { width: out_w, height: out_h, data: strip.into_pixels() })
 }
 
-/// Pillow 13's choice of order: columns first when the height loses pixels, and more than twice as many as the width.
+/// Pillow 13's choice of order: columns first if the height shrinks, and by more than twice as many pixels as the width.
 ///
-/// Before Pillow 13 it was always rows first. Where the order differs, so does about a fifth of the bytes, by up to 10 levels on photos.
+/// Before Pillow 13 rows always came first. Where the order differs, about a fifth of the bytes differ, by up to 10 levels on photos.
 fn columns_first(crop: CropBox, out_w: u32, out_h: u32) -> bool {
     let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
     lost(crop.h, out_h) > 0 && lost(crop.h, out_h) > 2 * lost(crop.w, out_w)
 }
 
-/// Fractional bits of a weight: what is left of 32 after 8 bits of pixel and 2 bits for a sum of weights above 1 on the way.
+/// Fractional bits of a weight: 32 minus 8 bits of pixel and 2 bits for intermediate sums of weights above 1.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// Bits of a weight's low half. The high half then holds weights up to 16 in 16 bits, and none is above 2.
 const LOW_BITS: u32 = 11;
 
-/// For every output position, which input positions it is a sum of, and their weights.
+/// For every output position, the input positions that it sums and their weights.
 struct Taps {
     /// First input position of each output position.
     starts: Vec<usize>,
@@ -156,14 +156,14 @@ impl Taps {
         self.starts.iter().zip(&self.lens).zip(weights).map(|((&start, &len), weights)| (start, &weights[..len]))
     }
 
-    /// The input positions between the first and the last that are read.
+    /// The range of input positions that are read.
     fn used(&self) -> Range<usize> {
         self.starts[0]..self.starts[self.starts.len() - 1] + self.lens[self.lens.len() - 1]
     }
 }
 
 fn split(weight: i32) -> [i16; 2] {
-    let high = i16::try_from(weight >> LOW_BITS).expect("normalised weights are below 2, far from 16");
+    let high = i16::try_from(weight >> LOW_BITS).expect("normalized weights are below 2, far from 16");
     [high, (weight & ((1 << LOW_BITS) - 1)) as i16]
 }
 
@@ -206,12 +206,12 @@ impl Strip {
     }
 }
 
-/// Every row becomes as long as `taps` says.
+/// Resamples every row to the length of `taps`.
 fn resample_rows(source: &Strip, taps: &Taps) -> Strip {
     const LINE: usize = STRIP_ROWS * 3;
     let mut out = Strip::zeros(taps.starts.len() * 3, source.data.len() / source.stride);
     let out_stride = out.stride;
-    // The pixels of a column of the rows at hand, one after the other, are a line of `columns`.
+    // A line of `columns` has the pixels of one column of these rows.
     let mut columns = vec![0; source.row_bytes / 3 * LINE];
     let strips = source.data.chunks(STRIP_ROWS * source.stride);
     for (rows, out_rows) in strips.zip(out.data.chunks_mut(STRIP_ROWS * out_stride)) {
@@ -235,7 +235,7 @@ fn resample_rows(source: &Strip, taps: &Taps) -> Strip {
     out
 }
 
-/// Every column becomes as long as `taps` says. The first row of `source` is row `first_row` of the crop.
+/// Resamples every column to the length of `taps`. The first row of `source` is row `first_row` of the crop.
 fn resample_columns(source: &Strip, taps: &Taps, first_row: usize) -> Strip {
     let mut out = Strip::zeros(source.row_bytes, taps.starts.len());
     for (out_row, (start, weights)) in out.data.chunks_exact_mut(source.stride).zip(taps.iter()) {

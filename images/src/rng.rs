@@ -1,6 +1,6 @@
-//! Random numbers as a function of what they are for.
+//! Random numbers as a function of their purpose.
 //!
-//! Nothing here has a state that threads share or that a resumed run must restore: a stream is named by (seed, purpose, key), and
+//! No state is shared by threads or has to be restored by a resumed run: a stream is named by (seed, purpose, key), and
 //! equal names give equal numbers on every machine, in every order.
 //!
 //! The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), which passes BigCrush, has
@@ -8,9 +8,9 @@
 //! key. Here the key is the seed, and the counter is 96 bits of the XXH3-128 hash of (purpose, key), then a 32-bit block number. So
 //! different seeds never share a stream by construction, and two of 10^12 samples share one with a probability below 10^-4.
 
-/// What random numbers are drawn for. Streams of different purposes are independent although seed and key are equal.
+/// The purpose of random numbers. Streams of different purposes are independent even if seed and key are equal.
 ///
-/// The numbers are part of the streams: they may be added to, and never changed.
+/// The discriminants are part of the streams: new ones may be added, but none may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
@@ -18,27 +18,27 @@ pub enum Purpose {
     View = 1,
     /// Order of the samples in an epoch.
     Order = 2,
-    /// Which patches of a sample are masked.
+    /// Masked patches of a sample.
     Mask = 3,
-    /// Which rows are checked or held out.
+    /// Rows that are checked or held out.
     Select = 4,
-    /// Which residual branches of a sample are dropped.
+    /// Residual branches of a sample that are dropped.
     DropPath = 8,
     /// RandAugment's operations on an image.
     Augment = 9,
     /// Box and noise of random erasing.
     Erase = 10,
-    /// How the images of a batch are mixed.
+    /// Mixing of the images of a batch.
     Mixup = 11,
 }
 
-/// A stream of random numbers. Cheap to make: one hash of a few words.
+/// A stream of random numbers. Making one costs one hash of a few words.
 #[derive(Clone, Debug)]
 pub struct Rng {
     key: [u32; 2],
     /// Block number, then the stream's name.
     counter: [u32; 4],
-    /// The second half of the last block, when it has not been given out.
+    /// The second half of the last block, until it is used.
     spare: Option<u64>,
 }
 
@@ -53,7 +53,7 @@ impl Rng {
         Self { key: [seed as u32, (seed >> 32) as u32], counter: [0, word(0), word(1), word(2)], spare: None }
     }
 
-    /// 64 uniform bits. A stream has 2^33 of them; asking for more is a bug and panics.
+    /// 64 uniform bits. A stream has 2^33 of them; drawing more is a bug and panics.
     pub fn next_u64(&mut self) -> u64 {
         if let Some(word) = self.spare.take() {
             return word;
@@ -76,7 +76,7 @@ impl Rng {
         (self.next_u64() >> 40) as f32 * (1.0 / (1u32 << 24) as f32)
     }
 
-    /// Uniform in `0..n`, without bias: a draw that would favour small results is drawn again (Lemire 2019). `n` is at least 1.
+    /// Uniform in `0..n`, without bias: a draw that would favor small results is repeated (Lemire 2019). `n` is at least 1.
     pub fn range(&mut self, n: u64) -> u64 {
         assert!(n > 0, "range(0) is empty");
         let reject_below = n.wrapping_neg() % n;
@@ -96,7 +96,7 @@ impl Rng {
         [radius * cos, radius * sin]
     }
 
-    /// Puts the items in a random order (Fisher and Yates).
+    /// Shuffles the items (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.range(last as u64 + 1) as usize);

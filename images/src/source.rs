@@ -6,12 +6,12 @@
 //! | `*.tar`: one, a glob, braces, or a folder of them | `tar` | `shard.tar/` + the member's path up to the last dot of its name | the number or name in the member of the same key ending in `.cls` | by shard, then by position |
 //! | `*.parquet`: one, a glob, braces, or a folder of them | `parquet` | `file.parquet/` + the row's number | a column of numbers or names | by file, then by row |
 //!
-//! Where shards of one name in several folders hold images of one key, the keys of these shards begin with the shard's path below the
-//! longest folder that all shards have in common. `::` and a pattern behind a folder or tar, `::` and a column's name behind Parquet
-//! files, say which images are meant. What a source holds besides its images is in its [`Findings`].
+//! If shards of one name in several folders hold images with equal keys, the keys of these shards begin with the shard's path below the
+//! longest folder that all shards have in common. `::` with a pattern after a folder or tar, or with a column's name after Parquet
+//! files, selects the images. The [`Findings`] of a source list what it holds besides its images.
 //!
-//! A sample's number in this order is its `sample_id`. Opening reads names, lengths and labels, and no image; reading is by position
-//! and from any number of threads at once.
+//! A sample's number in this order is its `sample_id`. Opening reads names, lengths and labels, but no image. Images are read by position,
+//! from any number of threads at once.
 
 mod files;
 mod findings;
@@ -34,7 +34,7 @@ pub use self::spec::lies_in;
 use crate::decode::{MAX_FILE_BYTES, READABLE_EXTENSIONS};
 use crate::{DecodeError, Decoder, DeepImages, RgbImage, SourceError};
 
-/// Images to read by number, with their keys and labels.
+/// Images by number, with their keys and labels.
 pub struct ImageSource {
     samples: Vec<Sample>,
     /// Numbers of the samples, sorted by key.
@@ -46,15 +46,15 @@ pub struct ImageSource {
     store: Store,
 }
 
-/// What is known of an image before it is read.
+/// The facts about an image that are known before it is read.
 struct Sample {
     key: Box<str>,
     label: Option<i32>,
-    /// What goes into the identity as its length: see [`ImageSource::identity`].
+    /// The length that is part of the identity: see [`ImageSource::identity`].
     bytes: u64,
 }
 
-/// What opening a source finds: the samples in order, and the names of their labels where the source has any.
+/// The samples of an opened source in order, and the names of their labels if it has any.
 struct Listing {
     samples: Vec<Sample>,
     label_names: Vec<String>,
@@ -62,7 +62,7 @@ struct Listing {
     store: Store,
 }
 
-/// Where the bytes are.
+/// Storage of the images' bytes.
 enum Store {
     Folder(folder::Folder),
     Tar(tar::Shards),
@@ -73,16 +73,16 @@ impl ImageSource {
     /// Opens a folder of class folders, WebDataset tar shards, or Parquet files in the Hugging Face layout.
     ///
     /// `spec` is the path of a folder or file, a glob (`shards/*.tar`), or a path with braces (`shards/train-{000..099}.tar`,
-    /// `{train,val}.parquet`). A folder that holds nothing but files is opened as shards if there are `.parquet` or `.tar` files and
-    /// no images among them.
+    /// `{train,val}.parquet`). A folder of files without subfolders is opened as shards if it has `.parquet` or `.tar` files and
+    /// no images.
     ///
-    /// Warns of pictures that are not taken, and of whatever else its [`findings`](Self::findings) have to say to a user.
+    /// Warns of skipped pictures, and of the other notes in its [`findings`](Self::findings).
     ///
-    /// Fails when something is missing, unreadable or malformed, when two images have one key, when there are several splits and none was
-    /// asked for, and when there are no images at all.
+    /// Fails if a file is missing, unreadable or malformed, if two images have one key, if there are several splits and none was
+    /// chosen, and if there are no images.
     pub fn open(spec: &str) -> Result<Self, SourceError> {
         let (resolved, beside, within) = spec::resolve(spec)?;
-        // Of a folder, all of it is a pattern: class folders may be called `label=cat`.
+        // After a folder, the whole text is a pattern: class folders may be called `label=cat`.
         let asks_for_labels =
             matches!(resolved, spec::Resolved::Folder(_)) && within.is_some_and(|within| within.starts_with("label="));
         let (within, label) = match (&resolved, within) {
@@ -114,7 +114,7 @@ impl ImageSource {
                 found,
             });
         }
-        // Here, so that no command that opens a source can forget it.
+        // Warnings are printed here so that no command forgets them.
         for warning in findings.warnings(spec) {
             tracing::warn!("{warning}");
         }
@@ -135,25 +135,25 @@ impl ImageSource {
         })
     }
 
-    /// This source, whose images are decoded by `decoder`: that of the cache which a model was trained on.
+    /// This source with another decoder: that of the cache on which a model was trained.
     pub fn decoded_by(mut self, decoder: Decoder) -> Self {
         self.decoder = decoder;
         self
     }
 
-    /// What decodes its images.
+    /// The decoder of its images.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
-    /// Decodes the bytes of image `index` that [`read`](Self::read) gave. The first that the depth window does not suit is warned of.
+    /// Decodes the bytes of image `index` from [`read`](Self::read). Warns at the first image for which the depth window is wrong.
     pub fn decode(&self, index: usize, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
         let decoded = self.decoder.decode_noting(bytes)?;
         self.deep.count(self.key(index), &decoded, &self.decoder);
         Ok(decoded.image)
     }
 
-    /// What the source holds besides its images: pictures that are skipped, and what a user should be told.
+    /// Skipped pictures of the source and notes for the user.
     pub fn findings(&self) -> &Findings {
         &self.findings
     }
@@ -175,7 +175,7 @@ impl ImageSource {
         }
     }
 
-    /// How many tar or Parquet files there are; 0 for a folder.
+    /// Number of tar or Parquet files; 0 for a folder.
     pub fn files(&self) -> usize {
         match &self.store {
             Store::Folder(_) => 0,
@@ -189,7 +189,7 @@ impl ImageSource {
         self.samples.len()
     }
 
-    /// Whether nothing is left, after a [`limit`](Self::limit) of 0.
+    /// Whether there are no images, which only a [`limit`](Self::limit) of 0 causes.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }
@@ -204,16 +204,16 @@ impl ImageSource {
         self.samples[index].label
     }
 
-    /// Names of the labels: first-level folders, the names in a Hugging Face `ClassLabel`, or those that stand in `.cls` members or in
-    /// a label column. Empty where labels are numbers.
+    /// Names of the labels: first-level folders, the names in a Hugging Face `ClassLabel`, or those in `.cls` members or in
+    /// a label column. Empty if labels are numbers.
     pub fn label_names(&self) -> &[String] {
         &self.label_names
     }
 
     /// A fingerprint over every sample in order: the key, the label, and the length in bytes.
     ///
-    /// It costs no reading, so it does not see a change that keeps all lengths; the content hash of each row does. For Parquet, where
-    /// a row's length is known only by reading it, the uncompressed size of its row group's image column stands in.
+    /// It reads no image, so it does not detect a change that keeps all lengths; the content hash of each row does. A row of Parquet, whose
+    /// length is unknown until it is read, counts with the uncompressed size of its row group's image column.
     pub fn identity(&self) -> DatasetIdentity {
         let samples = self.samples.iter();
         let samples = samples.enumerate();
@@ -224,22 +224,21 @@ impl ImageSource {
         }
     }
 
-    /// The fingerprint of a data set whose images had these keys and labels, in this order, and are now these of this source. Equal to
-    /// the one that was recorded if their lengths are what they were, wherever they are now and whatever has come to lie beside them.
+    /// The fingerprint of a data set whose images had these keys and labels, in this order, and are now these images of this source. It equals
+    /// the recorded one if their lengths have not changed, even if they have moved or other images were added.
     pub fn digest<'a>(&self, samples: impl Iterator<Item = (&'a str, Option<i32>, usize)>) -> String {
         let mut digest = Sha256::new();
         for (key, label, index) in samples {
             digest.update((key.len() as u64).to_le_bytes());
             digest.update(key.as_bytes());
             digest.update(self.samples[index].bytes.to_le_bytes());
-            // Labels are not negative, so -1 is free to say that there is none.
+            // Labels are not negative, so -1 can mark an image without one.
             digest.update(label.unwrap_or(-1).to_le_bytes());
         }
-        let digest = digest.finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        schemas::hex(&digest.finalize())
     }
 
-    /// The bytes of an image file. See [`SourceError::is_bad_record`] for whether to go on after an error.
+    /// The bytes of an image file. After an error, [`SourceError::is_bad_record`] tells whether to go on.
     pub fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
         let sample = &self.samples[index];
         match &self.store {
@@ -256,7 +255,7 @@ impl ImageSource {
     }
 }
 
-/// Short: a source has millions of keys.
+/// Boxed to save memory, because a source has millions of keys.
 impl fmt::Debug for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ImageSource {{ {}, {} images }}", self.kind(), self.len())
@@ -279,7 +278,7 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> SourceError {
     move |source| SourceError::Io { path, source }
 }
 
-/// Answers in order, given by several threads: on a network file system each takes a round trip.
+/// Results in order, computed by several threads, because on a network file system each takes a round trip.
 fn in_parallel<T: Sync, R: Send>(items: &[T], ask: impl Fn(&T) -> R + Sync) -> Vec<R> {
     const THREADS: usize = 16;
     let chunk = items.len().div_ceil(THREADS).max(1000);
@@ -290,7 +289,7 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], ask: impl Fn(&T) -> R + Sync) -> V
     })
 }
 
-/// Refuses a record that no decoder would accept, before memory is allocated for it.
+/// Refuses a record that is too large to decode, before memory is allocated for it.
 fn check_length(path: &Path, member: impl FnOnce() -> String, bytes: u64) -> Result<(), SourceError> {
     if bytes > MAX_FILE_BYTES {
         return Err(SourceError::RecordTooLarge {
@@ -303,7 +302,7 @@ fn check_length(path: &Path, member: impl FnOnce() -> String, bytes: u64) -> Res
     Ok(())
 }
 
-/// A file's own name, as text, for keys.
+/// A file's own name as text, for keys.
 fn file_name(path: &Path) -> Result<&str, SourceError> {
     path.file_name().and_then(|name| name.to_str()).ok_or_else(|| SourceError::NotUtf8 { path: path.to_path_buf() })
 }

@@ -1,10 +1,10 @@
-//! Which crop of an image is seen: a function of (seed, content, view index), and of nothing else.
+//! Draws the crop of a view as a function of (seed, content, view index) alone.
 
 use schemas::{ContentHash, CropBox, View, ViewPolicy};
 
 use crate::rng::{Purpose, Rng};
 
-/// How often a box is drawn before the central fallback is taken, as in torchvision.
+/// Attempts to draw a box before the central fallback, as in torchvision.
 const TRIES: usize = 10;
 
 /// Draws view `index` of an image whose decoded, oriented size is `width` x `height`, each at least 1.

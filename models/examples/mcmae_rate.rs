@@ -17,12 +17,13 @@ use std::time::Instant;
 
 use models::blocks::Pass;
 use models::decoder::DecoderConfig;
-use models::encoder::{Encoder, EncoderConfig, VitConfig};
+use models::encoder::{Encoder, EncoderConfig};
 use models::mae::{Mae, MaeConfig};
 use models::masking::{Masking, len_keep, random_masking};
 use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
 use models::precision::Precision;
+use models::vit::VitConfig;
 use tch::{Device, Kind, Tensor};
 use tikv_jemallocator::Jemalloc;
 
@@ -98,7 +99,7 @@ impl Network {
         let mut mcmae = McmaeEncoderConfig { img_size, ..McmaeEncoderConfig::BASE };
         if options.tiny {
             (decoder.embed_dim, decoder.depth, decoder.num_heads) = (32, 1, 2);
-            (vit.embed_dim, vit.depth, vit.num_heads) = (48, 2, 2);
+            (vit.embed_dim, vit.depth, vit.num_heads, vit.mlp_dim) = (48, 2, 2, 192);
             (mcmae.embed_dims, mcmae.depths, mcmae.num_heads) = ([16, 24, 48], [1, 1, 2], 2);
         }
         let encoder = match way {
@@ -145,12 +146,7 @@ impl Network {
                 let parts = config.flop_per_image(computed, keep);
                 parts.iter().map(|(_, flop)| flop).sum()
             }
-            EncoderConfig::Vit(config) => {
-                let (dim, tokens) = (config.embed_dim, keep + 1);
-                let block = tokens * dim * dim * (4 + 2 * config.mlp_ratio) + 2 * tokens * tokens * dim;
-                let patches = keep * 3 * config.patch_size.pow(2) * dim;
-                2.0 * (patches + config.depth * block) as f64
-            }
+            EncoderConfig::Vit(config) => config.flops(keep),
         };
         flop / 1e9
     }

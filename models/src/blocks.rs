@@ -3,8 +3,8 @@
 use tch::Tensor;
 
 use crate::drop_path::DropPath;
+use crate::layers::{Block, BlockConfig, Rotary};
 use crate::params::Scope;
-use crate::vit::{Block, BlockConfig, Rotary};
 
 /// How a forward pass is made, besides its inputs. The default is the plain one.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,17 +53,26 @@ impl Blocks {
         Self { blocks: (0..depth).map(|i| Block::new(&scope.sub(i), config)).collect(), first }
     }
 
-    /// `[N, T, D] → [N, T, D]`.
-    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Tensor {
-        self.forward_fused(x, &[], pass)
+    /// The last block, and those before it.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn split_last(&self) -> (&Block, &[Block]) {
+        self.blocks.split_last().expect("a network has at least one block")
     }
 
-    /// The output of the last block plus those of the blocks `fusion` (each at most once, in any order): `[N, T, D] → [N, T, D]`.
-    pub fn forward_fused(&self, x: &Tensor, fusion: &[i64], pass: &Pass) -> Tensor {
+    /// `[N, T, D] → [N, T, D]`.
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Tensor {
+        self.forward_fused(x, &[], None, pass)
+    }
+
+    /// The output of the last block plus those of the blocks `fusion` (each at most once, in any order), attention turned by
+    /// `rotary`: `[N, T, D] → [N, T, D]`.
+    pub fn forward_fused(&self, x: &Tensor, fusion: &[i64], rotary: Option<&Rotary>, pass: &Pass) -> Tensor {
         let mut x = x.shallow_clone();
         let mut sum: Option<Tensor> = None;
         for (i, block) in self.blocks.iter().enumerate() {
-            x = pass.block(self.first + i, block, &x, None);
+            x = pass.block(self.first + i, block, &x, rotary);
             let is_last = i + 1 == self.blocks.len();
             if !is_last && fusion.contains(&(i as i64)) {
                 sum = Some(match sum {

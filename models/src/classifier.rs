@@ -10,28 +10,36 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 use crate::blocks::Pass;
+use crate::encoder::{Encoder, EncoderConfig};
 use crate::error::{Error, Result};
 use crate::init::Init;
+use crate::layers::{LayerNorm, Linear};
 use crate::mr_mae::is_mimic_param;
 use crate::params::ParamStore;
 use crate::pos_interpolate::interpolate;
-use crate::teacher::Pool;
-use crate::vit::{LayerNorm, Linear};
-use backbone::Backbone;
+use crate::tokens::without_prefix;
 
-mod backbone;
 #[cfg(test)]
 mod tests;
-
-pub use backbone::BackboneConfig;
 
 /// Standard deviation of the classifier's start weights: MAE's `main_finetune.py`.
 const HEAD_STD: f64 = 2e-5;
 
+/// Which single vector of an image is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// The CLS token.
+    Cls,
+    /// The mean of the patch tokens.
+    Mean,
+}
+
 /// The network.
 #[derive(Debug)]
 pub struct Classifier {
-    backbone: Backbone,
+    encoder: Encoder,
+    /// Tokens before the patches.
+    prefix: i64,
     pool: Pool,
     /// Of the mean of the patches; CLS goes through the encoder's own last norm.
     fc_norm: Option<LayerNorm>,
@@ -44,7 +52,7 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::Config`] if there is no such network, or the encoder has no CLS token to pool.
-    pub fn new(params: &ParamStore, config: &BackboneConfig, pool: Pool, n_classes: i64) -> Result<Self> {
+    pub fn new(params: &ParamStore, config: &EncoderConfig, pool: Pool, n_classes: i64) -> Result<Self> {
         if pool == Pool::Cls && !config.cls_token() {
             return Err(Error::Config {
                 field: "pool",
@@ -54,8 +62,8 @@ impl Classifier {
         }
         let root = params.root();
         let dim = config.embed_dim();
-        let backbone = Backbone::new(&root, config)?;
-        if config.encoder().is_some() {
+        let encoder = Encoder::new(&root, config)?;
+        if config.has_fixed_positions() {
             params.train("pos_embed");
         }
         // The attention that a tower without CLS pools with.
@@ -68,34 +76,30 @@ impl Classifier {
             }
         };
         let start = Init::TruncNormal { std: HEAD_STD };
-        Ok(Self { backbone, pool, fc_norm, head: Linear::started(&root.sub("head"), dim, n_classes, true, start) })
+        let head = Linear::started(&root.sub("head"), dim, n_classes, true, start);
+        Ok(Self { encoder, prefix: config.prefix(), pool, fc_norm, head })
     }
 
     /// Class scores of `imgs [N, 3, H, W]`, normalised: `[N, C]`, f32.
     pub fn forward(&self, imgs: &Tensor, pass: &Pass) -> Tensor {
-        let tokens = self.backbone.forward_blocks(imgs, pass); // [N, P + L, D]
+        let tokens = self.encoder.forward_blocks(imgs, pass); // [N, P + L, D]
         let pooled = match self.pool {
             Pool::Mean => self.pooled_mean(&tokens),
-            Pool::Cls => self.backbone.forward_norm(&tokens.select(1, 0)),
+            Pool::Cls => self.encoder.forward_norm(&tokens.select(1, 0)),
         }; // [N, D]
         self.head.forward(&pooled).to_kind(Kind::Float)
     }
 
     /// What the network makes of whole images `imgs [N, 3, H, W]`, normalised, before its head.
     pub fn forward_features(&self, imgs: &Tensor) -> Features {
-        let tokens = self.backbone.forward_blocks(imgs, &Pass::default());
+        let tokens = self.encoder.forward_blocks(imgs, &Pass::default());
         match self.pool {
             Pool::Mean => Features { cls: None, mean: self.pooled_mean(&tokens) },
             Pool::Cls => {
-                let tokens = self.backbone.forward_norm(&tokens);
+                let tokens = self.encoder.forward_norm(&tokens);
                 Features { cls: Some(tokens.select(1, 0)), mean: self.patches(&tokens).mean_dim(1, false, Kind::Float) }
             }
         }
-    }
-
-    /// The scores of what is classified, `[N, D] → [N, C]`.
-    pub fn forward_head(&self, pooled: &Tensor) -> Tensor {
-        self.head.forward(pooled).to_kind(Kind::Float)
     }
 
     /// `[N, P + L, D] → [N, D]`: the norm of the patches' mean.
@@ -109,8 +113,7 @@ impl Classifier {
 
     /// `[N, P + L, D] → [N, L, D]`.
     fn patches(&self, tokens: &Tensor) -> Tensor {
-        let prefix = self.backbone.prefix();
-        tokens.narrow(1, prefix, tokens.size()[1] - prefix)
+        without_prefix(tokens, self.prefix)
     }
 
     /// Which vector is classified.
@@ -141,7 +144,7 @@ const PASSED_OVER: [&str; 8] =
 /// [`Error::WeightsMismatch`] unless the rest is exactly the encoder's; then nothing has been changed.
 pub fn start_from(
     params: &ParamStore,
-    config: &BackboneConfig,
+    config: &EncoderConfig,
     origin: &str,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
@@ -167,8 +170,8 @@ pub fn start_from(
 }
 
 /// `pos_embed [1, P + g², D]` for the grid of `config`; `None` where it fits already, or cannot be positions of a square grid.
-fn resized(pos_embed: &Tensor, config: &BackboneConfig) -> Option<Tensor> {
-    let (prefix, antialias) = config.positions();
+fn resized(pos_embed: &Tensor, config: &EncoderConfig) -> Option<Tensor> {
+    let (prefix, antialias) = config.table();
     let (_, tokens, dim) = pos_embed.size3().ok()?;
     let patches = tokens - prefix;
     let [height, width] = config.grid();

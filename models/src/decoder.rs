@@ -5,12 +5,13 @@
 use tch::Tensor;
 
 use crate::blocks::{Blocks, Pass};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::init::Init;
-use crate::mae::gather_rows;
+use crate::layers::{Activation, BlockConfig, LayerNorm, Linear};
 use crate::params::Scope;
 use crate::pos_embed::sincos_2d;
-use crate::vit::{Activation, BlockConfig, LayerNorm, Linear};
+use crate::tokens::{gather_rows, without_prefix};
+use crate::validate::{positive, width_and_heads};
 
 /// What a decoder is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,31 +41,6 @@ impl DecoderConfig {
         ])?;
         width_and_heads(("decoder_embed_dim", self.embed_dim), ("decoder_num_heads", self.num_heads))
     }
-}
-
-/// Refuses the first field that is not at least 1.
-pub(crate) fn positive(fields: &[(&'static str, i64)]) -> Result<()> {
-    match fields.iter().find(|(_, value)| *value < 1) {
-        Some((field, value)) => {
-            Err(Error::Config { field, value: value.to_string(), reason: "must be at least 1".to_owned() })
-        }
-        None => Ok(()),
-    }
-}
-
-/// Refuses a width that has no sine-cosine positions, or that the heads do not divide.
-pub(crate) fn width_and_heads(
-    (field, width): (&'static str, i64),
-    (heads_field, heads): (&'static str, i64),
-) -> Result<()> {
-    let reason = if width % 4 != 0 {
-        "4 must divide it, for the sine-cosine positions".to_owned()
-    } else if width % heads != 0 {
-        format!("{heads_field} = {heads} must divide it")
-    } else {
-        return Ok(());
-    };
-    Err(Error::Config { field, value: width.to_string(), reason })
 }
 
 /// The decoder.
@@ -145,7 +121,6 @@ impl Decoder {
 
     /// Without CLS: `[N, P + L, ..] → [N, L, ..]`.
     pub fn patches(&self, tokens: &Tensor) -> Tensor {
-        let prefix = i64::from(self.cls_token);
-        tokens.narrow(1, prefix, tokens.size()[1] - prefix)
+        without_prefix(tokens, i64::from(self.cls_token))
     }
 }

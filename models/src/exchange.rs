@@ -16,17 +16,17 @@
 //! Everything works on maps of named tensors and takes sizes from their shapes. What shapes cannot tell is [`Facts`]. [`export`]
 //! is the way out, [`import()`] the way in, [`load_into`] puts what came in into a network.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde_json::Value;
-use tch::Tensor;
 
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, Result};
 use crate::mae::MaeConfig;
 use crate::mr_mae::is_mimic_param;
+pub use crate::params::Tensors;
+use crate::shapes::{McmaeShapes, VitShapes};
 
 mod beside;
 mod classifier;
@@ -34,19 +34,13 @@ mod configs;
 mod import;
 mod load;
 mod names;
-mod shapes;
 
 pub use classifier::{ClassifierFacts, export_classifier};
-pub use configs::{IMAGENET_MEAN, IMAGENET_STD};
 pub use import::{Imported, check_beside, import};
 pub use load::{Loaded, load_into};
-pub use shapes::{DecoderShapes, McmaeShapes, VitShapes};
 
 #[cfg(test)]
 mod tests;
-
-/// Named tensors.
-pub type Tensors = BTreeMap<String, Tensor>;
 
 /// What other packages read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

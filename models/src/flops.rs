@@ -3,9 +3,7 @@
 //! Matrix products and convolutions alone, a multiply-add as two; norms, activations and softmax are a few per cent and move bytes rather than
 //! compute. A backward pass has two products for each of the forward's.
 
-use crate::classifier::BackboneConfig;
-use crate::encoder::{EncoderConfig, VitConfig};
-use crate::mcmae::McmaeEncoderConfig;
+use crate::encoder::EncoderConfig;
 use crate::mr_mae::{MimicTokens, MrMaeConfig};
 
 /// The backward pass computes the gradients of inputs and of weights, each as dear as the forward.
@@ -30,14 +28,8 @@ impl Flops {
     pub fn of_pretraining(config: &MrMaeConfig, keep: i64) -> Self {
         let encoder = &config.mae.encoder;
         let l = encoder.num_patches();
-        let prefix = i64::from(encoder.cls_token());
-        let mut flops = Self {
-            encoder: match encoder {
-                EncoderConfig::Vit(vit) => vit_flops(vit, keep),
-                EncoderConfig::Mcmae(mcmae) => mcmae_flops(mcmae, keep),
-            },
-            ..Self::default()
-        };
+        let prefix = encoder.prefix();
+        let mut flops = Self { encoder: encoder.flops(keep), ..Self::default() };
         let at_encoder = config.mimic_tokens == MimicTokens::Encoder;
         let decoder = &config.mae.decoder;
         let dim = encoder.embed_dim();
@@ -77,45 +69,17 @@ impl Flops {
     }
 }
 
-/// A forward of the encoder over whole images, as evaluation makes it.
-pub fn of_features(encoder: &EncoderConfig) -> f64 {
-    let l = encoder.num_patches();
-    match encoder {
-        EncoderConfig::Vit(vit) => vit_flops(vit, l),
-        EncoderConfig::Mcmae(mcmae) => mcmae_flops(&McmaeEncoderConfig { fusion: false, ..*mcmae }, l),
-    }
-}
-
-/// A forward of a classifier over one image: its backbone and the linear layer to `n_classes` scores.
-pub fn of_classifier(config: &BackboneConfig, n_classes: i64) -> f64 {
-    let backbone = match config {
-        BackboneConfig::Vit(vit) => vit_flops(vit, config.num_patches()),
-        BackboneConfig::Mcmae(mcmae) => mcmae_flops(mcmae, config.num_patches()),
-        BackboneConfig::Tower(tower) => {
-            let (l, dim) = (config.num_patches(), config.embed_dim());
-            linear(l, 3 * tower.patch_size().pow(2), dim)
-                + block_flops(config.num_blocks(), tower.prefix() + l, dim, tower.mlp_dim())
-        }
-    };
-    backbone + linear(1, config.embed_dim(), n_classes)
+/// A forward of a classifier over one image: its encoder and the linear layer to `n_classes` scores.
+pub fn of_classifier(config: &EncoderConfig, n_classes: i64) -> f64 {
+    config.flops(config.num_patches()) + linear(1, config.embed_dim(), n_classes)
 }
 
 /// `depth` transformer blocks over `tokens` of width `dim`: qkv and proj are 4 D x D, the MLP twice D x `mlp_dim`, and attention multiplies
 /// T x T with D twice.
-pub fn block_flops(depth: i64, tokens: i64, dim: i64, mlp_dim: i64) -> f64 {
+fn block_flops(depth: i64, tokens: i64, dim: i64, mlp_dim: i64) -> f64 {
     let weights = linear(tokens, dim, 4 * dim + 2 * mlp_dim);
     let attention = 4.0 * (tokens as f64).powi(2) * dim as f64;
     depth as f64 * (weights + attention)
-}
-
-fn vit_flops(vit: &VitConfig, keep: i64) -> f64 {
-    let dim = vit.embed_dim;
-    linear(keep, 3 * vit.patch_size.pow(2), dim) + block_flops(vit.depth, 1 + keep, dim, vit.mlp_ratio * dim)
-}
-
-fn mcmae_flops(mcmae: &McmaeEncoderConfig, keep: i64) -> f64 {
-    let modules = mcmae.flop_per_image(keep, keep);
-    modules.into_iter().map(|(_, flops)| flops).sum()
 }
 
 /// A product of `[rows, from]` with `[from, to]`.

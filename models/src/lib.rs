@@ -13,10 +13,11 @@
 //! | `D` | width of a token |
 //! | `K` | width of a teacher's token |
 //!
-//! A student, from the bottom: [`params`] (named tensors), [`init`], [`vit`] (parts of a block), [`drop_path`], [`blocks`],
-//! [`pos_embed`], [`masking`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
+//! A student, from the bottom: [`params`] (named tensors), [`init`], [`layers`], [`drop_path`], [`blocks`], [`pos_embed`],
+//! [`masking`], [`vit`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
 //! [`mae`] (He et al. 2022), [`mimic`] (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
-//! together); in other packages' files: [`exchange`]. Teachers: [`teacher`], loaded through [`weights`], found by [`hub`].
+//! together); in other packages' files: [`exchange`]. Teachers: [`teacher`], loaded
+//! through [`weights`].
 
 pub mod blocks;
 pub mod classifier;
@@ -26,8 +27,8 @@ pub mod encoder;
 pub mod error;
 pub mod exchange;
 pub mod flops;
-pub mod hub;
 pub mod init;
+pub mod layers;
 pub mod losses;
 pub mod mae;
 pub mod masking;
@@ -35,11 +36,15 @@ pub mod mcmae;
 pub mod mimic;
 pub mod mr_mae;
 pub mod params;
+pub mod pixels;
 pub mod pos_embed;
 pub mod pos_interpolate;
 pub mod precision;
+pub mod shapes;
 pub mod targets;
 pub mod teacher;
+pub mod tokens;
+mod validate;
 pub mod vit;
 pub mod weights;
 

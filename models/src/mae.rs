@@ -2,18 +2,18 @@
 //!
 //! Agrees with `facebookresearch/mae` (and transformers' `ViTMAEForPreTraining`) given the same noise.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::blocks::Pass;
 use crate::decoder::{Decoder, DecoderConfig};
-use crate::encoder::{Encoder, EncoderConfig, VitConfig};
-use crate::error::Result;
+use crate::encoder::{Encoder, EncoderConfig};
+use crate::error::{Error, Result};
+use crate::layers::NORM_EPS;
 use crate::losses::{masked_patch_loss, norm_pix};
 use crate::masking::Masking;
 use crate::params::Scope;
-
-/// eps of every norm of MAE's transformer blocks, where PyTorch's default would be 1e-5.
-pub(crate) const NORM_EPS: f64 = 1e-6;
+use crate::tokens::patchify;
+use crate::vit::VitConfig;
 
 /// What a masked autoencoder is made of.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,9 +40,15 @@ impl MaeConfig {
     }
 
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for the first field that no network can have.
+    /// [`Error::Config`] for the first field that no network can have, and for rotary positions, which no masked encoder has here.
     pub fn validate(&self) -> Result<()> {
         self.encoder.validate()?;
+        if let EncoderConfig::Vit(vit) = &self.encoder
+            && let Some(base) = vit.rotary_base()
+        {
+            let reason = "a masked autoencoder needs a table of positions".to_owned();
+            return Err(Error::Config { field: "positions", value: format!("rotary, base {base}"), reason });
+        }
         self.decoder.validate()
     }
 }
@@ -57,10 +63,10 @@ pub struct Mae {
 
 impl Mae {
     /// A network with the reference's parameter names directly under `scope`, started as its `initialize_weights` does; see
-    /// [`VitEncoder::new`](crate::encoder::VitEncoder::new) and [`Decoder::new`].
+    /// [`VisionTransformer::new`](crate::vit::VisionTransformer::new) and [`Decoder::new`].
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if there is no such network.
+    /// [`Error::Config`] if there is no such network.
     pub fn new(scope: &Scope, config: &MaeConfig) -> Result<Self> {
         config.validate()?;
         let encoder = &config.encoder;
@@ -122,37 +128,6 @@ impl Mae {
         let target = if self.config.norm_pix_loss { norm_pix(&target) } else { target };
         masked_patch_loss(pred, &target, mask)
     }
-}
-
-/// Rows `ids [N, K]` of each `x [N, L, D]`: `[N, K, D]`.
-///
-/// What `gather` with an index of `D` equal columns does, on whole rows: ten times as fast on a CPU at a decoder's size.
-pub(crate) fn gather_rows(x: &Tensor, ids: &Tensor) -> Tensor {
-    let (n, num_patches, dim) = x.size3().expect("tokens are [N, L, D]");
-    let first_row = Tensor::arange_start_step(0, n * num_patches, num_patches, (Kind::Int64, ids.device()));
-    let rows = (ids + first_row.unsqueeze(1)).flatten(0, 1); // [N·K], into [N·L, D]
-    x.reshape([n * num_patches, dim]).index_select(0, &rows).reshape([n, ids.size()[1], dim])
-}
-
-/// `imgs [N, 3, H, W] → [N, L, p²·3]`: patches row-major; within a patch row, column, channel.
-///
-/// # Panics
-/// If `patch_size` does not divide `H` and `W`.
-pub fn patchify(imgs: &Tensor, patch_size: i64) -> Tensor {
-    let p = patch_size;
-    let (n, c, height, width) = imgs.size4().expect("imgs are [N, 3, H, W]");
-    assert!(height % p == 0 && width % p == 0, "{height}x{width} is no whole number of {p}x{p} patches");
-    let (h, w) = (height / p, width / p);
-    let patches = imgs.reshape([n, c, h, p, w, p]).permute([0, 2, 4, 3, 5, 1]); // [N, h, w, p, p, c]
-    patches.reshape([n, h * w, p * p * c])
-}
-
-/// The inverse of [`patchify`] for images of `grid_h` × `grid_w` patches.
-pub fn unpatchify(patches: &Tensor, patch_size: i64, [grid_h, grid_w]: [i64; 2]) -> Tensor {
-    let p = patch_size;
-    let n = patches.size()[0];
-    let imgs = patches.reshape([n, grid_h, grid_w, p, p, 3]).permute([0, 5, 1, 3, 2, 4]); // [N, c, h, p, w, p]
-    imgs.reshape([n, 3, grid_h * p, grid_w * p])
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
+use crate::layers::Linear;
 use crate::params::Scope;
-use crate::vit::Linear;
 
 /// One linear layer per teacher, as in the paper: no norm, no hidden layer. Used in pretraining alone.
 #[derive(Debug)]

@@ -12,11 +12,12 @@ use tch::{Kind, Tensor};
 use crate::blocks::Pass;
 use crate::error::{Error, Result};
 use crate::losses::MimicLoss;
-use crate::mae::{Mae, MaeConfig, gather_rows};
+use crate::mae::{Mae, MaeConfig};
 use crate::masking::Masking;
 use crate::mimic::MimicHeads;
 use crate::params::Scope;
 use crate::targets::{Target, TargetNorm, TargetStats};
+use crate::tokens::gather_rows;
 
 /// What an MR-MAE is made of. Without teachers it is a plain MAE.
 #[derive(Debug, Clone, PartialEq)]

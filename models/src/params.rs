@@ -16,6 +16,9 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Mismatch, Misshaped, Result};
 use crate::init::Init;
 
+/// Named tensors.
+pub type Tensors = BTreeMap<String, Tensor>;
+
 /// What a named tensor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {

@@ -31,24 +31,19 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::lay_out_weight;
 
 use crate::error::{Error, Result};
+use crate::layers::Activation;
 use crate::params::ParamStore;
 use crate::precision::Precision;
-use crate::vit::Activation;
+use crate::vit::{VisionTransformer, VitConfig};
 use crate::weights::Weights;
 
 mod config;
 mod layout;
 mod options;
-mod pool;
-mod tower;
-mod trainable;
 
 use config::{Config, Resolved};
 use layout::Layout;
 pub use options::{Assumed, Layer, TeacherOptions, mean_problem, std_problem};
-use tower::TowerConfig;
-pub(crate) use tower::VitTower;
-pub use trainable::{Tower, TowerWeights};
 
 #[cfg(test)]
 mod tests;
@@ -115,15 +110,6 @@ pub struct ImageFeatures {
     pub mean: Tensor,
 }
 
-/// Which single vector per image [`Teacher::features`] returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pool {
-    /// The CLS token.
-    Cls,
-    /// The mean of the patch tokens.
-    Mean,
-}
-
 /// A frozen tower with its pixel normalisation.
 ///
 /// `Send` but not `Sync`, as tensors are: threads each get a [`Teacher::shallow_clone`].
@@ -133,9 +119,9 @@ pub struct Teacher {
     device: Device,
     tensors: BTreeMap<String, Tensor>,
     // Boxed, so that a teacher is small enough to be one of several things.
-    tower: Box<VitTower>,
+    tower: Box<VisionTransformer>,
     /// The tower with the weights of its products in bf16, from the first pass in that precision on.
-    bf16_tower: OnceCell<Box<VitTower>>,
+    bf16_tower: OnceCell<Box<VisionTransformer>>,
     bf16_weights: Bf16Weights,
     /// Mean and standard deviation of each channel, `[3, 1]` on the device.
     mean: Tensor,
@@ -158,6 +144,43 @@ struct Stage {
     attn: Tensor,
 }
 
+/// A tower from a file, as the start of a [`Teacher`] or of a network that is trained.
+///
+/// What a file keeps apart without need is one parameter here: the position of CLS is part of the CLS token, and LayerScale is
+/// multiplied into the last matrices of its branches. The function at the start is the file's; a step of training treats each of
+/// these as one.
+#[derive(Debug)]
+pub struct TowerWeights {
+    /// What it is, at its native image size.
+    pub config: VitConfig,
+    /// Its tensors under the names of the network, f32, on the CPU.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// The layout of the file, for people.
+    pub layout: &'static str,
+    /// SHA-256 of the weights file or sharded set.
+    pub sha256: String,
+    /// Facts that nothing stated.
+    pub assumed: Vec<Assumed>,
+}
+
+impl TowerWeights {
+    /// Reads what [`Teacher::load`] reads.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(path: &Path) -> Result<TowerWeights> {
+        TowerWeights::read_with(path, &TeacherOptions::default())
+    }
+
+    fn read_with(path: &Path, options: &TeacherOptions) -> Result<TowerWeights> {
+        let weights = Weights::read(path)?;
+        let layout = Layout::recognise(&weights)?;
+        let Resolved { config, assumed } = Config::read_beside(weights.path())?.resolve(&weights, &layout, options)?;
+        let tensors = layout.convert(&weights, &config)?;
+        Ok(TowerWeights { config, tensors, layout: layout.title(), sha256: weights.sha256().to_owned(), assumed })
+    }
+}
+
 impl Teacher {
     /// [`Teacher::load_with`] the default options: features of layer `last`, the activation from the files.
     pub fn load(path: &Path, device: Device) -> Result<Teacher> {
@@ -177,33 +200,29 @@ impl Teacher {
     /// the files', a layer that the file lacks, and facts that neither file states and that must not be guessed, such as CLIP's
     /// activation and normalization; [`TeacherOptions`] answers them.
     pub fn load_with(path: &Path, options: &TeacherOptions, device: Device) -> Result<Teacher> {
-        let weights = Weights::read(path)?;
-        let layout = Layout::recognise(&weights)?;
-        let Resolved { tower: config, normalisation, assumed } =
-            Config::read_beside(weights.path())?.resolve(&weights, &layout, options)?;
-        let tensors = layout.convert(&weights, &config)?;
-        let (mean, std) = normalisation;
+        let TowerWeights { config, tensors, layout, sha256, assumed } = TowerWeights::read_with(path, options)?;
         let projected = config.projection.map(|projection| projection.out_dim);
         let info = TeacherInfo {
             arch: config.arch(),
-            layout: layout.title(),
+            layout,
             layer: options.layer,
             // All sizes were checked to be small and positive, the projection's by comparison with the file's shape.
             patch_size: config.patch_size as u32,
-            width: projected.unwrap_or(config.width) as u32,
-            hidden: config.width as u32,
+            width: projected.unwrap_or(config.embed_dim) as u32,
+            hidden: config.embed_dim as u32,
             depth: config.depth as u32,
             heads: config.num_heads as u32,
             activation: config.activation,
             norm_eps: config.norm_eps,
-            input_size: (config.grid * config.patch_size) as u32,
-            mean,
-            std,
-            weights_sha256: weights.sha256().to_owned(),
+            input_size: config.img_size[0] as u32,
+            mean: config.mean,
+            std: config.std,
+            weights_sha256: sha256,
             assumed,
         };
         let tensors =
             tensors.into_iter().map(|(name, tensor)| (name, lay_out_weight(&tensor.to_device(device)))).collect();
+        config.validate()?;
         Ok(Teacher::build(info, &config, device, tensors, Bf16Weights::default()))
     }
 
@@ -220,12 +239,12 @@ impl Teacher {
 
     fn build(
         info: TeacherInfo,
-        config: &TowerConfig,
+        config: &VitConfig,
         device: Device,
         tensors: BTreeMap<String, Tensor>,
         bf16_weights: Bf16Weights,
     ) -> Teacher {
-        let tower = VitTower::new(&ParamStore::given(device, handles(&tensors)).root(), config);
+        let tower = tower_of(device, handles(&tensors), config);
         let channels = |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).view([3, 1]).to_device(device);
         Teacher {
             device,
@@ -240,7 +259,7 @@ impl Teacher {
     }
 
     /// The tower to pass through in `precision`: the same numbers either way, see [`Bf16Weights`].
-    fn tower(&self, precision: Precision) -> &VitTower {
+    fn tower(&self, precision: Precision) -> &VisionTransformer {
         if precision != Precision::Bf16 {
             return &self.tower;
         }
@@ -250,8 +269,7 @@ impl Teacher {
             let mut copies = self.bf16_weights.lock().unwrap_or_else(PoisonError::into_inner);
             let copies = copies.get_or_insert_with(|| bf16_copies(&self.tensors));
             weights.extend(handles(copies));
-            let store = ParamStore::given(self.device, weights);
-            Box::new(VitTower::new(&store.root(), self.tower.config()))
+            Box::new(tower_of(self.device, weights, self.tower.config()))
         })
     }
 
@@ -277,9 +295,9 @@ impl Teacher {
             let tower = self.tower(precision);
             let of_layer = |x: &Tensor| match self.info.layer {
                 Layer::Last => x.shallow_clone(),
-                Layer::LastNorm => tower.norm(x),
+                Layer::LastNorm => tower.forward_norm(x),
                 Layer::Proj => {
-                    let projected = tower.project(&tower.norm(x));
+                    let projected = tower.project(&tower.forward_norm(x));
                     projected.to_kind(Kind::Float)
                 }
             };
@@ -302,16 +320,7 @@ impl Teacher {
         Ok(stages)
     }
 
-    /// One vector per image `[N, D]` with the final norm applied, whatever the layer of the features. For k-NN.
-    pub fn features(&self, pixels: &Tensor, precision: Precision, pool: Pool) -> Result<Tensor> {
-        let features = self.image_features(pixels, precision)?;
-        Ok(match pool {
-            Pool::Cls => features.cls,
-            Pool::Mean => features.mean,
-        })
-    }
-
-    /// [`Teacher::features`] of both kinds from one pass.
+    /// The vectors of each image, with the final norm applied whatever the layer of the features. For k-NN.
     pub fn image_features(&self, pixels: &Tensor, precision: Precision) -> Result<ImageFeatures> {
         let stage = self.run(pixels, precision, |_| {})?;
         Ok(tch::no_grad(|| ImageFeatures {
@@ -325,7 +334,7 @@ impl Teacher {
 
     /// The norm after the last block (for CLIP `post_layernorm`), `[.., D] → [.., D]`.
     pub fn final_norm(&self, x: &Tensor) -> Tensor {
-        tch::no_grad(|| self.tower.norm(x))
+        tch::no_grad(|| self.tower.forward_norm(x))
     }
 
     fn run(&self, pixels: &Tensor, precision: Precision, visit: impl FnMut(&Tensor)) -> Result<Stage> {
@@ -345,7 +354,7 @@ impl Teacher {
             // Cut first, while a pixel is one byte: [N, L, 3p²].
             let tower = self.tower(precision);
             let patches = tower.unfold(&pixels.to_device(self.device));
-            let output = tower.forward(&self.normalise(&patches), grid, visit);
+            let output = tower.forward_with_attention(&self.normalise(&patches), grid, visit);
             let prefix = tower.config().prefix();
             Stage {
                 tokens: output.x.narrow(1, prefix, grid.0 * grid.1),
@@ -365,6 +374,12 @@ impl Teacher {
         x /= &self.std;
         x.view(&shape[..])
     }
+}
+
+/// The tower of a configuration that was validated, over tensors that were compared with it.
+fn tower_of(device: Device, tensors: BTreeMap<String, Tensor>, config: &VitConfig) -> VisionTransformer {
+    let store = ParamStore::given(device, tensors);
+    VisionTransformer::new(&store.root(), config).expect("the configuration was validated")
 }
 
 /// Handles on the same tensors.

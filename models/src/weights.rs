@@ -1,189 +1,136 @@
-//! Weights files as named tensors: strict in what is accepted, deterministic in what is written.
+//! Weights files as libtorch's tensors: read through [`hub::weights`], written as safetensors alone.
 //!
-//! | file | read by |
-//! |---|---|
-//! | one safetensors file | `safetensors_file.rs` |
-//! | a sharded set with its index, `model.safetensors.index.json` | `sharded.rs` |
-//! | a zip archive of `torch.save` (`.pth`, `.pt`, `.bin`) | `torch_zip.rs`, `pickle.rs` |
-//!
-//! Tensors of types that are not read (booleans in safetensors, 8-bit floats, quantized, sparse or complex ones) are passed over, and
-//! refused by name and type where one is needed. Other formats are told by their first bytes.
-//!
-//! Written is safetensors alone. A file from outside may be anything: cut short, hostile, another model's. Reading checks what a
-//! file claims against its length before a byte of data is allocated, and [`Weights::require`] compares every name and shape with what a network
-//! needs and reports all differences at once: one line per tensor tells a wrong file from a half-copied one.
+//! [`Weights::require`] compares every name and shape with what a network needs and reports all differences at once: one line
+//! per tensor tells a wrong file from a half-copied one.
 //!
 //! Format: <https://github.com/huggingface/safetensors>, header length (u64, little endian), JSON header, data.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
 
+pub use hub::weights::weights_file;
+use hub::weights::{Backend, Error as FileError, WeightsFile};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Mismatch, Misshaped, Result, convert_in_python};
-use crate::hub;
+use crate::error::{Error, Mismatch, Misshaped, Result};
 
-mod files;
-mod pickle;
-mod safetensors_file;
-mod sharded;
-mod torch_zip;
-
-use files::Format;
-#[cfg(feature = "hub")]
-pub(crate) use files::preferred;
-pub use files::weights_file;
-pub(crate) use sharded::read_index;
+#[cfg(test)]
+mod tests;
 
 /// Refuses tensors of the file `path`, each with its name there, that hold NaN or infinities: nothing could be computed with them, and
 /// what is would blame the data.
 ///
 /// # Errors
-/// [`Error::NotFinite`] names the first and counts the others.
+/// [`FileError::NotFinite`] names the first and counts the others.
 pub(crate) fn require_finite<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
     let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
     let mut bad = tensors.into_iter().filter(|(_, t)| !is_finite(t));
     let Some((first, _)) = bad.next() else {
         return Ok(());
     };
-    Err(Error::NotFinite { path: path.to_path_buf(), tensor: first.to_owned(), others: bad.count() })
+    Err(FileError::NotFinite { path: path.to_path_buf(), tensor: first.to_owned(), others: bad.count() }.into())
 }
 
-#[cfg(test)]
-mod tests;
+/// Makes tensors of libtorch, on the CPU.
+struct Torch;
+
+impl Backend for Torch {
+    type Tensor = Tensor;
+
+    fn empty(dtype: Dtype, shape: &[i64]) -> Result<Tensor, String> {
+        let kind = kind_of(dtype).ok_or_else(|| format!("type {dtype:?} is not read"))?;
+        Tensor::f_empty(shape, (kind, Device::Cpu)).map_err(first_line)
+    }
+
+    // Values come as bytes, because tch takes bf16 slices for f16.
+    fn bytes(tensor: &mut Tensor) -> Result<&mut [u8], String> {
+        torch_ext::tensor_bytes_mut(tensor).map_err(|e| e.to_string())
+    }
+
+    fn view(storage: &Tensor, shape: &[i64], strides: &[i64], offset: i64) -> Result<Tensor, String> {
+        storage.f_as_strided(shape, strides, offset).map_err(first_line)
+    }
+}
+
+/// An error of libtorch carries its C++ stack; the first line says what is wrong.
+fn first_line(error: tch::TchError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
 
 /// The tensors of a weights file or a sharded set, on the CPU and in the types of the file.
 #[derive(Debug)]
-pub struct Weights {
-    path: PathBuf,
-    sha256: String,
-    tensors: BTreeMap<String, Tensor>,
-    /// Tensors of types that are not read, with the file's word for the type.
-    unread: BTreeMap<String, String>,
-    metadata: BTreeMap<String, String>,
-}
+pub struct Weights(WeightsFile<Tensor>);
 
 impl Weights {
     /// Reads the weights `path`: a file, or the one that a folder stands for (see [`weights_file`]).
     ///
-    /// What a file is shows in its content and not in its name: safetensors, the index of a sharded set (a JSON object with
-    /// `weight_map`), or a zip archive of `torch.save`. Tensors of an archive are named by the dictionary keys on the way to
-    /// them, joined by dots; nothing in it is run.
-    ///
     /// # Errors
-    /// Files that cannot be read, that are damaged or that contradict each other, and formats that are not read, with the way to
-    /// convert them.
+    /// Those of [`WeightsFile::read`].
     pub fn read(path: &Path) -> Result<Weights> {
-        let path = files::weights_file(path)?;
-        let read = Format::of(&path).and_then(|format| match format {
-            Format::Safetensors => safetensors_file::read(&path),
-            Format::Torch => archive(path),
-            Format::Index => sharded::read(&path),
-        });
-        read.map(Weights::unwrapped).map_err(in_hub_cache)
-    }
-
-    /// Takes the parts out of the names that `torch.compile`, sharding and checkpointing of activations put there, anywhere. Where
-    /// two names would become one, all stay as they are.
-    fn unwrapped(self) -> Weights {
-        const WRAPPERS: [&str; 4] =
-            ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
-        let bare = |name: &str| {
-            let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
-            parts.collect::<Vec<_>>().join(".")
-        };
-        let all = || self.tensors.keys().chain(self.unread.keys());
-        let distinct: BTreeSet<String> = all().map(|name| bare(name)).collect();
-        if distinct.len() != all().count() {
-            return self;
-        }
-        let tensors = self.tensors.into_iter();
-        let unread = self.unread.into_iter();
-        Weights {
-            tensors: tensors.map(|(name, t)| (bare(&name), t)).collect(),
-            unread: unread.map(|(name, dtype)| (bare(&name), dtype)).collect(),
-            ..self
-        }
+        Ok(Weights(WeightsFile::read::<Torch>(path)?))
     }
 
     /// The file that was read (never the folder); the index of a sharded set.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
-    /// SHA-256 of the whole file, in hexadecimal.
-    ///
-    /// Of a sharded set it is the SHA-256 over one line per shard, `<name>  <SHA-256>` and a line feed, sorted by name: the lines
-    /// of `sha256sum` with the columns exchanged. The index has no part in it, since it holds no weights.
+    /// SHA-256 of the whole file, in hexadecimal; for a sharded set see [`WeightsFile::sha256`].
     pub fn sha256(&self) -> &str {
-        &self.sha256
+        &self.0.sha256
     }
 
     /// The free-text entries of a safetensors header; empty for other files.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+        &self.0.metadata
     }
 
     /// Names in bytewise order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.0.tensors.keys().map(String::as_str)
     }
 
     /// How many tensors the file holds.
     pub fn len(&self) -> usize {
-        self.tensors.len()
+        self.0.tensors.len()
     }
 
     /// Whether the file holds no tensor at all.
     pub fn is_empty(&self) -> bool {
-        self.tensors.is_empty()
+        self.0.tensors.is_empty()
     }
 
     /// Names of the tensors that were passed over, since their type is not read.
     pub fn unread(&self) -> impl Iterator<Item = &str> {
-        self.unread.keys().map(String::as_str)
+        self.0.unread.keys().map(String::as_str)
     }
 
     /// Refuses the file if a tensor that `is_needed` was passed over.
-    ///
-    /// # Errors
-    /// [`Error::UnsupportedType`] names the first and counts the others.
     pub(crate) fn require_read(&self, is_needed: impl Fn(&str) -> bool) -> Result<()> {
-        let mut needed = self.unread.iter().filter(|(name, _)| is_needed(name));
-        let Some((tensor, dtype)) = needed.next() else {
-            return Ok(());
-        };
-        Err(Error::UnsupportedType {
-            path: self.path.clone(),
-            tensor: tensor.clone(),
-            dtype: dtype.clone(),
-            others: needed.count(),
-        })
+        Ok(self.0.require_read(is_needed)?)
     }
 
     /// A tensor by name, in the type of the file.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+        self.0.tensors.get(name)
     }
 
     /// All tensors by name, for [`ParamStore::load`](crate::params::ParamStore::load).
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
-        &self.tensors
+        &self.0.tensors
     }
 
     /// Checks that the file holds exactly the `expected` names and shapes, apart from names for which `ignored` is true.
     ///
     /// All differences are reported in one [`Error::WeightsMismatch`]. A tensor that is expected and of a type that is not read is
-    /// an [`Error::UnsupportedType`].
+    /// a [`FileError::UnsupportedType`].
     pub fn require(&self, expected: &BTreeMap<String, Vec<i64>>, ignored: impl Fn(&str) -> bool) -> Result<()> {
         self.require_read(|name| expected.contains_key(name))?;
         let mut mismatch = Mismatch::default();
         for (name, shape) in expected {
-            match self.tensors.get(name) {
+            match self.0.tensors.get(name) {
                 None => mismatch.missing.push((name.clone(), shape.clone())),
                 Some(tensor) if tensor.size() != *shape => mismatch.misshaped.push(Misshaped {
                     name: name.clone(),
@@ -194,60 +141,13 @@ impl Weights {
                 Some(_) => {}
             }
         }
-        let unexpected = self.tensors.iter().filter(|(name, _)| !expected.contains_key(*name) && !ignored(name));
+        let unexpected = self.0.tensors.iter().filter(|(name, _)| !expected.contains_key(*name) && !ignored(name));
         mismatch.unexpected = unexpected.map(|(name, tensor)| (name.clone(), tensor.size())).collect();
         if mismatch.is_empty() {
             return Ok(());
         }
-        Err(Error::WeightsMismatch { origin: self.path.display().to_string(), mismatch })
+        Err(Error::WeightsMismatch { origin: self.0.path.display().to_string(), mismatch })
     }
-}
-
-/// Says of a damaged file in a hub's cache how to have it fetched again.
-fn in_hub_cache(error: Error) -> Error {
-    let (Error::BadSafetensors { path, .. }
-    | Error::BadTorchFile { path, .. }
-    | Error::NotWeights { path, .. }
-    | Error::BadIndex { path, .. }) = &error
-    else {
-        return error;
-    };
-    match hub::cached_blob(path) {
-        Some(blob) => Error::DamagedDownload { blob, damage: Box::new(error) },
-        None => error,
-    }
-}
-
-/// An archive of `torch.save`, hashed and then read.
-fn archive(path: PathBuf) -> Result<Weights> {
-    let io_error = |source| Error::ReadWeights { path: path.clone(), source };
-    let mut file = File::open(&path).map_err(io_error)?;
-    let sha256 = sha256_of(&mut file).map_err(io_error)?;
-    let (tensors, unread) = torch_zip::read(file).map_err(|refusal| match refusal {
-        pickle::Refusal::Unsupported(what) => {
-            Error::UnreadFormat { next_step: convert_in_python(&path), path: path.clone(), what }
-        }
-        pickle::Refusal::Foreign(what) => {
-            Error::UnreadFormat { path: path.clone(), what, next_step: files::GET_SAFETENSORS.to_owned() }
-        }
-        pickle::Refusal::Damaged(reason) => Error::BadTorchFile { path: path.clone(), reason },
-        pickle::Refusal::Harmful(function) => Error::HarmfulTorchFile { path: path.clone(), function },
-    })?;
-    Ok(Weights { path, sha256, tensors, unread, metadata: BTreeMap::new() })
-}
-
-/// SHA-256 of a file from its beginning, in hexadecimal; leaves it at its beginning.
-fn sha256_of(file: &mut File) -> io::Result<String> {
-    let mut sha256 = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => sha256.update(&buffer[..n]),
-        }
-    }
-    file.rewind()?;
-    Ok(hex(&sha256.finalize()))
 }
 
 /// Writes tensors as a safetensors file, streaming: at most one tensor is copied at a time.
@@ -295,25 +195,30 @@ pub fn to_bytes(tensors: &BTreeMap<String, Tensor>, metadata: Option<(&str, &str
     Ok(bytes)
 }
 
-fn dtype_of(name: &str, tensor: &Tensor) -> Result<Dtype> {
-    Ok(match tensor.kind() {
-        Kind::Double => Dtype::F64,
-        Kind::Float => Dtype::F32,
-        Kind::Half => Dtype::F16,
-        Kind::BFloat16 => Dtype::BF16,
-        Kind::Int64 => Dtype::I64,
-        Kind::Int => Dtype::I32,
-        Kind::Int16 => Dtype::I16,
-        Kind::Int8 => Dtype::I8,
-        Kind::Uint8 => Dtype::U8,
-        other => {
-            let source =
-                io::Error::other(format!("tensor {name} is of type {other:?}, which the file format lacks here"));
-            return Err(Error::WriteWeights { source });
-        }
-    })
+/// The types that both libtorch and the file format have.
+const KINDS: [(Dtype, Kind); 10] = [
+    (Dtype::F64, Kind::Double),
+    (Dtype::F32, Kind::Float),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I16, Kind::Int16),
+    (Dtype::I8, Kind::Int8),
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::BOOL, Kind::Bool),
+];
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    KINDS.iter().find(|(known, _)| *known == dtype).map(|(_, kind)| *kind)
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn dtype_of(name: &str, tensor: &Tensor) -> Result<Dtype> {
+    let kind = tensor.kind();
+    // Booleans are not written: safetensors files of ours hold numbers.
+    let dtype = KINDS.iter().find(|(_, known)| *known == kind && kind != Kind::Bool).map(|(dtype, _)| *dtype);
+    dtype.ok_or_else(|| {
+        let reason = format!("tensor {name} is of type {kind:?}, which the file format lacks here");
+        Error::WriteWeights { source: io::Error::other(reason) }
+    })
 }

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use models::init::Init;
+use models::layers::Attention;
 use models::params::ParamStore;
 use models::precision::Precision;
-use models::vit::Attention;
 use tch::Device;
 
 /// 16,000 tokens: the matrix of 2 heads would take 2 GB.

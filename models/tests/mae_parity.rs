@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use models::decoder::DecoderConfig;
-use models::encoder::{EncoderConfig, VitConfig};
+use models::encoder::EncoderConfig;
 use models::mae::{Mae, MaeConfig};
 use models::masking::{len_keep, random_masking};
 use models::params::ParamStore;
 use models::pos_embed::sincos_2d;
+use models::vit::VitConfig;
 use models::weights::Weights;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -49,12 +50,8 @@ fn build(weights: &Weights) -> (ParamStore, Mae, f64) {
     let config = MaeConfig {
         encoder: EncoderConfig::Vit(VitConfig {
             img_size: [case["img_size"][0].as_i64().unwrap(), case["img_size"][1].as_i64().unwrap()],
-            patch_size: number("patch_size"),
-            embed_dim: number("embed_dim"),
-            depth: number("depth"),
-            num_heads: number("num_heads"),
-            mlp_ratio: number("mlp_ratio"),
-            fusion: vec![],
+            mlp_dim: number("mlp_ratio") * number("embed_dim"),
+            ..VitConfig::mae(number("patch_size"), number("embed_dim"), number("depth"), number("num_heads"))
         }),
         decoder: DecoderConfig {
             embed_dim: number("decoder_embed_dim"),

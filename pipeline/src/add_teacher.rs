@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::ensure;
+use hub::HubSettings;
 use images::ImageSource;
-use models::hub::HubSettings;
 use program::{ExitStatus, LogFormat};
 use schemas::{Cache, Pack};
 

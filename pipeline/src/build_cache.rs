@@ -18,8 +18,8 @@
 use std::io::Write;
 use std::thread;
 
+use hub::HubSettings;
 use images::DeepImages;
-use models::hub::HubSettings;
 use program::{ExitStatus, LogFormat, words::count};
 use schemas::{Cache, TeacherIdentity};
 

@@ -188,10 +188,10 @@ pub struct InspectArgs {
     /// many times.
     #[arg(long, value_name = "SAMPLE_ID")]
     pub row: Vec<SampleRange>,
-    /// Of these samples, this view only [default: all; view 0 where a picture's samples are not named].
+    /// Show only this view of the samples [default: all; view 0 where a picture's samples are not named].
     #[arg(long, value_name = "V")]
     pub view: Option<u16>,
-    /// Draw the rows into a PNG file: the crop, and for each teacher the principal components of its features as colours, its
+    /// Draw the rows into a PNG file: the crop, and for each teacher the principal components of its features as colors, its
     /// CLS attention, and a focused mask. Without --row: of the first, the middle and the last usable image.
     #[arg(long, value_name = "OUT")]
     pub png: Option<PathBuf>,

@@ -1,8 +1,5 @@
 //! `pipeline inspect`: what a cache is, how far it is built, what it costs, what its features look like.
 
-mod canvas;
-mod colour;
-mod font;
 mod output;
 mod pca;
 mod picture;
@@ -19,7 +16,6 @@ use schemas::{Cache, CacheIdentity, ChannelSums, SampleRow, TeacherId, TeacherId
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
-use crate::features;
 use picture::Picture;
 use rows::Chosen;
 
@@ -256,9 +252,9 @@ fn row_view(identity: &CacheIdentity, row: SampleRow, teachers: BTreeMap<Teacher
 
 fn feature_view(teacher: &TeacherIdentity, row: &TeacherRow) -> anyhow::Result<FeatureView> {
     let (mut tokens, mut cls, mut cls_attn) = (Vec::new(), Vec::new(), Vec::new());
-    features::tokens(teacher, row, &mut tokens)?;
-    features::cls_attn(teacher, row, &mut cls_attn)?;
-    features::cls(teacher, row, &mut cls)?;
+    teacher.decode_tokens(&row.tokens, &mut tokens)?;
+    teacher.decode_cls_attn(&row.cls_attn, &mut cls_attn)?;
+    teacher.decode_cls(&row.cls, &mut cls)?;
     let n = tokens.len() as f64;
     let mean = tokens.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
     let var = tokens.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;

@@ -10,17 +10,15 @@ pub mod channels;
 pub mod cli;
 mod codec_error;
 pub mod config;
-mod features;
 pub mod inspect;
 pub mod list;
 pub mod stats;
-mod table;
 pub mod verify;
 
 use std::io::Write;
 
 use cli::{Cli, Command};
-use models::hub::{self, HubSettings};
+use hub::HubSettings;
 pub use program::ExitStatus;
 use torch_ext::catch_out_of_memory;
 

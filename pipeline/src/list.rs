@@ -1,4 +1,4 @@
-//! `pipeline list`: the caches below a folder, what is in them, and whether they are whole.
+//! `pipeline list`: the caches below a folder, their content and state.
 
 mod search;
 
@@ -8,20 +8,21 @@ use std::path::Path;
 
 use indicatif::DecimalBytes;
 use program::ExitStatus;
+use program::table::{Left, Right, table};
+use program::words::grouped;
 use schemas::{Cache, FileStamp, TeacherId, ViewPolicy, layout};
 use serde::Serialize;
 
 use crate::cli::ListArgs;
-use crate::table::{Align, Table, grouped};
 
 /// The JSON output.
 #[derive(Debug, Serialize)]
 struct Report {
     /// The folder that was searched.
     dir: String,
-    /// By path.
+    /// Caches by path.
     caches: Vec<CacheEntry>,
-    /// Folders that could not be read, with the reason.
+    /// Unreadable folders with the reason.
     unreadable: Vec<String>,
 }
 
@@ -33,9 +34,9 @@ struct CacheEntry {
     /// Why it is not complete: the first thing that is missing or damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Of all files in the folder.
+    /// Size of all files in the folder.
     bytes: u64,
-    /// Absent if `cache.json` or a `teacher.json` cannot be read.
+    /// Absent if `cache.json` or a `teacher.json` is unreadable.
     #[serde(flatten)]
     content: Option<Content>,
 }
@@ -61,11 +62,11 @@ struct Content {
     rows: u64,
     /// Share of the images whose parts are built.
     samples_complete: f64,
-    /// The same by teacher.
+    /// Share of the images whose features are built, by teacher.
     teachers: BTreeMap<TeacherId, f64>,
 }
 
-/// Finds the caches below a folder and shows them, without reading their rows.
+/// Lists the caches below a folder without reading their rows.
 pub fn list(args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let found = search::caches(&args.dir)?;
     let mut unreadable = found.unreadable;
@@ -90,7 +91,7 @@ fn entry(dir: &Path, unreadable: &mut Vec<String>) -> CacheEntry {
     CacheEntry { path, state, reason, bytes, content }
 }
 
-/// Goes through the commit records and looks whether the files they declare are there.
+/// Reads the commit records and checks that the files they declare exist.
 fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
     let identity = cache.identity();
     let mut damage: Option<String> = None;
@@ -163,7 +164,7 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
     (state, reason, Some(content))
 }
 
-/// What is wrong with a committed file, as far as its size tells.
+/// The problem of a committed file that is missing or has another size.
 fn check_file(path: &Path, bytes: u64) -> Option<String> {
     match std::fs::metadata(path) {
         Ok(file) if file.len() == bytes => None,
@@ -176,30 +177,9 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
     if report.caches.is_empty() {
         writeln!(out, "no cache below {}", report.dir)?;
     } else {
-        use Align::{Left, Right};
-        let mut table = Table::new(
-            [Left, Right, Right, Right, Right, Left, Left],
-            ["cache", "images", "views", "rows", "size", "state", "teachers"],
-        );
-        for cache in &report.caches {
-            let content = cache.content.as_ref();
-            let field = |text: &dyn Fn(&Content) -> String| content.map_or("-".to_owned(), text);
-            table.push([
-                cache.path.clone(),
-                field(&|c| grouped(c.images)),
-                field(&|c| format!("{} x {}", c.views, c.policy)),
-                field(&|c| grouped(c.rows)),
-                DecimalBytes(cache.bytes).to_string(),
-                match cache.state {
-                    State::Complete => "complete",
-                    State::Incomplete => "incomplete",
-                    State::Damaged => "DAMAGED",
-                }
-                .to_owned(),
-                field(&teachers),
-            ]);
-        }
-        table.write("", out)?;
+        let titles = ["cache", "images", "views", "rows", "size", "state", "teachers"];
+        let align = [Left, Right, Right, Right, Right, Left, Left];
+        write!(out, "{}", table(titles, align, report.caches.iter().map(cells).collect()))?;
     }
     for cache in &report.caches {
         if let Some(reason) = &cache.reason {
@@ -218,9 +198,28 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The line of a cache.
+fn cells(cache: &CacheEntry) -> [String; 7] {
+    let field = |text: &dyn Fn(&Content) -> String| cache.content.as_ref().map_or("-".to_owned(), text);
+    let state = match cache.state {
+        State::Complete => "complete",
+        State::Incomplete => "incomplete",
+        State::Damaged => "DAMAGED",
+    };
+    [
+        cache.path.clone(),
+        field(&|c| grouped(c.images)),
+        field(&|c| format!("{} x {}", c.views, c.policy)),
+        field(&|c| grouped(c.rows)),
+        DecimalBytes(cache.bytes).to_string(),
+        state.to_owned(),
+        field(&teachers),
+    ]
+}
+
 fn teachers(content: &Content) -> String {
     let share = |(id, share): (&TeacherId, &f64)| {
-        // Not 100 before everything is there.
+        // Rounded down, so that 100 means complete.
         format!("{id} {:.0} %", (100.0 * share).floor())
     };
     let teachers: Vec<_> = content.teachers.iter().map(share).collect();

@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use models::hub::HubSettings;
+use hub::HubSettings;
 use pipeline::cli::Cli;
 use program::{ExitStatus, signals, terminal};
 use tikv_jemallocator::Jemalloc;

@@ -1,9 +1,10 @@
-//! `pipeline stats`: what the features of a cache are like, read row by row.
+//! `pipeline stats`: statistics of a cache's features, read row by row.
 //!
-//! Rows are read on all processors, a few at a time; sums are added in the order of the rows, so that the numbers do not depend
-//! on how many processors there are.
+//! Rows are read on all processors, a few at a time; sums are added in the order of the rows, so that the result does not depend
+//! on the number of processors.
 
 mod bytes;
+mod map;
 mod sketch;
 mod sums;
 mod text;
@@ -27,10 +28,10 @@ use sums::Sums;
 /// A token is an outlier if its norm is more than this times the median norm of the tokens of its row.
 pub const OUTLIER: f64 = 3.0;
 
-/// Rows whose sums are made by one thread in one go. It decides the order of additions, and so the last bits.
+/// Rows that one thread sums at a time. It decides the order of additions, and so the last bits.
 const CHUNK: usize = 8;
 
-/// Chunks between two looks at Ctrl-C, and the bytes that their sums may take together: fewer are made at once where tokens are wide.
+/// Chunks between two checks for Ctrl-C, and the largest size of their sums in bytes, which allows fewer chunks for wide tokens.
 const CHUNKS: usize = 64;
 const SUMS_BYTES: usize = 256 << 20;
 
@@ -42,7 +43,7 @@ struct Report<'a> {
     teachers: BTreeMap<&'a TeacherId, TeacherStats>,
 }
 
-/// What the rows of one teacher are like. Grids are row-major; all statistics are of the values as decoded.
+/// Statistics of one teacher's rows, over decoded values. Grids are row-major.
 #[derive(Debug, Serialize)]
 struct TeacherStats {
     /// Patches per side, `sqrt(L)`.
@@ -65,16 +66,16 @@ struct TeacherStats {
 #[derive(Debug, Serialize)]
 struct Features {
     tokens: u64,
-    /// Values that are infinite or NaN, by column. They are left out of everything else, and so is the norm of a token that has one.
+    /// Number of infinite or NaN values by column. All other statistics leave them out, and the norms of tokens that have one.
     non_finite: NonFinite,
-    /// Of the patch tokens, by channel.
+    /// Statistics of the patch tokens by channel.
     channels: Channels,
     /// 2-norms of the patch tokens.
     token_norm: Distribution,
     /// 2-norms of the CLS tokens.
     cls_norm: Distribution,
     outliers: Outliers,
-    /// Share of the sum of all squared values that the 1, 4 and 16 channels with the most of it have.
+    /// Share of the sum of all squared values in the largest 1, 4 and 16 channels.
     top_channels: TopChannels,
     attention: Attention,
 }
@@ -86,7 +87,7 @@ struct NonFinite {
     cls_attn: u64,
 }
 
-/// `[D]` each.
+/// Statistics by channel, `[D]` each.
 #[derive(Debug, Serialize)]
 struct Channels {
     mean: Vec<f64>,
@@ -110,7 +111,7 @@ struct Outliers {
     times_median: f64,
     tokens: u64,
     share: f64,
-    /// How many there are at each place of the grid.
+    /// Number at each place of the grid.
     per_patch: Vec<u64>,
 }
 
@@ -119,19 +120,19 @@ struct Outliers {
 struct Attention {
     /// Rows without any attention to patches; left out of the rest.
     rows_without: u64,
-    /// In bits, of each row's attention scaled to sum to 1.
+    /// Entropy in bits of each row's attention, scaled to sum to 1.
     entropy_bits: Distribution,
-    /// That of attention spread evenly: `log2 L`.
+    /// Entropy of uniform attention: `log2 L`.
     entropy_most: f64,
     /// Largest weight of each row.
     peak: Distribution,
-    /// Sum of each row: the rest went to CLS itself and to registers.
+    /// Sum of each row; the rest is attention to CLS itself and to registers.
     sum: Distribution,
     /// Mean over rows at each place of the grid.
     mean: Vec<f64>,
 }
 
-/// Reads the features of the committed parts and shows their statistics.
+/// Reads the features of the committed parts and prints their statistics.
 pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let (cache, mut unreadable) = Cache::open_readable(&args.cache)?;
     let mut ids = Vec::new();
@@ -145,7 +146,7 @@ pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus
             ids.push(id);
         }
     }
-    // Those that were not asked for may be damaged; all of them are not, where one is.
+    // Without a choice of teachers all of them are read, so none may be damaged.
     if ids.is_empty()
         && let Some(error) = unreadable.into_values().next()
     {
@@ -172,7 +173,7 @@ pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus
     let mut report = Report { cache: cache.dir().display().to_string(), teachers: BTreeMap::new() };
     for (id, plan) in ids.iter().zip(plans) {
         let Some(stats) = plan.read(&cache, limit, &bar)? else {
-            tracing::warn!("interrupted; nothing is shown of a pass that was not finished");
+            tracing::warn!("interrupted; an unfinished pass shows no statistics");
             return Ok(ExitStatus::Interrupted);
         };
         report.teachers.insert(id, stats);
@@ -186,7 +187,7 @@ pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus
     Ok(ExitStatus::Fine)
 }
 
-/// What the commit records say of a teacher before a row is read.
+/// Facts about a teacher from the commit records, before a row is read.
 struct TeacherPlan<'a> {
     teacher: &'a TeacherIdentity,
     /// The complete parts.

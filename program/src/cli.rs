@@ -16,11 +16,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Reads a command line, the program's name first. An option that may be given once is refused when it is given twice, because the choice
-/// between two values is not ours. clap does that itself, except for a global option before and after the command's name: `--log-format`.
+/// Parses a command line that begins with the program's name. An option that may be given once is refused if it is given twice, because
+/// it is unclear which value is meant. clap checks this itself, except for a global option before and after the command's name:
+/// `--log-format`.
 ///
 /// # Errors
-/// clap's, which also carry the text of `--help` and `--version`.
+/// clap's errors, which also carry the text of `--help` and `--version`.
 pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     let is_format = |arg: &&OsString| {

@@ -13,9 +13,9 @@ pub enum ExitStatus {
     Fine,
     /// 1: the data has problems, which the messages name: a damaged cache, a source without a usable image.
     Problems,
-    /// 2: an error; what was asked for could not be done.
+    /// 2: an error; the command could not do its work.
     CouldNot,
-    /// 130: stopped by a signal, as shells number it. The same command resumes.
+    /// 130: stopped by a signal, as in shells. The same command resumes.
     Interrupted,
 }
 
@@ -30,9 +30,9 @@ impl ExitStatus {
         }
     }
 
-    /// The end of a program: reports an error on stderr in `format`. `status_of` says what an error is.
+    /// Ends a program: reports an error on stderr in `format`. `status_of` gives the status of an error.
     ///
-    /// A closed stdout is no error: `head` closes it when it has seen enough, and results are printed when the work is done.
+    /// A closed stdout is not an error: `head` closes it after enough lines, and results are printed when the work is done.
     pub fn report(
         outcome: anyhow::Result<ExitStatus>,
         format: LogFormat,

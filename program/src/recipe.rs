@@ -1,4 +1,4 @@
-//! Settings: a TOML file, `--set section.key=value`, flags that are short for it, and errors that name the setting.
+//! Settings: a TOML file, `--set section.key=value`, flags as shorthands for it, and errors that name the setting.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug, Display};
@@ -8,10 +8,10 @@ use schemas::plain_words;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The problem of a count of 0.
+/// The message for a count of 0.
 pub const POSITIVE: &str = "must be at least 1";
 
-/// What can be wrong with settings. Every message names the setting and what would be accepted.
+/// Errors of settings. Every message names the setting and the accepted values.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The recipe file cannot be read.
@@ -30,10 +30,10 @@ pub enum Error {
         /// The parser's message, which names the key.
         message: String,
     },
-    /// A word of the command line that cannot be understood, or a value that the setting's type does not have.
+    /// A malformed argument of the command line, or a value of the wrong type.
     #[error("{given}: {problem}")]
     Form {
-        /// The option and what was typed.
+        /// The option and its argument.
         given: String,
         /// What is wrong with it, with an example of the right form.
         problem: String,
@@ -95,7 +95,7 @@ pub struct Setting {
     source: Source,
 }
 
-/// Which word of the command line gave a value.
+/// The argument of the command line that gave a value.
 #[derive(Debug, Clone)]
 enum Source {
     /// `--set`, with what was typed.
@@ -114,11 +114,11 @@ impl fmt::Display for Setting {
 }
 
 impl Setting {
-    /// What a flag sets: `Setting::flag("--grid", "features.grid", &14)`. `flag` is what messages call it. A table sets its keys, and all
-    /// others of the section to their defaults.
+    /// The setting of a flag: `Setting::flag("--grid", "features.grid", &14)`. `flag` is its name in messages. A table sets its keys, and
+    /// all other keys of the section to their defaults.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what TOML cannot hold.
+    /// [`Error::Invalid`] for a value that TOML cannot express.
     pub fn flag<T: Serialize + Debug>(
         flag: impl Into<String>,
         key: impl Into<String>,
@@ -131,7 +131,7 @@ impl Setting {
         }
     }
 
-    /// The value of a `--set`, `section.key=value`: a TOML value, or where it is not one, the text itself (`run.precision=bf16`).
+    /// The setting of a `--set section.key=value`. The value is TOML, or else the text itself (`run.precision=bf16`).
     ///
     /// # Errors
     /// [`Error::Form`]
@@ -144,12 +144,12 @@ impl Setting {
             return Err(form("names no key"));
         }
         let value = match toml::from_str::<toml::Table>(&format!("value = {text}")) {
-            // A text with line breaks could bring further keys; only the one asked for is taken.
+            // A text with line breaks could add further keys, so only a single key is accepted.
             Ok(mut parsed) if parsed.len() == 1 => parsed.remove("value").expect("the only key"),
             _ if is_beyond_toml(text) => return Err(bad("is a number beyond 2^63 - 1")),
             _ => toml::Value::String(text.trim().to_owned()),
         };
-        // A whole table would replace what the recipe and other settings say of the section, and hide keys that are given twice.
+        // A whole table would replace the section of the recipe and of other settings, and hide keys that are given twice.
         if let toml::Value::Table(values) = &value {
             let one = values.keys().next().map_or("name", String::as_str);
             return Err(bad(&format!("is a table; set its keys one by one, as --set {key}.{one}=VALUE")));
@@ -157,7 +157,7 @@ impl Setting {
         Ok(Setting { key: key.to_owned(), value, source: Source::Set(typed.to_owned()) })
     }
 
-    /// The dotted names that get a value.
+    /// Dotted names of the keys that it sets.
     fn keys(&self) -> Vec<String> {
         match &self.value {
             toml::Value::Table(values) => values.keys().map(|k| format!("{}.{k}", self.key)).collect(),
@@ -165,7 +165,7 @@ impl Setting {
         }
     }
 
-    /// Lays the value over `table`.
+    /// Writes the value into `table`.
     fn apply(&self, table: &mut toml::Table) -> Result<(), Error> {
         let (sections, key) = match self.key.rsplit_once('.') {
             Some((sections, key)) => (Some(sections), key),
@@ -191,18 +191,18 @@ pub fn parse_all(typed: &[String]) -> Result<Vec<Setting>, Error> {
     typed.iter().map(|typed| Setting::parse(typed)).collect()
 }
 
-/// The recipe `text`, with `settings` laid over it, as its type `R` has it; ranges are not checked yet. `origin` is what messages call the
-/// text, usually its file.
+/// Parses the recipe `text`, overridden by `settings`, as type `R`, without checking ranges. `origin` names the
+/// text in messages, usually its file.
 ///
 /// # Errors
-/// [`Error::Parse`] where the text is wrong, [`Error::Form`] where a setting is, [`Error::Twice`].
+/// [`Error::Parse`] for a bad text, [`Error::Form`] for a bad setting, [`Error::Twice`].
 pub fn typed<R: DeserializeOwned>(text: &str, origin: &str, settings: &[Setting]) -> Result<R, Error> {
     let wrong = |error: toml::de::Error| Error::Parse {
         origin: origin.to_owned(),
         message: plain_words(error.to_string().trim()),
     };
     let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
-    // From the text and not from its table, so that the parser can show the line.
+    // Parsed from the text, not from its table, so that the parser can show the line.
     let mut result = toml::from_str::<R>(text);
     let mut given = BTreeMap::new();
     for setting in settings {
@@ -216,7 +216,7 @@ pub fn typed<R: DeserializeOwned>(text: &str, origin: &str, settings: &[Setting]
             return Err(Error::Form { given: setting.to_string(), problem: lines.join(" ").trim().to_owned() });
         }
         result = match (with, result) {
-            // What was wrong before still is: the first message has the line.
+            // The recipe itself is wrong; the first message has the line.
             (Err(after), Err(before)) if after.message() == before.message() => Err(before),
             (with, _) => with,
         };
@@ -224,7 +224,7 @@ pub fn typed<R: DeserializeOwned>(text: &str, origin: &str, settings: &[Setting]
     result.map_err(wrong)
 }
 
-/// Refuses a second value for a setting, and a value for a section after one for a key of it: which is meant is not ours to guess.
+/// Refuses a second value for a setting, and a value for a section together with one for a key of it, because it is unclear which is meant.
 fn refuse_second<'s>(given: &mut BTreeMap<String, &'s Setting>, setting: &'s Setting) -> Result<(), Error> {
     for key in setting.keys() {
         let within = |other: &str| other == key || other.strip_prefix(&key).is_some_and(|k| k.starts_with('.'));
@@ -244,7 +244,7 @@ fn refuse_second<'s>(given: &mut BTreeMap<String, &'s Setting>, setting: &'s Set
     Ok(())
 }
 
-/// Whether a text is an integer beyond TOML's 64 bits, and so meant as a number and not as a word.
+/// Whether a text is an integer beyond TOML's 64 bits, which is meant as a number and not as text.
 fn is_beyond_toml(text: &str) -> bool {
     use std::num::IntErrorKind::{NegOverflow, PosOverflow};
     let parsed = text.trim().parse::<i64>();

@@ -1,7 +1,7 @@
-//! Ctrl-C and SIGTERM, which schedulers send before they end a job: the first asks the program to stop, the second ends it at once.
+//! Ctrl-C and SIGTERM, which schedulers send before they end a job. The first signal asks the program to stop, the second ends it at once.
 //!
-//! Both are safe, as `kill -9` is: nothing incomplete is visible. Asking first lets a build remove its unfinished files and a run write a
-//! checkpoint.
+//! Both are safe, like `kill -9`: no incomplete file is visible. After the first signal a build removes its unfinished files, and a run
+//! writes a checkpoint.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -14,15 +14,15 @@ use crate::exit::ExitStatus;
 
 static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Work that a signal ended before it had a result; nothing has been written.
+/// A signal ended the work before it had a result; nothing was written.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted; nothing is kept, the same command starts again")]
 pub struct Interrupted;
 
-/// Catches the signals from here on. Only a program does this; a library's caller keeps its own.
+/// Catches the signals from here on. Only a program may call this, because signals belong to the process.
 ///
 /// # Errors
-/// If the system refuses.
+/// If the system reports an error.
 pub fn catch() -> anyhow::Result<()> {
     let status = ExitStatus::Interrupted.code().into();
     for signal in [SIGINT, SIGTERM] {
@@ -34,7 +34,7 @@ pub fn catch() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a signal has come.
+/// Whether a signal has arrived.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
 }

@@ -1,4 +1,4 @@
-//! Messages on stderr: text or JSON lines that do not tear the progress bars.
+//! Messages on stderr as text or JSON lines, printed above the progress bars.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
 
-/// The bars of this process, of which there is one set, as there is one terminal. They hide themselves where stderr is not a terminal.
+/// The progress bars of this process. There is one set because there is one terminal; they are hidden if stderr is not a terminal.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Sends `tracing`'s messages to stderr in `format`. `filter` is in `RUST_LOG`'s syntax; without one, messages from `info` up are shown.
@@ -30,23 +30,23 @@ pub fn init(format: LogFormat, filter: Option<&str>) {
     }
 }
 
-/// Writes the error that ends a program to stderr, whatever the filter.
+/// Writes the error that ends a program to stderr, regardless of the filter.
 pub fn report_error(format: LogFormat, error: &anyhow::Error) {
     let message = format!("{error:#}");
     let line = match format {
         LogFormat::Text => format!("ERROR {message}"),
         LogFormat::Json => serde_json::json!({"level": "ERROR", "message": message}).to_string(),
     };
-    // If stderr is closed, the exit status still tells.
+    // If stderr is closed, the exit status still shows the failure.
     let _ = writeln!(AboveBars, "{line}");
 }
 
-/// The bars of this process, to add one.
+/// The progress bars of this process, to add one.
 pub fn bars() -> &'static MultiProgress {
     &BARS
 }
 
-/// stderr, written while the bars step aside.
+/// Writes to stderr while the bars are hidden.
 struct AboveBars;
 
 impl Write for AboveBars {

@@ -1,4 +1,4 @@
-//! Counts in sentences.
+//! Counts in sentences and tables.
 
 /// `1 step`, `2 steps`: a count with its noun, whose plural adds an s.
 pub fn count(n: u64, noun: &str) -> String {
@@ -6,6 +6,11 @@ pub fn count(n: u64, noun: &str) -> String {
         1 => format!("1 {noun}"),
         n => format!("{n} {noun}s"),
     }
+}
+
+/// A count with commas between thousands.
+pub fn grouped(n: u64) -> String {
+    indicatif::HumanCount(n).to_string()
 }
 
 #[cfg(test)]

@@ -80,6 +80,19 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.publish()
 }
 
+/// Gives a finished, durable file its name, or removes it.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    Temp { path: from.to_path_buf(), is_dir: false }.rename(to)
+}
+
+/// Makes a symbolic link at `path` that leads to `target`, replacing an older file of that name, and the folders above it.
+pub fn symlink(target: &Path, path: &Path) -> Result<()> {
+    create_dir(folder_of(path))?;
+    let temp = Temp { path: temp_path(path)?, is_dir: false };
+    std::os::unix::fs::symlink(target, &temp.path).map_err(|e| Error::io("make a link at", path, e))?;
+    temp.rename(path)
+}
+
 /// A folder that becomes visible when everything in it is finished. Dropping it unpublished removes it with all it holds.
 #[derive(Debug)]
 pub struct AtomicDir {
@@ -217,7 +230,7 @@ fn folder_of(target: &Path) -> &Path {
 }
 
 /// Makes a folder and those above it, each durable in the one that holds it.
-fn create_dir(folder: &Path) -> Result<()> {
+pub fn create_dir(folder: &Path) -> Result<()> {
     if folder.is_dir() {
         return Ok(());
     }

@@ -279,7 +279,7 @@ pub enum Error {
         path: PathBuf,
         /// The row, from 0 in this file.
         row: usize,
-        /// Of the values read.
+        /// The checksum of the values that were read.
         found: u64,
         /// In the column `checksum`.
         expected: u64,
@@ -380,7 +380,7 @@ pub enum Error {
         path: PathBuf,
         /// The row.
         row: usize,
-        /// Of the bytes.
+        /// The hash of the bytes.
         found: String,
         /// In the row.
         expected: String,

@@ -73,7 +73,7 @@ pub enum ViewPolicy {
         /// Probability of mirroring.
         flip: f64,
     },
-    /// The largest centred square.
+    /// The largest centered square.
     Center,
     /// The whole image, whatever its shape.
     Full,

@@ -39,6 +39,7 @@ pub use depth_window::{BadDepthWindow, DepthWindow};
 pub use encoded_row::{EncodedRow, RowFeatures};
 pub use error::{Error, FieldDifference, Result};
 pub use identity::{CacheIdentity, DatasetIdentity, FORMAT_VERSION, Pack, ViewIdentity, ViewPolicy};
+pub use json::hex;
 pub use plain_words::plain_words;
 pub use plan::Plan;
 pub use reader::TeacherPart;

@@ -28,7 +28,7 @@ pub struct Progress {
 
 /// Equal content hashes in different parts. A data set may hold copies, so they are not wrong; but they are also what a build leaves
 /// that went on after the images of its source had changed places. Each row has the place, the key and the content hash of its image,
-/// so whoever has the source can tell.
+/// so the source tells which of the two it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repeats {
     /// Different images of which there are copies in more than one part.
@@ -84,7 +84,7 @@ impl Report {
 /// Checks everything in a cache. `progress` is called now and then from the calling thread.
 ///
 /// # Errors
-/// Only what prevents looking at all: the folder is no cache, or the operating system refuses. Everything wrong with the data is
+/// Only what prevents looking at all: the folder is not a cache, or the operating system refuses. Everything wrong with the data is
 /// in the report.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let mut report = Report::default();

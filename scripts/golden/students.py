@@ -5,7 +5,7 @@
 
 `--load` builds what DIR/config.json says, loads DIR/model.safetensors strictly (nothing missing, nothing left over), and writes what
 the package computes for `imgs` (and `noise`, `ids_keep`) of the input file; `FORMAT-classifier` is a fine-tuned network's folder. `--save` writes the tensors of a folder in MAE's names as
-published and as training checkpoints have them. Used by trainer/src/export/tests.rs, with random weights made there.
+published and as training checkpoints have them. Used by trainer/src/commands/export/tests.rs, with random weights made there.
 """
 
 import argparse

@@ -2,27 +2,12 @@
 //!
 //! In a process of its own, for it sets libtorch's number of threads.
 
-use std::path::Path;
-
-use tests::programs::{build, pretrain, teacher};
-
-/// Every logged value that is a loss or the gradient's norm, step by step.
-fn losses(run: &Path) -> Vec<Vec<(String, f64)>> {
-    let log = std::fs::read_to_string(run.join("metrics.jsonl")).expect("the run's metrics");
-    let line = |line: &str| {
-        let value: serde_json::Value = serde_json::from_str(line).expect("a metrics line is JSON");
-        let object = value.as_object().expect("a metrics line is an object");
-        let is_loss = |name: &str| matches!(name, "loss" | "rec" | "grad_norm") || name.starts_with("mimic.");
-        let found = object.iter().filter(|(name, _)| is_loss(name));
-        found.map(|(name, value)| (name.clone(), value.as_f64().expect("losses are numbers"))).collect()
-    };
-    log.lines().map(line).collect()
-}
+use tests::programs::{build, losses, pretrain, teacher};
 
 /// Tolerance 1e-5 relative. The f32 cache holds what the teacher computed, bit for bit; what may differ are the last bits of the teacher's
 /// matrix products, whose kernels depend on the batch's size (16 views in the build, 8 in the loop), 2^-24 each. libtorch gets one thread
 /// here, as each lane of the build has, since the order of a sum depends on the number of threads too. Over 20 AdamW steps a difference
-/// grows, but stays far below what any mistake in the join, the crop or the normalisation makes.
+/// grows, but stays far below what any mistake in the join, the crop or the normalization makes.
 #[test]
 fn cached_equals_online() {
     torch_ext::set_num_threads(1).expect("libtorch takes a thread count");

@@ -119,13 +119,13 @@ fn other_tools_read_what_the_docs_say() {
     assert_eq!(found["crop"], ContentHash::of(&crop.data).to_string());
 
     let rows = samples.len();
-    let labelled = |label: i32| samples.iter().filter(|row| row.label == Some(label)).count();
+    let labeled = |label: i32| samples.iter().filter(|row| row.label == Some(label)).count();
     assert_eq!(found["rows"]["polars"], rows);
     assert_eq!(found["rows"]["datasets"], rows);
-    assert_eq!(found["rows"]["per_label"], serde_json::json!([[0, labelled(0)], [1, labelled(1)]]));
+    assert_eq!(found["rows"]["per_label"], serde_json::json!([[0, labeled(0)], [1, labeled(1)]]));
     let [labels, joined] = [&found["queries"][0], &found["queries"][1]].map(|q| q.as_array().expect("rows"));
     assert_eq!(labels.len(), 2);
-    assert_eq!((&labels[0][1], &labels[0][2]), (&labelled(0).into(), &(labelled(0) / 2).into()));
+    assert_eq!((&labels[0][1], &labels[0][2]), (&labeled(0).into(), &(labeled(0) / 2).into()));
     assert_eq!(joined.len(), rows);
     let clip = cache.teachers().values().next().expect("a teacher");
     for (row, sample) in joined.iter().zip(&samples) {

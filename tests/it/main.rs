@@ -3,6 +3,10 @@
 
 // The architecture's invariants that can be read off the tree: dependency directions, lints, unsafe code, recipes, golden files.
 mod repo;
+// No modules import each other.
+mod circles;
+// Plain English: forms of sentences and British spelling that must not come back.
+mod english;
 // The two programs together: what one calls damaged, the other refuses.
 mod damaged_row;
 // The libtorch that a checkout is linked with.

@@ -28,7 +28,7 @@ fn prepare(dir: &Path) -> Vec<String> {
         format!("clip={}", text(teacher)),
     ];
     let cli = pipeline::cli::Cli::try_parse_from(build.iter().chain(&rest)).expect("a command line");
-    pipeline::run(&cli, &models::hub::HubSettings::default(), &mut Vec::new()).expect("a cache");
+    pipeline::run(&cli, &hub::HubSettings::default(), &mut Vec::new()).expect("a cache");
     let recipe = text(root().join("trainer/recipes/tiny.toml"));
     let mut train = vec!["trainer".to_owned(), "pretrain".into(), "--device".into(), "cpu".into()];
     train.extend(["--cache".into(), text(dir.join("cache")), "--images".into(), text(dir.join("images"))]);
@@ -47,7 +47,7 @@ fn prepare(dir: &Path) -> Vec<String> {
 
 fn trainer_run(args: &[String]) {
     let cli = trainer::cli::Cli::try_parse_from(args).expect("a command line");
-    let hub = models::hub::HubSettings::default();
+    let hub = hub::HubSettings::default();
     trainer::run(&cli, &hub, &mut Vec::new()).expect("a run");
 }
 
@@ -178,7 +178,7 @@ fn a_browser_shows_the_report() {
     let picture = dir.path().join("page.png");
     browse(&[format!("--screenshot={}", picture.display())]);
     let shown = images::decode(&std::fs::read(&picture).expect("a screenshot")).expect("a PNG");
-    // The first run's colour is drawn: a light scheme's, which is what a headless browser asks for.
+    // The first run's color is drawn: that of the light scheme, for which a headless browser asks.
     let blue = |p: &[u8]| p[0] < 40 && (90..140).contains(&p[1]) && (150..200).contains(&p[2]);
     let drawn = shown.data.chunks_exact(3).filter(|p| blue(p)).count();
     assert!(drawn > 200, "{drawn} pixels of the curves' blue");

@@ -57,7 +57,7 @@ pub fn tree(dir: &Path) -> Vec<(String, Vec<u8>)> {
     out
 }
 
-/// Writes `n` pictures of 96 x 80 pixels into class folders `a` and `b` below `dir`: coloured waves, each another.
+/// Writes `n` pictures of 96 x 80 pixels into class folders `a` and `b` below `dir`: a different colored wave each.
 pub fn write_bmp_folders(dir: &Path, n: usize) {
     for i in 0..n {
         let folder = dir.join(if i % 2 == 0 { "a" } else { "b" });

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{root, write_bmp_folders};
 use clap::Parser;
-use models::hub::HubSettings;
+use hub::HubSettings;
 
 /// The program `pipeline` in this process, over a command line that must succeed.
 pub fn pipeline(args: &[&str]) -> pipeline::ExitStatus {
@@ -95,4 +95,17 @@ pub fn pretrain(cache: &Path, images: &Path, run: &Path, more: &[&str]) -> anyho
     ];
     args.extend(more);
     trainer(&args)
+}
+
+/// Every logged value that is a loss or the gradient's norm, step by step.
+pub fn losses(run: &Path) -> Vec<Vec<(String, f64)>> {
+    let log = std::fs::read_to_string(run.join("metrics.jsonl")).expect("the run's metrics");
+    let line = |line: &str| {
+        let value: serde_json::Value = serde_json::from_str(line).expect("a metrics line is JSON");
+        let object = value.as_object().expect("a metrics line is an object");
+        let is_loss = |name: &str| matches!(name, "loss" | "rec" | "grad_norm") || name.starts_with("mimic.");
+        let found = object.iter().filter(|(name, _)| is_loss(name));
+        found.map(|(name, value)| (name.clone(), value.as_f64().expect("losses are numbers"))).collect()
+    };
+    log.lines().map(line).collect()
 }

@@ -1,10 +1,10 @@
-// What tch lacks, as plain C functions over libtorch's C++ interface.
+// Parts of libtorch that tch lacks, as plain C functions over libtorch's C++ interface.
 //
-// Conventions. Every function that can fail returns 0, or 1 after storing a message that te_last_error() gives back on the same
+// Conventions. Every function that can fail returns 0, or 1 after storing a message that te_last_error() returns on the same
 // thread: no exception leaves this file. Tensors cross as at::Tensor*, the pointer that tch's Tensor wraps; a returned one is
 // new and owned by the caller. Lists are arrays of such pointers with a length. Devices cross as (type, index) with type 0 for
-// the CPU and 1 for CUDA. No CUDA header is included: what concerns the GPU goes through libtorch's device-neutral interface,
-// so this one file serves machines with and without.
+// the CPU and 1 for CUDA. No CUDA header is included: calls that concern the GPU go through libtorch's device-neutral interface,
+// so this one file serves machines with and without a GPU.
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
@@ -82,7 +82,7 @@ at::Tensor total_norm(const std::vector<at::Tensor>& tensors, const at::Scalar& 
 
 thread_local std::string closure_error;
 
-// Takes the input, gives a new tensor, or null after te_closure_failed: it panicked.
+// Takes the input and returns a new tensor, or null after te_closure_failed if the closure panicked.
 using ClosureCall = at::Tensor* (*)(void* closure, at::Tensor* input);
 using ClosureFree = void (*)(void* closure);
 
@@ -103,7 +103,7 @@ struct Closure : torch::CustomClassHolder {
   ClosureFree free_;
 };
 
-// Autocast in a given state, its memory of cast weights included, until the end of the block.
+// Sets autocast to a given state, including its cache of cast weights, until the end of the block.
 class AutocastState {
  public:
   AutocastState(c10::DeviceType type, bool enabled, at::ScalarType dtype, bool cache)
@@ -132,7 +132,7 @@ class AutocastState {
   bool cache_;
 };
 
-// Keeps the input alone; backward calls the closure again, with gradients, and goes back through what it did this time.
+// Keeps only the input; backward calls the closure again, with gradients, and differentiates this second call.
 struct Checkpoint : torch::autograd::Function<Checkpoint> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const c10::intrusive_ptr<Closure>& closure) {
     const auto type = x.device().type();
@@ -142,7 +142,7 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
     ctx->saved_data["dtype"] = static_cast<int64_t>(dtype);
     ctx->saved_data["closure"] = at::IValue::make_capsule(closure);
     ctx->save_for_backward({x});
-    // Casts made here carry no gradient and must not be remembered for those who want one.
+    // Casts made here carry no gradient and must not be cached for later code that needs one.
     AutocastState state(type, enabled, dtype, /*cache=*/false);
     return (*closure)(x);
   }
@@ -164,14 +164,14 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
   }
 };
 
-// Rows of x with a row of zeros behind the last, by index.
+// Rows of x by index, with a row of zeros after the last.
 at::Tensor rows_or_zero(const at::Tensor& x, const at::Tensor& index) {
   return at::cat({x, at::zeros({1, x.size(1)}, x.options())}, 0).index_select(0, index);
 }
 
-// x [M, D] -> [P, D] by index [P] with values 0..M, M for a row of zeros. The caller also knows the other direction: inverse [S, M]
-// names, for each row of x, the up to S places where it went, P for none. So the gradient is S gathers summed in f32 in a fixed order.
-// PyTorch's own would add each place to its row with atomics: in bf16 a rounding for each, in an order that differs from run to run.
+// x [M, D] -> [P, D] by index [P] with values 0..M, M for a row of zeros. The caller also gives the inverse: inverse [S, M] has, for each
+// row of x, the up to S places where it went, P for unused entries. So the gradient is S gathers summed in f32 in a fixed order.
+// PyTorch's own gradient adds each place to its row with atomics: in bf16 each is rounded, in an order that differs from run to run.
 struct Gather : torch::autograd::Function<Gather> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& index, const at::Tensor& inverse) {
     ctx->save_for_backward({inverse});
@@ -187,14 +187,14 @@ struct Gather : torch::autograd::Function<Gather> {
   }
 };
 
-// ---- products of f32 on a CPU ---------------------------------------------------------------------------------------------
+// ---- f32 matmuls on a CPU -------------------------------------------------------------------------------------------------
 
 // x [.., in], W [out, in] and b [out] or nothing, all f32 on a CPU -> x W^T + b [.., out]. W may be the view of a transposed matrix.
 using OneDnnLinear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view,
                                 c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
 
-// oneDNN's product, which libtorch registers for its compiler. Nothing where libtorch was built without oneDNN, and where at::linear is
-// that product already: on processors of other makes than x86.
+// oneDNN's linear operator, which libtorch registers for its compiler. Empty if libtorch was built without oneDNN, and if at::linear is
+// already that operator, as on processors other than x86.
 const std::optional<c10::TypedOperatorHandle<OneDnnLinear>>& one_dnn_linear() {
   static const auto found = [] {
     std::optional<c10::TypedOperatorHandle<OneDnnLinear>> typed;
@@ -210,7 +210,7 @@ at::Tensor one_dnn(const at::Tensor& x, const at::Tensor& weight, const std::opt
   return one_dnn_linear()->call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
-// x W^T + b. The product of the weight's gradient, where MKL is as fast, is at::mm's.
+// x W^T + b. at::mm computes the weight's gradient, for which MKL is as fast.
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias) {
@@ -232,8 +232,8 @@ struct Linear : torch::autograd::Function<Linear> {
   }
 };
 
-// By shape and type alone: never by the number of rows, so that a row's bits do not depend on how many are beside it more than a product's
-// do anyway. In smaller products the calls themselves take longer than what oneDNN saves.
+// Decides by shape and type, never by the number of rows, so that the bits of a row depend on the other rows no more than in any matmul.
+// In smaller matmuls the calls cost more than oneDNN saves.
 bool takes_one_dnn(const at::Tensor& x, const at::Tensor& weight, int64_t least) {
   return x.device().is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && weight.dim() == 2 &&
          std::min(weight.size(0), weight.size(1)) >= least && x.dim() >= 2 && x.size(-1) == weight.size(1) && x.numel() > 0 &&
@@ -244,20 +244,20 @@ bool takes_one_dnn(const at::Tensor& x, const at::Tensor& weight, int64_t least)
 
 extern "C" {
 
-// Read by jemalloc, which the programs are linked with, before main; the environment's MALLOC_CONF comes after it. Without this setting
-// blocks over 8 MiB come from an arena of their own, whose pages go back to the system at once.
+// jemalloc, with which the programs are linked, reads this before main, and the environment's MALLOC_CONF after it. Without this setting
+// blocks over 8 MiB come from an arena of their own, whose pages return to the system at once.
 extern const char* const malloc_conf;
 const char* const malloc_conf = "oversize_threshold:0";
 
-// jemalloc's; absent in a program with another allocator.
+// A function of jemalloc; null in a program with another allocator.
 int mallctl(const char* name, void* old, size_t* old_len, void* given, size_t given_len) __attribute__((weak));
 
 const char* te_last_error() { return last_error.c_str(); }
 
 // ---- optimizer ----------------------------------------------------------------------------------------------------------
 
-// One AdamW step. `steps` are f32 scalars beside their parameters, counted up here. `found_inf` may be null; where it holds 1
-// the step changes nothing, which is decided on the device.
+// One AdamW step. `steps` are f32 scalars beside their parameters, counted up here. `found_inf` may be null; if it holds 1
+// the step changes nothing, which the device decides.
 int te_fused_adamw(at::Tensor* const* params, at::Tensor* const* grads, at::Tensor* const* exp_avgs,
                    at::Tensor* const* exp_avg_sqs, at::Tensor* const* steps, int64_t len, double lr, double beta1, double beta2,
                    double weight_decay, double eps, const at::Tensor* found_inf) {
@@ -274,8 +274,8 @@ int te_fused_adamw(at::Tensor* const* params, at::Tensor* const* grads, at::Tens
   });
 }
 
-// Moves each average towards its parameter: average += weight * (param - average). The weight is a scalar tensor on the device; the
-// host does not look at it. A few at a time, so that the differences never take as much memory as the parameters do.
+// Moves each average towards its parameter: average += weight * (param - average). The weight is a scalar tensor on the device, which
+// the host does not read. Processes a few at a time, so that the differences never need as much memory as the parameters.
 int te_ema_update(at::Tensor* const* averages, at::Tensor* const* params, int64_t len, const at::Tensor* weight) {
   return guarded([&] {
     at::NoGradGuard no_grad;
@@ -318,7 +318,7 @@ int te_all_finite(at::Tensor* const* tensors, int64_t len, at::Tensor** out) {
   });
 }
 
-// Leaves the tensors without gradients, as if none had been computed.
+// Removes the gradients of the tensors.
 int te_forget_grads(at::Tensor* const* tensors, int64_t len) {
   return guarded([&] {
     for (auto& tensor : list(tensors, len)) tensor.mutable_grad().reset();
@@ -327,10 +327,10 @@ int te_forget_grads(at::Tensor* const* tensors, int64_t len) {
 
 // ---- gradient checkpointing ---------------------------------------------------------------------------------------------
 
-// What a closure that panics says before it returns null; for this thread.
+// Stores the message of a closure that panics, before it returns null, for this thread.
 void te_closure_failed(const char* message, int64_t len) { closure_error.assign(message, static_cast<size_t>(len)); }
 
-// Calls the closure on x without keeping what it computes in between; see Checkpoint. The closure is owned from here on and may be
+// Calls the closure on x without keeping intermediate results; see Checkpoint. Takes ownership of the closure, which may be
 // called and freed on any thread, but never by two at once.
 int te_checkpoint(const at::Tensor* x, void* data, ClosureCall call, ClosureFree free, at::Tensor** out) {
   return guarded([&] {
@@ -342,14 +342,14 @@ int te_checkpoint(const at::Tensor* x, void* data, ClosureCall call, ClosureFree
 
 // ---- gathering --------------------------------------------------------------------------------------------------------
 
-// Rows of x by index, where the index one past the last row stands for a row of zeros; see Gather.
+// Rows of x by index, where the index one past the last row means a row of zeros; see Gather.
 int te_gather_rows(const at::Tensor* x, const at::Tensor* index, const at::Tensor* inverse, at::Tensor** out) {
   return guarded([&] { *out = new at::Tensor(Gather::apply(*x, *index, *inverse)); });
 }
 
 // ---- linear layers -------------------------------------------------------------------------------------------------------
 
-// x W^T + b, `bias` null for none. `least`: inputs and outputs from which oneDNN may compute it.
+// x W^T + b; `bias` may be null. `least` is the smallest number of inputs and outputs for oneDNN.
 int te_linear(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias, int64_t least, at::Tensor** out) {
   return guarded([&] {
     std::optional<at::Tensor> given;
@@ -360,7 +360,7 @@ int te_linear(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* b
 
 // ---- autocast -----------------------------------------------------------------------------------------------------------
 
-// Turns bf16 autocast on for a device type on this thread; what to restore goes to the last two arguments.
+// Turns bf16 autocast on for a device type on this thread; the last two arguments get the state to restore.
 int te_autocast_enter(int device_type, int* was_enabled, int* was_dtype) {
   return guarded([&] {
     const auto type = device_of(device_type, 0).type();
@@ -386,35 +386,17 @@ int te_autocast_pause(int device_type, int* was_enabled, int* was_dtype) {
 int te_autocast_exit(int device_type, int was_enabled, int was_dtype) {
   return guarded([&] {
     const auto type = device_of(device_type, 0).type();
-    // Weights cast to bf16 are remembered until here; a step of the optimizer makes them stale.
+    // Weights cast to bf16 are cached until here; an optimizer step makes them stale.
     if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
     at::autocast::set_autocast_enabled(type, was_enabled != 0);
     at::autocast::set_autocast_dtype(type, static_cast<at::ScalarType>(was_dtype));
   });
 }
 
-// ---- random state -------------------------------------------------------------------------------------------------------
-
-int te_rng_state(int device_type, int64_t device_index, at::Tensor** out) {
-  return guarded([&] {
-    auto generator = at::globalContext().defaultGenerator(device_of(device_type, device_index));
-    std::lock_guard<std::mutex> lock(generator.mutex());
-    *out = new at::Tensor(generator.get_state());
-  });
-}
-
-int te_set_rng_state(int device_type, int64_t device_index, const at::Tensor* state) {
-  return guarded([&] {
-    auto generator = at::globalContext().defaultGenerator(device_of(device_type, device_index));
-    std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(*state);
-  });
-}
-
 // ---- the CUDA library ---------------------------------------------------------------------------------------------------
 
-// Opens libtorch_cuda.so, which registers itself, from the folder that libtorch_cpu.so was loaded from. The path tried goes to
-// `path`, cut at `path_len`.
+// Opens libtorch_cuda.so, which registers itself, from the folder that libtorch_cpu.so was loaded from. `path` gets the path that
+// was tried, cut at `path_len`.
 int te_load_cuda(char* path, int64_t path_len) {
   return guarded([&] {
     Dl_info cpu_library;
@@ -429,8 +411,8 @@ int te_load_cuda(char* path, int64_t path_len) {
   });
 }
 
-// What libtorch leaves to its defaults and the environment: whether f32 products and convolutions on a GPU are f32 or TF32, which cuDNN's
-// convolutions are by default, and every product where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set, as NVIDIA's containers do.
+// Sets whether f32 matmuls and convolutions on a GPU are f32 or TF32. libtorch's defaults are TF32 for cuDNN's convolutions, and for every
+// matmul if TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set, as in NVIDIA's containers.
 int te_allow_tf32(int on) {
   return guarded([&] {
     at::globalContext().setAllowTF32CuDNN(on != 0);
@@ -438,29 +420,28 @@ int te_allow_tf32(int on) {
   });
 }
 
-// Products of bf16 on a GPU sum in f32 to the end. By default libtorch lets cuBLAS cut a long sum and add the parts in bf16.
+// Makes bf16 matmuls on a GPU sum in f32 to the end. By default libtorch lets cuBLAS split a long sum and add the parts in bf16.
 int te_sum_in_f32() {
   return guarded([] { at::globalContext().setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false); });
 }
 
-// Only operations whose result is the same every time; an error from those that have none. cuBLAS reads its part from the environment
-// when it is first used.
+// Allows only deterministic operations; others fail. cuBLAS reads its part from the environment when it is first used.
 int te_set_deterministic(int on) {
   return guarded([&] {
     if (on != 0) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     at::globalContext().setDeterministicAlgorithms(on != 0, /*warn_only=*/false);
     at::globalContext().setDeterministicCuDNN(on != 0);
-    // Filling uninitialized memory is for programs that read it.
+    // Filling uninitialized memory would only help programs that read it.
     at::globalContext().setDeterministicFillUninitializedMemory(false);
   });
 }
 
-// The name of a GPU, cut at `len`; empty if the driver does not say. The driver's library is in the process since the CUDA library is.
+// The name of a GPU, cut at `len`; empty if the driver has none. The CUDA library has loaded the driver's library.
 void te_device_name(int64_t device_index, char* name, int64_t len) {
   name[0] = '\0';
   void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
   if (driver == nullptr) return;
-  // As <cuda.h> declares them; both count the GPUs that CUDA_VISIBLE_DEVICES shows.
+  // As declared in <cuda.h>; both count the GPUs that CUDA_VISIBLE_DEVICES shows.
   const auto get = reinterpret_cast<int (*)(int*, int)>(dlsym(driver, "cuDeviceGet"));
   const auto get_name = reinterpret_cast<int (*)(char*, int, int)>(dlsym(driver, "cuDeviceGetName"));
   int device = 0;
@@ -472,14 +453,14 @@ void te_device_name(int64_t device_index, char* name, int64_t len) {
 
 // ---- memory -------------------------------------------------------------------------------------------------------------
 
-// Gives what the GPU's allocator holds without use back to the driver.
+// Returns unused memory of the GPU's allocator to the driver.
 int te_empty_cache() {
   return guarded([&] {
     if (at::hasCUDA()) at::accelerator::emptyCache();
   });
 }
 
-// Bytes in use by tensors, held by the allocator, and the most ever in use by tensors.
+// Bytes in use by tensors, bytes held by the allocator, and peak bytes in use by tensors.
 int te_device_memory(int64_t device_index, int64_t* allocated, int64_t* reserved, int64_t* peak) {
   return guarded([&] {
     // The allocator has no figures before the device is first used.
@@ -499,12 +480,12 @@ int te_reset_peak_memory(int64_t device_index) {
   });
 }
 
-// 1 if nobody else has a handle on the tensor or its storage.
+// 1 if there is no other handle on the tensor or its storage.
 int te_is_unshared(const at::Tensor* tensor) {
   return tensor->use_count() == 1 && tensor->has_storage() && tensor->storage().use_count() == 1;
 }
 
-// An uninitialised CPU tensor in page-locked memory.
+// An uninitialized CPU tensor in page-locked memory.
 int te_pinned_empty(const int64_t* size, int64_t dims, int dtype, at::Tensor** out) {
   return guarded([&] {
     const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(dtype)).pinned_memory(true);
@@ -521,7 +502,7 @@ int te_copy(at::Tensor* dst, const at::Tensor* src, int non_blocking) {
 
 // ---- events -------------------------------------------------------------------------------------------------------------
 
-// Marks the work queued so far on a GPU's current stream. The event knows its time: the backend's default has one, PyTorch's has not.
+// Marks the work queued so far on a GPU's current stream. The event records its time: the backend's default does, PyTorch's does not.
 int te_event_record(int64_t device_index, c10::Event** out) {
   return guarded([&] {
     const auto stream = at::accelerator::getCurrentStream(static_cast<c10::DeviceIndex>(device_index));

@@ -1,7 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019) in one kernel per group, with state that can be read and restored.
 //!
-//! tch's optimizer is not fused and its moments can neither be read nor saved. Here they are tensors under the parameter's name,
-//! so that a checkpoint holds them and a resumed run takes the same steps. Agrees with `torch.optim.AdamW(fused=True)`.
+//! tch's optimizer is not fused, and its moments cannot be read or saved. Here they are tensors under the parameter's name,
+//! so that a checkpoint can hold them and a resumed run takes the same steps. Agrees with `torch.optim.AdamW(fused=True)`.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::ffi;
 
-/// What all groups share.
+/// Settings that all groups share.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
     /// Decay of the mean of gradients. MAE pretrains with 0.9.
@@ -47,15 +47,15 @@ struct State {
     param: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    /// An f32 scalar beside the parameter, as the fused kernel wants it; exact up to 2²⁴ steps.
+    /// An f32 scalar on the parameter's device, as the fused kernel needs it; exact up to 2²⁴ steps.
     step: Tensor,
 }
 
-/// The three tensors kept for each parameter, as they are called in a state: `exp_avg.<param>` and so on.
+/// Prefixes of the three tensors of each parameter in a state: `exp_avg.<param>` etc.
 const KEYS: [&str; 3] = ["exp_avg", "exp_avg_sq", "step"];
 
 impl FusedAdamW {
-    /// An optimizer of nothing yet.
+    /// An optimizer without parameters.
     pub fn new(config: AdamWConfig) -> Self {
         Self { config, groups: Vec::new() }
     }
@@ -63,7 +63,7 @@ impl FusedAdamW {
     /// Adds parameters that share a learning rate and a weight decay; returns the group's index.
     ///
     /// # Panics
-    /// If a name is in the optimizer already: its state would be ambiguous.
+    /// If a name is already in the optimizer, because its state would be ambiguous.
     pub fn add_group(
         &mut self,
         params: impl IntoIterator<Item = (String, Tensor)>,
@@ -96,13 +96,13 @@ impl FusedAdamW {
         self.groups[group].lr
     }
 
-    /// Count of groups.
+    /// Number of groups.
     pub fn num_groups(&self) -> usize {
         self.groups.len()
     }
 
-    /// Forgets all gradients: a parameter that gets none until the next step is then left alone by it. (tch's own `zero_grad` fills
-    /// them with zeros, under which weights still decay and moments still push.)
+    /// Removes all gradients, so that the next step skips a parameter without a new one. (tch's own `zero_grad` fills
+    /// them with zeros, with which weights still decay and moments still move them.)
     pub fn zero_grad(&mut self) {
         let params = ffi::pointers(self.groups.iter().flat_map(|g| &g.params).map(|(_, s)| &s.param));
         // SAFETY: the list points at tensors that `self`, exclusively borrowed, keeps alive.
@@ -110,7 +110,7 @@ impl FusedAdamW {
         ffi::check("forgetting gradients", code).expect("parameters are leaves and may lose their gradients");
     }
 
-    /// Handles on the gradients there are, ordered by group, then as added.
+    /// Handles on the existing gradients, ordered by group, then as added.
     pub fn grads(&self) -> Vec<Tensor> {
         let params = self.groups.iter().flat_map(|g| &g.params);
         params.map(|(_, state)| state.param.grad()).filter(Tensor::defined).collect()
@@ -119,16 +119,16 @@ impl FusedAdamW {
     /// One step for every parameter that has a gradient.
     ///
     /// # Errors
-    /// If libtorch refuses.
+    /// If libtorch reports an error.
     pub fn step(&mut self) -> Result<()> {
         self.fused_step(None)
     }
 
-    /// One step if `go` (a scalar boolean, such as [`all_finite`](crate::all_finite) gives) is true, else nothing changes, step
-    /// counts included. The device decides: the host does not wait to know.
+    /// One step if `go` (a scalar boolean, for example from [`all_finite`](crate::all_finite)) is true; else nothing changes, not even step
+    /// counts. The device decides, so the host does not wait.
     ///
     /// # Errors
-    /// If libtorch refuses.
+    /// If libtorch reports an error.
     pub fn step_if(&mut self, go: &Tensor) -> Result<()> {
         self.fused_step(Some(&go.logical_not().to_kind(Kind::Float)))
     }
@@ -171,8 +171,8 @@ impl FusedAdamW {
         Ok(())
     }
 
-    /// Handles on the whole state: `exp_avg.<param>`, `exp_avg_sq.<param>`, `step.<param>`. Learning rates and decays are the
-    /// recipe's, not state.
+    /// Handles on the whole state: `exp_avg.<param>`, `exp_avg_sq.<param>`, `step.<param>`. Learning rates and decays come from
+    /// the recipe and are not part of the state.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut out = BTreeMap::new();
         for (name, state) in self.groups.iter().flat_map(|g| &g.params) {
@@ -183,10 +183,10 @@ impl FusedAdamW {
         out
     }
 
-    /// Copies a state that [`FusedAdamW::state`] gave over this one.
+    /// Replaces the state by one from [`FusedAdamW::state`].
     ///
     /// # Errors
-    /// [`Error::OptimizerState`] for a missing, unexpected or misshaped entry; then nothing has been changed.
+    /// [`Error::OptimizerState`] for a missing, unexpected or misshaped entry; then nothing is changed.
     pub fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
         let own = self.state();
         let wrong = |param: &str, problem: String| Err(Error::OptimizerState { param: param.to_owned(), problem });

@@ -7,22 +7,22 @@ use tch::Device;
 
 use crate::ffi;
 
-/// While it lives, matrix products, convolutions and attention on one kind of device compute in bf16 on this thread.
+/// While it exists, matmuls, convolutions and attention on one kind of device run in bf16 on this thread.
 ///
-/// f32 tensors are cast on the way in, parameters once per outermost scope; the range of bf16 is that of f32, so no loss
-/// scaling is needed. Run the backward pass outside: each operation's backward uses the type its forward used. When the scope
-/// ends, also by a panic, the state before it is back. Scopes may nest; drop them in the reverse order of their making, as
-/// local variables are.
+/// f32 inputs are cast, parameters once per outermost scope; bf16 has the range of f32, so no loss
+/// scaling is needed. Run the backward pass outside: each operation's backward uses the type of its forward. The end of the scope,
+/// also by a panic, restores the state before it. Scopes may nest; drop them in the reverse order of creation, like
+/// local variables.
 ///
-/// Do not run the same trained parameters first without and then with gradients inside one scope: the cast copies made without
-/// are remembered and carry no gradient (libtorch's behaviour, the same in Python).
+/// Do not run the same trained parameters first without and then with gradients inside one scope: the cast copies of the first run
+/// are cached and carry no gradient (libtorch's behavior, the same in Python).
 #[derive(Debug)]
 #[must_use = "autocast ends when the guard is dropped"]
 pub struct Autocast {
     device_type: c_int,
     was_enabled: c_int,
     was_dtype: c_int,
-    /// The state is per thread: the guard must be dropped where it was made.
+    /// Not `Send`: the state is per thread, so the guard must be dropped on its own thread.
     not_send: PhantomData<*const ()>,
 }
 
@@ -32,7 +32,7 @@ impl Autocast {
         Self::start(device, true)
     }
 
-    /// An f32 island: inside a scope of [`Autocast::bf16`], computes in the types it is given for as long as it lives.
+    /// Switches autocast off inside a scope of [`Autocast::bf16`] while it exists: operations run in the types of their inputs.
     pub fn pause(device: Device) -> Self {
         Self::start(device, false)
     }
@@ -59,7 +59,7 @@ impl Autocast {
 
 impl Drop for Autocast {
     fn drop(&mut self) {
-        // SAFETY: takes values only. It cannot fail after a successful enter; nothing could be done here if it did.
+        // SAFETY: takes values only. It cannot fail after a successful enter, and a drop could not handle a failure.
         unsafe { ffi::te_autocast_exit(self.device_type, self.was_enabled, self.was_dtype) };
     }
 }

@@ -1,7 +1,7 @@
-//! Which device to compute on, and opening libtorch's CUDA half.
+//! Selects the device to compute on, and opens libtorch's CUDA library.
 //!
-//! The programs are linked with the CPU library alone, so that one binary starts everywhere; the CUDA library is opened when a
-//! GPU may be wanted, and registers itself with the CPU library.
+//! The programs are linked only with the CPU library, so that one binary starts everywhere. The CUDA library is opened when a
+//! GPU may be used, and registers itself with the CPU library.
 
 use std::ffi::{CStr, c_char};
 use std::path::Path;
@@ -15,11 +15,11 @@ use crate::memory::keep_freed_memory;
 
 /// Opens libtorch's CUDA library, once per process.
 ///
-/// Call it before anything else touches libtorch: libtorch looks for its CUDA half once, at the first question about GPUs
-/// (seeding is one), and keeps the answer.
+/// Call it before anything else uses libtorch: libtorch looks for its CUDA library once, at the first call that concerns GPUs
+/// (seeding is one), and keeps the result.
 ///
 /// # Errors
-/// [`Error::NoCudaLibrary`] when it is not there or its own libraries are not: a CPU machine, in most cases.
+/// [`Error::NoCudaLibrary`] if it or one of its own libraries is missing, as on most machines without a GPU.
 pub fn load_cuda() -> Result<()> {
     static LOADED: OnceLock<Result<(), (String, String)>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
@@ -35,13 +35,13 @@ pub fn load_cuda() -> Result<()> {
     loaded.clone().map_err(|(path, reason)| Error::NoCudaLibrary { path, reason, gpu_seen: gpu_node().is_some() })
 }
 
-/// The device that `auto`, `cpu`, `cuda` (the first GPU) or `cuda:INDEX` names; `auto` is the first GPU if one can be used,
-/// else the CPU, with a warning that says why where the machine has a GPU. Opens the CUDA library except for `cpu`, so call it first thing, in
-/// the thread that will compute: on the CPU its memory is kept from here on ([`keep_freed_memory`]).
+/// The device named by `auto`, `cpu`, `cuda` (the first GPU) or `cuda:INDEX`. `auto` is the first GPU if one can be used, else the CPU,
+/// with a warning that gives the reason if the machine has a GPU. Opens the CUDA library except for `cpu`, so call it first, on the thread
+/// that will compute: on the CPU the thread keeps its freed memory from here on ([`keep_freed_memory`]).
 ///
 /// # Errors
-/// [`Error::UnknownDevice`] for other words; [`Error::NoCudaLibrary`] and [`Error::NoSuchGpu`] when a GPU is named and cannot
-/// be had. `auto` never fails for want of a GPU.
+/// [`Error::UnknownDevice`] for other words; [`Error::NoCudaLibrary`] and [`Error::NoSuchGpu`] if a named GPU cannot be
+/// used. `auto` never fails because of a missing GPU.
 pub fn resolve_device(name: &str) -> Result<Device> {
     let index = match name {
         "cpu" => return Ok(cpu()),
@@ -55,7 +55,7 @@ pub fn resolve_device(name: &str) -> Result<Device> {
             };
             if let Some(node) = gpu_node() {
                 tracing::warn!(
-                    "computing on the CPU, although {node} says that there is a GPU: {reason}. --device cpu says that this is meant"
+                    "computing on the CPU, although {node} shows a GPU: {reason}. Pass --device cpu to silence this warning"
                 );
             }
             return Ok(cpu());
@@ -71,28 +71,28 @@ pub fn resolve_device(name: &str) -> Result<Device> {
     if index < count { gpu(index) } else { Err(Error::NoSuchGpu { index, count }) }
 }
 
-/// Has libtorch use only operations whose result is the same every time, or again whatever is fastest. For the whole process, and before
-/// it first computes on a GPU: cuBLAS looks at its setting once.
+/// Restricts libtorch to deterministic operations, or allows the fastest ones again. It applies to the whole process; call it before the
+/// first computation on a GPU, because cuBLAS reads its setting once.
 ///
-/// An operation that has no deterministic form fails then, with its name. On the CPU nothing changes.
+/// An operation without a deterministic form then fails with its name. On the CPU nothing changes.
 ///
 /// # Errors
-/// If libtorch reports one.
+/// If libtorch reports an error.
 pub fn set_deterministic(on: bool) -> Result<()> {
     // SAFETY: takes a value only.
     ffi::check("choosing deterministic operations", unsafe { ffi::te_set_deterministic(i32::from(on)) })
 }
 
-/// Whether products and convolutions of f32 tensors on GPUs may be TF32, for the whole process. [`resolve_device`] switches it off.
+/// Allows or forbids TF32 for matmuls and convolutions of f32 tensors on GPUs, for the whole process. [`resolve_device`] switches it off.
 ///
 /// # Errors
-/// If libtorch reports one.
+/// If libtorch reports an error.
 pub fn allow_tf32(on: bool) -> Result<()> {
     // SAFETY: takes a value only.
     ffi::check("choosing TF32", unsafe { ffi::te_allow_tf32(on.into()) })
 }
 
-/// The name of a GPU as its driver has it, such as `NVIDIA H200`; `None` for the CPU, or if the driver does not say.
+/// The driver's name of a GPU, such as `NVIDIA H200`; `None` for the CPU, or if the driver has none.
 pub fn device_name(device: Device) -> Option<String> {
     let Device::Cuda(index) = device else {
         return None;
@@ -115,7 +115,7 @@ pub fn describe(device: Device) -> String {
     }
 }
 
-/// A GPU that is there, with f32 meaning f32 and sums of bf16 products in f32, whatever libtorch's defaults and the environment say.
+/// An existing GPU, set to real f32 (not TF32) and to f32 sums of bf16 products, regardless of libtorch's defaults and the environment.
 fn gpu(index: usize) -> Result<Device> {
     allow_tf32(false)?;
     // SAFETY: no arguments.
@@ -123,7 +123,7 @@ fn gpu(index: usize) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// What a driver leaves in the file system for a GPU: NVIDIA's own, and that of Windows' subsystem for Linux.
+/// Device files of a GPU's driver: NVIDIA's own, and that of the Windows Subsystem for Linux.
 fn gpu_node() -> Option<&'static str> {
     ["/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"].into_iter().find(|node| Path::new(node).exists())
 }

@@ -1,8 +1,8 @@
-//! An exponential moving average of parameters, which generalises better than the last step's and may be evaluated in their place
+//! An exponential moving average of parameters, which generalizes better than the last step's parameters and may replace them in evaluation
 //! (Polyak and Juditsky 1992; Tarvainen and Valpola 2017 for networks).
 //!
-//! Agrees with `torch.optim.swa_utils.get_ema_multi_avg_fn`: each average starts as its parameter and moves a share `1 - decay` of the
-//! way after every step.
+//! Agrees with `torch.optim.swa_utils.get_ema_multi_avg_fn`: each average starts as its parameter and moves by a share
+//! `1 - decay` of the difference after every step.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::ffi;
 
-/// The averages of some parameters.
+/// Averages of parameters.
 #[derive(Debug)]
 pub struct Ema {
     params: BTreeMap<String, Tensor>,
@@ -19,17 +19,17 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Averages that start as `params` are now.
+    /// Averages that start at the current `params`.
     pub fn new(params: BTreeMap<String, Tensor>) -> Self {
         let copy = |(name, param): (&String, &Tensor)| (name.clone(), param.detach().copy());
         Self { averages: params.iter().map(copy).collect(), params }
     }
 
-    /// Every average becomes `decay` of itself and `1 - decay` of its parameter, if `go` (a scalar boolean, such as
-    /// [`all_finite`](crate::all_finite) gives) is true; else nothing changes. The device decides: the host does not wait to know.
+    /// Sets every average to `decay` times itself plus `1 - decay` times its parameter if `go` (a scalar boolean, for example from
+    /// [`all_finite`](crate::all_finite)) is true; else nothing changes. The device decides, so the host does not wait.
     ///
     /// # Errors
-    /// If libtorch refuses.
+    /// If libtorch reports an error.
     pub fn update_if(&mut self, decay: f64, go: &Tensor) -> Result<()> {
         let weight = go.to_kind(Kind::Float) * (1.0 - decay);
         let averages = ffi::pointers(self.averages.values());
@@ -47,11 +47,11 @@ impl Ema {
         self.averages.iter().map(handle).collect()
     }
 
-    /// Copies averages that [`Ema::state`] gave over these. Other names in `saved` (buffers, in a file that is a whole network) are
-    /// passed over.
+    /// Replaces the averages by those of [`Ema::state`]. Other names in `saved` (buffers, in a file of a whole network) are
+    /// ignored.
     ///
     /// # Errors
-    /// [`Error::EmaState`] for a missing or misshaped one; then nothing has been changed.
+    /// [`Error::EmaState`] for a missing or misshaped average; then nothing is changed.
     pub fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
         for (name, average) in &self.averages {
             let problem = match saved.get(name) {

@@ -1,29 +1,29 @@
-//! What can go wrong at the border to libtorch.
+//! Errors of calls into libtorch.
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// One variant for each thing a caller would do differently about.
+/// Errors, with a variant for everything that a caller would handle differently.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// libtorch refused an operation.
+    /// libtorch reported an error.
     #[error("{operation}: {message}")]
     Torch {
-        /// What was asked of it.
+        /// The operation.
         operation: &'static str,
-        /// Its own words, without the C++ backtrace.
+        /// libtorch's message, without the C++ backtrace.
         message: String,
     },
 
-    /// A device was named in a way that means nothing.
+    /// An unknown name of a device.
     #[error("device {given:?}: expected auto, cpu, cuda or cuda:INDEX")]
     UnknownDevice {
         /// What was given.
         given: String,
     },
 
-    /// A GPU was asked for and libtorch's CUDA half cannot be opened.
+    /// A GPU was asked for and libtorch's CUDA library cannot be opened.
     #[error(
         "{path}: {reason}\n{}",
         match gpu_seen {
@@ -40,7 +40,7 @@ pub enum Error {
         gpu_seen: bool,
     },
 
-    /// A GPU was asked for, libtorch could use one, and the machine has none (or not as many).
+    /// A GPU was asked for and libtorch can use GPUs, but the machine has no GPU with this index.
     #[error("cuda:{index}: libtorch sees {count} GPUs. Does nvidia-smi list it? Is CUDA_VISIBLE_DEVICES set?")]
     NoSuchGpu {
         /// Index asked for.
@@ -49,14 +49,14 @@ pub enum Error {
         count: usize,
     },
 
-    /// The bytes of a tensor were asked for and it does not own plain, contiguous CPU memory alone.
+    /// The bytes of a tensor were asked for, but it is not the only owner of contiguous CPU memory.
     #[error("the bytes of a tensor cannot be lent: {reason}")]
     BytesUnavailable {
         /// Which condition fails.
         reason: &'static str,
     },
 
-    /// Saved averages are not those of the parameters.
+    /// Saved averages do not match the parameters.
     #[error("average of {param}: {problem}")]
     EmaState {
         /// Name of the parameter, or of the stray entry.
@@ -65,7 +65,7 @@ pub enum Error {
         problem: String,
     },
 
-    /// An optimizer's saved state is not that of its parameters.
+    /// An optimizer's saved state does not match its parameters.
     #[error("optimizer state of {param}: {problem}")]
     OptimizerState {
         /// Name of the parameter, or of the stray entry.

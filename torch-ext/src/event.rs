@@ -1,7 +1,7 @@
-//! Marks in a device's queue of work.
+//! Events in a device's queue of work.
 //!
-//! Reading a scalar back waits for everything queued. A loop that records an event after step s and waits for that one before
-//! it reads step s's losses lets the device go on with step s + 1.
+//! Reading a scalar back waits for everything queued. A loop that records an event after step s and waits for it before
+//! it reads step s's losses lets the device continue with step s + 1.
 
 use std::ffi::c_int;
 use std::ptr::NonNull;
@@ -13,11 +13,11 @@ use tch::Device;
 use crate::error::Result;
 use crate::ffi;
 
-/// The work queued on a device up to a moment. On the CPU nothing is queued, and an event is over when it is recorded.
+/// The work queued on a device up to a moment. On the CPU nothing is queued, so an event is done when it is recorded.
 #[derive(Debug)]
 pub struct Event {
     event: Option<NonNull<ffi::CEvent>>,
-    /// When it was recorded, which is when the CPU's work is done.
+    /// Time of recording, at which the CPU's work is done.
     recorded: Instant,
 }
 
@@ -25,10 +25,10 @@ pub struct Event {
 unsafe impl Send for Event {}
 
 impl Event {
-    /// Marks what has been queued so far on the current stream of `device`.
+    /// Marks the work queued so far on the current stream of `device`.
     ///
     /// # Errors
-    /// If the device is not there.
+    /// If the device does not exist.
     pub fn record(device: Device) -> Result<Self> {
         let Device::Cuda(index) = device else {
             return Ok(Self { event: None, recorded: Instant::now() });
@@ -54,7 +54,7 @@ impl Event {
         Ok(done != 0)
     }
 
-    /// Waits until the marked work is done. The thread sleeps meanwhile, up to 100 µs too long: waiting as the driver does it keeps a core
+    /// Waits until the marked work is done. The thread sleeps, up to 100 µs too long, because the driver's own wait keeps a core
     /// busy that could decode images.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl Event {
     /// first.
     ///
     /// # Errors
-    /// If one of the two is not over yet, or they are of different devices.
+    /// If one of the two is not done yet, or they are on different devices.
     pub fn time_until(&self, later: &Event) -> Result<Duration> {
         let (Some(event), Some(later_event)) = (self.event, later.event) else {
             return Ok(later.recorded.saturating_duration_since(self.recorded));
@@ -87,7 +87,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if let Some(event) = self.event.take() {
-            // SAFETY: it came from te_event_record and is freed here alone.
+            // SAFETY: it came from te_event_record and is freed only here.
             unsafe { ffi::te_event_free(event.as_ptr()) };
         }
     }

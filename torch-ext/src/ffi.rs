@@ -1,4 +1,4 @@
-//! The C functions of `cpp/torch_ext.cpp`, and how their failures become [`Error`].
+//! The C functions of `cpp/torch_ext.cpp`, and the conversion of their failures to [`Error`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -7,7 +7,7 @@ use torch_sys::C_tensor;
 
 use crate::error::{Error, Result};
 
-/// A `c10::Event`, only ever behind a pointer.
+/// A `c10::Event`, used only behind a pointer.
 #[repr(C)]
 pub(crate) struct CEvent {
     opaque: [u8; 0],
@@ -73,8 +73,6 @@ unsafe extern "C" {
     pub(crate) fn te_autocast_enter(device_type: c_int, was_enabled: *mut c_int, was_dtype: *mut c_int) -> c_int;
     pub(crate) fn te_autocast_pause(device_type: c_int, was_enabled: *mut c_int, was_dtype: *mut c_int) -> c_int;
     pub(crate) fn te_autocast_exit(device_type: c_int, was_enabled: c_int, was_dtype: c_int) -> c_int;
-    pub(crate) fn te_rng_state(device_type: c_int, device_index: i64, out: *mut *mut C_tensor) -> c_int;
-    pub(crate) fn te_set_rng_state(device_type: c_int, device_index: i64, state: *const C_tensor) -> c_int;
     pub(crate) fn te_load_cuda(path: *mut c_char, path_len: i64) -> c_int;
     pub(crate) fn te_device_memory(device_index: i64, allocated: *mut i64, reserved: *mut i64, peak: *mut i64)
     -> c_int;
@@ -91,7 +89,7 @@ unsafe extern "C" {
     pub(crate) fn te_set_num_threads(threads: c_int) -> c_int;
 }
 
-/// The message the last failing call left on this thread.
+/// The message of the last failing call on this thread.
 pub(crate) fn last_error() -> String {
     // SAFETY: te_last_error gives a zero-terminated string that lives until this thread's next failing call; it is copied here.
     unsafe { CStr::from_ptr(te_last_error()) }.to_string_lossy().into_owned()
@@ -102,7 +100,7 @@ pub(crate) fn check(operation: &'static str, code: c_int) -> Result<()> {
     if code == 0 { Ok(()) } else { Err(Error::Torch { operation, message: last_error() }) }
 }
 
-/// Calls a function that hands back a new tensor through its argument.
+/// Calls a function that returns a new tensor through its argument.
 pub(crate) fn new_tensor(operation: &'static str, call: impl FnOnce(*mut *mut C_tensor) -> c_int) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     check(operation, call(&mut out))?;
@@ -115,10 +113,10 @@ pub(crate) fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec
     tensors.into_iter().map(Tensor::as_ptr).collect()
 }
 
-/// (type, index) as the C++ side wants it.
+/// (type, index) as the C++ side expects it.
 ///
 /// # Panics
-/// For MPS and Vulkan, which [`resolve_device`](crate::resolve_device) never gives.
+/// For MPS and Vulkan, which [`resolve_device`](crate::resolve_device) never returns.
 pub(crate) fn device_parts(device: Device) -> (c_int, i64) {
     match device {
         Device::Cpu => (0, 0),

@@ -1,17 +1,17 @@
-//! Questions about all gradients at once, answered on the device.
+//! Norm, clipping and finite check of all gradients at once, computed on the device.
 //!
-//! Each returns a scalar tensor and starts no transfer: the host runs ahead, and reads the figure later, when it is there
-//! anyway. All tensors of a call are on one device.
+//! Each function returns a scalar tensor and starts no transfer: the host runs ahead and reads the value later. All tensors of a call are
+//! on one device.
 
 use tch::Tensor;
 
 use crate::error::Result;
 use crate::ffi;
 
-/// The 2-norm of all tensors as one vector: a scalar tensor, 0 for none.
+/// The 2-norm of all tensors as one vector: a scalar tensor, 0 for an empty list.
 ///
 /// # Errors
-/// If libtorch refuses (tensors on different devices).
+/// If libtorch reports an error (tensors on different devices).
 pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
     let list = ffi::pointers(grads);
     // SAFETY: `list` points at `grads`, both alive through the call; it reads them only.
@@ -22,11 +22,11 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 
 /// Scales all gradients in place so that their [`grad_norm`] is at most `max_norm`, and returns the norm before.
 ///
-/// Equals `torch.nn.utils.clip_grad_norm_`: the factor is `min(1, max_norm / (norm + 1e-6))`, so a non-finite norm spoils all
-/// gradients; look at [`all_finite`] or pass it to [`FusedAdamW::step_if`](crate::FusedAdamW::step_if).
+/// Equals `torch.nn.utils.clip_grad_norm_`: the factor is `min(1, max_norm / (norm + 1e-6))`, so a non-finite norm corrupts all
+/// gradients; check [`all_finite`] or pass it to [`FusedAdamW::step_if`](crate::FusedAdamW::step_if).
 ///
 /// # Errors
-/// If libtorch refuses (tensors on different devices).
+/// If libtorch reports an error (tensors on different devices).
 pub fn clip_grad_norm_(grads: &mut [Tensor], max_norm: f64) -> Result<Tensor> {
     let list = ffi::pointers(grads.iter());
     ffi::new_tensor("clipping the gradients", |out| {
@@ -35,10 +35,10 @@ pub fn clip_grad_norm_(grads: &mut [Tensor], max_norm: f64) -> Result<Tensor> {
     })
 }
 
-/// Whether every element of every tensor is finite: a scalar boolean tensor, true for none.
+/// Whether every element of every tensor is finite: a scalar boolean tensor, true for an empty list.
 ///
 /// # Errors
-/// If libtorch refuses (tensors on different devices, or not floating point).
+/// If libtorch reports an error (tensors on different devices, or not floating point).
 pub fn all_finite(tensors: &[Tensor]) -> Result<Tensor> {
     let list = ffi::pointers(tensors);
     // SAFETY: `list` points at `tensors`, both alive through the call; it reads them only.

@@ -1,24 +1,23 @@
-//! What tch lacks, in one small C++ file behind safe Rust.
+//! Parts of libtorch that tch lacks: one small C++ file behind safe Rust.
 //!
-//! tch is generated from libtorch's operator list and leaves out whatever is not an operator in it: the fused optimizers and
-//! list operators (excluded by its generator), bf16 autocast, random state, pinned memory, allocator figures, and loading the
-//! CUDA library in a program that was linked without it. `cpp/torch_ext.cpp` has them as C functions; the modules here give
-//! each a safe face. All `unsafe` code of the workspace is in this crate.
+//! tch is generated from libtorch's operator list and lacks everything outside of it: the fused optimizers and
+//! list operators (excluded by its generator), bf16 autocast, pinned memory, allocator figures, and loading the
+//! CUDA library in a program that was linked without it. `cpp/torch_ext.cpp` has them as C functions; the modules here wrap
+//! them safely. All `unsafe` code of the workspace is in this crate.
 //!
-//! | module | what it has |
+//! | module | content |
 //! |---|---|
 //! | [`device`] | opening the CUDA library at start, `auto`, `cpu`, `cuda:1` → a device |
-//! | [`adamw`] | AdamW in one kernel, with state that can be read, saved and restored |
-//! | [`ema`] | a moving average of the parameters, which skipped steps leave alone |
-//! | [`mod@checkpoint`] | recomputing a part of the forward pass in backward instead of keeping it |
+//! | [`adamw`] | AdamW in one kernel, with a state that can be saved and restored |
+//! | [`ema`] | a moving average of the parameters, which skipped steps do not change |
+//! | [`mod@checkpoint`] | gradient checkpointing: computes a part of the forward pass again in backward |
 //! | [`grads`] | norm, clipping and the finite check of all gradients, without waiting for the device |
 //! | [`gather`] | rows by index, with a deterministic gradient |
-//! | [`mod@linear`] | a linear layer, with the faster product where libtorch has two |
+//! | [`mod@linear`] | a linear layer, with the faster matmul where libtorch has two |
 //! | [`autocast`] | bf16 compute as a scope |
-//! | [`event`] | waiting for some of the queued work and not for all |
-//! | [`random`] | state of libtorch's generators |
-//! | [`mod@memory`] | bytes on the device and in the process; bytes of a tensor; page-locked staging |
-//! | [`threads`] | how many cores libtorch uses |
+//! | [`event`] | waiting for a part of the queued work |
+//! | [`mod@memory`] | memory statistics of the device and the process; bytes of a tensor; page-locked memory |
+//! | [`threads`] | number of threads that libtorch uses |
 //!
 //! With the feature `doc-only` nothing is compiled or linked: the workspace type-checks on a machine without libtorch.
 
@@ -38,7 +37,6 @@ pub mod grads;
 pub mod linear;
 pub mod memory;
 pub mod out_of_memory;
-pub mod random;
 pub mod threads;
 
 pub use adamw::{AdamWConfig, FusedAdamW};
@@ -53,11 +51,10 @@ pub use grads::{all_finite, clip_grad_norm_, grad_norm};
 pub use linear::{lay_out_weight, linear};
 pub use memory::{
     Memory, copy_non_blocking, empty_cache, keep_freed_memory, memory, peak_rss, pinned_empty, reset_peak_memory,
-    tensor_bytes_mut,
+    tensor_bytes_mut, to_device,
 };
 pub use out_of_memory::{OutOfMemory, attempt, catch_out_of_memory, keep_quiet_about_memory, out_of_memory};
-pub use random::{rng_state, set_rng_state};
 pub use threads::{num_threads, set_num_threads};
 
-/// The runtime that computes, as recorded in a cache's identity. The C++ file does not compile against another version.
+/// Name and version of the runtime, as recorded in a cache's identity. The C++ file does not compile against another version.
 pub const RUNTIME: &str = "libtorch 2.11.0";

@@ -1,4 +1,4 @@
-//! Bytes: how many are used, and direct access to those of a tensor.
+//! Memory statistics, the bytes of a tensor, and page-locked memory.
 
 use std::fs;
 use std::slice;
@@ -15,14 +15,14 @@ pub struct Memory {
     pub allocated: u64,
     /// Taken from the device, in use or kept for later. On the CPU the same as `allocated`.
     pub reserved: u64,
-    /// The most that `allocated` has been, since the start or [`reset_peak_memory`].
+    /// Largest value of `allocated` since the start or [`reset_peak_memory`].
     pub peak: u64,
 }
 
-/// What `device` has given to this process.
+/// Memory that this process uses on `device`.
 ///
 /// # Errors
-/// If the device is not there, or, for the CPU, if the system does not tell ([`peak_rss`]).
+/// If the device does not exist, or, for the CPU, if the system has no figures ([`peak_rss`]).
 pub fn memory(device: Device) -> Result<Memory> {
     let Device::Cuda(index) = device else {
         let unknown = || Error::Torch { operation: "memory of the process", message: "no /proc/self/status".into() };
@@ -36,10 +36,10 @@ pub fn memory(device: Device) -> Result<Memory> {
     Ok(Memory { allocated: allocated as u64, reserved: reserved as u64, peak: peak as u64 })
 }
 
-/// Starts [`Memory::peak`] of a GPU again from what is in use now. On the CPU the peak is the process's and stays.
+/// Resets [`Memory::peak`] of a GPU to the current use. On the CPU the peak belongs to the process and stays.
 ///
 /// # Errors
-/// If the device is not there.
+/// If the device does not exist.
 pub fn reset_peak_memory(device: Device) -> Result<()> {
     let Device::Cuda(index) = device else {
         return Ok(());
@@ -48,28 +48,28 @@ pub fn reset_peak_memory(device: Device) -> Result<()> {
     ffi::check("resetting the GPU's peak memory", unsafe { ffi::te_reset_peak_memory(index as i64) })
 }
 
-/// Gives memory that libtorch's GPU allocator holds without using it back to the driver. Nothing to do without a GPU.
+/// Returns unused memory of libtorch's GPU allocator to the driver. Does nothing without a GPU.
 ///
 /// # Errors
-/// If the device reports one.
+/// If the device reports an error.
 pub fn empty_cache() -> Result<()> {
     // SAFETY: no arguments.
     ffi::check("emptying the allocator's cache", unsafe { ffi::te_empty_cache() })
 }
 
-/// Has memory that this thread's tensors free kept for its next ones, instead of given back to the system after a while; false in a program
-/// whose allocator is not jemalloc.
+/// Keeps memory that this thread's tensors free for its next ones, instead of returning it to the system after a while. Returns false in a
+/// program whose allocator is not jemalloc.
 ///
-/// For a thread that computes: a step or a forward pass frees and takes the same gigabytes again and again, and the system clears every page
-/// that it gives out. Not for threads that decode images, each of which would keep the room of the largest image that it has seen.
+/// For threads that compute: a step or a forward pass frees and allocates the same gigabytes again and again, and the system clears every
+/// page that it hands out. Not for threads that decode images: each would keep the memory of the largest image that it has decoded.
 pub fn keep_freed_memory() -> bool {
     // SAFETY: no arguments; the allocator takes its own lock.
     unsafe { ffi::te_keep_freed_memory() == 1 }
 }
 
-/// The most resident memory this process has had, in bytes; `None` where the system does not tell (outside Linux).
+/// Peak resident memory of this process in bytes; `None` if the system has no such figure (outside Linux).
 ///
-/// Read from `/proc`, since `getrusage` also counts what the process was before `exec`.
+/// Read from `/proc`, because `getrusage` also counts the process before `exec`.
 pub fn peak_rss() -> Option<u64> {
     proc_status("VmHWM:")
 }
@@ -83,8 +83,8 @@ fn proc_status(field: &str) -> Option<u64> {
 /// The bytes of a tensor, to be filled in place, in native byte order and row-major order.
 ///
 /// # Errors
-/// [`Error::BytesUnavailable`] unless the tensor is contiguous, on the CPU, no leaf that requires a gradient, and the only handle
-/// on its storage: a second handle could read or write the bytes while they are lent.
+/// [`Error::BytesUnavailable`] unless the tensor is contiguous, on the CPU, does not require a gradient, and is the only handle
+/// on its storage: a second handle could read or write the bytes while they are borrowed.
 pub fn tensor_bytes_mut(tensor: &mut Tensor) -> Result<&mut [u8]> {
     let refuse = |reason| Err(Error::BytesUnavailable { reason });
     if tensor.device() != Device::Cpu {
@@ -109,11 +109,11 @@ pub fn tensor_bytes_mut(tensor: &mut Tensor) -> Result<&mut [u8]> {
     Ok(unsafe { slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), len) })
 }
 
-/// An uninitialised CPU tensor to fill and copy to `device`: page-locked if that is a GPU, so that the copy can run beside
-/// other work, ordinary if not.
+/// An uninitialized CPU tensor to fill and copy to `device`: page-locked if that is a GPU, so that the copy can overlap with
+/// other work, else ordinary.
 ///
 /// # Errors
-/// If the memory cannot be had.
+/// If the memory cannot be allocated.
 pub fn pinned_empty(size: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
     if !device.is_cuda() {
         return Tensor::f_empty(size, (kind, Device::Cpu))
@@ -125,17 +125,31 @@ pub fn pinned_empty(size: &[i64], kind: Kind, device: Device) -> Result<Tensor> 
     })
 }
 
-/// Copies `src` into `dst`, shapes broadcast and types converted; from page-locked memory to a GPU it returns at once, and work
-/// queued later on the device sees the values. Do not refill `src` before the device has come past the copy.
+/// Copies `src` into `dst` with broadcast shapes and converted types. From page-locked memory to a GPU it returns at once, and work
+/// queued later on the device sees the values. Do not refill `src` before the device has finished the copy.
 ///
 /// # Errors
-/// If the shapes do not fit.
+/// If the shapes do not match.
 pub fn copy_non_blocking(dst: &mut Tensor, src: &Tensor) -> Result<()> {
     // SAFETY: both are live tensors; `dst` is exclusively borrowed.
     ffi::check("copying a tensor", unsafe { ffi::te_copy(dst.as_mut_ptr(), src.as_ptr(), 1) })
 }
 
-/// `c10::ScalarType`'s number, which tch keeps to itself.
+/// `src` on `device`; on a GPU the copy runs beside other work, so `src` must stay as it is until the step is done. On the CPU it is `src`
+/// itself.
+///
+/// # Errors
+/// If the device has no memory for it.
+pub fn to_device(src: &Tensor, device: Device) -> Result<Tensor> {
+    if !device.is_cuda() {
+        return Ok(src.shallow_clone());
+    }
+    let mut dst = Tensor::empty(src.size(), (src.kind(), device));
+    copy_non_blocking(&mut dst, src)?;
+    Ok(dst)
+}
+
+/// The number of a `c10::ScalarType`, which is private in tch.
 fn kind_code(kind: Kind) -> std::ffi::c_int {
     match kind {
         Kind::Uint8 => 0,

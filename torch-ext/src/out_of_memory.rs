@@ -1,20 +1,20 @@
-//! Telling a lack of memory from other failures, so that less can be computed at a time.
+//! Distinguishes out-of-memory errors from other failures, so that callers can retry with less.
 
 use std::any::Any;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Why something could not be computed: the first line of what libtorch said.
+/// An out-of-memory error with the first line of libtorch's message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("memory does not suffice: {0}")]
 pub struct OutOfMemory(pub String);
 
-/// Calls `f` and tells its failures for lack of memory from all others. tch reports most of these as panics. Other errors are returned and
-/// other panics go on.
+/// Calls `f` and separates out-of-memory errors, most of which tch reports as panics, from other failures. Other errors are returned and
+/// other panics continue.
 ///
 /// # Errors
-/// Those of `f` that are not a lack of memory.
+/// Errors of `f` other than out of memory.
 pub fn attempt<T, E: Display>(f: impl FnOnce() -> Result<T, E>) -> Result<Result<T, OutOfMemory>, E> {
     match catch_out_of_memory(f) {
         Err(lack) => Ok(Err(lack)),
@@ -26,14 +26,14 @@ pub fn attempt<T, E: Display>(f: impl FnOnce() -> Result<T, E>) -> Result<Result
     }
 }
 
-/// Calls `f` and makes an error of its panics for lack of memory, which is how tch reports most of them. Other panics go on, and what `f`
-/// returns is returned.
+/// Calls `f` and converts out-of-memory panics, with which tch reports most out-of-memory errors, to an error. Other panics continue, and
+/// the result of `f` is returned.
 ///
 /// # Errors
-/// The lack of memory.
+/// Out of memory.
 pub fn catch_out_of_memory<T>(f: impl FnOnce() -> T) -> Result<T, OutOfMemory> {
     ATTEMPTS.fetch_add(1, Ordering::SeqCst);
-    // A panic leaves gradients switched as they were within; when the guard goes, they are as now.
+    // A panic inside leaves gradients switched on or off; dropping the guard restores the current state.
     let grad_mode = tch::no_grad_guard();
     let result = catch_unwind(AssertUnwindSafe(|| tch::with_grad(f)));
     drop(grad_mode);
@@ -44,12 +44,12 @@ pub fn catch_out_of_memory<T>(f: impl FnOnce() -> T) -> Result<T, OutOfMemory> {
     })
 }
 
-/// Attempts that are being made just now. A GPU's backward panics on threads of libtorch, so this is no matter of one thread.
+/// Number of attempts in progress. It is global because a GPU's backward panics on threads of libtorch.
 static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
 
-/// Keeps panics for lack of memory from being printed during an [`attempt`]: the caller warns of what it does about them.
+/// Silences the message of out-of-memory panics during an [`attempt`], because the caller logs a warning when it retries.
 ///
-/// The panic hook belongs to the process, so only the program calls this, at its start; a library's caller keeps its own.
+/// The panic hook belongs to the process, so only a program calls this, at its start; a library leaves it alone.
 pub fn keep_quiet_about_memory() {
     let before = take_hook();
     set_hook(Box::new(move |info: &PanicHookInfo| {
@@ -65,14 +65,14 @@ fn text(payload: &(dyn Any + Send)) -> Option<&str> {
     string.or_else(|| payload.downcast_ref::<&str>().copied())
 }
 
-/// The words of libtorch 2.11 for a lack of memory, if `message` has some: its CUDA allocator's, the driver's, cuBLAS's and cuDNN's, and its
-/// CPU allocator's.
+/// The line of `message` that libtorch 2.11 writes when it is out of memory, if there is one: from its CUDA allocator, the driver, cuBLAS,
+/// cuDNN or its CPU allocator.
 pub fn out_of_memory(message: &str) -> Option<OutOfMemory> {
     [
         "CUDA out of memory",
         "CUDA error: out of memory",
         "CUBLAS_STATUS_ALLOC_FAILED",
-        // What cuBLAS says when there is no room for a handle of its own.
+        // cuBLAS reports this when it cannot allocate its own handle.
         "CUBLAS_STATUS_NOT_INITIALIZED",
         "CUDNN_STATUS_ALLOC_FAILED",
         "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
@@ -82,7 +82,7 @@ pub fn out_of_memory(message: &str) -> Option<OutOfMemory> {
     .iter()
     .find_map(|words| {
         let start = message.find(words)?;
-        // Its first line, without what wraps it and without the backtrace.
+        // The first line, without wrapping text and backtrace.
         let line = message[start..].split(['\n', '"']).next()?;
         let line = line.split("\\n").next()?;
         Some(OutOfMemory(line.trim().to_owned()))

@@ -1,17 +1,17 @@
-//! How many cores libtorch uses for one operation.
+//! Number of threads that libtorch uses for one operation.
 
 use std::ffi::c_int;
 
 use crate::error::Result;
 use crate::ffi;
 
-/// Threads that one CPU operation called from this thread is spread over.
+/// Number of threads of a CPU operation that this thread calls.
 pub fn num_threads() -> usize {
     // SAFETY: no arguments.
     unsafe { ffi::te_num_threads() }.max(1) as usize
 }
 
-/// Sets [`num_threads`], for this thread and those that have not called libtorch yet: call it at start.
+/// Sets [`num_threads`] for this thread and for threads that have not called libtorch yet, so call it at the start.
 ///
 /// # Errors
 /// For 0.

@@ -1,4 +1,4 @@
-//! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
+//! The command line: exactly what was typed. Meaning is given to it in [`crate::recipe`] and the stages.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use program::LogFormat;
 use schemas::DepthWindow;
 use tch::Device;
 
-use crate::classes::Matching;
+use crate::data::classes::Matching;
 
 /// Pretrains an MR-MAE student from images and cached teacher features, and shows what it learned.
 #[derive(Debug, Parser)]
@@ -131,10 +131,10 @@ pub struct FinetuneArgs {
     /// exactly as a frozen teacher has it where a file could be either.
     #[arg(long, value_name = "RUN|FILE|TEACHER")]
     pub init: String,
-    /// Labelled images to train on.
+    /// Labeled images to train on.
     #[arg(long, value_name = "SRC")]
     pub train: String,
-    /// Labelled images to classify after each epoch.
+    /// Labeled images to classify after each epoch.
     #[arg(long, value_name = "SRC")]
     pub test: String,
     /// How the classes of --train and --test are matched.
@@ -170,10 +170,10 @@ pub struct KnnArgs {
     /// May be given many times: every image is read and decoded once for all models.
     #[arg(long = "model", value_name = "RUN|FILE|TEACHER|pixels", required = true)]
     pub models: Vec<String>,
-    /// Labelled images that vote.
+    /// Labeled images that vote.
     #[arg(long, value_name = "SRC")]
     pub train: String,
-    /// Labelled images to classify.
+    /// Labeled images to classify.
     #[arg(long, value_name = "SRC")]
     pub test: String,
     /// How the classes of --train and --test are matched.
@@ -315,10 +315,10 @@ pub struct LinprobeArgs {
     /// What is probed, as for `trainer knn`. May be given many times: every image is read and decoded once for all models.
     #[arg(long = "model", value_name = "RUN|FILE|TEACHER|pixels", required = true)]
     pub models: Vec<String>,
-    /// Labelled images to train the classifier on.
+    /// Labeled images to train the classifier on.
     #[arg(long, value_name = "SRC")]
     pub train: String,
-    /// Labelled images to classify.
+    /// Labeled images to classify.
     #[arg(long, value_name = "SRC")]
     pub test: String,
     /// How the classes of --train and --test are matched.

@@ -2,21 +2,28 @@
 
 use std::path::PathBuf;
 
-pub mod batch;
-pub mod expand;
-pub mod images;
-pub mod join;
-pub mod loader;
-pub mod order;
-pub mod pixel_cache;
-pub mod rows;
-pub mod sample;
+pub(crate) mod batch;
+pub(crate) mod classes;
+pub(crate) mod dequantize;
+pub(crate) mod images;
+pub(crate) mod join;
+pub(crate) mod labeled;
+pub(crate) mod loader;
+pub(crate) mod mimic;
+pub(crate) mod mixup;
+pub(crate) mod normalize;
+pub(crate) mod pixel_cache;
+pub(crate) mod rejects;
+pub(crate) mod rows;
+pub(crate) mod sample;
+pub(crate) mod sampler;
+pub(crate) mod teachers;
 
 /// What can be wrong with the data a run is given. The program ends with exit code 1 on these: the data has a problem, and the
 /// message says where.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Problem {
+pub(crate) enum Problem {
     /// A file of the cache is damaged or missing; the same words as `pipeline verify`.
     #[error(transparent)]
     Cache(#[from] schemas::Error),

@@ -1,45 +1,23 @@
 //! Stage two: trains the student from images and cached teacher features, and shows what it learned.
 //!
-//! [`run`] is the table of contents. [`pretrain`] is the main job, one visible loop in one file; [`mod@finetune`] is another, for
-//! classification; [`eval`] judges students and teachers; [`export`] writes students for other packages; [`mod@plan`] says what a
-//! run costs and [`mod@bench`] measures the parts of a step.
+//! [`run`] is the table of contents. `commands/pretrain.rs` is the main job, one visible loop in one file; `commands/finetune.rs` is the
+//! other loop. The other folders hold parts: `recipe` (settings), `data` (cache rows and images to batches), `train` (the step, the log,
+//! checkpoints), `pretrained` (networks that exist already), `eval` (features and accuracies).
 //!
 //! ```text
 //! cache rows ─┐
-//!             ├─► data::loader ──► step ──► metrics.jsonl
+//!             ├─► data::loader ──► train::step ──► metrics.jsonl
 //! images ─────┘   (threads)         │
 //!                                   └──► checkpoint ──► RUN/checkpoints/step-…, LAST
 //! ```
 
-pub mod augment;
-pub mod bench;
-pub mod checkpoint;
-pub mod classes;
 pub mod cli;
-pub mod config;
-pub mod data;
-mod depth;
-pub mod eval;
-pub mod export;
-pub mod finetune;
-pub mod idle;
-mod init;
-pub mod metrics;
-pub mod micro_batch;
-pub mod optim;
-pub mod plan;
-pub mod pretrain;
-pub mod progress;
-pub mod reconstruct;
-pub mod report;
-mod resolve;
-pub mod run_folder;
-pub mod schedule;
-pub mod step;
-pub mod target_stats;
-pub mod teachers;
-pub mod tensorboard;
-mod trained;
+mod commands;
+mod data;
+mod eval;
+mod pretrained;
+mod recipe;
+mod train;
 
 #[cfg(test)]
 mod testing;
@@ -47,9 +25,9 @@ mod testing;
 use std::io::Write;
 
 use cli::{Cli, Command};
-use config::any::AnyRecipe;
+use commands::{bench, config, export, finetune, knn, linprobe, plan, pretrain, reconstruct, report};
 use data::Problem;
-use models::hub::{self, HubSettings};
+use hub::HubSettings;
 pub use program::ExitStatus;
 use program::signals;
 use torch_ext::catch_out_of_memory;
@@ -82,13 +60,10 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
     match &cli.command {
         Command::Pretrain(args) => return pretrain::pretrain(args, hub),
         Command::Finetune(args) => return finetune::finetune(args, hub, out),
-        Command::Knn(args) => eval::run_knn(args, hub, out),
-        Command::Export(args) => export::run_export(args, cli.log_format, out),
-        Command::Linprobe(args) => eval::linprobe::run(args, hub, out),
-        Command::Config(args) => {
-            let recipe = AnyRecipe::load(&args.recipe, &args.set)?;
-            Ok(out.write_all(recipe.to_toml().as_bytes())?)
-        }
+        Command::Knn(args) => knn::knn(args, hub, out),
+        Command::Export(args) => export::export(args, cli.log_format, out),
+        Command::Linprobe(args) => linprobe::linprobe(args, hub, out),
+        Command::Config(args) => config::config(args, out),
         Command::Reconstruct(args) => reconstruct::reconstruct(args, out),
         Command::Report(args) => report::report(args, out),
         Command::Plan(args) => plan::plan(args, hub, out),

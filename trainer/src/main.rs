@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use models::hub::HubSettings;
+use hub::HubSettings;
 use program::{ExitStatus, signals, terminal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tikv_jemallocator::Jemalloc;

@@ -11,10 +11,10 @@ use std::process::Command;
 
 use images::rng::{Purpose, Rng};
 use images::{Decoder, IMAGE_CODE, ImageSource, draw_view};
-use models::encoder::{VitConfig, VitEncoder};
 use models::params::ParamStore;
 use models::precision::Precision;
 use models::teacher::Teacher;
+use models::vit::{VisionTransformer, VitConfig};
 use schemas::atomic::AtomicFile;
 use schemas::{
     Batches, CacheIdentity, Codec, ContentHash, DepthWindow, EncodedRow, FORMAT_VERSION, FeatureCodec, Pack, Plan,
@@ -373,14 +373,10 @@ pub(crate) fn same_tensors(made: &tempfile::TempDir, name: &str, file: &str, tol
 fn write_teacher(dir: &Path) {
     let config = VitConfig {
         img_size: [i64::from(GRID * TEACHER_PATCH); 2],
-        patch_size: TEACHER_PATCH.into(),
-        embed_dim: TEACHER_WIDTH.into(),
-        depth: 2,
-        num_heads: 1,
-        ..VitConfig::BASE_PATCH16
+        ..VitConfig::mae(TEACHER_PATCH.into(), TEACHER_WIDTH.into(), 2, 1)
     };
     let params = ParamStore::new(Device::Cpu, 17);
-    let _network = VitEncoder::new(&params.root(), &config).unwrap();
+    let _network = VisionTransformer::new(&params.root(), &config).unwrap();
     let tensors = params.tensors();
     let mut file = AtomicFile::create(&dir.join("model.safetensors")).unwrap();
     models::weights::write(&mut file, &tensors, None).unwrap();

@@ -1,11 +1,11 @@
 //! Affine maps of an image onto its own size, as Pillow's `Image.transform(size, AFFINE, …)` computes them.
 //!
-//! The filters are those of Pillow's `Geometry.c`, not of its resampler: 2 x 2 or 4 x 4 pixels whatever the scale, in f64, and the
-//! result cut, not rounded, to 8 bits. The order of the operations is Pillow's too, because the last bit can decide a cut.
+//! The filters are those of Pillow's `Geometry.c`, not of its resampler: 2 x 2 or 4 x 4 pixels at every scale, in f64, and the
+//! result is truncated, not rounded, to 8 bits. The order of the operations is Pillow's too, because the last bit can decide the result.
 
 use crate::RgbImage;
 
-/// How pixels between pixels are made.
+/// Interpolation between pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interpolation {
     /// Over 2 x 2 pixels.
@@ -15,7 +15,7 @@ pub enum Interpolation {
 }
 
 /// Pixel (x, y) of the result is the source at `(a x + b y + c, d x + e y + f)`, with `matrix` = `[a, b, c, d, e, f]` and pixel
-/// centres at halves; `fill` where that lies outside.
+/// centers at halves; `fill` where that lies outside.
 pub(super) fn affine(img: &RgbImage, matrix: [f64; 6], interpolation: Interpolation, fill: [u8; 3]) -> RgbImage {
     let [a, b, c, d, e, f] = matrix;
     let (width, height) = (img.width as usize, img.height as usize);
@@ -39,7 +39,7 @@ pub(super) fn affine(img: &RgbImage, matrix: [f64; 6], interpolation: Interpolat
     out
 }
 
-/// Turns by `degrees` counter-clockwise about the centre: Pillow's `img.rotate(degrees, resample, fillcolor=fill)` for angles within
+/// Turns by `degrees` counter-clockwise about the center: Pillow's `img.rotate(degrees, resample, fillcolor=fill)` for angles within
 /// 90 degrees either way. (Quarter turns, which Pillow makes by copying, are interpolated here.)
 pub(super) fn rotate(img: &RgbImage, degrees: f64, interpolation: Interpolation, fill: [u8; 3]) -> RgbImage {
     let degrees = degrees.rem_euclid(360.0);
@@ -59,7 +59,7 @@ fn to_15_places(x: f64) -> f64 {
     format!("{x:.15}").parse().unwrap_or(x)
 }
 
-/// Index of the pixel at or before `x`, and how far behind it `x` lies.
+/// Index of the pixel at or before `x`, and the distance of `x` from it.
 fn split(x: f64) -> (i64, f64) {
     let floor = x.floor();
     (floor as i64, x - floor)
@@ -88,7 +88,7 @@ fn bicubic(img: &RgbImage, x: f64, y: f64) -> [u8; 3] {
     let rows = [y - 1, y, y + 1, y + 2].map(|y| clamped(y, img.height) * img.width as usize * 3);
     std::array::from_fn(|channel| {
         let lines = rows.map(|row| cubic(columns.map(|column| f64::from(img.data[row + column + channel])), dx));
-        // The conversion cuts the fraction off and clamps to 0..=255.
+        // The conversion drops the fraction and clamps to 0..=255.
         cubic(lines, dy) as u8
     })
 }

@@ -2,10 +2,10 @@
 
 use crate::rng::Rng;
 
-/// How often a box is drawn before the image is left as it is, as in timm.
+/// Attempts to draw a box before the image is left unchanged, as in timm.
 const TRIES: usize = 10;
 
-/// Whether and where an image is erased. The noise is standard normal, because the pixels are normalised by then.
+/// Whether and where an image is erased. The noise is standard normal, because the pixels are normalized by then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomErasing {
     /// Probability that an image is erased. 0.25 in MAE's fine-tuning.
@@ -45,7 +45,7 @@ impl RandomErasing {
     }
 }
 
-/// A box inside an image. It may be empty, when the image is tiny.
+/// A box inside an image. It may be empty in a tiny image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EraseBox {
     /// First column.
@@ -59,8 +59,8 @@ pub struct EraseBox {
 }
 
 impl EraseBox {
-    /// Overwrites the box with standard normal noise, one number for each pixel and channel. `img` is `[3, H, W]`, normalised, `width`
-    /// = W; rows and columns beyond it are passed over.
+    /// Overwrites the box with standard normal noise, one number for each pixel and channel. `img` is `[3, H, W]`, normalized, `width`
+    /// = W; rows and columns outside of it are skipped.
     pub fn erase(&self, rng: &mut Rng, img: &mut [f32], width: u32) {
         let (width, height) = (width as usize, img.len() / 3 / (width as usize).max(1));
         let (x, y) = (self.x as usize, self.y as usize);

@@ -1,7 +1,7 @@
 //! RandAugment (Cubuk et al. 2019) in timm's variant whose operations grow stronger with the magnitude.
 
 use super::affine::{Interpolation, affine, rotate};
-use super::colour;
+use super::color;
 use crate::RgbImage;
 use crate::rng::Rng;
 
@@ -11,7 +11,7 @@ const MAX_MAGNITUDE: f64 = 10.0;
 /// The most operations that a policy may ask for in one image.
 const MAX_LAYERS: u32 = 100;
 
-/// A policy that means nothing, or that is not supported here.
+/// A policy that is malformed or not supported.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("RandAugment policy `{policy}`: {detail}; a supported one is `rand-m9-mstd0.5-inc1`")]
 pub struct PolicyError {
@@ -60,7 +60,7 @@ impl OpKind {
         Self::TranslateYRel,
     ];
 
-    /// The operation at a magnitude, which is clamped to [0, 10]. `negate` turns the direction of those that have one: rotation,
+    /// The operation at a magnitude, which is clamped to [0, 10]. `negate` reverses the direction of operations that have one: rotation,
     /// shear, translation, and the four enhancements.
     pub fn at(self, magnitude: f64, negate: bool) -> Op {
         let level = magnitude.clamp(0.0, MAX_MAGNITUDE) / MAX_MAGNITUDE;
@@ -86,7 +86,7 @@ impl OpKind {
     }
 }
 
-/// An operation with its strength: all that is random about it.
+/// An operation with its strength: everything about it that is random.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Op {
     /// Stretches each channel to all levels.
@@ -97,20 +97,20 @@ pub enum Op {
     Invert,
     /// Degrees counter-clockwise.
     Rotate(f64),
-    /// How many of the highest bits are kept; 8 and more keep all. None is kept at magnitude 10: a black image, where timm on Pillow 13
+    /// Number of high bits that are kept; 8 and more keep all. Magnitude 10 keeps none and gives a black image, where timm on Pillow 13
     /// raises an error.
     Posterize(u8),
     /// Levels from here on are inverted; 256 inverts none.
     Solarize(u16),
     /// What is added to levels below 128.
     SolarizeAdd(u8),
-    /// 0 grey, 1 as it was, 2 twice as colourful.
+    /// 0 gray, 1 unchanged, 2 twice as colorful.
     Color(f64),
-    /// 0 flat, 1 as it was.
+    /// 0 flat, 1 unchanged.
     Contrast(f64),
-    /// 0 black, 1 as it was.
+    /// 0 black, 1 unchanged.
     Brightness(f64),
-    /// 0 smoothed, 1 as it was, 2 sharpened.
+    /// 0 smoothed, 1 unchanged, 2 sharpened.
     Sharpness(f64),
     /// Pixels to the left per row.
     ShearX(f64),
@@ -123,27 +123,27 @@ pub enum Op {
 }
 
 impl Op {
-    /// The image after this operation, of the same size. `interpolation` and `fill` are for those that move pixels: how pixels between
-    /// pixels are made, and the colour of what comes in from outside.
+    /// The image after this operation, of the same size. Operations that move pixels use `interpolation` between pixels and the color `fill`
+    /// for pixels from outside.
     pub fn apply(&self, img: &RgbImage, interpolation: Interpolation, fill: [u8; 3]) -> RgbImage {
         let moved = |matrix| affine(img, matrix, interpolation, fill);
         match *self {
-            Op::AutoContrast => colour::auto_contrast(img),
-            Op::Equalize => colour::equalize(img),
-            Op::Invert => colour::map(img, |level| 255 - level),
+            Op::AutoContrast => color::auto_contrast(img),
+            Op::Equalize => color::equalize(img),
+            Op::Invert => color::map(img, |level| 255 - level),
             Op::Rotate(degrees) => rotate(img, degrees, interpolation, fill),
             Op::Posterize(bits) => {
                 let mask = (0xFF00_u16 >> bits.min(8)) as u8;
-                colour::map(img, |level| level & mask)
+                color::map(img, |level| level & mask)
             }
-            Op::Solarize(from) => colour::map(img, |level| if u16::from(level) < from { level } else { 255 - level }),
+            Op::Solarize(from) => color::map(img, |level| if u16::from(level) < from { level } else { 255 - level }),
             Op::SolarizeAdd(add) => {
-                colour::map(img, |level| if level < 128 { level.saturating_add(add) } else { level })
+                color::map(img, |level| if level < 128 { level.saturating_add(add) } else { level })
             }
-            Op::Color(factor) => colour::color(img, factor),
-            Op::Contrast(factor) => colour::contrast(img, factor),
-            Op::Brightness(factor) => colour::brightness(img, factor),
-            Op::Sharpness(factor) => colour::sharpness(img, factor),
+            Op::Color(factor) => color::color(img, factor),
+            Op::Contrast(factor) => color::contrast(img, factor),
+            Op::Brightness(factor) => color::brightness(img, factor),
+            Op::Sharpness(factor) => color::sharpness(img, factor),
             Op::ShearX(factor) => moved([1.0, factor, 0.0, 0.0, 1.0, 0.0]),
             Op::ShearY(factor) => moved([1.0, 0.0, 0.0, factor, 1.0, 0.0]),
             Op::TranslateX(share) => moved([1.0, 0.0, share * f64::from(img.width), 0.0, 1.0, 0.0]),
@@ -152,7 +152,7 @@ impl Op {
     }
 }
 
-/// A policy: how many operations, how likely each, and how strong.
+/// A policy: the number of operations, their probability and their strength.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RandAugment {
     magnitude: f64,
@@ -168,7 +168,7 @@ impl RandAugment {
     /// 2), `p` (probability of each, 0.5), `mstd` (standard deviation of the magnitude, 0; up to 100) and `inc1`, which is required:
     /// timm's older operations, some of which weaken as the magnitude grows, are not here. Nor are `mmax` and `t…`.
     ///
-    /// `mean` is the mean colour in [0, 1], with which images are filled up.
+    /// `mean` is the mean color in [0, 1], the fill color.
     pub fn parse(policy: &str, mean: [f64; 3], interpolation: Interpolation) -> Result<Self, PolicyError> {
         let error = |detail: String| PolicyError { policy: policy.to_owned(), detail };
         let mut sections = policy.split('-');
@@ -218,12 +218,12 @@ impl RandAugment {
         Ok(out)
     }
 
-    /// What is done to one image, in order. Operations are chosen with replacement, as in timm; of each, the magnitude is normal
-    /// around the policy's and clamped to [0, 10], and the direction is either with equal probability.
+    /// The operations on one image, in order. They are chosen with replacement, as in timm; each has a magnitude drawn from a normal
+    /// distribution around the policy's and clamped to [0, 10], and either direction with equal probability.
     pub fn draw(&self, rng: &mut Rng) -> Vec<Op> {
         (0..self.layers)
             .filter_map(|_| {
-                // All is drawn whether it is used or not: what one operation needs does not move the numbers of the next.
+                // Everything is drawn even if it is unused, so that one operation does not shift the numbers of the next.
                 let kind = OpKind::ALL[rng.range(OpKind::ALL.len() as u64) as usize];
                 let used = rng.uniform_f64() < self.prob;
                 let [normal, _] = rng.normal_pair();
@@ -234,7 +234,7 @@ impl RandAugment {
             .collect()
     }
 
-    /// The image after all of them.
+    /// The image after all operations.
     pub fn apply(&self, img: &RgbImage, ops: &[Op]) -> RgbImage {
         ops.iter().fold(img.clone(), |img, op| op.apply(&img, self.interpolation, self.fill))
     }

@@ -7,7 +7,7 @@ use schemas::DepthWindow;
 
 use super::{Decoded, Decoder};
 
-/// Counts images of more than 8 bits per sample, and those of them that the window does not suit.
+/// Counts images of more than 8 bits per sample, and those for which the window is wrong.
 #[derive(Debug, Default)]
 pub struct DeepImages {
     deep: AtomicU64,
@@ -16,7 +16,7 @@ pub struct DeepImages {
 }
 
 impl DeepImages {
-    /// Counts an image. The first that the window does not suit is told at once, by its `key`: what decodes images takes hours.
+    /// Counts an image. Warns at the first one for which the window is wrong, naming its `key`, because decoding all images takes hours.
     pub fn count(&self, key: &str, decoded: &Decoded, decoder: &Decoder) {
         let Some((least, greatest)) = decoded.deep else {
             return;
@@ -38,17 +38,17 @@ impl DeepImages {
         }
     }
 
-    /// How many images the window does not suit, of how many with more than 8 bits per sample.
+    /// Number of images for which the window is wrong, and of images with more than 8 bits per sample.
     pub fn narrow(&self) -> (u64, u64) {
         (self.narrow.load(Ordering::Relaxed), self.deep.load(Ordering::Relaxed))
     }
 }
 
-/// A quarter of all levels: so few are worth a warning.
+/// A quarter of all levels: a window that leaves no more gives a warning.
 const FEW_LEVELS: u32 = 64;
 
-/// How many of 256 levels `window` leaves between two samples of an image, both included; `None` for blank images and for windows that every
-/// image fills.
+/// Number of levels, up to 256, that `window` leaves between two samples of an image, both included; `None` for blank images and for windows
+/// that every image fills.
 fn levels(window: DepthWindow, least: u16, greatest: u16) -> Option<u32> {
     let (low, high) = match window {
         DepthWindow::HighByte => (least >> 8, greatest >> 8),
@@ -66,8 +66,8 @@ fn levels(window: DepthWindow, least: u16, greatest: u16) -> Option<u32> {
     (!is_blank).then(|| u32::from(high - low) + 1)
 }
 
-/// A window for such images: the range of the camera that they may come from, or, where their samples lie far above 0, the range that they
-/// use with half of it on either side.
+/// A window for such images: the range of a camera that they may come from, or, where their samples lie far above 0, the range that they
+/// use extended by half of it on either side.
 fn example(least: u16, greatest: u16) -> DepthWindow {
     let bits = (u16::BITS - greatest.leading_zeros()).clamp(10, 16);
     let of_camera = DepthWindow::Levels(0, ((1u32 << bits) - 1) as u16);
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(example(30_000, 31_200), "29400,31800");
     }
 
-    /// Whatever an image of few levels holds, the window that is named leaves it more of them.
+    /// For every image of few levels the suggested window leaves more of them.
     #[test]
     fn the_range_named_leaves_more_levels() {
         for least in (0..=65_535u16).step_by(997) {

@@ -1,9 +1,9 @@
-//! Picture formats, by the first bytes of a file and by the extension of its name: those that are read and those that are not.
+//! Picture formats, supported or not, by the first bytes of a file and by the extension of its name.
 //!
-//! Sources use both lists, so that a picture which is not taken can be counted by the name of its format.
+//! Sources use both lists, so that a skipped picture can be counted by the name of its format.
 
-/// Extensions of the formats that [`decode()`](super::decode()) reads, in lower case. They only select: what a file holds is decided
-/// by its bytes.
+/// Extensions of the formats that [`decode()`](super::decode()) reads, in lower case. They only select files: the bytes
+/// decide the format.
 pub const READABLE_EXTENSIONS: [&str; 15] =
     ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
@@ -114,27 +114,27 @@ pub struct PictureFormat {
     pub is_read: bool,
 }
 
-/// The format of the picture whose file begins with `start`, the first [`SNIFF_BYTES`] or all of a shorter file. `None` for anything
-/// that is not known to be a picture.
+/// The format of the picture whose file begins with `start`, the first [`SNIFF_BYTES`] or all of a shorter file. `None` for a file
+/// that is not a picture of a known format.
 pub fn picture_format(start: &[u8]) -> Option<PictureFormat> {
     if let Some(name) = unread(start) {
         return Some(PictureFormat { name, is_read: false });
     }
     let format = Format::sniff(start)?;
-    // Two letters are the whole signature of a BMP, and many a text begins with them. The length of its second header is one of few.
+    // Two letters are the whole signature of a BMP, and many texts begin with them, so the length of its second header has to be a valid one.
     let is_chance =
         format == Format::Bmp && !matches!(start.get(14..18), Some([12 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0]));
     (!is_chance).then_some(PictureFormat { name: format.name(), is_read: true })
 }
 
-/// The name of the picture format that a file begins like, among those that are not read.
+/// The name of the unsupported picture format whose signature a file has.
 pub(super) fn unread(start: &[u8]) -> Option<&'static str> {
     let begins = |magic: &[u8]| start.starts_with(magic);
     if let (Some(b"ftyp"), Some(brand)) = (start.get(4..8), start.get(8..12)) {
         return match brand {
             b"avif" | b"avis" => Some("AVIF"),
             b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"hevm" | b"hevs" => Some("HEIC"),
-            // A general brand; what codes the picture stands among the compatible ones.
+            // A general brand; the codec of the picture is among the compatible brands.
             b"mif1" | b"msf1" => {
                 let compatible = start.get(16..).unwrap_or_default().as_chunks::<4>().0;
                 let is_avif = compatible.iter().any(|brand| brand == b"avif" || brand == b"avis");
@@ -192,7 +192,7 @@ pub(super) fn unread(start: &[u8]) -> Option<&'static str> {
     None
 }
 
-/// A format that is read, recognized by how its files begin.
+/// A supported format, recognized by how its files begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Jpeg,

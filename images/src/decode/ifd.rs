@@ -1,6 +1,6 @@
 //! The first directory of a TIFF file or of an EXIF block, which is a TIFF file without pictures.
 
-/// Entries of a directory, in their order. What cannot be read is left out, as Pillow does.
+/// Entries of a directory, in their order. Entries that cannot be read are left out, as in Pillow.
 pub(super) struct Ifd<'a> {
     bytes: &'a [u8],
     big_endian: bool,
@@ -81,7 +81,7 @@ impl<'a> Ifd<'a> {
         self.entries.iter().find(|entry| entry.tag == tag)
     }
 
-    /// The whole numbers of an entry. Empty where there is none or it has none.
+    /// The whole numbers of an entry. Empty if the entry is missing or has other values.
     pub(super) fn numbers(&self, tag: u16) -> Vec<u64> {
         self.entry(tag)
             .filter(|entry| matches!(entry.kind, 1 | 3 | 4 | 13 | 16))

@@ -4,7 +4,7 @@ use image::ColorType;
 use image::metadata::Orientation;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
 
-use super::colour::{self, Alpha};
+use super::color::{self, Alpha};
 use super::orientation::Metadata;
 use super::{Rules, Stored, check_pixels};
 use crate::DecodeError;
@@ -18,8 +18,8 @@ pub(super) fn decode(bytes: &[u8], rules: Rules) -> Result<(Stored, Orientation)
     };
     let explain = |error| explain(error, has_end(&bytes[header_len(&segments)..]));
     let mut decompressor = Decompressor::new().map_err(explain)?;
-    // libjpeg-turbo's TurboJPEG API fails on mere warnings, some of them about metadata that is ignored here anyway: a broken ICC
-    // profile, an unknown JFIF version. Such files are common, so a failing header is tried again without them.
+    // libjpeg-turbo's TurboJPEG API fails on warnings, some of them about metadata that is ignored here anyway: a broken ICC
+    // profile, an unknown JFIF version. Such files are common, so a failing header is tried again without metadata.
     let plain;
     let (bytes, header) = match decompressor.read_header(bytes) {
         Ok(header) => (bytes, header),
@@ -44,7 +44,7 @@ pub(super) fn decode(bytes: &[u8], rules: Rules) -> Result<(Stored, Orientation)
         .decompress(bytes, output)
         .map_err(explain)
         .or_else(|error| if is_harmless(&error) { Ok(()) } else { Err(error) })?;
-    let samples = if cmyk { colour::inverted_cmyk_to_rgb(&samples) } else { samples };
+    let samples = if cmyk { color::inverted_cmyk_to_rgb(&samples) } else { samples };
     Ok((
         Stored { width, height, color: ColorType::Rgb8, samples, alpha: Alpha::Unassociated, scaled_from: None },
         orientation(&segments, rules),
@@ -122,8 +122,8 @@ fn orientation(segments: &[Segment<'_>], rules: Rules) -> Orientation {
     metadata.orientation()
 }
 
-/// The file without comments and application data other than Adobe's, which says how colours are stored. Without JFIF's segment,
-/// whose only use to a decoder is the same, libjpeg goes by the components' ids and assumes YCbCr unless these spell `RGB`.
+/// The file without comments and application data other than Adobe's, which says how colors are stored. Without JFIF's segment,
+/// which serves a decoder for the same purpose, libjpeg reads the components' ids and assumes YCbCr unless they spell `RGB`.
 fn without_metadata(bytes: &[u8], segments: &[Segment<'_>]) -> Vec<u8> {
     let dropped = |marker| matches!(marker, APP0..=APP15 | COMMENT) && marker != ADOBE;
     let kept = segments.iter().filter(|segment| !dropped(segment.marker)).flat_map(|segment| segment.whole);
@@ -132,7 +132,7 @@ fn without_metadata(bytes: &[u8], segments: &[Segment<'_>]) -> Vec<u8> {
 
 /// Whether the only thing wrong is bytes between the end of the data and the end marker, as some cameras and editors write them.
 ///
-/// libjpeg keeps the first warning's text. So this being the one means that all data before it was decoded without any, and the
+/// libjpeg keeps the first warning's text. If it is this one, all data before it was decoded without a warning, and the
 /// end marker ends the image: the pixels are complete. Pillow accepts such files, too.
 fn is_harmless(error: &DecodeError) -> bool {
     matches!(error, DecodeError::Corrupt { detail, .. } if detail.ends_with("extraneous bytes before marker 0xd9"))

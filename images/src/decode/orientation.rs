@@ -1,17 +1,17 @@
-//! Where each format says how its picture is to be turned, as Pillow's `ImageOps.exif_transpose` reads it.
+//! Where each format stores the orientation of its picture, as Pillow's `ImageOps.exif_transpose` reads it.
 //!
 //! | format | EXIF | XMP, where EXIF has no orientation |
 //! |---|---|---|
-//! | JPEG | the APP1 segments that begin with `Exif\0\0`, joined | the last APP1 segment of Adobe's name space |
+//! | JPEG | the APP1 segments that begin with `Exif\0\0`, joined | the last APP1 segment of Adobe's namespace |
 //! | PNG | the last `eXIf` chunk or text `exif`; else the text `Raw profile type exif`, in hexadecimal | the last text `XML:com.adobe.xmp` |
 //! | WebP | the first `EXIF` chunk, if the header's flag announces one | the first `XMP ` chunk, if its flag is set |
 //! | TIFF | the tag 274 | the tag 700 |
 //!
-//! A text is a `tEXt`, `zTXt` or `iTXt` chunk, and chunks behind the pixels count. An EXIF block may begin with `Exif\0\0`. Its tag
-//! 274 may be of any numeric type but BYTE; a value other than 1 to 8 means upright, and the XMP packet is not asked then. Of an XMP
+//! A text is a `tEXt`, `zTXt` or `iTXt` chunk, and chunks after the pixels count. An EXIF block may begin with `Exif\0\0`. Its tag
+//! 274 may be of any numeric type but BYTE; a value other than 1 to 8 means upright, and then the XMP packet is not read. In an XMP
 //! packet, the first `tiff:Orientation="N"` or `<tiff:Orientation>N` counts, in exactly this spelling.
 //!
-//! An EXIF block that is no TIFF file is passed by here, where Pillow fails.
+//! An EXIF block that is not a TIFF file is ignored, where Pillow fails.
 
 use std::io::Read;
 
@@ -23,7 +23,7 @@ use super::ifd::Ifd;
 const TAG: u16 = 274;
 const TAG_XMP: u16 = 700;
 
-/// Longest decompressed text chunk that is looked at; Pillow's limit.
+/// Longest decompressed text chunk that is read; Pillow's limit.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// Metadata of one file that decides its orientation.
@@ -75,7 +75,7 @@ pub(super) fn of_tiff(bytes: &[u8]) -> Orientation {
 pub(super) fn of_webp(bytes: &[u8]) -> Orientation {
     let mut found = Metadata::default();
     let mut rest = bytes.get(12..).unwrap_or_default();
-    // A file without this chunk in front is a simple one, of which nothing but the picture counts.
+    // A file without this chunk at the front is a simple one, in which only the picture counts.
     let Some((b"VP8X", &[flags, ..])) = riff_chunk(&mut rest) else {
         return Orientation::NoTransforms;
     };

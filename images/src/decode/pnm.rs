@@ -1,16 +1,16 @@
 //! Portable bitmaps, graymaps and pixmaps (PBM, PGM, PPM), plain and raw: P1 to P6, as Pillow reads them.
 //!
-//! Samples are scaled by the file's own greatest value, which stands for white: to 8 bits where that is at most 255, else to 16.
+//! Samples are scaled by the file's own largest value, which is white: to 8 bits where that is at most 255, else to 16.
 
 use image::ColorType;
 
-use super::colour::Alpha;
+use super::color::Alpha;
 use super::{Stored, check_pixels};
 use crate::DecodeError;
 
 const FORMAT: &str = "PNM";
 
-/// The most characters of a number, as in Pillow.
+/// Longest number in characters, as in Pillow.
 const MAX_TOKEN: usize = 10;
 
 /// `scale_color_to` is 8 or 16: the bits that color samples of more than 8 bits are scaled to. Pillow scales those of a PPM to 8 bits.
@@ -70,7 +70,7 @@ pub(super) fn decode(bytes: &[u8], scale_color_to: u8) -> Result<Stored, DecodeE
     Ok(Stored { width, height, color, samples, alpha: Alpha::Unassociated, scaled_from })
 }
 
-/// A number of the header and the one white space behind it. A comment runs from `#` to the end of its line.
+/// A number of the header and the one white space after it. A comment runs from `#` to the end of its line.
 fn header_number(rest: &mut &[u8]) -> Result<u32, DecodeError> {
     let mut token = Vec::new();
     while let Some((&byte, tail)) = rest.split_first() {
@@ -108,7 +108,7 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
-/// What is not a comment, of the plain kinds' data.
+/// The data of the plain kinds without comments.
 fn without_comments(data: &[u8]) -> impl Iterator<Item = u8> {
     let mut in_comment = false;
     data.iter().copied().filter(move |&byte| {

@@ -1,7 +1,7 @@
-//! What a TIFF file says about its samples that the type of the decoded buffer does not show: the meaning of alpha, and kinds of
-//! samples that come out as plausible, wrong pixels or without a reason that a user could read.
+//! Facts about a TIFF file's samples that the type of the decoded buffer does not show: the meaning of alpha, and kinds of
+//! samples that the decoder would turn into plausible but wrong pixels, or refuse without a readable reason.
 
-use super::colour::Alpha;
+use super::color::Alpha;
 use super::ifd::Ifd;
 use crate::DecodeError;
 
@@ -13,10 +13,10 @@ const INK_SET: u16 = 332;
 const EXTRA_SAMPLES: u16 = 338;
 const SAMPLE_FORMAT: u16 = 339;
 
-/// What alpha means in this file, or why it cannot be read.
+/// The meaning of alpha in this file, or the reason why the file cannot be read.
 pub(super) fn check(bytes: &[u8]) -> Result<Alpha, DecodeError> {
     let Some(ifd) = Ifd::read(bytes) else {
-        // The decoder has the words for it.
+        // The decoder reports it.
         return Ok(Alpha::Unassociated);
     };
     let first = |tag, default| ifd.numbers(tag).first().copied().unwrap_or(default);
@@ -29,7 +29,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Alpha, DecodeError> {
             other => return unsupported(format!("samples of format {other}")),
         }
     }
-    // Nothing beneath reverses the bits, and reversed bits are a picture, too.
+    // No decoder reverses the bits, and reversed bits would decode to a wrong picture.
     if first(FILL_ORDER, 1) != 1 {
         return unsupported("bits stored from the lowest (FillOrder 2)".to_owned());
     }
@@ -42,7 +42,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Alpha, DecodeError> {
         0 | 1 if !matches!(bits, 1 | 8 | 16) => unsupported(format!("gray of {bits} bits")),
         2 if !matches!(bits, 8 | 16) => unsupported(format!("RGB of {bits} bits per sample")),
         2 => match (color_samples, extra.as_slice()) {
-            // With four samples and no word on the fourth, it is alpha: for Pillow and in practice.
+            // If the file has four samples and does not describe the fourth, it is alpha, in Pillow and in practice.
             (3, []) => Ok(Alpha::Opaque),
             (4, []) => Ok(Alpha::Unassociated),
             (3, [meaning, more @ ..]) if *meaning <= 2 && more.iter().all(|&more| more == 0) => Ok(match meaning {

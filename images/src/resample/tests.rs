@@ -57,11 +57,11 @@ proptest! {
     }
 
     #[test]
-    fn one_colour_stays_that_colour(colour: [u8; 3], width in 1u32..90, height in 1u32..90, out_w in 1u32..90, out_h in 1u32..90) {
-        let img = image(width, height, |_, _, c| colour[c as usize]);
+    fn one_color_stays_that_color(color: [u8; 3], width in 1u32..90, height in 1u32..90, out_w in 1u32..90, out_h in 1u32..90) {
+        let img = image(width, height, |_, _, c| color[c as usize]);
         for filter in FILTERS {
             let out = resample(&img, whole(&img), out_w, out_h, filter).unwrap();
-            prop_assert_eq!(&out, &image(out_w, out_h, |_, _, c| colour[c as usize]));
+            prop_assert_eq!(&out, &image(out_w, out_h, |_, _, c| color[c as usize]));
         }
     }
 

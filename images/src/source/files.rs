@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Sample, file_name, io_error};
 use crate::SourceError;
 
-/// Most shards that are held open: sources have thousands, and a process may often open only 1024 files.
+/// Largest number of open shards: sources have thousands, and a process may often open only 1024 files.
 const MAX_OPEN: usize = 64;
 
-/// Files by number, of which the last used are open.
+/// Files by number, the last used of which are open.
 pub(super) struct ShardFiles {
     paths: Vec<PathBuf>,
-    /// The last used at the front.
+    /// Open files, the last used first.
     open: Mutex<VecDeque<(usize, Arc<File>)>>,
 }
 
@@ -32,9 +32,9 @@ impl ShardFiles {
         &self.paths[shard]
     }
 
-    /// The file, to be read by position only: it is shared.
+    /// The file. It is shared, so it may only be read by position.
     pub(super) fn get(&self, shard: usize) -> Result<Arc<File>, SourceError> {
-        // A poisoned lock guards nothing worse than a shorter list.
+        // After a panic elsewhere the list is at worst shorter.
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let file = match open.iter().position(|(number, _)| *number == shard) {
             Some(at) => open.remove(at).expect("the position was just found").1,
@@ -46,11 +46,11 @@ impl ShardFiles {
     }
 }
 
-/// Gives images of equal keys in shards of equal names other keys, which begin with the shard's path below the longest folder that all
-/// shards have in common, instead of with its name.
+/// Makes equal keys in shards of equal names unique: they begin with the shard's path below the longest folder that all shards have in
+/// common, instead of with its name.
 ///
-/// Keys that are unique stay as they are, whatever the shards are called: caches are joined by them. Nor does a shard that is given twice
-/// become two. `ranges` are the numbers of every shard's samples.
+/// Unique keys never change, because caches are joined by them, and a shard that is given twice does not become two. `ranges` are the
+/// sample numbers of every shard.
 pub(super) fn qualify(paths: &[PathBuf], ranges: &[Range<usize>], samples: &mut [Sample]) -> Result<(), SourceError> {
     let mut by_name: HashMap<&str, Vec<usize>> = HashMap::new();
     for (shard, path) in paths.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What opening a source finds besides its images: pictures that are not taken, archives that are not opened, facts to tell a user.
+//! Findings besides the images of a source: skipped pictures, archives that are not opened, and notes for the user.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -7,26 +7,26 @@ use std::path::{Path, PathBuf};
 
 use crate::decode::{READABLE_EXTENSIONS, SNIFF_BYTES, UNREADABLE_EXTENSIONS, picture_format};
 
-/// What a source holds besides its images. Whatever is left out of the data set is here, so that no picture goes missing in silence.
+/// Everything in a source besides its images, so that no picture is left out of the data set silently.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Pictures that are not taken, by name or by content, and containers that may hold more of them; sorted by key within a folder
+    /// Skipped pictures, by name or by content, and containers that may hold more of them; sorted by key within a folder
     /// or shard.
     pub skipped: Vec<Skipped>,
-    /// Sentences for the user: what is read in another way than expected, and the setting that changes it.
+    /// Sentences for the user about unexpected readings, with the setting that changes them.
     pub notes: Vec<String>,
     /// Counts of files, members or columns that are not pictures, by extension or name.
     pub others: BTreeMap<String, u64>,
 }
 
-/// Pictures that a source holds and does not take.
+/// Pictures of a source that are skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     /// Path below the folder, or `shard.tar/member`, or `file.parquet/column`.
     pub key: String,
-    /// Why it is not taken: one of few sentences, to count by.
+    /// The reason, one of few sentences to count by.
     pub reason: String,
-    /// How many pictures: the rows of a column, else 1.
+    /// Number of pictures: the rows of a column, else 1.
     pub count: u64,
 }
 
@@ -36,7 +36,7 @@ impl Findings {
         self.skipped.iter().map(|skipped| skipped.count).sum()
     }
 
-    /// How many were skipped for which reason, the commonest first.
+    /// Number of skipped pictures by reason, the most common first.
     pub fn by_reason(&self) -> Vec<(String, u64)> {
         let mut reasons = BTreeMap::<&str, u64>::new();
         for skipped in &self.skipped {
@@ -57,7 +57,7 @@ impl Findings {
         format!("{}: {}", self.skipped_count(), reasons.join(", "))
     }
 
-    /// Other files, members or columns, in one line, the commonest first. Empty if there are none.
+    /// Other files, members or columns, in one line, the most common first. Empty if there are none.
     pub fn others_line(&self) -> String {
         let mut others: Vec<_> = self.others.iter().collect();
         others.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
@@ -70,7 +70,7 @@ impl Findings {
         names.join(", ")
     }
 
-    /// What a user should be told, a sentence each.
+    /// Warnings for the user, a sentence each.
     pub fn warnings(&self, spec: &str) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(first) = self.skipped.first() {
@@ -92,7 +92,7 @@ impl Findings {
         }
     }
 
-    /// What to say of a source without images: the shards that lie deeper in it, and the pictures that are skipped.
+    /// The hint for a source without images: shards deeper inside it, and skipped pictures.
     pub(super) fn instead_of_images(&self, spec: &str) -> String {
         let mut shards = BTreeMap::<String, u64>::new();
         for skipped in &self.skipped {
@@ -135,7 +135,7 @@ impl Findings {
         self.skipped.push(Skipped { key: key.into(), reason: reason.into(), count: 1 });
     }
 
-    /// Files an entry that is no image under what it is.
+    /// Records an entry that is not an image under its kind.
     pub(super) fn file(&mut self, key: String, reason: Option<String>) {
         match reason {
             Some(reason) => self.skip(key, reason),
@@ -143,7 +143,7 @@ impl Findings {
         }
     }
 
-    /// Adds to a sentence that counts what it speaks of.
+    /// Adds a note that starts with a count.
     pub(super) fn note(&mut self, note: String) {
         if !self.notes.contains(&note) {
             self.notes.push(note);
@@ -154,10 +154,10 @@ impl Findings {
 /// The reason of containers.
 const ARCHIVE: &str = "archive, not opened";
 
-/// Kinds of other files that a line lists.
+/// Largest number of kinds of other files in a line.
 const LISTED: usize = 8;
 
-/// Extensions of containers that may hold images and are not opened where they are found.
+/// Extensions of containers that may hold images and are not opened inside a source.
 const ARCHIVES: [&str; 20] = [
     "tar",
     "parquet",
@@ -184,7 +184,7 @@ const ARCHIVES: [&str; 20] = [
 /// Text between an image's extension and the rest of a name in copies: `a.jpg_large`, `a.jpg~`, `a.jpg?size=2`, `a.jpg copy`.
 const AFTER_EXTENSION: [char; 9] = ['_', '~', '?', '!', ':', '@', '&', '-', ' '];
 
-/// What is put behind a whole name by programs that keep or fetch a copy.
+/// Suffixes that programs append to a whole name when they keep or download a copy.
 const COPY_EXTENSIONS: [&str; 8] = ["bak", "old", "orig", "tmp", "part", "partial", "crdownload", "download"];
 
 /// Whether files with this extension are images.
@@ -192,13 +192,13 @@ pub(super) fn is_image_extension(extension: &str) -> bool {
     READABLE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-/// Whether an extension is that of a picture, of a format that is read or not.
+/// Whether an extension belongs to a picture format, supported or not.
 pub(super) fn is_picture_extension(extension: &str) -> bool {
     let mut unread = UNREADABLE_EXTENSIONS.iter();
     is_image_extension(extension) || unread.any(|(known, _)| extension.eq_ignore_ascii_case(known))
 }
 
-/// The text behind the last dot of a file's own name; `None` if there is none, or if the dot begins the name.
+/// The text after the last dot of a file's own name; `None` without a dot, or if the dot begins the name.
 pub(super) fn extension(name: &str) -> Option<&str> {
     let base = name.rsplit('/').next().unwrap_or(name);
     match base.rsplit_once('.') {
@@ -207,9 +207,9 @@ pub(super) fn extension(name: &str) -> Option<&str> {
     }
 }
 
-/// Why an entry that is not taken by its name is a picture, or may hold some; `None` if nothing says so. `start` is how it begins.
+/// Why an entry whose name is not an image's is a picture or may hold some; `None` if it is neither. `start` is its first bytes.
 pub(super) fn picture_reason(name: &str, start: &[u8]) -> Option<String> {
-    // Written by macOS beside every file on foreign disks, under the name of that file.
+    // macOS writes these beside every file on other file systems, under the file's name.
     if start.starts_with(&[0, 5, 0x16, 7]) {
         return None;
     }
@@ -234,7 +234,7 @@ pub(super) fn picture_reason(name: &str, start: &[u8]) -> Option<String> {
     }
 }
 
-/// Whether content says that this is an image which can be read. Hidden files are none, and camera raw files are TIFF files only by
+/// Whether this is a readable image by its content. Hidden files do not count, and camera raw files are TIFF files only by
 /// their first bytes.
 pub(super) fn is_readable(name: &str, start: &[u8]) -> bool {
     let is_hidden = name.rsplit('/').next().unwrap_or(name).starts_with('.');
@@ -243,7 +243,7 @@ pub(super) fn is_readable(name: &str, start: &[u8]) -> bool {
     })
 }
 
-/// The name of the format that is not read, by the extension.
+/// The name of an unsupported format, by the extension.
 fn unread_extension(name: &str) -> Option<&'static str> {
     let extension = extension(name)?;
     UNREADABLE_EXTENSIONS.iter().find(|(known, _)| extension.eq_ignore_ascii_case(known)).map(|(_, format)| *format)
@@ -279,7 +279,7 @@ fn kind_of_name(name: &str) -> String {
     }
 }
 
-/// The first bytes of a file, as many as say what it is.
+/// The first bytes of a file, enough to recognize its format.
 pub(super) fn start_of(path: &Path) -> std::io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let mut start = vec![0; SNIFF_BYTES];
@@ -294,14 +294,14 @@ pub(super) fn start_of(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// An entry of a folder that is no image by its name, and what its content says of it.
+/// An entry of a folder whose name is not an image's, and its format by content.
 pub(super) struct Candidate {
     pub(super) key: String,
     pub(super) path: PathBuf,
 }
 
-/// How each file begins. Asked by several threads, since on a network file system each answer takes a round trip. An empty start stands for
-/// a file that cannot be opened: its name has to do.
+/// The first bytes of each file, read by several threads because on a network file system each read takes a round trip. A file that cannot
+/// be opened has an empty start and is judged by its name.
 pub(super) fn starts_of(candidates: &[Candidate]) -> Vec<Vec<u8>> {
     super::in_parallel(candidates, |candidate| start_of(&candidate.path).unwrap_or_default())
 }

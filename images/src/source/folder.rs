@@ -1,15 +1,15 @@
 //! A folder of class folders, as torchvision's `ImageFolder` has them.
 //!
-//! Every first-level folder is a class, with or without images, and a label is the folder's place among them, sorted bytewise; so
-//! a training and a validation folder with the same classes agree. Images may lie at any depth below. Images beside the class
+//! Every first-level folder is a class, with or without images, and a label is the folder's place among them, sorted bytewise. So
+//! training and validation folders with the same classes have the same labels. Images may lie at any depth below. Images beside the class
 //! folders have no label. Links are followed.
 //!
-//! Files whose names do not end like an image's are not taken. Those that are pictures all the same, going by their first bytes or by the
-//! extension of a format that is not supported, are skipped and named in the [`Findings`]; so are pictures and folders whose names begin
-//! with a dot, and archives. A pattern after `::` says instead which files are images: those that it matches and that are pictures
+//! Only files with an image's extension are images. Other files that are pictures by their first bytes, or have the extension of an
+//! unsupported format, are skipped and listed in the [`Findings`]; so are pictures and folders whose names begin
+//! with a dot, and archives. A pattern after `::` selects the images instead: the files that it matches and that are pictures
 //! by name or content.
 //!
-//! Folders with names like `train` and `val` in one folder are splits of a data set and no classes: there a choice is asked for.
+//! Folders with names like `train` and `val` in one folder are splits of a data set and not classes, and the user has to choose one.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -61,7 +61,7 @@ pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, So
     }
     if let Some((prefix, splits)) = splits.first() {
         let spec = root.display().to_string();
-        // Where every class has splits of its own, one pattern takes the same split of each.
+        // If every class has splits of its own, one pattern selects the same split of each.
         let choices = match prefix.matches('/').count() {
             0 => splits.patterns(spec.trim_end_matches('/')),
             depth => splits
@@ -110,9 +110,9 @@ pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, So
 }
 
 struct Walk<'a> {
-    /// Which files are images, if not those that are named like one.
+    /// The pattern of images, instead of their extensions.
     pattern: Option<&'a Pattern>,
-    /// Files whose content has to say whether they are pictures.
+    /// Files whose content decides whether they are pictures.
     candidates: Vec<Candidate>,
     findings: Findings,
     /// Folders with more than one split in them, by the key of the folder around them.
@@ -121,16 +121,16 @@ struct Walk<'a> {
     classes: Vec<String>,
     /// Paths of the images, below the root.
     keys: Vec<String>,
-    /// The first of the entries that cannot be used, and how many there are: whoever has to mend them sees all at once.
+    /// The first of the unusable entries and their number, so that the user sees all of them at once.
     bad: Vec<SourceError>,
     bad_count: usize,
 }
 
-/// Bad entries that a message lists.
+/// Largest number of bad entries in a message.
 const LISTED: usize = 10;
 
 impl Walk<'_> {
-    /// Collects what is below `folder`, whose key is `prefix`. `around` are the identities of the folder and of all around it.
+    /// Collects the images below `folder`, whose key is `prefix`. `around` are the identities of the folder and of its ancestors.
     fn folder(&mut self, folder: &Path, prefix: &str, around: &mut Vec<(u64, u64)>) -> Result<(), SourceError> {
         let mut splits = Splits::default();
         for entry in fs::read_dir(folder).map_err(io_error(folder))? {
@@ -156,7 +156,7 @@ impl Walk<'_> {
                 continue;
             }
             if file_type.is_file() && !is_image {
-                // What a pattern leaves out was left out by the user.
+                // The user's pattern leaves these out on purpose.
                 let wanted = self.pattern.is_none_or(|pattern| pattern.matches(&key));
                 if wanted {
                     self.candidates.push(Candidate { key, path });
@@ -214,8 +214,8 @@ impl Walk<'_> {
     }
 }
 
-/// What an entry is, or what its link leads to. `None` for a link that leads nowhere, unless it is named like an image: then
-/// something is missing.
+/// The kind of an entry, or of its link's target. `None` for a broken link, unless it has an image's name: then the image is
+/// missing.
 fn followed_type(entry: &fs::DirEntry, is_image: bool) -> io::Result<Option<fs::FileType>> {
     let file_type = entry.file_type()?;
     if !file_type.is_symlink() {
@@ -233,7 +233,7 @@ fn identity(folder: &Path) -> Result<(u64, u64), SourceError> {
     fs::metadata(folder).map(|metadata| (metadata.dev(), metadata.ino())).map_err(io_error(folder))
 }
 
-/// The lengths of all files.
+/// Lengths of all files in bytes.
 fn lengths(root: &Path, keys: &[String]) -> Result<Vec<u64>, SourceError> {
     let length = |key: &String| {
         let path = root.join(key);

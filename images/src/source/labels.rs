@@ -8,14 +8,14 @@ use unicode_normalization::UnicodeNormalization;
 /// identity.
 pub(super) const MAX_NAMES: usize = 1 << 16;
 
-/// Names of classes that images have, in order of appearance.
+/// Class names of images, in order of appearance.
 #[derive(Default)]
 pub(super) struct Names {
     index: HashMap<String, u32>,
 }
 
 impl Names {
-    /// The index of a name, which is added if it is new. `None` if there are too many.
+    /// The index of a name; a new name is added. `None` if there are too many.
     pub(super) fn add(&mut self, name: &str) -> Option<u32> {
         if let Some(&index) = self.index.get(name) {
             return Some(index);
@@ -28,8 +28,8 @@ impl Names {
         Some(index as u32)
     }
 
-    /// The names sorted bytewise, and for each index in order of appearance its place among them: a training and a test set with the
-    /// same classes agree.
+    /// The names sorted bytewise, and for each index in order of appearance its place among them. So a training and a test set with the
+    /// same classes have the same labels.
     pub(super) fn sorted(self) -> (Vec<String>, Vec<i32>) {
         let mut names: Vec<(String, u32)> = self.index.into_iter().collect();
         names.sort_unstable();
@@ -41,7 +41,7 @@ impl Names {
     }
 }
 
-/// Words in the names of columns and members that plainly hold classes.
+/// Words in the names of columns and members that usually hold classes.
 const LABEL_WORDS: [&str; 28] = [
     "label",
     "labels",
@@ -73,7 +73,7 @@ const LABEL_WORDS: [&str; 28] = [
     "disease",
 ];
 
-/// Whether a column or member is called like a label: `label_idx`, `classId`, `coarse-label`, `y`.
+/// Whether a column or member has a label's name: `label_idx`, `classId`, `coarse-label`, `y`.
 pub(super) fn is_like_a_label(name: &str) -> bool {
     let mut words = vec![String::new()];
     let mut was_lower = false;
@@ -90,7 +90,7 @@ pub(super) fn is_like_a_label(name: &str) -> bool {
     words.iter().any(|word| LABEL_WORDS.contains(&&**word))
 }
 
-/// Names that are listed in a sentence.
+/// Largest number of names in a sentence.
 const LISTED: usize = 8;
 
 /// Names in quotation marks, the first few of many.
@@ -104,8 +104,8 @@ pub(super) fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     names.join(", ")
 }
 
-/// Classes that are two only by the case of letters, by spaces or by the form of characters (`é` in one character or in two, `ﬁ` or `fi`),
-/// and are probably meant to be one.
+/// Classes that differ only in case, spaces or the form of characters (`é` as one character or two, `ﬁ` or `fi`), and are probably meant
+/// to be one.
 pub(super) fn near_twins(names: &[String]) -> Option<String> {
     let mut alike: BTreeMap<String, Vec<&String>> = BTreeMap::new();
     for name in names {
@@ -118,7 +118,7 @@ pub(super) fn near_twins(names: &[String]) -> Option<String> {
         .into_values()
         .filter(|names| names.len() > 1)
         .map(|names| {
-            // Two names of other forms may look the same.
+            // Two names of different forms may look the same.
             let show = |name: &&String| match name.is_ascii() {
                 true => format!("{name:?}"),
                 false => format!("{name:?} ({})", name.escape_default()),
@@ -137,7 +137,7 @@ pub(super) fn near_twins(names: &[String]) -> Option<String> {
     })
 }
 
-/// A name without the blanks and the one pair of quotation marks around it, which count in no source.
+/// A name without the blanks and the one pair of quotation marks around it, which every source ignores.
 pub(super) fn bare(text: &str) -> &str {
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0' || c == '\u{feff}');
     text.strip_prefix('"')
@@ -146,16 +146,16 @@ pub(super) fn bare(text: &str) -> &str {
         .unwrap_or(text)
 }
 
-/// What a text says, where a class is expected.
+/// The value of a text in a place for classes.
 #[derive(Debug, PartialEq)]
 pub(super) enum Text<'a> {
     /// A whole number in any spelling: `7`, `007`, `7.0`, `7e0`.
     Whole(i64),
-    /// Another number: no class.
+    /// Another number, which is not a class.
     Fraction,
     /// A name, without the blanks and quotation marks around it.
     Name(&'a str),
-    /// Nothing, several lines, several numbers, or a list or object in JSON: no class.
+    /// Empty text, several lines, several numbers, or a list or object in JSON, which are not classes.
     Other,
 }
 
@@ -180,7 +180,7 @@ pub(super) fn read_text(text: &str) -> Text<'_> {
     Text::Name(text)
 }
 
-/// The whole number that a float is, if it is one and small enough to be exact.
+/// A float as a whole number, if it is one and small enough to be exact.
 pub(super) fn whole(number: f64) -> Option<i64> {
     (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64)
 }

@@ -1,11 +1,11 @@
 //! Parquet in the Hugging Face layout: a struct column `{bytes, path}` of image files, and a column of labels.
 //!
 //! A label column holds whole numbers of any type, or names: text, categorical or not, whose distinct values are numbered in the order
-//! of their bytes. A column that is called like a label and cannot be a class (a list, fractions) is named in the [`Findings`], and
-//! so are further columns of images; a column's name after `::` says which is meant.
+//! of their bytes. The [`Findings`] list columns with a label's name that cannot be a class (a list, fractions), and
+//! further columns of images; a column's name after `::` selects one.
 //!
-//! Rows are read through pages, the unit that Parquet compresses: a row group can hold gigabytes, a page seldom more than the
-//! megabyte that writers aim at. Pages read last are kept, so that reading rows in order decodes each page once.
+//! Rows are read through pages, the unit that Parquet compresses: a row group can hold gigabytes, a page rarely more than the
+//! megabyte that writers aim at. The last pages are kept, so that reading rows in order decodes each page once.
 
 mod columns;
 mod pages;
@@ -33,9 +33,9 @@ pub(super) const CACHE_BYTES: usize = 64 << 20;
 
 pub(super) struct Tables {
     files: ShardFiles,
-    /// For every file: what its footer says, and which sample its first row is.
+    /// For every file its footer, and the sample number of its first row.
     tables: Vec<Table>,
-    /// Where the image column is, which is the same in all files.
+    /// Position of the image column, the same in all files.
     image_leaf: usize,
     cache: Mutex<VecDeque<(PageId, Arc<Slot>)>>,
 }
@@ -49,18 +49,18 @@ struct Table {
 struct RowGroup {
     /// First row, counted in the file.
     first_row: usize,
-    /// For every page its first row, counted in the group, found when the first of its rows is read.
+    /// First row of every page, counted in the group; filled when a row of the group is first read.
     page_starts: OnceLock<Vec<usize>>,
 }
 
 /// File, row group, page.
 type PageId = (usize, usize, usize);
 
-/// A page, or the place where the first thread to want it puts it while others wait.
+/// A page, or the slot that the first thread fills while others wait.
 #[derive(Default)]
 struct Slot(Mutex<Option<Arc<Page>>>);
 
-/// Where a row is.
+/// Position of a row.
 struct Place {
     table: usize,
     group: usize,
@@ -105,17 +105,17 @@ pub(super) fn open(paths: Vec<PathBuf>, column: Option<&str>, label: Option<&str
     Ok(Listing { samples, label_names, findings, store: Store::Parquet(store) })
 }
 
-/// What the files read so far hold together.
+/// Contents of the files read so far.
 #[derive(Default)]
 struct Opening<'a> {
-    /// The column of images that was asked for.
+    /// The image column that was asked for.
     column: Option<&'a str>,
-    /// The column of labels that was asked for.
+    /// The label column that was asked for.
     label_column: Option<&'a str>,
     /// Labels that are names are indices into `names` here.
     samples: Vec<Sample>,
     names: Names,
-    /// What makes the label column no classes, if anything does.
+    /// Why the label column does not hold classes, if it does not.
     unfit: Option<String>,
     /// The first row whose label is a number, and the first whose is a name.
     numbered: Option<String>,
@@ -136,7 +136,7 @@ impl Opening<'_> {
         for group in metadata.row_groups() {
             let corrupt =
                 |what: &str| SourceError::CorruptParquet { path: path.to_path_buf(), detail: what.to_owned() };
-            // A number that is out of all proportion must not become an allocation. Eight rows to the byte is more than any image allows.
+            // An absurd number of rows must not become an allocation. No image allows eight rows per byte.
             let plausible = 0..=file_len.saturating_mul(8);
             let rows = usize::try_from(group.num_rows()).ok().filter(|&rows| plausible.contains(&(rows as u64)));
             let rows = rows.ok_or_else(|| corrupt("a row group claims an impossible number of rows"))?;
@@ -168,8 +168,8 @@ impl Opening<'_> {
         Ok((Table { metadata: Arc::new(metadata), first_sample, groups }, columns))
     }
 
-    /// The label of a row; an index where it is a name. What no class can be in a column that is not of integers makes the column no
-    /// column of classes: a target of regression, say, is no fault of the file.
+    /// The label of a row; an index if it is a name. A value that cannot be a class is an error in an integer column; in other columns it means
+    /// that the column does not hold classes, for example a regression target.
     fn label(
         &mut self,
         path: &Path,
@@ -222,7 +222,7 @@ impl Opening<'_> {
         }
     }
 
-    /// Notes what of a file is not read.
+    /// Notes the parts of a file that are not read.
     fn report(&mut self, path: &Path, name: &str, columns: &Columns, rows: u64) {
         let choice = |column: &str| match self.column {
             Some(images) => format!("`::{images},label={column}`"),
@@ -317,8 +317,8 @@ impl Tables {
         Ok(bytes.to_vec())
     }
 
-    /// A page from the cache, or read now. Threads that want the same page at once read it once; threads that want others do not
-    /// wait for them.
+    /// A page from the cache, or read now. Threads that need the same page read it once; threads that need other pages do not
+    /// wait.
     fn page(&self, id: PageId, read: impl FnOnce() -> Result<Page, SourceError>) -> Result<Arc<Page>, SourceError> {
         let slot = {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -347,7 +347,7 @@ impl Tables {
         cache.iter().filter_map(|(_, slot)| slot.0.lock().ok()?.as_ref().map(|page| page.bytes())).sum()
     }
 
-    /// Forgets the pages used longest ago, until the others fit. Those that are being read now count nothing yet.
+    /// Drops the least recently used pages until the others fit. Pages that are being read do not count yet.
     fn evict(&self) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held = 0;
@@ -361,7 +361,7 @@ impl Tables {
     }
 }
 
-/// The folder that states a label, as the partitions of a Hive table do: `label=cat`.
+/// A folder that states a label like a partition of a Hive table: `label=cat`.
 fn hive_partition(path: &Path) -> Option<String> {
     let folders = path.parent()?.components().rev();
     let mut names = folders.filter_map(|folder| folder.as_os_str().to_str());
@@ -376,7 +376,7 @@ fn guarded<T>(path: &Path, parser: impl FnOnce() -> Result<T, SourceError>) -> R
     catch_panics(parser).unwrap_or_else(|detail| Err(SourceError::CorruptParquet { path: path.to_path_buf(), detail }))
 }
 
-/// Tells a failing disk from a malformed file.
+/// Distinguishes a failing disk from a malformed file.
 fn explain(path: &Path) -> impl FnOnce(ParquetError) -> SourceError {
     let path = path.to_path_buf();
     move |error| match error {

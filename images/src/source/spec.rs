@@ -1,4 +1,4 @@
-//! From what the user typed to the files it means.
+//! From the user's specification of a source to its files.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -15,9 +15,9 @@ pub(super) enum Resolved {
     Parquet(Vec<PathBuf>),
 }
 
-/// The files that a source means, what lies beside them, and what stands behind `::`, which says what in them is meant.
+/// The files of a source, findings beside them, and the text after `::`, which selects images and labels.
 pub(super) fn resolve(spec: &str) -> Result<(Resolved, Findings, Option<&str>), SourceError> {
-    // A path that exists is taken as it is, whatever characters it has.
+    // An existing path is used literally, even if it has characters of a pattern.
     let (files, within) = match spec.rsplit_once("::") {
         Some((files, within)) if !Path::new(spec).exists() => (files, Some(within)),
         _ => (spec, None),
@@ -27,7 +27,7 @@ pub(super) fn resolve(spec: &str) -> Result<(Resolved, Findings, Option<&str>), 
     Ok((resolved, findings, within))
 }
 
-/// Whether `path`, which need not exist, lies in the folder that `spec` names: what is written there would become a part of the source.
+/// Whether `path`, which need not exist, lies in the folder that `spec` names: files written there would become part of the source.
 pub fn lies_in(path: &Path, spec: &str) -> bool {
     let folder = match spec.rsplit_once("::") {
         Some((folder, _)) if !Path::new(spec).exists() => folder,
@@ -39,7 +39,7 @@ pub fn lies_in(path: &Path, spec: &str) -> bool {
     if !folder.is_dir() {
         return false;
     }
-    // The part of the path that exists, without links.
+    // The existing part of the path, with links resolved.
     let existing = path.ancestors().find_map(|part| {
         let real = part.canonicalize().ok()?;
         Some(real.join(path.strip_prefix(part).ok()?))
@@ -47,8 +47,7 @@ pub fn lies_in(path: &Path, spec: &str) -> bool {
     existing.unwrap_or(path).starts_with(folder)
 }
 
-/// What stands behind `::` of shards: which images are meant, and what is read as labels, as in `::label=species` and
-/// `::*.seg.png,label=target`.
+/// The text after `::` of shards, which selects images and labels, as in `::label=species` and `::*.seg.png,label=target`.
 pub(super) fn split_label(within: Option<&str>) -> (Option<&str>, Option<&str>) {
     let Some(text) = within else {
         return (None, None);
@@ -62,7 +61,7 @@ pub(super) fn split_label(within: Option<&str>) -> (Option<&str>, Option<&str>) 
     }
 }
 
-/// A path that exists is taken as it is; otherwise braces are expanded, then globs.
+/// An existing path is used literally; otherwise braces are expanded, then globs.
 ///
 /// Shards keep the order of the braces, and within one glob are sorted bytewise.
 fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, SourceError> {
@@ -104,7 +103,7 @@ fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, Source
     shards(spec, paths)
 }
 
-/// The split that a shard belongs to, by its name, else by that of the folder around it.
+/// The split of a shard, by its name, else by the name of its folder.
 fn split_of(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let of_parent = || splits::of_folder(path.parent()?.file_name()?.to_str()?);
@@ -212,7 +211,7 @@ fn shards(spec: &str, paths: Vec<PathBuf>) -> Result<Resolved, SourceError> {
     }
 }
 
-/// Every string that a pattern with braces stands for, as in a shell: `{a,b}` lists, `{008..011}` counts with its zeros kept.
+/// All expansions of a pattern with braces, as in a shell: `{a,b}` lists, `{008..011}` counts with its zeros kept.
 fn expand_braces(pattern: &str) -> Result<Vec<String>, String> {
     let Some(open) = pattern.find('{') else {
         return if pattern.contains('}') {
@@ -246,7 +245,7 @@ fn count(first: &str, last: &str) -> Result<Vec<String>, String> {
     if from > to {
         return Err(format!("`{{{first}..{last}}}` counts down"));
     }
-    // As in a shell: zeros are kept when one of the ends has some to keep.
+    // As in a shell, numbers are padded with zeros if one of the ends is.
     let padded = [first, last].iter().any(|digits| digits.len() > 1 && digits.starts_with('0'));
     let width = if padded { first.len().max(last.len()) } else { 0 };
     Ok((from..=to).map(|i| format!("{i:0width$}")).collect())

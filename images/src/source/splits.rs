@@ -1,8 +1,8 @@
-//! Names by which data sets keep their training and their test images apart.
+//! Names with which data sets separate training and test images.
 
 use std::collections::BTreeMap;
 
-/// Words that name a split, and the split that they name.
+/// Words that name a split, and the split.
 const WORDS: [(&str, &str); 24] = [
     ("train", "train"),
     ("training", "train"),
@@ -21,7 +21,7 @@ const WORDS: [(&str, &str); 24] = [
     ("holdout", "holdout"),
     ("heldout", "holdout"),
     ("unlabeled", "unlabeled"),
-    ("unlabelled", "unlabeled"),
+    ("unlabeled", "unlabeled"),
     ("unsupervised", "unlabeled"),
     ("query", "query"),
     ("gallery", "gallery"),
@@ -30,7 +30,7 @@ const WORDS: [(&str, &str); 24] = [
     ("testset", "test"),
 ];
 
-/// Words that may stand beside the split in the name of its folder.
+/// Words that may accompany the split in the name of its folder.
 const NEUTRAL: [&str; 14] = [
     "image",
     "images",
@@ -56,13 +56,13 @@ fn split_of_word(word: &str) -> Option<&'static str> {
     WORDS.iter().find(|(known, _)| *known == word).map(|(_, split)| *split)
 }
 
-/// The split that a folder's name stands for: `train`, `val2017`, `ILSVRC2012_img_train`. A folder `train station` is a class.
+/// The split of a folder's name: `train`, `val2017`, `ILSVRC2012_img_train`. A folder `train station` is a class.
 pub(super) fn of_folder(name: &str) -> Option<&'static str> {
     let mut found = None;
     for word in words(name) {
         match split_of_word(&word) {
             Some(split) if found.is_none() || found == Some(split) => found = Some(split),
-            // `test-dev` is the test server's.
+            // `test-dev` belongs to a test server.
             Some("validation") if found == Some("test") => {}
             Some(_) => return None,
             None if NEUTRAL.contains(&&*word) => {}
@@ -72,7 +72,7 @@ pub(super) fn of_folder(name: &str) -> Option<&'static str> {
     found
 }
 
-/// The split that a shard's name stands for: the word in `imagenet-train-0003.tar`; whatever stands before the numbers in
+/// The split of a shard's name: the word in `imagenet-train-0003.tar`, or the text before the numbers in
 /// `en-00000-of-00002.parquet`, as Hugging Face names splits.
 pub(super) fn of_shard(name: &str) -> Option<String> {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
@@ -90,7 +90,7 @@ pub(super) fn of_shard(name: &str) -> Option<String> {
     }
 }
 
-/// What files or folders stand for which split; a choice to make if there is more than one.
+/// Files or folders by split. If there is more than one split, the user has to choose.
 #[derive(Default)]
 pub(super) struct Splits {
     by_split: BTreeMap<String, Vec<String>>,
@@ -101,7 +101,7 @@ impl Splits {
         self.by_split.entry(split.into()).or_default().push(name.into());
     }
 
-    /// Whether there is more than one.
+    /// Whether there is more than one split.
     pub(super) fn is_choice(&self) -> bool {
         self.by_split.len() > 1
     }
@@ -119,7 +119,7 @@ impl Splits {
             .join(", ")
     }
 
-    /// For every split one pattern that means its files and none of another's, below `folder`.
+    /// For every split a pattern that matches all its files and no others, below `folder`.
     pub(super) fn patterns(&self, folder: &str) -> Vec<String> {
         self.by_split
             .iter()
@@ -131,7 +131,7 @@ impl Splits {
     }
 }
 
-/// A glob for these names, or braces where no glob separates them from the others.
+/// A glob for these names, or braces if no glob separates them from the others.
 fn pattern<'a>(names: &[String], mut others: impl Iterator<Item = &'a String>) -> String {
     let [first, rest @ ..] = names else {
         return String::new();
@@ -158,7 +158,7 @@ fn pattern<'a>(names: &[String], mut others: impl Iterator<Item = &'a String>) -
         head = &head[..common(head, name, false)];
         tail = &tail[tail.len() - common(tail, name, true)..];
     }
-    // Digits that the numbers of all shards happen to share are no part of the name.
+    // Leading digits that all shard numbers happen to share do not belong to the name.
     let head = head.trim_end_matches(|c: char| c.is_ascii_digit());
     let tail = tail.trim_start_matches(|c: char| c.is_ascii_digit());
     let is_clear = |name: &&String| name.starts_with(head) && name.ends_with(tail);

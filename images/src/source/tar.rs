@@ -1,14 +1,14 @@
 //! WebDataset shards: tar files in which the members of a sample have the same path up to the first dot of their name.
 //!
-//! As in WebDataset, a member is an image by what follows the *last* dot of its name, and belongs to the sample named by what stands before
-//! the *first* dot of its last component. One member with nothing between the two, `000.jpg`, is the sample's image. A sample without such a
-//! member may have several: all images of `pair.left.jpg`, `pair.right.jpg` and of `track 22.05.jpg` are taken, and their keys reach to
-//! the last dot. Beside `000.jpg`, on the other hand, `000.seg.png` is skipped and named: masks and depth maps are stored so. Two images
-//! that differ in the last extension alone, `000.jpg` and `000.png`, leave open which is meant, and are refused. A pattern after `::` answers
-//! it: the images are the members that it matches and that are pictures by name or content.
+//! As in WebDataset, the part of a member's name after the *last* dot makes it an image, and the part before the *first* dot of its last
+//! component names its sample. A member with only one dot, `000.jpg`, is the sample's image. A sample without such a
+//! member may have several images: `pair.left.jpg`, `pair.right.jpg` and `track 22.05.jpg` are all images, and their keys reach to
+//! the last dot. Beside `000.jpg`, however, `000.seg.png` is skipped and reported, because masks and depth maps are stored like this. Two
+//! images that differ only in the last extension, `000.jpg` and `000.png`, are ambiguous and refused. A pattern after `::` resolves
+//! this: the images are the members that it matches and that are pictures by name or content.
 //!
 //! A label is read from a member `.cls`, `.class` or `.label` of the same name up to the last dot, else up to the first; `.txt` or `.json`
-//! may follow. It is a whole number or, in all members alike, the name of a class.
+//! may follow. It is a whole number or, in all members, the name of a class.
 //!
 //! Archives that were joined are read to the end of the file, as by `tar --ignore-zeros`. Headers are read once, when opening; images
 //! are read in place afterwards.
@@ -32,18 +32,18 @@ use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
 use crate::decode::SNIFF_BYTES;
 
-/// Most bytes of a member with a label: more than any number or name of a class has.
+/// Largest member with a label in bytes: more than any number or class name has.
 const MAX_LABEL_BYTES: u64 = 1024;
 
-/// Most bytes of a member that is taken for a possible label.
+/// Largest member that could be a label in bytes.
 const MAX_WORD_BYTES: u64 = 64;
 
-/// What the members with labels are called, the most telling first.
+/// Fields of members with labels, in order of preference.
 const LABEL_FIELDS: [&str; 3] = ["cls", "class", "label"];
 
 pub(super) struct Shards {
     files: ShardFiles,
-    /// For every sample of the source, where its image is.
+    /// Position of the image of every sample of the source.
     members: Vec<Member>,
 }
 
@@ -108,17 +108,17 @@ pub(super) fn open(
     Ok(Listing { samples, label_names, findings, store: Store::Tar(Shards { files: ShardFiles::new(paths), members }) })
 }
 
-/// What the shards read so far hold together.
+/// Contents of the shards read so far.
 #[derive(Default)]
 struct Opening<'a> {
-    /// Which members are images, if not those that are named like one.
+    /// The pattern of images, instead of their extensions.
     pattern: Option<&'a Pattern>,
-    /// The members that labels are read from, if not those of the usual names.
+    /// The field that labels are read from, instead of the usual ones.
     field: Option<&'a str>,
-    /// Fields that labels were read from, and those that hold what could be one, with the images or members of each.
+    /// Fields that labels were read from, and fields that could hold labels, with the number of images or members of each.
     used: BTreeMap<String, u64>,
     passed: BTreeMap<String, u64>,
-    /// Fields that are not called like labels and hold a number or a word, as these do.
+    /// Fields without a label's name that hold a number or a word, as labels do.
     worded: BTreeMap<String, u64>,
     /// The first member with a label that belongs to no image, and how many there are.
     orphan: Option<(String, u64)>,
@@ -131,12 +131,12 @@ struct Opening<'a> {
     findings: Findings,
 }
 
-/// What the headers of one shard say.
+/// The members of one shard.
 #[derive(Default)]
 struct Index {
-    /// In order of position.
+    /// Images in order of position.
     images: Vec<Image>,
-    /// By the member's name up to the label's field; the lowest rank counts.
+    /// Labels by the member's name up to the label's field; the lowest rank counts.
     labels: BTreeMap<String, Label>,
 }
 
@@ -153,7 +153,7 @@ struct Label {
     told: Told,
 }
 
-/// What a member says of its image. Only the names of labels that are taken become classes.
+/// The label in a member. Only the names of labels that are used become classes.
 enum Told {
     /// 0 or above.
     Number(i32),
@@ -180,7 +180,7 @@ impl Image {
 }
 
 impl Opening<'_> {
-    /// Appends a shard's samples; returns position and length of each.
+    /// Appends a shard's samples; returns the position and length of each.
     fn shard(&mut self, path: &Path) -> Result<Vec<(u64, u64)>, SourceError> {
         let shard = file_name(path)?;
         let file = File::open(path).map_err(io_error(path))?;
@@ -236,7 +236,7 @@ impl Opening<'_> {
         Ok(label_number)
     }
 
-    /// A field that was asked for and that no image has is a slip of the pen, and not a data set without labels.
+    /// Refuses a requested field that no image has: it is probably misspelled.
     fn refuse_missing_field(&self, paths: &[PathBuf]) -> Result<(), SourceError> {
         let (Some(field), true, Some(path)) = (self.field, self.used.is_empty(), paths.first()) else {
             return Ok(());
@@ -252,7 +252,7 @@ impl Opening<'_> {
         })
     }
 
-    /// Says where labels are read from, where another member could have been meant.
+    /// Notes where labels are read from, if another member could have been meant.
     fn report_labels(&mut self) {
         match &self.orphan {
             None => {}
@@ -289,18 +289,18 @@ impl Opening<'_> {
         });
     }
 
-    /// For every image its key in the shard, or nothing for one that is another image of a sample.
+    /// For every image its key in the shard, or nothing for a further image of a sample.
     fn keys_of_samples<'i>(
         &mut self,
         path: &Path,
         shard: &str,
         images: &'i [Image],
     ) -> Result<Vec<Option<&'i str>>, SourceError> {
-        // The names in use, with the images that stand for a whole sample.
+        // Names in use, with the images that are a whole sample.
         let mut by_stem: HashMap<&str, &Image> = HashMap::new();
         for image in images {
             match by_stem.insert(image.stem(), image) {
-                // Two members of one name are two images of one key, which is refused for every kind of source.
+                // Two members of one name would give two images one key, which every kind of source refuses.
                 Some(other) if other.name != image.name => {
                     return Err(SourceError::SeveralImages {
                         path: path.to_path_buf(),
@@ -334,7 +334,7 @@ impl Opening<'_> {
         Ok(keys)
     }
 
-    /// Reads all headers of a shard, of however many archives it was joined.
+    /// Reads all headers of a shard, which may be several archives joined.
     fn members(&mut self, path: &Path, shard: &str, file: &File, index: &mut Index) -> Result<(), SourceError> {
         let file_len = file.metadata().map_err(io_error(path))?.len();
         let mut start = [0; BLOCK as usize];
@@ -386,7 +386,7 @@ impl Opening<'_> {
             let member = Found { path, shard, file, kind: entry.header().entry_type(), offset, bytes };
             self.member(index, member, &name)?;
         }
-        // Two blocks of zeros end an archive. Without this check, a file cut off between two members would pass for a shorter one.
+        // Two blocks of zeros end an archive. Without this check, a file truncated between two members would pass for a shorter one.
         let mut marker = [1; BLOCK as usize];
         let at = end.next_multiple_of(BLOCK);
         if file.read_exact_at(&mut marker, at).is_err() || marker.iter().any(|&byte| byte != 0) {
@@ -441,7 +441,7 @@ impl Opening<'_> {
                 return Ok(());
             }
         } else if is_link {
-            // What it leads to is a member of its own, or outside the archive.
+            // Its target is a member of its own, or outside the archive.
             self.findings.skip(format!("{}/{lossy}", found.shard), "link, not followed");
             return Ok(());
         } else if !is_file {
@@ -451,7 +451,7 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Notes a member that could be a label, by its name or by what it holds.
+    /// Notes a member that could be a label by its name or content.
     fn possible_label(&mut self, member: &str, text: &[u8]) {
         let Some(field) = extension(member) else {
             return;
@@ -530,7 +530,7 @@ impl Opening<'_> {
     }
 }
 
-/// A member's place.
+/// Position of a member.
 #[derive(Clone, Copy)]
 struct Found<'a> {
     path: &'a Path,
@@ -541,7 +541,7 @@ struct Found<'a> {
     bytes: u64,
 }
 
-/// Keys of images that a pattern selected: up to the last dot, and where this is not unique the whole names.
+/// Keys of images that a pattern selected: the names up to the last dot, or whole names if those are not unique.
 fn keys_of_selected(images: &[Image]) -> Vec<Option<&str>> {
     let mut uses: HashMap<&str, Vec<&str>> = HashMap::new();
     for image in images {
@@ -559,7 +559,7 @@ fn keys_of_selected(images: &[Image]) -> Vec<Option<&str>> {
         .collect()
 }
 
-/// The name of a member with a label up to its field, and how telling the field is.
+/// The name of a member with a label up to its field, and the field's rank.
 fn label_field<'a>(name: &'a str, wanted: Option<&str>) -> Option<(&'a str, usize)> {
     if let Some(wanted) = wanted.map(|wanted| wanted.trim_start_matches('.')) {
         let stem = name.strip_suffix(wanted)?.strip_suffix('.')?;

@@ -70,7 +70,7 @@ fn crops_are_distributed_as_stated() {
 }
 
 #[test]
-fn an_image_too_long_for_every_try_falls_back_to_the_centre() {
+fn an_image_too_long_for_every_try_falls_back_to_the_center() {
     let draw = |width, height| draw_view(&ViewPolicy::rrc(), 0, &ContentHash([7; 16]), 0, width, height).crop;
     assert_eq!(draw(10, 1000), CropBox { x: 0, y: 493, w: 10, h: 13 });
     assert_eq!(draw(1000, 10), CropBox { x: 493, y: 0, w: 13, h: 10 });
@@ -80,8 +80,8 @@ fn an_image_too_long_for_every_try_falls_back_to_the_centre() {
 #[test]
 fn center_is_the_largest_square_and_full_is_everything() {
     let draw = |policy| draw_view(&policy, 9, &ContentHash([1; 16]), 3, 501, 375);
-    let centre = View { index: 3, crop: CropBox { x: 63, y: 0, w: 375, h: 375 }, flip: false };
-    assert_eq!(draw(ViewPolicy::Center), centre);
+    let center = View { index: 3, crop: CropBox { x: 63, y: 0, w: 375, h: 375 }, flip: false };
+    assert_eq!(draw(ViewPolicy::Center), center);
     assert_eq!(draw(ViewPolicy::Full), View { index: 3, crop: CropBox { x: 0, y: 0, w: 501, h: 375 }, flip: false });
 }
 

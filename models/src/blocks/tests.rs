@@ -2,9 +2,9 @@ use tch::{Device, Kind};
 
 use super::*;
 use crate::init::Init;
+use crate::layers::Activation;
 use crate::params::ParamStore;
 use crate::precision::Precision;
-use crate::vit::Activation;
 
 const CONFIG: BlockConfig = BlockConfig {
     dim: 16,
@@ -40,8 +40,8 @@ fn fusion_adds_the_outputs_of_the_chosen_blocks_to_the_last() {
         .collect();
     let pass = Pass::default();
     assert_eq!(stack.forward(&x, &pass), outputs[2]);
-    assert_eq!(stack.forward_fused(&x, &[0], &pass), &outputs[0] + &outputs[2]);
-    assert_eq!(stack.forward_fused(&x, &[1, 0], &pass), &outputs[0] + &outputs[1] + &outputs[2]);
+    assert_eq!(stack.forward_fused(&x, &[0], None, &pass), &outputs[0] + &outputs[2]);
+    assert_eq!(stack.forward_fused(&x, &[1, 0], None, &pass), &outputs[0] + &outputs[1] + &outputs[2]);
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn checkpointed_blocks_have_the_same_gradients_to_the_bit() {
             let pass = Pass { drop_path: Some(&drop), grad_checkpointing };
             let y = {
                 let _scope = precision.guard(Device::Cpu);
-                stack.forward_fused(&x, &[0], &pass)
+                stack.forward_fused(&x, &[0], None, &pass)
             };
             (y * random(&[2, 5, 16], "weights")).sum(Kind::Float).backward();
             let mut grads: Vec<Tensor> = params.trainable().values().map(Tensor::grad).collect();

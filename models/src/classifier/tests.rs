@@ -4,24 +4,16 @@ use tch::Device;
 
 use super::*;
 use crate::drop_path::DropPath;
-use crate::encoder::{Encoder, EncoderConfig, VitConfig};
 use crate::mcmae::McmaeEncoderConfig;
+use crate::vit::VitConfig;
 use crate::weights::Weights;
 
 /// Both sides compute in f32 and sum in another order; an eps of 1e-5 in the norms instead of 1e-6 makes more.
 const TOLERANCE: f64 = 2e-6;
 const GRAD_TOLERANCE: f64 = 1e-5;
 
-fn config(img_size: i64) -> BackboneConfig {
-    BackboneConfig::Vit(VitConfig {
-        img_size: [img_size; 2],
-        patch_size: 8,
-        embed_dim: 24,
-        depth: 2,
-        num_heads: 3,
-        mlp_ratio: 4,
-        fusion: Vec::new(),
-    })
+fn config(img_size: i64) -> EncoderConfig {
+    EncoderConfig::Vit(VitConfig { img_size: [img_size; 2], ..VitConfig::mae(8, 24, 2, 3) })
 }
 
 /// See `tests/golden/finetune/README.md`.
@@ -152,8 +144,8 @@ fn weights_of_another_network_are_refused_by_name() {
 /// ConvMAE's `convvit_base_patch16` with 1000 classes, counted in PyTorch; and MAE's `vit_base_patch16`, which is timm's.
 #[test]
 fn base_sizes_have_as_many_numbers_as_the_references() {
-    let vit = EncoderConfig::Vit(VitConfig::BASE_PATCH16).into();
-    let convvit = EncoderConfig::Mcmae(McmaeEncoderConfig::BASE).into();
+    let vit = EncoderConfig::Vit(VitConfig::BASE_PATCH16);
+    let convvit = EncoderConfig::Mcmae(McmaeEncoderConfig::BASE).without_fusion();
     for (config, expected) in [(vit, 86_567_656), (convvit, 85_374_824)] {
         let params = ParamStore::frozen(Device::Cpu);
         Classifier::new(&params, &config, Pool::Mean, 1000).unwrap();
@@ -175,7 +167,7 @@ fn a_convvit_is_a_classifier_too() {
     let pretraining = EncoderConfig::Mcmae(mcmae);
     let pretrained = ParamStore::new(Device::Cpu, 1);
     Encoder::new(&pretrained.root(), &pretraining).unwrap();
-    let config = BackboneConfig::from(pretraining);
+    let config = pretraining.without_fusion();
     let params = ParamStore::new(Device::Cpu, 0);
     let classifier = Classifier::new(&params, &config, Pool::Mean, 3).unwrap();
     start_from(&params, &config, "a run", &pretrained.tensors()).unwrap();

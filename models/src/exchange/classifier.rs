@@ -2,17 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::shapes::VitShapes;
 use super::{Exported, Facts, Format, Part, Tensors, configs, names};
-use crate::classifier::BackboneConfig;
+use crate::classifier::Pool;
+use crate::encoder::EncoderConfig;
 use crate::error::Result;
-use crate::teacher::Pool;
+use crate::shapes::VitShapes;
 
 /// What a classifier's tensors do not tell.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassifierFacts<'a> {
     /// What it stands on.
-    pub backbone: &'a BackboneConfig,
+    pub encoder: &'a EncoderConfig,
     /// Which vector is classified.
     pub pool: Pool,
     /// The names of the classes, in the order of the scores.
@@ -27,15 +27,15 @@ pub struct ClassifierFacts<'a> {
 /// # Errors
 /// [`Error::CannotExport`](crate::Error::CannotExport) if the format has no place for such a classifier.
 pub fn export_classifier(tensors: &Tensors, facts: &ClassifierFacts, format: Format) -> Result<Exported> {
-    let vit = match facts.backbone {
-        BackboneConfig::Vit(vit) => vit,
-        BackboneConfig::Mcmae(_) => {
+    let vit = match facts.encoder {
+        EncoderConfig::Vit(vit) if vit.is_mae() => vit,
+        EncoderConfig::Mcmae(_) => {
             return Err(format.refuses(
                 "the classifier has MCMAE's convolution stages, and no package here builds those with a head. Its own file has the names of \
                  ConvMAE's fine-tuning model already",
             ));
         }
-        BackboneConfig::Tower(_) => {
+        EncoderConfig::Vit(_) => {
             return Err(format.refuses(
                 "the classifier was fine-tuned from a teacher's tower, and only classifiers of students are exported. `trainer knn` and \
                  `trainer linprobe` read it",

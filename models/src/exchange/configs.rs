@@ -6,13 +6,9 @@
 use serde_json::{Map, Value, json};
 
 use super::Facts;
-use super::shapes::{DecoderShapes, McmaeShapes, VitShapes};
-use crate::mae::NORM_EPS;
-
-/// Mean of each channel (R, G, B) of ImageNet's pixels in 0..1, which every student's input is normalised by.
-pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-/// Their standard deviation.
-pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+use crate::layers::NORM_EPS;
+use crate::pixels::{IMAGENET_MEAN, IMAGENET_STD};
+use crate::shapes::{DecoderShapes, McmaeShapes, VitShapes};
 
 /// Pillow's number for bicubic resampling, which transformers writes.
 const PIL_BICUBIC: i64 = 3;

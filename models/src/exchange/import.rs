@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use super::beside::Beside;
-use super::shapes::{McmaeShapes, VitShapes};
 use super::{Part, Tensors, names};
-use crate::encoder::{EncoderConfig, VitConfig};
+use crate::encoder::EncoderConfig;
 use crate::error::{Error, Mismatch, Result};
 use crate::mcmae::{McmaeEncoderConfig, PATCH_SIZE};
 use crate::mr_mae::is_mimic_param;
+use crate::shapes::{McmaeShapes, VitShapes};
+use crate::vit::VitConfig;
 use crate::weights::{Weights, require_finite};
 
 /// The tensor by which each layout is known.
@@ -116,15 +117,12 @@ impl Imported {
         } else {
             let shapes = VitShapes::of(&self.tensors)?;
             let usual = (224 / shapes.patch_size.max(1)).pow(2);
-            let [mlp_ratio] = ratios("mlp_ratio", [shapes.mlp_dim], [shapes.embed_dim])?;
+            ratios("mlp_ratio", [shapes.mlp_dim], [shapes.embed_dim])?;
+            let num_heads = beside.num_heads(shapes.embed_dim)?;
             EncoderConfig::Vit(VitConfig {
                 img_size: beside.img_size(shapes.num_patches.unwrap_or(usual), shapes.patch_size)?,
-                patch_size: shapes.patch_size,
-                embed_dim: shapes.embed_dim,
-                depth: shapes.depth,
-                num_heads: beside.num_heads(shapes.embed_dim)?,
-                mlp_ratio,
-                fusion: Vec::new(),
+                mlp_dim: shapes.mlp_dim,
+                ..VitConfig::mae(shapes.patch_size, shapes.embed_dim, shapes.depth, num_heads)
             })
         };
         config.validate()?;
@@ -153,7 +151,7 @@ fn ratios<const N: usize>(field: &'static str, mlp_dims: [i64; N], dims: [i64; N
 ///
 /// # Errors
 /// [`Error::NoStudent`] if the names are none of these; [`Error::WeightsMismatch`] with every tensor that has no place in a student;
-/// [`Error::NotFinite`] if one that has holds NaN or infinities.
+/// [`NotFinite`](hub::weights::Error::NotFinite) if one that has holds NaN or infinities.
 pub fn import(weights: &Weights) -> Result<Imported> {
     let tensors = weights.tensors();
     let origin = weights.path().display().to_string();

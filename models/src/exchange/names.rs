@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use super::{Part, Tensors};
 use crate::error::{Error, Mismatch, Result};
+use crate::shapes::numbered;
 
 /// Tensors and modules outside the blocks: ours, transformers'.
 const ENCODER: [(&str, &str); 4] = [
@@ -36,14 +37,6 @@ const QKV_PARTS: [[&str; 3]; 2] = [
     ["attention.attention.query", "attention.attention.key", "attention.attention.value"],
     ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
 ];
-
-/// A name that begins with `prefix` and a block's number: the number and what follows it.
-pub(super) fn numbered<'n>(name: &'n str, prefix: &str) -> Option<(i64, &'n str)> {
-    let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
-    // Digits alone: "+1" and "01" would be read as 1, and two names would be one.
-    let plain = number.bytes().all(|b| b.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
-    Some((number.parse().ok().filter(|_| plain)?, rest))
-}
 
 /// A module's name in place of another: `norm.weight` with (`norm`, `layernorm`) is `layernorm.weight`; a tensor's likewise.
 fn renamed(name: &str, (from, to): (&str, &str)) -> Option<String> {

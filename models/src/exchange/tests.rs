@@ -3,29 +3,22 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::decoder::DecoderConfig;
-use crate::encoder::{Encoder, EncoderConfig, VitConfig};
+use crate::encoder::{Encoder, EncoderConfig};
 use crate::mae::{Mae, MaeConfig};
 use crate::mcmae::McmaeEncoderConfig;
 use crate::params::ParamStore;
+use crate::vit::VitConfig;
 use crate::weights::{self, Weights};
 
 mod reading;
 
 fn config(img_size: [i64; 2]) -> MaeConfig {
     MaeConfig {
-        encoder: EncoderConfig::Vit(VitConfig {
-            img_size,
-            patch_size: 8,
-            embed_dim: 32,
-            depth: 2,
-            num_heads: 4,
-            mlp_ratio: 3,
-            fusion: Vec::new(),
-        }),
+        encoder: EncoderConfig::Vit(VitConfig { img_size, mlp_dim: 96, ..VitConfig::mae(8, 32, 2, 4) }),
         decoder: DecoderConfig { embed_dim: 16, depth: 1, num_heads: 2, mlp_ratio: 4 },
         norm_pix_loss: true,
     }

@@ -4,8 +4,10 @@ use super::*;
 use crate::decoder::DecoderConfig;
 use crate::losses::MimicLoss;
 use crate::mae::MaeConfig;
+use crate::mcmae::McmaeEncoderConfig;
 use crate::mr_mae::MimicConfig;
 use crate::targets::TargetNorm;
+use crate::vit::VitConfig;
 
 fn config(encoder: EncoderConfig, rec_weight: f64, mimic_tokens: MimicTokens) -> MrMaeConfig {
     let clip = MimicConfig {
@@ -38,7 +40,7 @@ fn a_vit_b_step_is_59_gflop() {
     assert_eq!(flops.heads, 2.0 * 49.0 * 768.0 * 768.0);
     assert_eq!(gflop(flops.step()), 58.3);
     // All 197 tokens: the 35 GFLOP of a teacher.
-    assert_eq!(gflop(of_features(&vit)), 35.1);
+    assert_eq!(gflop(vit.flops(196)), 35.1);
 }
 
 #[test]
@@ -46,7 +48,7 @@ fn an_mcmae_b_is_counted_where_it_is_visible() {
     let mcmae = EncoderConfig::Mcmae(McmaeEncoderConfig::BASE);
     let flops = Flops::of_pretraining(&config(mcmae.clone(), 0.5, MimicTokens::Encoder), 49);
     assert_eq!([flops.encoder, flops.decoder].map(gflop), [11.7, 10.7]);
-    assert!(of_features(&mcmae) > 4.0 * (flops.encoder - 1e9));
+    assert!(mcmae.without_fusion().flops(196) > 4.0 * (flops.encoder - 1e9));
 }
 
 #[test]

@@ -1,17 +1,17 @@
 use std::collections::BTreeSet;
 
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::*;
-use crate::error::Error;
 use crate::init::Init;
 use crate::masking::random_masking;
 use crate::params::ParamStore;
+use crate::tokens::unpatchify;
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 fn small_vit() -> VitConfig {
-    VitConfig { img_size: [16, 24], patch_size: 4, embed_dim: 24, depth: 2, num_heads: 3, mlp_ratio: 2, fusion: vec![] }
+    VitConfig { img_size: [16, 24], mlp_dim: 48, ..VitConfig::mae(4, 24, 2, 3) }
 }
 
 fn small_decoder() -> DecoderConfig {
@@ -121,7 +121,7 @@ fn a_b16_has_the_parameters_of_the_reference() {
 /// Deviation of each kind of parameter in the start that the reference's `initialize_weights` gives.
 #[test]
 fn parameters_start_as_in_the_reference() {
-    let encoder = VitConfig { embed_dim: 192, patch_size: 16, img_size: [32, 32], ..small_vit() };
+    let encoder = VitConfig { embed_dim: 192, patch_size: 16, img_size: [32, 32], mlp_dim: 384, ..small_vit() };
     let decoder = DecoderConfig { embed_dim: 128, ..small_decoder() };
     let config = config(encoder, decoder);
     let store = ParamStore::new(Device::Cpu, 3);
@@ -172,7 +172,7 @@ fn configurations_of_no_network_are_refused_by_field() {
         ("embed_dim", vit(|c| c.embed_dim = 26)),
         ("embed_dim", vit(|c| c.num_heads = 5)),
         ("depth", vit(|c| c.depth = 0)),
-        ("mlp_ratio", vit(|c| c.mlp_ratio = 0)),
+        ("mlp_dim", vit(|c| c.mlp_dim = 0)),
         ("fusion", vit(|c| c.fusion = vec![1])),
         ("fusion", vit(|c| c.fusion = vec![-1])),
         ("fusion", vit(|c| c.fusion = vec![0, 0])),

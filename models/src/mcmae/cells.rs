@@ -11,8 +11,8 @@ use tch::{Kind, Tensor};
 
 use super::config::PATCH_SIZE;
 use super::conv::{DepthwiseConv, REACH};
-use crate::mae::gather_rows;
 use crate::masking::Masking;
+use crate::tokens::gather_rows;
 
 /// Side of a first-stage cell in pixels.
 pub(super) const CELL: i64 = 4;

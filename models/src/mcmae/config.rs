@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::decoder::{positive, width_and_heads};
 use crate::error::{Error, Result};
+use crate::validate::{positive, width_and_heads};
 
 /// Pixels along a side of a token's patch: 4 for the first stage's cell, twice 2 for the merges after it.
 pub(crate) const PATCH_SIZE: i64 = 16;

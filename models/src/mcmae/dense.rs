@@ -9,9 +9,9 @@ use tch::{Kind, Tensor};
 use super::stage::{ConvBlock, ConvBlocks, ConvEmbed};
 use super::{McmaeEncoder, Observe};
 use crate::blocks::Pass;
-use crate::mae::gather_rows;
+use crate::layers::LayerNorm;
 use crate::masking::Masking;
-use crate::vit::LayerNorm;
+use crate::tokens::gather_rows;
 
 impl McmaeEncoder {
     /// What [`McmaeEncoder::forward_encoder`] computes, as the published code computes it: every cell, removed or not, as feature

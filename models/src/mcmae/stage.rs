@@ -5,8 +5,8 @@ use tch::Tensor;
 use super::cells::Cells;
 use super::conv::{Conv, DepthwiseConv};
 use crate::blocks::Pass;
+use crate::layers::LayerNorm;
 use crate::params::Scope;
-use crate::vit::LayerNorm;
 
 /// eps of the norms over cells: PyTorch's default, where those over tokens have 1e-6.
 const NORM_EPS: f64 = 1e-5;

@@ -6,10 +6,11 @@ use super::*;
 use crate::decoder::DecoderConfig;
 use crate::drop_path::DropPath;
 use crate::encoder::EncoderConfig;
-use crate::mae::{Mae, MaeConfig, gather_rows, unpatchify};
+use crate::mae::{Mae, MaeConfig};
 use crate::masking::random_masking;
 use crate::params::ParamStore;
 use crate::precision::Precision;
+use crate::tokens::{gather_rows, unpatchify};
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 

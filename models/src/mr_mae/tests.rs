@@ -2,22 +2,15 @@ use tch::Device;
 
 use super::*;
 use crate::decoder::DecoderConfig;
-use crate::encoder::{EncoderConfig, VitConfig};
+use crate::encoder::EncoderConfig;
 use crate::init::Init;
 use crate::masking::random_masking;
 use crate::params::ParamStore;
+use crate::vit::VitConfig;
 
 fn mae() -> MaeConfig {
     MaeConfig {
-        encoder: EncoderConfig::Vit(VitConfig {
-            img_size: [16, 16],
-            patch_size: 4,
-            embed_dim: 24,
-            depth: 1,
-            num_heads: 3,
-            mlp_ratio: 2,
-            fusion: vec![],
-        }),
+        encoder: EncoderConfig::Vit(VitConfig { img_size: [16, 16], mlp_dim: 48, ..VitConfig::mae(4, 24, 1, 3) }),
         decoder: DecoderConfig { embed_dim: 16, depth: 1, num_heads: 2, mlp_ratio: 2 },
         norm_pix_loss: true,
     }

@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::layout::{Family, Layout};
 use super::options::{Assumed, Layer, TeacherOptions};
-use super::tower::{Positions, Projection, TowerConfig};
 use crate::error::{Error, Result};
+use crate::validate::MAX_SIZE;
+use crate::vit::{Positions, Projection, VitConfig};
 use crate::weights::Weights;
 
 mod activation;
@@ -22,7 +23,6 @@ mod normalisation;
 mod open_clip;
 
 use json::Json;
-pub(super) use normalisation::Normalisation;
 
 /// Widths of published towers of every family and their heads: ViT-Ti, S, B and L, the small CLIPs of TinyCLIP and open_clip (256, 512, 640),
 /// and timm's test_vit (64). At another width a count of heads would be a guess, and a wrong one gives features that look like features.
@@ -32,9 +32,6 @@ const PUBLISHED_HEADS: [(i64, i64); 8] =
 /// Wide towers of one family each, as (family, width, heads): DINOv2's giant, DINOv3's huge-plus and 7B, SigLIP's so400m.
 const WIDE_HEADS: [(Family, i64, i64); 4] =
     [(Family::Siglip, 1152, 16), (Family::Dinov2, 1536, 24), (Family::Dinov3, 1280, 20), (Family::Dinov3, 4096, 32)];
-
-/// No published tower comes near; a larger number is damage.
-const MAX_SIZE: i64 = 65_536;
 
 /// DINOv3's base of rotary positions.
 const ROTARY_BASE: f64 = 100.0;
@@ -49,10 +46,9 @@ pub(super) struct Config {
     open_clip: Json,
 }
 
-/// A tower's configuration with its pixels' normalisation.
+/// A tower's configuration.
 pub(super) struct Resolved {
-    pub(super) tower: TowerConfig,
-    pub(super) normalisation: Normalisation,
+    pub(super) config: VitConfig,
     /// What nothing stated.
     pub(super) assumed: Vec<Assumed>,
 }
@@ -197,13 +193,14 @@ impl Config {
                 Some(Projection { out_dim, bias })
             }
         };
-        let tower = TowerConfig {
-            width,
+        let (mean, std) = normalisation;
+        let config = VitConfig {
+            img_size: [grid * patch_size; 2],
+            patch_size,
+            embed_dim: width,
             depth,
             num_heads,
             mlp_dim,
-            patch_size,
-            grid,
             pooling: layout.pooling(),
             registers,
             positions,
@@ -214,8 +211,11 @@ impl Config {
             norm_eps,
             activation,
             projection,
+            fusion: Vec::new(),
+            mean,
+            std,
         };
-        Ok(Resolved { tower, normalisation, assumed })
+        Ok(Resolved { config, assumed })
     }
 
     /// Whether the config was written by transformers: it may then leave out what equals its class's defaults.

@@ -4,8 +4,8 @@
 
 use tch::Tensor;
 
-use super::tower::Pooling;
 use crate::error::{Error, Mismatch, Misshaped, Result};
+use crate::vit::Pooling;
 use crate::weights::Weights;
 
 mod convert;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::vit::Activation;
+use crate::layers::Activation;
 
 /// Which stage of the tower is the feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -7,10 +7,10 @@ use std::fs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::tower::{Pooling, Positions, Projection, TensorSpec};
 use super::*;
 use crate::init::Init;
-use crate::vit::Activation;
+use crate::layers::Activation;
+use crate::vit::{Pooling, Positions, Projection, TensorSpec};
 use crate::weights;
 
 mod bf16;
@@ -21,30 +21,13 @@ mod trained;
 mod wrappers;
 
 /// A ViT of one block in timm's names: width 64, patch 8, 3x3 patches.
-fn timm_config() -> TowerConfig {
-    TowerConfig {
-        width: 64,
-        depth: 2,
-        num_heads: 2,
-        mlp_dim: 32,
-        patch_size: 8,
-        grid: 3,
-        pooling: Pooling::Cls,
-        registers: 0,
-        positions: Positions::Learned,
-        norm_pre: false,
-        patch_bias: true,
-        layer_scale: false,
-        gated_mlp: false,
-        norm_eps: 1e-6,
-        activation: Activation::Gelu,
-        projection: None,
-    }
+fn timm_config() -> VitConfig {
+    VitConfig { img_size: [24, 24], mlp_dim: 32, positions: Positions::Learned, ..VitConfig::mae(8, 64, 2, 2) }
 }
 
 type Tensors = BTreeMap<String, Tensor>;
 
-fn timm_tensors(config: &TowerConfig) -> Tensors {
+fn timm_tensors(config: &VitConfig) -> Tensors {
     let draw = |TensorSpec { name, mut shape }| {
         // In a file the table begins with the position of CLS.
         if name == "pos_embed" {
@@ -56,12 +39,12 @@ fn timm_tensors(config: &TowerConfig) -> Tensors {
 }
 
 fn clip_tensors() -> Tensors {
-    timm_tensors(&TowerConfig { norm_pre: true, patch_bias: false, ..timm_config() })
+    timm_tensors(&VitConfig { norm_pre: true, patch_bias: false, ..timm_config() })
 }
 
 /// The same in Hugging Face's ViT names, as many as these tests need: one block.
 fn hf_vit_tensors() -> Tensors {
-    let timm = timm_tensors(&TowerConfig { depth: 1, ..timm_config() });
+    let timm = timm_tensors(&VitConfig { depth: 1, ..timm_config() });
     let mut tensors = Tensors::new();
     for (name, tensor) in timm {
         let name = match name.as_str() {
@@ -117,7 +100,7 @@ fn the_list_of_tensors_is_what_the_tower_asks_for() {
         (false, 2, rotary, false, Pooling::Cls, None),
         (false, 0, Positions::Learned, false, Pooling::Attention, None),
     ] {
-        let config = TowerConfig {
+        let config = VitConfig {
             norm_pre,
             patch_bias: !norm_pre,
             registers,
@@ -128,7 +111,7 @@ fn the_list_of_tensors_is_what_the_tower_asks_for() {
             ..timm_config()
         };
         let store = ParamStore::frozen(Device::Cpu);
-        VitTower::new(&store.root(), &config);
+        VisionTransformer::new(&store.root(), &config).unwrap();
         let asked: BTreeMap<_, _> = store.tensors().into_iter().map(|(name, tensor)| (name, tensor.size())).collect();
         let listed = config.tensors().into_iter().map(|TensorSpec { name, shape }| (name, shape)).collect();
         assert_eq!(asked, listed);

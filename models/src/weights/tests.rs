@@ -1,10 +1,11 @@
 #![allow(clippy::disallowed_methods, reason = "tests write throw-away folders")]
 
 use std::fs;
+use std::path::PathBuf;
 
 use safetensors::SafeTensors;
+use schemas::hex;
 use sha2::{Digest, Sha256};
-use tch::Device;
 
 use super::*;
 
@@ -42,7 +43,7 @@ fn read_bytes(bytes: &[u8]) -> Result<Weights> {
 /// The reason why `bytes` are no intact file.
 fn refused(bytes: &[u8]) -> String {
     match read_bytes(bytes) {
-        Err(Error::BadSafetensors { reason, .. }) => reason,
+        Err(Error::WeightsFile(FileError::BadSafetensors { reason, .. })) => reason,
         other => panic!("expected a refusal, got {other:?}"),
     }
 }
@@ -99,7 +100,11 @@ fn a_damaged_header_is_an_error_or_another_file_but_no_panic() {
             damaged[position] ^= flip;
             match read_bytes(&damaged) {
                 // A type may become another.
-                Ok(_) | Err(Error::BadSafetensors { .. } | Error::UnsupportedType { .. }) => {}
+                Ok(_)
+                | Err(
+                    Error::WeightsFile(FileError::BadSafetensors { .. })
+                    | Error::WeightsFile(FileError::UnsupportedType { .. }),
+                ) => {}
                 Err(other) => panic!("byte {position}: {other:?}"),
             }
         }
@@ -182,7 +187,7 @@ fn types_that_are_not_read_are_passed_over_by_name() {
     // One that no version known here has.
     let header = r#"{"x":{"dtype":"F3","shape":[2],"data_offsets":[0,1]}}"#;
     match read_bytes(&with_header(header, &[0])) {
-        Err(Error::UnsupportedType { tensor, dtype, .. }) => {
+        Err(Error::WeightsFile(FileError::UnsupportedType { tensor, dtype, .. })) => {
             assert_eq!((&*tensor, &*dtype), ("x", "F3"))
         }
         other => panic!("{other:?}"),
@@ -230,7 +235,7 @@ fn formats_that_are_not_read_are_told_by_name() {
             let path = folder.path().join(name);
             fs::write(&path, &bytes).unwrap();
             match Weights::read(&path) {
-                Err(error @ Error::UnreadFormat { .. }) => {
+                Err(error @ Error::WeightsFile(FileError::UnreadFormat { .. })) => {
                     let text = error.to_string();
                     assert!(text.contains(part) && !text.contains("intact"), "{name}: {text}");
                 }
@@ -273,17 +278,17 @@ fn a_folder_stands_for_its_one_file() {
     let path = |name: &str| folder.path().join(name);
     let bytes = to_bytes(&sample(), None).unwrap();
     let none = Weights::read(folder.path());
-    assert!(matches!(none, Err(Error::NoWeightsFile { found, .. }) if found.is_empty()));
+    assert!(matches!(none, Err(Error::WeightsFile(FileError::NoWeightsFile { found, .. })) if found.is_empty()));
     fs::write(path("b.safetensors"), &bytes).unwrap();
     assert_eq!(Weights::read(folder.path()).unwrap().path(), path("b.safetensors"));
     fs::write(path("a.safetensors"), &bytes).unwrap();
     let two = Weights::read(folder.path());
     let both = [path("a.safetensors"), path("b.safetensors")];
-    assert!(matches!(two, Err(Error::NoWeightsFile { found, .. }) if found == both));
+    assert!(matches!(two, Err(Error::WeightsFile(FileError::NoWeightsFile { found, .. })) if found == both));
     fs::write(path("model.safetensors"), &bytes).unwrap();
     assert_eq!(Weights::read(folder.path()).unwrap().path(), path("model.safetensors"));
     let absent = Weights::read(&path("absent.safetensors"));
-    assert!(matches!(absent, Err(Error::ReadWeights { .. })));
+    assert!(matches!(absent, Err(Error::WeightsFile(FileError::ReadWeights { .. }))));
 }
 
 #[test]

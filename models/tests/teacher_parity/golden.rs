@@ -1,8 +1,8 @@
 //! Every stage of the committed cases, and what a wrong fact does to them.
 
+use models::layers::Activation;
 use models::precision::Precision;
-use models::teacher::{Layer, Pool, TeacherOptions};
-use models::vit::Activation;
+use models::teacher::{Layer, TeacherOptions};
 use serde_json::{Value, json};
 use tch::Device;
 
@@ -170,13 +170,13 @@ fn features_are_the_pooled_final_norm_whatever_the_layer() {
     let expected = read(&folder, "expected-32x32");
     for layer in Layer::ALL {
         let teacher = teacher_of(&folder, layer);
-        let features = |pool| teacher.features(&expected["pixels"], Precision::F32, pool).unwrap();
-        assert!(relative_l2(&features(Pool::Cls), &expected["normed"].select(1, 0)) < TOLERANCE);
+        let features = teacher.image_features(&expected["pixels"], Precision::F32).unwrap();
+        assert!(relative_l2(&features.cls, &expected["normed"].select(1, 0)) < TOLERANCE);
         let patches = expected["normed"].narrow(1, 1, 16);
         let mean = patches.mean_dim(1, false, None);
-        assert!(relative_l2(&features(Pool::Mean), &mean) < TOLERANCE);
+        assert!(relative_l2(&features.mean, &mean) < TOLERANCE);
     }
     let (siglip, expected) = case("siglip", "expected-32x32");
-    let cls = siglip.features(&expected["pixels"], Precision::F32, Pool::Cls);
-    assert!(relative_l2(&cls.unwrap(), &expected["pooled"]) < TOLERANCE);
+    let features = siglip.image_features(&expected["pixels"], Precision::F32).unwrap();
+    assert!(relative_l2(&features.cls, &expected["pooled"]) < TOLERANCE);
 }

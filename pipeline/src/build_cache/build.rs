@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use images::{DeepImages, ImageSource};
-use models::hub::HubSettings;
 use models::teacher::{Teacher, TeacherOptions};
 use program::words::count;
 use schemas::{Cache, CacheIdentity, Codec, TeacherId, TeacherIdentity, layout};

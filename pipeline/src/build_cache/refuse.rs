@@ -1,4 +1,4 @@
-//! What a build refuses before it writes: a folder that is no cache, a cache of other settings, files that are gone, a source whose
+//! What a build refuses before it writes: a folder that is not a cache, a cache of other settings, files that are gone, a source whose
 //! images have changed places.
 
 use std::collections::BTreeSet;

@@ -5,8 +5,8 @@
 use std::fs;
 
 use clap::Parser;
+use models::layers::Activation;
 use models::teacher::{Layer, TeacherOptions};
-use models::vit::Activation;
 use schemas::TeacherId;
 
 use super::*;

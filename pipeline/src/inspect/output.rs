@@ -1,4 +1,4 @@
-//! Where a picture may go: never over anything but another picture.
+//! Checks the place of a picture, which may only replace another picture.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -6,41 +6,38 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 
-/// What every PNG begins with.
+/// The first bytes of every PNG.
 const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 
-/// The file that `path` stands for, links followed.
+/// The file at `path`, with links followed.
 ///
 /// # Errors
-/// If its folder is not there, if it lies in `cache`, or if it exists and is anything but a PNG: a picture is easily drawn again, and what
-/// a typing error would have it replace may not be.
+/// If its folder does not exist, if it lies in `cache`, or if it exists and is not a PNG: a picture is easily drawn again, but a file that
+/// a mistyped name would replace may not be.
 pub(super) fn place(path: &Path, cache: &Path) -> anyhow::Result<PathBuf> {
     let refuse = |why: &str| format!("--png {}: {why}", path.display());
     ensure!(path != Path::new("-"), refuse("a picture goes into a file and not to stdout; give its name"));
-    let name = path.file_name().with_context(|| refuse("is no file name"))?;
+    let name = path.file_name().with_context(|| refuse("has no file name"))?;
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    let folder = folder.canonicalize().with_context(|| refuse("its folder is not there; make it first"))?;
+    let folder = folder.canonicalize().with_context(|| refuse("its folder does not exist; make it first"))?;
     let place = match fs::symlink_metadata(path) {
-        Ok(_) => path.canonicalize().with_context(|| refuse("is a link to nowhere"))?,
+        Ok(_) => path.canonicalize().with_context(|| refuse("is a broken link"))?,
         Err(_) => folder.join(name),
     };
     let cache = cache.canonicalize().with_context(|| format!("cannot find {}", cache.display()))?;
-    ensure!(
-        !place.starts_with(&cache),
-        refuse("lies in the cache, which a look at it must not change; give another place")
-    );
+    ensure!(!place.starts_with(&cache), refuse("lies in the cache, which inspect must not change; give another place"));
     let Ok(metadata) = fs::metadata(&place) else {
         return Ok(place);
     };
     if !metadata.is_file() {
-        bail!(refuse("is there and is no file; give another name"));
+        bail!(refuse("exists and is not a file; give another name"));
     }
     let mut start = [0; SIGNATURE.len()];
     let is_png = File::open(&place).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start == SIGNATURE);
-    ensure!(is_png || metadata.len() == 0, refuse("is there and is no PNG; give another name, or remove it first"));
+    ensure!(is_png || metadata.len() == 0, refuse("exists and is not a PNG; give another name, or remove it first"));
     Ok(place)
 }
 
@@ -63,12 +60,12 @@ mod tests {
         fs::write(&photo, b"\xff\xd8 a photo").unwrap();
         assert_eq!(place(&root.join("new.png"), &cache).unwrap(), root.join("new.png"));
         assert_eq!(place(&png, &cache).unwrap(), png);
-        assert!(refused(&photo, &cache).contains("is no PNG"));
-        assert!(refused(&root, &cache).contains("is no file"));
+        assert!(refused(&photo, &cache).contains("is not a PNG"));
+        assert!(refused(&root, &cache).contains("is not a file"));
         assert!(refused(&cache.join("cache.json"), &cache).contains("lies in the cache"));
         assert!(refused(&cache.join("samples/x.png"), &cache).contains("lies in the cache"));
         assert!(refused(&root.join("none/x.png"), &cache).contains("make it first"));
-        assert!(refused(Path::new("/dev/null"), &cache).contains("is no file"));
+        assert!(refused(Path::new("/dev/null"), &cache).contains("is not a file"));
         assert!(refused(Path::new("-"), &cache).contains("not to stdout"));
         #[cfg(unix)]
         {

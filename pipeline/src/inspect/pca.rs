@@ -1,26 +1,26 @@
-//! Principal components of tokens, and their place as colours.
+//! Principal components of tokens as colors.
 
 use anyhow::{Context, ensure};
 use tch::{Kind, Tensor};
 
-/// Components that are found: one for each of red, green and blue.
+/// Number of components: one each for red, green and blue.
 pub(super) const COMPONENTS: usize = 3;
 
-/// Tokens that the components are fitted to at most, taken evenly; more would not move them visibly.
+/// Largest number of tokens that the components are fitted to, evenly spaced; more would make no visible difference.
 const MAX_FIT: usize = 16_384;
 
-/// Channels that a token has at most: the covariance is their square, 2 GiB at this width.
+/// Largest number of channels: the covariance has its square, 2 GiB at this width.
 const MAX_WIDTH: usize = 16_384;
 
-/// Share of the values beyond each end of a colour's range.
+/// Share of the values outside of a color's range at each end.
 const TAIL: f64 = 0.01;
 
-/// Tokens of several views of one teacher, as colours that can be compared between the views.
+/// Colors of the tokens of one teacher that can be compared between views.
 #[derive(Debug)]
 pub(super) struct Pca {
-    /// `[N, 3]`, in 0..1: 0 at the 1st percentile of a component over all tokens, 1 at the 99th; 0.5 for a component that there
-    /// is none of.
-    pub(super) colours: Vec<[f32; COMPONENTS]>,
+    /// `[N, 3]`, in 0..1: 0 at the 1st percentile of a component over all tokens, 1 at the 99th; 0.5 for a component that does
+    /// not exist.
+    pub(super) colors: Vec<[f32; COMPONENTS]>,
     /// Share of the variance that each component explains.
     pub(super) explained: [f64; COMPONENTS],
 }
@@ -54,12 +54,12 @@ pub(super) fn pca(tokens: &[f32], width: usize) -> anyhow::Result<Pca> {
             score[k] = if high > low { ((score[k] - low) / (high - low)).clamp(0.0, 1.0) } else { 0.5 };
         }
     }
-    Ok(Pca { colours: scores, explained })
+    Ok(Pca { colors: scores, explained })
 }
 
 fn project(token: &[f32], mean: &[f64], axis: &[f64]) -> f64 {
-    let centred = token.iter().zip(mean).map(|(&v, m)| f64::from(v) - m);
-    centred.zip(axis).map(|(v, a)| v * a).sum()
+    let centered = token.iter().zip(mean).map(|(&v, m)| f64::from(v) - m);
+    centered.zip(axis).map(|(v, a)| v * a).sum()
 }
 
 type Components = (Vec<f64>, Vec<Vec<f64>>, [f64; COMPONENTS]);
@@ -84,7 +84,7 @@ fn components(tokens: &[f32], width: usize) -> anyhow::Result<Components> {
     let mut explained = [0.0; COMPONENTS];
     for (k, explained) in explained.iter_mut().enumerate().take(width) {
         let at = width - 1 - k;
-        // What rounding leaves of a variance of nothing is no component.
+        // Without variance, rounding errors are not a component.
         if variances[at] <= total * 1e-12 || !variances[at].is_finite() {
             break;
         }
@@ -131,9 +131,9 @@ mod tests {
             assert!((found - expected / 14.0).abs() < 1e-5, "{explained:?}");
         }
         let pca = pca(&tokens, 5).unwrap();
-        for (colour, amount) in pca.colours.iter().zip(amounts) {
-            let bits = colour.map(|v| v > 0.5);
-            assert_eq!(bits, amount, "{:?}", pca.colours);
+        for (color, amount) in pca.colors.iter().zip(amounts) {
+            let bits = color.map(|v| v > 0.5);
+            assert_eq!(bits, amount, "{:?}", pca.colors);
         }
     }
 
@@ -144,16 +144,16 @@ mod tests {
         tokens[1] = 1.0e-3;
         tokens[2 * 999] = 50.0;
         let pca = pca(&tokens, 2).unwrap();
-        assert_eq!(pca.colours[999][0], 1.0);
-        assert!((pca.colours[500][0] - 0.5).abs() < 0.02);
-        assert_eq!(pca.colours[0][2], 0.5, "two channels have two components");
+        assert_eq!(pca.colors[999][0], 1.0);
+        assert!((pca.colors[500][0] - 0.5).abs() < 0.02);
+        assert_eq!(pca.colors[0][2], 0.5, "two channels have two components");
     }
 
     #[test]
     fn what_does_not_vary_is_gray() {
         for n in [1, 5] {
             let pca = pca(&[2.5, -1.0, 4.0, 3.0].repeat(n), 4).unwrap();
-            assert_eq!(pca.colours, vec![[0.5; 3]; n]);
+            assert_eq!(pca.colors, vec![[0.5; 3]; n]);
             assert_eq!(pca.explained, [0.0; 3]);
         }
     }

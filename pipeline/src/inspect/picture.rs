@@ -1,28 +1,28 @@
-//! `--png`: what a view shows, and what each teacher made of it, on one sheet.
+//! `--png`: views and the features that each teacher has of them, on one sheet.
 //!
 //! A row of panels is one (sample, view): the crop, then three panels for each teacher. The first three principal components of
-//! its tokens as red, green and blue, over all rows of the sheet together, so that equal colours mean similar features; the
+//! its tokens as red, green and blue, over all rows of the sheet together, so that equal colors mean similar features; the
 //! attention of its CLS token as heat over the crop; and a focused mask as training would draw it from that attention.
 
 mod panels;
+mod text;
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use images::RgbImage;
+use image::imageops::replace;
+use image::{Rgb, RgbImage};
 use program::words::count;
 use schemas::{Cache, TeacherId, TeacherIdentity, atomic};
 use serde::Serialize;
 
-use super::canvas::{ADVANCE, CAPITAL, Canvas, Rgb, shorten, text_width};
 use super::pca::{COMPONENTS, pca};
 use super::pixels::crops;
 use super::rows::{Chosen, for_each_feature};
-use crate::features;
+use text::{CAPITAL, SPACE, shorten};
 
 /// Rows on a sheet at most.
 const MAX_ROWS: usize = 64;
@@ -31,11 +31,11 @@ const MAX_ROWS: usize = 64;
 /// are an eighth of it.
 const MAX_VALUES: usize = 1 << 29;
 
-const PAPER: Rgb = [255, 255, 255];
-const INK: Rgb = [28, 30, 36];
-const FADED: Rgb = [120, 124, 134];
-const EMPTY: Rgb = [240, 241, 244];
-const RULE: Rgb = [222, 224, 230];
+const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
+const INK: Rgb<u8> = Rgb([28, 30, 36]);
+const FADED: Rgb<u8> = Rgb([120, 124, 134]);
+const EMPTY: Rgb<u8> = Rgb([240, 241, 244]);
+const RULE: Rgb<u8> = Rgb([222, 224, 230]);
 
 /// Around the sheet.
 const MARGIN: u32 = 28;
@@ -108,7 +108,7 @@ struct Column {
     /// Per row of the sheet that the teacher has features of: tokens, then attention.
     tokens: BTreeMap<usize, Vec<f32>>,
     attention: BTreeMap<usize, Vec<f32>>,
-    colours: BTreeMap<usize, Vec<[f32; COMPONENTS]>>,
+    colors: BTreeMap<usize, Vec<[f32; COMPONENTS]>>,
     explained: [f64; COMPONENTS],
     left: u32,
 }
@@ -138,7 +138,7 @@ pub(super) fn draw(
     let crops = crops(cache, chosen, source, panel)?;
     let mut left = MARGIN + panel + GROUP_GAP;
     for column in &mut columns {
-        column.colour()?;
+        column.color()?;
         column.left = left;
         left += PANELS * panel + (PANELS - 1) * GAP + GROUP_GAP;
     }
@@ -146,25 +146,25 @@ pub(super) fn draw(
     let row_height = LINE + panel + GAP + LINE + ROW_GAP;
     let width = left - GROUP_GAP + MARGIN;
     let height = header + row_height * chosen.len() as u32 - ROW_GAP + MARGIN - (LINE - CAPITAL);
-    let mut canvas = Canvas::new(width, height, PAPER);
-    draw_header(cache, &columns, panel, &mut canvas);
+    let mut sheet = RgbImage::from_pixel(width, height, PAPER);
+    draw_header(cache, &columns, panel, &mut sheet);
     let mut rows = Vec::new();
     for (i, (chosen, crop)) in chosen.iter().zip(&crops).enumerate() {
         let top = header + row_height * i as u32;
-        draw_caption(cache, chosen, top, &mut canvas);
+        draw_caption(cache, chosen, top, &mut sheet);
         let top = top + LINE;
         rows.push(PictureRow { sample_id: chosen.sample.sample_id, view: chosen.sample.view.index, top });
-        canvas.paste(crop, MARGIN, top);
+        paste(&mut sheet, crop, MARGIN, top);
         let size = chosen.sample.view.crop;
         let flip = if chosen.sample.view.flip { " flip" } else { "" };
-        let legend = format!("{} x {}{flip}", size.w, size.h);
-        canvas.text(MARGIN, top + panel + GAP, &shorten(&legend, panel), FADED);
+        let legend = format!("{} × {}{flip}", size.w, size.h);
+        text::draw(&mut sheet, MARGIN, top + panel + GAP, &shorten(&legend, panel), FADED);
         for column in &columns {
             let place = (chosen.sample.sample_id, chosen.sample.view.index);
-            column.draw(i, place, crop, top, &mut canvas);
+            column.draw(i, place, crop, top, &mut sheet);
         }
     }
-    atomic::write(path, &png(&canvas.img)?)?;
+    atomic::write(path, &png(&sheet)?)?;
     let step = panel + GAP;
     Ok(Picture {
         path: path.display().to_string(),
@@ -195,7 +195,7 @@ fn read_columns(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<Vec<Column>>
                 width: teacher.width as usize,
                 tokens: BTreeMap::new(),
                 attention: BTreeMap::new(),
-                colours: BTreeMap::new(),
+                colors: BTreeMap::new(),
                 explained: [0.0; COMPONENTS],
                 left: 0,
             };
@@ -204,8 +204,8 @@ fn read_columns(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<Vec<Column>>
         .collect();
     for_each_feature(cache, chosen, |position, teacher, row| {
         let (mut tokens, mut attention) = (Vec::new(), Vec::new());
-        features::tokens(teacher, row, &mut tokens)?;
-        features::cls_attn(teacher, row, &mut attention)?;
+        teacher.decode_tokens(&row.tokens, &mut tokens)?;
+        teacher.decode_cls_attn(&row.cls_attn, &mut attention)?;
         ensure!(
             tokens.iter().chain(&attention).all(|v| v.is_finite()),
             "the features of sample {} view {}, teacher {}, are not all finite: run `pipeline verify`",
@@ -234,7 +234,7 @@ fn panel_side(asked: Option<u32>, columns: &[Column]) -> u32 {
     grid * ((wanted + grid / 2) / grid)
 }
 
-fn draw_header(cache: &Cache, columns: &[Column], panel: u32, canvas: &mut Canvas) {
+fn draw_header(cache: &Cache, columns: &[Column], panel: u32, sheet: &mut RgbImage) {
     let titles = MARGIN + 2 * LINE + 4;
     let name = cache
         .dir()
@@ -242,42 +242,42 @@ fn draw_header(cache: &Cache, columns: &[Column], panel: u32, canvas: &mut Canva
         .ok()
         .and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_else(|| cache.dir().display().to_string());
-    canvas.text(MARGIN, MARGIN, &shorten(&name, panel), INK);
+    text::draw(sheet, MARGIN, MARGIN, &shorten(&name, panel), INK);
     let images = count(cache.identity().dataset.samples, "image");
-    canvas.text(MARGIN, MARGIN + LINE, &shorten(&images, panel), FADED);
-    canvas.text(MARGIN, titles, "crop", INK);
+    text::draw(sheet, MARGIN, MARGIN + LINE, &shorten(&images, panel), FADED);
+    text::draw(sheet, MARGIN, titles, "crop", INK);
     for column in columns {
         let width = PANELS * panel + (PANELS - 1) * GAP;
         let left = column.left;
-        canvas.text(left, MARGIN, &shorten(column.id.as_str(), width), INK);
-        let shape = format!("{} x {} x {}", column.grid, column.grid, column.width);
+        text::draw(sheet, left, MARGIN, &shorten(column.id.as_str(), width), INK);
+        let shape = format!("{} × {} × {}", column.grid, column.grid, column.width);
         let mut about = shape.clone();
         if let Some(teacher) = cache.teachers().get(&column.id) {
             let codec = &teacher.codec;
             let full = format!("{shape}, {codec}, {}", teacher.arch);
-            let fits = text_width(&full) <= width;
+            let fits = text::width(&full) <= width;
             about = if fits { full } else { format!("{shape}, {codec}") };
         }
-        canvas.text(left, MARGIN + LINE, &shorten(&about, width), FADED);
-        canvas.fill([left, titles + CAPITAL + 8, width, 1], RULE);
+        text::draw(sheet, left, MARGIN + LINE, &shorten(&about, width), FADED);
+        fill(sheet, [left, titles + CAPITAL + 8, width, 1], RULE);
         let shares = column.explained.map(|share| format!("{:.0}", 100.0 * share));
         let components = format!("PCA {}%", shares.join("+"));
         let titles_of = [[components.as_str(), "PCA"], ["CLS attention", "attention"], ["75 % masked", "75% mask"]];
         // All long or all short, whichever leaves space between them.
-        let room = panel.saturating_sub(ADVANCE);
-        let long = titles_of.iter().all(|[long, _]| text_width(long) <= room);
+        let room = panel.saturating_sub(SPACE);
+        let long = titles_of.iter().all(|[long, _]| text::width(long) <= room);
         for (i, title) in titles_of.into_iter().enumerate() {
             let left = left + i as u32 * (panel + GAP);
             let title = title[usize::from(!long)];
-            canvas.text(left, titles, &shorten(title, panel), INK);
+            text::draw(sheet, left, titles, &shorten(title, panel), INK);
         }
     }
-    canvas.fill([MARGIN, titles + CAPITAL + 8, panel, 1], RULE);
+    fill(sheet, [MARGIN, titles + CAPITAL + 8, panel, 1], RULE);
 }
 
-fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, canvas: &mut Canvas) {
+fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, sheet: &mut RgbImage) {
     let sample = &chosen.sample;
-    let room = canvas.img.width - 2 * MARGIN;
+    let room = sheet.width() - 2 * MARGIN;
     let mut about = format!("sample {} view {}", sample.sample_id, sample.view.index);
     if let Some(label) = sample.label {
         let name = usize::try_from(label).ok().and_then(|label| cache.identity().label_names.get(label));
@@ -289,15 +289,15 @@ fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, canvas: &mut Canvas) {
         };
     }
     let about = shorten(&about, room / 2);
-    let gap = 2 * ADVANCE;
-    let key = shorten(&sample.key, room.saturating_sub(text_width(&about) + gap));
-    canvas.text(MARGIN, top, &key, INK);
-    canvas.text(MARGIN + text_width(&key) + gap, top, &about, FADED);
+    let gap = 2 * SPACE;
+    let key = shorten(&sample.key, room.saturating_sub(text::width(&about) + gap));
+    text::draw(sheet, MARGIN, top, &key, INK);
+    text::draw(sheet, MARGIN + text::width(&key) + gap, top, &about, FADED);
 }
 
 impl Column {
-    /// Finds the colours of all rows together.
-    fn colour(&mut self) -> anyhow::Result<()> {
+    /// Finds the colors of all rows together.
+    fn color(&mut self) -> anyhow::Result<()> {
         let tokens = std::mem::take(&mut self.tokens);
         if tokens.is_empty() {
             return Ok(());
@@ -306,59 +306,72 @@ impl Column {
         let all: Vec<f32> = tokens.into_values().flatten().collect();
         let found = pca(&all, self.width).with_context(|| format!("teacher {}", self.id))?;
         self.explained = found.explained;
-        self.colours = positions
+        self.colors = positions
             .into_iter()
-            .zip(found.colours.chunks_exact(self.grid * self.grid))
-            .map(|(position, colours)| (position, colours.to_vec()))
+            .zip(found.colors.chunks_exact(self.grid * self.grid))
+            .map(|(position, colors)| (position, colors.to_vec()))
             .collect();
         Ok(())
     }
 
     /// Draws the three panels of a row, with a line below each.
-    fn draw(&self, row: usize, place: (u64, u16), crop: &RgbImage, top: u32, canvas: &mut Canvas) {
-        let panel = crop.width;
+    fn draw(&self, row: usize, place: (u64, u16), crop: &RgbImage, top: u32, sheet: &mut RgbImage) {
+        let panel = crop.width();
         let legend = top + panel + GAP;
         let left = [0, 1, 2].map(|i| self.left + i * (panel + GAP));
-        let (Some(colours), Some(attention)) = (self.colours.get(&row), self.attention.get(&row)) else {
+        let (Some(colors), Some(attention)) = (self.colors.get(&row), self.attention.get(&row)) else {
             for left in left {
-                canvas.fill([left, top, panel, panel], EMPTY);
+                fill(sheet, [left, top, panel, panel], EMPTY);
             }
             let text = "not built";
-            let middle = left[1] + (panel.saturating_sub(text_width(text))) / 2;
-            canvas.text(middle, top + panel / 2 - CAPITAL / 2, text, FADED);
+            let middle = left[1] + (panel.saturating_sub(text::width(text))) / 2;
+            text::draw(sheet, middle, top + panel / 2 - CAPITAL / 2, text, FADED);
             return;
         };
-        canvas.paste(&panels::components(colours, self.grid, panel), left[0], top);
+        paste(sheet, &panels::components(colors, self.grid, panel), left[0], top);
         let (heat_map, highest) = panels::attention(attention, self.grid, crop);
-        canvas.paste(&heat_map, left[1], top);
-        draw_scale(left[1], legend, panel, highest, canvas);
+        paste(sheet, &heat_map, left[1], top);
+        draw_scale(left[1], legend, panel, highest, sheet);
         let (masked, seen) = panels::focused_mask(attention, self.grid, place, crop);
-        canvas.paste(&masked, left[2], top);
-        let mut text = format!("{seen} of {} seen", attention.len());
-        if text_width(&text) > panel {
+        paste(sheet, &masked, left[2], top);
+        let mut text = format!("{seen} of {} visible", attention.len());
+        if text::width(&text) > panel {
             text = format!("{seen} of {}", attention.len());
         }
-        canvas.text(left[2], legend, &shorten(&text, panel), FADED);
+        text::draw(sheet, left[2], legend, &shorten(&text, panel), FADED);
     }
 }
 
-/// The colours of heat between the two values that they stand for; evenly spaced in value.
-fn draw_scale(left: u32, top: u32, width: u32, highest: f32, canvas: &mut Canvas) {
+/// The colors of heat between the two values that they stand for; evenly spaced in value.
+fn draw_scale(left: u32, top: u32, width: u32, highest: f32, sheet: &mut RgbImage) {
     let most = if highest >= 0.0995 { format!("{highest:.2}") } else { format!("{highest:.3}") };
-    let from = left + text_width("0") + 8;
-    let to = left + width.saturating_sub(text_width(&most) + 8 + ADVANCE);
-    canvas.text(left, top, "0", FADED);
-    canvas.text(to + 8, top, &most, FADED);
+    let from = left + text::width("0") + 8;
+    let to = left + width.saturating_sub(text::width(&most) + 8 + SPACE);
+    text::draw(sheet, left, top, "0", FADED);
+    text::draw(sheet, to + 8, top, &most, FADED);
     for x in from..to {
         let value = f64::from(x - from) / f64::from((to - from).max(2) - 1);
-        canvas.fill([x, top + 2, 1, CAPITAL - 4], panels::heat_of(value));
+        fill(sheet, [x, top + 2, 1, CAPITAL - 4], panels::heat(value));
     }
+}
+
+fn paste(sheet: &mut RgbImage, img: &RgbImage, x: u32, y: u32) {
+    replace(sheet, img, x.into(), y.into());
+}
+
+fn fill(sheet: &mut RgbImage, [x, y, width, height]: [u32; 4], color: Rgb<u8>) {
+    paste(sheet, &RgbImage::from_pixel(width, height, color), x, y);
+}
+
+/// `share` of the second color in the first.
+fn mix(Rgb(first): Rgb<u8>, Rgb(second): Rgb<u8>, share: f64) -> Rgb<u8> {
+    let mix = |a: u8, b: u8| (f64::from(a) + (f64::from(b) - f64::from(a)) * share).round().clamp(0.0, 255.0) as u8;
+    Rgb(std::array::from_fn(|i| mix(first[i], second[i])))
 }
 
 fn png(img: &RgbImage) -> anyhow::Result<Vec<u8>> {
     let mut file = Cursor::new(Vec::new());
-    PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive)
-        .write_image(&img.data, img.width, img.height, image::ExtendedColorType::Rgb8)
-        .context("cannot encode the picture")?;
+    let encoder = PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive);
+    img.write_with_encoder(encoder).context("cannot encode the picture")?;
     Ok(file.into_inner())
 }

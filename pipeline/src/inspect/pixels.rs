@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail};
-use images::{Decoder, ImageSource, RgbImage};
+use image::RgbImage;
+use images::{Decoder, ImageSource};
 use indicatif::{ProgressBar, ProgressStyle};
 use program::{signals, terminal};
 use schemas::{Cache, ContentHash, Pack, SampleRow};
@@ -60,7 +61,8 @@ pub(super) fn crops(
                     sample.height
                 );
             }
-            images::render(&image, &sample.view, size).with_context(name)
+            let crop = images::render(&image, &sample.view, size).with_context(name)?;
+            RgbImage::from_raw(crop.width, crop.height, crop.data).with_context(name)
         })
         .collect()
 }

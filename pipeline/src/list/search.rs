@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use schemas::layout;
 
-/// What a search came upon.
+/// Result of a search.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// Folders with a `cache.json`, sorted.
@@ -16,9 +16,8 @@ pub(super) struct Found {
     pub(super) unreadable: Vec<String>,
 }
 
-/// The caches in `dir` and below it; nothing is looked for inside a cache. Links to folders are followed after all real folders
-/// have been seen, and every folder is visited once, whatever names lead to it: so a cache is listed under its own path where it
-/// lies below `dir`, and loops end.
+/// The caches in `dir` and below it, without searching inside a cache. Links to folders are followed after all real folders, and every
+/// folder is visited once, even if it has several names. So a cache below `dir` is listed under its own path, and loops end.
 pub(super) fn caches(dir: &Path) -> anyhow::Result<Found> {
     let mut found = Found::default();
     let mut visited = BTreeSet::new();
@@ -28,7 +27,7 @@ pub(super) fn caches(dir: &Path) -> anyhow::Result<Found> {
     while let Some(folder) = folders.pop_front().or_else(|| links.pop_front()) {
         let canonical = match folder.canonicalize() {
             Ok(canonical) => canonical,
-            // A link that leads nowhere is not a folder.
+            // A broken link is not a folder.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             Err(e) => {
                 found.unreadable.push(format!("{}: {e}", folder.display()));

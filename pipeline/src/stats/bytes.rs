@@ -1,28 +1,28 @@
-//! What features cost on the disk.
+//! Size of features on disk.
 
 use std::collections::BTreeMap;
 
 use schemas::{TeacherIdentity, TeacherPart};
 use serde::Serialize;
 
-/// Bytes of a teacher's complete parts.
+/// Size of a teacher's complete parts in bytes.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Bytes {
-    /// Of the files, with footers.
+    /// Size of the files, with footers.
     files: u64,
-    /// Per image, all its views: the files, with footers.
+    /// Size of the files with footers, per image with all its views.
     pub(super) per_image: f64,
-    /// Per image: values as f32, without compression.
+    /// Size of the values as uncompressed f32, per image.
     pub(super) f32_per_image: f64,
     pub(super) columns: BTreeMap<String, ColumnBytes>,
 }
 
-/// Per image, all its views.
+/// Bytes per image with all its views.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct ColumnBytes {
-    /// On the disk.
+    /// On disk.
     pub(super) per_image: f64,
-    /// Encoded, before compression; absent for columns that hold no values.
+    /// Encoded, before compression; absent for columns without values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) encoded_per_image: Option<f64>,
     /// As f32.

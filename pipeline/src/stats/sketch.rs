@@ -1,4 +1,4 @@
-//! Distributions in little memory.
+//! Approximate percentiles in little memory.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 /// in it.
 const DROPPED: u32 = 14;
 
-/// Values of 0 and above, counted in bins of equal relative width.
+/// Counts values of 0 and above in bins of equal relative width.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Sketch {
     bins: BTreeMap<u32, u64>,

@@ -1,18 +1,17 @@
-//! Sums over rows that add up over chunks of rows.
+//! Sums over rows, which can be merged over chunks of rows.
 
 use schemas::{TeacherIdentity, TeacherRow};
 
 use super::sketch::Sketch;
 use super::{Attention, Channels, Features, NonFinite, OUTLIER, Outliers, TopChannels};
-use crate::features;
 
-/// What is kept of the rows seen so far.
+/// Sums of the rows so far.
 #[derive(Debug)]
 pub(super) struct Sums {
     rows: u64,
     tokens: u64,
     non_finite: NonFinite,
-    /// By channel, of the finite values.
+    /// Number of finite values by channel.
     count: Vec<u64>,
     sum: Vec<f64>,
     sum_sq: Vec<f64>,
@@ -20,7 +19,7 @@ pub(super) struct Sums {
     max: Vec<f32>,
     token_norm: Sketch,
     cls_norm: Sketch,
-    /// By place in the grid.
+    /// Number of outliers by place in the grid.
     outliers: Vec<u64>,
     attention: Vec<f64>,
     entropy: Sketch,
@@ -29,7 +28,7 @@ pub(super) struct Sums {
     rows_without: u64,
 }
 
-/// A row and its values, in memory that is used again for the next.
+/// Buffers of a row and its values, reused for the next row.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) row: TeacherRow,
@@ -63,7 +62,7 @@ impl Sums {
         }
     }
 
-    /// About what one takes in memory.
+    /// Approximate size in bytes.
     pub(super) fn bytes(teacher: &TeacherIdentity) -> usize {
         32 * teacher.width as usize + 16 * teacher.n_tokens()
     }
@@ -76,14 +75,14 @@ impl Sums {
     pub(super) fn add_row(&mut self, teacher: &TeacherIdentity, scratch: &mut Scratch) -> schemas::Result<()> {
         let Scratch { row, tokens, cls, attention, norms, sorted } = scratch;
         self.rows += 1;
-        features::tokens(teacher, row, tokens)?;
+        teacher.decode_tokens(&row.tokens, tokens)?;
         norms.clear();
         for token in tokens.chunks_exact(teacher.width as usize) {
             norms.push(self.add_token(token));
         }
         self.add_norms(norms, sorted);
 
-        features::cls(teacher, row, cls)?;
+        teacher.decode_cls(&row.cls, cls)?;
         let sq: f64 = cls.iter().map(|&v| f64::from(v).powi(2)).sum();
         if sq.is_finite() {
             self.cls_norm.add(sq.sqrt());
@@ -91,15 +90,15 @@ impl Sums {
             self.non_finite.cls += non_finite(cls);
         }
 
-        features::cls_attn(teacher, row, attention)?;
+        teacher.decode_cls_attn(&row.cls_attn, attention)?;
         self.add_attention(attention);
         Ok(())
     }
 
-    /// Adds a token to its channels; gives its norm, NaN if a value is not finite.
+    /// Adds a token to its channels; returns its norm, NaN if a value is not finite.
     fn add_token(&mut self, token: &[f32]) -> f64 {
         self.tokens += 1;
-        // The square of a finite f32 is far from the largest f64, so an infinite sum tells of an infinite value.
+        // The square of a finite f32 is far below the largest f64, so an infinite sum means an infinite value.
         let sq: f64 = token.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
         let bad = !sq.is_finite();
         if bad {
@@ -119,8 +118,8 @@ impl Sums {
         if bad { f64::NAN } else { sq.sqrt() }
     }
 
-    /// The norms of a row's tokens: outliers are told from the row's own median, so that one pass is enough and images of other
-    /// brightness or content do not count against each other.
+    /// Adds the norms of a row's tokens. Outliers are relative to the row's own median, so that one pass is enough and images of different
+    /// brightness or content do not affect each other.
     fn add_norms(&mut self, norms: &[f64], sorted: &mut Vec<f64>) {
         sorted.clear();
         sorted.extend(norms.iter().copied().filter(|norm| norm.is_finite()));
@@ -195,7 +194,7 @@ impl Sums {
         }
     }
 
-    /// The statistics; `None` of no rows.
+    /// The statistics; `None` without rows.
     pub(super) fn finish(self) -> Option<Features> {
         if self.rows == 0 {
             return None;

@@ -1,13 +1,15 @@
-//! The statistics in words.
+//! The statistics as text.
 
 use std::io::Write;
 
 use indicatif::DecimalBytes;
-use program::words::count;
+use program::table::{Left, Right, percent, table};
+use program::words::{count, grouped};
 
+use super::bytes::ColumnBytes;
+use super::map::map;
 use super::sketch::Distribution;
 use super::{Features, OUTLIER, Report, TeacherStats};
-use crate::table::{Align, Table, grouped, map};
 
 /// Channels that the text lists.
 const LISTED: usize = 8;
@@ -77,97 +79,62 @@ fn print_features(features: &Features, grid: usize, out: &mut dyn Write) -> std:
     let counts: Vec<f64> = outliers.per_patch.iter().map(|&n| n as f64).collect();
     let most = outliers.per_patch.iter().max().copied().unwrap_or(0);
     let highest = attention.mean.iter().copied().fold(0.0, f64::max);
-    let maps = [
-        (format!("mean attention, @ = {highest:.4}"), map(&attention.mean, grid)),
-        (format!("outliers, @ = {}", grouped(most)), map(&counts, grid)),
-    ];
-    // A map of nothing tells nothing.
-    print_maps(&maps[..if most > 0 { 2 } else { 1 }], out)
+    let mean = map(&attention.mean, grid);
+    let (title, outliers) = if most > 0 {
+        (format!("outliers, @ = {}", grouped(most)), map(&counts, grid))
+    } else {
+        (String::new(), vec![String::new(); mean.len()])
+    };
+    let titles = [&format!("mean attention, @ = {highest:.4}"), &title[..]];
+    let rows = mean.into_iter().zip(outliers).map(|(mean, outliers)| [mean, outliers]).collect();
+    write_indented(&table(titles, [Left; 2], rows), out)
 }
 
 fn print_channels(features: &Features, out: &mut dyn Write) -> std::io::Result<()> {
     let channels = &features.channels;
     let mut order: Vec<usize> = (0..channels.share.len()).collect();
     order.sort_by(|&a, &b| channels.share[b].total_cmp(&channels.share[a]).then(a.cmp(&b)));
-    let mut table = Table::new([Align::Right; 6], ["channel", "mean", "std", "min", "max", "squared norm"]);
-    for &c in order.iter().take(LISTED) {
-        table.push([
+    let listed = order.iter().take(LISTED).map(|&c| {
+        [
             c.to_string(),
             number(channels.mean[c]),
             number(channels.std[c]),
-            number(f64::from(channels.min[c])),
-            number(f64::from(channels.max[c])),
+            number(channels.min[c].into()),
+            number(channels.max[c].into()),
             percent(channels.share[c]),
-        ]);
-    }
+        ]
+    });
+    let mut rows: Vec<[String; 6]> = listed.collect();
     if order.len() > LISTED {
-        let median = |values: &mut Vec<f64>| {
-            values.sort_by(f64::total_cmp);
-            values[(values.len() - 1) / 2]
-        };
-        let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-        table.push([
+        rows.push([
             "median".to_owned(),
-            number(median(&mut channels.mean.clone())),
-            number(median(&mut channels.std.clone())),
-            number(median(&mut wide(&channels.min))),
-            number(median(&mut wide(&channels.max))),
-            percent(median(&mut channels.share.clone())),
+            number(median(&channels.mean)),
+            number(median(&channels.std)),
+            number(median(&channels.min)),
+            number(median(&channels.max)),
+            percent(median(&channels.share)),
         ]);
     }
-    table.write("  ", out)
+    write_indented(&table(["channel", "mean", "std", "min", "max", "squared norm"], [Right; 6], rows), out)
 }
 
 fn print_distributions(features: &Features, out: &mut dyn Write) -> std::io::Result<()> {
-    let mut table = Table::new(
-        [
-            Align::Left,
-            Align::Right,
-            Align::Right,
-            Align::Right,
-            Align::Right,
-            Align::Right,
-            Align::Right,
-            Align::Right,
-            Align::Right,
-            Align::Right,
-        ],
-        ["", "mean", "std", "min", "1 %", "25 %", "50 %", "75 %", "99 %", "max"],
-    );
     let attention = &features.attention;
-    for (name, d) in [
+    let distributions = [
         ("token norm", &features.token_norm),
         ("cls norm", &features.cls_norm),
         ("entropy, bits", &attention.entropy_bits),
         ("peak attention", &attention.peak),
-    ] {
+    ];
+    let rows = distributions.map(|(name, d)| {
         let Distribution { mean, std, min, p1, p25, p50, p75, p99, max, .. } = *d;
-        let numbers = [mean, std, min, p1, p25, p50, p75, p99, max].map(number);
-        let [a, b, c, d, e, f, g, h, i] = numbers;
-        table.push([name.to_owned(), a, b, c, d, e, f, g, h, i]);
-    }
-    table.write("  ", out)
-}
-
-/// Maps beside each other.
-fn print_maps(maps: &[(String, Vec<String>)], out: &mut dyn Write) -> std::io::Result<()> {
-    let width = |(title, lines): &(String, Vec<String>)| {
-        let line = lines.first().map_or(0, |line| line.chars().count());
-        title.chars().count().max(line + 2)
-    };
-    let mut line = String::new();
-    for map in maps {
-        line += &format!("  {:<1$}", map.0, width(map) + 2);
-    }
-    writeln!(out, "{}", line.trim_end())?;
-    for row in 0..maps.first().map_or(0, |(_, lines)| lines.len()) {
-        let mut line = String::new();
-        for map in maps {
-            line += &format!("  {:<1$}", format!("|{}|", map.1[row]), width(map) + 2);
-        }
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
+        let [mean, std, min, p1, p25, p50, p75, p99, max] = [mean, std, min, p1, p25, p50, p75, p99, max].map(number);
+        [name.to_owned(), mean, std, min, p1, p25, p50, p75, p99, max]
+    });
+    let titles = ["", "mean", "std", "min", "1 %", "25 %", "50 %", "75 %", "99 %", "max"];
+    let mut align = [Right; 10];
+    align[0] = Left;
+    write_indented(&table(titles, align, rows.into()), out)
 }
 
 fn print_bytes(stats: &TeacherStats, out: &mut dyn Write) -> std::io::Result<()> {
@@ -179,32 +146,37 @@ fn print_bytes(stats: &TeacherStats, out: &mut dyn Write) -> std::io::Result<()>
             DecimalBytes(bytes.per_image.round() as u64),
             bytes.f32_per_image / bytes.per_image
         )?;
-        let mut table = Table::new(
-            [Align::Left, Align::Right, Align::Right, Align::Right, Align::Right],
-            ["column", "stored", "encoded", "as f32", "f32 / stored"],
-        );
         let whole = |value: f64| grouped(value.round() as u64);
         let optional = |value: Option<f64>| value.map_or_else(String::new, whole);
-        for (name, column) in &bytes.columns {
+        let row = |(name, column): (&String, &ColumnBytes)| {
             let ratio = column.f32_per_image.map(|raw| format!("{:.2}", raw / column.per_image));
-            table.push([
+            [
                 name.clone(),
                 whole(column.per_image),
                 optional(column.encoded_per_image),
                 optional(column.f32_per_image),
                 ratio.unwrap_or_default(),
-            ]);
-        }
-        table.write("  ", out)?;
+            ]
+        };
+        let titles = ["column", "stored", "encoded", "as f32", "f32 / stored"];
+        let align = [Left, Right, Right, Right, Right];
+        write_indented(&table(titles, align, bytes.columns.iter().map(row).collect()), out)?;
     }
     writeln!(out, "  codec error     {}", stats.codec_error.text())
 }
 
-fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
+fn write_indented(lines: &str, out: &mut dyn Write) -> std::io::Result<()> {
+    lines.lines().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
-/// Four significant digits or so, without an exponent where it can be helped.
+/// The lower of the two middle values, where there are two.
+fn median<T: Copy + Into<f64>>(values: &[T]) -> f64 {
+    let mut values: Vec<f64> = values.iter().map(|&v| v.into()).collect();
+    values.sort_by(f64::total_cmp);
+    values[(values.len() - 1) / 2]
+}
+
+/// About four significant digits, with an exponent only for very large and very small values.
 fn number(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {

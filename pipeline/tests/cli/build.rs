@@ -161,7 +161,7 @@ fn images_of_more_than_8_bits_go_through_the_window() {
     assert!(cache.teachers().contains_key(&clip));
     assert_ne!(features("default"), features("windowed"));
 
-    // Another window is another cache, and a word that means nothing is no window.
+    // Another window is another cache, and an unknown word is refused.
     let refused = world.build("windowed", &with(&["--depth-window", "full-range"])).unwrap_err();
     let refused = format!("{refused:#}");
     assert!(refused.contains("depth_window") && refused.contains("0,4095"), "{refused}");

@@ -119,10 +119,10 @@ fn every_panel_shows_what_it_says() {
         let scores = first_component(&tokens, identity.width as usize);
         let (low, high) = scores.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
         for (&(x, y), score) in patches.iter().zip(&scores) {
-            let colour = pixel(&drawn, x, y);
-            assert_eq!(colour, pixel(&drawn, x + patch - 1, y + patch - 1));
+            let color = pixel(&drawn, x, y);
+            assert_eq!(color, pixel(&drawn, x + patch - 1, y + patch - 1));
             let red = 255.0 * (score - low) / (high - low);
-            assert!((f64::from(colour[0]) - red).abs() <= 1.0, "{name}: {colour:?}, expected {red}");
+            assert!((f64::from(color[0]) - red).abs() <= 1.0, "{name}: {color:?}, expected {red}");
         }
         let explained: f64 = teacher["explained"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).sum();
         assert!((0.2..=1.0).contains(&explained));

@@ -196,7 +196,7 @@ fn a_bad_calibration_does_not_pass_in_silence() {
         assert!(stdout(&built).contains("codec error clip   relative L2 "), "{}", stdout(&built));
         stderr(&built).contains("more than rounding explains")
     };
-    // Of two samples, the first is no image.
+    // The first of two samples is not an image.
     assert!(i8("bad", "2"));
     assert!(!i8("good", "256"));
 }

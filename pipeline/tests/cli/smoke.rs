@@ -136,7 +136,7 @@ fn a_path_that_is_not_there_is_said_before_a_hub_is_asked() {
     assert!(said.contains(&asking), "{said}");
 }
 
-/// What training leaves is no teacher yet: the way to make one of it is said.
+/// A run folder is not a teacher; the error says how to make one from it.
 #[test]
 fn a_run_given_as_a_teacher_is_told_from_one() {
     let world = World::new();
@@ -203,7 +203,7 @@ fn inspect_shows_the_same_in_text_and_json() {
     assert!(format!("{outside:#}").contains("there is no sample 23"), "{outside:#}");
 }
 
-/// A log that cannot be written ends no build, a reader that has seen enough is no error, and an error is said whatever RUST_LOG
+/// An unwritable log does not end a build, a reader that closes early is not an error, and an error is printed whatever RUST_LOG
 /// lets through.
 #[test]
 fn nobody_has_to_listen() {

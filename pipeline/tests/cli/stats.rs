@@ -152,7 +152,7 @@ fn bytes_and_codec_errors_are_those_of_the_records() {
     assert!(stats(&world, &[]).unwrap().contains("none: the codec keeps every bit"));
 }
 
-/// Sums are added in the order of rows, whoever makes them.
+/// Sums are added in the order of rows on any number of threads.
 #[test]
 fn threads_do_not_change_a_digit() {
     let world = World::new();

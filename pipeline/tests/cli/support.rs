@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use clap::Parser;
+use hub::HubSettings;
 use image::{DynamicImage, ImageFormat, RgbImage};
-use models::hub::HubSettings;
 use pipeline::ExitStatus;
 use pipeline::cli::Cli;
 use tempfile::TempDir;
@@ -125,7 +125,7 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// An image of its own size and colours, JPEG or PNG, in the class folder `cat` or `dog`.
+/// An image of its own size and colors, JPEG or PNG, in the class folder `cat` or `dog`.
 fn write_image(dir: &Path, idx: u32) {
     let (width, height) = (40 + 7 * (idx % 5), 36 + 5 * (idx % 7));
     let pixels = RgbImage::from_fn(width, height, |x, y| {

@@ -201,7 +201,7 @@ fn a_state_that_does_not_fit_is_refused_and_nothing_is_loaded() {
 
 #[test]
 #[should_panic(expected = "bias is in the optimizer twice")]
-fn a_parameter_is_optimised_once() {
+fn a_parameter_is_optimized_once() {
     let params = params(&golden());
     optimizer(&params).add_group([("bias".to_owned(), params["bias"].shallow_clone())], 0.1, 0.0);
 }

@@ -76,3 +76,16 @@ fn a_gpu_that_is_not_there_is_an_error() {
 fn another_allocator_is_told_of() {
     assert!(!keep_freed_memory());
 }
+
+#[test]
+fn errors_have_libtorchs_words_without_the_backtrace() {
+    let mut dst = pinned_empty(&[2], Kind::Float, Device::Cpu).unwrap();
+    let Err(Error::Torch { operation, message }) =
+        copy_non_blocking(&mut dst, &pinned_empty(&[3], Kind::Float, Device::Cpu).unwrap())
+    else {
+        panic!("three values do not fit into two");
+    };
+    assert_eq!(operation, "copying a tensor");
+    assert!(message.contains("size of tensor"), "{message}");
+    assert!(!message.contains("frame #"), "no C++ backtrace: {message}");
+}

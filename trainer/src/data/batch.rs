@@ -7,7 +7,7 @@ use torch_ext::pinned_empty;
 ///
 /// The tensors are allocated once and filled in place; give a batch back to the loader when the device is done with it.
 #[derive(Debug)]
-pub struct MimicBatch {
+pub(crate) struct MimicBatch {
     /// (sample id, view) of each image.
     pub samples: Vec<(u64, u16)>,
     /// `[N, S, S, 3]` u8, S = the student's image size.
@@ -23,7 +23,7 @@ pub struct MimicBatch {
 }
 
 /// What a batch is made of, for the record.
-pub trait Samples {
+pub(crate) trait Samples {
     /// (sample id, view) of each image.
     fn samples(&self) -> &[(u64, u16)];
 }
@@ -35,8 +35,14 @@ impl Samples for MimicBatch {
 }
 
 impl MimicBatch {
+    /// The batch in `parts` equal parts, in the same memory.
+    pub(crate) fn parts(&self, parts: usize) -> impl Iterator<Item = MimicBatch> {
+        let images = self.samples.len() / parts;
+        (0..parts).map(move |part| self.part(part * images, images))
+    }
+
     /// The images `start..start + len` alone, in the same memory.
-    pub fn part(&self, start: usize, len: usize) -> MimicBatch {
+    pub(crate) fn part(&self, start: usize, len: usize) -> MimicBatch {
         let rows = |t: &Tensor| t.narrow(0, start as i64, len as i64);
         let some_rows = |t: &Option<Tensor>| t.as_ref().map(rows);
         let of_teacher = |teacher: &TeacherBatch| match teacher {
@@ -60,7 +66,7 @@ impl MimicBatch {
 
 /// What a batch holds for one teacher.
 #[derive(Debug)]
-pub enum TeacherBatch {
+pub(crate) enum TeacherBatch {
     /// Features from the cache, in the type they are stored in.
     Cached {
         /// `[N, L, K]`; absent when only the attention is used. For codec `i8` these are its steps.
@@ -81,7 +87,7 @@ pub enum TeacherBatch {
 
 /// Sizes of a [`MimicBatch`].
 #[derive(Debug, Clone, PartialEq)]
-pub struct BatchShape {
+pub(crate) struct BatchShape {
     /// N.
     pub batch_size: usize,
     /// S.
@@ -96,7 +102,7 @@ pub struct BatchShape {
 
 /// What is loaded for one teacher.
 #[derive(Debug, Clone, PartialEq)]
-pub enum TeacherShape {
+pub(crate) enum TeacherShape {
     /// Rows of the cache.
     Cached {
         /// Width K.
@@ -121,7 +127,7 @@ pub enum TeacherShape {
 
 impl BatchShape {
     /// A batch of unspecified content, to be filled; page-locked when `device` is a GPU.
-    pub fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
+    pub(crate) fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
         let n = self.batch_size as i64;
         let l = i64::from(self.grid * self.grid);
         let pixels = |size: u32| pinned_empty(&[n, i64::from(size), i64::from(size), 3], Kind::Uint8, device);

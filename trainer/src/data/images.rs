@@ -14,7 +14,7 @@ use super::Problem;
 use super::sample::Sample;
 
 /// The images of a run.
-pub enum Images {
+pub(crate) enum Images {
     /// A data set; its images are checked against the rows' content hashes.
     Source(Box<SourceImages>),
     /// Those packed into the cache, checked against the rows' image hashes.
@@ -27,7 +27,7 @@ impl Images {
     /// # Errors
     /// [`Problem::NoPixels`] for neither; [`Problem::PackedPixels`] for both where they differ: the crops of a cache with
     /// re-encoded images are of those.
-    pub fn open(cache: &Arc<Cache>, images: Option<&str>) -> anyhow::Result<Images> {
+    pub(crate) fn open(cache: &Arc<Cache>, images: Option<&str>) -> anyhow::Result<Images> {
         let dir = || cache.dir().to_path_buf();
         match (images, cache.identity().pack) {
             (None, Pack::None) => Err(Problem::NoPixels { cache: dir() }.into()),
@@ -41,7 +41,7 @@ impl Images {
     }
 
     /// The data set, if it is one.
-    pub fn source(&self) -> Option<&SourceImages> {
+    pub(crate) fn source(&self) -> Option<&SourceImages> {
         match self {
             Images::Source(images) => Some(images),
             Images::Packed(_) => None,
@@ -49,7 +49,7 @@ impl Images {
     }
 
     /// The bytes of a sample's image, found to be those its features were made from. `view` is for messages.
-    pub fn read(&self, sample: &Sample, view: usize) -> Result<Vec<u8>, Problem> {
+    pub(crate) fn read(&self, sample: &Sample, view: usize) -> Result<Vec<u8>, Problem> {
         let images = match self {
             Images::Packed(packed) => return packed.read(sample),
             Images::Source(images) => images,
@@ -81,7 +81,7 @@ impl Images {
     }
 
     /// That a sample's image cannot be used, and why.
-    pub fn problem(
+    pub(crate) fn problem(
         &self,
         sample: &Sample,
         view: usize,
@@ -96,13 +96,13 @@ impl Images {
 }
 
 /// A data set, and what its images hold, once somebody had to ask.
-pub struct SourceImages {
+pub(crate) struct SourceImages {
     source: ImageSource,
     contents: OnceLock<Contents>,
 }
 
 /// What the images of a data set hold.
-pub struct Contents {
+pub(crate) struct Contents {
     /// Of every image, by number; nothing of one that cannot be read.
     pub of: Vec<Option<ContentHash>>,
     /// The number of the image with a content; of copies, the first.
@@ -115,12 +115,12 @@ impl SourceImages {
     }
 
     /// The data set.
-    pub fn source(&self) -> &ImageSource {
+    pub(crate) fn source(&self) -> &ImageSource {
         &self.source
     }
 
     /// What every image holds. The whole data set is read for it, once, with `progress(done, of)`; whoever asks meanwhile waits.
-    pub fn contents(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> &Contents {
+    pub(crate) fn contents(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> &Contents {
         self.contents.get_or_init(|| {
             tracing::info!("reading all {} images of --images once, to join them by content", self.source.len());
             let all: Vec<usize> = (0..self.source.len()).collect();
@@ -160,7 +160,7 @@ pub(crate) fn log_search(done: u64, of: u64) {
 }
 
 /// The images in a cache's samples files. A part's file is opened when first used and stays open.
-pub struct PackedImages {
+pub(crate) struct PackedImages {
     cache: Arc<Cache>,
     parts: Vec<Mutex<Option<Arc<SamplesPart>>>>,
 }

@@ -15,11 +15,11 @@ use sha2::{Digest, Sha256};
 use super::images::{Images, SourceImages};
 use super::sample::Sample;
 use super::{Problem, absent};
-use crate::config::{self, Missing};
+use crate::recipe::{self, Missing};
 
 /// Everything a run trains on, in the cache's order.
 #[derive(Debug)]
-pub struct Samples {
+pub(crate) struct Samples {
     /// Stored per image.
     stored_views: usize,
     /// Used by the run: the first of these.
@@ -28,12 +28,13 @@ pub struct Samples {
     rows: Vec<View>,
     fingerprint: String,
     decoder: Decoder,
+    #[cfg(test)]
     added: Listed,
     skipped: Listed,
 }
 
 /// Some images: how many, and the keys of the first few.
-pub type Listed = (usize, Vec<String>);
+pub(crate) type Listed = (usize, Vec<String>);
 
 /// How many images a message names.
 const NAMED: usize = 10;
@@ -51,42 +52,43 @@ fn listed<'a>(keys: impl Iterator<Item = &'a str>) -> Listed {
 
 impl Samples {
     /// How many images an epoch has.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.samples.len()
     }
 
     /// What image files become pixels by: the rules and the window that the cache's features belong to.
-    pub fn decoder(&self) -> &Decoder {
+    pub(crate) fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
     /// Whether there is nothing to train on.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }
 
     /// Views used per image, `data.views` or all that are stored. Epoch `e` uses view `e % views`.
-    pub fn views(&self) -> usize {
+    pub(crate) fn views(&self) -> usize {
         self.views
     }
 
     /// Sample `idx` and its view `view`.
-    pub fn get(&self, idx: usize, view: usize) -> (&Sample, &View) {
+    pub(crate) fn get(&self, idx: usize, view: usize) -> (&Sample, &View) {
         (&self.samples[idx], &self.rows[idx * self.stored_views + view])
     }
 
     /// Images of the data set that the cache does not have: no run trains on them.
-    pub fn added(&self) -> &Listed {
+    #[cfg(test)]
+    pub(crate) fn added(&self) -> &Listed {
         &self.added
     }
 
     /// Images of the cache that `data.missing = "skip"` leaves out, since the data set does not have them.
-    pub fn skipped(&self) -> &Listed {
+    pub(crate) fn skipped(&self) -> &Listed {
         &self.skipped
     }
 
     /// SHA-256 over every sample's id and content hash, in order: equal only for the same training set.
-    pub fn fingerprint(&self) -> &str {
+    pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 }
@@ -94,11 +96,11 @@ impl Samples {
 /// Reads the cache's sample rows, checks them, and finds each one's image in `images`.
 ///
 /// Packed images are where their rows are. In a data set, see the module. A search by content reports `progress(done, of)`.
-pub fn join(
+pub(crate) fn join(
     cache: &Cache,
     teachers: &[TeacherId],
     images: &Images,
-    config: &config::Data,
+    config: &recipe::Data,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Samples, Problem> {
     let identity = cache.identity();
@@ -226,12 +228,22 @@ pub fn join(
         digest.update(sample.content_hash.0);
     }
     let fingerprint = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Samples { stored_views: views, views: used_views, samples, rows, fingerprint, decoder, added, skipped })
+    Ok(Samples {
+        stored_views: views,
+        views: used_views,
+        samples,
+        rows,
+        fingerprint,
+        decoder,
+        #[cfg(test)]
+        added,
+        skipped,
+    })
 }
 
 /// Images of a cache that a run over it will find rows of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usable {
+pub(crate) struct Usable {
     /// How many. Of parts that are still to be built all images of the plan are counted, unless `data.allow_incomplete` leaves these out.
     pub images: u64,
     /// Images that the build could not use.
@@ -241,7 +253,7 @@ pub struct Usable {
 }
 
 /// Counts what [`join`] will find, from the records alone.
-pub fn count(cache: &Cache, teachers: &[TeacherId], config: &config::Data) -> Result<Usable, Problem> {
+pub(crate) fn count(cache: &Cache, teachers: &[TeacherId], config: &recipe::Data) -> Result<Usable, Problem> {
     let plan = &cache.identity().plan;
     let views = u64::from(cache.identity().views.views);
     let mut usable = Usable { images: 0, rejected: 0, unfinished_parts: 0 };

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 ///
 /// Which crops are kept depends on which were loaded first; what a batch holds does not.
 #[derive(Debug)]
-pub struct PixelCache {
+pub(crate) struct PixelCache {
     budget: usize,
     kept: RwLock<Kept>,
 }
@@ -21,12 +21,12 @@ struct Kept {
 
 impl PixelCache {
     /// A cache of at most `budget` bytes of pixels; 0 keeps nothing.
-    pub fn new(budget: usize) -> PixelCache {
+    pub(crate) fn new(budget: usize) -> PixelCache {
         PixelCache { budget, kept: RwLock::default() }
     }
 
     /// Copies a kept crop to `out`; false if it is not kept.
-    pub fn get(&self, sample: usize, view: usize, out: &mut [u8]) -> bool {
+    pub(crate) fn get(&self, sample: usize, view: usize, out: &mut [u8]) -> bool {
         // Nothing panics while holding the lock, and a poisoned map would still hold whole crops.
         let crop = self.kept.read().unwrap_or_else(PoisonError::into_inner).crops.get(&(sample, view)).cloned();
         if let Some(crop) = &crop {
@@ -36,7 +36,7 @@ impl PixelCache {
     }
 
     /// Keeps a crop if there is room.
-    pub fn put(&self, sample: usize, view: usize, crop: &[u8]) {
+    pub(crate) fn put(&self, sample: usize, view: usize, crop: &[u8]) {
         if self.budget == 0 {
             return;
         }

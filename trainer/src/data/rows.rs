@@ -11,7 +11,7 @@ use super::Problem;
 use super::sample::Sample;
 
 /// Random access to the rows of one teacher. A part's file is opened when first used and stays open.
-pub struct TeacherRows {
+pub(crate) struct TeacherRows {
     cache: Arc<Cache>,
     id: TeacherId,
     /// Where the tokens' bytes end and those of the outlier channels begin.
@@ -30,7 +30,7 @@ impl fmt::Debug for TeacherRows {
 
 impl TeacherRows {
     /// The rows of a teacher of `cache`.
-    pub fn new(cache: &Arc<Cache>, identity: &TeacherIdentity) -> TeacherRows {
+    pub(crate) fn new(cache: &Arc<Cache>, identity: &TeacherIdentity) -> TeacherRows {
         let parts = cache.identity().plan.parts();
         let (kind, outliers) = match &identity.codec {
             Codec::F32 => (Kind::Float, 0),
@@ -54,23 +54,23 @@ impl TeacherRows {
     }
 
     /// The tensor type of a stored number: tokens go to the device as they are stored.
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
 
     /// The same for the CLS token.
-    pub fn cls_kind(&self) -> Kind {
+    pub(crate) fn cls_kind(&self) -> Kind {
         self.cls_kind
     }
 
     /// Channels that codec `i8` keeps apart; 0 for the others.
-    pub fn outliers(&self) -> usize {
+    pub(crate) fn outliers(&self) -> usize {
         self.outliers
     }
 
     #[allow(clippy::too_many_arguments, reason = "a row has that many columns")]
     /// Copies row `row` of the sample's part into what is given, after checking that it is whole and of this sample and view.
-    pub fn read(
+    pub(crate) fn read(
         &self,
         sample: &Sample,
         view: &View,

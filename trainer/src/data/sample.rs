@@ -4,7 +4,7 @@ use schemas::{ContentHash, RowKey, View};
 
 /// One cached image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Its number in the data set the cache was built from.
     pub sample_id: u64,
     /// Hash of the original bytes; checked whenever they are read.

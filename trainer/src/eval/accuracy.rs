@@ -9,7 +9,7 @@ const GUESSES: i64 = 5;
 
 /// How many images were given their own class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TopK {
+pub(crate) struct TopK {
     /// Share of images whose own class has the highest score, 0 to 1.
     pub top1: f64,
     /// Share of images whose own class is among the five highest; 1 for five classes or fewer.
@@ -20,7 +20,7 @@ pub struct TopK {
 
 /// Counts right guesses, batch by batch.
 #[derive(Debug)]
-pub struct Counter {
+pub(crate) struct Counter {
     /// Per class: images, those right at the first guess.
     classes: Vec<(u64, u64)>,
     within_top5: u64,
@@ -28,14 +28,14 @@ pub struct Counter {
 
 impl Counter {
     /// Nothing counted yet.
-    pub fn new(n_classes: usize) -> Counter {
+    pub(crate) fn new(n_classes: usize) -> Counter {
         Counter { classes: vec![(0, 0); n_classes], within_top5: 0 }
     }
 
     /// Counts a batch by the best classes `guesses [B, up to 5]`, see [`guesses`], and the own class of each image.
     ///
     /// Scores that are not a number guess blindly.
-    pub fn add(&mut self, guesses: &Tensor, labels: &[i64]) -> anyhow::Result<()> {
+    pub(crate) fn add(&mut self, guesses: &Tensor, labels: &[i64]) -> anyhow::Result<()> {
         let per_image = guesses.size()[1] as usize;
         let guesses = Vec::<i64>::try_from(guesses.flatten(0, -1))?;
         ensure!(guesses.len() == labels.len() * per_image, "as many labels as images");
@@ -50,7 +50,7 @@ impl Counter {
     }
 
     /// The shares of all that was counted.
-    pub fn finish(&self) -> anyhow::Result<TopK> {
+    pub(crate) fn finish(&self) -> anyhow::Result<TopK> {
         let sum = |part: fn(&(u64, u64)) -> u64| self.classes.iter().map(part).sum::<u64>() as f64;
         let images = sum(|&(images, _)| images);
         ensure!(images > 0.0, "no labelled image is left to classify");
@@ -69,7 +69,7 @@ impl Counter {
 }
 
 /// The classes with the highest scores, the best first: `scores [.., C]` → `[.., up to 5]` i64 on the CPU.
-pub fn guesses(scores: &Tensor) -> Tensor {
+pub(crate) fn guesses(scores: &Tensor) -> Tensor {
     let n_classes = *scores.size().last().expect("scores have classes");
     let (_, classes) = scores.topk(GUESSES.min(n_classes), -1, true, true);
     classes.to_kind(Kind::Int64).to_device(tch::Device::Cpu)

@@ -17,16 +17,16 @@ use crate::data::Problem;
 mod mcmae;
 mod model;
 
-pub use model::{Fusion, Model};
+pub(crate) use model::{Fusion, Model};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Per kind of feature its values, f32, on the CPU.
-pub type ByKind = BTreeMap<String, Tensor>;
+pub(crate) type ByKind = BTreeMap<String, Tensor>;
 
 /// Features of the images of a source that can be used.
 #[derive(Debug)]
-pub struct Images {
+pub(crate) struct Images {
     /// Of each model, in the order in which the models were given: `[V, N, D]`.
     pub features: Vec<ByKind>,
     /// Each one's place in the source.
@@ -39,7 +39,7 @@ pub struct Images {
 
 /// Which parts of an image are seen.
 #[derive(Debug, Clone)]
-pub struct Views {
+pub(crate) struct Views {
     /// How a view is drawn.
     pub policy: ViewPolicy,
     /// What it is drawn with, besides the image's content and the view's number.
@@ -50,12 +50,12 @@ pub struct Views {
 
 impl Views {
     /// The central square, once.
-    pub const CENTER: Views = Views { policy: ViewPolicy::Center, seed: 0, count: 1 };
+    pub(crate) const CENTER: Views = Views { policy: ViewPolicy::Center, seed: 0, count: 1 };
 }
 
 /// What [`extract`] computes, besides of what.
 #[derive(Debug, Clone)]
-pub struct Extraction {
+pub(crate) struct Extraction {
     /// Which parts of an image are seen; each has features of its own.
     pub views: Views,
     /// The kinds of feature that are kept; all when empty.
@@ -73,7 +73,7 @@ pub struct Extraction {
 ///
 /// # Errors
 /// When no image can be read, when a model has none of the kinds asked for, and when the features are too large to be kept.
-pub fn extract(
+pub(crate) fn extract(
     models: &[Model],
     source: &ImageSource,
     extraction: &Extraction,

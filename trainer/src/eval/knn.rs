@@ -8,14 +8,14 @@ use tch::{Kind, Tensor};
 mod tests;
 
 /// Temperature of the votes; the value of DINO's protocol (Caron et al. 2021, after Wu et al. 2018).
-pub const TEMPERATURE: f64 = 0.07;
+pub(crate) const TEMPERATURE: f64 = 0.07;
 
 /// Test images compared at once: a block of similarities of 256 x train floats, 1.3 GB for ImageNet.
 const BLOCK: i64 = 256;
 
 /// Features and labels of one set of images.
 #[derive(Debug)]
-pub struct Labelled {
+pub(crate) struct Labeled {
     /// `[N, D]`, any scale.
     pub features: Tensor,
     /// `N` classes, each less than the number of classes.
@@ -24,7 +24,7 @@ pub struct Labelled {
 
 /// How many test images were given their own class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Accuracy {
+pub(crate) struct Accuracy {
     /// Share of test images, 0 to 1.
     pub top1: f64,
     /// Mean over the classes that occur in the test set of the share of each; what a majority class cannot carry.
@@ -35,13 +35,13 @@ pub struct Accuracy {
 ///
 /// Features are scaled to unit length; a neighbour at cosine `s` votes for its class with weight `exp(s / 0.07)`
 /// (`facebookresearch/dino`, `eval_knn.py`). With fewer than `k` train images all of them vote.
-pub fn knn(train: &Labelled, test: &Labelled, k: u32, n_classes: usize) -> anyhow::Result<Accuracy> {
+pub(crate) fn knn(train: &Labeled, test: &Labeled, k: u32, n_classes: usize) -> anyhow::Result<Accuracy> {
     let predictions = predict(train, &test.features, k, n_classes)?;
     accuracy(&predictions, &test.labels, n_classes)
 }
 
 /// The predicted class of each row of `test` `[M, D]`.
-pub fn predict(train: &Labelled, test: &Tensor, k: u32, n_classes: usize) -> anyhow::Result<Vec<i64>> {
+pub(crate) fn predict(train: &Labeled, test: &Tensor, k: u32, n_classes: usize) -> anyhow::Result<Vec<i64>> {
     let n_train = train.features.size()[0];
     ensure!(n_train > 0 && n_train as usize == train.labels.len(), "no labelled train image is left to vote");
     let k = i64::from(k).min(n_train);

@@ -12,7 +12,7 @@ use tracing::info;
 use super::features::{Fusion, Model};
 
 /// The folder of results in a run.
-pub const FOLDER: &str = "eval";
+pub(crate) const FOLDER: &str = "eval";
 
 /// Saves what was found about a model of a run in the run's folder, as `eval/KIND.json`, `KIND-untrained.json` or `KIND-ema.json`, with
 /// `-unfused` behind for a student of multi-layer fusion without it; nothing for other models.
@@ -20,7 +20,7 @@ pub const FOLDER: &str = "eval";
 /// A result replaces one of the same question, where all fields named in `question` are equal, since the run may have gone on. Of a field
 /// written `name{}` the keys count and not the values. One of another question (other images, another `k`) stays, and the new one becomes
 /// `KIND-2.json` and so on.
-pub(super) fn save(model: &Model, kind: &str, question: &[&str], result: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn save(model: &Model, kind: &str, question: &[&str], result: &impl Serialize) -> anyhow::Result<()> {
     let Some(run) = model.run_folder() else {
         return Ok(());
     };

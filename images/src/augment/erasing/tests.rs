@@ -21,11 +21,11 @@ fn boxes_lie_inside_and_have_the_areas_and_shapes_asked_for() {
         assert!((0.29..3.45).contains(&aspect), "{b:?}");
         area += share;
     }
-    // Uniform on [0.02, 1/3] has mean 0.1767; a box that does not fit is drawn again, which favours small ones a little.
+    // Uniform on [0.02, 1/3] has mean 0.1767; a box that does not fit is drawn again, which favors small ones a little.
     let mean = area / boxes.len() as f64;
     assert!((0.170..0.182).contains(&mean), "mean share {mean}");
-    let centre = boxes.iter().map(|b| f64::from(b.x) + f64::from(b.w) / 2.0).sum::<f64>();
-    assert!((centre / boxes.len() as f64 - 112.0).abs() < 4.0);
+    let center = boxes.iter().map(|b| f64::from(b.x) + f64::from(b.w) / 2.0).sum::<f64>();
+    assert!((center / boxes.len() as f64 - 112.0).abs() < 4.0);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Which columns are the images and the labels.
+//! Finds the columns of images and labels.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,10 +11,10 @@ use serde_json::Value;
 use crate::SourceError;
 use crate::source::labels::is_like_a_label;
 
-/// Names that an image column goes by when there are several, the most telling first.
+/// Names of image columns in order of preference, if there are several.
 const IMAGE_NAMES: [&str; 2] = ["image", "img"];
 
-/// Names that a label column goes by, the most telling first, in any case of letters.
+/// Names of label columns in order of preference, in upper or lower case.
 const LABEL_NAMES: [&str; 14] = [
     "label",
     "fine_label",
@@ -32,28 +32,28 @@ const LABEL_NAMES: [&str; 14] = [
     "label_name",
 ];
 
-/// How many of the names above, counted from the first, are labels only in a column of an integer type.
+/// The number of names at the start of the list that need a column of an integer type.
 const INTEGER_NAMES: usize = 7;
 
-/// The columns of a file that concern us. `leaf` numbers count the file's leaf columns.
+/// The columns of a file that matter. `leaf` numbers count the file's leaf columns.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Columns {
     pub(super) image_leaf: usize,
     pub(super) label: Option<LabelColumn>,
     pub(super) label_names: Vec<String>,
-    /// Columns that are called like labels and are none, and what they are instead.
+    /// Columns with a label's name that cannot be labels, and their type.
     pub(super) unread_labels: Vec<(String, &'static str)>,
     /// Further columns of images.
     pub(super) other_images: Vec<String>,
-    /// Columns that could be the labels and are not: those called like one or noted as classes, and where no column is read as labels
-    /// all whose type fits, the likelier first.
+    /// Columns that could be the labels and are not read: those with a label's name or noted as classes, and, if no column is read as labels,
+    /// all whose type fits, the most likely first.
     pub(super) like_labels: Vec<String>,
-    /// Columns of other things.
+    /// Other columns.
     pub(super) others: Vec<String>,
     image: String,
 }
 
-/// The column that labels are read from.
+/// The column of labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LabelColumn {
     pub(super) leaf: usize,
@@ -68,15 +68,15 @@ pub(super) enum LabelKind {
     Unsigned,
     Boolean,
     Float,
-    /// With this many digits after the point.
+    /// Digits after the point.
     Decimal(u32),
     Text,
 }
 
 impl Columns {
-    /// Images: the column called `wanted`, or the struct column with a binary field `bytes`; if there are several, the one called `image` or
-    /// `img`. Labels: an integer column by one of [`LABEL_NAMES`], else the only one that the metadata calls a `ClassLabel`, else a
-    /// column of another type that can be a class by one of the names.
+    /// The image column is the one called `wanted`, or the struct column with a binary field `bytes`; if there are several, the one called
+    /// `image` or `img`. The label column is an integer column with one of the [`LABEL_NAMES`], else the only one that the metadata calls a
+    /// `ClassLabel`, else a column of another type that can be a class, with one of the names.
     pub(super) fn find(
         path: &Path,
         metadata: &ParquetMetaData,
@@ -88,7 +88,7 @@ impl Columns {
 
         let images: Vec<(usize, &str)> =
             leaves.iter().enumerate().filter_map(|(i, leaf)| Some((i, image_column(leaf)?))).collect();
-        // Bytes that no struct says to be an image: taken if a user says so.
+        // Bytes outside of such a struct are images only if the user says so.
         let bare: Vec<(usize, &str)> =
             leaves.iter().enumerate().filter_map(|(i, leaf)| Some((i, column_of_bytes(leaf)?))).collect();
         let problem = |detail: &str| SourceError::ParquetColumns {
@@ -221,7 +221,7 @@ impl Columns {
         })
     }
 
-    /// Refuses a label that the column's own list of names has no name for.
+    /// Refuses a label without a name in the column's own list of names.
     pub(super) fn check_named(&self, path: &Path, row: usize, label: Option<i32>) -> Result<(), SourceError> {
         match (label, &self.label) {
             (Some(value), Some(column))
@@ -265,7 +265,7 @@ impl Columns {
     }
 }
 
-/// The first of `columns` to have one of `names`, going by the order of the names.
+/// The column with the first of `names` that any column has.
 fn by_name<'a, 'b>(columns: &'a [(usize, &'b str)], names: &[&str]) -> Option<&'a (usize, &'b str)> {
     names.iter().find_map(|name| columns.iter().find(|(_, column)| column == name))
 }
@@ -297,7 +297,7 @@ fn column_of_bytes(leaf: &ColumnDescriptor) -> Option<&str> {
     }
 }
 
-/// How a column can hold classes, or what it is instead.
+/// How a column can hold classes, or why it cannot.
 fn label_kind(leaf: &ColumnDescriptor) -> Result<LabelKind, &'static str> {
     use ConvertedType::{DECIMAL, ENUM, INT_8, INT_16, INT_32, INT_64, NONE, UINT_8, UINT_16, UINT_32, UINT_64, UTF8};
     if leaf.max_rep_level() > 0 {
@@ -334,11 +334,11 @@ fn label_kind(leaf: &ColumnDescriptor) -> Result<LabelKind, &'static str> {
     }
 }
 
-/// What the `datasets` library notes about the columns: JSON under the metadata key `huggingface`.
+/// The notes of the `datasets` library about the columns: JSON under the metadata key `huggingface`.
 struct Features(Value);
 
 impl Features {
-    /// Metadata that is missing or not as expected names no labels: it is a help, and no part of the data.
+    /// Missing or unexpected metadata gives no label names: it is optional and not part of the data.
     fn read(metadata: &ParquetMetaData) -> Self {
         let notes = metadata.file_metadata().key_value_metadata().into_iter().flatten();
         let text = notes.filter(|note| note.key == "huggingface").find_map(|note| note.value.as_deref());

@@ -24,7 +24,7 @@ use crate::SourceError;
 use crate::source::io_error;
 use crate::source::labels::whole;
 
-/// A file that is read by position. The `parquet` crate's own reader of files moves a cursor that all threads would share.
+/// A file that is read by position. The `parquet` crate's own file reader moves a cursor, which all threads would share.
 pub(super) struct Pread {
     file: Arc<File>,
     len: u64,
@@ -51,7 +51,7 @@ impl ChunkReader for Pread {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
-        // Lengths come from the file: one past its end must not become an allocation.
+        // Lengths come from the file, so they are checked before memory is allocated.
         if start.checked_add(length as u64).is_none_or(|end| end > self.len) {
             return Err(ParquetError::EOF(format!("{length} bytes at {start} reach past the end of the file")));
         }
@@ -61,7 +61,7 @@ impl ChunkReader for Pread {
     }
 }
 
-/// A position of one's own in a shared file.
+/// A separate position in a shared file.
 pub(super) struct Cursor {
     file: Arc<File>,
     position: u64,
@@ -77,7 +77,7 @@ impl Read for Cursor {
 
 /// The rows of one page of the image column.
 pub(super) struct Page {
-    /// One per row, `None` where it is null. All share the memory of the page.
+    /// One per row, `None` for null. All share the memory of the page.
     rows: Vec<Option<ByteArray>>,
 }
 
@@ -126,9 +126,9 @@ pub(super) fn page_starts(reader: Arc<Pread>, chunk: &ColumnChunkMetaData, group
     Ok(starts)
 }
 
-/// What stands in a row of a label column.
+/// The value of a row of a label column.
 pub(super) enum Value {
-    /// Null, and the spellings of it: -1, with which Hugging Face marks rows whose label is kept secret, NaN and empty text.
+    /// Null or an equivalent: -1, with which Hugging Face marks rows whose label is secret, NaN and empty text.
     Missing,
     Number(i64),
     Text(ByteArray),
@@ -225,7 +225,7 @@ fn decimal(digits: i128, scale: u32) -> Value {
 /// A decimal in big-endian bytes of two's complement.
 fn decimal_bytes(bytes: &[u8], scale: u32) -> Value {
     let sign = if bytes.first().is_some_and(|&byte| byte >= 128) { 0xFF } else { 0 };
-    // A wider number that is small begins with bytes that repeat its sign.
+    // A small number in many bytes begins with bytes that repeat its sign.
     let (repeated, bytes) = bytes.split_at(bytes.len().saturating_sub(16));
     let is_wider =
         repeated.iter().any(|&byte| byte != sign) || (!repeated.is_empty() && (bytes[0] >= 128) != (sign == 0xFF));

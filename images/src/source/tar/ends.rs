@@ -1,4 +1,4 @@
-//! Where an archive begins and ends, and what a file is that is none.
+//! Finds where an archive begins and ends, and recognizes files that are not archives.
 
 use std::fs::File;
 use std::io;
@@ -10,20 +10,20 @@ use tar::Header;
 
 use crate::SourceError;
 
-/// Unit of the format.
+/// Block size of the format in bytes.
 pub(super) const BLOCK: u64 = 512;
 
-/// What follows the last member that could be read.
+/// What follows the last readable member.
 pub(super) enum Behind {
     /// No end-of-archive mark: the archive itself is damaged.
     NoMark,
-    /// Zeros alone.
+    /// Only zeros.
     Zeros,
     /// After the mark, another archive.
     Archive,
-    /// After the mark, something else, and then members.
+    /// After the mark, other bytes and then members.
     Members { junk: Range<u64> },
-    /// After the mark, something else up to the end.
+    /// After the mark, other bytes up to the end.
     Junk { at: u64 },
 }
 
@@ -59,7 +59,7 @@ impl Behind {
     }
 }
 
-/// Advice for a file that is a compressed or another archive, by its first bytes.
+/// Advice for a compressed or other archive, by its first bytes.
 pub(super) fn compression(start: &[u8]) -> &'static str {
     match start {
         [0x1F, 0x8B, ..] => ". It is compressed by gzip: decompress it, for images are read in place",
@@ -71,8 +71,8 @@ pub(super) fn compression(start: &[u8]) -> &'static str {
     }
 }
 
-/// Whether a block can begin an archive: its checksum is that of its bytes, with spaces in the checksum's place; or it is of zeros, as in
-/// an archive of nothing.
+/// Whether a block can begin an archive: its checksum matches its bytes, with spaces in the checksum's place, or it is all zeros, as in
+/// an empty archive.
 pub(super) fn is_header(block: &[u8; BLOCK as usize]) -> bool {
     let sum = |place: usize, byte: u8| match (148..156).contains(&place) {
         true => u32::from(b' '),
@@ -87,8 +87,8 @@ pub(super) fn truncated(path: &Path, detail: String) -> SourceError {
     SourceError::TruncatedTar { path: path.to_path_buf(), detail }
 }
 
-/// Sorts the `tar` crate's errors, most of which have no kind. Headers begin at whole blocks, so only a file that does not end at one can
-/// end inside a header.
+/// Classifies the `tar` crate's errors, most of which have no kind. Headers begin at whole blocks, so only a file that does not end at a
+/// block can end inside a header.
 pub(super) fn malformed(path: &Path, file_len: u64, after: u64, error: io::Error) -> SourceError {
     let path = path.to_path_buf();
     let detail = format!("after byte {after}: {error}");

@@ -58,7 +58,7 @@ fn a_folder_without_images_is_refused() {
     }
 }
 
-/// Whoever has to mend a folder sees everything at once: a loop, a link to nothing, a name that is not text.
+/// The user sees all bad entries at once: a loop, a link to nothing, a name that is not text.
 #[test]
 fn entries_that_cannot_be_used_are_refused_together() {
     let root = scratch();

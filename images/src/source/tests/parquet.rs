@@ -118,7 +118,7 @@ fn more_pages_than_are_kept() {
 }
 
 #[test]
-fn a_missing_image_is_a_bad_record_and_its_neighbours_are_not() {
+fn a_missing_image_is_a_bad_record_and_its_neighbors_are_not() {
     let root = scratch();
     let column = image_column(vec![Some(b"a"), None, Some(b"c")]);
     let source = open(write(root.path().join("t.parquet"), table(vec![("image", column)], None))).unwrap();
@@ -166,7 +166,7 @@ fn the_columns_are_found_by_name_and_by_note() {
     let note = r#"{"info": {"features": {"breed": {"names": ["pug"], "_type": "ClassLabel"}}}}"#;
     let source = open_with(vec![("x", images()), ("id", number(9)), ("breed", number(0))], Some(note));
     assert_eq!((source.label(0), source.label_names()), (Some(0), ["pug".to_owned()].as_slice()));
-    // A note that cannot be read is no note.
+    // An unreadable note is ignored.
     assert!(open_with(vec![("x", images()), ("label", number(0))], Some("{")).label_names().is_empty());
 }
 

@@ -100,7 +100,7 @@ fn labels_that_are_names_are_numbered_by_their_order() {
     }
 }
 
-/// `.label` and `.class` may hold anything; what is no class there is said and no fault.
+/// `.label` and `.class` may hold anything; content that is not a class is noted and not an error.
 #[test]
 fn other_members_that_hold_no_class_are_named() {
     let (_root, source) = opened(&[("1.jpg", b""), ("1.label", b"\x00\xff\x01"), ("2.jpg", b""), ("2.class", b"a\nb")]);

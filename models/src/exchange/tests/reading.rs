@@ -195,7 +195,7 @@ fn weights_that_are_no_numbers_are_refused_by_tensor() {
     let spoilt = own["blocks.0.norm1.bias"].full_like(f64::NAN);
     own.insert("blocks.0.norm1.bias".to_owned(), spoilt);
     match import(&file(&own)) {
-        Err(Error::NotFinite { tensor, others, .. }) => {
+        Err(Error::WeightsFile(hub::weights::Error::NotFinite { tensor, others, .. })) => {
             assert_eq!((tensor.as_str(), others), ("blocks.0.norm1.bias", 0));
         }
         other => panic!("{other:?}"),

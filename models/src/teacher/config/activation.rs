@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::Config;
 use crate::error::{Error, Result};
+use crate::layers::Activation;
 use crate::teacher::layout::{Family, Layout};
 use crate::teacher::options::Assumed;
-use crate::vit::Activation;
 
 /// One thing that says what the activation is.
 struct Statement<'a> {

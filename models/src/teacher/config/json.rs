@@ -25,11 +25,11 @@ impl Json {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Ok(Json { path, exists: false, value: Value::Null });
             }
-            Err(source) => return Err(Error::ReadWeights { path, source }),
+            Err(source) => return Err(Error::WeightsFile(hub::weights::Error::ReadWeights { path, source })),
         };
         let mut bytes = Vec::new();
         if let Err(source) = file.take(MAX_JSON_BYTES).read_to_end(&mut bytes) {
-            return Err(Error::ReadWeights { path, source });
+            return Err(Error::WeightsFile(hub::weights::Error::ReadWeights { path, source }));
         }
         match serde_json::from_slice::<Value>(&bytes) {
             Ok(value) if value.is_object() => Ok(Json { path, exists: true, value }),

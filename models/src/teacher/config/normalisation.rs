@@ -3,6 +3,7 @@
 use super::Config;
 use super::json::Json;
 use crate::error::{Error, Result};
+use crate::pixels::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::teacher::layout::{Family, Layout};
 use crate::teacher::options::{Assumed, TeacherOptions, mean_problem, std_problem};
 use crate::weights::Weights;
@@ -10,7 +11,7 @@ use crate::weights::Weights;
 /// Mean and standard deviation of each channel, for pixels in 0..1.
 pub(in crate::teacher) type Normalisation = ([f64; 3], [f64; 3]);
 
-const IMAGENET: Normalisation = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+const IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD);
 const OPENAI_CLIP: Normalisation = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]);
 const HALF: Normalisation = ([0.5; 3], [0.5; 3]);
 const NONE: Normalisation = ([0.0; 3], [1.0; 3]);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::json::Json;
 use crate::error::Result;
-use crate::vit::Activation;
+use crate::layers::Activation;
 
 impl Json {
     /// A part of this file, for errors that name the file.

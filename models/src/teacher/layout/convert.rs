@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::Layout;
 use super::names::{ProjectionName, QkvBias};
 use crate::error::{Error, Result};
-use crate::teacher::tower::{TensorSpec, TowerConfig};
+use crate::vit::{TensorSpec, VitConfig};
 use crate::weights::{Weights, require_finite};
 
 /// How one tensor of the tower is made: the parts stacked along the rows.
@@ -41,7 +41,7 @@ impl Layout {
     pub(in crate::teacher) fn convert(
         &self,
         weights: &Weights,
-        config: &TowerConfig,
+        config: &VitConfig,
     ) -> Result<BTreeMap<String, Tensor>> {
         let mut expected = BTreeMap::new();
         let mut recipes = Vec::new();
@@ -55,7 +55,7 @@ impl Layout {
         }
         let scales = self.scales(config);
         for (_, scale) in &scales {
-            expected.insert(scale.clone(), vec![config.width]);
+            expected.insert(scale.clone(), vec![config.embed_dim]);
         }
         // transformers writes the registers of a tower without any as an empty tensor.
         let empty = |name: &str| weights.get(name).is_some_and(|t| t.numel() == 0);
@@ -85,7 +85,7 @@ impl Layout {
                 tensor = tensor.tr().contiguous();
             }
             if name == "pos_embed" && self.cls_position {
-                tensor = tensor.reshape([1, -1, config.width]);
+                tensor = tensor.reshape([1, -1, config.embed_dim]);
                 let rest = tensor.size()[1] - 1;
                 let cls = tensor.narrow(1, 0, 1);
                 tensor = tensor.narrow(1, 1, rest).contiguous();
@@ -113,7 +113,7 @@ impl Layout {
     }
 
     /// The linear layers that LayerScale scales, with the file's names of the scales.
-    fn scales(&self, config: &TowerConfig) -> Vec<(String, String)> {
+    fn scales(&self, config: &VitConfig) -> Vec<(String, String)> {
         let Some([attn, mlp]) = self.names.layer_scale.filter(|_| config.layer_scale) else {
             return Vec::new();
         };
@@ -194,7 +194,7 @@ impl Layout {
     }
 
     /// What shapes cannot show: a mask that was never filled, rotary frequencies of another base.
-    fn check_values(&self, weights: &Weights, tensors: &BTreeMap<String, Tensor>, config: &TowerConfig) -> Result<()> {
+    fn check_values(&self, weights: &Weights, tensors: &BTreeMap<String, Tensor>, config: &VitConfig) -> Result<()> {
         let wrong = |reason: String| Error::TeacherConfig { path: weights.path().to_path_buf(), reason };
         if let QkvBias::Masked(mask) = self.names.qkv_bias {
             for i in 0..config.depth {

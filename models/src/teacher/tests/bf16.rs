@@ -11,11 +11,11 @@ fn cast_by_autocast(teacher: &Teacher, pixels: &Tensor) -> Vec<Tensor> {
         let tower = &teacher.tower;
         let patches = teacher.normalise(&tower.unfold(pixels));
         let mut seen = Vec::new();
-        let output = tower.forward(&patches, (2, 4), |x| seen.push(x.shallow_clone()));
+        let output = tower.forward_with_attention(&patches, (2, 4), |x| seen.push(x.shallow_clone()));
         seen.extend([output.x, output.attn]);
         seen.extend(output.pooled);
         if tower.config().projection.is_some() {
-            let projected = tower.project(&tower.norm(&seen[0]));
+            let projected = tower.project(&tower.forward_norm(&seen[0]));
             seen.push(projected.to_kind(Kind::Float));
         }
         seen
@@ -32,7 +32,7 @@ fn cast_once(teacher: &Teacher, pixels: &Tensor) -> Vec<Tensor> {
         seen.push(stage.attn);
         seen.extend(stage.pooled);
         if tower.config().projection.is_some() {
-            let projected = tower.project(&tower.norm(&seen[0]));
+            let projected = tower.project(&tower.forward_norm(&seen[0]));
             seen.push(projected.to_kind(Kind::Float));
         }
     });
@@ -41,7 +41,7 @@ fn cast_once(teacher: &Teacher, pixels: &Tensor) -> Vec<Tensor> {
 
 #[test]
 fn weights_cast_once_give_the_bits_of_weights_cast_for_every_pass() {
-    let siglip = TowerConfig { pooling: Pooling::Attention, ..timm_config() };
+    let siglip = VitConfig { pooling: Pooling::Attention, ..timm_config() };
     let facts = json!({"hidden_act": "quick_gelu", "num_attention_heads": 2,
         "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}});
     let mut teachers = Vec::new();

@@ -68,7 +68,7 @@ fn the_configuration_of_another_kind_of_network_is_refused() {
 /// A CLIP file without a config, whose width is not a multiple of 64: every missing fact is asked for in one error.
 #[test]
 fn all_questions_are_asked_at_once() {
-    let small = TowerConfig { width: 48, num_heads: 1, norm_pre: true, patch_bias: false, ..timm_config() };
+    let small = VitConfig { embed_dim: 48, num_heads: 1, norm_pre: true, patch_bias: false, ..timm_config() };
     let error = load(&timm_tensors(&small), &[]).unwrap_err().to_string();
     for part in
         ["3 things", "--mean R,G,B", "there is no", "config.json", "hidden_act", "--activation", "num_attention_heads"]
@@ -87,7 +87,7 @@ fn weights_that_are_no_numbers_are_refused_by_tensor() {
         let bias = Tensor::full([64], value, (Kind::Float, Device::Cpu));
         tensors.insert("blocks.1.mlp.fc2.bias".into(), bias);
         match load(&tensors, &[]) {
-            Err(Error::NotFinite { tensor, others, .. }) => {
+            Err(Error::WeightsFile(hub::weights::Error::NotFinite { tensor, others, .. })) => {
                 assert_eq!((tensor.as_str(), others), ("blocks.1.mlp.fc2.bias", 0));
             }
             other => panic!("{other:?}"),
@@ -114,12 +114,12 @@ fn what_must_not_be_guessed_is_asked_for() {
     check(&hf_vit_tensors(), &[], "layer_norm_eps");
     let vit = json!({"model_type": "vit", "num_attention_heads": 1});
     check(&hf_vit_tensors(), &config(vit), "image_mean");
-    let small = TowerConfig { depth: 1, width: 48, num_heads: 1, ..timm_config() };
+    let small = VitConfig { depth: 1, embed_dim: 48, num_heads: 1, ..timm_config() };
     check(&timm_tensors(&small), &[], "heads");
-    let wide = TowerConfig { depth: 1, width: 1280, num_heads: 16, mlp_dim: 8, ..timm_config() };
+    let wide = VitConfig { depth: 1, embed_dim: 1280, num_heads: 16, mlp_dim: 8, ..timm_config() };
     check(&timm_tensors(&wide), &[], "heads");
     // 64 divides it, but nobody has published it.
-    let unknown = TowerConfig { depth: 1, width: 128, num_heads: 4, mlp_dim: 8, ..timm_config() };
+    let unknown = VitConfig { depth: 1, embed_dim: 128, num_heads: 4, mlp_dim: 8, ..timm_config() };
     check(&timm_tensors(&unknown), &[], "heads");
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The tower `config` in OpenAI's names, with a projection to 5 numbers.
-pub(super) fn openai_tensors(config: &TowerConfig) -> Tensors {
+pub(super) fn openai_tensors(config: &VitConfig) -> Tensors {
     let mut tensors = Tensors::new();
     for (name, tensor) in timm_tensors(config) {
         let (name, tensor) = match name.as_str() {
@@ -35,13 +35,13 @@ pub(super) fn openai_tensors(config: &TowerConfig) -> Tensors {
     tensors
 }
 
-pub(super) fn clip_config() -> TowerConfig {
-    TowerConfig { norm_pre: true, patch_bias: false, mlp_dim: 256, ..timm_config() }
+pub(super) fn clip_config() -> VitConfig {
+    VitConfig { norm_pre: true, patch_bias: false, mlp_dim: 256, ..timm_config() }
 }
 
 /// The original DINOv3 of one block: 2 heads of 32, 4 registers, a mask over the keys' bias.
 pub(super) fn dinov3_tensors() -> Tensors {
-    let config = TowerConfig { registers: 4, positions: Positions::Rotary { base: 100.0 }, depth: 1, ..timm_config() };
+    let config = VitConfig { registers: 4, positions: Positions::Rotary { base: 100.0 }, depth: 1, ..timm_config() };
     let mut tensors = timm_tensors(&config);
     let registers = tensors.remove("reg_token").unwrap();
     tensors.insert("storage_tokens".into(), registers);
@@ -183,7 +183,7 @@ fn layers_have_their_widths_and_only_clip_projects() {
             assert_eq!(output.tokens.kind(), Kind::Float);
             assert_eq!(output.cls.kind(), Kind::Float);
         }
-        let features = teacher.features(&pixels, Precision::F32, Pool::Mean).unwrap();
+        let features = teacher.image_features(&pixels, Precision::F32).unwrap().mean;
         assert_eq!(features.size(), [2, 64]);
     }
     let absent = |tensors: &Tensors, part: &str| match load_with(tensors, &files, Layer::Proj, None) {
@@ -254,11 +254,12 @@ fn dinov3_is_recognised_and_checked() {
     assert_eq!(found.misshaped[0].expected, [192]);
 
     // L and 7B are published with two normalisations.
-    let large = TowerConfig {
-        width: 1024,
+    let large = VitConfig {
+        embed_dim: 1024,
         num_heads: 16,
         mlp_dim: 8,
         patch_size: 1,
+        img_size: [3, 3],
         registers: 1,
         depth: 1,
         positions: Positions::Rotary { base: 100.0 },
@@ -292,22 +293,22 @@ fn hostile_counts_are_refused() {
 
 #[test]
 fn registers_and_scales_show_in_the_architecture() {
-    let arch = |config: TowerConfig, more: &[(&str, Tensor)]| {
+    let arch = |config: VitConfig, more: &[(&str, Tensor)]| {
         let mut tensors = timm_tensors(&config);
         tensors.extend(more.iter().map(|(name, t)| ((*name).to_owned(), t.shallow_clone())));
         load(&tensors, &[]).unwrap().info().arch.clone()
     };
-    let one = || TowerConfig { depth: 1, ..timm_config() };
+    let one = || VitConfig { depth: 1, ..timm_config() };
     let scales = [("blocks.0.ls1.gamma", ones(64)), ("blocks.0.ls2.gamma", ones(64))];
     assert_eq!(arch(one(), &[]), "vit-w64-d1-h2-m32-p8");
     assert_eq!(arch(one(), &scales), "vit-w64-d1-h2-m32-p8-ls");
-    let registers = TowerConfig { registers: 2, ..one() };
+    let registers = VitConfig { registers: 2, ..one() };
     assert_eq!(arch(registers, &scales), "vit-w64-d1-h2-m32-p8-ls-r2");
-    let gated = TowerConfig { gated_mlp: true, ..one() };
+    let gated = VitConfig { gated_mlp: true, ..one() };
     assert_eq!(arch(gated, &scales), "vit-w64-d1-h2-m32-p8-ls-glu");
 
     // A gated MLP's activation is silu, and no other can be asked for.
-    let gated = timm_tensors(&TowerConfig { gated_mlp: true, ..one() });
+    let gated = timm_tensors(&VitConfig { gated_mlp: true, ..one() });
     let silu = load_with(&gated, &[], Layer::Last, Some(Activation::Silu)).unwrap();
     assert_eq!(silu.info().activation, Activation::Silu);
     let gelu = load_with(&gated, &[], Layer::Last, Some(Activation::Gelu));

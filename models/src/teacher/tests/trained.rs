@@ -3,8 +3,9 @@
 use super::families::dinov3_tensors;
 use super::*;
 use crate::blocks::Pass;
-use crate::classifier::{BackboneConfig, Classifier, start_from};
+use crate::classifier::{Classifier, Pool, start_from};
 use crate::drop_path::DropPath;
+use crate::encoder::EncoderConfig;
 
 /// Relative L2. The same operations in the same order but for the attention of CLS, which the frozen tower computes beside the last
 /// block's.
@@ -20,7 +21,7 @@ fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
 pub(super) fn families() -> Vec<(&'static str, TempDir)> {
     let half = json!({"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]});
     let clip = json!({"hidden_act": "quick_gelu", "num_attention_heads": 2, "pretrained_cfg": half});
-    let mut scaled = timm_tensors(&TowerConfig { registers: 2, gated_mlp: true, ..timm_config() });
+    let mut scaled = timm_tensors(&VitConfig { registers: 2, gated_mlp: true, ..timm_config() });
     for name in ["ls1", "ls2"] {
         for block in 0..2 {
             let scale = Tensor::full([64], 0.5, (Kind::Float, Device::Cpu));
@@ -36,8 +37,8 @@ pub(super) fn families() -> Vec<(&'static str, TempDir)> {
 }
 
 /// `pixels` as the network takes them: `[N, 3, H, W]` f32, normalised.
-fn normalised(pixels: &Tensor, config: &BackboneConfig) -> Tensor {
-    let (mean, std) = config.normalisation();
+fn normalised(pixels: &Tensor, config: &EncoderConfig) -> Tensor {
+    let (mean, std) = config.normalization();
     let channels = |v: [f64; 3]| Tensor::from_slice(&v.map(|v| v as f32)).view([1, 3, 1, 1]);
     (pixels.to_kind(Kind::Float) / 255.0 - channels(mean)) / channels(std)
 }
@@ -47,9 +48,9 @@ fn training_begins_with_the_frozen_towers_features() {
     for (family, folder) in families() {
         let teacher = Teacher::load(folder.path(), Device::Cpu).unwrap();
         let read = TowerWeights::read(folder.path()).unwrap();
-        assert_eq!(read.tower.arch(), teacher.info().arch, "{family}");
+        assert_eq!(read.config.arch(), teacher.info().arch, "{family}");
         assert_eq!(read.sha256, teacher.info().weights_sha256);
-        let native = BackboneConfig::Tower(read.tower);
+        let native = EncoderConfig::Vit(read.config);
         for (img_size, pool) in [(24, Pool::Cls), (24, Pool::Mean), (40, Pool::Cls)] {
             let config = native.at_size(img_size).unwrap();
             let random = Init::Normal { std: 1.0 }.tensor(&[2, 3, img_size, img_size], 7, "pixels");
@@ -106,9 +107,9 @@ fn training_begins_with_the_frozen_towers_features() {
 fn a_recorded_tower_is_read_again_and_checked() {
     let (_, folder) = families().remove(1);
     let read = TowerWeights::read(folder.path()).unwrap();
-    let config = BackboneConfig::Tower(read.tower);
+    let config = EncoderConfig::Vit(read.config);
     let text = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
+    assert_eq!(serde_json::from_str::<EncoderConfig>(&text).unwrap(), config);
     // What a damaged record says is compared before any of it is made.
     for (from, to) in [
         ("\"width\":64", "\"width\":60000"),
@@ -118,7 +119,7 @@ fn a_recorded_tower_is_read_again_and_checked() {
         ("\"grid\":3", "\"grid\":0"),
     ] {
         assert!(text.contains(from), "{text}");
-        let damaged: BackboneConfig = serde_json::from_str(&text.replace(from, to)).unwrap();
+        let damaged: EncoderConfig = serde_json::from_str(&text.replace(from, to)).unwrap();
         assert!(damaged.check(&read.tensors).is_err(), "{to}");
     }
     assert!(config.at_size(20).is_err());

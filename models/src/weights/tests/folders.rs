@@ -20,7 +20,7 @@ const INDEX: &str = "model.safetensors.index.json";
 
 fn bad_index(folder: &Path) -> String {
     match Weights::read(folder) {
-        Err(Error::BadIndex { reason, path }) => {
+        Err(Error::WeightsFile(FileError::BadIndex { reason, path })) => {
             assert_eq!(path, folder.join(INDEX));
             reason
         }
@@ -98,7 +98,7 @@ fn a_damaged_index_is_refused() {
     // Another JSON file, such as a config.json.
     fs::write(folder.path().join(INDEX), text.replacen(claim, "\"x\": {", 1)).unwrap();
     let other = Weights::read(folder.path());
-    assert!(matches!(other, Err(Error::NotWeights { .. })), "{other:?}");
+    assert!(matches!(other, Err(Error::WeightsFile(FileError::NotWeights { .. }))), "{other:?}");
     fs::write(folder.path().join(INDEX), "{\"weight_map\": {}}").unwrap();
     assert!(bad_index(folder.path()).contains("no tensor"));
     for end in 0..text.len() - 2 {
@@ -154,7 +154,7 @@ fn what_downloads_leave_in_the_place_of_weights_is_told_by_name() {
             let path = folder.path().join(name);
             fs::write(&path, content).unwrap();
             match Weights::read(&path) {
-                Err(error @ Error::NotWeights { .. }) => {
+                Err(error @ Error::WeightsFile(FileError::NotWeights { .. })) => {
                     assert!(error.to_string().contains(part), "{error}")
                 }
                 other => panic!("{name}, {content:?}: {other:?}"),

@@ -73,7 +73,7 @@ fn files_that_torch_saves_now_are_read() {
 fn other_formats_of_torch_are_named() {
     let error = Weights::read(&golden().join("legacy.pth")).unwrap_err();
     let text = error.to_string();
-    assert!(matches!(error, Error::UnreadFormat { .. }), "{text}");
+    assert!(matches!(error, Error::WeightsFile(FileError::UnreadFormat { .. })), "{text}");
     assert!(text.contains("before version 1.6") && text.contains("safetensors.torch"), "{text}");
 
     let folder = tempfile::tempdir().unwrap();
@@ -171,13 +171,13 @@ fn read_archive(bytes: &[u8]) -> Result<Weights> {
 
 fn refused(pickle: &[u8], expected: &str) {
     match read_pickle(pickle) {
-        Err(Error::BadTorchFile { reason, .. }) => {
+        Err(Error::WeightsFile(FileError::BadTorchFile { reason, .. })) => {
             assert!(reason.contains(expected), "{reason:?} without {expected:?}")
         }
-        Err(Error::UnreadFormat { what, .. }) => {
+        Err(Error::WeightsFile(FileError::UnreadFormat { what, .. })) => {
             assert!(what.contains(expected), "{what:?} without {expected:?}")
         }
-        Err(Error::HarmfulTorchFile { function, .. }) => {
+        Err(Error::WeightsFile(FileError::HarmfulTorchFile { function, .. })) => {
             assert!(function.contains(expected), "{function:?} without {expected:?}")
         }
         other => panic!("expected a refusal with {expected:?}, got {other:?}"),
@@ -287,7 +287,7 @@ fn tensors_of_types_that_are_not_read_are_passed_over_by_name() {
         assert_eq!(weights.unread().collect::<Vec<_>>(), ["x"], "{word}");
         let expected = BTreeMap::from([("w".to_owned(), vec![4]), ("x".to_owned(), vec![1])]);
         match weights.require(&expected, |_| false) {
-            Err(Error::UnsupportedType { tensor, dtype, .. }) => {
+            Err(Error::WeightsFile(FileError::UnsupportedType { tensor, dtype, .. })) => {
                 assert!(tensor == "x" && dtype.contains(word), "{dtype}")
             }
             other => panic!("{word}: {other:?}"),

@@ -1,32 +1,34 @@
 use std::sync::Arc;
 
-use models::hub::HubSettings;
+use hub::HubSettings;
 use schemas::Cache;
 use tch::Tensor;
 
 use super::*;
-use crate::config::Recipe;
+use crate::data::batch::TeacherBatch;
+use crate::data::images::Images;
 use crate::data::join;
-use crate::pretrain::loader_plan;
-use crate::teachers;
+use crate::data::mimic::MimicDataset;
+use crate::data::teachers;
+use crate::recipe::{Experiment, Recipe};
 use crate::testing::{RECIPE, World};
 
-fn plan(world: &World, settings: &[&str], online: &[String]) -> LoaderPlan {
+fn plan(world: &World, settings: &[&str], online: &[String]) -> MimicDataset {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
     let recipe = Recipe::parse(RECIPE, "test", &settings).unwrap();
     let cache = Arc::new(Cache::open(&world.cache_dir()).unwrap());
-    let mut teachers = teachers::open(&recipe, &cache, online, &HubSettings::default(), Device::Cpu).unwrap();
+    let teachers = teachers::open(&recipe, &cache, online, &HubSettings::default(), Device::Cpu).unwrap();
     let images = Images::open(&cache, world.images_dir().to_str()).unwrap();
     let samples = join::join(&cache, &[], &images, &recipe.data, &|_, _| ()).unwrap();
-    let order = Order::new(recipe.run.seed, samples.len(), recipe.effective_batch()).unwrap();
-    loader_plan(&recipe, &mut teachers, samples, images, order)
+    let sampler = Sampler::new(recipe.run.seed, samples.len(), recipe.optim.effective_batch()).unwrap();
+    MimicDataset::new(&recipe, &teachers, samples, images, sampler)
 }
 
 /// Samples and tensors of a batch, as bytes.
 type LoadedBatch = (Vec<(u64, u16)>, Vec<Vec<u8>>);
 
 /// Every tensor of every batch of `steps`, as bytes.
-fn load(plan: LoaderPlan, threads: usize, steps: std::ops::Range<u64>, recycle: bool) -> Vec<LoadedBatch> {
+fn load(plan: MimicDataset, threads: usize, steps: std::ops::Range<u64>, recycle: bool) -> Vec<LoadedBatch> {
     let n = steps.clone().count();
     let mut loader = Loader::start(Arc::new(plan), steps, threads, 2, Device::Cpu).unwrap();
     let bytes = |t: &Tensor| {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use hub::HubSettings;
 use models::classifier::Classifier;
 use models::encoder::Encoder;
-use models::hub::HubSettings;
 use models::mae::Mae;
 use models::mr_mae::is_mimic_param;
 use models::params::ParamStore;
@@ -16,23 +16,23 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{ByKind, mcmae};
-use crate::config::Recipe;
-use crate::config::any::AnyRecipe;
-use crate::finetune::recipe::FinetuneRecipe;
-use crate::resolve::resolve;
-use crate::step::Normalise;
-use crate::teachers::to_device;
-use crate::trained::{self, Trained};
-use crate::{finetune, init};
+use crate::data::normalize::Normalize;
+use crate::pretrained::trained::{self, Trained};
+use crate::pretrained::{finetune_init, init};
+use crate::recipe::Recipe;
+use crate::recipe::any::AnyRecipe;
+use crate::recipe::finetune::FinetuneRecipe;
+use program::fetch::resolve;
+use torch_ext::to_device;
 
 /// Side of the raw-pixel baseline's images.
 const PIXELS_SIZE: u32 = 32;
 
 /// Whatever gives features.
 #[derive(Debug)]
-pub struct Model {
+pub(crate) struct Model {
     network: Network,
-    normalise: Normalise,
+    normalise: Normalize,
     device: Device,
     description: String,
     run: Option<PathBuf>,
@@ -44,7 +44,7 @@ pub struct Model {
 /// How a student is evaluated that was pretrained with multi-layer fusion, whose last norm belongs to the sum of several blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Fusion {
+pub(crate) enum Fusion {
     /// As it was trained: the sum goes through the norm.
     Fused,
     /// The last block alone does, as in other packages' networks.
@@ -77,7 +77,7 @@ impl Model {
     /// After `untrained:`, the student that the recipe's seed makes, whatever has been trained since; after `ema:`, a run's moving
     /// average; after `unfused:`, a student of multi-layer fusion without it, which is evaluated as it was trained otherwise. They may be
     /// combined.
-    pub fn load(spec: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
+    pub(crate) fn load(spec: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
         let (given, mut spec) = (spec, spec);
         let [mut untrained, mut ema, mut unfused] = [false; 3];
         while let Some((prefix, rest)) = spec.split_once(':') {
@@ -140,34 +140,34 @@ impl Model {
         );
         let run = trained::is_run(path).then(|| path.to_path_buf());
         let normalise = match &network {
-            Network::Classifier { normalisation, .. } => Normalise::of(*normalisation, device),
-            _ => Normalise::imagenet(device),
+            Network::Classifier { normalisation, .. } => Normalize::of(*normalisation, device),
+            _ => Normalize::imagenet(device),
         };
         Ok(Model { network, normalise, device, description, run, untrained, ema, fusion })
     }
 
     /// For people: what it is and where from.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         self.description.clone()
     }
 
     /// The run it belongs to, if it was given as one.
-    pub fn run_folder(&self) -> Option<&Path> {
+    pub(crate) fn run_folder(&self) -> Option<&Path> {
         self.run.as_deref()
     }
 
     /// Whether it is a student before its first step.
-    pub fn untrained(&self) -> bool {
+    pub(crate) fn untrained(&self) -> bool {
         self.untrained
     }
 
     /// Whether it is a student's moving average.
-    pub fn ema(&self) -> bool {
+    pub(crate) fn ema(&self) -> bool {
         self.ema
     }
 
     /// Whether a student of multi-layer fusion is evaluated with it; `None` for what has none.
-    pub fn fusion(&self) -> Option<Fusion> {
+    pub(crate) fn fusion(&self) -> Option<Fusion> {
         self.fusion
     }
 
@@ -265,10 +265,10 @@ fn classifier(recipe: &FinetuneRecipe, found: &Trained, device: Device) -> anyho
     let pool = recipe.model.pool.into();
     let classifier = Classifier::new(&params, config, pool, found.n_classes()?)?;
     params.load(&found.place, &found.tensors)?;
-    let (mean, std) = config.normalisation();
+    let (mean, std) = config.normalization();
     Ok(Network::Classifier {
         classifier,
-        img_size: finetune::init::img_size(config)?,
+        img_size: finetune_init::img_size(config)?,
         normalisation: [mean, std].map(|of| of.map(|v| v as f32)),
     })
 }

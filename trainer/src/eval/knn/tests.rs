@@ -2,10 +2,10 @@ use models::init::Init;
 
 use super::*;
 
-fn labelled(rows: &[&[f32]], labels: &[i64]) -> Labelled {
+fn labelled(rows: &[&[f32]], labels: &[i64]) -> Labeled {
     let flat: Vec<f32> = rows.iter().flat_map(|row| row.iter().copied()).collect();
     let features = Tensor::from_slice(&flat).view([rows.len() as i64, rows[0].len() as i64]);
-    Labelled { features, labels: labels.to_vec() }
+    Labeled { features, labels: labels.to_vec() }
 }
 
 /// Worked by hand. The query points along x. Cosines: class 0 has one neighbour at 1.0; class 1 has two at 0.8 and 0.96
@@ -29,7 +29,7 @@ fn agrees_with_brute_force() {
     let random = |shape: &[i64], name| Init::Normal { std: 1.0 }.tensor(shape, 5, name);
     let (n, m, d, classes, k) = (300i64, 290i64, 8i64, 7usize, 20usize);
     let label = |i: i64| (i * i + 3 * i) % classes as i64;
-    let train = Labelled { features: random(&[n, d], "train"), labels: (0..n).map(label).collect() };
+    let train = Labeled { features: random(&[n, d], "train"), labels: (0..n).map(label).collect() };
     let test = random(&[m, d], "test");
     let rows = |t: &Tensor| -> Vec<Vec<f64>> {
         let flat = Vec::<f64>::try_from(t.to_kind(Kind::Double).flatten(0, 1)).unwrap();
@@ -65,7 +65,7 @@ fn balanced_accuracy_weighs_classes_equally() {
 
 #[test]
 fn nothing_to_compare_is_an_error() {
-    let empty = Labelled { features: Tensor::zeros([0, 2], (Kind::Float, tch::Device::Cpu)), labels: vec![] };
+    let empty = Labeled { features: Tensor::zeros([0, 2], (Kind::Float, tch::Device::Cpu)), labels: vec![] };
     let one = labelled(&[&[1.0, 0.0]], &[0]);
     assert!(knn(&empty, &one, 1, 1).is_err());
     assert!(knn(&one, &empty, 1, 1).is_err());

@@ -1,0 +1,39 @@
+//! What the weights of a fine-tuning depend on besides its recipe: a resume with another value is refused.
+
+use std::collections::BTreeMap;
+
+use images::ImageSource;
+
+use crate::data::classes::{Classes, Matching};
+use crate::pretrained::depth_window;
+use crate::pretrained::finetune_init::Start;
+use crate::train::finetuned::digest;
+
+/// Facts by name, with their values as `state.json` has them.
+pub(super) fn fingerprint(
+    start: &Start,
+    train: &ImageSource,
+    test: &ImageSource,
+    classes: &Classes,
+    matching: Matching,
+) -> BTreeMap<String, String> {
+    let images = |source: &ImageSource| {
+        let identity = source.identity();
+        format!("{} images in a {} source (SHA-256 {})", identity.samples, identity.kind, identity.digest)
+    };
+    let mut facts = BTreeMap::from([
+        ("init".to_owned(), format!("SHA-256 {}", start.sha256)),
+        ("train".to_owned(), images(train)),
+        ("test".to_owned(), images(test)),
+        ("classes".to_owned(), format!("{} classes, {}", classes.len(), digest(classes.names()))),
+        ("image_code".to_owned(), images::IMAGE_CODE.to_owned()),
+    ]);
+    let window = train.decoder().window();
+    if !window.is_high_byte() {
+        facts.insert(depth_window::FACT.to_owned(), window.to_string());
+    }
+    if !matching.is_auto() {
+        facts.insert("match_classes".to_owned(), format!("{matching:?}"));
+    }
+    facts
+}

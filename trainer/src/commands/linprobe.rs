@@ -1,0 +1,376 @@
+//! The linear probe of MAE (He et al. 2022, appendix A.1): a linear classifier over frozen features, trained with LARS.
+//!
+//! The reference computes the features anew in every epoch, of a new random crop, and trains one learning rate. Here the frozen
+//! network runs once over a few fixed random crops of every image, which take turns by epoch, and one pass over these features
+//! trains a head for each of several learning rates. Which of them counts is decided on a held-out part of the *training* images;
+//! then all are trained again on all of these. The test images decide nothing.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use anyhow::{Context, ensure};
+use hub::HubSettings;
+use images::ImageSource;
+use images::rng::{Purpose, Rng};
+use program::table::{Left, Right, percent, table};
+use program::words::count;
+use schemas::{ContentHash, DepthWindow, ViewPolicy};
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::cli::LinprobeArgs;
+use crate::data::classes::Matching;
+use crate::data::classes::count_of_unseen_classes;
+use crate::data::sampler::Epoch;
+use crate::eval::accuracy::TopK;
+use crate::eval::features::{self, Extraction, Fusion, Images, Model, Views};
+use crate::eval::heads::{self, Labeled, Training, train};
+use crate::eval::record;
+use crate::eval::sets::{classes, count_in_train, recorded, refuse_repeated, report_skipped, unusual};
+use crate::pretrained::depth_window;
+
+#[cfg(test)]
+mod tests;
+
+/// What `trainer linprobe` found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LinprobeResult {
+    /// What was evaluated.
+    pub model: String,
+    /// The images to train on, as `--train` named them.
+    pub train: String,
+    /// The images that were classified, as `--test` named them.
+    pub test: String,
+    /// Images to train on, the held-out ones included.
+    pub train_images: usize,
+    /// Those of them on which the learning rate was chosen; 0 where there was no choice.
+    pub held_out_images: usize,
+    /// Images that were classified.
+    pub test_images: usize,
+    /// Test images whose very bytes are among the train images too.
+    pub test_images_in_train: usize,
+    /// Images that could not be decoded and took no part.
+    pub skipped_images: usize,
+    /// Classes of the two sets together.
+    pub classes: usize,
+    /// How their classes were matched, unless by the default rule.
+    #[serde(default, skip_serializing_if = "Matching::is_auto")]
+    pub match_classes: Matching,
+    /// Whether a student of multi-layer fusion was evaluated with it; absent for what has none, and in results from before this was told,
+    /// which are without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fusion: Option<Fusion>,
+    /// The window through which images of more than 8 bits per sample were seen; absent for `high-byte`.
+    #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
+    pub depth_window: DepthWindow,
+    /// What the network computed in; absent for f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// Test images of classes that no train image has: all count as wrong.
+    #[serde(default)]
+    pub test_images_of_unseen_classes: usize,
+    /// How the heads were trained.
+    pub protocol: Protocol,
+    /// Per kind of feature: `cls` and `mean` (of patch tokens), both after the final norm, or `pixels`.
+    pub features: BTreeMap<String, Probe>,
+}
+
+/// How the heads were trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Protocol {
+    /// Passes over the training images.
+    pub epochs: u64,
+    /// Of these with a rising learning rate.
+    pub warmup_epochs: f64,
+    /// Base learning rates that were tried; absent in results from before they were told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blrs: Vec<f64>,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Decay of the weights.
+    pub weight_decay: f64,
+    /// Fixed random crops of each training image; 0 for its central square alone.
+    pub views: u16,
+    /// Of crops, order, start weights and the choice of held-out images.
+    pub seed: u64,
+}
+
+/// What one kind of feature gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Probe {
+    /// The base learning rate that did best on the held-out images.
+    pub blr: f64,
+    /// The test images, classified by the head of that rate.
+    pub test: TopK,
+    /// All heads, in the order of their rates. Not to be chosen from: the test images must not.
+    pub heads: Vec<Head>,
+}
+
+/// One learning rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    /// Base learning rate per 256 images.
+    pub blr: f64,
+    /// Mean training loss of the last epoch; absent when it is not finite.
+    pub train_loss: Option<f64>,
+    /// The held-out images, classified by a head that was not trained on them; absent where there was no choice.
+    pub held_out: Option<TopK>,
+    /// The test images, classified by the head that was trained on all training images.
+    pub test: TopK,
+}
+
+/// `trainer linprobe`: features of both sets, then the heads.
+pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
+    refuse_repeated(&args.models)?;
+    let training = training(args)?;
+    let device = torch_ext::resolve_device(&args.device.device)?;
+    args.precision.prepare(device)?;
+    let models = args.models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads(device)).build()?;
+    let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
+    let decoder = depth_window::decoder(args.depth_window, &names)?;
+    let (train_source, test_source) =
+        (ImageSource::open(&args.train)?.decoded_by(decoder), ImageSource::open(&args.test)?.decoded_by(decoder));
+    // Before hours of features.
+    heads::require_a_step(train_source.len(), training.batch_size)?;
+    let classes = classes(args.match_classes, &train_source, &test_source)?;
+    info!(
+        "{}, {} train and {} test images of {} classes",
+        count(models.len() as u64, "model"),
+        train_source.len(),
+        test_source.len(),
+        classes.len()
+    );
+
+    let extract = |name: &str, source: &ImageSource, views: Views| {
+        let extraction = Extraction {
+            views,
+            kinds: args.features.clone(),
+            max_bytes: args.feature_gib.saturating_mul(1 << 30),
+            batch_size: args.batch_size,
+            precision: args.precision,
+        };
+        let images = features::extract(&models, source, &extraction, &pool).context(name.to_owned())?;
+        report_skipped(name, &images);
+        anyhow::Ok(images)
+    };
+    let train_images = extract("--train", &train_source, train_views(args))?;
+    let test_images = extract("--test", &test_source, Views::CENTER)?;
+    let (train_labels, test_labels) = (
+        classes.of_train(&train_source, train_images.idxs.iter().copied())?,
+        classes.of_test(&test_source, test_images.idxs.iter().copied())?,
+    );
+    let test_images_in_train = count_in_train(&train_images, &test_images);
+    let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
+    let split = Split::of(&train_images, args)?;
+    let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);
+    if let Some(left_over) = epoch.left_over() {
+        info!("{left_over}");
+    }
+
+    let mut results = Vec::with_capacity(models.len());
+    for (i, model) in models.iter().enumerate() {
+        let mut probes = BTreeMap::new();
+        for (kind, features) in &train_images.features[i] {
+            let set = |rows| Labeled { features, labels: &train_labels, rows };
+            let held_out = if split.held_out.is_empty() {
+                None
+            } else {
+                let (heads, _) = train(&set(&split.kept), classes.len(), &training, device)?;
+                Some(heads.accuracy(&set(&split.held_out))?)
+            };
+            let (heads, losses) = train(&set(&split.all), classes.len(), &training, device)?;
+            let test_rows: Vec<i64> = (0..test_labels.len() as i64).collect();
+            let test = heads.accuracy(&Labeled {
+                features: &test_images.features[i][kind],
+                labels: &test_labels,
+                rows: &test_rows,
+            })?;
+            let probe = probe(&training.blrs, &losses, held_out, test);
+            if let [lowest, .., highest] = training.blrs[..]
+                && (probe.blr == lowest || probe.blr == highest)
+            {
+                warn!(
+                    "{kind} of {}: the best base learning rate, {}, is at an end of those tried; give others with --blr",
+                    model.describe(),
+                    probe.blr
+                );
+            }
+            probes.insert(kind.clone(), probe);
+        }
+        let result = LinprobeResult {
+            model: model.describe(),
+            train: args.train.clone(),
+            test: args.test.clone(),
+            train_images: train_images.idxs.len(),
+            held_out_images: split.held_out.len(),
+            test_images: test_images.idxs.len(),
+            test_images_in_train,
+            skipped_images: train_images.skipped.len() + test_images.skipped.len(),
+            classes: classes.len(),
+            match_classes: args.match_classes,
+            fusion: model.fusion(),
+            depth_window: decoder.window(),
+            precision: recorded(args.precision),
+            test_images_of_unseen_classes: of_unseen_classes,
+            protocol: Protocol {
+                epochs: training.epochs,
+                warmup_epochs: training.warmup_epochs,
+                blrs: training.blrs.clone(),
+                batch_size: training.batch_size,
+                weight_decay: training.weight_decay,
+                views: args.views,
+                seed: training.seed,
+            },
+            features: probes,
+        };
+        record::save(
+            model,
+            "linprobe",
+            &[
+                "train",
+                "test",
+                "protocol",
+                "train_images",
+                "held_out_images",
+                "test_images",
+                "classes",
+                "match_classes",
+                "fusion",
+                "depth_window",
+                "precision",
+                "features{}",
+            ],
+            &result,
+        )?;
+        results.push(result);
+    }
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&results)?)?;
+    } else {
+        write_table(&results, out)?;
+    }
+    Ok(())
+}
+
+/// The settings of the heads, checked.
+fn training(args: &LinprobeArgs) -> anyhow::Result<Training> {
+    let mut blrs = args.blrs.clone();
+    blrs.sort_by(f64::total_cmp);
+    blrs.dedup();
+    ensure!(blrs.iter().all(|blr| blr.is_finite() && *blr > 0.0), "--blr: a learning rate is positive");
+    ensure!(
+        (0.0..args.epochs as f64).contains(&args.warmup_epochs),
+        "--warmup-epochs {}: must be zero or more, and less than --epochs {}",
+        args.warmup_epochs,
+        args.epochs
+    );
+    ensure!(
+        args.weight_decay >= 0.0 && args.weight_decay.is_finite(),
+        "--weight-decay {}: must be zero or positive",
+        args.weight_decay
+    );
+    ensure!(
+        args.held_out > 0.0 && args.held_out <= 0.5,
+        "--held-out {}: must be a share of the training images, above 0 and at most 0.5",
+        args.held_out
+    );
+    Ok(Training {
+        blrs,
+        epochs: args.epochs.into(),
+        warmup_epochs: args.warmup_epochs,
+        batch_size: args.probe_batch as usize,
+        weight_decay: args.weight_decay,
+        seed: args.seed,
+    })
+}
+
+/// What the heads are trained on: torchvision's default crops, as MAE's probe takes them, or the central square.
+fn train_views(args: &LinprobeArgs) -> Views {
+    match args.views {
+        0 => Views::CENTER,
+        count => Views {
+            policy: ViewPolicy::Rrc { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0], flip: 0.5 },
+            seed: args.seed,
+            count,
+        },
+    }
+}
+
+/// Which training images choose the learning rate.
+struct Split {
+    all: Vec<i64>,
+    kept: Vec<i64>,
+    held_out: Vec<i64>,
+}
+
+impl Split {
+    /// Drawn by content, so that copies of an image fall on the same side. With one learning rate nothing is held out.
+    fn of(images: &Images, args: &LinprobeArgs) -> anyhow::Result<Split> {
+        let is_held_out = |hash: &ContentHash| {
+            let content = u128::from_le_bytes(hash.0);
+            let key = [content as u64, (content >> 64) as u64];
+            Rng::new(args.seed, Purpose::Select, &key).uniform_f64() < args.held_out
+        };
+        let all: Vec<i64> = (0..images.idxs.len() as i64).collect();
+        if args.blrs.len() == 1 {
+            return Ok(Split { kept: all.clone(), all, held_out: Vec::new() });
+        }
+        let (held_out, kept): (Vec<i64>, Vec<i64>) =
+            all.iter().partition(|&&row| is_held_out(&images.hashes[row as usize]));
+        ensure!(
+            !held_out.is_empty(),
+            "--held-out {} of {} images is no image; hold out more, or give one --blr, which needs no choice",
+            args.held_out,
+            all.len()
+        );
+        Ok(Split { all, kept, held_out })
+    }
+}
+
+/// The result of one kind of feature; of rates that did equally well on the held-out images, the lowest.
+fn probe(blrs: &[f64], losses: &[f64], held_out: Option<Vec<TopK>>, test: Vec<TopK>) -> Probe {
+    let mut best = 0;
+    for (i, accuracy) in held_out.iter().flatten().enumerate() {
+        if held_out.as_ref().is_some_and(|all| accuracy.top1 > all[best].top1) {
+            best = i;
+        }
+    }
+    let heads: Vec<Head> = test
+        .into_iter()
+        .enumerate()
+        .map(|(i, test)| Head {
+            blr: blrs[i],
+            train_loss: Some(losses[i]).filter(|loss| loss.is_finite()),
+            held_out: held_out.as_ref().map(|all| all[i].clone()),
+            test,
+        })
+        .collect();
+    Probe { blr: blrs[best], test: heads[best].test.clone(), heads }
+}
+
+/// One line a model and kind of feature, under what they share.
+fn write_table(results: &[LinprobeResult], out: &mut dyn Write) -> std::io::Result<()> {
+    let Some(first) = results.first() else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "linear probe, {} epochs, {} train and {} test images, {} classes; base lr chosen on {} held-out train images{}",
+        first.protocol.epochs,
+        first.train_images,
+        first.test_images,
+        first.classes,
+        first.held_out_images,
+        unusual(first.depth_window, first.precision.as_deref())
+    )?;
+    let row = |model: &str, kind: &str, probe: &Probe| {
+        let test = &probe.test;
+        let [top1, top5, balanced] = [test.top1, test.top5, test.balanced].map(percent);
+        [model.to_owned(), kind.to_owned(), probe.blr.to_string(), top1, top5, balanced]
+    };
+    let rows =
+        results.iter().flat_map(|result| result.features.iter().map(|(kind, probe)| row(&result.model, kind, probe)));
+    let titles = ["model", "features", "base lr", "top-1", "top-5", "balanced"];
+    write!(out, "{}", table(titles, [Left, Left, Right, Right, Right, Right], rows.collect()))
+}

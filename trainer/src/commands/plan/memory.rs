@@ -1,0 +1,110 @@
+//! What a run holds in the device's memory, about.
+
+use std::collections::BTreeMap;
+
+use models::encoder::EncoderConfig;
+use models::precision::Precision;
+
+use crate::recipe::Recipe;
+use crate::recipe::finetune::FinetuneRecipe;
+
+/// Bytes of a trained number: itself, its gradient, and AdamW's two moments, all f32.
+const BYTES_PER_PARAM: f64 = 16.0;
+/// Bytes of a number that is not trained, f32.
+const BYTES_PER_UNTRAINED: f64 = 4.0;
+/// Bytes of a trained number's moving average, f32.
+const BYTES_PER_AVERAGE: f64 = 4.0;
+
+/// Transformer blocks of one width, as the backward pass sees them.
+#[derive(Debug, Clone, Copy)]
+struct Stack {
+    tokens: i64,
+    dim: i64,
+    depth: i64,
+    /// Hidden width of an MLP, in widths.
+    mlp_ratio: f64,
+}
+
+impl Stack {
+    /// Bytes that one block keeps for the backward, of one image.
+    ///
+    /// Per token and channel, in f32 both norms' inputs, and in the precision of products the two norms' outputs, q, k, v, the
+    /// attention's output, and twice the MLP's hidden layer.
+    fn block_bytes(&self, precision: Precision) -> f64 {
+        let size = precision.bytes() as f64;
+        (self.tokens * self.dim) as f64 * (8.0 + size * (6.0 + 2.0 * self.mlp_ratio))
+    }
+
+    /// Bytes of one block's input, f32, of one image.
+    fn input_bytes(&self) -> f64 {
+        4.0 * (self.tokens * self.dim) as f64
+    }
+}
+
+/// Bytes that a forward pass of `stacks` keeps for the backward, of one image. With checkpointing each block keeps its input, and the
+/// largest block's own numbers are there once, while it is computed again.
+fn activation_bytes(stacks: &[Stack], precision: Precision, grad_checkpointing: bool) -> f64 {
+    let of_blocks = |bytes: &dyn Fn(&Stack) -> f64| -> f64 { stacks.iter().map(|s| s.depth as f64 * bytes(s)).sum() };
+    match grad_checkpointing {
+        false => of_blocks(&|s| s.block_bytes(precision)),
+        true => {
+            let largest = stacks.iter().map(|s| s.block_bytes(precision)).fold(0.0, f64::max);
+            of_blocks(&Stack::input_bytes) + largest
+        }
+    }
+}
+
+fn memory(trained: f64, ema: bool, activations: f64) -> BTreeMap<String, f64> {
+    let mut memory =
+        BTreeMap::from([("params".to_owned(), BYTES_PER_PARAM * trained), ("activations".to_owned(), activations)]);
+    if ema {
+        memory.insert("ema".to_owned(), BYTES_PER_AVERAGE * trained);
+    }
+    memory
+}
+
+/// Of a pretraining with `trained` numbers, and `untrained` ones of a decoder that no loss needs: it is there, and nothing passes it.
+pub(super) fn of_pretraining(recipe: &Recipe, trained: f64, untrained: f64) -> BTreeMap<String, f64> {
+    let config = recipe.mae_config();
+    let mut stacks = encoder(&config.encoder, recipe.len_keep());
+    if untrained == 0.0 {
+        let decoder = &config.decoder;
+        stacks.push(Stack {
+            tokens: 1 + config.num_patches(),
+            dim: decoder.embed_dim,
+            depth: decoder.depth,
+            mlp_ratio: decoder.mlp_ratio as f64,
+        });
+    }
+    let of_image = activation_bytes(&stacks, recipe.run.precision, recipe.run.grad_checkpointing);
+    let mut memory = memory(trained, recipe.optim.ema_decay.is_some(), recipe.optim.batch_size as f64 * of_image);
+    *memory.entry("params".to_owned()).or_default() += BYTES_PER_UNTRAINED * untrained;
+    memory
+}
+
+/// Of a fine-tuning of `backbone` with `trained` numbers.
+pub(super) fn of_finetuning(recipe: &FinetuneRecipe, backbone: &EncoderConfig, trained: f64) -> BTreeMap<String, f64> {
+    let stacks = encoder(backbone, backbone.num_patches());
+    let of_image = activation_bytes(&stacks, recipe.run.precision, false);
+    memory(trained, recipe.optim.ema_decay.is_some(), recipe.optim.batch_size as f64 * of_image)
+}
+
+/// The blocks of an encoder that sees `keep` patches.
+fn encoder(config: &EncoderConfig, keep: i64) -> Vec<Stack> {
+    match config {
+        EncoderConfig::Vit(vit) => {
+            let tokens = vit.prefix() + keep;
+            vec![Stack { tokens, dim: vit.embed_dim, depth: vit.depth, mlp_ratio: vit.mlp_ratio() }]
+        }
+        EncoderConfig::Mcmae(mcmae) => [16, 4, 1]
+            .into_iter()
+            .enumerate()
+            .map(|(stage, cells)| Stack {
+                tokens: cells * keep,
+                dim: mcmae.embed_dims[stage],
+                depth: mcmae.depths[stage],
+                mlp_ratio: mcmae.mlp_ratios[stage] as f64,
+            })
+            .collect(),
+    }
+}

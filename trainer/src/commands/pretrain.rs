@@ -1,0 +1,281 @@
+//! **The main job**: pretraining, from the recipe to the last checkpoint, as one visible loop.
+//!
+//! Everything random is a function of (seed, epoch, sample): the step number alone says which images come next and how they are
+//! masked. So a checkpoint is weights, moments and a step, and a run that is killed and started again takes the same steps as one
+//! that is not, bit for bit on a CPU with the same number of libtorch threads.
+//!
+//! The host runs one step ahead of the device: a step's scalars are read when the next one is queued.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hub::HubSettings;
+use models::blocks::Pass;
+use models::drop_path::{DropPath, linear_rates};
+use models::flops::Flops;
+use models::mr_mae::MrMae;
+use models::params::ParamStore;
+use program::{ExitStatus, signals, words::count};
+use schemas::Cache;
+use tch::{Device, Tensor};
+use torch_ext::{resolve_device, to_device};
+use tracing::{info, warn};
+
+use crate::cli::PretrainArgs;
+use crate::data::Problem;
+use crate::data::batch::MimicBatch;
+use crate::data::images::{Images, log_search};
+use crate::data::join::{self, Samples};
+use crate::data::loader::Loader;
+use crate::data::mimic::MimicDataset;
+use crate::data::normalize::Normalize;
+use crate::data::sampler::Sampler;
+use crate::data::teachers::{self, RunTeacher};
+use crate::pretrained::{depth_window, init};
+use crate::recipe::{Experiment, Recipe};
+use crate::train::checkpoint::{self, Keep, Writer};
+use crate::train::idle::IdleMeter;
+use crate::train::image_grid::{self, ImageGrid};
+use crate::train::itstime::itstime;
+use crate::train::micro_batch::MicroBatches;
+use crate::train::optim::Optimizer;
+use crate::train::run_folder::RunFolder;
+use crate::train::step;
+use crate::train::train_log::{InFlight, LogConfig, TrainLog};
+use crate::train::train_state::TrainState;
+use crate::train::{run_folder, target_stats};
+
+#[cfg(test)]
+mod tests;
+
+/// Trains until the recipe's last step, or for `--stop-after` steps. Run again to continue.
+pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
+    // ------------------------------------------------------------------ recipe and run folder
+    let device = resolve_device(&args.device.device)?;
+    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    recipe.run.precision.prepare(device)?;
+    torch_ext::set_deterministic(recipe.run.deterministic)?;
+    let images = args.images.as_deref().map(|images| ("--images", images));
+    run_folder::refuse_among_images(&args.out, images.as_slice())?;
+    let run = RunFolder::open(&args.out, &recipe)?;
+    info!("recipe\n{}", recipe.to_toml().trim());
+
+    // ------------------------------------------------------------------ cache, teachers, images
+    let cache = Arc::new(Cache::open(&args.cache).map_err(Problem::from)?);
+    let teachers = teachers::open(&recipe, &cache, &args.online_teachers, hub, device)?;
+    let images = Images::open(&cache, args.images.as_deref())?;
+    let cached: Vec<_> = teachers.iter().filter(|t| t.rows().is_some()).map(|t| t.id.clone()).collect();
+    let samples = join::join(&cache, &cached, &images, &recipe.data, &log_search)?;
+    if samples.is_empty() {
+        let why = match samples.skipped() {
+            (0, _) => format!("; the cache has no rows, see {:?}", args.cache.join("rejects")),
+            (left_out, _) => format!(
+                "; --images holds none of the cache's {}, and data.missing = \"skip\" leaves them out. Give the images that the cache was \
+                 built from",
+                count(*left_out as u64, "image")
+            ),
+        };
+        return Err(Problem::NoImages { why }.into());
+    }
+    let init = init::open(&recipe, hub)?;
+    let mut fingerprint = fingerprint(&cache, &samples, &teachers);
+    fingerprint.extend(init.iter().map(init::Begin::fact));
+
+    // ------------------------------------------------------------------ order and schedule
+    let sampler = Sampler::of_run(&recipe.optim, recipe.run.seed, samples.len())?;
+    let schedule = recipe.schedule();
+    let total_steps = recipe.schedule.epochs * sampler.steps_per_epoch();
+
+    // ------------------------------------------------------------------ student and optimizer
+    let widths = teachers.iter().filter(|t| t.mimicked).map(|t| (t.id.to_string(), t.width.into())).collect();
+    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
+    let mut stats = BTreeMap::new();
+    if last.is_none() {
+        // On resume the statistics are loaded with the parameters.
+        for teacher in teachers.iter().filter(|t| t.mimicked) {
+            let (_, norm, _) = recipe.mimic_of(teacher.id.as_str());
+            let found = target_stats::of_teacher(&cache, &teacher.id, norm, &samples, recipe.run.seed)?;
+            stats.extend(found.map(|found| (teacher.id.to_string(), found)));
+        }
+    }
+    let params = ParamStore::new(device, recipe.run.seed);
+    let student = MrMae::new(&params.root(), &recipe.mr_mae_config(&widths, &stats))?;
+    if last.is_none()
+        && let Some(init) = &init
+    {
+        init.load(&params, &recipe)?;
+    }
+    let optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim);
+    let mut state = TrainState::new(params, optim, recipe.optim.ema_decay.is_some());
+    info!(
+        "{:.1} M parameters on {} ({} libtorch threads) in {}, {} in {} of {} x {} an epoch, {} in all, \
+         peak lr {:.3e}",
+        state.params.num_trainable() as f64 / 1e6,
+        torch_ext::describe(device),
+        torch_ext::num_threads(),
+        recipe.run.precision,
+        count(samples.len() as u64, "image"),
+        count(sampler.steps_per_epoch(), "step"),
+        recipe.optim.accum_iter,
+        recipe.optim.batch_size,
+        count(total_steps, "step"),
+        schedule.lr,
+    );
+    if let Some(left_over) = sampler.left_over() {
+        info!("{left_over}");
+    }
+
+    // ------------------------------------------------------------------ resume
+    if let Some(last) = &last {
+        run_folder::refuse_other_data(run.path(), &last.state.data, &fingerprint)?;
+        state.restore(last)?;
+        let before = Recipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
+        let epoch = sampler.fractional_epoch(last.state.step);
+        run_folder::refuse_other_length(run.path(), &before.schedule(), &schedule, epoch)?;
+        info!("resuming {:?} after step {}", args.out, last.state.step);
+    }
+    let start = last.as_ref().map_or(0, |last| last.state.step);
+    if start >= total_steps {
+        info!("{:?} is finished: all {total_steps} steps are done", args.out);
+        return Ok(ExitStatus::Fine);
+    }
+    let mut micro = MicroBatches::new(recipe.optim.batch_size, last.as_ref().map_or(1, |last| last.state.parts))?;
+    let flop_per_image = Flops::of_pretraining(student.config(), recipe.len_keep()).step();
+    let log_config = LogConfig::of(&recipe.run, recipe.schedule.epochs, flop_per_image, device);
+    let mut log = TrainLog::open(run.path(), log_config, &sampler, device, last.map(|last| last.state))?;
+
+    // ------------------------------------------------------------------ loader
+    let end = args.stop_after.map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
+    let dataset = MimicDataset::new(&recipe, &teachers, samples, images, sampler);
+    let threads = args.device.loader_threads(device);
+    let mut loader = Loader::start(Arc::new(dataset), start..end, threads, recipe.data.prefetch, device)?;
+
+    // ------------------------------------------------------------------ the loop
+    let normalize = Normalize::imagenet(device);
+    let drop_rates = linear_rates(recipe.model.drop_path, recipe.drop_path_branches() / 2);
+    let drop_rates = Tensor::from_slice(&drop_rates).to_device(device);
+    let accum_iter = recipe.optim.accum_iter;
+    let mut writer = Writer::new(run.path(), Keep::of(&recipe.run));
+    let mut idle = IdleMeter::new(device);
+    let mut in_flight: Option<InFlight> = None;
+    for step in start..end {
+        let lr = schedule.lr_at(sampler.fractional_epoch(step));
+        state.optim.set_lr(lr);
+
+        // Forward and backward of the step's batches: of each as a whole, or in equal parts once memory has run out.
+        let mut batches: Vec<MimicBatch> = Vec::new();
+        let losses = micro.retry_in_smaller_parts(|parts| {
+            state.optim.zero_grad();
+            let mut losses = Vec::new();
+            for i in 0..accum_iter {
+                if batches.len() == i {
+                    batches.push(idle.pause(|| loader.next_batch())?);
+                }
+                for part in batches[i].parts(parts) {
+                    let imgs = normalize.forward(&to_device(&part.imgs, device)?);
+                    let features = teachers::features(&teachers, &part, device)?;
+                    let noise = to_device(&part.noise, device)?;
+                    let masking = step::masking(&recipe, &noise, features.cls_attn.as_ref());
+                    let uniform = part.drop_path.map(|uniform| to_device(&uniform, device)).transpose()?;
+                    let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
+
+                    let pass =
+                        Pass { drop_path: drop_path.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };
+                    let autocast = recipe.run.precision.guard(device);
+                    let loss = student.forward(&features.batch(&imgs, &masking, pass));
+                    // Each operation's backward uses the type its forward used.
+                    drop(autocast);
+                    (&loss.total / (accum_iter * parts) as f64).backward();
+                    losses.push(step::detach(&loss));
+                }
+            }
+            Ok(losses)
+        })?;
+        let ema_decay = recipe.optim.ema_decay_at(step);
+        let values = state.optimizer_step(step::mean_losses(&losses), recipe.optim.clip_grad, ema_decay)?;
+        idle.end()?;
+
+        // This step is queued; now the previous one is read, which is done or nearly so.
+        let (queued, waited, idle_gaps) = (Instant::now(), loader.take_waited(), idle.take());
+        let queued = InFlight { step, lr, values, batches, queued, waited, idle: idle_gaps };
+        if let Some(done) = in_flight.replace(queued) {
+            loader.recycle(log.wait_and_log(done)?);
+        }
+        writer.check()?;
+
+        let steps_done = step + 1;
+        let interrupted = signals::requested();
+        let due = itstime(steps_done, recipe.run.checkpoint_every) || itstime(steps_done, recipe.run.keep_every);
+        if due || steps_done == end || interrupted {
+            if let Some(done) = in_flight.take() {
+                let batches = log.wait_and_log(done)?;
+                let drawn = recipe.run.pictures.unwrap_or_default().min(recipe.optim.batch_size);
+                if let Some(batch) = batches.first().filter(|_| drawn > 0) {
+                    idle.begin()?;
+                    let grid = draw(&recipe, &student, &teachers, &batch.part(0, drawn), &normalize, device)?;
+                    idle.end()?;
+                    let (image, png) = image_grid::publish(&grid, run.path(), steps_done)?;
+                    log.picture("reconstruction", [image.width(), image.height()], &png)?;
+                }
+                loader.recycle(batches);
+            }
+            writer.save(state.checkpoint(log.state(micro.parts(), fingerprint.clone())?, recipe.to_toml()))?;
+        }
+        if interrupted && steps_done < end {
+            writer.finish()?;
+            warn!("interrupted after step {steps_done}; the same command goes on from there");
+            return Ok(ExitStatus::Interrupted);
+        }
+    }
+    writer.finish()?;
+    if end == total_steps {
+        info!("finished: {total_steps} steps");
+    } else {
+        info!("stopped after step {end} of {total_steps} (--stop-after); the same command continues");
+    }
+    Ok(ExitStatus::Fine)
+}
+
+/// Originals, masks and reconstructions of `batch` by the student as it is now, with a map of how close its tokens come to each teacher's.
+fn draw(
+    recipe: &Recipe,
+    student: &MrMae,
+    teachers: &[RunTeacher],
+    batch: &MimicBatch,
+    normalize: &Normalize,
+    device: Device,
+) -> anyhow::Result<ImageGrid> {
+    let _no_grad = tch::no_grad_guard();
+    let imgs = normalize.forward(&to_device(&batch.imgs, device)?);
+    let features = teachers::features(teachers, batch, device)?;
+    let noise = to_device(&batch.noise, device)?;
+    let masking = step::masking(recipe, &noise, features.cls_attn.as_ref());
+    let _autocast = recipe.run.precision.guard(device);
+    let mut grid = ImageGrid::of(student.mae(), &imgs, &masking);
+    let (maps, patches) = student.similarity(&features.batch(&imgs, &masking, Pass::default()));
+    for map in maps.values() {
+        grid.add_map(map, &patches);
+    }
+    Ok(grid)
+}
+
+/// What the weights of a run depend on besides its recipe.
+fn fingerprint(cache: &Cache, samples: &Samples, teachers: &[RunTeacher]) -> BTreeMap<String, String> {
+    let identity = cache.identity();
+    let mut facts = BTreeMap::from([
+        ("samples".to_owned(), format!("{} (SHA-256 {})", samples.len(), samples.fingerprint())),
+        ("views".to_owned(), format!("{:?}", identity.views)),
+        ("image_code".to_owned(), identity.image_code.clone()),
+        ("pack".to_owned(), format!("{:?}", identity.pack)),
+    ]);
+    // Runs before this setting have no such fact, and go on.
+    if !identity.depth_window.is_high_byte() {
+        facts.insert(depth_window::FACT.to_owned(), identity.depth_window.to_string());
+    }
+    for teacher in teachers {
+        facts.insert(format!("teacher.{}.weights_sha256", teacher.id), teacher.weights_sha256.clone());
+        facts.insert(format!("teacher.{}.features", teacher.id), teacher.origin.clone());
+    }
+    facts
+}

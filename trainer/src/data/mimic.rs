@@ -1,0 +1,257 @@
+//! The data set of pretraining: images with the cached features of their views.
+
+use std::sync::Arc;
+
+use images::rng::{Purpose, Rng};
+use models::masking::block_noise;
+use rayon::prelude::*;
+use schemas::View;
+use tch::{Device, Tensor};
+
+use super::Problem;
+use super::batch::{BatchShape, MimicBatch, TeacherBatch, TeacherShape};
+use super::images::Images;
+use super::join::Samples;
+use super::loader::{Dataset, cut};
+use super::pixel_cache::PixelCache;
+use super::rows::TeacherRows;
+use super::sample::Sample;
+use super::sampler::Sampler;
+use super::teachers::RunTeacher;
+use crate::recipe::{MaskKind, Recipe};
+
+/// Samples of a cache, their pixels, and the rows of the teachers that do not run online.
+pub(crate) struct MimicDataset {
+    /// The joined data set.
+    pub samples: Samples,
+    /// Where the bytes are.
+    pub images: Images,
+    /// One per teacher; `None` where the teacher runs online.
+    pub rows: Vec<Option<Arc<TeacherRows>>>,
+    /// The student's crops that are in memory.
+    pub pixels: PixelCache,
+    /// Sizes of a batch.
+    pub shape: BatchShape,
+    /// Which samples each step sees.
+    pub sampler: Sampler,
+    /// What masks are made from.
+    pub noise: Noise,
+    /// Seed of mask noise and stochastic depth.
+    pub seed: u64,
+}
+
+/// What masks are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Noise {
+    /// One uniform number per patch.
+    Uniform,
+    /// Blocks.
+    Block {
+        /// Patches removed per image.
+        num_removed: usize,
+    },
+}
+
+impl Dataset for MimicDataset {
+    type Batch = MimicBatch;
+
+    fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    fn batch_size(&self) -> usize {
+        self.shape.batch_size
+    }
+
+    fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
+        self.shape.allocate(device)
+    }
+
+    fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
+        MimicDataset::fill(self, batch, epoch, idxs)
+    }
+}
+
+/// The memory of one image within a batch.
+struct Slot<'a> {
+    sample: &'a mut (u64, u16),
+    img: &'a mut [u8],
+    noise: &'a mut [u8],
+    drop_path: Option<&'a mut [u8]>,
+    teachers: Vec<TeacherSlot<'a>>,
+}
+
+struct TeacherSlot<'a> {
+    tokens: Option<&'a mut [u8]>,
+    outliers: Option<&'a mut [u8]>,
+    cls: Option<&'a mut [u8]>,
+    cls_attn: Option<&'a mut [u8]>,
+    pixels: Option<&'a mut [u8]>,
+}
+
+impl MimicDataset {
+    /// What `recipe` trains on: `samples` with the pixels of `images`, in the order of `sampler`.
+    pub(crate) fn new(
+        recipe: &Recipe,
+        teachers: &[RunTeacher],
+        samples: Samples,
+        images: Images,
+        sampler: Sampler,
+    ) -> MimicDataset {
+        let shape = BatchShape {
+            batch_size: recipe.optim.batch_size,
+            img_size: recipe.model.img_size,
+            grid: recipe.grid(),
+            drop_path: recipe.drop_path_branches(),
+            teachers: teachers.iter().map(|t| t.shape.clone()).collect(),
+        };
+        let rows = teachers.iter().map(RunTeacher::rows).collect();
+        let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
+        let noise = match recipe.mask.kind {
+            MaskKind::Random | MaskKind::Focused => Noise::Uniform,
+            MaskKind::Block => {
+                Noise::Block { num_removed: (recipe.mae_config().num_patches() - recipe.len_keep()) as usize }
+            }
+        };
+        MimicDataset { samples, images, rows, pixels, shape, sampler, noise, seed: recipe.run.seed }
+    }
+
+    /// Fills `batch` with the given samples of an epoch. With several problems, the one of the first slot is returned.
+    pub(crate) fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
+        let view = (epoch % self.samples.views() as u64) as usize;
+        let slots = slots(batch)?;
+        let results: Vec<Result<(), Problem>> = slots
+            .into_par_iter()
+            .zip(idxs.par_iter())
+            .map(|(slot, &idx)| self.fill_slot(slot, epoch, idx as usize, view))
+            .collect();
+        Ok(results.into_iter().collect::<Result<(), Problem>>()?)
+    }
+
+    fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize, view: usize) -> Result<(), Problem> {
+        let (sample, row_view) = self.samples.get(idx, view);
+        *slot.sample = (sample.sample_id, row_view.index);
+
+        // ---- pixels: an image is read only if one of the crops wanted of it is not in memory
+        let mut img = None;
+        if !self.pixels.get(idx, view, slot.img) {
+            let img = img.insert(self.read_image(sample, view)?);
+            self.render(img, sample, row_view, self.shape.img_size, slot.img)?;
+            self.pixels.put(idx, view, slot.img);
+        }
+
+        // ---- noise for the mask
+        let mut rng = Rng::new(self.seed, Purpose::Mask, &[epoch, sample.sample_id]);
+        let side = self.shape.grid as usize;
+        let noise: Vec<f64> = match self.noise {
+            Noise::Uniform => (0..side * side).map(|_| rng.uniform_f64()).collect(),
+            Noise::Block { num_removed } => block_noise([side, side], num_removed, &mut || rng.uniform_f64()),
+        };
+        write_f64(slot.noise, noise);
+
+        // ---- stochastic depth
+        if let Some(drop_path) = slot.drop_path {
+            let mut rng = Rng::new(self.seed, Purpose::DropPath, &[epoch, sample.sample_id]);
+            write_f64(drop_path, std::iter::repeat_with(|| rng.uniform_f64()));
+        }
+
+        // ---- teachers
+        for ((teacher, rows), shape) in slot.teachers.into_iter().zip(&self.rows).zip(&self.shape.teachers) {
+            if let Some(rows) = rows {
+                rows.read(
+                    sample,
+                    row_view,
+                    sample.first_row + view,
+                    teacher.tokens,
+                    teacher.outliers,
+                    teacher.cls,
+                    teacher.cls_attn,
+                )?;
+            }
+            if let (Some(pixels), TeacherShape::Online { input_size }) = (teacher.pixels, shape) {
+                if *input_size == self.shape.img_size {
+                    pixels.copy_from_slice(slot.img);
+                } else {
+                    let img = match &mut img {
+                        Some(img) => img,
+                        None => img.insert(self.read_image(sample, view)?),
+                    };
+                    self.render(img, sample, row_view, *input_size, pixels)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_image(&self, sample: &Sample, view: usize) -> Result<images::RgbImage, Problem> {
+        let bytes = self.images.read(sample, view)?;
+        let decoded = self.samples.decoder().decode(&bytes);
+        decoded.map_err(|e| self.images.problem(sample, view, e))
+    }
+
+    /// The view of the image at `size`, as [H, W, 3] bytes.
+    fn render(
+        &self,
+        img: &images::RgbImage,
+        sample: &Sample,
+        view: &View,
+        size: u32,
+        out: &mut [u8],
+    ) -> Result<(), Problem> {
+        let rendered =
+            images::render(img, view, size).map_err(|e| self.images.problem(sample, view.index.into(), e))?;
+        out.copy_from_slice(&rendered.data);
+        Ok(())
+    }
+}
+
+/// Fills `bytes` with as many of `values` as it has room for.
+fn write_f64(bytes: &mut [u8], values: impl IntoIterator<Item = f64>) {
+    for (slot, value) in bytes.chunks_exact_mut(size_of::<f64>()).zip(values) {
+        slot.copy_from_slice(&value.to_ne_bytes());
+    }
+}
+
+/// Cuts a batch's tensors into one slot per image.
+fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
+    let MimicBatch { samples, imgs, noise, drop_path, teachers } = batch;
+    let n = samples.len();
+    let pixels_and_noise = cut(imgs, n)?.into_iter().zip(cut(noise, n)?);
+    let drop_path = cut_some(drop_path.as_mut(), n)?;
+    let mut slots: Vec<Slot> = samples
+        .iter_mut()
+        .zip(pixels_and_noise)
+        .zip(drop_path)
+        .map(|((sample, (img, noise)), drop_path)| Slot { sample, img, noise, drop_path, teachers: Vec::new() })
+        .collect();
+    for teacher in teachers {
+        let [tokens, outliers, cls, cls_attn, pixels] = match teacher {
+            TeacherBatch::Cached { tokens, outliers, cls, cls_attn } => {
+                [tokens.as_mut(), outliers.as_mut(), cls.as_mut(), cls_attn.as_mut(), None]
+            }
+            TeacherBatch::Online { pixels } => [None, None, None, None, Some(pixels)],
+        };
+        let mut tokens = cut_some(tokens, n)?.into_iter();
+        let mut outliers = cut_some(outliers, n)?.into_iter();
+        let mut cls = cut_some(cls, n)?.into_iter();
+        let mut cls_attn = cut_some(cls_attn, n)?.into_iter();
+        let mut pixels = cut_some(pixels, n)?.into_iter();
+        for slot in &mut slots {
+            slot.teachers.push(TeacherSlot {
+                tokens: tokens.next().flatten(),
+                outliers: outliers.next().flatten(),
+                cls: cls.next().flatten(),
+                cls_attn: cls_attn.next().flatten(),
+                pixels: pixels.next().flatten(),
+            });
+        }
+    }
+    Ok(slots)
+}
+
+fn cut_some(tensor: Option<&mut Tensor>, n: usize) -> torch_ext::Result<Vec<Option<&mut [u8]>>> {
+    Ok(match tensor {
+        Some(tensor) => cut(tensor, n)?.into_iter().map(Some).collect(),
+        None => (0..n).map(|_| None).collect(),
+    })
+}

@@ -1,0 +1,65 @@
+//! Training images that cannot be decoded: others take their places, and they are named in the run folder.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Context;
+use schemas::atomic;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+/// The file in a run folder: a line for each image that could not be used so far.
+pub(crate) const REJECTS: &str = "rejects.jsonl";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Reject {
+    key: String,
+    reason: String,
+}
+
+/// Reasons by the key of the image.
+#[derive(Debug, Default)]
+pub(crate) struct Rejects(Mutex<BTreeMap<String, String>>);
+
+impl Rejects {
+    /// Those that a run has found before.
+    ///
+    /// # Errors
+    /// If the file cannot be read; a line of it that is damaged is found again when its image is.
+    pub(crate) fn read(run: &Path) -> anyhow::Result<Rejects> {
+        let path = run.join(REJECTS);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(e).with_context(|| format!("{path:?}: cannot be read")),
+        };
+        let lines = text.lines().filter_map(|l| serde_json::from_str(l).ok());
+        let found = lines.map(|Reject { key, reason }| (key, reason)).collect();
+        Ok(Rejects(Mutex::new(found)))
+    }
+
+    /// Notes an image, with a warning the first time.
+    pub(crate) fn add(&self, key: &str, reason: &str) {
+        let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.insert(key.to_owned(), reason.to_owned()).is_none() {
+            warn!("{key}: {reason}; the next image that can be used takes its place");
+        }
+    }
+
+    /// Writes all into the run folder, in the order of their keys; nothing where there are none.
+    pub(crate) fn write(&self, run: &Path) -> anyhow::Result<()> {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_empty() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for (key, reason) in found.iter() {
+            let (key, reason) = (key.clone(), reason.clone());
+            text += &serde_json::to_string(&Reject { key, reason })?;
+            text.push('\n');
+        }
+        Ok(atomic::write(&run.join(REJECTS), text.as_bytes())?)
+    }
+}

@@ -1,0 +1,73 @@
+//! What `knn` and `linprobe` have in common: two sets of labeled images, and what is told of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::bail;
+use images::ImageSource;
+use models::precision::Precision;
+use schemas::DepthWindow;
+use tracing::warn;
+
+use super::features::Images;
+use crate::data::classes::{Classes, Matching, Numbering, Set};
+
+/// Refuses a model that is given twice, however its path is written: its result would be written twice, or over itself.
+pub(crate) fn refuse_repeated(models: &[String]) -> anyhow::Result<()> {
+    let mut seen = BTreeMap::new();
+    for model in models {
+        let (prefix, path) = model.rsplit_once(':').unwrap_or(("", model));
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+        if let Some(before) = seen.insert((prefix, path), model) {
+            bail!(
+                "--model {model} is given twice{}",
+                match before == model {
+                    true => String::new(),
+                    false => format!(", first as {before}"),
+                }
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A precision as results have it: the usual one is not written.
+pub(crate) fn recorded(precision: Precision) -> Option<String> {
+    (precision != Precision::F32).then(|| precision.name().to_owned())
+}
+
+/// What a table says of how images were seen and networks computed, where it is not the usual.
+pub(crate) fn unusual(window: DepthWindow, precision: Option<&str>) -> String {
+    let window = (!window.is_high_byte()).then(|| format!(", depth window {window}"));
+    let precision = precision.map(|precision| format!(", in {precision}"));
+    window.unwrap_or_default() + &precision.unwrap_or_default()
+}
+
+/// Says how many images of a set cannot be used, and why the first.
+pub(crate) fn report_skipped(name: &str, images: &Images) {
+    if let Some(first) = images.skipped.first() {
+        warn!("{name}: {} images cannot be used, the first is {first}", images.skipped.len());
+    }
+}
+
+/// The classes that are in use in either set.
+pub(crate) fn classes(matching: Matching, train: &ImageSource, test: &ImageSource) -> anyhow::Result<Classes> {
+    let set = |option, source| Set { option, source };
+    let (train, test) = (set("--train", train), set("--test", test));
+    Classes::of(&train, &test, matching, Numbering::InUse)
+}
+
+/// How many test images are byte for byte among the train images, and a warning if any is.
+pub(crate) fn count_in_train(train: &Images, test: &Images) -> usize {
+    let seen: BTreeSet<_> = train.hashes.iter().collect();
+    let count = test.hashes.iter().filter(|hash| seen.contains(hash)).count();
+    if count > 0 {
+        warn!(
+            "{} also in the train set: their part of the accuracy says nothing about other images",
+            match count {
+                1 => "1 test image is".to_owned(),
+                count => format!("{count} test images are"),
+            }
+        );
+    }
+    count
+}

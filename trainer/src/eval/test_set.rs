@@ -1,0 +1,267 @@
+//! Classifying a test set, and what a fine-tuning has come to.
+
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use images::{ImageSource, RgbImage, draw_view};
+use models::blocks::Pass;
+use models::classifier::Classifier;
+use models::precision::Precision;
+use program::table::{Left, Right, percent, table};
+use rayon::prelude::*;
+use schemas::{ContentHash, ViewPolicy, atomic};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use torch_ext::tensor_bytes_mut;
+use tracing::warn;
+
+use super::accuracy::{Counter, TopK, guesses};
+use crate::data::normalize::Normalize;
+use torch_ext::to_device;
+
+/// One [`Evaluation`] a line.
+pub(crate) const EVALUATIONS: &str = "evaluations.jsonl";
+/// The result's name in a run folder.
+pub(crate) const FINETUNE_FILE: &str = "eval/finetune.json";
+
+/// The test set after some step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Evaluation {
+    /// Updates done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: u64,
+    /// Mean cross entropy, without label smoothing.
+    pub loss: f64,
+    /// Shares of images that were given their own class.
+    #[serde(flatten)]
+    pub accuracy: TopK,
+    /// Test images that were classified.
+    pub images: usize,
+    /// Test images that could not be decoded.
+    pub skipped: usize,
+}
+
+impl Evaluation {
+    /// The outcome after `step` updates and `epoch` epochs.
+    pub(crate) fn of(outcome: Outcome, step: u64, epoch: u64) -> Evaluation {
+        let Outcome { loss, accuracy, images, skipped } = outcome;
+        Evaluation { step, epoch, loss, accuracy, images, skipped: skipped.len() }
+    }
+
+    /// The figures that TensorBoard shows, by tag.
+    pub(crate) fn scalars(&self) -> [(&'static str, f64); 3] {
+        [("eval/top1", self.accuracy.top1), ("eval/top5", self.accuracy.top5), ("eval/loss", self.loss)]
+    }
+}
+
+impl fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TopK { top1, top5, .. } = self.accuracy;
+        write!(f, "epoch {}: top-1 {:.2}%  top-5 {:.2}%  loss {:.4}", self.epoch, 100.0 * top1, 100.0 * top5, self.loss)
+    }
+}
+
+/// What `trainer finetune` found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FinetuneResult {
+    /// What was fine-tuned.
+    pub model: String,
+    /// Images to train on.
+    pub train_images: usize,
+    /// Outputs of the classifier: the training set's labels, those without an image included, and classes of the test set alone.
+    pub classes: usize,
+    /// Test images of classes that no training image has: all count as wrong.
+    #[serde(default)]
+    pub test_images_of_unseen_classes: usize,
+    /// After the last epoch: the result.
+    pub last: Evaluation,
+    /// The evaluation with the highest top-1, the earliest of equals. It was chosen by looking at the test images.
+    pub best: Evaluation,
+    /// All of them, in order.
+    pub evaluations: Vec<Evaluation>,
+}
+
+impl FinetuneResult {
+    /// What a run has come to so far, by its evaluations.
+    ///
+    /// # Errors
+    /// If it has none, or their file is damaged.
+    pub(crate) fn read(
+        run: &Path,
+        model: &str,
+        train_images: usize,
+        classes: usize,
+        test_images_of_unseen_classes: usize,
+    ) -> anyhow::Result<FinetuneResult> {
+        let evaluations = read(run)?;
+        let none = || format!("{run:?}: holds no evaluation");
+        Ok(FinetuneResult {
+            model: model.to_owned(),
+            train_images,
+            classes,
+            test_images_of_unseen_classes,
+            last: evaluations.last().with_context(none)?.clone(),
+            best: best(&evaluations).with_context(none)?.clone(),
+            evaluations,
+        })
+    }
+
+    /// Writes the result into the run folder, and for people or as JSON to `out`.
+    pub(crate) fn publish(&self, run: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        atomic::write(&run.join(FINETUNE_FILE), text.as_bytes())?;
+        if json {
+            writeln!(out, "{text}")?;
+        } else {
+            write_table(self, out)?;
+        }
+        Ok(())
+    }
+}
+
+/// Images to classify.
+#[derive(Debug)]
+pub(crate) struct TestSet {
+    /// The images.
+    pub source: ImageSource,
+    /// The class of each.
+    pub labels: Vec<i64>,
+    /// Side of the square input, in pixels.
+    pub img_size: u32,
+    /// Mean and std by which the encoder's pixels are normalized.
+    pub normalization: [[f32; 3]; 2],
+    /// Share of the shorter side that the central square has, above 0 and at most 1.
+    pub crop_pct: f64,
+    /// Images of a forward pass.
+    pub batch_size: usize,
+}
+
+/// What a test set came to, before it is put into a line.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// See [`Evaluation::loss`].
+    pub loss: f64,
+    /// Shares.
+    pub accuracy: TopK,
+    /// Images that were classified.
+    pub images: usize,
+    /// Keys of the others, and what is wrong with them.
+    pub skipped: Vec<String>,
+}
+
+impl TestSet {
+    /// Classifies all images that can be read. `pool` decodes one batch ahead.
+    pub(crate) fn evaluate(
+        &self,
+        classifier: &Classifier,
+        n_classes: usize,
+        precision: Precision,
+        pool: &rayon::ThreadPool,
+        device: Device,
+    ) -> anyhow::Result<Outcome> {
+        let (batches_tx, batches_rx) = crossbeam_channel::bounded(1);
+        let normalise = Normalize::of(self.normalization, device);
+        let _no_grad = tch::no_grad_guard();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for start in (0..self.source.len()).step_by(self.batch_size) {
+                    let idxs = start..self.source.len().min(start + self.batch_size);
+                    let decoded: Vec<_> = pool.install(|| idxs.into_par_iter().map(|i| (i, self.read(i))).collect());
+                    if batches_tx.send(decoded).is_err() {
+                        return; // The receiver has failed and says why.
+                    }
+                }
+            });
+            let mut counter = Counter::new(n_classes);
+            let (mut loss_sum, mut images, mut skipped) = (0.0, 0, Vec::new());
+            for decoded in batches_rx {
+                let (mut labels, mut rendered) = (Vec::new(), Vec::new());
+                for (i, result) in decoded {
+                    match result {
+                        Ok(img) => {
+                            labels.push(self.labels[i]);
+                            rendered.push(img);
+                        }
+                        Err(e) => skipped.push(format!("{}: {e:#}", self.source.key(i))),
+                    }
+                }
+                if rendered.is_empty() {
+                    continue;
+                }
+                let pixels = to_device(&self.batch_of(&rendered)?, device)?;
+                let scores = {
+                    let _scope = precision.guard(device);
+                    classifier.forward(&normalise.forward(&pixels), &Pass::default())
+                };
+                let targets = Tensor::from_slice(&labels).to_device(device);
+                loss_sum += scores
+                    .cross_entropy_loss(&targets, None::<Tensor>, tch::Reduction::Sum, -100, 0.0)
+                    .double_value(&[]);
+                images += labels.len();
+                counter.add(&guesses(&scores), &labels)?;
+            }
+            if let Some(first) = skipped.first() {
+                warn!("--test: {} images cannot be used, the first is {first}", skipped.len());
+            }
+            Ok(Outcome { loss: loss_sum / images as f64, accuracy: counter.finish()?, images, skipped })
+        })
+    }
+
+    pub(crate) fn read(&self, i: usize) -> anyhow::Result<RgbImage> {
+        let bytes = self.source.read(i)?;
+        let hash = ContentHash::of(&bytes);
+        let img = self.source.decode(i, &bytes)?;
+        let mut view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
+        let whole = view.crop.w;
+        let side = ((f64::from(whole) * self.crop_pct).round() as u32).clamp(1, whole);
+        let margin = (whole - side) / 2;
+        view.crop.x += margin;
+        view.crop.y += margin;
+        (view.crop.w, view.crop.h) = (side, side);
+        Ok(images::render(&img, &view, self.img_size)?)
+    }
+
+    /// `[N, S, S, 3]` u8 on the CPU.
+    pub(crate) fn batch_of(&self, rendered: &[RgbImage]) -> anyhow::Result<Tensor> {
+        let side = i64::from(self.img_size);
+        let mut batch = Tensor::empty([rendered.len() as i64, side, side, 3], (Kind::Uint8, Device::Cpu));
+        let image_bytes = (3 * side * side) as usize;
+        let slots = tensor_bytes_mut(&mut batch)?.chunks_exact_mut(image_bytes);
+        for (slot, img) in slots.zip(rendered) {
+            slot.copy_from_slice(&img.data);
+        }
+        Ok(batch)
+    }
+}
+
+/// The evaluations of a run so far.
+pub(crate) fn read(run: &Path) -> anyhow::Result<Vec<Evaluation>> {
+    let path = run.join(EVALUATIONS);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{path:?}: cannot be read"))?;
+    let parse = |(i, line)| serde_json::from_str(line).with_context(|| format!("{path:?}, line {}", i + 1));
+    text.lines().enumerate().map(parse).collect()
+}
+
+/// The one with the highest top-1, the earliest of equals.
+pub(crate) fn best(evaluations: &[Evaluation]) -> Option<&Evaluation> {
+    evaluations.iter().reduce(|best, e| if e.accuracy.top1 > best.accuracy.top1 { e } else { best })
+}
+
+/// The last and the best evaluation, for people.
+fn write_table(result: &FinetuneResult, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(
+        out,
+        "fine-tuned {}: {} train and {} test images, {} classes",
+        result.model, result.train_images, result.last.images, result.classes
+    )?;
+    let row = |name: &str, e: &Evaluation| {
+        let [top1, top5, balanced] = [e.accuracy.top1, e.accuracy.top5, e.accuracy.balanced].map(percent);
+        [name.to_owned(), e.epoch.to_string(), top1, top5, balanced, format!("{:.4}", e.loss)]
+    };
+    let rows = vec![row("last", &result.last), row("best", &result.best)];
+    let titles = ["", "epoch", "top-1", "top-5", "balanced", "loss"];
+    write!(out, "{}", table(titles, [Left, Right, Right, Right, Right, Right], rows))
+}

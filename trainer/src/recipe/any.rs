@@ -1,0 +1,71 @@
+//! A recipe of either kind, told apart by what only one of them has.
+
+use std::path::Path;
+
+use program::recipe::{self, Error};
+
+use super::{Experiment, Recipe};
+use crate::recipe::finetune::FinetuneRecipe;
+
+#[cfg(test)]
+mod tests;
+
+/// Settings that pretraining has not, by their dotted names or those of their tables.
+const OF_FINETUNING: [&str; 5] = ["augment", "encoder", "model.pool", "optim.layer_decay", "run.eval_every"];
+
+/// A recipe.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum AnyRecipe {
+    /// Of `trainer pretrain`.
+    Pretrain(Box<Recipe>),
+    /// Of `trainer finetune`.
+    Finetune(Box<FinetuneRecipe>),
+}
+
+impl AnyRecipe {
+    /// Reads `path`, applies `settings` (`section.key=value`) and checks the result.
+    pub(crate) fn load(path: &Path, settings: &[String]) -> Result<AnyRecipe, Error> {
+        AnyRecipe::parse(&recipe::read(path)?, &path.display().to_string(), settings)
+    }
+
+    /// Like [`AnyRecipe::load`] for a text; `origin` is what messages call it.
+    ///
+    /// A recipe with a setting that only fine-tuning has is one of fine-tuning. Any other is one of pretraining, unless it can only
+    /// be read as the other.
+    pub(crate) fn parse(text: &str, origin: &str, settings: &[String]) -> Result<AnyRecipe, Error> {
+        let finetune = || {
+            let recipe = FinetuneRecipe::parse(text, origin, settings)?;
+            Ok(AnyRecipe::Finetune(Box::new(recipe)))
+        };
+        if is_of_finetuning(text, settings) {
+            return finetune();
+        }
+        match Recipe::parse(text, origin, settings) {
+            Ok(recipe) => Ok(AnyRecipe::Pretrain(Box::new(recipe))),
+            Err(error) => finetune().map_err(|_: Error| error),
+        }
+    }
+
+    /// The resolved recipe as TOML, every default spelled out.
+    pub(crate) fn to_toml(&self) -> String {
+        match self {
+            AnyRecipe::Pretrain(recipe) => recipe.to_toml(),
+            AnyRecipe::Finetune(recipe) => recipe.to_toml(),
+        }
+    }
+}
+
+fn is_of_finetuning(text: &str, settings: &[String]) -> bool {
+    let table = text.parse::<toml::Table>().unwrap_or_default();
+    let in_text = |name: &str| match name.split_once('.') {
+        None => table.contains_key(name),
+        Some((section, key)) => table.get(section).is_some_and(|section| section.get(key).is_some()),
+    };
+    let in_settings = |name: &str| {
+        settings.iter().any(|setting| {
+            let rest = setting.trim_start().strip_prefix(name);
+            rest.is_some_and(|rest| rest.trim_start().starts_with(['.', '=']))
+        })
+    };
+    OF_FINETUNING.iter().any(|name| in_text(name) || in_settings(name))
+}

@@ -1,0 +1,71 @@
+use clap::Parser;
+use hub::HubSettings;
+
+use super::*;
+use crate::cli::Cli;
+
+const SHORT: &str = "[optim]\nbatch_size = 4\n[schedule]\nepochs = 2\n";
+
+fn kind(text: &str, settings: &[&str]) -> &'static str {
+    let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+    match AnyRecipe::parse(text, "a test", &settings).unwrap() {
+        AnyRecipe::Pretrain(_) => "pretrain",
+        AnyRecipe::Finetune(_) => "finetune",
+    }
+}
+
+#[test]
+fn kinds_are_told_apart_by_what_one_of_them_has() {
+    assert_eq!(kind(SHORT, &[]), "pretrain");
+    assert_eq!(kind(&format!("{SHORT}[augment]\nmixup = 0.8\n"), &[]), "finetune");
+    assert_eq!(kind(&format!("[model]\npool = \"cls\"\n{SHORT}"), &[]), "finetune");
+    assert_eq!(kind(SHORT, &["optim.layer_decay=0.5"]), "finetune");
+    assert_eq!(kind(SHORT, &["optim.ema_decay=0.5"]), "pretrain");
+    // Every shipped recipe is what its name says, and resolved it is still that.
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut kinds = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(recipes).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let recipe = AnyRecipe::load(&path, &[]).unwrap();
+        let expected = match name.starts_with("finetune") {
+            true => "finetune",
+            false => "pretrain",
+        };
+        assert_eq!(kind(&recipe.to_toml(), &[]), expected, "{name}");
+        *kinds.entry(expected).or_insert(0) += 1;
+    }
+    assert!(kinds["finetune"] >= 3 && kinds["pretrain"] >= 4, "{kinds:?}");
+}
+
+#[test]
+fn what_is_wrong_is_told_of_the_kind_that_it_is() {
+    let message = |text: &str| AnyRecipe::parse(text, "a test", &[]).unwrap_err().to_string();
+    let tune = message(&format!("{SHORT}[augment]\nmixup = 0.8\n[run]\npictures = 3\n"));
+    assert!(tune.contains("pictures"), "{tune}");
+    let pretrain = message("[optim]\nbatchsize = 4\n[schedule]\nepochs = 2\n");
+    assert!(pretrain.contains("batchsize"), "{pretrain}");
+}
+
+/// `trainer config` prints either kind with every default, as the kind itself resolves it.
+#[test]
+fn either_kind_is_printed_resolved() {
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    for name in ["finetune_tiny.toml", "tiny.toml"] {
+        let path = recipes.join(name);
+        let args = ["trainer", "config", "--recipe", path.to_str().unwrap(), "--set", "run.seed=7"];
+        let mut out = Vec::new();
+        crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out).unwrap();
+        let settings = ["run.seed=7".to_owned()];
+        let expected = match name.starts_with("finetune") {
+            true => FinetuneRecipe::load(&path, &settings).unwrap().to_toml(),
+            false => Recipe::load(&path, &settings).unwrap().to_toml(),
+        };
+        let printed = String::from_utf8(out).unwrap();
+        assert_eq!(printed, expected);
+        assert!(printed.contains("seed = 7") && printed.contains("eps = "), "{printed}");
+    }
+}

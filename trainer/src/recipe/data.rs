@@ -1,0 +1,54 @@
+//! `[data]`: which samples are used, and how they are loaded.
+
+use program::range::at_least_one;
+use program::recipe::{Error, require};
+use serde::{Deserialize, Serialize};
+
+/// Finished batches that wait for the device. Two hide one slow batch; more only cost memory.
+pub(super) const PREFETCH: usize = 3;
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Data {
+    /// What to do about cached images that `--images` does not have: none of its images has their content, whatever it is called. With
+    /// `skip`, every image is read once before the first step, to know which they are.
+    pub missing: Missing,
+    /// Train on the parts that are complete although others are missing. Off by default: a run on a third of the data
+    /// looks like a run. The samples in use are recorded, so a cache that has grown since refuses to resume.
+    pub allow_incomplete: bool,
+    /// Views used of those that the cache stores per image: this many of the first ones, one an epoch in turn. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub views: Option<usize>,
+    /// Finished batches that may wait for the device.
+    pub prefetch: usize,
+    /// Memory for rendered crops, in MiB. Views are finite, so a data set whose crops fit (12 KB each at 64 pixels, 150 KB at
+    /// 224) is decoded once and not every epoch. 0 = none.
+    pub pixel_cache_mib: usize,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Data { missing: Missing::Error, allow_incomplete: false, views: None, prefetch: PREFETCH, pixel_cache_mib: 0 }
+    }
+}
+
+/// What to do about images that cannot be found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Missing {
+    /// List them and stop.
+    Error,
+    /// List them and train on the rest.
+    Skip,
+}
+
+impl Data {
+    pub(super) fn check(&self) -> Result<(), Error> {
+        at_least_one("data.views", self.views.map(|n| n as u64))?;
+        at_least_one("data.prefetch", self.prefetch as u64)?;
+        let largest = usize::MAX >> 20;
+        let mib = self.pixel_cache_mib;
+        require(mib <= largest, "data.pixel_cache_mib", mib, "must fit this machine's address space")
+    }
+}

@@ -1,0 +1,25 @@
+//! What distinguishes two recipes: a run folder goes on with the recipe it began with.
+
+use std::collections::BTreeSet;
+
+/// The leaves, in key order, in which two TOML values differ, as (dotted name, left, right).
+pub(crate) fn differences(name: &str, a: &toml::Value, b: &toml::Value) -> Vec<(String, String, String)> {
+    let (toml::Value::Table(ta), toml::Value::Table(tb)) = (a, b) else {
+        return match a == b {
+            true => Vec::new(),
+            false => vec![(name.to_owned(), a.to_string(), b.to_string())],
+        };
+    };
+    let keys: BTreeSet<&String> = ta.keys().chain(tb.keys()).collect();
+    let of_key = |key: &String| {
+        let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+        match (ta.get(key), tb.get(key)) {
+            (Some(va), Some(vb)) => differences(&full, va, vb),
+            (va, vb) => {
+                let text = |v: Option<&toml::Value>| v.map_or("unset".to_owned(), |v| v.to_string());
+                vec![(full, text(va), text(vb))]
+            }
+        }
+    };
+    keys.into_iter().flat_map(of_key).collect()
+}

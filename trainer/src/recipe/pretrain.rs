@@ -1,0 +1,103 @@
+//! The recipe of `trainer pretrain`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Data, Error, Experiment, FocusMode, Loss, LossKind, Mask, MaskKind, Mimic, Model, Optim, Run, ScheduleConfig,
+    ScheduleKind, Target, method, optim,
+};
+use crate::recipe::schedule::Schedule;
+use program::recipe::require;
+
+/// Base learning rate per 256 images. The paper says "maximum lr 1.5e-4" without saying which; MAE, ConvMAE and MaskAlign
+/// use the same number as a *base* rate, so we read it as one. `optim.lr` sets the peak literally instead.
+const BLR: f64 = 1.5e-4;
+/// AdamW's betas in MAE's pretraining code; MR-MAE does not state them.
+const BETAS: [f64; 2] = [0.9, 0.95];
+/// Where MAE's cosine ends in pretraining.
+const MIN_LR: f64 = 0.0;
+/// Enough to see what is learned, and drawn in no time.
+const PICTURES: usize = 4;
+
+/// One pretraining.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Recipe {
+    /// Which samples are used.
+    #[serde(default)]
+    pub data: Data,
+    /// The student.
+    #[serde(default)]
+    pub model: Model,
+    /// Which teachers are mimicked.
+    #[serde(default)]
+    pub mimic: Mimic,
+    /// How their features become targets.
+    #[serde(default)]
+    pub target: Target,
+    /// How the losses add up.
+    #[serde(default)]
+    pub loss: Loss,
+    /// Which patches are hidden.
+    #[serde(default)]
+    pub mask: Mask,
+    /// The optimizer.
+    pub optim: Optim,
+    /// Its learning rate over time.
+    pub schedule: ScheduleConfig,
+    /// Everything around it.
+    #[serde(default)]
+    pub run: Run,
+}
+
+impl Recipe {
+    /// The learning rate over time.
+    pub(crate) fn schedule(&self) -> Schedule {
+        self.schedule.schedule(self.optim.peak_lr())
+    }
+}
+
+impl Experiment for Recipe {
+    const FREE: &[&str] = &["data.prefetch", "data.pixel_cache_mib", "run.pictures"];
+
+    fn resolve(&mut self) -> Result<(), Error> {
+        self.optim.resolve(&optim::Defaults { blr: BLR, betas: BETAS, layer_decay: None })?;
+        self.schedule.resolve(MIN_LR);
+        self.run.pictures.get_or_insert(PICTURES);
+        if self.mask.kind == MaskKind::Focused {
+            self.mask.mode.get_or_insert(FocusMode::Multinomial);
+        }
+        self.resolve_encoder()?;
+        if self.mimic.loss == LossKind::SmoothL1 {
+            self.mimic.beta.get_or_insert(method::SMOOTH_L1_BETA);
+        }
+        self.check_model()?;
+        self.check_mimicking()?;
+        self.check_mask()?;
+        self.optim.check()?;
+        self.schedule.check(self.optim.peak_lr())?;
+        self.data.check()?;
+        for (name, given) in
+            [("run.eval_every", self.run.eval_every.is_some()), ("run.prefetch", self.run.prefetch.is_some())]
+        {
+            require(
+                !given,
+                name,
+                "given",
+                "is a setting of fine-tuning; pretraining has data.prefetch and evaluates nothing",
+            )?;
+        }
+        self.run.check()
+    }
+
+    /// The length of a `wsd` run may change for as long as its decay has not begun
+    /// ([`run_folder::refuse_other_length`](crate::train::run_folder::refuse_other_length)); the content of `model.init` is compared by its
+    /// hash and not by its place.
+    fn may_differ(&self, other: &Recipe, name: &str) -> bool {
+        match name {
+            "schedule.epochs" => [self.schedule.kind, other.schedule.kind] == [ScheduleKind::Wsd; 2],
+            "model.init" => self.model.init.is_some() && other.model.init.is_some(),
+            _ => false,
+        }
+    }
+}

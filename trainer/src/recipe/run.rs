@@ -1,0 +1,118 @@
+//! `[run]`: what surrounds the method.
+
+use models::precision::Precision;
+use program::range::{at_least_one, positive};
+use program::recipe::{Error, require};
+use serde::{Deserialize, Serialize};
+
+/// One is enough to resume; the second is there for the day the first turns out to be damaged.
+pub(super) const KEEP_CHECKPOINTS: usize = 2;
+/// A few skipped steps are an accident, this many in a row are a diverged run.
+pub(super) const STOP_AFTER_NONFINITE: u32 = 5;
+
+/// `[run]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Run {
+    /// Seed of weights, order, masks, crops and everything else that is random.
+    pub seed: u64,
+    /// What matrix products and attention compute in, forward and backward. Parameters, moments, norms, softmax, the residual
+    /// stream and losses are f32 either way; bf16 has f32's range and needs no loss scaling. `f32`, `bf16`, or on a GPU `tf32`; then an
+    /// online teacher computes in TF32 as well.
+    #[serde(with = "precision_name")]
+    pub precision: Precision,
+    /// For fine-tuning: epochs between two evaluations; there is always one at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_every: Option<u64>,
+    /// For fine-tuning: finished batches that may wait for the device (in pretraining `data.prefetch`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefetch: Option<usize>,
+    /// Steps between two log lines.
+    pub log_every: u64,
+    /// Steps between two checkpoints; there is always one at the end.
+    pub checkpoint_every: u64,
+    /// Number of most recent checkpoints to keep.
+    pub keep_checkpoints: usize,
+    /// For pretraining: samples of the current batch that are drawn with each checkpoint: original, masked, reconstruction, and how close
+    /// each token comes to each teacher. Into `RUN/pictures/` and TensorBoard. 0 = none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<usize>,
+    /// The device's matrix products in TFLOP/s, in this precision, for the log's MFU. Default: measured at the start by a small plain
+    /// product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_tflops: Option<f64>,
+    /// Also write and keep for good every checkpoint whose step is a multiple of this: to evaluate a run along its way, or to finish a
+    /// `wsd` run at several lengths. Absent = none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
+    /// Keep of each block (convolution stages and decoder included) only its input and compute the rest again in backward (Chen et al.
+    /// 2016): a third more arithmetic for a fraction of the memory. Changes no number.
+    pub grad_checkpointing: bool,
+    /// Use only operations that give the same bits every time. On a GPU some gradients, of attention first of all, are otherwise summed in
+    /// an order that differs from run to run. Costs speed; changes nothing on a CPU, whose operations are all of this kind.
+    pub deterministic: bool,
+    /// Consecutive steps with a non-finite loss or gradient (each skipped and recorded) that end the run.
+    pub stop_after_nonfinite: u32,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run {
+            seed: 0,
+            precision: Precision::Bf16,
+            eval_every: None,
+            prefetch: None,
+            log_every: 20,
+            checkpoint_every: 1000,
+            keep_checkpoints: KEEP_CHECKPOINTS,
+            pictures: None,
+            peak_tflops: None,
+            keep_every: None,
+            grad_checkpointing: false,
+            deterministic: false,
+            stop_after_nonfinite: STOP_AFTER_NONFINITE,
+        }
+    }
+}
+
+/// Settings of `[run]` that change only how fast a run is and what it keeps, and so may differ when it is resumed.
+pub(super) const FREE: [&str; 9] = [
+    "run.prefetch",
+    "run.log_every",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.keep_every",
+    "run.peak_tflops",
+    "run.grad_checkpointing",
+    "run.deterministic",
+    "run.stop_after_nonfinite",
+];
+
+impl Run {
+    pub(super) fn check(&self) -> Result<(), Error> {
+        at_least_one("run.eval_every", self.eval_every)?;
+        at_least_one("run.prefetch", self.prefetch.map(|n| n as u64))?;
+        at_least_one("run.log_every", self.log_every)?;
+        at_least_one("run.checkpoint_every", self.checkpoint_every)?;
+        at_least_one("run.keep_checkpoints", self.keep_checkpoints as u64)?;
+        at_least_one("run.keep_every", self.keep_every)?;
+        at_least_one("run.stop_after_nonfinite", u64::from(self.stop_after_nonfinite))?;
+        positive("run.peak_tflops", self.peak_tflops)?;
+        // TOML integers are signed 64-bit; a larger seed could not be saved with the run.
+        require(i64::try_from(self.seed).is_ok(), "run.seed", self.seed, "must be less than 2^63")
+    }
+}
+
+/// [`Precision`] as its name.
+pub(crate) mod precision_name {
+    use models::precision::Precision;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(precision: &Precision, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(precision.name())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Precision, D::Error> {
+        String::deserialize(input)?.parse().map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,224 @@
+use models::decoder::DecoderConfig;
+use models::encoder::EncoderConfig;
+use models::losses::MimicLoss;
+use models::mcmae::McmaeEncoderConfig;
+use models::precision::Precision;
+use models::targets::TargetNorm;
+
+use super::*;
+
+const MINIMAL: &str = "[optim]\nbatch_size = 64\n[schedule]\nepochs = 800\nwarmup_epochs = 40\n";
+
+fn parse(settings: &[&str]) -> Result<Recipe, Error> {
+    let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+    Recipe::parse(MINIMAL, "minimal.toml", &settings)
+}
+
+#[test]
+fn resolving_is_idempotent() {
+    for settings in [
+        &[][..],
+        &["mask.kind=focused", "mask.teacher=clip", "mimic.teachers=[\"clip\"]", "optim.clip_grad=1.0"],
+        &[
+            "mask.kind=block",
+            "mimic.teachers=[\"clip\", \"dino\"]",
+            "mimic.loss=smooth_l1",
+            "mimic.tokens=decoder_all",
+            "mimic.teacher.dino.norm=phi_s",
+            "mimic.teacher.dino.share=0.25",
+            "loss.w_cls=0.1",
+            "model.fusion=[3, 7]",
+        ],
+        &["model.encoder=mcmae", "model.cls_token=true"],
+        &[
+            "schedule.kind=wsd",
+            "schedule.decay_epochs=80",
+            "optim.ema_decay=0.9999",
+            "optim.ema_warmup=true",
+            "run.keep_every=5000",
+            "run.grad_checkpointing=true",
+        ],
+    ] {
+        let recipe = parse(settings).unwrap();
+        let again = Recipe::parse(&recipe.to_toml(), "saved", &[]).unwrap();
+        assert_eq!(recipe, again);
+        assert_eq!(recipe.differences(&again), []);
+    }
+}
+
+#[test]
+fn settings_are_toml_values_or_bare_words() {
+    let recipe = parse(&[
+        "run.precision=f32",
+        "optim.batch_size=16",
+        "mimic.teachers=[\"clip\", \"dino\"]",
+        "mask.kind = focused",
+        "mask.mode=\"topk\"",
+        "mask.teacher=dino",
+    ])
+    .unwrap();
+    assert_eq!(recipe.run.precision, Precision::F32);
+    assert_eq!(recipe.optim.batch_size, 16);
+    assert_eq!(recipe.mimic.teachers, ["clip", "dino"]);
+    assert_eq!(recipe.mask.mode, Some(FocusMode::Topk));
+}
+
+#[test]
+fn wrong_recipes_are_refused_by_name() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["optim.batchsize=1"], "batchsize"),
+        (&["optimizer.lr=1"], "optimizer"),
+        (&["optim.batch_size=many"], "many"),
+        (&["run.seed=9223372036854775808"], "beyond 2^63 - 1"),
+        (&["run.seed=99999999999999999999"], "beyond 2^63 - 1"),
+        (
+            &["data.missing=Skip"],
+            "--set data.missing=Skip: unknown value `Skip`, expected `error` or `skip` in `data.missing`",
+        ),
+        (&["optim.batch_size"], "no '='"),
+        (&["optim={batch_size=4}"], "is a table; set its keys one by one, as --set optim.batch_size=VALUE"),
+        (&["schedule = { epochs = 3 }"], "--set schedule.epochs=VALUE"),
+        (&["data={}"], "is a table"),
+        (&["mimic.teacher={clip={share=1.0}}"], "is a table"),
+        (&["mimic.teacher.clip={share=1.0}"], "is a table"),
+        (&["optim.lr=1e-3", "optim=2e-3"], "--set optim is given twice"),
+        (&["=3"], "names no key"),
+        (&["optim.batch_size.x=3"], "not a section"),
+        (&["optim.lr=1e-3", "optim.blr=1e-3"], "excludes optim.blr"),
+        (&["model.patch_size=15"], "model.img_size = 224"),
+        (&["model.num_heads=7"], "num_heads = 7 must divide it"),
+        (&["mask.ratio=1.0"], "mask.ratio = 1"),
+        (&["mask.ratio=0"], "must remove a patch"),
+        (&["mask.kind=focused"], "mask.teacher"),
+        (&["mask.teacher=clip"], "mask.teacher"),
+        (&["mask.mode=topk"], "mask.mode"),
+        (&["mimic.teachers=[\"clip\", \"clip\"]"], "twice"),
+        (&["optim.lr=1e-3", " optim.lr =2e-3"], "--set optim.lr is given twice"),
+        (&["loss.w_rec=0"], "loss.w_rec"),
+        (&["loss.w_cls=-1"], "loss.w_cls"),
+        (&["model.fusion=[11]"], "fusion"),
+        (&["model.depths=[2, 2, 11]"], "model.depths"),
+        (&["model.cls_token=true"], "model.cls_token"),
+        (&["model.encoder=mcmae", "model.embed_dim=64"], "model.embed_dim"),
+        (&["model.encoder=mcmae", "model.fusion=[1]"], "stage_fusion"),
+        (&["model.encoder=mcmae", "model.patch_size=8"], "is 16"),
+        (&["model.encoder=mcmae", "loss.w_cls=0.1"], "model.cls_token"),
+        (&["model.encoder=mcmae", "model.embed_dims=[3, 4]"], "embed_dims"),
+        (&["model.encoder=swin"], "swin"),
+        (&["model.fusion=[3, 3]"], "fusion"),
+        (&["model.drop_path=1.0"], "model.drop_path"),
+        (&["mimic.loss=l1"], "l1"),
+        (&["mimic.beta=2.0"], "smooth_l1"),
+        (&["mimic.loss=smooth_l1", "mimic.beta=0.0"], "must be positive"),
+        (&["mimic.tokens=all"], "all"),
+        (&["mimic.teacher.clip.share=1.0"], "not in mimic.teachers"),
+        (&["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.share=-1.0"], "share"),
+        (&["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.weight=1.0"], "weight"),
+        (&["target.norm=phis"], "phis"),
+        (&["schedule.warmup_epochs=800"], "schedule.warmup_epochs"),
+        (&["schedule.min_lr=1"], "schedule.min_lr"),
+        (&["optim.clip_grad=0"], "optim.clip_grad"),
+        (&["optim.ema_decay=1.0"], "optim.ema_decay = 1"),
+        (&["optim.ema_decay=0.0"], "optim.ema_decay = 0"),
+        (&["optim.ema_decay=nan"], "optim.ema_decay = NaN"),
+        (&["optim.ema_warmup=true"], "only with optim.ema_decay"),
+        (&["schedule.kind=linear"], "linear"),
+        (&["schedule.kind=wsd"], "schedule.decay_epochs = unset"),
+        (&["schedule.decay_epochs=9"], "belongs to schedule.kind"),
+        (&["optim.batch_size=9223372036854775807", "optim.accum_iter=4"], "effective batch that can be counted"),
+        (&["schedule.decay=linear"], "schedule.decay"),
+        (&["schedule.kind=wsd", "schedule.decay_epochs=0.0"], "more than 0"),
+        (&["schedule.kind=wsd", "schedule.decay_epochs=761"], "what the warm-up leaves"),
+        (&["schedule.kind=wsd", "schedule.decay_epochs=80", "schedule.decay=cubic"], "cubic"),
+        (&["run.keep_every=0"], "run.keep_every"),
+        (&["run.log_every=0"], "run.log_every"),
+        (&["run.precision=fp16"], "fp16"),
+    ];
+    for (settings, words) in cases {
+        let message = parse(settings).unwrap_err().to_string();
+        assert!(message.contains(words), "{settings:?} gave {message:?}, which lacks {words:?}");
+    }
+}
+
+#[test]
+fn differences_are_named_with_both_values() {
+    let recipe = parse(&[]).unwrap();
+    let other = parse(&["optim.weight_decay=0.1"]).unwrap();
+    let [(field, ours, theirs)] = &recipe.differences(&other)[..] else {
+        panic!("one setting differs");
+    };
+    assert_eq!((field.as_str(), ours.as_str(), theirs.as_str()), ("optim.weight_decay", "0.05", "0.1"));
+    let clipped = parse(&["optim.clip_grad=1.0"]).unwrap();
+    let [(field, ours, theirs)] = &recipe.differences(&clipped)[..] else {
+        panic!("one setting differs");
+    };
+    assert_eq!((field.as_str(), ours.as_str(), theirs.as_str()), ("optim.clip_grad", "unset", "1.0"));
+    // All of them, not the first.
+    let both = parse(&["optim.weight_decay=0.1", "run.seed=9", "schedule.epochs=700"]).unwrap();
+    let differences = recipe.differences(&both);
+    let names: Vec<_> = differences.iter().map(|(name, ..)| name.as_str()).collect();
+    assert_eq!(names, ["optim.weight_decay", "run.seed", "schedule.epochs"]);
+}
+
+#[test]
+fn what_changes_no_result_may_change() {
+    let settings = ["run.keep_every=7", "run.grad_checkpointing=true", "run.deterministic=true"];
+    let other = parse(&settings).unwrap();
+    assert_eq!(parse(&[]).unwrap().differences(&other), []);
+
+    // The length of a plateau is open until the decay; that of a cosine is not, and the decay's is not either.
+    let wsd = |epochs: &str, decay: &str| {
+        let kind = "schedule.kind=wsd";
+        parse(&[kind, &format!("schedule.decay_epochs={decay}"), &format!("schedule.epochs={epochs}")]).unwrap()
+    };
+    let run = wsd("800", "80");
+    assert_eq!(run.differences(&wsd("900", "80")), []);
+    let (field, ..) = &run.differences(&wsd("800", "90"))[0];
+    assert_eq!(field, "schedule.decay_epochs");
+    let longer = parse(&["schedule.epochs=900"]).unwrap();
+    let (field, ..) = &parse(&[]).unwrap().differences(&longer)[0];
+    assert_eq!(field, "schedule.epochs");
+}
+
+#[test]
+fn an_average_begins_fast_only_if_asked_to() {
+    let plain = parse(&["optim.ema_decay=0.99"]).unwrap();
+    assert_eq!(plain.optim.ema_decay_at(0), Some(0.99));
+    let warm = parse(&["optim.ema_decay=0.99", "optim.ema_warmup=true"]).unwrap();
+    assert_eq!(warm.optim.ema_decay_at(0), Some(2.0 / 11.0));
+    assert_eq!(warm.optim.ema_decay_at(8), Some(10.0 / 19.0));
+    assert_eq!(warm.optim.ema_decay_at(10_000), Some(0.99));
+    assert_eq!(parse(&[]).unwrap().optim.ema_decay_at(5), None);
+}
+
+#[test]
+fn the_peak_rate_is_scaled_or_literal() {
+    let peak = |settings: &[&str]| parse(settings).unwrap().schedule().lr;
+    assert_eq!(peak(&["optim.batch_size=64", "optim.accum_iter=64"]), 1.5e-4 * 4096.0 / 256.0);
+    assert_eq!(peak(&["optim.lr=1e-3"]), 1e-3);
+}
+
+#[test]
+fn a_teacher_has_the_shared_settings_but_for_its_own() {
+    let recipe = parse(&[
+        "mimic.teachers=[\"clip\", \"dino\"]",
+        "mimic.loss=smooth_l1",
+        "mimic.teacher.dino.norm=phi_s",
+        "mimic.teacher.dino.share=0.25",
+        "mimic.teacher.dino.loss=cosine",
+    ])
+    .unwrap();
+    let smooth = MimicLoss::SmoothL1 { beta: 1.0 };
+    assert_eq!(recipe.mimic_of("clip"), (0.5, TargetNorm::Ln, smooth));
+    let cosine = MimicLoss::Cosine;
+    assert_eq!(recipe.mimic_of("dino"), (0.25, TargetNorm::PhiS, cosine));
+}
+
+#[test]
+fn an_mcmae_is_the_published_base_unless_told() {
+    let recipe = parse(&["model.encoder=mcmae"]).unwrap();
+    let EncoderConfig::Mcmae(config) = recipe.mae_config().encoder else { panic!("another encoder") };
+    assert_eq!(config, McmaeEncoderConfig::BASE);
+    assert_eq!(recipe.mae_config().decoder, DecoderConfig::PUBLISHED);
+    assert_eq!(recipe.grid(), 14);
+}

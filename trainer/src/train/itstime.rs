@@ -1,0 +1,6 @@
+//! When something is due that happens every so many steps.
+
+/// Whether `step` (counted from 1) is a multiple of `every`; never without one.
+pub(crate) fn itstime(step: u64, every: impl Into<Option<u64>>) -> bool {
+    every.into().is_some_and(|every| step.is_multiple_of(every))
+}

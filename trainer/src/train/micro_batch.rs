@@ -1,0 +1,87 @@
+//! What to do when memory runs out: the same step in smaller parts.
+//!
+//! A loaded batch is one forward and backward pass until libtorch cannot have the memory for it. Then the step begins again with every batch
+//! in more equal parts (two, four, eight: whatever divides it). All losses are means over images, so the mean over equal parts is the mean
+//! over the batch, and the update is the same up to rounding. The number of parts is kept for the rest of the run and saved with its
+//! checkpoints: a resumed run sums in the same order.
+//!
+//! Memory that the system promises and then does not have is beyond this: Linux kills the process.
+
+use anyhow::ensure;
+use torch_ext::{OutOfMemory, attempt};
+use tracing::warn;
+
+use crate::data::loader::NoHostMemory;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+/// The parts that each batch of a run is taken in.
+#[derive(Debug)]
+pub(crate) struct MicroBatches {
+    batch_size: usize,
+    parts: usize,
+}
+
+impl MicroBatches {
+    /// Batches of `batch_size` images in `parts` equal parts, 1 where memory has not run out yet.
+    pub(crate) fn new(batch_size: usize, parts: usize) -> anyhow::Result<MicroBatches> {
+        ensure!(
+            parts >= 1 && batch_size.is_multiple_of(parts),
+            "the checkpoint takes its batches in {parts} parts, which do not divide optim.batch_size = {batch_size}"
+        );
+        Ok(MicroBatches { batch_size, parts })
+    }
+
+    /// Parts of a batch.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts
+    }
+
+    /// Calls `step` with the number of parts, and again with more whenever memory runs out in it. `step` begins by dropping all gradients.
+    ///
+    /// # Errors
+    /// Those of `step`, and a lack of memory for a single image.
+    pub(crate) fn retry_in_smaller_parts<T>(
+        &mut self,
+        mut step: impl FnMut(usize) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        loop {
+            let (images, parts) = (self.batch_size / self.parts, self.parts);
+            let attempted = attempt(|| {
+                #[cfg(test)]
+                tests::run_out_above_limit(images);
+                match step(parts) {
+                    Err(error) if error.is::<NoHostMemory>() => Ok(Err(error)),
+                    other => other.map(Ok),
+                }
+            })?;
+            match attempted {
+                Ok(done) => return done,
+                Err(OutOfMemory(message)) => {
+                    // Blocks cut for the larger parts would otherwise be held beside those for the smaller ones.
+                    torch_ext::empty_cache()?;
+                    self.cut_further(images, &message)?;
+                }
+            }
+        }
+    }
+
+    fn cut_further(&mut self, images: usize, message: &str) -> anyhow::Result<()> {
+        ensure!(
+            images > 1,
+            "out of memory for one image at a time: {message}\nSet run.grad_checkpointing = true, take a smaller model, or a \
+             device with more memory"
+        );
+        let divides = |parts: &usize| self.batch_size.is_multiple_of(*parts);
+        // One image a part divides every batch.
+        self.parts = (self.parts + 1..=self.batch_size).find(divides).unwrap_or(self.batch_size);
+        warn!(
+            "out of memory for {images} images at a time: {message}\nFrom here on each batch is taken as {} parts of {} \
+             images; the effective batch stays, and so does the update up to rounding",
+            self.parts,
+            self.batch_size / self.parts
+        );
+        Ok(())
+    }
+}

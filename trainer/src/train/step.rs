@@ -1,0 +1,98 @@
+//! The scalars of an optimization step, on their way from the device, and the masks it begins with. Nothing here waits for the device but
+//! [`StepValues::read`].
+
+use std::collections::BTreeMap;
+
+use models::masking::{self, Masking, focused_noise, random_masking};
+use models::mr_mae::Losses;
+use tch::{Kind, Tensor};
+use torch_ext::event::Event;
+use torch_ext::{copy_non_blocking, pinned_empty};
+
+use crate::recipe::{FocusMode, MaskKind, Recipe};
+
+#[cfg(test)]
+mod tests;
+
+/// The scalars of a step, on their way from the device.
+#[derive(Debug)]
+pub(crate) struct StepValues {
+    names: Vec<String>,
+    /// `[names + 1]` f32 on the CPU; the last is 1 if everything was finite and the update was done. Not to be read before
+    /// `arrived`.
+    values: Tensor,
+    arrived: Event,
+}
+
+impl StepValues {
+    /// Begins the copy of `values [names + 1]` to the host.
+    pub(crate) fn queue(names: Vec<String>, values: &Tensor) -> anyhow::Result<StepValues> {
+        let device = values.device();
+        let mut host = pinned_empty(&values.size(), Kind::Float, device)?;
+        copy_non_blocking(&mut host, values)?;
+        Ok(StepValues { names, values: host, arrived: Event::record(device)? })
+    }
+
+    /// Waits for this step, but not for what has been queued since, and reads its values: whether the update was done, and every scalar by
+    /// name: `loss` (the weighted total), what it is made of, unweighted (`rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`), and `grad_norm`
+    /// before clipping.
+    pub(crate) fn read(&self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
+        self.arrived.synchronize()?;
+        let values = Vec::<f32>::try_from(&self.values)?;
+        let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
+        Ok((values.last() == Some(&1.0), named))
+    }
+}
+
+/// The masks of a batch from its noise `[N, L]` and, for focused masking, the teacher's attention `[N, L]`.
+///
+/// # Panics
+/// If the recipe focuses and `cls_attn` is absent: the loader's mistake.
+pub(crate) fn masking(recipe: &Recipe, noise: &Tensor, cls_attn: Option<&Tensor>) -> Masking {
+    let focused = |mode| {
+        let cls_attn = cls_attn.expect("the focusing teacher's attention is loaded");
+        focused_noise(cls_attn, noise, mode)
+    };
+    let noise = match (recipe.mask.kind, recipe.mask.mode) {
+        // Blocks are in the noise already.
+        (MaskKind::Random | MaskKind::Block, _) => noise.shallow_clone(),
+        (MaskKind::Focused, Some(FocusMode::Topk)) => focused(masking::MaskKind::TopK),
+        (MaskKind::Focused, Some(FocusMode::Multinomial) | None) => focused(masking::MaskKind::Multinomial),
+    };
+    random_masking(&noise, recipe.len_keep())
+}
+
+/// The losses without their graphs.
+pub(crate) fn detach(losses: &Losses) -> Losses {
+    let detached =
+        |losses: &BTreeMap<String, Tensor>| losses.iter().map(|(id, loss)| (id.clone(), loss.detach())).collect();
+    Losses {
+        total: losses.total.detach(),
+        rec: losses.rec.as_ref().map(Tensor::detach),
+        mimic: detached(&losses.mimic),
+        mimic_cls: detached(&losses.mimic_cls),
+    }
+}
+
+/// The mean of each loss over the parts of a step, by name: `loss` (the weighted total), `rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`.
+pub(crate) fn mean_losses(parts: &[Losses]) -> Vec<(String, Tensor)> {
+    let mut means = Vec::new();
+    let mut add = |name: String, of: &dyn Fn(&Losses) -> Option<Tensor>| {
+        let terms: Vec<Tensor> = parts.iter().filter_map(of).collect();
+        if !terms.is_empty() {
+            means.push((name, Tensor::stack(&terms, 0).to_kind(Kind::Float).mean(None)));
+        }
+    };
+    add("loss".into(), &|l| Some(l.total.shallow_clone()));
+    add("rec".into(), &|l| l.rec.as_ref().map(Tensor::shallow_clone));
+    let Some(first) = parts.first() else {
+        return means;
+    };
+    for id in first.mimic.keys() {
+        add(format!("mimic.{id}"), &|l| l.mimic.get(id).map(Tensor::shallow_clone));
+    }
+    for id in first.mimic_cls.keys() {
+        add(format!("mimic_cls.{id}"), &|l| l.mimic_cls.get(id).map(Tensor::shallow_clone));
+    }
+    means
+}

@@ -1,0 +1,158 @@
+use std::collections::BTreeMap;
+
+use models::blocks::Pass;
+use models::init::Init;
+use models::mr_mae::{Batch, MrMae};
+use models::params::ParamStore;
+
+use tch::Device;
+
+use super::*;
+use crate::data::normalize::Normalize;
+use crate::data::teachers::Features;
+use crate::recipe::Experiment;
+use crate::testing::RECIPE;
+use crate::train::optim::Optimizer;
+use crate::train::train_state::TrainState;
+use torch_ext::grad_norm;
+
+fn recipe(settings: &[&str]) -> Recipe {
+    let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+    Recipe::parse(RECIPE, "test", &settings).unwrap()
+}
+
+struct Rig {
+    state: TrainState,
+    student: MrMae,
+    recipe: Recipe,
+}
+
+fn rig(settings: &[&str]) -> Rig {
+    let recipe = recipe(settings);
+    let params = ParamStore::new(Device::Cpu, 1);
+    let widths = BTreeMap::from([("clip".to_owned(), 8)]);
+    let student = MrMae::new(&params.root(), &recipe.mr_mae_config(&widths, &BTreeMap::new())).unwrap();
+    let mut optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim);
+    optim.set_lr(1e-3);
+    Rig { state: TrainState::new(params, optim, false), student, recipe }
+}
+
+/// `n` images with their targets and noise, numbered from `first` so that two halves make the whole.
+fn inputs(first: i64, n: i64) -> (Tensor, Tensor, Features) {
+    let random = |shape: &[i64], name| Init::Normal { std: 1.0 }.tensor(shape, 3, name);
+    let all = (random(&[8, 32, 32, 3], "imgs").sigmoid() * 256.0).to_kind(Kind::Uint8);
+    let noise = random(&[8, 16], "noise").to_kind(Kind::Double).sigmoid();
+    let tokens = random(&[8, 16, 8], "tokens");
+    let part = |t: &Tensor| t.narrow(0, first, n);
+    let features =
+        Features { tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]), cls: BTreeMap::new(), cls_attn: None };
+    (Normalize::imagenet(Device::Cpu).forward(&part(&all)), part(&noise), features)
+}
+
+/// Forward and backward of one part of `of_step`.
+fn accumulate(student: &MrMae, imgs: &Tensor, masking: &Masking, features: &Features, of_step: usize) -> Losses {
+    let batch = Batch { imgs, masking, targets: &features.tokens, cls_targets: &features.cls, pass: Pass::default() };
+    let losses = student.forward(&batch);
+    (&losses.total / of_step as f64).backward();
+    detach(&losses)
+}
+
+fn update(rig: &mut Rig, losses: &[Losses], clip_grad: Option<f64>) -> (bool, BTreeMap<String, f64>) {
+    rig.state.optimizer_step(mean_losses(losses), clip_grad, None).unwrap().read().unwrap()
+}
+
+fn gradient(rig: &mut Rig, halves: &[(i64, i64)]) -> Vec<Losses> {
+    let mut losses = Vec::new();
+    for &(first, n) in halves {
+        let (imgs, noise, features) = inputs(first, n);
+        let masks = masking(&rig.recipe, &noise, None);
+        losses.push(accumulate(&rig.student, &imgs, &masks, &features, halves.len()));
+    }
+    losses
+}
+
+fn flat(params: &ParamStore) -> Vec<f32> {
+    params.tensors().values().flat_map(|t| Vec::<f32>::try_from(t.detach().flatten(0, -1)).unwrap()).collect()
+}
+
+#[test]
+fn two_half_batches_are_one_batch() {
+    let (mut whole, mut halves) = (rig(&[]), rig(&[]));
+    let losses_whole = gradient(&mut whole, &[(0, 8)]);
+    let losses_halves = gradient(&mut halves, &[(0, 4), (4, 4)]);
+    for (a, b) in whole.state.optim.grads().iter().zip(halves.state.optim.grads()) {
+        let error = (a - b).norm().double_value(&[]) / a.norm().double_value(&[]).max(1e-6);
+        // The same sums in another order.
+        assert!(error < 1e-4, "relative error {error} of a gradient {:?}", a.size());
+    }
+    let (_, a) = update(&mut whole, &losses_whole, None);
+    let (_, b) = update(&mut halves, &losses_halves, None);
+    assert_eq!(a.keys().map(String::as_str).collect::<Vec<_>>(), ["grad_norm", "loss", "mimic.clip", "rec"]);
+    for (name, value) in &a {
+        assert!((value - b[name]).abs() < 1e-5 * value.abs().max(1.0), "{name}: {value} and {}", b[name]);
+    }
+    assert!((a["loss"] - 0.5 * a["rec"] - 0.5 * a["mimic.clip"]).abs() < 1e-6, "the terms are unweighted: {a:?}");
+}
+
+/// A step with a gradient that is not finite changes nothing, and the next good one is as if it had never been.
+#[test]
+fn a_step_that_is_not_finite_leaves_no_trace() {
+    for clip in [None, Some(1.0)] {
+        let (mut clean, mut hit) = (rig(&[]), rig(&[]));
+        let before = flat(&hit.state.params);
+        let (imgs, noise, features) = inputs(0, 4);
+        let masks = masking(&hit.recipe, &noise, None);
+        let poisoned = &imgs * f64::NAN;
+        let losses = accumulate(&hit.student, &poisoned, &masks, &features, 1);
+        let (done, values) = update(&mut hit, &[losses], clip);
+        assert!(!done && values["loss"].is_nan());
+        assert_eq!(flat(&hit.state.params), before);
+
+        for rig in [&mut clean, &mut hit] {
+            rig.state.optim.zero_grad();
+            let losses = gradient(rig, &[(0, 4)]);
+            assert!(update(rig, &losses, clip).0);
+        }
+        assert_eq!(flat(&clean.state.params), flat(&hit.state.params), "clip {clip:?}");
+    }
+}
+
+#[test]
+fn clipping_bounds_the_gradient_and_reports_it_unclipped() {
+    let mut rig = rig(&[]);
+    let losses = gradient(&mut rig, &[(0, 8)]);
+    let before = grad_norm(&rig.state.optim.grads()).unwrap().double_value(&[]);
+    let (_, values) = update(&mut rig, &losses, Some(before / 10.0));
+    assert!((values["grad_norm"] - before).abs() < 1e-4 * before, "{values:?}, before {before}");
+    let after = grad_norm(&rig.state.optim.grads()).unwrap().double_value(&[]);
+    assert!((after - before / 10.0).abs() < 1e-3 * before, "clipped to {after}");
+}
+
+#[test]
+fn pixels_are_normalized_per_channel() {
+    let pixels = Tensor::from_slice(&[255u8, 0, 128]).view([1, 1, 1, 3]);
+    let found = Vec::<f32>::try_from(Normalize::imagenet(Device::Cpu).forward(&pixels).flatten(0, -1)).unwrap();
+    let expected = [(1.0 - 0.485) / 0.229, -0.456 / 0.224, (128.0 / 255.0 - 0.406) / 0.225];
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-6, "{found}, expected {expected}");
+    }
+}
+
+#[test]
+fn focused_masks_follow_the_attention() {
+    // All attention on the last four of 16 patches: either rule must keep exactly those.
+    let cls_attn = Tensor::cat(
+        &[Tensor::zeros([2, 12], (Kind::Half, Device::Cpu)), Tensor::ones([2, 4], (Kind::Half, Device::Cpu))],
+        1,
+    );
+    let noise = Init::Normal { std: 1.0 }.tensor(&[2, 16], 3, "noise").to_kind(Kind::Double).sigmoid();
+    for mode in ["multinomial", "topk"] {
+        let recipe = recipe(&["mask.kind=focused", "mask.teacher=clip", &format!("mask.mode={mode}")]);
+        let masks = masking(&recipe, &noise, Some(&cls_attn));
+        let expected = Tensor::cat(
+            &[Tensor::ones([2, 12], (Kind::Float, Device::Cpu)), Tensor::zeros([2, 4], (Kind::Float, Device::Cpu))],
+            1,
+        );
+        assert_eq!(masks.mask, expected, "{mode}");
+    }
+}
