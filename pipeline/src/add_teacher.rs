@@ -23,9 +23,7 @@ pub fn add_teacher(
     let cache = Cache::open(&args.cache)?;
     let identity = cache.identity().clone();
     let config = BuildConfig::for_cache(args, &identity)?;
-    // Before anything else touches libtorch: it looks for its CUDA half only once.
-    let device = torch_ext::resolve_device(&config.device)?;
-    config.precision.prepare(device)?;
+    let device = build_cache::open_device(&config)?;
 
     for part in 0..identity.plan.parts() {
         ensure!(
@@ -69,20 +67,14 @@ pub(crate) fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSo
     let dataset = &cache.identity().dataset;
     let found = source.len() as u64;
     // A cache of the first samples of a source was built with --limit.
-    let source = match found > dataset.samples {
-        true => source.limit(dataset.samples),
-        false => source,
-    };
+    let source = if found > dataset.samples { source.limit(dataset.samples) } else { source };
     ensure!(
         source.identity().digest == dataset.digest,
         "{images} is not the data set that {} was built from: {found} images here, {} there{}. Give the same folder, tar or \
          Parquet files with the same names",
         cache.dir().display(),
         dataset.samples,
-        match found == dataset.samples {
-            true => ", with other names, sizes or labels",
-            false => "",
-        }
+        if found == dataset.samples { ", with other names, sizes or labels" } else { "" }
     );
     Ok(source)
 }

@@ -134,7 +134,7 @@ pub struct FeatureArgs {
     /// Images that codec i8 takes the ranges of its channels from [default: 256].
     #[arg(long, value_name = "N")]
     pub calibration_images: Option<u64>,
-    /// What the teachers' matrix products are computed in; tf32 on a GPU only [default: f32].
+    /// What the teachers' matrix products are computed in; tf32 on a GPU only [default: f32 on a CPU, bf16 on a GPU].
     #[arg(long, value_name = "PRECISION", value_parser = Precision::NAMES)]
     pub precision: Option<String>,
     /// Rows per forward pass [default: 8 on a CPU, 128 on a GPU].

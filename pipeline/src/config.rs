@@ -2,8 +2,8 @@
 //!
 //! Three layers, the later one wins: the documented defaults below, the recipe file, and `--set section.key=value` with the flags. A setting
 //! that is given both ways is refused.
-//! [`BuildConfig::resolve`] merges and checks them once; nothing downstream sees a half-valid setting. Two defaults
-//! depend on what the run finds (the grid on the teachers, the batch size on the device), so the complete recipe is
+//! [`BuildConfig::resolve`] merges and checks them once; nothing downstream sees a half-valid setting. Three defaults
+//! depend on what the run finds (the grid on the teachers, batch size and precision on the device), so the complete recipe is
 //! printed when the build knows them.
 
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use schemas::{DepthWindow, Pack, TeacherId, ViewIdentity, ViewPolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use tch::Device;
 
 pub use program::recipe::Error;
 pub use teachers::{TeacherEntry, TeacherSource, TeacherTable};
@@ -33,8 +34,11 @@ pub const FLIP: f64 = 0.5;
 /// Half the bytes of f32. Its rounding is 2e-4 of a token (relative 2-norm), far below what bf16 products cost (4e-3 to 1.2e-2 on the
 /// demo's teachers and on random B/16 ones).
 pub const CODEC: &str = "f16";
-/// Exact by default; bf16 is three times as fast where the processor has it, and is one word away.
-pub const PRECISION: &str = "f32";
+/// Exact by default on a CPU; bf16 is three times as fast where the processor has it, and is one word away.
+pub const PRECISION_CPU: Precision = Precision::F32;
+/// On a GPU f32 products take several times as long as bf16 ones, whose error (4e-3 to 1.2e-2 of a token, relative 2-norm) is below what
+/// training with bf16 products adds again.
+pub const PRECISION_CUDA: Precision = Precision::Bf16;
 /// Images for codec `i8`: 256 x 196 tokens show each channel's range to a few per cent, and cost a minute with a B/16 on two cores.
 pub const CALIBRATION_IMAGES: u64 = 256;
 /// Rows per forward pass on a CPU, where every lane has a batch of its own. Larger ones gain nothing, and at B/16 their activations
@@ -153,7 +157,7 @@ pub struct Features {
     /// [`CALIBRATION_IMAGES`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calibration_images: Option<u64>,
-    /// `f32` or `bf16`.
+    /// `f32`, `bf16` or, on a GPU, `tf32`. Default [`PRECISION_CPU`] or [`PRECISION_CUDA`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
     /// Rows per forward pass. It can change the last bits of a feature, so it is part of the cache's identity.
@@ -211,8 +215,8 @@ pub struct BuildConfig {
     pub calibration_images: u64,
     /// Whether and how images are stored.
     pub pack: Pack,
-    /// What matrix products are computed in.
-    pub precision: Precision,
+    /// What matrix products are computed in, if it was said.
+    pub precision: Option<Precision>,
     /// Rows per forward pass, if it was said.
     pub batch_size: Option<u32>,
     /// Samples of a part, at least 1, if it was said.
@@ -240,10 +244,15 @@ impl BuildConfig {
         (PART_ROWS / u64::from(self.views.views)).max(1)
     }
 
+    /// What matrix products are computed in on a device.
+    pub fn precision_on(&self, device: Device) -> Precision {
+        self.precision.unwrap_or(if device == Device::Cpu { PRECISION_CPU } else { PRECISION_CUDA })
+    }
+
     /// The complete recipe, every default spelled out, as TOML: `--recipe` with this text repeats the build.
     ///
-    /// `grid`, `batch_size` and `device` are what the run settled on.
-    pub fn to_toml(&self, grid: u32, batch_size: u32, device: &str) -> String {
+    /// `grid`, `batch_size`, `precision` and `device` are what the run settled on.
+    pub fn to_toml(&self, grid: u32, batch_size: u32, precision: Precision, device: &str) -> String {
         let (policy, scale, ratio, flip) = match self.views.policy {
             ViewPolicy::Rrc { scale, ratio, flip } => ("rrc", Some(scale), Some(ratio), Some(flip)),
             ViewPolicy::Center => ("center", None, None, None),
@@ -268,7 +277,7 @@ impl BuildConfig {
                 grid: Some(grid),
                 codec: Some(self.codec.name().into()),
                 calibration_images: (self.codec == CodecName::I8).then_some(self.calibration_images),
-                precision: Some(self.precision.name().into()),
+                precision: Some(precision.name().into()),
                 batch_size: Some(batch_size),
             },
             cache: CacheFolder {

@@ -34,12 +34,13 @@ pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<
         Err(anyhow::Error::from(lack)
             .context("take a device with more memory, one teacher at a time (add-teacher), or --device cpu"))
     });
-    done.or_else(|error| match error.downcast_ref() {
-        Some(stopped @ hub::Error::Interrupted { .. }) => {
-            tracing::warn!("{stopped}");
-            Ok(ExitStatus::Interrupted)
+    done.or_else(|error| {
+        let download = matches!(error.downcast_ref(), Some(hub::Error::Interrupted { .. }));
+        if download || error.is::<build_cache::Interrupted>() {
+            tracing::warn!("{error}");
+            return Ok(ExitStatus::Interrupted);
         }
-        _ => Err(error),
+        Err(error)
     })
 }
 

@@ -40,3 +40,5 @@ mod sources;
 mod stats;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/teacher.rs"]
+mod teacher;

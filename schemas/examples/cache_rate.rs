@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use schemas::{
-    Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack, Plan, Scalar,
-    TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy, add_teacher, create_cache,
+    Batches, Cache, CacheIdentity, Codec, ContentHash, DatasetIdentity, EncodedRow, FORMAT_VERSION, FeatureCodec, Pack,
+    Plan, RowFeatures, RowKey, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy,
+    add_teacher, create_cache,
 };
 
 const TOKENS: usize = 196;
@@ -48,19 +49,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     println!("decode f16         {}", clock.rate(megabytes));
 
+    // What workers do for a row: encode, measure, sum, hash, compress.
+    let row = |sample_id: u64| {
+        let values = &values[sample_id as usize % 32];
+        let key = RowKey { sample_id, view: 0, content_hash: ContentHash::of(&sample_id.to_le_bytes()) };
+        let features = RowFeatures { tokens: values, cls: &values[..WIDTH], cls_attn: &values[..TOKENS] };
+        EncodedRow::encode(&teacher, key, features)
+    };
+    let clock = Clock::start();
+    for sample_id in 0..rows {
+        row(sample_id)?;
+    }
+    println!("make a row         {}, {:.0} rows/s", clock.rate(megabytes), rows as f64 / clock.wall());
+
+    // What the one writer of a file does: append and hash. Rows are made beforehand, a few at a time.
     create_cache(&dir, &identity)?;
     add_teacher(&dir, &teacher)?;
-    let clock = Clock::start();
     let mut writer = TeacherWriter::create(&dir, 0, &identity, &teacher)?;
-    for sample_id in 0..rows {
-        let tokens = encoded[sample_id as usize % 32].clone();
-        let (cls, cls_attn) = (tokens[..2 * WIDTH].to_vec(), tokens[..2 * TOKENS].to_vec());
-        let content_hash = ContentHash::of(&sample_id.to_le_bytes());
-        writer.push(&TeacherRow { sample_id, view: 0, content_hash, tokens, cls, cls_attn })?;
+    let mut spent = Spent::default();
+    for start in (0..rows).step_by(64) {
+        let made = (start..rows.min(start + 64)).map(row).collect::<Result<Vec<_>, _>>()?;
+        let clock = Clock::start();
+        made.into_iter().try_for_each(|row| writer.push(row))?;
+        spent.add(&clock);
     }
+    let clock = Clock::start();
     let commit = writer.finish()?;
+    spent.add(&clock);
     let share = commit.file.bytes as f64 / megabytes / 1e4;
-    println!("write, with fsync  {}, to {share:.1} % of the size", clock.rate(megabytes));
+    let rows_a_second = rows as f64 / spent.wall;
+    println!("write, with fsync  {}, {rows_a_second:.0} rows/s, to {share:.1} % of the size", spent.rate(megabytes));
 
     let clock = Clock::start();
     let part = Cache::open(&dir)?.teacher_part(&teacher.id, 0)?;
@@ -100,8 +118,27 @@ impl Clock {
     }
 
     fn rate(&self, megabytes: f64) -> String {
-        let (wall, cpu) = (self.wall(), cpu_seconds() - self.cpu);
-        format!("{:6.0} MB/s, {:6.0} MB per processor second", megabytes / wall, megabytes / cpu.max(0.01))
+        let mut spent = Spent::default();
+        spent.add(self);
+        spent.rate(megabytes)
+    }
+}
+
+/// Time of several clocks, in seconds.
+#[derive(Default)]
+struct Spent {
+    wall: f64,
+    cpu: f64,
+}
+
+impl Spent {
+    fn add(&mut self, clock: &Clock) {
+        self.wall += clock.wall();
+        self.cpu += cpu_seconds() - clock.cpu;
+    }
+
+    fn rate(&self, megabytes: f64) -> String {
+        format!("{:6.0} MB/s, {:6.0} MB per processor second", megabytes / self.wall, megabytes / self.cpu.max(0.01))
     }
 }
 
@@ -166,6 +203,7 @@ fn teacher() -> schemas::Result<TeacherIdentity> {
         codec: Codec::F16,
         precision: "f32".to_string(),
         batch_size: 1,
+        batches: Batches::Samples,
         device: "cpu".to_string(),
         device_name: None,
         runtime: "none".to_string(),

@@ -174,7 +174,7 @@ pub fn remove_stale(target: &Path) -> Result<usize> {
 
 /// The name that a temporary file was to be published under: `Some("a.json")` for `.a.json.0123456789abcdef.tmp`, `None` for a
 /// name that is not of a temporary file.
-pub fn target_name(temp: &str) -> Option<&str> {
+pub(crate) fn target_name(temp: &str) -> Option<&str> {
     let (name, random) = temp.strip_prefix('.')?.strip_suffix(SUFFIX)?.rsplit_once('.')?;
     (random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()) && !name.is_empty()).then_some(name)
 }

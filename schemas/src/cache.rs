@@ -292,18 +292,6 @@ impl Cache {
         Ok(lost)
     }
 
-    /// The parts that lack the samples' or any teacher's commit record.
-    pub fn missing_parts(&self) -> Result<Vec<u32>> {
-        let mut missing = Vec::new();
-        for part in 0..self.identity.plan.parts() {
-            let state = self.part_state(part)?;
-            if state.samples.is_none() || state.teachers.len() < self.teachers.len() {
-                missing.push(part);
-            }
-        }
-        Ok(missing)
-    }
-
     /// The rows of a samples file, each checked.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPrope
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{CacheIdentity, SampleRow, TeacherIdentity, TeacherRow, json};
+use crate::{CacheIdentity, RowFeatures, RowKey, SampleRow, TeacherIdentity, json};
 
 /// Row groups are closed once the rows in them reach this many bytes: a writer holds one group in memory, and a reader that
 /// streams holds one too.
@@ -16,6 +16,9 @@ pub(crate) const ROW_GROUP_BYTES: usize = 64 << 20;
 
 /// Rows per page of the samples columns. Small, so that damage to a page's own header costs few rows.
 const SAMPLES_PAGE_ROWS: usize = 256;
+
+/// Level of zstd of the columns that are compressed.
+pub(crate) const ZSTD_LEVEL: i32 = 1;
 
 /// What `created_by` says. Not this crate's version: the same rows must give the same bytes after every release.
 const CREATED_BY: &str = "mr-mae version 1 (build cache-v1)";
@@ -121,6 +124,14 @@ impl Column {
         }
     }
 
+    pub(crate) fn compression(&self) -> Compression {
+        if self.zstd {
+            Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL).expect("a level of zstd"))
+        } else {
+            Compression::UNCOMPRESSED
+        }
+    }
+
     fn path(&self) -> ColumnPath {
         ColumnPath::from(self.name)
     }
@@ -147,16 +158,12 @@ pub(crate) fn properties(columns: &[Column], key_values: Vec<KeyValue>) -> Write
         .set_key_value_metadata(Some(key_values))
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::None)
-        .set_compression(Compression::UNCOMPRESSED)
         .set_write_batch_size(batch)
         // Row groups are cut by the writers, which know the bytes of a row.
         .set_max_row_group_row_count(None);
     for column in columns {
         properties = properties.set_column_data_page_row_count_limit(column.path(), column.page_rows);
-        if column.zstd {
-            let level = ZstdLevel::try_new(1).expect("1 is a level of zstd");
-            properties = properties.set_column_compression(column.path(), Compression::ZSTD(level));
-        }
+        properties = properties.set_column_compression(column.path(), column.compression());
     }
     Arc::new(properties.build())
 }
@@ -204,11 +211,11 @@ pub(crate) fn sample_checksum(row: &SampleRow) -> u64 {
 }
 
 /// The checksum of a teacher's row: XXH3-64 over its values in column order, as `cache-v1.md` lays down.
-pub(crate) fn teacher_checksum(row: &TeacherRow) -> u64 {
+pub(crate) fn teacher_checksum(key: &RowKey, features: RowFeatures<'_, u8>) -> u64 {
     let mut hash = Hash::new(b"mr-mae teacher row v1");
-    hash.number(row.sample_id);
-    hash.number(row.view.into());
-    for bytes in [&row.content_hash.0[..], &row.tokens, &row.cls, &row.cls_attn] {
+    hash.number(key.sample_id);
+    hash.number(key.view.into());
+    for bytes in [&key.content_hash.0[..], features.tokens, features.cls, features.cls_attn] {
         hash.bytes(bytes);
     }
     hash.finish()

@@ -39,7 +39,7 @@ pub struct RejectsStamp {
 pub struct ChannelSums {
     /// Values added per channel: rows times tokens.
     pub count: u64,
-    /// Sum per channel, added in row order, then token order.
+    /// Sum per channel: of each row in token order, then of the rows in their order.
     pub sum: Vec<f64>,
     /// Sum of squares per channel, in the same order.
     pub sum_sq: Vec<f64>,

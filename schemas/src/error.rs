@@ -279,7 +279,7 @@ pub enum Error {
         path: PathBuf,
         /// The row, from 0 in this file.
         row: usize,
-        /// Of the values read.
+        /// The checksum of the values that were read.
         found: u64,
         /// In the column `checksum`.
         expected: u64,
@@ -380,7 +380,7 @@ pub enum Error {
         path: PathBuf,
         /// The row.
         row: usize,
-        /// Of the bytes.
+        /// The hash of the bytes.
         found: String,
         /// In the row.
         expected: String,
@@ -399,6 +399,15 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// A row's features that cannot be stored.
+    #[error("{column}")]
+    Feature {
+        /// `tokens`, `cls` or `cls_attn`.
+        column: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Error>,
+    },
     /// Encoded bytes that do not decode to as many finite values as the caller expects.
     #[error("{found} bytes of {codec} cannot hold exactly {expected} values")]
     CodecLength {
@@ -412,9 +421,13 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn of_feature(self, column: &'static str) -> Error {
+        Error::Feature { column, source: Box::new(self) }
+    }
+
     /// Whether the operating system refused (unreachable disk, permissions, no space), so that nothing is known about the
     /// data: the difference between exit status 2, "could not", and 1, "the data has problems".
-    pub fn is_io(&self) -> bool {
+    pub(crate) fn is_io(&self) -> bool {
         matches!(self, Error::Io { .. } | Error::DiskFull { .. })
     }
 
@@ -450,11 +463,15 @@ fn list_differences(differences: &[FieldDifference]) -> String {
     said.join("; ")
 }
 
-/// Whether a build differs by its images, which its source decides, or by settings.
+/// What to do about differences: of images, which the source decides; of the program's version; of settings.
 fn how_to_go_on(differences: &[FieldDifference]) -> &'static str {
     let is_of_images =
         |d: &FieldDifference| d.field == "label_names" || d.field == "plan.samples" || d.field.starts_with("dataset.");
     let of_images = differences.iter().filter(|d| is_of_images(d)).count();
+    if differences.iter().any(|d| d.field == "batches") {
+        return "finish it with the version of the program that began it, which cut forward passes by usable rows: this one cuts them by samples, \
+                and the features would differ in their last bits";
+    }
     match (of_images, differences.len() - of_images) {
         (0, 1) => "ask for the cached value",
         (0, _) => "ask for the cached values",

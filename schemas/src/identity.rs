@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Codec, DepthWindow, Error, FieldDifference, Plan, Result, Scalar, TeacherIdentity, json};
+use crate::{Batches, Codec, DepthWindow, Error, FieldDifference, Plan, Result, Scalar, TeacherIdentity, json};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -73,7 +73,7 @@ pub enum ViewPolicy {
         /// Probability of mirroring.
         flip: f64,
     },
-    /// The largest centred square.
+    /// The largest centered square.
     Center,
     /// The whole image, whatever its shape.
     Full,
@@ -196,13 +196,25 @@ impl TeacherIdentity {
     /// # Errors
     /// [`Error::IdentityChanged`] names every field that differs.
     pub fn check_same(&self, path: &Path, requested: &TeacherIdentity) -> Result<()> {
-        let (mut cached, mut asked) = (self.compared(), requested.compared());
+        let spelled_out = |teacher: &TeacherIdentity| {
+            let mut fields = teacher.compared();
+            fields["batches"] = teacher.batches.name().into();
+            fields
+        };
+        let (mut cached, mut asked) = (spelled_out(self), spelled_out(requested));
         if self.codec.name() != requested.codec.name() {
             // The parameters of one of them, thousands of numbers, tell nobody more than the names do.
             cached["codec"] = self.codec.name().into();
             asked["codec"] = requested.codec.name().into();
         }
         check_same(path, &cached, &asked)
+    }
+
+    /// [`Self::validate`], and refuses what this version reads and does not write.
+    pub(crate) fn validate_for_writing(&self, path: &Path) -> Result<()> {
+        self.validate(path)?;
+        let good = self.batches == Batches::Samples;
+        Rules { path }.check("batches", self.batches.name(), good, "samples, since this version writes no other")
     }
 
     /// Refuses values that no builder can have meant, before anything relies on them. `path` is named in the error.

@@ -10,7 +10,7 @@ pub fn cache_json(cache: &Path) -> PathBuf {
 }
 
 /// `CACHE/teachers`: one folder per teacher.
-pub fn teachers_dir(cache: &Path) -> PathBuf {
+pub(crate) fn teachers_dir(cache: &Path) -> PathBuf {
     cache.join("teachers")
 }
 
@@ -25,7 +25,7 @@ pub fn samples_file(cache: &Path, part: u32) -> PathBuf {
 }
 
 /// `CACHE/samples/part-00000.commit.json`: declares the samples and rejects of the part complete.
-pub fn samples_commit(cache: &Path, part: u32) -> PathBuf {
+pub(crate) fn samples_commit(cache: &Path, part: u32) -> PathBuf {
     cache.join("samples").join(format!("part-{part:05}.commit.json"))
 }
 
@@ -35,7 +35,7 @@ pub fn rejects_file(cache: &Path, part: u32) -> PathBuf {
 }
 
 /// `CACHE/rejects/skipped.jsonl`: what the source holds and the data set does not.
-pub fn skipped_file(cache: &Path) -> PathBuf {
+pub(crate) fn skipped_file(cache: &Path) -> PathBuf {
     cache.join("rejects").join(SKIPPED)
 }
 

@@ -163,7 +163,7 @@ impl PartFile {
     }
 }
 
-/// The footer's metadata. A hash has vouched for the bytes, but whoever wrote them may have meant harm: the Parquet library's
+/// The footer's metadata. A hash has vouched for the bytes, but their writer may have meant harm: the Parquet library's
 /// panics become errors.
 fn parse_footer(footer: &[u8]) -> Result<ParquetMetaData, String> {
     let (rest, magic) = footer.split_last_chunk::<4>().ok_or("it has no footer")?;

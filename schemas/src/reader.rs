@@ -8,7 +8,7 @@ use crate::columns::{Column, teacher_checksum, teacher_columns};
 use crate::page::{Page, Values};
 use crate::part_file::{Expected, PartFile, RowGroup};
 use crate::rules::RowRules;
-use crate::{CacheIdentity, ContentHash, Error, Result, SampleRow, TeacherCommit, TeacherIdentity, TeacherRow, layout};
+use crate::{CacheIdentity, ContentHash, Error, Result, RowKey, TeacherCommit, TeacherIdentity, TeacherRow, layout};
 
 /// One teacher's features of one part. `Send` and `Sync`: rows are read by position, without a shared cursor.
 ///
@@ -24,9 +24,7 @@ pub struct TeacherPart {
 /// The small columns of a row.
 #[derive(Clone, Copy, Debug)]
 struct Head {
-    sample_id: u64,
-    view: u16,
-    content_hash: ContentHash,
+    key: RowKey,
     checksum: u64,
 }
 
@@ -98,10 +96,9 @@ impl TeacherPart {
         &self.commit
     }
 
-    /// Sample, view and content hash of a row, without reading its features and so without checking its checksum.
-    pub fn key(&self, row: usize) -> Result<(u64, u16, ContentHash)> {
-        let Head { sample_id, view, content_hash, .. } = self.head(row)?;
-        Ok((sample_id, view, content_hash))
+    /// Which row it is, without reading its features and so without checking its checksum.
+    pub fn key(&self, row: usize) -> Result<RowKey> {
+        Ok(self.head(row)?.key)
     }
 
     /// Reads one row and checks it against its checksum.
@@ -117,7 +114,7 @@ impl TeacherPart {
     /// [`Self::read_row`] into a row whose memory is reused. After an error its contents are unspecified.
     pub fn read_row_into(&self, row: usize, out: &mut TeacherRow) -> Result<()> {
         let head = self.head(row)?;
-        (out.sample_id, out.view, out.content_hash) = (head.sample_id, head.view, head.content_hash);
+        out.key = head.key;
         let group = &self.file.groups[self.file.groups.partition_point(|group| group.first_row <= row) - 1];
         for (column, blob) in [(TOKENS, &mut out.tokens), (CLS, &mut out.cls), (CLS_ATTN, &mut out.cls_attn)] {
             let chunk = &group.chunks[column];
@@ -130,18 +127,18 @@ impl TeacherPart {
                 read.map_err(|detail| self.unreadable(row, self.columns[column].name, detail))
             })?;
         }
-        let found = teacher_checksum(out);
+        let found = teacher_checksum(&out.key, out.features());
         if found == head.checksum {
             return Ok(());
         }
         Err(Error::RowChecksum { path: self.file.path.clone(), row, found, expected: head.checksum })
     }
 
-    /// Refuses features that do not belong to this samples row: sample, view and content hash must be equal.
+    /// Refuses features, read from `row`, that do not belong to the samples row with the key `sample`.
     ///
     /// # Errors
     /// [`Error::Join`] names the column that differs.
-    pub fn check_join(&self, row: usize, features: &TeacherRow, sample: &SampleRow) -> Result<()> {
+    pub fn check_join(&self, row: usize, features: &RowKey, sample: &RowKey) -> Result<()> {
         let check = |column: &str, equal: bool, found: &dyn ToString, expected: &dyn ToString| {
             if equal {
                 return Ok(());
@@ -150,7 +147,7 @@ impl TeacherPart {
             Err(Error::Join { path: self.file.path.clone(), row, column, found, expected })
         };
         check("sample_id", features.sample_id == sample.sample_id, &features.sample_id, &sample.sample_id)?;
-        check("view", features.view == sample.view.index, &features.view, &sample.view.index)?;
+        check("view", features.view == sample.view, &features.view, &sample.view)?;
         check(
             "content_hash",
             features.content_hash == sample.content_hash,
@@ -213,12 +210,12 @@ impl TeacherPart {
                 }
                 let number = |field: &[u8; 16]| Values::new(field).u64().expect("16 bytes hold a number of 8");
                 let view = u16::try_from(number(&fields[1]));
-                Ok(Head {
+                let key = RowKey {
                     sample_id: number(&fields[0]),
                     view: view.map_err(|e| Damage { column: "view", detail: e.to_string() })?,
                     content_hash: ContentHash(fields[2]),
-                    checksum: number(&fields[3]),
-                })
+                };
+                Ok(Head { key, checksum: number(&fields[3]) })
             };
             heads.push(read());
         }

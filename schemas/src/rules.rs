@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
+use crate::columns::Column;
 use crate::{
-    CacheIdentity, ContentHash, Error, FeatureCodec, Pack, Result, SampleRow, Scalar, TeacherIdentity, TeacherRow, View,
+    CacheIdentity, ContentHash, EncodedRow, Error, FeatureCodec, Pack, Result, SampleRow, Scalar, TeacherIdentity,
+    TeacherRow, View,
 };
 
 /// The rules of one part, and the place reached in it.
@@ -75,9 +77,20 @@ impl RowRules {
         )
     }
 
+    /// Checks that a row belongs at the next place of a teacher's file with these columns.
+    pub(crate) fn check_encoded(&mut self, row: &EncodedRow, columns: &[Column]) -> Result<()> {
+        self.check_place(row.key.sample_id, row.key.view)?;
+        for (column, page) in columns.iter().zip(&row.pages) {
+            let (found, expected) = (page.value, column.width());
+            self.check(column.name, found == expected, || format!("{found} bytes"), &format!("{expected} bytes"))?;
+        }
+        self.row += 1;
+        Ok(())
+    }
+
     /// Checks the next row of a teacher's file.
     pub(crate) fn check_features(&mut self, row: &TeacherRow, teacher: &TeacherIdentity) -> Result<()> {
-        self.check_place(row.sample_id, row.view)?;
+        self.check_place(row.key.sample_id, row.key.view)?;
         let cls = teacher.codec.cls();
         let features: [(&str, &Vec<u8>, usize, &dyn FeatureCodec); 3] = [
             ("tokens", &row.tokens, teacher.tokens_bytes(), teacher.codec.tokens()),

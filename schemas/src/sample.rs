@@ -85,6 +85,17 @@ pub struct View {
     pub flip: bool,
 }
 
+/// Which view of which image a row is of. Samples rows and teachers' rows carry it, and are joined by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowKey {
+    /// Position of the image in its data set's order.
+    pub sample_id: u64,
+    /// Number of the view among those of its image.
+    pub view: u16,
+    /// Hash of the image file's bytes.
+    pub content_hash: ContentHash,
+}
+
 /// One row of a samples file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampleRow {
@@ -104,6 +115,13 @@ pub struct SampleRow {
     pub height: u32,
     /// Hash of the packed image's bytes, in caches that pack them: in the row of view 0.
     pub image_hash: Option<ContentHash>,
+}
+
+impl SampleRow {
+    /// What the row of a teacher's features must repeat to belong to this one.
+    pub fn row_key(&self) -> RowKey {
+        RowKey { sample_id: self.sample_id, view: self.view.index, content_hash: self.content_hash }
+    }
 }
 
 /// An image that could not be used: one line of a rejects file.

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Codec, ContentHash, Error, FeatureCodec, Result, Scalar};
+use crate::{Codec, Error, FeatureCodec, Result, RowFeatures, RowKey, Scalar};
 
 /// A teacher's name in a cache: 1 to 64 of `a-z 0-9 . _ -`, a letter or digit first. It is a folder name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -91,6 +91,10 @@ pub struct TeacherIdentity {
     pub precision: String,
     /// Views per forward pass; the last bits of a result depend on it.
     pub batch_size: u32,
+    /// How a part's rows are cut into forward passes. A record without it means `rows`.
+    #[serde(default, skip_serializing_if = "Batches::are_rows")]
+    #[schemars(extend("default" = "rows"))]
+    pub batches: Batches,
     /// Kind of device: `cpu` or `cuda`.
     pub device: String,
     /// The GPU of the build that began with this teacher, as its driver names it. For people and never compared: parts may come from
@@ -159,15 +163,38 @@ impl TeacherIdentity {
     }
 }
 
+/// How the rows of a part are cut into forward passes, which decides the last bits of features.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Batches {
+    /// `batch_size` usable rows each: the batches behind an image that cannot be used depend on it. This version reads such features and
+    /// writes none. The channel sums of a part are added token by token.
+    #[default]
+    Rows,
+    /// The rows of `max(1, batch_size / views)` consecutive samples: an image that cannot be used makes its own batch shorter. The channel
+    /// sums of a part are those of its rows, added row by row.
+    Samples,
+}
+
+impl Batches {
+    pub(crate) fn are_rows(&self) -> bool {
+        *self == Batches::Rows
+    }
+
+    /// The word in a record.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Batches::Rows => "rows",
+            Batches::Samples => "samples",
+        }
+    }
+}
+
 /// One row of a teacher's file. The three features are encoded bytes, little-endian.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TeacherRow {
     /// As in the samples row.
-    pub sample_id: u64,
-    /// As in the samples row.
-    pub view: u16,
-    /// As in the samples row.
-    pub content_hash: ContentHash,
+    pub key: RowKey,
     /// Patch tokens `[L, D]`, row-major over the grid.
     pub tokens: Vec<u8>,
     /// CLS token `[D]`.
@@ -175,4 +202,11 @@ pub struct TeacherRow {
     /// Attention of the last block's CLS query to each patch, mean over heads, `[L]` f16; sums to at most 1 (the rest went to
     /// CLS itself and to registers).
     pub cls_attn: Vec<u8>,
+}
+
+impl TeacherRow {
+    /// The features alone.
+    pub fn features(&self) -> RowFeatures<'_, u8> {
+        RowFeatures { tokens: &self.tokens, cls: &self.cls, cls_attn: &self.cls_attn }
+    }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::{
-    Affine, CacheIdentity, Codec, ContentHash, CropBox, DatasetIdentity, FORMAT_VERSION, FeatureCodec, Pack, Plan,
-    Reject, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, View,
-    ViewIdentity, ViewPolicy, add_teacher, create_cache,
+    Affine, CacheIdentity, Codec, ContentHash, CropBox, DatasetIdentity, EncodedRow, FORMAT_VERSION, FeatureCodec,
+    Pack, Plan, Reject, RowKey, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow,
+    TeacherWriter, View, ViewIdentity, ViewPolicy, add_teacher, create_cache,
 };
 
 pub(crate) fn identity() -> CacheIdentity {
@@ -48,6 +48,7 @@ pub(crate) fn teacher(id: &str, codec: Codec) -> TeacherIdentity {
         codec,
         precision: "f32".to_string(),
         batch_size: 4,
+        batches: crate::Batches::Samples,
         device: "cpu".to_string(),
         device_name: None,
         runtime: "libtorch 2.11.0".to_string(),
@@ -99,13 +100,16 @@ pub(crate) fn teacher_row(sample_id: u64, view: u16, teacher: &TeacherIdentity) 
         bytes
     };
     TeacherRow {
-        sample_id,
-        view,
-        content_hash: content_hash(sample_id),
+        key: RowKey { sample_id, view, content_hash: content_hash(sample_id) },
         tokens: encode(teacher.codec.tokens(), teacher.n_tokens() * width),
         cls: encode(&teacher.codec.cls(), width),
         cls_attn: encode(&Scalar::F16, teacher.n_tokens()),
     }
+}
+
+/// The row as its part file holds it.
+pub(crate) fn encoded(row: &TeacherRow, teacher: &TeacherIdentity) -> EncodedRow {
+    EncodedRow::from_stored(teacher, row.key, row.features(), None).unwrap()
 }
 
 /// A cache to be built: what it is, and which samples cannot be used.
@@ -175,7 +179,9 @@ impl Tiny {
 
     pub(crate) fn write_teacher(&self, dir: &Path, part: u32, teacher: &TeacherIdentity) {
         let mut features = TeacherWriter::create(dir, part, &self.identity, teacher).unwrap();
-        self.places(part).into_iter().for_each(|(id, view)| features.push(&teacher_row(id, view, teacher)).unwrap());
+        for (id, view) in self.places(part) {
+            features.push(encoded(&teacher_row(id, view, teacher), teacher)).unwrap();
+        }
         features.finish().unwrap();
     }
 

@@ -13,8 +13,8 @@ use crate::cache::{read_identity, read_teacher, teacher_folders};
 use crate::rules::check_coverage;
 use crate::samples_file::SamplesFile;
 use crate::{
-    CacheIdentity, ChannelSums, ContentHash, Error, Plan, Result, SampleRow, SamplesCommit, TeacherCommit, TeacherId,
-    TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
+    Batches, CacheIdentity, ChannelSums, ContentHash, Error, Plan, Result, SampleRow, SamplesCommit, TeacherCommit,
+    TeacherId, TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
 };
 
 /// How far a verification has come.
@@ -28,7 +28,7 @@ pub struct Progress {
 
 /// Equal content hashes in different parts. A data set may hold copies, so they are not wrong; but they are also what a build leaves
 /// that went on after the images of its source had changed places. Each row has the place, the key and the content hash of its image,
-/// so whoever has the source can tell.
+/// so the source tells which of the two it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repeats {
     /// Different images of which there are copies in more than one part.
@@ -84,7 +84,7 @@ impl Report {
 /// Checks everything in a cache. `progress` is called now and then from the calling thread.
 ///
 /// # Errors
-/// Only what prevents looking at all: the folder is no cache, or the operating system refuses. Everything wrong with the data is
+/// Only what prevents looking at all: the folder is not a cache, or the operating system refuses. Everything wrong with the data is
 /// in the report.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let mut report = Report::default();
@@ -293,10 +293,17 @@ impl Verifier<'_> {
             let sample = samples.and_then(|samples| samples.get(i)).and_then(Option::as_ref);
             let mut check = || {
                 features.read_row_into(i, &mut row)?;
-                sample.map_or(Ok(()), |sample| features.check_join(i, &row, sample))?;
+                sample.map_or(Ok(()), |sample| features.check_join(i, &row.key, &sample.row_key()))?;
                 rules.check_features(&row, teacher)?;
                 teacher.decode_tokens(&row.tokens, &mut decoded)?;
-                sums.add_row(&decoded);
+                match teacher.batches {
+                    Batches::Rows => sums.add_row(&decoded),
+                    Batches::Samples => {
+                        let mut of_row = ChannelSums::new(teacher.width as usize);
+                        of_row.add_row(&decoded);
+                        sums.add(&of_row);
+                    }
+                }
                 Ok(())
             };
             match report.keep(check())? {

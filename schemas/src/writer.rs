@@ -17,14 +17,14 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use sha2::{Digest, Sha256};
 
 use crate::atomic::{self, AtomicFile};
+use crate::column_chunk::ColumnChunk;
 use crate::columns::{
-    Column, ROW_GROUP_BYTES, key_values, properties, sample_checksum, samples_columns, schema, teacher_checksum,
-    teacher_columns,
+    Column, ROW_GROUP_BYTES, key_values, properties, sample_checksum, samples_columns, schema, teacher_columns,
 };
 use crate::rules::{RowRules, check_coverage};
 use crate::{
-    CacheIdentity, ChannelSums, CodecError, Error, FORMAT_VERSION, FileStamp, Reject, RejectsStamp, Result, SampleRow,
-    SamplesCommit, TeacherCommit, TeacherIdentity, TeacherRow, json, layout, reject,
+    CacheIdentity, ChannelSums, CodecError, EncodedRow, Error, FORMAT_VERSION, FileStamp, Reject, RejectsStamp, Result,
+    SampleRow, SamplesCommit, TeacherCommit, TeacherIdentity, json, layout, reject,
 };
 
 /// Writes the samples and rejects of one part. Dropping it unfinished leaves nothing.
@@ -36,7 +36,7 @@ pub struct SamplesWriter {
     file: PartWriter,
     rules: RowRules,
     rows: Vec<SampleRow>,
-    /// Of each row, if it carries one.
+    /// The image of each row that carries one.
     images: Vec<Option<Bytes>>,
     rows_bytes: usize,
     /// (sample_id, rows of it), ascending.
@@ -154,26 +154,20 @@ pub struct TeacherWriter {
     cache_fingerprint: String,
     teacher: TeacherIdentity,
     part: u32,
+    columns: [Column; 7],
     file: PartWriter,
     rules: RowRules,
-    rows: Vec<StoredRow>,
+    /// Rows waiting for their group to be full.
+    rows: Vec<EncodedRow>,
     channels: ChannelSums,
     codec_error: Option<CodecError>,
-    decoded: Vec<f32>,
-}
-
-/// A row waiting for its group to be full, its blobs ready for the Parquet library to take without copying.
-#[derive(Debug)]
-struct StoredRow {
-    sample_id: u64,
-    view: u16,
-    /// `content_hash`, `tokens`, `cls`, `cls_attn`.
-    blobs: [Bytes; 4],
-    checksum: u64,
 }
 
 impl TeacherWriter {
     /// Starts part `part` of a teacher that [`add_teacher`](crate::add_teacher) has added to the cache in the folder `cache`.
+    ///
+    /// # Errors
+    /// [`Error::IdentityValue`] for an identity that no cache can have, or whose [`Batches`](crate::Batches) this version only reads.
     pub fn create(
         cache: &Path,
         part: u32,
@@ -181,58 +175,48 @@ impl TeacherWriter {
         teacher: &TeacherIdentity,
     ) -> Result<TeacherWriter> {
         identity.validate(&layout::cache_json(cache))?;
-        teacher.validate(&layout::teacher_json(cache, &teacher.id))?;
+        teacher.validate_for_writing(&layout::teacher_json(cache, &teacher.id))?;
         let path = layout::teacher_file(cache, &teacher.id, part);
+        let columns = teacher_columns(teacher);
         Ok(TeacherWriter {
             cache: cache.to_path_buf(),
             cache_fingerprint: identity.fingerprint(),
             teacher: teacher.clone(),
             part,
-            file: PartWriter::create(&path, &teacher_columns(teacher), key_values(part, identity, Some(teacher)))?,
+            file: PartWriter::create(&path, &columns, key_values(part, identity, Some(teacher)))?,
+            columns,
             rules: RowRules::new(path, identity, part),
             rows: Vec::new(),
             channels: ChannelSums::new(teacher.width as usize),
             codec_error: None,
-            decoded: Vec::new(),
         })
     }
 
-    /// Adds a row. Rows come sorted by (sample_id, view), as in the samples file.
+    /// Adds a row that was encoded for this teacher. Rows come sorted by (sample_id, view), as in the samples file.
     ///
     /// # Errors
     /// [`Error::RowOrder`] and [`Error::RowValue`] for a row that does not belong here.
-    pub fn push(&mut self, row: &TeacherRow) -> Result<()> {
-        self.rules.check_features(row, &self.teacher)?;
-        self.teacher.decode_tokens(&row.tokens, &mut self.decoded)?;
-        self.channels.add_row(&self.decoded);
-        self.rows.push(StoredRow {
-            sample_id: row.sample_id,
-            view: row.view,
-            blobs: [&row.content_hash.0[..], &row.tokens, &row.cls, &row.cls_attn].map(Bytes::copy_from_slice),
-            checksum: teacher_checksum(row),
-        });
+    pub fn push(&mut self, row: EncodedRow) -> Result<()> {
+        self.rules.check_encoded(&row, &self.columns)?;
+        self.channels.add(&row.sums);
+        if let Some(error) = &row.codec_error {
+            self.codec_error.get_or_insert_default().add(error);
+        }
+        self.rows.push(row);
         let row_bytes = self.teacher.tokens_bytes() + self.teacher.cls_bytes() + self.teacher.cls_attn_bytes();
         if self.rows.len() * row_bytes >= ROW_GROUP_BYTES { self.flush() } else { Ok(()) }
     }
 
-    /// Adds what the codec lost of a row's tokens; the sum goes into the commit record. Called in the order of the rows, it gives
-    /// the same sums whatever computed them.
-    pub fn add_codec_error(&mut self, error: &CodecError) {
-        self.codec_error.get_or_insert_with(CodecError::default).add(error);
-    }
-
     fn flush(&mut self) -> Result<()> {
         let rows = std::mem::take(&mut self.rows);
+        let descriptions = self.file.writer.schema_descr().columns().to_vec();
+        let columns = &self.columns;
         self.file.write_group(rows.len(), |group| {
-            put::<Int64Type>(group, rows.iter().map(|row| row.sample_id.cast_signed()))?;
-            put::<Int32Type>(group, rows.iter().map(|row| row.view.into()))?;
-            for i in 0..4 {
-                put::<FixedLenByteArrayType>(
-                    group,
-                    rows.iter().map(|row| ByteArray::from(row.blobs[i].clone()).into()),
-                )?;
+            for (i, (column, description)) in columns.iter().zip(descriptions).enumerate() {
+                let chunk = ColumnChunk::new(rows.iter().map(|row| row.pages[i].clone()));
+                group.append_column(&chunk, chunk.close_result(description, column.compression())?)?;
             }
-            put::<Int64Type>(group, rows.iter().map(|row| row.checksum.cast_signed()))
+            Ok(())
         })
     }
 

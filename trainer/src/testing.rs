@@ -17,9 +17,9 @@ use models::teacher::Teacher;
 use models::vit::{VisionTransformer, VitConfig};
 use schemas::atomic::AtomicFile;
 use schemas::{
-    CacheIdentity, Codec, ContentHash, DepthWindow, FORMAT_VERSION, FeatureCodec, Pack, Plan, Reject, SampleRow,
-    SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter, ViewIdentity, ViewPolicy,
-    add_teacher, create_cache,
+    Batches, CacheIdentity, Codec, ContentHash, DepthWindow, EncodedRow, FORMAT_VERSION, FeatureCodec, Pack, Plan,
+    Reject, RowKey, SampleRow, SamplesWriter, Scalar, TeacherId, TeacherIdentity, TeacherRow, TeacherWriter,
+    ViewIdentity, ViewPolicy, add_teacher, create_cache,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -217,7 +217,9 @@ impl World {
                         draw_view(&identity.views.policy, self.view_seed, &content_hash, index, img.width, img.height);
                     let packed = (self.pack != Pack::None && index == 0).then_some(&bytes);
                     let pixels = images::render(&img, &view, GRID * TEACHER_PATCH).unwrap();
-                    features.push(&self.teacher_row(&teacher, sample_id, index, content_hash, &pixels.data)).unwrap();
+                    let row = self.teacher_row(&teacher, sample_id, index, content_hash, &pixels.data);
+                    let encoded = EncodedRow::from_stored(&teacher_identity, row.key, row.features(), None);
+                    features.push(encoded.unwrap()).unwrap();
                     samples
                         .push_packed(
                             &SampleRow {
@@ -264,9 +266,7 @@ impl World {
         };
         let foreign = ContentHash([7; 16]);
         TeacherRow {
-            sample_id,
-            view,
-            content_hash: if self.foreign_features { foreign } else { content_hash },
+            key: RowKey { sample_id, view, content_hash: if self.foreign_features { foreign } else { content_hash } },
             tokens: encode(self.codec.tokens(), &output.tokens),
             cls: encode(&self.codec.cls(), &output.cls),
             cls_attn: encode(&Scalar::F16, &output.cls_attn),
@@ -294,6 +294,7 @@ impl World {
             codec: self.codec.clone(),
             precision: "f32".to_owned(),
             batch_size: 1,
+            batches: Batches::Samples,
             device: "cpu".to_owned(),
             device_name: None,
             runtime: torch_ext::RUNTIME.to_owned(),

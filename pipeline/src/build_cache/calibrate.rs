@@ -1,19 +1,66 @@
 //! The first pass of codec `i8`: the ranges of each channel, over some images of the data set.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
-use std::thread;
 
 use anyhow::{Context, bail};
+use models::teacher::Teacher;
 use program::words::count;
-use schemas::{Affine, Cache, Calibrator, Codec, SamplesPart, TeacherIdentity};
-use tch::Device;
+use schemas::{Affine, Cache, Calibrator, Codec, Plan, SamplesPart, TeacherId};
 
-use super::decode::{Decoded, Decoder, Job, Known};
-use super::infer::{Batch, BuildTeacher, infer};
-use super::{Build, flow};
-use crate::build_cache::timing::Timings;
-use crate::config::CodecName;
+use super::decode::{CommittedRows, DecodedSamples, Decoder};
+use super::features::Features;
+use super::identity::{self, ForwardPass};
+use super::infer::{Compute, with_inference};
+use super::network::{BuildTeacher, Network};
+use super::parallel::{Ended, Interrupted, map_in_order};
+
+/// A teacher that is loaded, whose codec may still have to be calibrated.
+#[derive(Debug)]
+pub(crate) struct PreparedTeacher {
+    pub id: TeacherId,
+    /// Where the weights came from.
+    pub source: String,
+    pub model: Teacher,
+    /// Side of the square that it is shown, in pixels.
+    pub input_size: u32,
+    pub pass: ForwardPass,
+    /// Nothing for `i8` whose parameters are to be found.
+    pub codec: Option<Codec>,
+}
+
+/// Which images a calibration looks at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sampling<'a> {
+    /// At most this many, spread evenly over the plan.
+    pub images: u64,
+    pub batch_size: u32,
+    pub plan: Plan,
+    /// The cache that has the images, where there is no data set.
+    pub cache: &'a Path,
+}
+
+impl Sampling<'_> {
+    /// The images to look at, in order.
+    fn sample_ids(&self) -> Vec<u64> {
+        let samples = self.plan.samples;
+        let count = self.images.min(samples);
+        // In u128: neither number is bounded.
+        (0..count).map(|i| (u128::from(i) * u128::from(samples) / u128::from(count)) as u64).collect()
+    }
+
+    /// The part that holds a sample.
+    fn part(&self, sample_id: u64) -> u32 {
+        (sample_id / self.plan.part_samples) as u32
+    }
+
+    /// The cache's parts that hold some samples.
+    fn parts(&self, samples: &[u64]) -> anyhow::Result<BTreeMap<u32, SamplesPart>> {
+        let cache = Cache::open(self.cache)?;
+        let numbers: BTreeSet<u32> = samples.iter().map(|&id| self.part(id)).collect();
+        numbers.into_iter().map(|part| Ok((part, cache.samples_part(part)?))).collect()
+    }
+}
 
 /// What a cache in `out` has of a teacher's `i8`.
 pub(super) enum Existing {
@@ -27,12 +74,12 @@ pub(super) enum Existing {
     },
 }
 
-pub(super) fn existing(out: &Path, id: &schemas::TeacherId, images: u64) -> anyhow::Result<Existing> {
+pub(super) fn existing(out: &Path, id: &TeacherId, images: u64) -> anyhow::Result<Existing> {
     let file = schemas::layout::teacher_json(out, id);
     if !file.exists() || !schemas::teacher_has_parts(out, id)? {
         return Ok(Existing::Nothing);
     }
-    let cache = schemas::Cache::open(out)?;
+    let cache = Cache::open(out)?;
     let codec = cache.teacher(id)?.codec.clone();
     let advice = "leave the setting as it was, or build into another folder";
     Ok(match codec {
@@ -53,129 +100,99 @@ pub(super) fn existing(out: &Path, id: &schemas::TeacherId, images: u64) -> anyh
     })
 }
 
-/// Calibrates every teacher whose codec is `i8` and that has no parameters yet.
-pub(super) fn calibrate(build: &mut Build, images: u64) -> anyhow::Result<()> {
-    let wanted: Vec<usize> = (0..build.teachers.len()).filter(|&t| build.teachers[t].1.awaits_calibration).collect();
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    debug_assert_eq!(build.config.codec, CodecName::I8);
-    let batches = batches(build, &wanted, images)?;
-    for t in wanted {
-        let (identity, teacher) = &build.teachers[t];
-        let calibrator = run(build, identity, teacher, &batches)?;
-        let affine = calibrator.finish().with_context(|| {
-            format!(
-                "none of {} can be used, so the ranges of teacher {} cannot be calibrated",
-                count(images, "image"),
-                identity.id
-            )
-        })?;
-        tracing::info!(
-            "teacher {}: i8 calibrated over {}; {} of {} channels have heavy tails and stay f16",
-            identity.id,
-            count(affine.images, "image"),
-            affine.outliers.len(),
-            affine.width()
-        );
-        let (identity, teacher) = &mut build.teachers[t];
-        identity.codec = Codec::I8(affine.clone());
-        teacher.codec = Codec::I8(affine);
-        teacher.awaits_calibration = false;
-    }
-    Ok(())
-}
-
-/// View 0 of images spread evenly over the data set, in batches.
-fn batches(build: &Build, teachers: &[usize], images: u64) -> anyhow::Result<Vec<Batch>> {
-    let timings = Timings::default();
-    let decoder = Decoder::new(build, &timings);
-    let sizes = flow::sizes(teachers.iter().map(|&t| &build.teachers[t].0));
-    let samples = build.identity.plan.samples;
-    let count = images.min(samples);
-    let mut batches: Vec<Batch> = Vec::new();
-    let mut pending = Vec::new();
-    let mut open = None;
-    for i in 0..count {
-        // In u128: neither number is bounded.
-        let sample_id = (u128::from(i) * u128::from(samples) / u128::from(count)) as u64;
-        let known = match build.source {
-            Some(_) => None,
-            None => known(build, &mut open, sample_id)?,
+/// Finds the parameters of every teacher that has none yet.
+pub(super) fn calibrate(
+    teachers: Vec<PreparedTeacher>,
+    decoder: &Decoder<'_>,
+    sampling: Sampling<'_>,
+    compute: Compute,
+) -> anyhow::Result<Vec<BuildTeacher>> {
+    let uncalibrated: Vec<&PreparedTeacher> = teachers.iter().filter(|teacher| teacher.codec.is_none()).collect();
+    let networks = || uncalibrated.iter().map(|teacher| teacher.network()).collect::<Vec<_>>();
+    let mut parameters = measure(&networks, decoder, sampling, compute)?.into_iter();
+    let calibrated = teachers.into_iter().map(|teacher| {
+        let PreparedTeacher { id, source, model, pass, codec, .. } = teacher;
+        let codec = match codec {
+            Some(codec) => codec,
+            None => Codec::I8(parameters.next().flatten().with_context(|| {
+                let images = count(sampling.images, "image");
+                format!("none of {images} can be used, so the ranges of teacher {id} cannot be calibrated")
+            })?),
         };
-        // Without a data set, a sample without rows is one that was rejected.
-        if build.source.is_some() || known.is_some() {
-            let job = Job { seq: i, sample_id, known, sizes: sizes.clone() };
-            if let Decoded::Rows { rows, .. } = decoder.run(job)? {
-                pending.extend(rows.into_iter().take(1));
-            }
-        }
-        if pending.len() == build.batch_size as usize || i + 1 == count {
-            let rows = std::mem::take(&mut pending);
-            if !rows.is_empty() {
-                batches.push(Batch::new(batches.len() as u64, rows, sizes.clone()));
-            }
-        }
+        let identity = identity::teacher_identity(&id, &source, model.info(), codec, pass)?;
+        Ok(BuildTeacher { identity, model })
+    });
+    calibrated.collect()
+}
+
+impl PreparedTeacher {
+    /// What one more thread needs to run it.
+    fn network(&self) -> Network {
+        Network { id: self.id.clone(), model: self.model.shallow_clone(), input_size: self.input_size, stored: None }
     }
-    Ok(batches)
 }
 
-/// The committed rows of a sample. `open` keeps the part that was read last.
-fn known(build: &Build, open: &mut Option<(u32, Arc<SamplesPart>)>, sample_id: u64) -> anyhow::Result<Option<Known>> {
-    let number = u32::try_from(sample_id / build.identity.plan.part_samples)?;
-    let part = match open {
-        Some((open, part)) if *open == number => Arc::clone(part),
-        _ => {
-            let part = Arc::new(Cache::open(&build.config.out)?.samples_part(number)?);
-            *open = Some((number, Arc::clone(&part)));
-            part
-        }
-    };
-    let first_row = part.rows().partition_point(|row| row.sample_id < sample_id);
-    let of_sample = part.rows()[first_row..].iter().take_while(|row| row.sample_id == sample_id);
-    let rows = of_sample.count();
-    Ok((rows > 0).then_some(Known { part, first_row, rows }))
-}
-
-/// The batches through one teacher, on as many lanes as the build has; the features are added in order.
-fn run(
-    build: &Build,
-    identity: &TeacherIdentity,
-    teacher: &BuildTeacher,
-    batches: &[Batch],
-) -> anyhow::Result<Calibrator> {
-    let lanes = if build.device == Device::Cpu { build.config.threads.min(batches.len()).max(1) } else { 1 };
-    let precision = build.config.precision;
-    let width = identity.width as usize;
-    let mut calibrator = Calibrator::new(width);
-    // One batch per lane at a time: the features of a few batches are in memory, and not those of all.
-    for batches in batches.chunks(lanes) {
-        let handles: Vec<_> = batches.iter().map(|_| teacher.shallow_clone()).collect();
-        let features = thread::scope(|scope| {
-            let lanes: Vec<_> = batches
-                .iter()
-                .zip(handles)
-                .map(|(batch, teacher)| {
-                    scope.spawn(move || {
-                        let teacher = teacher;
-                        torch_ext::set_num_threads(1)?;
-                        infer(batch, &teacher, precision, &Timings::default())
-                    })
-                })
-                .collect();
-            let join = |lane: thread::ScopedJoinHandle<'_, anyhow::Result<_>>| match lane.join() {
-                Ok(features) => features,
-                Err(_) => bail!("the calibration panicked, which is a bug"),
-            };
-            lanes.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()
-        })?;
-        for (batch, features) in batches.iter().zip(features) {
-            for (row, tokens) in batch.rows.iter().zip(features.rows_of_tokens(batch)) {
+/// The parameters of each of the networks; nothing without a usable image.
+fn measure(
+    networks: &dyn Fn() -> Vec<Network>,
+    decoder: &Decoder<'_>,
+    sampling: Sampling<'_>,
+    compute: Compute,
+) -> anyhow::Result<Vec<Option<Affine>>> {
+    let all = networks();
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sizes: Vec<u32> = all.iter().map(|network| network.input_size).collect::<BTreeSet<_>>().into_iter().collect();
+    let teachers: Vec<usize> = (0..all.len()).collect();
+    let mut calibrators: Vec<Calibrator> =
+        all.iter().map(|network| Calibrator::new(network.model.info().width as usize)).collect();
+    let samples = sampling.sample_ids();
+    let batches = samples.chunks(sampling.batch_size as usize).map(Ok);
+    let add = |(decoded, features): (DecodedSamples, Vec<Features>)| {
+        for ((features, calibrator), network) in features.iter().zip(&mut calibrators).zip(&all) {
+            for (row, tokens) in decoded.rows.iter().zip(features.tokens(decoded.rows.len())) {
                 calibrator.add(tokens).with_context(|| {
-                    format!("teacher {}, image {:?} (sample {})", identity.id, row.key, row.sample_id)
+                    format!("teacher {}, image {:?} (sample {})", network.id, row.key, row.sample_id)
                 })?;
             }
         }
+        Ok(())
+    };
+    let ended = with_inference(compute, networks, decoder.timings, |inference| {
+        map_in_order(
+            batches,
+            inference,
+            |inference, samples, stop| {
+                let parts = if decoder.source.is_some() { BTreeMap::new() } else { sampling.parts(samples)? };
+                let samples = samples.iter().filter_map(|&id| match parts.get(&sampling.part(id)) {
+                    None => Some((id, None)),
+                    // A sample without rows was rejected.
+                    Some(part) => CommittedRows::of_sample(part, id).map(|committed| (id, Some(committed))),
+                });
+                let mut decoded = decoder.samples(samples, 1, &sizes, stop)?;
+                if decoded.rows.is_empty() {
+                    return Ok((decoded, Vec::new()));
+                }
+                let features = inference.run(&teachers, &decoded.pixels, decoded.rows.len(), stop)?;
+                decoded.pixels.clear();
+                Ok((decoded, features))
+            },
+            add,
+        )
+    })?;
+    if ended == Ended::Interrupted {
+        bail!(Interrupted);
     }
-    Ok(calibrator)
+    let parameters = calibrators.iter().map(Calibrator::finish);
+    Ok(parameters.zip(&all).map(|(affine, network)| affine.inspect(|affine| announce(&network.id, affine))).collect())
+}
+
+fn announce(id: &TeacherId, affine: &Affine) {
+    tracing::info!(
+        "teacher {id}: i8 calibrated over {}; {} of {} channels have heavy tails and stay f16",
+        count(affine.images, "image"),
+        affine.outliers.len(),
+        affine.width()
+    );
 }

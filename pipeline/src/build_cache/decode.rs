@@ -1,71 +1,58 @@
-//! From a sample's number to its rows and pixels: read, hash, decode, draw the views, render each at every size wanted.
+//! From samples to their rows and pixels: read, hash, decode, draw the views, render each at every size wanted.
 //!
 //! An image is read and decoded once, however many views and teachers there are; teachers of the same input size share
 //! the rendered pixels.
 
-use std::sync::Arc;
-
 use anyhow::{Context, bail, ensure};
 use images::{DecodeError, DeepImages, EncodeError, ImageSource, RgbImage};
-use schemas::{ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
+use schemas::{CacheIdentity, ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
 
-use super::Build;
+use super::network::Pixels;
+use super::parallel::Stop;
 use super::timing::{Stage, Timings};
 
-/// One sample to be decoded.
-#[derive(Debug)]
-pub(crate) struct Job {
-    /// Its position in the order of the build.
-    pub seq: u64,
-    /// Its number in the data set's order.
-    pub sample_id: u64,
-    /// Its rows, when its part's samples are already committed: the image must still be the same.
-    pub known: Option<Known>,
-    /// Sides of the squares to render, in pixels, each once.
-    pub sizes: Vec<u32>,
-}
-
 /// The committed rows of a sample.
-#[derive(Debug, Clone)]
-pub(crate) struct Known {
-    /// The part they are in.
-    pub part: Arc<SamplesPart>,
-    /// The first of them; the others follow.
-    pub first_row: usize,
-    /// How many they are.
-    pub rows: usize,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CommittedRows<'a> {
+    /// The part that they are in.
+    part: &'a SamplesPart,
+    /// The first of them.
+    first_row: usize,
+    rows: &'a [SampleRow],
 }
 
-impl Known {
-    fn rows(&self) -> &[SampleRow] {
-        &self.part.rows()[self.first_row..self.first_row + self.rows]
+impl<'a> CommittedRows<'a> {
+    /// The rows of a sample; nothing if it was rejected.
+    pub(crate) fn of_sample(part: &'a SamplesPart, sample_id: u64) -> Option<CommittedRows<'a>> {
+        let first_row = part.rows().partition_point(|row| row.sample_id < sample_id);
+        let rows = &part.rows()[first_row..];
+        let rows = &rows[..rows.partition_point(|row| row.sample_id == sample_id)];
+        (!rows.is_empty()).then_some(CommittedRows { part, first_row, rows })
     }
 }
 
-/// One (sample, view) with its pixels.
+/// Result of decoding one sample.
 #[derive(Debug)]
-pub(crate) struct Row {
-    /// What the samples file says.
-    pub sample: SampleRow,
-    /// One image per entry of [`Job::sizes`].
-    pub pixels: Vec<RgbImage>,
-}
-
-/// What became of a sample.
-#[derive(Debug)]
-pub(crate) enum Decoded {
-    /// It can.
-    Rows {
-        /// Its rows in order of view.
-        rows: Vec<Row>,
-        /// What is to be packed with the first of them, in a cache that packs images and does not have them yet.
-        packed: Option<Vec<u8>>,
-    },
+enum Decoded {
+    /// Decoded; its rows in order of view.
+    Image { image: RgbImage, rows: Vec<SampleRow>, packed: Option<Vec<u8>> },
     /// It cannot be used, and why.
     Rejected(Reject),
 }
 
-/// What decoding needs; shared by all workers.
+/// Samples decoded and rendered, as far as they can be used.
+#[derive(Debug, Default)]
+pub(crate) struct DecodedSamples {
+    /// In order of sample and view.
+    pub rows: Vec<SampleRow>,
+    /// The image to be packed with each row: one with view 0, in a cache that packs images and does not have them yet.
+    pub packed: Vec<Option<Vec<u8>>>,
+    /// An image for each row and size.
+    pub pixels: Pixels,
+    pub rejects: Vec<Reject>,
+}
+
+/// What decoding needs; shared by all threads.
 pub(crate) struct Decoder<'a> {
     /// The data set; not needed for samples whose images are packed.
     pub source: Option<&'a ImageSource>,
@@ -78,47 +65,73 @@ pub(crate) struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
-    /// Of a build.
-    pub(crate) fn new<'a>(build: &'a Build, timings: &'a Timings) -> Decoder<'a> {
-        Decoder {
-            source: build.source.as_ref(),
-            views: &build.identity.views,
-            pack: build.identity.pack,
-            decoder: build.decoder,
-            deep: &build.deep,
-            timings,
-        }
+    /// Decodes as the cache with this identity wants it.
+    pub(crate) fn new<'a>(
+        source: Option<&'a ImageSource>,
+        identity: &'a CacheIdentity,
+        decoder: images::Decoder,
+        deep: &'a DeepImages,
+        timings: &'a Timings,
+    ) -> Decoder<'a> {
+        Decoder { source, views: &identity.views, pack: identity.pack, decoder, deep, timings }
     }
 
-    /// Does one job. A bad image is a result; an error is what stops the build: a source that cannot be read, or an image
-    /// that is no longer the one of the committed rows.
-    pub(crate) fn run(&self, job: Job) -> anyhow::Result<Decoded> {
-        if self.pack != Pack::None
-            && let Some(known) = &job.known
-        {
-            return self.packed(&job, known);
+    /// Decodes samples in order and renders the first `views` views of each at every size (sides of squares, in pixels).
+    ///
+    /// # Errors
+    /// What stops the build: a source that cannot be read, or an image that is no longer the one of the committed rows. A bad image is a
+    /// reject.
+    pub(crate) fn samples<'a>(
+        &self,
+        samples: impl IntoIterator<Item = (u64, Option<CommittedRows<'a>>)>,
+        views: u16,
+        sizes: &[u32],
+        stop: &Stop,
+    ) -> anyhow::Result<DecodedSamples> {
+        let mut all = DecodedSamples::default();
+        for (sample_id, committed) in samples {
+            stop.check()?;
+            match self.sample(sample_id, committed)? {
+                Decoded::Rejected(reject) => all.rejects.push(reject),
+                Decoded::Image { image, mut rows, packed } => {
+                    rows.truncate(views.into());
+                    self.timings.time(Stage::Render, || render(&image, &rows, sizes, &mut all.pixels))?;
+                    all.packed.push(packed);
+                    all.rows.extend(rows);
+                    all.packed.resize(all.rows.len(), None);
+                }
+            }
         }
-        let index = usize::try_from(job.sample_id).context("sample number")?;
+        Ok(all)
+    }
+
+    fn sample(&self, sample_id: u64, committed: Option<CommittedRows<'_>>) -> anyhow::Result<Decoded> {
+        if self.pack != Pack::None
+            && let Some(committed) = committed
+        {
+            return self.packed(sample_id, committed);
+        }
+        let index = usize::try_from(sample_id).context("sample number")?;
+        let reject = |key, reason, content_hash| reject(sample_id, committed, key, reason, content_hash);
         let source = self.source.context("images that are not packed are read from --images")?;
         let key = source.key(index);
         let bytes = self.timings.time(Stage::Read, || source.read(index));
         let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) if error.is_bad_record() => {
-                return self.reject(&job, key, format!("bad-record: {error}"), None);
+                return reject(key, format!("bad-record: {error}"), None);
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("cannot read image {key:?} (sample {})", job.sample_id));
+                return Err(error).with_context(|| format!("cannot read image {key:?} (sample {sample_id})"));
             }
         };
         let content_hash = ContentHash::of(&bytes);
-        if let Some(known) = job.known.as_ref().and_then(|known| known.rows().first()) {
+        if let Some(known) = committed.and_then(|committed| committed.rows.first()) {
             ensure!(
                 known.content_hash == content_hash,
-                "image {key:?} (sample {}) is not the one that was there when its samples were cached: content hash {} then, \
+                "image {key:?} (sample {sample_id}) is not the one that was there when its samples were cached: content hash {} then, \
                  {content_hash} now. Either it has changed or images have changed places; put the source back as it was, or build a new \
                  cache",
-                job.sample_id,
                 known.content_hash,
             );
         }
@@ -126,45 +139,48 @@ impl Decoder<'_> {
         let (image, packed) = match decoded {
             Ok(decoded) => decoded?,
             Err(error) => {
-                return self.reject(&job, key, format!("{}: {error}", error.reason()), Some(content_hash));
+                return reject(key, format!("{}: {error}", error.reason()), Some(content_hash));
             }
         };
-        let rows = match &job.known {
-            Some(known) => known.rows().to_vec(),
+        let rows = match committed {
+            Some(committed) => committed.rows.to_vec(),
             None => {
                 let image_hash = match self.pack {
                     // The very bytes that were hashed already.
                     Pack::Original => Some(content_hash),
                     Pack::None | Pack::Jpeg { .. } => packed.as_deref().map(ContentHash::of),
                 };
-                let label = source.label(index);
-                let row = |view| {
-                    let id = job.sample_id;
-                    self.sample_row(id, key, &image, content_hash, label, image_hash, view)
+                let ViewIdentity { policy, seed, views, .. } = self.views;
+                let row = |view| SampleRow {
+                    sample_id,
+                    view: images::draw_view(policy, *seed, &content_hash, view, image.width, image.height),
+                    key: key.to_owned(),
+                    content_hash,
+                    label: source.label(index),
+                    width: image.width,
+                    height: image.height,
+                    image_hash: image_hash.filter(|_| view == 0),
                 };
-                (0..self.views.views).map(row).collect()
+                (0..*views).map(row).collect()
             }
         };
-        Ok(Decoded::Rows { rows: self.render(&job, &image, rows)?, packed })
+        Ok(Decoded::Image { image, rows, packed })
     }
 
     /// A sample whose image is in the cache.
-    fn packed(&self, job: &Job, known: &Known) -> anyhow::Result<Decoded> {
-        let bytes = self.timings.time(Stage::Read, || known.part.read_image(known.first_row))?;
+    fn packed(&self, sample_id: u64, committed: CommittedRows<'_>) -> anyhow::Result<Decoded> {
+        let CommittedRows { part, first_row, rows } = committed;
+        let bytes = self.timings.time(Stage::Read, || part.read_image(first_row))?;
         // Rows of view 0 carry an image where images are packed; reading the rows has checked it.
         let bytes = bytes.context("a packed image")?;
         let image = self.timings.time(Stage::Decode, || self.decoder.decode(&bytes));
         let image = image.with_context(|| {
-            format!(
-                "the image packed with sample {} of {} cannot be decoded",
-                job.sample_id,
-                known.part.path().display()
-            )
+            format!("the image packed with sample {sample_id} of {} cannot be decoded", part.path().display())
         })?;
-        Ok(Decoded::Rows { rows: self.render(job, &image, known.rows().to_vec())?, packed: None })
+        Ok(Decoded::Image { image, rows: rows.to_vec(), packed: None })
     }
 
-    /// The pixels that teachers and student see, and the bytes to be packed. Whoever encodes an image looks at what came of it.
+    /// The pixels that teachers and student see, and the bytes to be packed. An image that is packed as a JPEG is decoded again.
     #[allow(clippy::type_complexity, reason = "an image that cannot be decoded is a result, all else an error")]
     fn decode_and_pack(
         &self,
@@ -192,59 +208,34 @@ impl Decoder<'_> {
             }
         })
     }
+}
 
-    /// Every row at every size.
-    fn render(&self, job: &Job, image: &RgbImage, rows: Vec<SampleRow>) -> anyhow::Result<Vec<Row>> {
-        let key = rows.first().map_or("", |row| &row.key).to_owned();
-        let render = |sample: SampleRow| -> anyhow::Result<Row> {
-            let pixels = job.sizes.iter().map(|&size| images::render(image, &sample.view, size));
-            let pixels = pixels.collect::<Result<_, _>>().with_context(|| format!("cannot render image {key:?}"))?;
-            Ok(Row { sample, pixels })
-        };
-        self.timings.time(Stage::Render, || rows.into_iter().map(render).collect::<anyhow::Result<_>>())
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "a row is made in one place")]
-    fn sample_row(
-        &self,
-        sample_id: u64,
-        key: &str,
-        image: &RgbImage,
-        content_hash: ContentHash,
-        label: Option<i32>,
-        image_hash: Option<ContentHash>,
-        index: u16,
-    ) -> SampleRow {
-        let ViewIdentity { policy, seed, .. } = self.views;
-        SampleRow {
-            sample_id,
-            view: images::draw_view(policy, *seed, &content_hash, index, image.width, image.height),
-            key: key.to_owned(),
-            content_hash,
-            label,
-            width: image.width,
-            height: image.height,
-            image_hash: image_hash.filter(|_| index == 0),
+/// Adds every row at every size.
+fn render(image: &RgbImage, rows: &[SampleRow], sizes: &[u32], pixels: &mut Pixels) -> anyhow::Result<()> {
+    for &size in sizes {
+        let of_size = pixels.entry(size).or_default();
+        for row in rows {
+            let rendered = images::render(image, &row.view, size);
+            of_size.push(rendered.with_context(|| format!("cannot render image {:?}", row.key))?);
         }
     }
+    Ok(())
+}
 
-    /// A bad image of a new part is recorded, its reason beginning with a word to count by; one whose rows are committed has been good, so something else is wrong.
-    fn reject(
-        &self,
-        job: &Job,
-        key: &str,
-        reason: String,
-        content_hash: Option<ContentHash>,
-    ) -> anyhow::Result<Decoded> {
-        if job.known.is_some() {
-            bail!(
-                "image {key:?} (sample {}) was decoded when its samples were cached and is not now: {reason}",
-                job.sample_id
-            );
-        }
-        tracing::warn!(key, reason, "rejected");
-        Ok(Decoded::Rejected(Reject { sample_id: job.sample_id, key: key.to_owned(), reason, content_hash }))
+/// A bad image of a new part is recorded, its reason beginning with a word to count by. One whose rows are committed has been good, so
+/// something else is wrong.
+fn reject(
+    sample_id: u64,
+    committed: Option<CommittedRows<'_>>,
+    key: &str,
+    reason: String,
+    content_hash: Option<ContentHash>,
+) -> anyhow::Result<Decoded> {
+    if committed.is_some() {
+        bail!("image {key:?} (sample {sample_id}) was decoded when its samples were cached and is not now: {reason}");
     }
+    tracing::warn!(key, reason, "rejected");
+    Ok(Decoded::Rejected(Reject { sample_id, key: key.to_owned(), reason, content_hash }))
 }
 
 #[cfg(test)]
@@ -273,12 +264,11 @@ mod tests {
             deep: &DeepImages::default(),
             timings: &timings,
         };
-        let job = || Job { seq: 0, sample_id: 0, known: None, sizes: vec![8] };
-        assert!(
-            matches!(decoder.run(job()), Ok(Decoded::Rejected(reject)) if reject.reason.starts_with("unknown-format: "))
-        );
+        let decode = || decoder.samples([(0, None)], 1, &[8], &Stop::default());
+        let rejects = decode().unwrap().rejects;
+        assert!(matches!(&rejects[..], [reject] if reject.reason.starts_with("unknown-format: ")));
         std::fs::remove_file(&path).unwrap();
-        let error = format!("{:#}", decoder.run(job()).unwrap_err());
+        let error = format!("{:#}", decode().unwrap_err());
         assert!(error.contains("class/photo.png") && error.contains("cannot read"), "{error}");
     }
 }

@@ -3,27 +3,18 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::Context;
 use images::ImageSource;
 use indicatif::{DecimalBytes, HumanDuration};
 use program::{ExitStatus, LogFormat, words::count};
-use schemas::{Cache, TeacherIdentity};
+use schemas::TeacherIdentity;
 use serde::Serialize;
-use tch::Device;
 
-use super::Build;
-use super::decode::{Decoded, Decoder, Job};
-use super::flow::sizes;
-use super::infer::{Batch, BuildTeacher, encode, infer};
-use super::refuse;
-use super::timing::Timings;
-use super::worklist::{Outputs, PartWork};
-
-/// Rows that each lane computes for the estimate: seconds on a CPU, and more than one so that weights are reused as in a build.
-const PROBE_ROWS: usize = 4;
+use super::build::Build;
+use super::probe::{Time, measure};
+use super::worklist::Outputs;
 
 /// What a samples row takes at most, in bytes, beside its key: numbers, hash and checksum.
 const SAMPLE_ROW_BYTES: u64 = 100;
@@ -87,19 +78,6 @@ struct Teacher {
     to_write: Bytes,
 }
 
-/// From a short measurement on this machine, now.
-#[derive(Debug, Serialize)]
-struct Time {
-    seconds: f64,
-    images: u64,
-    images_per_second: f64,
-    measured_on_images: u64,
-    decode_ms_per_image: f64,
-    teachers_ms_per_image: f64,
-    /// Threads of the teachers, or the GPU.
-    teachers_on: String,
-}
-
 /// Prints the plan. Refuses what the build would refuse.
 pub(crate) fn report(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let forecast = Forecast::of(build)?;
@@ -112,7 +90,7 @@ pub(crate) fn report(build: &Build, format: LogFormat, out: &mut dyn Write) -> a
 
 impl Forecast {
     fn of(build: &Build) -> anyhow::Result<Forecast> {
-        let work = missing(build)?;
+        let work = build.missing()?;
         let plan = build.identity.plan;
         let views = u64::from(build.identity.views.views);
         let source = build.source.as_ref().context("a build reads images")?;
@@ -132,10 +110,7 @@ impl Forecast {
         let file_bytes = FILE_OVERHEAD + 2 * serde_json::to_vec(&build.identity)?.len() as u64;
 
         // A short measurement: of time, and of the size of packed images.
-        let probe = match work.is_empty() {
-            true => None,
-            false => Some(measure(build)?),
-        };
+        let probe = if work.is_empty() { None } else { Some(measure(build)?) };
         let packed_bytes = probe.as_ref().map_or(0, |probe| probe.packed_bytes);
         let (parts, rows) = missing_of(&|lacks| lacks.samples);
         let samples = Bytes {
@@ -147,7 +122,8 @@ impl Forecast {
         let teachers: Vec<Teacher> = build
             .teachers
             .iter()
-            .map(|(teacher, _)| {
+            .map(|teacher| {
+                let teacher = &teacher.identity;
                 let (parts, rows) = missing_of(&|lacks| lacks.teachers.contains(&teacher.id));
                 Teacher {
                     to_write: Bytes {
@@ -229,10 +205,7 @@ impl Forecast {
             "disk               at most {} needed, {} free: {}",
             DecimalBytes(self.bytes_needed_at_most),
             DecimalBytes(self.bytes_free),
-            match self.fits {
-                true => "fits",
-                false => "DOES NOT FIT",
-            }
+            if self.fits { "fits" } else { "DOES NOT FIT" }
         )?;
         let Some(time) = &self.time else {
             return Ok(writeln!(out, "time               nothing to do")?);
@@ -298,47 +271,6 @@ impl Source {
     }
 }
 
-impl Probe {
-    /// The time that `images` images take, of which `forward_rows` rows go through a teacher.
-    fn time(&self, build: &Build, images: u64, forward_rows: u64) -> Time {
-        let views = u64::from(build.identity.views.views);
-        let all_rows = (images * views * build.teachers.len() as u64).max(1);
-        let teachers_seconds = self.teachers_seconds * forward_rows as f64 / all_rows as f64;
-        let threads = build.config.threads;
-        let decode_seconds = self.decode_seconds / threads as f64;
-        // On a CPU the workers share decoding and teachers; on a GPU the two run beside each other.
-        let seconds_per_image = match build.device {
-            Device::Cpu => decode_seconds + teachers_seconds,
-            _ => decode_seconds.max(teachers_seconds),
-        };
-        Time {
-            seconds: (seconds_per_image * images as f64).min(1e10),
-            images,
-            images_per_second: 1.0 / seconds_per_image,
-            measured_on_images: self.images as u64,
-            decode_ms_per_image: 1e3 * self.decode_seconds,
-            teachers_ms_per_image: 1e3 * self.teachers_seconds,
-            teachers_on: match build.device {
-                Device::Cpu => format!("{threads} threads"),
-                _ => "the GPU".to_owned(),
-            },
-        }
-    }
-}
-
-/// The parts that lack something, of the cache that is there or of an empty one.
-fn missing(build: &Build) -> anyhow::Result<Vec<PartWork>> {
-    let out = &build.config.out;
-    let exists = build.refuse_changes()?;
-    if exists {
-        let cache = Cache::open(out)?;
-        refuse::lost_files(&cache)?;
-        return Ok(build.worklist(&cache)?);
-    }
-    let all = Outputs { samples: true, teachers: build.teachers.iter().map(|(t, _)| t.id.clone()).collect::<_>() };
-    Ok((0..build.identity.plan.parts()).map(|part| PartWork { part, missing: all.clone() }).collect())
-}
-
 fn row_bytes(teacher: &TeacherIdentity) -> u64 {
     (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes()) as u64 + FEATURE_ROW_OVERHEAD
 }
@@ -350,87 +282,4 @@ fn free_bytes(out: &Path) -> anyhow::Result<u64> {
     let stat = rustix::fs::statvfs(existing)
         .with_context(|| format!("cannot ask {} for its free space", existing.display()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-/// Seconds an image takes.
-struct Probe {
-    images: usize,
-    /// Read, decode and render all views, on one thread.
-    decode_seconds: f64,
-    /// Average bytes of a packed image, over the images tried; 0 if images are not packed.
-    packed_bytes: u64,
-    /// All views through all teachers and encoded, on all lanes together.
-    teachers_seconds: f64,
-}
-
-/// Decodes a few images and runs them through the teachers, on as many lanes at once as the build would have.
-fn measure(build: &Build) -> anyhow::Result<Probe> {
-    let timings = Timings::default();
-    let decoder = Decoder::new(build, &timings);
-    let sizes = sizes(build.teachers.iter().map(|(teacher, _)| teacher));
-
-    // Spread over the data set, since neighbours are often alike. The first one only warms up.
-    let samples = build.identity.plan.samples;
-    let probes = (PROBE_ROWS as u64 + 1).min(samples);
-    let step = samples / probes;
-    let (mut rows, mut packed_bytes) = (Vec::new(), 0);
-    let (mut images, mut busy) = (0, Duration::ZERO);
-    for probe in 0..probes {
-        let began = Instant::now();
-        let decoded = decoder.run(Job { seq: probe, sample_id: probe * step, known: None, sizes: sizes.clone() })?;
-        if let Decoded::Rows { rows: decoded, packed } = decoded {
-            rows.extend(decoded);
-            packed_bytes += packed.map_or(0, |packed| packed.len() as u64);
-            if probe > 0 || probes == 1 {
-                images += 1;
-                busy += began.elapsed();
-            }
-        }
-    }
-    ensure!(
-        !rows.is_empty() && images > 0,
-        "none of the {probes} images tried could be used, so the time cannot be measured"
-    );
-    rows.truncate(PROBE_ROWS);
-
-    let batch = Batch::new(0, rows, sizes);
-    let precision = build.config.precision;
-    let run = |teachers: &[BuildTeacher]| -> anyhow::Result<()> {
-        torch_ext::set_num_threads(1)?;
-        for teacher in teachers {
-            let features = infer(&batch, teacher, precision, &timings)?;
-            encode(&batch, &features, &teacher.codec)?;
-        }
-        Ok(())
-    };
-    // All lanes at once, for they share the memory's bandwidth; twice, for the first pass allocates and plans.
-    let lanes = if build.device == Device::Cpu { build.config.threads } else { 1 };
-    let mut seconds = f64::INFINITY;
-    for _ in 0..2 {
-        let handles: Vec<_> = (0..lanes).map(|_| build.teacher_handles()).collect();
-        let began = Instant::now();
-        thread::scope(|scope| -> anyhow::Result<()> {
-            let running: Vec<_> = handles
-                .into_iter()
-                .map(|teachers| {
-                    scope.spawn(|| {
-                        let teachers = teachers;
-                        run(&teachers)
-                    })
-                })
-                .collect();
-            running
-                .into_iter()
-                .try_for_each(|lane| lane.join().unwrap_or_else(|_| bail!("the probe panicked, which is a bug")))
-        })?;
-        seconds = seconds.min(began.elapsed().as_secs_f64());
-    }
-    let rows_done = (batch.rows.len() * lanes) as f64;
-    let views = f64::from(build.identity.views.views);
-    Ok(Probe {
-        images,
-        packed_bytes: packed_bytes / probes,
-        decode_seconds: busy.as_secs_f64() / images as f64,
-        teachers_seconds: seconds / rows_done * views,
-    })
 }

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use images::{Decoder, ImageSource};
+use models::precision::Precision;
 use models::teacher::TeacherInfo;
-use schemas::{Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity, layout};
+use schemas::{Batches, Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity, layout};
 use tch::Device;
 
 use crate::config::BuildConfig;
@@ -89,6 +90,12 @@ pub(crate) struct ForwardPass {
     pub grid: u32,
     pub batch_size: u32,
     pub device: Device,
+    pub precision: Precision,
+}
+
+/// Side of the square that a teacher is shown, in pixels.
+pub(crate) fn input_size(id: &TeacherId, info: &TeacherInfo, grid: u32) -> anyhow::Result<u32> {
+    grid.checked_mul(info.patch_size).with_context(|| format!("grid {grid} is too large for teacher {id}"))
 }
 
 /// The identity of one teacher.
@@ -96,13 +103,10 @@ pub(crate) fn teacher_identity(
     id: &TeacherId,
     source: &str,
     info: &TeacherInfo,
-    config: &BuildConfig,
     codec: Codec,
     pass: ForwardPass,
 ) -> anyhow::Result<TeacherIdentity> {
-    let ForwardPass { grid, batch_size, device } = pass;
-    let input_size =
-        grid.checked_mul(info.patch_size).with_context(|| format!("grid {grid} is too large for teacher {id}"))?;
+    let ForwardPass { grid, batch_size, device, precision } = pass;
     Ok(TeacherIdentity {
         format_version: FORMAT_VERSION,
         id: id.clone(),
@@ -113,15 +117,16 @@ pub(crate) fn teacher_identity(
         layer: info.layer.name().to_owned(),
         activation: info.activation.name().to_owned(),
         norm_eps: info.norm_eps,
-        input_size,
+        input_size: input_size(id, info, grid)?,
         patch_size: info.patch_size,
         mean: info.mean,
         std: info.std,
         grid,
         width: info.width,
         codec,
-        precision: config.precision.name().to_owned(),
+        precision: precision.name().to_owned(),
         batch_size,
+        batches: Batches::Samples,
         device: if device == Device::Cpu { "cpu" } else { "cuda" }.to_owned(),
         device_name: torch_ext::device_name(device),
         runtime: torch_ext::RUNTIME.to_owned(),

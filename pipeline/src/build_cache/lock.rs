@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-/// The cache is this build's. The lock is the kernel's, on the folder itself: it leaves no file behind and ends with the process, however that
-/// ends. Two builds at once would do no harm, for they would publish the same bytes, but all work would be done twice.
+/// Holds the cache for this build. It is a kernel lock on the folder itself: it leaves no file behind and ends with the process, however
+/// the process ends. Two builds at once would publish the same bytes and do no harm, but all work would be done twice.
 #[derive(Debug)]
 pub(crate) struct Lock {
     folder: File,
@@ -29,8 +29,8 @@ impl Lock {
 }
 
 impl Drop for Lock {
-    /// Closing would do only when nobody else has the folder open through this handle, as a program does that another thread of this process
-    /// is about to start: until it runs, it has all files of its parent.
+    /// Closing the folder is not enough: a program that another thread of this process is about to start has all files of its parent
+    /// open until it runs.
     fn drop(&mut self) {
         // Where there are no locks, there is nothing to undo.
         let _ = self.folder.unlock();

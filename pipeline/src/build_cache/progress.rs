@@ -1,5 +1,6 @@
 //! How far the build is: a bar on a terminal, a line now and then elsewhere.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,8 +24,9 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// `total` images, `before` of them done by earlier runs; an image has `views` rows.
-    pub(crate) fn new(total: u64, before: u64, views: u16) -> Progress {
+    /// `total` images, `before` of them done by earlier runs; an image has `views` rows. `skipped` pictures of the source are not in the data
+    /// set: they are shown beside the rejected ones, and are no part of the total.
+    pub(crate) fn new(total: u64, before: u64, views: u16, skipped: u64) -> Progress {
         let bar = terminal::bars().add(ProgressBar::new(total));
         let style = "{elapsed_precise} {wide_bar} {human_pos}/{human_len} images {msg}";
         bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
@@ -34,40 +36,17 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_secs(1));
         }
         let now = Instant::now();
-        Progress {
-            bar,
-            views: views.into(),
-            total,
-            before,
-            rows: 0,
-            rejected: 0,
-            skipped: 0,
-            began: now,
-            last_line: now,
-        }
+        Progress { bar, views: views.into(), total, before, rows: 0, rejected: 0, skipped, began: now, last_line: now }
     }
 
-    /// Samples of a resumed part that were rejected by an earlier run: nothing is to be done for them.
-    pub(crate) fn skip(&mut self, samples: u64) {
-        self.before += samples;
+    /// A batch of `samples` has been handed to its writers: this many rows, and this many images that cannot be used. The others were
+    /// rejected by an earlier run: nothing was to be done for them.
+    pub(crate) fn batch(&mut self, samples: Range<u64>, rows: usize, rejected: usize) {
+        let (rows, rejected) = (rows as u64, rejected as u64);
+        self.rows += rows;
+        self.rejected += rejected;
+        self.before += samples.end - samples.start - rows / self.views - rejected;
         self.show();
-    }
-
-    /// Rows that have been handed to their last writer.
-    pub(crate) fn rows(&mut self, rows: usize) {
-        self.rows += rows as u64;
-        self.show();
-    }
-
-    /// One image that cannot be used.
-    pub(crate) fn reject(&mut self) {
-        self.rejected += 1;
-        self.show();
-    }
-
-    /// Pictures of the source that are not in the data set; shown beside the rejected ones, and no part of the total.
-    pub(crate) fn skipped(&mut self, skipped: u64) {
-        self.skipped = skipped;
     }
 
     /// Images that this run has dealt with.

@@ -7,24 +7,22 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use images::ImageSource;
 use indicatif::{ProgressBar, ProgressStyle};
-use program::{signals, terminal, words::count};
+use program::{terminal, words::count};
 use schemas::{Cache, ContentHash};
 
-use crate::build_cache::progress::LINE_EVERY;
+use super::parallel::{Ended, map_in_order};
+use super::progress::LINE_EVERY;
 
 /// Images whose expectations are held in memory at once.
 const AT_ONCE: usize = 1 << 16;
 
-/// How often the checking thread looks up.
-const TICK: Duration = Duration::from_millis(100);
+/// Images that a thread reads at a time.
+const READ_TOGETHER: usize = 16;
 
 /// A place of the source: what the cache says was there; nothing where the image could not be read at all.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +43,7 @@ struct Differs {
 pub(crate) struct Moved {
     /// How many.
     pub count: u64,
-    /// Of how many.
+    /// How many were looked at.
     pub checked: u64,
     /// How many of the images that were there are at another of these places.
     pub elsewhere: u64,
@@ -132,50 +130,24 @@ fn compare(
     threads: usize,
     progress: &mut Progress,
 ) -> anyhow::Result<Option<Vec<Differs>>> {
-    let next = AtomicUsize::new(0);
-    let (send, results) = mpsc::channel();
     let mut differs = Vec::new();
-    let mut failure = None;
-    let mut interrupted = false;
-    thread::scope(|scope| {
-        for _ in 0..threads.min(places.len()) {
-            let (send, next) = (send.clone(), &next);
-            scope.spawn(move || {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(&place) = places.get(at) else { return };
-                    if send.send(look(source, place)).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(send);
-        let stop = || next.store(places.len(), Ordering::Relaxed);
-        loop {
-            match results.recv_timeout(TICK) {
-                Ok(Ok(found)) => {
-                    progress.one_more();
-                    differs.extend(found);
-                }
-                Ok(Err(error)) => {
-                    stop();
-                    failure.get_or_insert(error);
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            }
-            if signals::requested() {
-                stop();
-                interrupted = true;
-            }
-        }
-    });
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    differs.sort_unstable_by_key(|differs: &Differs| differs.place.sample_id);
-    Ok((!interrupted).then_some(differs))
+    let ended = map_in_order(
+        places.chunks(READ_TOGETHER).map(Ok),
+        vec![(); threads],
+        |(), places, stop| {
+            let look = |&place: &Place| {
+                stop.check()?;
+                look(source, place)
+            };
+            places.iter().map(look).collect::<anyhow::Result<Vec<_>>>()
+        },
+        |looked| {
+            progress.add(looked.len());
+            differs.extend(looked.into_iter().flatten());
+            Ok(())
+        },
+    )?;
+    Ok((ended == Ended::Finished).then_some(differs))
 }
 
 /// Reads a place; says what is there if that is not what the cache says.
@@ -207,8 +179,8 @@ impl Progress {
         Progress { bar, total, last_line: Instant::now() }
     }
 
-    fn one_more(&mut self) {
-        self.bar.inc(1);
+    fn add(&mut self, images: usize) {
+        self.bar.inc(images as u64);
         if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             tracing::info!(images = self.bar.position(), of = self.total, "reading again");

@@ -1,4 +1,4 @@
-//! What a build refuses before it writes: a folder that is no cache, a cache of other settings, files that are gone, a source whose
+//! What a build refuses before it writes: a folder that is not a cache, a cache of other settings, files that are gone, a source whose
 //! images have changed places.
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use images::source::lies_in;
 use program::words::count;
 use schemas::{Cache, layout};
 
-use super::Build;
+use super::build::Build;
 use super::recheck::{self, Checked};
 use super::worklist::PartWork;
 use crate::config::BuildConfig;
@@ -69,6 +69,16 @@ pub(crate) fn lost_files(cache: &Cache) -> anyhow::Result<()> {
 }
 
 impl Build {
+    /// The parts that lack something, of the cache that is there or of an empty one. Refuses what a build refuses, and writes nothing.
+    pub(super) fn missing(&self) -> anyhow::Result<Vec<PartWork>> {
+        if !self.refuse_changes()? {
+            return Ok(self.whole_worklist());
+        }
+        let cache = Cache::open(&self.config.out)?;
+        lost_files(&cache)?;
+        Ok(self.worklist(&cache)?)
+    }
+
     /// Compares with the cache that is there, if there is one, and says whether there is. All that differs is said at once.
     pub(crate) fn refuse_changes(&self) -> anyhow::Result<bool> {
         let folder = &self.config.out;
@@ -84,16 +94,16 @@ impl Build {
             Err(error) => return Err(error.into()),
         };
         // Those of a new cache too: a value that no cache can have is refused before anything is written.
-        for (teacher, _) in &self.teachers {
-            match schemas::check_teacher(folder, teacher) {
+        for teacher in &self.teachers {
+            match schemas::check_teacher(folder, &teacher.identity) {
                 Err(changed @ schemas::Error::IdentityChanged { .. }) => refused.push(changed.into()),
                 checked => drop(checked?),
             }
         }
         // All teachers of a cache share one grid: they are mimicked by the same tokens of one student.
         if let Some((id, cached)) = &self.existing.grid
-            && let Some((teacher, _)) = self.teachers.iter().find(|(t, _)| t.grid != *cached)
-            && self.teachers.iter().all(|(t, _)| t.id != *id)
+            && let Some(teacher) = self.teachers.iter().map(|t| &t.identity).find(|t| t.grid != *cached)
+            && self.teachers.iter().all(|t| t.identity.id != *id)
         {
             refused.push(anyhow!(
                 "grid {} was asked for, but teacher {id} of this cache has grid {cached}, and all teachers of a cache share one: leave \

@@ -10,10 +10,10 @@ use schemas::{Cache, TeacherId};
 use serde::Serialize;
 use tch::Device;
 
-use super::Build;
+use super::build::Build;
 use super::progress::Progress;
 use super::timing::{Stage, Timings};
-use super::write::Committed;
+use super::write::CommittedFile;
 use crate::codec_error::{CodecErrors, CodecLoss};
 
 /// The cache as a whole, and what this run did.
@@ -119,7 +119,7 @@ impl Summary {
         build: &Build,
         progress: &Progress,
         timings: &Timings,
-        committed: &[Committed],
+        committed: &[CommittedFile],
     ) -> anyhow::Result<Summary> {
         let wall = progress.elapsed().as_secs_f64();
         let stages: Vec<_> =
@@ -133,7 +133,7 @@ impl Summary {
             bottleneck: stages.iter().max_by(|a, b| a.share.total_cmp(&b.share)).map(|stage| stage.stage.clone()),
             stages,
             peak_memory_bytes: torch_ext::peak_rss(),
-            peak_gpu_memory_bytes: match build.device {
+            peak_gpu_memory_bytes: match build.compute.device {
                 Device::Cpu => None,
                 gpu => Some(torch_ext::memory(gpu)?.peak),
             },
@@ -238,7 +238,7 @@ fn stage_time(stage: &Stage, busy: Duration, wall: f64, build: &Build) -> StageT
     let threads = match stage {
         Stage::WriteSamples | Stage::WriteFeatures(_) => 1,
         // All teachers share the lane.
-        Stage::Infer(_) if build.device != Device::Cpu => 1,
+        Stage::Infer(_) if build.compute.device != Device::Cpu => 1,
         _ => build.config.threads,
     };
     let busy_seconds = busy.as_secs_f64();

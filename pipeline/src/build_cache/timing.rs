@@ -18,9 +18,9 @@ pub(crate) enum Stage {
     Render,
     /// Running a teacher.
     Infer(TeacherId),
-    /// From floats to stored bytes.
+    /// From floats to the pages of a file: codec, sums, checksum, compression.
     Encode,
-    /// Writing the samples: compressing, checksums, fsync.
+    /// Writing the samples: checksums, hash, fsync.
     WriteSamples,
     /// Writing a teacher's features, likewise.
     WriteFeatures(TeacherId),
@@ -53,7 +53,8 @@ impl Timings {
         result
     }
 
-    fn add(&self, stage: Stage, busy: Duration) {
+    /// Books busy time under `stage`.
+    pub(crate) fn add(&self, stage: Stage, busy: Duration) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(stage).or_default() += busy;
     }
 

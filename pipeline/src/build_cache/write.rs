@@ -1,28 +1,34 @@
-//! Writer threads: one for the samples, one per teacher. Each takes rows in order and commits part after part.
+//! Writer threads: one for the samples, one for each teacher. Each takes rows in order and commits part after part.
 //!
-//! A writer whose channel closes in the middle of a part (the build stops) drops the part, which removes its temporary file.
+//! Rows come encoded, hashed and compressed, so that a writer only appends. One whose channel closes in the middle of a part (the build
+//! stops) drops the part, which removes its temporary file.
 
 use std::path::Path;
+use std::thread::{Scope, ScopedJoinHandle};
 
-use anyhow::Context;
-use crossbeam_channel::{Receiver, Sender};
-use schemas::{CacheIdentity, Reject, SampleRow, SamplesWriter, TeacherIdentity, TeacherWriter};
+use anyhow::{Context, anyhow};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use schemas::{CacheIdentity, EncodedRow, Reject, SampleRow, SamplesWriter, TeacherIdentity, TeacherWriter};
 
-use super::infer::EncodedRow;
+use super::batch::{Batch, OpenPart};
+use super::network::BuildTeacher;
+use super::parallel::guarded;
 use super::timing::{Stage, Timings};
 
-/// Messages that may wait for a writer. One holds at most a batch of rows; a writer that falls behind stops the teachers here.
-pub(crate) const QUEUE: usize = 4;
+/// Messages that may wait for a writer. One holds at most a batch of rows; a writer that falls behind stops the build's threads here.
+const QUEUE: usize = 4;
 
-/// What a writer is told; for every part: begin, any number of rows, end.
+/// A batch whose rows are ready to be written.
 #[derive(Debug)]
-pub(crate) enum Message<Row> {
-    /// A new part.
-    Begin(u32),
-    /// Its next rows.
-    Rows(Vec<Row>),
-    /// The part is complete; these of its images could not be used (for the samples' writer only).
-    End(Vec<Reject>),
+pub(crate) struct FinishedBatch {
+    pub batch: Batch,
+    /// The samples' rows, for a part whose samples are not committed yet.
+    pub samples: Vec<PackedRow>,
+    pub rejects: Vec<Reject>,
+    /// Rows of each of the part's teachers.
+    pub features: Vec<Vec<EncodedRow>>,
+    /// Rows of each file.
+    pub rows: usize,
 }
 
 /// A samples row and the image to be packed with it.
@@ -34,7 +40,7 @@ pub(crate) struct PackedRow {
 
 /// A file of this run that is complete and declared.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Committed {
+pub(crate) struct CommittedFile {
     /// Its size.
     pub bytes: u64,
 }
@@ -50,15 +56,116 @@ pub(crate) struct WriterContext<'a> {
     pub timings: &'a Timings,
 }
 
-/// Writes parts of the samples until the channel closes; reports each commit.
-pub(crate) fn write_samples(
-    cx: WriterContext<'_>,
-    messages: Receiver<Message<PackedRow>>,
-    committed: &Sender<Committed>,
-) -> anyhow::Result<()> {
+/// What a writer is told; for every part: begin, any number of rows, end.
+#[derive(Debug)]
+enum Message<Row> {
+    /// A new part.
+    Begin(u32),
+    /// Its next rows.
+    Rows(Vec<Row>),
+    /// The part is complete; these of its images could not be used (for the samples' writer only).
+    End(Vec<Reject>),
+}
+
+/// The writers of a build.
+pub(crate) struct Writers<'scope> {
+    samples: Writer<'scope, PackedRow>,
+    /// One for each teacher of the build.
+    features: Vec<Writer<'scope, EncodedRow>>,
+    /// Images of the part that is being written that could not be used.
+    rejects: Vec<Reject>,
+}
+
+/// A writer's thread, and where it is told what to write.
+struct Writer<'scope, Row> {
+    messages: Sender<Message<Row>>,
+    thread: ScopedJoinHandle<'scope, anyhow::Result<Vec<CommittedFile>>>,
+}
+
+impl<'scope> Writers<'scope> {
+    /// Starts the threads.
+    pub(crate) fn start(
+        scope: &'scope Scope<'scope, '_>,
+        cx: WriterContext<'scope>,
+        teachers: &'scope [BuildTeacher],
+    ) -> Writers<'scope> {
+        let features = teachers.iter().map(|teacher| {
+            let identity = &teacher.identity;
+            Writer::start(scope, move |messages| write_features(cx, identity, messages))
+        });
+        Writers {
+            samples: Writer::start(scope, move |messages| write_samples(cx, messages)),
+            features: features.collect(),
+            rejects: Vec::new(),
+        }
+    }
+
+    /// Hands the next batch to the writers of its part's files.
+    ///
+    /// # Errors
+    /// If a writer has failed; [`Self::finish`] says why.
+    pub(crate) fn write(&mut self, finished: FinishedBatch) -> anyhow::Result<()> {
+        let FinishedBatch { batch, samples, rejects, features, .. } = finished;
+        let OpenPart { number, committed, teachers, .. } = &*batch.part;
+        self.rejects.extend(rejects);
+        if committed.is_none() {
+            self.samples.send_batch(&batch, *number, samples, || std::mem::take(&mut self.rejects))?;
+        }
+        for (&teacher, rows) in teachers.iter().zip(features) {
+            self.features[teacher].send_batch(&batch, *number, rows, Vec::new)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the writers' last commits and returns all of this run.
+    ///
+    /// # Errors
+    /// What stopped a writer.
+    pub(crate) fn finish(self) -> anyhow::Result<Vec<CommittedFile>> {
+        let mut committed = self.samples.finish()?;
+        for writer in self.features {
+            committed.extend(writer.finish()?);
+        }
+        Ok(committed)
+    }
+}
+
+impl<'scope, Row: Send + 'scope> Writer<'scope, Row> {
+    fn start(
+        scope: &'scope Scope<'scope, '_>,
+        write: impl FnOnce(Receiver<Message<Row>>) -> anyhow::Result<Vec<CommittedFile>> + Send + 'scope,
+    ) -> Writer<'scope, Row> {
+        let (messages, received) = bounded(QUEUE);
+        Writer { messages, thread: scope.spawn(|| guarded(|| write(received))) }
+    }
+
+    fn send_batch(
+        &self,
+        batch: &Batch,
+        part: u32,
+        rows: Vec<Row>,
+        rejects: impl FnOnce() -> Vec<Reject>,
+    ) -> anyhow::Result<()> {
+        let begin = batch.is_first().then_some(Message::Begin(part));
+        let end = batch.is_last().then(|| Message::End(rejects()));
+        for message in begin.into_iter().chain([Message::Rows(rows)]).chain(end) {
+            self.messages.send(message).map_err(|_| anyhow!("a writer has ended"))?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> anyhow::Result<Vec<CommittedFile>> {
+        drop(self.messages);
+        self.thread.join().unwrap_or_else(|_| Err(anyhow!("a writer panicked, which is a bug")))
+    }
+}
+
+/// Writes parts of the samples until the channel closes.
+fn write_samples(cx: WriterContext<'_>, messages: Receiver<Message<PackedRow>>) -> anyhow::Result<Vec<CommittedFile>> {
     let mut open: Option<SamplesWriter> = None;
+    let mut committed = Vec::new();
     for message in messages {
-        let commit = cx.timings.time(Stage::WriteSamples, || -> anyhow::Result<Option<Committed>> {
+        cx.timings.time(Stage::WriteSamples, || -> anyhow::Result<()> {
             match message {
                 Message::Begin(part) => open = Some(SamplesWriter::create(cx.cache, part, cx.identity)?),
                 Message::Rows(rows) => {
@@ -68,49 +175,39 @@ pub(crate) fn write_samples(
                 Message::End(rejects) => {
                     let writer = open.take().context("a part ends after it has begun")?;
                     let commit = writer.finish(&rejects)?;
-                    return Ok(Some(Committed { bytes: commit.file.bytes + commit.rejects.bytes }));
+                    committed.push(CommittedFile { bytes: commit.file.bytes + commit.rejects.bytes });
                 }
             }
-            Ok(None)
+            Ok(())
         })?;
-        if let Some(commit) = commit {
-            // The build may have stopped listening; the part is committed all the same.
-            let _ = committed.send(commit);
-        }
     }
-    Ok(())
+    Ok(committed)
 }
 
-/// Writes parts of one teacher's features until the channel closes; reports each commit.
-pub(crate) fn write_features(
+/// Writes parts of one teacher's features until the channel closes.
+fn write_features(
     cx: WriterContext<'_>,
     teacher: &TeacherIdentity,
     messages: Receiver<Message<EncodedRow>>,
-    committed: &Sender<Committed>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<CommittedFile>> {
     let mut open: Option<TeacherWriter> = None;
+    let mut committed = Vec::new();
     for message in messages {
         let stage = Stage::WriteFeatures(teacher.id.clone());
-        let commit = cx.timings.time(stage, || -> anyhow::Result<Option<Committed>> {
+        cx.timings.time(stage, || -> anyhow::Result<()> {
             match message {
                 Message::Begin(part) => open = Some(TeacherWriter::create(cx.cache, part, cx.identity, teacher)?),
                 Message::Rows(rows) => {
                     let writer = open.as_mut().context("rows belong to a part that has begun")?;
-                    for EncodedRow { row, error } in &rows {
-                        writer.push(row)?;
-                        error.iter().for_each(|error| writer.add_codec_error(error));
-                    }
+                    rows.into_iter().try_for_each(|row| writer.push(row))?;
                 }
                 Message::End(_) => {
                     let writer = open.take().context("a part ends after it has begun")?;
-                    return Ok(Some(Committed { bytes: writer.finish()?.file.bytes }));
+                    committed.push(CommittedFile { bytes: writer.finish()?.file.bytes });
                 }
             }
-            Ok(None)
+            Ok(())
         })?;
-        if let Some(commit) = commit {
-            let _ = committed.send(commit);
-        }
     }
-    Ok(())
+    Ok(committed)
 }

@@ -9,8 +9,7 @@ use schemas::{CacheIdentity, DepthWindow, Pack, TeacherId, ViewIdentity, ViewPol
 use serde::Serialize;
 
 use super::{
-    BuildConfig, CALIBRATION_IMAGES, CODEC, FLIP, PRECISION, RATIO, Recipe, SCALE, TeacherEntry, TeacherTable, VIEWS,
-    View,
+    BuildConfig, CALIBRATION_IMAGES, CODEC, FLIP, RATIO, Recipe, SCALE, TeacherEntry, TeacherTable, VIEWS, View,
 };
 use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
 
@@ -162,7 +161,7 @@ fn complete(recipe: Recipe, views: ViewIdentity, pack: Pack, dry_run: bool) -> R
         codec: word("features.codec", features.codec.as_deref().unwrap_or(CODEC))?,
         calibration_images: features.calibration_images.unwrap_or(CALIBRATION_IMAGES),
         pack,
-        precision: word("features.precision", features.precision.as_deref().unwrap_or(PRECISION))?,
+        precision: features.precision.as_deref().map(|name| word("features.precision", name)).transpose()?,
         batch_size: features.batch_size,
         part_samples: cache.part_samples,
         views,

@@ -36,7 +36,9 @@ fn defaults() {
     assert_eq!(config.images.as_deref(), Some("photos"));
     assert_eq!(config.teachers, BTreeMap::from([(TeacherId::new("clip").unwrap(), source("models/clip"))]));
     assert_eq!(config.views, ViewIdentity { policy: ViewPolicy::rrc(), views: 1, seed: 0, filter: "bicubic".into() });
-    assert_eq!((config.codec, config.precision), (CodecName::F16, Precision::F32));
+    assert_eq!((config.codec, config.precision), (CodecName::F16, None));
+    assert_eq!(config.precision_on(Device::Cpu), Precision::F32);
+    assert_eq!(config.precision_on(Device::Cuda(0)), Precision::Bf16);
     assert_eq!((config.grid, config.batch_size, config.limit), (None, None, None));
     assert_eq!((config.part_samples, config.device.as_str()), (None, "auto"));
     assert!(config.threads >= 1);
@@ -71,10 +73,11 @@ fn the_printed_recipe_resolves_to_itself() {
     let dir = tempfile::tempdir().unwrap();
     for more in [&["--limit", "9", "--views", "4"][..], &["--view-policy", "full", "--threads", "3"]] {
         let config = least_and(more).unwrap();
-        let text = config.to_toml(14, 16, "cpu");
+        let text = config.to_toml(14, 16, Precision::F32, "cpu");
         fs::write(dir.path().join("recipe.toml"), &text).unwrap();
         let again = resolve(&["--recipe", dir.path().join("recipe.toml").to_str().unwrap()]).unwrap();
-        let expected = BuildConfig { grid: Some(14), batch_size: Some(16), device: "cpu".into(), ..config };
+        let (grid, batch_size, precision) = (Some(14), Some(16), Some(Precision::F32));
+        let expected = BuildConfig { grid, batch_size, precision, device: "cpu".into(), ..config };
         assert_eq!(again, expected, "{text}");
     }
 }
@@ -178,7 +181,7 @@ fn teachers_may_be_tables_and_flags_fill_what_they_leave_open() {
     assert_eq!(teacher("dino").options.layer, Layer::LastNorm);
     assert_eq!(teacher("dino").options.activation, Some(Activation::QuickGelu));
     // What is printed repeats the build.
-    fs::write(dir.path().join("again.toml"), config.to_toml(14, 8, "cpu")).unwrap();
+    fs::write(dir.path().join("again.toml"), config.to_toml(14, 8, Precision::F32, "cpu")).unwrap();
     let again = resolve(&["--recipe", &dir.path().join("again.toml").display().to_string()]).unwrap();
     assert_eq!(again.teachers, config.teachers);
     let error = least_and(&["--set", "teachers.clip.layer=first"]).unwrap_err().to_string();
@@ -272,7 +275,7 @@ fn facts_about_a_teacher_are_read_in_every_form() {
     assert_eq!(of(&flags), whole);
     let printed = resolve(&[&["--images", "photos", "--out", "cache", "--recipe", &table][..]].concat())
         .unwrap()
-        .to_toml(14, 8, "cpu");
+        .to_toml(14, 8, Precision::F32, "cpu");
     assert_eq!(of(&["--recipe", &recipe(&printed)]), whole);
 }
 

@@ -209,8 +209,8 @@ fn read_columns(cache: &Cache, chosen: &[Chosen]) -> anyhow::Result<Vec<Column>>
         ensure!(
             tokens.iter().chain(&attention).all(|v| v.is_finite()),
             "the features of sample {} view {}, teacher {}, are not all finite: run `pipeline verify`",
-            row.sample_id,
-            row.view,
+            row.key.sample_id,
+            row.key.view,
             teacher.id
         );
         let column = columns.get_mut(&teacher.id).context("every teacher has a column")?;

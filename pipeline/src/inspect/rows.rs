@@ -133,7 +133,7 @@ pub(super) fn for_each_feature(
         };
         for (id, part) in parts {
             part.read_row_into(chosen.row, &mut feature)?;
-            part.check_join(chosen.row, &feature, &chosen.sample)
+            part.check_join(chosen.row, &feature.key, &chosen.sample.row_key())
                 .context("features belong to another view: run `pipeline verify`")?;
             visit(position, cache.teacher(id)?, &feature)?;
         }

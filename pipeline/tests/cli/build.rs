@@ -1,5 +1,6 @@
 //! What a build writes, and what it refuses.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -10,7 +11,8 @@ use pipeline::ExitStatus;
 use schemas::{Cache, ContentHash, FeatureCodec, SamplesWriter, Scalar, TeacherId};
 use tch::{Device, Kind, Tensor};
 
-use super::support::{BAD, USABLE, World, assert_same_tree, program, run, stderr, tree, write_teacher};
+use super::support::{BAD, USABLE, World, assert_same_tree, program, run, stderr, tree};
+use super::teacher::write_teacher;
 
 #[test]
 fn every_usable_image_has_its_rows_and_every_other_its_reason() {
@@ -75,8 +77,7 @@ fn features_are_the_teachers_of_the_rows_pixels() {
             assert_eq!(features.rows(), samples.len());
             for (row, sample) in samples.iter().enumerate() {
                 let feature = features.read_row(row).unwrap();
-                let joined = (feature.sample_id, feature.view, feature.content_hash);
-                assert_eq!(joined, (sample.sample_id, sample.view.index, sample.content_hash));
+                assert_eq!(feature.key, sample.row_key());
                 let image = images::decode(&source.read(sample.sample_id as usize).unwrap()).unwrap();
                 let pixels = images::render(&image, &sample.view, size).unwrap();
                 let pixels =
@@ -88,6 +89,33 @@ fn features_are_the_teachers_of_the_rows_pixels() {
                 // Half precision has 11 bits.
                 assert_close(&feature.cls_attn, Scalar::F16, &expected.cls_attn, 1e-3);
             }
+        }
+    }
+}
+
+/// An image that cannot be used makes its own batch shorter and shifts no other: the features of all other batches keep every bit.
+#[test]
+fn a_bad_image_changes_no_feature_of_another_batch() {
+    let world = World::new();
+    world.build("good", &["--codec", "f32"]).unwrap();
+    // Two samples a batch: sample 2 shares its batch with sample 3, and the parts hold 8.
+    let cache = Cache::open(&world.path("good")).unwrap();
+    let key = cache.samples(0).unwrap().iter().find(|row| row.sample_id == 2).unwrap().key.clone();
+    fs::write(world.path("images").join(&key), "spoilt").unwrap();
+    world.build("bad", &["--codec", "f32"]).unwrap();
+    let tokens = |name: &str, id: &str| {
+        let cache = Cache::open(&world.path(name)).unwrap();
+        let teacher = TeacherId::new(id).unwrap();
+        let parts = 0..cache.identity().plan.parts();
+        let rows = parts.flat_map(|part| cache.teacher_part(&teacher, part).unwrap().iter().collect::<Vec<_>>());
+        rows.map(|row| row.unwrap()).map(|row| ((row.key.sample_id, row.key.view), row)).collect::<BTreeMap<_, _>>()
+    };
+    for id in ["clip", "dino"] {
+        let (good, bad) = (tokens("good", id), tokens("bad", id));
+        let lost: Vec<_> = good.keys().filter(|place| !bad.contains_key(place)).collect();
+        assert_eq!(lost, [&(2, 0), &(2, 1)]);
+        for ((sample_id, view), row) in &bad {
+            assert!(*sample_id == 3 || good[&(*sample_id, *view)] == *row, "{id}: sample {sample_id}, view {view}");
         }
     }
 }

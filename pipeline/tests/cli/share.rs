@@ -1,11 +1,13 @@
 //! What makes a cache worth sharing: images inside, smaller features, teachers added later.
 
 use std::fs;
+use std::path::Path;
 
 use pipeline::ExitStatus;
 use schemas::{Cache, Codec, CodecError, Pack, TeacherId};
 
-use crate::support::{World, assert_same_tree, output, run, stderr, stdout, tree, write_teacher};
+use crate::support::{World, assert_same_tree, output, run, stderr, stdout, tree};
+use crate::teacher::write_teacher;
 
 const JPEG: [&str; 2] = ["--pack", "jpeg:32:90"];
 
@@ -246,6 +248,30 @@ fn a_failed_attempt_does_not_claim_the_name() {
 
     let refused = format!("{:#}", add(codec("f32")).unwrap_err());
     assert!(refused.contains("choose another name"), "{refused}");
+}
+
+/// Features whose batches were cut as the first version did it are read and added to, and not gone on with.
+#[test]
+fn a_cache_of_earlier_batches_is_sound_and_takes_other_teachers() {
+    let world = World::new();
+    let earlier = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/compat/v1/cache");
+    for (name, bytes) in tree(&earlier) {
+        let path = world.path("cache").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    let add = |id: &str| {
+        let teacher = format!("{id}={}", world.path("dino").display());
+        let cache = world.path("cache").display().to_string();
+        let words = ["pipeline", "add-teacher", &cache, "--device", "cpu", "--teacher", &teacher];
+        run(words.map(str::to_owned).into())
+    };
+    let refused = format!("{:#}", add("clip").unwrap_err());
+    let words = "batches = \"rows\", but batches = \"samples\" is asked for";
+    assert!(refused.contains(words) && refused.contains("the version of the program that began it"), "{refused}");
+    assert_eq!(add("later").unwrap().0, ExitStatus::Fine);
+    let verify = ["pipeline", "verify", &world.path("cache").display().to_string()].map(str::to_owned);
+    assert_eq!(run(verify.into()).unwrap().0, ExitStatus::Fine);
 }
 
 #[test]

@@ -37,7 +37,7 @@ const MARGIN: f32 = 1.125;
 /// thousand tokens; at 16 the rounding error (a 254th of the range, over √12) is 2 % of the deviation.
 const HEAVY: f64 = 16.0;
 
-/// At most one channel in so many is kept as f16: 1/16 of the channels cost 1/8 more bytes.
+/// At most one channel in 16 is kept as f16: that costs 1/8 more bytes.
 const MAX_OUTLIER_SHARE: usize = 16;
 
 impl Affine {
@@ -164,7 +164,7 @@ pub struct Calibrator {
 }
 
 impl Calibrator {
-    /// Of tokens with `width` channels.
+    /// Starts without images; tokens have `width` channels.
     pub fn new(width: usize) -> Calibrator {
         Calibrator {
             images: 0,

@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn ties_go_to_even_and_bytes_are_little_endian() {
         let mut bytes = Vec::new();
-        // 2049 and 2051 lie half-way between neighbours 2 apart.
+        // 2049 and 2051 lie half-way between neighbors 2 apart.
         Scalar::F16.encode(&[2049.0, 2051.0, 1.0], 1, &mut bytes).unwrap();
         assert_eq!(round_trip(Scalar::F16, &[2049.0, 2051.0]), [2048.0, 2052.0]);
         assert_eq!(bytes[4..], [0x00, 0x3c]);

@@ -6,9 +6,10 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{Tiny, image, overwrite, sample_row, teacher_row};
+use crate::testing::{Tiny, encoded, image, overwrite, sample_row, teacher_row};
 use crate::{
-    Cache, FeatureCodec, SamplesWriter, Scalar, TeacherIdentity, TeacherWriter, atomic, create_cache, layout, verify,
+    Cache, EncodedRow, FeatureCodec, RowFeatures, RowKey, SamplesWriter, Scalar, TeacherIdentity, TeacherWriter,
+    atomic, create_cache, layout, verify,
 };
 
 /// `name` of each variant, and all the names. A new variant does not compile until it is listed here, and once it is listed, the
@@ -56,6 +57,7 @@ variants!(
     RejectLine,
     ChannelSums,
     Unstorable,
+    Feature,
     CodecLength,
 );
 
@@ -244,14 +246,16 @@ fn one_of_each() -> Vec<Error> {
     let mut features = TeacherWriter::create(c.path(), 1, &c.tiny.identity, c.clip()).unwrap();
     for (i, (id, view)) in c.tiny.places(1).into_iter().enumerate() {
         let mut row = teacher_row(id, view, c.clip());
-        row.content_hash.0[0] ^= u8::from(i == 5);
-        features.push(&row).unwrap();
+        row.key.content_hash.0[0] ^= u8::from(i == 5);
+        features.push(encoded(&row, c.clip())).unwrap();
     }
     features.finish().unwrap();
     add(c.problem());
     let mut features = TeacherWriter::create(c.path(), 1, &c.tiny.identity, c.clip()).unwrap();
     let places = c.tiny.places(1);
-    places[..7].iter().for_each(|(id, view)| features.push(&teacher_row(*id, *view, c.clip())).unwrap());
+    places[..7]
+        .iter()
+        .for_each(|(id, view)| features.push(encoded(&teacher_row(*id, *view, c.clip()), c.clip())).unwrap());
     features.finish().unwrap();
     add(c.problem());
     add(samples.finish(&[]).unwrap_err());
@@ -264,6 +268,9 @@ fn one_of_each() -> Vec<Error> {
 
     // Values.
     add(Scalar::F16.encode(&[1e6], 1, &mut Vec::new()).unwrap_err());
+    let (infinite, zeros) = ([f32::INFINITY; 8], [0.0; 9 * 8]);
+    let features = RowFeatures { tokens: &zeros, cls: &infinite, cls_attn: &zeros[..9] };
+    add(EncodedRow::encode(c.clip(), RowKey::default(), features).unwrap_err());
     add(Scalar::F16.decode_into(&[0; 3], 1, &mut [0.0]).unwrap_err());
     errors
 }
@@ -276,8 +283,10 @@ fn every_variant_is_produced_and_says_where() {
     assert_eq!(NAMES.iter().collect::<BTreeSet<_>>().len(), NAMES.len());
     for error in &errors {
         let text = error.to_string();
-        let has_place =
-            !matches!(error, Error::TeacherName { .. } | Error::Unstorable { .. } | Error::CodecLength { .. });
+        let has_place = !matches!(
+            error,
+            Error::TeacherName { .. } | Error::Unstorable { .. } | Error::Feature { .. } | Error::CodecLength { .. }
+        );
         assert!(!has_place || text.starts_with('/') || text.contains(" /"), "{text}");
         assert!(!text.contains("  ") && !text.ends_with(['.', ' ', ';']), "{text}");
         assert_eq!(error.is_io(), matches!(error, Error::Io { .. } | Error::DiskFull { .. }), "{text}");
@@ -295,6 +304,14 @@ fn messages_read_like_this() {
         show(create_cache(dir.path(), &identity).unwrap_err()),
         "CACHE/cache.json: this cache was built with views.seed = 7, but views.seed = 8 is asked for; build into another folder, or ask \
          for the cached value"
+    );
+    let earlier = TeacherIdentity { batches: crate::Batches::Rows, ..tiny.teachers[0].clone() };
+    let path = layout::teacher_json(dir.path(), &earlier.id);
+    assert_eq!(
+        show(earlier.check_same(&path, &tiny.teachers[0]).unwrap_err()),
+        "CACHE/teachers/clip/teacher.json: this cache was built with batches = \"rows\", but batches = \"samples\" is asked for; build into \
+         another folder, or finish it with the version of the program that began it, which cut forward passes by usable rows: this one cuts \
+         them by samples, and the features would differ in their last bits"
     );
     let path = layout::teacher_file(dir.path(), &tiny.teachers[1].id, 2);
     assert_eq!(

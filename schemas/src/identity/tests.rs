@@ -115,6 +115,7 @@ fn a_changed_teacher_is_refused_by_field_but_its_source_may_move() {
     assert_eq!(check(|t| t.norm_eps = 1e-6).as_deref(), Some("norm_eps"));
     assert_eq!(check(|t| t.precision = "bf16".to_string()).as_deref(), Some("precision"));
     assert_eq!(check(|t| t.batch_size = 5).as_deref(), Some("batch_size"));
+    assert_eq!(check(|t| t.batches = Batches::Rows).as_deref(), Some("batches"));
     // What follows from another setting is not what was changed.
     let other_weights = |t: &mut TeacherIdentity| {
         t.activation = "another".to_string();

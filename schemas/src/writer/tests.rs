@@ -5,8 +5,12 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Tiny, content_hash, files, identity, image, sample_row, teacher, teacher_row};
-use crate::{Cache, Codec, ContentHash, CropBox, Plan, TeacherId, View, add_teacher, create_cache};
+use crate::columns::teacher_checksum;
+use crate::testing::{Tiny, affine, content_hash, encoded, files, identity, image, sample_row, teacher, teacher_row};
+use crate::{
+    Cache, Codec, ContentHash, CropBox, FeatureCodec, Plan, RowFeatures, RowKey, Scalar, TeacherId, TeacherRow, View,
+    add_teacher, create_cache,
+};
 
 #[test]
 fn what_is_written_is_read() {
@@ -21,8 +25,9 @@ fn write_and_read(tiny: &Tiny) {
     let cache = Cache::open(dir.path()).unwrap();
     assert_eq!(cache.identity(), &tiny.identity);
     assert_eq!(cache.teachers().values().cloned().collect::<Vec<_>>(), tiny.teachers);
-    assert!(cache.missing_parts().unwrap().is_empty());
     for part in 0..3 {
+        let state = cache.part_state(part).unwrap();
+        assert_eq!((state.samples.is_some(), state.teachers.len()), (true, tiny.teachers.len()));
         let samples: Vec<_> = tiny.places(part).into_iter().map(|(id, view)| tiny.sample(id, view)).collect();
         let read = cache.samples_part(part).unwrap();
         assert_eq!(read.rows(), samples);
@@ -39,8 +44,8 @@ fn write_and_read(tiny: &Tiny) {
             assert_eq!(features.iter().collect::<Result<Vec<_>>>().unwrap(), expected);
             for (row, sample) in samples.iter().enumerate().rev() {
                 let found = features.read_row(row).unwrap();
-                features.check_join(row, &found, sample).unwrap();
-                assert_eq!(features.key(row).unwrap(), (sample.sample_id, sample.view.index, sample.content_hash));
+                features.check_join(row, &found.key, &sample.row_key()).unwrap();
+                assert_eq!(features.key(row).unwrap(), sample.row_key());
             }
         }
     }
@@ -104,9 +109,105 @@ fn other_readers_see_the_same_values() {
             assert_eq!(column("tokens").as_fixed_size_binary().value(i), row.tokens);
             assert_eq!(column("cls").as_fixed_size_binary().value(i), row.cls);
             assert_eq!(column("cls_attn").as_fixed_size_binary().value(i), row.cls_attn);
-            assert_eq!(column("checksum").as_primitive::<UInt64Type>().value(i), teacher_checksum(row));
+            assert_eq!(
+                column("checksum").as_primitive::<UInt64Type>().value(i),
+                teacher_checksum(&row.key, row.features())
+            );
         }
     }
+}
+
+/// Pages that are made row by row and appended are the file that the library's own column writers make.
+#[test]
+fn a_teachers_file_is_the_one_that_the_library_writes() {
+    for tiny in [Tiny::usual(), Tiny::packed()] {
+        let dir = tempfile::tempdir().unwrap();
+        tiny.build(dir.path());
+        for (part, teacher) in (0..3).flat_map(|part| tiny.teachers.iter().map(move |teacher| (part, teacher))) {
+            let rows: Vec<_> = tiny.places(part).into_iter().map(|(id, view)| teacher_row(id, view, teacher)).collect();
+            let path = dir.path().join("reference.parquet");
+            let columns = teacher_columns(teacher);
+            let key_values = key_values(part, &tiny.identity, Some(teacher));
+            let mut file = PartWriter::create(&path, &columns, key_values).unwrap();
+            if !rows.is_empty() {
+                file.write_group(rows.len(), |group| {
+                    put::<Int64Type>(group, rows.iter().map(|row| row.key.sample_id.cast_signed()))?;
+                    put::<parquet::data_type::Int32Type>(group, rows.iter().map(|row| row.key.view.into()))?;
+                    put::<FixedLenByteArrayType>(group, rows.iter().map(|row| fixed(&row.key.content_hash.0)))?;
+                    let blobs: [fn(&TeacherRow) -> &[u8]; 3] = [|row| &row.tokens, |row| &row.cls, |row| &row.cls_attn];
+                    for blob in blobs {
+                        put::<FixedLenByteArrayType>(group, rows.iter().map(|row| fixed(blob(row))))?;
+                    }
+                    let checksum = |row: &TeacherRow| teacher_checksum(&row.key, row.features()).cast_signed();
+                    put::<Int64Type>(group, rows.iter().map(checksum))
+                })
+                .unwrap();
+            }
+            file.publish().unwrap();
+            let written = std::fs::read(layout::teacher_file(dir.path(), &teacher.id, part)).unwrap();
+            assert!(written == std::fs::read(&path).unwrap(), "part {part} of {}", teacher.id);
+        }
+    }
+}
+
+/// Numbers are stored as their codec stores them; what it loses and the sums of what is stored come with the row.
+#[test]
+fn a_row_of_numbers_is_encoded_and_measured() {
+    for codec in [Codec::F32, Codec::F16, Codec::Bf16, affine(8)] {
+        let teacher = teacher("any", codec);
+        let given: Vec<f32> = (0..9 * 8).map(|i| (i * 37 % 64) as f32 / 7.0 - 4.0).collect();
+        let features = RowFeatures { tokens: &given, cls: &given[..8], cls_attn: &given[..9] };
+        let row = EncodedRow::encode(&teacher, RowKey::default(), features).unwrap();
+        let store = |codec: &dyn FeatureCodec, values: &[f32]| {
+            let mut bytes = Vec::new();
+            codec.encode(values, 8, &mut bytes).map(|()| bytes).unwrap()
+        };
+        let stored = TeacherRow {
+            key: RowKey::default(),
+            tokens: store(teacher.codec.tokens(), &given),
+            cls: store(&teacher.codec.cls(), &given[..8]),
+            cls_attn: store(&Scalar::F16, &given[..9]),
+        };
+        let same = EncodedRow::from_stored(&teacher, stored.key, stored.features(), None).unwrap();
+        for (page, other) in row.pages.iter().zip(&same.pages) {
+            assert_eq!(page.bytes, other.bytes);
+        }
+        assert_eq!((&row.sums, row.sums.count), (&same.sums, 9));
+        let mut decoded = Vec::new();
+        teacher.decode_tokens(&stored.tokens, &mut decoded).unwrap();
+        let lost = (decoded != given).then(|| CodecError::measure(&given, &decoded, 8));
+        assert_eq!((row.codec_error.is_some(), row.codec_error), (!teacher.codec.tokens().is_exact(), lost));
+    }
+}
+
+#[test]
+fn what_is_no_row_of_a_teacher_is_refused() {
+    let teacher = teacher("any", Codec::F16);
+    let (tokens, cls, cls_attn) = (vec![0; 9 * 8 * 2], vec![0; 8 * 2], vec![0; 9 * 2]);
+    let refused = |tokens: &[u8], cls: &[u8], cls_attn: &[u8]| {
+        let features = RowFeatures { tokens, cls, cls_attn };
+        match EncodedRow::from_stored(&teacher, RowKey::default(), features, None) {
+            Err(Error::Feature { column, .. }) => Some(column),
+            Err(other) => panic!("{other}"),
+            Ok(_) => None,
+        }
+    };
+    assert_eq!(refused(&tokens, &cls, &cls_attn), None);
+    assert_eq!(refused(&tokens[2..], &cls, &cls_attn), Some("tokens"));
+    assert_eq!(refused(&tokens, &cls[1..], &cls_attn), Some("cls"));
+    assert_eq!(refused(&tokens, &cls, &[]), Some("cls_attn"));
+    let infinite = [0x00, 0x7c].repeat(9);
+    assert_eq!(refused(&tokens, &cls, &infinite), Some("cls_attn"));
+
+    // A row of another teacher is refused by the writer.
+    let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+    create_cache(dir.path(), &tiny.identity).unwrap();
+    let mut writer = TeacherWriter::create(dir.path(), 0, &tiny.identity, &tiny.teachers[1]).unwrap();
+    let row = encoded(&teacher_row(0, 0, &tiny.teachers[0]), &tiny.teachers[0]);
+    assert!(matches!(writer.push(row), Err(Error::RowValue { column, .. }) if column == "tokens"));
+    let earlier = TeacherIdentity { batches: crate::Batches::Rows, ..tiny.teachers[0].clone() };
+    let refused = TeacherWriter::create(dir.path(), 0, &tiny.identity, &earlier).unwrap_err();
+    assert!(matches!(refused, Error::IdentityValue { field, .. } if field == "batches"));
 }
 
 /// Rows of 8 MB, more of them than one row group holds, read from several threads at once.
@@ -125,8 +226,8 @@ fn rows_of_megabytes_in_several_groups() {
     let mut expected = teacher_row(0, 0, &teacher);
     assert_eq!(expected.tokens.len(), 8 << 20);
     for id in 0..11 {
-        (expected.sample_id, expected.content_hash, expected.tokens[77]) = (id, content_hash(id), id as u8);
-        writer.push(&expected).unwrap();
+        (expected.key.sample_id, expected.key.content_hash, expected.tokens[77]) = (id, content_hash(id), id as u8);
+        writer.push(encoded(&expected, &teacher)).unwrap();
     }
     writer.finish().unwrap();
     let features = Cache::open(dir.path()).unwrap().teacher_part(&teacher.id, 0).unwrap();
@@ -136,7 +237,8 @@ fn rows_of_megabytes_in_several_groups() {
             let (features, mut expected) = (&features, expected.clone());
             scope.spawn(move || {
                 for id in (start..11).step_by(3) {
-                    (expected.sample_id, expected.content_hash, expected.tokens[77]) = (id, content_hash(id), id as u8);
+                    (expected.key.sample_id, expected.key.content_hash, expected.tokens[77]) =
+                        (id, content_hash(id), id as u8);
                     assert!(features.read_row(id as usize).unwrap() == expected);
                 }
             });
@@ -152,7 +254,7 @@ fn a_writer_that_is_dropped_leaves_nothing() {
     let mut samples = SamplesWriter::create(dir.path(), 0, &tiny.identity).unwrap();
     samples.push(&sample_row(0, 0)).unwrap();
     let mut features = TeacherWriter::create(dir.path(), 0, &tiny.identity, &tiny.teachers[0]).unwrap();
-    features.push(&teacher_row(0, 0, &tiny.teachers[0])).unwrap();
+    features.push(encoded(&teacher_row(0, 0, &tiny.teachers[0]), &tiny.teachers[0])).unwrap();
     assert_eq!(files(dir.path()).len(), before.len() + 2);
     drop((samples, features));
     assert_eq!(files(dir.path()), before);
@@ -234,7 +336,7 @@ proptest! {
             for (i, byte) in row.tokens.iter_mut().chain(&mut row.cls_attn).enumerate() {
                 *byte = seed.rotate_left(i as u32 * 7) as u8 & !0x40;
             }
-            writer.push(&row).unwrap();
+            writer.push(encoded(&row, &teacher)).unwrap();
             rows.push(row);
         }
         writer.finish().unwrap();

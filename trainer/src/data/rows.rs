@@ -80,7 +80,7 @@ impl TeacherRows {
         let part = self.part(sample.part)?;
         ROW.with_borrow_mut(|found| {
             part.read_row_into(row, found)?;
-            part.check_join(row, found, &sample.row(view))?;
+            part.check_join(row, &found.key, &sample.row_key(view))?;
             // The reader has checked the lengths against the teacher's identity, from which the batch's sizes are taken too.
             let (tokens, outliers) = found.tokens.split_at(self.split);
             for (out, column) in [(wanted.tokens, tokens), (wanted.outliers, outliers)] {

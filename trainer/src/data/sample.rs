@@ -1,6 +1,6 @@
 //! One image of a cache, as a run finds it.
 
-use schemas::{ContentHash, SampleRow, View};
+use schemas::{ContentHash, RowKey, View};
 
 /// One cached image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,17 +22,8 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// What is checked of the samples row of `view` when it is joined with a teacher's; its key and label are not kept.
-    pub(crate) fn row(&self, view: &View) -> SampleRow {
-        SampleRow {
-            sample_id: self.sample_id,
-            view: *view,
-            key: String::new(),
-            content_hash: self.content_hash,
-            label: None,
-            width: self.width,
-            height: self.height,
-            image_hash: None,
-        }
+    /// What the row of a teacher's features for `view` must repeat.
+    pub(crate) fn row_key(&self, view: &View) -> RowKey {
+        RowKey { sample_id: self.sample_id, view: view.index, content_hash: self.content_hash }
     }
 }

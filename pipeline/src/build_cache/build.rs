@@ -1,0 +1,311 @@
+//! What a build is, once everything that it depends on has been found: images, teachers, identities.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use hub::HubSettings;
+use images::{DeepImages, ImageSource};
+use models::teacher::{Teacher, TeacherOptions};
+use program::words::count;
+use schemas::{Cache, CacheIdentity, Codec, TeacherId, TeacherIdentity, layout};
+use tch::Device;
+
+use super::calibrate::{self, PreparedTeacher};
+use super::decode::Decoder;
+use super::identity::{self, Existing, ForwardPass};
+use super::infer::Compute;
+use super::network::{BuildTeacher, Network};
+use super::resolve;
+use super::timing::Timings;
+use super::worklist::{self, Outputs, PartWork};
+use crate::config::{self, BuildConfig, CodecName};
+
+/// Images that a dry run calibrates codec `i8` on.
+const DRY_CALIBRATION_IMAGES: u64 = 8;
+
+/// Everything that is known before the first byte is written.
+#[derive(Debug)]
+pub(crate) struct Build {
+    pub config: BuildConfig,
+    pub compute: Compute,
+    /// The data set; absent where all images that are needed are packed.
+    pub source: Option<ImageSource>,
+    pub identity: CacheIdentity,
+    /// How image files become pixels, as the identity says.
+    pub decoder: images::Decoder,
+    /// Counts over all images decoded.
+    pub deep: DeepImages,
+    /// In order of id.
+    pub teachers: Vec<BuildTeacher>,
+    pub batch_size: u32,
+    /// What the cache says that is there.
+    pub existing: Existing,
+    /// Teachers of the cache whose codec is not the one asked for, in words.
+    pub other_codecs: Vec<String>,
+}
+
+/// Finds the device and has libtorch compute on it in the build's precision.
+pub(crate) fn open_device(config: &BuildConfig) -> anyhow::Result<Device> {
+    // Before anything else touches libtorch: it looks for its CUDA half only once.
+    let device = torch_ext::resolve_device(&config.device)?;
+    let precision = config.precision_on(device);
+    if config.precision.is_none() && device.is_cuda() {
+        tracing::info!(
+            "teachers run in {precision}, the default on a GPU; --precision f32 computes them as a CPU does"
+        );
+    }
+    precision.prepare(device)?;
+    Ok(device)
+}
+
+/// Opens the data set.
+pub(super) fn open_source(config: &BuildConfig) -> anyhow::Result<ImageSource> {
+    let images = config.images.as_deref().context("a build reads images")?;
+    let source = ImageSource::open(images)?;
+    tracing::info!(
+        "{images}: {}, {}{}",
+        source.kind(),
+        count(source.len() as u64, "image"),
+        match source.files() {
+            0 => String::new(),
+            files => format!(" in {}", count(files as u64, "file")),
+        }
+    );
+    let source = match config.limit {
+        Some(limit) => source.limit(limit),
+        None => source,
+    };
+    ensure!(!source.is_empty(), "{images}: no images here");
+    Ok(source)
+}
+
+/// Loads a teacher. What its files and `options` leave open is what the cache in `out` was begun with, if it has this teacher.
+fn load_teacher(
+    out: &Path,
+    id: &TeacherId,
+    path: &Path,
+    options: &TeacherOptions,
+    device: Device,
+) -> anyhow::Result<Teacher> {
+    use models::Error::{MissingFact, MissingFacts};
+    match Teacher::load_with(path, options, device) {
+        Err(MissingFact { .. } | MissingFacts(_)) if layout::teacher_json(out, id).exists() => {
+            let cache = Cache::open(out)?;
+            let begun = cache.teachers().get(id).context("a teacher without a record")?;
+            let (mean, std) = match (options.mean, options.std) {
+                (None, None) => (Some(begun.mean), Some(begun.std)),
+                given => given,
+            };
+            let begun = TeacherOptions {
+                layer: options.layer,
+                activation: options.activation.or(begun.activation.parse().ok()),
+                mean,
+                std,
+                norm_eps: options.norm_eps.or(Some(begun.norm_eps)),
+                num_heads: options.num_heads.or(begun.heads()),
+            };
+            Ok(Teacher::load_with(path, &begun, device)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Finds and opens the teachers and settles what depends on them. Writes nothing, apart from what a hub's cache lacks.
+pub(crate) fn prepare(
+    config: BuildConfig,
+    device: Device,
+    source: Option<ImageSource>,
+    identity: CacheIdentity,
+    existing: Existing,
+    hub: &HubSettings,
+) -> anyhow::Result<Build> {
+    let decoder = decoder(&config, &identity)?;
+    let compute = Compute { device, precision: config.precision_on(device), threads: config.threads };
+    let models = load_teachers(&config, device, hub)?;
+    let grid = identity::choose_grid(config.grid, &existing, models.iter().map(|(_, _, model)| model.info()))?;
+    let default_batch = if device == Device::Cpu { config::BATCH_SIZE_CPU } else { config::BATCH_SIZE_CUDA };
+    let batch_size = config.batch_size.unwrap_or(default_batch);
+
+    let (mut prepared, mut other_codecs) = (Vec::new(), Vec::new());
+    for (id, source, model) in models {
+        let (codec, problem) = codec(&config, &id)?;
+        other_codecs.extend(problem);
+        let pass = ForwardPass { grid, batch_size, device, precision: compute.precision };
+        let input_size = identity::input_size(&id, model.info(), grid)?;
+        prepared.push(PreparedTeacher { id, source, model, input_size, pass, codec });
+    }
+    let device_name = match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    };
+    tracing::info!("the recipe in full:\n{}", config.to_toml(grid, batch_size, compute.precision, &device_name));
+
+    // A dry run wants sizes and speed, for which any few images do.
+    let images = if config.dry_run { DRY_CALIBRATION_IMAGES } else { u64::MAX }.min(config.calibration_images);
+    // The images of the calibration are counted when the build comes to them.
+    let (timings, uncounted) = (Timings::default(), DeepImages::default());
+    let pixels = Decoder::new(source.as_ref(), &identity, decoder, &uncounted, &timings);
+    let sampling = calibrate::Sampling { images, batch_size, plan: identity.plan, cache: &config.out };
+    let teachers = calibrate::calibrate(prepared, &pixels, sampling, compute)?;
+    Ok(Build {
+        config,
+        compute,
+        source,
+        identity,
+        decoder,
+        deep: DeepImages::default(),
+        teachers,
+        batch_size,
+        existing,
+        other_codecs,
+    })
+}
+
+/// How the cache's images become pixels.
+fn decoder(config: &BuildConfig, identity: &CacheIdentity) -> anyhow::Result<images::Decoder> {
+    let decoder = images::Decoder::of_cache(&identity.image_code, identity.depth_window).with_context(|| {
+        format!(
+            "{}: its crops were made by image code {:?}, this program has {:?}: rows of one cache would be of different pixels. Use the \
+             version that built the cache, or build it again",
+            config.out.display(),
+            identity.image_code,
+            images::IMAGE_CODE
+        )
+    })?;
+    if let Some(rules) = decoder.earlier_rules() {
+        tracing::warn!(
+            "{} was begun with earlier rules for images, and goes on with them: {rules}. Build into another folder for today's",
+            config.out.display()
+        );
+    }
+    Ok(decoder)
+}
+
+/// The teachers asked for, each with where it came from.
+fn load_teachers(
+    config: &BuildConfig,
+    device: Device,
+    hub: &HubSettings,
+) -> anyhow::Result<Vec<(TeacherId, String, Teacher)>> {
+    // All of them are found before the first is loaded: what is wrong with the second should not show after minutes.
+    let mut found = Vec::new();
+    for (id, teacher) in &config.teachers {
+        found.push(resolve::resolve(id, &teacher.path, hub)?);
+    }
+    let mut models = Vec::new();
+    for ((id, teacher), resolved) in config.teachers.iter().zip(found) {
+        let model = load_teacher(&config.out, id, &resolved.path, &teacher.options, device)
+            .with_context(|| format!("teacher {id}"))?;
+        for assumed in &model.info().assumed {
+            let settings = assumed.settings;
+            if assumed.doubtful {
+                tracing::warn!(
+                    "teacher {id}: ASSUMED {assumed}. No file beside the weights says it: give {settings} (--help), or the same values to \
+                     confirm them"
+                );
+            } else {
+                tracing::info!("teacher {id}: assumed {assumed}; no file says otherwise");
+            }
+        }
+        models.push((id.clone(), resolved.source, model));
+    }
+    Ok(models)
+}
+
+/// How a teacher's features are stored, or nothing where that has to be calibrated; and why the cache's own codec is not the one asked for.
+fn codec(config: &BuildConfig, id: &TeacherId) -> anyhow::Result<(Option<Codec>, Option<String>)> {
+    Ok(match config.codec {
+        CodecName::F32 => (Some(Codec::F32), None),
+        CodecName::F16 => (Some(Codec::F16), None),
+        CodecName::Bf16 => (Some(Codec::Bf16), None),
+        CodecName::I8 => match calibrate::existing(&config.out, id, config.calibration_images)? {
+            calibrate::Existing::Parameters(affine) => (Some(Codec::I8(affine)), None),
+            calibrate::Existing::Nothing => (None, None),
+            calibrate::Existing::Other { codec, problem } => (Some(codec), Some(problem)),
+        },
+    })
+}
+
+impl Build {
+    /// What decodes this build's images.
+    pub(crate) fn decoder<'a>(&'a self, timings: &'a Timings) -> Decoder<'a> {
+        Decoder::new(self.source.as_ref(), &self.identity, self.decoder, &self.deep, timings)
+    }
+
+    /// What one more thread needs to run the teachers.
+    pub(crate) fn networks(&self) -> Vec<Network> {
+        self.teachers.iter().map(BuildTeacher::network).collect()
+    }
+
+    /// What the teachers are, in their order.
+    pub(crate) fn identities(&self) -> Vec<&TeacherIdentity> {
+        self.teachers.iter().map(|teacher| &teacher.identity).collect()
+    }
+
+    /// What the cache lacks.
+    pub(crate) fn worklist(&self, cache: &Cache) -> schemas::Result<Vec<PartWork>> {
+        let committed = (0..self.identity.plan.parts()).map(|part| {
+            let state = cache.part_state(part)?;
+            Ok(Outputs { samples: state.samples.is_some(), teachers: state.teachers.into_keys().collect() })
+        });
+        Ok(worklist::worklist(&self.wanted(), &committed.collect::<schemas::Result<Vec<_>>>()?))
+    }
+
+    /// What a cache that is not there lacks.
+    pub(crate) fn whole_worklist(&self) -> Vec<PartWork> {
+        worklist::worklist(&self.wanted(), &vec![Outputs::default(); self.identity.plan.parts() as usize])
+    }
+
+    fn wanted(&self) -> BTreeSet<TeacherId> {
+        self.teachers.iter().map(|teacher| teacher.identity.id.clone()).collect()
+    }
+
+    pub(super) fn samples_in(&self, part: u32) -> u64 {
+        let range = self.identity.plan.range(part);
+        range.end - range.start
+    }
+
+    /// What the usual input would cost, where the grid is a teacher's own and at least twice as many patches: DINOv2 is trained at
+    /// 518 pixels in the end and used at 224.
+    pub(crate) fn grid_advice(&self) -> Option<String> {
+        const USUAL_INPUT: u32 = 224;
+        // A typing error costs hours: attention grows with the square of the patches.
+        const FAR_BEYOND: u32 = 4;
+        let beyond = self.teachers.iter().find(|BuildTeacher { identity: teacher, model }| {
+            let info = model.info();
+            teacher.grid >= FAR_BEYOND * (info.input_size / info.patch_size).max(1)
+        });
+        if let Some(BuildTeacher { identity: teacher, model }) = beyond {
+            let info = model.info();
+            let native = info.input_size / info.patch_size;
+            return Some(format!(
+                "teacher {}: grid {} is {} patches an image, {:.0} times as many as its own {native} x {native}, and attention costs the \
+                 square of that",
+                teacher.id,
+                teacher.grid,
+                teacher.grid.pow(2),
+                f64::from(teacher.grid.pow(2)) / f64::from(native.pow(2).max(1))
+            ));
+        }
+        if self.config.grid.is_some() || layout::cache_json(&self.config.out).exists() {
+            return None;
+        }
+        self.teachers.iter().find_map(|BuildTeacher { identity: teacher, model }| {
+            let native = model.info().input_size;
+            let usual = (USUAL_INPUT / teacher.patch_size).max(1);
+            let (patches, fewer) = (teacher.grid.pow(2), usual.pow(2));
+            (teacher.input_size == native && patches >= 2 * fewer).then(|| {
+                format!(
+                    "teacher {}: its native grid is taken, {} x {} patches of {native} px; --grid {usual} ({} px) costs {:.0} % of that, in time \
+                     and on disk",
+                    teacher.id,
+                    teacher.grid,
+                    teacher.grid,
+                    usual * teacher.patch_size,
+                    100.0 * f64::from(fewer) / f64::from(patches)
+                )
+            })
+        })
+    }
+}

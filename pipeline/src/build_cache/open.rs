@@ -1,0 +1,44 @@
+//! The cache that a build writes to: created, or found to be the same build.
+
+use images::ImageSource;
+use schemas::{Cache, atomic, layout};
+
+use super::build::Build;
+use super::lock::Lock;
+use super::refuse;
+
+/// Makes the cache, or compares the one that is there with what is asked for, and locks it.
+pub(super) fn open_cache(build: &Build) -> anyhow::Result<(Cache, Lock)> {
+    let folder = &build.config.out;
+    refuse::foreign_folder(folder)?;
+    // Everything is compared before anything is written: a refused command must not leave half of what it asked for.
+    let early = if folder.is_dir() { Some(Lock::take(folder)?) } else { None };
+    build.refuse_changes()?;
+    if layout::cache_json(folder).exists() && !schemas::has_parts(folder)? {
+        tracing::info!(
+            "{}: the build that was interrupted here had not finished a part; starting over",
+            folder.display()
+        );
+        schemas::start_over(folder, &build.identity)?;
+    }
+    schemas::create_cache(folder, &build.identity)?;
+    let lock = match early {
+        Some(lock) => lock,
+        None => Lock::take(folder)?,
+    };
+    for teacher in &build.teachers {
+        schemas::add_teacher(folder, &teacher.identity)?;
+        atomic::remove_stale(&layout::teacher_json(folder, &teacher.identity.id))?;
+    }
+    atomic::remove_stale(&layout::cache_json(folder))?;
+    if let Some(source) = &build.source {
+        schemas::write_skipped(folder, &skipped(source))?;
+    }
+    Ok((Cache::open(folder)?, lock))
+}
+
+/// What a cache notes of the pictures that its source holds and that are no samples.
+fn skipped(source: &ImageSource) -> Vec<schemas::Skipped> {
+    let skipped = source.findings().skipped.iter();
+    skipped.map(|skipped| schemas::Skipped::new(&skipped.key, &skipped.reason, skipped.count)).collect()
+}
