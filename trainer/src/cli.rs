@@ -34,9 +34,9 @@ pub struct Cli {
 pub enum Command {
     /// Train a masked autoencoder whose visible tokens mimic the cached teachers. Run again to resume.
     Pretrain(PretrainArgs),
-    /// Train a pretrained encoder further, with a classifier on top, on labelled images. Run again to resume.
+    /// Train a pretrained encoder further, with a classifier on top, on labeled images. Run again to resume.
     Finetune(FinetuneArgs),
-    /// Weighted k-nearest-neighbour classification on frozen features of a student, a teacher, or raw pixels.
+    /// Weighted k-nearest-neighbor classification on frozen features of a student, a teacher, or raw pixels.
     Knn(KnnArgs),
     /// Write a student, or a fine-tuned classifier, as the files of timm, transformers, MAE or ConvMAE.
     Export(ExportArgs),
@@ -117,7 +117,7 @@ pub struct PretrainArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
-    /// Stop after this many optimisation steps of this call, with a checkpoint; the same command continues.
+    /// Stop after this many optimization steps of this call, with a checkpoint; the same command continues.
     #[arg(long, value_name = "STEPS")]
     pub stop_after: Option<u64>,
 }
@@ -152,7 +152,7 @@ pub struct FinetuneArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
-    /// Stop after this many optimisation steps of this call, with a checkpoint; the same command continues.
+    /// Stop after this many optimization steps of this call, with a checkpoint; the same command continues.
     #[arg(long, value_name = "STEPS")]
     pub stop_after: Option<u64>,
     /// Print the result as JSON.
@@ -182,7 +182,7 @@ pub struct KnnArgs {
     /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<DepthWindow>,
-    /// Neighbours that vote.
+    /// Neighbors that vote.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub k: u32,
     /// Images per forward pass.

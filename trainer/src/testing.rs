@@ -1,4 +1,4 @@
-//! A tiny world for tests: labelled images in class folders, a teacher with random weights, and a cache of what it says.
+//! A tiny world for tests: labeled images in class folders, a teacher with random weights, and a cache of what it says.
 //!
 //! Also compiled into `tests/cli.rs`, so it uses no item of this crate.
 
@@ -302,16 +302,16 @@ impl World {
     }
 }
 
-/// Writes `n` PNGs of 40 x 32 pixels: stripes, upright in class `a` and level in class `b`, whose phase, colour and width are drawn.
+/// Writes `n` PNGs of 40 x 32 pixels: stripes, upright in class `a` and level in class `b`, whose phase, color and width are drawn.
 pub(crate) fn write_images(dir: &Path, n: usize, seed: u64) {
     for i in 0..n {
         let (width, height) = (40u32, 32u32);
         let mut rng = Rng::new(seed, Purpose::Select, &[i as u64]);
         let (period, phase) = (4 + rng.range(8) as u32, rng.range(12) as u32);
-        let colours: [[u8; 3]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| rng.range(256) as u8));
+        let colors: [[u8; 3]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| rng.range(256) as u8));
         let img = image::RgbImage::from_fn(width, height, |x, y| {
             let along = if i % 2 == 0 { x } else { y };
-            image::Rgb(colours[((along + phase) / period % 2) as usize])
+            image::Rgb(colors[((along + phase) / period % 2) as usize])
         });
         let path = dir.join(["a", "b"][i % 2]).join(format!("{i:04}.png"));
         let mut png = Vec::new();

@@ -57,7 +57,7 @@ struct Source {
     images: String,
     kind: String,
     files: usize,
-    labelled: u64,
+    labeled: u64,
     distinct_labels: u64,
     skipped: u64,
     skipped_by_reason: Vec<(String, u64)>,
@@ -229,14 +229,14 @@ impl Forecast {
 
 impl Source {
     fn of(build: &Build, source: &ImageSource) -> Source {
-        let labelled: Vec<i32> = (0..source.len()).filter_map(|i| source.label(i)).collect();
+        let labeled: Vec<i32> = (0..source.len()).filter_map(|i| source.label(i)).collect();
         let findings = source.findings();
         Source {
             images: build.config.images.clone().unwrap_or_default(),
             kind: source.kind().to_string(),
             files: source.files(),
-            labelled: labelled.len() as u64,
-            distinct_labels: labelled.iter().collect::<BTreeSet<_>>().len() as u64,
+            labeled: labeled.len() as u64,
+            distinct_labels: labeled.iter().collect::<BTreeSet<_>>().len() as u64,
             skipped: findings.skipped_count(),
             skipped_by_reason: findings.by_reason(),
             not_read: findings.others_line(),
@@ -249,7 +249,7 @@ impl Source {
             files => format!(", {}", count(files as u64, "file")),
         };
         writeln!(out, "source             {}: {}{files}", self.images, self.kind)?;
-        match self.labelled {
+        match self.labeled {
             0 => writeln!(out, "labels             none")?,
             n => writeln!(
                 out,

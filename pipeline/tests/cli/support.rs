@@ -134,7 +134,7 @@ fn write_image(dir: &Path, idx: u32) {
     let class = dir.join(if idx % 2 == 1 { "cat" } else { "dog" });
     fs::create_dir_all(&class).unwrap();
     let (name, format) = if idx % 4 < 2 { ("jpg", ImageFormat::Jpeg) } else { ("png", ImageFormat::Png) };
-    // Some of the PNGs are gray, which the colour policy turns into RGB.
+    // Some of the PNGs are gray, which the color policy turns into RGB.
     let image = DynamicImage::ImageRgb8(pixels);
     let image = if idx % 8 == 2 { DynamicImage::ImageLuma8(image.to_luma8()) } else { image };
     image.save_with_format(class.join(format!("{idx:03}.{name}")), format).unwrap();

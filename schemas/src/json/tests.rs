@@ -83,8 +83,8 @@ fn an_intact_record_that_says_something_else_is_refused() {
     check("{\n  \"name\": \"x\",\n", "format_version");
     check("{\n  \"format_version\": 1,\n  \"name\": \"x\",\n", "missing field `sums`");
     check(
-        "{\n  \"format_version\": 1,\n  \"name\": \"x\",\n  \"seed\": 1,\n  \"sums\": [],\n  \"colour\": 3,\n",
-        "colour",
+        "{\n  \"format_version\": 1,\n  \"name\": \"x\",\n  \"seed\": 1,\n  \"sums\": [],\n  \"color\": 3,\n",
+        "color",
     );
     check("{\n  \"format_version\": 1,\n  \"name\": \"x\",\n  \"seed\": -1,\n  \"sums\": [],\n", "-1");
     check("[\n", "expected");

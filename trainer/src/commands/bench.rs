@@ -279,7 +279,7 @@ fn step_speeds(
     let branches = recipe.drop_path_branches();
     let drop_rates = Tensor::from_slice(&linear_rates(recipe.model.drop_path, branches / 2)).to_device(device);
     let uniform = Tensor::rand([n, branches as i64], (Kind::Float, device));
-    let normalise = Normalize::imagenet(device);
+    let normalize = Normalize::imagenet(device);
     // A GPU loads its kernels at their first use and tries several for a shape.
     let warm_up = if device.is_cuda() { 5 } else { 1 };
     let mut speeds = Vec::new();
@@ -287,7 +287,7 @@ fn step_speeds(
     let mut last_read = Instant::now();
     for step in 0..=warm_up + steps {
         state.optim.zero_grad();
-        let imgs = normalise.forward(&pixels);
+        let imgs = normalize.forward(&pixels);
         let masking = masking(recipe, &mask, features.cls_attn.as_ref(), device)?;
         let dropped = (branches > 0).then(|| DropPath::new(&uniform, &drop_rates));
         let pass = ForwardOptions { drop_path: dropped.as_ref(), grad_checkpointing: recipe.run.grad_checkpointing };

@@ -1,4 +1,4 @@
-//! Fine-tuning: a pretrained encoder, or a teacher's tower, and a new classifier, trained together on labelled images, as one visible loop.
+//! Fine-tuning: a pretrained encoder, or a teacher's tower, and a new classifier, trained together on labeled images, as one visible loop.
 //!
 //! The promises are those of pretraining: everything random is a function of (seed, epoch, image), a checkpoint is weights, moments
 //! and a step, and a run that is stopped and started again takes the same steps, bit for bit on a CPU with the same number of

@@ -33,7 +33,7 @@ pub(crate) struct KnnResult {
     pub train_images: usize,
     /// Images that were classified.
     pub test_images: usize,
-    /// Test images whose very bytes are among the train images too: each is its own nearest neighbour.
+    /// Test images whose very bytes are among the train images too: each is its own nearest neighbor.
     pub test_images_in_train: usize,
     /// Images that could not be decoded and took no part.
     pub skipped_images: usize,
@@ -55,7 +55,7 @@ pub(crate) struct KnnResult {
     /// Test images of classes that no train image has: all count as wrong.
     #[serde(default)]
     pub test_images_of_unseen_classes: usize,
-    /// Neighbours that voted.
+    /// Neighbors that voted.
     pub k: u32,
     /// Per kind of feature: `cls` and `mean` (of patch tokens), both after the final norm, or `pixels`.
     pub accuracy: BTreeMap<String, Accuracy>,

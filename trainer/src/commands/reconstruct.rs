@@ -1,8 +1,8 @@
 //! Pictures of what a student sees and makes of it.
 //!
 //! A row per image: the original, what is left of it under the mask, and the reconstruction, where the visible patches are the original's
-//! (nothing trains the decoder's prediction there). A student whose pixel target is normalised per patch predicts patches of mean 0 and
-//! variance 1: they are shown with the *original* patch's mean and deviation, as MAE's own visualisation does, so brightness and contrast
+//! (nothing trains the decoder's prediction there). A student whose pixel target is normalized per patch predicts patches of mean 0 and
+//! variance 1: they are shown with the *original* patch's mean and deviation, as MAE's own visualization does, so brightness and contrast
 //! are not the student's.
 
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Which class of one set of labelled images is which class of another, and how the classes are numbered: the one rule behind k-NN, linear
+//! Which class of one set of labeled images is which class of another, and how the classes are numbered: the one rule behind k-NN, linear
 //! probe and fine-tuning.
 //!
 //! A source *names* its classes (class folders, names in a Parquet file, labels that are text) or only *numbers* them (integers in a column
@@ -230,7 +230,7 @@ impl<'a> Side<'a> {
         let (option, source) = (set.option, set.source);
         let names = source.label_names();
         let mut images = BTreeMap::new();
-        let unlabelled: Vec<usize> = (0..source.len())
+        let unlabeled: Vec<usize> = (0..source.len())
             .filter(|&idx| match source.label(idx) {
                 Some(label) => {
                     *images.entry(label).or_default() += 1;
@@ -239,12 +239,12 @@ impl<'a> Side<'a> {
                 None => true,
             })
             .collect();
-        if let Some(&first) = unlabelled.first() {
+        if let Some(&first) = unlabeled.first() {
             bail!(
                 "{option}: image {} has no label, and every image needs one ({} of {} have none). In a folder, the images of each class \
                  lie in a folder of its own; in tar shards each has a member .cls; a Parquet file has a column of labels",
                 source.key(first),
-                unlabelled.len(),
+                unlabeled.len(),
                 source.len()
             );
         }

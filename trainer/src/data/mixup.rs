@@ -107,13 +107,13 @@ impl Mixup {
     }
 }
 
-/// CutMix's box: `1 - lambda` of the area around a uniform centre, cut off at the border. Lambda becomes what is really left.
+/// CutMix's box: `1 - lambda` of the area around a uniform center, cut off at the border. Lambda becomes what is really left.
 fn cut(rng: &mut Rng, lambda: f64, height: u32, width: u32) -> Drawn {
     let ratio = (1.0 - lambda).sqrt();
     let mut side = |len: u32| {
         let cut = (f64::from(len) * ratio) as u32;
-        let centre = rng.range(u64::from(len)) as u32;
-        [centre.saturating_sub(cut / 2), centre.saturating_add(cut.div_ceil(2)).min(len)]
+        let center = rng.range(u64::from(len)) as u32;
+        [center.saturating_sub(cut / 2), center.saturating_add(cut.div_ceil(2)).min(len)]
     };
     let (rows, columns) = (side(height), side(width));
     let area = |[start, end]: [u32; 2]| f64::from(end - start);

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-/// Mean and std of ImageNet's channels on the scale 0 to 1: what MAE's code normalises the student's input with, and
+/// Mean and std of ImageNet's channels on the scale 0 to 1: what MAE's code normalizes the student's input with, and
 /// through it the pixel target when `model.norm_pix_loss` is off.
 pub(crate) const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// See [`IMAGENET_MEAN`].

@@ -53,7 +53,7 @@ impl Counter {
     pub(crate) fn finish(&self) -> anyhow::Result<TopK> {
         let sum = |part: fn(&(u64, u64)) -> u64| self.classes.iter().map(part).sum::<u64>() as f64;
         let images = sum(|&(images, _)| images);
-        ensure!(images > 0.0, "no labelled image is left to classify");
+        ensure!(images > 0.0, "no labeled image is left to classify");
         let shares: Vec<f64> = self
             .classes
             .iter()

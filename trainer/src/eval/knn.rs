@@ -1,4 +1,4 @@
-//! DINO's weighted k-nearest-neighbour vote: no training, so it shows what the features alone know.
+//! DINO's weighted k-nearest-neighbor vote: no training, so it shows what the features alone know.
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,7 @@ pub(crate) struct Accuracy {
 
 /// Classifies every test image by its `k` most similar train images and compares with its label.
 ///
-/// Features are scaled to unit length; a neighbour at cosine `s` votes for its class with weight `exp(s / 0.07)`
+/// Features are scaled to unit length; a neighbor at cosine `s` votes for its class with weight `exp(s / 0.07)`
 /// (`facebookresearch/dino`, `eval_knn.py`). With fewer than `k` train images all of them vote.
 pub(crate) fn knn(train: &Labeled, test: &Labeled, k: u32, n_classes: usize) -> anyhow::Result<Accuracy> {
     let predictions = predict(train, &test.features, k, n_classes)?;
@@ -43,7 +43,7 @@ pub(crate) fn knn(train: &Labeled, test: &Labeled, k: u32, n_classes: usize) -> 
 /// The predicted class of each row of `test` `[M, D]`.
 pub(crate) fn predict(train: &Labeled, test: &Tensor, k: u32, n_classes: usize) -> anyhow::Result<Vec<i64>> {
     let n_train = train.features.size()[0];
-    ensure!(n_train > 0 && n_train as usize == train.labels.len(), "no labelled train image is left to vote");
+    ensure!(n_train > 0 && n_train as usize == train.labels.len(), "no labeled train image is left to vote");
     let k = i64::from(k).min(n_train);
     let _no_grad = tch::no_grad_guard();
     let train_features = unit_length(&train.features).transpose(0, 1); // [D, N]
@@ -55,9 +55,9 @@ pub(crate) fn predict(train: &Labeled, test: &Tensor, k: u32, n_classes: usize) 
         let similarity = test.narrow(0, start, rows).matmul(&train_features); // [B, N]
         let (nearest, index) = similarity.topk(k, 1, true, true); // [B, k]
         let votes = (nearest / TEMPERATURE).exp();
-        let neighbour_labels = labels.index_select(0, &index.flatten(0, 1)).view([rows, k]);
+        let neighbor_labels = labels.index_select(0, &index.flatten(0, 1)).view([rows, k]);
         let scores = Tensor::zeros([rows, n_classes as i64], (Kind::Float, votes.device()));
-        let scores = scores.scatter_add(1, &neighbour_labels, &votes); // [B, C]
+        let scores = scores.scatter_add(1, &neighbor_labels, &votes); // [B, C]
         predictions.extend(Vec::<i64>::try_from(scores.argmax(1, false).to_device(tch::Device::Cpu))?);
     }
     Ok(predictions)
@@ -71,7 +71,7 @@ fn accuracy(predictions: &[i64], labels: &[i64], n_classes: usize) -> anyhow::Re
         total[label_idx] += 1;
         right[label_idx] += u64::from(*prediction == label);
     }
-    ensure!(!labels.is_empty() && predictions.len() == labels.len(), "no labelled test image is left to classify");
+    ensure!(!labels.is_empty() && predictions.len() == labels.len(), "no labeled test image is left to classify");
     let per_class: Vec<f64> =
         right.iter().zip(&total).filter(|&(_, &n)| n > 0).map(|(&r, &n)| r as f64 / n as f64).collect();
     Ok(Accuracy {

@@ -163,7 +163,7 @@ impl TestSet {
         device: Device,
     ) -> anyhow::Result<Outcome> {
         let (batches_tx, batches_rx) = crossbeam_channel::bounded(1);
-        let normalise = Normalize::of(self.normalization, device);
+        let normalize = Normalize::of(self.normalization, device);
         let _no_grad = tch::no_grad_guard();
         std::thread::scope(|scope| {
             scope.spawn(move || {
@@ -194,7 +194,7 @@ impl TestSet {
                 let pixels = to_device(&self.batch_of(&rendered)?, device)?;
                 let scores = {
                     let _scope = precision.guard(device);
-                    classifier.forward(&normalise.forward(&pixels), &ForwardOptions::default())
+                    classifier.forward(&normalize.forward(&pixels), &ForwardOptions::default())
                 };
                 let targets = Tensor::from_slice(&labels).to_device(device);
                 loss_sum += scores

@@ -23,7 +23,7 @@ pub(super) const SMOOTH_L1_BETA: f64 = 1.0;
 pub(crate) struct Mimic {
     /// Teacher ids of the cache. Each gets a linear head of its own on the encoder's visible tokens. Empty = plain MAE,
     /// which needs no teacher rows. More than one is never a default: the paper found CLIP and DINO together worse than
-    /// either alone (table 4). Later work that gains from several normalises each first: try `target.norm = "phi_s"` or
+    /// either alone (table 4). Later work that gains from several normalizes each first: try `target.norm = "phi_s"` or
     /// "standardize" with it.
     pub teachers: Vec<String>,
     /// Which of the student's tokens mimic. All but the default are ablations.
@@ -111,7 +111,7 @@ pub(crate) struct Loss {
     /// Weight of mimicking, shared evenly by the teachers unless their settings say otherwise.
     pub w_mimic: f64,
     /// Weight of mimicking the teachers' CLS tokens with the student's, by heads of their own. 0 = off: the paper has no such term;
-    /// MaskAlign, MILAN and MEDiC do. CLS targets are normalised one by one: `standardize` and `phi_s`, whose statistics are those
+    /// MaskAlign, MILAN and MEDiC do. CLS targets are normalized one by one: `standardize` and `phi_s`, whose statistics are those
     /// of patches, are `ln` for them.
     pub w_cls: f64,
 }
@@ -168,7 +168,7 @@ pub(crate) enum FocusMode {
 }
 
 impl Recipe {
-    /// How the teacher `id` is mimicked: its share, its normalisation, its loss.
+    /// How the teacher `id` is mimicked: its share, its normalization, its loss.
     pub(crate) fn mimic_of(&self, id: &str) -> (f64, TargetNorm, MimicLoss) {
         let own = self.mimic.teacher.get(id).cloned().unwrap_or_default();
         let beta = own.beta.or(self.mimic.beta).unwrap_or(SMOOTH_L1_BETA);

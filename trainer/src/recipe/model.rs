@@ -63,7 +63,7 @@ pub(crate) struct Model {
     pub decoder_depth: u32,
     /// Decoder attention heads.
     pub decoder_num_heads: u32,
-    /// Reconstruct each patch normalised by its own mean and deviation. MAE's better setting; MR-MAE does not say.
+    /// Reconstruct each patch normalized by its own mean and deviation. MAE's better setting; MR-MAE does not say.
     pub norm_pix_loss: bool,
     /// Start from this student: a run folder, a file or folder of weights that [`models::interop::import()`] reads, or the id of one on
     /// the hub. The encoder is taken, and the decoder where it has one; heads start fresh. Absent = all from the seed.

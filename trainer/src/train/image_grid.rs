@@ -44,7 +44,7 @@ pub(crate) struct ImageGrid {
 }
 
 impl ImageGrid {
-    /// Original, masked and reconstructed images: `imgs [N, 3, H, W]`, normalised.
+    /// Original, masked and reconstructed images: `imgs [N, 3, H, W]`, normalized.
     pub(crate) fn of(mae: &Mae, imgs: &Tensor, masking: &Masking) -> ImageGrid {
         let _no_grad = tch::no_grad_guard();
         let config = mae.config();

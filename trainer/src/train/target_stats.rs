@@ -1,4 +1,4 @@
-//! What a teacher's features are like over a cache, for the target normalisations that need to know.
+//! What a teacher's features are like over a cache, for the target normalizations that need to know.
 
 use std::collections::BTreeMap;
 

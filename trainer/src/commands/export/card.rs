@@ -55,7 +55,7 @@ pub(super) fn card(args: &ExportArgs, student: &Student, exported: &Exported, wi
         ("numbers", numbers.to_string()),
         ("input", "RGB in 0..1, ImageNet's mean and deviation subtracted and divided by".to_owned()),
         deep_input(window),
-        ("optimisation steps", step),
+        ("optimization steps", step),
         ("recipe, SHA-256", student.recipe_digest()),
         ("checkpoint, SHA-256", student.sha256.clone()),
     ];

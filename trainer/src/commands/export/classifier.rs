@@ -106,14 +106,14 @@ fn card(
     let toml = recipe.to_toml();
     let mut card = format!(
         "---\nlibrary_name: {library}\npipeline_tag: image-classification\ntags:\n- mae\n- mr-mae\n---\n\n# {folder}\n\n\
-         A vision model fine-tuned on labelled images of {n_classes} classes.\n\n| | |\n|---|---|\n"
+         A vision model fine-tuned on labeled images of {n_classes} classes.\n\n| | |\n|---|---|\n"
     );
     for (what, value) in [
         ("format", args.format.to_string()),
         ("numbers", numbers.to_string()),
         ("input", "RGB in 0..1, ImageNet's mean and deviation subtracted and divided by".to_owned()),
         deep_input(window),
-        ("optimisation steps", step),
+        ("optimization steps", step),
         ("recipe, SHA-256", digest_of(&toml)),
         ("checkpoint, SHA-256", found.sha256.clone()),
     ] {

@@ -8,7 +8,6 @@ use hub::HubSettings;
 use models::encoder::EncoderConfig;
 use models::init::Init;
 use models::interop::{Format, import};
-use models::interop::{Format, import};
 use models::mae::{Mae, MaeConfig};
 use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
@@ -121,7 +120,7 @@ fn a_run_is_exported_whole_and_says_where_it_is_from() {
         assert!(said.contains("after step 2"), "{said}");
         let card = fs::read_to_string(out.join(CARD)).unwrap();
         let recipe = Recipe::load(&of_run.join(run_folder::RECIPE), &[]).unwrap();
-        for words in ["| optimisation steps | 2 |", "mimic clip", recipe.to_toml().trim()] {
+        for words in ["| optimization steps | 2 |", "mimic clip", recipe.to_toml().trim()] {
             assert!(card.contains(words), "{words}: {card}");
         }
         // The digest is that of the recipe's text in the run folder.

@@ -169,7 +169,7 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
     same[k + 1] = "1".to_owned();
     let result = &parse(&run(&same).unwrap())[0];
     assert_eq!(result.test_images_in_train, 12);
-    assert_eq!(result.accuracy["pixels"].top1, 1.0, "each is its own nearest neighbour");
+    assert_eq!(result.accuracy["pixels"].top1, 1.0, "each is its own nearest neighbor");
 
     // A test set with class b alone: its label 0 is the train set's label 1.
     #[allow(clippy::disallowed_methods)] // A folder is moved.

@@ -28,9 +28,9 @@ pub(super) fn plan(
 ) -> anyhow::Result<()> {
     ensure!(
         args.cache.is_none(),
-        "--cache: a fine-tuning reads no cache; give the number of labelled images with --num-images"
+        "--cache: a fine-tuning reads no cache; give the number of labeled images with --num-images"
     );
-    let images = args.num_images.context("give the number of labelled training images with --num-images")?;
+    let images = args.num_images.context("give the number of labeled training images with --num-images")?;
     let encoder = match (&args.init, &recipe.encoder) {
         (Some(spec), _) => Start::load(spec, hub)?.encoder,
         (None, Some(encoder)) => encoder.clone(),

@@ -9,10 +9,17 @@ use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
 use tch::Device;
 
-use super::model::Network;
+/// The encoder of a student of another package.
+pub(super) struct Student {
+    pub encoder: Encoder,
+    /// Height and width of its images.
+    pub img_size: u32,
+    /// Whether the file has the projections of multi-layer fusion.
+    pub fused: bool,
+}
 
-/// The encoder of a student in the file `path`.
-pub(super) fn student(imported: &Imported, path: &Path, device: Device) -> anyhow::Result<Network> {
+/// The encoder of the student in the file `path`.
+pub(super) fn student(imported: &Imported, path: &Path, device: Device) -> anyhow::Result<Student> {
     let mut tensors = imported.encoder_tensors();
     let mut fused = false;
     let config = match imported.encoder_config(path)? {
@@ -32,7 +39,7 @@ pub(super) fn student(imported: &Imported, path: &Path, device: Device) -> anyho
     let params = ParamStore::frozen(device);
     let encoder = Encoder::new(&params.root(), &config)?;
     interop::load_into(&params, &tensors, &path.display().to_string())?;
-    Ok(Network::Student { encoder, img_size: u32::try_from(height)?, fused })
+    Ok(Student { encoder, img_size: u32::try_from(height)?, fused })
 }
 
 /// Whether a tensor is of the projections that ConvMAE's multi-layer fusion adds up.

@@ -217,7 +217,8 @@ impl Network {
             }
             models::pretrained::Network::Student(student) => {
                 let description = format!("{} {source}", student.layout);
-                Ok((imported::student(&student, &found.path, device)?, description))
+                let imported::Student { encoder, img_size, fused } = imported::student(&student, &found.path, device)?;
+                Ok((Network::Student { encoder, img_size, fused }, description))
             }
         }
     }

@@ -2,25 +2,25 @@ use models::init::Init;
 
 use super::*;
 
-fn labelled(rows: &[&[f32]], labels: &[i64]) -> Labeled {
+fn labeled(rows: &[&[f32]], labels: &[i64]) -> Labeled {
     let flat: Vec<f32> = rows.iter().flat_map(|row| row.iter().copied()).collect();
     let features = Tensor::from_slice(&flat).view([rows.len() as i64, rows[0].len() as i64]);
     Labeled { features, labels: labels.to_vec() }
 }
 
-/// Worked by hand. The query points along x. Cosines: class 0 has one neighbour at 1.0; class 1 has two at 0.8 and 0.96
+/// Worked by hand. The query points along x. Cosines: class 0 has one neighbor at 1.0; class 1 has two at 0.8 and 0.96
 /// (unit vectors (0.8, 0.6) and (0.96, 0.28)).
 /// Votes: exp(1/0.07) = 1.60e6 against exp(0.96/0.07) + exp(0.8/0.07) = 9.02e5 + 9.2e4, so the single nearest wins.
-/// With another neighbour at 0.96 class 1 has 1.90e6 and wins.
+/// With another neighbor at 0.96 class 1 has 1.90e6 and wins.
 #[test]
 fn votes_are_weighed_by_similarity() {
-    let test = labelled(&[&[2.0, 0.0]], &[0]);
-    let train = labelled(&[&[5.0, 0.0], &[0.96, 0.28], &[8.0, 6.0]], &[0, 1, 1]);
+    let test = labeled(&[&[2.0, 0.0]], &[0]);
+    let train = labeled(&[&[5.0, 0.0], &[0.96, 0.28], &[8.0, 6.0]], &[0, 1, 1]);
     assert_eq!(predict(&train, &test.features, 3, 2).unwrap(), [0]);
-    let train = labelled(&[&[5.0, 0.0], &[0.96, 0.28], &[8.0, 6.0], &[0.96, -0.28]], &[0, 1, 1, 1]);
+    let train = labeled(&[&[5.0, 0.0], &[0.96, 0.28], &[8.0, 6.0], &[0.96, -0.28]], &[0, 1, 1, 1]);
     assert_eq!(predict(&train, &test.features, 4, 2).unwrap(), [1]);
     assert_eq!(predict(&train, &test.features, 1, 2).unwrap(), [0], "only the nearest votes");
-    assert_eq!(predict(&train, &test.features, 100, 2).unwrap(), [1], "more neighbours than images: all vote");
+    assert_eq!(predict(&train, &test.features, 100, 2).unwrap(), [1], "more neighbors than images: all vote");
 }
 
 /// Against the definition, computed with plain loops in f64.
@@ -66,7 +66,7 @@ fn balanced_accuracy_weighs_classes_equally() {
 #[test]
 fn nothing_to_compare_is_an_error() {
     let empty = Labeled { features: Tensor::zeros([0, 2], (Kind::Float, tch::Device::Cpu)), labels: vec![] };
-    let one = labelled(&[&[1.0, 0.0]], &[0]);
+    let one = labeled(&[&[1.0, 0.0]], &[0]);
     assert!(knn(&empty, &one, 1, 1).is_err());
     assert!(knn(&one, &empty, 1, 1).is_err());
 }

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 
 use models::blocks::ForwardOptions;
 use models::init::Init;
-use models::mr_mae::{Batch, MrMae};
+use models::masking::{Masking, random_masking};
+use models::mr_mae::MrMae;
 use models::params::ParamStore;
 
 use tch::Device;
@@ -11,7 +12,7 @@ use super::*;
 use crate::data::batch::Patches;
 use crate::data::normalize::Normalize;
 use crate::data::teachers::Features;
-use crate::recipe::Experiment;
+use crate::recipe::{Experiment, Recipe};
 use crate::testing::RECIPE;
 use crate::train::optim::Optimizer;
 use crate::train::train_state::TrainState;

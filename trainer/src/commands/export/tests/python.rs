@@ -121,7 +121,7 @@ fn timm_loads_a_student_of_wide_images() {
     compare(&python, Format::Timm, &out, &mae, 0.75, 1);
 }
 
-/// What people have: the published file, the one with its decoder, and a training checkpoint with optimiser and arguments.
+/// What people have: the published file, the one with its decoder, and a training checkpoint with optimizer and arguments.
 #[test]
 fn files_that_training_code_saved_are_read() {
     let Some(python) = python() else { return };

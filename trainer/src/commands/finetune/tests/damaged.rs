@@ -12,7 +12,7 @@ fn spoil(world: &World, image: &str, keep: usize) {
 fn others_take_the_places_of_damaged_images() {
     let world = world();
     spoil(&world, "a/0000.png", 0);
-    // Its neighbour too, so that the image after both is taken; and the last, after which comes the first.
+    // Its neighbor too, so that the image after both is taken; and the last, after which comes the first.
     spoil(&world, "a/0002.png", 40);
     let last = fs::read_dir(world.images_dir().join("b")).unwrap();
     let last = last.map(|e| e.unwrap().file_name().into_string().unwrap());

@@ -7,7 +7,7 @@ use crate::testing::TEACHER_WIDTH;
 ///
 /// The tolerance: the teacher's kernels may round the last bit (1e-7) otherwise when its batch has another size, and twenty updates
 /// carry that along. Where these lines were written there was no difference at all; another crop, row, mask or
-/// normalisation changes the first loss by more than 1e-2.
+/// normalization changes the first loss by more than 1e-2.
 #[test]
 fn cached_equals_online() {
     let mut world = World::new(20);
