@@ -7,7 +7,6 @@ use serde::Serialize;
 /// f16, and the other codecs lose a tenth of that. A larger error means clipping: the ranges do not cover the images.
 const ROUNDING: f64 = 0.02;
 
-/// The codec's error.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "known")]
 pub(crate) enum CodecLoss {

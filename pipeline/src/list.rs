@@ -15,12 +15,10 @@ use serde::Serialize;
 
 use crate::cli::ListArgs;
 
-/// The JSON output.
 #[derive(Debug, Serialize)]
 struct Report {
     /// The folder that was searched.
     dir: String,
-    /// Caches by path.
     caches: Vec<CacheEntry>,
     /// Unreadable folders with the reason.
     unreadable: Vec<String>,
@@ -28,7 +26,6 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct CacheEntry {
-    /// The folder.
     path: String,
     state: State,
     /// Why it is not complete: the first thing that is missing or damaged.

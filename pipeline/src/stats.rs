@@ -35,10 +35,8 @@ const CHUNK: usize = 8;
 const CHUNKS: usize = 64;
 const SUMS_BYTES: usize = 256 << 20;
 
-/// The JSON output.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
-    /// The cache's folder.
     cache: String,
     teachers: BTreeMap<&'a TeacherId, TeacherStats>,
 }
@@ -190,7 +188,6 @@ pub fn stats(args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus
 /// Facts about a teacher from the commit records, before a row is read.
 struct TeacherPlan<'a> {
     teacher: &'a TeacherIdentity,
-    /// The complete parts.
     parts: Vec<u32>,
     rows: u64,
     bytes: Bytes,

@@ -34,11 +34,8 @@ pub(crate) enum Problem {
          on what is there with --set data.allow_incomplete=true"
     )]
     Incomplete {
-        /// The cache.
         cache: PathBuf,
-        /// How many parts.
         missing: usize,
-        /// Of how many.
         parts: u32,
         /// The first of them, and what it lacks.
         example: String,
@@ -57,37 +54,23 @@ pub(crate) enum Problem {
     /// A row's view is not the one its policy and seed draw, or its rows are not one per view.
     #[error("{cache:?}: part {part}, row {row} ({key}): the view is not the one that the cache's policy and seed draw")]
     View {
-        /// The cache.
         cache: PathBuf,
-        /// The part.
         part: u32,
         /// The row in it.
         row: usize,
-        /// The image.
         key: String,
     },
     /// There are no pixels to show the student.
     #[error(
         "{cache:?} holds no pixels: give the images it was built from with --images (a cache built with --pack needs none)"
     )]
-    NoPixels {
-        /// The cache.
-        cache: PathBuf,
-    },
+    NoPixels { cache: PathBuf },
     /// Other pixels were given than the features are of.
     #[error("{cache:?} carries re-encoded images, and its features and crop boxes are of those: leave out --images")]
-    PackedPixels {
-        /// The cache.
-        cache: PathBuf,
-    },
+    PackedPixels { cache: PathBuf },
     /// A run wants more views than there are.
     #[error("data.views = {wanted}, but the cache has {stored} per image: leave it out to use them all")]
-    TooManyViews {
-        /// The recipe's.
-        wanted: usize,
-        /// The cache's.
-        stored: usize,
-    },
+    TooManyViews { wanted: usize, stored: usize },
     /// The teacher's patches are not the student's.
     #[error(
         "teacher {teacher} has a {teacher_grid}x{teacher_grid} grid, the student a {student_grid}x{student_grid} grid \
@@ -95,15 +78,12 @@ pub(crate) enum Problem {
          the cache with --grid {student_grid}"
     )]
     Grid {
-        /// Its id.
         teacher: String,
         /// Patches along a side of its input.
         teacher_grid: u32,
         /// Patches along a side of the student's.
         student_grid: u32,
-        /// The recipe's.
         img_size: u32,
-        /// The recipe's.
         patch_size: u32,
     },
     /// Cached images whose content the source does not have, under any name.
@@ -113,9 +93,7 @@ pub(crate) enum Problem {
         absent(missing, changed)
     )]
     MissingImages {
-        /// How many.
         count: usize,
-        /// Of how many.
         of: usize,
         /// Those whose name is not there either: how many, and the keys of the first few.
         missing: (usize, Vec<String>),
@@ -129,15 +107,12 @@ pub(crate) enum Problem {
          the cache again"
     )]
     Changed {
-        /// The image.
         key: String,
         /// Where its row is.
         part: u32,
         /// Where its row is.
         row: usize,
-        /// In the row.
         expected: String,
-        /// Of the bytes.
         found: String,
     },
     /// There is nothing to look at.
@@ -149,13 +124,11 @@ pub(crate) enum Problem {
     /// An image cannot be read or decoded although it could when the cache was built.
     #[error("image {key} (part {part}, row {row}): {cause}")]
     Image {
-        /// The image.
         key: String,
         /// Where its row is.
         part: u32,
         /// Where its row is.
         row: usize,
-        /// Why.
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
 }

@@ -31,7 +31,6 @@ pub(crate) enum Pretrained {
     Trained(Box<Trained>),
     /// A file of another package.
     Foreign {
-        /// What it holds.
         found: Box<models::pretrained::Pretrained>,
         /// Where it is from, for people: the path, or the id with its commit.
         source: String,

@@ -15,7 +15,6 @@ use super::worklist::PartWork;
 #[derive(Debug)]
 pub(crate) struct OpenPart {
     pub number: u32,
-    /// Its sample ids.
     pub samples: Range<u64>,
     /// Its samples where they are committed already: the rows to be built are theirs.
     pub committed: Option<SamplesPart>,

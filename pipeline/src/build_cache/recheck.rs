@@ -41,7 +41,6 @@ struct Differs {
 /// The places that hold something else than the cache was built from.
 #[derive(Debug)]
 pub(crate) struct Moved {
-    /// How many.
     pub count: u64,
     /// How many were looked at.
     pub checked: u64,
@@ -56,9 +55,7 @@ pub(crate) struct Moved {
 pub(crate) enum Checked {
     /// All of this many places hold what they held.
     Same(u64),
-    /// Some do not.
     Moved(Moved),
-    /// A signal came.
     Interrupted,
 }
 

@@ -14,9 +14,7 @@ pub(crate) enum Stage {
     Read,
     /// From bytes to pixels.
     Decode,
-    /// Cropping and resampling.
     Render,
-    /// Running a teacher.
     Infer(TeacherId),
     /// From floats to the pages of a file: codec, sums, checksum, compression.
     Encode,

@@ -7,7 +7,6 @@ use schemas::TeacherId;
 /// What a part has, or what it lacks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Outputs {
-    /// The samples file.
     pub samples: bool,
     /// Feature files, by teacher.
     pub teachers: BTreeSet<TeacherId>,
@@ -16,7 +15,6 @@ pub(crate) struct Outputs {
 /// One part that lacks something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PartWork {
-    /// Its number.
     pub part: u32,
     /// What it lacks of what is wanted.
     pub missing: Outputs,

@@ -41,16 +41,13 @@ pub(crate) struct PackedRow {
 /// A file of this run that is complete and declared.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CommittedFile {
-    /// Its size.
     pub bytes: u64,
 }
 
 /// What all writers need.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WriterContext<'a> {
-    /// The cache folder.
     pub cache: &'a Path,
-    /// Its identity.
     pub identity: &'a CacheIdentity,
     /// Where busy time is booked.
     pub timings: &'a Timings,
@@ -59,9 +56,7 @@ pub(crate) struct WriterContext<'a> {
 /// What a writer is told; for every part: begin, any number of rows, end.
 #[derive(Debug)]
 enum Message<Row> {
-    /// A new part.
     Begin(u32),
-    /// Its next rows.
     Rows(Vec<Row>),
     /// The part is complete; these of its images could not be used (for the samples' writer only).
     End(Vec<Reject>),
@@ -83,7 +78,6 @@ struct Writer<'scope, Row> {
 }
 
 impl<'scope> Writers<'scope> {
-    /// Starts the threads.
     pub(crate) fn start(
         scope: &'scope Scope<'scope, '_>,
         cx: WriterContext<'scope>,

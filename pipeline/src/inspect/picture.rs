@@ -54,7 +54,6 @@ const PANELS: u32 = 3;
 /// The picture in the JSON output.
 #[derive(Debug, Serialize)]
 pub(super) struct Picture {
-    /// The file.
     path: String,
     /// Width in pixels.
     width: u32,

@@ -20,12 +20,10 @@ pub(super) struct Bytes {
 /// Bytes per image with all its views.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct ColumnBytes {
-    /// On disk.
     pub(super) per_image: f64,
     /// Encoded, before compression; absent for columns without values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) encoded_per_image: Option<f64>,
-    /// As f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) f32_per_image: Option<f64>,
 }

@@ -48,11 +48,9 @@ mod tests;
 pub(crate) struct BenchResult {
     /// Where the steps ran: the GPU's name, or the CPU.
     pub device: String,
-    /// libtorch's threads.
     pub torch_threads: usize,
     /// Threads of the loader.
     pub loader_threads: usize,
-    /// Images per step.
     pub batch_size: usize,
     /// The loader alone, with --cache.
     pub loader: Option<LoaderFigures>,
@@ -87,7 +85,6 @@ pub(crate) struct StepFigures {
     pub peak_memory_bytes: u64,
 }
 
-/// Measures and prints.
 pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let device = torch_ext::resolve_device(&args.device.device)?;
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;

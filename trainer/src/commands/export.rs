@@ -68,7 +68,6 @@ pub(crate) fn export(args: &ExportArgs, format: LogFormat, out: &mut dyn Write) 
     Summary::of(args, &student.origin, parts, &exported).write(format, out)
 }
 
-/// What was exported.
 #[derive(Debug, Serialize)]
 struct Summary<'a> {
     out: &'a Path,

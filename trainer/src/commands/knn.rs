@@ -23,13 +23,11 @@ use crate::pretrained::depth_window;
 /// What `trainer knn` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct KnnResult {
-    /// What was evaluated.
     pub model: String,
     /// The images that voted, as `--train` named them.
     pub train: String,
     /// The images that were classified, as `--test` named them.
     pub test: String,
-    /// Images that voted.
     pub train_images: usize,
     /// Images that were classified.
     pub test_images: usize,
@@ -55,7 +53,6 @@ pub(crate) struct KnnResult {
     /// Test images of classes that no train image has: all count as wrong.
     #[serde(default)]
     pub test_images_of_unseen_classes: usize,
-    /// Neighbors that voted.
     pub k: u32,
     /// Per kind of feature: `cls` and `mean` (of patch tokens), both after the final norm, or `pixels`.
     pub accuracy: BTreeMap<String, Accuracy>,

@@ -35,7 +35,6 @@ mod tests;
 /// What `trainer linprobe` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LinprobeResult {
-    /// What was evaluated.
     pub model: String,
     /// The images to train on, as `--train` named them.
     pub train: String,
@@ -85,7 +84,6 @@ pub(crate) struct Protocol {
     /// Base learning rates that were tried; absent in results from before they were told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blrs: Vec<f64>,
-    /// Images per step.
     pub batch_size: usize,
     /// Decay of the weights.
     pub weight_decay: f64,
@@ -106,7 +104,6 @@ pub(crate) struct Probe {
     pub heads: Vec<Head>,
 }
 
-/// One learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Head {
     /// Base learning rate per 256 images.

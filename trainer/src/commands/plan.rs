@@ -86,7 +86,6 @@ pub(crate) struct TeacherPlan {
     pub pays_after_epochs: u64,
 }
 
-/// Prints the plan.
 pub(crate) fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
     let recipe = match AnyRecipe::load(&args.recipe.recipe, &args.recipe.set)? {
         AnyRecipe::Pretrain(recipe) => *recipe,

@@ -30,7 +30,6 @@ const UPLOT_JS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/templa
 const UPLOT_CSS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/templates/uplot/uPlot.min.css"));
 const UPLOT_LICENSE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/templates/uplot/LICENSE"));
 
-/// The page.
 #[derive(Template)]
 #[template(path = "report.html")]
 struct Page<'a> {
@@ -44,7 +43,6 @@ struct Page<'a> {
     differences: Option<Table>,
 }
 
-/// Writes the report.
 pub(crate) fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut runs: Vec<RunData> = args.runs.iter().map(|path| RunData::read(path)).collect();
     let paths: Vec<&Path> = args.runs.iter().map(|path| path.as_path()).collect();

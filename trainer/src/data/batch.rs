@@ -114,7 +114,6 @@ pub(crate) enum TeacherBatch {
 pub(crate) struct BatchShape {
     /// N.
     pub batch_size: usize,
-    /// S.
     pub img_size: u32,
     /// Rows and columns of patches; L is the square.
     pub grid: u32,
@@ -180,10 +179,7 @@ pub(crate) enum TeacherShape {
         cls_attn: bool,
     },
     /// Pixels at this size.
-    Online {
-        /// T.
-        input_size: u32,
-    },
+    Online { input_size: u32 },
 }
 
 impl BatchShape {

@@ -91,7 +91,6 @@ pub(crate) enum Numbering {
 pub(crate) struct Set<'a> {
     /// The option that named it, for messages.
     pub(crate) option: &'static str,
-    /// Its images.
     pub(crate) source: &'a ImageSource,
 }
 

@@ -74,7 +74,7 @@ impl Images {
         Err(Problem::Changed {
             key: images.source.key(sample.source_idx).to_owned(),
             part: sample.part,
-            row: sample.first_row + view,
+            row: sample.row(view),
             expected: sample.content_hash.to_string(),
             found: found.to_string(),
         })
@@ -91,7 +91,7 @@ impl Images {
             Images::Source(images) => images.source.key(sample.source_idx).to_owned(),
             Images::Packed(_) => format!("of sample {}", sample.sample_id),
         };
-        Problem::Image { key, part: sample.part, row: sample.first_row + view, cause: cause.into() }
+        Problem::Image { key, part: sample.part, row: sample.row(view), cause: cause.into() }
     }
 }
 
@@ -114,7 +114,6 @@ impl SourceImages {
         SourceImages { source, contents: OnceLock::new() }
     }
 
-    /// The data set.
     pub(crate) fn source(&self) -> &ImageSource {
         &self.source
     }
@@ -181,7 +180,7 @@ impl PackedImages {
             }
         };
         // Rows of view 0 carry images in a cache that packs them; the reader has checked it.
-        let image = part.read_image(sample.first_row)?;
+        let image = part.read_image(sample.row(0))?;
         image.ok_or_else(|| Problem::NoPixels { cache: self.cache.dir().to_path_buf() })
     }
 }

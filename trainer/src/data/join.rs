@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use images::{Decoder, Filter, draw_view};
-use schemas::{Cache, ContentHash, Reject, TeacherId, View};
+use schemas::{Cache, ContentHash, Reject, TeacherId, View, ViewIdentity};
 use sha2::{Digest, Sha256};
 
 use super::images::{Images, SourceImages};
@@ -20,12 +20,11 @@ use crate::recipe::{self, Missing};
 /// Everything a run trains on, in the cache's order.
 #[derive(Debug)]
 pub(crate) struct Samples {
-    /// Stored per image.
-    stored_views: usize,
-    /// Used by the run: the first of these.
+    /// Views of an image that the run uses: the first of those stored.
     views: usize,
+    /// How the cache's views were drawn.
+    policy: ViewIdentity,
     samples: Vec<Sample>,
-    rows: Vec<View>,
     fingerprint: String,
     decoder: Decoder,
     #[cfg(test)]
@@ -72,8 +71,10 @@ impl Samples {
     }
 
     /// Sample `idx` and its view `view`.
-    pub(crate) fn get(&self, idx: usize, view: usize) -> (&Sample, &View) {
-        (&self.samples[idx], &self.rows[idx * self.stored_views + view])
+    pub(crate) fn get(&self, idx: usize, view: usize) -> (&Sample, View) {
+        let sample = &self.samples[idx];
+        // The stored view is this one: `join` has compared them.
+        (sample, draw(&self.policy, &sample.content_hash, view, [sample.width, sample.height]))
     }
 
     /// Images of the data set that the cache does not have: no run trains on them.
@@ -129,20 +130,12 @@ pub(crate) fn join(
     // ---- rows of the cache
     let mut samples = Vec::new();
     let (mut keys, mut labels) = (Vec::new(), Vec::new());
-    let mut rows = Vec::new();
     for part in parts {
         let part_rows = cache.samples(part)?;
         for (i, of_sample) in part_rows.chunks(views).enumerate() {
             let first = &of_sample[0];
             for (index, row) in of_sample.iter().enumerate() {
-                let drawn = draw_view(
-                    &identity.views.policy,
-                    identity.views.seed,
-                    &row.content_hash,
-                    index as u16,
-                    row.width,
-                    row.height,
-                );
+                let drawn = draw(&identity.views, &row.content_hash, index, [row.width, row.height]);
                 if row.sample_id != first.sample_id || row.view != drawn || of_sample.len() != views {
                     return Err(Problem::View {
                         cache: cache.dir().into(),
@@ -151,14 +144,13 @@ pub(crate) fn join(
                         key: row.key.clone(),
                     });
                 }
-                rows.push(row.view);
             }
             samples.push(Sample {
                 sample_id: first.sample_id,
                 content_hash: first.content_hash,
                 source_idx: usize::MAX,
                 part,
-                first_row: i * views,
+                first_row: u32::try_from(i * views).expect("the rows of a part are in memory"),
                 width: first.width,
                 height: first.height,
             });
@@ -207,8 +199,6 @@ pub(crate) fn join(
             skipped = listed(lost.iter().map(names));
             let lost: BTreeSet<usize> = lost.into_iter().collect();
             let kept = |idx: &usize| !lost.contains(idx);
-            rows =
-                (0..samples.len()).filter(kept).flat_map(|idx| rows[idx * views..(idx + 1) * views].to_vec()).collect();
             samples = (0..samples.len()).filter(kept).map(|idx| samples[idx].clone()).collect();
         }
     }
@@ -229,16 +219,20 @@ pub(crate) fn join(
     }
     let fingerprint = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Samples {
-        stored_views: views,
         views: used_views,
+        policy: identity.views.clone(),
         samples,
-        rows,
         fingerprint,
         decoder,
         #[cfg(test)]
         added,
         skipped,
     })
+}
+
+/// View `index` of an image of that content and size (width, height).
+fn draw(views: &ViewIdentity, hash: &ContentHash, index: usize, [width, height]: [u32; 2]) -> View {
+    draw_view(&views.policy, views.seed, hash, index as u16, width, height)
 }
 
 /// Images of a cache that a run over it will find rows of.

@@ -39,7 +39,6 @@ impl Samples for LabeledBatch {
 /// What is loaded, without when.
 #[derive(Debug)]
 pub(crate) struct LabeledDataset {
-    /// The images.
     pub source: ImageSource,
     /// The class of each.
     pub labels: Vec<i64>,
@@ -57,7 +56,6 @@ pub(crate) struct LabeledDataset {
     pub normalization: [[f32; 3]; 2],
     /// RandAugment, if it is part of that.
     pub policy: Option<RandAugment>,
-    /// Of everything random.
     pub seed: u64,
     /// Images that could not be used.
     pub rejects: Arc<Rejects>,

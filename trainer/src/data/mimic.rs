@@ -122,7 +122,7 @@ impl MimicDataset {
         let mut img = None;
         if !self.pixels.get(idx, view, slot.img) {
             let img = img.insert(self.read_image(sample, view)?);
-            self.render(img, sample, row_view, self.shape.img_size, slot.img)?;
+            self.render(img, sample, &row_view, self.shape.img_size, slot.img)?;
             self.pixels.put(idx, view, slot.img);
         }
 
@@ -166,7 +166,7 @@ impl MimicDataset {
                     cls: teacher.cls,
                     cls_attn: teacher.cls_attn,
                 };
-                rows.read(sample, row_view, sample.first_row + view, wanted)?;
+                rows.read(sample, &row_view, sample.row(view), wanted)?;
             }
             if let (Some(pixels), TeacherShape::Online { input_size }) = (teacher.pixels, shape) {
                 if *input_size == self.shape.img_size {
@@ -176,7 +176,7 @@ impl MimicDataset {
                         Some(img) => img,
                         None => img.insert(self.read_image(sample, view)?),
                     };
-                    self.render(img, sample, row_view, *input_size, pixels)?;
+                    self.render(img, sample, &row_view, *input_size, pixels)?;
                 }
             }
         }

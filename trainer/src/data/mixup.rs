@@ -23,7 +23,6 @@ pub(crate) struct Mixup {
 /// What is done to one batch. The partner of an image is the one at its place from the end.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Drawn {
-    /// Nothing.
     Plain,
     /// `lambda` of the image and `1 - lambda` of its partner.
     Mix {

@@ -23,11 +23,9 @@ pub(crate) struct Sampler {
 /// How many images fill how many steps: the one computation behind runs and `trainer plan`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Epoch {
-    /// Images there are.
     pub samples: u64,
     /// Images of a step, at least 1.
     pub per_step: u64,
-    /// Whole steps.
     pub steps: u64,
 }
 
@@ -50,7 +48,6 @@ impl Epoch {
 /// Where a step stands in the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// Epoch, from 0.
     pub epoch: u64,
     /// Step within the epoch, from 0.
     pub step: u64,

@@ -27,7 +27,6 @@ pub(crate) struct Counter {
 }
 
 impl Counter {
-    /// Nothing counted yet.
     pub(crate) fn new(n_classes: usize) -> Counter {
         Counter { classes: vec![(0, 0); n_classes], within_top5: 0 }
     }

@@ -31,7 +31,6 @@ pub(crate) struct Images {
     pub features: Vec<ByKind>,
     /// Each one's place in the source.
     pub idxs: Vec<usize>,
-    /// Each one's content.
     pub hashes: Vec<ContentHash>,
     /// What is wrong with the others, by key.
     pub skipped: Vec<String>,

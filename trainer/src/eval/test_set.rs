@@ -29,9 +29,7 @@ pub(crate) const FINETUNE_FILE: &str = "eval/finetune.json";
 /// The test set after some step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Evaluation {
-    /// Updates done.
     pub step: u64,
-    /// Epochs done.
     pub epoch: u64,
     /// Mean cross entropy, without label smoothing.
     pub loss: f64,
@@ -67,7 +65,6 @@ impl fmt::Display for Evaluation {
 /// What `trainer finetune` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FinetuneResult {
-    /// What was fine-tuned.
     pub model: String,
     /// Images to train on.
     pub train_images: usize,
@@ -122,10 +119,8 @@ impl FinetuneResult {
     }
 }
 
-/// Images to classify.
 #[derive(Debug)]
 pub(crate) struct TestSet {
-    /// The images.
     pub source: ImageSource,
     /// The class of each.
     pub labels: Vec<i64>,
@@ -144,7 +139,6 @@ pub(crate) struct TestSet {
 pub(crate) struct Outcome {
     /// See [`Evaluation::loss`].
     pub loss: f64,
-    /// Shares.
     pub accuracy: TopK,
     /// Images that were classified.
     pub images: usize,

@@ -16,7 +16,6 @@ use crate::recipe::any::AnyRecipe;
 const TAKES: &str = "a run folder, a student's file, weights of MAE, ConvMAE, timm's ViT or transformers' ViT or ViTMAE, or a tower of CLIP, \
                      DINO, DINOv2, DINOv3 or SigLIP: a path, or an id of the Hugging Face hub";
 
-/// A pretrained encoder.
 #[derive(Debug)]
 pub(crate) struct Start {
     /// What it is made of, at the image size it was pretrained at.

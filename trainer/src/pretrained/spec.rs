@@ -7,7 +7,6 @@ use std::path::Path;
 pub(crate) struct Spec<'a> {
     /// As it was given.
     pub given: &'a str,
-    /// Without its prefixes.
     pub name: &'a str,
     /// The student as its seed makes it, before any step.
     pub untrained: bool,

@@ -18,7 +18,6 @@ pub(crate) struct Student {
     pub step: Option<u64>,
     /// SHA-256 of the checkpoint's file.
     pub sha256: String,
-    /// For messages.
     pub origin: String,
 }
 

@@ -104,7 +104,6 @@ struct Sealed {
 /// A checkpoint in memory.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
-    /// Counters.
     pub state: State,
     /// Parameters and buffers by name.
     pub model: BTreeMap<String, Tensor>,

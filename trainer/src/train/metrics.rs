@@ -167,7 +167,6 @@ impl StepLog {
         Ok(StepLog { path, file })
     }
 
-    /// Appends one line.
     pub(crate) fn append(&mut self, line: &impl Serialize) -> anyhow::Result<()> {
         let mut text = serde_json::to_vec(line).context("a log line is plain numbers and names")?;
         text.push(b'\n');
@@ -211,7 +210,6 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// Starts now.
     pub(crate) fn start() -> Clock {
         let now = Instant::now();
         Clock {

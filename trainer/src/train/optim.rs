@@ -48,7 +48,6 @@ impl Optimizer {
         }
     }
 
-    /// Drops all gradients.
     pub(crate) fn zero_grad(&mut self) {
         self.adamw.zero_grad();
     }

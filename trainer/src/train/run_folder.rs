@@ -74,7 +74,6 @@ impl RunFolder {
         Ok(RunFolder { path: path.into(), lock })
     }
 
-    /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -82,9 +82,9 @@ fn covariance(cache: &Cache, id: &TeacherId, samples: &Samples, seed: u64) -> an
                 slot.insert(cache.teacher_part(id, sample.part).map_err(Problem::from)?)
             }
         };
-        let index = sample.first_row + view;
+        let index = sample.row(view);
         part.read_row_into(index, &mut row).map_err(Problem::from)?;
-        part.check_join(index, &row.key, &sample.row_key(row_view)).map_err(Problem::from)?;
+        part.check_join(index, &row.key, &sample.row_key(&row_view)).map_err(Problem::from)?;
         identity.decode_tokens(&row.tokens, &mut values).map_err(Problem::from)?;
         let x = Tensor::from_slice(&values).to_kind(Kind::Double).reshape([tokens, width]);
         sum += x.sum_dim_intlist(0, false, Kind::Double);

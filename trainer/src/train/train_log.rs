@@ -21,9 +21,7 @@ use crate::train::tensorboard::EventLog;
 /// A step that is queued on the device and not read yet.
 #[derive(Debug)]
 pub(crate) struct InFlight<B = MimicBatch> {
-    /// From 0.
     pub step: u64,
-    /// Its learning rate.
     pub lr: f64,
     /// Its scalars, on the device.
     pub values: StepValues,

@@ -39,9 +39,7 @@ pub(super) struct Chart {
 pub(super) struct Curve {
     /// Its place among the runs.
     pub(super) run: usize,
-    /// Steps, ascending.
     pub(super) x: Vec<f64>,
-    /// Finite values.
     pub(super) y: Vec<f32>,
 }
 

@@ -17,7 +17,6 @@ const MAX_BYTES: u64 = 1 << 30;
 /// Largest sheet of pictures; those of a run have a few MB.
 const MAX_PICTURE_BYTES: u64 = 64 << 20;
 
-/// One run.
 #[derive(Debug, Default)]
 pub(super) struct RunData {
     /// The path as given.
@@ -30,7 +29,6 @@ pub(super) struct RunData {
     pub(super) running: bool,
     /// What it trains on, by fact, as recorded in the newest checkpoint.
     pub(super) data: BTreeMap<String, String>,
-    /// The recipe's text.
     pub(super) recipe: Option<String>,
     /// The recipe's settings by dotted name.
     pub(super) settings: BTreeMap<String, String>,
@@ -46,7 +44,6 @@ pub(super) struct RunData {
     pub(super) problems: Vec<String>,
 }
 
-/// A PNG.
 #[derive(Debug)]
 pub(super) struct Picture {
     /// The file's name without its extension.

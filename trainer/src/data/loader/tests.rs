@@ -166,7 +166,7 @@ fn pixels_are_the_rows_crop() {
     let plan_ = plan(&world, &[], &online);
     let (sample, view) = plan_.samples.get(5, 1);
     let img = images::decode(&plan_.images.read(sample, 1).unwrap()).unwrap();
-    let expected = [32, 16].map(|size| images::render(&img, view, size).unwrap().data);
+    let expected = [32, 16].map(|size| images::render(&img, &view, size).unwrap().data);
     let mut batch = plan_.shape.allocate(Device::Cpu).unwrap();
     plan_.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();
     let TeacherBatch::Online { pixels } = &batch.teachers[0] else { panic!("it runs online") };

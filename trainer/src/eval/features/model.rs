@@ -30,7 +30,6 @@ const TAKES: &str = "a run folder, a checkpoint's file, a teacher's folder, file
 /// Side of the raw-pixel baseline's images.
 const PIXELS_SIZE: u32 = 32;
 
-/// A feature extractor.
 #[derive(Debug)]
 pub(crate) struct Model {
     network: Network,
@@ -223,7 +222,6 @@ impl Network {
         }
     }
 
-    /// A fine-tuned network.
     fn classifier(recipe: &FinetuneRecipe, found: &Trained, device: Device) -> anyhow::Result<Network> {
         let config = trained::backbone(recipe, &found.place)?;
         config.check(&found.tensors).with_context(|| found.place.clone())?;

@@ -50,7 +50,6 @@ fn is_exempt(name: &str, param: &Tensor) -> bool {
 /// Parameters of one layer that learn at one rate and decay alike.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// By name.
     pub(super) params: Vec<(String, Tensor)>,
     /// Whether weight decay applies.
     pub(super) decays: bool,
