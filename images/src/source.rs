@@ -48,6 +48,7 @@ pub struct ImageSource {
 
 /// The facts about an image that are known before it is read.
 struct Sample {
+    /// Boxed to save memory, because a source has millions of keys.
     key: Box<str>,
     label: Option<i32>,
     /// The length that is part of the identity: see [`ImageSource::identity`].
@@ -255,7 +256,6 @@ impl ImageSource {
     }
 }
 
-/// Boxed to save memory, because a source has millions of keys.
 impl fmt::Debug for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ImageSource {{ {}, {} images }}", self.kind(), self.len())

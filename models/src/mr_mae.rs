@@ -68,7 +68,7 @@ pub struct MimicConfig {
 /// One batch, all on the network's device.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    /// `[N, 3, H, W]`, f32, normalized by the data set's mean and standard deviation.
+    /// `[N, 3, H, W]`, f32, normalized by ImageNet's mean and standard deviation.
     pub imgs: &'a Tensor,
     /// Which patches are seen.
     pub masking: &'a Masking,

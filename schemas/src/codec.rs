@@ -40,7 +40,7 @@ pub trait FeatureCodec {
     /// [`CodecLength`](crate::Error::CodecLength) if the bytes do not hold exactly these values.
     fn decode_into(&self, bytes: &[u8], width: usize, values: &mut [f32]) -> Result<()>;
 
-    /// Position in `[n, width]` of the first encoded value that no encoder wrote, such as one that is not finite.
+    /// Position in `[n, width]` of the first encoded value that no encoder could have written, such as one that is not finite.
     fn first_bad(&self, bytes: &[u8], width: usize) -> Option<usize>;
 }
 

@@ -153,6 +153,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
 
     // ------------------------------------------------------------------ the loop
     let normalize = Normalize::imagenet(device);
+    // A rate per block; each block has two residual branches.
     let drop_rates = linear_rates(recipe.model.drop_path, recipe.drop_path_branches() / 2);
     let drop_rates = Tensor::from_slice(&drop_rates).to_device(device);
     let accum_iter = recipe.optim.accum_iter;
@@ -267,7 +268,7 @@ fn fingerprint(cache: &Cache, samples: &Samples, teachers: &[RunTeacher]) -> BTr
         ("image_code".to_owned(), identity.image_code.clone()),
         ("pack".to_owned(), format!("{:?}", identity.pack)),
     ]);
-    // Runs before this setting have no such fact, and go on.
+    // The default is left out, so that runs older than this setting can resume.
     if !identity.depth_window.is_high_byte() {
         facts.insert(depth_window::FACT.to_owned(), identity.depth_window.to_string());
     }
