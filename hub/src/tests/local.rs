@@ -97,7 +97,7 @@ fn offline_the_cache_is_used_and_its_absence_said() {
     assert!(matches!(missing, Error::Offline { .. }), "{said}");
     assert!(said.contains("HF_HUB_OFFLINE") && said.contains("hf download org/name --revision v2"), "{said}");
 
-    // A configuration alone is no model.
+    // A configuration alone is not a model.
     fill(cache.path(), COMMIT, &[("config.json", "{}")]);
     let half = resolve("org/name", &settings, &mut go_on).unwrap_err();
     assert!(matches!(half, Error::Offline { .. }), "{half}");

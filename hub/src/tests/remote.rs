@@ -57,7 +57,7 @@ impl World {
         resolve(text, &self.settings, &mut go_on)
     }
 
-    /// Of a resolve that must fail: the error, and what it says, which must not hold the token.
+    /// A resolve that must fail: the error and its message, which must not hold the token.
     fn error(&self, text: &str) -> (Error, String) {
         let error = self.resolve(text).unwrap_err();
         let said = format!("{error} {error:?}");
@@ -175,7 +175,7 @@ fn a_sharded_set_comes_with_all_its_shards() {
     assert!(said.contains("m-2.safetensors"), "{said}");
 }
 
-/// Every file is fetched once, whoever asks for it at the same time.
+/// Every file is fetched once, however many ask for it at the same time.
 #[test]
 fn concurrent_calls_share_one_download() {
     let world = World::new(hub());

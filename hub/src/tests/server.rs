@@ -25,9 +25,9 @@ pub(super) struct Hub {
     pub commit: Option<String>,
     /// Status and error code of every answer of the hub.
     pub refuses: Option<(u16, &'static str)>,
-    /// The next bodies from the storage end after so many bytes.
+    /// Number of bytes after which the next bodies from the storage end.
     pub cuts: Arc<Mutex<VecDeque<usize>>>,
-    /// So many of the next answers are status 503.
+    /// Number of the next answers that are status 503.
     pub busy: Arc<Mutex<usize>>,
     /// The storage changes a byte.
     pub corrupts: bool,

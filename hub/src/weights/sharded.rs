@@ -121,11 +121,11 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         });
     }
     let index: Index =
-        serde_json::from_slice(&text).map_err(|e| bad(format!("this is no index of a sharded set: {e}")))?;
+        serde_json::from_slice(&text).map_err(|e| bad(format!("this is not the index of a sharded set: {e}")))?;
     for (name, file) in &index.weight_map {
         // Backslashes separate on other systems, where the same index may be read.
         if file.is_empty() || file == "." || file == ".." || file.contains(['/', '\\', '\0', ':']) {
-            return Err(bad(format!("tensor {name} is placed in {file:?}, which is no plain file name")));
+            return Err(bad(format!("tensor {name} is placed in {file:?}, which is not a plain file name")));
         }
     }
     if index.weight_map.is_empty() {

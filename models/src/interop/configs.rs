@@ -159,8 +159,8 @@ pub(super) fn mae(shapes: &VitShapes, facts: &Facts) -> Value {
     })
 }
 
-/// The arguments of ConvMAE's `MaskedAutoencoderConvViT`: three stages, of which the last is a ViT. `cls_token` is no argument of
-/// it: the published code has none, the weights of its second version do.
+/// The arguments of ConvMAE's `MaskedAutoencoderConvViT`: three stages, of which the last is a ViT. `cls_token` is not one of
+/// them: the published code has none, the weights of its second version do.
 pub(super) fn convmae(shapes: &McmaeShapes, facts: &Facts, cls_token: bool) -> Value {
     // The side of each stage's input.
     let mut sides = facts.img_size;

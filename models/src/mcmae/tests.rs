@@ -209,7 +209,7 @@ fn dropped_branches_are_left_out_in_both_computations() {
     }
 }
 
-/// Of both convolution stages and the transformer.
+/// In both convolution stages and the transformer.
 #[test]
 fn checkpointed_stages_have_the_same_gradients_to_the_bit() {
     for precision in [Precision::F32, Precision::Bf16] {

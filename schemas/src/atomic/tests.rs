@@ -23,6 +23,25 @@ fn a_file_is_visible_only_when_published() {
 }
 
 #[test]
+fn a_grown_file_and_a_link_take_the_place_of_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    write(&path("old"), b"old").unwrap();
+    write(&path("grown"), b"grown").unwrap();
+    rename(&path("grown"), &path("old")).unwrap();
+    assert_eq!(fs::read(path("old")).unwrap(), b"grown");
+    symlink(Path::new("../old"), &path("links/new")).unwrap();
+    symlink(Path::new("../old"), &path("links/new")).unwrap();
+    assert_eq!(fs::read(path("links/new")).unwrap(), b"grown");
+    assert_eq!(names(&path("links")), ["new"]);
+    // Where the name cannot be given, nothing is left behind.
+    fs::create_dir(path("folder")).unwrap();
+    write(&path("grown"), b"again").unwrap();
+    assert!(rename(&path("grown"), &path("folder")).is_err());
+    assert_eq!(names(dir.path()), ["folder", "links", "old"]);
+}
+
+#[test]
 fn publishing_replaces_and_publish_new_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("LAST");

@@ -54,7 +54,7 @@ fn names_that_leave_the_folder_are_refused() {
     sharded.files.remove("model.safetensors");
     let index = br#"{"weight_map": {"a": "../../evil"}}"#.to_vec();
     sharded.files.insert("model.safetensors.index.json".to_owned(), index);
-    bad(sharded, "which is no plain file name");
+    bad(sharded, "which is not a plain file name");
 }
 
 #[test]

@@ -126,7 +126,7 @@ impl Machine<'_> {
     }
 
     pub(super) fn global(&mut self, module: &str, name: &str) -> Step {
-        // Nothing would be run. A file that asks for these is meant to harm whoever opens it with another reader, and its owner
+        // Nothing would be run. A file that asks for these is meant to harm those who open it with another reader, and its owner
         // should hear of that.
         const HARMFUL: [&str; 16] = [
             "os",

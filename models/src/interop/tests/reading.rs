@@ -20,7 +20,7 @@ fn the_encoder_of_a_file_is_found_out() {
     let read = |tensors: &Tensors| import(&file(tensors)).unwrap().encoder_config(Path::new("nowhere/x"));
     let message = read(&own).unwrap_err().to_string();
     assert!(message.contains("a width of 32 does not tell it"), "{message}");
-    // A multiple of 64 is no published width: a student of 128 with 4 heads is not one with 2.
+    // A multiple of 64 is not a published width: a student of 128 with 4 heads is not one with 2.
     for (width, heads) in [(128, None), (192, Some(3)), (1280, Some(16))] {
         for name in ["patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed"] {
             let mut size = own[name].size();

@@ -106,7 +106,7 @@ fn every_wrapper_around_every_layout_gives_the_bare_features() {
     }
 }
 
-/// Of two networks the average or the teacher is taken, whatever the other has around it; two of one rank are a question.
+/// If there are two networks, the average or the teacher is taken, whatever the other has around it; two of one rank are a question.
 #[test]
 fn of_two_networks_one_is_taken_by_rule_or_asked_for() {
     for (layout, bare, files) in layouts() {
@@ -146,7 +146,7 @@ fn of_two_networks_one_is_taken_by_rule_or_asked_for() {
                 }
                 other => panic!("{layout}: {one} and {two}: {other:?}"),
             }
-            // One network under two names is no question.
+            // One network under two names is not a question.
             let mut same = under(&bare, one, 0.0);
             same.extend(under(&bare, two, 0.0));
             assert_eq!(tokens(&same, &files, layout), expected);

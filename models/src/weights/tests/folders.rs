@@ -90,7 +90,7 @@ fn a_damaged_index_is_refused() {
     check("\"model-00001-of-00003.safetensors\"", "\"/etc/passwd\"", "plain file name");
     check("\"model-00001-of-00003.safetensors\"", "\"sub\\\\a.safetensors\"", "plain file name");
     check("\"model-00001-of-00003.safetensors\"", "\"..\"", "plain file name");
-    check("\"model-00001-of-00003.safetensors\"", "7", "no index");
+    check("\"model-00001-of-00003.safetensors\"", "7", "not the index");
     // A tensor claimed by two shards, and one that none holds.
     let claim = "\"weight_map\": {";
     check(claim, "\"weight_map\": {\"float64\": \"model-00002-of-00003.safetensors\",", "claimed by");
