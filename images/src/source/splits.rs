@@ -21,7 +21,7 @@ const WORDS: [(&str, &str); 24] = [
     ("holdout", "holdout"),
     ("heldout", "holdout"),
     ("unlabeled", "unlabeled"),
-    ("unlabeled", "unlabeled"),
+    ("unlabelled", "unlabeled"),
     ("unsupervised", "unlabeled"),
     ("query", "query"),
     ("gallery", "gallery"),
@@ -183,6 +183,8 @@ mod tests {
             ("val", "validation"),
             ("valid", "validation"),
             ("test-dev2017", "test"),
+            ("unlabeled", "unlabeled"),
+            ("unlabelled", "unlabeled"),
         ] {
             assert_eq!(of_folder(name), Some(split), "{name}");
         }

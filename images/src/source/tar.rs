@@ -341,7 +341,7 @@ impl Opening<'_> {
         if file.read_exact_at(&mut start, 0).is_ok() && !is_header(&start) {
             return Err(SourceError::CorruptTar {
                 path: path.to_path_buf(),
-                detail: format!("it does not begin with a tar header, so it is not a tar file{}", compression(&start)),
+                detail: format!("it does not begin with a header{}", compression(&start)),
             });
         }
         let mut end = 0;
