@@ -220,7 +220,7 @@ impl FromStr for SampleRange {
     fn from_str(text: &str) -> Result<SampleRange, String> {
         let number = |text: &str| {
             text.parse::<u64>()
-                .map_err(|_| format!("{text:?} is no sample number; give one like 7, or a range like 3-9"))
+                .map_err(|_| format!("{text:?} is not a sample number; give one like 7, or a range like 3-9"))
         };
         let (first, last) = match text.split_once('-') {
             Some((first, last)) => (number(first)?, number(last)?),

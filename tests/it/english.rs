@@ -17,18 +17,19 @@ const PATTERNS: [Pattern; 5] = [
 ];
 
 /// How often each pattern is there, by crate and folder. A count may only become smaller; when it does, this list is lowered with it.
-const ALLOWED: [(&str, [usize; PATTERNS.len()]); 11] = [
-    (".", [0, 1, 0, 0, 4]),
+const ALLOWED: [(&str, [usize; PATTERNS.len()]); 12] = [
+    (".", [0, 0, 0, 0, 0]),
     ("assets", [0, 0, 0, 0, 0]),
     ("docs", [0, 0, 0, 0, 1]),
+    ("hub", [0, 0, 0, 0, 0]),
     ("images", [0, 0, 0, 0, 3]),
-    ("models", [11, 24, 3, 4, 130]),
-    ("pipeline", [6, 2, 0, 3, 7]),
+    ("models", [0, 0, 0, 0, 0]),
+    ("pipeline", [0, 0, 0, 0, 0]),
     ("program", [0, 0, 0, 0, 0]),
-    ("schemas", [0, 0, 0, 0, 6]),
+    ("schemas", [0, 0, 0, 0, 4]),
     ("tests", [0, 0, 0, 0, 0]),
     ("torch-ext", [0, 0, 0, 0, 0]),
-    ("trainer", [18, 12, 6, 3, 171]),
+    ("trainer", [0, 0, 0, 0, 0]),
 ];
 
 const BRITISH: [&str; 19] = [

@@ -344,7 +344,7 @@ pub struct LinprobeArgs {
     /// Passes over the training images.
     #[arg(long, value_name = "N", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..))]
     pub epochs: u32,
-    /// Of these with a rising learning rate.
+    /// Epochs of linear learning-rate warm-up.
     #[arg(long, value_name = "N", default_value_t = 10.0)]
     pub warmup_epochs: f64,
     /// Images per step of the classifier.

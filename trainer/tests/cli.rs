@@ -218,7 +218,7 @@ fn a_signal_ends_a_run_with_a_checkpoint() {
     assert_eq!(metrics(&world.path("whole")), metrics(&world.path("stopped")));
 }
 
-/// A log that cannot be written ends no run, and a reader that has seen enough is no error.
+/// A log that cannot be written does not end a run, and a reader that closes the pipe is not an error.
 #[test]
 fn nobody_has_to_listen() {
     let world = World::with_cache(8);

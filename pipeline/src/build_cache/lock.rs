@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_ends_with_its_build_whoever_has_the_folder_open() {
+    fn a_lock_ends_with_its_build_even_if_another_process_has_the_folder_open() {
         let dir = tempfile::tempdir().unwrap();
         let lock = Lock::take(dir.path()).unwrap();
         let refused = Lock::take(dir.path()).unwrap_err().to_string();

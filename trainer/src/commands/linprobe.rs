@@ -79,7 +79,7 @@ pub(crate) struct LinprobeResult {
 pub(crate) struct Protocol {
     /// Passes over the training images.
     pub epochs: u64,
-    /// Of these with a rising learning rate.
+    /// Epochs of linear learning-rate warm-up.
     pub warmup_epochs: f64,
     /// Base learning rates that were tried; absent in results from before they were told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -89,7 +89,7 @@ pub(crate) struct Protocol {
     pub weight_decay: f64,
     /// Fixed random crops of each training image; 0 for its central square alone.
     pub views: u16,
-    /// Of crops, order, start weights and the choice of held-out images.
+    /// Seed of crops, order, initial weights and the choice of held-out images.
     pub seed: u64,
 }
 
@@ -317,7 +317,7 @@ impl Split {
             all.iter().partition(|&&row| is_held_out(&images.hashes[row as usize]));
         ensure!(
             !held_out.is_empty(),
-            "--held-out {} of {} images is no image; hold out more, or give one --blr, which needs no choice",
+            "--held-out {} of {} images holds out none; hold out more, or give one --blr, which needs no choice",
             args.held_out,
             all.len()
         );

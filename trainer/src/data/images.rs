@@ -103,7 +103,7 @@ pub(crate) struct SourceImages {
 
 /// What the images of a data set hold.
 pub(crate) struct Contents {
-    /// Of every image, by number; nothing of one that cannot be read.
+    /// Content of every image, by number; `None` for one that cannot be read.
     pub of: Vec<Option<ContentHash>>,
     /// The number of the image with a content; of copies, the first.
     pub first: BTreeMap<ContentHash, usize>,
@@ -118,7 +118,7 @@ impl SourceImages {
         &self.source
     }
 
-    /// What every image holds. The whole data set is read for it, once, with `progress(done, of)`; whoever asks meanwhile waits.
+    /// What every image holds. The whole data set is read for it, once, with `progress(done, of)`; other threads that ask meanwhile wait.
     pub(crate) fn contents(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> &Contents {
         self.contents.get_or_init(|| {
             tracing::info!("reading all {} images of --images once, to join them by content", self.source.len());

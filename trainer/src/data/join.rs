@@ -1,6 +1,6 @@
 //! Which image belongs to which cached sample: by key where the key's image may be the one, by content for what was moved or renamed.
 //!
-//! A name is no proof, since images can trade names. Reading every image before the first step would be one, but costs an epoch's reading;
+//! A name does not prove the content, since images can trade names. Reading every image before the first step would be one, but costs an epoch's reading;
 //! so it is done only where something is seen to differ: a key that is not there, or a length. What no name and no length shows
 //! comes out when the image is read, since its content is compared with its row, and is then searched in the same way
 //! ([`Images::read`]). A run that trains on what is there, whatever is missing (`data.missing = "skip"`), has to know before the first

@@ -121,7 +121,7 @@ impl LabeledDataset {
     /// Image `idx` with its number and bytes; or, where it cannot be decoded, the next in the order of the data set that can, whatever the
     /// step, the epoch or the threads. So every batch is full, and a resumed run sees what it would have seen.
     fn usable(&self, idx: usize) -> anyhow::Result<(usize, Vec<u8>, RgbImage)> {
-        /// So many in a row are no accident.
+        /// This many damaged images in a row are not an accident.
         const MOST: usize = 100;
         let n = self.labels.len();
         for idx in (0..MOST.min(n)).map(|ahead| (idx + ahead) % n) {

@@ -27,7 +27,7 @@ pub(crate) type ByKind = BTreeMap<String, Tensor>;
 /// Features of the images of a source that can be used.
 #[derive(Debug)]
 pub(crate) struct Images {
-    /// Of each model, in the order in which the models were given: `[V, N, D]`.
+    /// Features of each model, in the order in which the models were given: `[V, N, D]`.
     pub features: Vec<ByKind>,
     /// Each one's place in the source.
     pub idxs: Vec<usize>,

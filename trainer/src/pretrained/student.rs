@@ -50,7 +50,7 @@ pub(crate) fn read_trained(path: &Path, ema: bool) -> anyhow::Result<Trained> {
     let found = Trained::read(path, ema)?;
     found.with_context(|| match path.is_file() {
         true => format!(
-            "{path:?}: its header has no recipe, so it is no checkpoint's {}; give a run folder, or the file of one of its \
+            "{path:?}: its header has no recipe, so it is not the {} of a checkpoint; give a run folder, or the file of one of its \
              checkpoints",
             checkpoint::MODEL
         ),

@@ -87,7 +87,7 @@ impl Trained {
         };
         ensure!(
             !ema,
-            "{path:?} is no run folder; give the file {} of a checkpoint for its moving average",
+            "{path:?} is not a run folder; give the file {} of a checkpoint for its moving average",
             checkpoint::EMA
         );
         let tensors = weights.tensors().iter();

@@ -16,9 +16,9 @@ const OF_FINETUNING: [&str; 5] = ["augment", "encoder", "model.pool", "optim.lay
 /// A recipe.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum AnyRecipe {
-    /// Of `trainer pretrain`.
+    /// The recipe of `trainer pretrain`.
     Pretrain(Box<Recipe>),
-    /// Of `trainer finetune`.
+    /// The recipe of `trainer finetune`.
     Finetune(Box<FinetuneRecipe>),
 }
 

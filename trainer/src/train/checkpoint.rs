@@ -54,7 +54,7 @@ const FORMAT_VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct State {
-    /// Of this file and its neighbors.
+    /// Format version of this file and the files beside it.
     pub format_version: u32,
     /// Updates done, skipped ones included; also where data order and masks stand.
     pub step: u64,

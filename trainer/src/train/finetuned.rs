@@ -21,7 +21,7 @@ pub(crate) const BEST: &str = "best/model.safetensors";
 
 /// The names of the classes of a run, in the order of its classifier's outputs; `None` if the folder has no such file.
 pub(crate) fn classes(run: &Path) -> anyhow::Result<Option<Vec<String>>> {
-    /// More than this is no list of names of classes.
+    /// A larger file cannot be a list of class names.
     const MOST_BYTES: u64 = 1 << 28;
     let file = run.join(CLASSES);
     if !file.is_file() {
@@ -32,7 +32,7 @@ pub(crate) fn classes(run: &Path) -> anyhow::Result<Option<Vec<String>>> {
     ensure!(size <= MOST_BYTES, "{file:?}: has {size} bytes, more than names of classes");
     let text = std::fs::read(&file).with_context(cannot)?;
     let names = serde_json::from_slice(&text);
-    Ok(Some(names.with_context(|| format!("{file:?}: is no list of names"))?))
+    Ok(Some(names.with_context(|| format!("{file:?}: is not a list of names"))?))
 }
 
 /// SHA-256 of names, each ended by a line feed.

@@ -1,4 +1,4 @@
-//! When something is due that happens every so many steps.
+//! When something that happens every N steps is due.
 
 /// Whether `step` (counted from 1) is a multiple of `every`; never without one.
 pub(crate) fn itstime(step: u64, every: impl Into<Option<u64>>) -> bool {

@@ -51,7 +51,7 @@ impl RunFolder {
             let foreign = entries.find(|e| e.as_ref().is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.')));
             if let Some(Ok(entry)) = foreign {
                 bail!(
-                    "{path:?}: is no run folder (it has no {RECIPE}, but {:?}); give a new folder with --out",
+                    "{path:?}: is not a run folder (it has no {RECIPE}, but {:?}); give a new folder with --out",
                     entry.file_name()
                 );
             }

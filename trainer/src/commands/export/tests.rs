@@ -319,7 +319,7 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     fs::create_dir(&out).unwrap();
     export(&file, "timm", &out, &[]).unwrap();
     refused(&file, "timm", &[], "is not empty");
-    // An exported file is no checkpoint.
+    // An exported file is not a checkpoint.
     let exported = out.join(checkpoint::MODEL);
     let message = export(&exported, "mae", &temp.path().join("again"), &[]).unwrap_err().to_string();
     assert!(message.contains("has no recipe"), "{message}");

@@ -249,7 +249,7 @@ fn starts_from_a_file_as_from_its_run() {
     };
     assert!(with_init(&file, "of-file").unwrap() == tensors_without_best(&of_run));
 
-    // The teacher of the world is a bare ViT in timm's names; its width is no published one, so its heads are not guessed.
+    // The teacher of the world is a bare ViT in timm's names; its width was never published, so its heads are not guessed.
     let teacher = world.path("vit").join("model.safetensors");
     fs::create_dir(world.path("vit")).unwrap();
     fs::copy(world.teacher_dir().join("model.safetensors"), &teacher).unwrap();

@@ -63,7 +63,7 @@ fn memory(trained: f64, ema: bool, activations: f64) -> BTreeMap<String, f64> {
     memory
 }
 
-/// Of a pretraining with `trained` numbers, and `untrained` ones of a decoder that no loss needs: it is there, and nothing passes it.
+/// Bytes of a pretraining with `trained` parameters, and `untrained` ones of a decoder that no loss needs (allocated, never run).
 pub(super) fn of_pretraining(recipe: &Recipe, trained: f64, untrained: f64) -> BTreeMap<String, f64> {
     let config = recipe.mae_config();
     let mut stacks = encoder(&config.encoder, recipe.len_keep());
@@ -82,7 +82,7 @@ pub(super) fn of_pretraining(recipe: &Recipe, trained: f64, untrained: f64) -> B
     memory
 }
 
-/// Of a fine-tuning of `backbone` with `trained` numbers.
+/// Bytes of a fine-tuning of `backbone` with `trained` parameters.
 pub(super) fn of_finetuning(recipe: &FinetuneRecipe, backbone: &EncoderConfig, trained: f64) -> BTreeMap<String, f64> {
     let stacks = encoder(backbone, backbone.num_patches());
     let of_image = activation_bytes(&stacks, recipe.run.precision, false);

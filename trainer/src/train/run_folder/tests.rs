@@ -84,7 +84,7 @@ fn other_data_is_refused_by_name() {
 }
 
 #[test]
-fn a_lock_ends_with_its_run_whoever_has_the_file_open() {
+fn a_lock_ends_with_its_run_even_if_another_process_has_the_file_open() {
     let dir = tempfile::tempdir().unwrap();
     let run = RunFolder::open(dir.path(), &recipe(&[])).unwrap();
     assert!(in_use(dir.path()));

@@ -66,7 +66,7 @@ fn the_student_sees_the_pixels_that_the_cache_names() {
                 assert!(error < 1e-5, "{window}, step {step}, {name}: {value} {online:?}");
             }
         }
-        // Whoever evaluates the run sees its images as it did.
+        // An evaluation of the run sees images as the run did.
         let model = cached_run.display().to_string();
         let decoder = crate::pretrained::depth_window::decoder(None, &[&model]).unwrap();
         assert_eq!(decoder.window(), world.depth_window);
