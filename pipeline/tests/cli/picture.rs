@@ -269,7 +269,7 @@ fn rows_may_be_named_many_times_and_as_ranges() {
         assert!(format!("{error:#}").contains(word), "{more:?}: {error:#}");
     }
     for (words, expected) in [
-        (&["--row", "5-x"][..], "no sample number"),
+        (&["--row", "5-x"][..], "not a sample number"),
         (&["--row", "9-3"], "ends before it begins"),
         (&["--row", "1", "--images", "x"], "--png"),
         (&["--row", "1", "--png", "x", "--panel", "9"], "64..=512"),
