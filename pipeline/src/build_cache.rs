@@ -90,7 +90,7 @@ pub fn build_cache(
     run(&build, format, out)
 }
 
-/// Builds what the cache lacks.
+/// Builds what the cache lacks; also the second half of `add-teacher`.
 pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
     let (cache, _lock) = open::open_cache(build)?;
@@ -103,7 +103,7 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
         summary.print(format, out)?;
         return Ok(summary.status());
     }
-    if !build.still_the_source(&cache, &work)? {
+    if build.recheck_source(&cache, &work)? == Ended::Interrupted {
         tracing::warn!("interrupted; run the same command to go on");
         return Ok(ExitStatus::Interrupted);
     }
@@ -114,7 +114,7 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     let mut progress = begin_progress(build, &work);
     let (ended, committed) = build_parts(build, &cache, &work, &timings, &mut progress).inspect_err(|_| {
         tracing::warn!(
-            "stopped: finished parts are kept, and once the cause is mended the same command goes on from there"
+            "stopped: finished parts are kept, and once the cause is fixed the same command goes on from there"
         )
     })?;
 
@@ -156,7 +156,7 @@ fn build_parts(
                 },
             )
         });
-        // A writer that failed is the cause of what else did.
+        // Report a failure of a writer first: the others follow from it.
         let committed = writers.finish()?;
         Ok((ended?, committed))
     })

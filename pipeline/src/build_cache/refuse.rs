@@ -11,6 +11,7 @@ use program::words::count;
 use schemas::{Cache, layout};
 
 use super::build::Build;
+use super::parallel::Ended;
 use super::recheck::{self, Checked};
 use super::worklist::PartWork;
 use crate::config::BuildConfig;
@@ -122,19 +123,18 @@ impl Build {
         }
     }
 
-    /// Refuses to read more samples from a source whose images have changed places since the finished parts were built from it. False
-    /// after a signal.
+    /// Refuses to read more samples from a source whose images were swapped since the finished parts were built from it.
     ///
     /// A part whose samples are committed and that only lacks features needs no such look: each of its images is compared when it is
     /// read, and nothing is added that another place could have had.
-    pub(super) fn still_the_source(&self, cache: &Cache, work: &[PartWork]) -> anyhow::Result<bool> {
+    pub(super) fn recheck_source(&self, cache: &Cache, work: &[PartWork]) -> anyhow::Result<Ended> {
         let lacking: BTreeSet<u32> = work.iter().filter(|work| work.missing.samples).map(|work| work.part).collect();
         let finished: Vec<u32> = (0..self.identity.plan.parts()).filter(|part| !lacking.contains(part)).collect();
         let Some(source) = self.source.as_ref().filter(|_| !lacking.is_empty()) else {
-            return Ok(true);
+            return Ok(Ended::Finished);
         };
         if finished.is_empty() {
-            return Ok(true);
+            return Ok(Ended::Finished);
         }
         let images = finished.iter().map(|&part| self.samples_in(part)).sum();
         tracing::info!(
@@ -144,8 +144,8 @@ impl Build {
         );
         let checked = recheck::check(cache, source, &finished, self.config.threads, images)?;
         match checked {
-            Checked::Same(_) => Ok(true),
-            Checked::Interrupted => Ok(false),
+            Checked::Same(_) => Ok(Ended::Finished),
+            Checked::Interrupted => Ok(Ended::Interrupted),
             Checked::Moved(moved) => bail!(
                 "{}: {moved}. To go on would store some images twice and others not at all. Put the source back as it was, or build \
                  into another folder",
