@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 pub(crate) mod batch;
 pub(crate) mod classes;
+pub(crate) mod decode_ahead;
 pub(crate) mod dequantize;
 pub(crate) mod images;
 pub(crate) mod join;

@@ -1,7 +1,8 @@
 //! What the loader hands to the training loop.
 
+use images::RgbImage;
 use tch::{Device, Kind, Tensor};
-use torch_ext::pinned_empty;
+use torch_ext::{pinned_empty, tensor_bytes_mut};
 
 use crate::recipe::{MaskKind, MimicTokens, Recipe};
 
@@ -220,4 +221,15 @@ impl BatchShape {
             teachers: teachers.collect::<torch_ext::Result<_>>()?,
         })
     }
+}
+
+/// Images of `size` by `size` pixels as one tensor: `[N, size, size, 3]` u8 on the CPU.
+pub(crate) fn stack<'a>(imgs: impl ExactSizeIterator<Item = &'a RgbImage>, size: u32) -> torch_ext::Result<Tensor> {
+    let size = i64::from(size);
+    let mut batch = Tensor::empty([imgs.len() as i64, size, size, 3], (Kind::Uint8, Device::Cpu));
+    let image_bytes = (3 * size * size) as usize;
+    for (slot, img) in tensor_bytes_mut(&mut batch)?.chunks_exact_mut(image_bytes).zip(imgs) {
+        slot.copy_from_slice(&img.data);
+    }
+    Ok(batch)
 }

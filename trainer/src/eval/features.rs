@@ -6,13 +6,13 @@ use anyhow::{Context, ensure};
 use images::{ImageSource, RgbImage, draw_view};
 use models::precision::Precision;
 use program::signals::{self, Interrupted};
-use rayon::prelude::*;
 use schemas::{ContentHash, ViewPolicy};
 use tch::{Device, Kind, Tensor};
-use torch_ext::tensor_bytes_mut;
 use tracing::info;
 
 use crate::data::Problem;
+use crate::data::batch::stack;
+use crate::data::decode_ahead::decode_ahead;
 
 mod imported;
 mod model;
@@ -81,77 +81,75 @@ pub(crate) fn extract(
     let views = &extraction.views;
     let (batch_size, precision) = (extraction.batch_size, extraction.precision);
     let sizes: BTreeSet<u32> = models.iter().map(Model::input_size).collect();
-    let (batches_tx, batches_rx) = crossbeam_channel::bounded(1);
-    std::thread::scope(|scope| {
-        let sizes = &sizes;
-        scope.spawn(move || {
-            for start in (0..source.len()).step_by(batch_size as usize) {
-                let idxs = start..source.len().min(start + batch_size as usize);
-                let decoded: Vec<_> =
-                    pool.install(|| idxs.into_par_iter().map(|i| (i, read_views(source, i, views, sizes))).collect());
-                if batches_tx.send(decoded).is_err() {
-                    return; // The receiver has failed and says why.
+    let mut images = Images { features: vec![], idxs: vec![], hashes: vec![], skipped: vec![] };
+    let mut room = Room::default();
+    let mut done = 0;
+    let decode = |i: usize| (i, read_views(source, i, views, &sizes));
+    decode_ahead(source.len(), batch_size as usize, pool, decode, |decoded| {
+        let before = done;
+        done += decoded.len();
+        let first_row = images.idxs.len();
+        let mut rendered = Vec::with_capacity(decoded.len());
+        for (i, result) in decoded {
+            match result {
+                Ok((hash, imgs)) => {
+                    images.idxs.push(i);
+                    images.hashes.push(hash);
+                    rendered.push(imgs);
                 }
+                Err(e) => images.skipped.push(format!("{}: {e:#}", source.key(i))),
             }
-        });
+        }
+        for view in 0..usize::from(if rendered.is_empty() { 0 } else { views.count }) {
+            let features = features_of_view(models, &rendered, view, &sizes, extraction, precision)?;
+            room.put(&features, source.len(), view, first_row, extraction)?;
+        }
+        if done * 10 / source.len() != before * 10 / source.len() {
+            info!("features of {done} of {} images", source.len());
+        }
+        if signals::requested() {
+            return Err(Interrupted.into());
+        }
+        Ok(())
+    })?;
+    if images.idxs.is_empty() {
+        let first = images.skipped.first().map(|e| format!("; the first: {e}"));
+        return Err(Problem::NoImages { why: first.unwrap_or_default() }.into());
+    }
+    images.features = room.finish(images.idxs.len());
+    Ok(images)
+}
 
-        let mut images = Images { features: vec![], idxs: vec![], hashes: vec![], skipped: vec![] };
-        let mut room = Room::default();
-        let mut done = 0;
-        // By value: when this side fails, the channel closes and the decoder stops.
-        for decoded in batches_rx {
-            let before = done;
-            done += decoded.len();
-            let first_row = images.idxs.len();
-            let mut rendered = Vec::with_capacity(decoded.len());
-            for (i, result) in decoded {
-                match result {
-                    Ok((hash, imgs)) => {
-                        images.idxs.push(i);
-                        images.hashes.push(hash);
-                        rendered.push(imgs);
-                    }
-                    Err(e) => images.skipped.push(format!("{}: {e:#}", source.key(i))),
-                }
-            }
-            for view in 0..usize::from(if rendered.is_empty() { 0 } else { views.count }) {
-                let batches = sizes
-                    .iter()
-                    .map(|&size| Ok((size, batch_of(&rendered, view, size)?)))
-                    .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
-                let mut features = Vec::with_capacity(models.len());
-                for model in models {
-                    let mut of_model = model.features(&batches[&model.input_size()], precision)?;
-                    if !extraction.kinds.is_empty() {
-                        let all: Vec<String> = of_model.keys().cloned().collect();
-                        of_model.retain(|kind, _| extraction.kinds.contains(kind));
-                        ensure!(
-                            !of_model.is_empty(),
-                            "{} has no features called {}; it has {}",
-                            model.describe(),
-                            extraction.kinds.join(" or "),
-                            all.join(" and ")
-                        );
-                    }
-                    features.push(of_model);
-                }
-                room.put(&features, source.len(), view, first_row, extraction)?;
-            }
-            if done * 10 / source.len() != before * 10 / source.len() {
-                info!("features of {done} of {} images", source.len());
-            }
-            if signals::requested() {
-                return Err(Interrupted.into());
-            }
+/// The features of one view of a batch by each model.
+fn features_of_view(
+    models: &[Model],
+    rendered: &[Rendered],
+    view: usize,
+    sizes: &BTreeSet<u32>,
+    extraction: &Extraction,
+    precision: Precision,
+) -> anyhow::Result<Vec<ByKind>> {
+    let mut batches = BTreeMap::new();
+    for &size in sizes {
+        batches.insert(size, stack(rendered.iter().map(|imgs| &imgs[&size][view]), size)?);
+    }
+    let mut features = Vec::with_capacity(models.len());
+    for model in models {
+        let mut by_kind = model.features(&batches[&model.input_size()], precision)?;
+        if !extraction.kinds.is_empty() {
+            let all: Vec<String> = by_kind.keys().cloned().collect();
+            by_kind.retain(|kind, _| extraction.kinds.contains(kind));
+            ensure!(
+                !by_kind.is_empty(),
+                "{} has no features called {}; it has {}",
+                model.describe(),
+                extraction.kinds.join(" or "),
+                all.join(" and ")
+            );
         }
-        if images.idxs.is_empty() {
-            let first = images.skipped.first().map(|e| format!("; the first: {e}"));
-            let why = first.unwrap_or_default();
-            return Err(Problem::NoImages { why }.into());
-        }
-        images.features = room.finish(images.idxs.len());
-        Ok(images)
-    })
+        features.push(by_kind);
+    }
+    Ok(features)
 }
 
 /// The features of all images, allocated once when their widths are known: joining parts at the end would need twice the memory.
@@ -207,18 +205,6 @@ impl Room {
 
 /// One image's views at every size that a model wants.
 type Rendered = BTreeMap<u32, Vec<RgbImage>>;
-
-/// `[N, size, size, 3]` u8 on the CPU.
-fn batch_of(rendered: &[Rendered], view: usize, size: u32) -> anyhow::Result<Tensor> {
-    let side = i64::from(size);
-    let shape = [rendered.len() as i64, side, side, 3];
-    let mut batch = Tensor::empty(shape, (Kind::Uint8, Device::Cpu));
-    let image_bytes = (3 * side * side) as usize;
-    for (slot, imgs) in tensor_bytes_mut(&mut batch)?.chunks_exact_mut(image_bytes).zip(rendered) {
-        slot.copy_from_slice(&imgs[&size][view].data);
-    }
-    Ok(batch)
-}
 
 fn read_views(
     source: &ImageSource,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::bail;
 use images::ImageSource;
 use models::precision::Precision;
+use program::words::count;
 use schemas::DepthWindow;
 use tracing::warn;
 
@@ -45,7 +46,7 @@ pub(crate) fn unusual(window: DepthWindow, precision: Option<&str>) -> String {
 /// Says how many images of a set cannot be used, and why the first.
 pub(crate) fn report_skipped(name: &str, images: &Images) {
     if let Some(first) = images.skipped.first() {
-        warn!("{name}: {} images cannot be used, the first is {first}", images.skipped.len());
+        warn!("{name}: {} cannot be used, the first is {first}", count(images.skipped.len() as u64, "image"));
     }
 }
 

@@ -10,14 +10,15 @@ use models::blocks::ForwardOptions;
 use models::classifier::Classifier;
 use models::precision::Precision;
 use program::table::{Left, Right, percent, table};
-use rayon::prelude::*;
+use program::words::count;
 use schemas::{ContentHash, ViewPolicy, atomic};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
-use torch_ext::tensor_bytes_mut;
+use tch::{Device, Tensor};
 use tracing::warn;
 
 use super::accuracy::{Counter, TopK, guesses};
+use crate::data::batch::stack;
+use crate::data::decode_ahead::decode_ahead;
 use crate::data::normalize::Normalize;
 use torch_ext::to_device;
 
@@ -156,52 +157,40 @@ impl TestSet {
         pool: &rayon::ThreadPool,
         device: Device,
     ) -> anyhow::Result<Outcome> {
-        let (batches_tx, batches_rx) = crossbeam_channel::bounded(1);
         let normalize = Normalize::of(self.normalization, device);
         let _no_grad = tch::no_grad_guard();
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                for start in (0..self.source.len()).step_by(self.batch_size) {
-                    let idxs = start..self.source.len().min(start + self.batch_size);
-                    let decoded: Vec<_> = pool.install(|| idxs.into_par_iter().map(|i| (i, self.read(i))).collect());
-                    if batches_tx.send(decoded).is_err() {
-                        return; // The receiver has failed and says why.
+        let mut counter = Counter::new(n_classes);
+        let (mut loss_sum, mut images, mut skipped) = (0.0, 0, Vec::new());
+        let decode = |i: usize| (i, self.read(i));
+        decode_ahead(self.source.len(), self.batch_size, pool, decode, |decoded| {
+            let (mut labels, mut rendered) = (Vec::new(), Vec::new());
+            for (i, result) in decoded {
+                match result {
+                    Ok(img) => {
+                        labels.push(self.labels[i]);
+                        rendered.push(img);
                     }
+                    Err(e) => skipped.push(format!("{}: {e:#}", self.source.key(i))),
                 }
-            });
-            let mut counter = Counter::new(n_classes);
-            let (mut loss_sum, mut images, mut skipped) = (0.0, 0, Vec::new());
-            for decoded in batches_rx {
-                let (mut labels, mut rendered) = (Vec::new(), Vec::new());
-                for (i, result) in decoded {
-                    match result {
-                        Ok(img) => {
-                            labels.push(self.labels[i]);
-                            rendered.push(img);
-                        }
-                        Err(e) => skipped.push(format!("{}: {e:#}", self.source.key(i))),
-                    }
-                }
-                if rendered.is_empty() {
-                    continue;
-                }
-                let pixels = to_device(&self.batch_of(&rendered)?, device)?;
-                let scores = {
-                    let _scope = precision.guard(device);
-                    classifier.forward(&normalize.forward(&pixels), &ForwardOptions::default())
-                };
-                let targets = Tensor::from_slice(&labels).to_device(device);
-                loss_sum += scores
-                    .cross_entropy_loss(&targets, None::<Tensor>, tch::Reduction::Sum, -100, 0.0)
-                    .double_value(&[]);
-                images += labels.len();
-                counter.add(&guesses(&scores), &labels)?;
             }
-            if let Some(first) = skipped.first() {
-                warn!("--test: {} images cannot be used, the first is {first}", skipped.len());
+            if rendered.is_empty() {
+                return Ok(());
             }
-            Ok(Outcome { loss: loss_sum / images as f64, accuracy: counter.finish()?, images, skipped })
-        })
+            let pixels = to_device(&stack(rendered.iter(), self.img_size)?, device)?;
+            let scores = {
+                let _scope = precision.guard(device);
+                classifier.forward(&normalize.forward(&pixels), &ForwardOptions::default())
+            };
+            let targets = Tensor::from_slice(&labels).to_device(device);
+            let loss = scores.cross_entropy_loss(&targets, None::<Tensor>, tch::Reduction::Sum, -100, 0.0);
+            loss_sum += loss.double_value(&[]);
+            images += labels.len();
+            counter.add(&guesses(&scores), &labels)
+        })?;
+        if let Some(first) = skipped.first() {
+            warn!("--test: {} cannot be used, the first is {first}", count(skipped.len() as u64, "image"));
+        }
+        Ok(Outcome { loss: loss_sum / images as f64, accuracy: counter.finish()?, images, skipped })
     }
 
     pub(crate) fn read(&self, i: usize) -> anyhow::Result<RgbImage> {
@@ -216,18 +205,6 @@ impl TestSet {
         view.crop.y += margin;
         (view.crop.w, view.crop.h) = (side, side);
         Ok(images::render(&img, &view, self.img_size)?)
-    }
-
-    /// `[N, S, S, 3]` u8 on the CPU.
-    pub(crate) fn batch_of(&self, rendered: &[RgbImage]) -> anyhow::Result<Tensor> {
-        let side = i64::from(self.img_size);
-        let mut batch = Tensor::empty([rendered.len() as i64, side, side, 3], (Kind::Uint8, Device::Cpu));
-        let image_bytes = (3 * side * side) as usize;
-        let slots = tensor_bytes_mut(&mut batch)?.chunks_exact_mut(image_bytes);
-        for (slot, img) in slots.zip(rendered) {
-            slot.copy_from_slice(&img.data);
-        }
-        Ok(batch)
     }
 }
 

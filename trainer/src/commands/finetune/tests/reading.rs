@@ -265,7 +265,9 @@ fn pixels_of(images: &Path) -> Tensor {
         source,
     };
     let all: Vec<_> = (0..test.source.len()).map(|i| test.read(i).unwrap()).collect();
-    Normalize::imagenet(Device::Cpu).forward(&test.batch_of(&all).unwrap()).contiguous()
+    Normalize::imagenet(Device::Cpu)
+        .forward(&crate::data::batch::stack(all.iter(), test.img_size).unwrap())
+        .contiguous()
 }
 
 /// The images of a folder as a tar shard whose `.cls` members are `numbers` of the folders `a` and `b`.
