@@ -7,8 +7,8 @@
 //!                      every teacher; encode, compress
 //! ```
 //!
-//! A batch is a range of samples of one part (`batch`). On a CPU each of N threads takes a whole batch through all stages, with one thread
-//! for each operation of libtorch; on a GPU the same threads ask one more for the features (`infer`). `parallel` bounds what is in flight
+//! A batch is a range of samples of one part (`batch`). On a CPU each of N threads takes a whole batch through all stages, running
+//! libtorch single-threaded; on a GPU these threads send pixels to one inference thread (`infer`). `parallel` bounds what is in flight
 //! and gives the results to the writers in the order of the plan. So a batch holds the same rows, and a file the same bytes, whatever the
 //! threads did and however often the build was interrupted.
 //!
@@ -192,9 +192,9 @@ impl Stages<'_> {
                 *encoded = self.decoder.timings.time(Stage::Encode, encode)?;
             }
         }
-        let (count, packed) = (rows.len(), rows.into_iter().zip(packed));
-        let samples = packed.map(|(row, image)| PackedRow { row, image }).collect();
-        Ok(FinishedBatch { batch, samples, rejects, features: encoded, rows: count })
+        let (row_count, rows) = (rows.len(), rows.into_iter().zip(packed));
+        let samples = rows.map(|(row, image)| PackedRow { row, image }).collect();
+        Ok(FinishedBatch { batch, samples, rejects, features: encoded, rows: row_count })
     }
 }
 

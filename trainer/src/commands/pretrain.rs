@@ -1,7 +1,7 @@
 //! **The main job**: pretraining, from the recipe to the last checkpoint, as one visible loop.
 //!
 //! Everything random is a function of (seed, epoch, sample): the step number alone says which images come next and how they are
-//! masked. So a checkpoint is weights, moments and a step, and a run that is killed and started again takes the same steps as one
+//! masked. So a checkpoint is the train state (weights, moments, average), the number of parts and a step, and a run that is killed and started again takes the same steps as one
 //! that is not, bit for bit on a CPU with the same number of libtorch threads.
 //!
 //! The host runs one step ahead of the device: a step's scalars are read when the next one is queued.
@@ -87,9 +87,17 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     let schedule = recipe.schedule();
     let total_steps = recipe.schedule.epochs * sampler.steps_per_epoch();
 
+    // ------------------------------------------------------------------ resume: the last checkpoint is of the same run
+    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
+    if let Some(last) = &last {
+        run_folder::refuse_other_data(run.path(), &last.state.data, &fingerprint)?;
+        let before = Recipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
+        let epoch = sampler.fractional_epoch(last.state.step);
+        run_folder::refuse_other_length(run.path(), &before.schedule(), &schedule, epoch)?;
+    }
+
     // ------------------------------------------------------------------ student and optimizer
     let widths = teachers.iter().filter(|t| t.mimicked).map(|t| (t.id.to_string(), t.width.into())).collect();
-    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
     let mut stats = BTreeMap::new();
     if last.is_none() {
         // On resume the statistics are loaded with the parameters.
@@ -126,13 +134,8 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         info!("{left_over}");
     }
 
-    // ------------------------------------------------------------------ resume
     if let Some(last) = &last {
-        run_folder::refuse_other_data(run.path(), &last.state.data, &fingerprint)?;
         state.restore(last)?;
-        let before = Recipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
-        let epoch = sampler.fractional_epoch(last.state.step);
-        run_folder::refuse_other_length(run.path(), &before.schedule(), &schedule, epoch)?;
         info!("resuming {:?} after step {}", args.out, last.state.step);
     }
     let start = last.as_ref().map_or(0, |last| last.state.step);
