@@ -1,4 +1,4 @@
-//! The command line: exactly what was typed. Meaning is given to it in [`crate::recipe`] and the stages.
+//! The command line: exactly what was typed. The recipes and the commands give it meaning.
 
 use std::path::PathBuf;
 
