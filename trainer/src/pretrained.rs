@@ -62,6 +62,10 @@ impl Door<'_> {
             !spec.ema || (!spec.untrained && trained::is_run(path)),
             "{option} {given}: only a run folder has a moving average, and this is none"
         );
+        ensure!(
+            !(spec.teacher && spec.untrained),
+            "{option} {given}: a teacher's tower has no untrained form; leave out one of the prefixes"
+        );
         if spec.untrained && trained::is_run(path) {
             return self.untrained(spec, trained::pretraining(&trained::recipe_of(path)?, spec.name)?);
         }

@@ -323,11 +323,16 @@ impl Plan {
             self.images_per_s
         )?;
         let gb = |part: &str| self.memory_bytes.get(part).map(|bytes| bytes / 1e9);
+        let pixel_cache = if self.params.contains_key("classifier") {
+            ""
+        } else {
+            " and, in the host's memory, data.pixel_cache_mib"
+        };
         let ema = gb("ema").map_or(String::new(), |ema| format!("{ema:.2} for the moving average, "));
         writeln!(
             out,
             "memory        about {:.2} GB: {:.2} for weights, gradients and moments, {ema}{:.2} for activations at batch {batch_size}; \
-             besides libtorch itself and, in the host's memory, data.pixel_cache_mib",
+             besides libtorch itself{pixel_cache}",
             self.memory_bytes.values().sum::<f64>() / 1e9,
             gb("params").unwrap_or_default(),
             gb("activations").unwrap_or_default(),

@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use hub::HubSettings;
 use models::interop::{self, Loaded};
 use models::params::ParamStore;
 use models::weights::Weights;
 use tracing::{info, warn};
 
-use crate::recipe::{Experiment, Recipe};
+use super::spec::Spec;
+use crate::recipe::Recipe;
+use crate::recipe::any::AnyRecipe;
 use crate::train::checkpoint;
 use crate::train::run_folder;
 use program::fetch::resolve;
@@ -30,6 +32,8 @@ pub(crate) fn open(recipe: &Recipe, hub: &HubSettings) -> anyhow::Result<Option<
         return Ok(None);
     };
     let context = || format!("model.init = {spec:?}");
+    let name = Spec::parse(spec).name;
+    ensure!(name == spec, "model.init = {spec:?}: takes a run, a file or an id without a prefix; give {name:?}");
     let (path, source) = if Path::new(spec).join(run_folder::RECIPE).is_file() {
         (newest(Path::new(spec)).with_context(context)?, spec.clone())
     } else {
@@ -80,7 +84,11 @@ impl Begin {
             let heads = (model.num_heads.into(), decoder_heads.map(i64::from));
             return Ok(interop::check_beside(self.weights.path(), heads.0, heads.1)?);
         };
-        let before = Recipe::parse(before, &self.weights.path().display().to_string(), &[])?.model;
+        let AnyRecipe::Pretrain(before) = AnyRecipe::parse(before, &self.weights.path().display().to_string(), &[])?
+        else {
+            bail!("it is a fine-tuned network; give a run of `trainer pretrain`, or weights of another package");
+        };
+        let before = before.model;
         for (field, written, wanted) in [
             ("num_heads", before.num_heads, Some(model.num_heads)),
             ("decoder_num_heads", before.decoder_num_heads, decoder_heads),

@@ -13,6 +13,9 @@ mod tests;
 /// Settings that pretraining has not, by their dotted names or those of their tables.
 const OF_FINETUNING: [&str; 5] = ["augment", "encoder", "model.pool", "optim.layer_decay", "run.eval_every"];
 
+/// Sections that fine-tuning does not have.
+const OF_PRETRAINING: [&str; 5] = ["data", "mimic", "target", "loss", "mask"];
+
 /// A recipe.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum AnyRecipe {
@@ -30,19 +33,28 @@ impl AnyRecipe {
 
     /// Like [`AnyRecipe::load`] for a text; `origin` is what messages call it.
     ///
-    /// A recipe with a setting that only fine-tuning has is one of fine-tuning. Any other is one of pretraining, unless it can only
-    /// be read as the other.
+    /// A recipe whose text has a section that only pretraining has is one of pretraining. Else one with a setting that only fine-tuning has
+    /// is one of fine-tuning. Any other is one of pretraining, unless it can only be read as the other.
     pub(crate) fn parse(text: &str, origin: &str, settings: &[String]) -> Result<AnyRecipe, Error> {
         let finetune = || {
             let recipe = FinetuneRecipe::parse(text, origin, settings)?;
             Ok(AnyRecipe::Finetune(Box::new(recipe)))
         };
-        if is_of_finetuning(text, settings) {
+        let pretrain = || Recipe::parse(text, origin, settings).map(|recipe| AnyRecipe::Pretrain(Box::new(recipe)));
+        if has_any(&OF_PRETRAINING, text, &[]) {
+            return pretrain();
+        }
+        if has_any(&OF_FINETUNING, text, settings) {
             return finetune();
         }
-        match Recipe::parse(text, origin, settings) {
-            Ok(recipe) => Ok(AnyRecipe::Pretrain(Box::new(recipe))),
-            Err(error) => finetune().map_err(|_: Error| error),
+        pretrain().or_else(|error| finetune().map_err(|_: Error| error))
+    }
+
+    /// The command that runs it.
+    pub(crate) fn command(&self) -> &'static str {
+        match self {
+            AnyRecipe::Pretrain(_) => "pretrain",
+            AnyRecipe::Finetune(_) => "finetune",
         }
     }
 
@@ -55,7 +67,8 @@ impl AnyRecipe {
     }
 }
 
-fn is_of_finetuning(text: &str, settings: &[String]) -> bool {
+/// Whether a text or settings have one of `names`: sections, or settings by their dotted names.
+fn has_any(names: &[&str], text: &str, settings: &[String]) -> bool {
     let table = text.parse::<toml::Table>().unwrap_or_default();
     let in_text = |name: &str| match name.split_once('.') {
         None => table.contains_key(name),
@@ -67,5 +80,5 @@ fn is_of_finetuning(text: &str, settings: &[String]) -> bool {
             rest.is_some_and(|rest| rest.trim_start().starts_with(['.', '=']))
         })
     };
-    OF_FINETUNING.iter().any(|name| in_text(name) || in_settings(name))
+    names.iter().any(|name| in_text(name) || in_settings(name))
 }

@@ -185,7 +185,8 @@ impl FinetuneRecipe {
         self.augment.check()?;
         let epochs = self.schedule.epochs;
         require(epochs <= MAX_EPOCHS, "schedule.epochs", epochs, "must be at most 65536")?;
-        require(self.run.pictures.is_none(), "run.pictures", "given", "is a setting of pretraining")?;
+        let pictures = self.run.pictures;
+        require(pictures.is_none(), "run.pictures", pictures.unwrap_or_default(), "is a setting of pretraining")?;
         match &self.encoder {
             Some(encoder) => encoder.validate().map_err(model_error),
             None => Ok(()),

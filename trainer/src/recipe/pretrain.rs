@@ -77,16 +77,20 @@ impl Experiment for Recipe {
         self.optim.check()?;
         self.schedule.check(self.optim.peak_lr())?;
         self.data.check()?;
-        for (name, given) in
-            [("run.eval_every", self.run.eval_every.is_some()), ("run.prefetch", self.run.prefetch.is_some())]
-        {
-            require(
-                !given,
-                name,
-                "given",
-                "is a setting of fine-tuning; pretraining has data.prefetch and evaluates nothing",
-            )?;
-        }
+        let eval_every = self.run.eval_every;
+        require(
+            eval_every.is_none(),
+            "run.eval_every",
+            eval_every.unwrap_or_default(),
+            "is a setting of fine-tuning; pretraining evaluates nothing",
+        )?;
+        let prefetch = self.run.prefetch;
+        require(
+            prefetch.is_none(),
+            "run.prefetch",
+            prefetch.unwrap_or_default(),
+            "is a setting of fine-tuning; that of pretraining is data.prefetch",
+        )?;
         self.run.check()
     }
 

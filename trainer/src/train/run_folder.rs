@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use images::source::lies_in;
 use schemas::atomic;
 
 use crate::recipe::Experiment;
+use crate::recipe::any::AnyRecipe;
 use crate::recipe::schedule::Schedule;
 use crate::train::checkpoint;
 
@@ -86,7 +87,12 @@ fn say(differences: &[(String, String, String)]) -> String {
 }
 
 fn load<R: Experiment>(run: &Path) -> anyhow::Result<R> {
-    R::load(&run.join(RECIPE), &[]).with_context(|| format!("{run:?}: its recipe cannot be used"))
+    let path = run.join(RECIPE);
+    R::load(&path, &[]).map_err(|error| match AnyRecipe::load(&path, &[]) {
+        // It can be read, so it is of the other kind.
+        Ok(other) => anyhow!("{run:?}: holds a run of `trainer {}`; give another --out", other.command()),
+        Err(_) => anyhow::Error::from(error).context(format!("{run:?}: its recipe cannot be used")),
+    })
 }
 
 /// Refuses to continue on other data than the run was started on, naming the facts that differ.

@@ -46,6 +46,9 @@ fn what_is_wrong_is_told_of_the_kind_that_it_is() {
     let message = |text: &str| AnyRecipe::parse(text, "a test", &[]).unwrap_err().to_string();
     let tune = message(&format!("{SHORT}[augment]\nmixup = 0.8\n[run]\npictures = 3\n"));
     assert!(tune.contains("pictures"), "{tune}");
+    let stray = AnyRecipe::parse(&format!("{SHORT}[mask]\nratio = 0.5\n"), "a test", &["optim.layer_decay=0.5".into()]);
+    let stray = stray.unwrap_err().to_string();
+    assert!(stray.starts_with("optim.layer_decay = 0.5: is a setting of fine-tuning"), "{stray}");
     let pretrain = message("[optim]\nbatchsize = 4\n[schedule]\nepochs = 2\n");
     assert!(pretrain.contains("batchsize"), "{pretrain}");
 }
