@@ -17,6 +17,7 @@ use crate::recipe::Experiment;
 use crate::recipe::finetune::FinetuneRecipe;
 use crate::testing::{World, overridden, write_images};
 use crate::train::finetuned::BEST;
+use crate::train::micro_batch::tests::limit_memory_to;
 
 mod damaged;
 mod reading;
@@ -383,4 +384,50 @@ fn resolving_is_idempotent() {
     let recipe = FinetuneRecipe::parse(text, "a recipe", &[]).unwrap();
     assert!((recipe.schedule().lr - 2e-3).abs() < 1e-12);
     assert_eq!((recipe.optim.layer_decay, recipe.model.drop_path), (Some(0.65), 0.1));
+}
+
+/// Memory for four images where batches have eight: the run goes on in parts, to the same place up to rounding, although images are mixed with
+/// others of their whole batch; and a run that is stopped and started again keeps the parts and changes not one bit.
+#[test]
+fn running_out_of_memory_costs_nothing_but_time() {
+    let world = world();
+    let settings = ["schedule.epochs=2", "augment.mixup=0.8", "augment.cutmix=1.0", "run.grad_checkpointing=true"];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let plenty = tune(&world, "plenty", &settings);
+    let limit = limit_memory_to(4);
+    let short = tune(&world, "short", &settings);
+    let state = checkpoint::read_state(&checkpoint::newest(&short).unwrap().unwrap()).unwrap();
+    assert_eq!((state.parts, state.step), (2, 6));
+    let (a, b) = (losses(&plenty), losses(&short));
+    assert_eq!(a.len(), b.len());
+    for ((step, _, a), (_, _, b)) in a.iter().zip(&b) {
+        // f32 sums in another order; a few steps of Adam pass it on.
+        let error = (a["loss"] - b["loss"]).abs() / a["loss"].abs();
+        assert!(error < 1e-3, "loss after step {step}: {}, {}", a["loss"], b["loss"]);
+    }
+    tune(&world, "cut", &[&settings[..], &["--stop-after", "3"]].concat());
+    drop(limit);
+    let cut = tune(&world, "cut", &settings);
+    assert_eq!(losses(&cut), losses(&short));
+    assert!(tensors(&cut) == tensors(&short));
+}
+
+/// A `wsd` run may be lengthened from its plateau, and `run.keep_every` keeps the checkpoints that it takes.
+#[test]
+fn a_plateau_can_be_lengthened() {
+    let world = world();
+    let wsd = |epochs: &'static str| {
+        let settings =
+            ["schedule.kind=wsd", "schedule.decay_epochs=1", "schedule.warmup_epochs=0", "run.keep_every=4", epochs];
+        settings.iter().flat_map(|setting| ["--set", *setting]).collect::<Vec<_>>()
+    };
+    tune(&world, "run", &[&wsd("schedule.epochs=3")[..], &["--stop-after", "5"]].concat());
+    let run = tune(&world, "run", &wsd("schedule.epochs=4"));
+    assert_eq!(losses(&run).last().unwrap().0, 12);
+    for step in [4, 8] {
+        assert!(checkpoint::folder(&run, step).is_dir(), "step {step} is kept");
+    }
+    // Its decay is over: another length would need it taken back.
+    let refused = error(&world, "run", &wsd("schedule.epochs=6"));
+    assert!(refused.contains("a decay cannot be taken back"), "{refused}");
 }
