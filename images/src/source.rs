@@ -79,8 +79,8 @@ impl ImageSource {
     ///
     /// Warns of skipped pictures, and of the other notes in its [`findings`](Self::findings).
     ///
-    /// Fails if a file is missing, unreadable or malformed, if two images have one key, if there are several splits and none was
-    /// chosen, and if there are no images.
+    /// Fails if a file is missing, unreadable or malformed, if two images have one key, if it has several splits and none was
+    /// chosen, and if it holds no image.
     pub fn open(spec: &str) -> Result<Self, SourceError> {
         let (resolved, beside, within) = spec::resolve(spec)?;
         // After a folder, the whole text is a pattern: class folders may be called `label=cat`.
@@ -190,7 +190,7 @@ impl ImageSource {
         self.samples.len()
     }
 
-    /// Whether there are no images, which only a [`limit`](Self::limit) of 0 causes.
+    /// Whether the source holds no image; only a [`limit`](Self::limit) of 0 causes that.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{signals, terminal};
 
-/// Time between two lines where there is no terminal.
+/// Time between two progress lines in a log file.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// The file or folder that `text` stands for; fetches a model that is given by its id and not in the local cache.

@@ -95,6 +95,6 @@ pub(super) fn cached_blob(path: &Path) -> Option<PathBuf> {
     let snapshots = path.parent()?.parent()?;
     let model = snapshots.parent()?.file_name()?.to_str()?;
     let cached = snapshots.file_name()? == "snapshots" && model.starts_with("models--");
-    // Where there are no links, the file lies there itself.
+    // On a system without links the cache holds the file itself in this place.
     cached.then(|| path.canonicalize().ok()).flatten()
 }

@@ -45,7 +45,7 @@ pub fn export_classifier(tensors: &Tensors, facts: &ClassifierFacts, format: For
     let encoder = Facts {
         img_size: vit.img_size,
         num_heads: vit.num_heads,
-        // There is no decoder.
+        // A classifier has no decoder; the field is not used.
         decoder_num_heads: vit.num_heads,
         norm_pix_loss: false,
         mask_ratio: 0.0,

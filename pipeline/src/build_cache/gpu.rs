@@ -71,7 +71,7 @@ struct Launched {
     reply: Sender<anyhow::Result<Vec<Features>>>,
 }
 
-/// Answers requests until there are no more.
+/// Answers requests until every sender is gone.
 pub(crate) fn serve(
     requests: &Requests,
     device: Device,

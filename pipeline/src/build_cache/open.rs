@@ -37,7 +37,7 @@ pub(super) fn open_cache(build: &Build) -> anyhow::Result<(Cache, Lock)> {
     Ok((Cache::open(folder)?, lock))
 }
 
-/// What a cache notes of the pictures that its source holds and that are no samples.
+/// The pictures of the source that the cache does not take as samples, as its record lists them.
 fn skipped(source: &ImageSource) -> Vec<schemas::Skipped> {
     let skipped = source.findings().skipped.iter();
     skipped.map(|skipped| schemas::Skipped::new(&skipped.key, &skipped.reason, skipped.count)).collect()

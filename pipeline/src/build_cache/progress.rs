@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use program::terminal;
 
-/// Time between two lines where there is no terminal: rare enough for a log of days, often enough to see that it lives.
+/// Time between two progress lines in a log file: rare enough for a build of days, often enough to see that it is running.
 pub(super) const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Counts images that are through.

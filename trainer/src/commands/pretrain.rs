@@ -1,8 +1,8 @@
 //! **The main job**: pretraining, from the recipe to the last checkpoint, as one visible loop.
 //!
 //! Everything random is a function of (seed, epoch, sample): the step number alone says which images come next and how they are
-//! masked. So a checkpoint is the train state (weights, moments, average), the number of parts and a step, and a run that is killed and started again takes the same steps as one
-//! that is not, bit for bit on a CPU with the same number of libtorch threads.
+//! masked. So a checkpoint is the train state (weights, moments, average), the number of parts of a batch, and a step. A run that is killed
+//! and started again takes the same steps as one that is not, bit for bit on a CPU with the same number of libtorch threads.
 //!
 //! The host runs one step ahead of the device: a step's scalars are read when the next one is queued.
 
