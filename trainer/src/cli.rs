@@ -166,8 +166,8 @@ pub struct KnnArgs {
     /// A run folder of `trainer pretrain` or `trainer finetune`, a model.safetensors of one, a folder, file or id on the Hugging Face
     /// hub of a teacher or of a student in another package's names, or `pixels[:SIZE]` for the raw-pixel baseline.
     /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step; `ema:RUN` the moving average of a run that
-    /// keeps one (optim.ema_decay); `unfused:RUN` a run of multi-layer fusion without it, which is evaluated as it was trained otherwise. `teacher:PATH` reads
-    /// a file as a teacher alone.
+    /// keeps one (optim.ema_decay); `unfused:RUN` a run of multi-layer fusion without it, which is evaluated as it was trained otherwise;
+    /// `teacher:PATH` reads a file as a teacher alone.
     /// May be given many times: every image is read and decoded once for all models.
     #[arg(long = "model", value_name = "RUN|FILE|TEACHER|pixels", required = true)]
     pub models: Vec<String>,
