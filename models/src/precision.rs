@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use tch::Device;
 use torch_ext::{Autocast, allow_tf32};
 
@@ -10,7 +11,8 @@ use crate::error::{Error, Result};
 
 /// In which format matrix products and attention are computed. Parameters, norms, softmax, residual streams and results are f32
 /// in all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Everything in f32.
     F32,

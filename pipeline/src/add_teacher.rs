@@ -11,7 +11,7 @@ use schemas::{Cache, Pack};
 
 use crate::build_cache::{self, Existing};
 use crate::cli::AddTeacherArgs;
-use crate::config::BuildConfig;
+use crate::recipe::Recipe;
 
 /// `pipeline add-teacher`.
 pub fn add_teacher(
@@ -22,8 +22,8 @@ pub fn add_teacher(
 ) -> anyhow::Result<ExitStatus> {
     let cache = Cache::open(&args.cache)?;
     let identity = cache.identity().clone();
-    let config = BuildConfig::for_cache(args, &identity)?;
-    let device = build_cache::open_device(&config)?;
+    let recipe = Recipe::of_added_teacher(args, &identity)?;
+    let device = build_cache::open_device(&recipe)?;
 
     for part in 0..identity.plan.parts() {
         ensure!(
@@ -32,7 +32,7 @@ pub fn add_teacher(
             args.cache.display()
         );
     }
-    let source = match &config.images {
+    let source = match &recipe.data.images {
         Some(images) => Some(same_images(&cache, images)?),
         None => {
             ensure!(
@@ -44,7 +44,7 @@ pub fn add_teacher(
         }
     };
     let existing = Existing::of_cache(&cache);
-    let build = build_cache::prepare(config, device, source, identity, existing, hub)?;
+    let build = build_cache::prepare(recipe, false, device, source, identity, existing, hub)?;
     build_cache::run(&build, format, out).map_err(|error| {
         match error.downcast_ref() {
             // The field that differs follows; the way out is another than for a whole cache.

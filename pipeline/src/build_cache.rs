@@ -24,7 +24,7 @@ use program::{ExitStatus, LogFormat, words::count};
 use schemas::{Cache, TeacherIdentity};
 
 use crate::cli::BuildCacheArgs;
-use crate::config::BuildConfig;
+use crate::recipe::Recipe;
 
 mod batch;
 mod build;
@@ -73,18 +73,18 @@ pub fn build_cache(
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
     // ---- What is asked for: settings, images, teachers -----------------------------------------------------------------------
-    let mut config = BuildConfig::resolve(args)?;
-    let device = open_device(&config)?;
-    refuse::out_among_images(&config)?;
-    let source = build::open_source(&config)?;
-    let existing = Existing::look(&config.out)?;
-    let identity = identity::cache_identity(&config, &source, &existing);
-    config.part_samples = Some(identity.plan.part_samples);
-    let build = prepare(config, device, Some(source), identity, existing, hub)?;
+    let mut recipe = Recipe::of_build(args)?;
+    let device = open_device(&recipe)?;
+    refuse::out_among_images(&recipe)?;
+    let source = build::open_source(&recipe)?;
+    let existing = Existing::look(&recipe.cache.out)?;
+    let identity = identity::cache_identity(&recipe, &source, &existing);
+    recipe.cache.part_samples = Some(identity.plan.part_samples);
+    let build = prepare(recipe, args.dry_run, device, Some(source), identity, existing, hub)?;
     if let Some(advice) = build.grid_advice() {
         tracing::warn!("{advice}");
     }
-    if build.config.dry_run {
+    if args.dry_run {
         return dry_run::report(&build, format, out);
     }
     run(&build, format, out)

@@ -1,11 +1,14 @@
-//! The command line: exactly what was typed. Meaning is given to it in [`crate::config`] and the stages.
+//! The command line: exactly what was typed. Meaning is given to it in [`crate::recipe`] and the stages.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use models::layers::Activation;
 use models::precision::Precision;
+use models::teacher::Layer;
 use program::LogFormat;
 use schemas::Codec;
 
@@ -111,11 +114,11 @@ pub struct BuildCacheArgs {
 pub struct FeatureArgs {
     /// Which features: the residual stream after the last block, the same after the final norm, or projected (CLIP); for every
     /// teacher that the recipe does not say it of [default: last].
-    #[arg(long, value_name = "LAYER", value_parser = ["last", "last_norm", "proj"])]
-    pub layer: Option<String>,
+    #[arg(long, value_name = "LAYER", value_parser = layer())]
+    pub layer: Option<Layer>,
     /// The activation of a teacher, if its files do not say it.
-    #[arg(long, value_name = "FUNCTION", value_parser = ["gelu", "quick_gelu", "gelu_tanh", "silu"])]
-    pub activation: Option<String>,
+    #[arg(long, value_name = "FUNCTION", value_parser = activation())]
+    pub activation: Option<Activation>,
     /// Mean of pixels in 0..1 that a teacher subtracts, if its files do not say it: one number, or one for each channel.
     #[arg(long, value_name = "R,G,B")]
     pub mean: Option<Channels>,
@@ -146,6 +149,16 @@ pub struct FeatureArgs {
     /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+}
+
+/// One of the names of a layer.
+fn layer() -> impl TypedValueParser<Value = Layer> {
+    PossibleValuesParser::new(Layer::ALL.map(Layer::name)).try_map(|name| name.parse::<Layer>())
+}
+
+/// One of the names of an activation.
+fn activation() -> impl TypedValueParser<Value = Activation> {
+    PossibleValuesParser::new(Activation::ALL.map(Activation::name)).try_map(|name| name.parse::<Activation>())
 }
 
 /// `pipeline add-teacher`.

@@ -1,7 +1,7 @@
 //! Stage one: runs frozen teachers over images once and stores their patch features.
 //!
 //! [`run`] is the table of contents; [`build_cache`] is the main job. Everything that decides a byte of the result is settled by
-//! [`config`] before the first one is written. The programs of this workspace meet on disk only, in the format that the crate
+//! [`recipe`] before the first one is written. The programs of this workspace meet on disk only, in the format that the crate
 //! `schemas` lays down.
 
 pub mod add_teacher;
@@ -9,9 +9,9 @@ pub mod build_cache;
 pub mod channels;
 pub mod cli;
 mod codec_error;
-pub mod config;
 pub mod inspect;
 pub mod list;
+pub mod recipe;
 pub mod stats;
 pub mod verify;
 

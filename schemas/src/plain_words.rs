@@ -35,6 +35,8 @@ fn parts(text: &str) -> Option<(&str, &str, &str)> {
     let given = kinds.into_iter().find_map(|kind| given.strip_prefix(kind)).unwrap_or(match given {
         "map" => "a table",
         "sequence" => "a list",
+        // What the TOML parser says of a number where a choice has names.
+        "unit variant" => "the value",
         other => other,
     });
     let ends = ["\n", ",", " in `", " at line "];
@@ -47,7 +49,7 @@ fn parts(text: &str) -> Option<(&str, &str, &str)> {
         "f64" | "f32" => "a number",
         "a boolean" => "true or false",
         "a sequence" => r#"a list, such as ["a", "b"]"#,
-        "a string" => r#"text, as in "text""#,
+        "a string" | "string only" => r#"text, as in "text""#,
         "a map" => "a table of keys",
         other if other.starts_with("struct ") => "a table of keys",
         other => other,
@@ -99,6 +101,12 @@ mod tests {
             // Where it stands is kept.
             assert!(plain.contains("line 1 column"), "{plain}");
         }
+    }
+
+    #[test]
+    fn a_number_for_a_name_is_told_as_the_toml_parser_finds_it() {
+        let found = "invalid type: unit variant, expected string only\nin `features.precision`\n";
+        assert_eq!(plain_words(found), "the value is not text, as in \"text\"\nin `features.precision`\n");
     }
 
     #[test]

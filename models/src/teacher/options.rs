@@ -3,10 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::layers::Activation;
 
 /// Which stage of the tower is the feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Layer {
     /// The residual stream after the last block, before the final norm. Hugging Face's CLIP calls this `last_hidden_state`; its
     /// other towers apply the norm first.

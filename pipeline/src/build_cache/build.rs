@@ -19,7 +19,7 @@ use super::network::{BuildTeacher, Network};
 use super::resolve;
 use super::timing::Timings;
 use super::worklist::{self, Outputs, PartWork};
-use crate::config::{self, BuildConfig, CodecName};
+use crate::recipe::{CodecName, Recipe};
 
 /// Images that a dry run calibrates codec `i8` on.
 const DRY_CALIBRATION_IMAGES: u64 = 8;
@@ -27,7 +27,7 @@ const DRY_CALIBRATION_IMAGES: u64 = 8;
 /// Everything that is known before the first byte is written.
 #[derive(Debug)]
 pub(crate) struct Build {
-    pub config: BuildConfig,
+    pub recipe: Recipe,
     pub compute: Compute,
     /// The data set; absent where all images that are needed are packed.
     pub source: Option<ImageSource>,
@@ -46,11 +46,11 @@ pub(crate) struct Build {
 }
 
 /// Finds the device and has libtorch compute on it in the build's precision.
-pub(crate) fn open_device(config: &BuildConfig) -> anyhow::Result<Device> {
+pub(crate) fn open_device(recipe: &Recipe) -> anyhow::Result<Device> {
     // Before anything else touches libtorch: it looks for its CUDA half only once.
-    let device = torch_ext::resolve_device(&config.device)?;
-    let precision = config.precision_on(device);
-    if config.precision.is_none() && device.is_cuda() {
+    let device = torch_ext::resolve_device(&recipe.run.device)?;
+    let precision = recipe.precision_on(device);
+    if recipe.features.precision.is_none() && device.is_cuda() {
         tracing::info!(
             "teachers run in {precision}, the default on a GPU; --precision f32 computes them as a CPU does"
         );
@@ -60,8 +60,8 @@ pub(crate) fn open_device(config: &BuildConfig) -> anyhow::Result<Device> {
 }
 
 /// Opens the data set.
-pub(super) fn open_source(config: &BuildConfig) -> anyhow::Result<ImageSource> {
-    let images = config.images.as_deref().context("a build reads images")?;
+pub(super) fn open_source(recipe: &Recipe) -> anyhow::Result<ImageSource> {
+    let images = recipe.data.images.as_deref().context("a build reads images")?;
     let source = ImageSource::open(images)?;
     tracing::info!(
         "{images}: {}, {}{}",
@@ -72,7 +72,7 @@ pub(super) fn open_source(config: &BuildConfig) -> anyhow::Result<ImageSource> {
             files => format!(" in {}", count(files as u64, "file")),
         }
     );
-    let source = match config.limit {
+    let source = match recipe.data.limit {
         Some(limit) => source.limit(limit),
         None => source,
     };
@@ -113,43 +113,39 @@ fn load_teacher(
 
 /// Finds and opens the teachers and settles what depends on them. Writes nothing, apart from what a hub's cache lacks.
 pub(crate) fn prepare(
-    config: BuildConfig,
+    recipe: Recipe,
+    dry_run: bool,
     device: Device,
     source: Option<ImageSource>,
     identity: CacheIdentity,
     existing: Existing,
     hub: &HubSettings,
 ) -> anyhow::Result<Build> {
-    let decoder = decoder(&config, &identity)?;
-    let compute = Compute { device, precision: config.precision_on(device), threads: config.threads };
-    let models = load_teachers(&config, device, hub)?;
-    let grid = identity::choose_grid(config.grid, &existing, models.iter().map(|(_, _, model)| model.info()))?;
-    let default_batch = if device == Device::Cpu { config::BATCH_SIZE_CPU } else { config::BATCH_SIZE_CUDA };
-    let batch_size = config.batch_size.unwrap_or(default_batch);
+    let decoder = decoder(&recipe, &identity)?;
+    let compute = Compute { device, precision: recipe.precision_on(device), threads: recipe.run.threads };
+    let models = load_teachers(&recipe, device, hub)?;
+    let grid = identity::choose_grid(recipe.features.grid, &existing, models.iter().map(|(_, _, model)| model.info()))?;
+    let batch_size = recipe.batch_size_on(device);
 
     let (mut prepared, mut other_codecs) = (Vec::new(), Vec::new());
     for (id, source, model) in models {
-        let (codec, problem) = codec(&config, &id)?;
+        let (codec, problem) = codec(&recipe, &id)?;
         other_codecs.extend(problem);
         let pass = ForwardPass { grid, batch_size, device, precision: compute.precision };
         let input_size = identity::input_size(&id, model.info(), grid)?;
         prepared.push(PreparedTeacher { id, source, model, input_size, pass, codec });
     }
-    let device_name = match device {
-        Device::Cuda(index) => format!("cuda:{index}"),
-        _ => "cpu".to_owned(),
-    };
-    tracing::info!("the recipe in full:\n{}", config.to_toml(grid, batch_size, compute.precision, &device_name));
+    tracing::info!("the recipe in full:\n{}", recipe.to_toml(grid, device));
 
     // A dry run wants sizes and speed, for which any few images do.
-    let images = if config.dry_run { DRY_CALIBRATION_IMAGES } else { u64::MAX }.min(config.calibration_images);
+    let images = if dry_run { DRY_CALIBRATION_IMAGES } else { u64::MAX }.min(recipe.features.calibration_images);
     // The images of the calibration are counted when the build comes to them.
     let (timings, uncounted) = (Timings::default(), DeepImages::default());
     let pixels = Decoder::new(source.as_ref(), &identity, decoder, &uncounted, &timings);
-    let sampling = calibrate::Sampling { images, batch_size, plan: identity.plan, cache: &config.out };
+    let sampling = calibrate::Sampling { images, batch_size, plan: identity.plan, cache: &recipe.cache.out };
     let teachers = calibrate::calibrate(prepared, &pixels, sampling, compute)?;
     Ok(Build {
-        config,
+        recipe,
         compute,
         source,
         identity,
@@ -163,12 +159,12 @@ pub(crate) fn prepare(
 }
 
 /// How the cache's images become pixels.
-fn decoder(config: &BuildConfig, identity: &CacheIdentity) -> anyhow::Result<images::Decoder> {
+fn decoder(recipe: &Recipe, identity: &CacheIdentity) -> anyhow::Result<images::Decoder> {
     let decoder = images::Decoder::of_cache(&identity.image_code, identity.depth_window).with_context(|| {
         format!(
             "{}: its crops were made by image code {:?}, this program has {:?}: rows of one cache would be of different pixels. Use the \
              version that built the cache, or build it again",
-            config.out.display(),
+            recipe.cache.out.display(),
             identity.image_code,
             images::IMAGE_CODE
         )
@@ -176,7 +172,7 @@ fn decoder(config: &BuildConfig, identity: &CacheIdentity) -> anyhow::Result<ima
     if let Some(rules) = decoder.earlier_rules() {
         tracing::warn!(
             "{} was begun with earlier rules for images, and goes on with them: {rules}. Build into another folder for today's",
-            config.out.display()
+            recipe.cache.out.display()
         );
     }
     Ok(decoder)
@@ -184,18 +180,18 @@ fn decoder(config: &BuildConfig, identity: &CacheIdentity) -> anyhow::Result<ima
 
 /// The teachers asked for, each with where it came from.
 fn load_teachers(
-    config: &BuildConfig,
+    recipe: &Recipe,
     device: Device,
     hub: &HubSettings,
 ) -> anyhow::Result<Vec<(TeacherId, String, Teacher)>> {
     // All of them are found before the first is loaded: what is wrong with the second should not show after minutes.
     let mut found = Vec::new();
-    for (id, teacher) in &config.teachers {
+    for (id, teacher) in &recipe.teachers {
         found.push(resolve::resolve(id, &teacher.path, hub)?);
     }
     let mut models = Vec::new();
-    for ((id, teacher), resolved) in config.teachers.iter().zip(found) {
-        let model = load_teacher(&config.out, id, &resolved.path, &teacher.options, device)
+    for ((id, teacher), resolved) in recipe.teachers.iter().zip(found) {
+        let model = load_teacher(&recipe.cache.out, id, &resolved.path, &teacher.options(), device)
             .with_context(|| format!("teacher {id}"))?;
         for assumed in &model.info().assumed {
             let settings = assumed.settings;
@@ -214,12 +210,12 @@ fn load_teachers(
 }
 
 /// How a teacher's features are stored, or nothing where that has to be calibrated; and why the cache's own codec is not the one asked for.
-fn codec(config: &BuildConfig, id: &TeacherId) -> anyhow::Result<(Option<Codec>, Option<String>)> {
-    Ok(match config.codec {
+fn codec(recipe: &Recipe, id: &TeacherId) -> anyhow::Result<(Option<Codec>, Option<String>)> {
+    Ok(match recipe.features.codec {
         CodecName::F32 => (Some(Codec::F32), None),
         CodecName::F16 => (Some(Codec::F16), None),
         CodecName::Bf16 => (Some(Codec::Bf16), None),
-        CodecName::I8 => match calibrate::existing(&config.out, id, config.calibration_images)? {
+        CodecName::I8 => match calibrate::existing(&recipe.cache.out, id, recipe.features.calibration_images)? {
             calibrate::Existing::Parameters(affine) => (Some(Codec::I8(affine)), None),
             calibrate::Existing::Nothing => (None, None),
             calibrate::Existing::Other { codec, problem } => (Some(codec), Some(problem)),
@@ -288,7 +284,7 @@ impl Build {
                 f64::from(teacher.grid.pow(2)) / f64::from(native.pow(2).max(1))
             ));
         }
-        if self.config.grid.is_some() || layout::cache_json(&self.config.out).exists() {
+        if self.recipe.features.grid.is_some() || layout::cache_json(&self.recipe.cache.out).exists() {
             return None;
         }
         self.teachers.iter().find_map(|BuildTeacher { identity: teacher, model }| {

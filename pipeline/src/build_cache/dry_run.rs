@@ -138,7 +138,7 @@ impl Forecast {
         let of_teachers = teachers.iter().map(|teacher| &teacher.to_write);
         let needed = samples.bytes_at_most + of_teachers.clone().map(|of| of.bytes_at_most).sum::<u64>();
         let forward_rows: u64 = of_teachers.map(|of| of.rows).sum();
-        let free = free_bytes(&build.config.out)?;
+        let free = free_bytes(&build.recipe.cache.out)?;
         let images = work.iter().map(|work| rows_in(work.part) / views).sum();
         Ok(Forecast {
             images: plan.samples,
@@ -232,7 +232,7 @@ impl Source {
         let labeled: Vec<i32> = (0..source.len()).filter_map(|i| source.label(i)).collect();
         let findings = source.findings();
         Source {
-            images: build.config.images.clone().unwrap_or_default(),
+            images: build.recipe.data.images.clone().unwrap_or_default(),
             kind: source.kind().to_string(),
             files: source.files(),
             labeled: labeled.len() as u64,

@@ -9,22 +9,22 @@ use models::teacher::TeacherInfo;
 use schemas::{Batches, Cache, CacheIdentity, Codec, FORMAT_VERSION, Plan, TeacherId, TeacherIdentity, layout};
 use tch::Device;
 
-use crate::config::BuildConfig;
+use crate::recipe::Recipe;
 
-/// The identity of the cache that `config` asks for over `source` (already limited).
-pub(crate) fn cache_identity(config: &BuildConfig, source: &ImageSource, existing: &Existing) -> CacheIdentity {
+/// The identity of the cache that `recipe` asks for over `source` (already limited).
+pub(crate) fn cache_identity(recipe: &Recipe, source: &ImageSource, existing: &Existing) -> CacheIdentity {
     let dataset = source.identity();
     CacheIdentity {
         format_version: FORMAT_VERSION,
         plan: Plan {
             samples: dataset.samples,
-            part_samples: (config.part_samples).or(existing.part_samples).unwrap_or(config.usual_part_samples()),
+            part_samples: (recipe.cache.part_samples).or(existing.part_samples).unwrap_or(recipe.usual_part_samples()),
         },
         dataset,
         image_code: existing.image_code().to_owned(),
-        views: config.views.clone(),
-        pack: config.pack,
-        depth_window: config.depth_window,
+        views: recipe.view.identity(),
+        pack: recipe.cache.pack,
+        depth_window: recipe.data.depth_window,
         label_names: source.label_names().to_vec(),
     }
 }

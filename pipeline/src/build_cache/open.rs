@@ -9,7 +9,7 @@ use super::refuse;
 
 /// Makes the cache, or compares the one that is there with what is asked for, and locks it.
 pub(super) fn open_cache(build: &Build) -> anyhow::Result<(Cache, Lock)> {
-    let folder = &build.config.out;
+    let folder = &build.recipe.cache.out;
     refuse::foreign_folder(folder)?;
     // Everything is compared before anything is written: a refused command must not leave half of what it asked for.
     let early = if folder.is_dir() { Some(Lock::take(folder)?) } else { None };

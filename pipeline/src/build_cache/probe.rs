@@ -46,7 +46,7 @@ impl Probe {
         let views = u64::from(build.identity.views.views);
         let all_rows = (images * views * build.teachers.len() as u64).max(1);
         let teachers_seconds = self.teachers_seconds * forward_rows as f64 / all_rows as f64;
-        let threads = build.config.threads;
+        let threads = build.recipe.run.threads;
         let decode_seconds = self.decode_seconds / threads as f64;
         // On a CPU the workers share decoding and teachers; on a GPU the two run beside each other.
         let seconds_per_image = match build.compute.device {

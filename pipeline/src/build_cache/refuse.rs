@@ -14,7 +14,7 @@ use super::build::Build;
 use super::parallel::Ended;
 use super::recheck::{self, Checked};
 use super::worklist::PartWork;
-use crate::config::BuildConfig;
+use crate::recipe::Recipe;
 
 /// Refuses a folder that holds something else: a typing error in `--out` must not sow files among a user's own.
 pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
@@ -35,12 +35,12 @@ pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
 }
 
 /// Refuses a new cache in the folder of its images: its files would be taken for more of them, and a second command for another data set.
-pub(super) fn out_among_images(config: &BuildConfig) -> anyhow::Result<()> {
-    let images = config.images.as_deref().unwrap_or_default();
+pub(super) fn out_among_images(recipe: &Recipe) -> anyhow::Result<()> {
+    let images = recipe.data.images.as_deref().unwrap_or_default();
     ensure!(
-        layout::cache_json(&config.out).exists() || !lies_in(&config.out, images),
+        layout::cache_json(&recipe.cache.out).exists() || !lies_in(&recipe.cache.out, images),
         "--out {}: lies in the folder of --images {images}, so that the cache would be taken for a part of the images; give a folder beside it",
-        config.out.display()
+        recipe.cache.out.display()
     );
     Ok(())
 }
@@ -75,14 +75,14 @@ impl Build {
         if !self.refuse_changes()? {
             return Ok(self.whole_worklist());
         }
-        let cache = Cache::open(&self.config.out)?;
+        let cache = Cache::open(&self.recipe.cache.out)?;
         lost_files(&cache)?;
         Ok(self.worklist(&cache)?)
     }
 
     /// Compares with the cache that is there, if there is one, and says whether there is. All that differs is said at once.
     pub(crate) fn refuse_changes(&self) -> anyhow::Result<bool> {
-        let folder = &self.config.out;
+        let folder = &self.recipe.cache.out;
         let mut refused: Vec<_> = self.other_codecs.iter().map(|p| anyhow!("{p}")).collect();
         let exists = match schemas::check_cache(folder, &self.identity) {
             Ok(exists) => exists,
@@ -142,14 +142,14 @@ impl Build {
             count(images, "image"),
             count(finished.len() as u64, "finished part")
         );
-        let checked = recheck::check(cache, source, &finished, self.config.threads, images)?;
+        let checked = recheck::check(cache, source, &finished, self.recipe.run.threads, images)?;
         match checked {
             Checked::Same(_) => Ok(Ended::Finished),
             Checked::Interrupted => Ok(Ended::Interrupted),
             Checked::Moved(moved) => bail!(
                 "{}: {moved}. To go on would store some images twice and others not at all. Put the source back as it was, or build \
                  into another folder",
-                self.config.images.as_deref().unwrap_or("the source")
+                self.recipe.data.images.as_deref().unwrap_or("the source")
             ),
         }
     }

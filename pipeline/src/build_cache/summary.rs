@@ -239,7 +239,7 @@ fn stage_time(stage: &Stage, busy: Duration, wall: f64, build: &Build) -> StageT
         Stage::WriteSamples | Stage::WriteFeatures(_) => 1,
         // All teachers share the lane.
         Stage::Infer(_) if build.compute.device != Device::Cpu => 1,
-        _ => build.config.threads,
+        _ => build.recipe.run.threads,
     };
     let busy_seconds = busy.as_secs_f64();
     StageTime { stage: stage.to_string(), busy_seconds, share: busy_seconds / (wall * threads as f64).max(1e-9) }

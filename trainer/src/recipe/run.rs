@@ -19,7 +19,6 @@ pub(crate) struct Run {
     /// What matrix products and attention compute in, forward and backward. Parameters, moments, norms, softmax, the residual
     /// stream and losses are f32 either way; bf16 has f32's range and needs no loss scaling. `f32`, `bf16`, or on a GPU `tf32`; then an
     /// online teacher computes in TF32 as well.
-    #[serde(with = "precision_name")]
     pub precision: Precision,
     /// For fine-tuning: epochs between two evaluations; there is always one at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,19 +99,5 @@ impl Run {
         positive("run.peak_tflops", self.peak_tflops)?;
         // TOML integers are signed 64-bit; a larger seed could not be saved with the run.
         require(i64::try_from(self.seed).is_ok(), "run.seed", self.seed, "must be less than 2^63")
-    }
-}
-
-/// [`Precision`] as its name.
-pub(crate) mod precision_name {
-    use models::precision::Precision;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(crate) fn serialize<S: Serializer>(precision: &Precision, out: S) -> Result<S::Ok, S::Error> {
-        out.serialize_str(precision.name())
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Precision, D::Error> {
-        String::deserialize(input)?.parse().map_err(D::Error::custom)
     }
 }

@@ -7,44 +7,46 @@ use std::fs;
 use clap::Parser;
 use models::layers::Activation;
 use models::teacher::{Layer, TeacherOptions};
-use schemas::TeacherId;
+use schemas::{TeacherId, ViewIdentity, ViewPolicy};
 
 use super::*;
 use crate::cli::{Cli, Command};
 
-fn resolve(args: &[&str]) -> Result<BuildConfig, Error> {
+fn resolve(args: &[&str]) -> Result<Recipe, Error> {
     let cli = Cli::try_parse_from(["pipeline", "build-cache"].iter().chain(args)).expect("well-formed");
     let Command::BuildCache(args) = cli.command else { panic!("it says build-cache") };
-    BuildConfig::resolve(&args)
+    Recipe::of_build(&args)
 }
 
 /// A teacher of which only the path was said.
 fn source(path: &str) -> TeacherSource {
-    TeacherSource { path: path.into(), options: TeacherOptions::default() }
+    TeacherSource { path: path.into(), ..TeacherSource::default() }
 }
 
 /// The least that has to be said.
 const LEAST: [&str; 6] = ["--images", "photos", "--out", "cache", "--teacher", "clip=models/clip"];
 
-fn least_and(more: &[&str]) -> Result<BuildConfig, Error> {
+fn least_and(more: &[&str]) -> Result<Recipe, Error> {
     resolve(&[&LEAST, more].concat())
 }
 
 #[test]
 fn defaults() {
-    let config = least_and(&[]).unwrap();
-    assert_eq!(config.images.as_deref(), Some("photos"));
-    assert_eq!(config.teachers, BTreeMap::from([(TeacherId::new("clip").unwrap(), source("models/clip"))]));
-    assert_eq!(config.views, ViewIdentity { policy: ViewPolicy::rrc(), views: 1, seed: 0, filter: "bicubic".into() });
-    assert_eq!((config.codec, config.precision), (CodecName::F16, None));
-    assert_eq!(config.precision_on(Device::Cpu), Precision::F32);
-    assert_eq!(config.precision_on(Device::Cuda(0)), Precision::Bf16);
-    assert_eq!((config.grid, config.batch_size, config.limit), (None, None, None));
-    assert_eq!((config.part_samples, config.device.as_str()), (None, "auto"));
-    assert!(config.threads >= 1);
+    let recipe = least_and(&[]).unwrap();
+    assert_eq!(recipe.data.images.as_deref(), Some("photos"));
+    assert_eq!(recipe.teachers, BTreeMap::from([(TeacherId::new("clip").unwrap(), source("models/clip"))]));
+    let views = ViewIdentity { policy: ViewPolicy::rrc(), views: 1, seed: 0, filter: "bicubic".into() };
+    assert_eq!(recipe.view.identity(), views);
+    assert_eq!((recipe.features.codec, recipe.features.precision), (CodecName::F16, None));
+    assert_eq!((recipe.precision_on(Device::Cpu), recipe.batch_size_on(Device::Cpu)), (Precision::F32, 8));
+    let gpu = Device::Cuda(0);
+    assert_eq!((recipe.precision_on(gpu), recipe.batch_size_on(gpu)), (Precision::Bf16, 128));
+    assert_eq!((recipe.features.grid, recipe.data.limit), (None, None));
+    assert_eq!((recipe.cache.part_samples, recipe.run.device.as_str()), (None, "auto"));
+    assert!(recipe.run.threads >= 1);
     // A part has about as many rows whatever the number of views.
     let part_samples = |views| least_and(&["--views", views]).unwrap().usual_part_samples();
-    assert_eq!(config.usual_part_samples(), 1024);
+    assert_eq!(recipe.usual_part_samples(), 1024);
     assert_eq!(part_samples("3"), 341);
     assert_eq!(part_samples("5000"), 1);
 }
@@ -57,13 +59,12 @@ fn flags_and_set_win_over_the_recipe() {
                 [features]\ngrid = 7\ncodec = \"f32\"\n";
     fs::write(&path, text).unwrap();
     let recipe = path.to_str().unwrap();
-    let config = resolve(&["--recipe", recipe]).unwrap();
-    assert_eq!((config.views.seed, config.views.views, config.grid, config.codec), (1, 2, Some(7), CodecName::F32));
+    let four = |recipe: &Recipe| (recipe.view.seed, recipe.view.views, recipe.features.grid, recipe.features.codec);
+    assert_eq!(four(&resolve(&["--recipe", recipe]).unwrap()), (1, 2, Some(7), CodecName::F32));
     let set = ["--recipe", recipe, "--set", "view.seed=2", "--set", "features.codec=f16", "--set", "features.grid = 8"];
-    let config = resolve(&set).unwrap();
-    assert_eq!((config.views.seed, config.views.views, config.grid, config.codec), (2, 2, Some(8), CodecName::F16));
+    assert_eq!(four(&resolve(&set).unwrap()), (2, 2, Some(8), CodecName::F16));
     let config = resolve(&["--recipe", recipe, "--seed", "3", "--teacher", "clip=z", "--teacher", "third=y"]).unwrap();
-    assert_eq!((config.views.seed, config.images.as_deref().unwrap()), (3, "from-recipe"));
+    assert_eq!((config.view.seed, config.data.images.as_deref().unwrap()), (3, "from-recipe"));
     let teachers: Vec<_> = config.teachers.iter().map(|(id, dir)| (id.as_str(), dir.path.as_str())).collect();
     assert_eq!(teachers, [("clip", "z"), ("dino", "b"), ("third", "y")]);
 }
@@ -72,13 +73,15 @@ fn flags_and_set_win_over_the_recipe() {
 fn the_printed_recipe_resolves_to_itself() {
     let dir = tempfile::tempdir().unwrap();
     for more in [&["--limit", "9", "--views", "4"][..], &["--view-policy", "full", "--threads", "3"]] {
-        let config = least_and(more).unwrap();
-        let text = config.to_toml(14, 16, Precision::F32, "cpu");
+        let recipe = least_and(more).unwrap();
+        let text = recipe.to_toml(14, Device::Cpu);
         fs::write(dir.path().join("recipe.toml"), &text).unwrap();
         let again = resolve(&["--recipe", dir.path().join("recipe.toml").to_str().unwrap()]).unwrap();
-        let (grid, batch_size, precision) = (Some(14), Some(16), Some(Precision::F32));
-        let expected = BuildConfig { grid, batch_size, precision, device: "cpu".into(), ..config };
-        assert_eq!(again, expected, "{text}");
+        let (grid, batch_size, precision) = (Some(14), Some(8), Some(Precision::F32));
+        let features = Features { grid, batch_size, precision, ..recipe.features };
+        let run = Run { device: "cpu".into(), ..recipe.run };
+        assert_eq!(again, Recipe { features, run, ..recipe }, "{text}");
+        assert_eq!(again.to_toml(14, Device::Cpu), text);
     }
 }
 
@@ -176,12 +179,12 @@ fn teachers_may_be_tables_and_flags_fill_what_they_leave_open() {
         "quick_gelu",
     ];
     let config = resolve(&args).unwrap();
-    let teacher = |id: &str| config.teachers[&TeacherId::new(id).unwrap()].clone();
-    assert_eq!(teacher("clip").options.layer, Layer::Proj);
-    assert_eq!(teacher("dino").options.layer, Layer::LastNorm);
-    assert_eq!(teacher("dino").options.activation, Some(Activation::QuickGelu));
+    let teacher = |id: &str| config.teachers[&TeacherId::new(id).unwrap()].options();
+    assert_eq!(teacher("clip").layer, Layer::Proj);
+    assert_eq!(teacher("dino").layer, Layer::LastNorm);
+    assert_eq!(teacher("dino").activation, Some(Activation::QuickGelu));
     // What is printed repeats the build.
-    fs::write(dir.path().join("again.toml"), config.to_toml(14, 8, Precision::F32, "cpu")).unwrap();
+    fs::write(dir.path().join("again.toml"), config.to_toml(14, Device::Cpu)).unwrap();
     let again = resolve(&["--recipe", &dir.path().join("again.toml").display().to_string()]).unwrap();
     assert_eq!(again.teachers, config.teachers);
     let error = least_and(&["--set", "teachers.clip.layer=first"]).unwrap_err().to_string();
@@ -190,15 +193,18 @@ fn teachers_may_be_tables_and_flags_fill_what_they_leave_open() {
 
 #[test]
 fn images_are_packed_as_asked() {
-    let pack = |text: &str| least_and(&["--pack", text]).map(|config| config.pack);
-    assert_eq!(least_and(&[]).unwrap().pack, Pack::None);
+    let pack = |text: &str| least_and(&["--pack", text]).map(|recipe| recipe.cache.pack);
+    assert_eq!(least_and(&[]).unwrap().cache.pack, Pack::None);
     assert_eq!(pack("original").unwrap(), Pack::Original);
     let jpeg = Pack::Jpeg { short_side: 256, quality: 90 };
     assert_eq!(pack("jpeg:256:90").unwrap(), jpeg);
-    assert_eq!(pack_name(jpeg), "jpeg:256:90");
+    for text in ["none", "original", "jpeg:256:90"] {
+        let printed = least_and(&["--pack", text]).unwrap().to_toml(14, Device::Cpu);
+        assert!(printed.contains(&format!("pack = \"{text}\"")), "{printed}");
+    }
     for bad in ["jpeg", "jpeg:256", "jpeg:0:90", "jpeg:256:101", "jpeg:-1:90", "png", ""] {
         let error = pack(bad).unwrap_err().to_string();
-        assert!(error.contains("cache.pack") && error.contains("jpeg:256:90"), "{error}");
+        assert!(error.contains("--pack") && error.contains("jpeg:256:90"), "{error}");
     }
 }
 
@@ -214,7 +220,7 @@ fn facts_about_a_teacher_are_read_in_every_form() {
     let of = |more: &[&str]| {
         let args = [&["--images", "photos", "--out", "cache"], more].concat();
         let config = resolve(&args).unwrap();
-        config.teachers[&TeacherId::new("clip").unwrap()].options.clone()
+        config.teachers[&TeacherId::new("clip").unwrap()].options()
     };
     let whole = TeacherOptions {
         activation: Some(Activation::Gelu),
@@ -275,7 +281,7 @@ fn facts_about_a_teacher_are_read_in_every_form() {
     assert_eq!(of(&flags), whole);
     let printed = resolve(&[&["--images", "photos", "--out", "cache", "--recipe", &table][..]].concat())
         .unwrap()
-        .to_toml(14, 8, Precision::F32, "cpu");
+        .to_toml(14, Device::Cpu);
     assert_eq!(of(&["--recipe", &recipe(&printed)]), whole);
 }
 
@@ -382,8 +388,5 @@ fn a_setting_by_flag_and_by_set_is_refused() {
 fn a_teacher_by_flag_may_have_settings() {
     let config = least_and(&["--set", "teachers.clip.eps=1e-3", "--set", "teachers.clip.heads=4"]);
     let teacher = &config.unwrap().teachers[&TeacherId::new("clip").unwrap()];
-    assert_eq!(
-        (teacher.path.as_str(), teacher.options.norm_eps, teacher.options.num_heads),
-        ("models/clip", Some(1e-3), Some(4))
-    );
+    assert_eq!((teacher.path.as_str(), teacher.eps, teacher.heads), ("models/clip", Some(1e-3), Some(4)));
 }

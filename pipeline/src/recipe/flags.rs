@@ -1,0 +1,126 @@
+//! From what was typed to a checked recipe: a flag is short for a `--set`.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use program::recipe::{self, Error, Setting, invalid};
+use schemas::{CacheIdentity, TeacherId};
+use serde::Serialize;
+
+use super::Recipe;
+use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
+
+impl Recipe {
+    /// Lays flags and `--set` over the recipe, fills in the defaults and checks the result. Reads nothing but the recipe.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub fn of_build(args: &BuildCacheArgs) -> Result<Recipe, Error> {
+        let mut flags = Flags::of_teachers(&args.teachers)?;
+        flags.add("--images", "data.images", &args.images)?;
+        flags.add("--limit", "data.limit", &args.limit)?;
+        flags.add("--depth-window", "data.depth_window", &args.depth_window)?;
+        flags.add("--view-policy", "view.policy", &args.view_policy)?;
+        flags.add("--views", "view.views", &args.views)?;
+        flags.add("--seed", "view.seed", &args.seed)?;
+        flags.add("--grid", "features.grid", &args.grid)?;
+        flags.add("--pack", "cache.pack", &args.pack)?;
+        flags.add("--out", "cache.out", &args.out)?;
+        flags.add("--part-samples", "cache.part_samples", &args.part_samples)?;
+        flags.add_features(&args.features)?;
+        flags.settings.extend(recipe::parse_all(&args.set)?);
+        let (text, origin) = match &args.recipe {
+            Some(path) => (recipe::read(path)?, path.display().to_string()),
+            None => (String::new(), String::new()),
+        };
+        let mut recipe: Recipe = recipe::typed(&text, &origin, &flags.settings)?;
+        if recipe.data.images.is_none() {
+            return Err(Error::Missing { field: "data.images", flag: "--images SRC" });
+        }
+        recipe.say_of_all_teachers(&args.features);
+        recipe.resolve()?;
+        Ok(recipe)
+    }
+
+    /// What `add-teacher` computes for a cache that is there: views and plan are the cache's.
+    ///
+    /// # Errors
+    /// Any [`Error`] but [`Error::Read`].
+    pub fn of_added_teacher(args: &AddTeacherArgs, cache: &CacheIdentity) -> Result<Recipe, Error> {
+        let mut flags = Flags::of_teachers(&args.teachers)?;
+        flags.add("--images", "data.images", &args.images)?;
+        flags.add_features(&args.features)?;
+        let mut recipe: Recipe = recipe::typed("", "", &flags.settings)?;
+        recipe.data.depth_window = cache.depth_window;
+        recipe.view = (&cache.views).into();
+        recipe.cache.out = args.cache.clone();
+        recipe.cache.pack = cache.pack;
+        recipe.cache.part_samples = Some(cache.plan.part_samples);
+        recipe.say_of_all_teachers(&args.features);
+        recipe.resolve()?;
+        Ok(recipe)
+    }
+
+    /// Gives every teacher what the flags say of all of them and the recipe does not say of it.
+    fn say_of_all_teachers(&mut self, args: &FeatureArgs) {
+        for teacher in self.teachers.values_mut() {
+            teacher.layer = teacher.layer.or(args.layer);
+            teacher.activation = teacher.activation.or(args.activation);
+            // A mean belongs to its std.
+            if teacher.mean.is_none() && teacher.std.is_none() {
+                (teacher.mean, teacher.std) = (args.mean, args.std);
+            }
+            teacher.eps = teacher.eps.or(args.eps);
+            teacher.heads = teacher.heads.or(args.heads);
+        }
+    }
+}
+
+/// What the flags set.
+struct Flags {
+    settings: Vec<Setting>,
+}
+
+impl Flags {
+    /// Those of `--teacher ID=DIR`, each of which adds to the recipe's teachers or replaces the one of the same id.
+    fn of_teachers(teachers: &[String]) -> Result<Flags, Error> {
+        let mut typed = BTreeSet::new();
+        let mut setting = |teacher: &String| {
+            let bad = |problem: &str| Error::Form {
+                given: format!("--teacher {teacher}"),
+                problem: format!("{problem}; write it as id=folder, for example clip=/models/clip-vit-base-patch16"),
+            };
+            let (id, dir) = teacher.split_once('=').ok_or_else(|| bad("has no '='"))?;
+            if dir.is_empty() {
+                return Err(bad("names no folder"));
+            }
+            TeacherId::new(id).map_err(|e| invalid(format!("teachers.{id}"), dir, e))?;
+            if !typed.insert(id.to_owned()) {
+                return Err(bad("gives the same id twice"));
+            }
+            // As a table, so that --set can say more about the teacher.
+            let table = toml::Table::from_iter([("path".to_owned(), dir.into())]);
+            Setting::flag(format!("--teacher {teacher}"), format!("teachers.{id}"), &table)
+        };
+        let settings = teachers.iter().map(&mut setting).collect::<Result<_, _>>()?;
+        Ok(Flags { settings })
+    }
+
+    /// The setting `key`, if the flag was given.
+    fn add<T: Serialize + Debug>(&mut self, flag: &str, key: &str, value: &Option<T>) -> Result<(), Error> {
+        if let Some(value) = value {
+            self.settings.push(Setting::flag(flag, key, value)?);
+        }
+        Ok(())
+    }
+
+    /// What a build and an added teacher share.
+    fn add_features(&mut self, args: &FeatureArgs) -> Result<(), Error> {
+        self.add("--codec", "features.codec", &args.codec)?;
+        self.add("--calibration-images", "features.calibration_images", &args.calibration_images)?;
+        self.add("--precision", "features.precision", &args.precision)?;
+        self.add("--batch-size", "features.batch_size", &args.batch_size)?;
+        self.add("--device", "run.device", &args.device)?;
+        self.add("--threads", "run.threads", &args.threads)
+    }
+}
