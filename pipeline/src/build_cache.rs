@@ -45,7 +45,6 @@ mod progress;
 pub(crate) mod recheck;
 pub(crate) mod refuse;
 mod resolve;
-mod stored;
 mod summary;
 mod timing;
 mod worklist;

@@ -19,6 +19,8 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/version.h>
@@ -30,6 +32,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -238,6 +241,31 @@ bool takes_one_dnn(const at::Tensor& x, const at::Tensor& weight, int64_t least)
   return x.device().is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && weight.dim() == 2 &&
          std::min(weight.size(0), weight.size(1)) >= least && x.dim() >= 2 && x.size(-1) == weight.size(1) && x.numel() > 0 &&
          !at::autocast::is_autocast_enabled(c10::kCPU) && one_dnn_linear().has_value();
+}
+
+// ---- copies beside computing ----------------------------------------------------------------------------------------------
+
+// The stream for copies to a GPU, or for those from it: the device has a copy engine for each.
+c10::Stream copy_stream(c10::DeviceIndex index, bool to_host) {
+  static std::mutex mutex;
+  static std::map<std::pair<c10::DeviceIndex, bool>, c10::Stream> streams;
+  std::lock_guard<std::mutex> lock(mutex);
+  const auto found = streams.find({index, to_host});
+  if (found != streams.end()) return found->second;
+  const c10::impl::VirtualGuardImpl gpu(c10::kCUDA);
+  return streams.emplace(std::pair(index, to_host), gpu.getStreamFromGlobalPool(c10::Device(c10::kCUDA, index))).first->second;
+}
+
+// `second` does what is queued on it from now on only after what is queued on `first` now. The event marks that moment of `first`.
+std::unique_ptr<c10::Event> after(const c10::Stream& first, const c10::Stream* second) {
+  auto event = std::make_unique<c10::Event>(first.device_type(), c10::EventFlag::BACKEND_DEFAULT);
+  event->record(first);
+  if (second != nullptr) event->block(*second);
+  return event;
+}
+
+at::Tensor pinned_empty(at::IntArrayRef size, at::ScalarType dtype) {
+  return at::empty(size, at::TensorOptions().dtype(dtype).pinned_memory(true));
 }
 
 }  // namespace
@@ -485,30 +513,59 @@ int te_is_unshared(const at::Tensor* tensor) {
   return tensor->use_count() == 1 && tensor->has_storage() && tensor->storage().use_count() == 1;
 }
 
+// ---- copies and events --------------------------------------------------------------------------------------------------
+
 // An uninitialized CPU tensor in page-locked memory.
 int te_pinned_empty(const int64_t* size, int64_t dims, int dtype, at::Tensor** out) {
-  return guarded([&] {
-    const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(dtype)).pinned_memory(true);
-    *out = new at::Tensor(at::empty(at::IntArrayRef(size, dims), options));
-  });
+  return guarded([&] { *out = new at::Tensor(pinned_empty(at::IntArrayRef(size, dims), static_cast<at::ScalarType>(dtype))); });
 }
 
-int te_copy(at::Tensor* dst, const at::Tensor* src, int non_blocking) {
+// A copy on a GPU of a CPU tensor. It begins at once, whatever the GPU computes, and what is queued later waits for it.
+int te_to_device(const at::Tensor* src, int64_t device_index, at::Tensor** out) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    dst->copy_(*src, non_blocking != 0);
+    const auto index = static_cast<c10::DeviceIndex>(device_index);
+    const auto computes = at::accelerator::getCurrentStream(index);
+    const auto copies = copy_stream(index, /*to_host=*/false);
+    at::Tensor dst;
+    {
+      c10::StreamGuard guard(copies);
+      dst = at::empty(src->sizes(), src->options().device(copies.device()));
+      dst.copy_(*src, /*non_blocking=*/true);
+    }
+    after(copies, &computes);
+    // Its memory belongs to the copying stream and must not be given to the next copy before the computing stream has used it.
+    dst.record_stream(computes);
+    *out = new at::Tensor(std::move(dst));
   });
 }
 
-// ---- events -------------------------------------------------------------------------------------------------------------
+// A copy in page-locked memory of a tensor on a GPU, as it is after the work queued so far, and the event after which it is there. The GPU
+// computes what is queued later without waiting for the copy.
+int te_to_host(const at::Tensor* src, at::Tensor** out, c10::Event** copied) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    const auto index = src->device().index();
+    const auto computes = at::accelerator::getCurrentStream(index);
+    const auto copies = copy_stream(index, /*to_host=*/true);
+    // The copy itself needs no memory of the device then.
+    const auto values = src->contiguous();
+    auto dst = pinned_empty(values.sizes(), values.scalar_type());
+    after(computes, &copies);
+    {
+      c10::StreamGuard guard(copies);
+      dst.copy_(values, /*non_blocking=*/true);
+    }
+    values.record_stream(copies);
+    *copied = after(copies, nullptr).release();
+    *out = new at::Tensor(std::move(dst));
+  });
+}
 
 // Marks the work queued so far on a GPU's current stream. The event records its time: the backend's default does, PyTorch's does not.
 int te_event_record(int64_t device_index, c10::Event** out) {
   return guarded([&] {
-    const auto stream = at::accelerator::getCurrentStream(static_cast<c10::DeviceIndex>(device_index));
-    auto event = std::make_unique<c10::Event>(stream.device_type(), c10::EventFlag::BACKEND_DEFAULT);
-    event->record(stream);
-    *out = event.release();
+    *out = after(at::accelerator::getCurrentStream(static_cast<c10::DeviceIndex>(device_index)), nullptr).release();
   });
 }
 

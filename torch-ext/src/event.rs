@@ -37,7 +37,12 @@ impl Event {
         // SAFETY: the pointer is to a live local variable.
         let code = unsafe { ffi::te_event_record(index as i64, &mut event) };
         ffi::check("recording an event", code)?;
-        Ok(Self { event: NonNull::new(event), recorded: Instant::now() })
+        Ok(Self::of(event))
+    }
+
+    /// Takes ownership of an event from the C++ side.
+    pub(crate) fn of(event: *mut ffi::CEvent) -> Self {
+        Self { event: NonNull::new(event), recorded: Instant::now() }
     }
 
     /// Whether the marked work is done. Does not wait.
@@ -87,7 +92,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if let Some(event) = self.event.take() {
-            // SAFETY: it came from te_event_record and is freed only here.
+            // SAFETY: it came from the C++ side and is freed only here.
             unsafe { ffi::te_event_free(event.as_ptr()) };
         }
     }

@@ -79,7 +79,8 @@ unsafe extern "C" {
     pub(crate) fn te_reset_peak_memory(device_index: i64) -> c_int;
     pub(crate) fn te_is_unshared(tensor: *const C_tensor) -> c_int;
     pub(crate) fn te_pinned_empty(size: *const i64, dims: i64, dtype: c_int, out: *mut *mut C_tensor) -> c_int;
-    pub(crate) fn te_copy(dst: *mut C_tensor, src: *const C_tensor, non_blocking: c_int) -> c_int;
+    pub(crate) fn te_to_device(src: *const C_tensor, device_index: i64, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn te_to_host(src: *const C_tensor, out: *mut *mut C_tensor, copied: *mut *mut CEvent) -> c_int;
     pub(crate) fn te_event_record(device_index: i64, out: *mut *mut CEvent) -> c_int;
     pub(crate) fn te_event_query(event: *const CEvent, done: *mut c_int) -> c_int;
     pub(crate) fn te_event_elapsed(event: *const CEvent, later: *const CEvent, milliseconds: *mut f64) -> c_int;

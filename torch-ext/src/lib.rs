@@ -16,8 +16,9 @@
 //! | [`mod@linear`] | a linear layer, with the faster matmul where libtorch has two |
 //! | [`autocast`] | bf16 compute as a scope |
 //! | [`event`] | waiting for a part of the queued work |
-//! | [`mod@memory`] | memory statistics of the device and the process; bytes of a tensor; page-locked memory |
+//! | [`mod@memory`] | memory statistics of the device and the process; bytes of a tensor |
 //! | [`threads`] | number of threads that libtorch uses |
+//! | [`transfer`] | copies between host and device beside computing; page-locked memory |
 //!
 //! With the feature `doc-only` nothing is compiled or linked: the workspace type-checks on a machine without libtorch.
 
@@ -38,6 +39,7 @@ pub mod linear;
 pub mod memory;
 pub mod out_of_memory;
 pub mod threads;
+pub mod transfer;
 
 pub use adamw::{AdamWConfig, FusedAdamW};
 pub use autocast::Autocast;
@@ -49,12 +51,10 @@ pub use event::Event;
 pub use gather::gather_rows;
 pub use grads::{all_finite, clip_grad_norm_, grad_norm};
 pub use linear::{lay_out_weight, linear};
-pub use memory::{
-    Memory, copy_non_blocking, empty_cache, keep_freed_memory, memory, peak_rss, pinned_empty, reset_peak_memory,
-    tensor_bytes_mut, to_device,
-};
+pub use memory::{Memory, empty_cache, keep_freed_memory, memory, peak_rss, reset_peak_memory, tensor_bytes_mut};
 pub use out_of_memory::{OutOfMemory, attempt, catch_out_of_memory, keep_quiet_about_memory, out_of_memory};
 pub use threads::{num_threads, set_num_threads};
+pub use transfer::{HostCopy, pinned_empty, to_device};
 
 /// Name and version of the runtime, as recorded in a cache's identity. The C++ file does not compile against another version.
 pub const RUNTIME: &str = "libtorch 2.11.0";

@@ -1,9 +1,9 @@
-//! Memory statistics, the bytes of a tensor, and page-locked memory.
+//! Memory statistics, and the bytes of a tensor.
 
 use std::fs;
 use std::slice;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::ffi;
@@ -107,63 +107,6 @@ pub fn tensor_bytes_mut(tensor: &mut Tensor) -> Result<&mut [u8]> {
     // SAFETY: a contiguous CPU tensor has numel elements at data_ptr. No other handle on the storage exists, as just checked,
     // and none can be made while the returned slice borrows this one mutably. Any byte is a valid u8.
     Ok(unsafe { slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), len) })
-}
-
-/// An uninitialized CPU tensor to fill and copy to `device`: page-locked if that is a GPU, so that the copy can overlap with
-/// other work, else ordinary.
-///
-/// # Errors
-/// If the memory cannot be allocated.
-pub fn pinned_empty(size: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
-    if !device.is_cuda() {
-        return Tensor::f_empty(size, (kind, Device::Cpu))
-            .map_err(|e| Error::Torch { operation: "allocating a batch", message: e.to_string() });
-    }
-    ffi::new_tensor("allocating page-locked memory", |out| {
-        // SAFETY: `size` is alive and `len` long.
-        unsafe { ffi::te_pinned_empty(size.as_ptr(), size.len() as i64, kind_code(kind), out) }
-    })
-}
-
-/// Copies `src` into `dst` with broadcast shapes and converted types. From page-locked memory to a GPU it returns at once, and work
-/// queued later on the device sees the values. Do not refill `src` before the device has finished the copy.
-///
-/// # Errors
-/// If the shapes do not match.
-pub fn copy_non_blocking(dst: &mut Tensor, src: &Tensor) -> Result<()> {
-    // SAFETY: both are live tensors; `dst` is exclusively borrowed.
-    ffi::check("copying a tensor", unsafe { ffi::te_copy(dst.as_mut_ptr(), src.as_ptr(), 1) })
-}
-
-/// `src` on `device`; on a GPU the copy runs beside other work, so `src` must stay as it is until the step is done. On the CPU it is `src`
-/// itself.
-///
-/// # Errors
-/// If the device has no memory for it.
-pub fn to_device(src: &Tensor, device: Device) -> Result<Tensor> {
-    if !device.is_cuda() {
-        return Ok(src.shallow_clone());
-    }
-    let mut dst = Tensor::empty(src.size(), (src.kind(), device));
-    copy_non_blocking(&mut dst, src)?;
-    Ok(dst)
-}
-
-/// The number of a `c10::ScalarType`, which is private in tch.
-fn kind_code(kind: Kind) -> std::ffi::c_int {
-    match kind {
-        Kind::Uint8 => 0,
-        Kind::Int8 => 1,
-        Kind::Int16 => 2,
-        Kind::Int => 3,
-        Kind::Int64 => 4,
-        Kind::Half => 5,
-        Kind::Float => 6,
-        Kind::Double => 7,
-        Kind::Bool => 11,
-        Kind::BFloat16 => 15,
-        other => panic!("no batch is made of {other:?}"),
-    }
 }
 
 #[cfg(test)]

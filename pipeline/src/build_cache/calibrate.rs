@@ -149,9 +149,10 @@ fn measure(
         all.iter().map(|network| Calibrator::new(network.model.info().width as usize)).collect();
     let samples = sampling.sample_ids();
     let batches = samples.chunks(sampling.batch_size as usize).map(Ok);
-    let add = |(decoded, features): (DecodedSamples, Vec<Features>)| {
-        for ((features, calibrator), network) in features.iter().zip(&mut calibrators).zip(&all) {
-            for (row, tokens) in decoded.rows.iter().zip(features.tokens(decoded.rows.len())) {
+    let add = |(decoded, mut features): (DecodedSamples, Vec<Features>)| {
+        for ((features, calibrator), network) in features.iter_mut().zip(&mut calibrators).zip(&all) {
+            let tokens = features.tokens()?; // [N, L, D]
+            for (row, tokens) in decoded.rows.iter().zip(tokens.chunks_exact(tokens.len() / decoded.rows.len())) {
                 calibrator.add(tokens).with_context(|| {
                     format!("teacher {}, image {:?} (sample {})", network.id, row.key, row.sample_id)
                 })?;

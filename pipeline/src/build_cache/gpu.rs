@@ -1,8 +1,8 @@
 //! A GPU's side of a build: one thread that uploads pixels, runs the teachers and converts their features to what is stored.
 //!
 //! The threads that decode and encode ask it for a batch's features and wait. It keeps two batches in flight: while the device computes one, the
-//! copies of the one before are fetched. What comes back is in page-locked memory, which libtorch's allocator hands out again
-//! when its rows are encoded.
+//! features of the one before are copied back, beside the computing. What comes back is in page-locked memory, which libtorch's allocator
+//! hands out again when its rows are encoded.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -12,12 +12,11 @@ use anyhow::{Context, anyhow, ensure};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use models::precision::Precision;
 use tch::{Device, Tensor};
-use torch_ext::{Event, OutOfMemory};
+use torch_ext::OutOfMemory;
 
 use super::features::Features;
 use super::network::{Network, Pixels, stack, to_device};
 use super::parallel::guarded;
-use super::stored::StoredPart;
 use super::timing::{Stage, Timings};
 
 /// Batches that the device has at a time: one that it computes and one whose features are being copied.
@@ -66,8 +65,6 @@ pub(crate) struct Requests(Receiver<Request>);
 struct Launched {
     teachers: Vec<usize>,
     features: Vec<Features>,
-    /// Over when the features are in the host's memory.
-    copied: Event,
     reply: Sender<anyhow::Result<Vec<Features>>>,
 }
 
@@ -92,7 +89,7 @@ pub(crate) fn serve(
             Ok(Request { teachers, pixels, rows, reply }) => {
                 let launch = || launch(device, networks, precision, &teachers, &pixels, rows, &mut at_once, timings);
                 match guarded(launch) {
-                    Ok((features, copied)) => in_flight.push_back(Launched { teachers, features, copied, reply }),
+                    Ok(features) => in_flight.push_back(Launched { teachers, features, reply }),
                     // The thread that asked may have ended with the build.
                     Err(error) => drop(reply.send(Err(error))),
                 }
@@ -108,11 +105,11 @@ pub(crate) fn serve(
 
 /// Waits for a batch and hands it to the thread that asked.
 fn answer(launched: Option<Launched>, networks: &[Network], timings: &Timings) {
-    let Some(Launched { teachers, features, copied, reply }) = launched else {
+    let Some(Launched { teachers, mut features, reply }) = launched else {
         return;
     };
     let began = Instant::now();
-    let waited = copied.synchronize();
+    let waited = features.iter_mut().try_for_each(Features::wait);
     // The device's time cannot be told apart by teacher without waiting for each.
     let share = began.elapsed() / teachers.len().max(1) as u32;
     teachers.iter().for_each(|&teacher| timings.add(Stage::Infer(networks[teacher].id.clone()), share));
@@ -129,29 +126,25 @@ fn launch(
     rows: usize,
     at_once: &mut [usize],
     timings: &Timings,
-) -> anyhow::Result<(Vec<Features>, Event)> {
+) -> anyhow::Result<Vec<Features>> {
     let uploaded = pixels.iter().map(|(&size, host)| Ok((size, to_device(host, device)?)));
     let uploaded: BTreeMap<u32, Tensor> = uploaded.collect::<anyhow::Result<_>>()?;
     let mut features = Vec::with_capacity(teachers.len());
     for &teacher in teachers {
         let network = &networks[teacher];
         let pixels = network.images(&uploaded)?;
-        let mut parts = Vec::new();
+        let mut computed = Features::default();
         timings.time(Stage::Infer(network.id.clone()), || {
             in_parts(rows, &mut at_once[teacher], |rows| {
                 let pixels = pixels.narrow(0, rows.start as i64, rows.len() as i64);
                 let output = network.forward(&pixels, precision)?;
-                parts.push(match network.stored {
-                    Some(scalar) => Features::Stored(vec![StoredPart::convert(&output, scalar, device)?]),
-                    None => Features::on_host(&output)?,
-                });
-                Ok(())
+                computed.push(&output, network.stored)
             })
             .with_context(|| format!("teacher {}", network.id))
         })?;
-        features.push(Features::joined(parts).context("a batch is never empty")?);
+        features.push(computed);
     }
-    Ok((features, Event::record(device)?))
+    Ok(features)
 }
 
 /// Calls `pass` on up to `at_once` of `n` rows at a time, in order, and on half as many from where memory runs out.

@@ -52,7 +52,9 @@ impl Inference<'_> {
                     stop.check()?;
                     let network = &networks[teacher];
                     timings.time(Stage::Infer(network.id.clone()), || {
-                        Features::on_host(&network.forward(network.images(&pixels)?, *precision)?)
+                        let mut features = Features::default();
+                        features.push(&network.forward(network.images(&pixels)?, *precision)?, None)?;
+                        Ok(features)
                     })
                 };
                 teachers.iter().map(run).collect()

@@ -79,10 +79,5 @@ pub(crate) fn stack(images: &[RgbImage], device: Device) -> anyhow::Result<Tenso
 
 /// Pixels `[N, S, S, 3]` on the device and in the order of dimensions that teachers take, `[N, 3, S, S]`.
 pub(crate) fn to_device(host: &Tensor, device: Device) -> anyhow::Result<Tensor> {
-    if device == Device::Cpu {
-        return Ok(host.permute([0, 3, 1, 2]).contiguous());
-    }
-    let mut on_device = Tensor::empty(host.size(), (Kind::Uint8, device));
-    torch_ext::copy_non_blocking(&mut on_device, host)?;
-    Ok(on_device.permute([0, 3, 1, 2]).contiguous())
+    Ok(torch_ext::to_device(host, device)?.permute([0, 3, 1, 2]).contiguous())
 }

@@ -293,7 +293,7 @@ fn step_speeds(
         drop(autocast);
         losses.total.backward();
         let values = state.optimizer_step(step::mean_losses(&[step::detach(&losses)]), recipe.optim.clip_grad, None)?;
-        let Some(before) = in_flight.replace(values) else {
+        let Some(mut before) = in_flight.replace(values) else {
             continue;
         };
         before.read()?;

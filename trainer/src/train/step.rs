@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use models::mr_mae::Losses;
 use tch::{Kind, Tensor};
-use torch_ext::event::Event;
-use torch_ext::{copy_non_blocking, pinned_empty};
+use torch_ext::HostCopy;
 
 #[cfg(test)]
 mod tests;
@@ -15,27 +14,21 @@ mod tests;
 #[derive(Debug)]
 pub(crate) struct StepValues {
     names: Vec<String>,
-    /// `[names + 1]` f32 on the CPU; the last is 1 if everything was finite and the update was done. Not to be read before
-    /// `arrived`.
-    values: Tensor,
-    arrived: Event,
+    /// `[names + 1]` f32; the last is 1 if everything was finite and the update was done.
+    values: HostCopy,
 }
 
 impl StepValues {
     /// Begins the copy of `values [names + 1]` to the host.
     pub(crate) fn queue(names: Vec<String>, values: &Tensor) -> anyhow::Result<StepValues> {
-        let device = values.device();
-        let mut host = pinned_empty(&values.size(), Kind::Float, device)?;
-        copy_non_blocking(&mut host, values)?;
-        Ok(StepValues { names, values: host, arrived: Event::record(device)? })
+        Ok(StepValues { names, values: HostCopy::start(&values.to_kind(Kind::Float))? })
     }
 
     /// Waits for this step, but not for what has been queued since, and reads its values: whether the update was done, and every scalar by
     /// name: `loss` (the weighted total), what it is made of, unweighted (`rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`), and `grad_norm`
     /// before clipping.
-    pub(crate) fn read(&self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
-        self.arrived.synchronize()?;
-        let values = Vec::<f32>::try_from(&self.values)?;
+    pub(crate) fn read(&mut self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
+        let values = Vec::<f32>::try_from(&*self.values.wait()?)?;
         let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
         Ok((values.last() == Some(&1.0), named))
     }

@@ -114,7 +114,7 @@ impl TrainLog {
     ///
     /// A step that was skipped because a loss or gradient was not finite is recorded with its images; too many in a row are an
     /// error.
-    pub(crate) fn wait_and_log<B: Samples>(&mut self, done: InFlight<B>) -> anyhow::Result<Vec<B>> {
+    pub(crate) fn wait_and_log<B: Samples>(&mut self, mut done: InFlight<B>) -> anyhow::Result<Vec<B>> {
         let (finite, values) = done.values.read()?;
         self.step = done.step + 1;
         self.window.add(finite, &values);

@@ -86,8 +86,7 @@ fn through_the_lane(teacher: &BuildTeacher) -> Vec<EncodedRow> {
         scope.spawn(move || serve(&requests, Device::Cpu, &networks, Precision::F32, timings));
         let asked = [lane.clone(), lane]
             .map(|lane| scope.spawn(move || lane.run(&[0], &pixels(), ROWS).map(|mut all| all.remove(0))));
-        let [features, again] = asked.map(|thread| thread.join().unwrap().unwrap());
-        assert!(matches!(again, Features::Stored(_)) || matches!(teacher.identity.codec, Codec::I8(_)));
+        let [features, _again] = asked.map(|thread| thread.join().unwrap().unwrap());
         features.encode(&teacher.identity, &sample_rows()).unwrap()
     })
 }
@@ -129,8 +128,9 @@ fn a_value_that_cannot_be_stored_is_named_by_teacher_and_image() {
     let output =
         teacher.network().forward(&Tensor::zeros([5, 3, 16, 16], (Kind::Uint8, Device::Cpu)), Precision::F32).unwrap();
     let _ = output.tokens.get(2).get(7).get(1).fill_(1e6);
-    let part = StoredPart::convert(&output, schemas::Scalar::F16, Device::Cpu).unwrap();
-    let refused = Features::Stored(vec![part]).encode(&teacher.identity, &sample_rows()).unwrap_err();
+    let mut features = Features::default();
+    features.push(&output, Some(schemas::Scalar::F16)).unwrap();
+    let refused = features.encode(&teacher.identity, &sample_rows()).unwrap_err();
     let text = format!("{refused:#}");
     assert!(
         text.contains("teacher tiny, image \"2.png\" (sample 2, view 0): tokens: ") && text.contains("as f16"),
@@ -149,9 +149,8 @@ fn a_batch_in_parts_has_all_its_rows() {
         let stacked = BTreeMap::from([(SIDE, stack(&pixels()[&SIDE], Device::Cpu).unwrap())]);
         let timings = Timings::default();
         let networks = [teacher.network()];
-        let (mut features, copied) =
+        let mut features =
             launch(Device::Cpu, &networks, Precision::F32, &[0], &stacked, ROWS, &mut [2], &timings).unwrap();
-        copied.synchronize().unwrap();
         let rows = features.remove(0).encode(&teacher.identity, &sample_rows()).unwrap();
         assert_eq!(rows.len(), ROWS);
         let [parts, whole] = [rows, on_a_cpu(&teacher)].map(|rows| commit(&teacher.identity, rows).channels);
