@@ -21,10 +21,10 @@ use crate::data::classes::Matching;
     after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
 )]
 pub struct Cli {
-    /// How messages are written to stderr, and what `export` prints on stdout; other commands have --json for that.
+    /// Format of messages on stderr and of what `export` prints on stdout; other commands have --json for stdout.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -46,11 +46,11 @@ pub enum Command {
     Reconstruct(ReconstructArgs),
     /// Show runs side by side in one HTML file: curves, pictures, evaluations, recipes.
     Report(ReportArgs),
-    /// Print the resolved recipe, of pretraining or of fine-tuning: the file, the settings on the command line, and every default.
+    /// Print the resolved recipe of pretraining or fine-tuning: the file with the settings of the command line and every default.
     Config(RecipeArgs),
-    /// Say what a recipe costs before it is run: parameters, arithmetic, memory, time, and when a cache pays for itself.
+    /// Estimate what a recipe costs before it is run: parameters, arithmetic, memory, time, and when a cache pays for itself.
     Plan(PlanArgs),
-    /// Measure the loader alone, the training step alone, and a plain matrix product, in one run.
+    /// Measure the loader alone, the training step alone, and a plain matmul, in one run.
     Bench(BenchArgs),
     /// Print a script that completes this program's commands and options in a shell: bash, zsh, fish, elvish or powershell.
     Completions {
@@ -76,14 +76,14 @@ pub struct DeviceArgs {
     /// auto, cpu, cuda or cuda:INDEX.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Threads that read and decode images [default: one per core; two fewer where a GPU computes, which needs two to be fed].
+    /// Threads that read and decode images [default: one per core; with a GPU two fewer, to leave cores for feeding it].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 }
 
 impl DeviceArgs {
-    /// The number of loader threads: as asked, or one per core; where `device` is a GPU, two cores are left to the thread that feeds it
-    /// and to autograd's. Results do not depend on it.
+    /// The number of loader threads: as given, or one per core; with a GPU as `device`, two cores are left for the thread that feeds it
+    /// and for autograd's. Results do not depend on it.
     pub fn loader_threads(&self, device: Device) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         match (self.threads, device) {
@@ -103,8 +103,8 @@ pub struct PretrainArgs {
     /// The run folder; created, or resumed when it holds the same recipe.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The images the cache was built from: class folders, *.tar or *.parquet. They may have moved, been renamed or traded
-    /// names; they are joined by content. A cache that carries its images needs none.
+    /// The images the cache was built from: class folders, *.tar or *.parquet. They may have been moved or
+    /// renamed since; they are then found by content. A cache that packs its images needs none.
     #[arg(long, value_name = "SRC")]
     pub images: Option<String>,
     #[command(flatten)]
@@ -125,10 +125,10 @@ pub struct PretrainArgs {
 /// `trainer finetune`.
 #[derive(Debug, Clone, Args)]
 pub struct FinetuneArgs {
-    /// What is fine-tuned: a run folder of `trainer pretrain` or `trainer finetune`, a model.safetensors of one, weights of MAE,
+    /// The model to fine-tune: a run folder of `trainer pretrain` or `trainer finetune`, a model.safetensors of one, weights of MAE,
     /// ConvMAE, timm's ViT or transformers' ViT or ViTMAE, or a tower of CLIP, DINO, DINOv2, DINOv3 or SigLIP (path or id on the
-    /// Hugging Face hub). `untrained:RUN` is a student as its seed made it, `ema:RUN` a run's moving average, `teacher:PATH` the tower
-    /// exactly as a frozen teacher has it where a file could be either.
+    /// Hugging Face hub). `untrained:RUN` is a student with its initial weights, `ema:RUN` a run's moving average; `teacher:PATH`
+    /// reads a file that could be a student's or a teacher's as a frozen teacher.
     #[arg(long, value_name = "RUN|FILE|TEACHER")]
     pub init: String,
     /// Labeled images to train on.
@@ -140,7 +140,7 @@ pub struct FinetuneArgs {
     /// How the classes of --train and --test are matched.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
     pub match_classes: Matching,
-    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<DepthWindow>,
     /// The run folder; created, or resumed when it holds the same recipe.
@@ -163,11 +163,11 @@ pub struct FinetuneArgs {
 /// `trainer knn`.
 #[derive(Debug, Clone, Args)]
 pub struct KnnArgs {
-    /// A run folder of `trainer pretrain` or `trainer finetune`, a model.safetensors of one, a folder, file or id on the Hugging Face
-    /// hub of a teacher or of a student in another package's names, or `pixels[:SIZE]` for the raw-pixel baseline.
-    /// `untrained:RUN` (or FILE) is that student as its seed made it, before any step; `ema:RUN` the moving average of a run that
-    /// keeps one (optim.ema_decay); `unfused:RUN` a run of multi-layer fusion without it, which is evaluated as it was trained otherwise;
-    /// `teacher:PATH` reads a file as a teacher alone.
+    /// A run folder of `trainer pretrain` or `trainer finetune`; a model.safetensors of one; a teacher, or a student in another package's
+    /// format, as a folder, a file or an id on the Hugging Face hub; or `pixels[:SIZE]` for the raw-pixel baseline.
+    /// `untrained:RUN` (or FILE) is that student with its initial weights; `ema:RUN` the moving average of a run that keeps one
+    /// (optim.ema_decay); `unfused:RUN` a run with multi-layer fusion, evaluated without it (the default is as it was trained);
+    /// `teacher:PATH` reads a file only as a teacher.
     /// May be given many times: every image is read and decoded once for all models.
     #[arg(long = "model", value_name = "RUN|FILE|TEACHER|pixels", required = true)]
     pub models: Vec<String>,
@@ -180,7 +180,7 @@ pub struct KnnArgs {
     /// How the classes of --train and --test are matched.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
     pub match_classes: Matching,
-    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<DepthWindow>,
     /// Neighbors that vote.
@@ -189,7 +189,7 @@ pub struct KnnArgs {
     /// Images per forward pass.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
-    /// What the network computes in; tf32 on a GPU only.
+    /// Precision of the network; tf32 needs a GPU.
     #[arg(long, default_value = "f32", value_parser = precision())]
     pub precision: Precision,
     /// Print the results as JSON: a list, one for each model.
@@ -206,25 +206,25 @@ pub struct ReconstructArgs {
     /// A run folder (its newest whole checkpoint), or a checkpoint's model.safetensors.
     #[arg(long, value_name = "RUN|FILE")]
     pub model: PathBuf,
-    /// The run's moving average (optim.ema_decay) instead of the last step's weights.
+    /// Use the run's moving average (optim.ema_decay) instead of the last step's weights.
     #[arg(long)]
     pub ema: bool,
     /// The images: class folders, *.tar or *.parquet.
     #[arg(long, value_name = "SRC")]
     pub images: String,
-    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<DepthWindow>,
-    /// The picture to write, a PNG.
+    /// PNG file to write.
     #[arg(long, value_name = "PNG")]
     pub out: PathBuf,
     /// Images to draw, chosen by --seed.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub count: u32,
-    /// Images and masks are functions of it.
+    /// Seed for the choice of images and for the masks.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Share of patches that are removed, at random [default: the recipe's].
+    /// Share of patches that are removed at random [default: the recipe's].
     #[arg(long, value_name = "SHARE")]
     pub mask_ratio: Option<f64>,
     /// auto, cpu, cuda or cuda:INDEX.
@@ -238,7 +238,7 @@ pub struct ReportArgs {
     /// Run folders, of `trainer pretrain` or `trainer finetune`.
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
-    /// The page to write.
+    /// HTML file to write.
     #[arg(long, value_name = "HTML", default_value = "report.html")]
     pub out: PathBuf,
 }
@@ -249,23 +249,23 @@ pub struct PlanArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub recipe: RecipeArgs,
-    /// The cache: its images, views and teachers.
+    /// The cache whose images, views and teachers are counted.
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
-    /// For a recipe of fine-tuning: what is fine-tuned, as `trainer finetune` takes it [default: the recipe's encoder, which that of a run
-    /// has].
+    /// For a recipe of fine-tuning: the model to fine-tune, as for `trainer finetune` [default: the recipe's encoder section, which the
+    /// recipe.toml of a run has].
     #[arg(long, value_name = "RUN|FILE|TEACHER")]
     pub init: Option<String>,
-    /// For a recipe of fine-tuning: classes [default: 1000].
+    /// For a recipe of fine-tuning: number of classes [default: 1000].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub num_classes: Option<u32>,
-    /// Images of the data set, instead of the cache's.
+    /// Number of images in the data set, instead of the cache's.
     #[arg(long, value_name = "N")]
     pub num_images: Option<u64>,
-    /// The device's matrix products in TFLOP/s, in the recipe's precision [default: the recipe's run.peak_tflops, else measured, on --device].
+    /// The device's matmul rate in TFLOP/s, in the recipe's precision [default: the recipe's run.peak_tflops, else measured on --device].
     #[arg(long, value_name = "T")]
     pub peak_tflops: Option<f64>,
-    /// Share of the peak that is reached, from 0 to 1.
+    /// Share of the peak that training is assumed to reach, from 0 to 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.4)]
     pub mfu: f64,
     /// Where to measure: auto, cpu, cuda or cuda:INDEX.
@@ -282,23 +282,24 @@ pub struct ExportArgs {
     /// A run folder of `trainer pretrain` or `trainer finetune` (its newest whole checkpoint), or a checkpoint's model.safetensors.
     #[arg(long, value_name = "RUN|FILE")]
     pub run: PathBuf,
-    /// timm, hf-mae (ViTMAEForPreTraining), hf-vit (ViTModel; of a fine-tuning ViTForImageClassification), mae or convmae (names of the reference code).
+    /// timm, hf-mae (ViTMAEForPreTraining), hf-vit (ViTModel, or ViTForImageClassification for a fine-tuned run), mae or convmae (names of the
+    /// reference code).
     #[arg(long, value_parser = export_format())]
     pub format: Format,
-    /// The folder to write; it must not exist, or be empty.
+    /// The folder to write; it must be empty or not exist.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The run's moving average (optim.ema_decay) instead of the last step's weights.
+    /// Use the run's moving average (optim.ema_decay) instead of the last step's weights.
     #[arg(long)]
     pub ema: bool,
-    /// With the decoder, which is the default where the format has a place for one.
+    /// Include the decoder, which is the default if the format can hold one.
     #[arg(long, conflicts_with = "encoder_only")]
     pub with_decoder: bool,
-    /// Without decoder, mask token and what else only pretraining needs.
+    /// Leave out the decoder, the mask token and everything else that only pretraining needs.
     #[arg(long)]
     pub encoder_only: bool,
-    /// Without the multi-layer fusion that the run was trained with, which no other package's encoder has: its features are then other than
-    /// those of `trainer knn --model RUN`, namely those of `unfused:RUN`.
+    /// Leave out the multi-layer fusion that the run was trained with, which no other package's encoder has. The features then equal those of
+    /// `trainer knn --model unfused:RUN`, not those of `--model RUN`.
     #[arg(long)]
     pub unfused: bool,
 }
@@ -310,10 +311,10 @@ impl ExportArgs {
     }
 }
 
-/// `trainer linprobe`. Defaults are MAE's protocol, but for the batch (16384 there) and the learning rates (0.1 alone).
+/// `trainer linprobe`. The defaults are MAE's protocol with the differences that docs/evaluation.md lists.
 #[derive(Debug, Clone, Args)]
 pub struct LinprobeArgs {
-    /// What is probed, as for `trainer knn`. May be given many times: every image is read and decoded once for all models.
+    /// The model to probe, as for `trainer knn`. May be given many times: every image is read and decoded once for all models.
     #[arg(long = "model", value_name = "RUN|FILE|TEACHER|pixels", required = true)]
     pub models: Vec<String>,
     /// Labeled images to train the classifier on.
@@ -325,16 +326,16 @@ pub struct LinprobeArgs {
     /// How the classes of --train and --test are matched.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
     pub match_classes: Matching,
-    /// How images of more than 8 bits per sample are seen [default: as the model's run was trained, else high-byte].
+    /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<DepthWindow>,
     /// Kinds of feature to probe: cls, mean (of the patch tokens) [default: all that a model has].
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub features: Vec<String>,
-    /// Fixed random crops of each training image, by turns one an epoch; 0 = its central square alone.
+    /// Fixed random crops of each training image, used in turn, one per epoch; 0 = only its central square.
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub views: u16,
-    /// Base learning rates per 256 images, trained side by side; which counts is decided on held-out training images.
+    /// Base learning rates per 256 images, trained side by side; the best one is chosen on held-out training images.
     #[arg(
         long = "blr",
         value_name = "LR",
@@ -351,22 +352,22 @@ pub struct LinprobeArgs {
     /// Images per step of the classifier.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub probe_batch: u32,
-    /// Decay of the classifier's weights.
+    /// Weight decay of the classifier.
     #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
     pub weight_decay: f64,
     /// Share of the training images on which the learning rate is chosen.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     pub held_out: f64,
-    /// Crops, order, start weights and held-out images are functions of it.
+    /// Seed for crops, order, initial weights and the choice of held-out images.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Most memory for features, in GiB.
+    /// Limit on the memory for features, in GiB.
     #[arg(long, value_name = "GIB", default_value_t = 32)]
     pub feature_gib: u64,
     /// Images per forward pass of the network.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
-    /// What the network computes in; tf32 on a GPU only. The classifier is f32.
+    /// Precision of the network; tf32 needs a GPU. The classifier is always f32.
     #[arg(long, default_value = "f32", value_parser = precision())]
     pub precision: Precision,
     /// Print the results as JSON: a list, one for each model.
@@ -377,12 +378,12 @@ pub struct LinprobeArgs {
     pub device: DeviceArgs,
 }
 
-/// One of the names of an export format.
+/// Parses the name of an export format.
 fn export_format() -> impl TypedValueParser<Value = Format> {
     PossibleValuesParser::new(Format::ALL.map(Format::name)).try_map(|name| name.parse::<Format>())
 }
 
-/// One of the names of a precision.
+/// Parses the name of a precision.
 fn precision() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>())
 }
@@ -412,13 +413,13 @@ pub struct BenchArgs {
     /// The images of that cache, unless it carries them.
     #[arg(long, value_name = "SRC", requires = "cache")]
     pub images: Option<String>,
-    /// Measure this alone, so that the process's peak memory is its own. May be given many times; everything without it.
+    /// Measure only this, so that the process's peak memory is its own [default: everything]. May be given many times.
     #[arg(long, value_enum, value_name = "WHAT")]
     pub only: Vec<BenchPart>,
-    /// Batches to time the loader with, after the first [default: those of an epoch].
+    /// Batches for which the loader is timed, after the first [default: those of one epoch].
     #[arg(long, value_name = "N", requires = "cache", value_parser = clap::value_parser!(u32).range(1..))]
     pub loader_batches: Option<u32>,
-    /// Steps to time in each precision, after some that are not timed.
+    /// Steps to time in each precision, after a warm-up.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,
     #[command(flatten)]
@@ -433,7 +434,7 @@ pub struct BenchArgs {
 mod tests {
     use super::*;
 
-    /// Which of two values is meant is not ours to guess; what may be many is still taken.
+    /// It would be a guess which of two values is meant. Options that may be given many times are accepted.
     #[test]
     fn an_option_given_twice_is_refused() {
         let parse = |line: &str| {

@@ -1,5 +1,5 @@
-//! The commands of `trainer`, a file each. They share nothing with each other: what two of them need is a part of its own, in `data`,
-//! `train`, `eval`, `pretrained` or `recipe`.
+//! The commands of `trainer`, one file each. They do not use each other: code that several of them need is in `data`, `train`, `eval`,
+//! `pretrained` or `recipe`.
 
 pub(crate) mod bench;
 pub(crate) mod config;

@@ -1,4 +1,4 @@
-//! What features know: k-nearest neighbors and linear probes on students, teachers and raw pixels; a fine-tuned network on a test set.
+//! Evaluation: k-nearest neighbors and linear probes on features of students, teachers and raw pixels; a fine-tuned network on a test set.
 
 pub(crate) mod accuracy;
 pub(crate) mod features;

@@ -32,20 +32,20 @@ pub use program::ExitStatus;
 use program::signals;
 use torch_ext::catch_out_of_memory;
 
-/// Does what the command line asks for. Results go to `out`, progress to `tracing`. Teachers that are given by id
-/// are looked for as `hub` says.
+/// Runs the command of the command line. Results go to `out`, progress to `tracing`. Teachers that are given by id
+/// are searched as `hub` says.
 pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let done = catch_out_of_memory(|| run_command(cli, hub, out));
-    let done = done.unwrap_or_else(|lack| {
-        // Forward and backward passes of pretraining are taken in smaller parts; everything else ends here, and so does an update for which
-        // weights, gradients, moments and averages do not fit beside each other.
-        Err(anyhow::Error::from(lack).context(
-            "take smaller batches (optim.batch_size with a larger optim.accum_iter, or --batch-size), a smaller model, or a device with \
+    let done = done.unwrap_or_else(|out_of_memory| {
+        // Training repeats forward and backward passes in smaller parts. Everything else ends here, as does an update for which weights,
+        // gradients, moments and averages do not fit side by side.
+        Err(anyhow::Error::from(out_of_memory).context(
+            "use smaller batches (optim.batch_size with a larger optim.accum_iter, or --batch-size), a smaller model, or a device with \
              more memory",
         ))
     });
     done.or_else(|error| {
-        // Asked for, and so no failure.
+        // The user asked for it, so it is not a failure.
         let stopped =
             matches!(error.downcast_ref(), Some(hub::Error::Interrupted { .. })) || error.is::<signals::Interrupted>();
         if !stopped {
@@ -73,7 +73,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
     Ok(ExitStatus::Fine)
 }
 
-/// The exit status for an error: [`ExitStatus::Problems`] if the data a run was given has problems, else [`ExitStatus::CouldNot`].
+/// The exit status for an error: [`ExitStatus::Problems`] if the data of a run has problems, else [`ExitStatus::CouldNot`].
 pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
     let problem = error.chain().find_map(|cause| cause.downcast_ref());
     match problem {

@@ -9,8 +9,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tikv_jemallocator::Jemalloc;
 use trainer::cli::Cli;
 
-/// libtorch's allocator too: what a step or a forward pass frees serves the next one, where the C library's gives every large block back to the
-/// system, which must clear its pages again each time. `malloc_conf` in torch-ext has the settings.
+/// libtorch uses this allocator too. It reuses the memory that a step or a forward pass frees for the next one. The C library's allocator
+/// returns every large block to the system, which has to clear its pages again each time. `malloc_conf` in torch-ext has the settings.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
@@ -24,8 +24,8 @@ fn main() -> ExitCode {
     ExitStatus::report(outcome, cli.log_format, trainer::exit_status).into()
 }
 
-/// Raises the number of files this process may open to what the system lets it have. The loader keeps each part of a teacher open, and a cache of
-/// ImageNet has more parts than the 1024 files that a process often starts with.
+/// Raises this process's limit of open files to the hard limit. The loader keeps each part of a teacher open, and a cache of ImageNet has
+/// more parts than the usual limit of 1024 files.
 fn allow_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -38,8 +38,8 @@ mod tests;
 
 /// What the recipes of both kinds of training have in common.
 pub(crate) trait Experiment: Serialize + DeserializeOwned {
-    /// Settings, besides those of `[run]`, that cannot change what is computed, only how fast and what is kept: they may differ when a run
-    /// is resumed.
+    /// Settings that may differ when a run is resumed, besides those in `run::FREE`: they change only how fast the run is and what it keeps,
+    /// not what it computes.
     const FREE: &[&str];
 
     /// Fills in the defaults that depend on other settings, then checks every setting.
@@ -48,7 +48,8 @@ pub(crate) trait Experiment: Serialize + DeserializeOwned {
     /// [`Error::Invalid`] or [`Error::Section`] for the first setting that is out of range or does not fit another.
     fn resolve(&mut self) -> Result<(), Error>;
 
-    /// Whether a run of `self` may go on as `other` although the setting `name` differs, for reasons that [`Experiment::FREE`] cannot state.
+    /// Whether a run of `self` may continue as `other` although the setting `name` differs, for reasons that [`Experiment::FREE`] cannot
+    /// express.
     fn may_differ(&self, other: &Self, name: &str) -> bool;
 
     /// Reads `path`, applies `settings` (`section.key=value`), fills in defaults and checks the result.

@@ -1,4 +1,4 @@
-//! A tiny world for tests: labeled images in class folders, a teacher with random weights, and a cache of what it says.
+//! A tiny world for tests: labeled images in class folders, a teacher with random weights, and a cache of its features.
 //!
 //! Also compiled into `tests/cli.rs`, so it uses no item of this crate.
 
@@ -23,9 +23,9 @@ use schemas::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// Side of the grid of student and teacher.
+/// Patches along one side, for student and teacher.
 pub(crate) const GRID: u32 = 4;
-/// The teacher's patch; its input is 16 pixels.
+/// Side of the teacher's patch in pixels; its input is 16 pixels wide.
 const TEACHER_PATCH: u32 = 4;
 /// Width of the teacher.
 pub(crate) const TEACHER_WIDTH: u32 = 64;
@@ -55,30 +55,30 @@ log_every = 1
 checkpoint_every = 3
 "#;
 
-/// What a world is made of.
+/// The folder of a world, and how its cache is built.
 pub(crate) struct World {
-    /// Removed with it.
+    /// Temporary folder, removed when the world is dropped.
     pub(crate) dir: tempfile::TempDir,
     /// Views per image.
     pub(crate) views: u16,
     /// Images per part.
     pub(crate) part_samples: u64,
-    /// What the cache says made its pixels.
+    /// The image code that the cache records.
     pub(crate) image_code: String,
-    /// The window of samples of more than 8 bits.
+    /// The depth window for samples of more than 8 bits.
     pub(crate) depth_window: DepthWindow,
-    /// The seed that its views are drawn with; it says 3.
+    /// The seed with which views are drawn; the cache always records 3.
     pub(crate) view_seed: u64,
-    /// Whether the features say that they are of other images.
+    /// Whether the rows of features have the content hash of another image.
     pub(crate) foreign_features: bool,
     /// How features are stored.
     pub(crate) codec: Codec,
-    /// Whether the cache carries the images; runs are then given no others.
+    /// Whether the cache packs the images; runs then get no `--images`.
     pub(crate) pack: Pack,
 }
 
-/// A command line in which what is said again replaces what was said before: an option of one value, or a `--set` of one key. The
-/// program refuses to be told twice; tests have defaults.
+/// A command line in which a repeated option, or a repeated `--set` of one key, replaces the earlier one. The program refuses repetitions;
+/// tests use them to override defaults.
 pub(crate) fn overridden(args: Vec<String>) -> Vec<String> {
     let key = |at: usize| match (&*args[at], args.get(at + 1)) {
         ("--set", Some(setting)) => setting.split('=').next().unwrap().to_owned(),
@@ -168,7 +168,7 @@ impl World {
         overridden(args)
     }
 
-    /// Runs the teacher over every view and writes what it says, as the pipeline would.
+    /// Runs the teacher over every view and writes its features, as the pipeline would.
     pub(crate) fn build_cache(&self) {
         let source = ImageSource::open(self.images_dir().to_str().unwrap()).unwrap();
         let teacher = Teacher::load(&self.teacher_dir(), Device::Cpu).unwrap();
@@ -302,7 +302,7 @@ impl World {
     }
 }
 
-/// Writes `n` PNGs of 40 x 32 pixels: stripes, upright in class `a` and level in class `b`, whose phase, color and width are drawn.
+/// Writes `n` PNGs of 40 x 32 pixels: stripes of random phase, color and width, vertical in class `a` and horizontal in class `b`.
 pub(crate) fn write_images(dir: &Path, n: usize, seed: u64) {
     for i in 0..n {
         let (width, height) = (40u32, 32u32);
@@ -320,7 +320,7 @@ pub(crate) fn write_images(dir: &Path, n: usize, seed: u64) {
     }
 }
 
-/// How far `found` is from `expected`, in lengths of `expected`.
+/// The 2-norm of `found - expected` relative to that of `expected`.
 #[allow(dead_code)] // The command line's tests compare no tensors.
 pub(crate) fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
@@ -333,7 +333,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Makes the files of `tests/golden/NAME` again by their script, where the Python environment is installed.
+/// Makes the files of `tests/golden/NAME` again with their script; `None` if the Python environment is not installed.
 #[allow(dead_code)] // Only unit tests look at golden files.
 pub(crate) fn made_again(name: &str) -> Option<tempfile::TempDir> {
     let python = Command::new(root().join("scripts/python-env")).arg("--if-present").output().unwrap();
@@ -354,8 +354,8 @@ pub(crate) fn made_again(name: &str) -> Option<tempfile::TempDir> {
     Some(folder)
 }
 
-/// Compares a file that was made again with the one that is kept.
-#[allow(dead_code)] // Likewise.
+/// Compares a file that was made again with the one in the repository.
+#[allow(dead_code)] // Only unit tests look at golden files.
 pub(crate) fn same_tensors(made: &tempfile::TempDir, name: &str, file: &str, tolerance: f64) {
     let read = |folder: &Path| -> BTreeMap<String, Tensor> {
         let tensors = Tensor::read_safetensors(folder.join(file)).unwrap();

@@ -1,4 +1,4 @@
-//! What a training loop is made of: the step and its optimizer, the log, checkpoints, the run folder.
+//! The parts of the training loops: the step and its optimizer, the log, checkpoints, the run folder.
 
 pub(crate) mod checkpoint;
 pub(crate) mod device_speed;

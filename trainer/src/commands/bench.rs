@@ -1,8 +1,8 @@
-//! `trainer bench`: what a step costs, beside what the machine can do, in one run.
+//! `trainer bench`: the cost of a training step, and what the machine can do, measured in one run.
 //!
 //! Three figures say where the time goes: the loader alone (decode, crop, cached rows), the step alone (on data that is there),
-//! and a plain matrix product. A training step is matrix products for the most part, so its arithmetic divided by the speed of
-//! the product is a floor for its time.
+//! and a plain matmul. A training step consists mostly of matmuls, so its FLOPs divided by the rate of the plain matmul are a
+//! lower bound for its time.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -43,7 +43,7 @@ use crate::train::train_state::TrainState;
 #[cfg(test)]
 mod tests;
 
-/// All figures of a run.
+/// All figures of one call.
 #[derive(Debug, Serialize)]
 pub(crate) struct BenchResult {
     /// Where the steps ran: the GPU's name, or the CPU.
@@ -60,10 +60,10 @@ pub(crate) struct BenchResult {
     pub steps: BTreeMap<String, StepFigures>,
 }
 
-/// The loader with nothing taking time behind it.
+/// The loader alone, without training steps behind it.
 #[derive(Debug, Serialize)]
 pub(crate) struct LoaderFigures {
-    /// Over an epoch, or as many batches as asked for; the first is left out.
+    /// Mean over an epoch, or over the requested number of batches; the first batch is left out.
     pub images_per_s: f64,
     /// The largest resident memory of the process so far, in bytes.
     pub peak_memory_bytes: u64,
@@ -76,12 +76,12 @@ pub(crate) struct StepFigures {
     pub images_per_s: f64,
     /// Slowest and fastest step.
     pub spread: [f64; 2],
-    /// A plain product of square matrices in the same precision, their side 4096, or 8192 on a GPU: GFLOP/s, the best of three. Or what
-    /// `run.peak_tflops` says of the recipe's precision.
+    /// GFLOP/s of a plain matmul of square matrices in the same precision, of size 4096, or 8192 on a GPU; the best of three. In the recipe's
+    /// precision `run.peak_tflops` replaces it.
     pub product_gflop_per_s: f64,
-    /// Images per second if the whole step ran at the product's speed.
+    /// Images per second if the whole step ran at the rate of the plain matmul.
     pub floor_images_per_s: f64,
-    /// The largest resident memory of the process so far, in bytes, whatever was measured before included; with a GPU, its peak.
+    /// The largest resident memory of the process so far, in bytes, including earlier measurements; with a GPU, the GPU's peak.
     pub peak_memory_bytes: u64,
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()>
         .iter()
         .map(|id| {
             let cached = teachers.iter().find(|t| t.id.as_str() == id).map(|t| i64::from(t.width));
-            // Without a cache: a teacher as wide as the student, as CLIP-B and DINO-B are for a ViT-B.
+            // Without a cache the teacher is taken to be as wide as the student, as CLIP-B and DINO-B are for a ViT-B.
             (id.clone(), cached.unwrap_or(recipe.mae_config().encoder.embed_dim()))
         })
         .collect();
@@ -138,7 +138,7 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()>
         precision.prepare(device)?;
         info!("steps in {precision}");
         let product_gflop_per_s = match recipe.run.peak_tflops {
-            // In the recipe's precision, which may be another.
+            // It is the rate in the recipe's precision, which may differ from this one.
             Some(tflops) if precision == recipe.run.precision => tflops * 1e3,
             _ => product_speed(precision, product_side(device), device),
         };
@@ -175,7 +175,7 @@ fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()>
     let BenchResult { device, torch_threads, loader_threads, batch_size, gflop_per_image, .. } = result;
     writeln!(
         out,
-        "{device}, {torch_threads} libtorch threads, batch {batch_size}, {gflop_per_image:.1} GFLOP an image and step"
+        "{device}, {torch_threads} libtorch threads, batch {batch_size}, {gflop_per_image:.1} GFLOP per image and step"
     )?;
     if let Some(loader) = &result.loader {
         writeln!(
@@ -229,12 +229,12 @@ fn loader_speed(
             start = Instant::now();
         }
     }
-    // Up to `prefetch` batches were ready before the clock started; over an epoch of hundreds of images that is small.
+    // Up to `prefetch` batches were ready before the clock started, which matters little over an epoch of hundreds of images.
     Ok((batches - 1) as f64 * batch as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Images per second of each of `steps` whole steps (forward, backward, update) on random data, after some that are not counted. As in
-/// training, a step is read when the next one is queued.
+/// Images per second of each of `steps` whole steps (forward, backward, update) on random data, after a warm-up. As in training,
+/// a step is read when the next one is queued.
 fn step_speeds(
     recipe: &Recipe,
     widths: &BTreeMap<String, i64>,
@@ -272,12 +272,12 @@ fn step_speeds(
         at,
         cls_attn: Some(cls_attn),
     };
-    // As the loop has it: no branch is looked at where the recipe drops none.
+    // As in training, no branch is looked at if the recipe drops none.
     let branches = recipe.drop_path_branches();
     let drop_rates = Tensor::from_slice(&linear_rates(recipe.model.drop_path, branches / 2)).to_device(device);
     let uniform = Tensor::rand([n, branches as i64], (Kind::Float, device));
     let normalize = Normalize::imagenet(device);
-    // A GPU loads its kernels at their first use and tries several for a shape.
+    // On a GPU, kernels are loaded at their first use, and several may be tried for a shape.
     let warm_up = if device.is_cuda() { 5 } else { 1 };
     let mut speeds = Vec::new();
     let mut in_flight = None;

@@ -20,7 +20,7 @@ use crate::eval::record;
 use crate::eval::sets::{classes, count_in_train, recorded, refuse_repeated, report_skipped, unusual};
 use crate::pretrained::depth_window;
 
-/// What `trainer knn` found.
+/// The result of `trainer knn`, one per model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct KnnResult {
     pub model: String,
@@ -31,7 +31,7 @@ pub(crate) struct KnnResult {
     pub train_images: usize,
     /// Images that were classified.
     pub test_images: usize,
-    /// Test images whose very bytes are among the train images too: each is its own nearest neighbor.
+    /// Test images that are byte for byte among the train images too: each is its own nearest neighbor.
     pub test_images_in_train: usize,
     /// Images that could not be decoded and took no part.
     pub skipped_images: usize,
@@ -40,14 +40,14 @@ pub(crate) struct KnnResult {
     /// How their classes were matched, unless by the default rule.
     #[serde(default, skip_serializing_if = "Matching::is_auto")]
     pub match_classes: Matching,
-    /// Whether a student of multi-layer fusion was evaluated with it; absent for what has none, and in results from before this was told,
-    /// which are without.
+    /// Whether a student of multi-layer fusion was evaluated with it. Absent for models without fusion, and in results of older versions,
+    /// which evaluated every student without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fusion: Option<Fusion>,
     /// The window through which images of more than 8 bits per sample were seen; absent for `high-byte`.
     #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
     pub depth_window: DepthWindow,
-    /// What the network computed in; absent for f32.
+    /// Precision of the network; absent for f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
     /// Test images of classes that no train image has: all count as wrong.
@@ -150,7 +150,7 @@ pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> any
     Ok(())
 }
 
-/// One line a model and kind of feature, under what they share.
+/// Writes one line per model and kind of feature, below a line with what they share.
 fn write_table(results: &[KnnResult], out: &mut dyn Write) -> std::io::Result<()> {
     let Some(first) = results.first() else {
         return Ok(());

@@ -1,9 +1,9 @@
 //! The linear probe of MAE (He et al. 2022, appendix A.1): a linear classifier over frozen features, trained with LARS.
 //!
-//! The reference computes the features anew in every epoch, of a new random crop, and trains one learning rate. Here the frozen
+//! The reference computes the features of a new random crop in every epoch, and trains one head at one learning rate. Here the frozen
 //! network runs once over a few fixed random crops of every image, which take turns by epoch, and one pass over these features
-//! trains a head for each of several learning rates. Which of them counts is decided on a held-out part of the *training* images;
-//! then all are trained again on all of these. The test images decide nothing.
+//! trains a head for each of several learning rates. The rate is chosen on a held-out part of the *training* images; then all heads
+//! are trained again on all training images. The test images play no part in the choice.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -32,7 +32,7 @@ use crate::pretrained::depth_window;
 #[cfg(test)]
 mod tests;
 
-/// What `trainer linprobe` found.
+/// The result of `trainer linprobe`, one per model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LinprobeResult {
     pub model: String,
@@ -42,11 +42,11 @@ pub(crate) struct LinprobeResult {
     pub test: String,
     /// Images to train on, the held-out ones included.
     pub train_images: usize,
-    /// Those of them on which the learning rate was chosen; 0 where there was no choice.
+    /// Those of the training images on which the learning rate was chosen; 0 if only one rate was tried.
     pub held_out_images: usize,
     /// Images that were classified.
     pub test_images: usize,
-    /// Test images whose very bytes are among the train images too.
+    /// Test images that are byte for byte among the train images too.
     pub test_images_in_train: usize,
     /// Images that could not be decoded and took no part.
     pub skipped_images: usize,
@@ -55,14 +55,14 @@ pub(crate) struct LinprobeResult {
     /// How their classes were matched, unless by the default rule.
     #[serde(default, skip_serializing_if = "Matching::is_auto")]
     pub match_classes: Matching,
-    /// Whether a student of multi-layer fusion was evaluated with it; absent for what has none, and in results from before this was told,
-    /// which are without.
+    /// Whether a student of multi-layer fusion was evaluated with it. Absent for models without fusion, and in results of older versions,
+    /// which evaluated every student without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fusion: Option<Fusion>,
     /// The window through which images of more than 8 bits per sample were seen; absent for `high-byte`.
     #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
     pub depth_window: DepthWindow,
-    /// What the network computed in; absent for f32.
+    /// Precision of the network; absent for f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
     /// Test images of classes that no train image has: all count as wrong.
@@ -81,26 +81,26 @@ pub(crate) struct Protocol {
     pub epochs: u64,
     /// Epochs of linear learning-rate warm-up.
     pub warmup_epochs: f64,
-    /// Base learning rates that were tried; absent in results from before they were told.
+    /// Base learning rates that were tried; absent in results of older versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blrs: Vec<f64>,
     pub batch_size: usize,
-    /// Decay of the weights.
+    /// Weight decay.
     pub weight_decay: f64,
-    /// Fixed random crops of each training image; 0 for its central square alone.
+    /// Fixed random crops of each training image; 0 if only the central square was used.
     pub views: u16,
     /// Seed of crops, order, initial weights and the choice of held-out images.
     pub seed: u64,
 }
 
-/// What one kind of feature gives.
+/// The result for one kind of feature.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Probe {
     /// The base learning rate that did best on the held-out images.
     pub blr: f64,
-    /// The test images, classified by the head of that rate.
+    /// The accuracy of that rate's head on the test images.
     pub test: TopK,
-    /// All heads, in the order of their rates. Not to be chosen from: the test images must not.
+    /// All heads, in the order of their rates. Do not choose among them by `test`: that would be a choice on the test images.
     pub heads: Vec<Head>,
 }
 
@@ -110,9 +110,9 @@ pub(crate) struct Head {
     pub blr: f64,
     /// Mean training loss of the last epoch; absent when it is not finite.
     pub train_loss: Option<f64>,
-    /// The held-out images, classified by a head that was not trained on them; absent where there was no choice.
+    /// The accuracy on the held-out images of a head that was not trained on them; absent if nothing was held out.
     pub held_out: Option<TopK>,
-    /// The test images, classified by the head that was trained on all training images.
+    /// The accuracy on the test images of the head that was trained on all training images.
     pub test: TopK,
 }
 
@@ -128,7 +128,7 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
     let decoder = depth_window::decoder(args.depth_window, &names)?;
     let (train_source, test_source) =
         (ImageSource::open(&args.train)?.decoded_by(decoder), ImageSource::open(&args.test)?.decoded_by(decoder));
-    // Before hours of features.
+    // Checked before features are computed for hours.
     heads::require_a_step(train_source.len(), training.batch_size)?;
     let classes = classes(args.match_classes, &train_source, &test_source)?;
     info!(
@@ -188,7 +188,7 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
                 && (probe.blr == lowest || probe.blr == highest)
             {
                 warn!(
-                    "{kind} of {}: the best base learning rate, {}, is at an end of those tried; give others with --blr",
+                    "{kind} of {}: the best base learning rate, {}, is the lowest or the highest of those tried; try others with --blr",
                     model.describe(),
                     probe.blr
                 );
@@ -255,7 +255,7 @@ fn training(args: &LinprobeArgs) -> anyhow::Result<Training> {
     let mut blrs = args.blrs.clone();
     blrs.sort_by(f64::total_cmp);
     blrs.dedup();
-    ensure!(blrs.iter().all(|blr| blr.is_finite() && *blr > 0.0), "--blr: a learning rate is positive");
+    ensure!(blrs.iter().all(|blr| blr.is_finite() && *blr > 0.0), "--blr: learning rates must be positive");
     ensure!(
         (0.0..args.epochs as f64).contains(&args.warmup_epochs),
         "--warmup-epochs {}: must be zero or more, and less than --epochs {}",
@@ -282,7 +282,7 @@ fn training(args: &LinprobeArgs) -> anyhow::Result<Training> {
     })
 }
 
-/// What the heads are trained on: torchvision's default crops, as MAE's probe takes them, or the central square.
+/// The views that heads are trained on: torchvision's default crops, as in MAE's probe, or the central square.
 fn train_views(args: &LinprobeArgs) -> Views {
     match args.views {
         0 => Views::CENTER,
@@ -302,7 +302,7 @@ struct Split {
 }
 
 impl Split {
-    /// Drawn by content, so that copies of an image fall on the same side. With one learning rate nothing is held out.
+    /// Draws the held-out images by content, so that copies of an image fall on the same side. With one learning rate nothing is held out.
     fn of(images: &Images, args: &LinprobeArgs) -> anyhow::Result<Split> {
         let is_held_out = |hash: &ContentHash| {
             let content = u128::from_le_bytes(hash.0);
@@ -325,7 +325,7 @@ impl Split {
     }
 }
 
-/// The result of one kind of feature; of rates that did equally well on the held-out images, the lowest.
+/// The result of one kind of feature. Of rates that do equally well on the held-out images, the lowest is chosen.
 fn probe(blrs: &[f64], losses: &[f64], held_out: Option<Vec<TopK>>, test: Vec<TopK>) -> Probe {
     let mut best = 0;
     for (i, accuracy) in held_out.iter().flatten().enumerate() {
@@ -346,7 +346,7 @@ fn probe(blrs: &[f64], losses: &[f64], held_out: Option<Vec<TopK>>, test: Vec<To
     Probe { blr: blrs[best], test: heads[best].test.clone(), heads }
 }
 
-/// One line a model and kind of feature, under what they share.
+/// Writes one line per model and kind of feature, below a line with what they share.
 fn write_table(results: &[LinprobeResult], out: &mut dyn Write) -> std::io::Result<()> {
     let Some(first) = results.first() else {
         return Ok(());

@@ -1,5 +1,5 @@
-//! `trainer plan`: what a recipe costs before it is run: parameters, arithmetic, memory, time, and whether a cache pays for itself. Of
-//! fine-tuning likewise, without a cache.
+//! `trainer plan`: an estimate of what a recipe costs: parameters, FLOPs, memory, time, and when a cache pays for itself. Recipes of
+//! fine-tuning are estimated in the same way, without a cache.
 //!
 //! Nothing is trained and no feature is read; with `--peak-tflops` nothing is computed either.
 
@@ -34,12 +34,12 @@ mod memory;
 #[cfg(test)]
 mod tests;
 
-/// The plan, as `--json` prints it. Numbers of operations are of matrix products, a multiply-add as two.
+/// The plan, as `--json` prints it. FLOPs are those of matmuls; a multiply-add counts as two.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Plan {
-    /// Trained numbers, by part: `encoder`, `decoder`, `heads`; of fine-tuning `encoder` and `classifier`.
+    /// Parameters by part: `encoder`, `decoder` and `heads`, or in fine-tuning `encoder` and `classifier`.
     pub params: BTreeMap<String, usize>,
-    /// GFLOP of forward and backward for one image, by part, and `total`.
+    /// GFLOP of the forward and backward pass of one image, by part, and `total`.
     pub gflop_per_image: BTreeMap<String, f64>,
     /// Images of the data set.
     pub images: u64,
@@ -47,25 +47,25 @@ pub(crate) struct Plan {
     pub steps: u64,
     /// Images seen by the whole run.
     pub images_seen: u64,
-    /// Images that an epoch leaves over, because it is of whole steps.
+    /// Images that an epoch leaves over, because it consists of whole steps.
     pub left_over_per_epoch: u64,
     /// PFLOP of the whole run.
     pub pflop: f64,
     /// TFLOP/s of the device, given or measured.
     pub peak_tflops: f64,
-    /// Share of it that is assumed to be reached.
+    /// Share of `peak_tflops` that is assumed to be reached.
     pub mfu: f64,
     /// Images per second at that share.
     pub images_per_s: f64,
     /// Hours of the whole run at that share.
     pub hours: f64,
-    /// Memory, in bytes: `params` (weights, gradients, AdamW's two moments), `ema` (the moving average of the weights, if the recipe keeps
-    /// one), `activations` of one forward pass, about: what blocks keep for the backward, so with gradient checkpointing their inputs and
-    /// one block's own. Not counted are the loader's batches, what a library keeps to compute with, and copies of weights in bf16.
+    /// Memory in bytes: `params` (weights, gradients, AdamW's two moments), `ema` (the moving average of the weights, if the recipe keeps
+    /// one), and `activations`, an estimate of what the blocks keep for the backward pass; with gradient checkpointing that is their inputs
+    /// and the activations of one block. The loader's batches, workspaces of libraries and bf16 copies of weights are not counted.
     pub memory_bytes: BTreeMap<String, f64>,
-    /// One for each teacher that the recipe names and the cache knows.
+    /// One for each teacher that the recipe names and the cache has.
     pub teachers: BTreeMap<String, TeacherPlan>,
-    /// Bytes of features that are read per second at that speed.
+    /// Bytes of features that are read per second at `images_per_s`.
     pub read_bytes_per_s: f64,
 }
 
@@ -76,11 +76,11 @@ pub(crate) struct TeacherPlan {
     pub gflop_per_view: f64,
     /// Views stored per image.
     pub views: u16,
-    /// Uncompressed bytes of the rows of one view.
+    /// Uncompressed bytes of all images' rows for one view.
     pub bytes_per_view: u64,
-    /// Hours of its passes inside the loop of the whole run, at the same share of the peak.
+    /// Hours that its forward passes take in the whole run if it runs inside the loop, at the same share of the peak.
     pub online_hours: f64,
-    /// Hours of building its part of the cache, at the same share of the peak.
+    /// Hours that its forward passes take to build the cache, at the same share of the peak.
     pub cache_hours: f64,
     /// Epochs, of one run or of several together, after which the cache has cost less than the teacher inside the loop.
     pub pays_after_epochs: u64,
@@ -93,15 +93,15 @@ pub(crate) fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> a
     };
     ensure!(
         args.init.is_none() && args.num_classes.is_none(),
-        "--init and --num-classes are for recipes of fine-tuning, and this is one of pretraining"
+        "--init and --num-classes are for recipes of fine-tuning; this recipe is one of pretraining"
     );
     let cache = args.cache.as_deref().map(|dir| Cache::open(dir).map_err(Problem::from)).transpose()?;
-    let mut aside = None;
+    let mut cache_note = None;
     let images = match (&cache, args.num_images) {
         (_, Some(images)) => images,
         (Some(cache), None) => {
             let usable = usable(&recipe, cache)?;
-            aside = usable.told(&recipe);
+            cache_note = usable.note(&recipe);
             usable.images
         }
         (None, None) => {
@@ -115,41 +115,41 @@ pub(crate) fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> a
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
     } else {
         plan.write_text(&recipe, given.is_none(), out)?;
-        if let Some(aside) = aside {
-            writeln!(out, "cache         {aside}")?;
+        if let Some(note) = cache_note {
+            writeln!(out, "cache         {note}")?;
         }
     }
     Ok(())
 }
 
-/// The images of a cache that a run of `recipe` trains on, as far as the cache says.
+/// The images of a cache that a run of `recipe` trains on, as far as the cache's records say.
 fn usable(recipe: &Recipe, cache: &Cache) -> anyhow::Result<Usable> {
     let wanted = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher);
-    // One that the cache does not have is told by name, below.
+    // `Plan::of` refuses a teacher that the cache does not have.
     let teachers: Vec<TeacherId> =
         (cache.teachers().keys()).filter(|id| wanted.clone().any(|wanted| wanted == id.as_str())).cloned().collect();
     Ok(join::count(cache, &teachers, &recipe.data)?)
 }
 
 impl Usable {
-    /// What is not counted, or not built yet, for people.
-    fn told(&self, recipe: &Recipe) -> Option<String> {
-        let mut told = Vec::new();
+    /// A note on images that are not counted and parts that are not built yet; `None` if there are none.
+    fn note(&self, recipe: &Recipe) -> Option<String> {
+        let mut notes = Vec::new();
         if self.rejected > 0 {
-            told.push(format!("without {} that the build could not use", count(self.rejected, "image")));
+            notes.push(format!("without {} that the build could not use", count(self.rejected, "image")));
         }
         if self.unfinished_parts > 0 {
             let counted = match recipe.data.allow_incomplete {
                 true => "left out (data.allow_incomplete)",
                 false => "counted as if every image could be used",
             };
-            told.push(format!("unfinished parts: {}, {counted}", self.unfinished_parts));
+            notes.push(format!("unfinished parts: {}, {counted}", self.unfinished_parts));
         }
-        (!told.is_empty()).then(|| told.join("; "))
+        (!notes.is_empty()).then(|| notes.join("; "))
     }
 }
 
-/// TFLOP/s of the device's products, as given or measured now; with a look at the share of it.
+/// The device's matmul rate in TFLOP/s, as given or measured now. Also checks `--mfu`.
 fn peak_tflops(args: &PlanArgs, given: Option<f64>, precision: Precision) -> anyhow::Result<f64> {
     ensure!(args.mfu > 0.0 && args.mfu <= 1.0, "--mfu {}: is a share of the peak, above 0 and at most 1", args.mfu);
     match given {
@@ -159,22 +159,17 @@ fn peak_tflops(args: &PlanArgs, given: Option<f64>, precision: Precision) -> any
         }
         None => {
             let device = torch_ext::resolve_device(&args.device)?;
-            precision
-                .prepare(device)
-                .context("the speed of a plain product is measured, unless --peak-tflops gives it")?;
+            precision.prepare(device).context("without --peak-tflops the speed of a plain matmul is measured")?;
             Ok(product_speed(precision, product_side(device), device) / 1e3)
         }
     }
 }
 
-/// Steps of a run, and images that they see.
+/// The steps of a run, and the images that they see.
 fn length(epochs: u64, images: u64, [batch_size, accum_iter]: [usize; 2]) -> anyhow::Result<(u64, u64)> {
-    // Far beyond any data set, and small enough to multiply.
-    const MOST_IMAGES: u64 = 1 << 40;
-    ensure!(
-        images <= MOST_IMAGES,
-        "{images} images are more than any data set has; a plan is for {MOST_IMAGES} at most"
-    );
+    // Far beyond any data set, and small enough that products do not overflow.
+    const MAX_IMAGES: u64 = 1 << 40;
+    ensure!(images <= MAX_IMAGES, "{images} images are more than any data set has; a plan is for {MAX_IMAGES} at most");
     let batch = (batch_size as u64).saturating_mul(accum_iter as u64);
     let per_epoch = Epoch::of(images, batch).steps;
     ensure!(
@@ -188,7 +183,7 @@ fn length(epochs: u64, images: u64, [batch_size, accum_iter]: [usize; 2]) -> any
 }
 
 impl Plan {
-    /// The plan of a recipe over `images` images, on a device of `peak_tflops` of which `mfu` is reached.
+    /// The plan of a recipe over `images` images, on a device that reaches the share `mfu` of `peak_tflops`.
     ///
     /// # Errors
     /// If the data set does not fill one step, or the cache has no such teacher.
@@ -211,7 +206,7 @@ impl Plan {
                 (None, Some(cache)) => {
                     anyhow::bail!("{:?} has no teacher {id} (it has {:?})", cache.dir(), known.keys())
                 }
-                // As wide as the student, as CLIP-B and DINO-B are for a ViT-B.
+                // Without a cache the teacher is taken to be as wide as the student, as CLIP-B and DINO-B are for a ViT-B.
                 (_, None) => recipe.mae_config().encoder.embed_dim(),
             };
             widths.insert(id.clone(), width);
@@ -293,7 +288,7 @@ impl Plan {
         })
     }
 
-    /// Length, time and memory.
+    /// Writes length, time and memory of the run.
     fn write_run(
         &self,
         epochs: u64,
@@ -319,7 +314,7 @@ impl Plan {
             human_hours(self.hours),
             100.0 * self.mfu,
             figure(self.peak_tflops),
-            if measured { "measured by a plain product" } else { "given" },
+            if measured { "measured with a plain matmul" } else { "given" },
             self.images_per_s
         )?;
         let gb = |part: &str| self.memory_bytes.get(part).map(|bytes| bytes / 1e9);
@@ -332,7 +327,7 @@ impl Plan {
         writeln!(
             out,
             "memory        about {:.2} GB: {:.2} for weights, gradients and moments, {ema}{:.2} for activations at batch {batch_size}; \
-             besides libtorch itself{pixel_cache}",
+             not counting libtorch itself{pixel_cache}",
             self.memory_bytes.values().sum::<f64>() / 1e9,
             gb("params").unwrap_or_default(),
             gb("activations").unwrap_or_default(),
@@ -341,25 +336,32 @@ impl Plan {
     }
 
     fn write_text(&self, recipe: &Recipe, measured: bool, out: &mut dyn Write) -> anyhow::Result<()> {
-        let of = |part: &str| *self.params.get(part).unwrap_or(&0) as f64 / 1e6;
+        let millions = |part: &str| *self.params.get(part).unwrap_or(&0) as f64 / 1e6;
         let gflop = |part: &str| self.gflop_per_image[part];
         let decodes = gflop("decoder") > 0.0;
-        let (decoder, aside) = match decodes {
-            true => (of("decoder"), format!("decoder {:.1}, mimic heads {:.1}", of("decoder"), of("heads"))),
+        let (decoder, other_parts) = match decodes {
+            true => (
+                millions("decoder"),
+                format!("decoder {:.1}, mimic heads {:.1}", millions("decoder"), millions("heads")),
+            ),
             false => (
                 0.0,
-                format!("mimic heads {:.1}; the decoder's {:.1} are not, no loss needs it", of("heads"), of("decoder")),
+                format!(
+                    "mimic heads {:.1}; the decoder's {:.1} are not, since no loss needs them",
+                    millions("heads"),
+                    millions("decoder")
+                ),
             ),
         };
         writeln!(
             out,
-            "parameters    {:.1} M trained: encoder {:.1}, {aside}",
-            of("encoder") + decoder + of("heads"),
-            of("encoder"),
+            "parameters    {:.1} M trained: encoder {:.1}, {other_parts}",
+            millions("encoder") + decoder + millions("heads"),
+            millions("encoder"),
         )?;
         writeln!(
             out,
-            "arithmetic    {} GFLOP an image and step: encoder {}, decoder {}, mimic heads {}",
+            "arithmetic    {} GFLOP per image and step: encoder {}, decoder {}, mimic heads {}",
             figure(gflop("total")),
             figure(gflop("encoder")),
             figure(gflop("decoder")),
@@ -373,13 +375,13 @@ impl Plan {
         for (id, teacher) in &self.teachers {
             writeln!(
                 out,
-                "teacher       {id}: {} GFLOP a view, {:.0} % of the student's step",
+                "teacher       {id}: {} GFLOP per view, {:.0} % of the student's step",
                 figure(teacher.gflop_per_view),
                 100.0 * teacher.gflop_per_view / gflop("total")
             )?;
             writeln!(
                 out,
-                "              inside the loop {} more; cached once {} for {} views, {:.2} GB a view before compression",
+                "              online {} more; cached once {} for {} views, {:.2} GB per view before compression",
                 human_hours(teacher.online_hours),
                 human_hours(teacher.cache_hours),
                 teacher.views,
@@ -387,7 +389,7 @@ impl Plan {
             )?;
             writeln!(
                 out,
-                "              the cache pays for itself after {} epochs, of this run and all others together",
+                "              the cache pays for itself after {} epochs, counting those of all runs that use it",
                 teacher.pays_after_epochs
             )?;
         }
@@ -398,7 +400,7 @@ impl Plan {
     }
 }
 
-/// Three figures and no exponent.
+/// A number with three significant digits and no exponent.
 fn figure(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
@@ -408,11 +410,11 @@ fn figure(value: f64) -> String {
 }
 
 fn human_hours(hours: f64) -> String {
-    // A plan of more than a thousand years is one that nobody carries out.
+    // Capped at about a thousand years, so that the conversion does not overflow.
     human_time(Duration::from_secs_f64((hours * 3600.0).clamp(0.0, 3e10)))
 }
 
-/// FLOPs of a forward pass of a cached teacher over one view, by the sizes in its identity.
+/// FLOPs of a cached teacher's forward pass over one view, from the sizes in its identity.
 fn teacher_flops(teacher: &TeacherIdentity) -> anyhow::Result<f64> {
     let tower = VitConfig::from_arch(&teacher.arch)
         .with_context(|| format!("teacher {}: its arch {:?} does not say its sizes", teacher.id, teacher.arch))?;

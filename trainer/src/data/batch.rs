@@ -15,7 +15,7 @@ pub(crate) struct MimicBatch {
     pub samples: Vec<(u64, u16)>,
     /// `[N, S, S, 3]` u8, S = the student's image size.
     pub imgs: Tensor,
-    /// What the masks are made from, drawn per (seed, epoch, sample).
+    /// The order or noise that makes the masks, drawn per (seed, epoch, sample).
     pub mask: MaskInput,
     /// `[N, B]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): which of the encoder's residual branches are dropped; absent
     /// without stochastic depth.
@@ -24,13 +24,13 @@ pub(crate) struct MimicBatch {
     pub teachers: Vec<TeacherBatch>,
 }
 
-/// What the masks of a batch are made from.
+/// The order or noise that makes the masks of a batch.
 #[derive(Debug)]
 pub(crate) enum MaskInput {
-    /// `[N, L]` i64: the patches of each image in the order in which they are kept, the first `keep` of which the encoder sees. Its features
-    /// need no others.
+    /// `[N, L]` i64: the patches of each image in the order in which they are kept. The encoder sees the first `keep`, and mimicking at the
+    /// encoder needs features of these alone.
     Order(Tensor),
-    /// `[N, L]` f64, uniform in [0, 1): a teacher's attention decides with it, on the device.
+    /// `[N, L]` f64, uniform in [0, 1): combined with a teacher's attention on the device.
     Noise(Tensor),
 }
 
@@ -43,7 +43,7 @@ impl MaskInput {
     }
 }
 
-/// What a batch is made of, for the record.
+/// The samples of a batch, for the log of skipped steps.
 pub(crate) trait Samples {
     /// (sample id, view) of each image.
     fn samples(&self) -> &[(u64, u16)];
@@ -93,8 +93,8 @@ impl MimicBatch {
 pub(crate) enum TeacherBatch {
     /// Features from the cache, in the type they are stored in.
     Cached {
-        /// `[N, keep, K]` at the visible patches, or `[N, L, K]` at all; absent when only the attention is used. For codec `i8` these are
-        /// its codes.
+        /// `[N, keep, K]` at the visible patches, or `[N, L, K]` at all patches; absent when only the attention is used. For codec `i8` these
+        /// are its codes.
         tokens: Option<Tensor>,
         /// `[N, keep, O]` or `[N, L, O]` f16: the channels that codec `i8` keeps apart; absent where there are none.
         outliers: Option<Tensor>,
@@ -140,18 +140,18 @@ pub(crate) enum MaskSource {
     Attention,
 }
 
-/// At which patches a teacher's tokens are loaded.
+/// The patches at which a teacher's tokens are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patches {
-    /// At those that the encoder sees, in the order of the mask.
+    /// The patches that the encoder sees, in the order of the mask.
     Visible,
-    /// At all, in the order of position.
+    /// All patches, in the order of position.
     All,
 }
 
 impl Patches {
-    /// Where the targets of a run are. A mask that a teacher's attention decides is not known when its tokens are loaded, and a decoder
-    /// mimics elsewhere too.
+    /// The patches at which a run needs targets. It needs all of them if a teacher's attention decides the mask, which is then unknown when
+    /// tokens are loaded, and if the decoder mimics, which it does at other patches too.
     pub(crate) fn of_targets(recipe: &Recipe) -> Patches {
         if recipe.mask.kind != MaskKind::Focused && recipe.mimic.tokens == MimicTokens::Visible {
             Patches::Visible
@@ -172,7 +172,7 @@ pub(crate) enum TeacherShape {
         kind: Kind,
         /// Channels that codec `i8` keeps apart, O; 0 for the other codecs.
         outliers: usize,
-        /// At which patches the tokens are used, if they are.
+        /// The patches at which the tokens are used; `None` if they are not used.
         tokens: Option<Patches>,
         /// The stored type of the CLS token's numbers, if it is used.
         cls: Option<Kind>,

@@ -4,19 +4,19 @@
 //! A source *names* its classes (class folders, names in a Parquet file, labels that are text) or only *numbers* them (integers in a column
 //! or in `.cls` members). Two sources are matched like this, unless `--match-classes` says otherwise:
 //!
-//! | `--train` | `--test` | a class of one is the class of the other if |
+//! | `--train` | `--test` | two classes are the same if |
 //! |---|---|---|
 //! | names | names | the names are the same |
 //! | numbers | numbers | the numbers are equal |
 //! | names | numbers | the name is that number; refused if the number could as well be the name's place in the list |
 //!
-//! *The same name* means: equal; else equal in Unicode's terms (composed and decomposed accents); else both decimal numbers of one value
-//! (`007` and `7`). Names that differ only in case or in compatibility forms of characters are a question to the user, and so are names that
-//! match in more than one way. Sets without a class in common are refused; classes that only the test set has are counted and reported.
+//! *The same name* means: equal; else equal as Unicode text (composed and decomposed accents); else both decimal numbers of one value
+//! (`007` and `7`). If names differ only in case or in compatibility forms of characters, or match in more than one way, the user has to
+//! decide. Sets without a class in common are refused; classes that only the test set has are counted and reported.
 //!
-//! The training set numbers the classes: class `i` is its label `i`, whether it is in use or not. For names that is their order in the
-//! source (folders sorted by code point as torchvision's `ImageFolder` sorts them, a `ClassLabel` as it lists them). Classes of the test set
-//! alone follow. `Numbering` says whether classes without an image keep their places.
+//! The training set numbers the classes: class `i` is its label `i`, whether it is in use or not. Names are numbered in the order of the
+//! source (folders sorted by code point as torchvision's `ImageFolder` sorts them, a `ClassLabel` as it lists them). Classes that only the
+//! test set has follow. `Numbering` says whether classes without an image keep their places.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,24 +27,24 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use unicode_normalization::UnicodeNormalization;
 
-/// How many of the test images that could be decoded are of classes that no train image has that could be.
+/// Counts the decoded test images whose class has no decoded train image.
 ///
-/// `told` of these images are of classes that the training set lacks, and the user has been warned of them. The other images are of classes
-/// whose training images all failed to decode; this function warns of those.
+/// The user has already been warned of `reported` of these images, whose classes the training set lacks. The classes of the others have
+/// training images, none of which could be decoded; this function warns of those.
 ///
 /// # Errors
-/// If all are: then no image can be given its own class, and a share of 0 would say nothing about the features.
-pub(crate) fn count_of_unseen_classes(train: &[i64], test: &[i64], told: usize) -> anyhow::Result<usize> {
+/// If all test images are of this kind: then none can be classified correctly, and an accuracy of 0 would say nothing about the features.
+pub(crate) fn count_of_unseen_classes(train: &[i64], test: &[i64], reported: usize) -> anyhow::Result<usize> {
     let seen: BTreeSet<_> = train.iter().collect();
     let count = test.iter().filter(|label| !seen.contains(label)).count();
     ensure!(
         count < test.len(),
-        "no test image is of a class that a train image has, of those images that can be decoded"
+        "no test image that can be decoded is of a class with a train image that can be decoded"
     );
-    if count > told {
+    if count > reported {
         warn!(
-            "{} of classes of which no train image can be decoded: all of them count as wrong",
-            match count - told {
+            "{} of a class without a train image that can be decoded: all of these count as wrong",
+            match count - reported {
                 1 => "1 test image is".to_owned(),
                 more => format!("{more} test images are"),
             }
@@ -60,7 +60,7 @@ mod tests;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Matching {
-    /// By name where both sources have names, else by number; refused where that is not clear.
+    /// By name where both sources have names, else by number; ambiguous cases are refused.
     #[default]
     Auto,
     /// By name; the name of a numbered class is its number, and names that differ in case are different classes.
@@ -81,9 +81,9 @@ impl Matching {
 /// Whether classes without an image in either set keep their places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Numbering {
-    /// They do: class `i` is the training set's label `i`. For a classifier's outputs.
+    /// They keep them: class `i` is the training set's label `i`. A classifier's outputs are numbered like this.
     Labels,
-    /// They do not: the classes in use are numbered from 0, in the same order. For what looks at the images alone.
+    /// They do not: the classes in use are numbered from 0, in the same order. k-NN and linear probes use this.
     InUse,
 }
 
@@ -94,7 +94,7 @@ pub(crate) struct Set<'a> {
     pub(crate) source: &'a ImageSource,
 }
 
-/// The classes of a training set and a test set in common terms.
+/// The classes of a training set and a test set under one numbering.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Classes {
     names: Vec<String>,
@@ -108,7 +108,7 @@ impl Classes {
     /// Matches the classes of two sets and numbers them; see the head of this module.
     ///
     /// # Errors
-    /// If an image has no label, the sets have no class in common, or the rule does not decide; each says which setting does.
+    /// If an image has no label, the sets have no class in common, or the rule does not decide; the message names the setting that does.
     pub(crate) fn of(train: &Set, test: &Set, matching: Matching, numbering: Numbering) -> anyhow::Result<Classes> {
         let (train, test) = (Side::of(train)?, Side::of(test)?);
         let pairs = pair(&train, &test, matching)?;
@@ -134,8 +134,8 @@ impl Classes {
                 train.option,
             );
         }
-        let mut found = number(&train, &test, &pairs, numbering)?;
-        found.unseen_images = unseen_images;
+        let mut classes = number(&train, &test, &pairs, numbering)?;
+        classes.unseen_images = unseen_images;
         info!(
             "classes: {} in {}, {} in {}, {in_both} in both",
             train.images.len(),
@@ -143,18 +143,18 @@ impl Classes {
             test.images.len(),
             test.option
         );
-        if numbering == Numbering::Labels && found.names.len() > found.in_use {
+        if numbering == Numbering::Labels && classes.names.len() > classes.in_use {
             info!(
                 "{} of the {} classes have no image; their places are kept, so that class i is label i of {}",
-                found.names.len() - found.in_use,
-                found.names.len(),
+                classes.names.len() - classes.in_use,
+                classes.names.len(),
                 train.option
             );
         }
-        Ok(found)
+        Ok(classes)
     }
 
-    /// How many there are, those included that have no image but keep their place.
+    /// The number of classes, including those that have no image but keep their place.
     pub(crate) fn len(&self) -> usize {
         self.names.len()
     }
@@ -164,7 +164,7 @@ impl Classes {
         self.unseen_images
     }
 
-    /// Their names, in the order of their numbers; a number's name is its decimal text.
+    /// The names of the classes, in the order of their numbers; a number's name is its decimal text.
     pub(crate) fn names(&self) -> &[String] {
         &self.names
     }
@@ -187,8 +187,8 @@ impl Classes {
         labels(&self.test, source, idxs)
     }
 
-    /// The same classes in the order `stored`, which the outputs of a classifier that exists have. As they were if `stored` lacks one that
-    /// is in use: then it is of other images.
+    /// The same classes in the order `stored` of an existing classifier's outputs. They are returned unchanged if `stored` lacks a class that
+    /// is in use: then the classifier is for other images.
     pub(crate) fn in_order_of(self, stored: &[String]) -> Classes {
         let places: BTreeMap<&str, i64> = stored.iter().map(String::as_str).zip(0..).collect();
         let moved = |labels: &BTreeMap<i32, i64>| -> Option<BTreeMap<i32, i64>> {
@@ -215,10 +215,10 @@ fn labels(
     idxs.into_iter().map(class).collect()
 }
 
-/// What a source says of its classes.
+/// The labels of one source, with their names.
 struct Side<'a> {
     option: &'static str,
-    /// By label; empty where the source has numbers alone.
+    /// Names by label; empty if the source only has numbers.
     names: &'a [String],
     /// Images of each label that has any.
     images: BTreeMap<i32, usize>,
@@ -302,17 +302,17 @@ fn pair(train: &Side, test: &Side, matching: Matching) -> anyhow::Result<Pairs> 
         }
         (true, true, _) => by_name(train, test, matching),
         (true, false, _) => {
-            let of_number = by_value(train, test, matching)?;
+            let label_of_number = by_value(train, test, matching)?;
             let labels = test.images.keys();
-            Ok(labels.map(|&l| (l, of_number.get(&l).copied())).collect())
+            Ok(labels.map(|&l| (l, label_of_number.get(&l).copied())).collect())
         }
         (false, true, _) => {
-            let of_number = by_value(test, train, matching)?;
-            let number: BTreeMap<i32, i32> = of_number.iter().map(|(&n, &l)| (l, n)).collect();
+            let label_of_number = by_value(test, train, matching)?;
+            let number_of_label: BTreeMap<i32, i32> = label_of_number.iter().map(|(&n, &l)| (l, n)).collect();
             let labels = test.images.keys();
             // A number that no training image has is still a number.
             let own = |l: i32| decimal(&test.names[l as usize])?.parse().ok();
-            Ok(labels.map(|&l| (l, number.get(&l).copied().or_else(|| own(l)))).collect())
+            Ok(labels.map(|&l| (l, number_of_label.get(&l).copied().or_else(|| own(l)))).collect())
         }
     }
 }
@@ -324,14 +324,17 @@ fn decimal(name: &str) -> Option<&str> {
     Some(if digits.is_empty() { "0" } else { digits })
 }
 
-/// For the numbers in use of one side the labels of the other whose names are these numbers.
+/// Maps numbers to the labels of `named` whose names are these numbers.
+///
+/// # Errors
+/// If two names are a number that `numbered` has, or if the numbers could also be places in the list of names.
 fn by_value(named: &Side, numbered: &Side, matching: Matching) -> anyhow::Result<BTreeMap<i32, i32>> {
-    let mut of_number: BTreeMap<i32, i32> = BTreeMap::new();
+    let mut label_of_number: BTreeMap<i32, i32> = BTreeMap::new();
     for (name, label) in named.names.iter().zip(0..) {
         let Some(number) = decimal(name).and_then(|digits| digits.parse().ok()) else {
             continue;
         };
-        let Some(other) = of_number.insert(number, label) else {
+        let Some(other) = label_of_number.insert(number, label) else {
             continue;
         };
         ensure!(
@@ -344,7 +347,7 @@ fn by_value(named: &Side, numbered: &Side, matching: Matching) -> anyhow::Result
     }
     let mut numbers = numbered.images.keys();
     let could_be_places = numbers.all(|&number| (number as usize) < named.names.len());
-    let same_either_way = |number: &i32| of_number.get(number) == Some(number);
+    let same_either_way = |number: &i32| label_of_number.get(number) == Some(number);
     if matching == Matching::Auto && could_be_places && !numbered.images.keys().all(same_either_way) {
         bail!(
             "{}, and {}. Number i may be the class at place i of the names, counted from 0, or not: nothing in the two sets says so. \
@@ -353,21 +356,21 @@ fn by_value(named: &Side, numbered: &Side, matching: Matching) -> anyhow::Result
             numbered.describe()
         );
     }
-    Ok(of_number)
+    Ok(label_of_number)
 }
 
-/// What two names that are the same have in common.
+/// A key that is equal for names that count as the same.
 fn same(name: &str) -> String {
     match decimal(name) {
-        // No other name begins like this.
+        // No name begins with a NUL, so numbers have keys of their own.
         Some(digits) => format!("\0{digits}"),
         None => name.nfc().collect(),
     }
 }
 
-/// What two names have in common that differ in case or in compatibility forms.
+/// A key that is equal for names that differ only in case or in compatibility forms.
 fn similar(name: &str) -> String {
-    // Up and down again, since some letters are one of several lower-case ones.
+    // To upper case first, since some letters have several lower-case forms.
     let folded = name.nfkc().collect::<String>();
     let folded = folded.to_uppercase().to_lowercase();
     same(&folded.nfkc().collect::<String>())
@@ -378,21 +381,22 @@ fn by_name(train: &Side, test: &Side, matching: Matching) -> anyhow::Result<Pair
         refuse_one_name_twice(side)?;
     }
     let places: BTreeMap<&str, i32> = train.names.iter().map(String::as_str).zip(0..).collect();
-    let of_exact: BTreeSet<i32> = (test.names.iter()).filter_map(|name| places.get(name.as_str()).copied()).collect();
+    let exact: BTreeSet<i32> = (test.names.iter()).filter_map(|name| places.get(name.as_str()).copied()).collect();
     let mut pairs: Pairs = (test.images.keys())
         .map(|&label| {
             let name = test.names[label as usize].as_str();
             (label, places.get(name).copied())
         })
         .collect();
-    loosely(train, test, &mut pairs, &of_exact, same)?;
+    loosely(train, test, &mut pairs, &exact, same)?;
     match matching {
-        Matching::Similar => loosely(train, test, &mut pairs, &of_exact, similar)?,
+        Matching::Similar => loosely(train, test, &mut pairs, &exact, similar)?,
         Matching::Auto => {
-            let mut meant = pairs.clone();
-            loosely(train, test, &mut meant, &of_exact, similar)?;
-            let asked: Vec<_> = (meant.iter()).filter(|(label, partner)| pairs[label] != **partner).collect();
-            if let [(label, Some(partner)), ..] = asked[..] {
+            let mut similar_pairs = pairs.clone();
+            loosely(train, test, &mut similar_pairs, &exact, similar)?;
+            let undecided: Vec<_> =
+                (similar_pairs.iter()).filter(|(label, partner)| pairs[label] != **partner).collect();
+            if let [(label, Some(partner)), ..] = undecided[..] {
                 bail!(
                     "{:?} of {} and {:?} of {} differ only in case or in the form of their characters ({} such classes). Give \
                      --match-classes similar if they are one class, --match-classes name if they are two, or rename one",
@@ -400,7 +404,7 @@ fn by_name(train: &Side, test: &Side, matching: Matching) -> anyhow::Result<Pair
                     test.option,
                     train.name(*partner),
                     train.option,
-                    asked.len()
+                    undecided.len()
                 );
             }
         }
@@ -409,15 +413,16 @@ fn by_name(train: &Side, test: &Side, matching: Matching) -> anyhow::Result<Pair
     Ok(pairs)
 }
 
-/// Pairs what has no pair yet with the training set's class of the same `key`, unless that has one of its very name.
+/// Pairs each test class that has no partner yet with the training class of the same `key`. The training classes `exact` are left out, since
+/// the test set has their exact names.
 fn loosely(
     train: &Side,
     test: &Side,
     pairs: &mut Pairs,
-    of_exact: &BTreeSet<i32>,
+    exact: &BTreeSet<i32>,
     key: fn(&str) -> String,
 ) -> anyhow::Result<()> {
-    let taken: BTreeSet<i32> = pairs.values().flatten().chain(of_exact).copied().collect();
+    let taken: BTreeSet<i32> = pairs.values().flatten().chain(exact).copied().collect();
     let mut free: BTreeMap<String, Vec<i32>> = BTreeMap::new();
     for (name, label) in train.names.iter().zip(0..) {
         if !taken.contains(&label) {
@@ -447,7 +452,7 @@ fn loosely(
     Ok(())
 }
 
-/// Refuses two names of one source that a reader cannot tell apart: images of one class would be of two.
+/// Refuses two names of one source that look the same: the images of one class would be split into two.
 fn refuse_one_name_twice(side: &Side) -> anyhow::Result<()> {
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
     for name in side.names {
@@ -467,9 +472,7 @@ fn refuse_one_name_twice(side: &Side) -> anyhow::Result<()> {
 fn nothing_in_common(train: &Side, test: &Side, matching: Matching) -> String {
     let hint = match matching {
         Matching::Number => "",
-        _ => {
-            ". If label i of one is label i of the other all the same, whatever they are called, give --match-classes number"
-        }
+        _ => ". If label i means the same class in both, whatever its names, give --match-classes number",
     };
     format!(
         "no class of {} is one of {}: {}, and {}{hint}",
@@ -496,34 +499,34 @@ fn number(train: &Side, test: &Side, pairs: &Pairs, numbering: Numbering) -> any
     };
     let mut names: Vec<String> = kept.iter().map(|&label| train.name(label)).collect();
     names.extend(alone.iter().map(|&label| test.name(label)));
-    let mut twice = BTreeSet::new();
-    if let Some(name) = names.iter().find(|name| !twice.insert(*name)) {
+    let mut seen = BTreeSet::new();
+    if let Some(name) = names.iter().find(|name| !seen.insert(*name)) {
         bail!("two classes would be called {name:?}: rename one of them in {} or {}", train.option, test.option);
     }
     let place: BTreeMap<i32, i64> = kept.iter().copied().zip(0..).collect();
-    let behind: BTreeMap<i32, i64> = alone.iter().copied().zip(kept.len() as i64..).collect();
-    let of_test = |(label, partner): (&i32, &Option<i32>)| match partner {
+    let place_of_alone: BTreeMap<i32, i64> = alone.iter().copied().zip(kept.len() as i64..).collect();
+    let test_class = |(label, partner): (&i32, &Option<i32>)| match partner {
         Some(partner) => (*label, place[partner]),
-        None => (*label, behind[label]),
+        None => (*label, place_of_alone[label]),
     };
     Ok(Classes {
         train: train.images.keys().map(|&l| (l, place[&l])).collect(),
-        test: pairs.iter().map(of_test).collect(),
+        test: pairs.iter().map(test_class).collect(),
         in_use: in_use.len() + alone.len(),
         unseen_images: 0,
         names,
     })
 }
 
-/// Refuses numbers that are names of things rather than classes from 0 on: nearly all outputs of a classifier would stand for nothing.
+/// Refuses labels with such wide gaps that nearly all outputs of a classifier would be unused, such as ids of things.
 fn refuse_sparse(train: &Side, last: i32, in_use: usize) -> anyhow::Result<()> {
-    /// Outputs that no classifier is too small for.
-    const MOST: usize = 1 << 16;
-    /// Beyond them, outputs for each class in use.
-    const EACH: usize = 16;
+    /// This many outputs are always allowed.
+    const ALWAYS_ALLOWED: usize = 1 << 16;
+    /// More are allowed up to this many for each class in use.
+    const PER_CLASS: usize = 16;
     let outputs = last as usize + 1;
     ensure!(
-        outputs <= MOST || outputs <= EACH.saturating_mul(in_use),
+        outputs <= ALWAYS_ALLOWED || outputs <= PER_CLASS.saturating_mul(in_use),
         "{}: labels go up to {last}, and {in_use} of them are in use. A classifier has an output for each label from 0, so that output i \
          is label i; number the classes from 0 without such gaps, or give them names",
         train.option

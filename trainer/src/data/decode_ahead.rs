@@ -1,4 +1,4 @@
-//! Images in batches, the next of which is decoded while the last is used.
+//! Decodes the next batch of images while the current one is used.
 
 use std::thread;
 
@@ -6,11 +6,11 @@ use crossbeam_channel::bounded;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-/// Calls `take` with what `decode` makes of the images `0..len`, a batch of at most `batch_size` at a time and in order. `pool` decodes one
+/// Decodes the images `0..len` with `decode` and passes them to `take`, in order and in batches of at most `batch_size`. `pool` decodes one
 /// batch ahead.
 ///
 /// # Errors
-/// That of `take`, after which nothing more is decoded.
+/// The first error of `take`; nothing more is decoded after it.
 pub(crate) fn decode_ahead<T: Send>(
     len: usize,
     batch_size: usize,

@@ -17,7 +17,7 @@ use super::sample::Sample;
 pub(crate) enum Images {
     /// A data set; its images are checked against the rows' content hashes.
     Source(Box<SourceImages>),
-    /// Those packed into the cache, checked against the rows' image hashes.
+    /// The images packed into the cache, checked against the rows' image hashes.
     Packed(PackedImages),
 }
 
@@ -25,8 +25,8 @@ impl Images {
     /// Opens what a run reads: `images` if given, else the images packed into the cache.
     ///
     /// # Errors
-    /// [`Problem::NoPixels`] for neither; [`Problem::PackedPixels`] for both where they differ: the crops of a cache with
-    /// re-encoded images are of those.
+    /// [`Problem::NoPixels`] if there is neither; [`Problem::PackedPixels`] if `images` are given for a cache of re-encoded images, whose
+    /// crops are those of the re-encoded images.
     pub(crate) fn open(cache: &Arc<Cache>, images: Option<&str>) -> anyhow::Result<Images> {
         let dir = || cache.dir().to_path_buf();
         match (images, cache.identity().pack) {
@@ -48,7 +48,7 @@ impl Images {
         }
     }
 
-    /// The bytes of a sample's image, found to be those its features were made from. `view` is for messages.
+    /// The bytes of a sample's image, verified to be those that its features were computed from. `view` is for messages.
     pub(crate) fn read(&self, sample: &Sample, view: usize) -> Result<Vec<u8>, Problem> {
         let images = match self {
             Images::Packed(packed) => return packed.read(sample),
@@ -63,7 +63,7 @@ impl Images {
         if found == sample.content_hash {
             return Ok(bytes);
         }
-        // Another image has its name. Before it is said to have changed, it is looked for under the others.
+        // Another image has this name. Search the other images for the content before reporting a change.
         let contents = images.contents(&log_search);
         if let Some(&at) = contents.first.get(&sample.content_hash) {
             let bytes = read(at)?;
@@ -80,7 +80,7 @@ impl Images {
         })
     }
 
-    /// That a sample's image cannot be used, and why.
+    /// The problem that a sample's image cannot be used, with its cause.
     pub(crate) fn problem(
         &self,
         sample: &Sample,
@@ -95,17 +95,17 @@ impl Images {
     }
 }
 
-/// A data set, and what its images hold, once somebody had to ask.
+/// A data set, with the content hashes of its images once they have been needed.
 pub(crate) struct SourceImages {
     source: ImageSource,
     contents: OnceLock<Contents>,
 }
 
-/// What the images of a data set hold.
+/// Content hashes of the images of a data set.
 pub(crate) struct Contents {
-    /// Content of every image, by number; `None` for one that cannot be read.
-    pub of: Vec<Option<ContentHash>>,
-    /// The number of the image with a content; of copies, the first.
+    /// The hash of every image, by index; `None` for one that cannot be read.
+    pub hashes: Vec<Option<ContentHash>>,
+    /// The index of the image with a hash; of copies, the first.
     pub first: BTreeMap<ContentHash, usize>,
 }
 
@@ -118,28 +118,29 @@ impl SourceImages {
         &self.source
     }
 
-    /// What every image holds. The whole data set is read for it, once, with `progress(done, of)`; other threads that ask meanwhile wait.
+    /// The content hashes of all images. The first call reads the whole data set and reports `progress(done, total)`; other threads wait for
+    /// it.
     pub(crate) fn contents(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> &Contents {
         self.contents.get_or_init(|| {
             tracing::info!("reading all {} images of --images once, to join them by content", self.source.len());
             let all: Vec<usize> = (0..self.source.len()).collect();
-            let of = self.hashes(&all, progress);
+            let hashes = self.hashes(&all, progress);
             let mut first = BTreeMap::new();
-            for (at, hash) in of.iter().enumerate() {
+            for (at, hash) in hashes.iter().enumerate() {
                 if let Some(hash) = hash {
                     first.entry(*hash).or_insert(at);
                 }
             }
-            Contents { of, first }
+            Contents { hashes, first }
         })
     }
 
-    /// The same, if somebody has asked already.
+    /// The content hashes, if they have been computed already.
     pub(super) fn known_contents(&self) -> Option<&Contents> {
         self.contents.get()
     }
 
-    /// The content of each of these images, on all threads; nothing of one that cannot be read.
+    /// The content hash of each of these images, on all threads; `None` for one that cannot be read.
     pub(super) fn hashes(&self, images: &[usize], progress: &(dyn Fn(u64, u64) + Sync)) -> Vec<Option<ContentHash>> {
         let done = AtomicU64::new(0);
         let hash = |&at: &usize| {
@@ -151,10 +152,10 @@ impl SourceImages {
     }
 }
 
-/// How far a search by content is, at every tenth of the way.
-pub(crate) fn log_search(done: u64, of: u64) {
-    if done * 10 / of != (done - 1) * 10 / of {
-        tracing::info!("searching images by content: {done} of {of} read");
+/// Logs the progress of a search by content, at every tenth of the way.
+pub(crate) fn log_search(done: u64, total: u64) {
+    if done * 10 / total != (done - 1) * 10 / total {
+        tracing::info!("searching images by content: {done} of {total} read");
     }
 }
 

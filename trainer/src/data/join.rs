@@ -1,10 +1,10 @@
-//! Which image belongs to which cached sample: by key where the key's image may be the one, by content for what was moved or renamed.
+//! Finds the image of each cached sample: by its key, and by its content if it was moved or renamed.
 //!
-//! A name does not prove the content, since images can trade names. Reading every image before the first step would be one, but costs an epoch's reading;
-//! so it is done only where something is seen to differ: a key that is not there, or a length. What no name and no length shows
-//! comes out when the image is read, since its content is compared with its row, and is then searched in the same way
-//! ([`Images::read`]). A run that trains on what is there, whatever is missing (`data.missing = "skip"`), has to know before the first
-//! step what that is: it reads every image once.
+//! A key does not prove the content, since images can trade names. Reading every image before the first step would prove it, but takes as
+//! long as reading for an epoch; so it is done only if a difference shows: a key that is missing, or a length that differs. A difference that
+//! neither keys nor lengths show comes out when the image is read, since its content is compared with its row; the content is then searched
+//! in the same way ([`Images::read`]). A run that trains on what is there (`data.missing = "skip"`) has to know before the first step which
+//! images are missing, so it reads every image once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ use crate::recipe::{self, Missing};
 /// Everything a run trains on, in the cache's order.
 #[derive(Debug)]
 pub(crate) struct Samples {
-    /// Views of an image that the run uses: the first of those stored.
+    /// How many views of an image the run uses: the first ones of those stored.
     views: usize,
     /// How the cache's views were drawn.
     policy: ViewIdentity,
@@ -55,7 +55,7 @@ impl Samples {
         self.samples.len()
     }
 
-    /// What image files become pixels by: the rules and the window that the cache's features belong to.
+    /// Decodes image files by the rules and with the depth window of the cache's features.
     pub(crate) fn decoder(&self) -> &Decoder {
         &self.decoder
     }
@@ -73,7 +73,7 @@ impl Samples {
     /// Sample `idx` and its view `view`.
     pub(crate) fn get(&self, idx: usize, view: usize) -> (&Sample, View) {
         let sample = &self.samples[idx];
-        // The stored view is this one: `join` has compared them.
+        // `join` has checked that the stored view is this one.
         (sample, draw(&self.policy, &sample.content_hash, view, [sample.width, sample.height]))
     }
 
@@ -96,7 +96,7 @@ impl Samples {
 
 /// Reads the cache's sample rows, checks them, and finds each one's image in `images`.
 ///
-/// Packed images are where their rows are. In a data set, see the module. A search by content reports `progress(done, of)`.
+/// Packed images are found by their rows, images of a data set as the module says. A search by content reports `progress(done, total)`.
 pub(crate) fn join(
     cache: &Cache,
     teachers: &[TeacherId],
@@ -115,7 +115,7 @@ pub(crate) fn join(
     };
     if let Some(rules) = decoder.earlier_rules() {
         tracing::warn!(
-            "the cache was built with earlier rules for images, and the student sees what its teachers saw: {rules}. If that concerns your \
+            "the cache was built with earlier rules for decoding images, which apply to the student too: {rules}. If this affects your \
              images, build the cache again"
         );
     }
@@ -132,11 +132,11 @@ pub(crate) fn join(
     let (mut keys, mut labels) = (Vec::new(), Vec::new());
     for part in parts {
         let part_rows = cache.samples(part)?;
-        for (i, of_sample) in part_rows.chunks(views).enumerate() {
-            let first = &of_sample[0];
-            for (index, row) in of_sample.iter().enumerate() {
+        for (i, sample_rows) in part_rows.chunks(views).enumerate() {
+            let first = &sample_rows[0];
+            for (index, row) in sample_rows.iter().enumerate() {
                 let drawn = draw(&identity.views, &row.content_hash, index, [row.width, row.height]);
-                if row.sample_id != first.sample_id || row.view != drawn || of_sample.len() != views {
+                if row.sample_id != first.sample_id || row.view != drawn || sample_rows.len() != views {
                     return Err(Problem::View {
                         cache: cache.dir().into(),
                         part,
@@ -184,15 +184,15 @@ pub(crate) fn join(
             let source = images.source();
             let has_name = |&&idx: &&usize| source.find(&keys[idx]).is_some();
             let names = |idx: &usize| &*keys[*idx];
-            let (count, of) = (lost.len(), samples.len());
+            let (count, total) = (lost.len(), samples.len());
             let missing = listed(lost.iter().filter(|idx| !has_name(idx)).map(names));
             let changed = listed(lost.iter().filter(has_name).map(names));
             match config.missing {
                 Missing::Error => {
-                    return Err(Problem::MissingImages { count, of, missing, changed });
+                    return Err(Problem::MissingImages { count, total, missing, changed });
                 }
                 Missing::Skip => tracing::warn!(
-                    "{count} of the cache's {of} images are not in --images and are left out (data.missing = \"skip\"): {}",
+                    "{count} of the cache's {total} images are not in --images and are left out (data.missing = \"skip\"): {}",
                     absent(&missing, &changed)
                 ),
             }
@@ -204,8 +204,8 @@ pub(crate) fn join(
     }
     if added.0 > 0 {
         tracing::warn!(
-            "images of --images that are not in the cache, and that no run of it trains on: {} ({}{}). They came after it was built, were left \
-             out of it (--limit), or have changed",
+            "{} of the images of --images are not in the cache, so they are not trained on ({}{}). They were added after it was built, were \
+             left out of it (--limit), or have changed",
             added.0,
             added.1.join(", "),
             if added.0 > added.1.len() { ", ..." } else { "" }
@@ -230,15 +230,16 @@ pub(crate) fn join(
     })
 }
 
-/// View `index` of an image of that content and size (width, height).
+/// View `index` of an image with this content hash and size (width, height).
 fn draw(views: &ViewIdentity, hash: &ContentHash, index: usize, [width, height]: [u32; 2]) -> View {
     draw_view(&views.policy, views.seed, hash, index as u16, width, height)
 }
 
-/// Images of a cache that a run over it will find rows of.
+/// How many images of a cache a run can use, as far as the cache's records say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Usable {
-    /// How many. Of parts that are still to be built all images of the plan are counted, unless `data.allow_incomplete` leaves these out.
+    /// Images with rows. Of parts that are still to be built, all planned images are counted, unless `data.allow_incomplete` leaves these
+    /// parts out.
     pub images: u64,
     /// Images that the build could not use.
     pub rejected: u64,
@@ -274,7 +275,7 @@ pub(crate) fn count(cache: &Cache, teachers: &[TeacherId], config: &recipe::Data
     Ok(usable)
 }
 
-/// The images that the cache could not use, by number.
+/// The images that the build could not use, part by part.
 fn rejects(cache: &Cache) -> Result<Vec<Reject>, Problem> {
     let mut rejects = Vec::new();
     for part in 0..cache.identity().plan.parts() {
@@ -283,26 +284,26 @@ fn rejects(cache: &Cache) -> Result<Vec<Reject>, Problem> {
     Ok(rejects)
 }
 
-/// Finds the images of `samples`, whose keys and labels these are.
+/// Sets `source_idx` of `samples`; `keys` and `labels` are theirs, in the same order.
 struct Finder<'a> {
     images: &'a SourceImages,
     samples: &'a mut [Sample],
     keys: &'a [String],
     labels: &'a [Option<i32>],
-    /// Images of the cache without rows; none where not all parts are used.
+    /// Images of the cache without rows; empty if not all parts are used.
     rejects: &'a [Reject],
     progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
 impl Finder<'_> {
-    /// Takes every image by its name, as far as that is there.
+    /// Finds every image by its key, if the source has that key.
     fn by_key(&mut self) {
         for (sample, key) in self.samples.iter_mut().zip(self.keys) {
             sample.source_idx = self.images.source().find(key).unwrap_or(usize::MAX);
         }
     }
 
-    /// Searches images whose name is not there among those that have no sample's name: files were moved or renamed.
+    /// Searches the images whose key is missing, by content, among those that no sample has found: files may have been moved or renamed.
     fn moved(&mut self) {
         let mut missing: BTreeMap<ContentHash, Vec<usize>> = BTreeMap::new();
         let mut taken = BTreeSet::new();
@@ -317,14 +318,15 @@ impl Finder<'_> {
         }
         let free: Vec<usize> = (0..self.images.source().len()).filter(|at| !taken.contains(at)).collect();
         for (&at, hash) in free.iter().zip(self.images.hashes(&free, self.progress)) {
-            let found = hash.and_then(|hash| missing.remove(&hash));
-            for idx in found.into_iter().flatten() {
+            let idxs = hash.and_then(|hash| missing.remove(&hash));
+            for idx in idxs.into_iter().flatten() {
                 self.samples[idx].source_idx = at;
             }
         }
     }
 
-    /// Whether an image that is taken by its name has another length than it had. `digest` is the cache's, over all of them.
+    /// Whether an image that was found by its key has changed its length. `digest` is the cache's, over the keys, labels and lengths of all
+    /// images.
     fn lengths_differ(&self, digest: &str) -> bool {
         let source = self.images.source();
         let mut all: Vec<(u64, &str, Option<i32>, usize)> = Vec::new();
@@ -332,7 +334,7 @@ impl Finder<'_> {
             all.push((sample.sample_id, key, *label, sample.source_idx));
         }
         for reject in self.rejects {
-            // One that nobody could use may be gone.
+            // An image that could not be used may have been removed.
             let Some(at) = source.find(&reject.key) else {
                 return false;
             };
@@ -342,12 +344,12 @@ impl Finder<'_> {
         source.digest(all.into_iter().map(|(_, key, label, at)| (key, label, at))) != digest
     }
 
-    /// Takes every image by its content, and by its name too where that has it. Those that are nowhere are taken from nowhere.
+    /// Finds every image by its content, and prefers the one with its key if that has the content. Images that are nowhere count as lost.
     fn by_content(&mut self) {
         let contents = self.images.contents(self.progress);
         for sample in self.samples.iter_mut() {
             let hash = sample.content_hash;
-            if contents.of.get(sample.source_idx) != Some(&Some(hash)) {
+            if contents.hashes.get(sample.source_idx) != Some(&Some(hash)) {
                 sample.source_idx = contents.first.get(&hash).copied().unwrap_or(usize::MAX);
             }
         }
@@ -358,7 +360,7 @@ impl Finder<'_> {
         (0..self.samples.len()).filter(|&idx| self.samples[idx].source_idx == usize::MAX).collect()
     }
 
-    /// The images of the data set that are not in the cache: by content where that is known, else by place. What has a lost image's name
+    /// The images of the data set that are not in the cache: by content if that is known, else by index. An image with the key of a lost one
     /// is not new, but changed.
     fn added(&self, lost: &[usize]) -> Listed {
         let source = self.images.source();
@@ -371,7 +373,7 @@ impl Finder<'_> {
         let rejects = self.rejects.iter().filter_map(|reject| reject.content_hash);
         let contents: BTreeSet<ContentHash> = samples.chain(rejects).collect();
         let is_known = |at: &usize| {
-            let content = self.images.known_contents().and_then(|known| known.of[*at]);
+            let content = self.images.known_contents().and_then(|known| known.hashes[*at]);
             places.contains(at) || content.is_some_and(|content| contents.contains(&content))
         };
         let new = (0..source.len()).filter(|at| !is_known(at));
@@ -379,7 +381,7 @@ impl Finder<'_> {
     }
 }
 
-/// The parts that hold samples and every one of `teachers`; an error for others unless `allow_incomplete`.
+/// The parts that hold samples and every one of `teachers`; an error if other parts exist, unless `allow_incomplete`.
 fn complete_parts(cache: &Cache, teachers: &[TeacherId], allow_incomplete: bool) -> Result<Vec<u32>, Problem> {
     let parts = cache.identity().plan.parts();
     let mut complete = Vec::new();

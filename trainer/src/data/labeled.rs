@@ -17,12 +17,12 @@ use crate::data::loader::{Dataset, cut};
 use crate::data::sampler::Sampler;
 use crate::recipe::finetune::Augment;
 
-/// One forward pass of images with all that is random about them, on the CPU (page-locked when the device is a GPU).
+/// One forward pass of labeled images and all random numbers it needs, on the CPU (page-locked when the device is a GPU).
 #[derive(Debug)]
 pub(crate) struct LabeledBatch {
     /// (image, epoch) of each.
     pub samples: Vec<(u64, u16)>,
-    /// `[N, S, S, 3]` u8; or, where boxes of noise are among them, `[N, 3, S, S]` f32, normalized.
+    /// `[N, S, S, 3]` u8; with random erasing `[N, 3, S, S]` f32, normalized.
     pub imgs: Tensor,
     /// `[N]` i64.
     pub labels: Tensor,
@@ -36,11 +36,11 @@ impl Samples for LabeledBatch {
     }
 }
 
-/// What is loaded, without when.
+/// The labeled images and how they are augmented.
 #[derive(Debug)]
 pub(crate) struct LabeledDataset {
     pub source: ImageSource,
-    /// The class of each.
+    /// The class of each image.
     pub labels: Vec<i64>,
     /// Which images each step sees.
     pub sampler: Sampler,
@@ -50,11 +50,11 @@ pub(crate) struct LabeledDataset {
     pub img_size: u32,
     /// Residual branches that may be dropped, B.
     pub branches: usize,
-    /// What is done to an image.
+    /// How an image is augmented.
     pub augment: Augment,
     /// Mean and std by which the encoder's pixels are normalized.
     pub normalization: [[f32; 3]; 2],
-    /// RandAugment, if it is part of that.
+    /// RandAugment, if the recipe has it.
     pub policy: Option<RandAugment>,
     pub seed: u64,
     /// Images that could not be used.
@@ -85,7 +85,7 @@ impl Dataset for LabeledDataset {
             true => pinned_empty(&[n, 3, side, side], Kind::Float, device)?,
             false => pinned_empty(&[n, side, side, 3], Kind::Uint8, device)?,
         };
-        // At least one number an image, so that every image has its place in the tensor.
+        // At least one number per image, so that every image has its place in the tensor.
         let branches = self.branches.max(1) as i64;
         Ok(LabeledBatch {
             samples: vec![(0, 0); self.batch_size],
@@ -105,7 +105,7 @@ impl Dataset for LabeledDataset {
             .zip(tensors)
             .map(|(sample, ((img, label), branches))| Slot { sample, img, label, branches })
             .collect();
-        // All are waited for, so that of several problems the first image's is told, whatever the threads.
+        // Waits for all images, so that the first image's problem is reported whatever the number of threads.
         let results: Vec<anyhow::Result<()>> = slots
             .into_par_iter()
             .zip(idxs.par_iter())
@@ -118,20 +118,20 @@ impl Dataset for LabeledDataset {
 }
 
 impl LabeledDataset {
-    /// Image `idx` with its number and bytes; or, where it cannot be decoded, the next in the order of the data set that can, whatever the
-    /// step, the epoch or the threads. So every batch is full, and a resumed run sees what it would have seen.
+    /// Image `idx` with its index and bytes. If it cannot be decoded, the next image of the data set that can takes its place, whatever the
+    /// step, the epoch or the number of threads. So every batch is full, and a resumed run sees the same images.
     fn usable(&self, idx: usize) -> anyhow::Result<(usize, Vec<u8>, RgbImage)> {
         /// This many damaged images in a row are not an accident.
-        const MOST: usize = 100;
+        const MAX_IN_ROW: usize = 100;
         let n = self.labels.len();
-        for idx in (0..MOST.min(n)).map(|ahead| (idx + ahead) % n) {
+        for idx in (0..MAX_IN_ROW.min(n)).map(|ahead| (idx + ahead) % n) {
             let bytes = self.source.read(idx)?;
             match self.source.decode(idx, &bytes) {
                 Ok(img) => return Ok((idx, bytes, img)),
                 Err(reason) => self.rejects.add(self.source.key(idx), &reason.to_string()),
             }
         }
-        bail!("neither this image nor the {} after it can be decoded: look at the data set", MOST.min(n) - 1)
+        bail!("neither this image nor the {} after it can be decoded: check the data set", MAX_IN_ROW.min(n) - 1)
     }
 
     fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize) -> anyhow::Result<()> {
@@ -151,12 +151,12 @@ impl LabeledDataset {
             rendered = policy.apply(&rendered, &ops);
         }
         if self.augment.random_erasing > 0.0 {
-            // The noise is of normalized pixels, so these are normalized here.
+            // The noise replaces normalized pixels, so they are normalized here.
             let mut pixels = normalized(&rendered, self.normalization);
             let mut rng = Rng::new(self.seed, Purpose::Erase, &key);
             let erasing = RandomErasing::with_prob(self.augment.random_erasing);
-            if let Some(found) = erasing.draw(&mut rng, self.img_size, self.img_size) {
-                found.erase(&mut rng, &mut pixels, self.img_size);
+            if let Some(area) = erasing.draw(&mut rng, self.img_size, self.img_size) {
+                area.erase(&mut rng, &mut pixels, self.img_size);
             }
             let slots = slot.img.chunks_exact_mut(size_of::<f32>());
             for (slot, value) in slots.zip(pixels) {
@@ -174,7 +174,7 @@ impl LabeledDataset {
     }
 }
 
-/// `[H, W, 3]` bytes as `[3, H, W]`, to the bit what [`Normalize`](crate::data::normalize::Normalize) makes of them on the device.
+/// `[H, W, 3]` bytes as `[3, H, W]`, normalized to the same bits as by [`Normalize`](crate::data::normalize::Normalize) on the device.
 fn normalized(img: &RgbImage, [mean, std]: [[f32; 3]; 2]) -> Vec<f32> {
     (0..3)
         .flat_map(|c| {

@@ -19,9 +19,9 @@ use super::sampler::Sampler;
 #[cfg(test)]
 mod tests;
 
-/// What a [`Loader`] loads: batches that depend on nothing but their place in the order.
+/// A data set that a [`Loader`] loads. Its batches depend on nothing but their place in the order.
 pub(crate) trait Dataset: Send + Sync + 'static {
-    /// Memory that is filled again and again.
+    /// A batch, whose memory is filled again and again.
     type Batch: Send + 'static;
     /// Which samples each step sees.
     fn sampler(&self) -> &Sampler;
@@ -33,7 +33,7 @@ pub(crate) trait Dataset: Send + Sync + 'static {
     fn fill(&self, batch: &mut Self::Batch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()>;
 }
 
-/// There is no memory for a batch on the host. A step that runs out of memory is tried again in smaller parts; this is not.
+/// The host has no memory for a batch. Unlike a step that runs out of memory, this is not tried again in smaller parts.
 #[derive(Debug, thiserror::Error)]
 #[error("no page-locked memory for a batch: {0}")]
 pub(crate) struct NoHostMemory(pub(crate) String);
@@ -70,7 +70,7 @@ impl<B: Send + 'static> Loader<B> {
         Ok(Loader { batches: Some(batch_rx), used: Some(used_tx), thread: Some(thread), waited: Duration::ZERO })
     }
 
-    /// The next batch, or what is wrong with the data, naming file and row. Time spent here is [`Loader::take_waited`]'s.
+    /// The next batch, or what is wrong with the data, naming file and row. [`Loader::take_waited`] counts the time spent here.
     pub(crate) fn next_batch(&mut self) -> anyhow::Result<B> {
         let start = Instant::now();
         let batch = self.batches.as_ref().and_then(|batches| batches.recv().ok());

@@ -1,4 +1,4 @@
-//! Which patches of a batch are seen.
+//! The masks of a batch.
 
 use models::masking::{FocusKind, Masking, focused_noise, masking_of_order, random_masking};
 use tch::{Device, Tensor};
@@ -10,7 +10,7 @@ use crate::recipe::{FocusMode, Recipe};
 /// The masks of a batch on `device`. Focused masking needs the teacher's attention `cls_attn [N, L]`.
 ///
 /// # Panics
-/// If the masks are focused and `cls_attn` is absent: the loader's mistake.
+/// If the masks are focused and `cls_attn` is absent, which is a bug in the loader.
 pub(crate) fn masking(
     recipe: &Recipe,
     mask: &MaskInput,

@@ -24,11 +24,11 @@ use crate::recipe::{MaskKind, Recipe};
 pub(crate) struct MimicDataset {
     /// The joined data set.
     pub samples: Samples,
-    /// Where the bytes are.
+    /// Where the images come from.
     pub images: Images,
     /// One per teacher; `None` where the teacher runs online.
     pub rows: Vec<Option<Arc<TeacherRows>>>,
-    /// The student's crops that are in memory.
+    /// The student's crops that are kept in memory.
     pub pixels: PixelCache,
     /// Sizes of a batch.
     pub shape: BatchShape,
@@ -76,7 +76,7 @@ struct TeacherSlot<'a> {
 }
 
 impl MimicDataset {
-    /// What `recipe` trains on: `samples` with the pixels of `images`, in the order of `sampler`.
+    /// The data set that `recipe` trains on: `samples` with the pixels of `images`, in the order of `sampler`.
     pub(crate) fn new(
         recipe: &Recipe,
         teachers: &[RunTeacher],
@@ -102,7 +102,7 @@ impl MimicDataset {
         MimicDataset { samples, images, rows, pixels, shape, sampler, seed: recipe.run.seed }
     }
 
-    /// Fills `batch` with the given samples of an epoch. With several problems, the one of the first slot is returned.
+    /// Fills `batch` with the given samples of an epoch. Of several problems, the first slot's is returned.
     pub(crate) fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
         let view = (epoch % self.samples.views() as u64) as usize;
         let slots = slots(batch)?;
@@ -118,7 +118,7 @@ impl MimicDataset {
         let (sample, row_view) = self.samples.get(idx, view);
         *slot.sample = (sample.sample_id, row_view.index);
 
-        // ---- pixels: an image is read only if one of the crops wanted of it is not in memory
+        // ---- pixels: an image is read only if one of its crops is not in memory
         let mut img = None;
         if !self.pixels.get(idx, view, slot.img) {
             let img = img.insert(self.read_image(sample, view)?);
@@ -212,7 +212,7 @@ fn write<const SIZE: usize>(bytes: &mut [u8], values: impl IntoIterator<Item = [
     }
 }
 
-/// The places of `noise` from its smallest value to its largest; equal ones in their order, as in
+/// The indices that sort `noise` from its smallest value to its largest; equal values keep their order, as in
 /// [`random_masking`](models::masking::random_masking).
 fn argsort(noise: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..noise.len()).collect();

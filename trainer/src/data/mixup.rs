@@ -20,7 +20,7 @@ pub(crate) struct Mixup {
     pub label_smoothing: f64,
 }
 
-/// What is done to one batch. The partner of an image is the one at its place from the end.
+/// How one batch is mixed. The partner of image `i` is image `N - 1 - i`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Drawn {
     Plain,
@@ -51,7 +51,7 @@ impl Drawn {
 }
 
 impl Mixup {
-    /// What `augment` asks for.
+    /// The mixing that `augment` asks for.
     pub(crate) fn of(augment: &Augment) -> Mixup {
         Mixup {
             mixup_alpha: augment.mixup,
@@ -62,7 +62,7 @@ impl Mixup {
         }
     }
 
-    /// What is done to a batch of images of `height` x `width`, each at least 1.
+    /// Draws how to mix a batch of images of `height` x `width`, each at least 1.
     pub(crate) fn draw(&self, rng: &mut Rng, height: u32, width: u32) -> Drawn {
         let mixed = rng.uniform_f64() < self.prob;
         let switched = rng.uniform_f64() < self.switch_prob;
@@ -106,7 +106,7 @@ impl Mixup {
     }
 }
 
-/// CutMix's box: `1 - lambda` of the area around a uniform center, cut off at the border. Lambda becomes what is really left.
+/// CutMix's box: `1 - lambda` of the area around a uniform center, cut off at the border. Lambda becomes the share of the area that is left.
 fn cut(rng: &mut Rng, lambda: f64, height: u32, width: u32) -> Drawn {
     let ratio = (1.0 - lambda).sqrt();
     let mut side = |len: u32| {
@@ -120,16 +120,17 @@ fn cut(rng: &mut Rng, lambda: f64, height: u32, width: u32) -> Drawn {
     Drawn::Cut { rows, columns, lambda: 1.0 - area(rows) * area(columns) / all }
 }
 
-/// A number of Beta(a, a), a from 0.001 on: one of two equal gamma variates over their sum.
+/// A sample of Beta(a, a), with `a` at least 0.001: the first of two Gamma(a, 1) variates over their sum.
 ///
 /// It is computed from the logarithms, because for a small `a` both variates may be below the smallest f64.
 fn beta(rng: &mut Rng, a: f64) -> f64 {
     let difference = log_gamma_variate(rng, a) - log_gamma_variate(rng, a);
-    // Of y / (x + y): 1 / (1 + exp(ln x - ln y)).
+    // y / (x + y) = 1 / (1 + exp(ln x - ln y))
     1.0 / (1.0 + difference.exp())
 }
 
-/// The logarithm of a number of Gamma(a, 1), by Marsaglia and Tsang (2000). Below 1 it is Gamma(a + 1) times U^(1 / a).
+/// The logarithm of a sample of Gamma(a, 1), by Marsaglia and Tsang (2000). For `a` below 1 the sample is one of Gamma(a + 1) times
+/// U^(1 / a).
 fn log_gamma_variate(rng: &mut Rng, a: f64) -> f64 {
     let boosted = if a < 1.0 { a + 1.0 } else { a };
     let d = boosted - 1.0 / 3.0;

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Crops by (sample, view), up to a number of bytes. Full means full: nothing is ever evicted, since every view comes around
-/// equally often and what is evicted would be decoded again.
+/// Crops by (sample, view), up to a number of bytes. Nothing is evicted when it is full: every view comes around equally often, so an
+/// evicted crop would have to be decoded again.
 ///
 /// Which crops are kept depends on which were loaded first; what a batch holds does not.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use schemas::atomic;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-/// The file in a run folder: a line for each image that could not be used so far.
+/// The file in a run folder, with a line for each image that could not be used so far.
 pub(crate) const REJECTS: &str = "rejects.jsonl";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,10 +24,10 @@ struct Reject {
 pub(crate) struct Rejects(Mutex<BTreeMap<String, String>>);
 
 impl Rejects {
-    /// Those that a run has found before.
+    /// Reads the images that a run has rejected so far.
     ///
     /// # Errors
-    /// If the file cannot be read; a line of it that is damaged is found again when its image is.
+    /// If the file cannot be read. A damaged line is dropped: its image is rejected again when it is read.
     pub(crate) fn read(run: &Path) -> anyhow::Result<Rejects> {
         let path = run.join(REJECTS);
         let text = match fs::read_to_string(&path) {
@@ -36,26 +36,26 @@ impl Rejects {
             Err(e) => return Err(e).with_context(|| format!("{path:?}: cannot be read")),
         };
         let lines = text.lines().filter_map(|l| serde_json::from_str(l).ok());
-        let found = lines.map(|Reject { key, reason }| (key, reason)).collect();
-        Ok(Rejects(Mutex::new(found)))
+        let reasons = lines.map(|Reject { key, reason }| (key, reason)).collect();
+        Ok(Rejects(Mutex::new(reasons)))
     }
 
     /// Notes an image, with a warning the first time.
     pub(crate) fn add(&self, key: &str, reason: &str) {
-        let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.insert(key.to_owned(), reason.to_owned()).is_none() {
+        let mut reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if reasons.insert(key.to_owned(), reason.to_owned()).is_none() {
             warn!("{key}: {reason}; the next image that can be used takes its place");
         }
     }
 
-    /// Writes all into the run folder, in the order of their keys; nothing where there are none.
+    /// Writes all rejects into the run folder, in the order of their keys; writes no file if there are none.
     pub(crate) fn write(&self, run: &Path) -> anyhow::Result<()> {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.is_empty() {
+        let reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if reasons.is_empty() {
             return Ok(());
         }
         let mut text = String::new();
-        for (key, reason) in found.iter() {
+        for (key, reason) in reasons.iter() {
             let (key, reason) = (key.clone(), reason.clone());
             text += &serde_json::to_string(&Reject { key, reason })?;
             text.push('\n');

@@ -1,4 +1,4 @@
-//! One teacher's rows in a cache, each read where it is wanted.
+//! Random access to one teacher's rows in a cache.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -66,33 +66,34 @@ impl TeacherRows {
         self.cls_kind
     }
 
-    /// Channels that codec `i8` keeps apart; 0 for the others.
+    /// Channels that codec `i8` keeps apart; 0 for the other codecs.
     pub(crate) fn outliers(&self) -> usize {
         self.outliers
     }
 
-    /// Copies row `row` of the sample's part into what is wanted, after checking that it is whole and of this sample and view.
+    /// Copies the columns of row `row` of the sample's part into the slots of `wanted`, after checking that the row is intact and belongs to
+    /// this sample and view.
     pub(crate) fn read(&self, sample: &Sample, view: &View, row: usize, wanted: Wanted) -> Result<(), Problem> {
         thread_local! {
-            /// Kept from row to row: their memory is a third of a megabyte, too much to ask the system for each time.
+            /// Reused for every row: its buffers take a third of a megabyte, too much to allocate each time.
             static ROW: RefCell<TeacherRow> = RefCell::default();
         }
         let part = self.part(sample.part)?;
-        ROW.with_borrow_mut(|found| {
-            part.read_row_into(row, found)?;
-            part.check_join(row, &found.key, &sample.row_key(view))?;
+        ROW.with_borrow_mut(|columns| {
+            part.read_row_into(row, columns)?;
+            part.check_join(row, &columns.key, &sample.row_key(view))?;
             // The reader has checked the lengths against the teacher's identity, from which the batch's sizes are taken too.
-            let (tokens, outliers) = found.tokens.split_at(self.split);
+            let (tokens, outliers) = columns.tokens.split_at(self.split);
             for (out, column) in [(wanted.tokens, tokens), (wanted.outliers, outliers)] {
                 if let Some(out) = out {
                     copy_patches(out, column, wanted.patches, self.n_tokens);
                 }
             }
             if let Some(cls) = wanted.cls {
-                cls.copy_from_slice(&found.cls);
+                cls.copy_from_slice(&columns.cls);
             }
             if let Some(cls_attn) = wanted.cls_attn {
-                cls_attn.copy_from_slice(&found.cls_attn);
+                cls_attn.copy_from_slice(&columns.cls_attn);
             }
             Ok(())
         })

@@ -1,17 +1,17 @@
-//! One image of a cache, as a run finds it.
+//! One image of a cache, as a run uses it.
 
 use schemas::{ContentHash, RowKey, View};
 
-/// One cached image. A run holds one of these for every image of its cache, 48 bytes each; views are drawn again when they are needed.
+/// One cached image. A run holds 48 bytes for every image of its cache; views are drawn again when they are needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// Its number in the data set the cache was built from.
+    /// Its index in the data set that the cache was built from.
     pub sample_id: u64,
     /// Hash of the original bytes; checked whenever they are read.
     pub content_hash: ContentHash,
-    /// Its number in the data set of this run; of no meaning where images are packed.
+    /// Its index in the data set of this run; unused if the cache packs images.
     pub source_idx: usize,
-    /// The cache's part it is in.
+    /// The part of the cache that has it.
     pub part: u32,
     /// Row of its view 0 in that part; the other views follow.
     pub first_row: u32,
@@ -29,7 +29,7 @@ impl Sample {
         self.first_row as usize + view
     }
 
-    /// What the row of a teacher's features for `view` must repeat.
+    /// The key that a teacher's row for `view` must have.
     pub(crate) fn row_key(&self, view: &View) -> RowKey {
         RowKey { sample_id: self.sample_id, view: view.index, content_hash: self.content_hash }
     }

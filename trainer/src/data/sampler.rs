@@ -1,4 +1,4 @@
-//! The order of samples, as a pure function of (seed, epoch): nothing is remembered, so nothing is lost at a resume.
+//! The order of samples, as a pure function of (seed, epoch): there is no state to save for a resume.
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ use crate::recipe::Optim;
 /// Which samples each step sees.
 ///
 /// An epoch is a fresh permutation of all samples, cut into steps of `batch_size * accum_iter`. **The remainder is
-/// dropped**: the last `samples % (batch_size * accum_iter)` of the permutation take no part in that epoch (a different
-/// few in each), so that every update averages equally many images and the learning rate's batch is the true one.
+/// dropped**: the last `samples % (batch_size * accum_iter)` of the permutation take no part in that epoch (different
+/// ones in each epoch), so that every update averages the same number of images, the one that the learning rate is scaled by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sampler {
     seed: u64,
@@ -20,7 +20,7 @@ pub(crate) struct Sampler {
     per_step: usize,
 }
 
-/// How many images fill how many steps: the one computation behind runs and `trainer plan`.
+/// How many steps the images of an epoch fill. Runs and `trainer plan` share this computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Epoch {
     pub samples: u64,
@@ -35,12 +35,12 @@ impl Epoch {
         Epoch { samples, per_step, steps: samples / per_step.max(1) }
     }
 
-    /// What is left over, for people; `None` if it is nothing.
+    /// A message that says how many images are left over; `None` if there are none.
     pub(crate) fn left_over(&self) -> Option<String> {
         let left = self.samples - self.steps * self.per_step;
         (left > 0 && self.steps > 0).then(|| {
             let (samples, per_step) = (self.samples, self.per_step);
-            format!("{left} of {samples} images are left over in each epoch of whole steps of {per_step} (drawn anew each time)")
+            format!("{left} of {samples} images are left over in each epoch, since a step takes {per_step} (different ones each time)")
         })
     }
 }
@@ -83,7 +83,7 @@ impl Sampler {
         Epoch::of(self.samples as u64, self.per_step as u64).steps
     }
 
-    /// What an epoch leaves over, for people; `None` if it is nothing.
+    /// A message that says how many images an epoch leaves over; `None` if there are none.
     pub(crate) fn left_over(&self) -> Option<String> {
         Epoch::of(self.samples as u64, self.per_step as u64).left_over()
     }
@@ -93,7 +93,7 @@ impl Sampler {
         Position { epoch: step / self.steps_per_epoch(), step: step % self.steps_per_epoch() }
     }
 
-    /// The epoch at `step` with its fraction, as the schedule wants it.
+    /// The epoch at `step` with its fraction, as the schedule takes it.
     pub(crate) fn fractional_epoch(&self, step: u64) -> f64 {
         step as f64 / self.steps_per_epoch() as f64
     }
@@ -158,9 +158,9 @@ mod tests {
         ] {
             let order = Sampler::new(0, samples, per_step).unwrap();
             assert_eq!(order.steps_per_epoch(), steps);
-            let told = order.left_over();
-            assert_eq!(told.is_some(), left.is_some(), "{told:?}");
-            assert!(told.is_none_or(|told| told.starts_with(left.unwrap())));
+            let message = order.left_over();
+            assert_eq!(message.is_some(), left.is_some(), "{message:?}");
+            assert!(message.is_none_or(|message| message.starts_with(left.unwrap())));
             // What the message counts is what the steps do not see.
             let seen: usize = (0..steps).map(|step| order.step_range(step).len()).sum();
             let unseen = samples - seen;

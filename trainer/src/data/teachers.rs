@@ -1,4 +1,4 @@
-//! The teachers of a run: their features from the cache, or from the network itself inside the loop.
+//! The teachers of a run, whose features come from the cache or from the network itself, run inside the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub(crate) struct RunTeacher {
     pub weights_sha256: String,
     /// Where its features come from, for the run's record: the cache with its codec, or the network.
     pub origin: String,
-    /// What the loader brings for it.
+    /// What the loader loads for it.
     pub shape: TeacherShape,
     source: Source,
 }
@@ -64,7 +64,7 @@ impl RunTeacher {
     }
 }
 
-/// What the teachers say about a batch, on the device.
+/// The teachers' features of a batch, on the device.
 #[derive(Debug)]
 pub(crate) struct Features {
     /// Per mimicked teacher `[N, keep, K]` at the visible patches, or `[N, L, K]` at all, in the type it is stored in.
@@ -73,7 +73,7 @@ pub(crate) struct Features {
     pub at: Patches,
     /// Per teacher whose CLS token is mimicked `[N, K]`.
     pub cls: BTreeMap<String, Tensor>,
-    /// `[N, L]` of the teacher that focuses.
+    /// `[N, L]`, the attention of the teacher that focuses the mask.
     pub cls_attn: Option<Tensor>,
 }
 
@@ -91,8 +91,8 @@ impl Features {
 /// Opens every teacher that the recipe names: those of `online` (`ID=DIR`, where a model's id on a hub may stand for
 /// the folder) as networks, the others as rows of the cache.
 ///
-/// A network must be the one that the cache was built with (SHA-256 of its weights), if the cache knows it; one the cache does
-/// not have can be used online all the same. A grid other than the student's is refused.
+/// A network must be the one that the cache was built with (SHA-256 of its weights), if the cache has it; one that the cache
+/// does not have can be used online too. A grid other than the student's is refused.
 pub(crate) fn open(
     recipe: &Recipe,
     cache: &Arc<Cache>,
@@ -121,9 +121,9 @@ pub(crate) fn open(
         let cached = cache.teachers().get(&id);
         let teacher = match (folders.get(name.as_str()), cached) {
             (Some(folder), _) => {
-                let (network, found) = load_online(folder, cached, hub, device)
+                let (network, resolved) = load_online(folder, cached, hub, device)
                     .with_context(|| format!("--online-teacher {name}={folder}"))?;
-                tracing::info!("teacher {name} runs online, from {}", found.source);
+                tracing::info!("teacher {name} runs online, from {}", resolved.source);
                 let info = network.info();
                 if let Some(cached) = cached {
                     ensure!(
@@ -138,7 +138,7 @@ pub(crate) fn open(
                     width: info.width,
                     weights_sha256: info.weights_sha256.clone(),
                     origin: "online".to_owned(),
-                    // Any teacher is given the pixels at which its grid is the student's.
+                    // The input size at which its grid equals the student's.
                     shape: TeacherShape::Online { input_size: recipe.grid() * info.patch_size },
                     source: Source::Online(Box::new(network)),
                     id,
@@ -185,7 +185,7 @@ pub(crate) fn open(
     Ok(teachers)
 }
 
-/// A network to run inside the loop: its features are those of the cache's layer, if the cache knows it.
+/// Loads a network to run inside the loop. If the cache has the teacher, its features are those of the cached layer.
 fn load_online(
     given: &str,
     cached: Option<&TeacherIdentity>,
@@ -202,8 +202,8 @@ fn load_online(
         options.norm_eps = Some(cached.norm_eps);
         options.num_heads = cached.heads();
     }
-    let found = resolve(given, hub)?;
-    Ok((Teacher::load_with(&found.path, &options, device)?, found))
+    let resolved = resolve(given, hub)?;
+    Ok((Teacher::load_with(&resolved.path, &options, device)?, resolved))
 }
 
 /// The features of a batch, in the order of `teachers`, and its masks.
@@ -222,13 +222,13 @@ pub(crate) fn features(
     for (teacher, loaded) in teachers.iter().zip(&batch.teachers) {
         let (tokens, cls, cls_attn) = match (loaded, &teacher.source) {
             (TeacherBatch::Cached { tokens, outliers, cls, cls_attn }, Source::Cached { dequantize, .. }) => {
-                let move_it = |t: &Option<Tensor>| t.as_ref().map(|t| to_device(t, device)).transpose();
-                let (tokens, outliers) = (move_it(tokens)?, move_it(outliers)?);
+                let on_device = |t: &Option<Tensor>| t.as_ref().map(|t| to_device(t, device)).transpose();
+                let (tokens, outliers) = (on_device(tokens)?, on_device(outliers)?);
                 let tokens = match dequantize {
                     Some(dequantize) => tokens.map(|t| dequantize.forward(&t, outliers.as_ref())),
                     None => tokens,
                 };
-                (tokens, move_it(cls)?, move_it(cls_attn)?)
+                (tokens, on_device(cls)?, on_device(cls_attn)?)
             }
             (TeacherBatch::Online { pixels }, Source::Online(network)) => {
                 let pixels = to_device(pixels, device)?.permute([0, 3, 1, 2]).contiguous(); // [N, 3, T, T]

@@ -1,27 +1,27 @@
-//! How many images a classifier gets right, from its scores.
+//! Top-1, top-5 and balanced accuracy of a classifier, from its scores.
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// Guesses of which one may be right in [`TopK::top5`].
-const GUESSES: i64 = 5;
+/// The k of [`TopK::top5`].
+const TOP_K: i64 = 5;
 
-/// How many images were given their own class.
+/// Shares of images that were classified correctly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TopK {
     /// Share of images whose own class has the highest score, 0 to 1.
     pub top1: f64,
     /// Share of images whose own class is among the five highest; 1 for five classes or fewer.
     pub top5: f64,
-    /// Mean over the classes that occur of the share of each that `top1` counts; what a majority class cannot carry.
+    /// Mean of the top-1 accuracies of the classes that occur, which one large class cannot dominate.
     pub balanced: f64,
 }
 
-/// Counts right guesses, batch by batch.
+/// Counts correctly classified images, batch by batch.
 #[derive(Debug)]
 pub(crate) struct Counter {
-    /// Per class: images, those right at the first guess.
+    /// Per class: images, and those whose top-1 class is right.
     classes: Vec<(u64, u64)>,
     within_top5: u64,
 }
@@ -31,24 +31,24 @@ impl Counter {
         Counter { classes: vec![(0, 0); n_classes], within_top5: 0 }
     }
 
-    /// Counts a batch by the best classes `guesses [B, up to 5]`, see [`guesses`], and the own class of each image.
+    /// Counts a batch by its best classes `top [B, up to 5]` ([`top_classes`]) and the labels of its images.
     ///
-    /// Scores that are not a number guess blindly.
-    pub(crate) fn add(&mut self, guesses: &Tensor, labels: &[i64]) -> anyhow::Result<()> {
-        let per_image = guesses.size()[1] as usize;
-        let guesses = Vec::<i64>::try_from(guesses.flatten(0, -1))?;
-        ensure!(guesses.len() == labels.len() * per_image, "as many labels as images");
-        for (guesses, &label) in guesses.chunks_exact(per_image).zip(labels) {
+    /// If scores are NaN, their best classes are arbitrary.
+    pub(crate) fn add(&mut self, top: &Tensor, labels: &[i64]) -> anyhow::Result<()> {
+        let per_image = top.size()[1] as usize;
+        let top = Vec::<i64>::try_from(top.flatten(0, -1))?;
+        ensure!(top.len() == labels.len() * per_image, "as many labels as images");
+        for (top, &label) in top.chunks_exact(per_image).zip(labels) {
             let class = usize::try_from(label).ok().and_then(|label| self.classes.get_mut(label));
             let (images, right) = class.context("a label out of range")?;
             *images += 1;
-            *right += u64::from(guesses[0] == label);
-            self.within_top5 += u64::from(guesses.contains(&label));
+            *right += u64::from(top[0] == label);
+            self.within_top5 += u64::from(top.contains(&label));
         }
         Ok(())
     }
 
-    /// The shares of all that was counted.
+    /// The shares over all counted images.
     pub(crate) fn finish(&self) -> anyhow::Result<TopK> {
         let sum = |part: fn(&(u64, u64)) -> u64| self.classes.iter().map(part).sum::<u64>() as f64;
         let images = sum(|&(images, _)| images);
@@ -68,9 +68,9 @@ impl Counter {
 }
 
 /// The classes with the highest scores, the best first: `scores [.., C]` → `[.., up to 5]` i64 on the CPU.
-pub(crate) fn guesses(scores: &Tensor) -> Tensor {
+pub(crate) fn top_classes(scores: &Tensor) -> Tensor {
     let n_classes = *scores.size().last().expect("scores have classes");
-    let (_, classes) = scores.topk(GUESSES.min(n_classes), -1, true, true);
+    let (_, classes) = scores.topk(TOP_K.min(n_classes), -1, true, true);
     classes.to_kind(Kind::Int64).to_device(tch::Device::Cpu)
 }
 
@@ -87,8 +87,8 @@ mod tests {
             0.9, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, //
         ])
         .view([3, 8]);
-        counter.add(&guesses(&scores), &[0, 0, 4]).unwrap();
-        counter.add(&guesses(&scores.narrow(0, 0, 1)), &[1]).unwrap();
+        counter.add(&top_classes(&scores), &[0, 0, 4]).unwrap();
+        counter.add(&top_classes(&scores.narrow(0, 0, 1)), &[1]).unwrap();
         let found = counter.finish().unwrap();
         assert_eq!((found.top1, found.top5), (0.5, 0.75));
         // Class 0 is always right, classes 1 and 4 never.
@@ -98,10 +98,10 @@ mod tests {
     #[test]
     fn few_classes_and_wrong_labels() {
         let scores = Tensor::from_slice(&[1.0f32, 2.0]).view([1, 2]);
-        assert_eq!(guesses(&scores).size(), [1, 2]);
+        assert_eq!(top_classes(&scores).size(), [1, 2]);
         let mut counter = Counter::new(2);
-        assert!(counter.add(&guesses(&scores), &[2]).is_err());
-        assert!(counter.add(&guesses(&scores), &[-1]).is_err());
+        assert!(counter.add(&top_classes(&scores), &[2]).is_err());
+        assert!(counter.add(&top_classes(&scores), &[-1]).is_err());
         assert!(Counter::new(2).finish().is_err(), "nothing was counted");
     }
 }

@@ -1,4 +1,4 @@
-//! One vector per image from a student, a teacher, or the pixels themselves: the whole image seen at once, nothing masked.
+//! One vector per image from a student, a teacher, or the pixels themselves. Every patch is seen; nothing is masked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,18 +21,18 @@ pub(crate) use model::{Fusion, Model};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Per kind of feature its values, f32, on the CPU.
+/// The values of each kind of feature, f32, on the CPU.
 pub(crate) type ByKind = BTreeMap<String, Tensor>;
 
-/// Features of the images of a source that can be used.
+/// Features of those images of a source that can be used.
 #[derive(Debug)]
 pub(crate) struct Images {
     /// Features of each model, in the order in which the models were given: `[V, N, D]`.
     pub features: Vec<ByKind>,
-    /// Each one's place in the source.
+    /// Index of each image in the source.
     pub idxs: Vec<usize>,
     pub hashes: Vec<ContentHash>,
-    /// What is wrong with the others, by key.
+    /// Keys of the other images, and what is wrong with them.
     pub skipped: Vec<String>,
 }
 
@@ -41,9 +41,9 @@ pub(crate) struct Images {
 pub(crate) struct Views {
     /// How a view is drawn.
     pub policy: ViewPolicy,
-    /// What it is drawn with, besides the image's content and the view's number.
+    /// Seed of the views; each also depends on the image's content and the view's number.
     pub seed: u64,
-    /// How many, `V`, at least 1.
+    /// Number of views, `V`, at least 1.
     pub count: u16,
 }
 
@@ -52,26 +52,26 @@ impl Views {
     pub(crate) const CENTER: Views = Views { policy: ViewPolicy::Center, seed: 0, count: 1 };
 }
 
-/// What [`extract`] computes, besides of what.
+/// Settings of [`extract`].
 #[derive(Debug, Clone)]
 pub(crate) struct Extraction {
-    /// Which parts of an image are seen; each has features of its own.
+    /// Which parts of an image are seen; each view has features of its own.
     pub views: Views,
     /// The kinds of feature that are kept; all when empty.
     pub kinds: Vec<String>,
-    /// Most bytes of features.
+    /// Limit on the bytes of features.
     pub max_bytes: u64,
     /// Images per forward pass.
     pub batch_size: u32,
-    /// What networks compute in.
+    /// Precision of the networks.
     pub precision: Precision,
 }
 
-/// Features by each of `models` of every image of `source` that can be read. `pool` decodes one batch ahead; an image is decoded
-/// once, whatever the number of models and views.
+/// Computes the features of every image of `source` that can be read, by each of `models`. `pool` decodes one batch ahead; an image is
+/// decoded once, whatever the number of models and views.
 ///
 /// # Errors
-/// When no image can be read, when a model has none of the kinds asked for, and when the features are too large to be kept.
+/// If no image can be read, a model has none of the requested kinds, or the features exceed `max_bytes`.
 pub(crate) fn extract(
     models: &[Model],
     source: &ImageSource,
@@ -172,8 +172,8 @@ impl Room {
             let bytes = images as u128 * u128::from(views as u64) * width as u128 * size_of::<f32>() as u128;
             ensure!(
                 bytes <= u128::from(extraction.max_bytes),
-                "{images} images x {views} views x {width} numbers are {:.1} GiB of features, more than the {:.1} GiB allowed: take \
-                 fewer views, one kind of feature or one model at a time, or allow more where there is the memory",
+                "{images} images x {views} views x {width} numbers are {:.1} GiB of features, more than the {:.1} GiB allowed: use \
+                 fewer views, one kind of feature or one model at a time, or raise the limit (--feature-gib)",
                 bytes as f64 / GIB,
                 extraction.max_bytes as f64 / GIB
             );

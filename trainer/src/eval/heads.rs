@@ -9,17 +9,17 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::linear;
 
 use crate::data::sampler::Sampler;
-use crate::eval::accuracy::{Counter, TopK, guesses};
+use crate::eval::accuracy::{Counter, TopK, top_classes};
 use crate::recipe::schedule::{Descent, Schedule, scale_lr};
 use crate::train::optim::lars::{Lars, LarsConfig};
 
-/// eps of the batch norm in front of the classifier, as MAE's probe has it.
+/// eps of the batch norm in front of the classifier, as in MAE's probe.
 const NORM_EPS: f64 = 1e-6;
-/// Share of a batch in the running statistics; PyTorch's default.
+/// Weight of a new batch in the running statistics; PyTorch's default.
 const NORM_MOMENTUM: f64 = 0.1;
-/// Standard deviation of the start weights, as MAE's probe has it.
+/// Standard deviation of the initial weights, as in MAE's probe.
 const INIT_STD: f64 = 0.01;
-/// Most scores of a batch: 2 GiB of them, of which training holds a few copies.
+/// Largest number of scores of a batch: 2 GiB, of which training holds a few copies.
 const MAX_SCORES: usize = 1 << 29;
 /// Scores computed at once when classifying.
 const SCORES_AT_ONCE: usize = 1 << 24;
@@ -29,15 +29,15 @@ const SCORES_AT_ONCE: usize = 1 << 24;
 pub(crate) struct Training {
     /// Base learning rates per 256 images, one head each.
     pub blrs: Vec<f64>,
-    /// Passes over the set.
+    /// Passes over the training images.
     pub epochs: u64,
-    /// Length of the linear rise, in epochs.
+    /// Epochs of linear learning-rate warm-up.
     pub warmup_epochs: f64,
     /// Images per step; the remainder of an epoch is dropped.
     pub batch_size: usize,
-    /// Decay of the weights.
+    /// Weight decay.
     pub weight_decay: f64,
-    /// Start weights and order are functions of it.
+    /// Seed for initial weights and order.
     pub seed: u64,
 }
 
@@ -48,11 +48,11 @@ pub(crate) struct Labeled<'a> {
     pub features: &'a Tensor,
     /// `N` classes.
     pub labels: &'a [i64],
-    /// The images of it that take part.
+    /// Indices of the images that take part.
     pub rows: &'a [i64],
 }
 
-/// `R` heads: batch norm without affine parameters, which they share because they see the same batches, and a linear layer each.
+/// `R` heads. Each is a linear layer; they share a batch norm without affine parameters, because they see the same batches.
 #[derive(Debug)]
 pub(crate) struct Heads {
     /// `[R, C, D]`.
@@ -79,7 +79,7 @@ impl Heads {
         }
     }
 
-    /// What is trained, stacked over the heads.
+    /// The trained parameters, stacked over the heads.
     pub(crate) fn params(&self) -> BTreeMap<String, Tensor> {
         [("weight", &self.weight), ("bias", &self.bias)].map(|(name, t)| (name.to_owned(), t.shallow_clone())).into()
     }
@@ -119,20 +119,20 @@ impl Heads {
         losses.detach()
     }
 
-    /// How well each head classifies `set`, over all its views.
+    /// The accuracy of each head on `set`, over all its views.
     pub(crate) fn accuracy(&self, set: &Labeled) -> anyhow::Result<Vec<TopK>> {
         let (heads, classes, _) = self.weight.size3()?;
         let at_once = (SCORES_AT_ONCE / (heads * classes) as usize).max(1);
         let mut counters: Vec<Counter> = (0..heads).map(|_| Counter::new(classes as usize)).collect();
         tch::no_grad(|| {
             for view in 0..set.features.size()[0] {
-                let of_view = set.features.get(view);
+                let view_features = set.features.get(view);
                 for rows in set.rows.chunks(at_once) {
-                    let x = of_view.index_select(0, &Tensor::from_slice(rows)).to_device(self.weight.device());
-                    let guesses = guesses(&self.scores(&x, false)); // [B, R, up to 5]
+                    let x = view_features.index_select(0, &Tensor::from_slice(rows)).to_device(self.weight.device());
+                    let top = top_classes(&self.scores(&x, false)); // [B, R, up to 5]
                     let labels: Vec<i64> = rows.iter().map(|&row| set.labels[row as usize]).collect();
                     for (head, counter) in (0..).zip(&mut counters) {
-                        counter.add(&guesses.select(1, head), &labels)?;
+                        counter.add(&top.select(1, head), &labels)?;
                     }
                 }
             }
@@ -145,7 +145,7 @@ impl Heads {
 /// one's mean loss in the last epoch.
 ///
 /// # Errors
-/// When the set does not fill a batch, when a batch has more scores than fit, and at Ctrl-C.
+/// If the set does not fill a batch, if a batch has too many scores, and at Ctrl-C.
 pub(crate) fn train(
     set: &Labeled,
     n_classes: usize,
@@ -157,7 +157,7 @@ pub(crate) fn train(
     let scores = n_heads.checked_mul(batch_size).and_then(|n| n.checked_mul(n_classes));
     ensure!(
         scores.is_some_and(|n| n <= MAX_SCORES),
-        "{n_heads} learning rates x {batch_size} images x {n_classes} classes are too many scores for a step; take a smaller \
+        "{n_heads} learning rates x {batch_size} images x {n_classes} classes are too many scores for a step; use a smaller \
          --probe-batch or fewer --blr"
     );
     require_a_step(set.rows.len(), batch_size)?;
@@ -178,13 +178,13 @@ pub(crate) fn train(
 
     let mut last_losses = Tensor::zeros([n_heads as i64], (Kind::Float, device));
     for epoch in 0..training.epochs {
-        let of_view = set.features.get((epoch % views as u64) as i64);
+        let view_features = set.features.get((epoch % views as u64) as i64);
         let permutation = order.permutation(epoch);
         last_losses = last_losses.zeros_like();
         for step in 0..order.steps_per_epoch() {
             let rows: Vec<i64> = permutation[order.step_range(step)].iter().map(|&i| set.rows[i as usize]).collect();
             let labels: Vec<i64> = rows.iter().map(|&row| set.labels[row as usize]).collect();
-            let x = of_view.index_select(0, &Tensor::from_slice(&rows));
+            let x = view_features.index_select(0, &Tensor::from_slice(&rows));
             let lr_scale = schedule.lr_at(order.fractional_epoch(epoch * order.steps_per_epoch() + step));
             last_losses +=
                 heads.step(&mut lars, &x.to_device(device), &Tensor::from_slice(&labels).to_device(device), lr_scale);
@@ -196,6 +196,7 @@ pub(crate) fn train(
     let losses = last_losses / order.steps_per_epoch() as f64;
     Ok((heads, Vec::<f64>::try_from(losses.to_kind(Kind::Double))?))
 }
+
 /// Refuses fewer images than one step takes.
 pub(crate) fn require_a_step(images: usize, batch_size: usize) -> anyhow::Result<()> {
     ensure!(

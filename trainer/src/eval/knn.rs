@@ -1,4 +1,4 @@
-//! DINO's weighted k-nearest-neighbor vote: no training, so it shows what the features alone know.
+//! DINO's weighted k-nearest-neighbor vote. It trains nothing, so it measures the features alone.
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -22,12 +22,12 @@ pub(crate) struct Labeled {
     pub labels: Vec<i64>,
 }
 
-/// How many test images were given their own class.
+/// Shares of test images that were classified correctly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Accuracy {
-    /// Share of test images, 0 to 1.
+    /// Share of all test images, 0 to 1.
     pub top1: f64,
-    /// Mean over the classes that occur in the test set of the share of each; what a majority class cannot carry.
+    /// Mean of the accuracies of the classes that occur in the test set, which one large class cannot dominate.
     pub balanced: f64,
 }
 
@@ -80,7 +80,7 @@ fn accuracy(predictions: &[i64], labels: &[i64], n_classes: usize) -> anyhow::Re
     })
 }
 
-/// Rows of unit length, f32; a row of zeros stays one.
+/// Rows scaled to unit length, f32; a row of zeros stays a row of zeros.
 fn unit_length(features: &Tensor) -> Tensor {
     let features = features.to_kind(Kind::Float);
     let norm = features.square().sum_dim_intlist(-1, true, None).sqrt();

@@ -1,4 +1,4 @@
-//! Where results lie in a run folder.
+//! Saves results in a run folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use super::features::{Fusion, Model};
 /// The folder of results in a run.
 pub(crate) const FOLDER: &str = "eval";
 
-/// Saves what was found about a model of a run in the run's folder, as `eval/KIND.json`, `KIND-untrained.json` or `KIND-ema.json`, with
-/// `-unfused` behind for a student of multi-layer fusion without it; nothing for other models.
+/// Saves a result of a run's model in the run's folder, as `eval/KIND.json`, `KIND-untrained.json` or `KIND-ema.json`, with `-unfused`
+/// appended for a student of multi-layer fusion that is evaluated without it. Results of other models are not saved.
 ///
-/// A result replaces one of the same question, where all fields named in `question` are equal, since the run may have gone on. Of a field
-/// written `name{}` the keys count and not the values. One of another question (other images, another `k`) stays, and the new one becomes
-/// `KIND-2.json` and so on.
+/// A result replaces an earlier one of the same question, in which all fields named in `question` are equal, since the run may have
+/// continued. For a field written `name{}`, the keys are compared and not the values. A result of another question (other images, another
+/// `k`) stays, and the new one becomes `KIND-2.json` and so on.
 pub(crate) fn save(model: &Model, kind: &str, question: &[&str], result: &impl Serialize) -> anyhow::Result<()> {
     let Some(run) = model.run_folder() else {
         return Ok(());
@@ -51,7 +51,7 @@ fn place(folder: &Path, stem: &str, question: &[&str], result: &Value) -> anyhow
             return Ok(path);
         }
         let text = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
-        // What is damaged answers nothing, and is not ours to remove.
+        // A damaged file matches no question, and stays.
         let before: Value = serde_json::from_slice(&text).unwrap_or_default();
         if question.iter().all(|field| same(field, &before, result)) {
             return Ok(path);
@@ -65,8 +65,9 @@ fn same(field: &str, before: &Value, result: &Value) -> bool {
     match field.strip_suffix("{}") {
         None => before.get(field) == result.get(field),
         Some(field) => {
-            let keys =
-                |of: &Value| -> Option<Vec<String>> { Some(of.get(field)?.as_object()?.keys().cloned().collect()) };
+            let keys = |value: &Value| -> Option<Vec<String>> {
+                Some(value.get(field)?.as_object()?.keys().cloned().collect())
+            };
             keys(before) == keys(result)
         }
     }
@@ -89,7 +90,7 @@ mod tests {
             written.push(path.file_name().unwrap().to_str().unwrap().to_owned());
         }
         assert_eq!(written, ["knn.json", "knn-2.json", "knn.json", "knn-3.json", "knn-2.json"]);
-        // Of an object the keys are asked for, and what they came to is the answer.
+        // The keys of an object belong to the question, its values to the answer.
         let place = |features: Value| {
             let result = json!({"features": features});
             let path = place(folder.path(), "linprobe", &["features{}"], &result).unwrap();

@@ -1,4 +1,4 @@
-//! What `knn` and `linprobe` have in common: two sets of labeled images, and what is told of them.
+//! The common parts of `knn` and `linprobe`: two sets of labeled images, and the messages about them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use tracing::warn;
 use super::features::Images;
 use crate::data::classes::{Classes, Matching, Numbering, Set};
 
-/// Refuses a model that is given twice, however its path is written: its result would be written twice, or over itself.
+/// Refuses a model that is given twice, however its path is written: its result would be written twice or overwrite itself.
 pub(crate) fn refuse_repeated(models: &[String]) -> anyhow::Result<()> {
     let mut seen = BTreeMap::new();
     for model in models {
@@ -31,39 +31,39 @@ pub(crate) fn refuse_repeated(models: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A precision as results have it: the usual one is not written.
+/// A precision as results record it; `None` for f32, the default.
 pub(crate) fn recorded(precision: Precision) -> Option<String> {
     (precision != Precision::F32).then(|| precision.name().to_owned())
 }
 
-/// What a table says of how images were seen and networks computed, where it is not the usual.
+/// The depth window and precision for the head of a table, as far as they are not the defaults.
 pub(crate) fn unusual(window: DepthWindow, precision: Option<&str>) -> String {
     let window = (!window.is_high_byte()).then(|| format!(", depth window {window}"));
     let precision = precision.map(|precision| format!(", in {precision}"));
     window.unwrap_or_default() + &precision.unwrap_or_default()
 }
 
-/// Says how many images of a set cannot be used, and why the first.
+/// Warns how many images of a set cannot be used, with the reason for the first.
 pub(crate) fn report_skipped(name: &str, images: &Images) {
     if let Some(first) = images.skipped.first() {
         warn!("{name}: {} cannot be used, the first is {first}", count(images.skipped.len() as u64, "image"));
     }
 }
 
-/// The classes that are in use in either set.
+/// The classes that have an image in either set.
 pub(crate) fn classes(matching: Matching, train: &ImageSource, test: &ImageSource) -> anyhow::Result<Classes> {
     let set = |option, source| Set { option, source };
     let (train, test) = (set("--train", train), set("--test", test));
     Classes::of(&train, &test, matching, Numbering::InUse)
 }
 
-/// How many test images are byte for byte among the train images, and a warning if any is.
+/// Counts the test images that are byte for byte among the train images, and warns if there are any.
 pub(crate) fn count_in_train(train: &Images, test: &Images) -> usize {
     let seen: BTreeSet<_> = train.hashes.iter().collect();
     let count = test.hashes.iter().filter(|hash| seen.contains(hash)).count();
     if count > 0 {
         warn!(
-            "{} also in the train set: their part of the accuracy says nothing about other images",
+            "{} also in the train set: this part of the accuracy says nothing about unseen images",
             match count {
                 1 => "1 test image is".to_owned(),
                 count => format!("{count} test images are"),

@@ -1,4 +1,4 @@
-//! Classifying a test set, and what a fine-tuning has come to.
+//! Evaluation of a classifier on a test set, and the result of a fine-tuning.
 
 use std::fmt;
 use std::io::Write;
@@ -16,25 +16,25 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 use tracing::warn;
 
-use super::accuracy::{Counter, TopK, guesses};
+use super::accuracy::{Counter, TopK, top_classes};
 use crate::data::batch::stack;
 use crate::data::decode_ahead::decode_ahead;
 use crate::data::normalize::Normalize;
 use torch_ext::to_device;
 
-/// One [`Evaluation`] a line.
+/// The file in a run folder with one [`Evaluation`] per line.
 pub(crate) const EVALUATIONS: &str = "evaluations.jsonl";
-/// The result's name in a run folder.
+/// The file in a run folder with the result.
 pub(crate) const FINETUNE_FILE: &str = "eval/finetune.json";
 
-/// The test set after some step.
+/// The accuracy on the test set after some step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Evaluation {
     pub step: u64,
     pub epoch: u64,
     /// Mean cross entropy, without label smoothing.
     pub loss: f64,
-    /// Shares of images that were given their own class.
+    /// Shares of images that were classified correctly.
     #[serde(flatten)]
     pub accuracy: TopK,
     /// Test images that were classified.
@@ -63,30 +63,30 @@ impl fmt::Display for Evaluation {
     }
 }
 
-/// What `trainer finetune` found.
+/// The result of `trainer finetune`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FinetuneResult {
     pub model: String,
     /// Images to train on.
     pub train_images: usize,
-    /// Outputs of the classifier: the training set's labels, those without an image included, and classes of the test set alone.
+    /// Outputs of the classifier: the training set's labels, including those without an image, and classes that only the test set has.
     pub classes: usize,
     /// Test images of classes that no training image has: all count as wrong.
     #[serde(default)]
     pub test_images_of_unseen_classes: usize,
-    /// After the last epoch: the result.
+    /// The evaluation after the last epoch, which is the result.
     pub last: Evaluation,
     /// The evaluation with the highest top-1, the earliest of equals. It was chosen by looking at the test images.
     pub best: Evaluation,
-    /// All of them, in order.
+    /// All evaluations, in order.
     pub evaluations: Vec<Evaluation>,
 }
 
 impl FinetuneResult {
-    /// What a run has come to so far, by its evaluations.
+    /// The result of a run so far, from its evaluations.
     ///
     /// # Errors
-    /// If it has none, or their file is damaged.
+    /// If the run has no evaluation, or their file is damaged.
     pub(crate) fn read(
         run: &Path,
         model: &str,
@@ -123,7 +123,7 @@ impl FinetuneResult {
 #[derive(Debug)]
 pub(crate) struct TestSet {
     pub source: ImageSource,
-    /// The class of each.
+    /// The class of each image.
     pub labels: Vec<i64>,
     /// Side of the square input, in pixels.
     pub img_size: u32,
@@ -135,7 +135,7 @@ pub(crate) struct TestSet {
     pub batch_size: usize,
 }
 
-/// What a test set came to, before it is put into a line.
+/// The outcome on a test set, before it becomes an [`Evaluation`].
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// See [`Evaluation::loss`].
@@ -143,7 +143,7 @@ pub(crate) struct Outcome {
     pub accuracy: TopK,
     /// Images that were classified.
     pub images: usize,
-    /// Keys of the others, and what is wrong with them.
+    /// Keys of the other images, and what is wrong with them.
     pub skipped: Vec<String>,
 }
 
@@ -185,7 +185,7 @@ impl TestSet {
             let loss = scores.cross_entropy_loss(&targets, None::<Tensor>, tch::Reduction::Sum, -100, 0.0);
             loss_sum += loss.double_value(&[]);
             images += labels.len();
-            counter.add(&guesses(&scores), &labels)
+            counter.add(&top_classes(&scores), &labels)
         })?;
         if let Some(first) = skipped.first() {
             warn!("--test: {} cannot be used, the first is {first}", count(skipped.len() as u64, "image"));
@@ -216,12 +216,12 @@ pub(crate) fn read(run: &Path) -> anyhow::Result<Vec<Evaluation>> {
     text.lines().enumerate().map(parse).collect()
 }
 
-/// The one with the highest top-1, the earliest of equals.
+/// The evaluation with the highest top-1, the earliest of equals.
 pub(crate) fn best(evaluations: &[Evaluation]) -> Option<&Evaluation> {
     evaluations.iter().reduce(|best, e| if e.accuracy.top1 > best.accuracy.top1 { e } else { best })
 }
 
-/// The last and the best evaluation, for people.
+/// Writes the last and the best evaluation as a table.
 fn write_table(result: &FinetuneResult, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(
         out,

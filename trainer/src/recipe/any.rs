@@ -1,4 +1,4 @@
-//! A recipe of either kind, told apart by what only one of them has.
+//! A recipe of either kind. The kinds are told apart by the sections and settings that only one of them has.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::recipe::finetune::FinetuneRecipe;
 #[cfg(test)]
 mod tests;
 
-/// Settings that pretraining has not, by their dotted names or those of their tables.
-const OF_FINETUNING: [&str; 5] = ["augment", "encoder", "model.pool", "optim.layer_decay", "run.eval_every"];
+/// Sections and dotted settings that pretraining does not have.
+const FINETUNE_ONLY: [&str; 5] = ["augment", "encoder", "model.pool", "optim.layer_decay", "run.eval_every"];
 
 /// Sections that fine-tuning does not have.
-const OF_PRETRAINING: [&str; 5] = ["data", "mimic", "target", "loss", "mask"];
+const PRETRAIN_ONLY: [&str; 5] = ["data", "mimic", "target", "loss", "mask"];
 
 /// A recipe.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,18 +33,19 @@ impl AnyRecipe {
 
     /// Like [`AnyRecipe::load`] for a text; `origin` is what messages call it.
     ///
-    /// A recipe whose text has a section that only pretraining has is one of pretraining. Else one with a setting that only fine-tuning has
-    /// is one of fine-tuning. Any other is one of pretraining, unless it can only be read as the other.
+    /// If the text has a section that only pretraining has, it is a recipe of pretraining. Otherwise, if the text or `settings` have a
+    /// setting that only fine-tuning has, it is one of fine-tuning. Otherwise it is read as a recipe of pretraining and, if that fails, as
+    /// one of fine-tuning.
     pub(crate) fn parse(text: &str, origin: &str, settings: &[String]) -> Result<AnyRecipe, Error> {
         let finetune = || {
             let recipe = FinetuneRecipe::parse(text, origin, settings)?;
             Ok(AnyRecipe::Finetune(Box::new(recipe)))
         };
         let pretrain = || Recipe::parse(text, origin, settings).map(|recipe| AnyRecipe::Pretrain(Box::new(recipe)));
-        if has_any(&OF_PRETRAINING, text, &[]) {
+        if has_any(&PRETRAIN_ONLY, text, &[]) {
             return pretrain();
         }
-        if has_any(&OF_FINETUNING, text, settings) {
+        if has_any(&FINETUNE_ONLY, text, settings) {
             return finetune();
         }
         pretrain().or_else(|error| finetune().map_err(|_: Error| error))
@@ -67,7 +68,7 @@ impl AnyRecipe {
     }
 }
 
-/// Whether a text or settings have one of `names`: sections, or settings by their dotted names.
+/// Whether `text` or `settings` have one of `names`, which are sections or dotted settings.
 fn has_any(names: &[&str], text: &str, settings: &[String]) -> bool {
     let table = text.parse::<toml::Table>().unwrap_or_default();
     let in_text = |name: &str| match name.split_once('.') {

@@ -4,20 +4,20 @@ use program::range::at_least_one;
 use program::recipe::{Error, require};
 use serde::{Deserialize, Serialize};
 
-/// Finished batches that wait for the device. Two hide one slow batch; more only cost memory.
+/// Default number of finished batches that may wait for the device. A few hide a slow batch; more only cost memory.
 pub(super) const PREFETCH: usize = 3;
 
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Data {
-    /// What to do about cached images that `--images` does not have: none of its images has their content, whatever it is called. With
-    /// `skip`, every image is read once before the first step, to know which they are.
+    /// What to do about cached images that `--images` does not have: none of its images has their content, under any name. With `skip`,
+    /// every image is read once before the first step to find out which ones are missing.
     pub missing: Missing,
     /// Train on the parts that are complete although others are missing. Off by default: a run on a third of the data
     /// looks like a run. The samples in use are recorded, so a cache that has grown since refuses to resume.
     pub allow_incomplete: bool,
-    /// Views used of those that the cache stores per image: this many of the first ones, one an epoch in turn. Default: all.
+    /// How many of the views that the cache stores per image are used: the first ones, in turn, one per epoch. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub views: Option<usize>,
     /// Finished batches that may wait for the device.

@@ -1,4 +1,4 @@
-//! What distinguishes two recipes: a run folder goes on with the recipe it began with.
+//! The settings in which two recipes differ: a run can be continued only with the recipe that it was started with.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ pub(crate) fn differences(name: &str, a: &toml::Value, b: &toml::Value) -> Vec<(
         };
     };
     let keys: BTreeSet<&String> = ta.keys().chain(tb.keys()).collect();
-    let of_key = |key: &String| {
+    let compare = |key: &String| {
         let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
         match (ta.get(key), tb.get(key)) {
             (Some(va), Some(vb)) => differences(&full, va, vb),
@@ -21,5 +21,5 @@ pub(crate) fn differences(name: &str, a: &toml::Value, b: &toml::Value) -> Vec<(
             }
         }
     };
-    keys.into_iter().flat_map(of_key).collect()
+    keys.into_iter().flat_map(compare).collect()
 }

@@ -1,4 +1,4 @@
-//! The recipe of a fine-tuning: like that of pretraining a typed TOML file, completed by the documented defaults below.
+//! The recipe of `trainer finetune`: a typed TOML file like that of pretraining, completed by the documented defaults below.
 //!
 //! Defaults are those of MAE's fine-tuning of a ViT-B (He et al. 2022, appendix A.2; `facebookresearch/mae`, FINETUNE.md).
 
@@ -27,25 +27,26 @@ const DROP_PATH: f64 = 0.1;
 const BETAS: [f64; 2] = [0.9, 0.999];
 /// Where MAE's cosine ends.
 const MIN_LR: f64 = 1e-6;
-/// One fine-tuning. On which images is not part of it.
+
+/// One fine-tuning. The images are not part of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FinetuneRecipe {
-    /// What is added to the encoder.
+    /// Pooling, stochastic depth and image size.
     #[serde(default)]
     pub model: Model,
-    /// What is done to images and labels.
+    /// Augmentation of images and labels.
     #[serde(default)]
     pub augment: Augment,
     /// The optimizer.
     pub optim: Optim,
-    /// Its learning rate over time.
+    /// The learning rate over time.
     pub schedule: ScheduleConfig,
-    /// Everything around it.
+    /// Seed, precision, logging and checkpoints.
     #[serde(default)]
     pub run: Run,
-    /// What is fine-tuned, at the image size of fine-tuning. `trainer finetune` fills it in from `--init`, so that weights can be used
-    /// without what they started from; in a recipe that is written by hand it is left out.
+    /// The encoder that is fine-tuned, at the image size of fine-tuning. `trainer finetune` fills it in from `--init`, so that the run's
+    /// weights can be used without the initial ones; a recipe that is written by hand leaves it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoder: Option<EncoderConfig>,
 }
@@ -54,12 +55,12 @@ pub(crate) struct FinetuneRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Model {
-    /// What is classified: `mean` of the patch tokens, through a norm of its own, or `cls`.
+    /// What the head classifies: the `mean` of the patch tokens, after a norm of its own, or `cls`.
     pub pool: PoolKind,
     /// Stochastic depth: the share of samples that skip a branch of the last block; the first block's is 0, between them it is
     /// linear.
     pub drop_path: f64,
-    /// Side of the square input, in pixels, if it is not that of pretraining; positions are interpolated.
+    /// Side of the square input, in pixels, if it differs from pretraining's; positions are interpolated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub img_size: Option<u32>,
 }
@@ -93,11 +94,11 @@ impl From<PoolKind> for Pool {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Augment {
-    /// Smallest and largest share of an image's area that a random crop has.
+    /// Smallest and largest area of a random crop, as shares of the image's area.
     pub crop_scale: [f64; 2],
     /// Probability of a horizontal flip.
     pub flip: f64,
-    /// timm's RandAugment policy of training images, or "none".
+    /// RandAugment policy for training images, written as in timm, or "none".
     pub rand_augment: String,
     /// Probability that a box of a training image becomes noise.
     pub random_erasing: f64,
@@ -105,7 +106,7 @@ pub(crate) struct Augment {
     pub mixup: f64,
     /// a of CutMix's Beta(a, a); 0 = off.
     pub cutmix: f64,
-    /// Probability that a batch is mixed, by one of the two.
+    /// Probability that a batch is mixed, by mixup or CutMix.
     pub mixup_prob: f64,
     /// Probability of CutMix where both are possible.
     pub switch_prob: f64,
@@ -143,7 +144,8 @@ impl Augment {
         self.policy().map(drop).map_err(|e| invalid("augment.rand_augment", &self.rand_augment, e))
     }
 
-    /// What RandAugment does, if anything. Bicubic, as timm is told to resize; images are filled up with ImageNet's mean color.
+    /// The RandAugment policy; `None` for "none". It interpolates bicubically, as MAE's fine-tuning has timm do, and fills areas outside
+    /// the image with ImageNet's mean color.
     ///
     /// # Errors
     /// If there is no such policy.
@@ -179,7 +181,7 @@ impl FinetuneRecipe {
         self.schedule.schedule(self.optim.peak_lr())
     }
 
-    /// The check of `[augment]` and of what only fine-tuning has.
+    /// Checks `[augment]` and the settings that only fine-tuning has.
     fn check(&self) -> Result<(), Error> {
         below_one("model.drop_path", self.model.drop_path)?;
         self.augment.check()?;
@@ -208,8 +210,8 @@ impl Experiment for FinetuneRecipe {
         self.run.check()
     }
 
-    /// The length of a `wsd` run may change for as long as its decay has not begun. In a run from before the encoder was recorded, the
-    /// weights it starts from are compared by their digest.
+    /// The length of a `wsd` run may change as long as its decay has not begun. A run of a version that did not record the encoder may get
+    /// one: its initial weights are compared by their digest.
     fn may_differ(&self, other: &FinetuneRecipe, name: &str) -> bool {
         match name {
             "schedule.epochs" => [self.schedule.kind, other.schedule.kind] == [ScheduleKind::Wsd; 2],

@@ -14,7 +14,7 @@ use program::recipe::{Error, require};
 const MASK_RATIO: f64 = 0.75;
 /// MR-MAE weighs reconstruction and mimicking equally.
 const LOSS_WEIGHT: f64 = 0.5;
-/// MaskAlign's for smooth L1.
+/// MaskAlign's beta of smooth L1.
 pub(super) const SMOOTH_L1_BETA: f64 = 1.0;
 
 /// `[mimic]`
@@ -23,8 +23,8 @@ pub(super) const SMOOTH_L1_BETA: f64 = 1.0;
 pub(crate) struct Mimic {
     /// Teacher ids of the cache. Each gets a linear head of its own on the encoder's visible tokens. Empty = plain MAE,
     /// which needs no teacher rows. More than one is never a default: the paper found CLIP and DINO together worse than
-    /// either alone (table 4). Later work that gains from several normalizes each first: try `target.norm = "phi_s"` or
-    /// "standardize" with it.
+    /// either alone (table 4). Later work that gains from several normalizes each of them first, as `target.norm = "phi_s"` and
+    /// "standardize" do.
     pub teachers: Vec<String>,
     /// Which of the student's tokens mimic. All but the default are ablations.
     pub tokens: MimicTokens,
@@ -33,25 +33,25 @@ pub(crate) struct Mimic {
     /// For `smooth_l1`: where the square becomes a line, in the target's units. Default 1, MaskAlign's; FD and dBOT have 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
-    /// Per teacher, what is different from the settings that all share.
+    /// Settings of single teachers, which override the shared ones.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub teacher: BTreeMap<String, TeacherSettings>,
 }
 
-/// `[mimic.teacher.ID]`: each absent setting is the shared one.
+/// `[mimic.teacher.ID]`. If a setting is absent, the shared one applies.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TeacherSettings {
-    /// Its share of `loss.w_mimic` and `loss.w_cls`. Default: one over the number of teachers.
+    /// The teacher's share of `loss.w_mimic` and `loss.w_cls`. Default: one over the number of teachers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<f64>,
-    /// Instead of `target.norm`.
+    /// Overrides `target.norm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm: Option<TargetNorm>,
-    /// Instead of `mimic.loss`.
+    /// Overrides `mimic.loss`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<LossKind>,
-    /// Instead of `mimic.beta`.
+    /// Overrides `mimic.beta`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
 }
@@ -88,11 +88,11 @@ pub(crate) enum LossKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Target {
-    /// What is done to a teacher's token before it is compared; always at load, never in the cache. The paper is silent. The
-    /// default is `ln`, LayerNorm without affine parameters per token, on which its nearest relatives settled (MaskAlign calls
-    /// it "whiten"): the residual stream of a ViT has a few channels tens of times larger than the rest, which under `none`,
-    /// the paper's equation read literally, own the loss. `l2` keeps only the direction (MVP, MILAN). `standardize` (Theia) and
-    /// `phi_s` (RADIO) use statistics of the whole cache and are meant for several teachers.
+    /// How a teacher's tokens are normalized before they are compared. This happens during training; the cache stores them as they are.
+    /// The paper does not say. The default is `ln`, LayerNorm without affine parameters per token, as in closely related work (MaskAlign
+    /// calls it "whiten"): the residual stream of a ViT has a few channels tens of times larger than the rest, which dominate the loss
+    /// under `none`, the paper's equation read literally. `l2` keeps only the direction (MVP, MILAN). `standardize` (Theia) and `phi_s`
+    /// (RADIO) use statistics of the whole cache and are meant for several teachers.
     pub norm: TargetNorm,
 }
 
@@ -111,8 +111,8 @@ pub(crate) struct Loss {
     /// Weight of mimicking, shared evenly by the teachers unless their settings say otherwise.
     pub w_mimic: f64,
     /// Weight of mimicking the teachers' CLS tokens with the student's, by heads of their own. 0 = off: the paper has no such term;
-    /// MaskAlign, MILAN and MEDiC do. CLS targets are normalized one by one: `standardize` and `phi_s`, whose statistics are those
-    /// of patches, are `ln` for them.
+    /// MaskAlign, MILAN and MEDiC do. The statistics of `standardize` and `phi_s` are those of patches, so CLS targets are normalized by
+    /// `ln` instead.
     pub w_cls: f64,
 }
 
@@ -133,7 +133,7 @@ pub(crate) struct Mask {
     /// For `focused`: how the teacher's attention decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<FocusMode>,
-    /// For `focused`: whose attention, by teacher id. Need not be mimicked.
+    /// For `focused`: the id of the teacher whose attention is used. The student need not mimic it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<String>,
 }
@@ -163,12 +163,12 @@ pub(crate) enum FocusMode {
     /// Drawn without replacement, with the attention as probabilities (MILAN, MaskAlign). The default: masks still vary
     /// between epochs.
     Multinomial,
-    /// The largest, always: one view of an image always gets the same mask.
+    /// Always the patches with the most attention: one view of an image always gets the same mask.
     Topk,
 }
 
 impl Recipe {
-    /// How the teacher `id` is mimicked: its share, its normalization, its loss.
+    /// How the teacher `id` is mimicked: its share of the weights, its normalization and its loss.
     pub(crate) fn mimic_of(&self, id: &str) -> (f64, TargetNorm, MimicLoss) {
         let own = self.mimic.teacher.get(id).cloned().unwrap_or_default();
         let beta = own.beta.or(self.mimic.beta).unwrap_or(SMOOTH_L1_BETA);
@@ -214,7 +214,7 @@ impl Recipe {
                 smooth || own.beta.is_none(),
                 "mimic.teacher.*.beta",
                 own.beta.unwrap_or_default(),
-                "has a meaning only with loss = \"smooth_l1\"",
+                "applies only with loss = \"smooth_l1\"",
             )?;
         }
         let smooth = |own: &super::TeacherSettings| own.loss == Some(LossKind::SmoothL1);
@@ -224,7 +224,7 @@ impl Recipe {
                 || self.mimic.teacher.values().any(smooth),
             "mimic.beta",
             self.mimic.beta.unwrap_or_default(),
-            "has a meaning only with loss = \"smooth_l1\"",
+            "applies only with loss = \"smooth_l1\"",
         )?;
         let betas = self.mimic.teacher.values().map(|own| own.beta);
         for beta in betas.chain([self.mimic.beta]).flatten() {
@@ -248,7 +248,12 @@ impl Recipe {
         )?;
         let removed_matter = self.loss.w_rec > 0.0 || self.mimic.tokens == MimicTokens::DecoderRemoved;
         let removes = keep < self.mae_config().num_patches() || !removed_matter;
-        require(removes, "mask.ratio", self.mask.ratio, "must remove a patch, or loss.w_rec be 0")?;
+        require(
+            removes,
+            "mask.ratio",
+            self.mask.ratio,
+            "must remove a patch, because this recipe has a loss over removed patches",
+        )?;
         let focused = self.mask.kind == MaskKind::Focused;
         require(
             focused == self.mask.teacher.is_some(),
@@ -256,14 +261,14 @@ impl Recipe {
             self.mask.teacher.as_deref().unwrap_or("unset"),
             match focused {
                 true => "mask.kind = \"focused\" needs the teacher whose CLS attention chooses",
-                false => "belongs to mask.kind = \"focused\": set that too, or neither",
+                false => "belongs to mask.kind = \"focused\": set both or neither",
             },
         )?;
         require(
             focused || self.mask.mode.is_none(),
             "mask.mode",
             "given",
-            "belongs to mask.kind = \"focused\": set that too, or neither",
+            "belongs to mask.kind = \"focused\": set both or neither",
         )
     }
 }

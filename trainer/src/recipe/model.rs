@@ -19,7 +19,7 @@ pub(crate) struct Model {
     pub encoder: EncoderKind,
     /// Side of the square input, in pixels.
     pub img_size: u32,
-    /// Side of a patch, in pixels; divides `img_size`. Of `mcmae` it is 16.
+    /// Side of a patch, in pixels; divides `img_size`. For `mcmae` it is 16.
     pub patch_size: u32,
     /// Encoder width, for `vit`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,7 +27,7 @@ pub(crate) struct Model {
     /// Encoder blocks, for `vit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<u32>,
-    /// Hidden width of an MLP, in widths of its block, for `vit`; the decoder's too.
+    /// Hidden width of an MLP as a multiple of its block's width, for `vit`; the decoder's too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mlp_ratio: Option<u32>,
     /// Widths of the three stages, for `mcmae`.
@@ -36,7 +36,7 @@ pub(crate) struct Model {
     /// Blocks of the three stages, for `mcmae`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depths: Option<[u32; 3]>,
-    /// Hidden widths of the MLPs of the three stages, for `mcmae`; the last one's is the decoder's too.
+    /// Hidden widths of the MLPs of the three stages as multiples of their widths, for `mcmae`; the decoder uses the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mlp_ratios: Option<[u32; 3]>,
     /// For `mcmae`: whether there is a CLS token. Not in the published code, but in the weights that MR-MAE's authors published later,
@@ -46,27 +46,28 @@ pub(crate) struct Model {
     /// Attention heads of the transformer blocks.
     pub num_heads: u32,
     /// Multi-layer fusion, for `vit`: encoder blocks (from 0, before the last) whose outputs are added to the last one's, for both
-    /// losses, in pretraining alone. The paper does not say which: with 12 blocks `[3, 7]`, every fourth, is a reasonable reading.
+    /// losses; fine-tuning does not use them. The paper does not say which: with 12 blocks `[3, 7]`, every fourth, is a reasonable reading.
     /// Empty = none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fusion: Vec<u32>,
-    /// The same for `mcmae`: whether projections of the two convolution stages are added to the last stage's output, as in the
+    /// Multi-layer fusion, for `mcmae`: whether projections of the two convolution stages are added to the last stage's output, as in the
     /// published code. Default: true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage_fusion: Option<bool>,
     /// Stochastic depth: the rate of the encoder's last block, falling linearly to 0 at its first. MaskAlign pretrains with 0.1; MAE and
     /// the paper's text have none.
     pub drop_path: f64,
-    /// Decoder width. MR-MAE does not state it; MAE's.
+    /// Decoder width. MR-MAE does not state it; the default is MAE's.
     pub decoder_embed_dim: u32,
     /// Decoder blocks.
     pub decoder_depth: u32,
     /// Decoder attention heads.
     pub decoder_num_heads: u32,
-    /// Reconstruct each patch normalized by its own mean and deviation. MAE's better setting; MR-MAE does not say.
+    /// Reconstruct each patch normalized by its own mean and std. It is MAE's better setting; MR-MAE does not state it.
     pub norm_pix_loss: bool,
     /// Start from this student: a run folder, a file or folder of weights that [`models::interop::import()`] reads, or the id of one on
-    /// the hub. The encoder is taken, and the decoder where it has one; heads start fresh. Absent = all from the seed.
+    /// the hub. The encoder is loaded, and the decoder if there is one; heads are newly initialized. Absent = everything is initialized from
+    /// the seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
 }
@@ -108,7 +109,7 @@ pub(crate) enum EncoderKind {
     Mcmae,
 }
 
-/// Hidden width of an MLP in widths, as in every published ViT.
+/// Hidden width of an MLP as a multiple of its block's width, as in every published ViT.
 const MLP_RATIO: i64 = 4;
 
 impl Recipe {
@@ -163,7 +164,7 @@ impl Recipe {
         self.model.img_size / self.model.patch_size
     }
 
-    /// Residual branches that stochastic depth draws a number for; 0 without it.
+    /// Number of residual branches for which stochastic depth draws a number; 0 without it.
     pub(crate) fn drop_path_branches(&self) -> usize {
         match self.model.drop_path > 0.0 {
             true => 2 * usize::try_from(self.mae_config().encoder.num_blocks()).unwrap_or_default(),
@@ -201,7 +202,7 @@ impl Recipe {
                     return Err(invalid(
                         "model.patch_size",
                         m.patch_size,
-                        "is 16 with model.encoder = \"mcmae\": 4 x 2 x 2 pixels",
+                        "must be 16 with model.encoder = \"mcmae\": 4 x 2 x 2 pixels",
                     ));
                 }
                 vec![
@@ -235,9 +236,9 @@ impl Recipe {
             m.img_size,
             "must be a positive multiple of model.patch_size",
         )?;
-        // Far beyond any published network, and small enough to multiply and to hold.
+        // The limits are far beyond any published network, and low enough for sizes to be multiplied without overflow.
         let largest = |sizes: Option<[u32; 3]>| sizes.into_iter().flatten().max().unwrap_or_default();
-        for (field, size, most) in [
+        for (field, size, limit) in [
             ("model.embed_dim", m.embed_dim.unwrap_or_default(), 16384),
             ("model.embed_dims", largest(m.embed_dims), 16384),
             ("model.depth", m.depth.unwrap_or_default(), 512),
@@ -247,7 +248,7 @@ impl Recipe {
             ("model.mlp_ratio", m.mlp_ratio.unwrap_or_default(), 64),
             ("model.mlp_ratios", largest(m.mlp_ratios), 64),
         ] {
-            require(size <= most, field, size, &format!("must be at most {most}"))?;
+            require(size <= limit, field, size, &format!("must be at most {limit}"))?;
         }
         self.mae_config().validate().map_err(model_error)?;
         require((0.0..1.0).contains(&m.drop_path), "model.drop_path", m.drop_path, "must be in [0, 1)")

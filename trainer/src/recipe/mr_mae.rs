@@ -8,8 +8,8 @@ use models::targets::TargetStats;
 use super::Recipe;
 
 impl Recipe {
-    /// The network that the recipe asks for, with a head for each teacher of `widths`. A normalization that needs statistics and is given
-    /// none starts with those of uncorrelated channels: a checkpoint brings the values then, or they do not matter.
+    /// The network that the recipe asks for, with a head for each teacher of `widths`. A normalization that needs statistics but has none
+    /// in `stats` starts with those of uncorrelated channels: either a checkpoint supplies the values later, or they do not matter.
     pub(crate) fn mr_mae_config(
         &self,
         widths: &BTreeMap<String, i64>,

@@ -21,13 +21,13 @@ pub(crate) struct Optim {
     /// Forward passes whose gradients are averaged into one update.
     #[serde(default = "one")]
     pub accum_iter: usize,
-    /// Base learning rate, scaled by effective batch / 256; in fine-tuning that of the last layer.
+    /// Base learning rate, scaled by effective batch / 256; in fine-tuning the last layer's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blr: Option<f64>,
     /// Peak learning rate, literally; excludes `blr`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
-    /// For fine-tuning: the learning rate of a layer as a factor of the next layer's; 1 = one rate for all.
+    /// For fine-tuning: a layer's learning rate as a factor of the next layer's; 1 = one rate for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_decay: Option<f64>,
     /// Decay rates of the two moments.
@@ -42,13 +42,13 @@ pub(crate) struct Optim {
     /// Largest global gradient norm. Absent = no clipping, as in MAE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_grad: Option<f64>,
-    /// Also keep a moving average of the parameters: the share of itself that it keeps at each step, for example 0.9999. It is saved with
-    /// every checkpoint (`ema.safetensors`) and evaluated as `ema:RUN`; fine-tuning evaluates it and keeps it as the best. Absent = none, as
-    /// in MAE and MR-MAE. Fine-tuning of MAE's successors commonly has one.
+    /// Decay of a moving average of the parameters, for example 0.9999. The average is saved with every checkpoint (`ema.safetensors`) and
+    /// evaluated as `ema:RUN`; fine-tuning evaluates it instead of the last step's weights and saves it as the best. Absent = no average, as
+    /// in MAE and MR-MAE. Fine-tuning recipes of MAE's successors commonly have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
-    /// Begin the average fast: at step t (from 1) it keeps no more than (1 + t) / (10 + t), so that a short run's average forgets where it
-    /// started. TensorFlow's `ExponentialMovingAverage(num_updates)`. Off by default, like timm's `--model-ema-warmup`.
+    /// Use a smaller decay at first: at step t (from 1) it is at most (1 + t) / (10 + t), so that a short run's average forgets the initial
+    /// weights. TensorFlow's `ExponentialMovingAverage(num_updates)`. Off by default, like timm's `--model-ema-warmup`.
     #[serde(default)]
     pub ema_warmup: bool,
 }
@@ -72,7 +72,7 @@ pub(super) struct Defaults {
 }
 
 impl Optim {
-    /// Fills in the defaults of a kind of training and refuses the settings of the other.
+    /// Fills in the defaults of one kind of training and refuses the settings of the other.
     pub(super) fn resolve(&mut self, defaults: &Defaults) -> Result<(), Error> {
         if self.blr.is_none() && self.lr.is_none() {
             self.blr = Some(defaults.blr);
@@ -103,13 +103,13 @@ impl Optim {
         self.lr.unwrap_or_else(|| scale_lr(self.blr.unwrap_or_default(), self.effective_batch()))
     }
 
-    /// What AdamW is built with.
+    /// AdamW's configuration.
     pub(crate) fn adamw(&self) -> AdamWConfig {
         let [beta1, beta2] = self.betas.unwrap_or_default();
         AdamWConfig { beta1, beta2, eps: self.eps }
     }
 
-    /// How much of itself the moving average keeps at step `step` (from 0); `None` without an average.
+    /// The decay of the moving average at step `step` (from 0); `None` without an average.
     pub(crate) fn ema_decay_at(&self, step: u64) -> Option<f64> {
         let taken = (step + 1) as f64;
         let largest = if self.ema_warmup { (1.0 + taken) / (10.0 + taken) } else { 1.0 };
@@ -123,13 +123,13 @@ impl Optim {
             self.batch_size.checked_mul(self.accum_iter).is_some(),
             "optim.accum_iter",
             self.accum_iter,
-            "must leave an effective batch that can be counted",
+            "makes the effective batch size overflow",
         )?;
         require(
             self.blr.is_none() || self.lr.is_none(),
             "optim.lr",
             self.lr.unwrap_or_default(),
-            "excludes optim.blr: give the peak or the base rate",
+            "excludes optim.blr: give either the peak or the base rate",
         )?;
         positive("optim.blr", self.blr)?;
         positive("optim.lr", self.lr)?;
@@ -157,7 +157,7 @@ impl Optim {
             self.ema_decay.is_some() || !self.ema_warmup,
             "optim.ema_warmup",
             self.ema_warmup,
-            "has a meaning only with optim.ema_decay",
+            "applies only with optim.ema_decay",
         )
     }
 }

@@ -16,7 +16,7 @@ const BLR: f64 = 1.5e-4;
 const BETAS: [f64; 2] = [0.9, 0.95];
 /// Where MAE's cosine ends in pretraining.
 const MIN_LR: f64 = 0.0;
-/// Enough to see what is learned, and drawn in no time.
+/// Default number of pictures: enough to see what is learned, and quick to draw.
 const PICTURES: usize = 4;
 
 /// One pretraining.
@@ -43,9 +43,9 @@ pub(crate) struct Recipe {
     pub mask: Mask,
     /// The optimizer.
     pub optim: Optim,
-    /// Its learning rate over time.
+    /// The learning rate over time.
     pub schedule: ScheduleConfig,
-    /// Everything around it.
+    /// Seed, precision, logging and checkpoints.
     #[serde(default)]
     pub run: Run,
 }
@@ -89,14 +89,14 @@ impl Experiment for Recipe {
             prefetch.is_none(),
             "run.prefetch",
             prefetch.unwrap_or_default(),
-            "is a setting of fine-tuning; that of pretraining is data.prefetch",
+            "is a setting of fine-tuning; pretraining has data.prefetch",
         )?;
         self.run.check()
     }
 
-    /// The length of a `wsd` run may change for as long as its decay has not begun
-    /// ([`run_folder::refuse_other_length`](crate::train::run_folder::refuse_other_length)); the content of `model.init` is compared by its
-    /// hash and not by its place.
+    /// The length of a `wsd` run may change as long as its decay has not begun
+    /// ([`run_folder::refuse_other_length`](crate::train::run_folder::refuse_other_length)); `model.init` is compared by the hash of its
+    /// content and not by its path.
     fn may_differ(&self, other: &Recipe, name: &str) -> bool {
         match name {
             "schedule.epochs" => [self.schedule.kind, other.schedule.kind] == [ScheduleKind::Wsd; 2],

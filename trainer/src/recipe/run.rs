@@ -1,11 +1,11 @@
-//! `[run]`: what surrounds the method.
+//! `[run]`: seed, precision, logging and checkpoints.
 
 use models::precision::Precision;
 use program::range::{at_least_one, positive};
 use program::recipe::{Error, require};
 use serde::{Deserialize, Serialize};
 
-/// One is enough to resume; the second is there for the day the first turns out to be damaged.
+/// One is enough to resume; the second serves if the first turns out to be damaged.
 pub(super) const KEEP_CHECKPOINTS: usize = 2;
 /// A few skipped steps are an accident, this many in a row are a diverged run.
 pub(super) const STOP_AFTER_NONFINITE: u32 = 5;
@@ -14,11 +14,11 @@ pub(super) const STOP_AFTER_NONFINITE: u32 = 5;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Run {
-    /// Seed of weights, order, masks, crops and everything else that is random.
+    /// Seed for weights, order, masks, crops and everything else that is random.
     pub seed: u64,
-    /// What matrix products and attention compute in, forward and backward. Parameters, moments, norms, softmax, the residual
-    /// stream and losses are f32 either way; bf16 has f32's range and needs no loss scaling. `f32`, `bf16`, or on a GPU `tf32`; then an
-    /// online teacher computes in TF32 as well.
+    /// Precision of matmuls and attention, forward and backward: `f32`, `bf16`, or on a GPU `tf32`, in which an online teacher then computes
+    /// too. Parameters, moments, norms, softmax, the residual stream and losses are always f32; bf16 has f32's range and needs no loss
+    /// scaling.
     pub precision: Precision,
     /// For fine-tuning: epochs between two evaluations; there is always one at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,22 +32,22 @@ pub(crate) struct Run {
     pub checkpoint_every: u64,
     /// Number of most recent checkpoints to keep.
     pub keep_checkpoints: usize,
-    /// For pretraining: samples of the current batch that are drawn with each checkpoint: original, masked, reconstruction, and how close
-    /// each token comes to each teacher. Into `RUN/pictures/` and TensorBoard. 0 = none.
+    /// For pretraining: how many samples of the current batch are drawn with each checkpoint: original, masked, reconstruction, and the
+    /// similarity of each token to each teacher. They go to `RUN/pictures/` and TensorBoard. 0 = none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pictures: Option<usize>,
-    /// The device's matrix products in TFLOP/s, in this precision, for the log's MFU. Default: measured at the start by a small plain
-    /// product.
+    /// The device's matmul rate in TFLOP/s, in this precision, for the log's MFU. Default: measured at the start with a small plain
+    /// matmul.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_tflops: Option<f64>,
-    /// Also write and keep for good every checkpoint whose step is a multiple of this: to evaluate a run along its way, or to finish a
-    /// `wsd` run at several lengths. Absent = none.
+    /// Also write a checkpoint at every multiple of this many steps, and never remove it: to evaluate a run at several steps, or to finish
+    /// a `wsd` run at several lengths. Absent = none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_every: Option<u64>,
-    /// Keep of each block (convolution stages and decoder included) only its input and compute the rest again in backward (Chen et al.
-    /// 2016): a third more arithmetic for a fraction of the memory. Changes no number.
+    /// Keep only the input of each block (convolution stages and decoder included) and recompute the rest in the backward pass (Chen et
+    /// al. 2016): a third more arithmetic for a fraction of the memory. Results do not change.
     pub grad_checkpointing: bool,
-    /// Use only operations that give the same bits every time. On a GPU some gradients, of attention first of all, are otherwise summed in
+    /// Use only operations that give the same bits every time. On a GPU some gradients, above all attention's, are otherwise summed in
     /// an order that differs from run to run. Costs speed; changes nothing on a CPU, whose operations are all of this kind.
     pub deterministic: bool,
     /// Consecutive steps with a non-finite loss or gradient (each skipped and recorded) that end the run.

@@ -1,5 +1,5 @@
 //! `[schedule]`: the learning rate over time. Linear warm-up, then half a cosine, or a plateau and a short decay; per iteration, as a pure
-//! function of where the run stands.
+//! function of the epoch.
 //!
 //! The cosine agrees with `facebookresearch/mae` (`util/lr_sched.py`, and `main_pretrain.py` for the scaling rule), which MR-MAE's
 //! recipe is written in terms of. Warm-up, stable, decay is that of MiniCPM (Hu et al. 2024) with the decays of Hägele et al. 2024,
@@ -18,12 +18,12 @@ pub(crate) struct ScheduleConfig {
     /// What comes after the warm-up.
     #[serde(default)]
     pub kind: ScheduleKind,
-    /// Length of the run. With `kind = "wsd"` it may be changed on a resume for as long as the decay has not begun.
+    /// Length of the run. With `kind = "wsd"` it may be changed on a resume as long as the decay has not begun.
     pub epochs: u64,
     /// Epochs of linear warm-up; may have a fraction.
     #[serde(default)]
     pub warmup_epochs: f64,
-    /// Where the descent ends. Default: 0 in pretraining, 1e-6 in fine-tuning, both MAE's.
+    /// Learning rate at the end of the descent. Default: 0 in pretraining, 1e-6 in fine-tuning, both MAE's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_lr: Option<f64>,
     /// For `wsd`, which needs it: length of the decay at the end, in epochs; may have a fraction. Hägele et al. 2024 find 10 to 20 % of the
@@ -89,21 +89,21 @@ impl ScheduleConfig {
             if wsd {
                 "schedule.kind = \"wsd\" needs it; a fifth of schedule.epochs is usual"
             } else {
-                "belongs to schedule.kind = \"wsd\": set that too, or neither"
+                "belongs to schedule.kind = \"wsd\": set both or neither"
             },
         )?;
         require(
             wsd || self.decay.is_none(),
             "schedule.decay",
             "given",
-            "belongs to schedule.kind = \"wsd\": set that too, or neither",
+            "belongs to schedule.kind = \"wsd\": set both or neither",
         )?;
         let decay_epochs = self.decay_epochs.unwrap_or(1.0);
         require(
             !wsd || (decay_epochs > 0.0 && decay_epochs <= self.epochs as f64 - self.warmup_epochs),
             "schedule.decay_epochs",
             decay_epochs,
-            "must be more than 0, and no more than what the warm-up leaves of schedule.epochs",
+            "must be above 0 and at most schedule.epochs - schedule.warmup_epochs",
         )?;
         let min_lr = self.min_lr.unwrap_or_default();
         require((0.0..=peak_lr).contains(&min_lr), "schedule.min_lr", min_lr, "must lie between 0 and the peak rate")
@@ -125,7 +125,7 @@ pub(crate) fn scale_lr(blr: f64, effective_batch: usize) -> f64 {
 pub(crate) struct Schedule {
     /// Peak, reached at the end of the warm-up.
     pub lr: f64,
-    /// Where the descent ends.
+    /// Learning rate at the end of the descent.
     pub min_lr: f64,
     /// Length of the linear rise from zero, in epochs.
     pub warmup_epochs: f64,
@@ -162,11 +162,11 @@ pub(crate) enum Decay {
 }
 
 impl Schedule {
-    /// The learning rate at `epoch`, which counts from 0 and has a fraction: step `s` of epoch `e` stands at
+    /// The learning rate at `epoch`, which counts from 0 and has a fraction: step `s` of epoch `e` is at
     /// `e + s / steps_per_epoch`.
     ///
     /// `lr * e / w` during the warm-up. The very first step therefore has a rate of zero, as in the reference code. Then
-    /// `min + (lr - min) * f`, where `f` falls from 1 to 0: `(1 + cos(pi * (e - w) / (E - w))) / 2`, or 1 and the [`Decay`].
+    /// `min + (lr - min) * f`, where `f` falls from 1 to 0: `(1 + cos(pi * (e - w) / (E - w))) / 2`, or 1 and then the [`Decay`].
     pub(crate) fn lr_at(&self, epoch: f64) -> f64 {
         if epoch < self.warmup_epochs {
             return self.lr * epoch / self.warmup_epochs;
@@ -187,7 +187,7 @@ impl Schedule {
         self.min_lr + (self.lr - self.min_lr) * factor
     }
 
-    /// From which epoch on the rate depends on the length of the run: until there a run that will be longer takes the same steps.
+    /// The epoch from which the rate depends on the length of the run. Up to this epoch a longer run takes the same steps.
     pub(crate) fn descends_from(&self) -> f64 {
         match self.descent {
             Descent::Cosine => self.warmup_epochs,

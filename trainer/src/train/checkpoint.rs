@@ -5,13 +5,13 @@
 //!                               optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, step.<name>
 //!                               ema.safetensors         with optim.ema_decay: the averaged network, under the model's names
 //!                               state.json              step, counters, what was trained on, digests of the other files
-//! RUN/LAST                                              name of the newest, written after it
+//! RUN/LAST                                              name of the newest checkpoint, written after it
 //! ```
 //!
 //! The newest few are kept, and those of `run.keep_every`. A folder is written under a temporary name and renamed when its bytes are on
 //! disk; `LAST` follows. Older checkpoints are removed only after that, so a kill at any moment leaves at least one that is whole.
-//! Training goes on meanwhile: see [`Writer`]. All randomness is keyed by the recipe's
-//! seed and by position, so `step` is also the state of every random draw and of the data order.
+//! Training continues meanwhile: see [`Writer`]. All randomness is keyed by the recipe's seed and by position, so `step` is also the state of
+//! every random draw and of the data order.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,7 +41,7 @@ pub(crate) const MODEL: &str = "model.safetensors";
 /// The key under which [`MODEL`]'s header holds the resolved recipe, so that the file alone can be evaluated.
 pub(crate) const RECIPE_KEY: &str = "recipe";
 
-/// The averaged network of a checkpoint whose recipe asks for one: parameters' averages, buffers as they are. Its header is that of
+/// The averaged network of a checkpoint whose recipe asks for one: averages of the parameters, and the buffers as they are. Its header is that of
 /// [`MODEL`].
 pub(crate) const EMA: &str = "ema.safetensors";
 
@@ -50,22 +50,22 @@ pub(crate) const STATE: &str = "state.json";
 const FOLDER: &str = "checkpoints";
 const FORMAT_VERSION: u32 = 1;
 
-/// What a run knows besides tensors.
+/// The state of a run besides its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct State {
     /// Format version of this file and the files beside it.
     pub format_version: u32,
-    /// Updates done, skipped ones included; also where data order and masks stand.
+    /// Updates done, skipped ones included; also the position in the data order.
     pub step: u64,
     /// Skipped steps in a row up to here.
     pub nonfinite_in_row: u32,
-    /// Parts that each batch is taken in since memory ran out; 1 if it has not.
+    /// Into how many parts each batch is split since memory ran out; 1 if it has not.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub parts: usize,
     /// Sums for the next metrics line.
     pub window: Window,
-    /// What the run trains on, by name of the fact: a resume with another value is refused.
+    /// Facts about what the run trains on, by name: a resume with another value is refused.
     pub data: BTreeMap<String, String>,
     /// SHA-256 of the other files.
     pub sha256: BTreeMap<String, String>,
@@ -125,7 +125,7 @@ pub(crate) struct Keep {
 }
 
 impl Keep {
-    /// What `[run]` asks for.
+    /// The checkpoints that `[run]` asks to keep.
     pub(crate) fn of(run: &Run) -> Keep {
         Keep { newest: run.keep_checkpoints, every: run.keep_every }
     }
@@ -147,7 +147,7 @@ pub(crate) fn save(run: &Path, checkpoint: &Checkpoint, keep: Keep) -> anyhow::R
         let file_out = AtomicFile::create(&unfinished.path().join(file))?;
         let mut out = HashingWriter { inner: BufWriter::new(file_out), sha256: Sha256::new() };
         weights::write(&mut out, tensors, header).with_context(|| {
-            format!("{folder:?}: cannot be written; the checkpoints before it are kept, and the same command goes on from the last")
+            format!("{folder:?}: cannot be written; earlier checkpoints are kept, and the same command continues from the last")
         })?;
         let written = out.inner.into_inner().map_err(io::IntoInnerError::into_error);
         written.with_context(|| format!("{folder:?}: cannot be written"))?.publish()?;
@@ -162,7 +162,7 @@ pub(crate) fn save(run: &Path, checkpoint: &Checkpoint, keep: Keep) -> anyhow::R
 }
 
 /// Loads the checkpoint that `LAST` names, or, if that is damaged or gone, the newest older one that is whole; `None` for a
-/// run without any. `notice` is told about each one that is passed over.
+/// run without any. `notice` is called for each one that is passed over.
 pub(crate) fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::Result<Option<Checkpoint>> {
     let mut candidates = steps(run)?;
     if candidates.is_empty() {
@@ -201,7 +201,7 @@ pub(crate) fn newest(run: &Path) -> anyhow::Result<Option<PathBuf>> {
     Ok(steps(run)?.last().map(|&step| folder(run, step)))
 }
 
-/// What a checkpoint's state says, without its tensors.
+/// Reads and verifies a checkpoint's state, without its tensors.
 pub(crate) fn read_state(folder: &Path) -> anyhow::Result<State> {
     let path = folder.join(STATE);
     let bytes = fs::read(&path).with_context(|| format!("{path:?}: cannot be read"))?;
@@ -233,7 +233,7 @@ pub(crate) fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
     };
     let model = read(MODEL)?;
     let optimizer = tensors(&read(OPTIMIZER)?);
-    // The digests are part of what state.json vouches for, so they also say whether the file should be there.
+    // state.json is verified, so its digests also tell whether the file should be there.
     let ema = match state.sha256.contains_key(EMA) {
         true => Some(tensors(&read(EMA)?)),
         false => None,
@@ -273,7 +273,8 @@ fn steps(run: &Path) -> anyhow::Result<Vec<u64>> {
     Ok(steps)
 }
 
-/// Removes the checkpoints up to `step` that are not to be kept, and any later one: a damaged one that a resume went back behind.
+/// Removes the checkpoints up to `step` that are not to be kept, and all later ones, which are damaged if a resume went back to an earlier
+/// one.
 fn prune(run: &Path, step: u64, keep: Keep) -> anyhow::Result<()> {
     let (mut stale, later): (Vec<u64>, Vec<u64>) = steps(run)?.into_iter().partition(|&s| s <= step);
     stale.truncate(stale.len().saturating_sub(keep.newest));

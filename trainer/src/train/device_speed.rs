@@ -1,24 +1,24 @@
-//! How fast a device multiplies matrices: the scale on which training speeds are judged (MFU).
+//! A device's matmul rate, which training speeds are compared with (MFU).
 
 use std::time::Instant;
 
 use models::precision::Precision;
 use tch::{Cuda, Device, Kind, Tensor};
 
-/// Side of the plain matrix product: large enough that its operands do not fit the caches, and on a GPU that starting it counts for nothing.
+/// Size of the plain matmul: large enough that its operands do not fit into the caches, and that a GPU's launch time is negligible.
 pub(crate) fn product_side(device: Device) -> i64 {
     if device.is_cuda() { 8192 } else { 4096 }
 }
 
-/// Operations per second of the device's matrix products: as given, in TFLOP/s, or as a plain product reaches them now. The operands are
-/// smaller than [`product_side`] on a CPU, since training waits for it.
+/// The device's matmul rate in FLOP/s: `given` in TFLOP/s, or measured now with a plain matmul. On a CPU its operands are smaller than
+/// [`product_side`], since training waits for the measurement.
 pub(crate) fn peak_flops(precision: Precision, given: Option<f64>, device: Device) -> f64 {
     let side = if device.is_cuda() { 8192 } else { 1024 };
     let measured = || product_speed(precision, side, device) * 1e9;
     given.map_or_else(measured, |tflops| tflops * 1e12)
 }
 
-/// GFLOP/s of a plain matrix product, the best of three.
+/// GFLOP/s of a plain matmul, the best of three.
 pub(crate) fn product_speed(precision: Precision, side: i64, device: Device) -> f64 {
     let kind = match precision {
         Precision::F32 | Precision::Tf32 => Kind::Float,
@@ -35,7 +35,7 @@ pub(crate) fn product_speed(precision: Precision, side: i64, device: Device) -> 
         drop(product);
         start.elapsed().as_secs_f64()
     });
-    // The first warms up and is left out.
+    // The first is a warm-up and is left out.
     let best = seconds.skip(1).fold(f64::INFINITY, f64::min);
     2.0 * (side as f64).powi(3) / best / 1e9
 }

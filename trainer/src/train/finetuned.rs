@@ -1,4 +1,4 @@
-//! What fine-tuning leaves in its run folder beside checkpoints: the names of its classes and its best weights.
+//! The files that fine-tuning writes into its run folder beside checkpoints: the names of its classes and its best weights.
 
 use std::io::Write;
 use std::path::Path;
@@ -22,20 +22,20 @@ pub(crate) const BEST: &str = "best/model.safetensors";
 /// The names of the classes of a run, in the order of its classifier's outputs; `None` if the folder has no such file.
 pub(crate) fn classes(run: &Path) -> anyhow::Result<Option<Vec<String>>> {
     /// A larger file cannot be a list of class names.
-    const MOST_BYTES: u64 = 1 << 28;
+    const MAX_BYTES: u64 = 1 << 28;
     let file = run.join(CLASSES);
     if !file.is_file() {
         return Ok(None);
     }
     let cannot = || format!("{file:?}: cannot be read");
     let size = std::fs::metadata(&file).with_context(cannot)?.len();
-    ensure!(size <= MOST_BYTES, "{file:?}: has {size} bytes, more than names of classes");
+    ensure!(size <= MAX_BYTES, "{file:?}: has {size} bytes, too many for a list of class names");
     let text = std::fs::read(&file).with_context(cannot)?;
     let names = serde_json::from_slice(&text);
     Ok(Some(names.with_context(|| format!("{file:?}: is not a list of names"))?))
 }
 
-/// SHA-256 of names, each ended by a line feed.
+/// SHA-256 of the names, each followed by a line feed.
 pub(crate) fn digest(names: &[String]) -> String {
     let mut digest = Sha256::new();
     for name in names {

@@ -1,8 +1,8 @@
-//! How long a device has had nothing to do between one piece of a run's work and the next.
+//! Measures how long a device was idle between one piece of a run's work and the next.
 //!
-//! The host is a step ahead of a GPU: a wait for data that is shorter than the queued work costs nothing, and the host's wait does not
-//! tell which was longer. Marks in the device's own queue do. Between two kernels of one piece a GPU may be idle as well, where the
-//! host is slower to launch them than it is to run them; that is not counted here.
+//! The host is a step ahead of a GPU: a wait for data that is shorter than the queued work costs nothing, and the host alone cannot tell
+//! which was longer. Events in the device's own queue can. A GPU may also be idle between two kernels of one piece, if the host launches
+//! them more slowly than the GPU runs them; that is not counted here.
 
 use std::time::Duration;
 
@@ -50,9 +50,9 @@ impl IdleMeter {
         if self.end.is_none() {
             self.end()?;
         }
-        let found = wait()?;
+        let result = wait()?;
         self.begin()?;
-        Ok(found)
+        Ok(result)
     }
 
     /// The gaps before every piece begun since the last call.
@@ -62,7 +62,7 @@ impl IdleMeter {
 }
 
 impl Gaps {
-    /// Their sum. The work that followed them must be done.
+    /// The sum of all gaps. The work that followed them must be done.
     pub(crate) fn total(&self) -> anyhow::Result<Duration> {
         let mut total = Duration::ZERO;
         for (end, begin) in &self.0 {
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(gaps(&[true, false]), 0);
         // The gap belongs to the step that follows it, together with those within that step.
         assert_eq!(gaps(&[true, false, true, false]), 2);
-        // Work that goes on adds none.
+        // A piece that continues adds no gap.
         assert_eq!(gaps(&[true, true, false]), 1);
         assert_eq!(gaps(&[true, false]), 1);
     }

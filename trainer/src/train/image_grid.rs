@@ -1,6 +1,6 @@
-//! A grid of images: what a student sees and makes of it.
+//! A grid of images that shows what a student sees and reconstructs.
 //!
-//! A row per image: the original, what is left of it under the mask, and the reconstruction, where the visible patches are the original's
+//! There is a row per image: the original, the masked image, and the reconstruction, where the visible patches are the original's
 //! (nothing trains the decoder's prediction there). A student whose pixel target is normalized per patch predicts patches of mean 0 and
 //! variance 1: they are shown with the *original* patch's mean and std, as MAE's own visualization does, so brightness and contrast
 //! are not the student's.
@@ -25,13 +25,13 @@ mod tests;
 
 /// The folder of pictures in a run.
 pub(crate) const FOLDER: &str = "pictures";
-/// ImageGrids that stay in a run folder; TensorBoard's file has them all.
+/// How many pictures stay in a run folder; TensorBoard's files have all of them.
 const KEPT: usize = 16;
 /// Pixels between panels.
 const GAP: i64 = 4;
 /// Small panels are enlarged by whole numbers to at least this side.
 const MIN_SIDE: i64 = 112;
-/// What stands for a removed patch.
+/// Gray level of a removed patch.
 const REMOVED: f64 = 0.72;
 
 /// Rows of panels, one row an image.
@@ -68,7 +68,7 @@ impl ImageGrid {
         ImageGrid { grid, side: grid.map(|cells| cells * p), columns: columns.map(|t| t.to_device(Device::Cpu)).into() }
     }
 
-    /// A column of the cosines `map [N, K]` at the patches `ids [N, K]`, from dark (0 and below) to bright (1); other patches are gray.
+    /// Adds a column of the cosines `map [N, K]` at the patches `ids [N, K]`, from dark (0 and below) to bright (1); other patches are gray.
     pub(crate) fn add_map(&mut self, map: &Tensor, ids: &Tensor) {
         let _no_grad = tch::no_grad_guard();
         let (map, ids) = (map.to_device(Device::Cpu), ids.to_device(Device::Cpu));
@@ -83,7 +83,7 @@ impl ImageGrid {
         self.columns.push(cells.upsample_nearest2d(self.side, None, None));
     }
 
-    /// All of it as one image.
+    /// The grid as one image.
     pub(crate) fn image(&self) -> anyhow::Result<RgbImage> {
         let [height, width] = self.side;
         let zoom = (MIN_SIDE + height.min(width) - 1) / height.min(width);
@@ -108,7 +108,7 @@ impl ImageGrid {
     }
 }
 
-/// Puts a grid into a run folder, as of `step`, removes all but the newest pictures there, and returns the image with its PNG.
+/// Writes a grid into a run folder as the picture of `step`, removes all but the newest pictures there, and returns the image and its PNG.
 pub(crate) fn publish(grid: &ImageGrid, run: &Path, step: u64) -> anyhow::Result<(RgbImage, Vec<u8>)> {
     let image = grid.image()?;
     let png = png(&image)?;

@@ -1,7 +1,7 @@
-//! What a run reports: `metrics.jsonl`, one JSON object per logged step, and the same as a line for people.
+//! The metrics of a run: `metrics.jsonl`, one JSON object per logged step, and the same as a line for the console.
 //!
 //! Losses are means over the steps since the previous line, unweighted. The sums behind them are part of a checkpoint, so
-//! the losses that a resumed run logs are those of an uninterrupted one; only times and memory differ. On a resume the file
+//! a resumed run logs the losses of an uninterrupted one; only times and memory differ. On a resume the file
 //! is cut back to the checkpoint's step: no step appears twice.
 
 use std::collections::BTreeMap;
@@ -63,17 +63,17 @@ pub(crate) struct Line {
     pub lr: f64,
     /// Images per second since the previous line.
     pub images_per_s: f64,
-    /// Share of that time that the host spent waiting for data, 0 to 1. A wait within the time that the device still computes costs
-    /// nothing: see `device_idle_share`.
+    /// Share of that time that the host spent waiting for data, 0 to 1. A wait while the device is still computing costs nothing: see
+    /// `device_idle_share`.
     pub wait_share: f64,
     /// Share of that time, 0 to 1, in which the device was idle between two pieces of work, because it waited for data or for the copy of
     /// a checkpoint. Absent in lines of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_idle_share: Option<f64>,
-    /// Largest memory so far: the device's, or the process's resident set on the CPU.
+    /// Peak memory so far: the device's, or on the CPU the process's resident set.
     pub peak_memory_bytes: u64,
-    /// Model FLOP utilisation: the operations that the network's products take at that speed, as a share of what the device does in a
-    /// plain product; absent where one of the two is not known.
+    /// Model FLOP utilization: the rate of the network's matmuls at that speed, as a share of the device's rate in a plain matmul; absent if
+    /// one of the two is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
     /// Skipped steps since the previous line.
@@ -84,7 +84,7 @@ pub(crate) struct Line {
     pub means: BTreeMap<String, f64>,
 }
 
-/// One line of `nonfinite.jsonl`: what a skipped step was made of, enough to run it again alone.
+/// One line of `nonfinite.jsonl`: the values and images of a skipped step, enough to run it again alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Skipped {
     /// The step, counted like [`Line::step`].
@@ -96,7 +96,7 @@ pub(crate) struct Skipped {
 }
 
 impl Line {
-    /// The line for people. `total_steps` and `eta` say how much is left.
+    /// The line for the console. `total_steps` and `eta` say how much is left.
     pub(crate) fn console(&self, total_steps: u64, eta: Duration) -> String {
         let mut text = format!("step {}/{total_steps}  epoch {:.2}", self.step, self.epoch);
         for (name, value) in &self.means {
@@ -117,7 +117,7 @@ impl Line {
         text
     }
 
-    /// Every number of the line by its name in the file.
+    /// Every number of the line, with its name in the file.
     pub(crate) fn scalars(&self) -> Vec<(&str, f64)> {
         let mut scalars = vec![
             ("epoch", self.epoch),
@@ -186,7 +186,7 @@ pub(crate) fn read(run: &Path) -> Vec<Line> {
     text.lines().map(|line| serde_json::from_str(line).expect("a whole line")).collect()
 }
 
-/// Figures of the steps of one [`Line`], as it has them.
+/// The speed of the steps of one [`Line`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Lap {
     /// See [`Line::images_per_s`].
@@ -197,7 +197,7 @@ pub(crate) struct Lap {
     pub device_idle_share: f64,
 }
 
-/// Where the wall time goes. Steps are read back late, so each brings the moment at which it was queued.
+/// Measures where the wall time goes. Steps are read back late, so each comes with the time at which it was queued.
 #[derive(Debug)]
 pub(crate) struct Clock {
     started: Instant,
@@ -233,10 +233,10 @@ impl Clock {
         self.idle += idle;
     }
 
-    /// What happened between the last call and the last step; starts anew.
+    /// The speed from the previous call to the last step; starts a new measurement.
     pub(crate) fn lap(&mut self) -> Lap {
         let seconds = (self.now - self.line_started).as_secs_f64().max(1e-9);
-        let share = |of: Duration| (of.as_secs_f64() / seconds).min(1.0);
+        let share = |time: Duration| (time.as_secs_f64() / seconds).min(1.0);
         let lap = Lap {
             images_per_s: self.images as f64 / seconds,
             wait_share: share(self.waited),
@@ -249,13 +249,13 @@ impl Clock {
         lap
     }
 
-    /// How long `steps` more take at this process's mean speed so far.
+    /// How long `steps` more steps take at this process's mean speed so far.
     pub(crate) fn eta(&self, steps: u64) -> Duration {
         (self.now - self.started).mul_f64(steps as f64 / self.steps_since_start.max(1) as f64)
     }
 }
 
-/// Two units, the largest that are not zero.
+/// A duration as its largest nonzero unit and the one below it.
 pub(crate) fn human_time(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {

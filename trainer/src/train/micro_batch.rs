@@ -1,11 +1,11 @@
-//! What to do when memory runs out: the same step in smaller parts.
+//! When memory runs out, the same step is done in smaller parts.
 //!
-//! A loaded batch is one forward and backward pass until libtorch cannot have the memory for it. Then the step begins again with every batch
-//! in more equal parts (two, four, eight: whatever divides it). All losses are means over images, so the mean over equal parts is the mean
-//! over the batch, and the update is the same up to rounding. The number of parts is kept for the rest of the run and saved with its
-//! checkpoints: a resumed run sums in the same order.
+//! A loaded batch is one forward and backward pass until libtorch runs out of memory for it. Then the step begins again, and every batch is
+//! split into more parts of equal size, the next number that divides it. All losses are means over images, so the mean over equal parts is
+//! the mean over the batch, and the update is the same up to rounding. The number of parts is kept for the rest of the run and saved with
+//! its checkpoints: a resumed run sums in the same order.
 //!
-//! Memory that the system promises and then does not have is beyond this: Linux kills the process.
+//! This does not help if the system has promised memory that it does not have: then Linux kills the process.
 
 use anyhow::ensure;
 use torch_ext::{OutOfMemory, attempt};
@@ -16,7 +16,7 @@ use crate::data::loader::NoHostMemory;
 #[cfg(test)]
 pub(crate) mod tests;
 
-/// The parts that each batch of a run is taken in.
+/// The number of parts into which each batch of a run is split.
 #[derive(Debug)]
 pub(crate) struct MicroBatches {
     batch_size: usize,
@@ -33,7 +33,7 @@ impl MicroBatches {
         Ok(MicroBatches { batch_size, parts })
     }
 
-    /// Parts of a batch.
+    /// How many parts a batch is split into.
     pub(crate) fn parts(&self) -> usize {
         self.parts
     }
@@ -41,7 +41,7 @@ impl MicroBatches {
     /// Calls `step` with the number of parts, and again with more whenever memory runs out in it. `step` begins by dropping all gradients.
     ///
     /// # Errors
-    /// Those of `step`, and a lack of memory for a single image.
+    /// Those of `step`, and running out of memory for a single image.
     pub(crate) fn retry_in_smaller_parts<T>(
         &mut self,
         mut step: impl FnMut(usize) -> anyhow::Result<T>,
@@ -59,7 +59,7 @@ impl MicroBatches {
             match attempted {
                 Ok(done) => return done,
                 Err(OutOfMemory(message)) => {
-                    // Blocks cut for the larger parts would otherwise be held beside those for the smaller ones.
+                    // The allocator would otherwise keep the blocks of the larger parts beside those of the smaller ones.
                     torch_ext::empty_cache()?;
                     self.cut_further(images, &message)?;
                 }
@@ -70,15 +70,15 @@ impl MicroBatches {
     fn cut_further(&mut self, images: usize, message: &str) -> anyhow::Result<()> {
         ensure!(
             images > 1,
-            "out of memory for one image at a time: {message}\nSet run.grad_checkpointing = true, take a smaller model, or a \
-             device with more memory"
+            "out of memory for one image at a time: {message}\nSet run.grad_checkpointing = true, or use a smaller model \
+             or a device with more memory"
         );
         let divides = |parts: &usize| self.batch_size.is_multiple_of(*parts);
-        // One image a part divides every batch.
+        // Parts of one image divide every batch.
         self.parts = (self.parts + 1..=self.batch_size).find(divides).unwrap_or(self.batch_size);
         warn!(
-            "out of memory for {images} images at a time: {message}\nFrom here on each batch is taken as {} parts of {} \
-             images; the effective batch stays, and so does the update up to rounding",
+            "out of memory for {images} images at a time: {message}\nFrom here on each batch is split into {} parts of {} \
+             images; the effective batch size stays the same, and so does the update up to rounding",
             self.parts,
             self.batch_size / self.parts
         );

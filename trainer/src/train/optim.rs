@@ -1,4 +1,4 @@
-//! AdamW over named parameters: which of them decay, and at which rate each learns.
+//! AdamW over named parameters, in groups that differ in weight decay and learning rate.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub(crate) struct Optimizer {
 }
 
 impl Optimizer {
-    /// For pretraining, in two groups: weight decay for what has two or more axes, none for biases and norms.
+    /// For pretraining, in two groups: parameters with two or more axes decay; biases and norms do not.
     ///
     /// The same split as MAE's code (timm's `add_weight_decay`): CLS and mask tokens are 3-D and decay.
     pub(crate) fn for_pretraining(params: BTreeMap<String, Tensor>, config: &Optim) -> Optimizer {
@@ -30,7 +30,7 @@ impl Optimizer {
         Optimizer { adamw, lr_scales: vec![1.0; 2] }
     }
 
-    /// For fine-tuning, in two groups a layer: the nearer to the pixels, the slower (`optim.layer_decay`).
+    /// For fine-tuning, in two groups per layer: the nearer a layer is to the pixels, the slower it learns (`optim.layer_decay`).
     pub(crate) fn for_finetuning(params: BTreeMap<String, Tensor>, config: &Optim) -> Optimizer {
         let mut adamw = FusedAdamW::new(config.adamw());
         let mut lr_scales = Vec::new();
@@ -41,7 +41,7 @@ impl Optimizer {
         Optimizer { adamw, lr_scales }
     }
 
-    /// Sets the learning rate, that of the last layer; the others follow by their factors.
+    /// Sets the learning rate of the last layer; the others are multiples of it.
     pub(crate) fn set_lr(&mut self, lr: f64) {
         for (group, scale) in self.lr_scales.iter().enumerate() {
             self.adamw.set_lr(group, lr * scale);
@@ -62,15 +62,15 @@ impl Optimizer {
         Ok(self.adamw.step_if(finite)?)
     }
 
-    /// Handles on moments and step counts, by name. Learning rates are not state.
+    /// Handles on moments and step counts, by name. Learning rates are not part of it.
     pub(crate) fn state(&self) -> BTreeMap<String, Tensor> {
         self.adamw.state()
     }
 
-    /// Copies a state that [`Optimizer::state`] gave over this one.
+    /// Replaces the state by a copy of one that [`Optimizer::state`] returned.
     ///
     /// # Errors
-    /// For a missing, unexpected or misshaped entry, named; then nothing has been changed.
+    /// If an entry is missing, unexpected or misshaped; the message names it, and nothing has been changed.
     pub(crate) fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> anyhow::Result<()> {
         Ok(self.adamw.load_state(saved)?)
     }

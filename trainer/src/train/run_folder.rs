@@ -31,8 +31,8 @@ pub(crate) struct RunFolder {
 }
 
 impl Drop for RunFolder {
-    /// Closing would do only when nobody else has the file open through this handle, as a program does that another thread of this process is
-    /// about to start: until it runs, it has all files of its parent.
+    /// Unlocks explicitly: closing the file would not release the lock while a child process that another thread is starting still holds the
+    /// file, as a child holds all files of its parent until it executes its program.
     fn drop(&mut self) {
         // Where there are no locks, there is nothing to undo.
         let _ = self.lock.unlock();
@@ -48,11 +48,11 @@ impl RunFolder {
         let saved = path.join(RECIPE);
         if !saved.exists() && path.exists() {
             let mut entries = fs::read_dir(path).with_context(|| format!("{path:?}: cannot be read"))?;
-            // A lock or a temporary file alone is what a kill between the next few lines leaves.
+            // A run that is killed within the next few lines leaves only a lock or a temporary file.
             let foreign = entries.find(|e| e.as_ref().is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.')));
             if let Some(Ok(entry)) = foreign {
                 bail!(
-                    "{path:?}: is not a run folder (it has no {RECIPE}, but {:?}); give a new folder with --out",
+                    "{path:?}: is not a run folder (it holds {:?} and no {RECIPE}); give a new folder with --out",
                     entry.file_name()
                 );
             }
@@ -66,11 +66,11 @@ impl RunFolder {
             ensure!(
                 differences.is_empty(),
                 "{saved:?}: this run was started with {}. Use the same recipe to continue, or another --out",
-                say(&differences)
+                describe(&differences)
             );
         }
         atomic::remove_stale(&saved)?;
-        // Also over an old one, for the settings that may change.
+        // An old recipe is replaced, too: some settings may have changed.
         atomic::write(&saved, recipe.to_toml().as_bytes())?;
         Ok(RunFolder { path: path.into(), lock })
     }
@@ -81,21 +81,22 @@ impl RunFolder {
 }
 
 /// `a = 1, now it is 2; b = 3, now it is 4`.
-fn say(differences: &[(String, String, String)]) -> String {
-    let said: Vec<_> = differences.iter().map(|(name, old, new)| format!("{name} = {old}, now it is {new}")).collect();
-    said.join("; ")
+fn describe(differences: &[(String, String, String)]) -> String {
+    let phrases: Vec<_> =
+        differences.iter().map(|(name, old, new)| format!("{name} = {old}, now it is {new}")).collect();
+    phrases.join("; ")
 }
 
 fn load<R: Experiment>(run: &Path) -> anyhow::Result<R> {
     let path = run.join(RECIPE);
     R::load(&path, &[]).map_err(|error| match AnyRecipe::load(&path, &[]) {
-        // It can be read, so it is of the other kind.
+        // AnyRecipe can read it, so it is of the other kind.
         Ok(other) => anyhow!("{run:?}: holds a run of `trainer {}`; give another --out", other.command()),
         Err(_) => anyhow::Error::from(error).context(format!("{run:?}: its recipe cannot be used")),
     })
 }
 
-/// Refuses to continue on other data than the run was started on, naming the facts that differ.
+/// Refuses to continue a run on data that differ from those it was started on, and names the facts that differ.
 pub(crate) fn refuse_other_data(
     run: &Path,
     before: &BTreeMap<String, String>,
@@ -113,12 +114,12 @@ pub(crate) fn refuse_other_data(
     ensure!(
         differences.is_empty(),
         "{run:?}: this run was started with {}. Give the same data and weights to continue, or another --out",
-        say(&differences)
+        describe(&differences)
     );
     Ok(())
 }
 
-/// Refuses a new run in a folder of images: its pictures would be taken for more of them.
+/// Refuses a new run in a folder of images, since its pictures would be taken for images of the data set.
 pub(crate) fn refuse_among_images(run: &Path, images: &[(&str, &str)]) -> anyhow::Result<()> {
     for (option, spec) in images {
         ensure!(
@@ -130,7 +131,7 @@ pub(crate) fn refuse_among_images(run: &Path, images: &[(&str, &str)]) -> anyhow
     Ok(())
 }
 
-/// A fact as people write it. Those of views and packing are recorded in Rust's debugging form, by which old runs are compared.
+/// A fact in readable form. Facts about views and packing are recorded in Rust's `Debug` format, by which older runs are compared too.
 fn plain(fact: &str) -> String {
     let words = [
         ("ViewIdentity {", "("),
@@ -154,8 +155,8 @@ fn plain(fact: &str) -> String {
     }
 }
 
-/// Refuses another length of a run whose rate has begun to descend, or would have: at `epoch`, where the run stands, both schedules must
-/// still be on the plateau of `wsd`. Their steps up to there are the same.
+/// Refuses another length for a run whose rate has begun to descend, or would have begun to with the new length: at `epoch`, where the run
+/// is now, both schedules must still be on the plateau of `wsd`. Up to there they take the same steps.
 pub(crate) fn refuse_other_length(run: &Path, before: &Schedule, now: &Schedule, epoch: f64) -> anyhow::Result<()> {
     let (old, new) = (before.epochs, now.epochs);
     if old == new {
@@ -165,9 +166,9 @@ pub(crate) fn refuse_other_length(run: &Path, before: &Schedule, now: &Schedule,
         let (length, begins) = (schedule.epochs, schedule.descends_from());
         if epoch > begins {
             bail!(
-                "{run:?}: schedule.epochs was {old}, now it is {new}, and the run stands at epoch {epoch:.2}: with {length} the decay \
-                 begins at epoch {begins}, and a decay cannot be taken back. Go on with {old}, or start from a checkpoint of the plateau \
-                 (run.keep_every keeps them) in a folder of its own"
+                "{run:?}: schedule.epochs was {old}, now it is {new}, and the run is at epoch {epoch:.2}: with {length} the decay \
+                 begins at epoch {begins}, and a decay cannot be taken back. Continue with {old}, or start from a checkpoint of the \
+                 plateau (run.keep_every keeps them) in another run folder"
             );
         }
     }
@@ -189,7 +190,7 @@ fn lock(path: &Path) -> anyhow::Result<File> {
         Err(TryLockError::WouldBlock) => {
             bail!("{path:?}: another process is training in this folder")
         }
-        // Some network file systems have no locks; training there is allowed, unprotected.
+        // Some network file systems have no locks; training there is allowed without one.
         Err(TryLockError::Error(_)) => Ok(file),
     }
 }

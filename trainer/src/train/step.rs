@@ -1,5 +1,4 @@
-//! The scalars of an optimization step, on their way from the device. Nothing here waits for the device but
-//! [`StepValues::read`].
+//! The scalars of an optimization step, on their way from the device. Only [`StepValues::read`] waits for the device.
 
 use std::collections::BTreeMap;
 
@@ -25,8 +24,8 @@ impl StepValues {
     }
 
     /// Waits for this step, but not for what has been queued since, and reads its values: whether the update was done, and every scalar by
-    /// name: `loss` (the weighted total), what it is made of, unweighted (`rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`), and `grad_norm`
-    /// before clipping.
+    /// name: `loss` (the weighted total), its unweighted terms (`rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`), and `grad_norm` before
+    /// clipping.
     pub(crate) fn read(&mut self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
         let values = Vec::<f32>::try_from(&*self.values.wait()?)?;
         let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
@@ -49,8 +48,8 @@ pub(crate) fn detach(losses: &Losses) -> Losses {
 /// The mean of each loss over the parts of a step, by name: `loss` (the weighted total), `rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`.
 pub(crate) fn mean_losses(parts: &[Losses]) -> Vec<(String, Tensor)> {
     let mut means = Vec::new();
-    let mut add = |name: String, of: &dyn Fn(&Losses) -> Option<Tensor>| {
-        let terms: Vec<Tensor> = parts.iter().filter_map(of).collect();
+    let mut add = |name: String, term: &dyn Fn(&Losses) -> Option<Tensor>| {
+        let terms: Vec<Tensor> = parts.iter().filter_map(term).collect();
         if !terms.is_empty() {
             means.push((name, Tensor::stack(&terms, 0).to_kind(Kind::Float).mean(None)));
         }

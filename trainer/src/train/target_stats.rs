@@ -1,4 +1,4 @@
-//! What a teacher's features are like over a cache, for the target normalizations that need to know.
+//! Statistics of a teacher's features over a cache, for the target normalizations that need them.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::data::join::Samples;
 #[cfg(test)]
 mod tests;
 
-/// Views whose tokens make a covariance: 100,352 tokens at a 14 x 14 grid, a hundred times the widest teacher's channels.
+/// Number of views that a covariance is measured on: 100,352 tokens at a 14 x 14 grid, about a hundred times a large teacher's channels.
 const COVARIANCE_VIEWS: usize = 512;
 
 /// The statistics that `norm` needs of a cached teacher; `None` if it needs none.
@@ -64,7 +64,7 @@ fn covariance(cache: &Cache, id: &TeacherId, samples: &Samples, seed: u64) -> an
         (0..samples.len()).flat_map(|sample| (0..samples.views()).map(move |view| (sample, view))).collect();
     Rng::new(seed, Purpose::Select, &[COVARIANCE_VIEWS as u64]).shuffle(&mut chosen);
     chosen.truncate(COVARIANCE_VIEWS);
-    // In the cache's order: a part is opened once, and the sums are added in an order of their own.
+    // In the cache's order, which fixes the order of the sums.
     chosen.sort_unstable();
     info!("teacher {id}: covariance of its channels over {} views", chosen.len());
 

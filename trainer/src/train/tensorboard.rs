@@ -33,7 +33,7 @@ pub(crate) struct EventLog {
 }
 
 impl EventLog {
-    /// Creates the file of a session of a run that has done `step` steps.
+    /// Creates the file of a new session, for a run that has done `step` steps.
     pub(crate) fn open(run: &Path, step: u64) -> anyhow::Result<EventLog> {
         let folder = run.join(FOLDER);
         fs::create_dir_all(&folder).with_context(|| format!("{folder:?}: cannot be created"))?;
@@ -82,10 +82,10 @@ impl EventLog {
 
 /// The event files in the order of their names.
 fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let listed = || format!("{folder:?}: cannot be read");
+    let unreadable = || format!("{folder:?}: cannot be read");
     let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).with_context(listed)? {
-        let entry = entry.with_context(listed)?;
+    for entry in fs::read_dir(folder).with_context(unreadable)? {
+        let entry = entry.with_context(unreadable)?;
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             paths.push(entry.path());
         }

@@ -1,4 +1,4 @@
-//! What has happened so far: steps are read back one late, counted, logged, and watched for values that are not finite.
+//! The log of a run: steps are read back one step late, counted, logged, and checked for values that are not finite.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub(crate) struct InFlight<B = MimicBatch> {
     pub lr: f64,
     /// Its scalars, on the device.
     pub values: StepValues,
-    /// What it was made of. The device may still be copying from it.
+    /// Its batches. The device may still be copying from them.
     pub batches: Vec<B>,
     /// When it was queued.
     pub queued: Instant,
@@ -35,21 +35,21 @@ pub(crate) struct InFlight<B = MimicBatch> {
     pub idle: Gaps,
 }
 
-/// What is logged when, and when a run has failed.
+/// How often a run is logged, and when it counts as diverged.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LogConfig {
     /// Length of the run, in epochs.
     pub epochs: u64,
     /// Steps between two log lines.
     pub log_every: u64,
-    /// Consecutive steps that are not finite and end the run.
+    /// How many consecutive non-finite steps end the run.
     pub stop_after_nonfinite: u32,
-    /// Images per second of a device that did nothing but the network's products at its full rate, where that is known.
+    /// Images per second if the device computed only the network's matmuls, at its full rate; `None` if unknown.
     pub full_speed: Option<f64>,
 }
 
 impl LogConfig {
-    /// What `[run]` asks for, of a run of `epochs` epochs that computes `flop_per_image` for an image. Measures the device's speed, unless
+    /// The configuration that `[run]` asks for, for a run of `epochs` epochs that computes `flop_per_image` FLOPs per image. Measures the device's speed, unless
     /// `run.peak_tflops` gives it.
     pub(crate) fn of(run: &Run, epochs: u64, flop_per_image: f64, device: Device) -> LogConfig {
         let peak = device_speed::peak_flops(run.precision, run.peak_tflops, device);
@@ -62,7 +62,7 @@ impl LogConfig {
     }
 }
 
-/// The run up to the last step that was read; with weights and moments, all that a checkpoint holds.
+/// The run up to the last step that was read. Together with weights and moments it is what a checkpoint holds.
 #[derive(Debug)]
 pub(crate) struct TrainLog {
     run: PathBuf,
@@ -145,7 +145,7 @@ impl TrainLog {
         Ok(done.batches)
     }
 
-    /// The state of a checkpoint taken now, of a run that takes its batches in `parts`. The logs it counts on are made durable first.
+    /// The state of a checkpoint taken now, of a run that splits its batches into `parts`. The logs that it relies on are made durable first.
     pub(crate) fn state(&self, parts: usize, data: BTreeMap<String, String>) -> anyhow::Result<State> {
         self.metrics.sync()?;
         self.nonfinite.sync()?;
@@ -153,7 +153,7 @@ impl TrainLog {
         Ok(State::new(self.step, self.nonfinite_in_row, parts, self.window.clone(), data))
     }
 
-    /// Writes the line of the current window, which then starts anew.
+    /// Writes the line of the current window and starts a new window.
     fn log(&mut self, lr: f64) -> anyhow::Result<()> {
         let window = std::mem::take(&mut self.window);
         let Lap { images_per_s, wait_share, device_idle_share } = self.clock.lap();
@@ -174,12 +174,12 @@ impl TrainLog {
         self.metrics.append(&line)
     }
 
-    /// Shows what an evaluation after the last step found in TensorBoard, by name.
+    /// Writes the results of an evaluation after the last step to TensorBoard, by name.
     pub(crate) fn evaluated(&mut self, scalars: &[(&str, f64)]) -> anyhow::Result<()> {
         self.events.scalars(self.step, scalars.to_vec())
     }
 
-    /// Shows a PNG of `size` (width, height) in TensorBoard, as of the last step.
+    /// Writes a PNG of `size` (width, height) to TensorBoard, for the last step.
     pub(crate) fn picture(&mut self, tag: &str, size: [u32; 2], png: &[u8]) -> anyhow::Result<()> {
         self.events.image(self.step, tag, size, png)
     }

@@ -1,4 +1,4 @@
-//! What an optimization step changes and a checkpoint holds: parameters, the optimizer's moments, and the moving average.
+//! The state that an optimization step changes and a checkpoint holds: parameters, the optimizer's moments, and the moving average.
 
 use std::collections::BTreeMap;
 
@@ -19,16 +19,16 @@ pub(crate) struct TrainState {
 }
 
 impl TrainState {
-    /// The state at the start of training; with a moving average if `averages`.
+    /// The state at the start of training, with a moving average if `averages` is true.
     pub(crate) fn new(params: ParamStore, optim: Optimizer, averages: bool) -> TrainState {
         let ema = averages.then(|| Ema::new(params.trainable()));
         TrainState { params, optim, ema }
     }
 
-    /// Goes back to a checkpoint.
+    /// Loads the state of a checkpoint.
     ///
     /// # Errors
-    /// If its tensors are not those of this network and optimizer, naming the first.
+    /// If its tensors are not those of this network and optimizer; the message names the first mismatch.
     pub(crate) fn restore(&mut self, checkpoint: &Checkpoint) -> anyhow::Result<()> {
         self.params.load("the checkpoint's model", &checkpoint.model)?;
         self.optim.load_state(&checkpoint.optimizer)?;
@@ -56,8 +56,8 @@ impl TrainState {
     }
 
     /// Clips the gradients if asked to and takes the step, unless a loss or a gradient is not finite: then parameters, moments, step counts
-    /// and averages stay as they are. The device decides; the host learns it from [`StepValues::read`], together with `losses` and the
-    /// gradient's norm before clipping. `ema_decay` is the share of itself that the moving average keeps.
+    /// and averages stay as they are. The device decides; the host learns the decision from [`StepValues::read`], together with
+    /// `losses` and the gradient's norm before clipping. `ema_decay` is the decay of the moving average at this step.
     pub(crate) fn optimizer_step(
         &mut self,
         losses: Vec<(String, Tensor)>,
@@ -81,7 +81,7 @@ impl TrainState {
         StepValues::queue(names, &Tensor::cat(&[values, finite.to_kind(Kind::Float).view([1])], 0))
     }
 
-    /// Puts the averages in the parameters' places while `f` runs; does nothing without a moving average.
+    /// Swaps the averages in for the parameters while `f` runs; without a moving average it only runs `f`.
     pub(crate) fn with_averages<T>(&self, f: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let Some(ema) = &self.ema else {
             return f();
@@ -92,7 +92,7 @@ impl TrainState {
         result
     }
 
-    /// Gives the parameters named in `values` these values, in place, and returns copies of those they had.
+    /// Sets the parameters named in `values` to these values, in place, and returns copies of their previous values.
     fn swap(&self, values: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
         let _no_grad = tch::no_grad_guard();
         let mut before = BTreeMap::new();

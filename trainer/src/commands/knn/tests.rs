@@ -56,7 +56,7 @@ fn students_teachers_and_pixels_are_judged_alike() {
     let file =
         crate::train::checkpoint::newest(&world.path("run")).unwrap().unwrap().join(crate::train::checkpoint::MODEL);
     assert_eq!(knn_json(&world, &file, &[]).accuracy, student.accuracy);
-    // As long as it lies in its checkpoint, which vouches for it.
+    // While the file is in its checkpoint folder, it is verified against the checkpoint's digests.
     let mut damaged = std::fs::read(&file).unwrap();
     let last = damaged.len() - 1;
     damaged[last] ^= 1;
@@ -208,8 +208,8 @@ fn what_cannot_be_judged_is_refused() {
         ("untrained:", "nothing is named"),
         ("ema:", "nothing is named"),
     ] {
-        let said = message(Path::new(model), &[]);
-        assert!(said.contains(words), "{model}: {said}");
+        let refusal = message(Path::new(model), &[]);
+        assert!(refusal.contains(words), "{model}: {refusal}");
     }
     assert!(message(Path::new("pixels:0"), &[]).contains("from 1 to 1024"));
 }
@@ -244,7 +244,7 @@ fn students_of_fusion_are_evaluated_fused() {
     let settings = ["--set", "model.fusion=[0]", "--set", "optim.lr=0.02"];
     run(&world.pretrain_args("fused", &settings)).unwrap();
     run(&world.pretrain_args("plain", &["--stop-after", "2"])).unwrap();
-    let of = |name: &str| world.path(name).display().to_string();
+    let path_of = |name: &str| world.path(name).display().to_string();
     let load = |spec: &str| Model::load(spec, &HubSettings::default(), tch::Device::Cpu);
     let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
     let pool = rayon::ThreadPoolBuilder::new().build().unwrap();
@@ -261,9 +261,9 @@ fn students_of_fusion_are_evaluated_fused() {
         let found = &images.features[0];
         tch::Tensor::cat(&[&found["cls"], &found["mean"]], -1)
     };
-    let (fused, unfused) = (of("fused"), format!("unfused:{}", of("fused")));
+    let (fused, unfused) = (path_of("fused"), format!("unfused:{}", path_of("fused")));
     assert_ne!(features(&fused), features(&unfused));
-    let exported = of("exported");
+    let exported = path_of("exported");
     let export = ["trainer", "export", "--run", &fused, "--format", "timm", "--out", &exported];
     let refused = run(&export.map(str::to_owned)).unwrap_err();
     assert!(refused.to_string().contains("Give --unfused"), "{refused:#}");
@@ -294,7 +294,7 @@ fn students_of_fusion_are_evaluated_fused() {
     };
     assert_eq!(saved("knn.json")["fusion"], "fused");
     assert_eq!(saved("knn-unfused.json")["fusion"], "unfused");
-    // What says nothing is from before, when fusion was left out: it stays beside the new result.
+    // A result without the field is of an older version, which left fusion out: it stays beside the new result.
     let mut before = saved("knn.json");
     before.as_object_mut().unwrap().remove("fusion");
     let text = before.to_string();
@@ -303,9 +303,9 @@ fn students_of_fusion_are_evaluated_fused() {
     assert_eq!(saved("knn.json"), before);
     assert_eq!(saved("knn-2.json")["fusion"], "fused");
 
-    let plain = knn_json(&world, Path::new(&of("plain")), &[]);
+    let plain = knn_json(&world, Path::new(&path_of("plain")), &[]);
     assert_eq!(plain.fusion, None);
-    for spec in [of("plain"), "pixels".to_owned(), world.teacher_dir().display().to_string()] {
+    for spec in [path_of("plain"), "pixels".to_owned(), world.teacher_dir().display().to_string()] {
         let refused = load(&format!("unfused:{spec}")).unwrap_err();
         assert!(format!("{refused:#}").contains("model.fusion"), "{refused:#}");
     }
@@ -339,7 +339,7 @@ fn classes_that_do_not_meet_give_no_result() {
     let result = knn_json(&world, pixels, &["--match-classes", "number"]);
     assert_eq!((result.classes, result.match_classes), (2, Matching::Number));
     assert_eq!(result.test_images_of_unseen_classes, 0);
-    // One class of the test set alone: its images are counted, and are wrong.
+    // A class that only the test set has: its images are counted, and count as wrong.
     #[allow(clippy::disallowed_methods)]
     std::fs::rename(world.path("test/first"), world.path("test/a")).unwrap();
     let result = knn_json(&world, pixels, &[]);
@@ -347,7 +347,7 @@ fn classes_that_do_not_meet_give_no_result() {
     assert!(result.accuracy["pixels"].top1 <= 0.5);
 }
 
-/// However the path is written; a run and its moving average are two models.
+/// A repeated model is refused however its path is written; a run and its moving average are two models.
 #[test]
 fn a_model_given_twice_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -357,15 +357,15 @@ fn a_model_given_twice_is_refused() {
     let refused = |models: &[String]| refuse_repeated(models).map_err(|e| e.to_string());
     let spellings = [run.to_owned(), format!("{run}/"), format!("{run}/../run")];
     for other in &spellings {
-        let said = refused(&[spellings[0].clone(), other.clone()]).unwrap_err();
-        assert!(said.starts_with(&format!("--model {other} is given twice")), "{said}");
+        let refusal = refused(&[spellings[0].clone(), other.clone()]).unwrap_err();
+        assert!(refusal.starts_with(&format!("--model {other} is given twice")), "{refusal}");
     }
     refused(&[run.to_owned(), format!("ema:{run}"), "pixels".into()]).unwrap();
     refused(&["pixels:32".into(), "pixels:64".into()]).unwrap();
     refused(&["pixels".into(), "pixels".into()]).unwrap_err();
 }
 
-/// Says of the newest checkpoint of a run that its images were seen through `window`.
+/// Records in a new checkpoint of a run that its images were seen through `window`.
 fn trained_through(run: &Path, window: &str) {
     let mut last = checkpoint::load_last(run, &mut |_| ()).unwrap().unwrap();
     let fact = (crate::pretrained::depth_window::FACT.to_owned(), window.to_owned());

@@ -98,8 +98,8 @@ fn students_teachers_and_pixels_are_probed_and_the_test_images_choose_nothing() 
     );
 }
 
-/// Stripes that are upright or level: the pixels alone cannot tell them by a linear rule from few images, features of the training
-/// images themselves can.
+/// The classes are vertical and horizontal stripes, which a linear classifier of pixels cannot learn in general from few images. It does fit
+/// the training images themselves, which serve as test images here.
 #[test]
 fn a_probe_learns() {
     let world = world();

@@ -16,10 +16,10 @@ use crate::cli::PlanArgs;
 use crate::pretrained::finetune_init::Start;
 use crate::recipe::finetune::FinetuneRecipe;
 
-/// Classes where nobody says how many: ImageNet-1K's. They are a few per cent of a base network's numbers.
+/// Default number of classes: ImageNet-1K's, whose head is about one percent of a base network's parameters.
 const NUM_CLASSES: u32 = 1000;
 
-/// Prints the plan of `recipe` for the encoder that it names, or that `--init` is.
+/// Prints the plan of `recipe` for the encoder of `--init`, or for the recipe's own.
 pub(super) fn plan(
     args: &PlanArgs,
     recipe: &FinetuneRecipe,
@@ -28,14 +28,14 @@ pub(super) fn plan(
 ) -> anyhow::Result<()> {
     ensure!(
         args.cache.is_none(),
-        "--cache: a fine-tuning reads no cache; give the number of labeled images with --num-images"
+        "--cache: fine-tuning reads no cache; give the number of labeled images with --num-images"
     );
     let images = args.num_images.context("give the number of labeled training images with --num-images")?;
     let encoder = match (&args.init, &recipe.encoder) {
         (Some(spec), _) => Start::load(spec, hub)?.encoder,
         (None, Some(encoder)) => encoder.clone(),
         (None, None) => anyhow::bail!(
-            "a recipe of fine-tuning does not say what is fine-tuned: give --init as to `trainer finetune`, or the recipe.toml of a run"
+            "the recipe does not say which encoder is fine-tuned: give --init as for `trainer finetune`, or the recipe.toml of a run"
         ),
     };
     let encoder = match recipe.model.img_size {
@@ -50,25 +50,25 @@ pub(super) fn plan(
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
         return Ok(());
     }
-    let of = |part: &str| plan.params[part] as f64 / 1e6;
+    let millions = |part: &str| plan.params[part] as f64 / 1e6;
     writeln!(
         out,
         "parameters    {:.1} M trained: encoder {:.1}, classifier of {classes} classes {:.1}",
-        of("encoder") + of("classifier"),
-        of("encoder"),
-        of("classifier")
+        millions("encoder") + millions("classifier"),
+        millions("encoder"),
+        millions("classifier")
     )?;
-    writeln!(out, "arithmetic    {} GFLOP an image and step", figure(plan.gflop_per_image["total"]))?;
+    writeln!(out, "arithmetic    {} GFLOP per image and step", figure(plan.gflop_per_image["total"]))?;
     let o = &recipe.optim;
     plan.write_run(recipe.schedule.epochs, [o.accum_iter, o.batch_size], given.is_none(), out)
 }
 
 impl Plan {
-    /// The plan of a fine-tuning of `encoder` over `images` images of `classes` classes, on a device of `peak_tflops` of which `mfu` is
-    /// reached. Evaluations are not counted.
+    /// The plan of a fine-tuning of `encoder` over `images` images of `classes` classes, on a device that reaches the share `mfu`
+    /// of `peak_tflops`. Evaluations are not counted.
     ///
     /// # Errors
-    /// If the data set does not fill one step, or there is no such classifier.
+    /// If the data set does not fill one step, or the classifier cannot be built.
     pub(crate) fn of_finetuning(
         recipe: &FinetuneRecipe,
         encoder: &EncoderConfig,

@@ -1,4 +1,4 @@
-//! What a run holds in the device's memory, about.
+//! An estimate of what a run holds in the device's memory.
 
 use std::collections::BTreeMap;
 
@@ -8,11 +8,11 @@ use models::precision::Precision;
 use crate::recipe::Recipe;
 use crate::recipe::finetune::FinetuneRecipe;
 
-/// Bytes of a trained number: itself, its gradient, and AdamW's two moments, all f32.
+/// Bytes of a trained parameter: its value, its gradient, and AdamW's two moments, all f32.
 const BYTES_PER_PARAM: f64 = 16.0;
-/// Bytes of a number that is not trained, f32.
+/// Bytes of a parameter that is not trained, f32.
 const BYTES_PER_UNTRAINED: f64 = 4.0;
-/// Bytes of a trained number's moving average, f32.
+/// Bytes of a trained parameter's moving average, f32.
 const BYTES_PER_AVERAGE: f64 = 4.0;
 
 /// Transformer blocks of one width, as the backward pass sees them.
@@ -21,28 +21,28 @@ struct Stack {
     tokens: i64,
     dim: i64,
     depth: i64,
-    /// Hidden width of an MLP, in widths.
+    /// Hidden width of an MLP as a multiple of `dim`.
     mlp_ratio: f64,
 }
 
 impl Stack {
-    /// Bytes that one block keeps for the backward, of one image.
+    /// Bytes that one block keeps for the backward pass of one image.
     ///
-    /// Per token and channel, in f32 both norms' inputs, and in the precision of products the two norms' outputs, q, k, v, the
-    /// attention's output, and twice the MLP's hidden layer.
+    /// Per token and channel these are the inputs of both norms in f32, and in the precision of matmuls the outputs of both norms, q, k, v,
+    /// the attention's output, and twice the MLP's hidden layer.
     fn block_bytes(&self, precision: Precision) -> f64 {
         let size = precision.bytes() as f64;
         (self.tokens * self.dim) as f64 * (8.0 + size * (6.0 + 2.0 * self.mlp_ratio))
     }
 
-    /// Bytes of one block's input, f32, of one image.
+    /// Bytes of one block's input for one image, f32.
     fn input_bytes(&self) -> f64 {
         4.0 * (self.tokens * self.dim) as f64
     }
 }
 
-/// Bytes that a forward pass of `stacks` keeps for the backward, of one image. With checkpointing each block keeps its input, and the
-/// largest block's own numbers are there once, while it is computed again.
+/// Bytes that a forward pass of `stacks` keeps for the backward pass of one image. With checkpointing each block keeps its input, and the
+/// activations of the largest block are counted once, for when it is recomputed.
 fn activation_bytes(stacks: &[Stack], precision: Precision, grad_checkpointing: bool) -> f64 {
     let of_blocks = |bytes: &dyn Fn(&Stack) -> f64| -> f64 { stacks.iter().map(|s| s.depth as f64 * bytes(s)).sum() };
     match grad_checkpointing {

@@ -10,8 +10,8 @@ fn recipe(text: &str, settings: &[&str]) -> Recipe {
     Recipe::parse(text, "test", &settings).unwrap()
 }
 
-/// Against figures worked out by hand from the published sizes: 111.7 M trained numbers, 58.3 GFLOP a step, 1,281,167 images in steps of
-/// 1,024.
+/// Against figures worked out by hand from the published sizes: 111.7 M parameters, 58.3 GFLOP per image and step, 1,281,167 images in steps
+/// of 1,024.
 #[test]
 fn a_vit_b_on_imagenet() {
     let plan = Plan::of(&recipe(BASE, &[]), None, 1_281_167, 100.0, 0.5).unwrap();
@@ -47,8 +47,8 @@ fn a_cached_teacher_is_counted_from_its_identity() {
     assert_eq!(clip.bytes_per_view, 8 * (16 * 64 * 2 + 64 * 2 + 16 * 2));
 }
 
-/// The plan's steps are those that pretraining makes: of a cache with damaged images in several parts, of one that is not finished, and
-/// where nothing is left over.
+/// The plan's steps are those that pretraining takes: for a cache with damaged images in several parts, for an unfinished cache, and if
+/// nothing is left over.
 #[test]
 fn steps_are_those_of_the_run() {
     use clap::Parser;
@@ -90,9 +90,9 @@ fn steps_are_those_of_the_run() {
     compare("four", &[], [14, 12, 2]);
     compare("seven", &["optim.batch_size=7"], [14, 8, 0]);
     compare("accumulated", &["optim.batch_size=3", "optim.accum_iter=2"], [14, 8, 2]);
-    let told = planned(&[], false);
-    assert!(told.contains("2 of 14 images are left over in each epoch"), "{told}");
-    assert!(told.contains("without 3 images that the build could not use"), "{told}");
+    let text = planned(&[], false);
+    assert!(text.contains("2 of 14 images are left over in each epoch"), "{text}");
+    assert!(text.contains("without 3 images that the build could not use"), "{text}");
 
     // A part without its record is still to be built: counted whole, or not at all where the run may do without.
     let records: Vec<_> = std::fs::read_dir(world.cache_dir().join("teachers/clip"))
@@ -130,7 +130,7 @@ fn what_cannot_be_planned_is_refused() {
     assert!(error.to_string().contains("schedule.epochs"), "{error}");
 }
 
-/// Mimicking at the encoder alone, nothing passes the decoder, which is there all the same.
+/// If only the encoder mimics, nothing passes through the decoder, but its weights are still allocated.
 #[test]
 fn a_decoder_without_a_loss_costs_its_weights_alone() {
     let plan = |settings: &[&str]| Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap();
@@ -154,8 +154,8 @@ fn figures_have_three_digits_at_any_size() {
     assert_eq!(found, ["0.0123", "0.179", "58.3", "989", "14947"]);
 }
 
-/// The average is one f32 more of every trained number. A checkpointed block keeps its input alone, four bytes a channel, but for the one that
-/// is computed again: ViT-B keeps 50 tokens of 768 in 12 blocks, the decoder 197 of 512 in 8, whose blocks are the larger ones.
+/// The average is one more f32 for every trained parameter. A checkpointed block keeps only its input, four bytes per channel, except for the
+/// one that is recomputed: ViT-B keeps 50 tokens of 768 in 12 blocks, the decoder 197 of 512 in 8, whose blocks are the larger ones.
 #[test]
 fn memory_follows_the_average_and_checkpointing() {
     let bytes =
@@ -174,7 +174,7 @@ fn memory_follows_the_average_and_checkpointing() {
     assert_eq!(checkpointed["params"], plain["params"]);
 }
 
-/// Against published figures: ViT-B/16 with 1000 classes has 86.57 M numbers and 17.56 G multiply-adds, each two operations, a forward.
+/// Against published figures: ViT-B/16 with 1000 classes has 86.57 M parameters and 17.56 G multiply-adds (two FLOPs each) per forward pass.
 #[test]
 fn a_fine_tuning_is_planned_for_its_encoder() {
     use models::encoder::EncoderConfig;
@@ -216,6 +216,6 @@ fn a_recipe_of_fine_tuning_says_what_is_missing() {
     assert!(run(&["--cache", "x"]).unwrap_err().contains("reads no cache"));
     let teacher = path.ancestors().nth(3).unwrap().join("assets/teachers/clip-tiny");
     let init = ["--init", teacher.to_str().unwrap(), "--num-images", "8000", "--num-classes", "21"];
-    let told = run(&init).unwrap();
-    assert!(told.contains("classifier of 21 classes") && told.contains("10 epochs of 8000"), "{told}");
+    let text = run(&init).unwrap();
+    assert!(text.contains("classifier of 21 classes") && text.contains("10 epochs of 8000"), "{text}");
 }

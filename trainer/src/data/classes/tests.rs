@@ -17,7 +17,7 @@ const WORDS: [&str; 12] =
 enum Kind {
     /// Folders of these words.
     Folders,
-    /// The same as macOS archives them, accents apart from their letters.
+    /// The same folders as macOS archives them, with accents separate from their letters.
     DecomposedFolders,
     /// Parquet whose metadata names the classes, in the order of [`WORDS`].
     ClassLabel,
@@ -156,7 +156,7 @@ fn all_pairs_of_kinds_are_right_or_refused() {
                 };
                 let is_number_of_folders = matching == Matching::Number && !right;
                 if is_number_of_folders {
-                    // What the user has said; nothing tells whether it is so.
+                    // The user says that the numbers agree; nothing can check it.
                     continue;
                 }
                 let found = matched(train, test, matching, Numbering::InUse);

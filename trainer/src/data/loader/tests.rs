@@ -139,11 +139,11 @@ fn parts_make_up_the_batch() {
         let mut batch = plan.shape.allocate(Device::Cpu).unwrap();
         plan.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();
         let parts = [batch.part(0, 2), batch.part(2, 2)];
-        let joined = |of: &dyn Fn(&MimicBatch) -> Vec<Tensor>| {
-            let [first, second] = [of(&parts[0]), of(&parts[1])];
+        let joined = |tensors: &dyn Fn(&MimicBatch) -> Vec<Tensor>| {
+            let [first, second] = [tensors(&parts[0]), tensors(&parts[1])];
             let pairs = first.iter().zip(&second);
             let joined: Vec<Tensor> = pairs.map(|(a, b)| Tensor::cat(&[a, b], 0)).collect();
-            assert!(!joined.is_empty() && joined == of(&batch));
+            assert!(!joined.is_empty() && joined == tensors(&batch));
         };
         joined(&|b| vec![b.imgs.shallow_clone(), mask_of(b).shallow_clone()]);
         joined(&|b| b.drop_path.iter().map(Tensor::shallow_clone).collect());
@@ -158,7 +158,7 @@ fn parts_make_up_the_batch() {
     }
 }
 
-/// What a batch holds is what the row says: pixels of its box at the student's and at the teacher's size.
+/// A batch holds the pixels of the row's crop box, at the student's and at the teacher's size.
 #[test]
 fn pixels_are_the_rows_crop() {
     let world = World::with_cache(8);

@@ -20,11 +20,11 @@ fn batches_are_mixed_as_timm_mixes_them() {
     let golden: BTreeMap<String, Tensor> = Tensor::read_safetensors(path).unwrap().into_iter().collect();
     let (mut mixes, mut cuts) = (0, 0);
     for i in 0..10 {
-        let of = |name: &str| &golden[&format!("{i}/{name}")];
-        let [lambda, corrected] = Vec::<f64>::try_from(of("lambda")).unwrap()[..] else {
+        let stored = |name: &str| &golden[&format!("{i}/{name}")];
+        let [lambda, corrected] = Vec::<f64>::try_from(stored("lambda")).unwrap()[..] else {
             panic!("two numbers are stored")
         };
-        let bounds = Vec::<i64>::try_from(of("box")).unwrap();
+        let bounds = Vec::<i64>::try_from(stored("box")).unwrap();
         let bounds: Vec<u32> = bounds.iter().filter_map(|&x| x.try_into().ok()).collect();
         let drawn = match bounds[..] {
             [top, bottom, left, right] => {
@@ -41,8 +41,8 @@ fn batches_are_mixed_as_timm_mixes_them() {
         let (imgs, targets) = MAE.mix(&golden["imgs"], &golden["labels"], 7, &drawn);
         assert!(golden["imgs"].equal(&before), "the input was changed");
         // The same few operations in f32; their order may differ.
-        assert!(relative_l2(&imgs, of("imgs")) < 1e-6, "images of case {i}");
-        assert!(relative_l2(&targets, of("targets")) < 1e-6, "targets of case {i}");
+        assert!(relative_l2(&imgs, stored("imgs")) < 1e-6, "images of case {i}");
+        assert!(relative_l2(&targets, stored("targets")) < 1e-6, "targets of case {i}");
     }
     assert_eq!((mixes, cuts), (3, 6));
 }

@@ -1,4 +1,4 @@
-//! Students in files of other packages.
+//! Students in the formats of other packages.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use models::mcmae::McmaeEncoderConfig;
 use models::params::ParamStore;
 use tch::Device;
 
-/// The encoder of a student of another package.
+/// The encoder of a student in another package's format.
 pub(super) struct Student {
     pub encoder: Encoder,
     /// Height and width of its images.
@@ -18,14 +18,14 @@ pub(super) struct Student {
     pub fused: bool,
 }
 
-/// The encoder of the student in the file `path`.
+/// Builds the encoder of the student that was imported from `path`.
 pub(super) fn student(imported: &Imported, path: &Path, device: Device) -> anyhow::Result<Student> {
     let mut tensors = imported.encoder_tensors();
     let mut fused = false;
     let config = match imported.encoder_config(path)? {
         EncoderConfig::Mcmae(config) => {
-            // A file of pretraining has the projections of the first stages, whose sum its last norm was trained on; published encoders
-            // have not.
+            // A file of pretraining has the projections of the first stages, and its last norm was trained on their sum; published encoders
+            // do not have them.
             for (name, tensor) in imported.tensors.iter().filter(|(name, _)| is_projection(name)) {
                 tensors.insert(name.clone(), tensor.shallow_clone());
                 fused = true;
@@ -42,7 +42,7 @@ pub(super) fn student(imported: &Imported, path: &Path, device: Device) -> anyho
     Ok(Student { encoder, img_size: u32::try_from(height)?, fused })
 }
 
-/// Whether a tensor is of the projections that ConvMAE's multi-layer fusion adds up.
+/// Whether a tensor belongs to the projections that ConvMAE's multi-layer fusion adds up.
 fn is_projection(name: &str) -> bool {
     name.starts_with("stage1_output_decode.") || name.starts_with("stage2_output_decode.")
 }

@@ -25,7 +25,7 @@ use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
 
-/// What `--model` takes.
+/// What `--model` accepts, for messages.
 const TAKES: &str = "a run folder, a checkpoint's file, a teacher's folder, file or id, a student's file of another package, or the word pixels";
 /// Side of the raw-pixel baseline's images.
 const PIXELS_SIZE: u32 = 32;
@@ -42,13 +42,13 @@ pub(crate) struct Model {
     fusion: Option<Fusion>,
 }
 
-/// How a student is evaluated that was pretrained with multi-layer fusion, whose last norm belongs to the sum of several blocks.
+/// How to evaluate a student that was pretrained with multi-layer fusion, and whose last norm was trained on the sum of several blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Fusion {
-    /// As it was trained: the sum goes through the norm.
+    /// As it was trained: the sum of the blocks goes through the norm.
     Fused,
-    /// The last block alone does, as in other packages' networks.
+    /// Only the last block goes through the norm, as in other packages' networks.
     Unfused,
 }
 
@@ -72,17 +72,16 @@ pub(super) enum Network {
 }
 
 impl Model {
-    /// A run folder (its newest whole checkpoint) of `trainer pretrain` or `trainer finetune`, a file of such a checkpoint, a teacher's
+    /// Loads a run folder (its newest whole checkpoint) of `trainer pretrain` or `trainer finetune`, a file of such a checkpoint, a teacher's
     /// folder, file or id on a hub, or `pixels[:SIZE]`.
     ///
-    /// After `untrained:`, the student that the recipe's seed makes, whatever has been trained since; after `ema:`, a run's moving
-    /// average; after `unfused:`, a student of multi-layer fusion without it, which is evaluated as it was trained otherwise. They may be
-    /// combined.
+    /// The prefix `untrained:` selects the student with its initial weights, `ema:` a run's moving average, and `unfused:` a student of
+    /// multi-layer fusion without fusion (the default is as it was trained). Prefixes may be combined.
     pub(crate) fn load(given: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
         let spec = Spec::parse(given);
         let (mut network, mut description) = if spec.is_pixels() {
             ensure!(!spec.untrained, "--model {given}: only a student can be untrained");
-            ensure!(!spec.ema, "--model {given}: only a run folder has a moving average, and this is none");
+            ensure!(!spec.ema, "--model {given}: only a run folder has a moving average");
             pixels(spec.name)?
         } else {
             let door = Door { option: "--model", takes: TAKES, wanted: Wanted::TowerFirst, hub };
@@ -93,11 +92,11 @@ impl Model {
             && *fused
         {
             *fused = !spec.unfused;
-            let (found, how) = match spec.unfused {
+            let (chosen, how) = match spec.unfused {
                 true => (Fusion::Unfused, "unfused"),
                 false => (Fusion::Fused, "fused"),
             };
-            fusion = Some(found);
+            fusion = Some(chosen);
             description = format!("{description}, {how}");
         }
         ensure!(
@@ -113,12 +112,12 @@ impl Model {
         Ok(Model { network, normalize, device, description, run, untrained: spec.untrained, ema: spec.ema, fusion })
     }
 
-    /// For people: what it is and where from.
+    /// A description for people: what the model is and where it comes from.
     pub(crate) fn describe(&self) -> String {
         self.description.clone()
     }
 
-    /// The run it belongs to, if it was given as one.
+    /// The run folder, if the model was given as one.
     pub(crate) fn run_folder(&self) -> Option<&Path> {
         self.run.as_deref()
     }
@@ -133,7 +132,7 @@ impl Model {
         self.ema
     }
 
-    /// Whether a student of multi-layer fusion is evaluated with it; `None` for what has none.
+    /// Whether a student of multi-layer fusion is evaluated with it; `None` for models without fusion.
     pub(crate) fn fusion(&self) -> Option<Fusion> {
         self.fusion
     }
@@ -165,9 +164,9 @@ impl Model {
             }
             Network::Classifier { classifier, .. } => {
                 let _scope = precision.guard(self.device);
-                let found = classifier.forward_features(&self.normalize.forward(&pixels));
-                let cls = found.cls.map(|cls| ("cls", cls));
-                cls.into_iter().chain([("mean", found.mean)]).collect()
+                let features = classifier.forward_features(&self.normalize.forward(&pixels));
+                let cls = features.cls.map(|cls| ("cls", cls));
+                cls.into_iter().chain([("mean", features.mean)]).collect()
             }
             Network::Teacher(teacher) => {
                 let pixels = pixels.permute([0, 3, 1, 2]).contiguous();
@@ -195,7 +194,7 @@ fn pixels(spec: &str) -> anyhow::Result<(Network, String)> {
 }
 
 impl Network {
-    /// The network on `device`, and what it is for people.
+    /// The network on `device`, and its description for people.
     fn of(pretrained: Pretrained, device: Device) -> anyhow::Result<(Network, String)> {
         let (found, source) = match pretrained {
             Pretrained::Trained(found) => {
@@ -237,7 +236,7 @@ impl Network {
         })
     }
 
-    /// The encoder of a recipe with `tensors`; mimic heads, which pretraining alone uses, are left out.
+    /// The encoder of a recipe, with `tensors`; mimic heads, which only pretraining uses, are left out.
     fn student(recipe: &Recipe, mut tensors: Tensors, origin: &str, device: Device) -> anyhow::Result<Network> {
         let params = ParamStore::frozen(device);
         let mae = Mae::new(&params.root(), &recipe.mae_config())?;

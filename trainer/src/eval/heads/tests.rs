@@ -64,7 +64,7 @@ fn heads_learn_as_each_alone_does_in_pytorch() {
     }
 }
 
-/// A head alone and among others is the same, and equal seeds give equal heads.
+/// A head that is trained alone equals one that is trained among others, and equal seeds give equal heads.
 #[test]
 fn heads_do_not_see_each_other() {
     let golden = golden();

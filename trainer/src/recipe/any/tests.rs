@@ -21,7 +21,7 @@ fn kinds_are_told_apart_by_what_one_of_them_has() {
     assert_eq!(kind(&format!("[model]\npool = \"cls\"\n{SHORT}"), &[]), "finetune");
     assert_eq!(kind(SHORT, &["optim.layer_decay=0.5"]), "finetune");
     assert_eq!(kind(SHORT, &["optim.ema_decay=0.5"]), "pretrain");
-    // Every shipped recipe is what its name says, and resolved it is still that.
+    // Every shipped recipe is of the kind that its name says, also after it is resolved.
     let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
     let mut kinds = std::collections::BTreeMap::new();
     for entry in std::fs::read_dir(recipes).unwrap() {

@@ -79,11 +79,11 @@ fn those_of_every_so_many_steps_stay_for_good() {
         let found = load(&run.path().join(FOLDER).join(folder_name(step))).unwrap();
         assert_eq!(found.state.step, step);
     }
-    // The newest that is whole goes first, kept or not.
+    // The newest whole checkpoint is loaded first, whether or not it is kept for good.
     assert_eq!(load_quietly(run.path()), (100, vec![]));
 }
 
-/// A checkpoint without averages, and one of before batches could be taken in parts, is what it was.
+/// A checkpoint without averages and with whole batches has neither the file nor the field.
 #[test]
 fn what_is_not_there_is_not_written() {
     let run = tempfile::tempdir().unwrap();
@@ -122,7 +122,7 @@ fn a_checkpoint_has_the_values_of_the_moment_it_was_taken() {
     }
 }
 
-/// The run learns of it without asking for another one, and what was there stays.
+/// `check` reports it before the next checkpoint is due, and the earlier checkpoints stay.
 #[test]
 fn a_checkpoint_that_cannot_be_written_ends_the_run() {
     let run = run_with(&[10], 2);

@@ -1,6 +1,6 @@
-//! Checkpoints that are written while training goes on.
+//! Writes checkpoints while training continues.
 //!
-//! The training thread copies the tensors to the host's memory and goes on; hashing, writing and waiting for the disk, which take far
+//! The training thread copies the tensors to the host's memory and continues; hashing, writing and waiting for the disk, which take far
 //! longer, happen in a thread. The copy is made in the host's memory and not on the device: it waits for the bytes to cross the bus,
 //! 1.3 GB for a ViT-B with its moments, but a device that is nearly full does not run out of memory because of a checkpoint.
 
@@ -30,11 +30,11 @@ impl Writer {
         Writer { run: run.to_owned(), keep, pending: None }
     }
 
-    /// Waits until the checkpoint before is published, and starts to publish this one: with the values that its tensors have now,
-    /// whatever happens to them later. Where memory does not suffice for a copy of them, it is published before this returns.
+    /// Waits until the previous checkpoint is published, and starts to publish this one with the values that its tensors have now, even if
+    /// they change later. If there is not enough memory for a copy of them, the checkpoint is published before this returns.
     ///
     /// # Errors
-    /// That of the checkpoint before, or if this one cannot be copied.
+    /// If the previous checkpoint could not be published, or this one cannot be copied.
     pub(crate) fn save(&mut self, checkpoint: Checkpoint) -> anyhow::Result<()> {
         self.finish()?;
         let copied = attempt(|| anyhow::Ok(in_host_memory(&checkpoint)))?;
@@ -46,17 +46,17 @@ impl Writer {
                 self.pending = Some(thread.context("cannot start a thread for the checkpoint")?);
             }
             Err(OutOfMemory(message)) => {
-                warn!("no memory for a copy of the checkpoint: {message}\nTraining waits while it is written");
+                warn!("out of memory for a copy of the checkpoint: {message}\nTraining waits until it is written");
                 announce(&save(&self.run, &checkpoint, self.keep)?);
             }
         }
         Ok(())
     }
 
-    /// Tells early of a checkpoint that could not be written; does not wait for one that is being written.
+    /// Reports early that a checkpoint could not be written. Does not wait for one that is being written.
     ///
     /// # Errors
-    /// That checkpoint's.
+    /// If the pending checkpoint could not be written.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
         match &self.pending {
             Some(pending) if pending.is_finished() => self.finish(),

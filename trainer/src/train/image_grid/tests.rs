@@ -29,8 +29,8 @@ fn visible_patches_are_the_original_s() {
     let [original, masked, reconstructed] = &grid.columns[..] else { panic!("{} columns", grid.columns.len()) };
     let mask = masking.mask.unsqueeze(-1).expand([2, 16, 192], false);
     let removed = unpatchify(&mask, 8, [4, 4]);
-    let difference = |a: &Tensor, of: &Tensor| {
-        let difference = (a - original).abs() * of;
+    let difference = |a: &Tensor, mask: &Tensor| {
+        let difference = (a - original).abs() * mask;
         difference.max().double_value(&[])
     };
     let seen = 1.0 - &removed;
@@ -80,7 +80,7 @@ fn maps_show_similarity_where_it_is_known() {
     assert_eq!([image.width(), image.height()], [4 * 128 + 3 * 4, 2 * 128 + 4]);
 }
 
-/// The network of pretraining has the autoencoder that is drawn.
+/// Drawing the student of pretraining gives the same image as drawing its autoencoder alone.
 #[test]
 fn the_student_s_autoencoder_is_what_is_drawn() {
     let recipe = Recipe::parse(RECIPE, "test", &[]).unwrap();

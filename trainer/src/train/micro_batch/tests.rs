@@ -8,7 +8,7 @@ thread_local! {
     static MOST_IMAGES: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// For as long as this lives memory is short. Dropped by a test that fails too: with one test thread the next test runs on the same.
+/// Memory is short as long as this lives. A failing test drops it too, since with one test thread the next test runs on the same thread.
 #[must_use]
 pub(crate) struct Limit(());
 
@@ -18,7 +18,7 @@ impl Drop for Limit {
     }
 }
 
-/// Lets every pass of this thread over more than `images` images fail as it does when memory is short.
+/// Makes every pass of this thread over more than `images` images fail as if memory were short.
 pub(crate) fn limit_memory_to(images: usize) -> Limit {
     MOST_IMAGES.set(images);
     Limit(())

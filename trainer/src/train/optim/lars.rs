@@ -18,9 +18,9 @@ mod tests;
 pub(crate) struct LarsConfig {
     /// Decay of the running sum of updates.
     pub momentum: f64,
-    /// Length of an update in lengths of its parameter, before the learning rate.
+    /// Norm of an update relative to its parameter's norm, before the learning rate.
     pub trust_coefficient: f64,
-    /// Added to the gradient, in parameters, before the trust ratio is taken.
+    /// Multiple of the parameter that is added to its gradient before the trust ratio is computed.
     pub weight_decay: f64,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Lars {
 struct State {
     /// `[R, ..]`.
     param: Tensor,
-    /// Likewise: the running sum.
+    /// `[R, ..]`: the running sum of updates.
     mu: Tensor,
 }
 
@@ -77,7 +77,7 @@ impl Lars {
     /// One step of every parameter that has a gradient, at `lr_scale` times each network's learning rate.
     ///
     /// `u = g + weight_decay · p`, scaled by `trust_coefficient · |p| / |u|` unless either length is zero; then
-    /// `mu = momentum · mu + u` and `p -= lr · mu`. What has one axis in its network (a bias) neither decays nor is scaled.
+    /// `mu = momentum · mu + u` and `p -= lr · mu`. Parameters with one axis per network (biases) neither decay nor are scaled.
     pub(crate) fn step(&mut self, lr_scale: f64) {
         let LarsConfig { momentum, trust_coefficient, weight_decay } = self.config;
         tch::no_grad(|| {

@@ -1,4 +1,4 @@
-//! Layer-wise learning rates for fine-tuning: the nearer to the pixels, the slower.
+//! Layer-wise learning rates for fine-tuning: the nearer a layer is to the pixels, the slower it learns.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ mod tests;
 /// The layer a parameter belongs to in a network of `depth` transformer blocks, from 0 (patches, positions, CLS, registers, the norm
 /// before the first block, and the convolution stages of a ConvViT) over `i + 1` for block `i` to `depth + 1` for all that follows.
 ///
-/// As MAE's `lr_decay.py` has it for ViT and ConvMAE's for ConvViT, whose transformer blocks are called `blocks3`.
+/// The layers are those of MAE's `lr_decay.py` for ViT and of ConvMAE's for ConvViT, whose transformer blocks are called `blocks3`.
 fn layer_id(name: &str, depth: usize) -> usize {
     let mut parts = name.split('.');
     match parts.next().unwrap_or_default() {
@@ -25,7 +25,7 @@ fn layer_id(name: &str, depth: usize) -> usize {
     }
 }
 
-/// The transformer blocks among the parameters of a network.
+/// The number of transformer blocks among the parameters of a network.
 fn depth<'a>(names: impl IntoIterator<Item = &'a str>) -> usize {
     let block = |name: &str| {
         let rest = name.strip_prefix("blocks.").or_else(|| name.strip_prefix("blocks3."))?;
@@ -36,13 +36,13 @@ fn depth<'a>(names: impl IntoIterator<Item = &'a str>) -> usize {
 
 /// The factor on the learning rate of a layer: `layer_decay` to the power of its distance from the last.
 fn lr_scale(layer_id: usize, depth: usize, layer_decay: f64) -> f64 {
-    // As many layers as fit an i32 are more than any network has.
+    // No network has more layers than fit into an i32.
     layer_decay.powi((depth + 1 - layer_id) as i32)
 }
 
 /// Whether weight decay leaves a parameter alone: biases, norms, positions, CLS and registers, as in MAE's fine-tuning.
 ///
-/// Pretraining decays the CLS token; this is not an oversight here, the two of MAE's programs differ.
+/// Pretraining decays the CLS token: MAE's two programs differ in this.
 fn is_exempt(name: &str, param: &Tensor) -> bool {
     param.dim() <= 1 || matches!(name, "cls_token" | "reg_token" | "pos_embed")
 }

@@ -89,7 +89,7 @@ fn a_lock_ends_with_its_run_even_if_another_process_has_the_file_open() {
     let run = RunFolder::open(dir.path(), &recipe(&[])).unwrap();
     assert!(in_use(dir.path()));
     assert!(message(dir.path(), &recipe(&[])).contains("another process is training"));
-    // What a program that is being started has of it.
+    // A child process that is being started holds the file like this.
     let _inherited = run.lock.try_clone().unwrap();
     drop(run);
     assert!(!in_use(dir.path()));
@@ -107,7 +107,7 @@ fn a_new_run_among_images_is_refused() {
     assert!(!refused("images-run") && !refused("run"));
     let shards = format!("{spec}/{{0..9}}.tar");
     refuse_among_images(&images.join("run"), &[("--train", &shards)]).unwrap();
-    // One that is there already goes on.
+    // An existing run may continue.
     fs::create_dir(images.join("run")).unwrap();
     fs::write(images.join("run").join(RECIPE), "").unwrap();
     assert!(!refused("images/run"));
@@ -117,10 +117,10 @@ fn a_new_run_among_images_is_refused() {
 fn facts_are_told_in_plain_words() {
     let views =
         schemas::ViewIdentity { policy: schemas::ViewPolicy::rrc(), views: 2, seed: 7, filter: "bicubic".to_owned() };
-    let said = plain(&format!("{views:?}"));
+    let text = plain(&format!("{views:?}"));
     assert!(
-        said.starts_with("(policy: rrc (scale: [") && said.ends_with("views: 2, seed: 7, filter: \"bicubic\")"),
-        "{said}"
+        text.starts_with("(policy: rrc (scale: [") && text.ends_with("views: 2, seed: 7, filter: \"bicubic\")"),
+        "{text}"
     );
     let pack = schemas::Pack::Jpeg { short_side: 256, quality: 90 };
     assert_eq!(plain(&format!("{pack:?}")), "jpeg (short_side: 256, quality: 90)");

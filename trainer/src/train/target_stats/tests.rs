@@ -26,16 +26,16 @@ fn commits_and_rows_agree() {
     let world = World::with_cache(7);
     let (cache, samples) = joined(&world);
     let id = TeacherId::new("clip").unwrap();
-    let of = |norm| of_teacher(&cache, &id, norm, &samples, 5).unwrap();
-    let sums = of(TargetNorm::Standardize).unwrap();
-    let rows = of(TargetNorm::PhiS).unwrap();
+    let stats = |norm| of_teacher(&cache, &id, norm, &samples, 5).unwrap();
+    let sums = stats(TargetNorm::Standardize).unwrap();
+    let rows = stats(TargetNorm::PhiS).unwrap();
     close(&rows.mean, &sums.mean);
     close(&rows.variance, &sums.variance);
     let covariance = rows.covariance.unwrap();
     let diagonal: Vec<f64> = covariance.iter().copied().step_by(sums.mean.len() + 1).collect();
     close(&diagonal, &sums.variance);
     assert_eq!(sums.covariance, None);
-    assert_eq!(of(TargetNorm::Ln), None);
+    assert_eq!(stats(TargetNorm::Ln), None);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! TFRecord framing: length, its checksum, data, its checksum, little-endian; checksums are masked CRC-32C.
 
-/// Bytes of a record besides its data.
+/// Bytes of a record besides its data: the length and two checksums.
 const LENGTH: usize = 8;
 const CHECKSUM: usize = 4;
 
