@@ -37,7 +37,7 @@ use torch_ext::catch_out_of_memory;
 pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let done = catch_out_of_memory(|| run_command(cli, hub, out));
     let done = done.unwrap_or_else(|out_of_memory| {
-        // Training repeats forward and backward passes in smaller parts. Everything else ends here, as does an update for which weights,
+        // Training repeats forward and backward passes in smaller micro-batches. Everything else ends here, as does an update for which weights,
         // gradients, moments and averages do not fit side by side.
         Err(anyhow::Error::from(out_of_memory).context(
             "use smaller batches (optim.batch_size with a larger optim.accum_iter, or --batch-size), a smaller model, or a device with \

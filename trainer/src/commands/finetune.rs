@@ -51,11 +51,11 @@ use crate::train::train_log::{InFlight, LogConfig, TrainLog};
 use crate::train::train_state::TrainState;
 use torch_ext::to_device;
 
-mod fingerprint;
+mod data_identity;
 #[cfg(test)]
 mod tests;
 
-use fingerprint::fingerprint;
+use data_identity::data_identity;
 
 /// Trains until the recipe's last epoch, or for `--stop-after` steps. Run again to continue.
 pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
@@ -93,7 +93,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
     let classes = classes(args, &run, &train, &test)?;
     let train_labels = classes.of_train(&train, 0..train.len())?;
     let test_labels = classes.of_test(&test, 0..test.len())?;
-    let fingerprint = fingerprint(&pretrained, &train, &test, &classes, args.match_classes);
+    let data = data_identity(&pretrained, &train, &test, &classes, args.match_classes);
     let train_images = train.len();
 
     // ------------------------------------------------------------------ order and schedule
@@ -130,7 +130,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
     // ------------------------------------------------------------------ resume
     let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
     if let Some(last) = &last {
-        run_folder::refuse_other_data(run.path(), &last.state.data, &fingerprint)?;
+        run_folder::refuse_other_data(run.path(), &last.state.data, &data)?;
         state.restore(last)?;
         let before = FinetuneRecipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
         let epoch = sampler.fractional_epoch(last.state.step);
@@ -152,7 +152,8 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
         publish_result(out)?;
         return Ok(ExitStatus::Fine);
     }
-    let mut micro = MicroBatches::new(recipe.optim.batch_size, last.as_ref().map_or(1, |last| last.state.parts))?;
+    let mut micro =
+        MicroBatches::new(recipe.optim.batch_size, last.as_ref().map_or(1, |last| last.state.micro_batches))?;
     let flop_per_image = STEP_PER_FORWARD * flops::of_classifier(&encoder, classes.len() as i64);
     let log_config = LogConfig::of(&recipe.run, recipe.schedule.epochs, flop_per_image, device);
     let mut log = TrainLog::open(run.path(), log_config, &sampler, device, last.map(|last| last.state))?;
@@ -200,16 +201,16 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
         let lr = schedule.lr_at(sampler.fractional_epoch(step));
         state.optim.set_lr(lr);
 
-        // Forward and backward of the step's batches: of each as a whole, or in equal parts once memory has run out.
+        // Forward and backward of the step's batches: of each as a whole, or in micro-batches once memory has run out.
         let mut batches: Vec<LabeledBatch> = Vec::new();
-        let losses = micro.retry_in_smaller_parts(|parts| {
+        let losses = micro.retry_smaller(|per_batch| {
             state.optim.zero_grad();
             let mut losses = Vec::new();
             for i in 0..accum_iter {
                 if batches.len() == i {
                     batches.push(idle.pause(|| loader.next_batch())?);
                 }
-                // Images are mixed with others of their whole batch, whatever parts it is taken in.
+                // Images are mixed with others of their whole batch, whatever micro-batches it is split into.
                 let imgs = to_device(&batches[i].imgs, device)?;
                 let imgs = match imgs.kind() {
                     Kind::Uint8 => normalize.forward(&imgs),
@@ -222,9 +223,9 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
                 let (imgs, targets) = mixup.mix(&imgs, &labels, classes.len(), &drawn);
                 let branches = to_device(&batches[i].branches, device)?;
 
-                let images = recipe.optim.batch_size / parts;
-                for part in 0..parts {
-                    let rows = |t: &Tensor| t.narrow(0, (part * images) as i64, images as i64);
+                let images = recipe.optim.batch_size / per_batch;
+                for micro_batch in 0..per_batch {
+                    let rows = |t: &Tensor| t.narrow(0, (micro_batch * images) as i64, images as i64);
                     let drop_path = DropPath::new(&rows(&branches), &drop_rates);
                     let pass = ForwardOptions {
                         drop_path: (recipe.model.drop_path > 0.0).then_some(&drop_path),
@@ -235,7 +236,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
                     // Each operation's backward uses the type its forward used.
                     drop(autocast);
                     let loss = soft_target_cross_entropy(&scores, &rows(&targets));
-                    (&loss / (accum_iter * parts) as f64).backward();
+                    (&loss / (accum_iter * per_batch) as f64).backward();
                     losses.push(loss.detach());
                 }
             }
@@ -284,7 +285,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
         if saves {
             evaluations.sync()?;
             rejects.write(run.path())?;
-            writer.save(state.checkpoint(log.state(micro.parts(), fingerprint.clone())?, recipe.to_toml()))?;
+            writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))?;
         }
         if interrupted && steps_done < end {
             writer.finish()?;

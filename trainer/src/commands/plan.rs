@@ -36,7 +36,7 @@ mod tests;
 
 /// The plan, as `--json` prints it. FLOPs are those of matmuls; a multiply-add counts as two.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Plan {
+pub(crate) struct Estimate {
     /// Parameters by part: `encoder`, `decoder` and `heads`, or in fine-tuning `encoder` and `classifier`.
     pub params: BTreeMap<String, usize>,
     /// GFLOP of the forward and backward pass of one image, by part, and `total`.
@@ -64,14 +64,14 @@ pub(crate) struct Plan {
     /// and the activations of one block. The loader's batches, workspaces of libraries and bf16 copies of weights are not counted.
     pub memory_bytes: BTreeMap<String, f64>,
     /// One for each teacher that the recipe names and the cache has.
-    pub teachers: BTreeMap<String, TeacherPlan>,
+    pub teachers: BTreeMap<String, TeacherEstimate>,
     /// Bytes of features that are read per second at `images_per_s`.
     pub read_bytes_per_s: f64,
 }
 
 /// What one teacher costs, online and cached.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct TeacherPlan {
+pub(crate) struct TeacherEstimate {
     /// GFLOP of its forward pass for one view.
     pub gflop_per_view: f64,
     /// Views stored per image.
@@ -110,7 +110,7 @@ pub(crate) fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> a
     };
     let given = args.peak_tflops.or(recipe.run.peak_tflops);
     let peak_tflops = peak_tflops(args, given, recipe.run.precision)?;
-    let plan = Plan::of(&recipe, cache.as_ref(), images, peak_tflops, args.mfu)?;
+    let plan = Estimate::of(&recipe, cache.as_ref(), images, peak_tflops, args.mfu)?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
     } else {
@@ -125,7 +125,7 @@ pub(crate) fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> a
 /// The images of a cache that a run of `recipe` trains on, as far as the cache's records say.
 fn usable(recipe: &Recipe, cache: &Cache) -> anyhow::Result<Usable> {
     let wanted = recipe.mimic.teachers.iter().chain(&recipe.mask.teacher);
-    // `Plan::of` refuses a teacher that the cache does not have.
+    // `Estimate::of` refuses a teacher that the cache does not have.
     let teachers: Vec<TeacherId> =
         (cache.teachers().keys()).filter(|id| wanted.clone().any(|wanted| wanted == id.as_str())).cloned().collect();
     Ok(join::count(cache, &teachers, &recipe.data)?)
@@ -182,7 +182,7 @@ fn length(epochs: u64, images: u64, [batch_size, accum_iter]: [usize; 2]) -> any
         .with_context(|| format!("schedule.epochs = {epochs}: longer than can be counted"))
 }
 
-impl Plan {
+impl Estimate {
     /// The plan of a recipe over `images` images, on a device that reaches the share `mfu` of `peak_tflops`.
     ///
     /// # Errors
@@ -193,7 +193,7 @@ impl Plan {
         images: u64,
         peak_tflops: f64,
         mfu: f64,
-    ) -> anyhow::Result<Plan> {
+    ) -> anyhow::Result<Estimate> {
         let known: BTreeMap<&str, &TeacherIdentity> =
             cache.iter().flat_map(|cache| cache.teachers()).map(|(id, teacher)| (id.as_str(), teacher)).collect();
         let mut widths = BTreeMap::new();
@@ -251,7 +251,7 @@ impl Plan {
             let flop = teacher_flops(teacher)?;
             teacher_plans.insert(
                 id.clone(),
-                TeacherPlan {
+                TeacherEstimate {
                     gflop_per_view: flop / 1e9,
                     views,
                     bytes_per_view: images
@@ -270,7 +270,7 @@ impl Plan {
             false => params.get("decoder").copied().unwrap_or_default(),
         };
         let trained = params.values().sum::<usize>() - untrained;
-        Ok(Plan {
+        Ok(Estimate {
             params,
             gflop_per_image,
             images,

@@ -1,7 +1,7 @@
 //! **The main job**: pretraining, from the recipe to the last checkpoint, as one visible loop.
 //!
 //! Everything random is a function of (seed, epoch, sample): the step number alone says which images come next and how they are
-//! masked. So a checkpoint is the train state (weights, moments, average), the number of parts of a batch, and a step. A run that is killed
+//! masked. So a checkpoint is the train state (weights, moments, average), the number of micro-batches of a batch, and a step. A run that is killed
 //! and started again takes the same steps as one that is not, bit for bit on a CPU with the same number of libtorch threads.
 //!
 //! The host runs one step ahead of the device: a step's scalars are read when the next one is queued.
@@ -79,8 +79,8 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         return Err(Problem::NoImages { why }.into());
     }
     let init = init::open(&recipe, hub)?;
-    let mut fingerprint = fingerprint(&cache, &samples, &teachers);
-    fingerprint.extend(init.iter().map(init::Begin::fact));
+    let mut data = data_identity(&cache, &samples, &teachers);
+    data.extend(init.iter().map(init::Begin::fact));
 
     // ------------------------------------------------------------------ order and schedule
     let sampler = Sampler::of_run(&recipe.optim, recipe.run.seed, samples.len())?;
@@ -90,7 +90,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     // ------------------------------------------------------------------ resume: the last checkpoint is of the same run
     let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
     if let Some(last) = &last {
-        run_folder::refuse_other_data(run.path(), &last.state.data, &fingerprint)?;
+        run_folder::refuse_other_data(run.path(), &last.state.data, &data)?;
         let before = Recipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
         let epoch = sampler.fractional_epoch(last.state.step);
         run_folder::refuse_other_length(run.path(), &before.schedule(), &schedule, epoch)?;
@@ -143,7 +143,8 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         info!("{:?} is finished: all {total_steps} steps are done", args.out);
         return Ok(ExitStatus::Fine);
     }
-    let mut micro = MicroBatches::new(recipe.optim.batch_size, last.as_ref().map_or(1, |last| last.state.parts))?;
+    let mut micro =
+        MicroBatches::new(recipe.optim.batch_size, last.as_ref().map_or(1, |last| last.state.micro_batches))?;
     let flop_per_image = Flops::of_pretraining(student.config(), recipe.len_keep()).step();
     let log_config = LogConfig::of(&recipe.run, recipe.schedule.epochs, flop_per_image, device);
     let mut log = TrainLog::open(run.path(), log_config, &sampler, device, last.map(|last| last.state))?;
@@ -167,19 +168,19 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         let lr = schedule.lr_at(sampler.fractional_epoch(step));
         state.optim.set_lr(lr);
 
-        // Forward and backward of the step's batches: of each as a whole, or in equal parts once memory has run out.
+        // Forward and backward of the step's batches: of each as a whole, or in micro-batches once memory has run out.
         let mut batches: Vec<MimicBatch> = Vec::new();
-        let losses = micro.retry_in_smaller_parts(|parts| {
+        let losses = micro.retry_smaller(|per_batch| {
             state.optim.zero_grad();
             let mut losses = Vec::new();
             for i in 0..accum_iter {
                 if batches.len() == i {
                     batches.push(idle.pause(|| loader.next_batch())?);
                 }
-                for part in batches[i].parts(parts) {
-                    let imgs = normalize.forward(&to_device(&part.imgs, device)?);
-                    let (features, masking) = teachers::features(&recipe, &teachers, &part, device)?;
-                    let uniform = part.drop_path.map(|uniform| to_device(&uniform, device)).transpose()?;
+                for micro_batch in batches[i].micro_batches(per_batch) {
+                    let imgs = normalize.forward(&to_device(&micro_batch.imgs, device)?);
+                    let (features, masking) = teachers::features(&recipe, &teachers, &micro_batch, device)?;
+                    let uniform = micro_batch.drop_path.map(|uniform| to_device(&uniform, device)).transpose()?;
                     let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
 
                     let pass = ForwardOptions {
@@ -190,7 +191,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
                     let loss = student.forward(&features.batch(&imgs, &masking, pass));
                     // Each operation's backward uses the type its forward used.
                     drop(autocast);
-                    (&loss.total / (accum_iter * parts) as f64).backward();
+                    (&loss.total / (accum_iter * per_batch) as f64).backward();
                     losses.push(step::detach(&loss));
                 }
             }
@@ -217,14 +218,14 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
                 let drawn = recipe.run.pictures.unwrap_or_default().min(recipe.optim.batch_size);
                 if let Some(batch) = batches.first().filter(|_| drawn > 0) {
                     idle.begin()?;
-                    let grid = draw(&recipe, &student, &teachers, &batch.part(0, drawn), &normalize, device)?;
+                    let grid = draw(&recipe, &student, &teachers, &batch.narrow(0, drawn), &normalize, device)?;
                     idle.end()?;
                     let (image, png) = image_grid::publish(&grid, run.path(), steps_done)?;
                     log.picture("reconstruction", [image.width(), image.height()], &png)?;
                 }
                 loader.recycle(batches);
             }
-            writer.save(state.checkpoint(log.state(micro.parts(), fingerprint.clone())?, recipe.to_toml()))?;
+            writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))?;
         }
         if interrupted && steps_done < end {
             writer.finish()?;
@@ -263,7 +264,7 @@ fn draw(
 }
 
 /// What the weights of a run depend on besides its recipe.
-fn fingerprint(cache: &Cache, samples: &Samples, teachers: &[RunTeacher]) -> BTreeMap<String, String> {
+fn data_identity(cache: &Cache, samples: &Samples, teachers: &[RunTeacher]) -> BTreeMap<String, String> {
     let identity = cache.identity();
     let mut facts = BTreeMap::from([
         ("samples".to_owned(), format!("{} (SHA-256 {})", samples.len(), samples.fingerprint())),

@@ -56,14 +56,14 @@ impl Samples for MimicBatch {
 }
 
 impl MimicBatch {
-    /// The batch in `parts` equal parts, in the same memory.
-    pub(crate) fn parts(&self, parts: usize) -> impl Iterator<Item = MimicBatch> {
-        let images = self.samples.len() / parts;
-        (0..parts).map(move |part| self.part(part * images, images))
+    /// The batch as `n` micro-batches of equal size, in the same memory.
+    pub(crate) fn micro_batches(&self, n: usize) -> impl Iterator<Item = MimicBatch> {
+        let images = self.samples.len() / n;
+        (0..n).map(move |i| self.narrow(i * images, images))
     }
 
     /// The images `start..start + len` alone, in the same memory.
-    pub(crate) fn part(&self, start: usize, len: usize) -> MimicBatch {
+    pub(crate) fn narrow(&self, start: usize, len: usize) -> MimicBatch {
         let rows = |t: &Tensor| t.narrow(0, start as i64, len as i64);
         let some_rows = |t: &Option<Tensor>| t.as_ref().map(rows);
         let of_teacher = |teacher: &TeacherBatch| match teacher {

@@ -33,7 +33,7 @@ pub(crate) trait Dataset: Send + Sync + 'static {
     fn fill(&self, batch: &mut Self::Batch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()>;
 }
 
-/// The host has no memory for a batch. Unlike a step that runs out of memory, this is not tried again in smaller parts.
+/// The host has no memory for a batch. Unlike a step that runs out of memory, this is not tried again in smaller micro-batches.
 #[derive(Debug, thiserror::Error)]
 #[error("no page-locked memory for a batch: {0}")]
 pub(crate) struct NoHostMemory(pub(crate) String);

@@ -60,9 +60,9 @@ pub(crate) struct State {
     pub step: u64,
     /// Skipped steps in a row up to here.
     pub nonfinite_in_row: u32,
-    /// Into how many parts each batch is split since memory ran out; 1 if it has not.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub parts: usize,
+    /// Into how many micro-batches each batch is split since memory ran out; 1 if it has not.
+    #[serde(rename = "parts", default = "one", skip_serializing_if = "is_one")]
+    pub micro_batches: usize,
     /// Sums for the next metrics line.
     pub window: Window,
     /// Facts about what the run trains on, by name: a resume with another value is refused.
@@ -75,8 +75,8 @@ fn one() -> usize {
     1
 }
 
-fn is_one(parts: &usize) -> bool {
-    *parts == 1
+fn is_one(micro_batches: &usize) -> bool {
+    *micro_batches == 1
 }
 
 impl State {
@@ -84,11 +84,19 @@ impl State {
     pub(crate) fn new(
         step: u64,
         nonfinite_in_row: u32,
-        parts: usize,
+        micro_batches: usize,
         window: Window,
         data: BTreeMap<String, String>,
     ) -> State {
-        State { format_version: FORMAT_VERSION, step, nonfinite_in_row, parts, window, data, sha256: BTreeMap::new() }
+        State {
+            format_version: FORMAT_VERSION,
+            step,
+            nonfinite_in_row,
+            micro_batches,
+            window,
+            data,
+            sha256: BTreeMap::new(),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
-//! When memory runs out, the same step is done in smaller parts.
+//! When memory runs out, the same step is done in smaller micro-batches.
 //!
 //! A loaded batch is one forward and backward pass until libtorch runs out of memory for it. Then the step begins again, and every batch is
-//! split into more parts of equal size, the next number that divides it. All losses are means over images, so the mean over equal parts is
-//! the mean over the batch, and the update is the same up to rounding. The number of parts is kept for the rest of the run and saved with
+//! split into more micro-batches of equal size, the next number that divides it. All losses are means over images, so the mean over them is
+//! the mean over the batch, and the update is the same up to rounding. Their number is kept for the rest of the run and saved with
 //! its checkpoints: a resumed run sums in the same order.
 //!
 //! This does not help if the system has promised memory that it does not have: then Linux kills the process.
@@ -16,42 +16,39 @@ use crate::data::loader::NoHostMemory;
 #[cfg(test)]
 pub(crate) mod tests;
 
-/// The number of parts into which each batch of a run is split.
+/// The number of micro-batches into which each batch of a run is split.
 #[derive(Debug)]
 pub(crate) struct MicroBatches {
     batch_size: usize,
-    parts: usize,
+    per_batch: usize,
 }
 
 impl MicroBatches {
-    /// Batches of `batch_size` images in `parts` equal parts, 1 where memory has not run out yet.
-    pub(crate) fn new(batch_size: usize, parts: usize) -> anyhow::Result<MicroBatches> {
+    /// Batches of `batch_size` images in `per_batch` micro-batches, 1 if memory has not run out yet.
+    pub(crate) fn new(batch_size: usize, per_batch: usize) -> anyhow::Result<MicroBatches> {
         ensure!(
-            parts >= 1 && batch_size.is_multiple_of(parts),
-            "the checkpoint takes its batches in {parts} parts, which do not divide optim.batch_size = {batch_size}"
+            per_batch >= 1 && batch_size.is_multiple_of(per_batch),
+            "the checkpoint splits each batch into {per_batch} micro-batches, which do not divide optim.batch_size = {batch_size}"
         );
-        Ok(MicroBatches { batch_size, parts })
+        Ok(MicroBatches { batch_size, per_batch })
     }
 
-    /// How many parts a batch is split into.
-    pub(crate) fn parts(&self) -> usize {
-        self.parts
+    /// How many micro-batches a batch is split into.
+    pub(crate) fn per_batch(&self) -> usize {
+        self.per_batch
     }
 
-    /// Calls `step` with the number of parts, and again with more whenever memory runs out in it. `step` begins by dropping all gradients.
+    /// Calls `step` with the number of micro-batches of a batch, and again with more whenever memory runs out in it. `step` begins by dropping all gradients.
     ///
     /// # Errors
     /// Those of `step`, and running out of memory for a single image.
-    pub(crate) fn retry_in_smaller_parts<T>(
-        &mut self,
-        mut step: impl FnMut(usize) -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
+    pub(crate) fn retry_smaller<T>(&mut self, mut step: impl FnMut(usize) -> anyhow::Result<T>) -> anyhow::Result<T> {
         loop {
-            let (images, parts) = (self.batch_size / self.parts, self.parts);
+            let (images, per_batch) = (self.batch_size / self.per_batch, self.per_batch);
             let attempted = attempt(|| {
                 #[cfg(test)]
                 tests::run_out_above_limit(images);
-                match step(parts) {
+                match step(per_batch) {
                     Err(error) if error.is::<NoHostMemory>() => Ok(Err(error)),
                     other => other.map(Ok),
                 }
@@ -59,7 +56,7 @@ impl MicroBatches {
             match attempted {
                 Ok(done) => return done,
                 Err(OutOfMemory(message)) => {
-                    // The allocator would otherwise keep the blocks of the larger parts beside those of the smaller ones.
+                    // The allocator would otherwise keep the blocks of the larger micro-batches beside those of the smaller ones.
                     torch_ext::empty_cache()?;
                     self.cut_further(images, &message)?;
                 }
@@ -73,14 +70,14 @@ impl MicroBatches {
             "out of memory for one image at a time: {message}\nSet run.grad_checkpointing = true, or use a smaller model \
              or a device with more memory"
         );
-        let divides = |parts: &usize| self.batch_size.is_multiple_of(*parts);
-        // Parts of one image divide every batch.
-        self.parts = (self.parts + 1..=self.batch_size).find(divides).unwrap_or(self.batch_size);
+        let divides = |per_batch: &usize| self.batch_size.is_multiple_of(*per_batch);
+        // Micro-batches of one image divide every batch.
+        self.per_batch = (self.per_batch + 1..=self.batch_size).find(divides).unwrap_or(self.batch_size);
         warn!(
-            "out of memory for {images} images at a time: {message}\nFrom here on each batch is split into {} parts of {} \
+            "out of memory for {images} images at a time: {message}\nFrom here on each batch is split into {} micro-batches of {} \
              images; the effective batch size stays the same, and so does the update up to rounding",
-            self.parts,
-            self.batch_size / self.parts
+            self.per_batch,
+            self.batch_size / self.per_batch
         );
         Ok(())
     }

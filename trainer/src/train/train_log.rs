@@ -145,12 +145,12 @@ impl TrainLog {
         Ok(done.batches)
     }
 
-    /// The state of a checkpoint taken now, of a run that splits its batches into `parts`. The logs that it relies on are made durable first.
-    pub(crate) fn state(&self, parts: usize, data: BTreeMap<String, String>) -> anyhow::Result<State> {
+    /// The state of a checkpoint taken now, of a run that splits each batch into `micro_batches`. The logs that it relies on are made durable first.
+    pub(crate) fn state(&self, micro_batches: usize, data: BTreeMap<String, String>) -> anyhow::Result<State> {
         self.metrics.sync()?;
         self.nonfinite.sync()?;
         self.events.sync()?;
-        Ok(State::new(self.step, self.nonfinite_in_row, parts, self.window.clone(), data))
+        Ok(State::new(self.step, self.nonfinite_in_row, micro_batches, self.window.clone(), data))
     }
 
     /// Writes the line of the current window and starts a new window.

@@ -397,7 +397,7 @@ fn running_out_of_memory_costs_nothing_but_time() {
     let limit = limit_memory_to(4);
     let short = tune(&world, "short", &settings);
     let state = checkpoint::read_state(&checkpoint::newest(&short).unwrap().unwrap()).unwrap();
-    assert_eq!((state.parts, state.step), (2, 6));
+    assert_eq!((state.micro_batches, state.step), (2, 6));
     let (a, b) = (losses(&plenty), losses(&short));
     assert_eq!(a.len(), b.len());
     for ((step, _, a), (_, _, b)) in a.iter().zip(&b) {

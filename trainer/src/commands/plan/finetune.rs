@@ -11,7 +11,7 @@ use models::flops::{STEP_PER_FORWARD, of_classifier};
 use models::params::ParamStore;
 use tch::Device;
 
-use super::{Plan, figure, memory, peak_tflops};
+use super::{Estimate, figure, memory, peak_tflops};
 use crate::cli::PlanArgs;
 use crate::pretrained::finetune_init::Start;
 use crate::recipe::finetune::FinetuneRecipe;
@@ -45,7 +45,7 @@ pub(super) fn plan(
     let given = args.peak_tflops.or(recipe.run.peak_tflops);
     let peak_tflops = peak_tflops(args, given, recipe.run.precision)?;
     let classes = args.num_classes.unwrap_or(NUM_CLASSES);
-    let plan = Plan::of_finetuning(recipe, &encoder, classes, images, peak_tflops, args.mfu)?;
+    let plan = Estimate::of_finetuning(recipe, &encoder, classes, images, peak_tflops, args.mfu)?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
         return Ok(());
@@ -63,7 +63,7 @@ pub(super) fn plan(
     plan.write_run(recipe.schedule.epochs, [o.accum_iter, o.batch_size], given.is_none(), out)
 }
 
-impl Plan {
+impl Estimate {
     /// The plan of a fine-tuning of `encoder` over `images` images of `classes` classes, on a device that reaches the share `mfu`
     /// of `peak_tflops`. Evaluations are not counted.
     ///
@@ -76,7 +76,7 @@ impl Plan {
         images: u64,
         peak_tflops: f64,
         mfu: f64,
-    ) -> anyhow::Result<Plan> {
+    ) -> anyhow::Result<Estimate> {
         let store = ParamStore::frozen(Device::Cpu);
         let _classifier = Classifier::new(&store, encoder, recipe.model.pool.into(), classes.into())?;
         let mut params = BTreeMap::new();
@@ -92,7 +92,7 @@ impl Plan {
         let flop = STEP_PER_FORWARD * of_classifier(encoder, classes.into());
         let reached = peak_tflops * 1e12 * mfu;
         let trained = params.values().sum::<usize>() as f64;
-        Ok(Plan {
+        Ok(Estimate {
             params,
             gflop_per_image: BTreeMap::from([("total".to_owned(), flop / 1e9)]),
             images,

@@ -85,7 +85,7 @@ pub(super) fn of_pretraining(recipe: &Recipe, trained: f64, untrained: f64) -> B
 /// Bytes of a fine-tuning of `backbone` with `trained` parameters.
 pub(super) fn of_finetuning(recipe: &FinetuneRecipe, backbone: &EncoderConfig, trained: f64) -> BTreeMap<String, f64> {
     let stacks = encoder(backbone, backbone.num_patches());
-    let of_image = activation_bytes(&stacks, recipe.run.precision, false);
+    let of_image = activation_bytes(&stacks, recipe.run.precision, recipe.run.grad_checkpointing);
     memory(trained, recipe.optim.ema_decay.is_some(), recipe.optim.batch_size as f64 * of_image)
 }
 

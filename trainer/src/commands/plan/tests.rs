@@ -14,7 +14,7 @@ fn recipe(text: &str, settings: &[&str]) -> Recipe {
 /// of 1,024.
 #[test]
 fn a_vit_b_on_imagenet() {
-    let plan = Plan::of(&recipe(BASE, &[]), None, 1_281_167, 100.0, 0.5).unwrap();
+    let plan = Estimate::of(&recipe(BASE, &[]), None, 1_281_167, 100.0, 0.5).unwrap();
     assert_eq!(plan.params["encoder"] + plan.params["decoder"], 111_655_680);
     assert_eq!(plan.params["heads"], 768 * 768 + 768);
     assert_eq!(plan.steps, 200 * 1251);
@@ -33,7 +33,7 @@ fn a_vit_b_on_imagenet() {
 fn a_cached_teacher_is_counted_from_its_identity() {
     let world = World::with_cache(8);
     let cache = Cache::open(&world.cache_dir()).unwrap();
-    let plan = Plan::of(&recipe(crate::testing::RECIPE, &[]), Some(&cache), 8, 1.0, 1.0).unwrap();
+    let plan = Estimate::of(&recipe(crate::testing::RECIPE, &[]), Some(&cache), 8, 1.0, 1.0).unwrap();
     let clip = &plan.teachers["clip"];
     // The world's teacher: 2 blocks of width 64 with MLPs of 256 over 16 patches of 4 pixels and CLS.
     let weights = 17.0 * 2.0 * 64.0 * (4.0 * 64.0 + 2.0 * 256.0);
@@ -114,26 +114,26 @@ fn steps_are_those_of_the_run() {
 
 #[test]
 fn what_cannot_be_planned_is_refused() {
-    let error = Plan::of(&recipe(BASE, &[]), None, 1000, 1.0, 1.0).unwrap_err();
+    let error = Estimate::of(&recipe(BASE, &[]), None, 1000, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("cannot fill one step"), "{error}");
     let world = World::with_cache(8);
     let cache = Cache::open(&world.cache_dir()).unwrap();
     let other = recipe(crate::testing::RECIPE, &["mimic.teachers=[\"dino\"]"]);
-    let error = Plan::of(&other, Some(&cache), 8, 1.0, 1.0).unwrap_err();
+    let error = Estimate::of(&other, Some(&cache), 8, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("no teacher dino"), "{error}");
-    let error = Plan::of(&recipe(BASE, &[]), Some(&cache), 1_281_167, 1.0, 1.0).unwrap_err();
+    let error = Estimate::of(&recipe(BASE, &[]), Some(&cache), 1_281_167, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("4x4 grid, the student a 14x14"), "{error}");
-    let error = Plan::of(&recipe(BASE, &[]), None, u64::MAX, 1.0, 1.0).unwrap_err();
+    let error = Estimate::of(&recipe(BASE, &[]), None, u64::MAX, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("more than any"), "{error}");
     let long = recipe(BASE, &["schedule.epochs=9223372036854775807"]);
-    let error = Plan::of(&long, None, 1_281_167, 1.0, 1.0).unwrap_err();
+    let error = Estimate::of(&long, None, 1_281_167, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("schedule.epochs"), "{error}");
 }
 
 /// If only the encoder mimics, nothing passes through the decoder, but its weights are still allocated.
 #[test]
 fn a_decoder_without_a_loss_costs_its_weights_alone() {
-    let plan = |settings: &[&str]| Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap();
+    let plan = |settings: &[&str]| Estimate::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap();
     let (both, mimic) = (plan(&[]), plan(&["loss.w_rec=0.0"]));
     let decoder = both.params["decoder"] as f64;
     assert_eq!(mimic.params, both.params);
@@ -159,7 +159,7 @@ fn figures_have_three_digits_at_any_size() {
 #[test]
 fn memory_follows_the_average_and_checkpointing() {
     let bytes =
-        |settings: &[&str]| Plan::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap().memory_bytes;
+        |settings: &[&str]| Estimate::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap().memory_bytes;
     let plain = bytes(&["run.precision=\"bf16\""]);
     assert!(!plain.contains_key("ema"));
     let (encoder, decoder) = (50.0 * 768.0, 197.0 * 512.0);
@@ -183,9 +183,9 @@ fn a_fine_tuning_is_planned_for_its_encoder() {
     use crate::recipe::finetune::FinetuneRecipe;
 
     let text = "[optim]\nbatch_size = 128\naccum_iter = 8\nema_decay = 0.9999\n[schedule]\nepochs = 100\n";
-    let recipe = FinetuneRecipe::parse(text, "test", &[]).unwrap();
+    let recipe = |settings: &[String]| FinetuneRecipe::parse(text, "test", settings).unwrap();
     let encoder = EncoderConfig::Vit(VitConfig::BASE_PATCH16);
-    let plan = |images| Plan::of_finetuning(&recipe, &encoder, 1000, images, 100.0, 0.5);
+    let plan = |images| Estimate::of_finetuning(&recipe(&[]), &encoder, 1000, images, 100.0, 0.5);
     let found = plan(1_281_167).unwrap();
     assert_eq!(found.params["encoder"] + found.params["classifier"], 86_567_656);
     assert_eq!(found.params["classifier"], 769_000);
@@ -193,6 +193,9 @@ fn a_fine_tuning_is_planned_for_its_encoder() {
     let step = found.gflop_per_image["total"];
     assert!((step / 3.0 - 2.0 * 17.56).abs() < 0.1, "{step}");
     assert_eq!(found.memory_bytes["ema"], 4.0 * 86_567_656.0);
+    let thrifty = recipe(&["run.grad_checkpointing=true".to_owned()]);
+    let thrifty = Estimate::of_finetuning(&thrifty, &encoder, 1000, 1_281_167, 100.0, 0.5).unwrap();
+    assert!(thrifty.memory_bytes["activations"] < 0.5 * found.memory_bytes["activations"]);
     assert!(plan(1000).unwrap_err().to_string().contains("cannot fill one step"));
 }
 

@@ -138,7 +138,7 @@ fn parts_make_up_the_batch() {
         let plan = plan(&world, &FOCUSED, online);
         let mut batch = plan.shape.allocate(Device::Cpu).unwrap();
         plan.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();
-        let parts = [batch.part(0, 2), batch.part(2, 2)];
+        let parts = [batch.narrow(0, 2), batch.narrow(2, 2)];
         let joined = |tensors: &dyn Fn(&MimicBatch) -> Vec<Tensor>| {
             let [first, second] = [tensors(&parts[0]), tensors(&parts[1])];
             let pairs = first.iter().zip(&second);

@@ -89,13 +89,13 @@ fn what_is_not_there_is_not_written() {
     let run = tempfile::tempdir().unwrap();
     let mut plain = checkpoint(5);
     plain.ema = None;
-    plain.state.parts = 1;
+    plain.state.micro_batches = 1;
     let folder = save(run.path(), &plain, newest_only(1)).unwrap();
     assert!(!folder.join(EMA).exists());
     let text = fs::read_to_string(folder.join(STATE)).unwrap();
     assert!(!text.contains("parts"), "{text}");
     let found = load(&folder).unwrap();
-    assert!(found.ema.is_none() && found.state.parts == 1);
+    assert!(found.ema.is_none() && found.state.micro_batches == 1);
 }
 
 /// Training changes the tensors while they are being written; the next one waits for the one before.

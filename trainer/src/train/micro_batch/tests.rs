@@ -36,14 +36,14 @@ fn gradient(size: i64, fits: usize, micro: &mut MicroBatches) -> f64 {
     let mut weight = Tensor::ones([], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let images = Tensor::arange(size, (Kind::Float, Device::Cpu));
     micro
-        .retry_in_smaller_parts(|parts| {
+        .retry_smaller(|per_batch| {
             weight.zero_grad();
             for batch in 0..2 {
-                for part in images.chunk(parts as i64, 0) {
-                    if batch == 1 && part.size()[0] as usize > fits {
+                for micro_batch in images.chunk(per_batch as i64, 0) {
+                    if batch == 1 && micro_batch.size()[0] as usize > fits {
                         let _ = Tensor::zeros([1 << 52], (Kind::Float, Device::Cpu));
                     }
-                    ((&weight * &part).mean(Kind::Float) / (2 * parts) as f64).backward();
+                    ((&weight * &micro_batch).mean(Kind::Float) / (2 * per_batch) as f64).backward();
                 }
             }
             Ok(())
@@ -53,11 +53,11 @@ fn gradient(size: i64, fits: usize, micro: &mut MicroBatches) -> f64 {
 }
 
 #[test]
-fn a_step_that_runs_out_begins_again_in_smaller_parts() {
-    for (size, fits, expected_parts) in [(8, 3, 4), (8, 1, 8), (6, 2, 3), (12, 5, 3), (7, 3, 7), (8, 8, 1)] {
+fn a_step_that_runs_out_begins_again_in_smaller_micro_batches() {
+    for (size, fits, expected) in [(8, 3, 4), (8, 1, 8), (6, 2, 3), (12, 5, 3), (7, 3, 7), (8, 8, 1)] {
         let mut micro = MicroBatches::new(size as usize, 1).unwrap();
         let gradient = gradient(size, fits, &mut micro);
-        assert_eq!(micro.parts(), expected_parts, "{size} images, {fits} fit");
+        assert_eq!(micro.per_batch(), expected, "{size} images, {fits} fit");
         let mean = (size - 1) as f64 / 2.0;
         assert!((gradient - mean).abs() < 1e-5, "{gradient}, not {mean}");
     }
@@ -67,7 +67,7 @@ fn a_step_that_runs_out_begins_again_in_smaller_parts() {
 fn one_image_too_much_is_an_error_that_says_what_to_do() {
     let mut micro = MicroBatches::new(4, 1).unwrap();
     let _limit = limit_memory_to(0);
-    let failed = micro.retry_in_smaller_parts(|_| Ok(()));
+    let failed = micro.retry_smaller(|_| Ok(()));
     let message = failed.unwrap_err().to_string();
     for words in ["one image at a time", "DefaultCPUAllocator", "grad_checkpointing"] {
         assert!(message.contains(words), "{message}");
@@ -80,10 +80,10 @@ fn one_image_too_much_is_an_error_that_says_what_to_do() {
 fn a_batch_that_cannot_be_loaded_is_not_tried_again() {
     let mut micro = MicroBatches::new(4, 1).unwrap();
     let mut tries = 0;
-    let failed = micro.retry_in_smaller_parts(|_| {
+    let failed = micro.retry_smaller(|_| {
         tries += 1;
         Err::<(), _>(NoHostMemory("CUDA error: out of memory".to_owned()).into())
     });
     assert!(format!("{:#}", failed.unwrap_err()).contains("page-locked"));
-    assert_eq!((tries, micro.parts()), (1, 1));
+    assert_eq!((tries, micro.per_batch()), (1, 1));
 }

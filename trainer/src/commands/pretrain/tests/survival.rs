@@ -31,7 +31,7 @@ fn running_out_of_memory_costs_nothing_but_time() {
     let limit = limit_memory_to(2);
     let short = train(&world, "short", &args);
     let state = trained(&short).state;
-    assert_eq!((state.parts, state.step), (2, 4));
+    assert_eq!((state.micro_batches, state.step), (2, 4));
 
     let (a, b) = (losses(&plenty), losses(&short));
     assert_eq!(a.len(), b.len());

@@ -10,7 +10,7 @@ use crate::pretrained::finetune_init::Start;
 use crate::train::finetuned::digest;
 
 /// Facts by name, with their values as `state.json` has them.
-pub(super) fn fingerprint(
+pub(super) fn data_identity(
     start: &Start,
     train: &ImageSource,
     test: &ImageSource,
