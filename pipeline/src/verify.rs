@@ -118,8 +118,9 @@ impl Found {
         let (files, rows, bytes) = (self.files, self.rows, DecimalBytes(self.bytes));
         let verdict = match (problems, self.missing.len()) {
             (0, 0) => "sound".to_owned(),
-            (0, missing) => format!("sound so far, files missing: {missing}"),
-            (problems, missing) => format!("problems: {problems}, files missing: {missing}"),
+            (0, missing) => format!("sound so far, files not built yet: {missing}"),
+            (problems, 0) => format!("problems: {problems}"),
+            (problems, missing) => format!("problems: {problems}, files not built yet: {missing}"),
         };
         writeln!(
             out,
