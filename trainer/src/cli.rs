@@ -118,7 +118,7 @@ pub struct PretrainArgs {
     #[allow(missing_docs)]
     pub device: DeviceArgs,
     /// Stop after this many optimization steps of this call, with a checkpoint; the same command continues.
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub stop_after: Option<u64>,
 }
 
@@ -153,7 +153,7 @@ pub struct FinetuneArgs {
     #[allow(missing_docs)]
     pub device: DeviceArgs,
     /// Stop after this many optimization steps of this call, with a checkpoint; the same command continues.
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub stop_after: Option<u64>,
     /// Print the result as JSON.
     #[arg(long)]
@@ -458,6 +458,16 @@ mod tests {
             "trainer knn --train a --test b --model m --model n --log-format json",
         ] {
             parse(line).unwrap();
+        }
+    }
+
+    /// A training that stops before its first step would be taken for one that does nothing.
+    #[test]
+    fn no_training_stops_after_0_steps() {
+        for line in ["pretrain --cache a", "finetune --init a --train b --test c"] {
+            let line = format!("trainer {line} --recipe r --out o --stop-after 0");
+            let refused = Cli::try_parse_from(line.split(' ')).unwrap_err().to_string();
+            assert!(refused.contains("'0' for '--stop-after <STEPS>'"), "{refused}");
         }
     }
 }
