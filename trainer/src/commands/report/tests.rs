@@ -114,6 +114,10 @@ fn what_is_damaged_is_said_and_the_rest_is_shown() {
     let error = refused(&["a"], world.path("notes.py"));
     assert!(error.contains("ends with .html"), "{error}");
     assert!(!world.path("notes.py").exists());
+    for again in ["a", "b/../a"] {
+        let error = refused(&["a", again], world.path("x.html"));
+        assert!(error.contains("given twice") && error.contains("give it once"), "{error}");
+    }
     let error = refused(&["a", "nowhere"], world.path("x.html"));
     assert!(error.contains("nowhere") && error.contains("nothing of a run"), "{error}");
     assert!(!world.path("x.html").exists());
