@@ -10,7 +10,7 @@ use crate::recipe::finetune::FinetuneRecipe;
 #[cfg(test)]
 mod tests;
 
-/// Settings that pretraining has not, by their dotted names or those of their tables.
+/// Settings that pretraining does not have, by their dotted names or those of their tables.
 const OF_FINETUNING: [&str; 5] = ["augment", "encoder", "model.pool", "optim.layer_decay", "run.eval_every"];
 
 /// Sections that fine-tuning does not have.
@@ -34,7 +34,8 @@ impl AnyRecipe {
     /// Like [`AnyRecipe::load`] for a text; `origin` is what messages call it.
     ///
     /// A recipe whose text has a section that only pretraining has is one of pretraining. Else one with a setting that only fine-tuning has
-    /// is one of fine-tuning. Any other is one of pretraining, unless it can only be read as the other.
+    /// is one of fine-tuning. Any other is one of pretraining, unless it can only be read as the other. What neither knows is told with what
+    /// both take.
     pub(crate) fn parse(text: &str, origin: &str, settings: &[String]) -> Result<AnyRecipe, Error> {
         let finetune = || {
             let recipe = FinetuneRecipe::parse(text, origin, settings)?;
@@ -47,14 +48,17 @@ impl AnyRecipe {
         if has_any(&OF_FINETUNING, text, settings) {
             return finetune();
         }
-        pretrain().or_else(|error| finetune().map_err(|_: Error| error))
+        if has_any(&OF_PRETRAINING, "", settings) {
+            return pretrain();
+        }
+        pretrain().or_else(|error| finetune().map_err(|other| of_either(error, &other)))
     }
 
     /// The command that runs it.
     pub(crate) fn command(&self) -> &'static str {
         match self {
-            AnyRecipe::Pretrain(_) => "pretrain",
-            AnyRecipe::Finetune(_) => "finetune",
+            AnyRecipe::Pretrain(_) => Recipe::COMMAND,
+            AnyRecipe::Finetune(_) => FinetuneRecipe::COMMAND,
         }
     }
 
@@ -65,6 +69,33 @@ impl AnyRecipe {
             AnyRecipe::Finetune(recipe) => recipe.to_toml(),
         }
     }
+}
+
+/// Reads a recipe of kind `R`; one of the other kind is told apart from a damaged one.
+pub(crate) fn load<R: Experiment>(path: &Path, settings: &[String]) -> anyhow::Result<R> {
+    R::load(path, settings).map_err(|error| match AnyRecipe::load(path, &[]) {
+        Ok(other) if other.command() != R::COMMAND => anyhow::Error::from(error).context(format!(
+            "{path:?}: is a recipe of `trainer {}`, not of `trainer {}`",
+            other.command(),
+            R::COMMAND
+        )),
+        _ => error.into(),
+    })
+}
+
+/// The error of a recipe whose kind does not show.
+fn of_either(mut pretraining: Error, finetuning: &Error) -> Error {
+    if let (
+        Error::Parse { message: text, .. } | Error::Form { problem: text, .. },
+        Error::Parse { message: other, .. } | Error::Form { problem: other, .. },
+    ) = (&mut pretraining, finetuning)
+        && let Some(unknown) = other.lines().last().filter(|line| line.starts_with("unknown key"))
+        && text.contains("unknown key")
+        && !text.ends_with(unknown)
+    {
+        *text = format!("{text}; in a recipe of fine-tuning: {unknown}");
+    }
+    pretraining
 }
 
 /// Whether a text or settings have one of `names`: sections, or settings by their dotted names.
