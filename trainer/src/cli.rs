@@ -203,10 +203,11 @@ pub struct KnnArgs {
 /// `trainer reconstruct`.
 #[derive(Debug, Clone, Args)]
 pub struct ReconstructArgs {
-    /// A run folder (its newest whole checkpoint), or a checkpoint's model.safetensors.
+    /// A run folder of `trainer pretrain` (its newest whole checkpoint), or a checkpoint's model.safetensors. `ema:RUN` is the moving
+    /// average of a run that keeps one (optim.ema_decay); no other prefix of `trainer knn` is taken.
     #[arg(long, value_name = "RUN|FILE")]
-    pub model: PathBuf,
-    /// The run's moving average (optim.ema_decay) instead of the last step's weights.
+    pub model: String,
+    /// The same as `ema:` before the run.
     #[arg(long)]
     pub ema: bool,
     /// The images: class folders, *.tar or *.parquet.
@@ -280,15 +281,17 @@ pub struct PlanArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ExportArgs {
     /// A run folder of `trainer pretrain` or `trainer finetune` (its newest whole checkpoint), or a checkpoint's model.safetensors.
+    /// `ema:RUN` is the moving average of a run that keeps one (optim.ema_decay), `unfused:RUN` the same as --unfused; no other prefix
+    /// of `trainer knn` is taken.
     #[arg(long, value_name = "RUN|FILE")]
-    pub run: PathBuf,
+    pub run: String,
     /// timm, hf-mae (ViTMAEForPreTraining), hf-vit (ViTModel; of a fine-tuning ViTForImageClassification), mae or convmae (names of the reference code).
     #[arg(long, value_parser = export_format())]
     pub format: Format,
     /// The folder to write; it must not exist, or be empty.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The run's moving average (optim.ema_decay) instead of the last step's weights.
+    /// The same as `ema:` before the run.
     #[arg(long)]
     pub ema: bool,
     /// With the decoder, which is the default where the format has a place for one.
