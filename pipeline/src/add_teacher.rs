@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use hub::HubSettings;
 use images::ImageSource;
 use program::{ExitStatus, LogFormat};
@@ -63,18 +63,25 @@ fn is_teacher(path: &Path) -> bool {
 
 /// Opens the data set that the cache was built from. Content is compared image by image, when it is read.
 pub(crate) fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
+    let (source, differs) = open_images(cache, images)?;
+    differs.map_or(Ok(source), |differs| bail!(differs))
+}
+
+/// Opens images, and says why they are not the data set that the cache was built from, if they are not.
+pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageSource, Option<String>)> {
     let source = ImageSource::open(images)?;
     let dataset = &cache.identity().dataset;
     let found = source.len() as u64;
     // A cache of the first samples of a source was built with --limit.
     let source = if found > dataset.samples { source.limit(dataset.samples) } else { source };
-    ensure!(
-        source.identity().digest == dataset.digest,
-        "{images} is not the data set that {} was built from: {found} images here, {} there{}. Give the same folder, tar or \
-         Parquet files with the same names",
-        cache.dir().display(),
-        dataset.samples,
-        if found == dataset.samples { ", with other names, sizes or labels" } else { "" }
-    );
-    Ok(source)
+    let differs = (source.identity().digest != dataset.digest).then(|| {
+        format!(
+            "{images} is not the data set that {} was built from: {found} images here, {} there{}. Give the same folder, tar or \
+             Parquet files with the same names",
+            cache.dir().display(),
+            dataset.samples,
+            if found == dataset.samples { ", with other names, sizes or labels" } else { "" }
+        )
+    });
+    Ok((source, differs))
 }

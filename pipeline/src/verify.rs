@@ -5,12 +5,13 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use images::ImageSource;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use program::{ExitStatus, LogFormat, terminal, words::count};
 use schemas::{Cache, Repeats};
 use serde::Serialize;
 
-use crate::add_teacher::same_images;
+use crate::add_teacher::open_images;
 use crate::build_cache::recheck::{self, Checked};
 use crate::cli::VerifyArgs;
 
@@ -58,7 +59,14 @@ pub fn verify(args: &VerifyArgs, format: LogFormat, out: &mut dyn Write) -> anyh
     });
     bar.finish_and_clear();
     let report = report?;
-    let images = args.images.as_ref().map(|images| against_source(args, images)).transpose()?;
+    let images = match args.images.as_ref().map(|images| (images, against_source(args, images))) {
+        None => None,
+        // The cache's own problems are told all the same.
+        Some((images, Err(error))) if !report.problems.is_empty() => {
+            Some(Comparison { same: false, found: format!("{images}: not compared with the cache: {error:#}") })
+        }
+        Some((_, compared)) => Some(compared?),
+    };
     let same_images = images.as_ref().is_none_or(|images| images.same);
     let found = Found {
         cache: args.cache.clone(),
@@ -118,8 +126,9 @@ impl Found {
         let (files, rows, bytes) = (self.files, self.rows, DecimalBytes(self.bytes));
         let verdict = match (problems, self.missing.len()) {
             (0, 0) => "sound".to_owned(),
-            (0, missing) => format!("sound so far, files missing: {missing}"),
-            (problems, missing) => format!("problems: {problems}, files missing: {missing}"),
+            (0, missing) => format!("sound so far, files not built yet: {missing}"),
+            (problems, 0) => format!("problems: {problems}"),
+            (problems, missing) => format!("problems: {problems}, files not built yet: {missing}"),
         };
         writeln!(
             out,
@@ -147,7 +156,7 @@ fn told(repeats: &Repeats) -> String {
 /// Compares every committed sample with the image of its number in the source.
 fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison> {
     let cache = Cache::open(&args.cache).context("a damaged cache is not compared with its images")?;
-    let source = same_images(&cache, images)?;
+    let (source, differs) = open_images(&cache, images)?;
     let (plan, mut parts, mut total) = (cache.identity().plan, Vec::new(), 0);
     for part in 0..plan.parts() {
         if cache.part_state(part)?.samples.is_some() {
@@ -155,6 +164,10 @@ fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison>
             total += range.end - range.start;
             parts.push(part);
         }
+    }
+    if let Some(differs) = differs {
+        let lost = lost_images(&cache, &source, &parts)?;
+        return Ok(Comparison { same: false, found: format!("{differs}{lost}") });
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     match recheck::check(&cache, &source, &parts, threads, total)? {
@@ -175,4 +188,24 @@ fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison>
         }),
         Checked::Interrupted => anyhow::bail!("interrupted while comparing with {images}"),
     }
+}
+
+/// The images of `parts` that the source does not have, as a sentence; nothing if it has them all.
+fn lost_images(cache: &Cache, source: &ImageSource, parts: &[u32]) -> anyhow::Result<String> {
+    /// Named one by one; a lost shard need not fill the screen.
+    const NAMED: usize = 10;
+    let mut lost = BTreeMap::new();
+    for &part in parts {
+        let rows = cache.samples(part)?.into_iter().map(|row| (row.sample_id, row.key));
+        let rejects = cache.rejects(part)?.into_iter().map(|reject| (reject.sample_id, reject.key));
+        lost.extend(rows.chain(rejects).filter(|(_, key)| source.find(key).is_none()));
+    }
+    let named: Vec<_> = lost.iter().take(NAMED).map(|(sample, key)| format!("{key:?} (sample {sample})")).collect();
+    Ok(match lost.len() {
+        0 => String::new(),
+        lost => {
+            let more = if lost > NAMED { format!(" and {} more", lost - NAMED) } else { String::new() };
+            format!(". {} of the cache missing: {}{more}", count(lost as u64, "image"), named.join(", "))
+        }
+    })
 }

@@ -72,6 +72,20 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Takes `names` out of the keys that the message about an unknown key offers. They are in backticks, with the comma behind them.
+    #[must_use]
+    pub fn not_offering(mut self, names: &[&str]) -> Error {
+        if let Error::Parse { message: text, .. } | Error::Form { problem: text, .. } = &mut self
+            && let Some((unknown, offered)) = text.split_once(", expected one of ")
+        {
+            let offered = names.iter().fold(offered.to_owned(), |offered, name| offered.replace(name, ""));
+            *text = format!("{unknown}, expected one of {offered}");
+        }
+        self
+    }
+}
+
 /// An [`Error::Invalid`].
 pub fn invalid(field: impl Into<String>, value: impl Display, problem: impl Display) -> Error {
     Error::Invalid { field: field.into(), value: value.to_string(), problem: problem.to_string() }

@@ -118,7 +118,7 @@ pub struct PretrainArgs {
     #[allow(missing_docs)]
     pub device: DeviceArgs,
     /// Stop after this many optimization steps of this call, with a checkpoint; the same command continues.
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub stop_after: Option<u64>,
 }
 
@@ -153,7 +153,7 @@ pub struct FinetuneArgs {
     #[allow(missing_docs)]
     pub device: DeviceArgs,
     /// Stop after this many optimization steps of this call, with a checkpoint; the same command continues.
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub stop_after: Option<u64>,
     /// Print the result as JSON.
     #[arg(long)]
@@ -203,10 +203,11 @@ pub struct KnnArgs {
 /// `trainer reconstruct`.
 #[derive(Debug, Clone, Args)]
 pub struct ReconstructArgs {
-    /// A run folder (its newest whole checkpoint), or a checkpoint's model.safetensors.
+    /// A run folder of `trainer pretrain` (its newest whole checkpoint), or a checkpoint's model.safetensors. `ema:RUN` is the moving
+    /// average of a run that keeps one (optim.ema_decay); no other prefix of `trainer knn` is taken.
     #[arg(long, value_name = "RUN|FILE")]
-    pub model: PathBuf,
-    /// Use the run's moving average (optim.ema_decay) instead of the last step's weights.
+    pub model: String,
+    /// The same as `ema:` before the run.
     #[arg(long)]
     pub ema: bool,
     /// The images: class folders, *.tar or *.parquet.
@@ -280,8 +281,10 @@ pub struct PlanArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ExportArgs {
     /// A run folder of `trainer pretrain` or `trainer finetune` (its newest whole checkpoint), or a checkpoint's model.safetensors.
+    /// `ema:RUN` is the moving average of a run that keeps one (optim.ema_decay), `unfused:RUN` the same as --unfused; no other prefix
+    /// of `trainer knn` is taken.
     #[arg(long, value_name = "RUN|FILE")]
-    pub run: PathBuf,
+    pub run: String,
     /// timm, hf-mae (ViTMAEForPreTraining), hf-vit (ViTModel, or ViTForImageClassification for a fine-tuned run), mae or convmae (names of the
     /// reference code).
     #[arg(long, value_parser = export_format())]
@@ -289,7 +292,7 @@ pub struct ExportArgs {
     /// The folder to write; it must be empty or not exist.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Use the run's moving average (optim.ema_decay) instead of the last step's weights.
+    /// The same as `ema:` before the run.
     #[arg(long)]
     pub ema: bool,
     /// Include the decoder, which is the default if the format can hold one.
@@ -459,6 +462,16 @@ mod tests {
             "trainer knn --train a --test b --model m --model n --log-format json",
         ] {
             parse(line).unwrap();
+        }
+    }
+
+    /// A training that stops before its first step would be taken for one that does nothing.
+    #[test]
+    fn no_training_stops_after_0_steps() {
+        for line in ["pretrain --cache a", "finetune --init a --train b --test c"] {
+            let line = format!("trainer {line} --recipe r --out o --stop-after 0");
+            let refused = Cli::try_parse_from(line.split(' ')).unwrap_err().to_string();
+            assert!(refused.contains("'0' for '--stop-after <STEPS>'"), "{refused}");
         }
     }
 }

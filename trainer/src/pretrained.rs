@@ -59,12 +59,12 @@ impl Door<'_> {
         let (option, given, path) = (self.option, spec.given, spec.path());
         ensure!(!spec.name.is_empty(), "{option} {given:?}: nothing is named; give {}", self.takes);
         ensure!(
-            !spec.ema || (!spec.untrained && trained::is_run(path)),
-            "{option} {given}: only a run folder has a moving average, and this is none"
+            !(spec.ema && spec.untrained),
+            "{option} {given}: a student before its first step has no moving average; leave out one of the prefixes"
         );
         ensure!(
-            !(spec.teacher && spec.untrained),
-            "{option} {given}: a teacher's tower has no untrained form; leave out one of the prefixes"
+            !(spec.teacher && (spec.ema || spec.untrained)),
+            "{option} {given}: a teacher's tower has no untrained form and no moving average; leave out one of the prefixes"
         );
         if spec.untrained && trained::is_run(path) {
             return self.untrained(spec, trained::pretraining(&trained::recipe_of(path)?, spec.name)?);

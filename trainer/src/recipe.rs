@@ -42,6 +42,13 @@ pub(crate) trait Experiment: Serialize + DeserializeOwned {
     /// not what it computes.
     const FREE: &[&str];
 
+    /// The command that runs it.
+    const COMMAND: &str;
+
+    /// Keys that only the other kind of training takes, in sections that both have. They are refused as such, and not offered where a key
+    /// is unknown. See [`Error::not_offering`]; neighbors are one text, because a section of one kind alone may have a key of that name.
+    const NOT_OFFERED: &[&str];
+
     /// Fills in the defaults that depend on other settings, then checks every setting.
     ///
     /// # Errors
@@ -65,7 +72,8 @@ pub(crate) trait Experiment: Serialize + DeserializeOwned {
     /// # Errors
     /// Any [`Error`] but [`Error::Read`].
     fn parse(text: &str, origin: &str, settings: &[String]) -> Result<Self, Error> {
-        let mut recipe: Self = recipe::typed(text, origin, &recipe::parse_all(settings)?)?;
+        let read = recipe::typed(text, origin, &recipe::parse_all(settings)?);
+        let mut recipe: Self = read.map_err(|error: Error| error.not_offering(Self::NOT_OFFERED))?;
         recipe.resolve()?;
         Ok(recipe)
     }

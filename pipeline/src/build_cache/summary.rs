@@ -200,7 +200,12 @@ impl Summary {
             writeln!(out, "{:<18} {}", format!("codec error {id}"), loss.text())?;
         }
         let Some(run) = &self.run else {
-            return writeln!(out, "this run           nothing to do: the cache is complete");
+            return writeln!(
+                out,
+                "this run           nothing to do: no record or file is missing, and every file has its size; `pipeline verify {}` checks what \
+                 is in them",
+                self.cache
+            );
         };
         let took = HumanDuration(Duration::from_secs_f64(run.seconds));
         writeln!(

@@ -220,6 +220,9 @@ fn a_finished_cache_is_left_alone() {
     let (status, said) = world.build("cache", &[]).unwrap();
     assert_eq!(status, ExitStatus::Fine);
     assert!(said.contains("nothing to do"), "{said}");
+    // It has not read the files, and says what does.
+    assert!(said.contains("has its size") && !said.contains("complete"), "{said}");
+    assert!(said.contains(&format!("`pipeline verify {}`", world.path("cache").display())), "{said}");
     let after: Vec<_> = tree(&world.path("cache")).into_keys().map(|name| (modified(&name), name)).collect();
     assert_eq!(after, before);
 }

@@ -63,15 +63,15 @@ fn a_missing_file_and_an_unfinished_cache_are_problems() {
     world.build("cache", &[]).unwrap();
     let dir = world.path("cache");
     let verify = || run(["pipeline", "verify", &dir.display().to_string()].map(str::to_owned).into()).unwrap();
-    for (name, word) in [
-        ("teachers/dino/part-00001.commit.json", "not built yet"),
-        ("teachers/clip/part-00000.parquet", "part-00000.parquet"),
+    for (name, word, verdict) in [
+        ("teachers/dino/part-00001.commit.json", "not built yet", ": sound so far, files not built yet: 1 ("),
+        ("teachers/clip/part-00000.parquet", "part-00000.parquet", ": problems: 1 ("),
     ] {
         let bytes = fs::read(dir.join(name)).unwrap();
         fs::remove_file(dir.join(name)).unwrap();
         let (status, said) = verify();
         assert_eq!(status, ExitStatus::Problems, "{said}");
-        assert!(said.contains(word), "{said}");
+        assert!(said.contains(word) && said.contains(verdict), "{said}");
         fs::write(dir.join(name), bytes).unwrap();
     }
 }

@@ -183,6 +183,22 @@ fn verify_counts_what_is_there_twice_and_tells_copies_from_a_mixture() {
     assert_eq!(status, ExitStatus::Problems, "{said}");
     assert!(said.contains("no longer in their places"), "{said}");
 
+    // An image that is gone is a problem of the data, and those of the cache are told beside it.
+    build(&world, "holed", &[]).unwrap();
+    images.truncate(22);
+    fs::remove_dir_all(&source).unwrap();
+    write(Kind::Parquet, &source, &images);
+    for damaged in [false, true] {
+        if damaged {
+            fs::remove_file(world.path("holed/teachers/clip/part-00001.parquet")).unwrap();
+        }
+        let (status, said) = verify("holed", true);
+        assert_eq!(status, ExitStatus::Problems, "{said}");
+        assert!(said.contains("22 images here, 24 there") && said.contains("2 images of the cache missing"), "{said}");
+        assert!(said.contains("(sample 22)") && said.contains("(sample 23)"), "{said}");
+        assert!(said.contains(if damaged { "problems: 2 (" } else { "problems: 1 (" }), "{said}");
+    }
+
     // Copies in a data set are counted and are no problem, with the images at hand too.
     let mut images = pictures();
     images[23] = images[0].clone();

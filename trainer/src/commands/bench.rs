@@ -34,7 +34,8 @@ use crate::data::mimic::MimicDataset;
 use crate::data::normalize::Normalize;
 use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, Features, RunTeacher};
-use crate::recipe::{Experiment, MaskKind, Recipe};
+use crate::recipe::any;
+use crate::recipe::{MaskKind, Recipe};
 use crate::train::device_speed::{product_side, product_speed};
 use crate::train::optim::Optimizer;
 use crate::train::step;
@@ -87,7 +88,7 @@ pub(crate) struct StepFigures {
 
 pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let device = torch_ext::resolve_device(&args.device.device)?;
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let recipe = any::load::<Recipe>(&args.recipe.recipe, &args.recipe.set)?;
     let threads = args.device.loader_threads(device);
 
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);

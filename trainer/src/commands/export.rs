@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use crate::cli::ExportArgs;
 use crate::pretrained::depth_window::{self, CONFIG};
+use crate::pretrained::spec::Spec;
 use crate::pretrained::student::{Student, read_trained};
 use crate::recipe::any::AnyRecipe;
 use crate::train::checkpoint;
@@ -43,7 +44,9 @@ const HEADER: (&str, &str) = ("format", "pt");
 /// `trainer export`.
 pub(crate) fn export(args: &ExportArgs, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<()> {
     refuse_foreign_folder(&args.out)?;
-    let found = read_trained(&args.run, args.ema)?;
+    let spec = Spec::parse(&args.run);
+    let found = read_trained("--run", &Spec { ema: spec.ema || args.ema, ..spec })?;
+    let args = &ExportArgs { run: spec.name.to_owned(), unfused: spec.unfused || args.unfused, ..args.clone() };
     let student = match &found.recipe {
         AnyRecipe::Finetune(_) => return classifier::export(args, found, format, out),
         AnyRecipe::Pretrain(recipe) => Student::of((**recipe).clone(), found),
@@ -62,7 +65,7 @@ pub(crate) fn export(args: &ExportArgs, format: LogFormat, out: &mut dyn Write) 
         args.format
     );
     ensure!(loses_fusion || !args.unfused, "--unfused: there is no multi-layer fusion to leave out of this export");
-    let window = depth_window::window_of(&args.run.to_string_lossy())?.unwrap_or_default();
+    let window = depth_window::window_of(&args.run)?.unwrap_or_default();
     write(&args.out, &exported, window, &card::card(args, &student, &exported, window))?;
     let parts = card::parts(exported.decoder).to_owned();
     Summary::of(args, &student.origin, parts, &exported).write(format, out)

@@ -37,6 +37,7 @@ use crate::eval::test_set::{self, EVALUATIONS, Evaluation, FinetuneResult, TestS
 use crate::pretrained::depth_window;
 use crate::pretrained::finetune_init::{self, Start};
 use crate::recipe::Experiment;
+use crate::recipe::any;
 use crate::recipe::finetune::FinetuneRecipe;
 use crate::train::checkpoint::{self, Keep, Writer};
 use crate::train::finetuned::{self, CLASSES, save_best};
@@ -61,7 +62,7 @@ use data_identity::data_identity;
 pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
-    let mut recipe = FinetuneRecipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let mut recipe = any::load::<FinetuneRecipe>(&args.recipe.recipe, &args.recipe.set)?;
     recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
     let pretrained = Start::load(&args.init, hub)?;

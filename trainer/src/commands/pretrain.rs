@@ -33,6 +33,7 @@ use crate::data::normalize::Normalize;
 use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, RunTeacher};
 use crate::pretrained::{depth_window, init};
+use crate::recipe::any;
 use crate::recipe::{Experiment, Recipe};
 use crate::train::checkpoint::{self, Keep, Writer};
 use crate::train::idle::IdleMeter;
@@ -53,7 +54,7 @@ mod tests;
 pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
     // ------------------------------------------------------------------ recipe and run folder
     let device = resolve_device(&args.device.device)?;
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let recipe = any::load::<Recipe>(&args.recipe.recipe, &args.recipe.set)?;
     recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
     let images = args.images.as_deref().map(|images| ("--images", images));

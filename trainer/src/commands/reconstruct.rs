@@ -23,6 +23,7 @@ use tracing::warn;
 use crate::cli::ReconstructArgs;
 use crate::data::normalize::Normalize;
 use crate::pretrained::depth_window;
+use crate::pretrained::spec::Spec;
 use crate::pretrained::student;
 use crate::train::image_grid::{ImageGrid, png};
 
@@ -36,7 +37,13 @@ pub(crate) fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow
     let folder = (args.out.parent()).filter(|folder| !folder.as_os_str().is_empty());
     ensure!(folder.is_none_or(Path::is_dir), "--out {:?}: there is no such folder; make it first", args.out);
     let device = torch_ext::resolve_device(&args.device)?;
-    let student = student::read(&args.model, args.ema)?;
+    let spec = Spec::parse(&args.model);
+    ensure!(
+        !spec.unfused,
+        "--model {}: the decoder was trained on the sum that multi-layer fusion makes; leave out `unfused:`",
+        spec.given
+    );
+    let student = student::read("--model", &Spec { ema: spec.ema || args.ema, ..spec })?;
     if student.recipe.loss.w_rec == 0.0 {
         warn!("{}: trained with loss.w_rec = 0, so its prediction of pixels is as it was drawn", student.origin);
     }
@@ -53,8 +60,7 @@ pub(crate) fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow
         (0.0..1.0).contains(&ratio) && keep >= 1 && keep < num_patches,
         "--mask-ratio {ratio}: must leave a patch of {num_patches} visible and remove one"
     );
-    let model = args.model.to_string_lossy();
-    let decoder = depth_window::decoder(args.depth_window, &[&model])?;
+    let decoder = depth_window::decoder(args.depth_window, &[spec.name])?;
     let source = ImageSource::open(&args.images)?.decoded_by(decoder);
     let mut chosen: Vec<u32> = (0..u32::try_from(source.len())?).collect();
     Rng::new(args.seed, Purpose::Select, &[]).shuffle(&mut chosen);

@@ -3,8 +3,9 @@
 //! What is missing or damaged in a run is listed in the report, and the rest is shown. The page is `templates/report.html`, its plots are
 //! drawn by uPlot.
 
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use askama::Template;
@@ -44,6 +45,7 @@ struct Page<'a> {
 }
 
 pub(crate) fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    refuse_twice(&args.runs)?;
     let mut runs: Vec<RunData> = args.runs.iter().map(|path| RunData::read(path)).collect();
     let paths: Vec<&Path> = args.runs.iter().map(|path| path.as_path()).collect();
     for (run, name) in runs.iter_mut().zip(names::name_apart(&paths)) {
@@ -77,6 +79,21 @@ pub(crate) fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<(
         for problem in &run.problems {
             writeln!(out, "{}: {problem}", run.name)?;
         }
+    }
+    Ok(())
+}
+
+/// Refuses a folder that is given twice, also by two paths.
+fn refuse_twice(runs: &[PathBuf]) -> anyhow::Result<()> {
+    let mut seen = BTreeMap::new();
+    for path in runs {
+        // A path that leads nowhere is refused when it is read.
+        let first = path.canonicalize().ok().and_then(|folder| seen.insert(folder, path));
+        ensure!(
+            first.is_none(),
+            "{path:?}: this run is given twice, first as {:?}; give it once",
+            first.unwrap_or(path)
+        );
     }
     Ok(())
 }

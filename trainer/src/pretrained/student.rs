@@ -1,11 +1,10 @@
 //! A student of a run or a checkpoint's file, with where it is from.
 
-use std::path::Path;
-
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use models::params::Tensors;
 use sha2::{Digest, Sha256};
 
+use super::spec::Spec;
 use super::trained::{self, Trained};
 use crate::recipe::{Experiment, Recipe};
 use crate::train::{checkpoint, run_folder};
@@ -45,10 +44,22 @@ pub(crate) fn digest_of(text: &str) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What a run folder's newest whole checkpoint, or a checkpoint's model file, holds. `ema` asks for the run's moving average instead.
-pub(crate) fn read_trained(path: &Path, ema: bool) -> anyhow::Result<Trained> {
-    let found = Trained::read(path, ema)?;
-    found.with_context(|| match path.is_file() {
+/// What a run folder's newest whole checkpoint, or a checkpoint's model file, holds; after `ema:`, a run's moving average. `option` named
+/// it.
+///
+/// # Errors
+/// Those of reading; another kind of weights; and a prefix of what has not been trained here.
+pub(crate) fn read_trained(option: &str, spec: &Spec) -> anyhow::Result<Trained> {
+    let (given, path) = (spec.given, spec.path());
+    ensure!(
+        !spec.teacher,
+        "{option} {given}: takes what `trainer` trained, and `teacher:` stands for files of other packages; leave it out"
+    );
+    ensure!(
+        !spec.untrained,
+        "{option} {given}: a student before its first step has learned nothing that could be shown; leave out `untrained:`"
+    );
+    Trained::read(path, spec.ema)?.with_context(|| match path.is_file() {
         true => format!(
             "{path:?}: its header has no recipe, so it is not the {} of a checkpoint; give a run folder, or the file of one of its \
              checkpoints",
@@ -62,9 +73,9 @@ pub(crate) fn read_trained(path: &Path, ema: bool) -> anyhow::Result<Trained> {
     })
 }
 
-/// The student of a run folder or of a checkpoint's model file.
-pub(crate) fn read(path: &Path, ema: bool) -> anyhow::Result<Student> {
-    let found = read_trained(path, ema)?;
-    let recipe = trained::pretraining(&found.recipe, &path.display().to_string())?;
+/// The student of a run folder or of a checkpoint's model file, as [`read_trained`] takes them.
+pub(crate) fn read(option: &str, spec: &Spec) -> anyhow::Result<Student> {
+    let found = read_trained(option, spec)?;
+    let recipe = trained::pretraining(&found.recipe, spec.name)?;
     Ok(Student::of(recipe, found))
 }

@@ -60,6 +60,16 @@ pub(crate) fn not_untrained(path: &Path) -> &'static str {
     }
 }
 
+/// Why `path` cannot follow `ema:` unless it is a run folder.
+fn no_average(path: &Path) -> String {
+    let what = match (path.is_file(), path.exists()) {
+        (true, _) => format!("is a file; a checkpoint's average is its file {}, without `ema:`", checkpoint::EMA),
+        (_, true) => format!("is a folder without a run's {}", run_folder::RECIPE),
+        (_, false) => "does not exist".to_owned(),
+    };
+    format!("only a run folder has a moving average (`ema:RUN`, --ema), and {path:?} {what}")
+}
+
 impl Trained {
     /// The newest whole checkpoint of a run folder, or a checkpoint's folder or model file; `ema` asks for a run's moving average instead.
     /// `None` if `path` is neither: another kind of weights, or nothing that can be found.
@@ -70,6 +80,7 @@ impl Trained {
         if is_run(path) {
             return Trained::of_run(path, ema).map(Some);
         }
+        ensure!(!ema, "{}", no_average(path));
         // A checkpoint's folder means the file of weights in it.
         let within = path.join(checkpoint::MODEL);
         let path = match path.join(checkpoint::STATE).is_file() && within.is_file() {
@@ -85,11 +96,6 @@ impl Trained {
         let Some(recipe) = weights.metadata().get(checkpoint::RECIPE_KEY) else {
             return Ok(None);
         };
-        ensure!(
-            !ema,
-            "{path:?} is not a run folder; give the file {} of a checkpoint for its moving average",
-            checkpoint::EMA
-        );
         let tensors = weights.tensors().iter();
         Ok(Some(Trained {
             recipe: AnyRecipe::parse(recipe, &origin, &[])?,

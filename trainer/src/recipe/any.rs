@@ -35,7 +35,8 @@ impl AnyRecipe {
     ///
     /// If the text has a section that only pretraining has, it is a recipe of pretraining. Otherwise, if the text or `settings` have a
     /// setting that only fine-tuning has, it is one of fine-tuning. Otherwise it is read as a recipe of pretraining and, if that fails, as
-    /// one of fine-tuning.
+    /// one of fine-tuning. An unknown key is reported with the keys that both
+    /// kinds take.
     pub(crate) fn parse(text: &str, origin: &str, settings: &[String]) -> Result<AnyRecipe, Error> {
         let finetune = || {
             let recipe = FinetuneRecipe::parse(text, origin, settings)?;
@@ -48,14 +49,17 @@ impl AnyRecipe {
         if has_any(&FINETUNE_ONLY, text, settings) {
             return finetune();
         }
-        pretrain().or_else(|error| finetune().map_err(|_: Error| error))
+        if has_any(&PRETRAIN_ONLY, "", settings) {
+            return pretrain();
+        }
+        pretrain().or_else(|error| finetune().map_err(|other| of_either(error, &other)))
     }
 
     /// The command that runs it.
     pub(crate) fn command(&self) -> &'static str {
         match self {
-            AnyRecipe::Pretrain(_) => "pretrain",
-            AnyRecipe::Finetune(_) => "finetune",
+            AnyRecipe::Pretrain(_) => Recipe::COMMAND,
+            AnyRecipe::Finetune(_) => FinetuneRecipe::COMMAND,
         }
     }
 
@@ -66,6 +70,33 @@ impl AnyRecipe {
             AnyRecipe::Finetune(recipe) => recipe.to_toml(),
         }
     }
+}
+
+/// Reads a recipe of kind `R`; one of the other kind is told apart from a damaged one.
+pub(crate) fn load<R: Experiment>(path: &Path, settings: &[String]) -> anyhow::Result<R> {
+    R::load(path, settings).map_err(|error| match AnyRecipe::load(path, &[]) {
+        Ok(other) if other.command() != R::COMMAND => anyhow::Error::from(error).context(format!(
+            "{path:?}: is a recipe of `trainer {}`, not of `trainer {}`",
+            other.command(),
+            R::COMMAND
+        )),
+        _ => error.into(),
+    })
+}
+
+/// The error of a recipe whose kind does not show.
+fn of_either(mut pretraining: Error, finetuning: &Error) -> Error {
+    if let (
+        Error::Parse { message: text, .. } | Error::Form { problem: text, .. },
+        Error::Parse { message: other, .. } | Error::Form { problem: other, .. },
+    ) = (&mut pretraining, finetuning)
+        && let Some(unknown) = other.lines().last().filter(|line| line.starts_with("unknown key"))
+        && text.contains("unknown key")
+        && !text.ends_with(unknown)
+    {
+        *text = format!("{text}; in a recipe of fine-tuning: {unknown}");
+    }
+    pretraining
 }
 
 /// Whether `text` or `settings` have one of `names`, which are sections or dotted settings.

@@ -198,6 +198,8 @@ impl FinetuneRecipe {
 
 impl Experiment for FinetuneRecipe {
     const FREE: &[&str] = &[];
+    const COMMAND: &str = "finetune";
+    const NOT_OFFERED: &[&str] = &["`pictures`, "];
 
     fn resolve(&mut self) -> Result<(), Error> {
         self.optim.resolve(&optim::Defaults { blr: BLR, betas: BETAS, layer_decay: Some(LAYER_DECAY) })?;

@@ -59,6 +59,8 @@ impl Recipe {
 
 impl Experiment for Recipe {
     const FREE: &[&str] = &["data.prefetch", "data.pixel_cache_mib", "run.pictures"];
+    const COMMAND: &str = "pretrain";
+    const NOT_OFFERED: &[&str] = &["`layer_decay`, ", "`eval_every`, `prefetch`, "];
 
     fn resolve(&mut self) -> Result<(), Error> {
         self.optim.resolve(&optim::Defaults { blr: BLR, betas: BETAS, layer_decay: None })?;

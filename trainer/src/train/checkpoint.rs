@@ -172,6 +172,19 @@ pub(crate) fn save(run: &Path, checkpoint: &Checkpoint, keep: Keep) -> anyhow::R
 /// Loads the checkpoint that `LAST` names, or, if that is damaged or gone, the newest older one that is whole; `None` for a
 /// run without any. `notice` is called for each one that is passed over.
 pub(crate) fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::Result<Option<Checkpoint>> {
+    last_whole(run, load, notice)
+}
+
+/// The state of the checkpoint that [`load_last`] would load. Its files are hashed, and no tensor is kept.
+pub(crate) fn check_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::Result<Option<State>> {
+    last_whole(run, check, notice)
+}
+
+fn last_whole<T>(
+    run: &Path,
+    load: impl Fn(&Path) -> anyhow::Result<T>,
+    notice: &mut dyn FnMut(String),
+) -> anyhow::Result<Option<T>> {
     let mut candidates = steps(run)?;
     if candidates.is_empty() {
         return Ok(None);
@@ -192,7 +205,7 @@ pub(crate) fn load_last(run: &Path, notice: &mut dyn FnMut(String)) -> anyhow::R
     for step in candidates.into_iter().rev() {
         let folder = folder(run, step);
         match load(&folder) {
-            Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Ok(whole) => return Ok(Some(whole)),
             Err(e) => notice(format!("{e:#}; falling back to the checkpoint before it")),
         }
     }
@@ -232,11 +245,7 @@ pub(crate) fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
         let weights = Weights::read(&path)?;
         let expected =
             state.sha256.get(name).with_context(|| format!("{:?}: lacks the digest of {name}", folder.join(STATE)))?;
-        ensure!(
-            weights.sha256() == expected,
-            "{path:?}: is damaged (SHA-256 {}, state.json says {expected})",
-            weights.sha256()
-        );
+        require_digest(&path, weights.sha256(), expected)?;
         Ok(weights)
     };
     let model = read(MODEL)?;
@@ -257,6 +266,24 @@ pub(crate) fn load(folder: &Path) -> anyhow::Result<Checkpoint> {
         ema,
         state,
     })
+}
+
+/// Verifies one checkpoint by the digests of its files.
+fn check(folder: &Path) -> anyhow::Result<State> {
+    let state = read_state(folder)?;
+    for (name, expected) in &state.sha256 {
+        let path = folder.join(name);
+        let mut hash = HashingWriter { inner: io::sink(), sha256: Sha256::new() };
+        let read = fs::File::open(&path).and_then(|mut file| io::copy(&mut file, &mut hash));
+        read.with_context(|| format!("{path:?}: cannot be read"))?;
+        require_digest(&path, &schemas::hex(&hash.sha256.finalize()), expected)?;
+    }
+    Ok(state)
+}
+
+fn require_digest(path: &Path, found: &str, expected: &str) -> anyhow::Result<()> {
+    ensure!(found == expected, "{path:?}: is damaged (SHA-256 {found}, {STATE} says {expected})");
+    Ok(())
 }
 
 fn tensors(weights: &Weights) -> BTreeMap<String, Tensor> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::recipe::Experiment;
 
 fn recipe(settings: &[&str]) -> Recipe {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();

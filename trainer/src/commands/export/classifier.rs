@@ -31,7 +31,7 @@ pub(super) fn export(args: &ExportArgs, found: Trained, format: LogFormat, out: 
     let backbone = trained::backbone(recipe, &found.place)?;
     backbone.check(&found.tensors).with_context(|| found.place.clone())?;
     let n_classes = usize::try_from(found.n_classes()?)?;
-    let classes = match class_names(&args.run)? {
+    let classes = match class_names(Path::new(&args.run))? {
         Some(names) if names.len() == n_classes => names,
         Some(names) => bail!(
             "{:?}: {CLASSES} has {} names, and the classifier {n_classes} scores: the two are not of one run",
@@ -49,7 +49,7 @@ pub(super) fn export(args: &ExportArgs, found: Trained, format: LogFormat, out: 
     };
     let exported =
         interop::export_classifier(&found.tensors, &facts, args.format).with_context(|| found.place.clone())?;
-    let window = depth_window::window_of(&args.run.to_string_lossy())?.unwrap_or_default();
+    let window = depth_window::window_of(&args.run)?.unwrap_or_default();
     let card = card(args, recipe, &found, &exported, n_classes, window);
     write(&args.out, &exported, window, &card)?;
     let parts = format!("encoder and head of {n_classes} classes");

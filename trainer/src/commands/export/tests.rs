@@ -314,6 +314,15 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     }
     let (file, _) = student(temp.path(), &[]);
     refused(&file, "timm", &["--unfused"], "no multi-layer fusion");
+    for (prefix, words) in [
+        ("unfused", "no multi-layer fusion"),
+        ("teacher", "`teacher:` stands for files of other packages; leave it out"),
+        ("untrained", "leave out `untrained:`"),
+        ("ema", "student.safetensors\" is a file"),
+    ] {
+        refused(Path::new(&format!("{prefix}:{}", file.display())), "timm", &[], words);
+    }
+    refused(Path::new("ema:nowhere"), "timm", &[], "\"nowhere\" does not exist");
 
     // An empty folder is as good as none; anything in it is not.
     fs::create_dir(&out).unwrap();
@@ -337,10 +346,13 @@ fn a_moving_average_is_exported_when_asked_for() {
     export(&of_run, "mae", &plain, &[]).unwrap();
     let said = export(&of_run, "mae", &average, &["--ema"]).unwrap();
     assert!(said.contains("the average of"), "{said}");
+    let named = PathBuf::from(format!("ema:{}", of_run.display()));
+    assert!(export(&named, "mae", &world.path("named"), &[]).unwrap().contains("the average of"));
     let checkpoint = checkpoint::newest(&of_run).unwrap().unwrap();
     export(&checkpoint.join(checkpoint::EMA), "mae", &file, &[]).unwrap();
     let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
     assert!(weights(&average) == weights(&file) && weights(&average) != weights(&plain));
+    assert!(weights(&average) == weights(&world.path("named")));
 
     let none = world.pretrain_args("none", &["--stop-after", "1"]);
     let none: Vec<&str> = none[1..].iter().map(String::as_str).collect();

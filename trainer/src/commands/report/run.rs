@@ -23,11 +23,11 @@ pub(super) struct RunData {
     pub(super) path: PathBuf,
     /// A name that differs from the other runs', see [`name_apart`](super::names::name_apart).
     pub(super) name: String,
-    /// Step of the newest checkpoint.
+    /// Step of the newest whole checkpoint; of the newest one while the run goes on.
     pub(super) saved: Option<u64>,
     /// Whether a process is training in it.
     pub(super) running: bool,
-    /// What it trains on, by fact, as recorded in the newest checkpoint.
+    /// What it trains on, by fact, as recorded in that checkpoint.
     pub(super) data: BTreeMap<String, String>,
     pub(super) recipe: Option<String>,
     /// The recipe's settings by dotted name.
@@ -79,14 +79,17 @@ impl RunData {
             run.skipped = text.lines().count();
         }
         run.running = run_folder::in_use(path);
-        match checkpoint::newest(path) {
-            Ok(Some(folder)) => match checkpoint::read_state(&folder) {
-                Ok(state) => {
-                    run.saved = Some(state.step);
-                    run.data = state.data;
-                }
-                Err(e) => run.problems.push(format!("{e:#}")),
-            },
+        let state = match run.running {
+            // Not hashed: training may replace it meanwhile.
+            true => checkpoint::newest(path)
+                .and_then(|newest| newest.map(|folder| checkpoint::read_state(&folder)).transpose()),
+            false => checkpoint::check_last(path, &mut |damage| run.problems.push(damage)),
+        };
+        match state {
+            Ok(Some(state)) => {
+                run.saved = Some(state.step);
+                run.data = state.data;
+            }
             Ok(None) => {}
             Err(e) => run.problems.push(format!("{e:#}")),
         }

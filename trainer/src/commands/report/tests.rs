@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::run::RunData;
 use crate::testing::World;
+use crate::train::checkpoint;
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     use clap::Parser;
@@ -114,12 +115,48 @@ fn what_is_damaged_is_said_and_the_rest_is_shown() {
     let error = refused(&["a"], world.path("notes.py"));
     assert!(error.contains("ends with .html"), "{error}");
     assert!(!world.path("notes.py").exists());
+    for again in ["a", "b/../a"] {
+        let error = refused(&["a", again], world.path("x.html"));
+        assert!(error.contains("given twice") && error.contains("give it once"), "{error}");
+    }
     let error = refused(&["a", "nowhere"], world.path("x.html"));
     assert!(error.contains("nowhere") && error.contains("nothing of a run"), "{error}");
     assert!(!world.path("x.html").exists());
     let error = refused(&["a"], world.path("none").join("x.html"));
     assert!(error.contains("no such folder"), "{error}");
     assert!(!world.path("none").exists());
+}
+
+/// A run whose last checkpoint is damaged stands where a resume would find it.
+#[test]
+fn a_damaged_checkpoint_finishes_no_run() {
+    let world = world();
+    let (whole, _) = page(&world, &[]);
+    assert_eq!(whole.matches("<td class=\"text\">finished</td>").count(), 2);
+    let newest = checkpoint::newest(&world.path("a")).unwrap().unwrap();
+    for (name, bytes) in ["optimizer.safetensors", "model.safetensors", "state.json"].map(|name| {
+        let bytes = fs::read(newest.join(name)).unwrap();
+        (name, bytes)
+    }) {
+        let mut flipped = bytes.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for damaged in [&bytes[..bytes.len() / 2], &flipped] {
+            fs::write(newest.join(name), damaged).unwrap();
+            let (page, said) = page(&world, &[]);
+            for words in [name, "damaged", "falling back to the checkpoint before it"] {
+                assert!(page.contains(words) && said.contains(words), "{name}, {words}: {said}");
+            }
+            assert_eq!(page.matches("<td class=\"text\">finished</td>").count(), 1, "{name}");
+            assert!(page.contains("<td class=\"text\">stopped at "), "{name}");
+        }
+        fs::write(newest.join(name), bytes).unwrap();
+    }
+    for step in fs::read_dir(newest.parent().unwrap()).unwrap() {
+        fs::write(step.unwrap().path().join("model.safetensors"), "").unwrap();
+    }
+    let (page, said) = page(&world, &[]);
+    assert!(said.contains("no checkpoint is whole"), "{said}");
+    assert!(page.contains("<td class=\"text\">no checkpoint</td>"), "{said}");
 }
 
 /// Answers to different questions stand apart, and runs of one name are told apart.

@@ -140,7 +140,17 @@ fn runs_are_started_from_by_every_name_that_evaluation_has() {
     assert!(relative_l2(&fresh, &student) > 1e-3);
     for (spec, words) in [
         (format!("untrained:{}", tuned.display()), "is a fine-tuning"),
-        ("ema:nowhere".to_owned(), "only a run folder has a moving average"),
+        (
+            "ema:nowhere".to_owned(),
+            "only a run folder has a moving average (`ema:RUN`, --ema), and \"nowhere\" does not exist",
+        ),
+        (
+            format!("ema:{}", newest.join(checkpoint::MODEL).display()),
+            "model.safetensors\" is a file; a checkpoint's average",
+        ),
+        (format!("ema:{}", world.path("test").display()), "test\" is a folder without a run's recipe.toml"),
+        (format!("ema:untrained:{pretrained}"), "before its first step has no moving average"),
+        (format!("teacher:ema:{pretrained}"), "no untrained form and no moving average"),
         (format!("ema:{pretrained}"), "keeps no moving average"),
     ] {
         let message = format!("{:#}", first(&spec, "refused").unwrap_err());
