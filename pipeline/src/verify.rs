@@ -205,7 +205,7 @@ fn lost_images(cache: &Cache, source: &ImageSource, parts: &[u32]) -> anyhow::Re
         0 => String::new(),
         lost => {
             let more = if lost > NAMED { format!(" and {} more", lost - NAMED) } else { String::new() };
-            format!(". {} of the cache missing: {}{more}", count(lost as u64, "image"), named.join(", "))
+            format!(". {} of the cache cannot be found there: {}{more}", count(lost as u64, "image"), named.join(", "))
         }
     })
 }

@@ -194,7 +194,10 @@ fn verify_counts_what_is_there_twice_and_tells_copies_from_a_mixture() {
         }
         let (status, said) = verify("holed", true);
         assert_eq!(status, ExitStatus::Problems, "{said}");
-        assert!(said.contains("22 images here, 24 there") && said.contains("2 images of the cache missing"), "{said}");
+        assert!(
+            said.contains("22 images here, 24 there") && said.contains("2 images of the cache cannot be found there"),
+            "{said}"
+        );
         assert!(said.contains("(sample 22)") && said.contains("(sample 23)"), "{said}");
         assert!(said.contains(if damaged { "problems: 2 (" } else { "problems: 1 (" }), "{said}");
     }

@@ -312,6 +312,13 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
         };
         refused(&fused, format, encoder, "Give --unfused");
     }
+    let prefixed = PathBuf::from(format!("unfused:{}", fused.display()));
+    let (by_prefix, by_flag) = (temp.path().join("prefix"), temp.path().join("flag"));
+    export(&prefixed, "timm", &by_prefix, &[]).unwrap();
+    export(&fused, "timm", &by_flag, &["--unfused"]).unwrap();
+    let bytes = |folder: &Path, name: &str| fs::read(folder.join(name)).unwrap();
+    assert!(bytes(&by_prefix, checkpoint::MODEL) == bytes(&by_flag, checkpoint::MODEL));
+    assert!(fs::read_to_string(by_prefix.join(CARD)).unwrap().contains("| multi-layer fusion | left out"));
     let (file, _) = student(temp.path(), &[]);
     refused(&file, "timm", &["--unfused"], "no multi-layer fusion");
     for (prefix, words) in [
