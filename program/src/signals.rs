@@ -3,16 +3,16 @@
 //! Both are safe, like `kill -9`: no incomplete file is visible. After the first signal a build removes its unfinished files, and a run
 //! writes a checkpoint.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::exit::ExitStatus;
-
 static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// Number of the last signal.
+static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
 /// A signal ended the work before it had a result; nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -24,14 +24,19 @@ pub struct Interrupted;
 /// # Errors
 /// If the system reports an error.
 pub fn catch() -> anyhow::Result<()> {
-    let status = ExitStatus::Interrupted.code().into();
     for signal in [SIGINT, SIGTERM] {
         // In this order: the first signal finds the flag unset and sets it, the second finds it set and exits.
-        flag::register_conditional_shutdown(signal, status, Arc::clone(&REQUESTED))
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&REQUESTED))
+            .and_then(|_| flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize))
             .and_then(|_| flag::register(signal, Arc::clone(&REQUESTED)))
             .context("cannot catch Ctrl-C")?;
     }
     Ok(())
+}
+
+/// The exit status of a program that a signal has stopped, as shells have it: 143 after SIGTERM, else 130.
+pub(crate) fn exit_code() -> u8 {
+    if SIGNAL.load(Ordering::Relaxed) == SIGTERM as usize { 143 } else { 130 }
 }
 
 /// Whether a signal has arrived.

@@ -73,7 +73,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
     Ok(ExitStatus::Fine)
 }
 
-/// The exit status for an error: [`ExitStatus::Problems`] if the data of a run has problems, else [`ExitStatus::CouldNot`].
+/// The exit status for an error: [`ExitStatus::Problems`] if the data of a run has problems, else [`ExitStatus::of_error`].
 pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
     let problem = error.chain().find_map(|cause| cause.downcast_ref());
     match problem {
@@ -87,7 +87,7 @@ pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
             | Problem::TooManyViews { .. }
             | Problem::NoPixels { .. }
             | Problem::PackedPixels { .. },
-        ) => ExitStatus::CouldNot,
+        ) => ExitStatus::of_error(error),
         Some(_) => ExitStatus::Problems,
     }
 }
