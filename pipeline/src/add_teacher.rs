@@ -4,11 +4,11 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{bail, ensure};
-use hub::HubSettings;
 use images::ImageSource;
 use program::{ExitStatus, LogFormat};
 use schemas::{Cache, Pack};
 
+use crate::Environment;
 use crate::build_cache::{self, Existing};
 use crate::cli::AddTeacherArgs;
 use crate::recipe::Recipe;
@@ -16,7 +16,7 @@ use crate::recipe::Recipe;
 /// `pipeline add-teacher`.
 pub fn add_teacher(
     args: &AddTeacherArgs,
-    hub: &HubSettings,
+    env: &Environment,
     format: LogFormat,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
@@ -44,7 +44,7 @@ pub fn add_teacher(
         }
     };
     let existing = Existing::of_cache(&cache);
-    let build = build_cache::prepare(recipe, false, device, source, identity, existing, hub)?;
+    let build = build_cache::prepare(recipe, false, device, source, identity, existing, env)?;
     build_cache::run(&build, format, out).map_err(|error| {
         match error.downcast_ref() {
             // The field that differs follows; the way out is another than for a whole cache.

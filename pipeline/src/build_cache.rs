@@ -15,15 +15,19 @@
 //! A build can be killed at any moment. A part's files are independent of each other and become visible only when complete; the
 //! next run builds what is missing (`worklist`).
 
+use std::cell::RefCell;
 use std::io::Write;
+use std::iter;
 use std::thread;
+use std::time::Instant;
 
-use hub::HubSettings;
 use images::DeepImages;
 use program::{ExitStatus, LogFormat, words::count};
-use schemas::{Cache, TeacherIdentity};
+use schemas::{Cache, SampleRow, TeacherIdentity};
 
+use crate::Environment;
 use crate::cli::BuildCacheArgs;
+use crate::division::Division;
 use crate::recipe::Recipe;
 
 mod batch;
@@ -42,11 +46,16 @@ mod open;
 mod parallel;
 mod probe;
 mod progress;
+mod queue;
 pub(crate) mod recheck;
 pub(crate) mod refuse;
+mod reject_quota;
 mod resolve;
+mod saved;
 mod summary;
 mod timing;
+mod unstorable;
+mod workers;
 mod worklist;
 mod write;
 
@@ -59,15 +68,21 @@ use network::sizes;
 pub(crate) use parallel::Interrupted;
 use parallel::{Ended, Stop, map_in_order};
 use progress::Progress;
+use queue::{Queue, Waited, WantedParts};
+use reject_quota::RejectQuota;
+pub(crate) use reject_quota::TooManyRejects;
+use saved::SavedBatches;
 use summary::Summary;
 use timing::{Stage, Timings};
+use unstorable::Unstorable;
+use workers::FolderLeases;
 use worklist::PartWork;
 use write::{CommittedFile, FinishedBatch, PackedRow, WriterContext, Writers};
 
 /// `pipeline build-cache`.
 pub fn build_cache(
     args: &BuildCacheArgs,
-    hub: &HubSettings,
+    env: &Environment,
     format: LogFormat,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
@@ -79,7 +94,7 @@ pub fn build_cache(
     let existing = Existing::look(&recipe.cache.out)?;
     let identity = identity::cache_identity(&recipe, &source, &existing);
     recipe.cache.part_samples = Some(identity.plan.part_samples);
-    let build = prepare(recipe, args.dry_run, device, Some(source), identity, existing, hub)?;
+    let build = prepare(recipe, args.dry_run, device, Some(source), identity, existing, env)?;
     if let Some(advice) = build.grid_advice() {
         tracing::warn!("{advice}");
     }
@@ -89,29 +104,39 @@ pub fn build_cache(
     run(&build, format, out)
 }
 
-/// Builds what the cache lacks; also the second half of `add-teacher`.
+/// Builds what the cache lacks; also the second half of `add-teacher`. Other processes may build it too.
 pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
-    let (cache, _lock) = open::open_cache(build)?;
+    let leases = FolderLeases::new(&build.recipe.cache.out);
+    let (cache, _lock) = open::open_cache(build, &leases)?;
     refuse::lost_files(&cache)?;
 
-    // ---- The plan: what is still missing -------------------------------------------------------------------------------------
+    // ---- The parts: what is still missing, and which of it is for this process ---------------------------------------------------
     let work = build.worklist(&cache)?;
+    let others_are_at_work = !leases.living(None)?.is_empty();
+    // Whoever began has looked.
+    if !others_are_at_work && build.recheck_source(&cache, &work)? == Ended::Interrupted {
+        tracing::warn!("interrupted; run the same command to go on");
+        return Ok(ExitStatus::Interrupted);
+    }
     if work.is_empty() {
+        leases.clear_ended()?;
+        leases.remove_if_unused();
         let summary = Summary::of_cache(&cache)?;
         summary.print(format, out)?;
         return Ok(summary.status());
     }
-    if build.recheck_source(&cache, &work)? == Ended::Interrupted {
-        tracing::warn!("interrupted; run the same command to go on");
-        return Ok(ExitStatus::Interrupted);
-    }
+    // A cache with too many of them is not built on.
+    let mut quota = RejectQuota::new(build, &cache)?;
+    let parts = WantedParts { build, cache: &cache };
+    let mut queue = Queue::new(&parts, &leases, build.division)?;
     tracing::info!("{} of {} to build", work.len(), count(build.identity.plan.parts().into(), "part"));
 
     // ---- The build -----------------------------------------------------------------------------------------------------------
     let timings = Timings::default();
-    let mut progress = begin_progress(build, &work);
-    let (ended, committed) = build_parts(build, &cache, &work, &timings, &mut progress).inspect_err(|_| {
+    let mut progress = begin_progress(build, &queue, &work);
+    let mut counts = Counts { progress: &mut progress, quota: &mut quota };
+    let (ended, committed) = build_queue(build, &cache, &mut queue, &mut counts, &timings).inspect_err(|_| {
         tracing::warn!(
             "stopped: finished parts are kept, and once the cause is fixed the same command goes on from there"
         )
@@ -122,42 +147,83 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
         let images = progress.images();
         drop(progress);
         warn_of_deep_images(&build.deep);
-        interruption::warn(build, &cache, &work, images)?;
+        interruption::warn(build, &cache, &queue, images)?;
         return Ok(ExitStatus::Interrupted);
     }
+    drop(queue);
     let summary = Summary::of_run(&cache, build, &progress, &timings, &committed)?;
     drop(progress);
     summary.print(format, out)?;
     warn_of_deep_images(&build.deep);
+    tell_what_others_have(build, &cache)?;
     Ok(summary.status())
 }
 
-/// Passes every batch of the parts in `work` through decoding, the teachers and encoding to the writers.
+/// What a build counts as it goes.
+struct Counts<'a> {
+    progress: &'a mut Progress,
+    quota: &'a mut RejectQuota,
+}
+
+/// Builds the parts of the queue until every part of the cache is finished, by this process or another, or this process has done its share.
+fn build_queue(
+    build: &Build,
+    cache: &Cache,
+    queue: &mut Queue<'_>,
+    counts: &mut Counts<'_>,
+    timings: &Timings,
+) -> anyhow::Result<(Ended, Vec<CommittedFile>)> {
+    let mut committed = Vec::new();
+    let mut first = None;
+    loop {
+        let (ended, files) = build_parts(build, cache, first.take(), queue, counts, timings)?;
+        committed.extend(files);
+        if ended == Ended::Interrupted {
+            return Ok((ended, committed));
+        }
+        match queue.wait()? {
+            Waited::AllDone => return Ok((Ended::Finished, committed)),
+            Waited::Interrupted => return Ok((Ended::Interrupted, committed)),
+            Waited::Part(work) => first = Some(work),
+        }
+    }
+}
+
+/// Passes every batch of `first` and of the parts that the queue gives through decoding, the teachers and encoding to the writers.
 fn build_parts(
     build: &Build,
     cache: &Cache,
-    work: &[PartWork],
+    first: Option<PartWork>,
+    queue: &mut Queue<'_>,
+    counts: &mut Counts<'_>,
     timings: &Timings,
-    progress: &mut Progress,
 ) -> anyhow::Result<(Ended, Vec<CommittedFile>)> {
-    let stages = Stages { decoder: build.decoder(timings), teachers: build.identities() };
-    let cx = WriterContext { cache: cache.dir(), identity: &build.identity, timings };
+    let saved = SavedBatches::new(cache.dir(), &build.identity);
+    let stages = Stages { decoder: build.decoder(timings), teachers: build.identities(), saved: &saved };
+    let committed = queue.committed();
+    let cx = WriterContext { cache: cache.dir(), identity: &build.identity, timings, committed: &committed };
+    // Parts are taken and given back on this thread alone.
+    let queue = RefCell::new(queue);
+    let parts = first.map(Ok).into_iter().chain(iter::from_fn(|| queue.borrow_mut().next().transpose()));
     thread::scope(|scope| {
         let mut writers = Writers::start(scope, cx, &build.teachers);
         let ended = with_inference(build.compute, &|| build.networks(), timings, |inference| {
             map_in_order(
-                batches(build, cache, work),
+                batches(build, cache, parts),
                 inference,
                 |inference, batch, stop| stages.run(batch, inference, stop),
                 |finished| {
-                    progress.batch(finished.batch.samples.clone(), finished.rows, finished.rejects.len());
-                    writers.write(finished)
+                    counts.progress.batch(finished.batch.samples.clone(), finished.rows, finished.rejects.len());
+                    counts.quota.add(&finished.rejects)?;
+                    writers.write(finished)?;
+                    queue.borrow_mut().settle()
                 },
             )
         });
         // Report a failure of a writer first: the others follow from it.
-        let committed = writers.finish()?;
-        Ok((ended?, committed))
+        let files = writers.finish()?;
+        queue.borrow_mut().settle()?;
+        Ok((ended?, files))
     })
 }
 
@@ -166,6 +232,7 @@ struct Stages<'a> {
     decoder: Decoder<'a>,
     /// In the order of the build's list.
     teachers: Vec<&'a TeacherIdentity>,
+    saved: &'a SavedBatches,
 }
 
 impl Stages<'_> {
@@ -178,30 +245,61 @@ impl Stages<'_> {
             Some(samples) => CommittedRows::of_sample(samples, id).map(|rows| (id, Some(rows))),
         });
         let sizes = sizes(part.teachers.iter().map(|&teacher| self.teachers[teacher]));
-        let DecodedSamples { rows, packed, pixels, rejects } =
+        let DecodedSamples { rows, packed, pixels, mut rejects } =
             self.decoder.samples(samples, self.decoder.views.views, &sizes, stop)?;
 
         // ---- every teacher that the part lacks; encode, sum, hash, compress ----
-        let mut encoded = vec![Vec::new(); part.teachers.len()];
+        let teachers: Vec<_> = part.teachers.iter().map(|&teacher| self.teachers[teacher]).collect();
+        let mut encoded = vec![Vec::new(); teachers.len()];
+        let mut unstorable = Unstorable::default();
         if !rows.is_empty() {
-            let features = inference.run(&part.teachers, &pixels, rows.len(), stop)?;
-            for ((&teacher, features), encoded) in part.teachers.iter().zip(features).zip(&mut encoded) {
-                stop.check()?;
-                let encode = || features.encode(self.teachers[teacher], &rows);
-                *encoded = self.decoder.timings.time(Stage::Encode, encode)?;
-            }
+            let keys: Vec<_> = rows.iter().map(SampleRow::row_key).collect();
+            encoded = match self.saved.load(&batch, &teachers, &keys)? {
+                Some(saved) => saved,
+                None => {
+                    let began = Instant::now();
+                    let features = inference.run(&part.teachers, &pixels, rows.len(), stop)?;
+                    for ((teacher, features), encoded) in teachers.iter().zip(features).zip(&mut encoded) {
+                        stop.check()?;
+                        let stored = self.decoder.timings.time(Stage::Encode, || features.encode(teacher, &rows))?;
+                        *encoded = unstorable.sort_out(teacher, &rows, stored, part.committed.is_some())?;
+                    }
+                    // What one teacher has no features of is no row for the others.
+                    encoded.iter_mut().for_each(|rows| rows.retain(|row| unstorable.keeps(row.key().sample_id)));
+                    self.saved.save(&batch, &teachers, &encoded, began.elapsed())?;
+                    encoded
+                }
+            };
         }
-        let (row_count, rows) = (rows.len(), rows.into_iter().zip(packed));
-        let samples = rows.map(|(row, image)| PackedRow { row, image }).collect();
+        let kept = rows.into_iter().zip(packed).filter(|(row, _)| unstorable.keeps(row.sample_id));
+        let samples: Vec<_> = kept.map(|(row, image)| PackedRow { row, image }).collect();
+        rejects.extend(unstorable.into_rejects());
+        rejects.sort_unstable_by_key(|reject| reject.sample_id);
+        let row_count = samples.len();
         Ok(FinishedBatch { batch, samples, rejects, features: encoded, rows: row_count })
     }
 }
 
-fn begin_progress(build: &Build, work: &[PartWork]) -> Progress {
+fn begin_progress(build: &Build, queue: &Queue<'_>, work: &[PartWork]) -> Progress {
+    let total = queue.images();
     let left: u64 = work.iter().map(|work| build.samples_in(work.part)).sum();
-    let total = build.identity.plan.samples;
     let skipped = build.source.as_ref().map_or(0, |source| source.findings().skipped_count());
-    Progress::new(total, total - left, build.identity.views.views, skipped)
+    Progress::new(total, total.saturating_sub(left), build.identity.views.views, skipped)
+}
+
+/// A worker that has done its share says what is left to the others.
+fn tell_what_others_have(build: &Build, cache: &Cache) -> anyhow::Result<()> {
+    let Division::Share(share) = build.division else {
+        return Ok(());
+    };
+    match build.worklist(cache)?.len() {
+        0 => tracing::info!("worker {share}: every part of the cache is finished"),
+        left => tracing::info!(
+            "worker {share}: its share is finished; {} of the cache are left to the other workers",
+            count(left as u64, "part")
+        ),
+    }
+    Ok(())
 }
 
 /// Says how many images the depth window does not suit, if there are any.

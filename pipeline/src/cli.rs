@@ -19,7 +19,7 @@ use crate::channels::Channels;
 #[command(
     name = "pipeline",
     version,
-    after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 130 interrupted."
+    after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 75 could not now (disk, network, memory), 130 or 143 interrupted."
 )]
 pub struct Cli {
     /// How messages and progress are written to stderr, and what build-cache, add-teacher and verify print on stdout.
@@ -95,6 +95,10 @@ pub struct BuildCacheArgs {
     /// greatest, two percentiles of its own samples, or two fixed levels of 0 to 65535. Part of the cache [default: high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<String>,
+    /// How many images may be unusable before the build stops with exit status 1: a number, or a share of all [default: 1%, or 10 images if that
+    /// is more].
+    #[arg(long, value_name = "N|P%")]
+    pub max_rejects: Option<String>,
     /// Use the first N samples of the source only. They are then the data set: another N is another cache.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
@@ -146,6 +150,10 @@ pub struct FeatureArgs {
     /// Worker threads, for everything; the bytes written do not depend on it [default: one per core].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// How several processes divide the parts of one cache: each takes the next one that nobody has (leases), or worker I of N, numbered from 0,
+    /// builds its share [default: the share that Slurm, Kubernetes, AWS Batch or torchrun state in the environment, else leases].
+    #[arg(long, value_name = "I/N|leases")]
+    pub worker: Option<String>,
     /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,

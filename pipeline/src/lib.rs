@@ -9,6 +9,7 @@ pub mod build_cache;
 pub mod channels;
 pub mod cli;
 mod codec_error;
+pub mod division;
 pub mod inspect;
 pub mod list;
 pub mod recipe;
@@ -16,19 +17,44 @@ pub mod stats;
 pub mod verify;
 
 use std::io::Write;
+use std::time::Duration;
 
+use build_cache::TooManyRejects;
 use cli::{Cli, Command};
+use division::Share;
 use hub::HubSettings;
 pub use program::ExitStatus;
-use torch_ext::catch_out_of_memory;
+use torch_ext::{OutOfMemory, catch_out_of_memory};
 
-/// Does what the command line says. Results go to `out`, messages and progress to stderr through `tracing`. Teachers given by their hub
-/// id are looked for as `hub` says.
+/// What the environment says to the program.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// Where teachers given by their hub id are looked for.
+    pub hub: HubSettings,
+    /// The share of this process, if a scheduler has started it as one of several, and the variables that state it.
+    pub share: Option<(Share, String)>,
+    /// For tests of what surrounds the teachers: how much longer each of them takes for a row on a CPU. The program leaves it at zero.
+    #[doc(hidden)]
+    pub pause_per_row: Duration,
+}
+
+impl Environment {
+    /// What the variables say that `var` gives.
+    ///
+    /// # Errors
+    /// For those that contradict each other.
+    pub fn from_vars(var: impl Fn(&str) -> Option<String> + Copy) -> anyhow::Result<Environment> {
+        let share = Share::from_vars(var).map_err(anyhow::Error::msg)?;
+        Ok(Environment { hub: HubSettings::from_vars(var), share, pause_per_row: Duration::ZERO })
+    }
+}
+
+/// Does what the command line says. Results go to `out`, messages and progress to stderr through `tracing`.
 ///
 /// # Errors
 /// The command's, with context. An interrupted download is not one: its status is [`ExitStatus::Interrupted`].
-pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let done = catch_out_of_memory(|| run_command(cli, hub, out));
+pub fn run(cli: &Cli, env: &Environment, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let done = catch_out_of_memory(|| run_command(cli, env, out));
     let done = done.unwrap_or_else(|lack| {
         // A build takes its batches in smaller parts; what ends here is not a batch.
         Err(anyhow::Error::from(lack)
@@ -44,10 +70,21 @@ pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<
     })
 }
 
-fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+/// The exit status for an error.
+pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
+    if error.is::<TooManyRejects>() {
+        ExitStatus::Problems
+    } else if error.is::<OutOfMemory>() {
+        ExitStatus::TryAgain
+    } else {
+        ExitStatus::of_error(error)
+    }
+}
+
+fn run_command(cli: &Cli, env: &Environment, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     match &cli.command {
-        Command::BuildCache(args) => build_cache::build_cache(args, hub, cli.log_format, out),
-        Command::AddTeacher(args) => add_teacher::add_teacher(args, hub, cli.log_format, out),
+        Command::BuildCache(args) => build_cache::build_cache(args, env, cli.log_format, out),
+        Command::AddTeacher(args) => add_teacher::add_teacher(args, env, cli.log_format, out),
         Command::Verify(args) => verify::verify(args, cli.log_format, out),
         Command::Inspect(args) => inspect::inspect(args, out),
         Command::Stats(args) => stats::stats(args, out),

@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use hub::HubSettings;
+use pipeline::Environment;
 use pipeline::cli::Cli;
 use program::{ExitStatus, signals, terminal};
 use tikv_jemallocator::Jemalloc;
@@ -17,7 +17,9 @@ fn main() -> ExitCode {
     let cli: Cli = program::cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     terminal::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
     torch_ext::keep_quiet_about_memory();
-    let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
-    let outcome = signals::catch().and_then(|()| pipeline::run(&cli, &hub, &mut io::stdout().lock()));
-    ExitStatus::report(outcome, cli.log_format, |_| ExitStatus::CouldNot).into()
+    let outcome = signals::catch().and_then(|()| {
+        let env = Environment::from_vars(|name| std::env::var(name).ok())?;
+        pipeline::run(&cli, &env, &mut io::stdout().lock())
+    });
+    ExitStatus::report(outcome, cli.log_format, pipeline::exit_status).into()
 }

@@ -14,10 +14,13 @@ use schemas::{DepthWindow, Pack, TeacherId};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
+use crate::division::Division;
+pub use max_rejects::MaxRejects;
 pub use teacher::TeacherSource;
 pub use view::{FLIP, Policy, RATIO, SCALE, View};
 
 mod flags;
+mod max_rejects;
 mod pack;
 mod teacher;
 #[cfg(test)]
@@ -39,6 +42,8 @@ pub const BATCH_SIZE_CUDA: u32 = 128;
 /// Rows of a part, over all its views. A part is what a killed build may lose and what one file holds: at B/16 and f16
 /// a teacher's part has 300 MB, a few minutes on a CPU and a second on a GPU.
 pub const PART_ROWS: u64 = 1024;
+/// Longer than a file system or a suspended machine usually stalls, and short beside a build.
+pub const LEASE_SECONDS: u64 = 60;
 /// More threads than any machine has cores; systems refuse some tens of thousands, and each takes memory.
 const MAX_THREADS: u64 = 4096;
 
@@ -73,6 +78,10 @@ pub struct Data {
     /// How samples of more than 8 bits become 8 bits: `high-byte`, `full-range`, `percentile:LOW,HIGH` or `MIN,MAX`. Part of the cache's
     /// identity.
     pub depth_window: DepthWindow,
+    /// How many images may be unusable before the build stops with exit status 1: a number, or a share such as `1%`. Default 1 %, or 10 images if
+    /// that is more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_rejects: Option<MaxRejects>,
 }
 
 /// `[features]`
@@ -146,12 +155,23 @@ pub struct Run {
     pub device: String,
     /// Worker threads, at least 1; default one per core.
     pub threads: usize,
+    /// How the parts are divided among several processes that build the cache: `leases`, or `I/N` for worker I of N. Default what the
+    /// scheduler states in the environment, else leases.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<Division>,
+    /// After this many seconds without a sign of life a worker of another machine counts as ended, and others take over its parts. At least 1.
+    pub lease_seconds: u64,
 }
 
 impl Default for Run {
     fn default() -> Self {
         let cores = std::thread::available_parallelism();
-        Run { device: "auto".to_owned(), threads: cores.map_or(1, |cores| cores.get()) }
+        Run {
+            device: "auto".to_owned(),
+            threads: cores.map_or(1, |cores| cores.get()),
+            worker: None,
+            lease_seconds: LEASE_SECONDS,
+        }
     }
 }
 
@@ -200,6 +220,7 @@ impl Recipe {
         at_least_one("features.batch_size", self.features.batch_size.map(u64::from))?;
         at_least_one("features.calibration_images", self.features.calibration_images)?;
         at_least_one("cache.part_samples", self.cache.part_samples)?;
+        at_least_one("run.lease_seconds", self.run.lease_seconds)?;
         let threads = self.run.threads as u64;
         at_least_one("run.threads", threads)?;
         require(threads <= MAX_THREADS, "run.threads", threads, "must be at most 4096")

@@ -21,6 +21,9 @@ mod list;
 /// `inspect`: rows chosen, and the picture pixel by pixel.
 #[path = "cli/picture.rs"]
 mod picture;
+/// The Ray driver.
+#[path = "cli/ray.rs"]
+mod ray;
 /// Going on over a source whose images have changed places.
 #[path = "cli/resume.rs"]
 mod resume;
@@ -42,3 +45,6 @@ mod stats;
 mod support;
 #[path = "cli/teacher.rs"]
 mod teacher;
+/// Several processes that build one cache.
+#[path = "cli/workers.rs"]
+mod workers;

@@ -125,6 +125,8 @@ pub fn start_over(dir: &Path, identity: &CacheIdentity) -> Result<()> {
         // Only if nothing else is in it.
         let _ = std::fs::remove_dir(folder);
     }
+    // What was saved for the parts of the other identity.
+    let _ = std::fs::remove_dir_all(layout::work_dir(dir));
     json::write(&path, identity)
 }
 
@@ -138,20 +140,37 @@ fn remove(path: &Path) -> Result<()> {
 
 /// Whether a part is declared complete in the folder that this file lies in, readable or not.
 fn has_committed_part(beside: &Path) -> Result<bool> {
+    Ok(!commits_in(beside)?.is_empty())
+}
+
+/// The parts that are declared complete in the folder that this file lies in, readable or not.
+fn commits_in(beside: &Path) -> Result<BTreeSet<u32>> {
     let folder = beside.parent().unwrap_or(beside);
     let listed = |e| Error::io("list", folder, e);
     let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries.map_err(listed)?,
     };
+    let mut parts = BTreeSet::new();
     for entry in entries {
         let name = entry.map_err(listed)?.file_name();
-        let commit = |name: &str| layout::part_number(name, ".commit.json").is_some();
-        if name.to_str().is_some_and(commit) {
-            return Ok(true);
-        }
+        parts.extend(name.to_str().and_then(|name| layout::part_number(name, ".commit.json")));
     }
-    Ok(false)
+    Ok(parts)
+}
+
+/// The parts whose samples and features of all `teachers` are declared complete, by the names of their records alone: of a cache that others write to, a
+/// quick look.
+///
+/// # Errors
+/// I/O.
+pub fn committed_parts(dir: &Path, teachers: &BTreeSet<TeacherId>) -> Result<BTreeSet<u32>> {
+    let mut all = commits_in(&layout::samples_commit(dir, 0))?;
+    for id in teachers {
+        let of_teacher = commits_in(&layout::teacher_json(dir, id))?;
+        all.retain(|part| of_teacher.contains(part));
+    }
+    Ok(all)
 }
 
 /// Removes what killed builders left of a part: temporary files of its samples, rejects and teachers. Files of living builders

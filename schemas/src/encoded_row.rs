@@ -8,6 +8,7 @@ use parquet::basic::Encoding;
 use parquet::column::page::{CompressedPage, Page, PageWriter};
 use parquet::errors::ParquetError;
 use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
+use serde::{Deserialize, Serialize};
 use zstd::bulk::Compressor;
 
 use crate::columns::{ZSTD_LEVEL, teacher_checksum, teacher_columns};
@@ -24,8 +25,8 @@ pub struct RowFeatures<'a, T> {
     pub cls_attn: &'a [T],
 }
 
-/// A row for [`TeacherWriter::push`](crate::TeacherWriter::push).
-#[derive(Clone, Debug)]
+/// A row for [`TeacherWriter::push`](crate::TeacherWriter::push). What a process has serialized for itself it may write later.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EncodedRow {
     pub(crate) key: RowKey,
     /// One page for each column of the file, in their order.
@@ -35,7 +36,7 @@ pub struct EncodedRow {
 }
 
 /// One value of one column: a Parquet page with its header.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RowPage {
     /// Header and compressed value.
     pub(crate) bytes: Bytes,
@@ -63,6 +64,11 @@ thread_local! {
 }
 
 impl EncodedRow {
+    /// Which row it is.
+    pub fn key(&self) -> RowKey {
+        self.key
+    }
+
     /// Encodes features with the teacher's codec and measures what a lossy one loses.
     ///
     /// # Errors

@@ -425,6 +425,15 @@ impl Error {
         Error::Feature { column, source: Box::new(self) }
     }
 
+    /// Whether features are at fault that no codec holds, or not this one ([`Error::Unstorable`]).
+    pub fn is_unstorable(&self) -> bool {
+        match self {
+            Error::Unstorable { .. } => true,
+            Error::Feature { source, .. } => source.is_unstorable(),
+            _ => false,
+        }
+    }
+
     /// Whether the operating system refused (unreachable disk, permissions, no space), so that nothing is known about the
     /// data: the difference between exit status 2, "could not", and 1, "the data has problems".
     pub(crate) fn is_io(&self) -> bool {

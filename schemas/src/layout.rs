@@ -52,6 +52,11 @@ pub fn teacher_commit(cache: &Path, id: &TeacherId, part: u32) -> PathBuf {
     teachers_dir(cache).join(id.as_str()).join(format!("part-{part:05}.commit.json"))
 }
 
+/// `CACHE/work`: what builders keep for themselves and each other while they build. No part of the cache: readers ignore it.
+pub fn work_dir(cache: &Path) -> PathBuf {
+    cache.join("work")
+}
+
 /// The commit record that declares the part file, rejects file or commit record `path`; `None` for identity records.
 pub fn commit_of(path: &Path) -> Option<PathBuf> {
     let stem = path.file_name()?.to_str()?.strip_prefix("part-")?.split('.').next()?;

@@ -86,7 +86,7 @@ pub struct View {
 }
 
 /// Which view of which image a row is of. Samples rows and teachers' rows carry it, and are joined by it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowKey {
     /// Position of the image in its data set's order.
     pub sample_id: u64,

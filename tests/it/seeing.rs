@@ -28,7 +28,7 @@ fn prepare(dir: &Path) -> Vec<String> {
         format!("clip={}", text(teacher)),
     ];
     let cli = pipeline::cli::Cli::try_parse_from(build.iter().chain(&rest)).expect("a command line");
-    pipeline::run(&cli, &hub::HubSettings::default(), &mut Vec::new()).expect("a cache");
+    pipeline::run(&cli, &pipeline::Environment::default(), &mut Vec::new()).expect("a cache");
     let recipe = text(root().join("trainer/recipes/tiny.toml"));
     let mut train = vec!["trainer".to_owned(), "pretrain".into(), "--device".into(), "cpu".into()];
     train.extend(["--cache".into(), text(dir.join("cache")), "--images".into(), text(dir.join("images"))]);

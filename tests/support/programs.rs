@@ -10,7 +10,7 @@ use hub::HubSettings;
 pub fn pipeline(args: &[&str]) -> pipeline::ExitStatus {
     let cli = pipeline::cli::Cli::try_parse_from(std::iter::once(&"pipeline").chain(args))
         .unwrap_or_else(|error| panic!("pipeline {args:?}: {error}"));
-    pipeline::run(&cli, &HubSettings::default(), &mut Vec::new())
+    pipeline::run(&cli, &pipeline::Environment::default(), &mut Vec::new())
         .unwrap_or_else(|error| panic!("pipeline {args:?}: {error:#}"))
 }
 

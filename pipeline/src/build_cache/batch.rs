@@ -41,14 +41,14 @@ impl Batch {
     }
 }
 
-/// The batches of all parts in `work`, in order. A part is opened when its first batch is asked for.
+/// The batches of all parts in `work`, in order. A part is asked for and opened when its first batch is asked for.
 pub(crate) fn batches<'a>(
     build: &'a Build,
     cache: &'a Cache,
-    work: &'a [PartWork],
+    work: impl Iterator<Item = anyhow::Result<PartWork>> + 'a,
 ) -> impl Iterator<Item = anyhow::Result<Batch>> + 'a {
     let size = samples_per_batch(build.batch_size, build.identity.views.views);
-    work.iter().flat_map(move |work| match open(build, cache, work) {
+    work.flat_map(move |work| match work.and_then(|work| open(build, cache, &work)) {
         Ok(part) => {
             let part = Arc::new(part);
             cut(part.samples.clone(), size).map(|samples| Ok(Batch { part: Arc::clone(&part), samples })).collect()

@@ -19,6 +19,8 @@ use super::network::{BuildTeacher, Network};
 use super::resolve;
 use super::timing::Timings;
 use super::worklist::{self, Outputs, PartWork};
+use crate::Environment;
+use crate::division::Division;
 use crate::recipe::{CodecName, Recipe};
 
 /// Images that a dry run calibrates codec `i8` on.
@@ -43,6 +45,8 @@ pub(crate) struct Build {
     pub existing: Existing,
     /// Teachers of the cache whose codec is not the one asked for, in words.
     pub other_codecs: Vec<String>,
+    /// How its parts are divided among the processes that build it.
+    pub division: Division,
 }
 
 /// Finds the device and has libtorch compute on it in the build's precision.
@@ -119,11 +123,16 @@ pub(crate) fn prepare(
     source: Option<ImageSource>,
     identity: CacheIdentity,
     existing: Existing,
-    hub: &HubSettings,
+    env: &Environment,
 ) -> anyhow::Result<Build> {
     let decoder = decoder(&recipe, &identity)?;
-    let compute = Compute { device, precision: recipe.precision_on(device), threads: recipe.run.threads };
-    let models = load_teachers(&recipe, device, hub)?;
+    let compute = Compute {
+        device,
+        precision: recipe.precision_on(device),
+        threads: recipe.run.threads,
+        pause_per_row: env.pause_per_row,
+    };
+    let models = load_teachers(&recipe, device, &env.hub)?;
     let grid = identity::choose_grid(recipe.features.grid, &existing, models.iter().map(|(_, _, model)| model.info()))?;
     let batch_size = recipe.batch_size_on(device);
 
@@ -136,6 +145,8 @@ pub(crate) fn prepare(
         prepared.push(PreparedTeacher { id, source, model, input_size, pass, codec });
     }
     tracing::info!("the recipe in full:\n{}", recipe.to_toml(grid, device));
+
+    let division = division(&recipe, env);
 
     // A dry run wants sizes and speed, for which any few images do.
     let images = if dry_run { DRY_CALIBRATION_IMAGES } else { u64::MAX }.min(recipe.features.calibration_images);
@@ -155,7 +166,22 @@ pub(crate) fn prepare(
         batch_size,
         existing,
         other_codecs,
+        division,
     })
+}
+
+/// How the parts are divided: as the recipe says, else as a scheduler states.
+fn division(recipe: &Recipe, env: &Environment) -> Division {
+    if let Some(division) = recipe.run.worker {
+        return division;
+    }
+    let Some((share, stated)) = &env.share else {
+        return Division::Leases;
+    };
+    tracing::info!(
+        "this is worker {share} by {stated}: it builds its share of the parts, and the others theirs (--worker leases has all workers take the          parts that nobody has)"
+    );
+    Division::Share(*share)
 }
 
 /// How the cache's images become pixels.
@@ -253,7 +279,12 @@ impl Build {
         worklist::worklist(&self.wanted(), &vec![Outputs::default(); self.identity.plan.parts() as usize])
     }
 
-    fn wanted(&self) -> BTreeSet<TeacherId> {
+    /// What a part lacks that has `has`, if anything.
+    pub(crate) fn work_of_part(&self, part: u32, has: &Outputs) -> Option<PartWork> {
+        worklist::work_of_part(&self.wanted(), part, has)
+    }
+
+    pub(crate) fn wanted(&self) -> BTreeSet<TeacherId> {
         self.teachers.iter().map(|teacher| teacher.identity.id.clone()).collect()
     }
 

@@ -153,9 +153,13 @@ fn measure(
         for ((features, calibrator), network) in features.iter_mut().zip(&mut calibrators).zip(&all) {
             let tokens = features.tokens()?; // [N, L, D]
             for (row, tokens) in decoded.rows.iter().zip(tokens.chunks_exact(tokens.len() / decoded.rows.len())) {
-                calibrator.add(tokens).with_context(|| {
-                    format!("teacher {}, image {:?} (sample {})", network.id, row.key, row.sample_id)
-                })?;
+                match calibrator.add(tokens) {
+                    // The build will reject it.
+                    Err(error) if error.is_unstorable() => continue,
+                    added => added.with_context(|| {
+                        format!("teacher {}, image {:?} (sample {})", network.id, row.key, row.sample_id)
+                    })?,
+                }
             }
         }
         Ok(())

@@ -3,6 +3,8 @@
 //! An image is read and decoded once, however many views and teachers there are; teachers of the same input size share
 //! the rendered pixels.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use anyhow::{Context, bail, ensure};
 use images::{DecodeError, DeepImages, EncodeError, ImageSource, RgbImage};
 use schemas::{CacheIdentity, ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
@@ -187,7 +189,11 @@ impl Decoder<'_> {
         key: &str,
         bytes: Vec<u8>,
     ) -> Result<anyhow::Result<(RgbImage, Option<Vec<u8>>)>, DecodeError> {
-        let decoded = self.decoder.decode_noting(&bytes)?;
+        // A panic of a decoder is a bug of it, and no reason to lose the other images.
+        let decode = AssertUnwindSafe(|| self.decoder.decode_noting(&bytes));
+        let decoded = catch_unwind(decode).unwrap_or_else(|_| {
+            Err(DecodeError::Unsupported { format: "image", detail: "its decoder panicked, which is a bug".to_owned() })
+        })?;
         self.deep.count(key, &decoded, &self.decoder);
         let image = decoded.image;
         Ok(match self.pack {

@@ -76,11 +76,13 @@ impl Features {
         self.chunks.iter_mut().try_for_each(Chunk::wait)
     }
 
-    /// The rows to be stored, of which `rows` says which they are.
-    ///
-    /// A value that is not finite, or too large for the codec, is an error that names teacher and image: it would poison every
-    /// training step that meets it, and what made it (weights, precision) is wrong for the other images too.
-    pub(crate) fn encode(self, teacher: &TeacherIdentity, rows: &[SampleRow]) -> anyhow::Result<Vec<EncodedRow>> {
+    /// The rows to be stored, of which `rows` says which they are; for each, what keeps it from being stored instead if that is the case: a value
+    /// that is not finite, or too large for the codec. It would poison every training step that meets it.
+    pub(crate) fn encode(
+        self,
+        teacher: &TeacherIdentity,
+        rows: &[SampleRow],
+    ) -> anyhow::Result<Vec<schemas::Result<EncodedRow>>> {
         let mut encoded = Vec::with_capacity(rows.len());
         let mut left = rows;
         for chunk in self.chunks {
@@ -115,23 +117,19 @@ impl Chunk {
         mut self,
         teacher: &TeacherIdentity,
         rows: &[SampleRow],
-        out: &mut Vec<EncodedRow>,
+        out: &mut Vec<schemas::Result<EncodedRow>>,
     ) -> anyhow::Result<()> {
-        let mut push = |row: &SampleRow, encoded: schemas::Result<EncodedRow>| {
-            out.push(encoded.with_context(|| {
-                let SampleRow { key, sample_id, view, .. } = row;
-                format!("teacher {}, image {key:?} (sample {sample_id}, view {})", teacher.id, view.index)
-            })?);
-            anyhow::Ok(())
-        };
         match self.form {
             Form::Computed => {
                 let columns = [&mut self.tokens, &mut self.cls, &mut self.cls_attn].map(floats);
                 let [tokens, cls, cls_attn] = columns;
                 let (tokens, cls, cls_attn) = (tokens?, cls?, cls_attn?);
-                for (row, features) in rows.iter().zip(by_row(self.rows, &tokens, &cls, &cls_attn)) {
-                    push(row, EncodedRow::encode(teacher, row.row_key(), features))?;
-                }
+                let features = by_row(self.rows, &tokens, &cls, &cls_attn);
+                out.extend(
+                    rows.iter()
+                        .zip(features)
+                        .map(|(row, features)| EncodedRow::encode(teacher, row.row_key(), features)),
+                );
             }
             Form::Stored { lost } => {
                 let mut errors = match lost {
@@ -142,9 +140,9 @@ impl Chunk {
                 let cls = torch_ext::tensor_bytes_mut(self.cls.wait()?)?;
                 let cls_attn = torch_ext::tensor_bytes_mut(self.cls_attn.wait()?)?;
                 let features = by_row(self.rows, tokens, cls, cls_attn);
-                for ((row, features), error) in rows.iter().zip(features).zip(&mut errors) {
-                    push(row, EncodedRow::from_stored(teacher, row.row_key(), features, error.take()))?;
-                }
+                out.extend(rows.iter().zip(features).zip(&mut errors).map(|((row, features), error)| {
+                    EncodedRow::from_stored(teacher, row.row_key(), features, error.take())
+                }));
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::thread;
+use std::time::Duration;
 
 use models::precision::Precision;
 use tch::{Device, Tensor};
@@ -22,13 +23,15 @@ pub(crate) struct Compute {
     pub precision: Precision,
     /// Threads that decode and encode; on a CPU they also run the teachers.
     pub threads: usize,
+    /// See [`Environment::pause_per_row`](crate::Environment::pause_per_row).
+    pub pause_per_row: Duration,
 }
 
 /// What one thread runs the teachers with.
 #[derive(Debug)]
 pub(crate) enum Inference<'a> {
     /// On a CPU each thread computes its own batches.
-    Here { networks: Vec<Network>, precision: Precision, timings: &'a Timings },
+    Here { networks: Vec<Network>, compute: Compute, timings: &'a Timings },
     /// On a GPU one thread computes the batches of all.
     Gpu(Lane),
 }
@@ -44,7 +47,7 @@ impl Inference<'_> {
     ) -> anyhow::Result<Vec<Features>> {
         match self {
             Inference::Gpu(lane) => lane.run(teachers, pixels, rows),
-            Inference::Here { networks, precision, timings } => {
+            Inference::Here { networks, compute, timings } => {
                 let tensor = |images| to_device(&stack(images, Device::Cpu)?, Device::Cpu);
                 let pixels = pixels.iter().map(|(&size, images)| Ok((size, tensor(images)?)));
                 let pixels: BTreeMap<u32, Tensor> = pixels.collect::<anyhow::Result<_>>()?;
@@ -53,7 +56,8 @@ impl Inference<'_> {
                     let network = &networks[teacher];
                     timings.time(Stage::Infer(network.id.clone()), || {
                         let mut features = Features::default();
-                        features.push(&network.forward(network.images(&pixels)?, *precision)?, None)?;
+                        features.push(&network.forward(network.images(&pixels)?, compute.precision)?, None)?;
+                        thread::sleep(compute.pause_per_row * rows as u32);
                         Ok(features)
                     })
                 };
@@ -71,9 +75,9 @@ pub(crate) fn with_inference<R>(
     timings: &Timings,
     run: impl FnOnce(Vec<Inference<'_>>) -> R,
 ) -> R {
-    let Compute { device, precision, threads } = compute;
+    let Compute { device, precision, threads, .. } = compute;
     if device == Device::Cpu {
-        let here = |_| Inference::Here { networks: networks(), precision, timings };
+        let here = |_| Inference::Here { networks: networks(), compute, timings };
         return run((0..threads).map(here).collect());
     }
     thread::scope(|scope| {

@@ -6,16 +6,20 @@ use program::words::count;
 use schemas::Cache;
 
 use super::build::Build;
+use super::queue::Queue;
 use super::worklist::PartWork;
 
-/// Warns about a run that was to build the parts in `work` and has dealt with `images` images.
-pub(super) fn warn(build: &Build, cache: &Cache, work: &[PartWork], images: u64) -> anyhow::Result<()> {
-    let left = build.worklist(cache)?.iter().map(|work| work.part).collect();
-    tracing::warn!("{}", interruption(&images_of_parts(build, cache, work)?, &left, images));
+/// Warns about a run that has dealt with `images` images of the parts that it has begun.
+pub(super) fn warn(build: &Build, cache: &Cache, queue: &Queue<'_>, images: u64) -> anyhow::Result<()> {
+    let left: BTreeSet<u32> = build.worklist(cache)?.iter().map(|work| work.part).collect();
+    let begun = images_of_parts(build, cache, queue.begun())?;
+    let saved: u64 =
+        begun.iter().filter(|(part, _)| left.contains(part)).map(|(part, _)| queue.saved().images(*part)).sum();
+    tracing::warn!("{}", interruption(&begun, &left, images.saturating_sub(saved)));
     Ok(())
 }
 
-/// The parts to build, and the images of each that this run has to deal with.
+/// The parts begun, and the images of each that this run had to deal with.
 fn images_of_parts(build: &Build, cache: &Cache, work: &[PartWork]) -> anyhow::Result<Vec<(u32, u64)>> {
     let images = |PartWork { part, missing }: &PartWork| {
         let rejected = if missing.samples { 0 } else { cache.part_state(*part)?.samples.map_or(0, |s| s.rejects.rows) };
@@ -24,7 +28,7 @@ fn images_of_parts(build: &Build, cache: &Cache, work: &[PartWork]) -> anyhow::R
     work.iter().map(images).collect()
 }
 
-/// What an interrupted run keeps and what it loses: `planned` are the parts that it had to build and their images, `left` those that are not
+/// What an interrupted run keeps and what it loses: `planned` are the parts that it has begun and their images, `left` those that are not
 /// finished, `images` how many it has dealt with.
 fn interruption(planned: &[(u32, u64)], left: &BTreeSet<u32>, images: u64) -> String {
     let done = planned.iter().filter(|(part, _)| !left.contains(part));

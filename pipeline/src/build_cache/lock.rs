@@ -1,30 +1,42 @@
-//! One build at a time in a cache.
+//! Whether this is the only build in a cache.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
-/// Holds the cache for this build. It is a kernel lock on the folder itself: it leaves no file behind and ends with the process, however
-/// the process ends. Two builds at once would publish the same bytes and do no harm, but all work would be done twice.
+/// A lock on the folder of the cache, which a build holds as long as it lives: alone at first, if nobody else does, so that it may
+/// start over what a build of other settings had begun; then shared with others. It is a kernel lock: it leaves no file behind and ends with the process,
+/// however the process ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
     folder: File,
+    alone: bool,
 }
 
 impl Lock {
     pub(crate) fn take(out: &Path) -> anyhow::Result<Lock> {
         let folder = File::open(out).with_context(|| format!("cannot open {}", out.display()))?;
-        match folder.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail!("{}: another build is running in this cache", out.display())
-            }
+        let alone = match folder.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => false,
             Err(TryLockError::Error(error)) => {
-                tracing::debug!("{} cannot be locked here: {error}", out.display())
+                tracing::debug!("{} cannot be locked here: {error}", out.display());
+                true
             }
-        }
-        Ok(Lock { folder })
+        };
+        Ok(Lock { folder, alone })
+    }
+
+    /// Whether nobody else builds here, as far as locks tell: other machines may not see them.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Lets others build here too.
+    pub(crate) fn share(&self) {
+        // Where there are no locks, there is nothing to share.
+        let _ = self.folder.try_lock_shared();
     }
 }
 
@@ -45,11 +57,18 @@ mod tests {
     fn a_lock_ends_with_its_build_even_if_another_process_has_the_folder_open() {
         let dir = tempfile::tempdir().unwrap();
         let lock = Lock::take(dir.path()).unwrap();
-        let refused = Lock::take(dir.path()).unwrap_err().to_string();
-        assert!(refused.contains("another build is running"), "{refused}");
+        assert!(lock.is_alone());
+        assert!(!Lock::take(dir.path()).unwrap().is_alone());
         // What a program that is being started has of it.
         let _inherited = lock.folder.try_clone().unwrap();
         drop(lock);
-        Lock::take(dir.path()).unwrap();
+        let lock = Lock::take(dir.path()).unwrap();
+        assert!(lock.is_alone());
+        lock.share();
+        let second = Lock::take(dir.path()).unwrap();
+        second.share();
+        drop(lock);
+        // The second is still there.
+        assert!(!Lock::take(dir.path()).unwrap().is_alone());
     }
 }

@@ -1,22 +1,31 @@
 //! The cache that a build writes to: created, or found to be the same build.
 
+use std::collections::BTreeSet;
+
 use images::ImageSource;
 use schemas::{Cache, atomic, layout};
 
 use super::build::Build;
 use super::lock::Lock;
 use super::refuse;
+use super::workers::FolderLeases;
 
-/// Makes the cache, or compares the one that is there with what is asked for, and locks it.
-pub(super) fn open_cache(build: &Build) -> anyhow::Result<(Cache, Lock)> {
+/// Makes the cache, or compares the one that is there with what is asked for.
+pub(super) fn open_cache(build: &Build, leases: &FolderLeases) -> anyhow::Result<(Cache, Lock)> {
     let folder = &build.recipe.cache.out;
     refuse::foreign_folder(folder)?;
     // Everything is compared before anything is written: a refused command must not leave half of what it asked for.
     let early = if folder.is_dir() { Some(Lock::take(folder)?) } else { None };
     build.refuse_changes()?;
-    if layout::cache_json(folder).exists() && !schemas::has_parts(folder)? {
+    if layout::cache_json(folder).exists() && !schemas::has_parts(folder)? && is_another(build)? {
+        let alone = early.as_ref().is_some_and(Lock::is_alone) && leases.living(None)?.is_empty();
+        anyhow::ensure!(
+            alone,
+            "{}: another build with other settings has begun here; wait for its end, or build into another folder",
+            folder.display()
+        );
         tracing::info!(
-            "{}: the build that was interrupted here had not finished a part; starting over",
+            "{}: the build that was interrupted here had other settings and had not finished a part; starting over",
             folder.display()
         );
         schemas::start_over(folder, &build.identity)?;
@@ -26,6 +35,7 @@ pub(super) fn open_cache(build: &Build) -> anyhow::Result<(Cache, Lock)> {
         Some(lock) => lock,
         None => Lock::take(folder)?,
     };
+    lock.share();
     for teacher in &build.teachers {
         schemas::add_teacher(folder, &teacher.identity)?;
         atomic::remove_stale(&layout::teacher_json(folder, &teacher.identity.id))?;
@@ -35,6 +45,22 @@ pub(super) fn open_cache(build: &Build) -> anyhow::Result<(Cache, Lock)> {
         schemas::write_skipped(folder, &skipped(source))?;
     }
     Ok((Cache::open(folder)?, lock))
+}
+
+/// Whether the cache without a part that is there is of another build.
+fn is_another(build: &Build) -> anyhow::Result<bool> {
+    let folder = &build.recipe.cache.out;
+    if matches!(schemas::check_cache(folder, &build.identity), Err(schemas::Error::IdentityChanged { .. })) {
+        return Ok(true);
+    }
+    for teacher in &build.teachers {
+        let there = layout::teacher_json(folder, &teacher.identity.id).exists();
+        if there && !schemas::check_teacher(folder, &teacher.identity)? {
+            return Ok(true);
+        }
+    }
+    let there: BTreeSet<_> = Cache::open(folder)?.teachers().keys().cloned().collect();
+    Ok(!there.is_subset(&build.wanted()))
 }
 
 /// The pictures of the source that the cache does not take as samples, as its record lists them.

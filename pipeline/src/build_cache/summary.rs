@@ -82,9 +82,7 @@ impl Summary {
                 rejected += samples.rejects.rows;
                 *bytes.entry("samples".to_owned()).or_default() += samples.file.bytes + samples.rejects.bytes;
                 for reject in cache.rejects(part)? {
-                    // A reason begins with a word to count by; what follows differs from image to image.
-                    let word = reject.reason.split(':').next().unwrap_or_default();
-                    *reasons.entry(word.to_owned()).or_default() += 1;
+                    *reasons.entry(word(&reject.reason).to_owned()).or_default() += 1;
                 }
             }
             for (id, teacher) in state.teachers {
@@ -231,7 +229,12 @@ impl Summary {
     }
 }
 
-fn commonest_first(reasons: BTreeMap<String, u64>) -> Vec<(String, u64)> {
+/// The word that a reason begins with, to count by; what follows differs from image to image.
+pub(super) fn word(reason: &str) -> &str {
+    reason.split(':').next().unwrap_or_default()
+}
+
+pub(super) fn commonest_first(reasons: BTreeMap<String, u64>) -> Vec<(String, u64)> {
     let mut reasons: Vec<_> = reasons.into_iter().collect();
     // Stable: reasons of the same count stay in alphabetical order.
     reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));

@@ -24,14 +24,14 @@ pub(crate) struct PartWork {
 ///
 /// `committed` says of every part what it has. Teachers that are not wanted now are left alone.
 pub(crate) fn worklist(wanted: &BTreeSet<TeacherId>, committed: &[Outputs]) -> Vec<PartWork> {
-    (0u32..)
-        .zip(committed)
-        .map(|(part, has)| {
-            let teachers = wanted.difference(&has.teachers).cloned().collect();
-            PartWork { part, missing: Outputs { samples: !has.samples, teachers } }
-        })
-        .filter(|work| work.missing.samples || !work.missing.teachers.is_empty())
-        .collect()
+    (0u32..).zip(committed).filter_map(|(part, has)| work_of_part(wanted, part, has)).collect()
+}
+
+/// What a part lacks of what is wanted, if anything.
+pub(crate) fn work_of_part(wanted: &BTreeSet<TeacherId>, part: u32, has: &Outputs) -> Option<PartWork> {
+    let teachers: BTreeSet<_> = wanted.difference(&has.teachers).cloned().collect();
+    let lacks = !has.samples || !teachers.is_empty();
+    lacks.then_some(PartWork { part, missing: Outputs { samples: !has.samples, teachers } })
 }
 
 #[cfg(test)]

@@ -51,6 +51,15 @@ pub(crate) struct WriterContext<'a> {
     pub identity: &'a CacheIdentity,
     /// Where busy time is booked.
     pub timings: &'a Timings,
+    /// Told the part of each file that is committed.
+    pub committed: &'a Sender<u32>,
+}
+
+impl WriterContext<'_> {
+    fn tell_committed(&self, part: u32) {
+        // A build that has ended does not ask any more.
+        let _ = self.committed.send(part);
+    }
 }
 
 /// What a writer is told; for every part: begin, any number of rows, end.
@@ -156,19 +165,20 @@ impl<'scope, Row: Send + 'scope> Writer<'scope, Row> {
 
 /// Writes parts of the samples until the channel closes.
 fn write_samples(cx: WriterContext<'_>, messages: Receiver<Message<PackedRow>>) -> anyhow::Result<Vec<CommittedFile>> {
-    let mut open: Option<SamplesWriter> = None;
+    let mut open: Option<(u32, SamplesWriter)> = None;
     let mut committed = Vec::new();
     for message in messages {
         cx.timings.time(Stage::WriteSamples, || -> anyhow::Result<()> {
             match message {
-                Message::Begin(part) => open = Some(SamplesWriter::create(cx.cache, part, cx.identity)?),
+                Message::Begin(part) => open = Some((part, SamplesWriter::create(cx.cache, part, cx.identity)?)),
                 Message::Rows(rows) => {
-                    let writer = open.as_mut().context("rows belong to a part that has begun")?;
+                    let (_, writer) = open.as_mut().context("rows belong to a part that has begun")?;
                     rows.iter().try_for_each(|PackedRow { row, image }| writer.push_packed(row, image.as_deref()))?;
                 }
                 Message::End(rejects) => {
-                    let writer = open.take().context("a part ends after it has begun")?;
+                    let (part, writer) = open.take().context("a part ends after it has begun")?;
                     let commit = writer.finish(&rejects)?;
+                    cx.tell_committed(part);
                     committed.push(CommittedFile { bytes: commit.file.bytes + commit.rejects.bytes });
                 }
             }
@@ -184,20 +194,23 @@ fn write_features(
     teacher: &TeacherIdentity,
     messages: Receiver<Message<EncodedRow>>,
 ) -> anyhow::Result<Vec<CommittedFile>> {
-    let mut open: Option<TeacherWriter> = None;
+    let mut open: Option<(u32, TeacherWriter)> = None;
     let mut committed = Vec::new();
     for message in messages {
         let stage = Stage::WriteFeatures(teacher.id.clone());
         cx.timings.time(stage, || -> anyhow::Result<()> {
             match message {
-                Message::Begin(part) => open = Some(TeacherWriter::create(cx.cache, part, cx.identity, teacher)?),
+                Message::Begin(part) => {
+                    open = Some((part, TeacherWriter::create(cx.cache, part, cx.identity, teacher)?))
+                }
                 Message::Rows(rows) => {
-                    let writer = open.as_mut().context("rows belong to a part that has begun")?;
+                    let (_, writer) = open.as_mut().context("rows belong to a part that has begun")?;
                     rows.into_iter().try_for_each(|row| writer.push(row))?;
                 }
                 Message::End(_) => {
-                    let writer = open.take().context("a part ends after it has begun")?;
+                    let (part, writer) = open.take().context("a part ends after it has begun")?;
                     committed.push(CommittedFile { bytes: writer.finish()?.file.bytes });
+                    cx.tell_committed(part);
                 }
             }
             Ok(())

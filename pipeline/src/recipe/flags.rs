@@ -20,6 +20,7 @@ impl Recipe {
         flags.add("--images", "data.images", &args.images)?;
         flags.add("--limit", "data.limit", &args.limit)?;
         flags.add("--depth-window", "data.depth_window", &args.depth_window)?;
+        flags.add("--max-rejects", "data.max_rejects", &args.max_rejects)?;
         flags.add("--view-policy", "view.policy", &args.view_policy)?;
         flags.add("--views", "view.views", &args.views)?;
         flags.add("--seed", "view.seed", &args.seed)?;
@@ -121,6 +122,7 @@ impl Flags {
         self.add("--precision", "features.precision", &args.precision)?;
         self.add("--batch-size", "features.batch_size", &args.batch_size)?;
         self.add("--device", "run.device", &args.device)?;
-        self.add("--threads", "run.threads", &args.threads)
+        self.add("--threads", "run.threads", &args.threads)?;
+        self.add("--worker", "run.worker", &args.worker)
     }
 }

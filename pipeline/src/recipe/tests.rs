@@ -361,6 +361,7 @@ fn a_setting_by_flag_and_by_set_is_refused() {
         ("--teacher", "clip=a", "teachers.clip.path"),
         ("--limit", "5", "data.limit"),
         ("--depth-window", "full-range", "data.depth_window"),
+        ("--max-rejects", "3", "data.max_rejects"),
         ("--view-policy", "rrc", "view.policy"),
         ("--views", "2", "view.views"),
         ("--seed", "1", "view.seed"),
@@ -373,6 +374,7 @@ fn a_setting_by_flag_and_by_set_is_refused() {
         ("--part-samples", "7", "cache.part_samples"),
         ("--device", "cpu", "run.device"),
         ("--threads", "2", "run.threads"),
+        ("--worker", "0/2", "run.worker"),
     ] {
         let setting = format!("{field}={}", value.trim_start_matches("clip="));
         let least: Vec<&str> = LEAST.chunks(2).filter(|pair| pair[0] != flag).flatten().copied().collect();

@@ -339,14 +339,16 @@ fn a_source_without_a_usable_image_is_a_problem_of_the_data() {
             fs::write(entry.unwrap().path(), "spoilt").unwrap();
         }
     }
-    let (status, _) = world.build("cache", &[]).unwrap();
+    let all = ["--max-rejects", "100%"];
+    let (status, _) = world.build("cache", &all).unwrap();
     assert_eq!(status, ExitStatus::Problems);
     // The finished cache says so again.
-    assert_eq!(world.build("cache", &[]).unwrap().0, ExitStatus::Problems);
+    assert_eq!(world.build("cache", &all).unwrap().0, ExitStatus::Problems);
 }
 
+/// A teacher that gives no numbers for any image: the build stops when that is clear, and stores none.
 #[test]
-fn features_that_are_not_numbers_are_an_error_and_not_stored() {
+fn features_that_are_not_numbers_are_rejected_and_stop_the_build() {
     let world = World::new();
     let folder = world.path("dino");
     let weights = models::weights::Weights::read(&folder).unwrap();
@@ -362,12 +364,37 @@ fn features_that_are_not_numbers_are_an_error_and_not_stored() {
         )
         .unwrap();
         let out = format!("cache-{codec}");
-        let error = format!("{:#}", world.build(&out, &["--codec", codec, "--threads", "1"]).unwrap_err());
-        // The first image of the order that can be used.
-        assert!(error.contains("teacher dino") && error.contains("cat/001.jpg") && error.contains(advice), "{error}");
-        assert!(!world.path(&out).join("teachers/dino/part-00000.parquet").exists());
+        let args = ["--codec", codec, "--threads", "1"];
+        let error = world.build(&out, &args).unwrap_err();
+        assert_eq!(pipeline::exit_status(&error), ExitStatus::Problems);
+        let error = error.to_string();
+        let parts = [
+            "images cannot be used, and 10 of 23 are allowed (--max-rejects)",
+            "non-finite: teacher dino, layer last",
+            advice,
+        ];
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         assert!(tree(&world.path(&out)).keys().all(|name| !name.contains("/.")), "temporary files are left");
+        // If they are allowed, they are counted like other bad images.
+        let (status, said) = world.build(&out, &[&args[..], &["--max-rejects", "100%"]].concat()).unwrap();
+        assert_eq!(status, ExitStatus::Problems);
+        assert!(said.contains("20  non-finite") && said.contains("rejected           23"), "{said}");
     }
+}
+
+#[test]
+fn too_many_bad_images_stop_the_build_and_what_is_finished_is_kept() {
+    let world = World::new();
+    for (limit, status) in [("0", ExitStatus::Problems), ("2", ExitStatus::Problems), ("12%", ExitStatus::Problems)] {
+        let error = world.build("cache", &["--max-rejects", limit]).unwrap_err();
+        assert_eq!(pipeline::exit_status(&error), status);
+        let error = error.to_string();
+        assert!(error.contains("of 23 are allowed") && error.contains("unknown-format"), "{error}");
+    }
+    // 3 of 23 are 13 %.
+    assert_eq!(world.build("cache", &["--max-rejects", "14%"]).unwrap().0, ExitStatus::Fine);
+    assert_eq!(world.build("whole", &[]).unwrap().0, ExitStatus::Fine);
+    super::support::assert_same_tree(&world.path("cache"), &world.path("whole"));
 }
 
 fn with(weights: &models::weights::Weights, replaced: &str, by: &Tensor) -> std::collections::BTreeMap<String, Tensor> {

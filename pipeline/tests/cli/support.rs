@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use clap::Parser;
-use hub::HubSettings;
 use image::{DynamicImage, ImageFormat, RgbImage};
-use pipeline::ExitStatus;
 use pipeline::cli::Cli;
+use pipeline::{Environment, ExitStatus};
 use tempfile::TempDir;
 
 use super::teacher::write_teacher;
@@ -93,16 +92,30 @@ impl World {
 
 /// Runs a command line in this process.
 pub(crate) fn run(args: Vec<String>) -> anyhow::Result<(ExitStatus, String)> {
-    let hub = &HubSettings::default();
     let cli = Cli::try_parse_from(args).expect("the tests' command lines are well-formed");
     let mut out = Vec::new();
-    let status = pipeline::run(&cli, hub, &mut out)?;
+    let status = pipeline::run(&cli, &Environment::default(), &mut out)?;
     Ok((status, String::from_utf8(out).expect("output is text")))
 }
 
 /// The built program with a command line like those for [`run`], which begin with its name.
 pub(crate) fn program(args: &[impl AsRef<OsStr>]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
+    clean(Command::new(env!("CARGO_BIN_EXE_pipeline")), args)
+}
+
+/// The same with teachers that take `pause_ms` milliseconds more for each row: the example `slow_teachers`.
+pub(crate) fn slow_program(args: &[impl AsRef<OsStr>], pause_ms: u64) -> Command {
+    let mut command = clean(Command::new(slow_teachers()), args);
+    command.env("PAUSE_MS", pause_ms.to_string());
+    command
+}
+
+/// The example `slow_teachers`, which is built with the tests.
+pub(crate) fn slow_teachers() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_pipeline")).with_file_name("examples").join("slow_teachers")
+}
+
+fn clean(mut command: Command, args: &[impl AsRef<OsStr>]) -> Command {
     command.args(&args[1..]).env_clear();
     // Nothing that a user may have set reaches the program, and no test asks a network.
     for name in ["PATH", "LD_LIBRARY_PATH", "TMPDIR", "OMP_WAIT_POLICY"] {

@@ -18,6 +18,7 @@ use crate::build_cache::identity::{ForwardPass, teacher_identity};
 use crate::build_cache::infer::{Compute, with_inference};
 use crate::build_cache::network::BuildTeacher;
 use crate::build_cache::parallel::Stop;
+use crate::build_cache::unstorable::Unstorable;
 
 #[path = "../../../tests/cli/teacher.rs"]
 mod tiny;
@@ -87,15 +88,20 @@ fn through_the_lane(teacher: &BuildTeacher) -> Vec<EncodedRow> {
         let asked = [lane.clone(), lane]
             .map(|lane| scope.spawn(move || lane.run(&[0], &pixels(), ROWS).map(|mut all| all.remove(0))));
         let [features, _again] = asked.map(|thread| thread.join().unwrap().unwrap());
-        features.encode(&teacher.identity, &sample_rows()).unwrap()
+        features.encode(&teacher.identity, &sample_rows()).unwrap().into_iter().map(Result::unwrap).collect()
     })
 }
 
 fn on_a_cpu(teacher: &BuildTeacher) -> Vec<EncodedRow> {
-    let compute = Compute { device: Device::Cpu, precision: Precision::F32, threads: 1 };
+    let compute = Compute {
+        device: Device::Cpu,
+        precision: Precision::F32,
+        threads: 1,
+        pause_per_row: std::time::Duration::ZERO,
+    };
     with_inference(compute, &|| vec![teacher.network()], &Timings::default(), |inference| {
         let mut features = inference[0].run(&[0], &pixels(), ROWS, &Stop::default()).unwrap();
-        features.remove(0).encode(&teacher.identity, &sample_rows()).unwrap()
+        features.remove(0).encode(&teacher.identity, &sample_rows()).unwrap().into_iter().map(Result::unwrap).collect()
     })
 }
 
@@ -130,11 +136,23 @@ fn a_value_that_cannot_be_stored_is_named_by_teacher_and_image() {
     let _ = output.tokens.get(2).get(7).get(1).fill_(1e6);
     let mut features = Features::default();
     features.push(&output, Some(schemas::Scalar::F16)).unwrap();
-    let refused = features.encode(&teacher.identity, &sample_rows()).unwrap_err();
-    let text = format!("{refused:#}");
+    let encode = |features: Features| features.encode(&teacher.identity, &sample_rows()).unwrap();
+    let mut unstorable = Unstorable::default();
+    let rows = unstorable.sort_out(&teacher.identity, &sample_rows(), encode(features), false).unwrap();
+    assert_eq!(rows.iter().map(|row| row.key().sample_id).collect::<Vec<_>>(), [0, 1, 3, 4]);
+    let rejects: Vec<_> = unstorable.into_rejects().collect();
+    let [reject] = &rejects[..] else { panic!("{rejects:?}") };
+    assert_eq!((reject.sample_id, reject.key.as_str()), (2, "2.png"));
+    let start = "non-finite: teacher tiny, layer last, view 0: tokens: value inf at position ";
+    assert!(reject.reason.starts_with(start) && reject.reason.contains("as f16"), "{}", reject.reason);
+    // Rows that are committed cannot be rejected any more.
+    let mut features = Features::default();
+    features.push(&output, Some(schemas::Scalar::F16)).unwrap();
+    let refused =
+        Unstorable::default().sort_out(&teacher.identity, &sample_rows(), encode(features), true).unwrap_err();
     assert!(
-        text.contains("teacher tiny, image \"2.png\" (sample 2, view 0): tokens: ") && text.contains("as f16"),
-        "{text}"
+        format!("{refused:#}").contains("teacher tiny, image \"2.png\" (sample 2, view 0): tokens: "),
+        "{refused:#}"
     );
 }
 
@@ -152,6 +170,7 @@ fn a_batch_in_parts_has_all_its_rows() {
         let mut features =
             launch(Device::Cpu, &networks, Precision::F32, &[0], &stacked, ROWS, &mut [2], &timings).unwrap();
         let rows = features.remove(0).encode(&teacher.identity, &sample_rows()).unwrap();
+        let rows: Vec<_> = rows.into_iter().map(Result::unwrap).collect();
         assert_eq!(rows.len(), ROWS);
         let [parts, whole] = [rows, on_a_cpu(&teacher)].map(|rows| commit(&teacher.identity, rows).channels);
         // Another batch size may add up in another order.

@@ -1,0 +1,201 @@
+//! The parts that this process builds, one after the other, and what is known of the others.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use program::{signals, words::count};
+use schemas::Cache;
+
+use super::build::Build;
+use super::saved::SavedBatches;
+use super::workers::{Claims, FolderLeases, Parts, Worker};
+use super::worklist::{Outputs, PartWork};
+use crate::division::{Division, Share};
+
+/// How often a worker looks whether others have finished or ended.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Beats of the pulse in the time after which a worker counts as ended.
+const BEATS: u32 = 4;
+
+/// A cache's parts as this build wants them.
+pub(crate) struct WantedParts<'a> {
+    pub build: &'a Build,
+    pub cache: &'a Cache,
+}
+
+impl Parts for WantedParts<'_> {
+    type Work = PartWork;
+
+    fn open(&self) -> Result<BTreeSet<u32>> {
+        let committed = schemas::committed_parts(self.cache.dir(), &self.build.wanted())?;
+        Ok((0..self.build.identity.plan.parts()).filter(|part| !committed.contains(part)).collect())
+    }
+
+    fn work(&self, part: u32) -> Result<Option<PartWork>> {
+        let state = self.cache.part_state(part)?;
+        let has = Outputs { samples: state.samples.is_some(), teachers: state.teachers.into_keys().collect() };
+        Ok(self.build.work_of_part(part, &has))
+    }
+}
+
+/// The parts that this process builds.
+pub(crate) struct Queue<'a> {
+    parts: &'a WantedParts<'a>,
+    division: Divided<'a>,
+    saved: SavedBatches,
+    /// Files that begun parts still lack.
+    lacking: BTreeMap<u32, usize>,
+    /// Every part that this process has begun.
+    begun: Vec<PartWork>,
+    /// A part for each file that is committed.
+    committed: (Sender<u32>, Receiver<u32>),
+    told_of_others: bool,
+}
+
+enum Divided<'a> {
+    Leases { claims: Claims<'a, FolderLeases, WantedParts<'a>>, leases: &'a FolderLeases, worker: Worker },
+    Share { share: Share, left: VecDeque<u32> },
+}
+
+/// What a worker that has nothing to do finds after waiting for the others.
+pub(crate) enum Waited {
+    /// Every part is finished.
+    AllDone,
+    /// A part that another worker had and does not finish.
+    Part(PartWork),
+    Interrupted,
+}
+
+impl<'a> Queue<'a> {
+    /// Divides `parts` as asked. Announces this worker where others have to know of it.
+    pub(crate) fn new(parts: &'a WantedParts<'a>, leases: &'a FolderLeases, division: Division) -> Result<Queue<'a>> {
+        let plan = parts.build.identity.plan;
+        let division = match division {
+            Division::Share(share) => Divided::Share { share, left: share.of(plan.parts()).collect() },
+            Division::Leases => {
+                let patience = Duration::from_secs(parts.build.recipe.run.lease_seconds);
+                leases.clear_ended()?;
+                let worker = leases.announce(patience / BEATS)?;
+                let mut claims = Claims::new(leases, parts, worker.id().clone(), patience);
+                claims.look()?;
+                Divided::Leases { claims, leases, worker }
+            }
+        };
+        Ok(Queue {
+            parts,
+            division,
+            saved: SavedBatches::new(parts.cache.dir(), &parts.build.identity),
+            lacking: BTreeMap::new(),
+            begun: Vec::new(),
+            committed: unbounded(),
+            told_of_others: false,
+        })
+    }
+
+    /// The next part to build; `None` if there is none that nobody does.
+    pub(crate) fn next(&mut self) -> Result<Option<PartWork>> {
+        let work = match &mut self.division {
+            Divided::Leases { claims, .. } => claims.claim()?,
+            Divided::Share { left, .. } => loop {
+                match left.pop_front() {
+                    None => break None,
+                    Some(part) => match self.parts.work(part)? {
+                        None => continue,
+                        work => break work,
+                    },
+                }
+            },
+        };
+        if let Some(work) = &work {
+            self.begin(work.clone());
+        }
+        Ok(work)
+    }
+
+    fn begin(&mut self, work: PartWork) {
+        let files = usize::from(work.missing.samples) + work.missing.teachers.len();
+        self.lacking.insert(work.part, files);
+        self.begun.push(work);
+    }
+
+    /// Where the number of a part goes for each of its files that is committed.
+    pub(crate) fn committed(&self) -> Sender<u32> {
+        self.committed.0.clone()
+    }
+
+    /// Gives back the leases of parts that are finished by now, and removes what was saved of them.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        for part in self.committed.1.try_iter().collect::<Vec<_>>() {
+            let left = self.lacking.get_mut(&part).map_or(0, |left| {
+                *left -= 1;
+                *left
+            });
+            if left == 0 {
+                self.lacking.remove(&part);
+                self.saved.remove(part)?;
+                if let Divided::Leases { claims, .. } = &mut self.division {
+                    claims.done(part)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the parts of the other workers are finished, or one of them can be taken over.
+    pub(crate) fn wait(&mut self) -> Result<Waited> {
+        loop {
+            let Divided::Leases { claims, leases, worker } = &mut self.division else {
+                return Ok(Waited::AllDone);
+            };
+            let open = claims.look()?;
+            if open == 0 {
+                return Ok(Waited::AllDone);
+            }
+            if let Some(work) = claims.claim()? {
+                self.begin(work.clone());
+                return Ok(Waited::Part(work));
+            }
+            if !std::mem::replace(&mut self.told_of_others, true) {
+                let others = leases.living(Some(worker.id()))?.join(", ");
+                tracing::info!("waiting for {} that others build ({others})", count(open as u64, "part"));
+            }
+            if signals::requested() {
+                return Ok(Waited::Interrupted);
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Every part that this process has begun.
+    pub(crate) fn begun(&self) -> &[PartWork] {
+        &self.begun
+    }
+
+    pub(crate) fn saved(&self) -> &SavedBatches {
+        &self.saved
+    }
+
+    /// The images that are this process's to build or see built.
+    pub(crate) fn images(&self) -> u64 {
+        let plan = self.parts.build.identity.plan;
+        match &self.division {
+            Divided::Leases { .. } => plan.samples,
+            Divided::Share { share, .. } => share.of(plan.parts()).map(|part| self.parts.build.samples_in(part)).sum(),
+        }
+    }
+}
+
+impl Drop for Queue<'_> {
+    /// Gives back what this process has begun and not finished.
+    fn drop(&mut self) {
+        if let Divided::Leases { claims, leases, .. } = &mut self.division
+            && let Err(error) = claims.give_up().and_then(|()| leases.clear_ended())
+        {
+            tracing::warn!("others may have to wait for parts that this worker had begun: {error:#}");
+        }
+    }
+}

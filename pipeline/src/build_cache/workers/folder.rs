@@ -1,0 +1,305 @@
+//! Leases in a folder, `CACHE/work`, that every worker sees: a local disk or a network file system.
+//!
+//! ```text
+//! work/leases/part-00007      the worker that has the part; made by exclusive creation
+//! work/workers/ID.json        the worker's pulse, renewed by it
+//! work/workers/ID.lock        locked by the worker for as long as it lives
+//! ```
+//!
+//! The lock shows at once that a worker of this machine has ended, however it ended. Across machines locks cannot be relied on, so there the
+//! pulse decides.
+
+use std::collections::BTreeSet;
+use std::collections::hash_map::RandomState;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, Hasher};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use schemas::{atomic, layout};
+use serde::{Deserialize, Serialize};
+
+use super::{LeaseStore, Pulse, WorkerId};
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    /// Counted up while it lives.
+    beat: u64,
+    /// For people: where it runs.
+    host: String,
+    /// For people: its process there.
+    pid: u32,
+    /// The running system, which alone its lock is good for.
+    boot: String,
+}
+
+/// The leases of a cache in a folder.
+#[derive(Debug)]
+pub(crate) struct FolderLeases {
+    work: PathBuf,
+    boot: String,
+}
+
+/// A worker as others see it. Dropping it says that it has ended; it is to hold no lease then.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    id: WorkerId,
+    work: PathBuf,
+    /// Locked.
+    lock: File,
+    /// Ends the thread that renews the pulse.
+    stop: Option<Sender<()>>,
+    pulse: Option<JoinHandle<()>>,
+}
+
+impl FolderLeases {
+    pub(crate) fn new(cache: &Path) -> FolderLeases {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        FolderLeases { work: layout::work_dir(cache), boot }
+    }
+
+    /// Announces a worker, whose pulse beats `every` so long from now on.
+    pub(crate) fn announce(&self, every: Duration) -> Result<Worker> {
+        let id = format!("{:016x}", RandomState::new().build_hasher().finish() ^ u64::from(std::process::id()));
+        let workers = self.workers();
+        atomic::create_dir(&workers)?;
+        atomic::create_dir(&self.leases())?;
+        let lock_path = workers.join(format!("{id}.lock"));
+        let lock = OpenOptions::new().write(true).create_new(true).open(&lock_path);
+        let lock = lock.with_context(|| format!("cannot create {}", lock_path.display()))?;
+        // Where there are no locks, the pulse has to do.
+        let _ = lock.try_lock();
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+        let mut record = Record { beat: 0, host, pid: std::process::id(), boot: self.boot.clone() };
+        let path = self.record(&id);
+        write(&path, &record)?;
+        let (stop, stopped) = mpsc::channel();
+        let beat = move || {
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                record.beat += 1;
+                if let Err(error) = write(&path, &record) {
+                    tracing::warn!(
+                        "the sign of life of this worker cannot be renewed, so others may take its parts over: {error:#}"
+                    );
+                }
+            }
+        };
+        let pulse = thread::Builder::new().name("pulse".into()).spawn(beat).context("cannot start a thread")?;
+        Ok(Worker { id, work: self.work.clone(), lock, stop: Some(stop), pulse: Some(pulse) })
+    }
+
+    /// Removes what workers of this machine left that have ended, their leases too.
+    pub(crate) fn clear_ended(&self) -> Result<()> {
+        let mut ended = BTreeSet::new();
+        for name in names(&self.workers())? {
+            if let Some(id) = name.strip_suffix(".json")
+                && self.pulse(&id.to_owned())? == Pulse::Ended
+            {
+                ended.insert(id.to_owned());
+            }
+        }
+        if ended.is_empty() {
+            return Ok(());
+        }
+        for part in self.leased()? {
+            if let Some(holder) = self.holder(part)?
+                && ended.contains(&holder)
+            {
+                self.give_back(part, &holder)?;
+            }
+        }
+        ended.iter().try_for_each(|id| forget(&self.work, id))
+    }
+
+    /// Removes the folder of the leases if nobody uses it any more.
+    pub(crate) fn remove_if_unused(&self) {
+        remove_if_unused(&self.work);
+    }
+
+    /// The workers that live, as far as can be told now, other than `but`: host and process of each.
+    pub(crate) fn living(&self, but: Option<&WorkerId>) -> Result<Vec<String>> {
+        let mut living = Vec::new();
+        for name in names(&self.workers())? {
+            let Some(id) = name.strip_suffix(".json").map(str::to_owned).filter(|id| Some(id) != but) else {
+                continue;
+            };
+            if self.pulse(&id)? != Pulse::Ended
+                && let Some(record) = self.read(&id)?
+            {
+                living.push(format!("process {} on {}", record.pid, record.host));
+            }
+        }
+        Ok(living)
+    }
+
+    fn workers(&self) -> PathBuf {
+        self.work.join("workers")
+    }
+
+    fn leases(&self) -> PathBuf {
+        self.work.join("leases")
+    }
+
+    fn lease(&self, part: u32) -> PathBuf {
+        self.leases().join(format!("part-{part:05}"))
+    }
+
+    fn record(&self, id: &str) -> PathBuf {
+        self.workers().join(format!("{id}.json"))
+    }
+
+    fn read(&self, id: &str) -> Result<Option<Record>> {
+        let path = self.record(id);
+        let Some(bytes) = read(&path)? else {
+            return Ok(None);
+        };
+        // A record that cannot be read is of no living worker, whose next beat would mend it.
+        Ok(serde_json::from_slice(&bytes).ok())
+    }
+}
+
+impl Worker {
+    pub(crate) fn id(&self) -> &WorkerId {
+        &self.id
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(pulse) = self.pulse.take() {
+            // It only writes a file; a panic in it has been told.
+            let _ = pulse.join();
+        }
+        let _ = self.lock.unlock();
+        if let Err(error) = forget(&self.work, &self.id) {
+            tracing::debug!("{error:#}");
+        }
+        remove_if_unused(&self.work);
+    }
+}
+
+impl LeaseStore for FolderLeases {
+    fn take(&self, part: u32, worker: &WorkerId) -> Result<bool> {
+        let path = self.lease(part);
+        let create = || OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = match create() {
+            // Another worker has ended and removed the empty folder.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                atomic::create_dir(&self.leases())?;
+                create()
+            }
+            file => file,
+        };
+        match file {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            file => {
+                let written = file.and_then(|mut file| file.write_all(worker.as_bytes()));
+                written.with_context(|| format!("cannot create {}", path.display()))?;
+                Ok(true)
+            }
+        }
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "nothing is published: of several that move the file away one succeeds"
+    )]
+    fn take_over(&self, part: u32, from: &WorkerId, worker: &WorkerId) -> Result<bool> {
+        let path = self.lease(part);
+        if self.holder(part)?.as_ref() != Some(from) {
+            return Ok(false);
+        }
+        let away = path.with_extension(worker);
+        match fs::rename(&path, &away) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            moved => moved.with_context(|| format!("cannot move {}", path.display()))?,
+        }
+        remove(&away)?;
+        self.take(part, worker)
+    }
+
+    fn give_back(&self, part: u32, worker: &WorkerId) -> Result<()> {
+        if self.holder(part)?.as_ref() == Some(worker) { remove(&self.lease(part)) } else { Ok(()) }
+    }
+
+    fn holder(&self, part: u32) -> Result<Option<WorkerId>> {
+        let bytes = read(&self.lease(part))?;
+        // Empty for a moment after its creation; and for ever if that was the worker's last moment, which a pulse that nobody has tells.
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    fn leased(&self) -> Result<BTreeSet<u32>> {
+        let part = |name: String| name.strip_prefix("part-").and_then(|number| number.parse().ok());
+        Ok(names(&self.leases())?.into_iter().filter_map(part).collect())
+    }
+
+    fn pulse(&self, worker: &WorkerId) -> Result<Pulse> {
+        if worker.is_empty() {
+            return Ok(Pulse::Beat(0));
+        }
+        let Some(record) = self.read(worker)? else {
+            return Ok(Pulse::Ended);
+        };
+        if record.boot == self.boot && !self.boot.is_empty() {
+            let lock = File::open(self.workers().join(format!("{worker}.lock")));
+            match lock.map(|lock| lock.try_lock()) {
+                // Nobody holds it.
+                Ok(Ok(())) => return Ok(Pulse::Ended),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Pulse::Ended),
+                Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_) => {}
+            }
+        }
+        Ok(Pulse::Beat(record.beat))
+    }
+}
+
+/// Removes the folder `work` if nothing is in it.
+fn remove_if_unused(work: &Path) {
+    for folder in [work.join("leases"), work.join("workers"), work.join("batches"), work.to_path_buf()] {
+        // Fails if something is in it.
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// Removes a worker's files.
+fn forget(work: &Path, id: &str) -> Result<()> {
+    let file = |ending: &str| work.join("workers").join(format!("{id}.{ending}"));
+    remove(&file("json"))?;
+    remove(&file("lock"))?;
+    Ok(atomic::remove_stale(&file("json")).map(drop)?)
+}
+
+fn write(path: &Path, record: &Record) -> Result<()> {
+    Ok(atomic::write(path, &serde_json::to_vec(record)?)?)
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
+/// The names in a folder; none if it is not there.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("cannot list {}", folder.display()))?,
+    };
+    let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let names = entries.map(name).collect::<std::io::Result<_>>();
+    names.with_context(|| format!("cannot list {}", folder.display()))
+}
