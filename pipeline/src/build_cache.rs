@@ -52,6 +52,7 @@ pub(crate) mod refuse;
 mod reject_quota;
 mod resolve;
 mod saved;
+mod space;
 mod summary;
 mod timing;
 mod unstorable;
@@ -72,6 +73,8 @@ use queue::{Queue, Waited, WantedParts};
 use reject_quota::RejectQuota;
 pub(crate) use reject_quota::TooManyRejects;
 use saved::SavedBatches;
+pub(crate) use space::NoRoom;
+use space::{DiskWatch, Space};
 use summary::Summary;
 use timing::{Stage, Timings};
 use unstorable::Unstorable;
@@ -128,8 +131,10 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     }
     // A cache with too many of them is not built on.
     let mut quota = RejectQuota::new(build, &cache)?;
+    let space = Space::of(build, &work, probe::packed_bytes(build)?)?;
+    space.announce(build)?;
     let parts = WantedParts { build, cache: &cache };
-    let mut queue = Queue::new(&parts, &leases, build.division)?;
+    let mut queue = Queue::new(&parts, &leases, build.division, DiskWatch::new(build, &work, &space))?;
     tracing::info!("{} of {} to build", work.len(), count(build.identity.plan.parts().into(), "part"));
 
     // ---- The build -----------------------------------------------------------------------------------------------------------

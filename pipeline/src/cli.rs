@@ -154,6 +154,10 @@ pub struct FeatureArgs {
     /// builds its share [default: the share that Slurm, Kubernetes, AWS Batch or torchrun state in the environment, else leases].
     #[arg(long, value_name = "I/N|leases")]
     pub worker: Option<String>,
+    /// Begin although the disk may have no room for all of it: features may compress to less, and a build that runs out of space keeps what is
+    /// finished.
+    #[arg(long)]
+    pub allow_full_disk: bool,
     /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,

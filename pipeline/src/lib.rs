@@ -19,7 +19,7 @@ pub mod verify;
 use std::io::Write;
 use std::time::Duration;
 
-use build_cache::TooManyRejects;
+use build_cache::{NoRoom, TooManyRejects};
 use cli::{Cli, Command};
 use division::Share;
 use hub::HubSettings;
@@ -74,7 +74,7 @@ pub fn run(cli: &Cli, env: &Environment, out: &mut dyn Write) -> anyhow::Result<
 pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
     if error.is::<TooManyRejects>() {
         ExitStatus::Problems
-    } else if error.is::<OutOfMemory>() {
+    } else if error.is::<OutOfMemory>() || error.is::<NoRoom>() {
         ExitStatus::TryAgain
     } else {
         ExitStatus::of_error(error)

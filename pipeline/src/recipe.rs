@@ -161,6 +161,8 @@ pub struct Run {
     pub worker: Option<Division>,
     /// After this many seconds without a sign of life a worker of another machine counts as ended, and others take over its parts. At least 1.
     pub lease_seconds: u64,
+    /// Begin although the disk may have no room for the whole cache.
+    pub allow_full_disk: bool,
 }
 
 impl Default for Run {
@@ -171,6 +173,7 @@ impl Default for Run {
             threads: cores.map_or(1, |cores| cores.get()),
             worker: None,
             lease_seconds: LEASE_SECONDS,
+            allow_full_disk: false,
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,19 +13,7 @@ use serde::Serialize;
 
 use super::build::Build;
 use super::probe::{Time, measure};
-use super::worklist::Outputs;
-
-/// What a samples row takes at most, in bytes, beside its key: numbers, hash and checksum.
-const SAMPLE_ROW_BYTES: u64 = 100;
-
-/// What a feature row takes beside the features: sample, view, hash, checksum, and headers and index entries of its pages.
-const FEATURE_ROW_OVERHEAD: u64 = 400;
-
-/// What a part's file and commit take beside rows and identity: schema, footer, digests.
-const FILE_OVERHEAD: u64 = 32 << 10;
-
-/// What a commit says of each channel: two sums in decimal digits.
-const CHANNEL_BYTES: u64 = 60;
+use super::space::{Bytes, Space, free_bytes};
 
 /// What a build would do.
 #[derive(Debug, Serialize)]
@@ -65,13 +52,6 @@ struct Source {
     not_read: String,
 }
 
-/// Rows that are to be written, and the most that they take.
-#[derive(Debug, Serialize)]
-struct Bytes {
-    rows: u64,
-    bytes_at_most: u64,
-}
-
 #[derive(Debug, Serialize)]
 struct Teacher {
     identity: TeacherIdentity,
@@ -94,52 +74,17 @@ impl Forecast {
         let plan = build.identity.plan;
         let views = u64::from(build.identity.views.views);
         let source = build.source.as_ref().context("a build reads images")?;
-
-        // ---- Bytes: of what is missing, before compression, as if every image were usable ----
-        let rows_in = |part: u32| {
-            let range = plan.range(part);
-            (range.end - range.start) * views
-        };
-        // Parts that lack something, and their rows.
-        let missing_of = |lacks: &dyn Fn(&Outputs) -> bool| -> (u64, u64) {
-            let parts = work.iter().filter(|work| lacks(&work.missing));
-            parts.fold((0, 0), |(parts, rows), work| (parts + 1, rows + rows_in(work.part)))
-        };
-        let longest_key = (0..source.len()).map(|idx| source.key(idx).len() as u64).max();
-        // Every file repeats the cache's identity, class names included, as JSON within JSON or base64.
-        let file_bytes = FILE_OVERHEAD + 2 * serde_json::to_vec(&build.identity)?.len() as u64;
-
         // A short measurement: of time, and of the size of packed images.
         let probe = if work.is_empty() { None } else { Some(measure(build)?) };
-        let packed_bytes = probe.as_ref().map_or(0, |probe| probe.packed_bytes);
-        let (parts, rows) = missing_of(&|lacks| lacks.samples);
-        let samples = Bytes {
-            rows,
-            bytes_at_most: parts * file_bytes
-                + rows * (SAMPLE_ROW_BYTES + longest_key.unwrap_or(0))
-                + rows / views * packed_bytes,
+        let space = Space::of(build, &work, probe.as_ref().map_or(0, |probe| probe.packed_bytes))?;
+        let teacher = |(identity, to_write): (&TeacherIdentity, &Bytes)| Teacher {
+            identity: identity.clone(),
+            to_write: *to_write,
         };
-        let teachers: Vec<Teacher> = build
-            .teachers
-            .iter()
-            .map(|teacher| {
-                let teacher = &teacher.identity;
-                let (parts, rows) = missing_of(&|lacks| lacks.teachers.contains(&teacher.id));
-                Teacher {
-                    to_write: Bytes {
-                        rows,
-                        bytes_at_most: parts * (file_bytes + CHANNEL_BYTES * u64::from(teacher.width))
-                            + rows * row_bytes(teacher),
-                    },
-                    identity: teacher.clone(),
-                }
-            })
-            .collect();
-        let of_teachers = teachers.iter().map(|teacher| &teacher.to_write);
-        let needed = samples.bytes_at_most + of_teachers.clone().map(|of| of.bytes_at_most).sum::<u64>();
-        let forward_rows: u64 = of_teachers.map(|of| of.rows).sum();
-        let free = free_bytes(&build.recipe.cache.out)?;
-        let images = work.iter().map(|work| rows_in(work.part) / views).sum();
+        let teachers: Vec<Teacher> = build.identities().into_iter().zip(&space.teachers).map(teacher).collect();
+        let forward_rows: u64 = space.teachers.iter().map(|of| of.rows).sum();
+        let (needed, free) = (space.needed(), free_bytes(&build.recipe.cache.out)?);
+        let images = work.iter().map(|work| build.samples_in(work.part)).sum();
         Ok(Forecast {
             images: plan.samples,
             views,
@@ -148,7 +93,7 @@ impl Forecast {
             parts: plan.parts(),
             part_images: plan.part_samples,
             parts_to_build: work.len(),
-            samples,
+            samples: space.samples,
             teachers,
             grid_advice: build.grid_advice(),
             bytes_needed_at_most: needed,
@@ -269,17 +214,4 @@ impl Source {
         }
         Ok(())
     }
-}
-
-fn row_bytes(teacher: &TeacherIdentity) -> u64 {
-    (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes()) as u64 + FEATURE_ROW_OVERHEAD
-}
-
-/// Free space where `out` is or would be.
-fn free_bytes(out: &Path) -> anyhow::Result<u64> {
-    let here = std::path::absolute(out)?;
-    let existing = here.ancestors().find(|path| path.exists()).context("the file system has a root")?;
-    let stat = rustix::fs::statvfs(existing)
-        .with_context(|| format!("cannot ask {} for its free space", existing.display()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{bail, ensure};
+use schemas::Pack;
 use serde::Serialize;
 use tch::Device;
 
@@ -66,6 +67,20 @@ impl Probe {
             },
         }
     }
+}
+
+/// Average bytes of a packed image, over a few of them; 0 if images are not packed.
+pub(crate) fn packed_bytes(build: &Build) -> anyhow::Result<u64> {
+    if build.identity.pack == Pack::None || build.source.is_none() {
+        return Ok(0);
+    }
+    let timings = Timings::default();
+    let samples = build.identity.plan.samples;
+    let step = samples.div_ceil(PROBE_ROWS as u64);
+    let probes = (0..samples).step_by(step as usize).map(|sample| (sample, None));
+    let decoded = build.decoder(&timings).samples(probes, 1, &[], &Stop::default())?;
+    let packed: Vec<u64> = decoded.packed.iter().flatten().map(|image| image.len() as u64).collect();
+    Ok(packed.iter().sum::<u64>().checked_div(packed.len() as u64).unwrap_or(0))
 }
 
 /// Decodes a few images and runs them through the teachers, on as many threads at once as the build would have.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -11,12 +11,15 @@ use schemas::Cache;
 
 use super::build::Build;
 use super::saved::SavedBatches;
+use super::space::DiskWatch;
 use super::workers::{Claims, FolderLeases, Parts, Worker};
 use super::worklist::{Outputs, PartWork};
 use crate::division::{Division, Share};
 
-/// How often a worker looks whether others have finished or ended.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a worker that waits looks whether others have finished or ended, at most. In a folder of many parts, where a look takes long, it looks
+/// a tenth of its time.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const SHARE_OF_LOOKS: u32 = 10;
 
 /// Beats of the pulse in the time after which a worker counts as ended.
 const BEATS: u32 = 4;
@@ -45,6 +48,9 @@ impl Parts for WantedParts<'_> {
 /// The parts that this process builds.
 pub(crate) struct Queue<'a> {
     parts: &'a WantedParts<'a>,
+    disk: DiskWatch,
+    /// Why no further part is begun. What is in work is finished first.
+    problem: Option<anyhow::Error>,
     division: Divided<'a>,
     saved: SavedBatches,
     /// Files that begun parts still lack.
@@ -72,7 +78,12 @@ pub(crate) enum Waited {
 
 impl<'a> Queue<'a> {
     /// Divides `parts` as asked. Announces this worker where others have to know of it.
-    pub(crate) fn new(parts: &'a WantedParts<'a>, leases: &'a FolderLeases, division: Division) -> Result<Queue<'a>> {
+    pub(crate) fn new(
+        parts: &'a WantedParts<'a>,
+        leases: &'a FolderLeases,
+        division: Division,
+        disk: DiskWatch,
+    ) -> Result<Queue<'a>> {
         let plan = parts.build.identity.plan;
         let division = match division {
             Division::Share(share) => Divided::Share { share, left: share.of(plan.parts()).collect() },
@@ -87,6 +98,8 @@ impl<'a> Queue<'a> {
         };
         Ok(Queue {
             parts,
+            disk,
+            problem: None,
             division,
             saved: SavedBatches::new(parts.cache.dir(), &parts.build.identity),
             lacking: BTreeMap::new(),
@@ -110,10 +123,18 @@ impl<'a> Queue<'a> {
                 }
             },
         };
-        if let Some(work) = &work {
-            self.begin(work.clone());
+        let Some(work) = work else {
+            return Ok(None);
+        };
+        if let Err(full) = self.disk.check(self.lacking.len()) {
+            self.problem = Some(full);
+            if let Divided::Leases { claims, .. } = &mut self.division {
+                claims.done(work.part)?;
+            }
+            return Ok(None);
         }
-        Ok(work)
+        self.begin(work.clone());
+        Ok(Some(work))
     }
 
     fn begin(&mut self, work: PartWork) {
@@ -146,11 +167,18 @@ impl<'a> Queue<'a> {
     }
 
     /// Waits until the parts of the other workers are finished, or one of them can be taken over.
+    ///
+    /// # Errors
+    /// What kept this process from beginning another part.
     pub(crate) fn wait(&mut self) -> Result<Waited> {
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
         loop {
             let Divided::Leases { claims, leases, worker } = &mut self.division else {
                 return Ok(Waited::AllDone);
             };
+            let began = Instant::now();
             let open = claims.look()?;
             if open == 0 {
                 return Ok(Waited::AllDone);
@@ -166,7 +194,7 @@ impl<'a> Queue<'a> {
             if signals::requested() {
                 return Ok(Waited::Interrupted);
             }
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(LOOK_EVERY.max(SHARE_OF_LOOKS * began.elapsed()));
         }
     }
 

@@ -123,6 +123,7 @@ impl Flags {
         self.add("--batch-size", "features.batch_size", &args.batch_size)?;
         self.add("--device", "run.device", &args.device)?;
         self.add("--threads", "run.threads", &args.threads)?;
-        self.add("--worker", "run.worker", &args.worker)
+        self.add("--worker", "run.worker", &args.worker)?;
+        self.add("--allow-full-disk", "run.allow_full_disk", &args.allow_full_disk.then_some(true))
     }
 }

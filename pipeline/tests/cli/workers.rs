@@ -54,6 +54,8 @@ fn workers_that_are_killed_leave_no_part_undone() {
             let ended = worker.wait_with_output().unwrap();
             assert!(i > 0 || ended.status.success(), "kill {kill}: {}", stderr(&ended));
         }
+        // A worker that was killed when the others had ended leaves its files to the next command.
+        assert!(output(&world.build_args(&out, &PARTS)).status.success());
         assert_same_tree(&world.path(&out), &world.path("whole"));
     }
 }
@@ -190,4 +192,15 @@ fn another_build_is_not_joined() {
     let second = output(&args(&["--seed", "7"]));
     assert!(second.status.success() && stderr(&second).contains("starting over"), "{}", stderr(&second));
     assert!(!world.path("cache/work").exists());
+}
+
+/// What does not fit is refused before anything is computed, unless told; a dry run says the same.
+#[test]
+fn a_build_says_what_it_takes_and_what_is_free() {
+    let world = World::new();
+    let built = output(&world.build_args("cache", &[]));
+    let said = stderr(&built);
+    assert!(built.status.success(), "{said}");
+    let parts = ["to write at most", "samples", "teacher clip", "teacher dino", "in 46 rows", "free"];
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
 }
