@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use hub::HubSettings;
-use models::classifier::Classifier;
+use models::classifier::{Classifier, Pool};
 use models::encoder::Encoder;
 use models::mae::Mae;
 use models::mr_mae::is_mimic_param;
@@ -144,6 +144,17 @@ impl Model {
             Network::Teacher(teacher) => teacher.info().input_size,
             Network::Pixels { size } => *size,
         }
+    }
+
+    /// The kinds of feature that it has, as [`Model::features`] gives them.
+    pub(super) fn kinds(&self) -> &'static [&'static str] {
+        let cls = match &self.network {
+            Network::Student { encoder, .. } => encoder.cls_token(),
+            Network::Classifier { classifier, .. } => classifier.pool() == Pool::Cls,
+            Network::Teacher(_) => true,
+            Network::Pixels { .. } => return &["pixels"],
+        };
+        if cls { &["cls", "mean"] } else { &["mean"] }
     }
 
     /// `pixels` `[N, S, S, 3]` u8 on the CPU → per kind of feature `[N, D]` f32 on the CPU.
