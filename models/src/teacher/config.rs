@@ -15,7 +15,7 @@ use super::options::{Assumed, Layer, TeacherOptions};
 use crate::error::{Error, Result};
 use crate::json::Json;
 use crate::validate::MAX_SIZE;
-use crate::vit::{Positions, Projection, VitConfig};
+use crate::vit::{Pooling, Positions, Projection, VitConfig};
 use crate::weights::Weights;
 
 mod activation;
@@ -184,6 +184,15 @@ impl Config {
         } else {
             Positions::Learned
         };
+        if layout.pooling() == Pooling::Mean && options.layer != Layer::Last {
+            return Err(Error::Config {
+                field: "layer",
+                value: options.layer.to_string(),
+                reason: "this network pools the mean of its patches before the norm (fc_norm), so that a patch has no features after a norm; \
+                         use layer last"
+                    .to_owned(),
+            });
+        }
         let projection = match options.layer {
             Layer::Last | Layer::LastNorm => None,
             Layer::Proj => {

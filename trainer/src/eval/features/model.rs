@@ -151,7 +151,7 @@ impl Model {
         let cls = match &self.network {
             Network::Student { encoder, .. } => encoder.cls_token(),
             Network::Classifier { classifier, .. } => classifier.pool() == Pool::Cls,
-            Network::Teacher(_) => true,
+            Network::Teacher(teacher) => teacher.pools_cls(),
             Network::Pixels { .. } => return &["pixels"],
         };
         if cls { &["cls", "mean"] } else { &["mean"] }
@@ -182,7 +182,8 @@ impl Model {
             Network::Teacher(teacher) => {
                 let pixels = pixels.permute([0, 3, 1, 2]).contiguous();
                 let features = teacher.image_features(&pixels, precision)?;
-                vec![("cls", features.cls), ("mean", features.mean)]
+                let cls = features.cls.map(|cls| ("cls", cls));
+                cls.into_iter().chain([("mean", features.mean)]).collect()
             }
             Network::Pixels { .. } => {
                 vec![("pixels", self.normalize.forward(&pixels).flatten(1, -1))]

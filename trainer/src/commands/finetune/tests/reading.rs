@@ -227,6 +227,19 @@ fn packages_load_a_classifier_strictly_and_give_its_scores() {
             assert!(said.contains("head of 2 classes") && said.contains("average of"), "{said}");
             let card = fs::read_to_string(out.join("README.md")).unwrap();
             assert!(card.contains("image-classification") && card.contains("[encoder]"), "{card}");
+            if *format == "timm" {
+                // What a teacher is read as has the features of the run.
+                let (own, read) = (features_of(&model, &world.path("test")), features_of(&to, &world.path("test")));
+                assert_eq!(kinds(&own), kinds(&read));
+                for (kind, own) in &own {
+                    let difference = relative_l2(&read[kind], own);
+                    assert!(difference < 1e-5, "{pool} {kind}: {difference:e}");
+                }
+                let start = Start::load(&format!("teacher:{to}"), &HubSettings::default()).unwrap();
+                let params = models::params::ParamStore::new(Device::Cpu, 0);
+                let cls = Classifier::new(&params, &start.encoder, models::classifier::Pool::Cls, 2);
+                assert_eq!(cls.is_err(), kind == "mean", "a CLS token without a norm is not classified");
+            }
             if !python.status.success() {
                 println!("skipped: scripts/python-env has not been run, so no package was asked");
                 continue;
