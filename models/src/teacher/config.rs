@@ -287,7 +287,7 @@ impl Config {
                 return Err(self.config.missing(
                     "layer_norm_eps",
                     "ViTs in this layout are published with 1e-12 and with 1e-6. Copy the config.json that was published with the weights \
-                     beside them, or name it with the teacher (--eps, or eps under [teachers.ID] in a recipe)",
+                     beside them, or name it with the teacher (in pipeline: --eps, or eps under [teachers.ID] in a recipe)",
                 ));
             }
         };
@@ -347,7 +347,7 @@ impl Config {
                 "the number of attention heads",
                 &format!(
                     "A width of {width} does not tell it. Put a config.json with \"num_attention_heads\" beside the weights, or name it with \
-                     the teacher (--heads, or heads under [teachers.ID] in a recipe)"
+                     the teacher (in pipeline: --heads, or heads under [teachers.ID] in a recipe)"
                 ),
             ));
         };
