@@ -408,6 +408,21 @@ fn a_run_is_not_a_teacher_until_it_is_exported() {
     assert!(refused.contains("trainer export --run"), "{refused}");
 }
 
+#[test]
+fn a_dry_run_refuses_the_folders_that_a_build_refuses() {
+    let world = World::new();
+    fs::create_dir(world.path("mine")).unwrap();
+    fs::write(world.path("mine/notes.txt"), "mine").unwrap();
+    for (out, words) in
+        [("mine", "\"notes.txt\" and is not a cache"), ("images/cache", "lies in the folder of --images")]
+    {
+        let [built, tried] =
+            [&[][..], &["--dry-run"]].map(|more| format!("{:#}", world.build(out, more).expect_err(out)));
+        assert_eq!(built, tried);
+        assert!(built.contains(words), "{built}");
+    }
+}
+
 /// What a dry run says is needed is enough, and not much more than that when rows are large beside the files' own structure.
 #[test]
 fn a_dry_run_bounds_the_bytes() {
