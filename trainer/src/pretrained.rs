@@ -13,14 +13,13 @@ use program::fetch::resolve;
 use sha2::{Digest, Sha256};
 use tch::Device;
 
+use crate::recipe::spec::Spec;
 use crate::recipe::{Experiment, Recipe};
-use spec::Spec;
 use trained::Trained;
 
 pub(crate) mod depth_window;
 pub(crate) mod finetune_init;
 pub(crate) mod init;
-pub(crate) mod spec;
 pub(crate) mod student;
 pub(crate) mod trained;
 

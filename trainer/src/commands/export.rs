@@ -23,9 +23,9 @@ use serde::Serialize;
 
 use crate::cli::ExportArgs;
 use crate::pretrained::depth_window::{self, CONFIG};
-use crate::pretrained::spec::Spec;
 use crate::pretrained::student::{Student, read_trained};
 use crate::recipe::any::AnyRecipe;
+use crate::recipe::spec::Spec;
 use crate::train::checkpoint;
 
 mod card;

@@ -4,8 +4,8 @@ use anyhow::{Context, ensure};
 use models::params::Tensors;
 use sha2::{Digest, Sha256};
 
-use super::spec::Spec;
 use super::trained::{self, Trained};
+use crate::recipe::spec::Spec;
 use crate::recipe::{Experiment, Recipe};
 use crate::train::{checkpoint, run_folder};
 

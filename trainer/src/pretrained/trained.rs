@@ -61,7 +61,7 @@ pub(crate) fn not_untrained(path: &Path) -> &'static str {
 }
 
 /// Why `path` cannot follow `ema:` unless it is a run folder.
-fn no_average(path: &Path) -> String {
+pub(crate) fn no_average(path: &Path) -> String {
     let what = match (path.is_file(), path.exists()) {
         (true, _) => format!("is a file; a checkpoint's average is its file {}, without `ema:`", checkpoint::EMA),
         (_, true) => format!("is a folder without a run's {}", run_folder::RECIPE),
@@ -71,6 +71,11 @@ fn no_average(path: &Path) -> String {
 }
 
 impl Trained {
+/// Why the run folder `run` cannot follow `ema:`.
+pub(crate) fn keeps_no_average(run: &Path) -> String {
+    format!("{run:?}: this run keeps no moving average; its recipe has no optim.ema_decay")
+}
+
     /// The newest whole checkpoint of a run folder, or a checkpoint's folder or model file; `ema` asks for a run's moving average instead.
     /// `None` if `path` is neither: another kind of weights, or nothing that can be found.
     ///
@@ -116,12 +121,7 @@ impl Trained {
         let step = checkpoint.state.step;
         let (file, tensors) = match ema {
             false => (checkpoint::MODEL, checkpoint.model),
-            true => (
-                checkpoint::EMA,
-                checkpoint.ema.with_context(|| {
-                    format!("{run:?}: this run keeps no moving average; its recipe has no optim.ema_decay")
-                })?,
-            ),
+            true => (checkpoint::EMA, checkpoint.ema.with_context(|| keeps_no_average(run))?),
         };
         let sha256 = checkpoint.state.sha256.get(file).cloned();
         Ok(Trained {

@@ -18,12 +18,12 @@ use torch_ext::to_device;
 
 use super::{ByKind, imported};
 use crate::data::normalize::Normalize;
-use crate::pretrained::spec::Spec;
 use crate::pretrained::trained::{self, Trained};
 use crate::pretrained::{Door, Pretrained, finetune_init};
 use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
+use crate::recipe::spec::Spec;
 
 /// What `--model` accepts, for messages.
 const TAKES: &str = "a run folder, a checkpoint's file, a teacher's folder, file or id, a student's file of another package, or the word pixels";
