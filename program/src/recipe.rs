@@ -141,7 +141,11 @@ impl Setting {
         let key = key.into();
         match toml::Value::try_from(value) {
             Ok(value) => Ok(Setting { key, value, source: Source::Flag(flag.into()) }),
-            Err(_) => Err(invalid(key, format!("{value:?}"), "must be a number below 2^63, or text in UTF-8")),
+            Err(_) => {
+                let given = format!("{value:?}");
+                let is_number = given.starts_with(|c: char| c.is_ascii_digit());
+                Err(invalid(key, given, if is_number { "must be less than 2^63" } else { "must be text in UTF-8" }))
+            }
         }
     }
 

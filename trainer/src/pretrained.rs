@@ -66,13 +66,13 @@ impl Door<'_> {
             "{option} {given}: a teacher's tower has no untrained form and no moving average; leave out one of the prefixes"
         );
         if spec.untrained && trained::is_run(path) {
-            return self.untrained(spec, trained::pretraining(&trained::recipe_of(path)?, spec.name)?);
+            return self.untrained(spec, trained::pretraining(&trained::recipe_of(path)?, option, spec)?);
         }
         if !spec.teacher
             && let Some(found) = Trained::read(path, spec.ema)?
         {
             return match spec.untrained {
-                true => self.untrained(spec, trained::pretraining(&found.recipe, spec.name)?),
+                true => self.untrained(spec, trained::pretraining(&found.recipe, option, spec)?),
                 false => Ok(Pretrained::Trained(Box::new(found))),
             };
         }

@@ -70,7 +70,14 @@ fn words_that_are_no_setting_are_refused() {
     let recipe = read_with("", &[Setting::parse("run.steps=3\nname='x'")]).unwrap_err();
     assert!(recipe.contains("run.steps"), "{recipe}");
     let beyond = Setting::flag("--steps", "run.steps", &u64::MAX).unwrap_err();
-    assert!(beyond.to_string().starts_with("run.steps = 18446744073709551615: must be"), "{beyond}");
+    assert_eq!(beyond.to_string(), "run.steps = 18446744073709551615: must be less than 2^63");
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(b"\xff"));
+        let not_text = Setting::flag("--out", "cache.out", &path).unwrap_err().to_string();
+        assert!(not_text.ends_with(": must be text in UTF-8"), "{not_text}");
+    }
 }
 
 #[test]

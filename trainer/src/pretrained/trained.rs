@@ -11,6 +11,7 @@ use tracing::warn;
 use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
+use crate::recipe::spec::Spec;
 use crate::train::{checkpoint, run_folder};
 
 /// Weights with what is known about where they are from.
@@ -70,12 +71,12 @@ pub(crate) fn no_average(path: &Path) -> String {
     format!("only a run folder has a moving average (`ema:RUN`, --ema), and {path:?} {what}")
 }
 
-impl Trained {
 /// Why the run folder `run` cannot follow `ema:`.
 pub(crate) fn keeps_no_average(run: &Path) -> String {
     format!("{run:?}: this run keeps no moving average; its recipe has no optim.ema_decay")
 }
 
+impl Trained {
     /// The newest whole checkpoint of a run folder, or a checkpoint's folder or model file; `ema` asks for a run's moving average instead.
     /// `None` if `path` is neither: another kind of weights, or nothing that can be found.
     ///
@@ -181,13 +182,16 @@ pub(crate) fn recipe_of(run: &Path) -> anyhow::Result<AnyRecipe> {
     AnyRecipe::load(&run.join(run_folder::RECIPE), &[]).with_context(|| format!("{run:?}: its recipe cannot be used"))
 }
 
-/// The recipe of pretraining, for what only pretraining has.
-pub(crate) fn pretraining(recipe: &AnyRecipe, what: &str) -> anyhow::Result<Recipe> {
+/// The recipe of pretraining, for what only pretraining has. `option` has named `spec`.
+pub(crate) fn pretraining(recipe: &AnyRecipe, option: &str, spec: &Spec) -> anyhow::Result<Recipe> {
     match recipe {
         AnyRecipe::Pretrain(recipe) => Ok((**recipe).clone()),
-        AnyRecipe::Finetune(_) => {
-            bail!("{what}: is a fine-tuning, and this is for students of `trainer pretrain`")
-        }
+        AnyRecipe::Finetune(_) => bail!(
+            "{option} {}: {} is a fine-tuning, and this is for students of `trainer pretrain`; give a run of pretraining{}",
+            spec.given,
+            spec.name,
+            if spec.untrained { ", or leave out `untrained:`" } else { "" }
+        ),
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Recipe;
 use super::spec::Spec;
+use program::range::at_least_one;
 use program::recipe::{Error, invalid, require};
 
 /// `[model]`: the autoencoder. The defaults are those of ViT-B/16 or of MCMAE-B, with MAE's decoder (He et al. 2022, table 1 and
@@ -266,6 +267,8 @@ impl Recipe {
         ] {
             require(size <= limit, field, size, &format!("must be at most {limit}"))?;
         }
+        // The network knows the product alone.
+        at_least_one("model.mlp_ratio", m.mlp_ratio.map(u64::from))?;
         self.mae_config().validate().map_err(model_error)?;
         require((0.0..1.0).contains(&m.drop_path), "model.drop_path", m.drop_path, "must be in [0, 1)")
     }

@@ -94,6 +94,7 @@ fn wrong_recipes_are_refused_by_name() {
         ),
         (&["model.init=untrained:a"], "leave out `untrained:`"),
         (&["model.init=teacher:a"], "leave out `teacher:`"),
+        (&["model.mlp_ratio=0"], "model.mlp_ratio = 0: must be at least 1"),
         (&["model.num_heads=7"], "num_heads = 7 must divide it"),
         (&["mask.ratio=1.0"], "mask.ratio = 1"),
         (&["mask.ratio=0"], "must remove a patch"),

@@ -89,7 +89,7 @@ fn features_of_a_tuned_run_are_what_its_head_classifies() {
     }
     let hub = HubSettings::default();
     let untrained = Model::load(&format!("untrained:{tuned}"), &hub, Device::Cpu).unwrap_err();
-    assert!(format!("{untrained:#}").contains("is a fine-tuning"), "{untrained:#}");
+    assert!(format!("{untrained:#}").starts_with("--model untrained:"), "{untrained:#}");
 }
 
 /// A run from before its encoder was recorded says what to do, and the same command makes it readable without another step.
@@ -139,7 +139,7 @@ fn runs_are_started_from_by_every_name_that_evaluation_has() {
     let fresh = first(&format!("untrained:{pretrained}"), "fresh").unwrap();
     assert!(relative_l2(&fresh, &student) > 1e-3);
     for (spec, words) in [
-        (format!("untrained:{}", tuned.display()), "is a fine-tuning"),
+        (format!("untrained:{}", tuned.display()), "give a run of pretraining, or leave out `untrained:`"),
         (
             "ema:nowhere".to_owned(),
             "only a run folder has a moving average (`ema:RUN`, --ema), and \"nowhere\" does not exist",
