@@ -60,6 +60,15 @@ impl Classifier {
                 reason: "this encoder has no CLS token; mean pools its patches".to_owned(),
             });
         }
+        if pool == Pool::Cls && config.pools_mean() {
+            return Err(Error::Config {
+                field: "pool",
+                value: "cls".to_owned(),
+                reason:
+                    "this encoder was trained with the mean of its patches, and its CLS token has no norm; use mean"
+                        .to_owned(),
+            });
+        }
         let root = params.root();
         let dim = config.embed_dim();
         let encoder = Encoder::new(&root, config)?;

@@ -14,7 +14,7 @@ use crate::mcmae::{McmaeEncoder, McmaeEncoderConfig, PATCH_SIZE};
 use crate::params::{Scope, Tensors};
 use crate::pixels::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::shapes::{McmaeShapes, num_blocks};
-use crate::vit::{VisionTransformer, VitConfig};
+use crate::vit::{Pooling, VisionTransformer, VitConfig};
 
 mod record;
 
@@ -96,6 +96,11 @@ impl EncoderConfig {
             Self::Vit(vit) => vit.cls_token(),
             Self::Mcmae(mcmae) => mcmae.cls_token,
         }
+    }
+
+    /// Whether the last norm is that of the patches' mean.
+    pub(crate) fn pools_mean(&self) -> bool {
+        matches!(self, Self::Vit(vit) if vit.pooling == Pooling::Mean)
     }
 
     /// Tokens before the patches.

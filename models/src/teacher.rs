@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::layers::Activation;
 use crate::params::ParamStore;
 use crate::precision::Precision;
-use crate::vit::{VisionTransformer, VitConfig};
+use crate::vit::{Pooling, VisionTransformer, VitConfig};
 use crate::weights::Weights;
 
 mod config;
@@ -52,7 +52,8 @@ mod tests;
 #[derive(Debug, Clone, PartialEq)]
 pub struct TeacherInfo {
     /// Family and sizes, e.g. `clip-vit-w768-d12-h12-m3072-p16`: width, depth, heads, MLP width, patch size; then what else
-    /// distinguishes the tower: `-ls` LayerScale, `-glu` gated MLP, `-r4` registers, `-rope100` rotary positions of that base.
+    /// distinguishes the tower: `-ls` LayerScale, `-glu` gated MLP, `-r4` registers, `-rope100` rotary positions of that base,
+    /// `-avg` a mean of patches in place of CLS.
     pub arch: String,
     /// The file layout that was recognized, for people; the same weights in two layouts give the same features.
     pub layout: &'static str,
@@ -104,9 +105,9 @@ pub struct TeacherOutput {
 #[derive(Debug)]
 pub struct ImageFeatures {
     /// The CLS token after the final norm, or what the pooling head gives: what the family uses for whole images, before any
-    /// projection.
-    pub cls: Tensor,
-    /// The mean of the patch tokens after the final norm.
+    /// projection. None of a network that pools the mean of its patches.
+    pub cls: Option<Tensor>,
+    /// The mean of the patch tokens after the final norm; of a network that pools it, the final norm of the mean.
     pub mean: Tensor,
 }
 
@@ -331,13 +332,18 @@ impl Teacher {
     /// The vectors of each image, with the final norm applied whatever the layer of the features. For k-NN.
     pub fn image_features(&self, pixels: &Tensor, precision: Precision) -> Result<ImageFeatures> {
         let stage = self.run(pixels, precision, |_| {})?;
-        Ok(tch::no_grad(|| ImageFeatures {
-            cls: match stage.pooled {
-                Some(pooled) => pooled,
-                None => self.final_norm(&stage.cls),
-            },
-            mean: self.final_norm(&stage.tokens).mean_dim(1, false, None),
+        Ok(tch::no_grad(|| {
+            if !self.pools_cls() {
+                return ImageFeatures { cls: None, mean: self.final_norm(&stage.tokens.mean_dim(1, false, None)) };
+            }
+            let cls = stage.pooled.unwrap_or_else(|| self.final_norm(&stage.cls));
+            ImageFeatures { cls: Some(cls), mean: self.final_norm(&stage.tokens).mean_dim(1, false, None) }
         }))
+    }
+
+    /// Whether [`Teacher::image_features`] has a CLS token, or what a pooling head gives in its place.
+    pub fn pools_cls(&self) -> bool {
+        self.tower.config().pooling != Pooling::Mean
     }
 
     /// The norm after the last block (for CLIP `post_layernorm`), `[.., D] → [.., D]`.

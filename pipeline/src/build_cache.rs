@@ -92,6 +92,7 @@ pub fn build_cache(
     // ---- What is asked for: settings, images, teachers -----------------------------------------------------------------------
     let mut recipe = Recipe::of_build(args)?;
     let device = open_device(&recipe)?;
+    refuse::foreign_folder(&recipe.cache.out)?;
     refuse::out_among_images(&recipe)?;
     let source = build::open_source(&recipe)?;
     let existing = Existing::look(&recipe.cache.out)?;

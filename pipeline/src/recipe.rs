@@ -47,6 +47,9 @@ pub const LEASE_SECONDS: u64 = 60;
 /// More threads than any machine has cores; systems refuse some tens of thousands, and each takes memory.
 const MAX_THREADS: u64 = 4096;
 
+/// 4096 pixels for patches of 16. Attention grows with the fourth power of the grid, and beyond this no machine has the memory.
+const MAX_GRID: u32 = 256;
+
 /// A build of a cache, or of one more teacher of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -88,7 +91,7 @@ pub struct Data {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Features {
-    /// Patches along one side. A teacher with patch size p sees `grid * p` pixels. Default: that of the cache's
+    /// Patches along one side, at most 256. A teacher with patch size p sees `grid * p` pixels. Default: that of the cache's
     /// teachers if it has any, else the smallest native grid of those asked for (14 for every /16 teacher at 224).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grid: Option<u32>,
@@ -220,6 +223,10 @@ impl Recipe {
         self.teachers.iter().try_for_each(|(id, teacher)| teacher.check(id))?;
         at_least_one("data.limit", self.data.limit)?;
         at_least_one("features.grid", self.features.grid.map(u64::from))?;
+        let grid = self.features.grid.unwrap_or(1);
+        let problem =
+            format!("must be at most {MAX_GRID} patches along a side, which are {} tokens an image", MAX_GRID.pow(2));
+        require(grid <= MAX_GRID, "features.grid", grid, &problem)?;
         at_least_one("features.batch_size", self.features.batch_size.map(u64::from))?;
         at_least_one("features.calibration_images", self.features.calibration_images)?;
         at_least_one("cache.part_samples", self.cache.part_samples)?;

@@ -141,7 +141,11 @@ impl Setting {
         let key = key.into();
         match toml::Value::try_from(value) {
             Ok(value) => Ok(Setting { key, value, source: Source::Flag(flag.into()) }),
-            Err(_) => Err(invalid(key, format!("{value:?}"), "must be a number below 2^63, or text in UTF-8")),
+            Err(_) => {
+                let given = format!("{value:?}");
+                let is_number = given.starts_with(|c: char| c.is_ascii_digit());
+                Err(invalid(key, given, if is_number { "must be less than 2^63" } else { "must be text in UTF-8" }))
+            }
         }
     }
 
@@ -213,7 +217,7 @@ pub fn parse_all(typed: &[String]) -> Result<Vec<Setting>, Error> {
 pub fn typed<R: DeserializeOwned>(text: &str, origin: &str, settings: &[Setting]) -> Result<R, Error> {
     let wrong = |error: toml::de::Error| Error::Parse {
         origin: origin.to_owned(),
-        message: plain_words(error.to_string().trim()),
+        message: plain_words(error.to_string().trim()) + &elsewhere::<R>(error.message()),
     };
     let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
     // Parsed from the text, not from its table, so that the parser can show the line.
@@ -227,7 +231,8 @@ pub fn typed<R: DeserializeOwned>(text: &str, origin: &str, settings: &[Setting]
         if let (Ok(_), Err(error)) = (&result, &with) {
             let problem = plain_words(&error.to_string());
             let lines: Vec<_> = problem.lines().map(str::trim).collect();
-            return Err(Error::Form { given: setting.to_string(), problem: lines.join(" ").trim().to_owned() });
+            let problem = lines.join(" ").trim().to_owned() + &elsewhere::<R>(error.message());
+            return Err(Error::Form { given: setting.to_string(), problem });
         }
         result = match (with, result) {
             // The recipe itself is wrong; the first message has the line.
@@ -236,6 +241,35 @@ pub fn typed<R: DeserializeOwned>(text: &str, origin: &str, settings: &[Setting]
         };
     }
     result.map_err(wrong)
+}
+
+/// Where else a recipe `R` has the key that `message` calls unknown, as the end of a message; empty if nowhere.
+///
+/// The parser knows, so it is asked with recipes of that key alone: in each section, and in each table of a section like `[teachers.ID]`.
+fn elsewhere<R: DeserializeOwned>(message: &str) -> String {
+    const NO_KEY: &str = "?";
+    const ID: &str = "id";
+    let refusal = |path: &[&str]| {
+        let nest = |inner, name: &&str| toml::Table::from_iter([((*name).to_owned(), inner)]).into();
+        let recipe = path.iter().rev().fold(toml::Value::Boolean(true), nest);
+        let message = R::deserialize(recipe).err()?.message().to_owned();
+        path.last().and_then(|key| message.starts_with(&format!("unknown field `{key}`")).then_some(message))
+    };
+    let Some(key) = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()) else {
+        return String::new();
+    };
+    let sections = refusal(&[NO_KEY]).unwrap_or_default();
+    // Between backticks, after the key that there is not.
+    let sections = sections.split('`').skip(3).step_by(2);
+    let takes =
+        |path: &[&str]| refusal(&[path, &[NO_KEY]].concat()).is_some() && refusal(&[path, &[key]].concat()).is_none();
+    let places = sections.filter_map(|section| match () {
+        () if takes(&[section]) => Some(format!("{section}.{key}")),
+        () if takes(&[section, ID]) => Some(format!("{section}.ID.{key}")),
+        () => None,
+    });
+    let places: Vec<String> = places.collect();
+    if places.is_empty() { String::new() } else { format!("; there is {}", places.join(" and ")) }
 }
 
 /// Refuses a second value for a setting, and a value for a section together with one for a key of it, because it is unclear which is meant.

@@ -71,14 +71,17 @@ fn is_no(line: &str) -> usize {
     places.count()
 }
 
-/// The .rs and .md files below `dir`, or in it alone.
+/// The .rs, .md and .toml files below `dir`, or in it alone.
 fn files(dir: &Path, below: bool) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
     let mut found = Vec::new();
     for path in entries.map(|entry| entry.expect("readable entry").path()) {
         if path.is_dir() && below {
             found.extend(files(&path, below));
-        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "md") {
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == "rs" || extension == "md" || extension == "toml")
+        {
             found.push(path);
         }
     }

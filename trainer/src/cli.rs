@@ -365,7 +365,7 @@ pub struct LinprobeArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Limit on the memory for features, in GiB.
-    #[arg(long, value_name = "GIB", default_value_t = 32)]
+    #[arg(long, value_name = "GIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..))]
     pub feature_gib: u64,
     /// Images per forward pass of the network.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]

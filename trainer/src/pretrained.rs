@@ -13,14 +13,13 @@ use program::fetch::resolve;
 use sha2::{Digest, Sha256};
 use tch::Device;
 
+use crate::recipe::spec::Spec;
 use crate::recipe::{Experiment, Recipe};
-use spec::Spec;
 use trained::Trained;
 
 pub(crate) mod depth_window;
 pub(crate) mod finetune_init;
 pub(crate) mod init;
-pub(crate) mod spec;
 pub(crate) mod student;
 pub(crate) mod trained;
 
@@ -67,13 +66,13 @@ impl Door<'_> {
             "{option} {given}: a teacher's tower has no untrained form and no moving average; leave out one of the prefixes"
         );
         if spec.untrained && trained::is_run(path) {
-            return self.untrained(spec, trained::pretraining(&trained::recipe_of(path)?, spec.name)?);
+            return self.untrained(spec, trained::pretraining(&trained::recipe_of(path)?, option, spec)?);
         }
         if !spec.teacher
             && let Some(found) = Trained::read(path, spec.ema)?
         {
             return match spec.untrained {
-                true => self.untrained(spec, trained::pretraining(&found.recipe, spec.name)?),
+                true => self.untrained(spec, trained::pretraining(&found.recipe, option, spec)?),
                 false => Ok(Pretrained::Trained(Box::new(found))),
             };
         }

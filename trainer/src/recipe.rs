@@ -33,6 +33,7 @@ mod optim;
 mod pretrain;
 mod run;
 pub(crate) mod schedule;
+pub(crate) mod spec;
 #[cfg(test)]
 mod tests;
 

@@ -15,7 +15,7 @@ use super::options::{Assumed, Layer, TeacherOptions};
 use crate::error::{Error, Result};
 use crate::json::Json;
 use crate::validate::MAX_SIZE;
-use crate::vit::{Positions, Projection, VitConfig};
+use crate::vit::{Pooling, Positions, Projection, VitConfig};
 use crate::weights::Weights;
 
 mod activation;
@@ -184,6 +184,15 @@ impl Config {
         } else {
             Positions::Learned
         };
+        if layout.pooling() == Pooling::Mean && options.layer != Layer::Last {
+            return Err(Error::Config {
+                field: "layer",
+                value: options.layer.to_string(),
+                reason: "this network pools the mean of its patches before the norm (fc_norm), so that a patch has no features after a norm; \
+                         use layer last"
+                    .to_owned(),
+            });
+        }
         let projection = match options.layer {
             Layer::Last | Layer::LastNorm => None,
             Layer::Proj => {
@@ -278,7 +287,7 @@ impl Config {
                 return Err(self.config.missing(
                     "layer_norm_eps",
                     "ViTs in this layout are published with 1e-12 and with 1e-6. Copy the config.json that was published with the weights \
-                     beside them, or name it with the teacher (--eps, or eps under [teachers.ID] in a recipe)",
+                     beside them, or name it with the teacher (in pipeline: --eps, or eps under [teachers.ID] in a recipe)",
                 ));
             }
         };
@@ -338,7 +347,7 @@ impl Config {
                 "the number of attention heads",
                 &format!(
                     "A width of {width} does not tell it. Put a config.json with \"num_attention_heads\" beside the weights, or name it with \
-                     the teacher (--heads, or heads under [teachers.ID] in a recipe)"
+                     the teacher (in pipeline: --heads, or heads under [teachers.ID] in a recipe)"
                 ),
             ));
         };

@@ -51,6 +51,8 @@ pub(super) struct Layout {
     pub(super) layer_scale: bool,
     /// Whether the MLPs are gated.
     pub(super) gated_mlp: bool,
+    /// Whether the only norm behind the blocks is that of the patches' mean.
+    mean_pooled: bool,
     /// Whether the position table has a row for CLS.
     cls_position: bool,
     /// What precedes the names of the file's other networks of this layout.
@@ -130,6 +132,8 @@ impl Layout {
                 None => false,
             },
             gated_mlp: false,
+            // timm's own names alone.
+            mean_pooled: names.family.is_none() && !module("norm") && found.has(&format!("{MEAN_NORM}.weight")),
             cls_position: false,
             others: Vec::new(),
         };
@@ -224,7 +228,11 @@ impl Layout {
 
     /// How the tower pools.
     pub(super) fn pooling(&self) -> Pooling {
-        if self.family == Family::Siglip { Pooling::Attention } else { Pooling::Cls }
+        match self.family {
+            Family::Siglip => Pooling::Attention,
+            _ if self.mean_pooled => Pooling::Mean,
+            _ => Pooling::Cls,
+        }
     }
 
     /// Reads the sizes off the shapes.
@@ -259,7 +267,7 @@ impl Layout {
     /// The tower's name of the tensor that every file of this layout has.
     fn anchor(&self) -> &'static str {
         match self.pooling() {
-            Pooling::Cls => "cls_token",
+            Pooling::Cls | Pooling::Mean => "cls_token",
             Pooling::Attention => "pool.probe",
         }
     }
@@ -380,6 +388,9 @@ impl Layout {
         Error::WeightsMismatch { origin: weights.path().display().to_string(), mismatch }
     }
 }
+
+/// timm's name for the norm of the patches' mean, which takes the place of `norm`.
+const MEAN_NORM: &str = "fc_norm";
 
 /// Class counts of ImageNet-1k, -12k, -21k and its pruned form: a timm head with that many rows is a classifier and not a projection.
 const CLASSES: [i64; 4] = [1000, 11_821, 21_841, 21_843];

@@ -4,12 +4,12 @@ use super::config::{Pooling, Positions, VitConfig};
 
 impl VitConfig {
     /// Tells this architecture from every other one: `family-vit-w{width}-d{depth}-h{heads}-m{MLP width}-p{patch size}`, then
-    /// `-ls` for LayerScale, `-glu` for a gated MLP, `-r4` for 4 registers, `-rope100` for rotary positions of that base.
+    /// `-ls` for LayerScale, `-glu` for a gated MLP, `-r4` for 4 registers, `-rope100` for rotary positions of that base, `-avg` for a mean of patches.
     pub fn arch(&self) -> String {
         let family = match (self.pooling, self.norm_pre) {
             (Pooling::Attention, _) => "siglip-vit",
-            (Pooling::Cls, true) => "clip-vit",
-            (Pooling::Cls, false) => "vit",
+            (Pooling::Cls | Pooling::Mean, true) => "clip-vit",
+            (Pooling::Cls | Pooling::Mean, false) => "vit",
         };
         let mut arch = format!(
             "{family}-w{}-d{}-h{}-m{}-p{}",
@@ -26,6 +26,9 @@ impl VitConfig {
         }
         if let Positions::Rotary { base } = self.positions {
             arch.push_str(&format!("-rope{base}"));
+        }
+        if self.pooling == Pooling::Mean {
+            arch.push_str("-avg");
         }
         arch
     }
@@ -53,6 +56,7 @@ impl VitConfig {
             match part {
                 "ls" => config.layer_scale = true,
                 "glu" => config.gated_mlp = true,
+                "avg" => config.pooling = Pooling::Mean,
                 _ => match part.strip_prefix("rope") {
                     Some(base) => config.positions = Positions::Rotary { base: base.parse().ok()? },
                     None => config.registers = part.strip_prefix('r')?.parse::<u32>().ok()?.into(),
@@ -76,6 +80,7 @@ mod tests {
             base.clone(),
             VitConfig { norm_pre: true, patch_bias: false, mlp_dim: 3000, ..base.clone() },
             VitConfig { pooling: Pooling::Attention, ..base.clone() },
+            VitConfig { pooling: Pooling::Mean, ..base.clone() },
             VitConfig { layer_scale: true, gated_mlp: true, registers: 4, ..learned(VitConfig::HUGE_PATCH14) },
             VitConfig { layer_scale: true, registers: 4, positions: rotary, ..base },
         ] {

@@ -58,6 +58,9 @@ pub struct VitConfig {
 pub enum Pooling {
     /// A CLS token.
     Cls,
+    /// The mean of the patches before the last norm, which it goes through: timm's `global_pool = "avg"`, whose norm is called `fc_norm`.
+    /// There is a CLS token, which is not used, and patches have no last norm.
+    Mean,
     /// Attention of a learned query to all patches, after the final norm (SigLIP). There is no CLS token.
     Attention,
 }
@@ -136,7 +139,7 @@ impl VitConfig {
 
     /// Whether the first token is CLS.
     pub fn cls_token(&self) -> bool {
-        self.pooling == Pooling::Cls
+        self.pooling != Pooling::Attention
     }
 
     /// Tokens before the patches: CLS and registers.

@@ -52,7 +52,8 @@ pub(crate) struct Build {
 /// Finds the device and has libtorch compute on it in the build's precision.
 pub(crate) fn open_device(recipe: &Recipe) -> anyhow::Result<Device> {
     // Before anything else touches libtorch: it looks for its CUDA half only once.
-    let device = torch_ext::resolve_device(&recipe.run.device)?;
+    let name = &recipe.run.device;
+    let device = torch_ext::resolve_device(name).with_context(|| format!("run.device = {name:?}"))?;
     let precision = recipe.precision_on(device);
     if recipe.features.precision.is_none() && device.is_cuda() {
         tracing::info!(

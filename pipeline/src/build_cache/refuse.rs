@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{anyhow, bail, ensure};
 use images::source::lies_in;
 use program::words::count;
-use schemas::{Cache, layout};
+use schemas::{Cache, TeacherId, layout};
 
 use super::build::Build;
 use super::parallel::Ended;
@@ -69,6 +69,40 @@ pub(crate) fn lost_files(cache: &Cache) -> anyhow::Result<()> {
     )
 }
 
+/// Names the settings that differ as a recipe does, in front of the error, which has the fields of the identity of the cache or a teacher.
+fn with_keys(changed: schemas::Error, teacher: Option<&TeacherId>) -> anyhow::Error {
+    let schemas::Error::IdentityChanged { differences, .. } = &changed else {
+        return changed.into();
+    };
+    let mut keys: Vec<String> = differences.iter().filter_map(|d| key(&d.field, teacher)).collect();
+    keys.dedup();
+    match keys.is_empty() {
+        true => changed.into(),
+        false => anyhow!(changed).context(format!("other settings than the cache's ({})", keys.join(", "))),
+    }
+}
+
+/// The setting that decides a field of an identity; `None` where images, weights or the program do.
+fn key(field: &str, teacher: Option<&TeacherId>) -> Option<String> {
+    let field = field.split('[').next().unwrap_or_default();
+    let Some(id) = teacher else {
+        return match field {
+            "depth_window" => Some("data.depth_window".to_owned()),
+            "plan.part_samples" => Some("cache.part_samples".to_owned()),
+            "views.filter" => None,
+            _ if field.split('.').next() == Some("pack") => Some("cache.pack".to_owned()),
+            _ => field.strip_prefix("views.").map(|name| format!("view.{name}")),
+        };
+    };
+    match field.split('.').next().unwrap_or_default() {
+        name @ ("grid" | "codec" | "precision" | "batch_size") => Some(format!("features.{name}")),
+        "device" => Some("run.device".to_owned()),
+        "norm_eps" => Some(format!("teachers.{id}.eps")),
+        name @ ("layer" | "activation" | "mean" | "std") => Some(format!("teachers.{id}.{name}")),
+        _ => None,
+    }
+}
+
 impl Build {
     /// The parts that lack something, of the cache that is there or of an empty one. Refuses what a build refuses, and writes nothing.
     pub(super) fn missing(&self) -> anyhow::Result<Vec<PartWork>> {
@@ -89,7 +123,7 @@ impl Build {
             // Without a part it binds nothing and will be replaced.
             Err(schemas::Error::IdentityChanged { .. }) if !schemas::has_parts(folder)? => false,
             Err(changed @ schemas::Error::IdentityChanged { .. }) => {
-                refused.push(changed.into());
+                refused.push(with_keys(changed, None));
                 true
             }
             Err(error) => return Err(error.into()),
@@ -97,7 +131,9 @@ impl Build {
         // Those of a new cache too: a value that no cache can have is refused before anything is written.
         for teacher in &self.teachers {
             match schemas::check_teacher(folder, &teacher.identity) {
-                Err(changed @ schemas::Error::IdentityChanged { .. }) => refused.push(changed.into()),
+                Err(changed @ schemas::Error::IdentityChanged { .. }) => {
+                    refused.push(with_keys(changed, Some(&teacher.identity.id)));
+                }
                 checked => drop(checked?),
             }
         }

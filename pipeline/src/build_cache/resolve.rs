@@ -12,8 +12,8 @@ pub(super) fn resolve(id: &TeacherId, text: &str, settings: &HubSettings) -> any
     let resolved = fetch::resolve(text, settings).with_context(|| format!("teacher {id}"))?;
     ensure!(
         !is_run(&resolved.path),
-        "teacher {id}: {text} is a run of trainer pretrain. To mimic its student, write it as a teacher first: trainer export --run {text} \
-         --format timm --out DIR, and give DIR"
+        "teacher {id}: {text} is a run of trainer pretrain or finetune. To mimic its network, write it as a teacher first: trainer export \
+         --run {text} --format timm --out DIR, and give DIR"
     );
     Ok(resolved)
 }

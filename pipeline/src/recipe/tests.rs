@@ -125,7 +125,12 @@ fn every_mistake_is_named() {
     check(&["--set", "view.ratio=[0.0, 1.0]"], &["view.ratio"]);
     check(&["--set", "view.flip=1.5"], &["view.flip", "probability"]);
     check(&["--set", "view.flip=nan"], &["view.flip", "probability"]);
-    check(&["--seed", "9223372036854775808"], &["view.seed", "2^63"]);
+    check(&["--seed", "9223372036854775808"], &["view.seed", "must be less than 2^63"]);
+    check(&["--grid", "257"], &["features.grid = 257: must be at most 256 patches along a side", "65536 tokens"]);
+    least_and(&["--grid", "256"]).unwrap();
+    let unknown = least_and(&["--set", "run.device=tpu"]).unwrap();
+    let refused = format!("{:#}", crate::build_cache::open_device(&unknown).unwrap_err());
+    assert!(refused.starts_with("run.device = \"tpu\": "), "{refused}");
     for (option, field) in [
         ("--views", "view.views"),
         ("--grid", "features.grid"),

@@ -421,6 +421,35 @@ fn a_dry_run_tells_and_writes_nothing() {
     assert!(tree(&world.path("cache")) == before);
 }
 
+/// The run may be of either kind of training, which shows in its recipe alone.
+#[test]
+fn a_run_is_not_a_teacher_until_it_is_exported() {
+    let world = World::new();
+    fs::create_dir(world.path("tuned")).unwrap();
+    for name in ["recipe.toml", "LAST"] {
+        fs::write(world.path("tuned").join(name), "").unwrap();
+    }
+    let teacher = format!("tuned={}", world.path("tuned").display());
+    let refused = format!("{:#}", world.build("cache", &["--teacher", &teacher]).unwrap_err());
+    assert!(refused.contains("is a run of trainer pretrain or finetune"), "{refused}");
+    assert!(refused.contains("trainer export --run"), "{refused}");
+}
+
+#[test]
+fn a_dry_run_refuses_the_folders_that_a_build_refuses() {
+    let world = World::new();
+    fs::create_dir(world.path("mine")).unwrap();
+    fs::write(world.path("mine/notes.txt"), "mine").unwrap();
+    for (out, words) in
+        [("mine", "\"notes.txt\" and is not a cache"), ("images/cache", "lies in the folder of --images")]
+    {
+        let [built, tried] =
+            [&[][..], &["--dry-run"]].map(|more| format!("{:#}", world.build(out, more).expect_err(out)));
+        assert_eq!(built, tried);
+        assert!(built.contains(words), "{built}");
+    }
+}
+
 /// What a dry run says is needed is enough, and not much more than that when rows are large beside the files' own structure.
 #[test]
 fn a_dry_run_bounds_the_bytes() {

@@ -253,6 +253,9 @@ fn all_that_differs_is_refused_at_once() {
         "dataset.samples = 24, but dataset.samples = 20",
         "grid = 4, but grid = 5",
         "codec = \"f16\", but codec = \"f32\"",
+        // And by their names in a recipe.
+        "other settings than the cache's (view.seed, view.views, cache.part_samples)",
+        "other settings than the cache's (features.codec, features.grid)",
         "teachers/clip/teacher.json",
         "teachers/dino/teacher.json",
     ] {
@@ -281,6 +284,7 @@ fn all_that_differs_is_refused_at_once() {
         format!("{:#}", run(words).unwrap_err())
     };
     let refused = add("clip", &["--codec", "f32", "--batch-size", "3"]);
+    assert!(refused.contains("(features.batch_size, features.codec)"), "{refused}");
     assert!(refused.contains("codec = \"f16\"") && refused.contains("batch_size = 5, but batch_size = 3"), "{refused}");
 }
 

@@ -7,6 +7,14 @@ use super::*;
 struct Recipe {
     name: String,
     run: Run,
+    parts: BTreeMap<String, Part>,
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Part {
+    layer: String,
+    device: String,
 }
 
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -35,7 +43,7 @@ fn settings_lie_over_the_text() {
     )
     .unwrap();
     let run = Run { steps: 7, device: Some("cuda:1".into()), scale: vec![0.5, 1.0] };
-    assert_eq!(recipe, Recipe { name: "n".into(), run });
+    assert_eq!(recipe, Recipe { name: "n".into(), run, ..Recipe::default() });
     // A section that the text does not have; a text in quotes and without.
     let recipe = read_with("", &[Setting::parse("run.device='1'"), Setting::parse("name=a b")]).unwrap();
     assert_eq!((recipe.run.device.as_deref(), recipe.name.as_str()), (Some("1"), "a b"));
@@ -70,7 +78,14 @@ fn words_that_are_no_setting_are_refused() {
     let recipe = read_with("", &[Setting::parse("run.steps=3\nname='x'")]).unwrap_err();
     assert!(recipe.contains("run.steps"), "{recipe}");
     let beyond = Setting::flag("--steps", "run.steps", &u64::MAX).unwrap_err();
-    assert!(beyond.to_string().starts_with("run.steps = 18446744073709551615: must be"), "{beyond}");
+    assert_eq!(beyond.to_string(), "run.steps = 18446744073709551615: must be less than 2^63");
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(b"\xff"));
+        let not_text = Setting::flag("--out", "cache.out", &path).unwrap_err().to_string();
+        assert!(not_text.ends_with(": must be text in UTF-8"), "{not_text}");
+    }
 }
 
 #[test]
@@ -80,6 +95,27 @@ fn the_setting_that_is_wrong_is_named_and_not_the_file() {
     assert!(wrong("run.stepz=4").starts_with("--set run.stepz=4: unknown key `stepz`"), "{}", wrong("run.stepz=4"));
     assert!(wrong("run.steps=many").starts_with("--set run.steps=many: "));
     assert_eq!(wrong("run.steps.x=4"), "--set run.steps.x=4: steps is not a section");
+}
+
+#[test]
+fn an_unknown_key_is_said_to_be_where_it_is() {
+    let wrong = |text: &str, set: &str| {
+        let set: Vec<_> = [set].iter().filter(|set| !set.is_empty()).map(|set| Setting::parse(set)).collect();
+        read_with(text, &set).unwrap_err()
+    };
+    for (set, ending) in [
+        ("steps=4", "; there is run.steps"),
+        ("parts.a.scale=4", "; there is run.scale"),
+        ("run.layer=last", "; there is parts.ID.layer"),
+        ("device=cpu", "; there is run.device and parts.ID.device"),
+        ("run.stepz=4", "`steps`, `device`, `scale` in `run`"),
+        ("run.name=4", "`steps`, `device`, `scale` in `run`"),
+    ] {
+        let error = wrong("", set);
+        assert!(error.contains("unknown key") && error.ends_with(ending), "{error}");
+    }
+    let in_text = wrong("steps = 3\n", "");
+    assert!(in_text.contains("line 1") && in_text.ends_with("; there is run.steps"), "{in_text}");
 }
 
 /// A mistake in the text is shown with its line, whatever is set besides; and a setting may correct it.

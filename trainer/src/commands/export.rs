@@ -23,9 +23,9 @@ use serde::Serialize;
 
 use crate::cli::ExportArgs;
 use crate::pretrained::depth_window::{self, CONFIG};
-use crate::pretrained::spec::Spec;
 use crate::pretrained::student::{Student, read_trained};
 use crate::recipe::any::AnyRecipe;
+use crate::recipe::spec::Spec;
 use crate::train::checkpoint;
 
 mod card;
@@ -46,9 +46,10 @@ pub(crate) fn export(args: &ExportArgs, format: LogFormat, out: &mut dyn Write) 
     refuse_foreign_folder(&args.out)?;
     let spec = Spec::parse(&args.run);
     let found = read_trained("--run", &Spec { ema: spec.ema || args.ema, ..spec })?;
+    let unfused = unfused_as_typed(args, &spec);
     let args = &ExportArgs { run: spec.name.to_owned(), unfused: spec.unfused || args.unfused, ..args.clone() };
     let student = match &found.recipe {
-        AnyRecipe::Finetune(_) => return classifier::export(args, found, format, out),
+        AnyRecipe::Finetune(_) => return classifier::export(args, found, &unfused, format, out),
         AnyRecipe::Pretrain(recipe) => Student::of((**recipe).clone(), found),
     };
     let facts = Facts::of(&student.recipe.mae_config(), student.recipe.mask.ratio);
@@ -64,11 +65,16 @@ pub(crate) fn export(args: &ExportArgs, format: LogFormat, out: &mut dyn Write) 
         student.origin,
         args.format
     );
-    ensure!(loses_fusion || !args.unfused, "--unfused: there is no multi-layer fusion to leave out of this export");
+    ensure!(loses_fusion || !args.unfused, "{unfused}: there is no multi-layer fusion to leave out of this export");
     let window = depth_window::window_of(&args.run)?.unwrap_or_default();
     write(&args.out, &exported, window, &card::card(args, &student, &exported, window))?;
     let parts = card::parts(exported.decoder).to_owned();
     Summary::of(args, &student.origin, parts, &exported).write(format, out)
+}
+
+/// What asks for an export without fusion.
+fn unfused_as_typed(args: &ExportArgs, spec: &Spec) -> String {
+    if args.unfused { "--unfused".to_owned() } else { format!("--run {}", spec.given) }
 }
 
 #[derive(Debug, Serialize)]

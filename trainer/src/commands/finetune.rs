@@ -100,7 +100,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
     // ------------------------------------------------------------------ order and schedule
     let sampler = Sampler::of_run(&recipe.optim, recipe.run.seed, train_images)?;
     let schedule = recipe.schedule();
-    let total_steps = recipe.schedule.epochs * sampler.steps_per_epoch();
+    let total_steps = sampler.total_steps(recipe.schedule.epochs)?;
 
     // ------------------------------------------------------------------ classifier and optimizer
     let params = ParamStore::new(device, recipe.run.seed);

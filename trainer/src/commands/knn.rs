@@ -9,7 +9,7 @@ use program::table::{Left, Right, percent, table};
 use program::words::count;
 use schemas::DepthWindow;
 use serde::{Deserialize, Serialize};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cli::KnnArgs;
 use crate::data::classes::Matching;
@@ -96,6 +96,9 @@ pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> any
         classes.of_test(&test, test_images.idxs.iter().copied())?,
     );
 
+    if let Some(few) = too_few(args.k, train_images.idxs.len()) {
+        warn!("{few}");
+    }
     let test_images_in_train = count_in_train(&train_images, &test_images);
     let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
     let mut results = Vec::with_capacity(models.len());
@@ -148,6 +151,16 @@ pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> any
         write_table(&results, out)?;
     }
     Ok(())
+}
+
+/// A message if there are fewer train images than neighbors; `None` if there are enough.
+fn too_few(k: u32, train_images: usize) -> Option<String> {
+    (train_images < k as usize).then(|| {
+        format!(
+            "--k {k}: --train has {} that can be used, so that all of them vote for every test image; give a smaller --k",
+            count(train_images as u64, "image")
+        )
+    })
 }
 
 /// Writes one line per model and kind of feature, below a line with what they share.

@@ -123,6 +123,7 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
     let device = torch_ext::resolve_device(&args.device.device)?;
     args.precision.prepare(device)?;
     let models = args.models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
+    features::require_kinds(&models, &args.features)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads(device)).build()?;
     let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
     let decoder = depth_window::decoder(args.depth_window, &names)?;

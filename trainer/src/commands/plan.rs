@@ -171,15 +171,12 @@ fn length(epochs: u64, images: u64, [batch_size, accum_iter]: [usize; 2]) -> any
     const MAX_IMAGES: u64 = 1 << 40;
     ensure!(images <= MAX_IMAGES, "{images} images are more than any data set has; a plan is for {MAX_IMAGES} at most");
     let batch = (batch_size as u64).saturating_mul(accum_iter as u64);
-    let per_epoch = Epoch::of(images, batch).steps;
+    let epoch = Epoch::of(images, batch);
     ensure!(
-        per_epoch > 0,
+        epoch.steps > 0,
         "{images} images cannot fill one step of optim.batch_size {batch_size} x optim.accum_iter {accum_iter}"
     );
-    let steps = epochs.checked_mul(per_epoch);
-    steps
-        .and_then(|steps| Some((steps, steps.checked_mul(batch)?)))
-        .with_context(|| format!("schedule.epochs = {epochs}: longer than can be counted"))
+    epoch.times(epochs)
 }
 
 impl Estimate {

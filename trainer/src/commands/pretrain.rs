@@ -86,7 +86,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     // ------------------------------------------------------------------ order and schedule
     let sampler = Sampler::of_run(&recipe.optim, recipe.run.seed, samples.len())?;
     let schedule = recipe.schedule();
-    let total_steps = recipe.schedule.epochs * sampler.steps_per_epoch();
+    let total_steps = sampler.total_steps(recipe.schedule.epochs)?;
 
     // ------------------------------------------------------------------ resume: the last checkpoint is of the same run
     let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;

@@ -23,8 +23,8 @@ use tracing::warn;
 use crate::cli::ReconstructArgs;
 use crate::data::normalize::Normalize;
 use crate::pretrained::depth_window;
-use crate::pretrained::spec::Spec;
 use crate::pretrained::student;
+use crate::recipe::spec::Spec;
 use crate::train::image_grid::{ImageGrid, png};
 
 #[cfg(test)]

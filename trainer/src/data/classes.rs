@@ -104,6 +104,14 @@ pub(crate) struct Classes {
     unseen_images: usize,
 }
 
+/// What is said of classes without an image.
+fn places_kept(empty: usize, all: usize) -> String {
+    match empty {
+        1 => format!("1 of the {all} classes has no image; its place is kept"),
+        empty => format!("{empty} of the {all} classes have no image; their places are kept"),
+    }
+}
+
 impl Classes {
     /// Matches the classes of two sets and numbers them; see the head of this module.
     ///
@@ -145,9 +153,8 @@ impl Classes {
         );
         if numbering == Numbering::Labels && classes.names.len() > classes.in_use {
             info!(
-                "{} of the {} classes have no image; their places are kept, so that class i is label i of {}",
-                classes.names.len() - classes.in_use,
-                classes.names.len(),
+                "{}, so that class i is label i of {}",
+                places_kept(classes.names.len() - classes.in_use, classes.names.len()),
                 train.option
             );
         }

@@ -35,6 +35,17 @@ impl Epoch {
         Epoch { samples, per_step, steps: samples / per_step.max(1) }
     }
 
+    /// The steps of a run of `epochs`, and the images that they see.
+    ///
+    /// # Errors
+    /// If the run is longer than 64 bits can count.
+    pub(crate) fn times(&self, epochs: u64) -> anyhow::Result<(u64, u64)> {
+        let steps = epochs.checked_mul(self.steps);
+        steps
+            .and_then(|steps| Some((steps, steps.checked_mul(self.per_step)?)))
+            .with_context(|| format!("schedule.epochs = {epochs}: longer than can be counted"))
+    }
+
     /// A message that says how many images are left over; `None` if there are none.
     pub(crate) fn left_over(&self) -> Option<String> {
         let left = self.samples - self.steps * self.per_step;
@@ -78,14 +89,26 @@ impl Sampler {
         })
     }
 
+    fn epoch(&self) -> Epoch {
+        Epoch::of(self.samples as u64, self.per_step as u64)
+    }
+
     /// Updates in one epoch, at least 1.
     pub(crate) fn steps_per_epoch(&self) -> u64 {
-        Epoch::of(self.samples as u64, self.per_step as u64).steps
+        self.epoch().steps
+    }
+
+    /// Updates in a run of `epochs`.
+    ///
+    /// # Errors
+    /// If the run is longer than 64 bits can count.
+    pub(crate) fn total_steps(&self, epochs: u64) -> anyhow::Result<u64> {
+        Ok(self.epoch().times(epochs)?.0)
     }
 
     /// A message that says how many images an epoch leaves over; `None` if there are none.
     pub(crate) fn left_over(&self) -> Option<String> {
-        Epoch::of(self.samples as u64, self.per_step as u64).left_over()
+        self.epoch().left_over()
     }
 
     /// Epoch and step within it, for a step counted from the start of the run.
@@ -166,6 +189,16 @@ mod tests {
             let unseen = samples - seen;
             assert!(left.map_or(unseen == 0, |left| { left.starts_with(&format!("{unseen} of")) }));
         }
+    }
+
+    #[test]
+    fn a_run_is_as_long_as_can_be_counted() {
+        let order = Sampler::new(0, 10, 4).unwrap();
+        assert_eq!(order.total_steps(3).unwrap(), 6);
+        let most = u64::MAX / 8;
+        assert_eq!(order.total_steps(most).unwrap(), 2 * most);
+        let refused = order.total_steps(most + 1).unwrap_err().to_string();
+        assert_eq!(refused, format!("schedule.epochs = {}: longer than can be counted", most + 1));
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Views {
 pub(crate) struct Extraction {
     /// Which parts of an image are seen; each view has features of its own.
     pub views: Views,
-    /// The kinds of feature that are kept; all when empty.
+    /// The kinds of feature that are kept, see [`require_kinds`]; all when empty.
     pub kinds: Vec<String>,
     /// Limit on the bytes of features.
     pub max_bytes: u64,
@@ -67,11 +67,26 @@ pub(crate) struct Extraction {
     pub precision: Precision,
 }
 
+/// Refuses kinds of feature, as `--features` names them, of which a model has none. All are had by all when there are none.
+pub(crate) fn require_kinds(models: &[Model], kinds: &[String]) -> anyhow::Result<()> {
+    for model in models {
+        let has = model.kinds();
+        ensure!(
+            kinds.is_empty() || kinds.iter().any(|kind| has.contains(&kind.as_str())),
+            "--features {}: {} has no such features; it has {}",
+            kinds.join(","),
+            model.describe(),
+            has.join(" and ")
+        );
+    }
+    Ok(())
+}
+
 /// Computes the features of every image of `source` that can be read, by each of `models`. `pool` decodes one batch ahead; an image is
 /// decoded once, whatever the number of models and views.
 ///
 /// # Errors
-/// If no image can be read, a model has none of the requested kinds, or the features exceed `max_bytes`.
+/// If no image can be read, or the features exceed `max_bytes`.
 pub(crate) fn extract(
     models: &[Model],
     source: &ImageSource,
@@ -137,15 +152,7 @@ fn features_of_view(
     for model in models {
         let mut by_kind = model.features(&batches[&model.input_size()], precision)?;
         if !extraction.kinds.is_empty() {
-            let all: Vec<String> = by_kind.keys().cloned().collect();
             by_kind.retain(|kind, _| extraction.kinds.contains(kind));
-            ensure!(
-                !by_kind.is_empty(),
-                "{} has no features called {}; it has {}",
-                model.describe(),
-                extraction.kinds.join(" or "),
-                all.join(" and ")
-            );
         }
         features.push(by_kind);
     }

@@ -8,8 +8,8 @@ use images::Decoder;
 use schemas::DepthWindow;
 use tracing::{info, warn};
 
-use super::spec::Spec;
 use super::trained::is_run;
+use crate::recipe::spec::Spec;
 use crate::train::checkpoint::{self, MODEL, STATE};
 
 /// The name of the configuration in an exported folder.

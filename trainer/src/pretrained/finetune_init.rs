@@ -7,10 +7,10 @@ use models::params::Tensors;
 use models::pretrained::{Network, Wanted};
 use tracing::info;
 
-use super::spec::Spec;
 use super::trained::{self, Trained};
 use super::{Door, Pretrained};
 use crate::recipe::any::AnyRecipe;
+use crate::recipe::spec::Spec;
 
 /// What `--init` takes.
 const TAKES: &str = "a run folder, a student's file, weights of MAE, ConvMAE, timm's ViT or transformers' ViT or ViTMAE, or a tower of CLIP, \

@@ -9,11 +9,11 @@ use models::params::ParamStore;
 use models::weights::Weights;
 use tracing::{info, warn};
 
-use super::spec::Spec;
+use super::trained;
 use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
+use crate::recipe::spec::Spec;
 use crate::train::checkpoint;
-use crate::train::run_folder;
 use program::fetch::resolve;
 
 #[cfg(test)]
@@ -32,11 +32,11 @@ pub(crate) fn open(recipe: &Recipe, hub: &HubSettings) -> anyhow::Result<Option<
         return Ok(None);
     };
     let context = || format!("model.init = {spec:?}");
-    let name = Spec::parse(spec).name;
-    ensure!(name == spec, "model.init = {spec:?}: takes a run, a file or an id without a prefix; give {name:?}");
-    let (path, source) = if Path::new(spec).join(run_folder::RECIPE).is_file() {
-        (newest(Path::new(spec)).with_context(context)?, spec.clone())
+    let Spec { name, ema, .. } = Spec::parse(spec);
+    let (path, source) = if trained::is_run(Path::new(name)) {
+        (newest(Path::new(name), ema).with_context(context)?, spec.clone())
     } else {
+        ensure!(!ema, "{}: {}", context(), trained::no_average(Path::new(name)));
         let resolved = resolve(spec, hub).with_context(context)?;
         (resolved.path, resolved.source)
     };
@@ -44,11 +44,13 @@ pub(crate) fn open(recipe: &Recipe, hub: &HubSettings) -> anyhow::Result<Option<
     Ok(Some(Begin { weights, source }))
 }
 
-/// The weights of a run's newest whole checkpoint.
-fn newest(run: &Path) -> anyhow::Result<PathBuf> {
+/// The weights of a run's newest whole checkpoint, or their moving average.
+fn newest(run: &Path, ema: bool) -> anyhow::Result<PathBuf> {
     let last = checkpoint::load_last(run, &mut |notice| warn!("{notice}"))?;
     let last = last.context("this run has no checkpoint yet")?;
-    Ok(checkpoint::folder(run, last.state.step).join(checkpoint::MODEL))
+    ensure!(!ema || last.ema.is_some(), "{}", trained::keeps_no_average(run));
+    let file = if ema { checkpoint::EMA } else { checkpoint::MODEL };
+    Ok(checkpoint::folder(run, last.state.step).join(file))
 }
 
 impl Begin {

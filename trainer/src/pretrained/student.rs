@@ -4,8 +4,8 @@ use anyhow::{Context, ensure};
 use models::params::Tensors;
 use sha2::{Digest, Sha256};
 
-use super::spec::Spec;
 use super::trained::{self, Trained};
+use crate::recipe::spec::Spec;
 use crate::recipe::{Experiment, Recipe};
 use crate::train::{checkpoint, run_folder};
 
@@ -57,7 +57,7 @@ pub(crate) fn read_trained(option: &str, spec: &Spec) -> anyhow::Result<Trained>
     );
     ensure!(
         !spec.untrained,
-        "{option} {given}: a student before its first step has learned nothing that could be shown; leave out `untrained:`"
+        "{option} {given}: a student before its first step has learned nothing; leave out `untrained:`"
     );
     Trained::read(path, spec.ema)?.with_context(|| match path.is_file() {
         true => format!(
@@ -76,6 +76,6 @@ pub(crate) fn read_trained(option: &str, spec: &Spec) -> anyhow::Result<Trained>
 /// The student of a run folder or of a checkpoint's model file, as [`read_trained`] takes them.
 pub(crate) fn read(option: &str, spec: &Spec) -> anyhow::Result<Student> {
     let found = read_trained(option, spec)?;
-    let recipe = trained::pretraining(&found.recipe, spec.name)?;
+    let recipe = trained::pretraining(&found.recipe, option, spec)?;
     Ok(Student::of(recipe, found))
 }

@@ -11,6 +11,7 @@ use tracing::warn;
 use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
+use crate::recipe::spec::Spec;
 use crate::train::{checkpoint, run_folder};
 
 /// Weights with what is known about where they are from.
@@ -61,13 +62,18 @@ pub(crate) fn not_untrained(path: &Path) -> &'static str {
 }
 
 /// Why `path` cannot follow `ema:` unless it is a run folder.
-fn no_average(path: &Path) -> String {
+pub(crate) fn no_average(path: &Path) -> String {
     let what = match (path.is_file(), path.exists()) {
         (true, _) => format!("is a file; a checkpoint's average is its file {}, without `ema:`", checkpoint::EMA),
         (_, true) => format!("is a folder without a run's {}", run_folder::RECIPE),
         (_, false) => "does not exist".to_owned(),
     };
     format!("only a run folder has a moving average (`ema:RUN`, --ema), and {path:?} {what}")
+}
+
+/// Why the run folder `run` cannot follow `ema:`.
+pub(crate) fn keeps_no_average(run: &Path) -> String {
+    format!("{run:?}: this run keeps no moving average; its recipe has no optim.ema_decay")
 }
 
 impl Trained {
@@ -116,12 +122,7 @@ impl Trained {
         let step = checkpoint.state.step;
         let (file, tensors) = match ema {
             false => (checkpoint::MODEL, checkpoint.model),
-            true => (
-                checkpoint::EMA,
-                checkpoint.ema.with_context(|| {
-                    format!("{run:?}: this run keeps no moving average; its recipe has no optim.ema_decay")
-                })?,
-            ),
+            true => (checkpoint::EMA, checkpoint.ema.with_context(|| keeps_no_average(run))?),
         };
         let sha256 = checkpoint.state.sha256.get(file).cloned();
         Ok(Trained {
@@ -181,13 +182,16 @@ pub(crate) fn recipe_of(run: &Path) -> anyhow::Result<AnyRecipe> {
     AnyRecipe::load(&run.join(run_folder::RECIPE), &[]).with_context(|| format!("{run:?}: its recipe cannot be used"))
 }
 
-/// The recipe of pretraining, for what only pretraining has.
-pub(crate) fn pretraining(recipe: &AnyRecipe, what: &str) -> anyhow::Result<Recipe> {
+/// The recipe of pretraining, for what only pretraining has. `option` has named `spec`.
+pub(crate) fn pretraining(recipe: &AnyRecipe, option: &str, spec: &Spec) -> anyhow::Result<Recipe> {
     match recipe {
         AnyRecipe::Pretrain(recipe) => Ok((**recipe).clone()),
-        AnyRecipe::Finetune(_) => {
-            bail!("{what}: is a fine-tuning, and this is for students of `trainer pretrain`")
-        }
+        AnyRecipe::Finetune(_) => bail!(
+            "{option} {}: {} is a fine-tuning, and this is for students of `trainer pretrain`; give a run of pretraining{}",
+            spec.given,
+            spec.name,
+            if spec.untrained { ", or leave out `untrained:`" } else { "" }
+        ),
     }
 }
 

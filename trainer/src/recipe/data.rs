@@ -7,6 +7,14 @@ use serde::{Deserialize, Serialize};
 /// Default number of finished batches that may wait for the device. A few hide a slow batch; more only cost memory.
 pub(super) const PREFETCH: usize = 3;
 
+/// Checks `data.prefetch` or `run.prefetch`.
+pub(super) fn check_prefetch(field: &str, batches: usize) -> Result<(), Error> {
+    // Far more than hide any slow batch: 1024 batches of 64 images at 224 pixels are 10 GB.
+    const MAX: usize = 1024;
+    at_least_one(field, batches as u64)?;
+    require(batches <= MAX, field, batches, &format!("must be at most {MAX}"))
+}
+
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -20,7 +28,7 @@ pub(crate) struct Data {
     /// How many of the views that the cache stores per image are used: the first ones, in turn, one per epoch. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub views: Option<usize>,
-    /// Finished batches that may wait for the device.
+    /// Finished batches that may wait for the device; at most 1024.
     pub prefetch: usize,
     /// Memory for rendered crops, in MiB. Views are finite, so a data set whose crops fit (12 KB each at 64 pixels, 150 KB at
     /// 224) is decoded once and not every epoch. 0 = none.
@@ -46,7 +54,7 @@ pub(crate) enum Missing {
 impl Data {
     pub(super) fn check(&self) -> Result<(), Error> {
         at_least_one("data.views", self.views.map(|n| n as u64))?;
-        at_least_one("data.prefetch", self.prefetch as u64)?;
+        check_prefetch("data.prefetch", self.prefetch)?;
         let largest = usize::MAX >> 20;
         let mib = self.pixel_cache_mib;
         require(mib <= largest, "data.pixel_cache_mib", mib, "must fit this machine's address space")

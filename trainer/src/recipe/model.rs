@@ -8,6 +8,8 @@ use models::vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
+use super::spec::Spec;
+use program::range::at_least_one;
 use program::recipe::{Error, invalid, require};
 
 /// `[model]`: the autoencoder. The defaults are those of ViT-B/16 or of MCMAE-B, with MAE's decoder (He et al. 2022, table 1 and
@@ -66,8 +68,8 @@ pub(crate) struct Model {
     /// Reconstruct each patch normalized by its own mean and std. It is MAE's better setting; MR-MAE does not state it.
     pub norm_pix_loss: bool,
     /// Start from this student: a run folder, a file or folder of weights that [`models::interop::import()`] reads, or the id of one on
-    /// the hub. The encoder is loaded, and the decoder if there is one; heads are newly initialized. Absent = everything is initialized from
-    /// the seed.
+    /// the hub; `ema:RUN` is the moving average of a run that keeps one. The encoder is loaded, and the decoder if there is one; heads are
+    /// newly initialized. Absent = everything is initialized from the seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
 }
@@ -230,6 +232,21 @@ impl Recipe {
 
     pub(super) fn check_model(&self) -> Result<(), Error> {
         let m = &self.model;
+        if let Some(init) = &m.init {
+            let spec = Spec::parse(init);
+            let takes = "a run, ema:RUN, a file or an id";
+            let given = format!("{init:?}");
+            require(
+                !spec.name.is_empty(),
+                "model.init",
+                &given,
+                &format!("nothing is named; give {takes}, or leave it out"),
+            )?;
+            let other = [("untrained", spec.untrained), ("unfused", spec.unfused), ("teacher", spec.teacher)];
+            if let Some((prefix, _)) = other.into_iter().find(|(_, has)| *has) {
+                return Err(invalid("model.init", given, format!("takes {takes}; leave out `{prefix}:`")));
+            }
+        }
         require(
             m.img_size >= 1 && m.img_size.is_multiple_of(m.patch_size),
             "model.img_size",
@@ -250,6 +267,8 @@ impl Recipe {
         ] {
             require(size <= limit, field, size, &format!("must be at most {limit}"))?;
         }
+        // The network knows the product alone.
+        at_least_one("model.mlp_ratio", m.mlp_ratio.map(u64::from))?;
         self.mae_config().validate().map_err(model_error)?;
         require((0.0..1.0).contains(&m.drop_path), "model.drop_path", m.drop_path, "must be in [0, 1)")
     }

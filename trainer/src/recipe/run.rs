@@ -5,6 +5,8 @@ use program::range::{at_least_one, positive};
 use program::recipe::{Error, require};
 use serde::{Deserialize, Serialize};
 
+use super::data::check_prefetch;
+
 /// One is enough to resume; the second serves if the first turns out to be damaged.
 pub(super) const KEEP_CHECKPOINTS: usize = 2;
 /// A few skipped steps are an accident, this many in a row are a diverged run.
@@ -90,7 +92,7 @@ pub(super) const FREE: [&str; 9] = [
 impl Run {
     pub(super) fn check(&self) -> Result<(), Error> {
         at_least_one("run.eval_every", self.eval_every)?;
-        at_least_one("run.prefetch", self.prefetch.map(|n| n as u64))?;
+        self.prefetch.map_or(Ok(()), |batches| check_prefetch("run.prefetch", batches))?;
         at_least_one("run.log_every", self.log_every)?;
         at_least_one("run.checkpoint_every", self.checkpoint_every)?;
         at_least_one("run.keep_checkpoints", self.keep_checkpoints as u64)?;

@@ -86,6 +86,15 @@ fn wrong_recipes_are_refused_by_name() {
         (&["optim.batch_size.x=3"], "not a section"),
         (&["optim.lr=1e-3", "optim.blr=1e-3"], "excludes optim.blr"),
         (&["model.patch_size=15"], "model.img_size = 224"),
+        (&["model.init="], "model.init = \"\": nothing is named; give a run, ema:RUN, a file or an id"),
+        (&["model.init=ema:"], "nothing is named"),
+        (
+            &["model.init=unfused:ema:a"],
+            "model.init = \"unfused:ema:a\": takes a run, ema:RUN, a file or an id; leave out `unfused:`",
+        ),
+        (&["model.init=untrained:a"], "leave out `untrained:`"),
+        (&["model.init=teacher:a"], "leave out `teacher:`"),
+        (&["model.mlp_ratio=0"], "model.mlp_ratio = 0: must be at least 1"),
         (&["model.num_heads=7"], "num_heads = 7 must divide it"),
         (&["mask.ratio=1.0"], "mask.ratio = 1"),
         (&["mask.ratio=0"], "must remove a patch"),
@@ -133,11 +142,24 @@ fn wrong_recipes_are_refused_by_name() {
         (&["run.keep_every=0"], "run.keep_every"),
         (&["run.log_every=0"], "run.log_every"),
         (&["run.precision=fp16"], "fp16"),
+        (&["data.prefetch=1025"], "data.prefetch = 1025: must be at most 1024"),
+        (&["data.prefetch=9223372036854775807"], "must be at most 1024"),
     ];
     for (settings, words) in cases {
         let message = parse(settings).unwrap_err().to_string();
         assert!(message.contains(words), "{settings:?} gave {message:?}, which lacks {words:?}");
     }
+}
+
+#[test]
+fn batches_that_wait_are_bounded_in_fine_tuning_too() {
+    let with = |batches: u64| {
+        finetune::FinetuneRecipe::parse(MINIMAL, "minimal.toml", &[format!("run.prefetch={batches}")])
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(with(1024).unwrap().run.prefetch, Some(1024));
+    assert_eq!(with(i64::MAX as u64).unwrap_err(), format!("run.prefetch = {}: must be at most 1024", i64::MAX));
+    assert_eq!(with(0).unwrap_err(), "run.prefetch = 0: must be at least 1");
 }
 
 #[test]

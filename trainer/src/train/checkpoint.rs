@@ -209,7 +209,7 @@ fn last_whole<T>(
             Err(e) => notice(format!("{e:#}; falling back to the checkpoint before it")),
         }
     }
-    bail!("{:?}: no checkpoint is whole. Start again with another --out, or copy a good one back", run.join(FOLDER))
+    bail!("{:?}: no checkpoint is whole. Copy a good one back, or train again into another folder", run.join(FOLDER))
 }
 
 /// The folder of the checkpoint after `step` updates.

@@ -61,12 +61,12 @@ impl Config {
                 "the activation of this SigLIP tower",
                 "Put a config.json beside the weights that says {\"hidden_act\": \"gelu_pytorch_tanh\"} (as big_vision trained them and \
                  transformers runs them), or timm's {\"architecture\": ...} (timm runs most of them with the exact GELU), or name it with \
-                 the teacher (--activation gelu_tanh or gelu)",
+                 the teacher (in pipeline: --activation gelu_tanh or gelu)",
             )),
             Family::Clip => Err(self.config.missing(
                 "the activation of this CLIP tower (hidden_act)",
                 "Put a config.json with {\"hidden_act\": \"quick_gelu\"} (OpenAI, MetaCLIP and DFN weights) or \"gelu\" (LAION and \
-                 DataComp weights) beside the weights, or name it with the teacher (--activation quick_gelu or gelu): both \
+                 DataComp weights) beside the weights, or name it with the teacher (in pipeline: --activation quick_gelu or gelu): both \
                  run, and the wrong one gives plausible, wrong features",
             )),
         }

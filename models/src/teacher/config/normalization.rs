@@ -26,8 +26,8 @@ const ROUNDING: f64 = 1e-3;
 const OPENAI_BUFFERS: [&str; 3] = ["input_resolution", "context_length", "vocab_size"];
 
 /// What the flags look like, as a part of a question.
-const FLAGS: &str =
-    "or name them with the teacher (--mean R,G,B --std R,G,B, or mean and std under [teachers.ID] in a recipe)";
+const FLAGS: &str = "or name them with the teacher (in pipeline: --mean R,G,B --std R,G,B, or mean and std under [teachers.ID] in a \
+                     recipe)";
 
 /// What one file says.
 struct Statement {

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use super::Layout;
 use super::names::{ProjectionName, QkvBias};
+use super::{Layout, MEAN_NORM};
 use crate::error::{Error, Result};
 use crate::vit::{VisionTransformer, VitConfig};
 use crate::weights::{Weights, require_finite};
@@ -278,6 +278,9 @@ impl Layout {
             let (_, files) =
                 names.block.iter().find(|(name, _)| *name == module).expect("every layout lists every module");
             return files.iter().map(of_block).collect();
+        }
+        if module == "norm" && self.mean_pooled {
+            return vec![format!("{prefix}{}", join(MEAN_NORM))];
         }
         let (_, file) =
             names.modules.iter().find(|(name, _)| *name == module).expect("every layout lists every module");

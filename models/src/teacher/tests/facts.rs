@@ -30,7 +30,7 @@ fn asks_for_pixels(outcome: Result<Teacher>, what: &str) {
         Err(error @ Error::MissingFact { .. }) => error.to_string(),
         other => panic!("{what}: {other:?}"),
     };
-    for part in ["image_mean", "--mean", "--std", "[teachers.ID]", "preprocessor_config.json", "0.5"] {
+    for part in ["image_mean", "(in pipeline: --mean", "--std", "[teachers.ID]", "preprocessor_config.json", "0.5"] {
         assert!(error.contains(part), "{what}: {part}: {error}");
     }
 }

@@ -167,6 +167,33 @@ fn an_activation_against_the_files_is_refused() {
     assert_eq!(teacher.info().activation, Activation::QuickGelu);
 }
 
+/// timm's `global_pool = "avg"` has no norm of tokens: `fc_norm` is that of the patches' mean.
+#[test]
+fn a_norm_of_the_mean_is_not_taken_for_one_of_patches() {
+    let with_norm = timm_tensors(&timm_config());
+    let mut pooled: Tensors = with_norm.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    for part in ["weight", "bias"] {
+        let norm = pooled.remove(&format!("norm.{part}")).unwrap();
+        pooled.insert(format!("fc_norm.{part}"), norm);
+    }
+    let [of_cls, of_mean] = [&with_norm, &pooled].map(|t| load_with(t, &[], Layer::Last, None).unwrap());
+    let pixels = Tensor::arange(2 * 3 * 24 * 24, (Kind::Int64, Device::Cpu)).remainder(251);
+    let pixels = pixels.to_kind(Kind::Uint8).view([2, 3, 24, 24]);
+    let tokens = of_mean.forward(&pixels, Precision::F32).unwrap().tokens;
+    assert_eq!(tokens, of_cls.forward(&pixels, Precision::F32).unwrap().tokens);
+    let features = of_mean.image_features(&pixels, Precision::F32).unwrap();
+    assert!(features.cls.is_none() && !of_mean.pools_cls() && of_cls.pools_cls());
+    assert_eq!(features.mean, of_cls.final_norm(&tokens.mean_dim(1, false, None)));
+    assert!(of_mean.info().arch.ends_with("-avg") && !of_cls.info().arch.ends_with("-avg"));
+    for layer in [Layer::LastNorm, Layer::Proj] {
+        let refused = load_with(&pooled, &[], layer, None).unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("layer = {layer}: ")) && refused.contains("use layer last"), "{refused}");
+    }
+    // Without either it is said what every file of the layout has.
+    pooled.retain(|name, _| !name.starts_with("fc_norm."));
+    assert!(mismatch(&pooled, &[]).missing.iter().any(|(name, _)| name == "norm.weight"));
+}
+
 #[test]
 fn layers_have_their_widths_and_only_clip_projects() {
     let openai = openai_tensors(&clip_config());

@@ -21,13 +21,19 @@ use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
 use crate::train::finetuned::{self, CLASSES};
 
-/// Writes the classifier `found`.
-pub(super) fn export(args: &ExportArgs, found: Trained, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<()> {
+/// Writes the classifier `found`. `unfused` is what asks for an export without fusion, if anything does.
+pub(super) fn export(
+    args: &ExportArgs,
+    found: Trained,
+    unfused: &str,
+    format: LogFormat,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let AnyRecipe::Finetune(recipe) = &found.recipe else {
         unreachable!("the caller has looked at the recipe");
     };
     ensure!(!args.with_decoder, "--with-decoder: {} is a classifier, which has no decoder", found.place);
-    ensure!(!args.unfused, "--unfused: {} is a classifier, which has no multi-layer fusion", found.place);
+    ensure!(!args.unfused, "{unfused}: {} is a classifier, which has no multi-layer fusion", found.place);
     let backbone = trained::backbone(recipe, &found.place)?;
     backbone.check(&found.tensors).with_context(|| found.place.clone())?;
     let n_classes = usize::try_from(found.n_classes()?)?;

@@ -320,11 +320,11 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     assert!(bytes(&by_prefix, checkpoint::MODEL) == bytes(&by_flag, checkpoint::MODEL));
     assert!(fs::read_to_string(by_prefix.join(CARD)).unwrap().contains("| multi-layer fusion | left out"));
     let (file, _) = student(temp.path(), &[]);
-    refused(&file, "timm", &["--unfused"], "no multi-layer fusion");
+    refused(&file, "timm", &["--unfused"], "--unfused: there is no multi-layer fusion");
     for (prefix, words) in [
-        ("unfused", "no multi-layer fusion"),
+        ("unfused", "student.safetensors: there is no multi-layer fusion"),
         ("teacher", "`teacher:` stands for files of other packages; leave it out"),
-        ("untrained", "leave out `untrained:`"),
+        ("untrained", "has learned nothing; leave out `untrained:`"),
         ("ema", "student.safetensors\" is a file"),
     ] {
         refused(Path::new(&format!("{prefix}:{}", file.display())), "timm", &[], words);

@@ -75,6 +75,14 @@ fn students_teachers_and_pixels_are_judged_alike() {
     assert!(table.contains("3-NN, 12 train and 8 test images, 2 classes") && table.contains(&percent), "{table}");
 }
 
+#[test]
+fn more_neighbors_than_images_are_told() {
+    assert_eq!(too_few(20, 20), None);
+    let few = too_few(500, 20).unwrap();
+    assert!(few.starts_with("--k 500: --train has 20 images") && few.ends_with("give a smaller --k"), "{few}");
+    assert!(too_few(2, 1).unwrap().contains("has 1 image that"));
+}
+
 /// The untrained student is that of step 0, not the trained one; and both agree with themselves.
 #[test]
 fn untrained_means_before_the_first_step() {

@@ -119,8 +119,7 @@ fn what_cannot_be_probed_is_refused_with_what_to_do() {
     let world = world();
     for (more, words) in [
         (&["--probe-batch", "64"][..], "--probe-batch 64"),
-        (&["--features", "mean"], "it has pixels"),
-        (&["--feature-gib", "0"], "fewer views"),
+        (&["--features", "mean"], "--features mean: raw pixels at 16x16 has no such features; it has pixels"),
         (&["--blr", "0"], "--blr"),
         (&["--blr", "nan"], "--blr"),
         (&["--held-out", "0.9"], "--held-out"),
@@ -131,6 +130,25 @@ fn what_cannot_be_probed_is_refused_with_what_to_do() {
         let error = run(&args(&world, "pixels:16", more)).unwrap_err();
         assert!(format!("{error:#}").contains(words), "{more:?}: {error:#}");
     }
+}
+
+#[test]
+fn a_limit_on_memory_is_kept_and_is_not_0() {
+    let world = world();
+    let none = Cli::try_parse_from(args(&world, "pixels:16", &["--feature-gib", "0"])).unwrap_err().to_string();
+    assert!(none.contains("'0' for '--feature-gib <GIB>'"), "{none}");
+    let models = [Model::load("pixels:16", &HubSettings::default(), tch::Device::Cpu).unwrap()];
+    let source = ImageSource::open(world.images_dir().to_str().unwrap()).unwrap();
+    let extraction = Extraction {
+        views: Views::CENTER,
+        kinds: vec![],
+        max_bytes: 24 * 16 * 16 * 3 * 4 - 1,
+        batch_size: 5,
+        precision: models::precision::Precision::F32,
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let error = features::extract(&models, &source, &extraction, &pool).unwrap_err().to_string();
+    assert!(error.contains("fewer views") && error.contains("--feature-gib"), "{error}");
 }
 
 /// Copies of one image are all held out or none is.

@@ -155,7 +155,10 @@ fn a_damaged_checkpoint_finishes_no_run() {
         fs::write(step.unwrap().path().join("model.safetensors"), "").unwrap();
     }
     let (page, said) = page(&world, &[]);
-    assert!(said.contains("no checkpoint is whole"), "{said}");
+    assert!(
+        said.contains("no checkpoint is whole. Copy a good one back, or train again into another folder"),
+        "{said}"
+    );
     assert!(page.contains("<td class=\"text\">no checkpoint</td>"), "{said}");
 }
 

@@ -436,3 +436,9 @@ fn images_without_a_label_are_refused() {
         }
     }
 }
+
+#[test]
+fn one_class_has_no_image_and_two_have_none() {
+    assert_eq!(places_kept(1, 5), "1 of the 5 classes has no image; its place is kept");
+    assert_eq!(places_kept(2, 5), "2 of the 5 classes have no image; their places are kept");
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use hub::HubSettings;
-use models::classifier::Classifier;
+use models::classifier::{Classifier, Pool};
 use models::encoder::Encoder;
 use models::mae::Mae;
 use models::mr_mae::is_mimic_param;
@@ -18,12 +18,12 @@ use torch_ext::to_device;
 
 use super::{ByKind, imported};
 use crate::data::normalize::Normalize;
-use crate::pretrained::spec::Spec;
 use crate::pretrained::trained::{self, Trained};
 use crate::pretrained::{Door, Pretrained, finetune_init};
 use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
+use crate::recipe::spec::Spec;
 
 /// What `--model` accepts, for messages.
 const TAKES: &str = "a run folder, a checkpoint's file, a teacher's folder, file or id, a student's file of another package, or the word pixels";
@@ -146,6 +146,17 @@ impl Model {
         }
     }
 
+    /// The kinds of feature that it has, as [`Model::features`] gives them.
+    pub(super) fn kinds(&self) -> &'static [&'static str] {
+        let cls = match &self.network {
+            Network::Student { encoder, .. } => encoder.cls_token(),
+            Network::Classifier { classifier, .. } => classifier.pool() == Pool::Cls,
+            Network::Teacher(teacher) => teacher.pools_cls(),
+            Network::Pixels { .. } => return &["pixels"],
+        };
+        if cls { &["cls", "mean"] } else { &["mean"] }
+    }
+
     /// `pixels` `[N, S, S, 3]` u8 on the CPU → per kind of feature `[N, D]` f32 on the CPU.
     pub(super) fn features(&self, pixels: &Tensor, precision: Precision) -> anyhow::Result<ByKind> {
         let _no_grad = tch::no_grad_guard();
@@ -171,7 +182,8 @@ impl Model {
             Network::Teacher(teacher) => {
                 let pixels = pixels.permute([0, 3, 1, 2]).contiguous();
                 let features = teacher.image_features(&pixels, precision)?;
-                vec![("cls", features.cls), ("mean", features.mean)]
+                let cls = features.cls.map(|cls| ("cls", cls));
+                cls.into_iter().chain([("mean", features.mean)]).collect()
             }
             Network::Pixels { .. } => {
                 vec![("pixels", self.normalize.forward(&pixels).flatten(1, -1))]

@@ -84,6 +84,16 @@ fn a_run_starts_from_what_it_is_given() {
     let before = checkpoint_of(&world, "whole");
     assert!(distance(&found["norm.weight"], &before["norm.weight"]) < 1e-5);
 
+    // And so is the moving average of a run that keeps one.
+    let args = ["--stop-after", "2", "--set", "optim.lr=0.05", "--set", "optim.ema_decay=0.9"];
+    run(&world.pretrain_args("averaged", &args)).unwrap();
+    let averaged = checkpoint::load_last(&world.path("averaged"), &mut |_| {}).unwrap().unwrap();
+    let average = &averaged.ema.unwrap()["blocks.0.attn.qkv.weight"];
+    let of_average = format!("ema:{}", world.path("averaged").display());
+    let found = step("from-average", Some(&of_average));
+    assert!(distance(&found["blocks.0.attn.qkv.weight"], average) < 1e-5);
+    assert!(distance(average, &averaged.model["blocks.0.attn.qkv.weight"]) > 1e-3);
+
     // The untrained student of such a run is what it started from.
     let spec = format!("untrained:{}", world.path("encoder").display());
     let hub = HubSettings::default();
@@ -130,6 +140,8 @@ fn weights_that_do_not_fit_are_named() {
     assert!(message(&path, &["--set", "model.depth=1"]).contains("unexpected"));
     assert!(message(&path, &["--set", "model.decoder_depth=2"]).contains("decoder_blocks.1"));
     assert!(message("nowhere", &[]).contains("model.init = \"nowhere\""));
+    let no_run = message(&format!("ema:{path}"), &[]);
+    assert!(no_run.contains("only a run folder has a moving average") && no_run.contains("is a file"), "{no_run}");
     let none = world.path("none.safetensors");
     let tensors: Tensors = [("a".to_owned(), Tensor::ones([1], (Kind::Float, Device::Cpu)))].into();
     fs::write(&none, weights::to_bytes(&tensors, None).unwrap()).unwrap();
@@ -144,6 +156,8 @@ fn weights_that_do_not_fit_are_named() {
     assert!(heads.contains("has 2 attention heads, and model.num_heads is 4"), "{heads}");
     run(&world.pretrain_args("before", &["--stop-after", "1"])).unwrap();
     let before = world.path("before");
+    let no_average = message(&format!("ema:{}", before.display()), &[]);
+    assert!(no_average.contains("keeps no moving average"), "{no_average}");
     let heads = message(before.to_str().unwrap(), &["--set", "model.num_heads=4"]);
     assert!(heads.contains("trained with model.num_heads = 2"), "{heads}");
 }

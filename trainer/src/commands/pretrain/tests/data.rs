@@ -226,6 +226,13 @@ fn too_few_images_for_a_step_is_an_error() {
     assert!(message.contains("3 images cannot fill one step"), "{message}");
 }
 
+#[test]
+fn a_run_longer_than_can_be_counted_is_refused() {
+    let world = World::with_cache(8);
+    let message = format!("{:#}", error(&world, "run", &["--set", "schedule.epochs=9223372036854775807"]));
+    assert_eq!(message, "schedule.epochs = 9223372036854775807: longer than can be counted");
+}
+
 /// A machine that has the cache and nothing else.
 #[test]
 fn a_cache_that_carries_its_images_is_all_that_is_needed() {
