@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use images::DeepImages;
 use program::{ExitStatus, LogFormat, words::count};
-use schemas::{Cache, SampleRow, TeacherIdentity};
+use schemas::{Cache, SampleRow, SetAside, TeacherIdentity};
 
 use crate::Environment;
 use crate::cli::BuildCacheArgs;
@@ -50,6 +50,7 @@ mod queue;
 pub(crate) mod recheck;
 pub(crate) mod refuse;
 mod reject_quota;
+mod repair;
 mod resolve;
 mod saved;
 mod space;
@@ -95,6 +96,10 @@ pub fn build_cache(
     refuse::foreign_folder(&recipe.cache.out)?;
     refuse::out_among_images(&recipe)?;
     let source = build::open_source(&recipe)?;
+    let aside = match args.repair {
+        true => SetAside::damaged_identities(&recipe.cache.out)?,
+        false => SetAside::default(),
+    };
     let existing = Existing::look(&recipe.cache.out)?;
     let identity = identity::cache_identity(&recipe, &source, &existing);
     recipe.cache.part_samples = Some(identity.plan.part_samples);
@@ -104,6 +109,9 @@ pub fn build_cache(
     }
     if args.dry_run {
         return dry_run::report(&build, format, out);
+    }
+    if args.repair {
+        repair::take_out_damage(&build, aside)?;
     }
     run(&build, format, out)
 }

@@ -10,7 +10,7 @@ use models::layers::Activation;
 use models::precision::Precision;
 use models::teacher::Layer;
 use program::LogFormat;
-use schemas::Codec;
+use schemas::{Codec, TeacherId};
 
 use crate::channels::Channels;
 
@@ -105,6 +105,10 @@ pub struct BuildCacheArgs {
     /// Say what would be built, how large it is and how long it takes; write nothing. Exit status 1 if the disk is too small.
     #[arg(long)]
     pub dry_run: bool,
+    /// First check the whole cache, as `pipeline verify` does, and build again what is damaged, with the bytes that it had. Give the command that built
+    /// the cache.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub repair: bool,
     /// Recipe file (TOML) with any of these settings.
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
@@ -199,6 +203,18 @@ pub struct VerifyArgs {
     /// it.
     #[arg(long, value_name = "SRC")]
     pub images: Option<String>,
+    /// Check only this part. May be given many times [default: all].
+    #[arg(long = "part", value_name = "N")]
+    pub parts: Vec<u32>,
+    /// Check only the features of this teacher, beside the samples. May be given many times [default: all].
+    #[arg(long = "teacher", value_name = "ID")]
+    pub teachers: Vec<TeacherId>,
+    /// Check only records, sizes and footers, and no row: seconds for any cache. Damage inside of files is not found.
+    #[arg(long)]
+    pub quick: bool,
+    /// Print one JSON object instead of text; the same as --log-format json.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pipeline inspect`.

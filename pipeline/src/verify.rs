@@ -8,7 +8,7 @@ use anyhow::Context;
 use images::ImageSource;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use program::{ExitStatus, LogFormat, terminal, words::count};
-use schemas::{Cache, Repeats};
+use schemas::{Cache, Repeats, Scope};
 use serde::Serialize;
 
 use crate::add_teacher::open_images;
@@ -31,6 +31,9 @@ struct Found {
     #[serde(skip_serializing_if = "Option::is_none")]
     images: Option<Comparison>,
     notes: Vec<String>,
+    /// What was not looked at, if not everything was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_checked: Option<&'static str>,
     files: u64,
     rows: u64,
     bytes: u64,
@@ -53,7 +56,12 @@ pub fn verify(args: &VerifyArgs, format: LogFormat, out: &mut dyn Write) -> anyh
         )
         .expect("a constant template"),
     );
-    let report = schemas::verify(&args.cache, &mut |progress| {
+    let scope = Scope {
+        parts: args.parts.iter().copied().collect(),
+        teachers: args.teachers.iter().cloned().collect(),
+        quick: args.quick,
+    };
+    let report = schemas::verify_within(&args.cache, &scope, &mut |progress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.bytes);
     });
@@ -76,13 +84,19 @@ pub fn verify(args: &VerifyArgs, format: LogFormat, out: &mut dyn Write) -> anyh
         repeats: report.repeats.as_ref().map(told),
         images,
         notes: report.notes,
+        not_checked: match (args.quick, args.parts.is_empty() && args.teachers.is_empty()) {
+            (false, true) => None,
+            (true, true) => Some("no row was read"),
+            (false, false) => Some("other parts and teachers were not checked"),
+            (true, false) => Some("no row was read, and other parts and teachers were not checked"),
+        },
         files: report.files,
         rows: report.rows,
         bytes: report.bytes,
     };
     match format {
-        LogFormat::Text => found.write_text(out)?,
-        LogFormat::Json => writeln!(out, "{}", serde_json::to_string(&found)?)?,
+        LogFormat::Text if !args.json => found.write_text(out)?,
+        _ => writeln!(out, "{}", serde_json::to_string(&found)?)?,
     }
     Ok(if found.sound { ExitStatus::Fine } else { ExitStatus::Problems })
 }
@@ -130,9 +144,10 @@ impl Found {
             (problems, 0) => format!("problems: {problems}"),
             (problems, missing) => format!("problems: {problems}, files not built yet: {missing}"),
         };
+        let rest = self.not_checked.map(|rest| format!("; {rest}")).unwrap_or_default();
         writeln!(
             out,
-            "{}: {verdict} ({}, {}, {bytes} checked)",
+            "{}: {verdict} ({}, {}, {bytes} checked{rest})",
             self.cache.display(),
             count(files, "file"),
             count(rows, "row")

@@ -421,6 +421,46 @@ pub enum Error {
 }
 
 impl Error {
+    /// The file or folder that it is about.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Error::Io { path, .. }
+            | Error::DiskFull { path, .. }
+            | Error::AlreadyExists { path, .. }
+            | Error::NotACache { path, .. }
+            | Error::IdentityValue { path, .. }
+            | Error::IdentityChanged { path, .. }
+            | Error::NoSuchTeacher { path, .. }
+            | Error::NoSuchPart { path, .. }
+            | Error::NoSuchRow { path, .. }
+            | Error::NotBuilt { path, .. }
+            | Error::RecordSize { path, .. }
+            | Error::RecordDigest { path, .. }
+            | Error::Record { path, .. }
+            | Error::Version { path, .. }
+            | Error::Misplaced { path, .. }
+            | Error::FileMissing { path, .. }
+            | Error::FileSize { path, .. }
+            | Error::Footer { path, .. }
+            | Error::FileHash { path, .. }
+            | Error::Parquet { path, .. }
+            | Error::Column { path, .. }
+            | Error::RowCount { path, .. }
+            | Error::RowUnreadable { path, .. }
+            | Error::RowChecksum { path, .. }
+            | Error::RowValue { path, .. }
+            | Error::RowOrder { path, .. }
+            | Error::Join { path, .. }
+            | Error::JoinCount { path, .. }
+            | Error::Coverage { path, .. }
+            | Error::RejectLine { path, .. }
+            | Error::ChannelSums { path, .. }
+            | Error::ImageHash { path, .. } => Some(path),
+            Error::Feature { source, .. } => source.path(),
+            _ => None,
+        }
+    }
+
     pub(crate) fn of_feature(self, column: &'static str) -> Error {
         Error::Feature { column, source: Box::new(self) }
     }

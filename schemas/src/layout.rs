@@ -68,6 +68,20 @@ pub fn commit_of(path: &Path) -> Option<PathBuf> {
     }
 }
 
+/// The files that the commit record `commit` declares.
+pub(crate) fn declared_by(commit: &Path) -> Vec<PathBuf> {
+    let Some(stem) = commit.file_name().and_then(|name| name.to_str()?.strip_suffix(".commit.json").map(str::to_owned))
+    else {
+        return Vec::new();
+    };
+    let folder = commit.parent().unwrap_or(Path::new(""));
+    let mut files = vec![folder.join(format!("{stem}.parquet"))];
+    if folder.ends_with("samples") && !folder.parent().is_some_and(|above| above.ends_with("teachers")) {
+        files.push(folder.with_file_name("rejects").join(format!("{stem}.jsonl")));
+    }
+    files
+}
+
 /// `Some(7)` for a file name such as `part-00007.parquet` with the suffix `.parquet`, in exactly the spelling above.
 pub(crate) fn part_number(name: &str, suffix: &str) -> Option<u32> {
     let digits = name.strip_prefix("part-")?.strip_suffix(suffix)?;

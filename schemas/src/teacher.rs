@@ -1,6 +1,7 @@
 //! A teacher's identity and rows.
 
 use std::fmt;
+use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,13 @@ impl TeacherId {
 impl fmt::Display for TeacherId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl FromStr for TeacherId {
+    type Err = Error;
+    fn from_str(id: &str) -> Result<TeacherId> {
+        TeacherId::new(id)
     }
 }
 

@@ -3,9 +3,9 @@
 //! Rows are read by the same code as in training, so damage is told in the same words. Parts are checked on all processors; the
 //! report does not depend on how many there are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -81,12 +81,31 @@ impl Report {
     }
 }
 
+/// What of a cache is checked.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Only these parts; all if there are none.
+    pub parts: BTreeSet<u32>,
+    /// Only the features of these teachers, beside the samples; those of all if there are none.
+    pub teachers: BTreeSet<TeacherId>,
+    /// Only records, sizes and footers, and no row: seconds for any cache, and blind for damage inside of files.
+    pub quick: bool,
+}
+
 /// Checks everything in a cache. `progress` is called now and then from the calling thread.
 ///
 /// # Errors
 /// Only what prevents looking at all: the folder is not a cache, or the operating system refuses. Everything wrong with the data is
 /// in the report.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+    verify_within(dir, &Scope::default(), progress)
+}
+
+/// Checks what `scope` says of a cache, and its identity records always.
+///
+/// # Errors
+/// As [`verify()`]; also [`Error::NoSuchPart`] and [`Error::NoSuchTeacher`] for what the cache does not have.
+pub fn verify_within(dir: &Path, scope: &Scope, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let mut report = Report::default();
     if !layout::cache_json(dir).exists() {
         return Err(Error::NotACache { path: dir.to_path_buf() });
@@ -110,7 +129,22 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> 
             None => {}
         }
     }
-    let verifier = Verifier { dir, identity, teachers, seen: AtomicU64::new(0) };
+    let all_parts = identity.plan.parts();
+    if let Some(&part) = scope.parts.last().filter(|part| **part >= all_parts) {
+        return Err(Error::NoSuchPart { path: dir.to_path_buf(), part, parts: all_parts });
+    }
+    if let Some(id) = scope.teachers.iter().find(|id| !teachers.contains_key(*id)) {
+        let known = teachers.into_keys().collect();
+        return Err(Error::NoSuchTeacher { path: dir.to_path_buf(), id: id.clone(), known });
+    }
+    if !scope.teachers.is_empty() {
+        teachers.retain(|id, _| scope.teachers.contains(id));
+    }
+    let parts: Vec<u32> = match scope.parts.is_empty() {
+        true => (0..all_parts).collect(),
+        false => scope.parts.iter().copied().collect(),
+    };
+    let verifier = Verifier { dir, identity, teachers, parts, quick: scope.quick, seen: AtomicU64::new(0) };
     let mut contents = Vec::new();
     for (part, of_part) in verifier.in_parallel(progress)? {
         report.add(part);
@@ -146,16 +180,19 @@ struct Verifier<'a> {
     dir: &'a Path,
     identity: CacheIdentity,
     teachers: BTreeMap<TeacherId, TeacherIdentity>,
+    /// The parts to check, ascending.
+    parts: Vec<u32>,
+    quick: bool,
     seen: AtomicU64,
 }
 
 impl Verifier<'_> {
     /// Reports of all parts, in order.
     fn in_parallel(&self, progress: &mut dyn FnMut(Progress)) -> Result<Vec<(Report, Vec<Content>)>> {
-        let parts = self.identity.plan.parts();
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(parts as usize);
-        let total_bytes = (0..parts).map(|part| self.declared_bytes(part)).sum();
-        let next = AtomicU32::new(0);
+        let parts = &self.parts[..];
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(parts.len());
+        let total_bytes = parts.iter().map(|&part| self.declared_bytes(part)).sum();
+        let next = AtomicUsize::new(0);
         let (send, receive) = mpsc::channel();
         let mut reports = BTreeMap::new();
         let mut failure = None;
@@ -164,8 +201,10 @@ impl Verifier<'_> {
                 let (send, next) = (send.clone(), &next);
                 scope.spawn(move || {
                     loop {
-                        let part = next.fetch_add(1, Ordering::Relaxed);
-                        if part >= parts || send.send((part, self.part(part))).is_err() {
+                        let Some(&part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                            return;
+                        };
+                        if send.send((part, self.part(part))).is_err() {
                             return;
                         }
                     }
@@ -179,7 +218,7 @@ impl Verifier<'_> {
                     Ok((part, Ok(report))) => drop(reports.insert(part, report)),
                     Ok((_, Err(error))) => {
                         // The other threads stop at their next part.
-                        next.store(parts, Ordering::Relaxed);
+                        next.store(parts.len(), Ordering::Relaxed);
                         failure.get_or_insert(error);
                     }
                     Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -234,6 +273,9 @@ impl Verifier<'_> {
             return Ok(None);
         };
         report.files += 1;
+        if self.quick {
+            return Ok(None);
+        }
         report.bytes += commit.file.bytes;
         let read = samples.read(part, &self.identity)?;
         report.rows += read.rows.iter().flatten().count() as u64;
@@ -283,6 +325,9 @@ impl Verifier<'_> {
             return Ok(());
         };
         report.files += 1;
+        if self.quick {
+            return Ok(());
+        }
         report.bytes += stamp.bytes;
         let mut all_sound = true;
         let mut sums = ChannelSums::new(teacher.width as usize);
@@ -351,7 +396,7 @@ impl Verifier<'_> {
         let teachers = teacher_folders(self.dir)?;
         let teachers: Vec<&str> = teachers.iter().map(TeacherId::as_str).collect();
         let mut folders = vec![
-            (self.dir.to_path_buf(), &[][..], &["cache.json", "samples", "teachers", "rejects"][..]),
+            (self.dir.to_path_buf(), &[][..], &["cache.json", "samples", "teachers", "rejects", "work"][..]),
             (self.dir.join("samples"), &[".parquet", ".commit.json"][..], &[][..]),
             (self.dir.join("rejects"), &[".jsonl"], &[layout::SKIPPED]),
             (layout::teachers_dir(self.dir), &[], &teachers),

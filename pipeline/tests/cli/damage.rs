@@ -145,3 +145,86 @@ fn a_damaged_teacher_does_not_hide_the_others() {
     world.build("cache", &[]).unwrap();
     assert!(tree(&dir) == before);
 }
+
+/// Damage to every kind of file at once, identity records among them, is built again with the same bytes; other settings repair nothing.
+#[test]
+fn repair_gives_back_the_bytes() {
+    let world = World::new();
+    let pack = ["--pack", "original"];
+    world.build("whole", &pack).unwrap();
+    world.build("cache", &pack).unwrap();
+    let whole = tree(&world.path("whole"));
+    let damage = |names: &[&str]| {
+        for name in names {
+            let mut bytes = whole[*name].clone();
+            let at = bytes.len() * 2 / 3;
+            bytes[at] ^= 4;
+            fs::write(world.path("cache").join(name), bytes).unwrap();
+        }
+    };
+    let all = [
+        "cache.json",
+        "samples/part-00000.parquet",
+        "samples/part-00001.commit.json",
+        "rejects/part-00000.jsonl",
+        "teachers/clip/teacher.json",
+        "teachers/clip/part-00001.parquet",
+        "teachers/dino/part-00002.commit.json",
+    ];
+    let repair = |more: &[&str]| world.build("cache", &[&pack[..], &["--repair"], more].concat());
+    for names in all.iter().map(std::slice::from_ref).chain([&all[..]]) {
+        damage(names);
+        let refused = format!("{:#}", repair(&["--seed", "9"]).unwrap_err());
+        assert!(refused.contains("not the settings") || refused.contains("built with"), "{names:?}: {refused}");
+        assert!(tree(&world.path("cache")) != whole, "{names:?} are as they were");
+        repair(&[]).unwrap();
+        assert!(tree(&world.path("cache")) == whole, "{names:?} are not repaired");
+    }
+    // A file that is gone, and nothing at all.
+    fs::remove_file(world.path("cache/teachers/dino/part-00000.parquet")).unwrap();
+    repair(&[]).unwrap();
+    repair(&[]).unwrap();
+    assert!(tree(&world.path("cache")) == whole);
+    let none = format!("{:#}", world.build("none", &["--repair"]).unwrap_err());
+    assert!(none.contains("no cache to repair"), "{none}");
+}
+
+/// A part, a teacher, or the outside of all files: what is asked for is checked, and nothing else.
+#[test]
+fn a_part_of_a_cache_is_checked_alone() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let dir = world.path("cache");
+    let verify = |more: &[&str]| {
+        let cache = dir.display().to_string();
+        run(["pipeline", "verify", &cache].into_iter().chain(more.iter().copied()).map(str::to_owned).collect())
+    };
+    let path = dir.join("teachers/dino/part-00001.parquet");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    for found in
+        [&[][..], &["--part", "1"], &["--teacher", "dino"], &["--part", "0", "--part", "1", "--teacher", "dino"]]
+    {
+        let (status, said) = verify(found).unwrap();
+        assert!(status == ExitStatus::Problems && said.contains("dino/part-00001.parquet"), "{found:?}: {said}");
+    }
+    for (passed_over, rest) in [
+        (&["--part", "0"][..], "other parts and teachers were not checked"),
+        (&["--teacher", "clip"], "other parts and teachers were not checked"),
+        (&["--quick"], "no row was read"),
+    ] {
+        let (status, said) = verify(passed_over).unwrap();
+        assert!(status == ExitStatus::Fine && said.contains("sound") && said.contains(rest), "{passed_over:?}: {said}");
+    }
+    // What shows from outside shows quickly.
+    fs::write(&path, "cut").unwrap();
+    let (status, said) = verify(&["--quick", "--json"]).unwrap();
+    let found: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((status, found["sound"].as_bool()), (ExitStatus::Problems, Some(false)), "{said}");
+    let refused = format!("{:#}", verify(&["--part", "7"]).unwrap_err());
+    assert!(refused.contains("parts 0 to 2"), "{refused}");
+    let refused = format!("{:#}", verify(&["--teacher", "siglip"]).unwrap_err());
+    assert!(refused.contains("no teacher siglip"), "{refused}");
+}
