@@ -2,7 +2,7 @@
 //!
 //!     PAUSE_MS=100 cargo run --release -p pipeline --example slow_teachers -- build-cache ...
 //!
-//! Each teacher waits so many milliseconds for each row beside computing it.
+//! After computing a row, each teacher waits for that time.
 
 use std::io;
 use std::process::ExitCode;

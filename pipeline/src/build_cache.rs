@@ -126,7 +126,7 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     // ---- The parts: what is still missing, and which of it is for this process ---------------------------------------------------
     let work = build.worklist(&cache)?;
     let others_are_at_work = !leases.living(None)?.is_empty();
-    // Whoever began has looked.
+    // The first of them has looked.
     if !others_are_at_work && build.recheck_source(&cache, &work)? == Ended::Interrupted {
         tracing::warn!("interrupted; run the same command to go on");
         return Ok(ExitStatus::Interrupted);
@@ -278,7 +278,7 @@ impl Stages<'_> {
                         let stored = self.decoder.timings.time(Stage::Encode, || features.encode(teacher, &rows))?;
                         *encoded = unstorable.sort_out(teacher, &rows, stored, part.committed.is_some())?;
                     }
-                    // What one teacher has no features of is no row for the others.
+                    // Rows that one teacher has no features for are dropped for all.
                     encoded.iter_mut().for_each(|rows| rows.retain(|row| unstorable.keeps(row.key().sample_id)));
                     self.saved.save(&batch, &teachers, &encoded, began.elapsed())?;
                     encoded

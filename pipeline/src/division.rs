@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(found(&[("JOB_COMPLETION_INDEX", "0")]), None);
         assert_eq!(found(&[("AWS_BATCH_JOB_ARRAY_INDEX", "4"), ("AWS_BATCH_JOB_ARRAY_SIZE", "5")]), Some((4, 5)));
         assert_eq!(found(&[("RANK", "1"), ("WORLD_SIZE", "2")]), Some((1, 2)));
-        // A single task is no division.
+        // A single task builds all parts.
         assert_eq!(found(&[("RANK", "0"), ("WORLD_SIZE", "1")]), None);
         assert!(share(&[("RANK", "2"), ("WORLD_SIZE", "2")]).unwrap_err().contains("RANK and WORLD_SIZE"));
         assert!(share(&[("RANK", "x"), ("WORLD_SIZE", "2")]).unwrap_err().contains("RANK is \"x\""));

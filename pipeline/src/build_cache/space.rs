@@ -33,7 +33,7 @@ pub(crate) struct Bytes {
 #[derive(Debug)]
 pub(crate) struct Space {
     pub samples: Bytes,
-    /// Of each of the build's teachers.
+    /// For each of the build's teachers.
     pub teachers: Vec<Bytes>,
 }
 

@@ -3,7 +3,7 @@
 //! There is no coordinator. Workers share the folder of the cache and divide its parts, in one of two ways ([`Division`](crate::division::Division)):
 //!
 //! - **Leases**: a worker takes the lease of a part before it begins, and gives it back when the part is committed. While it lives, its pulse goes
-//!   on; a worker whose pulse has stopped has lost its leases, and others take them over. So a cache is finished by whoever is left.
+//!   on; a worker whose pulse has stopped has lost its leases, and others take them over. So the workers that are left finish the cache.
 //! - **Shares**: worker i of n builds the i-th n-th of the parts and asks nobody.
 //!
 //! Leases save work and are not needed for correctness. A part that two workers build gets the same bytes from both, and its files
@@ -81,7 +81,7 @@ pub(crate) struct Claims<'a, S, P> {
     beats: BTreeMap<WorkerId, (Pulse, Instant)>,
     /// Parts to do that this worker does not have, as far as it knows.
     open: BTreeSet<u32>,
-    /// Of these, the parts that others hold.
+    /// The open parts that others hold.
     busy: BTreeSet<u32>,
     /// Where the search for the next part begins.
     next: u32,
@@ -98,7 +98,7 @@ impl<'a, S: LeaseStore, P: Parts> Claims<'a, S, P> {
     }
 
     /// Looks again what there is to do, and returns how many parts that this worker does not have lack something. If others are at work, it goes on
-    /// in the middle of a gap that they leave, a long one more likely than a short one: whoever comes from the front of the gap has half of it to itself.
+    /// in the middle of a gap that they leave, a long one more likely than a short one: the worker that comes from the front of the gap has half of it to itself.
     pub(crate) fn look(&mut self) -> Result<usize> {
         self.open = self.parts.open()?;
         self.open.retain(|part| !self.held.contains(part));

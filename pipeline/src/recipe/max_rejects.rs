@@ -15,7 +15,7 @@ pub enum MaxRejects {
     Images(u64),
 }
 
-/// Without a limit of its own, a data set of a few hundred images may have so many bad ones.
+/// The smallest default limit: 1 % of a few hundred images would be two or three.
 const AT_LEAST: u64 = 10;
 
 impl MaxRejects {

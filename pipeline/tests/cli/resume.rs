@@ -347,6 +347,6 @@ fn the_size_of_parts_stays_that_of_the_cache() {
     fs::remove_file(world.path("cache/teachers/clip/part-00001.commit.json")).unwrap();
     assert_eq!(run(args(&[])).unwrap().0, ExitStatus::Fine);
     assert_eq!(tree(&world.path("cache")), before);
-    let error = run(args(&["--part-samples", "9"])).unwrap_err().to_string();
-    assert!(error.contains("plan.part_samples = 7"), "{error}");
+    let error = format!("{:#}", run(args(&["--part-samples", "9"])).unwrap_err());
+    assert!(error.contains("cache.part_samples") && error.contains("plan.part_samples = 7"), "{error}");
 }

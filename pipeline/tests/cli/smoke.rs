@@ -6,7 +6,7 @@ use super::support::{World, output, program, run, stderr, stdout};
 fn help_lists_the_commands_and_every_option() {
     let help = output(&["pipeline", "--help"]);
     assert_eq!(help.status.code(), Some(0));
-    for word in ["build-cache", "verify", "inspect", "stats", "list", "--log-format", "130 interrupted"] {
+    for word in ["build-cache", "verify", "inspect", "stats", "list", "--log-format", "130 or 143 interrupted"] {
         assert!(stdout(&help).contains(word), "{word}");
     }
     assert!(stdout(&help).starts_with("Builds, checks and shows caches of teacher features"));
@@ -131,7 +131,8 @@ fn a_path_that_is_not_there_is_said_before_a_hub_is_asked() {
         .output()
         .unwrap();
     let said = stderr(&failed);
-    assert_eq!(failed.status.code(), Some(2), "{said}");
+    // The hub may be there later.
+    assert_eq!(failed.status.code(), Some(75), "{said}");
     let asking = format!("no such file or folder here; asking {closed} for clips/clip-b16@main");
     assert!(said.contains(&asking), "{said}");
 }

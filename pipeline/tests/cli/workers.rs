@@ -1,4 +1,4 @@
-//! Several processes that build one cache: each part is built once, by whoever is there, and the bytes are those of one process.
+//! Several processes that build one cache: each part is built once, by any of them, and the bytes are those of one process.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,7 +36,7 @@ fn three_workers_finish_a_cache_together() {
     assert_same_tree(&world.path("shared"), &world.path("whole"));
 }
 
-/// Whichever worker is killed whenever: the others take its part over, or whoever comes next.
+/// When a worker is killed at any moment, the others take its part over, or the next command does.
 #[test]
 fn workers_that_are_killed_leave_no_part_undone() {
     let world = World::new();
