@@ -206,7 +206,7 @@ fn a_signal_ends_a_run_with_a_checkpoint() {
     kill_process(pid, Signal::TERM).unwrap();
     let mut text = String::new();
     log.read_to_string(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    assert_eq!(child.wait().unwrap().code(), Some(143), "{text}");
     assert!(text.contains("interrupted after step"), "{text}");
     assert!(last_checkpoint(&world.path("stopped")).is_some());
     let done = metrics(&world.path("stopped")).len();
