@@ -383,7 +383,10 @@ pub(crate) fn read_identity(dir: &Path) -> Result<CacheIdentity> {
 }
 
 /// Reads and checks a `teacher.json`; `None` if there is none.
-pub(crate) fn read_teacher(dir: &Path, id: &TeacherId) -> Result<Option<TeacherIdentity>> {
+///
+/// # Errors
+/// I/O, and what is wrong with the record.
+pub fn read_teacher(dir: &Path, id: &TeacherId) -> Result<Option<TeacherIdentity>> {
     let path = layout::teacher_json(dir, id);
     let Some(teacher) = json::read::<TeacherIdentity>(&path)? else {
         return Ok(None);

@@ -57,7 +57,7 @@ impl SetAside {
 impl Drop for SetAside {
     fn drop(&mut self) {
         for (path, bytes) in &self.files {
-            // Nobody can be told of a failure here, and a damaged record is no loss.
+            // Nobody can be told of a failure here, and a damaged record is not worth much.
             let _ = atomic::write(path, bytes);
         }
     }

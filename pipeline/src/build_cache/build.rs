@@ -96,8 +96,7 @@ fn load_teacher(
     use models::Error::{MissingFact, MissingFacts};
     match Teacher::load_with(path, options, device) {
         Err(MissingFact { .. } | MissingFacts(_)) if layout::teacher_json(out, id).exists() => {
-            let cache = Cache::open(out)?;
-            let begun = cache.teachers().get(id).context("a teacher without a record")?;
+            let begun = schemas::read_teacher(out, id)?.context("a teacher without a record")?;
             let (mean, std) = match (options.mean, options.std) {
                 (None, None) => (Some(begun.mean), Some(begun.std)),
                 given => given,

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use models::teacher::Teacher;
 use program::words::count;
-use schemas::{Affine, Cache, Calibrator, Codec, Plan, SamplesPart, TeacherId};
+use schemas::{Affine, Cache, Calibrator, Codec, Plan, SamplesPart, TeacherId, TeacherIdentity};
 
 use super::decode::{CommittedRows, DecodedSamples, Decoder};
 use super::features::Features;
@@ -79,8 +79,9 @@ pub(super) fn existing(out: &Path, id: &TeacherId, images: u64) -> anyhow::Resul
     if !file.exists() || !schemas::teacher_has_parts(out, id)? {
         return Ok(Existing::Nothing);
     }
-    let cache = Cache::open(out)?;
-    let codec = cache.teacher(id)?.codec.clone();
+    let Some(TeacherIdentity { codec, .. }) = schemas::read_teacher(out, id)? else {
+        return Ok(Existing::Nothing);
+    };
     let advice = "leave the setting as it was, or build into another folder";
     Ok(match codec {
         // A pass may have found fewer usable images than it was to look at.

@@ -150,7 +150,8 @@ fn a_damaged_teacher_does_not_hide_the_others() {
 #[test]
 fn repair_gives_back_the_bytes() {
     let world = World::new();
-    let pack = ["--pack", "original"];
+    // The parameters of i8 are in the record of the teacher.
+    let pack = ["--pack", "original", "--codec", "i8"];
     world.build("whole", &pack).unwrap();
     world.build("cache", &pack).unwrap();
     let whole = tree(&world.path("whole"));
