@@ -295,10 +295,12 @@ impl Stages<'_> {
 }
 
 fn begin_progress(build: &Build, queue: &Queue<'_>, work: &[PartWork]) -> Progress {
-    let total = queue.images();
-    let left: u64 = work.iter().map(|work| build.samples_in(work.part)).sum();
+    let mine = queue.range();
+    let total = mine.clone().map(|part| build.samples_in(part)).sum();
+    let left: u64 =
+        work.iter().map(|work| work.part).filter(|part| mine.contains(part)).map(|part| build.samples_in(part)).sum();
     let skipped = build.source.as_ref().map_or(0, |source| source.findings().skipped_count());
-    Progress::new(total, total.saturating_sub(left), build.identity.views.views, skipped)
+    Progress::new(total, total - left, build.identity.views.views, skipped)
 }
 
 /// A worker that has done its share says what is left to the others.

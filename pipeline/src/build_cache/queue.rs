@@ -1,6 +1,7 @@
 //! The parts that this process builds, one after the other, and what is known of the others.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -207,12 +208,12 @@ impl<'a> Queue<'a> {
         &self.saved
     }
 
-    /// The images that are this process's to build or see built.
-    pub(crate) fn images(&self) -> u64 {
-        let plan = self.parts.build.identity.plan;
+    /// The parts that are this process's to build or see built.
+    pub(crate) fn range(&self) -> Range<u32> {
+        let parts = self.parts.build.identity.plan.parts();
         match &self.division {
-            Divided::Leases { .. } => plan.samples,
-            Divided::Share { share, .. } => share.of(plan.parts()).map(|part| self.parts.build.samples_in(part)).sum(),
+            Divided::Leases { .. } => 0..parts,
+            Divided::Share { share, .. } => share.of(parts),
         }
     }
 }

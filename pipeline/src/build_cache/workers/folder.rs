@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ impl FolderLeases {
         let workers = self.workers();
         atomic::create_dir(&workers)?;
         atomic::create_dir(&self.leases())?;
-        let lock_path = workers.join(format!("{id}.lock"));
+        let lock_path = self.lock(&id);
         let lock = OpenOptions::new().write(true).create_new(true).open(&lock_path);
         let lock = lock.with_context(|| format!("cannot create {}", lock_path.display()))?;
         // Where there are no locks, the pulse has to do.
@@ -97,11 +97,20 @@ impl FolderLeases {
     pub(crate) fn clear_ended(&self) -> Result<()> {
         let mut ended = BTreeSet::new();
         for name in names(&self.workers())? {
-            if let Some(id) = name.strip_suffix(".json")
-                && self.pulse(&id.to_owned())? == Pulse::Ended
-            {
-                ended.insert(id.to_owned());
+            // `ID.json`, `ID.lock`, or what is left of writing the first.
+            let id: WorkerId = name.trim_start_matches('.').split('.').next().unwrap_or_default().to_owned();
+            let has_ended = match self.read(&id)? {
+                Some(_) => self.pulse(&id)? == Pulse::Ended,
+                // It ended before it had said anything, unless it is about to.
+                None => self.is_unlocked(&id) || !self.lock(&id).exists(),
+            };
+            if has_ended {
+                ended.insert(id);
             }
+        }
+        // Of a worker that ended while it took a lease over; one that is doing so now does not miss the file.
+        for name in names(&self.leases())?.iter().filter(|name| name.contains('.')) {
+            remove(&self.leases().join(name))?;
         }
         if ended.is_empty() {
             return Ok(());
@@ -149,8 +158,18 @@ impl FolderLeases {
         self.leases().join(format!("part-{part:05}"))
     }
 
+    fn lock(&self, id: &str) -> PathBuf {
+        self.workers().join(format!("{id}.lock"))
+    }
+
     fn record(&self, id: &str) -> PathBuf {
         self.workers().join(format!("{id}.json"))
+    }
+
+    /// Whether nobody holds a worker's lock. Only on its own machine does that mean that it has ended.
+    fn is_unlocked(&self, id: &str) -> bool {
+        let lock = File::open(self.lock(id));
+        matches!(lock.map(|lock| lock.try_lock()), Ok(Ok(())))
     }
 
     fn read(&self, id: &str) -> Result<Option<Record>> {
@@ -246,16 +265,8 @@ impl LeaseStore for FolderLeases {
         let Some(record) = self.read(worker)? else {
             return Ok(Pulse::Ended);
         };
-        if record.boot == self.boot && !self.boot.is_empty() {
-            let lock = File::open(self.workers().join(format!("{worker}.lock")));
-            match lock.map(|lock| lock.try_lock()) {
-                // Nobody holds it.
-                Ok(Ok(())) => return Ok(Pulse::Ended),
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Pulse::Ended),
-                Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_) => {}
-            }
-        }
-        Ok(Pulse::Beat(record.beat))
+        let of_this_machine = record.boot == self.boot && !self.boot.is_empty();
+        if of_this_machine && self.is_unlocked(worker) { Ok(Pulse::Ended) } else { Ok(Pulse::Beat(record.beat)) }
     }
 }
 
@@ -302,4 +313,69 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
     let names = entries.map(name).collect::<std::io::Result<_>>();
     names.with_context(|| format!("cannot list {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "tests write throw-away files")]
+
+    use super::*;
+
+    const EVERY: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_worker_that_lives_keeps_its_leases_and_one_that_has_ended_loses_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = FolderLeases::new(dir.path());
+        let worker = leases.announce(EVERY).unwrap();
+        assert!(leases.take(7, worker.id()).unwrap() && !leases.take(7, &"other".to_owned()).unwrap());
+        assert_eq!(leases.holder(7).unwrap().as_ref(), Some(worker.id()));
+        leases.clear_ended().unwrap();
+        assert_eq!(leases.leased().unwrap(), BTreeSet::from([7]));
+        assert_eq!(leases.living(None).unwrap().len(), 1);
+        // As a kill leaves it: the files are there, and nobody holds the lock.
+        let id = worker.id().clone();
+        let _ = worker.lock.unlock();
+        assert_eq!(leases.pulse(&id).unwrap(), Pulse::Ended);
+        leases.clear_ended().unwrap();
+        assert!(leases.leased().unwrap().is_empty() && leases.living(None).unwrap().is_empty());
+        drop(worker);
+        leases.remove_if_unused();
+        assert!(!layout::work_dir(dir.path()).exists());
+    }
+
+    /// What a kill leaves of a worker's files, and of a lease that was being taken over, is cleared away.
+    #[test]
+    fn what_kills_leave_is_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = FolderLeases::new(dir.path());
+        let work = layout::work_dir(dir.path());
+        drop(leases.announce(EVERY).unwrap());
+        fs::create_dir_all(work.join("workers")).unwrap();
+        fs::create_dir_all(work.join("leases")).unwrap();
+        for name in [
+            "workers/0123456789abcdef.lock",
+            "workers/.fedcba9876543210.json.0123456789abcdef.tmp",
+            "leases/part-00003.0123",
+        ] {
+            fs::write(work.join(name), "").unwrap();
+        }
+        leases.clear_ended().unwrap();
+        leases.remove_if_unused();
+        assert!(!work.exists(), "{:?}", names(&work.join("workers")));
+    }
+
+    #[test]
+    fn a_lease_is_taken_over_by_one_and_given_back_by_its_holder_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = FolderLeases::new(dir.path());
+        let [a, b, c] = ["a", "b", "c"].map(str::to_owned);
+        assert!(leases.take(1, &a).unwrap());
+        assert!(leases.take_over(1, &a, &b).unwrap());
+        assert!(!leases.take_over(1, &a, &c).unwrap());
+        leases.give_back(1, &a).unwrap();
+        assert_eq!(leases.holder(1).unwrap(), Some(b.clone()));
+        leases.give_back(1, &b).unwrap();
+        assert_eq!(leases.holder(1).unwrap(), None);
+    }
 }
