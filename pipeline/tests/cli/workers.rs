@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -22,6 +23,12 @@ fn start(world: &World, out: &str, more: &[&str]) -> Child {
 fn signal(child: &Child, signal: Signal) {
     // It may have ended already.
     let _ = kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), signal);
+}
+
+/// The saved batches in a folder, without those that are being written.
+fn saved_in(folder: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    paths.filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with('.')).collect()
 }
 
 #[test]
@@ -120,7 +127,7 @@ fn killed_within_every_part_it_still_ends() {
     // Ten batches of two images of two views: 0.8 s each.
     let start = || slow_program(&args("killed"), 100).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let batches = world.path("killed/work/batches/part-00000");
-    let saved = || fs::read_dir(&batches).map_or(0, |entries| entries.count());
+    let saved = || saved_in(&batches).len();
     let mut kills = 0;
     loop {
         let before = saved();
@@ -158,13 +165,12 @@ fn a_saved_batch_that_does_not_fit_is_not_used() {
     assert!(output(&args("whole")).status.success());
     let mut child = slow_program(&args("damaged"), 100).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let batches = world.path("damaged/work/batches/part-00000");
-    while fs::read_dir(&batches).map_or(0, |entries| entries.count()) < 2 {
+    while saved_in(&batches).len() < 2 {
         sleep(Duration::from_millis(1));
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    for entry in fs::read_dir(&batches).unwrap() {
-        let path = entry.unwrap().path();
+    for path in saved_in(&batches) {
         let mut bytes = fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
