@@ -48,7 +48,7 @@ fn a_ray_worker_that_is_killed_costs_nothing_but_time() {
     driver.args(["--workers", "2", "--cpus", "0.5", "--address", "local", "--pipeline"]).arg(slow_teachers()).arg("--");
     let mut driver = driver
         .args(&args[2..])
-        .env("PAUSE_MS", "30")
+        .env("PAUSE_MS", "60")
         .env("MR_MAE_TEST", mark.to_string())
         .env("RAY_USAGE_STATS_ENABLED", "0")
         .stdout(Stdio::null())
