@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let outcome = signals::catch().and_then(|()| {
         let var = |name: &str| std::env::var(name).ok();
         let pause = var("PAUSE_MS").and_then(|millis| millis.parse().ok()).unwrap_or(100);
-        let env = Environment { pause_per_row: Duration::from_millis(pause), ..Environment::from_vars(var)? };
+        let env = Environment { pause_per_row: Duration::from_millis(pause), ..Environment::from_vars(var) };
         pipeline::run(&cli, &env, &mut io::stdout().lock())
     });
     ExitStatus::report(outcome, cli.log_format, pipeline::exit_status).into()

@@ -66,6 +66,7 @@ pub(crate) use build::{Build, open_device, prepare};
 use decode::{CommittedRows, DecodedSamples, Decoder};
 pub(crate) use identity::Existing;
 use infer::{Inference, with_inference};
+pub(crate) use lock::Busy;
 use network::sizes;
 pub(crate) use parallel::Interrupted;
 use parallel::{Ended, Stop, map_in_order};
@@ -93,7 +94,9 @@ pub fn build_cache(
     // ---- What is asked for: settings, images, teachers -----------------------------------------------------------------------
     let mut recipe = Recipe::of_build(args)?;
     let device = open_device(&recipe)?;
-    refuse::foreign_folder(&recipe.cache.out)?;
+    if !(args.repair && schemas::holds_parts(&recipe.cache.out)?) {
+        refuse::foreign_folder(&recipe.cache.out)?;
+    }
     refuse::out_among_images(&recipe)?;
     let source = build::open_source(&recipe)?;
     let aside = match args.repair {
@@ -136,6 +139,9 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
         leases.remove_if_unused();
         let summary = Summary::of_cache(&cache)?;
         summary.print(format, out)?;
+        if build.recipe.data.max_rejects.is_some() {
+            RejectQuota::new(build, &cache)?;
+        }
         return Ok(summary.status());
     }
     // A cache with too many of them is not built on.
@@ -170,6 +176,8 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     summary.print(format, out)?;
     warn_of_deep_images(&build.deep);
     tell_what_others_have(build, &cache)?;
+    // Other workers may have met as many again as this one.
+    RejectQuota::new(build, &cache)?;
     Ok(summary.status())
 }
 
@@ -311,7 +319,7 @@ fn tell_what_others_have(build: &Build, cache: &Cache) -> anyhow::Result<()> {
     match build.worklist(cache)?.len() {
         0 => tracing::info!("worker {share}: every part of the cache is finished"),
         left => tracing::info!(
-            "worker {share}: its share is finished; {} of the cache are left to the other workers",
+            "worker {share}: its share is finished; left to the other workers: {}",
             count(left as u64, "part")
         ),
     }

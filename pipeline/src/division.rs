@@ -52,7 +52,7 @@ impl Share {
             let Some(text) = var(name).filter(|text| !text.is_empty()) else {
                 return Ok(None);
             };
-            text.parse().map(Some).map_err(|_| format!("{name} is {text:?} in the environment, and not a number"))
+            text.parse().map(Some).map_err(|_| format!("{name} is {text:?} in the environment, and not a number; put it right, or give --worker I/N or --worker leases"))
         };
         let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
         let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);

@@ -19,7 +19,7 @@ pub mod verify;
 use std::io::Write;
 use std::time::Duration;
 
-use build_cache::{NoRoom, TooManyRejects};
+use build_cache::{Busy, NoRoom, TooManyRejects};
 use cli::{Cli, Command};
 use division::Share;
 use hub::HubSettings;
@@ -31,8 +31,9 @@ use torch_ext::{OutOfMemory, catch_out_of_memory};
 pub struct Environment {
     /// Where teachers given by their hub id are looked for.
     pub hub: HubSettings,
-    /// The share of this process, if a scheduler has started it as one of several, and the variables that state it.
-    pub share: Option<(Share, String)>,
+    /// The share of this process, if a scheduler has started it as one of several, and the variables that state it; or how they contradict each
+    /// other.
+    pub share: Option<Result<(Share, String), String>>,
     /// For tests of what surrounds the teachers: how much longer each of them takes for a row on a CPU. The program leaves it at zero.
     #[doc(hidden)]
     pub pause_per_row: Duration,
@@ -40,12 +41,12 @@ pub struct Environment {
 
 impl Environment {
     /// What the variables say that `var` gives.
-    ///
-    /// # Errors
-    /// For those that contradict each other.
-    pub fn from_vars(var: impl Fn(&str) -> Option<String> + Copy) -> anyhow::Result<Environment> {
-        let share = Share::from_vars(var).map_err(anyhow::Error::msg)?;
-        Ok(Environment { hub: HubSettings::from_vars(var), share, pause_per_row: Duration::ZERO })
+    pub fn from_vars(var: impl Fn(&str) -> Option<String> + Copy) -> Environment {
+        Environment {
+            hub: HubSettings::from_vars(var),
+            share: Share::from_vars(var).transpose(),
+            pause_per_row: Duration::ZERO,
+        }
     }
 }
 
@@ -74,7 +75,7 @@ pub fn run(cli: &Cli, env: &Environment, out: &mut dyn Write) -> anyhow::Result<
 pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
     if error.is::<TooManyRejects>() {
         ExitStatus::Problems
-    } else if error.is::<OutOfMemory>() || error.is::<NoRoom>() {
+    } else if error.is::<OutOfMemory>() || error.is::<NoRoom>() || error.is::<Busy>() {
         ExitStatus::TryAgain
     } else {
         ExitStatus::of_error(error)

@@ -80,6 +80,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.publish()
 }
 
+/// Like [`write`], but leaves it to the system when the bytes reach the disk: a killed process loses nothing, a power cut may leave anything. For files
+/// that are checked by a hash of their own and cost only time.
+pub fn write_soon(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(|e| Error::io("write", path, e))?;
+    file.temp.rename_soon(&file.target)
+}
+
 /// Gives a finished, durable file its name, or removes it.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     Temp { path: from.to_path_buf(), is_dir: false }.rename(to)
@@ -187,11 +195,17 @@ struct Temp {
 }
 
 impl Temp {
-    #[expect(clippy::disallowed_methods, reason = "the one place that renames")]
     fn rename(self, target: &Path) -> Result<()> {
+        self.rename_soon(target)?;
+        sync_dir(folder_of(target))
+    }
+
+    /// Without waiting until the name is durable.
+    #[expect(clippy::disallowed_methods, reason = "the one place that renames")]
+    fn rename_soon(self, target: &Path) -> Result<()> {
         fs::rename(&self.path, target).map_err(|e| Error::io("rename a finished temporary file to", target, e))?;
         std::mem::forget(self);
-        sync_dir(folder_of(target))
+        Ok(())
     }
 }
 

@@ -90,6 +90,11 @@ pub fn has_parts(dir: &Path) -> Result<bool> {
     Ok(false)
 }
 
+/// Whether a folder holds committed samples, with or without its `cache.json`.
+pub fn holds_parts(dir: &Path) -> Result<bool> {
+    has_committed_part(&layout::samples_commit(dir, 0))
+}
+
 /// The same of one teacher alone.
 pub fn teacher_has_parts(dir: &Path, id: &TeacherId) -> Result<bool> {
     has_committed_part(&layout::teacher_json(dir, id))

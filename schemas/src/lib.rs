@@ -31,8 +31,8 @@ mod verify;
 mod writer;
 
 pub use cache::{
-    Cache, PartState, add_teacher, check_cache, check_teacher, committed_parts, create_cache, has_parts, read_teacher,
-    remove_stale, start_over, teacher_has_parts,
+    Cache, PartState, add_teacher, check_cache, check_teacher, committed_parts, create_cache, has_parts, holds_parts,
+    read_teacher, remove_stale, start_over, teacher_has_parts,
 };
 pub use codec::{Affine, Calibrator, Codec, CodecError, FeatureCodec, Scalar};
 pub use commit::{ChannelSums, FileStamp, RejectsStamp, SamplesCommit, TeacherCommit};

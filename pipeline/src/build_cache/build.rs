@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use hub::HubSettings;
 use images::{DeepImages, ImageSource};
 use models::teacher::{Teacher, TeacherOptions};
@@ -146,7 +146,7 @@ pub(crate) fn prepare(
     }
     tracing::info!("the recipe in full:\n{}", recipe.to_toml(grid, device));
 
-    let division = division(&recipe, env);
+    let division = division(&recipe, env)?;
 
     // A dry run wants sizes and speed, for which any few images do.
     let images = if dry_run { DRY_CALIBRATION_IMAGES } else { u64::MAX }.min(recipe.features.calibration_images);
@@ -171,17 +171,20 @@ pub(crate) fn prepare(
 }
 
 /// How the parts are divided: as the recipe says, else as a scheduler states.
-fn division(recipe: &Recipe, env: &Environment) -> Division {
+fn division(recipe: &Recipe, env: &Environment) -> anyhow::Result<Division> {
     if let Some(division) = recipe.run.worker {
-        return division;
+        return Ok(division);
     }
-    let Some((share, stated)) = &env.share else {
-        return Division::Leases;
+    let (share, stated) = match &env.share {
+        None => return Ok(Division::Leases),
+        Some(Ok(stated)) => stated,
+        Some(Err(contradiction)) => bail!("{contradiction}"),
     };
     tracing::info!(
-        "this is worker {share} by {stated}: it builds its share of the parts, and the others theirs (--worker leases has all workers take the          parts that nobody has)"
+        "this is worker {share} by {stated}: it builds its share of the parts, and the others theirs (--worker leases: each takes the parts that nobody \
+         has)"
     );
-    Division::Share(*share)
+    Ok(Division::Share(*share))
 }
 
 /// How the cache's images become pixels.

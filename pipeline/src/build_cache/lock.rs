@@ -5,6 +5,11 @@ use std::path::Path;
 
 use anyhow::Context;
 
+/// Others build here. It may be tried again when they have ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Busy(pub(super) String);
+
 /// A lock on the folder of the cache, which a build holds as long as it lives: alone at first, if nobody else does, so that it may
 /// start over what a build of other settings had begun; then shared with others. It is a kernel lock: it leaves no file behind and ends with the process,
 /// however the process ends.
@@ -19,7 +24,11 @@ impl Lock {
         let folder = File::open(out).with_context(|| format!("cannot open {}", out.display()))?;
         let alone = match folder.try_lock() {
             Ok(()) => true,
-            Err(TryLockError::WouldBlock) => false,
+            Err(TryLockError::WouldBlock) => {
+                // Another build makes its records, or repairs the cache, with the lock to itself.
+                let _ = folder.lock_shared();
+                false
+            }
             Err(TryLockError::Error(error)) => {
                 tracing::debug!("{} cannot be locked here: {error}", out.display());
                 true
@@ -58,17 +67,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lock = Lock::take(dir.path()).unwrap();
         assert!(lock.is_alone());
-        assert!(!Lock::take(dir.path()).unwrap().is_alone());
         // What a program that is being started has of it.
         let _inherited = lock.folder.try_clone().unwrap();
         drop(lock);
         let lock = Lock::take(dir.path()).unwrap();
         assert!(lock.is_alone());
         lock.share();
+        assert!(!Lock::take(dir.path()).unwrap().is_alone());
         let second = Lock::take(dir.path()).unwrap();
-        second.share();
         drop(lock);
         // The second is still there.
         assert!(!Lock::take(dir.path()).unwrap().is_alone());
+        drop(second);
+        assert!(Lock::take(dir.path()).unwrap().is_alone());
     }
 }

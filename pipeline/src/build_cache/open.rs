@@ -6,7 +6,7 @@ use images::ImageSource;
 use schemas::{Cache, atomic, layout};
 
 use super::build::Build;
-use super::lock::Lock;
+use super::lock::{Busy, Lock};
 use super::refuse;
 use super::workers::FolderLeases;
 
@@ -19,11 +19,11 @@ pub(super) fn open_cache(build: &Build, leases: &FolderLeases) -> anyhow::Result
     build.refuse_changes()?;
     if layout::cache_json(folder).exists() && !schemas::has_parts(folder)? && is_another(build)? {
         let alone = early.as_ref().is_some_and(Lock::is_alone) && leases.living(None)?.is_empty();
-        anyhow::ensure!(
-            alone,
-            "{}: another build with other settings has begun here; wait for its end, or build into another folder",
-            folder.display()
-        );
+        if !alone {
+            let problem =
+                "another build with other settings has begun here; wait for its end, or build into another folder";
+            return Err(Busy(format!("{}: {problem}", folder.display())).into());
+        }
         tracing::info!(
             "{}: the build that was interrupted here had other settings and had not finished a part; starting over",
             folder.display()
@@ -35,11 +35,18 @@ pub(super) fn open_cache(build: &Build, leases: &FolderLeases) -> anyhow::Result
         Some(lock) => lock,
         None => Lock::take(folder)?,
     };
-    lock.share();
+    let alone = lock.is_alone() && leases.living(None)?.is_empty();
     for teacher in &build.teachers {
+        let id = &teacher.identity.id;
+        // Another build may be adding it at this moment, with the first part to come.
+        if !alone && layout::teacher_json(folder, id).exists() && !schemas::check_teacher(folder, &teacher.identity)? {
+            let problem = "another build adds a teacher of this name with other weights or settings; give another name";
+            return Err(Busy(format!("{}: teacher {id}: {problem}", folder.display())).into());
+        }
         schemas::add_teacher(folder, &teacher.identity)?;
         atomic::remove_stale(&layout::teacher_json(folder, &teacher.identity.id))?;
     }
+    lock.share();
     atomic::remove_stale(&layout::cache_json(folder))?;
     if let Some(source) = &build.source {
         schemas::write_skipped(folder, &skipped(source))?;

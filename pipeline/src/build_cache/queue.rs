@@ -189,8 +189,9 @@ impl<'a> Queue<'a> {
                 return Ok(Waited::Part(work));
             }
             if !std::mem::replace(&mut self.told_of_others, true) {
-                let others = leases.living(Some(worker.id()))?.join(", ");
-                tracing::info!("waiting for {} that others build ({others})", count(open as u64, "part"));
+                let others = leases.living(Some(worker.id()))?;
+                let others = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
+                tracing::info!("waiting for {} that others build{others}", count(open as u64, "part"));
             }
             if signals::requested() {
                 return Ok(Waited::Interrupted);

@@ -21,6 +21,11 @@ pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
     if layout::cache_json(out).exists() {
         return Ok(());
     }
+    ensure!(
+        !schemas::holds_parts(out)?,
+        "{} holds parts of a cache and no cache.json: the command that built it writes it again with --repair",
+        out.display()
+    );
     // Whether the folder is missing or unreadable shows when the first file is created in it.
     let entries = fs::read_dir(out).into_iter().flatten().filter_map(Result::ok);
     for name in entries.map(|entry| entry.file_name()) {

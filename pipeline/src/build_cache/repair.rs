@@ -1,23 +1,28 @@
 //! `build-cache --repair`: what is damaged is taken out of the cache, and the build makes it again.
 
+use std::path::Path;
+
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use program::{terminal, words::count};
-use schemas::{SetAside, layout};
+use schemas::{Cache, SetAside, layout};
 
 use super::build::Build;
-use super::lock::Lock;
+use super::lock::{Busy, Lock};
 
 /// Writes the records again that were set aside and takes out every part with a problem. Refuses what is not this build's cache.
 pub(super) fn take_out_damage(build: &Build, aside: SetAside) -> anyhow::Result<()> {
     let folder = &build.recipe.cache.out;
     ensure!(
-        layout::cache_json(folder).exists() || aside.paths().next().is_some(),
+        layout::cache_json(folder).exists() || aside.paths().next().is_some() || schemas::holds_parts(folder)?,
         "{}: there is no cache to repair; leave out --repair to build it",
         folder.display()
     );
     let lock = Lock::take(folder)?;
-    ensure!(lock.is_alone(), "{}: another build is at work here; repair it when that has ended", folder.display());
+    if !lock.is_alone() {
+        let problem = "another build is at work here; repair it when that has ended";
+        return Err(Busy(format!("{}: {problem}", folder.display())).into());
+    }
     let teachers = build.identities();
     let refused = || {
         format!(
@@ -51,6 +56,16 @@ pub(super) fn take_out_damage(build: &Build, aside: SetAside) -> anyhow::Result<
     bar.finish_and_clear();
     let problems = report?.problems;
     problems.iter().for_each(|problem| tracing::warn!("{problem}"));
+    // What nobody builds again is not to be removed.
+    for id in Cache::open(folder)?.teachers().keys().filter(|id| !build.wanted().contains(*id)) {
+        let record = layout::teacher_json(folder, id);
+        let of_teacher = |problem: &&schemas::Error| problem.path().and_then(Path::parent) == record.parent();
+        ensure!(
+            !problems.iter().any(|problem| of_teacher(&problem)),
+            "{}: features of teacher {id} are damaged, and it is not among the teachers of this command: give it too (--teacher {id}=DIR)",
+            folder.display()
+        );
+    }
     let dropped = schemas::drop_damaged(&problems)?;
     if records.is_empty() && dropped.is_empty() {
         tracing::info!("nothing is damaged");
@@ -59,8 +74,7 @@ pub(super) fn take_out_damage(build: &Build, aside: SetAside) -> anyhow::Result<
             0 => String::new(),
             _ => format!("; written again: {}", records.join(", ")),
         };
-        let files = count(dropped.len() as u64, "damaged file");
-        tracing::warn!("{} found; {files} to be built again{records}", count(problems.len() as u64, "problem"));
+        tracing::warn!("to be built again: {}{records}", count(dropped.len() as u64, "damaged file"));
     }
     Ok(())
 }

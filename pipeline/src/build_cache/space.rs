@@ -46,10 +46,11 @@ pub(crate) enum NoRoom {
     )]
     ForAll { out: String, needed: u64, free: u64 },
     #[error(
-        "{out}: {} are free, and the next part takes up to {}. What is finished is kept: free some space, and the same command goes on", DecimalBytes(*.free),
-        DecimalBytes(*.part)
+        "{out}: {} are free, and the next part and those in work take up to {}. What is finished is kept: free some space, and the same command goes on",
+        DecimalBytes(*.free),
+        DecimalBytes(*.needed)
     )]
-    ForTheNextPart { out: String, part: u64, free: u64 },
+    ForTheNextPart { out: String, needed: u64, free: u64 },
 }
 
 impl Space {
@@ -128,10 +129,11 @@ impl DiskWatch {
     /// Refuses to begin a part that the disk may not have room for beside the `in_work` that are being written.
     pub(crate) fn check(&self, in_work: usize) -> Result<()> {
         let free = free_bytes(&self.out)?;
-        if free >= (in_work as u64 + 1) * self.part {
+        let needed = (in_work as u64 + 1) * self.part;
+        if free >= needed {
             return Ok(());
         }
-        Err(NoRoom::ForTheNextPart { out: self.out.display().to_string(), part: self.part, free }.into())
+        Err(NoRoom::ForTheNextPart { out: self.out.display().to_string(), needed, free }.into())
     }
 }
 

@@ -141,7 +141,8 @@ impl Summary {
 
     /// Rejects are no failure, unless nothing is left.
     pub(crate) fn status(&self) -> ExitStatus {
-        if self.rows == 0 { ExitStatus::Problems } else { ExitStatus::Fine }
+        // A worker whose share is empty may end before any part is finished.
+        if self.rows == 0 && self.images > 0 { ExitStatus::Problems } else { ExitStatus::Fine }
     }
 
     /// A table, or one JSON object on a line.
@@ -160,7 +161,7 @@ impl Summary {
                 );
             }
         }
-        if self.rows == 0 {
+        if self.rows == 0 && self.images > 0 {
             tracing::error!("none of {} could be used", count(self.images, "image"));
         } else if self.rejected > 0 {
             tracing::warn!(

@@ -186,6 +186,24 @@ fn repair_gives_back_the_bytes() {
     repair(&[]).unwrap();
     repair(&[]).unwrap();
     assert!(tree(&world.path("cache")) == whole);
+    // The identity is gone altogether.
+    fs::remove_file(world.path("cache/cache.json")).unwrap();
+    let advice = format!("{:#}", world.build("cache", &pack).unwrap_err());
+    assert!(advice.contains("--repair"), "{advice}");
+    repair(&[]).unwrap();
+    assert!(tree(&world.path("cache")) == whole);
+    // A command without a teacher does not take away what it would not build.
+    damage(&["teachers/dino/part-00000.parquet"]);
+    let mut one = world.build_args("cache", &[&pack[..], &["--repair"]].concat());
+    let dino = one.iter().position(|arg| arg.starts_with("teachers.dino")).unwrap();
+    one.drain(dino - 1..=dino);
+    let refused = format!("{:#}", run(one).unwrap_err());
+    assert!(
+        refused.contains("teacher dino") && world.path("cache/teachers/dino/part-00000.commit.json").exists(),
+        "{refused}"
+    );
+    repair(&[]).unwrap();
+    assert!(tree(&world.path("cache")) == whole);
     let none = format!("{:#}", world.build("none", &["--repair"]).unwrap_err());
     assert!(none.contains("no cache to repair"), "{none}");
 }

@@ -180,6 +180,57 @@ fn a_saved_batch_that_does_not_fit_is_not_used() {
     assert_same_tree(&world.path("damaged"), &world.path("whole"));
 }
 
+/// More workers than parts: those without a share have nothing to do and say so; a share is not asked for where a flag has the last word.
+#[test]
+fn an_empty_share_is_done_and_a_flag_has_the_last_word() {
+    let world = World::new();
+    let args = |more: &[&str]| world.build_args("cache", more);
+    let empty = output(&args(&["--worker", "0/30"]));
+    assert!(empty.status.success(), "{}", stderr(&empty));
+    let odd = [("RANK", "x"), ("WORLD_SIZE", "8")];
+    let refused = program(&args(&[])).envs(odd).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("--worker leases"), "{}", stderr(&refused));
+    let built = program(&args(&["--worker", "leases"])).envs(odd).output().unwrap();
+    assert!(built.status.success(), "{}", stderr(&built));
+    let cache = world.path("cache").display().to_string();
+    assert!(program(&["pipeline", "verify", &cache]).envs(odd).output().unwrap().status.success());
+}
+
+/// Two builds that add a teacher of one name with other weights: one is refused, and the cache stays whole.
+#[test]
+fn a_teacher_of_the_same_name_is_not_added_twice_at_once() {
+    let world = World::new();
+    let small = ["--threads", "1", "--set", "cache.part_samples=2"];
+    assert!(output(&world.build_args("cache", &small)).status.success());
+    let cache = world.path("cache").display().to_string();
+    let images = world.path("images").display().to_string();
+    let add = |weights: &str| {
+        let teacher = format!("third={}", world.path(weights).display());
+        let args = [
+            "pipeline",
+            "add-teacher",
+            &cache,
+            "--images",
+            &images,
+            "--teacher",
+            &teacher,
+            "--threads",
+            "1",
+            "--device",
+            "cpu",
+        ];
+        slow_program(&args, 20).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let ends: Vec<_> = [add("clip"), add("dino")].map(|child| child.wait_with_output().unwrap()).into();
+    let done = ends.iter().filter(|end| end.status.success()).count();
+    assert_eq!(done, 1, "{}\n{}", stderr(&ends[0]), stderr(&ends[1]));
+    let refused = ends.iter().find(|end| !end.status.success()).unwrap();
+    assert!(matches!(refused.status.code(), Some(2 | 75)), "{}", stderr(refused));
+    let (status, said) = run(["pipeline", "verify", &cache].map(str::to_owned).into()).unwrap();
+    assert_eq!(status, pipeline::ExitStatus::Fine, "{said}");
+}
+
 /// Another build in the folder is joined if it is the same, and refused if it is not.
 #[test]
 fn another_build_is_not_joined() {
@@ -190,7 +241,7 @@ fn another_build_is_not_joined() {
         sleep(Duration::from_millis(1));
     }
     let refused = output(&args(&["--seed", "7"]));
-    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert_eq!(refused.status.code(), Some(75), "{}", stderr(&refused));
     assert!(stderr(&refused).contains("another build with other settings"), "{}", stderr(&refused));
     first.kill().unwrap();
     first.wait().unwrap();

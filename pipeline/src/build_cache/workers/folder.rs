@@ -17,13 +17,16 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use schemas::{atomic, layout};
 use serde::{Deserialize, Serialize};
 
 use super::{LeaseStore, Pulse, WorkerId};
+
+/// After this time the files of a worker of another machine are removed.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 /// What a worker says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -100,7 +103,7 @@ impl FolderLeases {
             // `ID.json`, `ID.lock`, or what is left of writing the first.
             let id: WorkerId = name.trim_start_matches('.').split('.').next().unwrap_or_default().to_owned();
             let has_ended = match self.read(&id)? {
-                Some(_) => self.pulse(&id)? == Pulse::Ended,
+                Some(_) => self.pulse(&id)? == Pulse::Ended || self.is_forgotten(&id),
                 // It ended before it had said anything, unless it is about to.
                 None => self.is_unlocked(&id) || !self.lock(&id).exists(),
             };
@@ -156,6 +159,13 @@ impl FolderLeases {
 
     fn lease(&self, part: u32) -> PathBuf {
         self.leases().join(format!("part-{part:05}"))
+    }
+
+    /// Whether the record of a worker has not been renewed for so long that nobody waits for it, whatever the clocks say.
+    fn is_forgotten(&self, id: &str) -> bool {
+        let written = fs::metadata(self.record(id)).and_then(|record| record.modified());
+        let age = written.ok().and_then(|written| SystemTime::now().duration_since(written).ok());
+        age.is_some_and(|age| age > FORGOTTEN_AFTER)
     }
 
     fn lock(&self, id: &str) -> PathBuf {
