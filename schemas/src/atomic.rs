@@ -80,7 +80,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.publish()
 }
 
-/// Like [`write`], but leaves it to the system when the bytes reach the disk: a killed process loses nothing, a power cut may leave anything. For files
+/// Like [`write()`], but leaves it to the system when the bytes reach the disk: a killed process loses nothing, a power cut may leave anything. For files
 /// that are checked by a hash of their own and cost only time.
 pub fn write_soon(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;

@@ -64,7 +64,7 @@ pub(crate) struct Queue<'a> {
 }
 
 enum Divided<'a> {
-    Leases { claims: Claims<'a, FolderLeases, WantedParts<'a>>, leases: &'a FolderLeases, worker: Worker },
+    Leases { claims: Box<Claims<'a, FolderLeases, WantedParts<'a>>>, leases: &'a FolderLeases, worker: Worker },
     Share { share: Share, left: VecDeque<u32> },
 }
 
@@ -94,7 +94,7 @@ impl<'a> Queue<'a> {
                 let worker = leases.announce(patience / BEATS)?;
                 let mut claims = Claims::new(leases, parts, worker.id().clone(), patience);
                 claims.look()?;
-                Divided::Leases { claims, leases, worker }
+                Divided::Leases { claims: Box::new(claims), leases, worker }
             }
         };
         Ok(Queue {
