@@ -288,7 +288,10 @@ impl Stages<'_> {
                     }
                     // Rows that one teacher has no features for are dropped for all.
                     encoded.iter_mut().for_each(|rows| rows.retain(|row| unstorable.keeps(row.key().sample_id)));
-                    self.saved.save(&batch, &teachers, &encoded, began.elapsed())?;
+                    // Behind a GPU the time is that of waiting for other batches.
+                    if let Inference::Here { .. } = inference {
+                        self.saved.save(&batch, &teachers, &encoded, began.elapsed())?;
+                    }
                     encoded
                 }
             };

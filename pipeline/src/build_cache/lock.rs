@@ -25,7 +25,8 @@ impl Lock {
         let alone = match folder.try_lock() {
             Ok(()) => true,
             Err(TryLockError::WouldBlock) => {
-                // Another build makes its records, or repairs the cache, with the lock to itself.
+                // It is held alone only to write the identity records, and while a cache is repaired.
+                tracing::info!("{}: another build is at work here; waiting until it can be joined", out.display());
                 let _ = folder.lock_shared();
                 false
             }
@@ -44,7 +45,7 @@ impl Lock {
 
     /// Lets others build here too.
     pub(crate) fn share(&self) {
-        // Where there are no locks, there is nothing to share.
+        // A file system without locks refuses this, and lets others build anyway.
         let _ = self.folder.try_lock_shared();
     }
 }

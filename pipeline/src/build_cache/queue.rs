@@ -172,23 +172,27 @@ impl<'a> Queue<'a> {
     /// # Errors
     /// What kept this process from beginning another part.
     pub(crate) fn wait(&mut self) -> Result<Waited> {
-        if let Some(problem) = self.problem.take() {
-            return Err(problem);
-        }
         loop {
-            let Divided::Leases { claims, leases, worker } = &mut self.division else {
-                return Ok(Waited::AllDone);
-            };
+            if let Some(problem) = self.problem.take() {
+                return Err(problem);
+            }
             let began = Instant::now();
-            let open = claims.look()?;
+            let open = match &mut self.division {
+                Divided::Leases { claims, .. } => claims.look()?,
+                Divided::Share { .. } => 0,
+            };
             if open == 0 {
                 return Ok(Waited::AllDone);
             }
-            if let Some(work) = claims.claim()? {
-                self.begin(work.clone());
+            if let Some(work) = self.next()? {
                 return Ok(Waited::Part(work));
             }
-            if !std::mem::replace(&mut self.told_of_others, true) {
+            if self.problem.is_some() {
+                continue;
+            }
+            if let Divided::Leases { leases, worker, .. } = &self.division
+                && !std::mem::replace(&mut self.told_of_others, true)
+            {
                 let others = leases.living(Some(worker.id()))?;
                 let others = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
                 tracing::info!("waiting for {} that others build{others}", count(open as u64, "part"));

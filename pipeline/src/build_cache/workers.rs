@@ -1,6 +1,6 @@
 //! Several processes that build one cache: which of them builds which part.
 //!
-//! There is no coordinator. Workers share the folder of the cache and divide its parts, in one of two ways ([`Division`](crate::division::Division)):
+//! No process coordinates the others. Workers divide the parts of a cache in one of two ways (see [`Division`](crate::division::Division)):
 //!
 //! - **Leases**: a worker takes the lease of a part before it begins, and gives it back when the part is committed. While it lives, its pulse goes
 //!   on; a worker whose pulse has stopped has lost its leases, and others take them over. So the workers that are left finish the cache.

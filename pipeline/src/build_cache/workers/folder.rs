@@ -75,7 +75,7 @@ impl FolderLeases {
         let lock_path = self.lock(&id);
         let lock = OpenOptions::new().write(true).create_new(true).open(&lock_path);
         let lock = lock.with_context(|| format!("cannot create {}", lock_path.display()))?;
-        // Where there are no locks, the pulse has to do.
+        // On a file system without locks, other workers look at the pulse alone.
         let _ = lock.try_lock();
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
         let mut record = Record { beat: 0, host, pid: std::process::id(), boot: self.boot.clone() };
@@ -187,7 +187,7 @@ impl FolderLeases {
         let Some(bytes) = read(&path)? else {
             return Ok(None);
         };
-        // A record that cannot be read is of no living worker, whose next beat would mend it.
+        // A damaged record counts as missing: a living worker writes it again with its next beat.
         Ok(serde_json::from_slice(&bytes).ok())
     }
 }
