@@ -242,6 +242,12 @@ pub enum SourceError {
         /// Where the second is.
         second: String,
     },
+    /// An image of a cache that its source does not have any more.
+    #[error("image `{key}` is not in the source any more; put it back, or give a source that has it")]
+    Gone {
+        /// Its key.
+        key: String,
+    },
     /// A file name that is not UTF-8, as a key must be.
     #[error("{path}: the name is not valid UTF-8; rename the file", path = path.display())]
     NotUtf8 {

@@ -34,7 +34,7 @@ pub use error::{CropError, DecodeError, EncodeError, SourceError};
 pub use pack::to_jpeg;
 pub use render::render;
 pub use resample::{Filter, resample};
-pub use source::ImageSource;
+pub use source::{ImageSource, Placed};
 pub use view::draw_view;
 
 /// The versions of everything that turns bytes into pixels: decoders, color rules, orientation, resampler, and how views are drawn.

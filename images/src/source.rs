@@ -23,6 +23,7 @@ mod splits;
 mod tar;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use glob::Pattern;
@@ -44,6 +45,19 @@ pub struct ImageSource {
     decoder: Decoder,
     deep: DeepImages,
     store: Store,
+    /// Number in the store of each sample, where the order is not the store's; `None` for an image that is not there.
+    order: Option<Vec<Option<usize>>>,
+}
+
+/// An image's place in an order that somebody else lays down: a cache that was built from the source when it held less.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Its key in that order.
+    pub key: String,
+    /// Its label, an index into the names given with the order.
+    pub label: Option<i32>,
+    /// Its number in the source; `None` if the source does not have it.
+    pub index: Option<usize>,
 }
 
 /// The facts about an image that are known before it is read.
@@ -133,6 +147,7 @@ impl ImageSource {
             decoder: Decoder::default(),
             deep: DeepImages::default(),
             store,
+            order: None,
         })
     }
 
@@ -165,6 +180,39 @@ impl ImageSource {
         let kept = self.samples.len();
         self.by_key.retain(|&i| i < kept);
         self
+    }
+
+    /// The images of this source in another order, with these labels. An image that the source does not have keeps its place; reading it is
+    /// an error.
+    pub fn arranged(self, places: Vec<Placed>, label_names: Vec<String>) -> Self {
+        let order = places.iter().map(|place| place.index.and_then(|index| self.stored(index))).collect();
+        let bytes = |place: &Placed| place.index.map_or(0, |index| self.samples[index].bytes);
+        let samples: Vec<Sample> = places
+            .iter()
+            .map(|place| Sample { key: place.key.as_str().into(), label: place.label, bytes: bytes(place) })
+            .collect();
+        let mut by_key: Vec<usize> = (0..samples.len()).collect();
+        by_key.sort_unstable_by(|&a, &b| samples[a].key.cmp(&samples[b].key).then(a.cmp(&b)));
+        Self { samples, by_key, label_names, order: Some(order), ..self }
+    }
+
+    /// The number in the store.
+    fn stored(&self, index: usize) -> Option<usize> {
+        self.order.as_ref().map_or(Some(index), |order| order[index])
+    }
+
+    /// Whether an image is there: always, but in a source that was [`arranged`](Self::arranged).
+    pub fn has(&self, index: usize) -> bool {
+        self.stored(index).is_some()
+    }
+
+    /// The same as [`identity`](Self::identity) for a range of the samples.
+    pub fn identity_of(&self, range: Range<usize>) -> DatasetIdentity {
+        DatasetIdentity {
+            kind: self.kind().to_owned(),
+            samples: range.len() as u64,
+            digest: self.digest(range.map(|index| (self.key(index), self.label(index), index))),
+        }
     }
 
     /// `folder`, `tar` or `parquet`.
@@ -216,13 +264,7 @@ impl ImageSource {
     /// It reads no image, so it does not detect a change that keeps all lengths; the content hash of each row does. A row of Parquet, whose
     /// length is unknown until it is read, counts with the uncompressed size of its row group's image column.
     pub fn identity(&self) -> DatasetIdentity {
-        let samples = self.samples.iter();
-        let samples = samples.enumerate();
-        DatasetIdentity {
-            kind: self.kind().to_owned(),
-            samples: self.samples.len() as u64,
-            digest: self.digest(samples.map(|(index, sample)| (&*sample.key, sample.label, index))),
-        }
+        self.identity_of(0..self.len())
     }
 
     /// The fingerprint of a data set whose images had these keys and labels, in this order, and are now these images of this source. It equals
@@ -242,10 +284,11 @@ impl ImageSource {
     /// The bytes of an image file. After an error, [`SourceError::is_bad_record`] tells whether to go on.
     pub fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
         let sample = &self.samples[index];
+        let stored = self.stored(index).ok_or_else(|| SourceError::Gone { key: sample.key.to_string() })?;
         match &self.store {
             Store::Folder(folder) => folder.read(&sample.key),
-            Store::Tar(shards) => shards.read(index, &sample.key),
-            Store::Parquet(tables) => tables.read(index),
+            Store::Tar(shards) => shards.read(stored, &sample.key),
+            Store::Parquet(tables) => tables.read(stored),
         }
     }
 

@@ -9,7 +9,7 @@ use program::{ExitStatus, LogFormat};
 use schemas::{Cache, Pack};
 
 use crate::Environment;
-use crate::build_cache::{self, Existing};
+use crate::build_cache::{self, Existing, Grown, growth};
 use crate::cli::AddTeacherArgs;
 use crate::recipe::Recipe;
 
@@ -25,7 +25,7 @@ pub fn add_teacher(
     let recipe = Recipe::of_added_teacher(args, &identity)?;
     let device = build_cache::open_device(&recipe)?;
 
-    for part in 0..identity.plan.parts() {
+    for part in 0..identity.parts() {
         ensure!(
             cache.part_state(part)?.samples.is_some(),
             "{}: part {part} has no samples yet; finish it first: run the pipeline build-cache that began it again",
@@ -67,21 +67,31 @@ pub(crate) fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSo
     differs.map_or(Ok(source), |differs| bail!(differs))
 }
 
-/// Opens images, and says why they are not the data set that the cache was built from, if they are not.
+/// Opens images in the order of the cache's samples, and says why they are not the data set that the cache was built from, if they are not.
 pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageSource, Option<String>)> {
     let source = ImageSource::open(images)?;
-    let dataset = &cache.identity().dataset;
+    let identity = cache.identity();
     let found = source.len() as u64;
-    // A cache of the first samples of a source was built with --limit.
-    let source = if found > dataset.samples { source.limit(dataset.samples) } else { source };
-    let differs = (source.identity().digest != dataset.digest).then(|| {
+    let differ = |how: &str| {
         format!(
-            "{images} is not the data set that {} was built from: {found} images here, {} there{}. Give the same folder, tar or \
-             Parquet files with the same names",
+            "{images} is not the data set that {} was built from: {found} images here, {} there{how}. Give the same folder, tar or Parquet files \
+             with the same names",
             cache.dir().display(),
-            dataset.samples,
-            if found == dataset.samples { ", with other names, sizes or labels" } else { "" }
+            identity.samples(),
         )
-    });
+    };
+    if !identity.generations.is_empty() {
+        let Grown { source, gone, changed, .. } = growth::arrange(cache, source, images)?;
+        let differs = match gone {
+            Some((gone, _)) => Some(differ(&format!(", {gone} of which are gone"))),
+            None => changed.then(|| differ(", with other sizes or labels")),
+        };
+        let source = source.limit(identity.samples());
+        return Ok((source, differs));
+    }
+    // A cache of the first samples of a source was built with --limit.
+    let source = if found > identity.samples() { source.limit(identity.samples()) } else { source };
+    let differs = (source.identity().digest != identity.dataset.digest)
+        .then(|| differ(if found == identity.samples() { ", with other names, sizes or labels" } else { "" }));
     Ok((source, differs))
 }

@@ -19,11 +19,10 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::iter;
 use std::thread;
-use std::time::Instant;
 
 use images::DeepImages;
 use program::{ExitStatus, LogFormat, words::count};
-use schemas::{Cache, SampleRow, SetAside, TeacherIdentity};
+use schemas::{Cache, SetAside};
 
 use crate::Environment;
 use crate::cli::BuildCacheArgs;
@@ -37,6 +36,7 @@ mod decode;
 mod dry_run;
 mod features;
 mod gpu;
+pub(crate) mod growth;
 mod identity;
 mod infer;
 mod interruption;
@@ -52,8 +52,10 @@ pub(crate) mod refuse;
 mod reject_quota;
 mod repair;
 mod resolve;
+mod reuse;
 mod saved;
 mod space;
+mod stages;
 mod summary;
 mod timing;
 mod unstorable;
@@ -61,15 +63,16 @@ mod workers;
 mod worklist;
 mod write;
 
-use batch::{Batch, batches};
-pub(crate) use build::{Build, open_device, prepare};
-use decode::{CommittedRows, DecodedSamples, Decoder};
+use batch::batches;
+pub(crate) use build::{Build, open_device, open_source, prepare};
+pub(crate) use calibrate::{calibrated, spread};
+pub(crate) use dry_run::report as forecast;
+pub(crate) use growth::Grown;
 pub(crate) use identity::Existing;
-use infer::{Inference, with_inference};
-pub(crate) use lock::Busy;
-use network::sizes;
+use infer::with_inference;
+pub(crate) use lock::{Busy, join_builders, refuse_builders};
 pub(crate) use parallel::Interrupted;
-use parallel::{Ended, Stop, map_in_order};
+pub(crate) use parallel::{Ended, Stop, map_in_order};
 use progress::Progress;
 use queue::{Queue, Waited, WantedParts};
 use reject_quota::RejectQuota;
@@ -77,12 +80,12 @@ pub(crate) use reject_quota::TooManyRejects;
 use saved::SavedBatches;
 pub(crate) use space::NoRoom;
 use space::{DiskWatch, Space};
+use stages::Stages;
 use summary::Summary;
-use timing::{Stage, Timings};
-use unstorable::Unstorable;
+use timing::Timings;
 use workers::FolderLeases;
 use worklist::PartWork;
-use write::{CommittedFile, FinishedBatch, PackedRow, WriterContext, Writers};
+use write::{CommittedFile, WriterContext, Writers};
 
 /// `pipeline build-cache`.
 pub fn build_cache(
@@ -98,13 +101,14 @@ pub fn build_cache(
         refuse::foreign_folder(&recipe.cache.out)?;
     }
     refuse::out_among_images(&recipe)?;
+    refuse::reuse_of_itself(&recipe)?;
     let source = build::open_source(&recipe)?;
     let aside = match args.repair {
         true => SetAside::damaged_identities(&recipe.cache.out)?,
         false => SetAside::default(),
     };
     let existing = Existing::look(&recipe.cache.out)?;
-    let identity = identity::cache_identity(&recipe, &source, &existing);
+    let (source, identity) = growth::of_build(&recipe, source, &existing)?;
     recipe.cache.part_samples = Some(identity.plan.part_samples);
     let build = prepare(recipe, args.dry_run, device, Some(source), identity, existing, env)?;
     if let Some(advice) = build.grid_advice() {
@@ -150,7 +154,7 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     space.announce(build)?;
     let parts = WantedParts { build, cache: &cache };
     let mut queue = Queue::new(&parts, &leases, build.division, DiskWatch::new(build, &work, &space))?;
-    tracing::info!("{} of {} to build", work.len(), count(build.identity.plan.parts().into(), "part"));
+    tracing::info!("{} of {} to build", work.len(), count(build.identity.parts().into(), "part"));
 
     // ---- The build -----------------------------------------------------------------------------------------------------------
     let timings = Timings::default();
@@ -221,7 +225,12 @@ fn build_parts(
     timings: &Timings,
 ) -> anyhow::Result<(Ended, Vec<CommittedFile>)> {
     let saved = SavedBatches::new(cache.dir(), &build.identity);
-    let stages = Stages { decoder: build.decoder(timings), teachers: build.identities(), saved: &saved };
+    let stages = Stages {
+        decoder: build.decoder(timings),
+        teachers: build.identities(),
+        saved: &saved,
+        reuse: build.reuse.as_ref(),
+    };
     let committed = queue.committed();
     let cx = WriterContext { cache: cache.dir(), identity: &build.identity, timings, committed: &committed };
     // Parts are taken and given back on this thread alone.
@@ -247,62 +256,6 @@ fn build_parts(
         queue.borrow_mut().settle()?;
         Ok((ended?, files))
     })
-}
-
-/// What a batch passes through, from its samples to rows that are ready to be written: on one thread.
-struct Stages<'a> {
-    decoder: Decoder<'a>,
-    /// In the order of the build's list.
-    teachers: Vec<&'a TeacherIdentity>,
-    saved: &'a SavedBatches,
-}
-
-impl Stages<'_> {
-    fn run(&self, batch: Batch, inference: &Inference<'_>, stop: &Stop) -> anyhow::Result<FinishedBatch> {
-        // ---- read, hash, decode, draw views, render ----
-        let part = &batch.part;
-        let samples = batch.samples.clone().filter_map(|id| match &part.committed {
-            None => Some((id, None)),
-            // A sample without rows was rejected when the part's samples were built.
-            Some(samples) => CommittedRows::of_sample(samples, id).map(|rows| (id, Some(rows))),
-        });
-        let sizes = sizes(part.teachers.iter().map(|&teacher| self.teachers[teacher]));
-        let DecodedSamples { rows, packed, pixels, mut rejects } =
-            self.decoder.samples(samples, self.decoder.views.views, &sizes, stop)?;
-
-        // ---- every teacher that the part lacks; encode, sum, hash, compress ----
-        let teachers: Vec<_> = part.teachers.iter().map(|&teacher| self.teachers[teacher]).collect();
-        let mut encoded = vec![Vec::new(); teachers.len()];
-        let mut unstorable = Unstorable::default();
-        if !rows.is_empty() {
-            let keys: Vec<_> = rows.iter().map(SampleRow::row_key).collect();
-            encoded = match self.saved.load(&batch, &teachers, &keys)? {
-                Some(saved) => saved,
-                None => {
-                    let began = Instant::now();
-                    let features = inference.run(&part.teachers, &pixels, rows.len(), stop)?;
-                    for ((teacher, features), encoded) in teachers.iter().zip(features).zip(&mut encoded) {
-                        stop.check()?;
-                        let stored = self.decoder.timings.time(Stage::Encode, || features.encode(teacher, &rows))?;
-                        *encoded = unstorable.sort_out(teacher, &rows, stored, part.committed.is_some())?;
-                    }
-                    // Rows that one teacher has no features for are dropped for all.
-                    encoded.iter_mut().for_each(|rows| rows.retain(|row| unstorable.keeps(row.key().sample_id)));
-                    // Behind a GPU the time is that of waiting for other batches.
-                    if let Inference::Here { .. } = inference {
-                        self.saved.save(&batch, &teachers, &encoded, began.elapsed())?;
-                    }
-                    encoded
-                }
-            };
-        }
-        let kept = rows.into_iter().zip(packed).filter(|(row, _)| unstorable.keeps(row.sample_id));
-        let samples: Vec<_> = kept.map(|(row, image)| PackedRow { row, image }).collect();
-        rejects.extend(unstorable.into_rejects());
-        rejects.sort_unstable_by_key(|reject| reject.sample_id);
-        let row_count = samples.len();
-        Ok(FinishedBatch { batch, samples, rejects, features: encoded, rows: row_count })
-    }
 }
 
 fn begin_progress(build: &Build, queue: &Queue<'_>, work: &[PartWork]) -> Progress {

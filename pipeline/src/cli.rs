@@ -37,6 +37,13 @@ pub enum Command {
     BuildCache(Box<BuildCacheArgs>),
     /// Add the features of one more teacher to a cache; nothing that is there is touched. Run again to resume.
     AddTeacher(Box<AddTeacherArgs>),
+    /// Append the images of a source that a cache does not have yet, with the features of all its teachers; nothing that is there is touched. Run again
+    /// to resume.
+    AddImages(Box<AddImagesArgs>),
+    /// Store a teacher's features a second time, in a codec that takes less space; the teacher is not needed. Run again to resume.
+    Recode(RecodeArgs),
+    /// Remove a teacher's features from a cache.
+    DropTeacher(DropTeacherArgs),
     /// Check every hash, join and checksum of a cache.
     Verify(VerifyArgs),
     /// Show what a cache holds: identity, teachers, progress, sizes, statistics, rows; draw rows as a picture.
@@ -99,6 +106,9 @@ pub struct BuildCacheArgs {
     /// is more].
     #[arg(long, value_name = "N|P%")]
     pub max_rejects: Option<String>,
+    /// Take over the features that another cache has of the same teachers, for the same crops of the same images, wherever these are in the source now.
+    #[arg(long, value_name = "CACHE")]
+    pub reuse: Option<PathBuf>,
     /// Use the first N samples of the source only. They are then the data set: another N is another cache.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
@@ -192,6 +202,74 @@ pub struct AddTeacherArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub features: FeatureArgs,
+}
+
+/// `pipeline add-images`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AddImagesArgs {
+    /// The cache folder; finished.
+    pub cache: PathBuf,
+    /// The images: the source that the cache was built from, which has more of them now, or another that has the new ones. An image is new if the cache has
+    /// none of its name.
+    #[arg(long, value_name = "SRC")]
+    pub images: String,
+    /// Where a teacher of the cache is now: its name in the cache, and the folder or file of its weights, or its id on the Hugging Face hub
+    /// [default: where it was when the cache was built].
+    #[arg(long = "teacher", value_name = "ID=DIR|HUB_ID")]
+    pub teachers: Vec<String>,
+    /// How many images of the grown cache may be unusable before the build stops with exit status 1: a number, or a share of all [default: 1%, or 10 images
+    /// if that is more].
+    #[arg(long, value_name = "N|P%")]
+    pub max_rejects: Option<String>,
+    /// Say what would be built, how large it is and how long it takes; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Worker threads, for everything; the bytes written do not depend on it [default: one per core].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// How several processes divide the new parts: `leases`, or worker I of N [default: as for build-cache].
+    #[arg(long, value_name = "I/N|leases")]
+    pub worker: Option<String>,
+    /// Begin although the disk may have no room for all of it.
+    #[arg(long)]
+    pub allow_full_disk: bool,
+    /// Which GPU the teachers run on, for teachers that ran on one: cuda or cuda:INDEX [default: cuda].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+}
+
+/// `pipeline recode`.
+#[derive(Debug, Clone, Args)]
+pub struct RecodeArgs {
+    /// The cache folder.
+    pub cache: PathBuf,
+    /// The teacher whose features are stored again; they stay as they are.
+    #[arg(long, value_name = "ID")]
+    pub teacher: TeacherId,
+    /// The new codec, which has to keep less than the present one: f32 more than f16, bf16, i8 in this order.
+    #[arg(long, value_name = "CODEC", value_parser = ["f16", "bf16", "i8"])]
+    pub codec: String,
+    /// Name of the recoded teacher in the cache [default: the teacher's, a hyphen and the codec, such as clip-i8].
+    #[arg(long = "as", value_name = "ID")]
+    pub id: Option<TeacherId>,
+    /// Images that codec i8 takes the ranges of its channels from [default: 256].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub calibration_images: Option<u64>,
+    /// Worker threads; the bytes written do not depend on it [default: one per core].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `pipeline drop-teacher`.
+#[derive(Debug, Clone, Args)]
+pub struct DropTeacherArgs {
+    /// The cache folder.
+    pub cache: PathBuf,
+    /// The teacher.
+    pub id: TeacherId,
+    /// Remove it although it is the only one.
+    #[arg(long)]
+    pub last: bool,
 }
 
 /// `pipeline verify`.

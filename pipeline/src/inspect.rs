@@ -145,7 +145,7 @@ fn overview(cache: &Cache) -> anyhow::Result<Overview<'_>> {
     let mut rejected = 0;
     let mut teachers: BTreeMap<_, _> =
         cache.teachers().iter().map(|(id, t)| (id, (t, Files::default(), ChannelSums::default()))).collect();
-    for part in 0..cache.identity().plan.parts() {
+    for part in 0..cache.identity().parts() {
         let state = cache.part_state(part)?;
         if let Some(commit) = state.samples {
             rejected += commit.rejects.rows;
@@ -165,7 +165,7 @@ fn overview(cache: &Cache) -> anyhow::Result<Overview<'_>> {
     Ok(Overview {
         cache: cache.dir().display().to_string(),
         identity: cache.identity(),
-        parts: cache.identity().plan.parts(),
+        parts: cache.identity().parts(),
         samples,
         rejected,
         teachers: teachers.collect(),
@@ -231,7 +231,7 @@ fn row_views(cache: &Cache, chosen: Vec<Chosen>) -> anyhow::Result<Vec<RowView>>
 }
 
 fn row_view(identity: &CacheIdentity, row: SampleRow, teachers: BTreeMap<TeacherId, FeatureView>) -> RowView {
-    let label_name = row.label.and_then(|label| identity.label_names.get(usize::try_from(label).ok()?).cloned());
+    let label_name = row.label.and_then(|label| identity.all_label_names().get(usize::try_from(label).ok()?).cloned());
     RowView {
         sample_id: row.sample_id,
         view: row.view.index,

@@ -4,15 +4,18 @@
 //! [`recipe`] before the first one is written. The programs of this workspace meet on disk only, in the format that the crate
 //! `schemas` lays down.
 
+pub mod add_images;
 pub mod add_teacher;
 pub mod build_cache;
 pub mod channels;
 pub mod cli;
 mod codec_error;
 pub mod division;
+pub mod drop_teacher;
 pub mod inspect;
 pub mod list;
 pub mod recipe;
+pub mod recode;
 pub mod stats;
 pub mod verify;
 
@@ -86,6 +89,9 @@ fn run_command(cli: &Cli, env: &Environment, out: &mut dyn Write) -> anyhow::Res
     match &cli.command {
         Command::BuildCache(args) => build_cache::build_cache(args, env, cli.log_format, out),
         Command::AddTeacher(args) => add_teacher::add_teacher(args, env, cli.log_format, out),
+        Command::AddImages(args) => add_images::add_images(args, env, cli.log_format, out),
+        Command::Recode(args) => recode::recode(args, out),
+        Command::DropTeacher(args) => drop_teacher::drop_teacher(args, out),
         Command::Verify(args) => verify::verify(args, cli.log_format, out),
         Command::Inspect(args) => inspect::inspect(args, out),
         Command::Stats(args) => stats::stats(args, out),

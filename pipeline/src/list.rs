@@ -96,8 +96,8 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
     let mut rows = 0;
     let mut samples_images = 0;
     let mut images: BTreeMap<&TeacherId, u64> = cache.teachers().keys().map(|id| (id, 0)).collect();
-    for part in 0..identity.plan.parts() {
-        let range = identity.plan.range(part);
+    for part in 0..identity.parts() {
+        let range = identity.range(part);
         let in_part = range.end - range.start;
         let state = match cache.part_state(part) {
             Ok(state) => state,
@@ -140,9 +140,9 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
     if cache.teachers().is_empty() {
         missing.get_or_insert("it has no teacher".to_owned());
     }
-    let share = |images: u64| images as f64 / identity.plan.samples.max(1) as f64;
+    let share = |images: u64| images as f64 / identity.samples().max(1) as f64;
     let content = Content {
-        images: identity.dataset.samples,
+        images: identity.samples(),
         views: identity.views.views,
         policy: match identity.views.policy {
             ViewPolicy::Rrc { .. } => "rrc",

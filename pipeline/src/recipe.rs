@@ -142,6 +142,9 @@ pub enum CodecName {
 pub struct CacheFolder {
     /// The folder; it must be given.
     pub out: PathBuf,
+    /// A cache whose features are taken over where they are of the same teachers, images and crops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<PathBuf>,
     /// Whether and how images are stored: `none`, `original`, or `jpeg:SHORT_SIDE:QUALITY`.
     #[serde(with = "pack")]
     pub pack: Pack,

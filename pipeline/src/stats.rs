@@ -203,7 +203,7 @@ impl TeacherPlan<'_> {
             bytes: Bytes::default(),
             codec_error: CodecErrors::new(teacher),
         };
-        for part in 0..cache.identity().plan.parts() {
+        for part in 0..cache.identity().parts() {
             if !cache.part_state(part)?.teachers.contains_key(&teacher.id) {
                 continue;
             }
@@ -240,7 +240,7 @@ impl TeacherPlan<'_> {
             grid: self.teacher.grid,
             width: self.teacher.width,
             codec: self.teacher.codec.to_string(),
-            parts: cache.identity().plan.parts(),
+            parts: cache.identity().parts(),
             parts_complete: u32::try_from(self.parts.len()).context("parts are counted in u32")?,
             rows: self.rows,
             rows_read: sums.rows(),

@@ -172,10 +172,10 @@ fn told(repeats: &Repeats) -> String {
 fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison> {
     let cache = Cache::open(&args.cache).context("a damaged cache is not compared with its images")?;
     let (source, differs) = open_images(&cache, images)?;
-    let (plan, mut parts, mut total) = (cache.identity().plan, Vec::new(), 0);
-    for part in 0..plan.parts() {
+    let (identity, mut parts, mut total) = (cache.identity(), Vec::new(), 0);
+    for part in 0..identity.parts() {
         if cache.part_state(part)?.samples.is_some() {
-            let range = plan.range(part);
+            let range = identity.range(part);
             total += range.end - range.start;
             parts.push(part);
         }
@@ -213,7 +213,7 @@ fn lost_images(cache: &Cache, source: &ImageSource, parts: &[u32]) -> anyhow::Re
     for &part in parts {
         let rows = cache.samples(part)?.into_iter().map(|row| (row.sample_id, row.key));
         let rejects = cache.rejects(part)?.into_iter().map(|reject| (reject.sample_id, reject.key));
-        lost.extend(rows.chain(rejects).filter(|(_, key)| source.find(key).is_none()));
+        lost.extend(rows.chain(rejects).filter(|(_, key)| !source.find(key).is_some_and(|at| source.has(at))));
     }
     let named: Vec<_> = lost.iter().take(NAMED).map(|(sample, key)| format!("{key:?} (sample {sample})")).collect();
     Ok(match lost.len() {

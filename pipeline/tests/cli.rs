@@ -12,6 +12,9 @@ mod build;
 /// Every kind of file, a byte at a time.
 #[path = "cli/damage.rs"]
 mod damage;
+/// `add-images`: data sets that grow.
+#[path = "cli/grow.rs"]
+mod grow;
 /// `kill -9` at twenty moments, and Ctrl-C.
 #[path = "cli/kill.rs"]
 mod kill;
@@ -27,6 +30,9 @@ mod ray;
 /// Going on over a source whose images have changed places.
 #[path = "cli/resume.rs"]
 mod resume;
+/// `--reuse`, `recode` and `drop-teacher`.
+#[path = "cli/rework.rs"]
+mod rework;
 /// Packed images, codecs, layers, teachers added later.
 #[path = "cli/share.rs"]
 mod share;

@@ -93,6 +93,17 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     Temp { path: from.to_path_buf(), is_dir: false }.rename(to)
 }
 
+/// Removes a file that may be gone already.
+///
+/// # Errors
+/// I/O.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a symbolic link at `path` that leads to `target`, replacing an older file of that name, and the folders above it.
 pub fn symlink(target: &Path, path: &Path) -> Result<()> {
     create_dir(folder_of(path))?;

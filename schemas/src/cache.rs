@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::columns::samples_columns;
 use crate::commit::check_place;
+use crate::generation::read_generations;
 use crate::samples_file::SamplesFile;
 use crate::{
     CacheIdentity, Error, Reject, Result, SampleRow, SamplesCommit, SamplesPart, TeacherCommit, TeacherId,
@@ -114,7 +115,7 @@ pub fn start_over(dir: &Path, identity: &CacheIdentity) -> Result<()> {
     let mut folders: Vec<PathBuf> = vec![dir.join("samples"), dir.join("rejects")];
     for id in teacher_folders(dir)? {
         let folder = layout::teachers_dir(dir).join(id.as_str());
-        remove(&layout::teacher_json(dir, &id))?;
+        atomic::remove(&layout::teacher_json(dir, &id))?;
         folders.push(folder);
     }
     for folder in &folders {
@@ -124,7 +125,7 @@ pub fn start_over(dir: &Path, identity: &CacheIdentity) -> Result<()> {
             let name = entry.file_name();
             let of_part = |suffix| layout::part_number(&name.to_string_lossy(), suffix).is_some();
             if of_part(".parquet") || of_part(".jsonl") {
-                remove(&entry.path())?;
+                atomic::remove(&entry.path())?;
             }
         }
         // Only if nothing else is in it.
@@ -133,14 +134,6 @@ pub fn start_over(dir: &Path, identity: &CacheIdentity) -> Result<()> {
     // What was saved for the parts of the other identity.
     let _ = std::fs::remove_dir_all(layout::work_dir(dir));
     json::write(&path, identity)
-}
-
-/// Removes a file that may be gone already.
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
-    }
 }
 
 /// Whether a part is declared complete in the folder that this file lies in, readable or not.
@@ -303,7 +296,7 @@ impl Cache {
             }
             Ok(())
         };
-        for part in 0..self.identity.plan.parts() {
+        for part in 0..self.identity.parts() {
             let state = self.part_state(part)?;
             if let Some(samples) = state.samples {
                 check(layout::samples_file(&self.dir, part), samples.file.bytes)?;
@@ -374,13 +367,20 @@ impl Cache {
     }
 
     fn check_part(&self, part: u32) -> Result<u32> {
-        let parts = self.identity.plan.parts();
+        let parts = self.identity.parts();
         if part < parts { Ok(part) } else { Err(Error::NoSuchPart { path: self.dir.clone(), part, parts }) }
     }
 }
 
-/// Reads and checks `cache.json`.
+/// Reads and checks `cache.json` and the generations that follow it.
 pub(crate) fn read_identity(dir: &Path) -> Result<CacheIdentity> {
+    let mut identity = read_first_generation(dir)?;
+    read_generations(dir, &mut identity)?;
+    Ok(identity)
+}
+
+/// Reads and checks `cache.json` alone.
+pub(crate) fn read_first_generation(dir: &Path) -> Result<CacheIdentity> {
     let path = layout::cache_json(dir);
     let identity = json::read::<CacheIdentity>(&path)?.ok_or_else(|| Error::NotACache { path: dir.to_path_buf() })?;
     identity.validate(&path)?;

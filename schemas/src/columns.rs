@@ -8,7 +8,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPrope
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{CacheIdentity, RowFeatures, RowKey, SampleRow, TeacherIdentity, json};
+use crate::{CacheIdentity, Generation, RowFeatures, RowKey, SampleRow, TeacherIdentity, json};
 
 /// Row groups are closed once the rows in them reach this many bytes: a writer holds one group in memory, and a reader that
 /// streams holds one too.
@@ -173,6 +173,7 @@ pub(crate) const KEY_FORMAT: &str = "mr-mae.format_version";
 pub(crate) const KEY_PART: &str = "mr-mae.part";
 pub(crate) const KEY_CACHE: &str = "mr-mae.cache";
 pub(crate) const KEY_CACHE_FINGERPRINT: &str = "mr-mae.cache_fingerprint";
+pub(crate) const KEY_GENERATION: &str = "mr-mae.generation";
 pub(crate) const KEY_TEACHER: &str = "mr-mae.teacher";
 pub(crate) const KEY_TEACHER_FINGERPRINT: &str = "mr-mae.teacher_fingerprint";
 
@@ -185,8 +186,12 @@ pub(crate) fn key_values(part: u32, cache: &CacheIdentity, teacher: Option<&Teac
         entry(KEY_FORMAT, cache.format_version.to_string()),
         entry(KEY_PART, part.to_string()),
         entry(KEY_CACHE, json::canonical(&brief.compared())),
-        entry(KEY_CACHE_FINGERPRINT, cache.fingerprint()),
+        entry(KEY_CACHE_FINGERPRINT, cache.part_fingerprint(part)),
     ];
+    if let Some(generation) = cache.generation_of(part).checked_sub(1) {
+        let brief = Generation { label_names: Vec::new(), ..cache.generations[generation].clone() };
+        entries.push(entry(KEY_GENERATION, json::canonical(&json::to_value(&brief))));
+    }
     if let Some(teacher) = teacher {
         entries.push(entry(KEY_TEACHER, json::canonical(&teacher.compared())));
         entries.push(entry(KEY_TEACHER_FINGERPRINT, teacher.fingerprint()));

@@ -89,7 +89,7 @@ impl SamplesCommit {
             return Ok(None);
         };
         check_place(&path, "part", &commit.part, &part)?;
-        check_place(&path, "cache fingerprint", &commit.cache, &identity.fingerprint())?;
+        check_place(&path, "cache fingerprint", &commit.cache, &identity.part_fingerprint(part))?;
         commit.file.check(&path)?;
         Ok(Some(commit))
     }
@@ -109,7 +109,7 @@ impl TeacherCommit {
         };
         check_place(&path, "part", &commit.part, &part)?;
         check_place(&path, "teacher", &commit.id, &teacher.id)?;
-        check_place(&path, "cache fingerprint", &commit.cache, &identity.fingerprint())?;
+        check_place(&path, "cache fingerprint", &commit.cache, &identity.part_fingerprint(part))?;
         check_place(&path, "teacher fingerprint", &commit.teacher, &teacher.fingerprint())?;
         commit.file.check(&path)?;
         let width = teacher.width as usize;

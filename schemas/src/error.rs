@@ -108,6 +108,19 @@ pub enum Error {
         /// Every field that differs, the one that others follow from first; never empty.
         differences: Vec<FieldDifference>,
     },
+    /// Going on with an addition to the data set whose images have changed since.
+    #[error(
+        "{path}: this addition was begun with {expected} other images and has finished parts; {found} are new to the cache now. Give the images as they \
+         were to finish it, and add the others after that"
+    )]
+    GenerationChanged {
+        /// `generations/NNNNN.json`.
+        path: PathBuf,
+        /// Samples that are to be appended now.
+        found: u64,
+        /// Samples of the addition that was begun.
+        expected: u64,
+    },
     /// The cache has no teacher of that name.
     #[error("{path} has no teacher {id}; it has {}", list(.known))]
     NoSuchTeacher {
@@ -430,6 +443,7 @@ impl Error {
             | Error::NotACache { path, .. }
             | Error::IdentityValue { path, .. }
             | Error::IdentityChanged { path, .. }
+            | Error::GenerationChanged { path, .. }
             | Error::NoSuchTeacher { path, .. }
             | Error::NoSuchPart { path, .. }
             | Error::NoSuchRow { path, .. }

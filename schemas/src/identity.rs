@@ -7,7 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Batches, Codec, DepthWindow, Error, FieldDifference, Plan, Result, Scalar, TeacherIdentity, json};
+use crate::{
+    Batches, Codec, DepthWindow, Error, FieldDifference, Generation, Plan, Result, Scalar, TeacherIdentity, json,
+};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -33,6 +35,9 @@ pub struct CacheIdentity {
     pub depth_window: DepthWindow,
     /// Names of the classes; label `i` is `label_names[i]`. Empty if the data set names none.
     pub label_names: Vec<String>,
+    /// What was appended since; in records of their own, and not part of this one or its fingerprint.
+    #[serde(skip)]
+    pub generations: Vec<Generation>,
 }
 
 /// The images a cache is made of.
@@ -274,19 +279,19 @@ impl TeacherIdentity {
 }
 
 /// Checks of an identity record's values.
-struct Rules<'a> {
-    path: &'a Path,
+pub(crate) struct Rules<'a> {
+    pub(crate) path: &'a Path,
 }
 
 impl Rules<'_> {
-    fn version(&self, found: u32) -> Result<()> {
+    pub(crate) fn version(&self, found: u32) -> Result<()> {
         if found == FORMAT_VERSION {
             return Ok(());
         }
         Err(Error::Version { path: self.path.to_path_buf(), found: found.into(), supported: FORMAT_VERSION })
     }
 
-    fn check(&self, field: &str, found: impl ToString, good: bool, expected: &str) -> Result<()> {
+    pub(crate) fn check(&self, field: &str, found: impl ToString, good: bool, expected: &str) -> Result<()> {
         if good {
             return Ok(());
         }
@@ -298,11 +303,11 @@ impl Rules<'_> {
         })
     }
 
-    fn filled(&self, field: &str, value: &str) -> Result<()> {
+    pub(crate) fn filled(&self, field: &str, value: &str) -> Result<()> {
         self.check(field, format!("{value:?}"), !value.is_empty(), "a name")
     }
 
-    fn sha256(&self, field: &str, value: &str) -> Result<()> {
+    pub(crate) fn sha256(&self, field: &str, value: &str) -> Result<()> {
         let good = json::parse_hex(value, &mut [0; 32]).is_some();
         self.check(field, format!("{value:?}"), good, "a SHA-256 in 64 lower-case hexadecimal digits")
     }

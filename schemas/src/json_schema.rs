@@ -3,14 +3,15 @@
 use schemars::JsonSchema;
 use serde_json::{Value, json};
 
-use crate::{CacheIdentity, SamplesCommit, TeacherCommit, TeacherIdentity};
+use crate::{CacheIdentity, Generation, SamplesCommit, TeacherCommit, TeacherIdentity};
 
 /// (file name, schema as text) of each kind of record. The texts lie in `schemas/json/`, which a test compares.
 ///
 /// A record also has what the format says in words: its canonical form, and the digest, which the schemas list as a field.
-pub fn all() -> [(&'static str, String); 4] {
+pub fn all() -> [(&'static str, String); 5] {
     [
         ("cache.schema.json", of::<CacheIdentity>("cache.json")),
+        ("generation.schema.json", of::<Generation>("generations/NNNNN.json")),
         ("teacher.schema.json", of::<TeacherIdentity>("teacher.json")),
         ("samples-commit.schema.json", of::<SamplesCommit>("samples/part-NNNNN.commit.json")),
         ("teacher-commit.schema.json", of::<TeacherCommit>("teachers/<id>/part-NNNNN.commit.json")),

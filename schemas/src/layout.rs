@@ -9,6 +9,23 @@ pub fn cache_json(cache: &Path) -> PathBuf {
     cache.join("cache.json")
 }
 
+/// `CACHE/generations`: one record for each addition to the data set.
+pub(crate) fn generations_dir(cache: &Path) -> PathBuf {
+    cache.join("generations")
+}
+
+/// `CACHE/generations/00001.json`: the samples that were appended first.
+pub fn generation_json(cache: &Path, generation: u32) -> PathBuf {
+    generations_dir(cache).join(format!("{generation:05}.json"))
+}
+
+/// `Some(7)` for `00007.json`, in exactly this spelling.
+pub(crate) fn generation_number(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".json")?;
+    let number: u32 = digits.parse().ok()?;
+    (format!("{number:05}") == digits && number > 0).then_some(number)
+}
+
 /// `CACHE/teachers`: one folder per teacher.
 pub(crate) fn teachers_dir(cache: &Path) -> PathBuf {
     cache.join("teachers")

@@ -65,7 +65,7 @@ impl TeacherPart {
             part,
             stamp: &commit.file,
             columns: &columns,
-            cache_fingerprint: identity.fingerprint(),
+            cache_fingerprint: identity.part_fingerprint(part),
             teacher_fingerprint: Some(teacher.fingerprint()),
         };
         let file = PartFile::open(&layout::teacher_file(cache, &teacher.id, part), &expected)?;

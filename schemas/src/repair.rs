@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::cache::{read_identity, read_teacher, teacher_folders};
+use crate::cache::{read_first_generation, read_teacher, teacher_folders};
 use crate::{CacheIdentity, Error, Result, SamplesCommit, TeacherCommit, TeacherIdentity, atomic, layout};
 
 /// Identity records that cannot be read, out of their place: a builder that knows what they said writes them again. Dropping it puts them back.
@@ -22,7 +21,7 @@ impl SetAside {
     pub fn damaged_identities(dir: &Path) -> Result<SetAside> {
         let mut aside = SetAside::default();
         if layout::cache_json(dir).exists() {
-            aside.take_if_damaged(layout::cache_json(dir), read_identity(dir).map(drop))?;
+            aside.take_if_damaged(layout::cache_json(dir), read_first_generation(dir).map(drop))?;
         }
         for id in teacher_folders(dir)? {
             aside.take_if_damaged(layout::teacher_json(dir, &id), read_teacher(dir, &id).map(drop))?;
@@ -35,7 +34,7 @@ impl SetAside {
         match read {
             Err(RecordSize { .. } | RecordDigest { .. } | Record { .. } | IdentityValue { .. } | Misplaced { .. }) => {
                 let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-                remove(&path)?;
+                atomic::remove(&path)?;
                 self.files.push((path, bytes));
                 Ok(())
             }
@@ -73,7 +72,7 @@ pub fn parts_are_of(dir: &Path, identity: &CacheIdentity, teachers: &[&TeacherId
         Err(error) if error.is_io() => Err(error),
         _ => Ok(()),
     };
-    for part in 0..identity.plan.parts() {
+    for part in 0..identity.parts() {
         other(SamplesCommit::read(dir, part, identity).map(drop))?;
         for teacher in teachers {
             other(TeacherCommit::read(dir, part, identity, teacher).map(drop))?;
@@ -90,18 +89,10 @@ pub fn parts_are_of(dir: &Path, identity: &CacheIdentity, teachers: &[&TeacherId
 pub fn drop_damaged(problems: &[Error]) -> Result<Vec<PathBuf>> {
     let commits: BTreeSet<PathBuf> = problems.iter().filter_map(Error::path).filter_map(layout::commit_of).collect();
     for commit in &commits {
-        remove(commit)?;
+        atomic::remove(commit)?;
         for file in layout::declared_by(commit) {
-            remove(&file)?;
+            atomic::remove(&file)?;
         }
     }
     Ok(commits.into_iter().collect())
-}
-
-/// Removes a file that may be gone already.
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
-    }
 }

@@ -25,9 +25,9 @@ impl RowRules {
     pub(crate) fn new(path: PathBuf, identity: &CacheIdentity, part: u32) -> RowRules {
         RowRules {
             path,
-            samples: identity.plan.range(part),
+            samples: identity.range(part),
             views: identity.views.views,
-            labels: Some(identity.label_names.len()).filter(|&names| names > 0),
+            labels: Some(identity.all_label_names().len()).filter(|&names| names > 0),
             pack: identity.pack,
             row: 0,
             before: None,

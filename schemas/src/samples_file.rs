@@ -73,7 +73,7 @@ impl SamplesFile {
             part,
             stamp: &commit.file,
             columns: &samples_columns(),
-            cache_fingerprint: identity.fingerprint(),
+            cache_fingerprint: identity.part_fingerprint(part),
             teacher_fingerprint: None,
         };
         Ok(SamplesFile { file: PartFile::open(&layout::samples_file(cache, part), &expected)? })

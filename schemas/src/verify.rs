@@ -13,7 +13,7 @@ use crate::cache::{read_identity, read_teacher, teacher_folders};
 use crate::rules::check_coverage;
 use crate::samples_file::SamplesFile;
 use crate::{
-    Batches, CacheIdentity, ChannelSums, ContentHash, Error, Plan, Result, SampleRow, SamplesCommit, TeacherCommit,
+    Batches, CacheIdentity, ChannelSums, ContentHash, Error, Result, SampleRow, SamplesCommit, TeacherCommit,
     TeacherId, TeacherIdentity, TeacherPart, TeacherRow, atomic, layout, reject,
 };
 
@@ -129,7 +129,7 @@ pub fn verify_within(dir: &Path, scope: &Scope, progress: &mut dyn FnMut(Progres
             None => {}
         }
     }
-    let all_parts = identity.plan.parts();
+    let all_parts = identity.parts();
     if let Some(&part) = scope.parts.last().filter(|part| **part >= all_parts) {
         return Err(Error::NoSuchPart { path: dir.to_path_buf(), part, parts: all_parts });
     }
@@ -150,7 +150,7 @@ pub fn verify_within(dir: &Path, scope: &Scope, progress: &mut dyn FnMut(Progres
         report.add(part);
         contents.extend(of_part);
     }
-    report.repeats = repeats(contents, &verifier.identity.plan);
+    report.repeats = repeats(contents, &verifier.identity);
     report.notes.extend(verifier.strangers()?);
     Ok(report)
 }
@@ -159,9 +159,9 @@ pub fn verify_within(dir: &Path, scope: &Scope, progress: &mut dyn FnMut(Progres
 type Content = (ContentHash, u64);
 
 /// The images that more than one part holds.
-fn repeats(mut contents: Vec<Content>, plan: &Plan) -> Option<Repeats> {
+fn repeats(mut contents: Vec<Content>, identity: &CacheIdentity) -> Option<Repeats> {
     contents.sort_unstable();
-    let part = |sample_id: u64| sample_id / plan.part_samples.max(1);
+    let part = |sample_id: u64| identity.part_of(sample_id);
     let mut found: Option<Repeats> = None;
     for copies in contents.chunk_by(|a, b| a.0 == b.0) {
         let (_, first) = copies[0];
@@ -289,7 +289,7 @@ impl Verifier<'_> {
             report.keep(samples.file.check_hash(&commit.file))?;
             if sound {
                 let counts = count_rows(read.rows.iter().flatten());
-                let range = self.identity.plan.range(part);
+                let range = self.identity.range(part);
                 report.keep(check_coverage(
                     &samples.file.path,
                     range,
@@ -396,7 +396,11 @@ impl Verifier<'_> {
         let teachers = teacher_folders(self.dir)?;
         let teachers: Vec<&str> = teachers.iter().map(TeacherId::as_str).collect();
         let mut folders = vec![
-            (self.dir.to_path_buf(), &[][..], &["cache.json", "samples", "teachers", "rejects", "work"][..]),
+            (
+                self.dir.to_path_buf(),
+                &[][..],
+                &["cache.json", "generations", "samples", "teachers", "rejects", "work"][..],
+            ),
             (self.dir.join("samples"), &[".parquet", ".commit.json"][..], &[][..]),
             (self.dir.join("rejects"), &[".jsonl"], &[layout::SKIPPED]),
             (layout::teachers_dir(self.dir), &[], &teachers),
@@ -417,7 +421,7 @@ impl Verifier<'_> {
                 let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let part = suffixes.iter().find_map(|suffix| layout::part_number(&name, suffix));
-                if names.contains(&&*name) || part.is_some_and(|part| part < self.identity.plan.parts()) {
+                if names.contains(&&*name) || part.is_some_and(|part| part < self.identity.parts()) {
                     continue;
                 }
                 let path = entry.path();

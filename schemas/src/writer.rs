@@ -127,7 +127,7 @@ impl SamplesWriter {
         let mut rejects = rejects.to_vec();
         rejects.sort_by_key(|reject| reject.sample_id);
         let rejected: Vec<u64> = rejects.iter().map(|reject| reject.sample_id).collect();
-        let range = self.identity.plan.range(self.part);
+        let range = self.identity.range(self.part);
         check_coverage(&self.file.path, range, self.identity.views.views, &self.counts, &rejected)?;
         if !self.rows.is_empty() {
             self.flush()?;
@@ -140,7 +140,7 @@ impl SamplesWriter {
             bytes: text.len() as u64,
             sha256: json::sha256_hex(text.as_bytes()),
         };
-        let cache = self.identity.fingerprint();
+        let cache = self.identity.part_fingerprint(self.part);
         let commit = SamplesCommit { format_version: FORMAT_VERSION, part: self.part, cache, file, rejects };
         json::write(&layout::samples_commit(&self.cache, self.part), &commit)?;
         Ok(commit)
@@ -180,7 +180,7 @@ impl TeacherWriter {
         let columns = teacher_columns(teacher);
         Ok(TeacherWriter {
             cache: cache.to_path_buf(),
-            cache_fingerprint: identity.fingerprint(),
+            cache_fingerprint: identity.part_fingerprint(part),
             teacher: teacher.clone(),
             part,
             file: PartWriter::create(&path, &columns, key_values(part, identity, Some(teacher)))?,

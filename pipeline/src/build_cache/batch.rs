@@ -73,7 +73,7 @@ fn open(build: &Build, cache: &Cache, work: &PartWork) -> anyhow::Result<OpenPar
     let is_missing = |&t: &usize| work.missing.teachers.contains(&build.teachers[t].identity.id);
     Ok(OpenPart {
         number: work.part,
-        samples: build.identity.plan.range(work.part),
+        samples: build.identity.range(work.part),
         committed: if work.missing.samples { None } else { Some(cache.samples_part(work.part)?) },
         teachers: (0..build.teachers.len()).filter(is_missing).collect(),
     })

@@ -1,6 +1,7 @@
 //! What a build is, once everything that it depends on has been found: images, teachers, identities.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
@@ -17,10 +18,11 @@ use super::identity::{self, Existing, ForwardPass};
 use super::infer::Compute;
 use super::network::{BuildTeacher, Network};
 use super::resolve;
+use super::reuse::Reuse;
 use super::timing::Timings;
 use super::worklist::{self, Outputs, PartWork};
 use crate::Environment;
-use crate::division::Division;
+use crate::division::{Division, Share};
 use crate::recipe::{CodecName, Recipe};
 
 /// Images that a dry run calibrates codec `i8` on.
@@ -47,6 +49,8 @@ pub(crate) struct Build {
     pub other_codecs: Vec<String>,
     /// How its parts are divided among the processes that build it.
     pub division: Division,
+    /// The cache whose features are taken over.
+    pub reuse: Option<Reuse>,
 }
 
 /// Finds the device and has libtorch compute on it in the build's precision.
@@ -65,7 +69,7 @@ pub(crate) fn open_device(recipe: &Recipe) -> anyhow::Result<Device> {
 }
 
 /// Opens the data set.
-pub(super) fn open_source(recipe: &Recipe) -> anyhow::Result<ImageSource> {
+pub(crate) fn open_source(recipe: &Recipe) -> anyhow::Result<ImageSource> {
     let images = recipe.data.images.as_deref().context("a build reads images")?;
     let source = ImageSource::open(images)?;
     tracing::info!(
@@ -138,7 +142,7 @@ pub(crate) fn prepare(
 
     let (mut prepared, mut other_codecs) = (Vec::new(), Vec::new());
     for (id, source, model) in models {
-        let (codec, problem) = codec(&recipe, &id)?;
+        let (codec, problem) = codec(&recipe, &id, &model.info().weights_sha256)?;
         other_codecs.extend(problem);
         let pass = ForwardPass { grid, batch_size, device, precision: compute.precision };
         let input_size = identity::input_size(&id, model.info(), grid)?;
@@ -153,8 +157,10 @@ pub(crate) fn prepare(
     // The images of the calibration are counted when the build comes to them.
     let (timings, uncounted) = (Timings::default(), DeepImages::default());
     let pixels = Decoder::new(source.as_ref(), &identity, decoder, &uncounted, &timings);
-    let sampling = calibrate::Sampling { images, batch_size, plan: identity.plan, cache: &recipe.cache.out };
+    let sampling = calibrate::Sampling { images, batch_size, identity: &identity, cache: &recipe.cache.out };
     let teachers = calibrate::calibrate(prepared, &pixels, sampling, compute)?;
+    let identities: Vec<_> = teachers.iter().map(|teacher| &teacher.identity).collect();
+    let reuse = recipe.cache.reuse.as_ref().map(|folder| Reuse::open(folder, &identity, &identities)).transpose()?;
     Ok(Build {
         recipe,
         compute,
@@ -167,6 +173,7 @@ pub(crate) fn prepare(
         existing,
         other_codecs,
         division,
+        reuse,
     })
 }
 
@@ -239,20 +246,39 @@ fn load_teachers(
 }
 
 /// How a teacher's features are stored, or nothing where that has to be calibrated; and why the cache's own codec is not the one asked for.
-fn codec(recipe: &Recipe, id: &TeacherId) -> anyhow::Result<(Option<Codec>, Option<String>)> {
+fn codec(recipe: &Recipe, id: &TeacherId, weights: &str) -> anyhow::Result<(Option<Codec>, Option<String>)> {
     Ok(match recipe.features.codec {
         CodecName::F32 => (Some(Codec::F32), None),
         CodecName::F16 => (Some(Codec::F16), None),
         CodecName::Bf16 => (Some(Codec::Bf16), None),
         CodecName::I8 => match calibrate::existing(&recipe.cache.out, id, recipe.features.calibration_images)? {
             calibrate::Existing::Parameters(affine) => (Some(Codec::I8(affine)), None),
-            calibrate::Existing::Nothing => (None, None),
+            // What is taken over is of the ranges that it was stored with.
+            calibrate::Existing::Nothing => (reused_codec(recipe, id, weights)?, None),
             calibrate::Existing::Other { codec, problem } => (Some(codec), Some(problem)),
         },
     })
 }
 
+/// The parameters of `i8` that the cache to be reused has for these weights.
+fn reused_codec(recipe: &Recipe, id: &TeacherId, weights: &str) -> anyhow::Result<Option<Codec>> {
+    let Some(folder) = &recipe.cache.reuse else {
+        return Ok(None);
+    };
+    let there = schemas::read_teacher(folder, id)?.filter(|there| there.weights_sha256 == weights);
+    Ok(there.map(|there| there.codec).filter(|codec| matches!(codec, Codec::I8(_))))
+}
+
 impl Build {
+    /// The parts of one of several workers: of those that were appended last, or of a cache that was not appended to.
+    pub(super) fn shared_parts(&self, share: Share) -> Range<u32> {
+        let appended = self.identity.generation_parts(self.identity.generations.len());
+        let Range { start, end } = share.of(appended.end - appended.start);
+        // What earlier ones lack, if anything, goes to the first worker.
+        let start = if share.index == 0 { 0 } else { appended.start + start };
+        start..appended.start + end
+    }
+
     /// What decodes this build's images.
     pub(crate) fn decoder<'a>(&'a self, timings: &'a Timings) -> Decoder<'a> {
         Decoder::new(self.source.as_ref(), &self.identity, self.decoder, &self.deep, timings)
@@ -270,8 +296,10 @@ impl Build {
 
     /// What the cache lacks.
     pub(crate) fn worklist(&self, cache: &Cache) -> schemas::Result<Vec<PartWork>> {
-        let committed = (0..self.identity.plan.parts()).map(|part| {
-            let state = cache.part_state(part)?;
+        let there = cache.identity().parts();
+        let committed = (0..self.identity.parts()).map(|part| {
+            // A dry run does not write what it would append.
+            let state = if part < there { cache.part_state(part)? } else { Default::default() };
             Ok(Outputs { samples: state.samples.is_some(), teachers: state.teachers.into_keys().collect() })
         });
         Ok(worklist::worklist(&self.wanted(), &committed.collect::<schemas::Result<Vec<_>>>()?))
@@ -279,7 +307,7 @@ impl Build {
 
     /// What a cache that is not there lacks.
     pub(crate) fn whole_worklist(&self) -> Vec<PartWork> {
-        worklist::worklist(&self.wanted(), &vec![Outputs::default(); self.identity.plan.parts() as usize])
+        worklist::worklist(&self.wanted(), &vec![Outputs::default(); self.identity.parts() as usize])
     }
 
     /// What a part lacks that has `has`, if anything.
@@ -292,7 +320,7 @@ impl Build {
     }
 
     pub(super) fn samples_in(&self, part: u32) -> u64 {
-        let range = self.identity.plan.range(part);
+        let range = self.identity.range(part);
         range.end - range.start
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use models::teacher::Teacher;
 use program::words::count;
-use schemas::{Affine, Cache, Calibrator, Codec, Plan, SamplesPart, TeacherId, TeacherIdentity};
+use schemas::{Affine, Cache, CacheIdentity, Calibrator, Codec, SamplesPart, TeacherId, TeacherIdentity};
 
 use super::decode::{CommittedRows, DecodedSamples, Decoder};
 use super::features::Features;
@@ -32,10 +32,10 @@ pub(crate) struct PreparedTeacher {
 /// Which images a calibration looks at.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sampling<'a> {
-    /// At most this many, spread evenly over the plan.
+    /// At most this many, spread evenly over the data set.
     pub images: u64,
     pub batch_size: u32,
-    pub plan: Plan,
+    pub identity: &'a CacheIdentity,
     /// The cache that has the images, where there is no data set.
     pub cache: &'a Path,
 }
@@ -43,15 +43,12 @@ pub(crate) struct Sampling<'a> {
 impl Sampling<'_> {
     /// The images to look at, in order.
     fn sample_ids(&self) -> Vec<u64> {
-        let samples = self.plan.samples;
-        let count = self.images.min(samples);
-        // In u128: neither number is bounded.
-        (0..count).map(|i| (u128::from(i) * u128::from(samples) / u128::from(count)) as u64).collect()
+        spread(self.identity.samples(), self.images).collect()
     }
 
     /// The part that holds a sample.
     fn part(&self, sample_id: u64) -> u32 {
-        (sample_id / self.plan.part_samples) as u32
+        self.identity.part_of(sample_id)
     }
 
     /// The cache's parts that hold some samples.
@@ -59,6 +56,25 @@ impl Sampling<'_> {
         let cache = Cache::open(self.cache)?;
         let numbers: BTreeSet<u32> = samples.iter().map(|&id| self.part(id)).collect();
         numbers.into_iter().map(|part| Ok((part, cache.samples_part(part)?))).collect()
+    }
+}
+
+/// At most `count` of `samples` samples, spread evenly.
+pub(crate) fn spread(samples: u64, count: u64) -> impl Iterator<Item = u64> {
+    let count = count.min(samples);
+    // In u128: neither number is bounded.
+    (0..count).map(move |i| (u128::from(i) * u128::from(samples) / u128::from(count)) as u64)
+}
+
+/// The parameters that a teacher of the cache in `out` was calibrated with, over at most `images` images.
+///
+/// # Errors
+/// A teacher that was stored otherwise.
+pub(crate) fn calibrated(out: &Path, id: &TeacherId, images: u64) -> anyhow::Result<Option<Affine>> {
+    match existing(out, id, images)? {
+        Existing::Nothing => Ok(None),
+        Existing::Parameters(affine) => Ok(Some(affine)),
+        Existing::Other { problem, .. } => bail!(problem),
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn report(build: &Build, format: LogFormat, out: &mut dyn Write) -> a
 impl Forecast {
     fn of(build: &Build) -> anyhow::Result<Forecast> {
         let work = build.missing()?;
-        let plan = build.identity.plan;
+        let identity = &build.identity;
         let views = u64::from(build.identity.views.views);
         let source = build.source.as_ref().context("a build reads images")?;
         // A short measurement: of time, and of the size of packed images.
@@ -86,12 +86,12 @@ impl Forecast {
         let (needed, free) = (space.needed(), free_bytes(&build.recipe.cache.out)?);
         let images = work.iter().map(|work| build.samples_in(work.part)).sum();
         Ok(Forecast {
-            images: plan.samples,
+            images: identity.samples(),
             views,
-            rows_at_most: plan.samples * views,
+            rows_at_most: identity.samples() * views,
             source: Source::of(build, source),
-            parts: plan.parts(),
-            part_images: plan.part_samples,
+            parts: identity.parts(),
+            part_images: identity.plan.part_samples,
             parts_to_build: work.len(),
             samples: space.samples,
             teachers,

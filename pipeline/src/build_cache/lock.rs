@@ -5,6 +5,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use super::workers::FolderLeases;
+
 /// Others build here. It may be tried again when they have ended.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -48,6 +50,22 @@ impl Lock {
         // A file system without locks refuses this, and lets others build anyway.
         let _ = self.folder.try_lock_shared();
     }
+}
+
+/// Writes to a cache beside other builders.
+pub(crate) fn join_builders(out: &Path) -> anyhow::Result<Lock> {
+    let lock = Lock::take(out)?;
+    lock.share();
+    Ok(lock)
+}
+
+/// Has a cache to itself, or is refused.
+pub(crate) fn refuse_builders(out: &Path) -> anyhow::Result<Lock> {
+    let lock = Lock::take(out)?;
+    if lock.is_alone() && FolderLeases::new(out).living(None)?.is_empty() {
+        return Ok(lock);
+    }
+    Err(Busy(format!("{}: a build is at work here; wait for its end", out.display())).into())
 }
 
 impl Drop for Lock {

@@ -36,6 +36,16 @@ pub(super) fn open_cache(build: &Build, leases: &FolderLeases) -> anyhow::Result
         None => Lock::take(folder)?,
     };
     let alone = lock.is_alone() && leases.living(None)?.is_empty();
+    // Another build may be appending other images at this moment, with the first part to come.
+    if let Some(last) = build.identity.generations.last()
+        && !alone
+        && layout::generation_json(folder, last.generation).exists()
+        && !schemas::check_generation(folder, &build.identity)?
+    {
+        let problem = "another command appends other images at this moment; wait for its end";
+        return Err(Busy(format!("{}: {problem}", folder.display())).into());
+    }
+    schemas::add_generation(folder, &build.identity)?;
     for teacher in &build.teachers {
         let id = &teacher.identity.id;
         // Another build may be adding it at this moment, with the first part to come.

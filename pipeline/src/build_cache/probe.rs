@@ -75,12 +75,17 @@ pub(crate) fn packed_bytes(build: &Build) -> anyhow::Result<u64> {
         return Ok(0);
     }
     let timings = Timings::default();
-    let samples = build.identity.plan.samples;
-    let step = samples.div_ceil(PROBE_ROWS as u64);
-    let probes = (0..samples).step_by(step as usize).map(|sample| (sample, None));
+    let samples = images(build);
+    let step = (samples.end - samples.start).div_ceil(PROBE_ROWS as u64);
+    let probes = samples.step_by(step as usize).map(|sample| (sample, None));
     let decoded = build.decoder(&timings).samples(probes, 1, &[], &Stop::default())?;
     let packed: Vec<u64> = decoded.packed.iter().flatten().map(|image| image.len() as u64).collect();
     Ok(packed.iter().sum::<u64>().checked_div(packed.len() as u64).unwrap_or(0))
+}
+
+/// The images to measure with: those that were appended last, since earlier ones may be gone from the source.
+fn images(build: &Build) -> Range<u64> {
+    build.identity.generation_samples(build.identity.generations.len())
 }
 
 /// Decodes a few images and runs them through the teachers, on as many threads at once as the build would have.
@@ -92,11 +97,13 @@ pub(crate) fn measure(build: &Build) -> anyhow::Result<Probe> {
     let (sizes, views) = (sizes(identities.iter().copied()), build.identity.views.views);
 
     // Spread over the data set, since neighbors are often alike. The first one only warms up.
-    let samples = build.identity.plan.samples;
-    let probes = (PROBE_ROWS as u64 + 1).min(samples);
-    let step = samples / probes;
-    let decode =
-        |probes: Range<u64>| decoder.samples(probes.map(|probe| (probe * step, None)), views, &sizes, &Stop::default());
+    let samples = images(build);
+    let probes = (PROBE_ROWS as u64 + 1).min(samples.end - samples.start);
+    let step = (samples.end - samples.start) / probes;
+    let decode = |probes: Range<u64>| {
+        let probes = probes.map(|probe| (samples.start + probe * step, None));
+        decoder.samples(probes, views, &sizes, &Stop::default())
+    };
     if probes > 1 {
         decode(0..1)?;
     }

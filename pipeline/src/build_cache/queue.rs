@@ -36,7 +36,7 @@ impl Parts for WantedParts<'_> {
 
     fn open(&self) -> Result<BTreeSet<u32>> {
         let committed = schemas::committed_parts(self.cache.dir(), &self.build.wanted())?;
-        Ok((0..self.build.identity.plan.parts()).filter(|part| !committed.contains(part)).collect())
+        Ok((0..self.build.identity.parts()).filter(|part| !committed.contains(part)).collect())
     }
 
     fn work(&self, part: u32) -> Result<Option<PartWork>> {
@@ -85,9 +85,8 @@ impl<'a> Queue<'a> {
         division: Division,
         disk: DiskWatch,
     ) -> Result<Queue<'a>> {
-        let plan = parts.build.identity.plan;
         let division = match division {
-            Division::Share(share) => Divided::Share { share, left: share.of(plan.parts()).collect() },
+            Division::Share(share) => Divided::Share { share, left: parts.build.shared_parts(share).collect() },
             Division::Leases => {
                 let patience = Duration::from_secs(parts.build.recipe.run.lease_seconds);
                 leases.clear_ended()?;
@@ -215,7 +214,7 @@ impl<'a> Queue<'a> {
 
     /// The parts that are this process's to build or see built.
     pub(crate) fn range(&self) -> Range<u32> {
-        let parts = self.parts.build.identity.plan.parts();
+        let parts = self.parts.build.identity.parts();
         match &self.division {
             Divided::Leases { .. } => 0..parts,
             Divided::Share { share, .. } => share.of(parts),

@@ -50,6 +50,18 @@ pub(super) fn out_among_images(recipe: &Recipe) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses to take over features from the cache that is being built.
+pub(super) fn reuse_of_itself(recipe: &Recipe) -> anyhow::Result<()> {
+    let folder = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let reuse = recipe.cache.reuse.as_deref().map(folder);
+    ensure!(
+        reuse.is_none_or(|reuse| reuse != folder(&recipe.cache.out)),
+        "--reuse {} is --out itself, which keeps its features anyway; give another cache, or leave it out",
+        recipe.cache.out.display()
+    );
+    Ok(())
+}
+
 /// Refuses to call a cache complete, or to go on with it, whose commit records declare files that are gone or cut.
 pub(crate) fn lost_files(cache: &Cache) -> anyhow::Result<()> {
     /// Named one by one; a folder that is gone as a whole need not fill the screen.
@@ -123,6 +135,7 @@ impl Build {
     pub(crate) fn refuse_changes(&self) -> anyhow::Result<bool> {
         let folder = &self.recipe.cache.out;
         let mut refused: Vec<_> = self.other_codecs.iter().map(|p| anyhow!("{p}")).collect();
+        schemas::check_generation(folder, &self.identity)?;
         let exists = match schemas::check_cache(folder, &self.identity) {
             Ok(exists) => exists,
             // Without a part it binds nothing and will be replaced.
@@ -170,7 +183,11 @@ impl Build {
     /// read, and nothing is added that another place could have had.
     pub(super) fn recheck_source(&self, cache: &Cache, work: &[PartWork]) -> anyhow::Result<Ended> {
         let lacking: BTreeSet<u32> = work.iter().filter(|work| work.missing.samples).map(|work| work.part).collect();
-        let finished: Vec<u32> = (0..self.identity.plan.parts()).filter(|part| !lacking.contains(part)).collect();
+        // What is lacking is of one generation. The images of others are found by their keys, and can take nobody's place.
+        let generations: BTreeSet<usize> = lacking.iter().map(|&part| self.identity.generation_of(part)).collect();
+        let finished: Vec<u32> = (0..self.identity.parts())
+            .filter(|part| !lacking.contains(part) && generations.contains(&self.identity.generation_of(*part)))
+            .collect();
         let Some(source) = self.source.as_ref().filter(|_| !lacking.is_empty()) else {
             return Ok(Ended::Finished);
         };

@@ -40,7 +40,7 @@ pub(crate) struct RejectQuota {
 impl RejectQuota {
     /// Counts on from what the finished parts of the cache say.
     pub(crate) fn new(build: &Build, cache: &Cache) -> anyhow::Result<RejectQuota> {
-        let samples = build.identity.plan.samples;
+        let samples = build.identity.samples();
         let mut quota = RejectQuota {
             allowed: MaxRejects::images(build.recipe.data.max_rejects, samples),
             samples,
@@ -48,7 +48,7 @@ impl RejectQuota {
             by_reason: BTreeMap::new(),
             rejects: cache.dir().join("rejects").display().to_string(),
         };
-        for part in 0..build.identity.plan.parts() {
+        for part in 0..build.identity.parts() {
             if cache.part_state(part)?.samples.is_some_and(|samples| samples.rejects.rows > 0) {
                 quota.add(&cache.rejects(part)?)?;
             }

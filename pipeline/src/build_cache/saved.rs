@@ -43,7 +43,7 @@ struct Contents {
 
 impl SavedBatches {
     pub(crate) fn new(cache: &Path, identity: &CacheIdentity) -> SavedBatches {
-        SavedBatches { folder: layout::work_dir(cache).join("batches"), cache: identity.fingerprint() }
+        SavedBatches { folder: layout::work_dir(cache).join("batches"), cache: identity.last_fingerprint() }
     }
 
     /// Features of `teachers` for the rows of a batch, if they were saved.

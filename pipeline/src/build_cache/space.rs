@@ -56,10 +56,9 @@ pub(crate) enum NoRoom {
 impl Space {
     /// What `work` takes if a packed image has `packed_bytes` bytes on average.
     pub(crate) fn of(build: &Build, work: &[PartWork], packed_bytes: u64) -> Result<Space> {
-        let plan = build.identity.plan;
         let views = u64::from(build.identity.views.views);
         let rows_in = |part: u32| {
-            let range = plan.range(part);
+            let range = build.identity.range(part);
             (range.end - range.start) * views
         };
         // Parts that lack something, and their rows.

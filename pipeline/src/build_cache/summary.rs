@@ -12,6 +12,7 @@ use tch::Device;
 
 use super::build::Build;
 use super::progress::Progress;
+use super::reuse::Reuse;
 use super::timing::{Stage, Timings};
 use super::write::CommittedFile;
 use crate::codec_error::{CodecErrors, CodecLoss};
@@ -43,6 +44,8 @@ pub(crate) struct Summary {
 #[derive(Debug, Serialize)]
 struct Run {
     images: u64,
+    /// Rows of teachers that were taken over from another cache.
+    reused_rows: u64,
     files: usize,
     bytes: u64,
     seconds: f64,
@@ -73,10 +76,10 @@ impl Summary {
         let mut bytes = BTreeMap::<String, u64>::new();
         let mut errors: BTreeMap<_, _> =
             cache.teachers().iter().map(|(id, teacher)| (id.clone(), CodecErrors::new(teacher))).collect();
-        for part in 0..cache.identity().plan.parts() {
+        for part in 0..cache.identity().parts() {
             let state = cache.part_state(part)?;
             if let Some(samples) = state.samples {
-                let range = cache.identity().plan.range(part);
+                let range = cache.identity().range(part);
                 images += range.end - range.start;
                 rows += samples.file.rows;
                 rejected += samples.rejects.rows;
@@ -124,6 +127,7 @@ impl Summary {
             timings.busy().into_iter().map(|(stage, busy)| stage_time(&stage, busy, wall, build)).collect();
         let run = Run {
             images: progress.images(),
+            reused_rows: build.reuse.as_ref().map_or(0, Reuse::taken),
             files: committed.len(),
             bytes: committed.iter().map(|file| file.bytes).sum(),
             seconds: wall,
@@ -213,6 +217,9 @@ impl Summary {
             count(run.images, "image"),
             run.images_per_second
         )?;
+        if run.reused_rows > 0 {
+            writeln!(out, "reused             {} of features", count(run.reused_rows, "row"))?;
+        }
         writeln!(out, "written            {} in {}", DecimalBytes(run.bytes), count(run.files as u64, "file"))?;
         for StageTime { stage, busy_seconds, share } in &run.stages {
             writeln!(out, "  {stage:<20} {busy_seconds:>9.2} s  {:>3.0} % of its threads", 100.0 * share)?;

@@ -242,7 +242,7 @@ fn draw_header(cache: &Cache, columns: &[Column], panel: u32, sheet: &mut RgbIma
         .and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_else(|| cache.dir().display().to_string());
     text::draw(sheet, MARGIN, MARGIN, &shorten(&name, panel), INK);
-    let images = count(cache.identity().dataset.samples, "image");
+    let images = count(cache.identity().samples(), "image");
     text::draw(sheet, MARGIN, MARGIN + LINE, &shorten(&images, panel), FADED);
     text::draw(sheet, MARGIN, titles, "crop", INK);
     for column in columns {
@@ -279,7 +279,7 @@ fn draw_caption(cache: &Cache, chosen: &Chosen, top: u32, sheet: &mut RgbImage) 
     let room = sheet.width() - 2 * MARGIN;
     let mut about = format!("sample {} view {}", sample.sample_id, sample.view.index);
     if let Some(label) = sample.label {
-        let name = usize::try_from(label).ok().and_then(|label| cache.identity().label_names.get(label));
+        let name = usize::try_from(label).ok().and_then(|label| cache.identity().all_label_names().get(label));
         about += &match name {
             // A key in class folders already begins with the class.
             Some(name) if sample.key.starts_with(&format!("{name}/")) => String::new(),

@@ -22,12 +22,16 @@ pub(super) struct Chosen {
 /// The requested views of the requested samples, ascending, each once. Without `view`, all views. A rejected image is an error
 /// if it was named by itself, and skipped in a range.
 pub(super) fn choose(cache: &Cache, ranges: &[SampleRange], view: Option<u16>) -> anyhow::Result<Vec<Chosen>> {
-    let plan = cache.identity().plan;
+    let identity = cache.identity();
     check_view(cache, view)?;
     let mut ids = BTreeSet::new();
     let mut single = BTreeSet::new();
     for &SampleRange { first, last } in ranges {
-        ensure!(last < plan.samples, "there is no sample {last}: the data set has {}, numbered from 0", plan.samples);
+        ensure!(
+            last < identity.samples(),
+            "there is no sample {last}: the data set has {}, numbered from 0",
+            identity.samples()
+        );
         ensure!(
             last - first < MAX_SAMPLES,
             "samples {first}-{last} are more than {MAX_SAMPLES}, the most that are shown at once"
@@ -44,7 +48,7 @@ pub(super) fn choose(cache: &Cache, ranges: &[SampleRange], view: Option<u16>) -
     }
     let mut by_part: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
     for id in ids {
-        let part = u32::try_from(id / plan.part_samples)?;
+        let part = identity.part_of(id);
         by_part.entry(part).or_default().insert(id);
     }
     let mut chosen = Vec::new();
@@ -72,7 +76,7 @@ pub(super) fn first_middle_last(cache: &Cache, view: Option<u16>) -> anyhow::Res
     check_view(cache, view)?;
     let view = view.unwrap_or(0);
     let mut parts = Vec::new();
-    for part in 0..cache.identity().plan.parts() {
+    for part in 0..cache.identity().parts() {
         if let Some(commit) = cache.part_state(part)?.samples
             && commit.file.rows > 0
         {

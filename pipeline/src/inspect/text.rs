@@ -6,7 +6,7 @@ use std::io::Write;
 use indicatif::DecimalBytes;
 use program::table::{Left, Right, indented, table};
 use program::words::count;
-use schemas::{TeacherId, ViewPolicy};
+use schemas::{Generation, TeacherId, ViewPolicy};
 
 use super::{FeatureView, Files, Overview, TeacherOverview};
 
@@ -21,7 +21,12 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
         dataset.kind,
         short(&dataset.digest)
     )?;
-    writeln!(out, "labels      {}", identity.label_names.len())?;
+    for generation in &identity.generations {
+        let Generation { generation, dataset, .. } = generation;
+        let images = count(dataset.samples, "image");
+        writeln!(out, "  added {generation:<4}{images} ({}), digest {}", dataset.kind, short(&dataset.digest))?;
+    }
+    writeln!(out, "labels      {}", identity.all_label_names().len())?;
     writeln!(out, "image code  {}", identity.image_code)?;
     if !identity.depth_window.is_high_byte() {
         writeln!(out, "depth       {}", identity.depth_window)?;

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::path::Path;
 
 use program::recipe::{self, Error, Setting, invalid};
-use schemas::{CacheIdentity, TeacherId};
+use schemas::{CacheIdentity, Codec, TeacherId, TeacherIdentity};
 use serde::Serialize;
 
-use super::Recipe;
-use crate::cli::{AddTeacherArgs, BuildCacheArgs, FeatureArgs};
+use super::{CALIBRATION_IMAGES, CodecName, Recipe, TeacherSource};
+use crate::cli::{AddImagesArgs, AddTeacherArgs, BuildCacheArgs, FeatureArgs};
 
 impl Recipe {
     /// Lays flags and `--set` over the recipe, fills in the defaults and checks the result. Reads nothing but the recipe.
@@ -27,6 +28,7 @@ impl Recipe {
         flags.add("--grid", "features.grid", &args.grid)?;
         flags.add("--pack", "cache.pack", &args.pack)?;
         flags.add("--out", "cache.out", &args.out)?;
+        flags.add("--reuse", "cache.reuse", &args.reuse)?;
         flags.add("--part-samples", "cache.part_samples", &args.part_samples)?;
         flags.add_features(&args.features)?;
         flags.settings.extend(recipe::parse_all(&args.set)?);
@@ -52,14 +54,61 @@ impl Recipe {
         flags.add("--images", "data.images", &args.images)?;
         flags.add_features(&args.features)?;
         let mut recipe: Recipe = recipe::typed("", "", &flags.settings)?;
-        recipe.data.depth_window = cache.depth_window;
-        recipe.view = (&cache.views).into();
-        recipe.cache.out = args.cache.clone();
-        recipe.cache.pack = cache.pack;
-        recipe.cache.part_samples = Some(cache.plan.part_samples);
+        recipe.of_cache(&args.cache, cache);
         recipe.say_of_all_teachers(&args.features);
         recipe.resolve()?;
         Ok(recipe)
+    }
+
+    /// What `add-images` computes for a cache that is there, with some of its teachers: all that decides bytes is as it was.
+    ///
+    /// # Errors
+    /// Any [`Error`] but [`Error::Read`].
+    pub fn of_added_images(
+        args: &AddImagesArgs,
+        cache: &CacheIdentity,
+        teachers: &[&TeacherIdentity],
+    ) -> Result<Recipe, Error> {
+        let mut flags = Flags { settings: Vec::new() };
+        flags.add("--images", "data.images", &Some(&args.images))?;
+        flags.add("--max-rejects", "data.max_rejects", &args.max_rejects)?;
+        flags.add("--device", "run.device", &args.device)?;
+        flags.add("--threads", "run.threads", &args.threads)?;
+        flags.add("--worker", "run.worker", &args.worker)?;
+        flags.add("--allow-full-disk", "run.allow_full_disk", &args.allow_full_disk.then_some(true))?;
+        let mut recipe: Recipe = recipe::typed("", "", &flags.settings)?;
+        recipe.of_cache(&args.cache, cache);
+        // Where they are now, as far as it was said.
+        let moved: Recipe = recipe::typed("", "", &Flags::of_teachers(&args.teachers)?.settings)?;
+        for teacher in teachers {
+            let path = moved.teachers.get(&teacher.id).map_or(&teacher.source, |moved| &moved.path);
+            recipe.teachers.insert(teacher.id.clone(), TeacherSource::as_built(teacher, path)?);
+            let features = &mut recipe.features;
+            features.grid = Some(teacher.grid);
+            features.batch_size = Some(teacher.batch_size);
+            let precision = teacher.precision.parse();
+            features.precision = Some(precision.map_err(|e| invalid("features.precision", &teacher.precision, e))?);
+            (features.codec, features.calibration_images) = match &teacher.codec {
+                Codec::F32 => (CodecName::F32, CALIBRATION_IMAGES),
+                Codec::F16 => (CodecName::F16, CALIBRATION_IMAGES),
+                Codec::Bf16 => (CodecName::Bf16, CALIBRATION_IMAGES),
+                Codec::I8(affine) => (CodecName::I8, affine.images),
+            };
+            if args.device.is_none() {
+                recipe.run.device.clone_from(&teacher.device);
+            }
+        }
+        recipe.resolve()?;
+        Ok(recipe)
+    }
+
+    /// What a cache that is there says of whatever is added to it.
+    fn of_cache(&mut self, folder: &Path, cache: &CacheIdentity) {
+        self.data.depth_window = cache.depth_window;
+        self.view = (&cache.views).into();
+        self.cache.out = folder.to_path_buf();
+        self.cache.pack = cache.pack;
+        self.cache.part_samples = Some(cache.plan.part_samples);
     }
 
     /// Gives every teacher what the flags say of all of them and the recipe does not say of it.

@@ -6,7 +6,7 @@ use models::layers::Activation;
 use models::teacher::{Layer, TeacherOptions, mean_problem, std_problem};
 use program::range::at_least_one;
 use program::recipe::{Error, invalid, require};
-use schemas::TeacherId;
+use schemas::{TeacherId, TeacherIdentity};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -70,6 +70,25 @@ impl<'de> Deserialize<'de> for TeacherSource {
 }
 
 impl TeacherSource {
+    /// The teacher of a cache, which is at `path` now, with all that decided its features.
+    ///
+    /// # Errors
+    /// A layer or activation that this version does not have.
+    pub(super) fn as_built(teacher: &TeacherIdentity, path: &str) -> Result<TeacherSource, Error> {
+        let field = |name: &str| format!("teachers.{}.{name}", teacher.id);
+        let layer = teacher.layer.parse().map_err(|e| invalid(field("layer"), &teacher.layer, e))?;
+        let activation = teacher.activation.parse();
+        Ok(TeacherSource {
+            path: path.to_owned(),
+            layer: Some(layer),
+            activation: Some(activation.map_err(|e| invalid(field("activation"), &teacher.activation, e))?),
+            mean: Some(Channels(teacher.mean)),
+            std: Some(Channels(teacher.std)),
+            eps: Some(teacher.norm_eps),
+            heads: teacher.heads(),
+        })
+    }
+
     /// What was said about the network.
     pub fn options(&self) -> TeacherOptions {
         TeacherOptions {

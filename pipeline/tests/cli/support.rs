@@ -139,7 +139,7 @@ pub(crate) fn stderr(output: &Output) -> String {
 }
 
 /// An image of its own size and colors, JPEG or PNG, in the class folder `cat` or `dog`.
-fn write_image(dir: &Path, idx: u32) {
+pub(crate) fn write_image(dir: &Path, idx: u32) {
     let (width, height) = (40 + 7 * (idx % 5), 36 + 5 * (idx % 7));
     let pixels = RgbImage::from_fn(width, height, |x, y| {
         image::Rgb([(x * 5 + idx * 31) as u8, (y * 6 + idx * 17) as u8, ((x ^ y) * 3 + idx * 7) as u8])

@@ -30,6 +30,7 @@ variants!(
     TeacherName,
     IdentityValue,
     IdentityChanged,
+    GenerationChanged,
     NoSuchTeacher,
     NoSuchPart,
     NoSuchRow,
@@ -166,6 +167,16 @@ fn one_of_each() -> Vec<Error> {
     add(create_cache(c.path(), &identity).unwrap_err());
     identity.views.views = 3;
     add(create_cache(c.path(), &identity).unwrap_err());
+    let appended = |samples| {
+        let mut identity = c.tiny.identity.clone();
+        let dataset = crate::DatasetIdentity { samples, ..identity.dataset.clone() };
+        identity.generations.push(identity.next_generation(dataset, identity.label_names.clone()));
+        identity
+    };
+    crate::add_generation(c.path(), &appended(3)).unwrap();
+    atomic::write(&layout::samples_commit(c.path(), 3), b"{}").unwrap();
+    add(crate::check_generation(c.path(), &appended(5)).unwrap_err());
+    let c = Spoiled::new();
     add(c.open().teacher_part(&crate::TeacherId::new("mae").unwrap(), 0).unwrap_err());
     add(c.open().samples(3).unwrap_err());
     add(c.open().teacher_part(&c.clip().id, 1).unwrap().read_row(8).unwrap_err());

@@ -167,7 +167,7 @@ pub(crate) struct PackedImages {
 
 impl PackedImages {
     fn new(cache: &Arc<Cache>) -> PackedImages {
-        let parts = cache.identity().plan.parts();
+        let parts = cache.identity().parts();
         PackedImages { cache: Arc::clone(cache), parts: (0..parts).map(|_| Mutex::new(None)).collect() }
     }
 

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use images::{Decoder, Filter, draw_view};
-use schemas::{Cache, ContentHash, Reject, TeacherId, View, ViewIdentity};
+use schemas::{Cache, CacheIdentity, ContentHash, Reject, TeacherId, View, ViewIdentity};
 use sha2::{Digest, Sha256};
 
 use super::images::{Images, SourceImages};
@@ -58,11 +58,6 @@ impl Samples {
     /// Decodes image files by the rules and with the depth window of the cache's features.
     pub(crate) fn decoder(&self) -> &Decoder {
         &self.decoder
-    }
-
-    /// Whether there is nothing to train on.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.samples.is_empty()
     }
 
     /// Views used per image, `data.views` or all that are stored. Epoch `e` uses view `e % views`.
@@ -125,7 +120,7 @@ pub(crate) fn join(
         return Err(Problem::TooManyViews { wanted: used_views, stored: views });
     }
     let parts = complete_parts(cache, teachers, config.allow_incomplete)?;
-    let all_parts = parts.len() == identity.plan.parts() as usize;
+    let all_parts = parts.len() == identity.parts() as usize;
 
     // ---- rows of the cache
     let mut samples = Vec::new();
@@ -172,7 +167,7 @@ pub(crate) fn join(
         finder.moved();
         if config.missing == Missing::Skip
             || finder.samples.iter().any(|s| s.source_idx == usize::MAX)
-            || (all_parts && finder.lengths_differ(&identity.dataset.digest))
+            || (all_parts && finder.lengths_differ(identity))
         {
             finder.by_content();
         }
@@ -249,10 +244,10 @@ pub(crate) struct Usable {
 
 /// Counts what [`join`] will find, from the records alone.
 pub(crate) fn count(cache: &Cache, teachers: &[TeacherId], config: &recipe::Data) -> Result<Usable, Problem> {
-    let plan = &cache.identity().plan;
+    let identity = cache.identity();
     let views = u64::from(cache.identity().views.views);
     let mut usable = Usable { images: 0, rejected: 0, unfinished_parts: 0 };
-    for part in 0..plan.parts() {
+    for part in 0..identity.parts() {
         let state = cache.part_state(part)?;
         let complete = teachers.iter().all(|id| state.teachers.contains_key(id));
         if state.samples.is_none() || !complete {
@@ -267,7 +262,7 @@ pub(crate) fn count(cache: &Cache, teachers: &[TeacherId], config: &recipe::Data
                 usable.rejected += commit.rejects.rows;
             }
             None => {
-                let range = plan.range(part);
+                let range = identity.range(part);
                 usable.images += range.end - range.start;
             }
         }
@@ -278,7 +273,7 @@ pub(crate) fn count(cache: &Cache, teachers: &[TeacherId], config: &recipe::Data
 /// The images that the build could not use, part by part.
 fn rejects(cache: &Cache) -> Result<Vec<Reject>, Problem> {
     let mut rejects = Vec::new();
-    for part in 0..cache.identity().plan.parts() {
+    for part in 0..cache.identity().parts() {
         rejects.extend(cache.rejects(part)?);
     }
     Ok(rejects)
@@ -325,9 +320,9 @@ impl Finder<'_> {
         }
     }
 
-    /// Whether an image that was found by its key has changed its length. `digest` is the cache's, over the keys, labels and lengths of all
-    /// images.
-    fn lengths_differ(&self, digest: &str) -> bool {
+    /// Whether an image that was found by its key has changed its length: the cache has digests over the keys, labels and lengths of the images
+    /// of every generation.
+    fn lengths_differ(&self, identity: &CacheIdentity) -> bool {
         let source = self.images.source();
         let mut all: Vec<(u64, &str, Option<i32>, usize)> = Vec::new();
         for ((sample, key), label) in self.samples.iter().zip(self.keys).zip(self.labels) {
@@ -341,7 +336,12 @@ impl Finder<'_> {
             all.push((reject.sample_id, &reject.key, source.label(at), at));
         }
         all.sort_unstable_by_key(|(sample_id, ..)| *sample_id);
-        source.digest(all.into_iter().map(|(_, key, label, at)| (key, label, at))) != digest
+        (0..=identity.generations.len()).any(|generation| {
+            let range = identity.generation_samples(generation);
+            let of_generation = all.iter().filter(|(sample_id, ..)| range.contains(sample_id));
+            let digest = source.digest(of_generation.map(|&(_, key, label, at)| (key, label, at)));
+            digest != identity.generation_dataset(generation).digest
+        })
     }
 
     /// Finds every image by its content, and prefers the one with its key if that has the content. Images that are nowhere count as lost.
@@ -383,7 +383,7 @@ impl Finder<'_> {
 
 /// The parts that hold samples and every one of `teachers`; an error if other parts exist, unless `allow_incomplete`.
 fn complete_parts(cache: &Cache, teachers: &[TeacherId], allow_incomplete: bool) -> Result<Vec<u32>, Problem> {
-    let parts = cache.identity().plan.parts();
+    let parts = cache.identity().parts();
     let mut complete = Vec::new();
     let mut missing = 0;
     let mut example = None;

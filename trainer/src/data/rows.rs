@@ -33,7 +33,7 @@ impl fmt::Debug for TeacherRows {
 impl TeacherRows {
     /// The rows of a teacher of `cache`.
     pub(crate) fn new(cache: &Arc<Cache>, identity: &TeacherIdentity) -> TeacherRows {
-        let parts = cache.identity().plan.parts();
+        let parts = cache.identity().parts();
         let (kind, outliers) = match &identity.codec {
             Codec::F32 => (Kind::Float, 0),
             Codec::F16 => (Kind::Half, 0),

@@ -1,0 +1,206 @@
+//! A data set that has grown: the images of a source in the order of a cache that has some of them, and the new ones behind.
+//!
+//! A sample keeps its number for good, while a new file changes the numbers of all behind it in its source. So the samples of a cache that was
+//! appended to are found by their keys, as training finds them, and whatever no sample has is new.
+
+use anyhow::{bail, ensure};
+use images::{ImageSource, Placed};
+use program::words::count;
+use schemas::{Cache, CacheIdentity, Plan, layout};
+
+use super::identity::{self, Existing};
+use crate::recipe::Recipe;
+
+/// A source beside a cache.
+#[derive(Debug)]
+pub(crate) struct Grown {
+    /// Its images, numbered as the cache's samples; new ones follow.
+    pub source: ImageSource,
+    /// The cache's identity. One more generation has the new images, if there are any.
+    pub identity: CacheIdentity,
+    /// New images.
+    pub added: u64,
+    /// Images of the cache that the source does not have, with the key of the first.
+    pub gone: Option<(u64, String)>,
+    /// Whether names, lengths or labels of earlier images have changed.
+    pub changed: bool,
+}
+
+/// The source and the identity of `build-cache`. A cache that was appended to is gone on with if the source holds what it held then.
+pub(super) fn of_build(
+    recipe: &Recipe,
+    source: ImageSource,
+    existing: &Existing,
+) -> anyhow::Result<(ImageSource, CacheIdentity)> {
+    let out = &recipe.cache.out;
+    let asked = identity::cache_identity(recipe, &source, existing);
+    // One without a part binds nothing.
+    if !layout::cache_json(out).exists() || !schemas::has_parts(out)? {
+        return Ok((source, asked));
+    }
+    let cache = Cache::open(out)?;
+    let there = cache.identity();
+    let images = recipe.data.images.as_deref().unwrap_or_default();
+    let advice = format!("pipeline add-images {} --images {images}", out.display());
+    if there.generations.is_empty() {
+        let is_complete = |part| matches!(cache.part_state(part), Ok(state) if state.samples.is_some());
+        ensure!(
+            asked.samples() <= there.samples() || !(0..there.parts()).all(is_complete),
+            "{images} has {} now, and {} was built from {}. To append the new ones: {advice}",
+            count(asked.samples(), "image"),
+            out.display(),
+            there.samples()
+        );
+        return Ok((source, asked));
+    }
+    let Grown { source, identity, added, gone, .. } = arrange(&cache, source, images)?;
+    ensure!(
+        added == 0,
+        "{} of {images} are not in {} yet. To append them: {advice}",
+        count(added, "image"),
+        out.display()
+    );
+    if let Some((gone, first)) = gone {
+        bail!(
+            "{} of {} are not in {images} ({first:?} is the first): give the images as they were",
+            count(gone, "image"),
+            out.display()
+        );
+    }
+    let CacheIdentity { dataset, plan, label_names, generations, .. } = identity;
+    // The length of a part is as asked for, so that another than the cache's is refused by name.
+    let plan = Plan { samples: plan.samples, ..asked.plan };
+    Ok((source, CacheIdentity { dataset, plan, label_names, generations, ..asked }))
+}
+
+/// Lays the images of `source` (`images` names it in messages) beside the samples of `cache`.
+///
+/// The cache's samples have to be complete, apart from those of its last generation: whoever goes on with that gives the images as they were when
+/// it was begun. A last generation without a finished part binds nothing, and its images count as new.
+pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str) -> anyhow::Result<Grown> {
+    let mut identity = cache.identity().clone();
+    let (mut places, rejected) = committed(cache, &source)?;
+    let last = identity.generations.len();
+    let of_last = identity.generation_samples(last);
+    if last > 0 && places[of_last.start as usize..].iter().all(Option::is_none) {
+        identity.generations.pop();
+        places.truncate(of_last.start as usize);
+    }
+    ensure!(
+        identity.generations.len() == last || places.iter().all(Option::is_some),
+        "{}: part {} has no samples yet; finish it first: run the pipeline build-cache that began it again",
+        cache.dir().display(),
+        places.iter().position(Option::is_none).map_or(0, |sample| identity.part_of(sample as u64))
+    );
+
+    // ---- what no sample has, in the order of the source
+    let mut taken = vec![false; source.len()];
+    for index in places.iter().flatten().filter_map(|place| place.index) {
+        taken[index] = true;
+    }
+    let mut new = (0..source.len()).filter(|&index| !taken[index]).peekable();
+    let names = merged_names(&identity, &source, new.peek().is_some(), images)?;
+    let label = |index: usize| {
+        let label = source.label(index)?;
+        let name = usize::try_from(label).ok().and_then(|label| source.label_names().get(label));
+        name.map_or(Some(label), |name| names.iter().position(|known| known == name).map(|at| at as i32))
+    };
+    let place = |index: usize| Placed { key: source.key(index).to_owned(), label: label(index), index: Some(index) };
+    for &sample in &rejected {
+        if let Some(place) = &mut places[sample] {
+            place.label = place.index.and_then(label);
+        }
+    }
+    let unfinished: Vec<usize> = (0..places.len()).filter(|&sample| places[sample].is_none()).collect();
+    for &sample in &unfinished {
+        places[sample] = new.next().map(place);
+    }
+    let added: Vec<Placed> = new.map(place).collect();
+    let count_added = added.len() as u64;
+    ensure!(places.iter().all(Option::is_some), changed_since(cache, images));
+    let placed: Vec<Placed> = places.into_iter().flatten().chain(added).collect();
+    let mut gone = placed.iter().filter(|place| place.index.is_none());
+    let first_gone = gone.next().map(|place| place.key.clone());
+    let gone = first_gone.map(|key| (gone.count() as u64 + 1, key));
+
+    // ---- the new generation
+    let samples = identity.samples() as usize;
+    let source = source.arranged(placed, names.clone());
+    let same = |generation: usize| {
+        let range = identity.generation_samples(generation);
+        let found = source.identity_of(range.start as usize..range.end as usize);
+        found.digest == identity.generation_dataset(generation).digest
+    };
+    let last = identity.generations.len();
+    ensure!(unfinished.is_empty() || same(last), changed_since(cache, images));
+    let changed = gone.is_none() && !(0..=last).all(same);
+    if count_added > 0 {
+        let next = identity.next_generation(source.identity_of(samples..source.len()), names);
+        identity.generations.push(next);
+    }
+    Ok(Grown { source, identity, added: count_added, gone, changed })
+}
+
+fn changed_since(cache: &Cache, images: &str) -> String {
+    format!(
+        "{images}: the images that were being added to {} have changed since, and some of them are finished. Give them as they were to finish the \
+         addition, and add the others after that",
+        cache.dir().display()
+    )
+}
+
+/// The place of every sample that a committed part has, and which of them were rejected: what label these had is not recorded.
+fn committed(cache: &Cache, source: &ImageSource) -> anyhow::Result<(Vec<Option<Placed>>, Vec<usize>)> {
+    let identity = cache.identity();
+    let last = identity.generations.len();
+    let mut places = vec![None; usize::try_from(identity.samples())?];
+    let mut rejected = Vec::new();
+    for part in 0..identity.parts() {
+        if cache.part_state(part)?.samples.is_none() {
+            if identity.generation_of(part) == last && last > 0 {
+                continue;
+            }
+            bail!(
+                "{}: part {part} has no samples yet; finish it first: run the pipeline build-cache that began it again",
+                cache.dir().display()
+            );
+        }
+        let rows = cache.samples(part)?.into_iter().filter(|row| row.view.index == 0);
+        let rows = rows.map(|row| (row.sample_id, row.key, row.label));
+        let rejects: Vec<_> =
+            cache.rejects(part)?.into_iter().map(|reject| (reject.sample_id, reject.key, None)).collect();
+        rejected.extend(rejects.iter().map(|&(sample_id, ..)| sample_id as usize));
+        for (sample_id, key, label) in rows.chain(rejects) {
+            let index = source.find(&key);
+            places[sample_id as usize] = Some(Placed { key, label, index });
+        }
+    }
+    Ok((places, rejected))
+}
+
+/// The names of the cache's classes, and behind them those that only the source has.
+fn merged_names(
+    identity: &CacheIdentity,
+    source: &ImageSource,
+    appends: bool,
+    images: &str,
+) -> anyhow::Result<Vec<String>> {
+    let cached = identity.all_label_names();
+    if !appends {
+        return Ok(cached.to_vec());
+    }
+    let found = source.label_names();
+    if cached.is_empty() != found.is_empty() {
+        let words = |names: &[String]| match names.len() {
+            0 => "no names".to_owned(),
+            classes => format!("the names of {}", count(classes as u64, "class")),
+        };
+        bail!(
+            "{images}: its labels have {}, and those of the cache {}: give the new images in the layout of the earlier ones",
+            words(found),
+            words(cached)
+        );
+    }
+    let new = found.iter().filter(|name| !cached.contains(name));
+    Ok(cached.iter().chain(new).cloned().collect())
+}

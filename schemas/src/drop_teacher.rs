@@ -1,0 +1,59 @@
+//! Removing a teacher.
+
+use std::path::Path;
+
+use crate::{Error, Result, TeacherId, atomic, layout};
+
+/// Removes a teacher's features and identity from a cache, and the folder unless something else is in it. Returns the bytes freed. Commit records go first, so
+/// that whatever is left when the program is killed is a teacher without these parts. Only for a process that has the cache to itself.
+///
+/// # Errors
+/// I/O.
+pub fn drop_teacher(dir: &Path, id: &TeacherId) -> Result<u64> {
+    let identity = layout::teacher_json(dir, id);
+    let folder = identity.parent().unwrap_or(dir);
+    let listed = |e| Error::io("list", folder, e);
+    let (mut commits, mut files) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(folder).map_err(listed)? {
+        let entry = entry.map_err(listed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if layout::part_number(&name, ".commit.json").is_some() {
+            commits.push(entry.path());
+        } else if layout::part_number(&name, ".parquet").is_some() || atomic::target_name(&name).is_some() {
+            files.push(entry.path());
+        }
+    }
+    let mut freed = 0;
+    for path in commits.iter().chain(&files).chain([&identity]) {
+        freed += std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        atomic::remove(path)?;
+    }
+    // Only if nothing else is in it.
+    let _ = std::fs::remove_dir(folder);
+    Ok(freed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Tiny;
+    use crate::{Cache, verify};
+
+    #[test]
+    fn the_other_teachers_and_strange_files_stay() {
+        let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+        tiny.build(dir.path());
+        let id = &tiny.teachers[0].id;
+        let folder = layout::teacher_json(dir.path(), id).with_file_name("");
+        std::fs::write(folder.join("notes.txt"), "mine").unwrap();
+        let part = std::fs::metadata(layout::teacher_file(dir.path(), id, 0)).unwrap().len();
+        assert!(drop_teacher(dir.path(), id).unwrap() > part);
+        let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["notes.txt"]);
+        let cache = Cache::open(dir.path()).unwrap();
+        assert!(!cache.teachers().contains_key(id));
+        assert_eq!(cache.teachers().len(), tiny.teachers.len() - 1);
+        let report = verify(dir.path(), &mut |_| {}).unwrap();
+        assert!(report.problems.is_empty() && report.missing.is_empty(), "{report:?}");
+    }
+}
