@@ -97,16 +97,17 @@ impl DeviceArgs {
 /// `trainer pretrain`.
 #[derive(Debug, Clone, Args)]
 pub struct PretrainArgs {
-    /// The feature cache that `pipeline build-cache` wrote.
-    #[arg(long, value_name = "DIR")]
-    pub cache: PathBuf,
+    /// The feature cache that `pipeline build-cache` wrote. May be given many times: the caches are then one data set, in this order.
+    #[arg(long, value_name = "DIR", required = true)]
+    pub cache: Vec<PathBuf>,
     /// The run folder; created, or resumed when it holds the same recipe.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// The images the cache was built from: class folders, *.tar or *.parquet. They may have been moved or
-    /// renamed since; they are then found by content. A cache that packs its images needs none.
+    /// renamed since; they are then found by content. A cache that packs its images needs none. With several caches, give it once for each, or once for
+    /// all.
     #[arg(long, value_name = "SRC")]
-    pub images: Option<String>,
+    pub images: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub recipe: RecipeArgs,
@@ -445,7 +446,7 @@ mod tests {
             program::cli::parse::<Cli>(words).map(|_| ()).map_err(|e| e.to_string())
         };
         for line in [
-            "trainer pretrain --cache a --cache b --recipe r --out o",
+            "trainer pretrain --cache a --recipe r --out o --out p",
             "trainer pretrain --cache a --recipe r --recipe r --out o",
             "trainer pretrain --cache a --recipe=r --out o --threads 1 --threads 2",
             "trainer knn --train a --test b --model m --train c",
@@ -459,6 +460,7 @@ mod tests {
         }
         for line in [
             "trainer pretrain --cache a --recipe r --out o --set a.b=1 --set a.c=2",
+            "trainer pretrain --cache a --images x --cache b --images y --recipe r --out o",
             "trainer knn --train a --test b --model m --model n --log-format json",
         ] {
             parse(line).unwrap();

@@ -8,6 +8,7 @@ pub(crate) mod decode_ahead;
 pub(crate) mod dequantize;
 pub(crate) mod images;
 pub(crate) mod join;
+pub(crate) mod joined;
 pub(crate) mod labeled;
 pub(crate) mod loader;
 pub(crate) mod masking;
@@ -72,6 +73,19 @@ pub(crate) enum Problem {
     /// The recipe asks for more views than the cache has.
     #[error("data.views = {wanted}, but the cache has {stored} per image: leave it out to use them all")]
     TooManyViews { wanted: usize, stored: usize },
+    /// Caches that cannot be one data set.
+    #[error(
+        "{cache:?}: its {what} {found}, and of {first:?} {expected}: caches of one run have the same teachers, views and image code. Build it with the same settings; for \
+         codec i8, with --reuse of the other"
+    )]
+    OtherCache {
+        cache: PathBuf,
+        first: PathBuf,
+        /// What differs.
+        what: String,
+        found: String,
+        expected: String,
+    },
     /// The teacher's grid of patches differs from the student's.
     #[error(
         "teacher {teacher} has a {teacher_grid}x{teacher_grid} grid, the student a {student_grid}x{student_grid} grid \

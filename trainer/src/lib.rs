@@ -85,6 +85,7 @@ pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
             )
             | Problem::Grid { .. }
             | Problem::TooManyViews { .. }
+            | Problem::OtherCache { .. }
             | Problem::NoPixels { .. }
             | Problem::PackedPixels { .. },
         ) => ExitStatus::of_error(error),

@@ -170,8 +170,12 @@ impl World {
 
     /// Runs the teacher over every view and writes its features, as the pipeline would.
     pub(crate) fn build_cache(&self) {
-        let source = ImageSource::open(self.images_dir().to_str().unwrap()).unwrap();
-        let teacher = Teacher::load(&self.teacher_dir(), Device::Cpu).unwrap();
+        self.build_cache_of(&self.images_dir(), &self.cache_dir());
+    }
+
+    /// [`Self::build_cache`] of other images in another folder.
+    pub(crate) fn build_cache_of(&self, images: &Path, dir: &Path) {
+        let source = ImageSource::open(images.to_str().unwrap()).unwrap();
         let identity = CacheIdentity {
             format_version: FORMAT_VERSION,
             dataset: source.identity(),
@@ -181,18 +185,36 @@ impl World {
             pack: self.pack,
             depth_window: self.depth_window,
             label_names: source.label_names().to_vec(),
+            generations: Vec::new(),
         };
+        create_cache(dir, &identity).unwrap();
+        self.write_parts(&source, dir, &identity);
+    }
+
+    /// Appends images to a cache.
+    pub(crate) fn append(&self, images: &Path, dir: &Path) {
+        let source = ImageSource::open(images.to_str().unwrap()).unwrap();
+        let mut identity = schemas::Cache::open(dir).unwrap().identity().clone();
+        let mut label_names = identity.all_label_names().to_vec();
+        label_names.extend(source.label_names().iter().cloned());
+        identity.generations.push(identity.next_generation(source.identity(), label_names));
+        schemas::add_generation(dir, &identity).unwrap();
+        self.write_parts(&source, dir, &identity);
+    }
+
+    /// Writes the parts of the last generation, whose images are those of `source`.
+    fn write_parts(&self, source: &ImageSource, dir: &Path, identity: &CacheIdentity) {
         let decoder = Decoder::of_cache(&self.image_code, self.depth_window).unwrap_or_default();
+        let teacher = Teacher::load(&self.teacher_dir(), Device::Cpu).unwrap();
         let teacher_identity = self.teacher_identity(&teacher);
-        let dir = self.cache_dir();
-        create_cache(&dir, &identity).unwrap();
-        add_teacher(&dir, &teacher_identity).unwrap();
-        for part in 0..identity.plan.parts() {
-            let mut samples = SamplesWriter::create(&dir, part, &identity).unwrap();
-            let mut features = TeacherWriter::create(&dir, part, &identity, &teacher_identity).unwrap();
+        add_teacher(dir, &teacher_identity).unwrap();
+        let generation = identity.generations.len();
+        for part in identity.generation_parts(generation) {
+            let mut samples = SamplesWriter::create(dir, part, identity).unwrap();
+            let mut features = TeacherWriter::create(dir, part, identity, &teacher_identity).unwrap();
             let mut rejects = Vec::new();
-            for sample_id in identity.plan.range(part) {
-                let i = sample_id as usize;
+            for sample_id in identity.range(part) {
+                let i = (sample_id - identity.generation_samples(generation).start) as usize;
                 let bytes = source.read(i).unwrap();
                 let content_hash = ContentHash::of(&bytes);
                 let mut img = match decoder.decode(&bytes) {
@@ -227,7 +249,8 @@ impl World {
                                 view,
                                 key: source.key(i).to_owned(),
                                 content_hash,
-                                label: source.label(i),
+                                // The one new class of an addition follows those before.
+                                label: source.label(i).map(|label| label + generation as i32),
                                 width: img.width,
                                 height: img.height,
                                 image_hash: packed.map(|bytes| ContentHash::of(bytes)),

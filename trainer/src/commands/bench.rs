@@ -28,6 +28,7 @@ use crate::data::Problem;
 use crate::data::batch::{MaskInput, Patches};
 use crate::data::images::Images;
 use crate::data::join;
+use crate::data::joined::JoinedCaches;
 use crate::data::loader::Loader;
 use crate::data::masking::masking;
 use crate::data::mimic::MimicDataset;
@@ -100,7 +101,7 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()>
     let mut teachers = Vec::new();
     if let Some(cache) = &args.cache {
         let cache = Arc::new(Cache::open(cache).map_err(Problem::from)?);
-        teachers = teachers::open(&recipe, &cache, &[], &HubSettings::default(), device)?;
+        teachers = teachers::open(&recipe, std::slice::from_ref(&cache), &[], &HubSettings::default(), device)?;
         if wanted(BenchPart::Loader) {
             info!("the loader alone");
             loader = Some(LoaderFigures {
@@ -220,7 +221,8 @@ fn loader_speed(
     let batch = recipe.optim.batch_size;
     let sampler = Sampler::new(recipe.run.seed, samples.len(), batch).context("too few images for one batch")?;
     let batches = batches.map_or(sampler.steps_per_epoch().max(2), |n| u64::from(n) + 1);
-    let dataset = MimicDataset::new(recipe, teachers, samples, images, sampler);
+    let joined = JoinedCaches::new(vec![(Arc::clone(cache), Arc::new(images), samples)]);
+    let dataset = MimicDataset::new(recipe, teachers, joined, sampler);
     let mut loader = Loader::start(Arc::new(dataset), 0..batches, threads, recipe.data.prefetch, device)?;
     let mut start = Instant::now();
     for i in 0..batches {

@@ -17,7 +17,6 @@ use models::flops::Flops;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use program::{ExitStatus, signals, words::count};
-use schemas::Cache;
 use tch::{Device, Tensor};
 use torch_ext::{resolve_device, to_device};
 use tracing::{info, warn};
@@ -25,8 +24,8 @@ use tracing::{info, warn};
 use crate::cli::PretrainArgs;
 use crate::data::Problem;
 use crate::data::batch::MimicBatch;
-use crate::data::images::{Images, log_search};
-use crate::data::join::{self, Samples};
+use crate::data::images::log_search;
+use crate::data::joined::{self, JoinedCaches};
 use crate::data::loader::Loader;
 use crate::data::mimic::MimicDataset;
 use crate::data::normalize::Normalize;
@@ -57,34 +56,35 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     let recipe = any::load::<Recipe>(&args.recipe.recipe, &args.recipe.set)?;
     recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
-    let images = args.images.as_deref().map(|images| ("--images", images));
-    run_folder::refuse_among_images(&args.out, images.as_slice())?;
+    let images: Vec<_> = args.images.iter().map(|images| ("--images", images.as_str())).collect();
+    run_folder::refuse_among_images(&args.out, &images)?;
     let run = RunFolder::open(&args.out, &recipe)?;
     info!("recipe\n{}", recipe.to_toml().trim());
 
     // ------------------------------------------------------------------ cache, teachers, images
-    let cache = Arc::new(Cache::open(&args.cache).map_err(Problem::from)?);
-    let teachers = teachers::open(&recipe, &cache, &args.online_teachers, hub, device)?;
-    let images = Images::open(&cache, args.images.as_deref())?;
+    let caches = joined::open(&args.cache)?;
+    let teachers = teachers::open(&recipe, &caches, &args.online_teachers, hub, device)?;
+    let images = joined::open_images(&caches, &args.images)?;
     let cached: Vec<_> = teachers.iter().filter(|t| t.rows().is_some()).map(|t| t.id.clone()).collect();
-    let samples = join::join(&cache, &cached, &images, &recipe.data, &log_search)?;
-    if samples.is_empty() {
-        let why = match samples.skipped() {
-            (0, _) => format!("; the cache has no rows, see {:?}", args.cache.join("rejects")),
-            (left_out, _) => format!(
+    let joined = joined::join(&caches, images, &cached, &recipe.data, &log_search)?;
+    if joined.len() == 0 {
+        let left_out: usize = joined.members().iter().map(|member| member.samples.skipped().0).sum();
+        let why = match left_out {
+            0 => format!("; the cache has no rows, see {:?}", caches[0].dir().join("rejects")),
+            left_out => format!(
                 "; --images holds none of the cache's {}, and data.missing = \"skip\" leaves them out. Give the images that the cache was \
                  built from",
-                count(*left_out as u64, "image")
+                count(left_out as u64, "image")
             ),
         };
         return Err(Problem::NoImages { why }.into());
     }
     let init = init::open(&recipe, hub)?;
-    let mut data = data_identity(&cache, &samples, &teachers);
+    let mut data = data_identity(&joined, &teachers);
     data.extend(init.iter().map(init::Begin::fact));
 
     // ------------------------------------------------------------------ order and schedule
-    let sampler = Sampler::of_run(&recipe.optim, recipe.run.seed, samples.len())?;
+    let sampler = Sampler::of_run(&recipe.optim, recipe.run.seed, joined.len())?;
     let schedule = recipe.schedule();
     let total_steps = sampler.total_steps(recipe.schedule.epochs)?;
 
@@ -104,7 +104,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         // On resume the statistics are loaded with the parameters.
         for teacher in teachers.iter().filter(|t| t.mimicked) {
             let (_, norm, _) = recipe.mimic_of(teacher.id.as_str());
-            let found = target_stats::of_teacher(&cache, &teacher.id, norm, &samples, recipe.run.seed)?;
+            let found = target_stats::of_teacher(&joined, &teacher.id, norm, recipe.run.seed)?;
             stats.extend(found.map(|found| (teacher.id.to_string(), found)));
         }
     }
@@ -124,7 +124,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         torch_ext::describe(device),
         torch_ext::num_threads(),
         recipe.run.precision,
-        count(samples.len() as u64, "image"),
+        count(joined.len() as u64, "image"),
         count(sampler.steps_per_epoch(), "step"),
         recipe.optim.accum_iter,
         recipe.optim.batch_size,
@@ -152,7 +152,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
 
     // ------------------------------------------------------------------ loader
     let end = args.stop_after.map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
-    let dataset = MimicDataset::new(&recipe, &teachers, samples, images, sampler);
+    let dataset = MimicDataset::new(&recipe, &teachers, joined, sampler);
     let threads = args.device.loader_threads(device);
     let mut loader = Loader::start(Arc::new(dataset), start..end, threads, recipe.data.prefetch, device)?;
 
@@ -265,13 +265,15 @@ fn draw(
 }
 
 /// What the weights of a run depend on besides its recipe.
-fn data_identity(cache: &Cache, samples: &Samples, teachers: &[RunTeacher]) -> BTreeMap<String, String> {
-    let identity = cache.identity();
+fn data_identity(joined: &JoinedCaches, teachers: &[RunTeacher]) -> BTreeMap<String, String> {
+    // Views and image code are the same for all.
+    let identity = joined.members()[0].cache.identity();
+    let packs = joined.members().iter().map(|member| format!("{:?}", member.cache.identity().pack));
     let mut facts = BTreeMap::from([
-        ("samples".to_owned(), format!("{} (SHA-256 {})", samples.len(), samples.fingerprint())),
+        ("samples".to_owned(), format!("{} (SHA-256 {})", joined.len(), joined.fingerprint())),
         ("views".to_owned(), format!("{:?}", identity.views)),
         ("image_code".to_owned(), identity.image_code.clone()),
-        ("pack".to_owned(), format!("{:?}", identity.pack)),
+        ("pack".to_owned(), packs.collect::<Vec<_>>().join(", ")),
     ]);
     // The default is left out, so that runs older than this setting can resume.
     if !identity.depth_window.is_high_byte() {

@@ -10,8 +10,7 @@ use tch::{Device, Tensor};
 
 use super::Problem;
 use super::batch::{BatchShape, MaskSource, MimicBatch, Patches, TeacherBatch, TeacherShape};
-use super::images::Images;
-use super::join::Samples;
+use super::joined::{Joined, JoinedCaches};
 use super::loader::{Dataset, cut};
 use super::pixel_cache::PixelCache;
 use super::rows::{TeacherRows, Wanted};
@@ -20,14 +19,12 @@ use super::sampler::Sampler;
 use super::teachers::RunTeacher;
 use crate::recipe::{MaskKind, Recipe};
 
-/// Samples of a cache, their pixels, and the rows of the teachers that do not run online.
+/// Samples of the caches, their pixels, and the rows of the teachers that do not run online.
 pub(crate) struct MimicDataset {
-    /// The joined data set.
-    pub samples: Samples,
-    /// Where the images come from.
-    pub images: Images,
-    /// One per teacher; `None` where the teacher runs online.
-    pub rows: Vec<Option<Arc<TeacherRows>>>,
+    /// The caches with their images.
+    pub joined: JoinedCaches,
+    /// For each teacher its rows in each cache; `None` where the teacher runs online.
+    pub rows: Vec<Option<Vec<Arc<TeacherRows>>>>,
     /// The student's crops that are kept in memory.
     pub pixels: PixelCache,
     /// Sizes of a batch.
@@ -76,12 +73,11 @@ struct TeacherSlot<'a> {
 }
 
 impl MimicDataset {
-    /// The data set that `recipe` trains on: `samples` with the pixels of `images`, in the order of `sampler`.
+    /// The data set that `recipe` trains on, in the order of `sampler`.
     pub(crate) fn new(
         recipe: &Recipe,
         teachers: &[RunTeacher],
-        samples: Samples,
-        images: Images,
+        joined: JoinedCaches,
         sampler: Sampler,
     ) -> MimicDataset {
         let shape = BatchShape {
@@ -97,14 +93,14 @@ impl MimicDataset {
             drop_path: recipe.drop_path_branches(),
             teachers: teachers.iter().map(|t| t.shape.clone()).collect(),
         };
-        let rows = teachers.iter().map(RunTeacher::rows).collect();
+        let rows = teachers.iter().map(|teacher| teacher.rows().map(<[_]>::to_vec)).collect();
         let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
-        MimicDataset { samples, images, rows, pixels, shape, sampler, seed: recipe.run.seed }
+        MimicDataset { joined, rows, pixels, shape, sampler, seed: recipe.run.seed }
     }
 
     /// Fills `batch` with the given samples of an epoch. Of several problems, the first slot's is returned.
     pub(crate) fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
-        let view = (epoch % self.samples.views() as u64) as usize;
+        let view = (epoch % self.joined.views() as u64) as usize;
         let slots = slots(batch)?;
         let results: Vec<Result<(), Problem>> = slots
             .into_par_iter()
@@ -115,19 +111,21 @@ impl MimicDataset {
     }
 
     fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize, view: usize) -> Result<(), Problem> {
-        let (sample, row_view) = self.samples.get(idx, view);
-        *slot.sample = (sample.sample_id, row_view.index);
+        let (member, joined, at) = self.joined.locate(idx);
+        let (sample, row_view) = joined.samples.get(at, view);
+        let sample_id = joined.first_sample_id + sample.sample_id;
+        *slot.sample = (sample_id, row_view.index);
 
         // ---- pixels: an image is read only if one of its crops is not in memory
         let mut img = None;
         if !self.pixels.get(idx, view, slot.img) {
-            let img = img.insert(self.read_image(sample, view)?);
-            self.render(img, sample, &row_view, self.shape.img_size, slot.img)?;
+            let img = img.insert(read_image(joined, sample, view)?);
+            render(joined, img, sample, &row_view, self.shape.img_size, slot.img)?;
             self.pixels.put(idx, view, slot.img);
         }
 
         // ---- the mask, or the noise for it
-        let mut rng = Rng::new(self.seed, Purpose::Mask, &[epoch, sample.sample_id]);
+        let mut rng = Rng::new(self.seed, Purpose::Mask, &[epoch, sample_id]);
         let (size, keep) = (self.shape.grid as usize, self.shape.keep);
         let noise: Vec<f64> = match self.shape.mask {
             MaskSource::Dataset { blocks: true } => {
@@ -151,7 +149,7 @@ impl MimicDataset {
 
         // ---- stochastic depth
         if let Some(drop_path) = slot.drop_path {
-            let mut rng = Rng::new(self.seed, Purpose::DropPath, &[epoch, sample.sample_id]);
+            let mut rng = Rng::new(self.seed, Purpose::DropPath, &[epoch, sample_id]);
             write(drop_path, std::iter::repeat_with(|| rng.uniform_f64().to_ne_bytes()));
         }
 
@@ -166,7 +164,7 @@ impl MimicDataset {
                     cls: teacher.cls,
                     cls_attn: teacher.cls_attn,
                 };
-                rows.read(sample, &row_view, sample.row(view), wanted)?;
+                rows[member].read(sample, &row_view, sample.row(view), wanted)?;
             }
             if let (Some(pixels), TeacherShape::Online { input_size }) = (teacher.pixels, shape) {
                 if *input_size == self.shape.img_size {
@@ -174,35 +172,34 @@ impl MimicDataset {
                 } else {
                     let img = match &mut img {
                         Some(img) => img,
-                        None => img.insert(self.read_image(sample, view)?),
+                        None => img.insert(read_image(joined, sample, view)?),
                     };
-                    self.render(img, sample, &row_view, *input_size, pixels)?;
+                    render(joined, img, sample, &row_view, *input_size, pixels)?;
                 }
             }
         }
         Ok(())
     }
+}
 
-    fn read_image(&self, sample: &Sample, view: usize) -> Result<images::RgbImage, Problem> {
-        let bytes = self.images.read(sample, view)?;
-        let decoded = self.samples.decoder().decode(&bytes);
-        decoded.map_err(|e| self.images.problem(sample, view, e))
-    }
+fn read_image(joined: &Joined, sample: &Sample, view: usize) -> Result<images::RgbImage, Problem> {
+    let bytes = joined.images.read(sample, view)?;
+    let decoded = joined.samples.decoder().decode(&bytes);
+    decoded.map_err(|e| joined.images.problem(sample, view, e))
+}
 
-    /// The view of the image at `size`, as [H, W, 3] bytes.
-    fn render(
-        &self,
-        img: &images::RgbImage,
-        sample: &Sample,
-        view: &View,
-        size: u32,
-        out: &mut [u8],
-    ) -> Result<(), Problem> {
-        let rendered =
-            images::render(img, view, size).map_err(|e| self.images.problem(sample, view.index.into(), e))?;
-        out.copy_from_slice(&rendered.data);
-        Ok(())
-    }
+/// The view of the image at `size`, as [H, W, 3] bytes.
+fn render(
+    joined: &Joined,
+    img: &images::RgbImage,
+    sample: &Sample,
+    view: &View,
+    size: u32,
+    out: &mut [u8],
+) -> Result<(), Problem> {
+    let rendered = images::render(img, view, size).map_err(|e| joined.images.problem(sample, view.index.into(), e))?;
+    out.copy_from_slice(&rendered.data);
+    Ok(())
 }
 
 /// Fills `bytes` with as many of `values` as it has room for.

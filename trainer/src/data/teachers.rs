@@ -18,6 +18,7 @@ use torch_ext::to_device;
 use crate::data::Problem;
 use crate::data::batch::{MaskInput, MimicBatch, Patches, TeacherBatch, TeacherShape};
 use crate::data::dequantize::Dequantize;
+use crate::data::joined;
 use crate::data::masking::masking;
 use crate::data::rows::TeacherRows;
 use crate::recipe::Recipe;
@@ -48,17 +49,17 @@ pub(crate) struct RunTeacher {
 /// Where a teacher's features come from.
 #[derive(Debug)]
 enum Source {
-    /// Rows of the cache; those of codec `i8` are dequantized on the device.
-    Cached { rows: Arc<TeacherRows>, dequantize: Option<Dequantize> },
+    /// Rows of each cache; those of codec `i8` are dequantized on the device.
+    Cached { rows: Vec<Arc<TeacherRows>>, dequantize: Option<Dequantize> },
     /// The network, run inside the loop.
     Online(Box<Teacher>),
 }
 
 impl RunTeacher {
-    /// Its rows in the cache; `None` where it runs online.
-    pub(crate) fn rows(&self) -> Option<Arc<TeacherRows>> {
+    /// Its rows in each cache; `None` where it runs online.
+    pub(crate) fn rows(&self) -> Option<&[Arc<TeacherRows>]> {
         match &self.source {
-            Source::Cached { rows, .. } => Some(Arc::clone(rows)),
+            Source::Cached { rows, .. } => Some(rows),
             Source::Online(_) => None,
         }
     }
@@ -89,13 +90,13 @@ impl Features {
 }
 
 /// Opens every teacher that the recipe names: those of `online` (`ID=DIR`, where a model's id on a hub may stand for
-/// the folder) as networks, the others as rows of the cache.
+/// the folder) as networks, the others as rows of the caches.
 ///
 /// A network must be the one that the cache was built with (SHA-256 of its weights), if the cache has it; one that the cache
 /// does not have can be used online too. A grid other than the student's is refused.
 pub(crate) fn open(
     recipe: &Recipe,
-    cache: &Arc<Cache>,
+    caches: &[Arc<Cache>],
     online: &[String],
     hub: &HubSettings,
     device: Device,
@@ -118,7 +119,7 @@ pub(crate) fn open(
         let mimics_cls = mimicked && share * recipe.loss.w_cls > 0.0;
         let focuses = recipe.mask.teacher.as_ref() == Some(name);
         let id = TeacherId::new(name.as_str())?;
-        let cached = cache.teachers().get(&id);
+        let cached = joined::teacher(caches, &id)?;
         let teacher = match (folders.get(name.as_str()), cached) {
             (Some(folder), _) => {
                 let (network, resolved) = load_online(folder, cached, hub, device)
@@ -130,7 +131,7 @@ pub(crate) fn open(
                         info.weights_sha256 == cached.weights_sha256,
                         "--online-teacher {name}={folder}: its weights are not those the cache was built with (SHA-256 {}, {:?} says {})",
                         info.weights_sha256,
-                        cache.dir().join("teachers").join(name).join("teacher.json"),
+                        caches[0].dir().join("teachers").join(name).join("teacher.json"),
                         cached.weights_sha256,
                     );
                 }
@@ -149,21 +150,22 @@ pub(crate) fn open(
             }
             (None, Some(cached)) => {
                 require_grid(cached, recipe)?;
-                let rows = TeacherRows::new(cache, cached);
+                let rows: Vec<_> = caches.iter().map(|cache| Arc::new(TeacherRows::new(cache, cached))).collect();
+                let first = &rows[0];
                 RunTeacher {
                     width: cached.width,
                     weights_sha256: cached.weights_sha256.clone(),
                     origin: format!("cached as {}", cached.codec.name()),
                     shape: TeacherShape::Cached {
                         width: cached.width,
-                        kind: rows.kind(),
-                        outliers: rows.outliers(),
+                        kind: first.kind(),
+                        outliers: first.outliers(),
                         tokens: mimicked.then_some(Patches::of_targets(recipe)),
-                        cls: mimics_cls.then(|| rows.cls_kind()),
+                        cls: mimics_cls.then(|| first.cls_kind()),
                         cls_attn: focuses,
                     },
                     source: Source::Cached {
-                        rows: Arc::new(rows),
+                        rows,
                         dequantize: match &cached.codec {
                             Codec::I8(affine) => Some(Dequantize::new(affine, device)),
                             Codec::F32 | Codec::F16 | Codec::Bf16 => None,
@@ -176,8 +178,9 @@ pub(crate) fn open(
                 }
             }
             (None, None) => {
-                let known = cache.teachers().keys().cloned().collect();
-                return Err(Problem::from(schemas::Error::NoSuchTeacher { path: cache.dir().into(), id, known }).into());
+                let first = &caches[0];
+                let known = first.teachers().keys().cloned().collect();
+                return Err(Problem::from(schemas::Error::NoSuchTeacher { path: first.dir().into(), id, known }).into());
             }
         };
         teachers.push(teacher);

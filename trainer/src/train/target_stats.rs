@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use images::rng::{Purpose, Rng};
 use models::targets::{TargetNorm, TargetStats};
-use schemas::{Cache, TeacherId, TeacherPart, TeacherRow};
+use schemas::{TeacherId, TeacherPart, TeacherRow};
 use tch::{Kind, Tensor};
 use tracing::info;
 
 use crate::data::Problem;
-use crate::data::join::Samples;
+use crate::data::joined::{Joined, JoinedCaches};
 
 #[cfg(test)]
 mod tests;
@@ -26,42 +26,43 @@ const COVARIANCE_VIEWS: usize = 512;
 /// # Errors
 /// If the teacher is not in the cache (it runs online), or a row cannot be read.
 pub(crate) fn of_teacher(
-    cache: &Cache,
+    joined: &JoinedCaches,
     id: &TeacherId,
     norm: TargetNorm,
-    samples: &Samples,
     seed: u64,
 ) -> anyhow::Result<Option<TargetStats>> {
     if !norm.needs_stats() {
         return Ok(None);
     }
     ensure!(
-        cache.teachers().contains_key(id),
+        joined.members()[0].cache.teachers().contains_key(id),
         "teacher {id}: target.norm = \"standardize\" and \"phi_s\" need statistics of its features, and it is not in {:?}. Add it with \
          pipeline add-teacher, or choose another norm",
-        cache.dir()
+        joined.members()[0].cache.dir()
     );
     Ok(Some(match norm {
-        TargetNorm::PhiS => covariance(cache, id, samples, seed)?,
-        _ => channel_sums(cache, id)?,
+        TargetNorm::PhiS => covariance(joined, id, seed)?,
+        _ => channel_sums(joined, id)?,
     }))
 }
 
-fn channel_sums(cache: &Cache, id: &TeacherId) -> anyhow::Result<TargetStats> {
+fn channel_sums(joined: &JoinedCaches, id: &TeacherId) -> anyhow::Result<TargetStats> {
     let mut sums = schemas::ChannelSums::default();
-    for part in 0..cache.identity().plan.parts() {
-        if let Some(commit) = cache.part_state(part).map_err(Problem::from)?.teachers.get(id) {
-            sums.add(&commit.channels);
+    for Joined { cache, .. } in joined.members() {
+        for part in 0..cache.identity().parts() {
+            if let Some(commit) = cache.part_state(part).map_err(Problem::from)?.teachers.get(id) {
+                sums.add(&commit.channels);
+            }
         }
     }
-    ensure!(sums.count > 0, "teacher {id}: no part of {:?} has rows of it yet", cache.dir());
+    ensure!(sums.count > 0, "teacher {id}: no part of {:?} has rows of it yet", joined.members()[0].cache.dir());
     Ok(TargetStats { mean: sums.mean(), variance: sums.variance(), covariance: None })
 }
 
-fn covariance(cache: &Cache, id: &TeacherId, samples: &Samples, seed: u64) -> anyhow::Result<TargetStats> {
-    let identity = cache.teacher(id).map_err(Problem::from)?;
+fn covariance(joined: &JoinedCaches, id: &TeacherId, seed: u64) -> anyhow::Result<TargetStats> {
+    let identity = joined.members()[0].cache.teacher(id).map_err(Problem::from)?;
     let mut chosen: Vec<(usize, usize)> =
-        (0..samples.len()).flat_map(|sample| (0..samples.views()).map(move |view| (sample, view))).collect();
+        (0..joined.len()).flat_map(|sample| (0..joined.views()).map(move |view| (sample, view))).collect();
     Rng::new(seed, Purpose::Select, &[COVARIANCE_VIEWS as u64]).shuffle(&mut chosen);
     chosen.truncate(COVARIANCE_VIEWS);
     // In the cache's order, which fixes the order of the sums.
@@ -72,11 +73,12 @@ fn covariance(cache: &Cache, id: &TeacherId, samples: &Samples, seed: u64) -> an
     let options = (Kind::Double, tch::Device::Cpu);
     let mut sum = Tensor::zeros([width], options);
     let mut products = Tensor::zeros([width, width], options);
-    let mut parts: BTreeMap<u32, TeacherPart> = BTreeMap::new();
+    let mut parts: BTreeMap<(usize, u32), TeacherPart> = BTreeMap::new();
     let (mut row, mut values) = (TeacherRow::default(), Vec::new());
     for &(sample, view) in &chosen {
-        let (sample, row_view) = samples.get(sample, view);
-        let part = match parts.entry(sample.part) {
+        let (member, Joined { cache, samples, .. }, at) = joined.locate(sample);
+        let (sample, row_view) = samples.get(at, view);
+        let part = match parts.entry((member, sample.part)) {
             std::collections::btree_map::Entry::Occupied(open) => open.into_mut(),
             std::collections::btree_map::Entry::Vacant(slot) => {
                 slot.insert(cache.teacher_part(id, sample.part).map_err(Problem::from)?)

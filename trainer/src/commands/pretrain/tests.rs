@@ -16,6 +16,8 @@ use crate::train::metrics::{self, Skipped};
 mod data;
 /// Images that are not where the cache has them.
 mod places;
+/// Several caches, and several generations of one.
+mod several;
 #[path = "../../../../tests/support/sources.rs"]
 mod sources;
 /// Running out of memory, other lengths, kept checkpoints.

@@ -8,6 +8,7 @@ use super::*;
 use crate::data::batch::{MaskInput, TeacherBatch};
 use crate::data::images::Images;
 use crate::data::join;
+use crate::data::joined::JoinedCaches;
 use crate::data::mimic::MimicDataset;
 use crate::data::teachers;
 use crate::recipe::{Experiment, Recipe};
@@ -17,11 +18,13 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> MimicDataset {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
     let recipe = Recipe::parse(RECIPE, "test", &settings).unwrap();
     let cache = Arc::new(Cache::open(&world.cache_dir()).unwrap());
-    let teachers = teachers::open(&recipe, &cache, online, &HubSettings::default(), Device::Cpu).unwrap();
+    let teachers =
+        teachers::open(&recipe, std::slice::from_ref(&cache), online, &HubSettings::default(), Device::Cpu).unwrap();
     let images = Images::open(&cache, world.images_dir().to_str()).unwrap();
     let samples = join::join(&cache, &[], &images, &recipe.data, &|_, _| ()).unwrap();
     let sampler = Sampler::new(recipe.run.seed, samples.len(), recipe.optim.effective_batch()).unwrap();
-    MimicDataset::new(&recipe, &teachers, samples, images, sampler)
+    let joined = JoinedCaches::new(vec![(cache, Arc::new(images), samples)]);
+    MimicDataset::new(&recipe, &teachers, joined, sampler)
 }
 
 /// Samples and tensors of a batch, as bytes.
@@ -164,8 +167,9 @@ fn pixels_are_the_rows_crop() {
     let world = World::with_cache(8);
     let online = [format!("clip={}", world.teacher_dir().display())];
     let plan_ = plan(&world, &[], &online);
-    let (sample, view) = plan_.samples.get(5, 1);
-    let img = images::decode(&plan_.images.read(sample, 1).unwrap()).unwrap();
+    let joined = &plan_.joined.members()[0];
+    let (sample, view) = joined.samples.get(5, 1);
+    let img = images::decode(&joined.images.read(sample, 1).unwrap()).unwrap();
     let expected = [32, 16].map(|size| images::render(&img, &view, size).unwrap().data);
     let mut batch = plan_.shape.allocate(Device::Cpu).unwrap();
     plan_.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();

@@ -1,16 +1,20 @@
+use std::sync::Arc;
+
+use schemas::Cache;
+
 use super::*;
 use crate::data::images::Images;
 use crate::data::join;
 use crate::recipe::{Experiment, Recipe};
 use crate::testing::{RECIPE, World};
 
-fn joined(world: &World) -> (std::sync::Arc<Cache>, Samples) {
-    let cache = std::sync::Arc::new(Cache::open(&world.cache_dir()).unwrap());
+fn joined(world: &World) -> JoinedCaches {
+    let cache = Arc::new(Cache::open(&world.cache_dir()).unwrap());
     let images = world.images_dir();
     let images = Images::open(&cache, images.to_str()).unwrap();
     let recipe = Recipe::parse(RECIPE, "test", &[]).unwrap();
     let samples = join::join(&cache, &[], &images, &recipe.data, &|_, _| {}).unwrap();
-    (cache, samples)
+    JoinedCaches::new(vec![(cache, Arc::new(images), samples)])
 }
 
 fn close(found: &[f64], expected: &[f64]) {
@@ -24,9 +28,9 @@ fn close(found: &[f64], expected: &[f64]) {
 #[test]
 fn commits_and_rows_agree() {
     let world = World::with_cache(7);
-    let (cache, samples) = joined(&world);
+    let joined = joined(&world);
     let id = TeacherId::new("clip").unwrap();
-    let stats = |norm| of_teacher(&cache, &id, norm, &samples, 5).unwrap();
+    let stats = |norm| of_teacher(&joined, &id, norm, 5).unwrap();
     let sums = stats(TargetNorm::Standardize).unwrap();
     let rows = stats(TargetNorm::PhiS).unwrap();
     close(&rows.mean, &sums.mean);
@@ -41,9 +45,9 @@ fn commits_and_rows_agree() {
 #[test]
 fn a_teacher_that_is_not_cached_has_no_statistics() {
     let world = World::with_cache(5);
-    let (cache, samples) = joined(&world);
+    let joined = joined(&world);
     let id = TeacherId::new("dino").unwrap();
-    let error = of_teacher(&cache, &id, TargetNorm::Standardize, &samples, 0).unwrap_err();
+    let error = of_teacher(&joined, &id, TargetNorm::Standardize, 0).unwrap_err();
     assert!(error.to_string().contains("add-teacher"), "{error}");
-    assert_eq!(of_teacher(&cache, &id, TargetNorm::None, &samples, 0).unwrap(), None);
+    assert_eq!(of_teacher(&joined, &id, TargetNorm::None, 0).unwrap(), None);
 }

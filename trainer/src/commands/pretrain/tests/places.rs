@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use schemas::Cache;
+
 use super::sources::{IMAGES, KINDS, Kind, pictures, write};
 use super::*;
+use crate::data::images::Images;
+use crate::data::join::{self, Samples};
 use crate::recipe::Missing;
 
 /// A world whose images are a source of this kind, and its cache. With `lengths`, no two images have the same.

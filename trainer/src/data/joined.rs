@@ -1,0 +1,187 @@
+//! The caches of a run, each joined with its images: one data set, cache after cache.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::ensure;
+use schemas::{Cache, TeacherId, TeacherIdentity};
+use sha2::{Digest, Sha256};
+
+use super::Problem;
+use super::images::Images;
+use super::join::{self, Samples};
+use crate::recipe;
+
+/// A cache with the images of its rows.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    /// The cache.
+    pub cache: Arc<Cache>,
+    /// Where its images come from.
+    pub images: Arc<Images>,
+    /// What a run trains on of it.
+    pub samples: Samples,
+    /// Added to its sample ids, so that no two images of a run draw the same masks.
+    pub first_sample_id: u64,
+}
+
+/// All caches of a run, at least one.
+#[derive(Debug)]
+pub(crate) struct JoinedCaches {
+    members: Vec<Joined>,
+    /// Index of the first image of each.
+    starts: Vec<usize>,
+}
+
+impl JoinedCaches {
+    /// These caches in this order.
+    pub(crate) fn new(members: Vec<(Arc<Cache>, Arc<Images>, Samples)>) -> JoinedCaches {
+        let (mut start, mut first_sample_id) = (0, 0);
+        let (mut starts, mut joined) = (Vec::new(), Vec::new());
+        for (cache, images, samples) in members {
+            starts.push(start);
+            start += samples.len();
+            let of_cache = cache.identity().samples();
+            joined.push(Joined { cache, images, samples, first_sample_id });
+            first_sample_id += of_cache;
+        }
+        JoinedCaches { members: joined, starts }
+    }
+
+    /// Each cache.
+    pub(crate) fn members(&self) -> &[Joined] {
+        &self.members
+    }
+
+    /// How many images an epoch has.
+    pub(crate) fn len(&self) -> usize {
+        self.members.iter().map(|member| member.samples.len()).sum()
+    }
+
+    /// Views used per image, the same for all.
+    pub(crate) fn views(&self) -> usize {
+        self.members.first().map_or(1, |member| member.samples.views())
+    }
+
+    /// The cache that has image `idx` of the data set, its number, and the image's index in it.
+    pub(crate) fn locate(&self, idx: usize) -> (usize, &Joined, usize) {
+        let member = self.starts.partition_point(|&start| start <= idx) - 1;
+        (member, &self.members[member], idx - self.starts[member])
+    }
+
+    /// Equal only for the same training set.
+    pub(crate) fn fingerprint(&self) -> String {
+        match &self.members[..] {
+            [only] => only.samples.fingerprint().to_owned(),
+            several => {
+                let mut digest = Sha256::new();
+                several.iter().for_each(|member| digest.update(member.samples.fingerprint()));
+                schemas::hex(&digest.finalize())
+            }
+        }
+    }
+}
+
+/// Opens caches that are to be one data set, and refuses those that are unlike the first.
+pub(crate) fn open(folders: &[PathBuf]) -> anyhow::Result<Vec<Arc<Cache>>> {
+    let mut caches: Vec<Arc<Cache>> = Vec::new();
+    for folder in folders {
+        let cache = Cache::open(folder).map_err(Problem::from)?;
+        if let Some(first) = caches.first() {
+            let (one, other) = (first.identity(), cache.identity());
+            let pairs = [
+                ("views", format!("{:?}", one.views), format!("{:?}", other.views)),
+                ("image code", one.image_code.clone(), other.image_code.clone()),
+                ("depth window", one.depth_window.to_string(), other.depth_window.to_string()),
+            ];
+            for (what, expected, found) in pairs {
+                require_same(first, &cache, what, &expected, &found)?;
+            }
+        }
+        caches.push(Arc::new(cache));
+    }
+    Ok(caches)
+}
+
+/// What all caches have of a teacher; `None` if the first does not have it.
+///
+/// # Errors
+/// [`Problem::OtherCache`] if another cache does not have it, or has features that are not comparable.
+pub(crate) fn teacher<'a>(caches: &'a [Arc<Cache>], id: &TeacherId) -> anyhow::Result<Option<&'a TeacherIdentity>> {
+    let Some((first, others)) = caches.split_first() else {
+        return Ok(None);
+    };
+    let Some(teacher) = first.teachers().get(id) else {
+        return Ok(None);
+    };
+    for cache in others {
+        let other = cache.teacher(id).map_err(Problem::from)?;
+        let facts = |teacher: &TeacherIdentity| {
+            let TeacherIdentity { weights_sha256, layer, grid, width, mean, std, activation, norm_eps, .. } = teacher;
+            [
+                ("weights", weights_sha256.clone()),
+                ("layer", layer.clone()),
+                ("grid", grid.to_string()),
+                ("width", width.to_string()),
+                ("codec", teacher.codec.to_string()),
+                ("pixel normalization", format!("{mean:?}, {std:?}")),
+                ("network", format!("{activation}, {norm_eps}")),
+            ]
+        };
+        for ((what, expected), (_, found)) in facts(teacher).into_iter().zip(facts(other)) {
+            require_same(first, cache, &format!("{what} of teacher {id}"), &expected, &found)?;
+        }
+        // Two calibrations: bytes of one would be read with the ranges of the other.
+        if teacher.codec != other.codec {
+            return Err(Problem::OtherCache {
+                cache: cache.dir().into(),
+                first: first.dir().into(),
+                what: format!("ranges of codec i8 of teacher {id}"),
+                found: "others".to_owned(),
+                expected: "those".to_owned(),
+            }
+            .into());
+        }
+    }
+    Ok(Some(teacher))
+}
+
+fn require_same(first: &Cache, cache: &Cache, what: &str, expected: &str, found: &str) -> Result<(), Problem> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Problem::OtherCache {
+        cache: cache.dir().into(),
+        first: first.dir().into(),
+        what: what.to_owned(),
+        found: found.to_owned(),
+        expected: expected.to_owned(),
+    })
+}
+
+/// Opens the images of every cache: `images` has none, where the caches carry them, one for all, or one for each cache.
+pub(crate) fn open_images(caches: &[Arc<Cache>], images: &[String]) -> anyhow::Result<Vec<Arc<Images>>> {
+    ensure!(
+        images.len() <= 1 || images.len() == caches.len(),
+        "--images is given {} times and --cache {}: give it once for each cache, in their order, or once for all",
+        images.len(),
+        caches.len()
+    );
+    let given = |i: usize| images.get(if images.len() == 1 { 0 } else { i }).map(String::as_str);
+    caches.iter().enumerate().map(|(i, cache)| Ok(Arc::new(Images::open(cache, given(i))?))).collect()
+}
+
+/// Joins every cache with its images.
+pub(crate) fn join(
+    caches: &[Arc<Cache>],
+    images: Vec<Arc<Images>>,
+    teachers: &[TeacherId],
+    config: &recipe::Data,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<JoinedCaches, Problem> {
+    let members = caches.iter().zip(images).map(|(cache, images)| {
+        let samples = join::join(cache, teachers, &images, config, progress)?;
+        Ok((Arc::clone(cache), images, samples))
+    });
+    Ok(JoinedCaches::new(members.collect::<Result<_, Problem>>()?))
+}
