@@ -1,6 +1,5 @@
 //! More images for a cache that is there: new parts, and no byte of what is there changed.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::ensure;
@@ -58,15 +57,10 @@ pub fn add_images(
     }
 
     // ---- One build for all teachers that run alike ---------------------------------------------------------------------------
-    let mut alike: BTreeMap<_, Vec<&TeacherIdentity>> = BTreeMap::new();
-    for teacher in teachers {
-        let TeacherIdentity { grid, batch_size, precision, device, codec, .. } = teacher;
-        alike.entry((grid, batch_size, precision, device, codec.to_string())).or_default().push(teacher);
-    }
     let existing = || Existing::of_cache(&cache);
     let mut source = Some(source);
-    for teachers in alike.values() {
-        let recipe = Recipe::of_added_images(args, cache.identity(), teachers)?;
+    for teachers in build_cache::run_alike(teachers) {
+        let recipe = Recipe::of_added_images(args, cache.identity(), &teachers)?;
         let device = build_cache::open_device(&recipe)?;
         let mut build =
             build_cache::prepare(recipe, args.dry_run, device, source.take(), identity.clone(), existing(), env)?;

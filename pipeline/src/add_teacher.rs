@@ -3,13 +3,12 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{bail, ensure};
-use images::ImageSource;
+use anyhow::ensure;
 use program::{ExitStatus, LogFormat};
 use schemas::{Cache, Pack};
 
 use crate::Environment;
-use crate::build_cache::{self, Existing, Grown, growth};
+use crate::build_cache::{self, Existing, growth};
 use crate::cli::AddTeacherArgs;
 use crate::recipe::Recipe;
 
@@ -33,7 +32,7 @@ pub fn add_teacher(
         );
     }
     let source = match &recipe.data.images {
-        Some(images) => Some(same_images(&cache, images)?),
+        Some(images) => Some(growth::same_images(&cache, images)?),
         None => {
             ensure!(
                 identity.pack != Pack::None,
@@ -59,39 +58,4 @@ pub fn add_teacher(
 
 fn is_teacher(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == "teacher.json")
-}
-
-/// Opens the data set that the cache was built from. Content is compared image by image, when it is read.
-pub(crate) fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
-    let (source, differs) = open_images(cache, images)?;
-    differs.map_or(Ok(source), |differs| bail!(differs))
-}
-
-/// Opens images in the order of the cache's samples, and says why they are not the data set that the cache was built from, if they are not.
-pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageSource, Option<String>)> {
-    let source = ImageSource::open(images)?;
-    let identity = cache.identity();
-    let found = source.len() as u64;
-    let differ = |how: &str| {
-        format!(
-            "{images} is not the data set that {} was built from: {found} images here, {} there{how}. Give the same folder, tar or Parquet files \
-             with the same names",
-            cache.dir().display(),
-            identity.samples(),
-        )
-    };
-    if !identity.generations.is_empty() {
-        let Grown { source, gone, changed, .. } = growth::arrange(cache, source, images)?;
-        let differs = match gone {
-            Some((gone, _)) => Some(differ(&format!(", {gone} of which are gone"))),
-            None => changed.then(|| differ(", with other sizes or labels")),
-        };
-        let source = source.limit(identity.samples());
-        return Ok((source, differs));
-    }
-    // A cache of the first samples of a source was built with --limit.
-    let source = if found > identity.samples() { source.limit(identity.samples()) } else { source };
-    let differs = (source.identity().digest != identity.dataset.digest)
-        .then(|| differ(if found == identity.samples() { ", with other names, sizes or labels" } else { "" }));
-    Ok((source, differs))
 }

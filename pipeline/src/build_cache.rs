@@ -20,6 +20,7 @@ use std::io::Write;
 use std::iter;
 use std::thread;
 
+use anyhow::Context;
 use images::DeepImages;
 use program::{ExitStatus, LogFormat, words::count};
 use schemas::{Cache, SetAside};
@@ -30,8 +31,10 @@ use crate::division::Division;
 use crate::recipe::Recipe;
 
 mod batch;
+mod break_even;
 mod build;
 mod calibrate;
+mod contents;
 mod decode;
 mod dry_run;
 mod features;
@@ -55,6 +58,7 @@ mod resolve;
 mod reuse;
 mod saved;
 mod space;
+pub(crate) mod spot_check;
 mod stages;
 mod summary;
 mod timing;
@@ -64,8 +68,9 @@ mod worklist;
 mod write;
 
 use batch::batches;
-pub(crate) use build::{Build, open_device, open_source, prepare};
+pub(crate) use build::{Build, open_device, open_source, prepare, run_alike};
 pub(crate) use calibrate::{calibrated, spread};
+use contents::Contents;
 pub(crate) use dry_run::report as forecast;
 pub(crate) use growth::Grown;
 pub(crate) use identity::Existing;
@@ -148,10 +153,19 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
         }
         return Ok(summary.status());
     }
+    if build.identity.dedup && work.iter().any(|work| work.missing.samples) {
+        let source = build.source.as_ref().context("a build reads images")?;
+        let Some(contents) = Contents::read(&cache, source, build.recipe.run.threads)? else {
+            tracing::warn!("interrupted; run the same command to go on");
+            return Ok(ExitStatus::Interrupted);
+        };
+        let _ = build.contents.set(contents);
+    }
     // A cache with too many of them is not built on.
     let mut quota = RejectQuota::new(build, &cache)?;
     let space = Space::of(build, &work, probe::packed_bytes(build)?)?;
     space.announce(build)?;
+    probe::announce_time(build, &work, &space)?;
     let parts = WantedParts { build, cache: &cache };
     let mut queue = Queue::new(&parts, &leases, build.division, DiskWatch::new(build, &work, &space))?;
     tracing::info!("{} of {} to build", work.len(), count(build.identity.parts().into(), "part"));
@@ -180,6 +194,10 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     summary.print(format, out)?;
     warn_of_deep_images(&build.deep);
     tell_what_others_have(build, &cache)?;
+    if build.worklist(&cache)?.is_empty() {
+        contents::forget(&cache)?;
+        leases.remove_if_unused();
+    }
     // Other workers may have met as many again as this one.
     RejectQuota::new(build, &cache)?;
     Ok(summary.status())

@@ -59,6 +59,18 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The device that a command which builds was given on the command line.
+    pub(crate) fn device(&self) -> Option<&str> {
+        match self {
+            Command::BuildCache(args) if !args.dry_run => args.features.device.as_deref(),
+            Command::AddTeacher(args) => args.features.device.as_deref(),
+            Command::AddImages(args) if !args.dry_run => args.device.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// `pipeline build-cache`. Flags and `--set` win over the recipe, the recipe over the defaults.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BuildCacheArgs {
@@ -102,6 +114,9 @@ pub struct BuildCacheArgs {
     /// greatest, two percentiles of its own samples, or two fixed levels of 0 to 65535. Part of the cache [default: high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<String>,
+    /// Store only the first of images with the same bytes; the others become rejects. All images are read once more, before the build. Part of the cache.
+    #[arg(long)]
+    pub dedup: bool,
     /// How many images may be unusable before the build stops with exit status 1: a number, or a share of all [default: 1%, or 10 images if that
     /// is more].
     #[arg(long, value_name = "N|P%")]
@@ -112,7 +127,7 @@ pub struct BuildCacheArgs {
     /// Use the first N samples of the source only. They are then the data set: another N is another cache.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
-    /// Say what would be built, how large it is and how long it takes; write nothing. Exit status 1 if the disk is too small.
+    /// Say what would be built, how large it is, how long it takes and when it pays; keep nothing of it. Exit status 1 if the disk is too small.
     #[arg(long)]
     pub dry_run: bool,
     /// First check the whole cache, as `pipeline verify` does, and build again what is damaged, with the bytes that it had. Give the command that built
@@ -172,7 +187,7 @@ pub struct FeatureArgs {
     /// finished.
     #[arg(long)]
     pub allow_full_disk: bool,
-    /// Where the teachers run: auto, cpu, cuda or cuda:INDEX [default: auto].
+    /// Where the teachers run: auto, cpu, cuda, cuda:INDEX, or cuda:all for a worker on each GPU of the machine [default: auto].
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
 }
@@ -233,7 +248,7 @@ pub struct AddImagesArgs {
     /// Begin although the disk may have no room for all of it.
     #[arg(long)]
     pub allow_full_disk: bool,
-    /// Which GPU the teachers run on, for teachers that ran on one: cuda or cuda:INDEX [default: cuda].
+    /// Which GPU the teachers run on, for teachers that ran on one: cuda, cuda:INDEX, or cuda:all for a worker on each [default: cuda].
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
 }
@@ -287,6 +302,17 @@ pub struct VerifyArgs {
     /// Check only the features of this teacher, beside the samples. May be given many times [default: all].
     #[arg(long = "teacher", value_name = "ID")]
     pub teachers: Vec<TeacherId>,
+    /// Also run the teachers again on N rows, spread over the cache, and compare what they give with what is stored. Needs the teachers' weights, and the images
+    /// unless the cache carries them.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "quick")]
+    pub spot_check: Option<u64>,
+    /// For --spot-check: where a teacher is now: its name in the cache, and the folder or file of its weights, or its id on the Hugging Face hub [default: where it
+    /// was when the cache was built].
+    #[arg(long, value_name = "ID=DIR|HUB_ID", requires = "spot_check")]
+    pub weights: Vec<String>,
+    /// For --spot-check: where the teachers run: auto, cpu, cuda or cuda:INDEX [default: where they ran].
+    #[arg(long, value_name = "DEVICE", requires = "spot_check")]
+    pub device: Option<String>,
     /// Check only records, sizes and footers, and no row: seconds for any cache. Damage inside of files is not found.
     #[arg(long)]
     pub quick: bool,

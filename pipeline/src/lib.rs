@@ -6,6 +6,7 @@
 
 pub mod add_images;
 pub mod add_teacher;
+mod all_gpus;
 pub mod build_cache;
 pub mod channels;
 pub mod cli;
@@ -19,6 +20,7 @@ pub mod recode;
 pub mod stats;
 pub mod verify;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::time::Duration;
 
@@ -37,6 +39,8 @@ pub struct Environment {
     /// The share of this process, if a scheduler has started it as one of several, and the variables that state it; or how they contradict each
     /// other.
     pub share: Option<Result<(Share, String), String>>,
+    /// This program and its arguments, for commands that start it again.
+    pub command: Vec<OsString>,
     /// For tests of what surrounds the teachers: how much longer each of them takes for a row on a CPU. The program leaves it at zero.
     #[doc(hidden)]
     pub pause_per_row: Duration,
@@ -48,6 +52,7 @@ impl Environment {
         Environment {
             hub: HubSettings::from_vars(var),
             share: Share::from_vars(var).transpose(),
+            command: Vec::new(),
             pause_per_row: Duration::ZERO,
         }
     }
@@ -86,13 +91,16 @@ pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
 }
 
 fn run_command(cli: &Cli, env: &Environment, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    if cli.command.device() == Some(all_gpus::ALL) {
+        return all_gpus::run(env, out);
+    }
     match &cli.command {
         Command::BuildCache(args) => build_cache::build_cache(args, env, cli.log_format, out),
         Command::AddTeacher(args) => add_teacher::add_teacher(args, env, cli.log_format, out),
         Command::AddImages(args) => add_images::add_images(args, env, cli.log_format, out),
         Command::Recode(args) => recode::recode(args, out),
         Command::DropTeacher(args) => drop_teacher::drop_teacher(args, out),
-        Command::Verify(args) => verify::verify(args, cli.log_format, out),
+        Command::Verify(args) => verify::verify(args, env, cli.log_format, out),
         Command::Inspect(args) => inspect::inspect(args, out),
         Command::Stats(args) => stats::stats(args, out),
         Command::List(args) => list::list(args, out),

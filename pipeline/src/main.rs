@@ -18,7 +18,9 @@ fn main() -> ExitCode {
     terminal::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
     torch_ext::keep_quiet_about_memory();
     let outcome = signals::catch().and_then(|()| {
-        let env = Environment::from_vars(|name| std::env::var(name).ok());
+        let mut env = Environment::from_vars(|name| std::env::var(name).ok());
+        let program = std::env::current_exe()?.into_os_string();
+        env.command = std::iter::once(program).chain(std::env::args_os().skip(1)).collect();
         pipeline::run(&cli, &env, &mut io::stdout().lock())
     });
     ExitStatus::report(outcome, cli.log_format, pipeline::exit_status).into()

@@ -81,6 +81,9 @@ pub struct Data {
     /// How samples of more than 8 bits become 8 bits: `high-byte`, `full-range`, `percentile:LOW,HIGH` or `MIN,MAX`. Part of the cache's
     /// identity.
     pub depth_window: DepthWindow,
+    /// Store only the first of images with the same bytes; all images are read once before the build. Part of the cache's identity.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dedup: bool,
     /// How many images may be unusable before the build stops with exit status 1: a number, or a share such as `1%`. Default 1 %, or 10 images if
     /// that is more.
     #[serde(skip_serializing_if = "Option::is_none")]

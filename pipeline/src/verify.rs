@@ -11,8 +11,10 @@ use program::{ExitStatus, LogFormat, terminal, words::count};
 use schemas::{Cache, Repeats, Scope};
 use serde::Serialize;
 
-use crate::add_teacher::open_images;
+use crate::Environment;
+use crate::build_cache::growth::open_images;
 use crate::build_cache::recheck::{self, Checked};
+use crate::build_cache::spot_check::{self, Recomputed};
 use crate::cli::VerifyArgs;
 
 /// The result of the checks.
@@ -30,6 +32,9 @@ struct Found {
     /// The comparison with `--images`.
     #[serde(skip_serializing_if = "Option::is_none")]
     images: Option<Comparison>,
+    /// Rows computed again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    spot_check: Vec<Recomputed>,
     notes: Vec<String>,
     /// What was not looked at, if not everything was.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,7 +53,12 @@ struct Comparison {
 
 /// Prints every problem, then a summary of the checks. Files that are not built yet are not damage, but the cache is incomplete without
 /// them, so they count as a problem.
-pub fn verify(args: &VerifyArgs, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+pub fn verify(
+    args: &VerifyArgs,
+    env: &Environment,
+    format: LogFormat,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
     let bar = terminal::bars().add(ProgressBar::no_length());
     bar.set_style(
         ProgressStyle::with_template(
@@ -75,14 +85,21 @@ pub fn verify(args: &VerifyArgs, format: LogFormat, out: &mut dyn Write) -> anyh
         }
         Some((_, compared)) => Some(compared?),
     };
+    let spot_check = match args.spot_check {
+        // A damaged cache is repaired first.
+        Some(rows) if report.problems.is_empty() => spot_check::check(&Cache::open(&args.cache)?, args, rows, env)?,
+        _ => Vec::new(),
+    };
+    let as_computed = spot_check.iter().all(|checked| checked.problems.is_empty());
     let same_images = images.as_ref().is_none_or(|images| images.same);
     let found = Found {
         cache: args.cache.clone(),
-        sound: report.problems.is_empty() && report.missing.is_empty() && same_images,
+        sound: report.problems.is_empty() && report.missing.is_empty() && same_images && as_computed,
         problems: report.problems.iter().map(ToString::to_string).collect(),
         missing: report.missing,
         repeats: report.repeats.as_ref().map(told),
         images,
+        spot_check,
         notes: report.notes,
         not_checked: match (args.quick, args.parts.is_empty() && args.teachers.is_empty()) {
             (false, true) => None,
@@ -132,11 +149,25 @@ impl Found {
         if let Some(images) = &self.images {
             writeln!(out, "{}", images.found)?;
         }
+        for checked in &self.spot_check {
+            checked.problems.iter().try_for_each(|problem| writeln!(out, "{problem}"))?;
+            writeln!(
+                out,
+                "spot check: teacher {}, {} computed again: relative L2 {:.1e} on average, {:.1e} at most (allowed {:.1e}); cosine at least {:.6}",
+                checked.teacher,
+                count(checked.rows, "row"),
+                checked.relative_l2_mean,
+                checked.relative_l2_max,
+                checked.relative_l2_allowed,
+                checked.cosine_min
+            )?;
+        }
         for note in &self.notes {
             writeln!(out, "note: {note}")?;
         }
         let moved = self.images.as_ref().is_some_and(|images| !images.same);
-        let problems = self.problems.len() + usize::from(moved);
+        let computed = self.spot_check.iter().map(|checked| checked.problems.len()).sum::<usize>();
+        let problems = self.problems.len() + usize::from(moved) + computed;
         let (files, rows, bytes) = (self.files, self.rows, DecimalBytes(self.bytes));
         let verdict = match (problems, self.missing.len()) {
             (0, 0) => "sound".to_owned(),

@@ -12,6 +12,9 @@ mod build;
 /// Every kind of file, a byte at a time.
 #[path = "cli/damage.rs"]
 mod damage;
+/// `--dedup`.
+#[path = "cli/dedup.rs"]
+mod dedup;
 /// `add-images`: data sets that grow.
 #[path = "cli/grow.rs"]
 mod grow;
@@ -44,6 +47,9 @@ mod skipped;
 mod smoke;
 #[path = "../../tests/support/sources.rs"]
 mod sources;
+/// `verify --spot-check`.
+#[path = "cli/spot_check.rs"]
+mod spot_check;
 /// `stats` against its own arithmetic.
 #[path = "cli/stats.rs"]
 mod stats;

@@ -41,6 +41,15 @@ pub(crate) fn report_error(format: LogFormat, error: &anyhow::Error) {
     let _ = writeln!(AboveBars, "{line}");
 }
 
+/// Writes a message of another process to stderr, with its name: `worker` in front of text, a field of JSON.
+pub fn pass_on(worker: &str, line: &str) {
+    let line = match line.strip_prefix('{') {
+        Some(fields) => format!("{{\"worker\":{},{fields}", serde_json::Value::from(worker)),
+        None => format!("[{worker}] {line}"),
+    };
+    let _ = writeln!(AboveBars, "{line}");
+}
+
 /// The progress bars of this process, to add one.
 pub fn bars() -> &'static MultiProgress {
     &BARS

@@ -180,6 +180,7 @@ fn identity(samples: u64) -> CacheIdentity {
         pack: Pack::None,
         depth_window: schemas::DepthWindow::HighByte,
         label_names: Vec::new(),
+        dedup: false,
         generations: Vec::new(),
     }
 }

@@ -33,6 +33,10 @@ pub struct CacheIdentity {
     #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
     #[schemars(extend("default" = "high-byte"))]
     pub depth_window: DepthWindow,
+    /// Whether samples with the bytes of an earlier one are rejected, so that each content is stored once. A record without it means that they are not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(extend("default" = false))]
+    pub dedup: bool,
     /// Names of the classes; label `i` is `label_names[i]`. Empty if the data set names none.
     pub label_names: Vec<String>,
     /// What was appended since; in records of their own, and not part of this one or its fingerprint.
@@ -132,6 +136,7 @@ impl CacheIdentity {
         let spelled_out = |identity: &CacheIdentity| {
             let mut fields = identity.compared();
             fields["depth_window"] = identity.depth_window.to_string().into();
+            fields["dedup"] = identity.dedup.into();
             fields
         };
         check_same(path, &spelled_out(self), &spelled_out(requested))

@@ -19,6 +19,7 @@ pub(crate) fn identity() -> CacheIdentity {
         pack: Pack::None,
         depth_window: crate::DepthWindow::HighByte,
         label_names: vec!["ant".to_string(), "bee".to_string(), "cat".to_string()],
+        dedup: false,
         generations: Vec::new(),
     }
 }

@@ -71,6 +71,15 @@ pub fn resolve_device(name: &str) -> Result<Device> {
     if index < count { gpu(index) } else { Err(Error::NoSuchGpu { index, count }) }
 }
 
+/// Number of GPUs that libtorch can use. Opens the CUDA library.
+///
+/// # Errors
+/// [`Error::NoCudaLibrary`].
+pub fn gpu_count() -> Result<usize> {
+    load_cuda()?;
+    Ok(Cuda::device_count().max(0) as usize)
+}
+
 /// Restricts libtorch to deterministic operations, or allows the fastest ones again. It applies to the whole process; call it before the
 /// first computation on a GPU, because cuBLAS reads its setting once.
 ///

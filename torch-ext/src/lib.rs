@@ -44,7 +44,7 @@ pub mod transfer;
 pub use adamw::{AdamWConfig, FusedAdamW};
 pub use autocast::Autocast;
 pub use checkpoint::checkpoint;
-pub use device::{allow_tf32, describe, device_name, resolve_device, set_deterministic};
+pub use device::{allow_tf32, describe, device_name, gpu_count, resolve_device, set_deterministic};
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use event::Event;

@@ -185,6 +185,7 @@ impl World {
             pack: self.pack,
             depth_window: self.depth_window,
             label_names: source.label_names().to_vec(),
+            dedup: false,
             generations: Vec::new(),
         };
         create_cache(dir, &identity).unwrap();

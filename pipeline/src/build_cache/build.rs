@@ -1,8 +1,9 @@
 //! What a build is, once everything that it depends on has been found: images, teachers, identities.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use anyhow::{Context, bail, ensure};
 use hub::HubSettings;
@@ -13,6 +14,7 @@ use schemas::{Cache, CacheIdentity, Codec, TeacherId, TeacherIdentity, layout};
 use tch::Device;
 
 use super::calibrate::{self, PreparedTeacher};
+use super::contents::Contents;
 use super::decode::Decoder;
 use super::identity::{self, Existing, ForwardPass};
 use super::infer::Compute;
@@ -49,6 +51,8 @@ pub(crate) struct Build {
     pub other_codecs: Vec<String>,
     /// How its parts are divided among the processes that build it.
     pub division: Division,
+    /// The contents of all images, once a build that stores each once has read them.
+    pub contents: OnceLock<Contents>,
     /// The cache whose features are taken over.
     pub reuse: Option<Reuse>,
 }
@@ -66,6 +70,16 @@ pub(crate) fn open_device(recipe: &Recipe) -> anyhow::Result<Device> {
     }
     precision.prepare(device)?;
     Ok(device)
+}
+
+/// Teachers by how they run: those of one group can share a build.
+pub(crate) fn run_alike<'a>(teachers: impl IntoIterator<Item = &'a TeacherIdentity>) -> Vec<Vec<&'a TeacherIdentity>> {
+    let mut alike: BTreeMap<_, Vec<&TeacherIdentity>> = BTreeMap::new();
+    for teacher in teachers {
+        let TeacherIdentity { grid, batch_size, precision, device, codec, .. } = teacher;
+        alike.entry((grid, batch_size, precision, device, codec.to_string())).or_default().push(teacher);
+    }
+    alike.into_values().collect()
 }
 
 /// Opens the data set.
@@ -173,6 +187,7 @@ pub(crate) fn prepare(
         existing,
         other_codecs,
         division,
+        contents: OnceLock::new(),
         reuse,
     })
 }
@@ -281,7 +296,8 @@ impl Build {
 
     /// What decodes this build's images.
     pub(crate) fn decoder<'a>(&'a self, timings: &'a Timings) -> Decoder<'a> {
-        Decoder::new(self.source.as_ref(), &self.identity, self.decoder, &self.deep, timings)
+        let decoder = Decoder::new(self.source.as_ref(), &self.identity, self.decoder, &self.deep, timings);
+        Decoder { contents: self.contents.get(), ..decoder }
     }
 
     /// What one more thread needs to run the teachers.

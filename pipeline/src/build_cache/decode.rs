@@ -9,9 +9,13 @@ use anyhow::{Context, bail, ensure};
 use images::{DecodeError, DeepImages, EncodeError, ImageSource, RgbImage};
 use schemas::{CacheIdentity, ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
 
+use super::contents::Contents;
 use super::network::Pixels;
 use super::parallel::Stop;
 use super::timing::{Stage, Timings};
+
+/// The word that the reason begins with for which an image is rejected whose bytes an earlier one has.
+pub(crate) const DUPLICATE: &str = "duplicate";
 
 /// The committed rows of a sample.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +67,8 @@ pub(crate) struct Decoder<'a> {
     /// How files become pixels.
     pub decoder: images::Decoder,
     pub deep: &'a DeepImages,
+    /// Where each content is stored once: which sample has it.
+    pub contents: Option<&'a Contents>,
     pub timings: &'a Timings,
 }
 
@@ -75,7 +81,7 @@ impl Decoder<'_> {
         deep: &'a DeepImages,
         timings: &'a Timings,
     ) -> Decoder<'a> {
-        Decoder { source, views: &identity.views, pack: identity.pack, decoder, deep, timings }
+        Decoder { source, views: &identity.views, pack: identity.pack, decoder, deep, contents: None, timings }
     }
 
     /// Decodes samples in order and renders the first `views` views of each at every size (sides of squares, in pixels).
@@ -136,6 +142,15 @@ impl Decoder<'_> {
                  cache",
                 known.content_hash,
             );
+        }
+        if committed.is_none()
+            && let Some(contents) = self.contents
+            && let Some(original) = contents.original(sample_id, &content_hash)?
+        {
+            let key = key.to_owned();
+            let reason =
+                format!("{DUPLICATE}: the same bytes as sample {original} ({:?})", source.key(original as usize));
+            return Ok(Decoded::Rejected(Reject { sample_id, key, reason, content_hash: Some(content_hash) }));
         }
         let decoded = self.timings.time(Stage::Decode, || self.decode_and_pack(key, bytes));
         let (image, packed) = match decoded {
@@ -268,6 +283,7 @@ mod tests {
             pack: Pack::None,
             decoder: images::Decoder::default(),
             deep: &DeepImages::default(),
+            contents: None,
             timings: &timings,
         };
         let decode = || decoder.samples([(0, None)], 1, &[8], &Stop::default());

@@ -1,4 +1,4 @@
-//! `build-cache --dry-run`: what would be built, how large it gets, whether it fits, how long it takes. Writes nothing.
+//! `build-cache --dry-run`: what would be built, how large it gets, whether it fits, how long it takes. Leaves nothing behind.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -11,6 +11,7 @@ use program::{ExitStatus, LogFormat, words::count};
 use schemas::TeacherIdentity;
 use serde::Serialize;
 
+use super::break_even::BreakEven;
 use super::build::Build;
 use super::probe::{Time, measure};
 use super::space::{Bytes, Space, free_bytes};
@@ -36,6 +37,8 @@ struct Forecast {
     fits: bool,
     /// Absent where nothing is to do.
     time: Option<Time>,
+    /// Absent where nothing is to do, or the disk has too little room to be measured.
+    break_even: Option<BreakEven>,
 }
 
 /// What the data set is read from, and what of it is not in the data set.
@@ -85,6 +88,11 @@ impl Forecast {
         let forward_rows: u64 = space.teachers.iter().map(|of| of.rows).sum();
         let (needed, free) = (space.needed(), free_bytes(&build.recipe.cache.out)?);
         let images = work.iter().map(|work| build.samples_in(work.part)).sum();
+        let time = probe.map(|probe| probe.time(build, images, forward_rows));
+        let break_even = match &time {
+            Some(time) => BreakEven::measure(build, time.teachers_ms_per_image / 1e3)?,
+            None => None,
+        };
         Ok(Forecast {
             images: identity.samples(),
             views,
@@ -99,7 +107,8 @@ impl Forecast {
             bytes_needed_at_most: needed,
             bytes_free: free,
             fits: free >= needed,
-            time: probe.map(|probe| probe.time(build, images, forward_rows)),
+            time,
+            break_even,
         })
     }
 
@@ -168,6 +177,9 @@ impl Forecast {
             time.teachers_ms_per_image,
             time.teachers_on,
         )?;
+        if let Some(break_even) = &self.break_even {
+            writeln!(out, "break-even         {}", break_even.text())?;
+        }
         Ok(())
     }
 }

@@ -75,8 +75,8 @@ pub(super) fn of_build(
 
 /// Lays the images of `source` (`images` names it in messages) beside the samples of `cache`.
 ///
-/// The cache's samples have to be complete, apart from those of its last generation: whoever goes on with that gives the images as they were when
-/// it was begun. A last generation without a finished part binds nothing, and its images count as new.
+/// The cache's samples have to be complete, apart from those of its last generation, which is finished with the images as they were when it
+/// was begun. A last generation without a finished part binds nothing, and its images count as new.
 pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str) -> anyhow::Result<Grown> {
     let mut identity = cache.identity().clone();
     let (mut places, rejected) = committed(cache, &source)?;
@@ -203,4 +203,39 @@ fn merged_names(
     }
     let new = found.iter().filter(|name| !cached.contains(name));
     Ok(cached.iter().chain(new).cloned().collect())
+}
+
+/// Opens the data set that the cache was built from. Content is compared image by image, when it is read.
+pub(crate) fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
+    let (source, differs) = open_images(cache, images)?;
+    differs.map_or(Ok(source), |differs| bail!(differs))
+}
+
+/// Opens images in the order of the cache's samples, and says why they are not the data set that the cache was built from, if they are not.
+pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageSource, Option<String>)> {
+    let source = ImageSource::open(images)?;
+    let identity = cache.identity();
+    let found = source.len() as u64;
+    let differ = |how: &str| {
+        format!(
+            "{images} is not the data set that {} was built from: {found} images here, {} there{how}. Give the same folder, tar or Parquet files \
+             with the same names",
+            cache.dir().display(),
+            identity.samples(),
+        )
+    };
+    if !identity.generations.is_empty() {
+        let Grown { source, gone, changed, .. } = arrange(cache, source, images)?;
+        let differs = match gone {
+            Some((gone, _)) => Some(differ(&format!(", {gone} of which are gone"))),
+            None => changed.then(|| differ(", with other sizes or labels")),
+        };
+        let source = source.limit(identity.samples());
+        return Ok((source, differs));
+    }
+    // A cache of the first samples of a source was built with --limit.
+    let source = if found > identity.samples() { source.limit(identity.samples()) } else { source };
+    let differs = (source.identity().digest != identity.dataset.digest)
+        .then(|| differ(if found == identity.samples() { ", with other names, sizes or labels" } else { "" }));
+    Ok((source, differs))
 }

@@ -26,6 +26,7 @@ pub(crate) fn cache_identity(recipe: &Recipe, source: &ImageSource, existing: &E
         pack: recipe.cache.pack,
         depth_window: recipe.data.depth_window,
         label_names: source.label_names().to_vec(),
+        dedup: recipe.data.dedup,
         generations: Vec::new(),
     }
 }

@@ -1,18 +1,23 @@
 //! What an image costs on this machine: a few are decoded and run through the teachers.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
+use indicatif::HumanDuration;
+use program::words::count;
 use schemas::Pack;
 use serde::Serialize;
 use tch::Device;
 
+use super::break_even::BreakEven;
 use super::build::Build;
 use super::infer::{Inference, with_inference};
 use super::network::sizes;
 use super::parallel::{Ended, Interrupted, Stop, map_in_order};
+use super::space::Space;
 use super::timing::Timings;
+use super::worklist::PartWork;
 
 /// Rows that each thread computes for the estimate: seconds on a CPU, and more than one so that weights are reused as in a build.
 const PROBE_ROWS: usize = 4;
@@ -81,6 +86,33 @@ pub(crate) fn packed_bytes(build: &Build) -> anyhow::Result<u64> {
     let decoded = build.decoder(&timings).samples(probes, 1, &[], &Stop::default())?;
     let packed: Vec<u64> = decoded.packed.iter().flatten().map(|image| image.len() as u64).collect();
     Ok(packed.iter().sum::<u64>().checked_div(packed.len() as u64).unwrap_or(0))
+}
+
+/// Says how long the build of `work` takes, and when the cache pays, from a measurement that takes a small share of that time. A build that is
+/// over sooner than that says nothing.
+pub(crate) fn announce_time(build: &Build, work: &[PartWork], space: &Space) -> anyhow::Result<()> {
+    /// Times as many rows as the measurement computes.
+    const WORTH_MEASURING: u64 = 64;
+    let lanes = if build.compute.device == Device::Cpu { build.compute.threads } else { 1 };
+    let images: u64 = work.iter().map(|work| build.samples_in(work.part)).sum();
+    let rows: u64 = space.teachers.iter().map(|of| of.rows).max().unwrap_or(0);
+    if build.source.is_none() || rows < WORTH_MEASURING * (2 * PROBE_ROWS * lanes) as u64 {
+        return Ok(());
+    }
+    let time = measure(build)?.time(build, images, space.teachers.iter().map(|of| of.rows).sum());
+    tracing::info!(
+        "about {} for {} at {:.2} img/s, alone: decoding {:.1} ms on one thread, teachers {:.1} ms on {}",
+        HumanDuration(Duration::from_secs_f64(time.seconds)),
+        count(images, "image"),
+        time.images_per_second,
+        time.decode_ms_per_image,
+        time.teachers_ms_per_image,
+        time.teachers_on
+    );
+    if let Some(break_even) = BreakEven::measure(build, time.teachers_ms_per_image / 1e3)? {
+        tracing::info!("{}", break_even.text());
+    }
+    Ok(())
 }
 
 /// The images to measure with: those that were appended last, since earlier ones may be gone from the source.

@@ -105,6 +105,7 @@ fn key(field: &str, teacher: Option<&TeacherId>) -> Option<String> {
     let Some(id) = teacher else {
         return match field {
             "depth_window" => Some("data.depth_window".to_owned()),
+            "dedup" => Some("data.dedup".to_owned()),
             "plan.part_samples" => Some("cache.part_samples".to_owned()),
             "views.filter" => None,
             _ if field.split('.').next() == Some("pack") => Some("cache.pack".to_owned()),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemas::{Cache, Reject};
 
 use super::build::Build;
+use super::decode::DUPLICATE;
 use super::summary::{commonest_first, word};
 use crate::recipe::MaxRejects;
 
@@ -61,11 +62,13 @@ impl RejectQuota {
     /// # Errors
     /// [`TooManyRejects`].
     pub(crate) fn add(&mut self, rejects: &[Reject]) -> Result<(), TooManyRejects> {
-        for reject in rejects {
+        // Copies are what was asked for.
+        let unusable = |reject: &&Reject| word(&reject.reason) != DUPLICATE;
+        for reject in rejects.iter().filter(unusable) {
             self.rejected += 1;
             *self.by_reason.entry(word(&reject.reason).to_owned()).or_default() += 1;
         }
-        let Some(last) = rejects.last().filter(|_| self.rejected > self.allowed) else {
+        let Some(last) = rejects.iter().rfind(unusable).filter(|_| self.rejected > self.allowed) else {
             return Ok(());
         };
         let reasons =

@@ -136,7 +136,8 @@ impl DiskWatch {
     }
 }
 
-fn row_bytes(teacher: &TeacherIdentity) -> u64 {
+/// What a row of a teacher takes at most.
+pub(super) fn row_bytes(teacher: &TeacherIdentity) -> u64 {
     (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes()) as u64 + FEATURE_ROW_OVERHEAD
 }
 

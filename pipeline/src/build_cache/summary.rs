@@ -11,6 +11,7 @@ use serde::Serialize;
 use tch::Device;
 
 use super::build::Build;
+use super::decode::DUPLICATE;
 use super::progress::Progress;
 use super::reuse::Reuse;
 use super::timing::{Stage, Timings};
@@ -26,6 +27,9 @@ pub(crate) struct Summary {
     /// Rows: usable images times views.
     rows: u64,
     rejected: u64,
+    /// Samples with the bytes of an earlier one, where they are stored all the same; counted when something was built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copies: Option<u64>,
     /// How many images were rejected for which reason, the commonest first.
     rejects_by_reason: Vec<(String, u64)>,
     /// Pictures that the source holds and that are no images of the data set.
@@ -105,6 +109,7 @@ impl Summary {
             images,
             rows,
             rejected,
+            copies: None,
             rejects_by_reason: commonest_first(reasons),
             skipped: skipped_by_reason.iter().map(|(_, count)| count).sum(),
             skipped_by_reason,
@@ -140,13 +145,18 @@ impl Summary {
                 gpu => Some(torch_ext::memory(gpu)?.peak),
             },
         };
-        Ok(Summary { run: Some(run), ..Summary::of_cache(cache)? })
+        Ok(Summary { run: Some(run), copies: Some(copies(cache)?), ..Summary::of_cache(cache)? })
     }
 
     /// Rejects are no failure, unless nothing is left.
     pub(crate) fn status(&self) -> ExitStatus {
         // A worker whose share is empty may end before any part is finished.
         if self.rows == 0 && self.images > 0 { ExitStatus::Problems } else { ExitStatus::Fine }
+    }
+
+    /// Images that were rejected for another reason than that they are copies.
+    fn unusable(&self) -> u64 {
+        self.rejects_by_reason.iter().filter(|(reason, _)| reason != DUPLICATE).map(|(_, count)| count).sum()
     }
 
     /// A table, or one JSON object on a line.
@@ -167,10 +177,9 @@ impl Summary {
         }
         if self.rows == 0 && self.images > 0 {
             tracing::error!("none of {} could be used", count(self.images, "image"));
-        } else if self.rejected > 0 {
+        } else if let unusable @ 1.. = self.unusable() {
             tracing::warn!(
-                "{} of {} could not be used; see {}/rejects",
-                self.rejected,
+                "{unusable} of {} could not be used; see {}/rejects",
                 count(self.images, "image"),
                 self.cache
             );
@@ -185,6 +194,12 @@ impl Summary {
         writeln!(out, "rejected           {}", self.rejected)?;
         for (reason, count) in &self.rejects_by_reason {
             writeln!(out, "  {count:>8}  {reason}")?;
+        }
+        if let Some(copies) = self.copies.filter(|&copies| copies > 0) {
+            writeln!(
+                out,
+                "copies             {copies}: samples with the same bytes as an earlier one (--dedup stores the first alone)"
+            )?;
         }
         if self.skipped > 0 {
             writeln!(
@@ -235,6 +250,23 @@ impl Summary {
         }
         Ok(())
     }
+}
+
+/// Samples of finished parts with the bytes of an earlier one.
+fn copies(cache: &Cache) -> anyhow::Result<u64> {
+    // Half of a hash: a billion images have two of equal halves once in 37 such data sets.
+    let mut hashes: Vec<u64> = Vec::new();
+    for part in 0..cache.identity().parts() {
+        if cache.part_state(part)?.samples.is_some() {
+            let rows = cache.samples(part)?.into_iter().filter(|row| row.view.index == 0);
+            hashes
+                .extend(rows.map(|row| u64::from_le_bytes(row.content_hash.0[..8].try_into().expect("8 of 16 bytes"))));
+        }
+    }
+    let all = hashes.len();
+    hashes.sort_unstable();
+    hashes.dedup();
+    Ok((all - hashes.len()) as u64)
 }
 
 /// The word that a reason begins with, to count by; what follows differs from image to image.

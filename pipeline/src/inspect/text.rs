@@ -31,6 +31,9 @@ pub(super) fn print(overview: &Overview<'_>, out: &mut dyn Write) -> std::io::Re
     if !identity.depth_window.is_high_byte() {
         writeln!(out, "depth       {}", identity.depth_window)?;
     }
+    if identity.dedup {
+        writeln!(out, "copies      each content is stored once")?;
+    }
     let views = &identity.views;
     writeln!(
         out,

@@ -8,8 +8,8 @@ use program::recipe::{self, Error, Setting, invalid};
 use schemas::{CacheIdentity, Codec, TeacherId, TeacherIdentity};
 use serde::Serialize;
 
-use super::{CALIBRATION_IMAGES, CodecName, Recipe, TeacherSource};
-use crate::cli::{AddImagesArgs, AddTeacherArgs, BuildCacheArgs, FeatureArgs};
+use super::{CALIBRATION_IMAGES, CodecName, Recipe, Run, TeacherSource};
+use crate::cli::{AddImagesArgs, AddTeacherArgs, BuildCacheArgs, FeatureArgs, VerifyArgs};
 
 impl Recipe {
     /// Lays flags and `--set` over the recipe, fills in the defaults and checks the result. Reads nothing but the recipe.
@@ -20,6 +20,7 @@ impl Recipe {
         let mut flags = Flags::of_teachers(&args.teachers)?;
         flags.add("--images", "data.images", &args.images)?;
         flags.add("--limit", "data.limit", &args.limit)?;
+        flags.add("--dedup", "data.dedup", &args.dedup.then_some(true))?;
         flags.add("--depth-window", "data.depth_window", &args.depth_window)?;
         flags.add("--max-rejects", "data.max_rejects", &args.max_rejects)?;
         flags.add("--view-policy", "view.policy", &args.view_policy)?;
@@ -77,13 +78,43 @@ impl Recipe {
         flags.add("--worker", "run.worker", &args.worker)?;
         flags.add("--allow-full-disk", "run.allow_full_disk", &args.allow_full_disk.then_some(true))?;
         let mut recipe: Recipe = recipe::typed("", "", &flags.settings)?;
-        recipe.of_cache(&args.cache, cache);
-        // Where they are now, as far as it was said.
-        let moved: Recipe = recipe::typed("", "", &Flags::of_teachers(&args.teachers)?.settings)?;
+        recipe.repeat(&args.cache, cache, teachers, &args.teachers)?;
+        Ok(recipe)
+    }
+
+    /// What `verify --spot-check` computes again of a cache.
+    ///
+    /// # Errors
+    /// Any [`Error`] but [`Error::Read`].
+    pub fn of_spot_check(
+        args: &VerifyArgs,
+        cache: &CacheIdentity,
+        teachers: &[&TeacherIdentity],
+    ) -> Result<Recipe, Error> {
+        let mut flags = Flags { settings: Vec::new() };
+        flags.add("--images", "data.images", &args.images)?;
+        flags.add("--device", "run.device", &args.device)?;
+        let mut recipe: Recipe = recipe::typed("", "", &flags.settings)?;
+        recipe.repeat(&args.cache, cache, teachers, &args.weights)?;
+        Ok(recipe)
+    }
+
+    /// Computes with teachers of a cache as they were computed: everything that decides bytes is the cache's. `moved` says of some of them where they are
+    /// now, as `--teacher` does.
+    fn repeat(
+        &mut self,
+        folder: &Path,
+        cache: &CacheIdentity,
+        teachers: &[&TeacherIdentity],
+        moved: &[String],
+    ) -> Result<(), Error> {
+        self.of_cache(folder, cache);
+        let moved: Recipe = recipe::typed("", "", &Flags::of_teachers(moved)?.settings)?;
+        let any_device = self.run.device == Run::default().device;
         for teacher in teachers {
             let path = moved.teachers.get(&teacher.id).map_or(&teacher.source, |moved| &moved.path);
-            recipe.teachers.insert(teacher.id.clone(), TeacherSource::as_built(teacher, path)?);
-            let features = &mut recipe.features;
+            self.teachers.insert(teacher.id.clone(), TeacherSource::as_built(teacher, path)?);
+            let features = &mut self.features;
             features.grid = Some(teacher.grid);
             features.batch_size = Some(teacher.batch_size);
             let precision = teacher.precision.parse();
@@ -94,17 +125,17 @@ impl Recipe {
                 Codec::Bf16 => (CodecName::Bf16, CALIBRATION_IMAGES),
                 Codec::I8(affine) => (CodecName::I8, affine.images),
             };
-            if args.device.is_none() {
-                recipe.run.device.clone_from(&teacher.device);
+            if any_device {
+                self.run.device.clone_from(&teacher.device);
             }
         }
-        recipe.resolve()?;
-        Ok(recipe)
+        self.resolve()
     }
 
     /// What a cache that is there says of whatever is added to it.
     fn of_cache(&mut self, folder: &Path, cache: &CacheIdentity) {
         self.data.depth_window = cache.depth_window;
+        self.data.dedup = cache.dedup;
         self.view = (&cache.views).into();
         self.cache.out = folder.to_path_buf();
         self.cache.pack = cache.pack;

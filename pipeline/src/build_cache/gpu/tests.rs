@@ -69,6 +69,7 @@ fn commit(teacher: &TeacherIdentity, rows: Vec<EncodedRow>) -> TeacherCommit {
         pack: Pack::None,
         depth_window: schemas::DepthWindow::HighByte,
         label_names: Vec::new(),
+        dedup: false,
         generations: Vec::new(),
     };
     schemas::create_cache(dir.path(), &identity).unwrap();
