@@ -38,6 +38,10 @@ pub enum Command {
     Finetune(FinetuneArgs),
     /// Weighted k-nearest-neighbor classification on frozen features of a student, a teacher, or raw pixels.
     Knn(KnnArgs),
+    /// Write features of any images to a Parquet or NumPy file: of a student, a teacher, or raw pixels. Run again to resume.
+    Embed(EmbedArgs),
+    /// Write the classes of any images by a fine-tuned network to a CSV or Parquet file. Run again to resume.
+    Predict(PredictArgs),
     /// Write a student, or a fine-tuned classifier, as the files of timm, transformers, MAE or ConvMAE.
     Export(ExportArgs),
     /// Linear classification of frozen features of a student, a teacher, or raw pixels: MAE's linear probe.
@@ -184,6 +188,10 @@ pub struct KnnArgs {
     /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<DepthWindow>,
+    /// Kinds of feature: cls, mean (of the patch tokens), or, of a student of trainer pretrain, head.TEACHER and head.TEACHER.cls (what it predicts of a teacher's features)
+    /// [default: cls and mean, as far as a model has them].
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub features: Vec<String>,
     /// Neighbors that vote.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub k: u32,
@@ -196,6 +204,67 @@ pub struct KnnArgs {
     /// Print the results as JSON: a list, one for each model.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+}
+
+/// `trainer embed`.
+#[derive(Debug, Clone, Args)]
+pub struct EmbedArgs {
+    /// The model, as for `trainer knn`.
+    #[arg(long, value_name = "RUN|FILE|TEACHER|pixels")]
+    pub model: String,
+    /// The images; labels are not needed.
+    #[arg(long, value_name = "SRC")]
+    pub images: String,
+    /// The file to write: .parquet with key, content hash, label and a vector for each kind of feature, or .npy with the vectors of one kind and their keys in
+    /// FILE.keys.csv.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Kinds of feature: cls, mean (of the patch tokens), patches (every patch token, row by row), head.TEACHER and head.TEACHER.cls (what a student of
+    /// trainer pretrain predicts of a teacher's features, on average over the patches or of its CLS token) [default: cls and mean, as far as the model has them].
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub features: Vec<String>,
+    /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
+    /// Images per forward pass.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// Precision of the network; tf32 needs a GPU.
+    #[arg(long, default_value = "f32", value_parser = precision())]
+    pub precision: Precision,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+}
+
+/// `trainer predict`.
+#[derive(Debug, Clone, Args)]
+pub struct PredictArgs {
+    /// A run folder of `trainer finetune` (its newest whole checkpoint), or a file of its weights such as RUN/best/model.safetensors. `ema:RUN` is the moving
+    /// average of a run that keeps one.
+    #[arg(long, value_name = "RUN|FILE")]
+    pub model: String,
+    /// The images; labels are not needed.
+    #[arg(long, value_name = "SRC")]
+    pub images: String,
+    /// The file to write, .csv or .parquet: for each image its key, class, the number of the class among the network's outputs, and score (the class's probability).
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Write the N best classes of each image.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub top: u8,
+    /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
+    /// Images per forward pass.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// Precision of the network; tf32 needs a GPU.
+    #[arg(long, default_value = "f32", value_parser = precision())]
+    pub precision: Precision,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,

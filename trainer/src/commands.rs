@@ -3,11 +3,13 @@
 
 pub(crate) mod bench;
 pub(crate) mod config;
+pub(crate) mod embed;
 pub(crate) mod export;
 pub(crate) mod finetune;
 pub(crate) mod knn;
 pub(crate) mod linprobe;
 pub(crate) mod plan;
+pub(crate) mod predict;
 pub(crate) mod pretrain;
 pub(crate) mod reconstruct;
 pub(crate) mod report;

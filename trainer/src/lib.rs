@@ -15,6 +15,7 @@ pub mod cli;
 mod commands;
 mod data;
 mod eval;
+mod output;
 mod pretrained;
 mod recipe;
 mod train;
@@ -25,7 +26,7 @@ mod testing;
 use std::io::Write;
 
 use cli::{Cli, Command};
-use commands::{bench, config, export, finetune, knn, linprobe, plan, pretrain, reconstruct, report};
+use commands::{bench, config, embed, export, finetune, knn, linprobe, plan, predict, pretrain, reconstruct, report};
 use data::Problem;
 use hub::HubSettings;
 pub use program::ExitStatus;
@@ -60,6 +61,8 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
     match &cli.command {
         Command::Pretrain(args) => return pretrain::pretrain(args, hub),
         Command::Finetune(args) => return finetune::finetune(args, hub, out),
+        Command::Embed(args) => return embed::embed(args, hub, out),
+        Command::Predict(args) => return predict::predict(args, hub, out),
         Command::Knn(args) => knn::knn(args, hub, out),
         Command::Export(args) => export::export(args, cli.log_format, out),
         Command::Linprobe(args) => linprobe::linprobe(args, hub, out),

@@ -64,6 +64,7 @@ pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> any
     let device = torch_ext::resolve_device(&args.device.device)?;
     args.precision.prepare(device)?;
     let models = args.models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
+    features::require_kinds(&models, &args.features)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads(device)).build()?;
     let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
     let decoder = depth_window::decoder(args.depth_window, &names)?;
@@ -80,7 +81,7 @@ pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> any
 
     let extraction = Extraction {
         views: Views::CENTER,
-        kinds: Vec::new(),
+        kinds: args.features.clone(),
         max_bytes: u64::MAX,
         batch_size: args.batch_size,
         precision: args.precision,

@@ -1,6 +1,7 @@
 //! One vector per image from a student, a teacher, or the pixels themselves. Every patch is seen; nothing is masked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use anyhow::{Context, ensure};
 use images::{ImageSource, RgbImage, draw_view};
@@ -70,13 +71,13 @@ pub(crate) struct Extraction {
 /// Refuses kinds of feature, as `--features` names them, of which a model has none. All are had by all when there are none.
 pub(crate) fn require_kinds(models: &[Model], kinds: &[String]) -> anyhow::Result<()> {
     for model in models {
-        let has = model.kinds();
+        let has: Vec<String> = model.kinds().into_iter().chain(model.further_kinds()).collect();
         ensure!(
-            kinds.is_empty() || kinds.iter().any(|kind| has.contains(&kind.as_str())),
+            kinds.is_empty() || kinds.iter().any(|kind| has.contains(kind)),
             "--features {}: {} has no such features; it has {}",
             kinds.join(","),
             model.describe(),
-            has.join(" and ")
+            has.join(", ")
         );
     }
     Ok(())
@@ -93,14 +94,31 @@ pub(crate) fn extract(
     extraction: &Extraction,
     pool: &rayon::ThreadPool,
 ) -> anyhow::Result<Images> {
+    let images = extract_range(models, source, 0..source.len(), extraction, pool)?;
+    if images.idxs.is_empty() {
+        let first = images.skipped.first().map(|e| format!("; the first: {e}"));
+        return Err(Problem::NoImages { why: first.unwrap_or_default() }.into());
+    }
+    Ok(images)
+}
+
+/// [`extract`] for a range of the images, which may be without one that can be read.
+pub(crate) fn extract_range(
+    models: &[Model],
+    source: &ImageSource,
+    range: Range<usize>,
+    extraction: &Extraction,
+    pool: &rayon::ThreadPool,
+) -> anyhow::Result<Images> {
     let views = &extraction.views;
     let (batch_size, precision) = (extraction.batch_size, extraction.precision);
+    let (first, len) = (range.start, range.len());
     let sizes: BTreeSet<u32> = models.iter().map(Model::input_size).collect();
     let mut images = Images { features: vec![], idxs: vec![], hashes: vec![], skipped: vec![] };
     let mut room = Room::default();
     let mut done = 0;
-    let decode = |i: usize| (i, read_views(source, i, views, &sizes));
-    decode_ahead(source.len(), batch_size as usize, pool, decode, |decoded| {
+    let decode = |i: usize| (first + i, read_views(source, first + i, views, &sizes));
+    decode_ahead(len, batch_size as usize, pool, decode, |decoded| {
         let before = done;
         done += decoded.len();
         let first_row = images.idxs.len();
@@ -117,9 +135,10 @@ pub(crate) fn extract(
         }
         for view in 0..usize::from(if rendered.is_empty() { 0 } else { views.count }) {
             let features = features_of_view(models, &rendered, view, &sizes, extraction, precision)?;
-            room.put(&features, source.len(), view, first_row, extraction)?;
+            room.put(&features, len, view, first_row, extraction)?;
         }
-        if done * 10 / source.len() != before * 10 / source.len() {
+        // Whoever asks for a part of them tells how far it is.
+        if len == source.len() && done * 10 / len != before * 10 / len {
             info!("features of {done} of {} images", source.len());
         }
         if signals::requested() {
@@ -127,10 +146,6 @@ pub(crate) fn extract(
         }
         Ok(())
     })?;
-    if images.idxs.is_empty() {
-        let first = images.skipped.first().map(|e| format!("; the first: {e}"));
-        return Err(Problem::NoImages { why: first.unwrap_or_default() }.into());
-    }
     images.features = room.finish(images.idxs.len());
     Ok(images)
 }
@@ -150,7 +165,7 @@ fn features_of_view(
     }
     let mut features = Vec::with_capacity(models.len());
     for model in models {
-        let mut by_kind = model.features(&batches[&model.input_size()], precision)?;
+        let mut by_kind = model.features(&batches[&model.input_size()], precision, &extraction.kinds)?;
         if !extraction.kinds.is_empty() {
             by_kind.retain(|kind, _| extraction.kinds.contains(kind));
         }

@@ -161,7 +161,7 @@ impl TestSet {
         let _no_grad = tch::no_grad_guard();
         let mut counter = Counter::new(n_classes);
         let (mut loss_sum, mut images, mut skipped) = (0.0, 0, Vec::new());
-        let decode = |i: usize| (i, self.read(i));
+        let decode = |i: usize| (i, read_center(&self.source, i, self.crop_pct, self.img_size));
         decode_ahead(self.source.len(), self.batch_size, pool, decode, |decoded| {
             let (mut labels, mut rendered) = (Vec::new(), Vec::new());
             for (i, result) in decoded {
@@ -192,20 +192,21 @@ impl TestSet {
         }
         Ok(Outcome { loss: loss_sum / images as f64, accuracy: counter.finish()?, images, skipped })
     }
+}
 
-    pub(crate) fn read(&self, i: usize) -> anyhow::Result<RgbImage> {
-        let bytes = self.source.read(i)?;
-        let hash = ContentHash::of(&bytes);
-        let img = self.source.decode(i, &bytes)?;
-        let mut view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
-        let whole = view.crop.w;
-        let side = ((f64::from(whole) * self.crop_pct).round() as u32).clamp(1, whole);
-        let margin = (whole - side) / 2;
-        view.crop.x += margin;
-        view.crop.y += margin;
-        (view.crop.w, view.crop.h) = (side, side);
-        Ok(images::render(&img, &view, self.img_size)?)
-    }
+/// Image `i` of a source as a fine-tuned network is shown it: the central square with the share `crop_pct` of the shorter side, at `img_size`.
+pub(crate) fn read_center(source: &ImageSource, i: usize, crop_pct: f64, img_size: u32) -> anyhow::Result<RgbImage> {
+    let bytes = source.read(i)?;
+    let hash = ContentHash::of(&bytes);
+    let img = source.decode(i, &bytes)?;
+    let mut view = draw_view(&ViewPolicy::Center, 0, &hash, 0, img.width, img.height);
+    let whole = view.crop.w;
+    let side = ((f64::from(whole) * crop_pct).round() as u32).clamp(1, whole);
+    let margin = (whole - side) / 2;
+    view.crop.x += margin;
+    view.crop.y += margin;
+    (view.crop.w, view.crop.h) = (side, side);
+    Ok(images::render(&img, &view, img_size)?)
 }
 
 /// The evaluations of a run so far.

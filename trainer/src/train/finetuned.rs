@@ -35,6 +35,17 @@ pub(crate) fn classes(run: &Path) -> anyhow::Result<Option<Vec<String>>> {
     Ok(Some(names.with_context(|| format!("{file:?}: is not a list of names"))?))
 }
 
+/// The names of the classes of a run folder, or of the run folder that a file lies in (`best/`, `checkpoints/step-.../`).
+pub(crate) fn classes_near(path: &Path) -> anyhow::Result<Option<Vec<String>>> {
+    let depth = if path.is_dir() { 1 } else { 4 };
+    for folder in path.ancestors().take(depth) {
+        if let Some(names) = classes(folder)? {
+            return Ok(Some(names));
+        }
+    }
+    Ok(None)
+}
+
 /// SHA-256 of the names, each followed by a line feed.
 pub(crate) fn digest(names: &[String]) -> String {
     let mut digest = Sha256::new();

@@ -37,7 +37,7 @@ pub(super) fn export(
     let backbone = trained::backbone(recipe, &found.place)?;
     backbone.check(&found.tensors).with_context(|| found.place.clone())?;
     let n_classes = usize::try_from(found.n_classes()?)?;
-    let classes = match class_names(Path::new(&args.run))? {
+    let classes = match finetuned::classes_near(Path::new(&args.run))? {
         Some(names) if names.len() == n_classes => names,
         Some(names) => bail!(
             "{:?}: {CLASSES} has {} names, and the classifier {n_classes} scores: the two are not of one run",
@@ -60,17 +60,6 @@ pub(super) fn export(
     write(&args.out, &exported, window, &card)?;
     let parts = format!("encoder and head of {n_classes} classes");
     Summary::of(args, &found.describe(), parts, &exported).write(format, out)
-}
-
-/// The names of the classes of a run folder, or of the run folder that a file lies in (`best/`, `checkpoints/step-.../`).
-fn class_names(path: &Path) -> anyhow::Result<Option<Vec<String>>> {
-    let depth = if path.is_dir() { 1 } else { 4 };
-    for folder in path.ancestors().take(depth) {
-        if let Some(names) = finetuned::classes(folder)? {
-            return Ok(Some(names));
-        }
-    }
-    Ok(None)
 }
 
 /// What the folder holds, where it is from and how it is loaded, in the form that model hubs read.

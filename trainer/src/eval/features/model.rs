@@ -20,10 +20,10 @@ use super::{ByKind, imported};
 use crate::data::normalize::Normalize;
 use crate::pretrained::trained::{self, Trained};
 use crate::pretrained::{Door, Pretrained, finetune_init};
-use crate::recipe::Recipe;
 use crate::recipe::any::AnyRecipe;
 use crate::recipe::finetune::FinetuneRecipe;
 use crate::recipe::spec::Spec;
+use crate::recipe::{MimicTokens, Recipe};
 
 /// What `--model` accepts, for messages.
 const TAKES: &str = "a run folder, a checkpoint's file, a teacher's folder, file or id, a student's file of another package, or the word pixels";
@@ -40,6 +40,7 @@ pub(crate) struct Model {
     untrained: bool,
     ema: bool,
     fusion: Option<Fusion>,
+    digest: String,
 }
 
 /// How to evaluate a student that was pretrained with multi-layer fusion, and whose last norm was trained on the sum of several blocks.
@@ -58,6 +59,7 @@ pub(super) enum Network {
         encoder: Encoder,
         img_size: u32,
         fused: bool,
+        heads: Heads,
     },
     /// A fine-tuned network, without its head.
     Classifier {
@@ -79,10 +81,11 @@ impl Model {
     /// multi-layer fusion without fusion (the default is as it was trained). Prefixes may be combined.
     pub(crate) fn load(given: &str, hub: &HubSettings, device: Device) -> anyhow::Result<Model> {
         let spec = Spec::parse(given);
-        let (mut network, mut description) = if spec.is_pixels() {
+        let (mut network, mut description, digest) = if spec.is_pixels() {
             ensure!(!spec.untrained, "--model {given}: only a student can be untrained");
             ensure!(!spec.ema, "--model {given}: only a run folder has a moving average");
-            pixels(spec.name)?
+            let (network, description) = pixels(spec.name)?;
+            (network, description.clone(), description)
         } else {
             let door = Door { option: "--model", takes: TAKES, wanted: Wanted::TowerFirst, hub };
             Network::of(door.open(&spec)?, device)?
@@ -109,12 +112,18 @@ impl Model {
             Network::Classifier { normalization, .. } => Normalize::of(*normalization, device),
             _ => Normalize::imagenet(device),
         };
-        Ok(Model { network, normalize, device, description, run, untrained: spec.untrained, ema: spec.ema, fusion })
+        let (untrained, ema) = (spec.untrained, spec.ema);
+        Ok(Model { network, normalize, device, description, run, untrained, ema, fusion, digest })
     }
 
     /// A description for people: what the model is and where it comes from.
     pub(crate) fn describe(&self) -> String {
         self.description.clone()
+    }
+
+    /// What tells its weights from others: their SHA-256 where it is known, else where they are from.
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The run folder, if the model was given as one.
@@ -146,32 +155,60 @@ impl Model {
         }
     }
 
-    /// The kinds of feature that it has, as [`Model::features`] gives them.
-    pub(super) fn kinds(&self) -> &'static [&'static str] {
+    /// The kinds of feature that [`Model::features`] gives unless asked for others.
+    pub(crate) fn kinds(&self) -> Vec<String> {
         let cls = match &self.network {
             Network::Student { encoder, .. } => encoder.cls_token(),
             Network::Classifier { classifier, .. } => classifier.pool() == Pool::Cls,
             Network::Teacher(teacher) => teacher.pools_cls(),
-            Network::Pixels { .. } => return &["pixels"],
+            Network::Pixels { .. } => return vec!["pixels".to_owned()],
         };
-        if cls { &["cls", "mean"] } else { &["mean"] }
+        let kinds: &[&str] = if cls { &["cls", "mean"] } else { &["mean"] };
+        kinds.iter().map(|&kind| kind.to_owned()).collect()
     }
 
-    /// `pixels` `[N, S, S, 3]` u8 on the CPU → per kind of feature `[N, D]` f32 on the CPU.
-    pub(super) fn features(&self, pixels: &Tensor, precision: Precision) -> anyhow::Result<ByKind> {
+    /// The kinds that it gives only when they are asked for: every patch token, and the predictions of its mimic heads.
+    pub(crate) fn further_kinds(&self) -> Vec<String> {
+        match &self.network {
+            Network::Classifier { .. } | Network::Teacher(_) | Network::Pixels { .. } => Vec::new(),
+            Network::Student { heads, .. } => {
+                let heads = heads.iter().map(|head| head.kind.clone());
+                std::iter::once(PATCHES.to_owned()).chain(heads).collect()
+            }
+        }
+    }
+
+    /// How many numbers an image has in these kinds of feature: counted on a black image.
+    pub(crate) fn values_per_image(&self, kinds: &[String]) -> anyhow::Result<usize> {
+        let side = i64::from(self.input_size());
+        let black = Tensor::zeros([1, side, side, 3], (Kind::Uint8, Device::Cpu));
+        let features = self.features(&black, Precision::F32, kinds)?;
+        Ok(features.iter().filter(|(kind, _)| kinds.contains(kind)).map(|(_, t)| t.numel()).sum::<usize>().max(1))
+    }
+
+    /// `pixels` `[N, S, S, 3]` u8 on the CPU → per kind of feature `[N, D]` f32 on the CPU: all of [`Self::kinds`], and those of
+    /// [`Self::further_kinds`] that are in `wanted`. `patches` are `[N, L * D]`, row by row from the top left.
+    pub(super) fn features(&self, pixels: &Tensor, precision: Precision, wanted: &[String]) -> anyhow::Result<ByKind> {
         let _no_grad = tch::no_grad_guard();
         let pixels = to_device(pixels, self.device)?;
         let features = match &self.network {
-            Network::Student { encoder, fused, .. } => {
+            Network::Student { encoder, fused, heads, .. } => {
                 let _scope = precision.guard(self.device);
                 let tokens = encoder.forward_features(&self.normalize.forward(&pixels), *fused); // [N, P + L, D], after the norm
                 let prefix = i64::from(encoder.cls_token());
                 let patches = tokens.narrow(1, prefix, tokens.size()[1] - prefix);
-                let mean = ("mean", patches.mean_dim(1, false, None));
-                match encoder.cls_token() {
-                    true => vec![("cls", tokens.select(1, 0)), mean],
-                    false => vec![mean],
-                }
+                let with_patches = wanted.iter().any(|kind| kind == PATCHES);
+                let flat = with_patches.then(|| (PATCHES, patches.flatten(1, -1)));
+                let cls = encoder.cls_token().then(|| tokens.select(1, 0));
+                let mean = patches.mean_dim(1, false, None);
+                let predicted = heads.iter().filter(|head| wanted.contains(&head.kind)).filter_map(|head| {
+                    // A linear head of the mean is the mean of its predictions.
+                    let tokens = if head.of_cls { cls.as_ref()? } else { &mean };
+                    Some((&*head.kind, tokens.to_kind(Kind::Float).matmul(&head.weight.tr()) + &head.bias))
+                });
+                let predicted: Vec<_> = predicted.collect();
+                let cls = cls.map(|cls| ("cls", cls));
+                cls.into_iter().chain([("mean", mean)]).chain(flat).chain(predicted).collect()
             }
             Network::Classifier { classifier, .. } => {
                 let _scope = precision.guard(self.device);
@@ -194,6 +231,39 @@ impl Model {
     }
 }
 
+/// The kind of feature that has every patch token.
+const PATCHES: &str = "patches";
+
+/// A linear head that predicts a teacher's features, as the targets were normalized.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// `head.TEACHER`, or `head.TEACHER.cls`.
+    kind: String,
+    of_cls: bool,
+    /// `[K, D]`
+    weight: Tensor,
+    /// `[K]`
+    bias: Tensor,
+}
+
+type Heads = Vec<Head>;
+
+/// The mimic heads of a student whose encoder's tokens mimic.
+fn heads(recipe: &Recipe, tensors: &Tensors, device: Device) -> Heads {
+    if recipe.mimic.tokens != MimicTokens::Visible {
+        return Heads::new();
+    }
+    let on_device = |t: &Tensor| t.to_device(device).to_kind(Kind::Float);
+    let head = |(name, weight): (&String, &Tensor)| {
+        let (place, rest) = name.strip_prefix("mimic_")?.split_once("heads.")?;
+        let (of_cls, teacher) = (place == "cls_", rest.strip_suffix(".weight")?);
+        let bias = tensors.get(&format!("mimic_{place}heads.{teacher}.bias"))?;
+        let kind = format!("head.{teacher}{}", if of_cls { ".cls" } else { "" });
+        Some(Head { kind, of_cls, weight: on_device(weight), bias: on_device(bias) })
+    };
+    tensors.iter().filter_map(head).collect()
+}
+
 /// The raw-pixel baseline: `pixels` or `pixels:SIZE`.
 fn pixels(spec: &str) -> anyhow::Result<(Network, String)> {
     let size = match spec.split_once(':') {
@@ -206,16 +276,16 @@ fn pixels(spec: &str) -> anyhow::Result<(Network, String)> {
 }
 
 impl Network {
-    /// The network on `device`, and its description for people.
-    fn of(pretrained: Pretrained, device: Device) -> anyhow::Result<(Network, String)> {
+    /// The network on `device`, its description for people, and what tells its weights from others.
+    fn of(pretrained: Pretrained, device: Device) -> anyhow::Result<(Network, String, String)> {
         let (found, source) = match pretrained {
             Pretrained::Trained(found) => {
-                let description = found.describe();
+                let (description, digest) = (found.describe(), found.sha256.clone());
                 let network = match &found.recipe {
                     AnyRecipe::Pretrain(recipe) => Network::student(recipe, found.tensors, &description, device)?,
                     AnyRecipe::Finetune(recipe) => Network::classifier(recipe, &found, device)?,
                 };
-                return Ok((network, description));
+                return Ok((network, description, digest));
             }
             Pretrained::Foreign { found, source } => (found, source),
         };
@@ -223,12 +293,14 @@ impl Network {
             models::pretrained::Network::Tower(tower) => {
                 let teacher = Teacher::new(*tower, Layer::default(), device);
                 let description = format!("teacher {source} ({})", teacher.info().arch);
-                Ok((Network::Teacher(teacher), description))
+                let digest = teacher.info().weights_sha256.clone();
+                Ok((Network::Teacher(teacher), description, digest))
             }
             models::pretrained::Network::Student(student) => {
                 let description = format!("{} {source}", student.layout);
                 let imported::Student { encoder, img_size, fused } = imported::student(&student, &found.path, device)?;
-                Ok((Network::Student { encoder, img_size, fused }, description))
+                let network = Network::Student { encoder, img_size, fused, heads: Heads::new() };
+                Ok((network, description.clone(), description))
             }
         }
     }
@@ -252,12 +324,14 @@ impl Network {
     fn student(recipe: &Recipe, mut tensors: Tensors, origin: &str, device: Device) -> anyhow::Result<Network> {
         let params = ParamStore::frozen(device);
         let mae = Mae::new(&params.root(), &recipe.mae_config())?;
+        let heads = heads(recipe, &tensors, device);
         tensors.retain(|name, _| !is_mimic_param(name));
         params.load(origin, &tensors)?;
         Ok(Network::Student {
             fused: mae.config().encoder.is_fused(),
             encoder: mae.into_encoder(),
             img_size: recipe.model.img_size,
+            heads,
         })
     }
 }

@@ -9,6 +9,7 @@ use tch::Device;
 
 use super::*;
 use crate::eval::features::{self, ByKind, Extraction, Model, Views};
+use crate::eval::test_set::read_center;
 use crate::testing::relative_l2;
 
 fn features_of(model: &str, images: &Path) -> ByKind {
@@ -287,7 +288,8 @@ fn pixels_of(images: &Path) -> Tensor {
         batch_size: 4,
         source,
     };
-    let all: Vec<_> = (0..test.source.len()).map(|i| test.read(i).unwrap()).collect();
+    let all: Vec<_> =
+        (0..test.source.len()).map(|i| read_center(&test.source, i, test.crop_pct, test.img_size).unwrap()).collect();
     Normalize::imagenet(Device::Cpu)
         .forward(&crate::data::batch::stack(all.iter(), test.img_size).unwrap())
         .contiguous()
