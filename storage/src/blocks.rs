@@ -1,0 +1,297 @@
+//! Blocks of objects on a local disk, read through it: what was fetched once is not fetched again, up to a limit.
+//!
+//! ```text
+//! FOLDER/blocks-v1/lock                 held while room is made
+//! FOLDER/blocks-v1/3f/3f09..a1          an object: a table, then its blocks at their places; what is not there is a hole
+//! ```
+//!
+//! The table has 16 bytes for each block: its hash, 0 for none, and when it was last read. A block is believed if its bytes have its hash. So
+//! any number of processes may read and write one folder without asking each other, and may be killed anywhere: what is torn, half removed or
+//! damaged does not have its hash, and is fetched again. The longest unread blocks make room for new ones; their space is given back by
+//! holes in the file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
+
+use crate::settings::CacheFolder;
+
+/// Bytes of a block. A row of features is four to five of them.
+pub(crate) const BLOCK: u64 = 64 << 10;
+
+/// In front of the table: the object's length.
+const HEADER: u64 = 8;
+
+/// Bytes of the table for each block.
+const ENTRY: u64 = 16;
+
+/// When the folder is full, an eighth of it is cleared.
+const CLEARED: u64 = 8;
+
+/// The least limit, below which nothing stays long enough to be of use.
+const LEAST: u64 = 16 << 20;
+
+/// A folder of blocks.
+#[derive(Debug)]
+pub struct BlockCache(Arc<Folder>);
+
+#[derive(Debug)]
+struct Folder {
+    root: PathBuf,
+    limit: u64,
+    /// What it holds, as far as this process knows.
+    used: AtomicU64,
+    /// What this process has written since it last looked.
+    written: AtomicU64,
+    /// The disk refused a block, which is said once.
+    told: AtomicBool,
+}
+
+/// The blocks of an object.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    file: File,
+    /// Bytes of the object.
+    len: u64,
+    folder: Arc<Folder>,
+}
+
+impl BlockCache {
+    /// Makes the folder if it is not there, and makes room if it holds more than the limit.
+    ///
+    /// # Errors
+    /// A limit of less than 16 MiB; a folder that cannot be made or written.
+    pub fn open(settings: &CacheFolder) -> io::Result<BlockCache> {
+        if settings.limit < LEAST {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a cache folder takes a limit of at least 16 MiB"));
+        }
+        let root = settings.folder.join("blocks-v1");
+        fs::create_dir_all(&root)?;
+        OpenOptions::new().create(true).append(true).open(root.join("lock"))?;
+        let folder = Folder {
+            root,
+            limit: settings.limit,
+            used: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            told: AtomicBool::new(false),
+        };
+        folder.look()?;
+        Ok(BlockCache(Arc::new(folder)))
+    }
+
+    /// The blocks of an object of this length and version; `None` where the folder cannot be used, which is no reason to fail.
+    pub(crate) fn object(&self, url: &Path, len: u64, tag: &str) -> Option<Blocks> {
+        match self.open_object(url, len, tag) {
+            Ok(file) => Some(Blocks { file, len, folder: self.0.clone() }),
+            Err(error) => {
+                self.0.tell(&error);
+                None
+            }
+        }
+    }
+
+    fn open_object(&self, url: &Path, len: u64, tag: &str) -> io::Result<File> {
+        let id = format!("{}\0{len}\0{tag}", url.display());
+        let name = format!("{:032x}", xxh3_128(id.as_bytes()));
+        let folder = self.0.root.join(&name[..2]);
+        fs::create_dir_all(&folder)?;
+        loop {
+            let path = folder.join(&name);
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            // Held as long as the object is read: a file that is in use is emptied and not removed.
+            file.lock_shared()?;
+            if file.metadata()?.nlink() > 0 {
+                let size = table_bytes(len) + len;
+                if file.metadata()?.len() != size {
+                    file.set_len(size)?;
+                }
+                file.write_all_at(&len.to_le_bytes(), 0)?;
+                return Ok(file);
+            }
+        }
+    }
+}
+
+impl Blocks {
+    fn place(&self, block: u64) -> (u64, usize) {
+        (table_bytes(self.len) + block * BLOCK, (self.len - block * BLOCK).min(BLOCK) as usize)
+    }
+
+    /// Fills `out` with a block; false if it is not here.
+    pub(crate) fn get(&self, block: u64, out: &mut [u8]) -> bool {
+        let mut entry = [0; 8];
+        if self.file.read_exact_at(&mut entry, entry_at(block)).is_err() || entry == [0; 8] {
+            return false;
+        }
+        if self.file.read_exact_at(out, self.place(block).0).is_err() || entry != hash(block, out) {
+            return false;
+        }
+        // A time that is not noted makes the block look older than it is.
+        let _ = self.file.write_all_at(&now().to_le_bytes(), entry_at(block) + 8);
+        true
+    }
+
+    /// Whether all blocks of a range seem to be here. Their contents are looked at when they are read.
+    pub(crate) fn has(&self, range: &Range<u64>) -> bool {
+        let (first, end) = (range.start / BLOCK, range.end.div_ceil(BLOCK));
+        let mut entries = vec![0; ((end - first) * ENTRY) as usize];
+        let read = self.file.read_exact_at(&mut entries, entry_at(first));
+        read.is_ok() && entries.chunks_exact(ENTRY as usize).all(|entry| entry[..8] != [0; 8])
+    }
+
+    /// Keeps a block. A disk that has no room keeps none.
+    pub(crate) fn put(&self, block: u64, bytes: &[u8]) {
+        let (offset, _) = self.place(block);
+        let mut entry = [0; ENTRY as usize];
+        entry[..8].copy_from_slice(&hash(block, bytes));
+        entry[8..].copy_from_slice(&now().to_le_bytes());
+        let written = self.file.write_all_at(bytes, offset);
+        if let Err(error) = written.and_then(|()| self.file.write_all_at(&entry, entry_at(block))) {
+            self.forget_block(block);
+            return self.folder.tell(&error);
+        }
+        self.folder.add(BLOCK);
+    }
+
+    /// Drops the blocks of a range.
+    pub(crate) fn forget(&self, range: &Range<u64>) {
+        (range.start / BLOCK..range.end.div_ceil(BLOCK)).for_each(|block| self.forget_block(block));
+    }
+
+    fn forget_block(&self, block: u64) {
+        // Where this fails, so does writing the block anew, and the caller's next attempt shows it.
+        let _ = self.file.write_all_at(&[0; 8], entry_at(block));
+    }
+}
+
+impl Folder {
+    fn tell(&self, error: &io::Error) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{}: cannot keep blocks: {error}; what is read is fetched each time", self.root.display());
+        }
+    }
+
+    fn add(&self, bytes: u64) {
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let written = self.written.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // Other processes write too.
+        if (used > self.limit || written > self.limit / (2 * CLEARED))
+            && let Err(error) = self.look()
+        {
+            self.tell(&error);
+        }
+    }
+
+    /// Looks what the folder holds, and makes room if that is too much.
+    fn look(&self) -> io::Result<()> {
+        self.written.store(0, Ordering::Relaxed);
+        let lock = File::open(self.root.join("lock"))?;
+        if lock.try_lock().is_err() {
+            // Another thread or process is at it.
+            return Ok(());
+        }
+        let mut objects = self.objects()?;
+        let mut used: u64 = objects.iter().map(|(_, _, bytes)| bytes).sum();
+        if used > self.limit {
+            used = used.saturating_sub(self.make_room(&mut objects, used - (self.limit - self.limit / CLEARED))?);
+        }
+        self.used.store(used, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Each file, its path, and the bytes that it takes on the disk.
+    fn objects(&self) -> io::Result<Vec<(File, PathBuf, u64)>> {
+        let mut found = Vec::new();
+        for folder in fs::read_dir(&self.root)? {
+            let folder = folder?.path();
+            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            for entry in entries {
+                let path = entry?.path();
+                if let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) {
+                    let bytes = file.metadata()?.blocks() * 512;
+                    found.push((file, path, bytes));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Gives back at least `wanted` bytes, if there are as many, and returns how many.
+    fn make_room(&self, objects: &mut [(File, PathBuf, u64)], wanted: u64) -> io::Result<u64> {
+        let mut blocks: Vec<(u64, usize, u64)> = Vec::new();
+        let mut left = vec![0u64; objects.len()];
+        for (i, (file, _, _)) in objects.iter().enumerate() {
+            let Some(len) = object_len(file, file.metadata()?.len()) else { continue };
+            let mut table = vec![0; (len.div_ceil(BLOCK) * ENTRY) as usize];
+            if file.read_exact_at(&mut table, HEADER).is_err() {
+                continue;
+            }
+            for (block, entry) in table.chunks_exact(ENTRY as usize).enumerate() {
+                let number = |at: usize| entry[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
+                if number(0) != 0 {
+                    blocks.push((number(8), i, block as u64));
+                    left[i] += 1;
+                }
+            }
+        }
+        blocks.sort_unstable();
+        let mut freed = 0;
+        for (_, i, block) in blocks {
+            if freed >= wanted {
+                break;
+            }
+            let file = &objects[i].0;
+            let size = file.metadata()?.len();
+            let Some(len) = object_len(file, size) else { continue };
+            let offset = table_bytes(len) + block * BLOCK;
+            file.write_all_at(&[0; 8], entry_at(block))?;
+            let holes = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(file, holes, offset, BLOCK.min(size - offset))?;
+            freed += BLOCK.min(size - offset);
+            left[i] -= 1;
+        }
+        for ((file, path, bytes), left) in objects.iter().zip(left) {
+            // Nobody reads it, and nothing is left of it but its table.
+            if left == 0 && file.try_lock().is_ok() {
+                fs::remove_file(path)?;
+                freed += (*bytes).min(BLOCK);
+            }
+        }
+        Ok(freed)
+    }
+}
+
+/// Bytes of the table of an object, in whole pages, so that blocks are too.
+fn table_bytes(len: u64) -> u64 {
+    (HEADER + len.div_ceil(BLOCK) * ENTRY).next_multiple_of(4096)
+}
+
+/// The length of the object whose blocks a file of `size` bytes holds, if the file is sound.
+fn object_len(file: &File, size: u64) -> Option<u64> {
+    let mut len = [0; HEADER as usize];
+    file.read_exact_at(&mut len, 0).ok()?;
+    let len = u64::from_le_bytes(len);
+    (len <= size && table_bytes(len) + len == size).then_some(len)
+}
+
+fn entry_at(block: u64) -> u64 {
+    HEADER + block * ENTRY
+}
+
+fn hash(block: u64, bytes: &[u8]) -> [u8; 8] {
+    // 0 stands for none.
+    xxh3_64_with_seed(bytes, block).max(1).to_le_bytes()
+}
+
+/// Microseconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
