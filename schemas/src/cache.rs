@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::columns::samples_columns;
 use crate::commit::check_place;
+use crate::files::{exists, list, remove};
 use crate::samples_file::SamplesFile;
 use crate::{
     CacheIdentity, Error, Reject, Result, SampleRow, SamplesCommit, SamplesPart, TeacherCommit, TeacherId,
@@ -76,7 +77,7 @@ pub fn check_teacher(dir: &Path, teacher: &TeacherIdentity) -> Result<bool> {
 /// [`Error::NotACache`] if there is no `cache.json`.
 pub fn has_parts(dir: &Path) -> Result<bool> {
     let path = layout::cache_json(dir);
-    if !path.exists() {
+    if !exists(&path)? {
         return Err(Error::NotACache { path: dir.to_path_buf() });
     }
     if has_committed_part(&layout::samples_commit(dir, 0))? {
@@ -119,28 +120,18 @@ pub fn start_over(dir: &Path, identity: &CacheIdentity) -> Result<()> {
     }
     for folder in &folders {
         // Complete files that no commit record declares: of a part that was being published.
-        for entry in std::fs::read_dir(folder).into_iter().flatten() {
-            let entry = entry.map_err(|e| Error::io("list", folder, e))?;
-            let name = entry.file_name();
-            let of_part = |suffix| layout::part_number(&name.to_string_lossy(), suffix).is_some();
+        for entry in list(folder)? {
+            let of_part = |suffix| layout::part_number(&entry.name, suffix).is_some();
             if of_part(".parquet") || of_part(".jsonl") {
-                remove(&entry.path())?;
+                remove(&entry.path)?;
             }
         }
-        // Only if nothing else is in it.
+        // Only if nothing else is in it; a bucket has no folders.
         let _ = std::fs::remove_dir(folder);
     }
     // What was saved for the parts of the other identity.
-    let _ = std::fs::remove_dir_all(layout::work_dir(dir));
+    let _ = storage::remove_tree(&layout::work_dir(dir));
     json::write(&path, identity)
-}
-
-/// Removes a file that may be gone already.
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
-    }
 }
 
 /// Whether a part is declared complete in the folder that this file lies in, readable or not.
@@ -151,17 +142,8 @@ fn has_committed_part(beside: &Path) -> Result<bool> {
 /// The parts that are declared complete in the folder that this file lies in, readable or not.
 fn commits_in(beside: &Path) -> Result<BTreeSet<u32>> {
     let folder = beside.parent().unwrap_or(beside);
-    let listed = |e| Error::io("list", folder, e);
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        entries => entries.map_err(listed)?,
-    };
-    let mut parts = BTreeSet::new();
-    for entry in entries {
-        let name = entry.map_err(listed)?.file_name();
-        parts.extend(name.to_str().and_then(|name| layout::part_number(name, ".commit.json")));
-    }
-    Ok(parts)
+    let names = list(folder)?.into_iter().map(|entry| entry.name);
+    Ok(names.filter_map(|name| layout::part_number(&name, ".commit.json")).collect())
 }
 
 /// The parts whose samples and features of all `teachers` are declared complete, by the names of their records alone: of a cache that others write to, a
@@ -291,14 +273,12 @@ impl Cache {
     pub fn lost_files(&self) -> Result<Vec<Error>> {
         let mut lost = Vec::new();
         let mut check = |path: PathBuf, expected: u64| -> Result<()> {
-            match std::fs::metadata(&path) {
+            match storage::metadata(&path) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                     lost.push(Error::FileMissing { path });
                 }
                 Err(e) => return Err(Error::io("read", &path, e)),
-                Ok(found) if found.len() != expected => {
-                    lost.push(Error::FileSize { path, found: found.len(), expected })
-                }
+                Ok(found) if found.len != expected => lost.push(Error::FileSize { path, found: found.len, expected }),
                 Ok(_) => {}
             }
             Ok(())
@@ -403,21 +383,7 @@ pub fn read_teacher(dir: &Path, id: &TeacherId) -> Result<Option<TeacherIdentity
 
 /// The folders of `teachers/` that can be a teacher's, sorted.
 pub(crate) fn teacher_folders(dir: &Path) -> Result<BTreeSet<TeacherId>> {
-    let folder = layout::teachers_dir(dir);
-    let entries = match std::fs::read_dir(&folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        entries => entries.map_err(|e| Error::io("list", &folder, e))?,
-    };
-    let mut ids = BTreeSet::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
-        // Links to folders count as folders. A plain file cannot be a teacher, and `verify` mentions it in a note.
-        if !entry.path().is_dir() {
-            continue;
-        }
-        if let Some(id) = entry.file_name().to_str().and_then(|name| TeacherId::new(name).ok()) {
-            ids.insert(id);
-        }
-    }
-    Ok(ids)
+    // Links to folders count as folders. A plain file cannot be a teacher, and `verify` mentions it in a note.
+    let folders = list(&layout::teachers_dir(dir))?.into_iter().filter(|entry| entry.is_dir);
+    Ok(folders.filter_map(|entry| TeacherId::new(&entry.name).ok()).collect())
 }

@@ -9,6 +9,7 @@ mod commit;
 mod depth_window;
 mod encoded_row;
 mod error;
+mod files;
 mod identity;
 mod json;
 pub mod json_schema;

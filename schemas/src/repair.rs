@@ -1,11 +1,10 @@
 //! Taking what is damaged out of a cache, so that a builder builds it again.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::cache::{read_identity, read_teacher, teacher_folders};
+use crate::files::{exists, remove};
 use crate::{CacheIdentity, Error, Result, SamplesCommit, TeacherCommit, TeacherIdentity, atomic, layout};
 
 /// Identity records that cannot be read, out of their place: a builder that knows what they said writes them again. Dropping it puts them back.
@@ -21,7 +20,7 @@ impl SetAside {
     /// I/O.
     pub fn damaged_identities(dir: &Path) -> Result<SetAside> {
         let mut aside = SetAside::default();
-        if layout::cache_json(dir).exists() {
+        if exists(&layout::cache_json(dir))? {
             aside.take_if_damaged(layout::cache_json(dir), read_identity(dir).map(drop))?;
         }
         for id in teacher_folders(dir)? {
@@ -34,7 +33,7 @@ impl SetAside {
         use Error::{IdentityValue, Misplaced, Record, RecordDigest, RecordSize};
         match read {
             Err(RecordSize { .. } | RecordDigest { .. } | Record { .. } | IdentityValue { .. } | Misplaced { .. }) => {
-                let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+                let bytes = storage::read(&path).map_err(|e| Error::io("read", &path, e))?;
                 remove(&path)?;
                 self.files.push((path, bytes));
                 Ok(())
@@ -96,12 +95,4 @@ pub fn drop_damaged(problems: &[Error]) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(commits.into_iter().collect())
-}
-
-/// Removes a file that may be gone already.
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
-    }
 }

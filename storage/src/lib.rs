@@ -41,7 +41,7 @@ pub use memory::new_bucket;
 pub use place::{is_url, parent_url};
 pub use scan::{Scan, Scanner};
 pub use settings::{CacheFolder, Settings};
-pub use stores::{configure, scratch};
+pub use stores::{configure, scratch, temporary};
 pub use write::{Version, put, put_new, read_versioned, remove, remove_tree, replace, upload};
 
 use std::io;

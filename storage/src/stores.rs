@@ -48,6 +48,14 @@ pub fn scratch() -> PathBuf {
     stores().settings.scratch.clone().unwrap_or_else(|| PathBuf::from("/tmp"))
 }
 
+/// A file without a name, to be written and uploaded. It is gone when it is closed, however that comes about.
+///
+/// # Errors
+/// A scratch folder that cannot be written.
+pub fn temporary() -> io::Result<std::fs::File> {
+    tempfile::tempfile_in(scratch())
+}
+
 impl Stores {
     pub(crate) fn open(&self, scheme: &str, bucket: &str) -> io::Result<Arc<dyn ObjectStore>> {
         let id = (scheme.to_owned(), bucket.to_owned());
