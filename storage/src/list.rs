@@ -64,7 +64,7 @@ fn local(folder: &Path) -> io::Result<Vec<Entry>> {
     std::fs::read_dir(folder)?.map(entry).collect()
 }
 
-/// Every object below a URL, sorted by name; none if there is nothing.
+/// Every object below a URL, sorted folder by folder; none if there is nothing.
 ///
 /// # Errors
 /// What keeps it from being listed. Web servers do not list.
@@ -86,6 +86,7 @@ pub fn walk(url: &Path) -> io::Result<Vec<Listed>> {
             Some(Listed { path: place.url_of(&object.location), key, len: object.size, modified })
         })
         .collect();
-    listed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    // Folder by folder: what lies in one is together, and comes after an object of its name.
+    listed.sort_unstable_by(|a, b| a.key.split('/').cmp(b.key.split('/')));
     Ok(listed)
 }

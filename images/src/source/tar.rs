@@ -16,12 +16,11 @@
 mod ends;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use glob::Pattern;
+use storage::{Scan, Scanner};
 use tar::{Archive, EntryType};
 
 use self::ends::{BLOCK, Behind, compression, is_header, malformed, truncated};
@@ -84,10 +83,10 @@ pub(super) fn open(
 ) -> Result<Listing, SourceError> {
     let mut shards = Opening { pattern, field, ..Opening::default() };
     let (mut members, mut ranges) = (Vec::new(), Vec::new());
-    for (shard, path) in paths.iter().enumerate() {
+    for ((shard, path), scan) in paths.iter().enumerate().zip(Scanner::new(&paths)) {
         let shard = u32::try_from(shard).expect("fewer than 2^32 shards");
         let first = shards.samples.len();
-        for (offset, bytes) in shards.shard(path)? {
+        for (offset, bytes) in shards.shard(path, scan.map_err(io_error(path))?)? {
             members.push(Member { shard, offset, bytes });
         }
         ranges.push(first..shards.samples.len());
@@ -181,9 +180,8 @@ impl Image {
 
 impl Opening<'_> {
     /// Appends a shard's samples; returns the position and length of each.
-    fn shard(&mut self, path: &Path) -> Result<Vec<(u64, u64)>, SourceError> {
+    fn shard(&mut self, path: &Path, file: Scan) -> Result<Vec<(u64, u64)>, SourceError> {
         let shard = file_name(path)?;
-        let file = File::open(path).map_err(io_error(path))?;
         let mut index = Index::default();
         self.members(path, shard, &file, &mut index)?;
         let Index { images, labels } = index;
@@ -335,8 +333,8 @@ impl Opening<'_> {
     }
 
     /// Reads all headers of a shard, which may be several archives joined.
-    fn members(&mut self, path: &Path, shard: &str, file: &File, index: &mut Index) -> Result<(), SourceError> {
-        let file_len = file.metadata().map_err(io_error(path))?.len();
+    fn members(&mut self, path: &Path, shard: &str, file: &Scan, index: &mut Index) -> Result<(), SourceError> {
+        let file_len = file.len().map_err(io_error(path))?;
         let mut start = [0; BLOCK as usize];
         if file.read_exact_at(&mut start, 0).is_ok() && !is_header(&start) {
             return Err(SourceError::CorruptTar {
@@ -532,7 +530,7 @@ impl Opening<'_> {
 struct Found<'a> {
     path: &'a Path,
     shard: &'a str,
-    file: &'a File,
+    file: &'a Scan,
     kind: EntryType,
     offset: u64,
     bytes: u64,
