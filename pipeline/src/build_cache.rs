@@ -80,7 +80,7 @@ use space::{DiskWatch, Space};
 use summary::Summary;
 use timing::{Stage, Timings};
 use unstorable::Unstorable;
-use workers::FolderLeases;
+use workers::Leases;
 use worklist::PartWork;
 use write::{CommittedFile, FinishedBatch, PackedRow, WriterContext, Writers};
 
@@ -122,7 +122,7 @@ pub fn build_cache(
 /// Builds what the cache lacks; also the second half of `add-teacher`. Other processes may build it too.
 pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
-    let leases = FolderLeases::new(&build.recipe.cache.out);
+    let leases = Leases::new(&build.recipe.cache.out, build.recipe.run.patience());
     let (cache, _lock) = open::open_cache(build, &leases)?;
     refuse::lost_files(&cache)?;
 

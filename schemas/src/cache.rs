@@ -265,35 +265,41 @@ impl Cache {
         Ok(PartState { samples, teachers })
     }
 
+    /// [`Self::part_state`] of every part; where each takes a round trip, of many at once.
+    ///
+    /// # Errors
+    /// The first that [`Self::part_state`] gives.
+    pub fn part_states(&self) -> Result<Vec<PartState>> {
+        let parts: Vec<u32> = (0..self.identity.plan.parts()).collect();
+        storage::in_parallel(&parts, |&part| self.part_state(part), storage::is_url(&self.dir)).into_iter().collect()
+    }
+
     /// The files that a commit record declares and that are not there, or not of the declared size: what a copy that broke off, or a
     /// tidying hand, leaves. Their contents are not read; [`verify`](crate::verify()) does that.
     ///
     /// # Errors
     /// What prevents looking: a damaged commit record, I/O.
     pub fn lost_files(&self) -> Result<Vec<Error>> {
-        let mut lost = Vec::new();
-        let mut check = |path: PathBuf, expected: u64| -> Result<()> {
-            match storage::metadata(&path) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    lost.push(Error::FileMissing { path });
-                }
-                Err(e) => return Err(Error::io("read", &path, e)),
-                Ok(found) if found.len != expected => lost.push(Error::FileSize { path, found: found.len, expected }),
-                Ok(_) => {}
-            }
-            Ok(())
-        };
-        for part in 0..self.identity.plan.parts() {
-            let state = self.part_state(part)?;
+        let mut declared: Vec<(PathBuf, u64)> = Vec::new();
+        for (part, state) in (0..).zip(self.part_states()?) {
             if let Some(samples) = state.samples {
-                check(layout::samples_file(&self.dir, part), samples.file.bytes)?;
-                check(layout::rejects_file(&self.dir, part), samples.rejects.bytes)?;
+                declared.push((layout::samples_file(&self.dir, part), samples.file.bytes));
+                declared.push((layout::rejects_file(&self.dir, part), samples.rejects.bytes));
             }
             for (id, commit) in state.teachers {
-                check(layout::teacher_file(&self.dir, &id, part), commit.file.bytes)?;
+                declared.push((layout::teacher_file(&self.dir, &id, part), commit.file.bytes));
             }
         }
-        Ok(lost)
+        let check = |(path, expected): &(PathBuf, u64)| match storage::metadata(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Some(Error::FileMissing { path: path.clone() })),
+            Err(e) => Err(Error::io("read", path, e)),
+            Ok(found) if found.len != *expected => {
+                Ok(Some(Error::FileSize { path: path.clone(), found: found.len, expected: *expected }))
+            }
+            Ok(_) => Ok(None),
+        };
+        let checked = storage::in_parallel(&declared, check, storage::is_url(&self.dir));
+        checked.into_iter().filter_map(Result::transpose).collect()
     }
 
     /// The rows of a samples file, each checked.
