@@ -1,19 +1,20 @@
-//! Many files opened at once: over a network each takes a round trip.
+//! Many files at once, and before they are needed: over a network each takes a round trip.
 
-use std::io;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use crate::File;
-use crate::place::is_url;
+use bytes::Bytes;
+use object_store::ObjectStoreExt;
+use tokio::task::JoinHandle;
 
-/// Files that are opened at once.
+use crate::file::SLOT;
+use crate::place::{Place, is_url};
+use crate::retry::{repeated, runtime};
+
+/// Calls that wait for the network at once.
 const THREADS: usize = 32;
-
-/// Opens files, those of stores many at a time.
-pub fn open_all(paths: &[PathBuf]) -> Vec<io::Result<File>> {
-    in_parallel(paths, |path| File::open(path), paths.iter().any(|path| is_url(path)))
-}
 
 /// Calls `ask` for every item, and gives the results in order. On many threads if `is_slow`, because each call waits for a network; else on
 /// this one.
@@ -41,4 +42,36 @@ pub fn in_parallel<T: Sync, R: Send>(items: &[T], ask: impl Fn(&T) -> R + Sync, 
     });
     results.sort_unstable_by_key(|(at, _)| *at);
     results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Objects that were asked for ahead as a whole, and not read yet.
+static WHOLE: Mutex<BTreeMap<PathBuf, JoinHandle<Option<Bytes>>>> = Mutex::new(BTreeMap::new());
+
+/// More of them are not kept: nobody came for them.
+const MOST_WHOLE: usize = 8192;
+
+/// Begins to read a whole object that [`read`](crate::read) will be asked for. It stays in memory until then. Nothing is done for a local file.
+pub fn prefetch(path: &Path) {
+    if !is_url(path) {
+        return;
+    }
+    // What cannot be read shows when it is.
+    if let Ok(Place::Remote(place)) = Place::of(path) {
+        let mut whole = WHOLE.lock().unwrap_or_else(PoisonError::into_inner);
+        if whole.len() >= MOST_WHOLE {
+            whole.clear();
+        }
+        whole.entry(path.to_path_buf()).or_insert_with(|| {
+            runtime().spawn(async move {
+                let _slot = SLOT.acquire().await.ok()?;
+                repeated(|| async { place.store.get(&place.key).await?.bytes().await }).await.ok()
+            })
+        });
+    }
+}
+
+/// An object that was asked for ahead, once it has come. One that failed is read again by the caller.
+pub(crate) fn take_whole(path: &Path) -> Option<Bytes> {
+    let task = WHOLE.lock().unwrap_or_else(PoisonError::into_inner).remove(path)?;
+    runtime().block_on(task).ok().flatten()
 }

@@ -22,7 +22,10 @@ use crate::stores::stores;
 /// Requests for ranges that were asked for ahead, on their way at once.
 const SLOTS: usize = 256;
 
-static SLOT: Semaphore = Semaphore::const_new(SLOTS);
+/// Ranges of a file that are kept for a reader. One that asks for so many does not read what it asks for.
+const MOST_AHEAD: usize = 8192;
+
+pub(crate) static SLOT: Semaphore = Semaphore::const_new(SLOTS);
 
 /// An open file.
 #[derive(Debug)]
@@ -141,13 +144,25 @@ impl File {
             return Ok(false);
         };
         let range = file.range(offset, out.len())?;
-        if let Some(blocks) = &file.blocks {
-            blocks.forget(&range);
-        }
+        self.forget(offset, out.len() as u64);
         tracing::debug!("{}: bytes {range:?} are damaged; fetching them again", file.place.url.display());
         let bytes = runtime().block_on(file.fetch(range)).map_err(explain)?;
         out.copy_from_slice(&bytes);
         Ok(true)
+    }
+
+    /// Drops the copies of a range that are kept here, so that it is fetched again; false for a local file, which has no other copy.
+    pub fn forget(&self, offset: u64, len: u64) -> bool {
+        let Inner::Remote(file) = &self.0 else {
+            return false;
+        };
+        let range = offset..offset.saturating_add(len).min(file.len);
+        if let Some(blocks) = &file.blocks {
+            blocks.forget(&range);
+        }
+        let mut ahead = file.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.retain(|other, _| other.end <= range.start || range.end <= other.start);
+        true
     }
 
     /// Begins to read ranges (offset and length) that [`Self::read_exact_at`] will be asked for, in exactly these pieces. What is read stays in memory until
@@ -163,6 +178,10 @@ impl File {
                 && !file.blocks.as_ref().is_some_and(|blocks| blocks.has(&range))
             {
                 let mut ahead = file.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+                if ahead.len() >= MOST_AHEAD {
+                    // Nobody came for them.
+                    ahead.clear();
+                }
                 ahead.entry(range.clone()).or_insert_with(|| {
                     let file = Arc::clone(file);
                     runtime().spawn(async move {

@@ -33,7 +33,7 @@ mod settings;
 mod stores;
 mod write;
 
-pub use ahead::{in_parallel, open_all};
+pub use ahead::{in_parallel, prefetch};
 pub use blocks::BlockCache;
 pub use file::File;
 pub use list::{Entry, Listed, list, walk};
@@ -108,6 +108,9 @@ pub fn open(path: &Path) -> io::Result<File> {
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     match Place::of(path)? {
         Place::Local(path) => std::fs::read(path),
-        Place::Remote(place) => Ok(place.get()?.0.into()),
+        Place::Remote(place) => match ahead::take_whole(path) {
+            Some(bytes) => Ok(bytes.into()),
+            None => Ok(place.get()?.0.into()),
+        },
     }
 }

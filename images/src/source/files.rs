@@ -29,6 +29,10 @@ impl ShardFiles {
         self.paths.len()
     }
 
+    pub(super) fn is_remote(&self) -> bool {
+        self.paths.iter().any(|path| is_url(path))
+    }
+
     pub(super) fn path(&self, shard: usize) -> &PathBuf {
         &self.paths[shard]
     }

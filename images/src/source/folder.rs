@@ -35,6 +35,11 @@ impl Folder {
         self.root.join(key)
     }
 
+    /// Begins to fetch an object.
+    pub(super) fn prefetch(&self, key: &str) {
+        storage::prefetch(&self.path(key));
+    }
+
     pub(super) fn read(&self, key: &str) -> Result<Vec<u8>, SourceError> {
         let path = self.path(key);
         if is_url(&path) {

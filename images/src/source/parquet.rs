@@ -299,6 +299,45 @@ impl Tables {
         format!("{}, row {}", self.files.path(place.table).display(), place.row_in_file)
     }
 
+    pub(super) fn is_remote(&self) -> bool {
+        self.files.is_remote()
+    }
+
+    /// Begins to fetch the page of a row, if it is known where that lies: another row of its group has been read.
+    pub(super) fn prefetch(&self, index: usize) {
+        if !self.is_remote() {
+            return;
+        }
+        let place = self.locate(index);
+        if let Some(starts) = self.tables[place.table].groups[place.group].page_starts.get()
+            && let Ok(file) = self.files.get(place.table)
+        {
+            let page = starts.rows.partition_point(|&start| start <= place.row_in_group) - 1;
+            let is_kept = self
+                .cache
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .any(|(id, _)| *id == (place.table, place.group, page));
+            if !is_kept {
+                file.prefetch(starts.extent(page));
+            }
+        }
+    }
+
+    /// Drops the page of a row.
+    pub(super) fn forget(&self, index: usize) -> bool {
+        let place = self.locate(index);
+        let (true, Ok(file)) = (self.is_remote(), self.files.get(place.table)) else {
+            return false;
+        };
+        let chunk = self.tables[place.table].metadata.row_group(place.group).column(self.image_leaf);
+        let (start, len) = chunk.byte_range();
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|((table, group, _), _)| (*table, *group) != (place.table, place.group));
+        file.forget(start, len)
+    }
+
     fn locate(&self, index: usize) -> Place {
         let table = self.tables.partition_point(|table| table.first_sample <= index) - 1;
         let row_in_file = index - self.tables[table].first_sample;

@@ -29,7 +29,7 @@ use super::findings::{Findings, extension, is_image_extension, is_picture_extens
 use super::labels::{Names, Text, is_like_a_label, list, read_text};
 use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
-use crate::decode::SNIFF_BYTES;
+use crate::decode::{MAX_FILE_BYTES, SNIFF_BYTES};
 
 /// Largest member with a label in bytes: more than any number or class name has.
 const MAX_LABEL_BYTES: u64 = 1024;
@@ -64,6 +64,27 @@ impl Shards {
             _ => io_error(path)(e),
         })?;
         Ok(data)
+    }
+
+    pub(super) fn is_remote(&self) -> bool {
+        self.files.is_remote()
+    }
+
+    /// Begins to fetch an image. A shard that cannot be opened shows when the image is read.
+    pub(super) fn prefetch(&self, index: usize) {
+        let member = &self.members[index];
+        if self.is_remote()
+            && member.bytes <= MAX_FILE_BYTES
+            && let Ok(file) = self.files.get(member.shard as usize)
+        {
+            file.prefetch([(member.offset, member.bytes as usize)]);
+        }
+    }
+
+    pub(super) fn forget(&self, index: usize) -> bool {
+        let member = &self.members[index];
+        let file = if self.is_remote() { self.files.get(member.shard as usize).ok() } else { None };
+        file.is_some_and(|file| file.forget(member.offset, member.bytes))
     }
 
     pub(super) fn files(&self) -> usize {

@@ -53,6 +53,21 @@ impl Dataset for MimicDataset {
         self.shape.allocate(device)
     }
 
+    fn is_remote(&self) -> bool {
+        self.images.is_remote() || self.rows.iter().flatten().any(|rows| rows.is_remote())
+    }
+
+    fn prefetch(&self, epoch: u64, idxs: &[u32]) {
+        let view = (epoch % self.samples.views() as u64) as usize;
+        for &idx in idxs {
+            let (sample, _) = self.samples.get(idx as usize, view);
+            self.rows.iter().flatten().for_each(|rows| rows.prefetch(sample, sample.row(view)));
+            if !self.pixels.has(idx as usize, view) {
+                self.images.prefetch(sample);
+            }
+        }
+    }
+
     fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
         MimicDataset::fill(self, batch, epoch, idxs)
     }
@@ -97,8 +112,12 @@ impl MimicDataset {
             drop_path: recipe.drop_path_branches(),
             teachers: teachers.iter().map(|t| t.shape.clone()).collect(),
         };
-        let rows = teachers.iter().map(RunTeacher::rows).collect();
+        let rows: Vec<Option<Arc<TeacherRows>>> = teachers.iter().map(RunTeacher::rows).collect();
         let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
+        // Over a network, the first batches would wait for hundreds of parts to be opened one by one.
+        let parts = samples.parts();
+        rows.iter().flatten().for_each(|rows| rows.open_ahead(&parts));
+        images.open_ahead(&parts);
         MimicDataset { samples, images, rows, pixels, shape, sampler, seed: recipe.run.seed }
     }
 

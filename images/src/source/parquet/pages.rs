@@ -151,6 +151,12 @@ pub(super) struct PageStarts {
 }
 
 impl PageStarts {
+    /// The place and the length of a page.
+    pub(super) fn extent(&self, page: usize) -> Option<(u64, usize)> {
+        let [start, end] = *self.offsets.get(page..page + 2)? else { return None };
+        Some((start, usize::try_from(end.checked_sub(start)?).ok()?))
+    }
+
     /// The pages as the library wants them, if they are sane.
     fn locations(&self) -> Option<Vec<PageLocation>> {
         let bounds = self.offsets.windows(2).zip(&self.rows);
