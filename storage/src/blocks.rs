@@ -295,3 +295,99 @@ fn hash(block: u64, bytes: &[u8]) -> [u8; 8] {
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(dir: &Path, limit: u64) -> BlockCache {
+        BlockCache::open(&CacheFolder { folder: dir.to_path_buf(), limit }).unwrap()
+    }
+
+    fn bytes(block: u64, len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i as u64 * 31 + block * 7) as u8).collect()
+    }
+
+    #[test]
+    fn blocks_come_back_for_the_same_version_alone_and_damage_shows() {
+        let dir = tempfile::tempdir().unwrap();
+        let (url, len) = (Path::new("s3://b/k"), 2 * BLOCK + 100);
+        let one = cache(dir.path(), 1 << 30);
+        let blocks = one.object(url, len, "v1").unwrap();
+        let mut out = vec![0; 100];
+        assert!(!blocks.get(2, &mut out) && !blocks.has(&(0..len)));
+        (0..3).for_each(|block| blocks.put(block, &bytes(block, blocks.place(block).1)));
+        assert!(blocks.get(2, &mut out) && out == bytes(2, 100) && blocks.has(&(0..len)));
+        // Another process, and other versions.
+        let other = cache(dir.path(), 1 << 30);
+        let again = other.object(url, len, "v1").unwrap();
+        assert!(again.get(2, &mut out) && out == bytes(2, 100));
+        assert!(!other.object(url, len, "v2").unwrap().has(&(0..1)));
+        assert!(!other.object(Path::new("s3://b/l"), len, "v1").unwrap().has(&(0..1)));
+        // A damaged byte, a block at another's place, and a table that lost its hash.
+        again.file.write_all_at(b"?", again.place(2).0 + 50).unwrap();
+        assert!(!blocks.get(2, &mut out));
+        let mut whole = vec![0; BLOCK as usize];
+        blocks.file.write_all_at(&bytes(1, BLOCK as usize), blocks.place(0).0).unwrap();
+        assert!(!blocks.get(0, &mut whole) && blocks.get(1, &mut whole));
+        blocks.forget(&(BLOCK..BLOCK + 1));
+        assert!(!blocks.has(&(BLOCK..len)) && !again.get(1, &mut whole));
+    }
+
+    #[test]
+    fn the_longest_unread_blocks_make_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = 2 * LEAST / BLOCK;
+        let cache = cache(dir.path(), LEAST);
+        let blocks = cache.object(Path::new("s3://b/k"), count * BLOCK, "v").unwrap();
+        let mut out = vec![0; BLOCK as usize];
+        for block in 0..count {
+            blocks.put(block, &bytes(block, BLOCK as usize));
+            // The first block is read all the time.
+            assert!(blocks.get(0, &mut out), "block 0 is gone at {block}");
+        }
+        let there: Vec<u64> = (0..count).filter(|&block| blocks.get(block, &mut out)).collect();
+        assert!(
+            there.len() as u64 >= count / 4 && (there.len() as u64) <= count * 9 / 16,
+            "{} of {count}",
+            there.len()
+        );
+        assert!(there.windows(2).skip(1).all(|pair| pair[0] + 1 == pair[1]) && there.last() == Some(&(count - 1)));
+        let on_disk = blocks.file.metadata().unwrap().blocks() * 512;
+        assert!(on_disk <= LEAST * 9 / 8, "{on_disk} bytes on the disk");
+    }
+
+    #[test]
+    fn objects_that_nobody_reads_are_removed_when_nothing_is_left_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), LEAST);
+        drop(cache.object(Path::new("s3://b/old"), 4 * BLOCK, "v").unwrap());
+        let blocks = cache.object(Path::new("s3://b/new"), 2 * LEAST, "v").unwrap();
+        (0..2 * LEAST / BLOCK).for_each(|block| blocks.put(block, &bytes(block, BLOCK as usize)));
+        assert_eq!(cache.0.objects().unwrap().len(), 1);
+        assert!(BlockCache::open(&CacheFolder { folder: dir.path().into(), limit: LEAST - 1 }).is_err());
+    }
+
+    /// Any number of processes may use a folder: here threads with a view of their own, one of which makes room all the time.
+    #[test]
+    fn readers_never_see_a_block_that_is_not_the_objects() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = 2 * LEAST / BLOCK;
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let cache = cache(dir.path(), LEAST);
+                scope.spawn(move || {
+                    let blocks = cache.object(Path::new("s3://b/k"), count * BLOCK, "v").unwrap();
+                    let mut out = vec![0; BLOCK as usize];
+                    for i in 0..2 * count {
+                        let block = (i * 37 + thread * 11) % count;
+                        match blocks.get(block, &mut out) {
+                            true => assert!(out == bytes(block, BLOCK as usize), "block {block}"),
+                            false => blocks.put(block, &bytes(block, BLOCK as usize)),
+                        }
+                    }
+                });
+            }
+        });
+    }
+}

@@ -13,7 +13,7 @@ use crate::error::may_pass;
 
 /// Attempts of a whole operation. The client repeats single requests by itself; this is for what it cannot repeat: a body that broke off, a
 /// timeout of a request that changes something, an upload that the store has forgotten.
-const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 4;
 
 /// The pause before the second attempt; each further one doubles it. Every pause is between half and one and a half times as long.
 const PAUSE: Duration = Duration::from_millis(250);

@@ -204,3 +204,64 @@ pub fn remove_tree(folder: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn conditional_writes_let_one_writer_win() {
+        let url = PathBuf::from(crate::new_bucket()).join("lease");
+        assert!(read_versioned(&url).unwrap().is_none());
+        assert!(put_new(&url, b"a").unwrap() && !put_new(&url, b"b").unwrap());
+        // As after an answer that was lost.
+        assert!(put_new(&url, b"a").unwrap());
+        let (bytes, version) = read_versioned(&url).unwrap().unwrap();
+        assert_eq!(bytes, b"a");
+        assert!(replace(&url, b"c", &version).unwrap() && !replace(&url, b"d", &version).unwrap());
+        assert!(replace(&url, b"c", &version).unwrap(), "it is there already");
+        assert_eq!(crate::read(&url).unwrap(), b"c");
+        remove(&url).unwrap();
+        remove(&url).unwrap();
+        assert!(!replace(&url, b"e", &version).unwrap() && !crate::exists(&url).unwrap());
+    }
+
+    #[test]
+    fn large_files_are_uploaded_in_parts_and_read_by_ranges() {
+        let url = PathBuf::from(crate::new_bucket()).join("a/large");
+        let bytes: Vec<u8> = (0..2 * PART + 12_345).map(|i| (i * 2_654_435_761 >> 17) as u8).collect();
+        let mut file = crate::temporary().unwrap();
+        file.write_all(&bytes).unwrap();
+        upload(&mut file, &url).unwrap();
+        let file = crate::open(&url).unwrap();
+        assert_eq!((file.len().unwrap(), file.is_remote()), (bytes.len() as u64, true));
+        let mut out = vec![0; 70_000];
+        file.prefetch([(PART - 7, out.len()), (5, 10)]);
+        for offset in [PART - 7, 0, bytes.len() as u64 - 70_000] {
+            file.read_exact_at(&mut out, offset).unwrap();
+            assert!(out == bytes[offset as usize..][..70_000], "at {offset}");
+        }
+        assert_eq!(
+            file.read_exact_at(&mut out, bytes.len() as u64 - 1).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(file.read_at(&mut out, bytes.len() as u64 - 1).unwrap(), 1);
+        assert_eq!(file.read_at(&mut out, bytes.len() as u64).unwrap(), 0);
+        assert!(file.read_again_at(&mut out, 3).unwrap() && out == bytes[3..70_003]);
+
+        let folder = crate::parent_url(&url).unwrap();
+        put(&folder.join("b/small"), b"x").unwrap();
+        let mut names: Vec<_> =
+            crate::list(&folder).unwrap().into_iter().map(|entry| (entry.name, entry.is_dir)).collect();
+        names.sort();
+        assert_eq!(names, [("b".to_owned(), true), ("large".to_owned(), false)]);
+        let keys: Vec<_> = crate::walk(&folder).unwrap().into_iter().map(|listed| listed.key).collect();
+        assert_eq!(keys, ["b/small", "large"]);
+        remove_tree(&folder).unwrap();
+        assert_eq!(crate::list(&folder).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(crate::open(&url).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
