@@ -459,6 +459,10 @@ pub struct BenchArgs {
     /// Batches for which the loader is timed, after the first [default: those of one epoch].
     #[arg(long, value_name = "N", requires = "cache", value_parser = clap::value_parser!(u32).range(1..))]
     pub loader_batches: Option<u32>,
+    /// Take the loader's batches at this pace, as a GPU that trains so fast would, and print which share of the time it would have waited for
+    /// them. Without it they are taken as they come.
+    #[arg(long, value_name = "IMG_PER_S", requires = "cache", value_parser = clap::value_parser!(u32).range(1..))]
+    pub consume: Option<u32>,
     /// Steps to time in each precision, after a warm-up.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,
