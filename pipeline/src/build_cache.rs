@@ -136,6 +136,9 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     }
     if work.is_empty() {
         leases.clear_ended()?;
+        if !others_are_at_work {
+            SavedBatches::new(cache.dir(), &build.identity).clear()?;
+        }
         leases.remove_if_unused();
         let summary = Summary::of_cache(&cache)?;
         summary.print(format, out)?;

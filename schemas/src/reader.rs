@@ -48,6 +48,9 @@ const CHECKSUM: usize = 6;
 /// The small columns.
 const HEADS: [usize; 4] = [SAMPLE_ID, VIEW, CONTENT_HASH, CHECKSUM];
 
+/// Rows that are on their way while rows are read in order over a network.
+pub(crate) const AHEAD: usize = 64;
+
 thread_local! {
     /// Compressed bytes on their way; a row's are too many for the allocator to hand out anew without asking the kernel.
     static PAGE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -185,7 +188,11 @@ impl TeacherPart {
 
     /// All rows in order, each with its own verdict.
     pub fn iter(&self) -> impl Iterator<Item = Result<TeacherRow>> + '_ {
-        (0..self.rows()).map(|row| self.read_row(row))
+        (0..AHEAD).for_each(|row| self.prefetch_row(row));
+        (0..self.rows()).map(|row| {
+            self.prefetch_row(row + AHEAD);
+            self.read_row(row)
+        })
     }
 
     /// Compressed bytes of each column.

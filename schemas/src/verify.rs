@@ -13,6 +13,7 @@ use storage::Entry;
 
 use crate::cache::{read_identity, read_teacher, teacher_folders};
 use crate::files::{exists, list};
+use crate::reader::AHEAD;
 use crate::rules::check_coverage;
 use crate::samples_file::SamplesFile;
 use crate::{
@@ -336,7 +337,9 @@ impl Verifier<'_> {
         let mut sums = ChannelSums::new(teacher.width as usize);
         let mut rules = features.rules(&self.identity);
         let (mut row, mut decoded) = (TeacherRow::default(), Vec::new());
+        (0..AHEAD).for_each(|row| features.prefetch_row(row));
         for i in 0..features.rows() {
+            features.prefetch_row(i + AHEAD);
             rules.skip_to(i);
             let sample = samples.and_then(|samples| samples.get(i)).and_then(Option::as_ref);
             let mut check = || {

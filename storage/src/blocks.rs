@@ -87,7 +87,7 @@ impl BlockCache {
         Ok(BlockCache(Arc::new(folder)))
     }
 
-    /// The blocks of an object of this length and version; `None` where the folder cannot be used, which is no reason to fail.
+    /// The blocks of an object of this length and version; `None` where the folder cannot be used: everything is then fetched each time.
     pub(crate) fn object(&self, url: &Path, len: u64, tag: &str) -> Option<Blocks> {
         match self.open_object(url, len, tag) {
             Ok(file) => Some(Blocks { file, len, folder: self.0.clone() }),
@@ -198,75 +198,79 @@ impl Folder {
             // Another thread or process is at it.
             return Ok(());
         }
-        let mut objects = self.objects()?;
-        let mut used: u64 = objects.iter().map(|(_, _, bytes)| bytes).sum();
+        let objects = self.objects()?;
+        let mut used: u64 = objects.iter().map(|(_, bytes)| bytes).sum();
         if used > self.limit {
-            used = used.saturating_sub(self.make_room(&mut objects, used - (self.limit - self.limit / CLEARED))?);
+            used = used.saturating_sub(make_room(&objects, used - (self.limit - self.limit / CLEARED))?);
         }
         self.used.store(used, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Each file, its path, and the bytes that it takes on the disk.
-    fn objects(&self) -> io::Result<Vec<(File, PathBuf, u64)>> {
+    /// The file of each object, and the bytes that it takes on the disk.
+    fn objects(&self) -> io::Result<Vec<(PathBuf, u64)>> {
         let mut found = Vec::new();
         for folder in fs::read_dir(&self.root)? {
-            let folder = folder?.path();
-            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            let Ok(entries) = fs::read_dir(folder?.path()) else { continue };
             for entry in entries {
-                let path = entry?.path();
-                if let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) {
-                    let bytes = file.metadata()?.blocks() * 512;
-                    found.push((file, path, bytes));
+                let entry = entry?;
+                // Another process may have removed it.
+                if let Ok(file) = entry.metadata() {
+                    found.push((entry.path(), file.blocks() * 512));
                 }
             }
         }
         Ok(found)
     }
+}
 
-    /// Gives back at least `wanted` bytes, if there are as many, and returns how many.
-    fn make_room(&self, objects: &mut [(File, PathBuf, u64)], wanted: u64) -> io::Result<u64> {
-        let mut blocks: Vec<(u64, usize, u64)> = Vec::new();
-        let mut left = vec![0u64; objects.len()];
-        for (i, (file, _, _)) in objects.iter().enumerate() {
-            let Some(len) = object_len(file, file.metadata()?.len()) else { continue };
-            let mut table = vec![0; (len.div_ceil(BLOCK) * ENTRY) as usize];
-            if file.read_exact_at(&mut table, HEADER).is_err() {
-                continue;
-            }
-            for (block, entry) in table.chunks_exact(ENTRY as usize).enumerate() {
-                let number = |at: usize| entry[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-                if number(0) != 0 {
-                    blocks.push((number(8), i, block as u64));
-                    left[i] += 1;
-                }
+/// Gives back at least `wanted` bytes of these files, if there are as many, and returns how many.
+fn make_room(objects: &[(PathBuf, u64)], wanted: u64) -> io::Result<u64> {
+    // When each block was last read, and where it is.
+    let mut blocks: Vec<(u64, usize, u64)> = Vec::new();
+    let mut left = vec![0u64; objects.len()];
+    for (i, (path, _)) in objects.iter().enumerate() {
+        let Ok(file) = File::open(path) else { continue };
+        let Some(len) = object_len(&file, file.metadata()?.len()) else { continue };
+        let mut table = vec![0; (len.div_ceil(BLOCK) * ENTRY) as usize];
+        if file.read_exact_at(&mut table, HEADER).is_err() {
+            continue;
+        }
+        for (block, entry) in (0..).zip(table.as_chunks::<{ ENTRY as usize }>().0) {
+            let [hash, read] = [0, 8].map(|at| entry[at..at + 8].try_into().map_or(0, u64::from_le_bytes));
+            if hash != 0 {
+                blocks.push((read, i, block));
+                left[i] += 1;
             }
         }
-        blocks.sort_unstable();
-        let mut freed = 0;
-        for (_, i, block) in blocks {
-            if freed >= wanted {
-                break;
-            }
-            let file = &objects[i].0;
-            let size = file.metadata()?.len();
-            let Some(len) = object_len(file, size) else { continue };
+    }
+    blocks.sort_unstable();
+    blocks.truncate(usize::try_from(wanted.div_ceil(BLOCK)).unwrap_or(usize::MAX));
+    blocks.sort_unstable_by_key(|&(_, i, block)| (i, block));
+    let mut freed = 0;
+    for of_object in blocks.chunk_by(|a, b| a.1 == b.1) {
+        let i = of_object[0].1;
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(&objects[i].0) else { continue };
+        let size = file.metadata()?.len();
+        let Some(len) = object_len(&file, size) else { continue };
+        for &(_, _, block) in of_object {
             let offset = table_bytes(len) + block * BLOCK;
             file.write_all_at(&[0; 8], entry_at(block))?;
             let holes = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            fallocate(file, holes, offset, BLOCK.min(size - offset))?;
+            fallocate(&file, holes, offset, BLOCK.min(size - offset))?;
             freed += BLOCK.min(size - offset);
             left[i] -= 1;
         }
-        for ((file, path, bytes), left) in objects.iter().zip(left) {
-            // Nobody reads it, and nothing is left of it but its table.
-            if left == 0 && file.try_lock().is_ok() {
-                fs::remove_file(path)?;
-                freed += (*bytes).min(BLOCK);
-            }
-        }
-        Ok(freed)
     }
+    for ((path, bytes), _) in objects.iter().zip(left).filter(|(_, left)| *left == 0) {
+        let Ok(file) = File::open(path) else { continue };
+        // Nobody reads it, and nothing is left of it but its table.
+        if file.try_lock().is_ok() {
+            fs::remove_file(path)?;
+            freed += (*bytes).min(BLOCK);
+        }
+    }
+    Ok(freed)
 }
 
 /// Bytes of the table of an object, in whole pages, so that blocks are too.

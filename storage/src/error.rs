@@ -37,8 +37,8 @@ impl Answer {
 /// Whether the same request may succeed later.
 pub(crate) fn may_pass(error: &Error) -> bool {
     match Answer::of(error) {
-        Some(answer) => answer.status >= 500 || matches!(answer.status, 408 | 409 | 429),
-        // No answer, or one that broke off.
+        Some(answer) => matches!(answer.status, 408 | 409 | 429 | 500 | 502..=599),
+        // No answer, or one that broke off. 501 says that the store cannot do it at all.
         None => find::<HttpError>(error).is_some(),
     }
 }

@@ -22,7 +22,7 @@ use crate::stores::stores;
 /// Requests for ranges that were asked for ahead, on their way at once.
 const SLOTS: usize = 256;
 
-/// Ranges of a file that are kept for a reader. One that asks for so many does not read what it asks for.
+/// Ranges of a file that are kept for a reader. One that asks for more does not read what it asks for.
 const MOST_AHEAD: usize = 8192;
 
 pub(crate) static SLOT: Semaphore = Semaphore::const_new(SLOTS);

@@ -46,7 +46,7 @@ impl Settings {
         let mut settings = Vec::new();
         let given_key = self.var("AWS_ACCESS_KEY_ID").is_some();
         for (name, value) in aws_profile::read(|name| self.var(name))? {
-            // Half of a pair from one place and half from another is no pair.
+            // Halves of two pairs do not make one.
             let is_of_key = matches!(&*name, "aws_access_key_id" | "aws_secret_access_key" | "aws_session_token");
             if !(given_key && is_of_key) {
                 settings.push((name, value));

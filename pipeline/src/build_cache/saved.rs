@@ -107,6 +107,11 @@ impl SavedBatches {
         Ok(())
     }
 
+    /// Removes what was saved of any part: what workers left that were killed after their part was committed.
+    pub(crate) fn clear(&self) -> Result<()> {
+        storage::remove_tree(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))
+    }
+
     /// Images of a part whose features are saved.
     pub(crate) fn images(&self, part: u32) -> u64 {
         let names = storage::list(&self.folder_of(part)).into_iter().flatten().map(|entry| entry.name);
