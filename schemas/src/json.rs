@@ -43,7 +43,10 @@ pub(crate) fn read<T: Serialize + DeserializeOwned>(path: &Path) -> Result<Optio
         return Ok(None);
     };
     let fail = |detail: String| Error::Record { path: path.to_path_buf(), detail };
-    if !digest_holds(&bytes) && storage::is_url(path) {
+    for _ in 0..storage::COPIES {
+        if digest_holds(&bytes) || !storage::is_url(path) {
+            break;
+        }
         // The network may have damaged it.
         bytes = read_file(path, MAX_BYTES)?.unwrap_or_default();
     }

@@ -126,7 +126,12 @@ impl PartFile {
         let mut footer = vec![0; stamp.footer_bytes as usize];
         file.read_exact_at(&mut footer, data_end).map_err(io)?;
         let is_sound = |footer: &[u8]| json::sha256_hex(footer) == stamp.footer_sha256;
-        if !is_sound(&footer) && !(file.read_again_at(&mut footer, data_end).map_err(io)? && is_sound(&footer)) {
+        for _ in 0..storage::COPIES {
+            if is_sound(&footer) || !file.read_again_at(&mut footer, data_end).map_err(io)? {
+                break;
+            }
+        }
+        if !is_sound(&footer) {
             return Err(Error::Footer { path: path.to_path_buf() });
         }
         let metadata = parse_footer(&footer).map_err(|detail| Error::Parquet { path: path.to_path_buf(), detail })?;
@@ -150,12 +155,16 @@ impl PartFile {
         self.file.read_exact_at(bytes, offset).map_err(io)
     }
 
-    /// Calls `read`, and once more if it finds damage that may have come on the way from an object store.
-    pub(crate) fn read_twice<T>(&self, mut read: impl FnMut(Fetch) -> Result<T>) -> Result<T> {
-        match read(Fetch::Usual) {
-            Err(error) if self.file.is_remote() && !error.is_io() => read(Fetch::Again),
-            read => read,
+    /// Calls `read`, and a few times more as long as it finds damage that may have come on the way from an object store.
+    pub(crate) fn read_patiently<T>(&self, mut read: impl FnMut(Fetch) -> Result<T>) -> Result<T> {
+        let mut result = read(Fetch::Usual);
+        for _ in 0..storage::COPIES {
+            match &result {
+                Err(error) if self.file.is_remote() && !error.is_io() => result = read(Fetch::Again),
+                _ => break,
+            }
         }
+        result
     }
 
     /// Begins to read what [`Self::read_at`] will be asked for, if it has to come over a network.
@@ -176,7 +185,7 @@ impl PartFile {
 
     /// Hashes the whole file and compares it with the commit record.
     pub(crate) fn check_hash(&self, stamp: &FileStamp) -> Result<()> {
-        self.read_twice(|fetch| self.check_hash_of(stamp, fetch))
+        self.read_patiently(|fetch| self.check_hash_of(stamp, fetch))
     }
 
     fn check_hash_of(&self, stamp: &FileStamp, fetch: Fetch) -> Result<()> {

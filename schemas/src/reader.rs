@@ -121,7 +121,7 @@ impl TeacherPart {
 
     /// [`Self::read_row`] into a row whose memory is reused. After an error its contents are unspecified.
     pub fn read_row_into(&self, row: usize, out: &mut TeacherRow) -> Result<()> {
-        self.file.read_twice(|fetch| {
+        self.file.read_patiently(|fetch| {
             if fetch == Fetch::Again && row < self.rows() {
                 self.read_head_again(row)?;
             }

@@ -91,12 +91,15 @@ impl SamplesFile {
     /// # Errors
     /// Only I/O errors; damage is in the result.
     pub(crate) fn read(&self, part: u32, identity: &CacheIdentity) -> Result<Samples> {
-        let samples = self.read_from(part, identity, Fetch::Usual)?;
-        match self.file.is_remote() && !samples.problems.is_empty() {
+        let mut samples = self.read_from(part, identity, Fetch::Usual)?;
+        for _ in 0..storage::COPIES {
+            if samples.problems.is_empty() || !self.file.is_remote() {
+                break;
+            }
             // The network may have done it.
-            true => self.read_from(part, identity, Fetch::Again),
-            false => Ok(samples),
+            samples = self.read_from(part, identity, Fetch::Again)?;
         }
+        Ok(samples)
     }
 
     fn read_from(&self, part: u32, identity: &CacheIdentity, fetch: Fetch) -> Result<Samples> {
@@ -143,7 +146,7 @@ impl SamplesFile {
     /// # Errors
     /// [`Error::RowUnreadable`] for a damaged page, [`Error::ImageHash`] for an image that is not the row's.
     pub(crate) fn image(&self, i: usize, row: &SampleRow) -> Result<Option<Vec<u8>>> {
-        self.file.read_twice(|fetch| self.image_from(i, row, fetch))
+        self.file.read_patiently(|fetch| self.image_from(i, row, fetch))
     }
 
     /// Where the page of the image of row `i` lies.

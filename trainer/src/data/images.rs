@@ -89,7 +89,10 @@ impl Images {
             return Ok(bytes);
         }
         // The network may have damaged it.
-        if images.source.forget(sample.source_idx) {
+        for _ in 0..storage::COPIES {
+            if !images.source.forget(sample.source_idx) {
+                break;
+            }
             let bytes = read(sample.source_idx)?;
             found = ContentHash::of(&bytes);
             if found == sample.content_hash {

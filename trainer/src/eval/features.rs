@@ -100,33 +100,40 @@ pub(crate) fn extract(
     let mut room = Room::default();
     let mut done = 0;
     let decode = |i: usize| (i, read_views(source, i, views, &sizes));
-    decode_ahead(source.len(), batch_size as usize, pool, decode, |decoded| {
-        let before = done;
-        done += decoded.len();
-        let first_row = images.idxs.len();
-        let mut rendered = Vec::with_capacity(decoded.len());
-        for (i, result) in decoded {
-            match result {
-                Ok((hash, imgs)) => {
-                    images.idxs.push(i);
-                    images.hashes.push(hash);
-                    rendered.push(imgs);
+    decode_ahead(
+        source.len(),
+        batch_size as usize,
+        pool,
+        |i| source.prefetch(i),
+        decode,
+        |decoded| {
+            let before = done;
+            done += decoded.len();
+            let first_row = images.idxs.len();
+            let mut rendered = Vec::with_capacity(decoded.len());
+            for (i, result) in decoded {
+                match result {
+                    Ok((hash, imgs)) => {
+                        images.idxs.push(i);
+                        images.hashes.push(hash);
+                        rendered.push(imgs);
+                    }
+                    Err(e) => images.skipped.push(format!("{}: {e:#}", source.key(i))),
                 }
-                Err(e) => images.skipped.push(format!("{}: {e:#}", source.key(i))),
             }
-        }
-        for view in 0..usize::from(if rendered.is_empty() { 0 } else { views.count }) {
-            let features = features_of_view(models, &rendered, view, &sizes, extraction, precision)?;
-            room.put(&features, source.len(), view, first_row, extraction)?;
-        }
-        if done * 10 / source.len() != before * 10 / source.len() {
-            info!("features of {done} of {} images", source.len());
-        }
-        if signals::requested() {
-            return Err(Interrupted.into());
-        }
-        Ok(())
-    })?;
+            for view in 0..usize::from(if rendered.is_empty() { 0 } else { views.count }) {
+                let features = features_of_view(models, &rendered, view, &sizes, extraction, precision)?;
+                room.put(&features, source.len(), view, first_row, extraction)?;
+            }
+            if done * 10 / source.len() != before * 10 / source.len() {
+                info!("features of {done} of {} images", source.len());
+            }
+            if signals::requested() {
+                return Err(Interrupted.into());
+            }
+            Ok(())
+        },
+    )?;
     if images.idxs.is_empty() {
         let first = images.skipped.first().map(|e| format!("; the first: {e}"));
         return Err(Problem::NoImages { why: first.unwrap_or_default() }.into());
