@@ -292,6 +292,42 @@ impl ImageSource {
         }
     }
 
+    /// Whether images come over a network.
+    pub fn is_remote(&self) -> bool {
+        match &self.store {
+            Store::Folder(folder) => storage::is_url(&folder.path("")),
+            Store::Tar(shards) => shards.is_remote(),
+            Store::Parquet(tables) => tables.is_remote(),
+        }
+    }
+
+    /// Begins to fetch the image that [`read`](Self::read) will be asked for, if it comes over a network. Indices from [`len`](Self::len) on are
+    /// ignored.
+    pub fn prefetch(&self, index: usize) {
+        if index < self.samples.len()
+            && let Some(stored) = self.stored(index)
+        {
+            match &self.store {
+                Store::Folder(folder) => folder.prefetch(&self.samples[index].key),
+                Store::Tar(shards) => shards.prefetch(stored),
+                Store::Parquet(tables) => tables.prefetch(stored),
+            }
+        }
+    }
+
+    /// Drops the copies that are kept of an image, which turned out to be damaged, so that it is fetched again. False where the only copy is
+    /// the data set's own.
+    pub fn forget(&self, index: usize) -> bool {
+        let Some(stored) = self.stored(index) else {
+            return false;
+        };
+        match &self.store {
+            Store::Folder(folder) => storage::is_url(&folder.path("")),
+            Store::Tar(shards) => shards.forget(stored),
+            Store::Parquet(tables) => tables.forget(stored),
+        }
+    }
+
     /// The number of the image with this key.
     pub fn find(&self, key: &str) -> Option<usize> {
         let at = self.by_key.binary_search_by(|&i| (*self.samples[i].key).cmp(key)).ok()?;

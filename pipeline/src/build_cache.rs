@@ -88,7 +88,7 @@ use space::{DiskWatch, Space};
 use stages::Stages;
 use summary::Summary;
 use timing::Timings;
-use workers::FolderLeases;
+use workers::Leases;
 use worklist::PartWork;
 use write::{CommittedFile, WriterContext, Writers};
 
@@ -131,7 +131,7 @@ pub fn build_cache(
 /// Builds what the cache lacks; also the second half of `add-teacher`. Other processes may build it too.
 pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     // ---- The cache: created, or found to be the same build -------------------------------------------------------------------
-    let leases = FolderLeases::new(&build.recipe.cache.out);
+    let leases = Leases::new(&build.recipe.cache.out, build.recipe.run.patience());
     let (cache, _lock) = open::open_cache(build, &leases)?;
     refuse::lost_files(&cache)?;
 
@@ -145,6 +145,9 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     }
     if work.is_empty() {
         leases.clear_ended()?;
+        if !others_are_at_work {
+            SavedBatches::new(cache.dir(), &build.identity).clear()?;
+        }
         leases.remove_if_unused();
         let summary = Summary::of_cache(&cache)?;
         summary.print(format, out)?;

@@ -76,7 +76,7 @@ impl Command {
 pub struct BuildCacheArgs {
     /// The images: class folders, WebDataset *.tar or *.parquet in the Hugging Face layout (a file, a glob or a {000..099} range). `::` and a
     /// pattern behind it say which files or members are images, as in `photos::*.png`; behind Parquet, the image column. `::label=NAME`, or `,label=NAME` behind
-    /// either, says which column or member holds the labels.
+    /// either, says which column or member holds the labels. URLs of object stores (s3://, gs://, az://, http://) are taken, too.
     #[arg(long, value_name = "SRC")]
     pub images: Option<String>,
     /// The cache folder; created, or resumed when it holds the same build.

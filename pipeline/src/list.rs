@@ -163,9 +163,9 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
 
 /// The problem of a committed file that is missing or has another size.
 fn check_file(path: &Path, bytes: u64) -> Option<String> {
-    match std::fs::metadata(path) {
-        Ok(file) if file.len() == bytes => None,
-        Ok(file) => Some(format!("{} has {} bytes, its commit record says {}", path.display(), file.len(), bytes)),
+    match storage::metadata(path) {
+        Ok(file) if file.len == bytes => None,
+        Ok(file) => Some(format!("{} has {} bytes, its commit record says {}", path.display(), file.len, bytes)),
         Err(e) => Some(format!("cannot read {}: {e}", path.display())),
     }
 }

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     terminal::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
     torch_ext::keep_quiet_about_memory();
     let outcome = signals::catch().and_then(|()| {
+        program::stores::open(std::env::vars_os(), std::env::temp_dir(), None)?;
         let mut env = Environment::from_vars(|name| std::env::var(name).ok());
         let program = std::env::current_exe()?.into_os_string();
         env.command = std::iter::once(program).chain(std::env::args_os().skip(1)).collect();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use models::precision::Precision;
 use program::range::at_least_one;
@@ -172,6 +173,13 @@ pub struct Run {
     pub lease_seconds: u64,
     /// Begin although the disk may have no room for the whole cache.
     pub allow_full_disk: bool,
+}
+
+impl Run {
+    /// How long others wait for a sign of life of a worker.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds)
+    }
 }
 
 impl Default for Run {

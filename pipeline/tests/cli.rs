@@ -6,6 +6,11 @@
     reason = "tests make, damage and compare files of their own, and state what they expect by unwrapping"
 )]
 
+#[path = "../../tests/support/bucket.rs"]
+mod bucket;
+/// Sources and caches in a bucket, kills, and a network that fails.
+#[path = "cli/buckets.rs"]
+mod buckets;
 /// Rows, rejects, resuming, thread counts, refusals.
 #[path = "cli/build.rs"]
 mod build;

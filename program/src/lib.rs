@@ -8,6 +8,7 @@
 //! | [`terminal`] | messages and progress bars on stderr |
 //! | [`signals`] | Ctrl-C and SIGTERM |
 //! | [`exit`] | the exit status |
+//! | [`stores`] | object stores, as the environment says |
 //! | [`table`](mod@table) | tables of results |
 //! | [`words`] | counts in sentences and tables |
 
@@ -17,6 +18,7 @@ pub mod fetch;
 pub mod range;
 pub mod recipe;
 pub mod signals;
+pub mod stores;
 pub mod table;
 pub mod terminal;
 pub mod words;

@@ -14,7 +14,11 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 /// Sends `tracing`'s messages to stderr in `format`. `filter` is in `RUST_LOG`'s syntax; without one, messages from `info` up are shown.
 /// A program calls this once.
 pub fn init(format: LogFormat, filter: Option<&str>) {
-    let filter = EnvFilter::new(filter.unwrap_or("info"));
+    let mut filter = EnvFilter::new(filter.unwrap_or("info"));
+    // Its messages show the URLs of requests, which may be signed; what it cannot do is reported as an error.
+    if let Ok(silent) = "object_store=off".parse() {
+        filter = filter.add_directive(silent);
+    }
     let messages = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| AboveBars)

@@ -4,11 +4,14 @@
 //! too. A process that dies before the rename leaves only the temporary file, which [`remove_stale`] clears away. A temporary
 //! file is locked while its writer lives, and the kernel drops the lock when the writer dies, however it dies: so the two can
 //! be told apart, between containers too, where process ids say nothing.
+//!
+//! A file of an object store is written to a nameless temporary file of a local disk and uploaded when it is finished: it appears whole, and a
+//! process that dies leaves nothing that anybody sees.
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -20,13 +23,27 @@ const SUFFIX: &str = ".tmp";
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
-    temp: Temp,
+    place: Place,
     target: PathBuf,
+}
+
+/// Where a file becomes visible.
+#[derive(Debug)]
+enum Place {
+    /// Beside its temporary name.
+    Beside(Temp),
+    /// In an object store. The temporary file has no name.
+    Store,
 }
 
 impl AtomicFile {
     /// Starts a temporary file beside `target`, making the folder if needed.
     pub fn create(target: &Path) -> Result<AtomicFile> {
+        if storage::is_url(target) {
+            let file =
+                storage::temporary().map_err(|e| Error::io("create a temporary file in", &storage::scratch(), e))?;
+            return Ok(AtomicFile { file, place: Place::Store, target: target.to_path_buf() });
+        }
         create_dir(folder_of(target))?;
         loop {
             let path = temp_path(target)?;
@@ -34,7 +51,7 @@ impl AtomicFile {
             let file = options.write(true).create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
             let temp = Temp { path, is_dir: false };
             if hold(&file, &temp.path)? {
-                return Ok(AtomicFile { file, temp, target: target.to_path_buf() });
+                return Ok(AtomicFile { file, place: Place::Beside(temp), target: target.to_path_buf() });
             }
         }
     }
@@ -45,20 +62,36 @@ impl AtomicFile {
     }
 
     /// Makes the bytes durable and the file visible, replacing an older one of that name.
-    pub fn publish(self) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io("write", &self.target, e))?;
-        self.temp.rename(&self.target)
+    pub fn publish(mut self) -> Result<()> {
+        match self.place {
+            Place::Beside(temp) => {
+                self.file.sync_all().map_err(|e| Error::io("write", &self.target, e))?;
+                temp.rename(&self.target)
+            }
+            Place::Store => {
+                storage::upload(&mut self.file, &self.target).map_err(|e| Error::io("upload", &self.target, e))
+            }
+        }
     }
 
     /// Like [`Self::publish`], but leaves an older file of that name alone and returns false: of several processes that write
-    /// the same name at once, one wins. Where the file system has no hard links, the last wins.
-    pub fn publish_new(self) -> Result<bool> {
+    /// the same name at once, one wins. Where the file system has no hard links, the last wins. Only for small files.
+    pub fn publish_new(mut self) -> Result<bool> {
+        let temp = match self.place {
+            Place::Beside(temp) => temp,
+            Place::Store => {
+                let mut bytes = Vec::new();
+                let read = self.file.rewind().and_then(|()| self.file.read_to_end(&mut bytes));
+                let put = read.and_then(|_| storage::put_new(&self.target, &bytes));
+                return put.map_err(|e| Error::io("write", &self.target, e));
+            }
+        };
         self.file.sync_all().map_err(|e| Error::io("write", &self.target, e))?;
-        match fs::hard_link(&self.temp.path, &self.target) {
+        match fs::hard_link(&temp.path, &self.target) {
             Ok(()) => sync_dir(folder_of(&self.target)).map(|()| true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(_) if self.target.exists() => Ok(false),
-            Err(_) => self.temp.rename(&self.target).map(|()| true),
+            Err(_) => temp.rename(&self.target).map(|()| true),
         }
     }
 }
@@ -75,6 +108,9 @@ impl Write for AtomicFile {
 
 /// Writes a small file (a record, a pointer) and publishes it, replacing an older one of that name.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if storage::is_url(path) {
+        return storage::put(path, bytes).map_err(|e| Error::io("write", path, e));
+    }
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| Error::io("write", path, e))?;
     file.publish()
@@ -85,23 +121,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn write_soon(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| Error::io("write", path, e))?;
-    file.temp.rename_soon(&file.target)
+    match file.place {
+        Place::Beside(temp) => temp.rename_soon(&file.target),
+        Place::Store => file.publish(),
+    }
 }
 
 /// Gives a finished, durable file its name, or removes it.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     Temp { path: from.to_path_buf(), is_dir: false }.rename(to)
-}
-
-/// Removes a file that may be gone already.
-///
-/// # Errors
-/// I/O.
-pub fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
-    }
 }
 
 /// Makes a symbolic link at `path` that leads to `target`, replacing an older file of that name, and the folders above it.
@@ -159,6 +187,9 @@ impl AtomicDir {
 /// Removes the temporary files and folders that dead processes left for `target`, and returns how many there were. Those of
 /// living ones are kept, and so is all that the file system cannot lock.
 pub fn remove_stale(target: &Path) -> Result<usize> {
+    if storage::is_url(target) {
+        return Ok(0);
+    }
     let folder = folder_of(target);
     let entries = match fs::read_dir(folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
@@ -254,9 +285,9 @@ fn folder_of(target: &Path) -> &Path {
     }
 }
 
-/// Makes a folder and those above it, each durable in the one that holds it.
+/// Makes a folder and those above it, each durable in the one that holds it. An object store has no folders and needs none.
 pub fn create_dir(folder: &Path) -> Result<()> {
-    if folder.is_dir() {
+    if storage::is_url(folder) || folder.is_dir() {
         return Ok(());
     }
     create_dir(folder_of(folder))?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::columns::samples_columns;
 use crate::commit::check_place;
+use crate::files::{exists, list, remove};
 use crate::generation::read_generations;
 use crate::samples_file::SamplesFile;
 use crate::{
@@ -77,7 +78,7 @@ pub fn check_teacher(dir: &Path, teacher: &TeacherIdentity) -> Result<bool> {
 /// [`Error::NotACache`] if there is no `cache.json`.
 pub fn has_parts(dir: &Path) -> Result<bool> {
     let path = layout::cache_json(dir);
-    if !path.exists() {
+    if !exists(&path)? {
         return Err(Error::NotACache { path: dir.to_path_buf() });
     }
     if has_committed_part(&layout::samples_commit(dir, 0))? {
@@ -115,24 +116,22 @@ pub fn start_over(dir: &Path, identity: &CacheIdentity) -> Result<()> {
     let mut folders: Vec<PathBuf> = vec![dir.join("samples"), dir.join("rejects")];
     for id in teacher_folders(dir)? {
         let folder = layout::teachers_dir(dir).join(id.as_str());
-        atomic::remove(&layout::teacher_json(dir, &id))?;
+        remove(&layout::teacher_json(dir, &id))?;
         folders.push(folder);
     }
     for folder in &folders {
         // Complete files that no commit record declares: of a part that was being published.
-        for entry in std::fs::read_dir(folder).into_iter().flatten() {
-            let entry = entry.map_err(|e| Error::io("list", folder, e))?;
-            let name = entry.file_name();
-            let of_part = |suffix| layout::part_number(&name.to_string_lossy(), suffix).is_some();
+        for entry in list(folder)? {
+            let of_part = |suffix| layout::part_number(&entry.name, suffix).is_some();
             if of_part(".parquet") || of_part(".jsonl") {
-                atomic::remove(&entry.path())?;
+                remove(&entry.path)?;
             }
         }
-        // Only if nothing else is in it.
+        // Only if nothing else is in it; a bucket has no folders.
         let _ = std::fs::remove_dir(folder);
     }
     // What was saved for the parts of the other identity.
-    let _ = std::fs::remove_dir_all(layout::work_dir(dir));
+    let _ = storage::remove_tree(&layout::work_dir(dir));
     json::write(&path, identity)
 }
 
@@ -144,17 +143,8 @@ fn has_committed_part(beside: &Path) -> Result<bool> {
 /// The parts that are declared complete in the folder that this file lies in, readable or not.
 fn commits_in(beside: &Path) -> Result<BTreeSet<u32>> {
     let folder = beside.parent().unwrap_or(beside);
-    let listed = |e| Error::io("list", folder, e);
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        entries => entries.map_err(listed)?,
-    };
-    let mut parts = BTreeSet::new();
-    for entry in entries {
-        let name = entry.map_err(listed)?.file_name();
-        parts.extend(name.to_str().and_then(|name| layout::part_number(name, ".commit.json")));
-    }
-    Ok(parts)
+    let names = list(folder)?.into_iter().map(|entry| entry.name);
+    Ok(names.filter_map(|name| layout::part_number(&name, ".commit.json")).collect())
 }
 
 /// The parts whose samples and features of all `teachers` are declared complete, by the names of their records alone: of a cache that others write to, a
@@ -276,37 +266,41 @@ impl Cache {
         Ok(PartState { samples, teachers })
     }
 
+    /// [`Self::part_state`] of every part; where each takes a round trip, of many at once.
+    ///
+    /// # Errors
+    /// The first that [`Self::part_state`] gives.
+    pub fn part_states(&self) -> Result<Vec<PartState>> {
+        let parts: Vec<u32> = (0..self.identity.parts()).collect();
+        storage::in_parallel(&parts, |&part| self.part_state(part), storage::is_url(&self.dir)).into_iter().collect()
+    }
+
     /// The files that a commit record declares and that are not there, or not of the declared size: what a copy that broke off, or a
     /// tidying hand, leaves. Their contents are not read; [`verify`](crate::verify()) does that.
     ///
     /// # Errors
     /// What prevents looking: a damaged commit record, I/O.
     pub fn lost_files(&self) -> Result<Vec<Error>> {
-        let mut lost = Vec::new();
-        let mut check = |path: PathBuf, expected: u64| -> Result<()> {
-            match std::fs::metadata(&path) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    lost.push(Error::FileMissing { path });
-                }
-                Err(e) => return Err(Error::io("read", &path, e)),
-                Ok(found) if found.len() != expected => {
-                    lost.push(Error::FileSize { path, found: found.len(), expected })
-                }
-                Ok(_) => {}
-            }
-            Ok(())
-        };
-        for part in 0..self.identity.parts() {
-            let state = self.part_state(part)?;
+        let mut declared: Vec<(PathBuf, u64)> = Vec::new();
+        for (part, state) in (0..).zip(self.part_states()?) {
             if let Some(samples) = state.samples {
-                check(layout::samples_file(&self.dir, part), samples.file.bytes)?;
-                check(layout::rejects_file(&self.dir, part), samples.rejects.bytes)?;
+                declared.push((layout::samples_file(&self.dir, part), samples.file.bytes));
+                declared.push((layout::rejects_file(&self.dir, part), samples.rejects.bytes));
             }
             for (id, commit) in state.teachers {
-                check(layout::teacher_file(&self.dir, &id, part), commit.file.bytes)?;
+                declared.push((layout::teacher_file(&self.dir, &id, part), commit.file.bytes));
             }
         }
-        Ok(lost)
+        let check = |(path, expected): &(PathBuf, u64)| match storage::metadata(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Some(Error::FileMissing { path: path.clone() })),
+            Err(e) => Err(Error::io("read", path, e)),
+            Ok(found) if found.len != *expected => {
+                Ok(Some(Error::FileSize { path: path.clone(), found: found.len, expected: *expected }))
+            }
+            Ok(_) => Ok(None),
+        };
+        let checked = storage::in_parallel(&declared, check, storage::is_url(&self.dir));
+        checked.into_iter().filter_map(Result::transpose).collect()
     }
 
     /// The rows of a samples file, each checked.
@@ -403,21 +397,7 @@ pub fn read_teacher(dir: &Path, id: &TeacherId) -> Result<Option<TeacherIdentity
 
 /// The folders of `teachers/` that can be a teacher's, sorted.
 pub(crate) fn teacher_folders(dir: &Path) -> Result<BTreeSet<TeacherId>> {
-    let folder = layout::teachers_dir(dir);
-    let entries = match std::fs::read_dir(&folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        entries => entries.map_err(|e| Error::io("list", &folder, e))?,
-    };
-    let mut ids = BTreeSet::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
-        // Links to folders count as folders. A plain file cannot be a teacher, and `verify` mentions it in a note.
-        if !entry.path().is_dir() {
-            continue;
-        }
-        if let Some(id) = entry.file_name().to_str().and_then(|name| TeacherId::new(name).ok()) {
-            ids.insert(id);
-        }
-    }
-    Ok(ids)
+    // Links to folders count as folders. A plain file cannot be a teacher, and `verify` mentions it in a note.
+    let folders = list(&layout::teachers_dir(dir))?.into_iter().filter(|entry| entry.is_dir);
+    Ok(folders.filter_map(|entry| TeacherId::new(&entry.name).ok()).collect())
 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::{Error, Result, TeacherId, atomic, layout};
+use crate::files::{list, remove};
+use crate::{Result, TeacherId, atomic, layout};
 
 /// Removes a teacher's features and identity from a cache, and the folder unless something else is in it. Returns the bytes freed. Commit records go first, so
 /// that whatever is left when the program is killed is a teacher without these parts. Only for a process that has the cache to itself.
@@ -12,23 +13,20 @@ use crate::{Error, Result, TeacherId, atomic, layout};
 pub fn drop_teacher(dir: &Path, id: &TeacherId) -> Result<u64> {
     let identity = layout::teacher_json(dir, id);
     let folder = identity.parent().unwrap_or(dir);
-    let listed = |e| Error::io("list", folder, e);
     let (mut commits, mut files) = (Vec::new(), Vec::new());
-    for entry in std::fs::read_dir(folder).map_err(listed)? {
-        let entry = entry.map_err(listed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if layout::part_number(&name, ".commit.json").is_some() {
-            commits.push(entry.path());
-        } else if layout::part_number(&name, ".parquet").is_some() || atomic::target_name(&name).is_some() {
-            files.push(entry.path());
+    for entry in list(folder)? {
+        if layout::part_number(&entry.name, ".commit.json").is_some() {
+            commits.push(entry.path);
+        } else if layout::part_number(&entry.name, ".parquet").is_some() || atomic::target_name(&entry.name).is_some() {
+            files.push(entry.path);
         }
     }
     let mut freed = 0;
     for path in commits.iter().chain(&files).chain([&identity]) {
-        freed += std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-        atomic::remove(path)?;
+        freed += storage::metadata(path).map_or(0, |metadata| metadata.len);
+        remove(path)?;
     }
-    // Only if nothing else is in it.
+    // Only if nothing else is in it; a bucket has no folders.
     let _ = std::fs::remove_dir(folder);
     Ok(freed)
 }

@@ -193,18 +193,8 @@ pub(crate) fn read_generations(dir: &Path, identity: &mut CacheIdentity) -> Resu
 
 /// The numbers of the records that are there, readable or not.
 fn numbers(dir: &Path) -> Result<BTreeSet<u32>> {
-    let folder = layout::generations_dir(dir);
-    let listed = |e| Error::io("list", &folder, e);
-    let entries = match std::fs::read_dir(&folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        entries => entries.map_err(listed)?,
-    };
-    let mut numbers = BTreeSet::new();
-    for entry in entries {
-        let name = entry.map_err(listed)?.file_name();
-        numbers.extend(name.to_str().and_then(layout::generation_number));
-    }
-    Ok(numbers)
+    let entries = crate::files::list(&layout::generations_dir(dir))?;
+    Ok(entries.iter().filter_map(|entry| layout::generation_number(&entry.name)).collect())
 }
 
 /// Writes the record of the last generation of `identity`, which comes next in the cache or is there already. One that says

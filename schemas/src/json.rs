@@ -39,10 +39,17 @@ pub(crate) fn write_new<T: Serialize>(path: &Path, record: &T) -> Result<bool> {
 /// # Errors
 /// In this order: [`Error::RecordSize`], [`Error::RecordDigest`], [`Error::Version`], [`Error::Record`].
 pub(crate) fn read<T: Serialize + DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let Some(bytes) = read_file(path, MAX_BYTES)? else {
+    let Some(mut bytes) = read_file(path, MAX_BYTES)? else {
         return Ok(None);
     };
     let fail = |detail: String| Error::Record { path: path.to_path_buf(), detail };
+    for _ in 0..storage::COPIES {
+        if digest_holds(&bytes) || !storage::is_url(path) {
+            break;
+        }
+        // The network may have damaged it.
+        bytes = read_file(path, MAX_BYTES)?.unwrap_or_default();
+    }
     if !digest_holds(&bytes) {
         return Err(Error::RecordDigest { path: path.to_path_buf() });
     }
@@ -71,13 +78,24 @@ pub(crate) fn read<T: Serialize + DeserializeOwned>(path: &Path) -> Result<Optio
 /// The whole file, unless it is larger than `limit`; `None` if there is none.
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let io = |e| Error::io("read", path, e);
+    let too_large = |found| Error::RecordSize { path: path.to_path_buf(), found, limit };
+    if storage::is_url(path) {
+        // One request instead of two: what is asked for is nearly always there and small.
+        return match storage::read(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            read => match read.map_err(io)? {
+                bytes if bytes.len() as u64 > limit => Err(too_large(bytes.len() as u64)),
+                bytes => Ok(Some(bytes)),
+            },
+        };
+    }
     let file = match File::open(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         file => file.map_err(io)?,
     };
     let found = file.metadata().map_err(io)?.len();
     if found > limit {
-        return Err(Error::RecordSize { path: path.to_path_buf(), found, limit });
+        return Err(too_large(found));
     }
     let mut bytes = Vec::with_capacity(found as usize);
     file.take(limit).read_to_end(&mut bytes).map_err(io)?;

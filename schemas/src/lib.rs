@@ -10,6 +10,7 @@ mod depth_window;
 mod drop_teacher;
 mod encoded_row;
 mod error;
+mod files;
 mod generation;
 mod identity;
 mod json;

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 
 use crate::columns::{Column, teacher_checksum, teacher_columns};
 use crate::page::{Page, Values};
-use crate::part_file::{Expected, PartFile, RowGroup};
+use crate::part_file::{Expected, Fetch, PartFile, RowGroup};
 use crate::rules::RowRules;
 use crate::{CacheIdentity, ContentHash, Error, Result, RowKey, TeacherCommit, TeacherIdentity, TeacherRow, layout};
 
@@ -18,7 +19,7 @@ pub struct TeacherPart {
     file: PartFile,
     commit: TeacherCommit,
     columns: [Column; 7],
-    heads: Vec<Result<Head, Damage>>,
+    heads: RwLock<Vec<Result<Head, Damage>>>,
 }
 
 /// The small columns of a row.
@@ -47,6 +48,9 @@ const CHECKSUM: usize = 6;
 /// The small columns.
 const HEADS: [usize; 4] = [SAMPLE_ID, VIEW, CONTENT_HASH, CHECKSUM];
 
+/// Rows that are on their way while rows are read in order over a network.
+pub(crate) const AHEAD: usize = 64;
+
 thread_local! {
     /// Compressed bytes on their way; a row's are too many for the allocator to hand out anew without asking the kernel.
     static PAGE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -69,12 +73,16 @@ impl TeacherPart {
             teacher_fingerprint: Some(teacher.fingerprint()),
         };
         let file = PartFile::open(&layout::teacher_file(cache, &teacher.id, part), &expected)?;
-        let mut part = TeacherPart { file, commit, columns, heads: Vec::new() };
+        let mut part = TeacherPart { file, commit, columns, heads: RwLock::default() };
         let mut heads = Vec::new();
         for group in &part.file.groups {
             part.read_heads(group, &mut heads)?;
         }
-        part.heads = heads;
+        part.heads = RwLock::new(heads);
+        if part.file.is_remote() {
+            // A row that turns out to be damaged is read again, its small columns too.
+            return Ok(part);
+        }
         for group in &mut part.file.groups {
             HEADS.into_iter().for_each(|column| group.chunks[column].forget_pages());
         }
@@ -113,15 +121,37 @@ impl TeacherPart {
 
     /// [`Self::read_row`] into a row whose memory is reused. After an error its contents are unspecified.
     pub fn read_row_into(&self, row: usize, out: &mut TeacherRow) -> Result<()> {
+        self.file.read_patiently(|fetch| {
+            if fetch == Fetch::Again && row < self.rows() {
+                self.read_head_again(row)?;
+            }
+            self.read_row_from(row, out, fetch)
+        })
+    }
+
+    /// Begins to fetch a row, if it has to come over a network. Nothing is done for a row that there is not.
+    pub fn prefetch_row(&self, row: usize) {
+        if row < self.rows() && self.file.is_remote() {
+            let group = self.group_of(row);
+            let page = |column: usize| group.chunks[column].page(row - group.first_row);
+            self.file.prefetch([TOKENS, CLS, CLS_ATTN].map(page));
+        }
+    }
+
+    fn group_of(&self, row: usize) -> &RowGroup {
+        &self.file.groups[self.file.groups.partition_point(|group| group.first_row <= row) - 1]
+    }
+
+    fn read_row_from(&self, row: usize, out: &mut TeacherRow, fetch: Fetch) -> Result<()> {
         let head = self.head(row)?;
         out.key = head.key;
-        let group = &self.file.groups[self.file.groups.partition_point(|group| group.first_row <= row) - 1];
+        let group = self.group_of(row);
         for (column, blob) in [(TOKENS, &mut out.tokens), (CLS, &mut out.cls), (CLS_ATTN, &mut out.cls_attn)] {
             let chunk = &group.chunks[column];
             let (offset, length) = chunk.page(row - group.first_row);
             PAGE.with_borrow_mut(|bytes| {
                 bytes.resize(length, 0);
-                self.file.read_at(offset, bytes)?;
+                self.file.read_at(offset, bytes, fetch)?;
                 let read =
                     Page::open(bytes).and_then(|page| self.columns[column].decompress_row(&page, group, column, blob));
                 read.map_err(|detail| self.unreadable(row, self.columns[column].name, detail))
@@ -158,7 +188,11 @@ impl TeacherPart {
 
     /// All rows in order, each with its own verdict.
     pub fn iter(&self) -> impl Iterator<Item = Result<TeacherRow>> + '_ {
-        (0..self.rows()).map(|row| self.read_row(row))
+        (0..AHEAD).for_each(|row| self.prefetch_row(row));
+        (0..self.rows()).map(|row| {
+            self.prefetch_row(row + AHEAD);
+            self.read_row(row)
+        })
     }
 
     /// Compressed bytes of each column.
@@ -176,7 +210,7 @@ impl TeacherPart {
     }
 
     fn head(&self, row: usize) -> Result<Head> {
-        match self.heads.get(row) {
+        match self.heads.read().unwrap_or_else(PoisonError::into_inner).get(row) {
             Some(Ok(head)) => Ok(*head),
             Some(Err(damage)) => Err(self.unreadable(row, damage.column, damage.detail.clone())),
             None => Err(Error::NoSuchRow { path: self.file.path.clone(), row, rows: self.rows() }),
@@ -189,37 +223,56 @@ impl TeacherPart {
 
     /// Reads the small columns of a row group, each with one positioned read.
     fn read_heads(&self, group: &RowGroup, heads: &mut Vec<Result<Head, Damage>>) -> Result<()> {
+        self.file.prefetch(HEADS.map(|column| group.chunks[column].extent()));
         let mut chunks = Vec::new();
         for column in HEADS {
             let (offset, length) = group.chunks[column].extent();
             let mut bytes = vec![0; length];
-            self.file.read_at(offset, &mut bytes)?;
-            chunks.push((column, offset, bytes));
+            self.file.read_at(offset, &mut bytes, Fetch::Usual)?;
+            chunks.push((offset, bytes));
         }
-        let mut value = Vec::new();
         for i in 0..group.rows {
-            let mut fields = [[0; 16]; 4];
-            let mut read = || {
-                for ((column, start, bytes), field) in chunks.iter().zip(&mut fields) {
-                    let (offset, length) = group.chunks[*column].page(i);
-                    let at = (offset - start) as usize;
-                    Page::open(&bytes[at..at + length])
-                        .and_then(|page| self.columns[*column].decompress_row(&page, group, *column, &mut value))
-                        .map_err(|detail| Damage { column: self.columns[*column].name, detail })?;
-                    field[..value.len()].copy_from_slice(&value);
-                }
-                let number = |field: &[u8; 16]| Values::new(field).u64().expect("16 bytes hold a number of 8");
-                let view = u16::try_from(number(&fields[1]));
-                let key = RowKey {
-                    sample_id: number(&fields[0]),
-                    view: view.map_err(|e| Damage { column: "view", detail: e.to_string() })?,
-                    content_hash: ContentHash(fields[2]),
-                };
-                Ok(Head { key, checksum: number(&fields[3]) })
-            };
-            heads.push(read());
+            let pages: [&[u8]; 4] = std::array::from_fn(|at| {
+                let (start, bytes) = &chunks[at];
+                let (offset, length) = group.chunks[HEADS[at]].page(i);
+                &bytes[(offset - start) as usize..][..length]
+            });
+            heads.push(self.parse_head(group, pages));
         }
         Ok(())
+    }
+
+    /// Reads the small columns of one row again from the object store.
+    fn read_head_again(&self, row: usize) -> Result<()> {
+        let group = self.group_of(row);
+        let mut pages: [Vec<u8>; 4] = Default::default();
+        for (page, column) in pages.iter_mut().zip(HEADS) {
+            let (offset, length) = group.chunks[column].page(row - group.first_row);
+            page.resize(length, 0);
+            self.file.read_at(offset, page, Fetch::Again)?;
+        }
+        let head = self.parse_head(group, pages.each_ref().map(Vec::as_slice));
+        self.heads.write().unwrap_or_else(PoisonError::into_inner)[row] = head;
+        Ok(())
+    }
+
+    /// The small columns of a row from their pages.
+    fn parse_head(&self, group: &RowGroup, pages: [&[u8]; 4]) -> Result<Head, Damage> {
+        let (mut fields, mut value) = ([[0; 16]; 4], Vec::new());
+        for ((column, page), field) in HEADS.into_iter().zip(pages).zip(&mut fields) {
+            Page::open(page)
+                .and_then(|page| self.columns[column].decompress_row(&page, group, column, &mut value))
+                .map_err(|detail| Damage { column: self.columns[column].name, detail })?;
+            field[..value.len()].copy_from_slice(&value);
+        }
+        let number = |field: &[u8; 16]| Values::new(field).u64().expect("16 bytes hold a number of 8");
+        let view = u16::try_from(number(&fields[1]));
+        let key = RowKey {
+            sample_id: number(&fields[0]),
+            view: view.map_err(|e| Damage { column: "view", detail: e.to_string() })?,
+            content_hash: ContentHash(fields[2]),
+        };
+        Ok(Head { key, checksum: number(&fields[3]) })
     }
 }
 

@@ -43,6 +43,18 @@ pub(crate) fn from_line(line: &[u8]) -> std::result::Result<Reject, String> {
 /// # Errors
 /// What prevents reading it at all: [`Error::FileMissing`], [`Error::FileSize`], I/O errors.
 pub(crate) fn read(path: &Path, stamp: &RejectsStamp) -> Result<(Vec<Reject>, Vec<Error>)> {
+    let mut read = read_once(path, stamp)?;
+    for _ in 0..storage::COPIES {
+        if read.1.is_empty() || !storage::is_url(path) {
+            break;
+        }
+        // The network may have damaged it.
+        read = read_once(path, stamp)?;
+    }
+    Ok(read)
+}
+
+fn read_once(path: &Path, stamp: &RejectsStamp) -> Result<(Vec<Reject>, Vec<Error>)> {
     let bytes = json::read_file(path, stamp.bytes).map_err(|e| match e {
         Error::RecordSize { path, found, .. } => Error::FileSize { path, found, expected: stamp.bytes },
         other => other,

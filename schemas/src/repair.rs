@@ -1,10 +1,10 @@
 //! Taking what is damaged out of a cache, so that a builder builds it again.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cache::{read_first_generation, read_teacher, teacher_folders};
+use crate::files::{exists, remove};
 use crate::{CacheIdentity, Error, Result, SamplesCommit, TeacherCommit, TeacherIdentity, atomic, layout};
 
 /// Identity records that cannot be read, out of their place: a builder that knows what they said writes them again. Dropping it puts them back.
@@ -20,7 +20,7 @@ impl SetAside {
     /// I/O.
     pub fn damaged_identities(dir: &Path) -> Result<SetAside> {
         let mut aside = SetAside::default();
-        if layout::cache_json(dir).exists() {
+        if exists(&layout::cache_json(dir))? {
             aside.take_if_damaged(layout::cache_json(dir), read_first_generation(dir).map(drop))?;
         }
         for id in teacher_folders(dir)? {
@@ -33,8 +33,8 @@ impl SetAside {
         use Error::{IdentityValue, Misplaced, Record, RecordDigest, RecordSize};
         match read {
             Err(RecordSize { .. } | RecordDigest { .. } | Record { .. } | IdentityValue { .. } | Misplaced { .. }) => {
-                let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-                atomic::remove(&path)?;
+                let bytes = storage::read(&path).map_err(|e| Error::io("read", &path, e))?;
+                remove(&path)?;
                 self.files.push((path, bytes));
                 Ok(())
             }
@@ -89,9 +89,9 @@ pub fn parts_are_of(dir: &Path, identity: &CacheIdentity, teachers: &[&TeacherId
 pub fn drop_damaged(problems: &[Error]) -> Result<Vec<PathBuf>> {
     let commits: BTreeSet<PathBuf> = problems.iter().filter_map(Error::path).filter_map(layout::commit_of).collect();
     for commit in &commits {
-        atomic::remove(commit)?;
+        remove(commit)?;
         for file in layout::declared_by(commit) {
-            atomic::remove(&file)?;
+            remove(&file)?;
         }
     }
     Ok(commits.into_iter().collect())

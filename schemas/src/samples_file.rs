@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::columns::{sample_checksum, samples_columns};
 use crate::page::{Page, Values};
-use crate::part_file::{Expected, PartFile, RowGroup};
+use crate::part_file::{Expected, Fetch, PartFile, RowGroup};
 use crate::rules::RowRules;
 use crate::{CacheIdentity, ContentHash, CropBox, Error, Result, SampleRow, SamplesCommit, View, layout};
 
@@ -51,6 +51,13 @@ impl SamplesPart {
         })?;
         self.file.image(row, sample)
     }
+
+    /// Begins to fetch the image of a row, if it has to come over a network. Nothing is done for a row that there is not.
+    pub fn prefetch_image(&self, row: usize) {
+        if row < self.rows.len() && self.file.file.is_remote() {
+            self.file.file.prefetch([self.file.image_page(row)]);
+        }
+    }
 }
 
 /// What reading a samples file gives: the sound rows, and what is wrong with the others.
@@ -84,10 +91,22 @@ impl SamplesFile {
     /// # Errors
     /// Only I/O errors; damage is in the result.
     pub(crate) fn read(&self, part: u32, identity: &CacheIdentity) -> Result<Samples> {
+        let mut samples = self.read_from(part, identity, Fetch::Usual)?;
+        for _ in 0..storage::COPIES {
+            if samples.problems.is_empty() || !self.file.is_remote() {
+                break;
+            }
+            // The network may have done it.
+            samples = self.read_from(part, identity, Fetch::Again)?;
+        }
+        Ok(samples)
+    }
+
+    fn read_from(&self, part: u32, identity: &CacheIdentity, fetch: Fetch) -> Result<Samples> {
         let mut samples = Samples::default();
         let mut rules = RowRules::new(self.file.path.clone(), identity, part);
         for group in &self.file.groups {
-            let (rows, mut problems) = self.read_group(group)?;
+            let (rows, mut problems) = self.read_group(group, fetch)?;
             for (i, row) in rows.iter().enumerate() {
                 rules.skip_to(group.first_row + i);
                 let verdict = row.as_ref().map_or(Ok(()), |(row, stored)| {
@@ -113,8 +132,12 @@ impl SamplesFile {
     }
 
     /// Reads a row group, and what is wrong with it by row.
-    fn read_group(&self, group: &RowGroup) -> Result<(Vec<StoredRow>, Vec<RowError>)> {
-        let mut columns = Columns { file: &self.file, group, next: 0, problems: Vec::new() };
+    fn read_group(&self, group: &RowGroup, fetch: Fetch) -> Result<(Vec<StoredRow>, Vec<RowError>)> {
+        if fetch == Fetch::Usual {
+            let columns = group.chunks.iter().enumerate().filter(|(column, _)| *column != IMAGE);
+            self.file.prefetch(columns.flat_map(|(_, chunk)| (0..chunk.n_pages()).map(|page| chunk.page(page))));
+        }
+        let mut columns = Columns { file: &self.file, group, fetch, next: 0, problems: Vec::new() };
         Ok((columns.read()?, columns.problems))
     }
 
@@ -123,17 +146,26 @@ impl SamplesFile {
     /// # Errors
     /// [`Error::RowUnreadable`] for a damaged page, [`Error::ImageHash`] for an image that is not the row's.
     pub(crate) fn image(&self, i: usize, row: &SampleRow) -> Result<Option<Vec<u8>>> {
+        self.file.read_patiently(|fetch| self.image_from(i, row, fetch))
+    }
+
+    /// Where the page of the image of row `i` lies.
+    fn image_page(&self, i: usize) -> (u64, usize) {
         let group = &self.file.groups[self.file.groups.partition_point(|group| group.first_row <= i) - 1];
-        let chunk = &group.chunks[IMAGE];
-        let (offset, length) = chunk.page(i - group.first_row);
+        group.chunks[IMAGE].page(i - group.first_row)
+    }
+
+    fn image_from(&self, i: usize, row: &SampleRow, fetch: Fetch) -> Result<Option<Vec<u8>>> {
+        let (offset, length) = self.image_page(i);
+        let compression = self.file.groups[0].chunks[IMAGE].compression;
         let (mut bytes, mut body) = (vec![0; length], Vec::new());
-        self.file.read_at(offset, &mut bytes)?;
+        self.file.read_at(offset, &mut bytes, fetch)?;
         let unfit = || "its value does not fit in its page".to_string();
         let read = Page::open(&bytes).and_then(|page| {
             if page.rows != 1 {
                 return Err(format!("its page has {} rows instead of 1", page.rows));
             }
-            page.decompress(chunk.compression, length, &mut body)?;
+            page.decompress(compression, length, &mut body)?;
             let mut values = Values::new(&body);
             let present = values.present(1).ok_or_else(unfit)?[0];
             let image = match present {
@@ -173,7 +205,7 @@ impl SamplesFile {
     pub(crate) fn read_unchecked(&self) -> Result<Vec<SampleRow>> {
         let mut rows = Vec::new();
         for group in &self.file.groups {
-            rows.extend(self.read_group(group)?.0.into_iter().flatten().map(|(row, _)| row));
+            rows.extend(self.read_group(group, Fetch::Usual)?.0.into_iter().flatten().map(|(row, _)| row));
         }
         Ok(rows)
     }
@@ -189,6 +221,7 @@ type RowError = (usize, Error);
 struct Columns<'a> {
     file: &'a PartFile,
     group: &'a RowGroup,
+    fetch: Fetch,
     next: usize,
     problems: Vec<RowError>,
 }
@@ -267,7 +300,7 @@ impl Columns<'_> {
             let rows = chunk.page_rows(i);
             let (first_row, rows) = (rows.start, rows.len());
             bytes.resize(length, 0);
-            self.file.read_at(offset, &mut bytes)?;
+            self.file.read_at(offset, &mut bytes, self.fetch)?;
             let mut page = Vec::new();
             let mut read = || {
                 let opened = Page::open(&bytes)?;

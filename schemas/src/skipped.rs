@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::columns::Hash;
+use crate::files::remove;
 use crate::{Error, Result, atomic, json, layout};
 
 /// Most bytes of the file that are read: 1 GiB, some ten million lines.
@@ -49,7 +50,7 @@ pub fn write_skipped(dir: &Path, skipped: &[Skipped]) -> Result<()> {
     match json::read_file(&path, MAX_BYTES)? {
         Some(bytes) if bytes == text.as_bytes() => Ok(()),
         None if skipped.is_empty() => Ok(()),
-        Some(_) if skipped.is_empty() => std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e)),
+        Some(_) if skipped.is_empty() => remove(&path),
         _ => atomic::write(&path, text.as_bytes()),
     }
 }

@@ -9,7 +9,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use storage::Entry;
+
 use crate::cache::{read_identity, read_teacher, teacher_folders};
+use crate::files::{exists, list};
+use crate::reader::AHEAD;
 use crate::rules::check_coverage;
 use crate::samples_file::SamplesFile;
 use crate::{
@@ -107,7 +111,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report> 
 /// As [`verify()`]; also [`Error::NoSuchPart`] and [`Error::NoSuchTeacher`] for what the cache does not have.
 pub fn verify_within(dir: &Path, scope: &Scope, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let mut report = Report::default();
-    if !layout::cache_json(dir).exists() {
+    if !exists(&layout::cache_json(dir))? {
         return Err(Error::NotACache { path: dir.to_path_buf() });
     }
     // Without its identity, nothing in a cache can be judged.
@@ -333,7 +337,9 @@ impl Verifier<'_> {
         let mut sums = ChannelSums::new(teacher.width as usize);
         let mut rules = features.rules(&self.identity);
         let (mut row, mut decoded) = (TeacherRow::default(), Vec::new());
+        (0..AHEAD).for_each(|row| features.prefetch_row(row));
         for i in 0..features.rows() {
+            features.prefetch_row(i + AHEAD);
             rules.skip_to(i);
             let sample = samples.and_then(|samples| samples.get(i)).and_then(Option::as_ref);
             let mut check = || {
@@ -380,7 +386,7 @@ impl Verifier<'_> {
         // The outer `None` is a damaged record, which is reported already.
         let commit = commit?;
         if commit.is_none() {
-            let stray = declared.iter().filter(|path| path.exists());
+            let stray = declared.iter().filter(|path| exists(path).unwrap_or(false));
             report.notes.extend(stray.map(|path| {
                 format!("{} has no commit record: an interrupted build left it and will replace it", path.display())
             }));
@@ -413,18 +419,11 @@ impl Verifier<'_> {
             ));
         }
         for (folder, suffixes, names) in folders {
-            let entries = match std::fs::read_dir(&folder) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                entries => entries.map_err(|e| Error::io("list", &folder, e))?,
-            };
-            for entry in entries {
-                let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
-                let name = entry.file_name().to_string_lossy().into_owned();
+            for Entry { name, path, .. } in list(&folder)? {
                 let part = suffixes.iter().find_map(|suffix| layout::part_number(&name, suffix));
                 if names.contains(&&*name) || part.is_some_and(|part| part < self.identity.parts()) {
                     continue;
                 }
-                let path = entry.path();
                 notes.push(match atomic::target_name(&name) {
                     Some(_) => {
                         format!("{} is a temporary file of a build that is running or was killed", path.display())
@@ -441,14 +440,7 @@ impl Verifier<'_> {
 /// Whether a teacher's folder holds commit records.
 fn holds_parts(dir: &Path, id: &TeacherId) -> Result<bool> {
     let folder = layout::teachers_dir(dir).join(id.as_str());
-    let io = |e| Error::io("list", &folder, e);
-    for entry in std::fs::read_dir(&folder).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        if layout::part_number(&name.to_string_lossy(), ".commit.json").is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(list(&folder)?.iter().any(|entry| layout::part_number(&entry.name, ".commit.json").is_some()))
 }
 
 /// (sample, rows of it), in order.

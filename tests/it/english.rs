@@ -17,7 +17,7 @@ const PATTERNS: [Pattern; 5] = [
 ];
 
 /// How often each pattern is there, by crate and folder. A count may only become smaller; when it does, this list is lowered with it.
-const ALLOWED: [(&str, [usize; PATTERNS.len()]); 12] = [
+const ALLOWED: [(&str, [usize; PATTERNS.len()]); 13] = [
     (".", [0, 0, 0, 0, 0]),
     ("assets", [0, 0, 0, 0, 0]),
     ("docs", [0, 0, 0, 0, 1]),
@@ -27,6 +27,7 @@ const ALLOWED: [(&str, [usize; PATTERNS.len()]); 12] = [
     ("pipeline", [0, 0, 0, 0, 0]),
     ("program", [0, 0, 0, 0, 0]),
     ("schemas", [0, 0, 0, 0, 4]),
+    ("storage", [0, 0, 0, 0, 0]),
     ("tests", [0, 0, 0, 0, 0]),
     ("torch-ext", [0, 0, 0, 0, 0]),
     ("trainer", [0, 0, 0, 0, 0]),

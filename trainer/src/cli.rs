@@ -9,6 +9,7 @@ use models::interop::Format;
 use models::precision::Precision;
 use program::LogFormat;
 use schemas::DepthWindow;
+use storage::CacheFolder;
 use tch::Device;
 
 use crate::data::classes::Matching;
@@ -24,9 +25,45 @@ pub struct Cli {
     /// Format of messages on stderr and of what `export` prints on stdout; other commands have --json for stdout.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    /// Folder on a local disk that keeps what is read from object stores (s3://, gs://, az://, http://), for later epochs and runs.
+    /// Any number of processes may share it.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most that --cache-dir takes, for example 500GB or 64GiB; the longest unread blocks make room. At least 16MiB.
+    #[arg(long, global = true, value_name = "SIZE", default_value = "100GB", value_parser = parse_size)]
+    pub cache_dir_limit: u64,
     /// The command to run.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Where blocks of objects are kept, if that is asked for.
+    pub fn cache_folder(&self) -> Option<CacheFolder> {
+        let folder = self.cache_dir.clone()?;
+        Some(CacheFolder { folder, limit: self.cache_dir_limit })
+    }
+}
+
+/// Bytes from a number with a unit: `1.5TB`, `64 GiB`, `1000000`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = (&text[..end], text[end..].trim().to_ascii_lowercase());
+    let unit: f64 = match &*unit {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return Err("expected a number with a unit, such as 500GB or 64GiB".to_owned()),
+    };
+    let number: f64 = number.parse().map_err(|_| "expected a number with a unit, such as 500GB or 64GiB".to_owned())?;
+    Ok((number * unit) as u64)
 }
 
 /// The stages, one file each.
@@ -492,6 +529,10 @@ pub struct BenchArgs {
     /// Batches for which the loader is timed, after the first [default: those of one epoch].
     #[arg(long, value_name = "N", requires = "cache", value_parser = clap::value_parser!(u32).range(1..))]
     pub loader_batches: Option<u32>,
+    /// Take the loader's batches at this pace, as a GPU that trains so fast would, and print which share of the time it would have waited for
+    /// them. Without it they are taken as they come.
+    #[arg(long, value_name = "IMG_PER_S", requires = "cache", value_parser = clap::value_parser!(u32).range(1..))]
+    pub consume: Option<u32>,
     /// Steps to time in each precision, after a warm-up.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,

@@ -20,7 +20,10 @@ fn main() -> ExitCode {
     allow_open_files();
     torch_ext::keep_quiet_about_memory();
     let hub = HubSettings::from_vars(|name| std::env::var(name).ok());
-    let outcome = signals::catch().and_then(|()| trainer::run(&cli, &hub, &mut io::stdout().lock()));
+    let outcome = signals::catch().and_then(|()| {
+        program::stores::open(std::env::vars_os(), std::env::temp_dir(), cli.cache_folder())?;
+        trainer::run(&cli, &hub, &mut io::stdout().lock())
+    });
     ExitStatus::report(outcome, cli.log_format, trainer::exit_status).into()
 }
 

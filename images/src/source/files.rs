@@ -1,10 +1,11 @@
 //! Many shards, few open files.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use storage::{File, is_url};
 
 use super::{Sample, file_name, io_error};
 use crate::SourceError;
@@ -28,6 +29,10 @@ impl ShardFiles {
         self.paths.len()
     }
 
+    pub(super) fn is_remote(&self) -> bool {
+        self.paths.iter().any(|path| is_url(path))
+    }
+
     pub(super) fn path(&self, shard: usize) -> &PathBuf {
         &self.paths[shard]
     }
@@ -38,10 +43,13 @@ impl ShardFiles {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let file = match open.iter().position(|(number, _)| *number == shard) {
             Some(at) => open.remove(at).expect("the position was just found").1,
-            None => Arc::new(File::open(&self.paths[shard]).map_err(io_error(&self.paths[shard]))?),
+            None => Arc::new(storage::open(&self.paths[shard]).map_err(io_error(&self.paths[shard]))?),
         };
         open.push_front((shard, file.clone()));
-        open.truncate(MAX_OPEN);
+        // An open object is no open file of this process, and opening it again takes a round trip.
+        if !is_url(&self.paths[shard]) {
+            open.truncate(MAX_OPEN);
+        }
         Ok(file)
     }
 }
@@ -65,7 +73,7 @@ pub(super) fn qualify(paths: &[PathBuf], ranges: &[Range<usize>], samples: &mut 
         let clash =
             shards.iter().flat_map(|&shard| &samples[ranges[shard].clone()]).any(|sample| !keys.insert(&*sample.key));
         for &shard in &shards {
-            files.insert(paths[shard].canonicalize().map_err(io_error(&paths[shard]))?);
+            files.insert(real(&paths[shard]).map_err(io_error(&paths[shard]))?);
         }
         if clash && files.len() == shards.len() {
             twins.extend(shards);
@@ -75,7 +83,7 @@ pub(super) fn qualify(paths: &[PathBuf], ranges: &[Range<usize>], samples: &mut 
         return Ok(());
     }
     let absolute: Vec<PathBuf> =
-        paths.iter().map(|path| std::path::absolute(path).map_err(io_error(path))).collect::<Result<_, _>>()?;
+        paths.iter().map(|path| absolute(path).map_err(io_error(path))).collect::<Result<_, _>>()?;
     for path in &absolute {
         let folder = path.parent().unwrap_or(path);
         common = Some(match common {
@@ -93,6 +101,15 @@ pub(super) fn qualify(paths: &[PathBuf], ranges: &[Range<usize>], samples: &mut 
         }
     }
     Ok(())
+}
+
+/// The one path among all that lead to a file. An object has one name.
+fn real(path: &Path) -> std::io::Result<PathBuf> {
+    if is_url(path) { Ok(path.to_path_buf()) } else { path.canonicalize() }
+}
+
+fn absolute(path: &Path) -> std::io::Result<PathBuf> {
+    if is_url(path) { Ok(path.to_path_buf()) } else { std::path::absolute(path) }
 }
 
 fn common_folder(one: &Path, other: &Path) -> PathBuf {

@@ -1,8 +1,6 @@
 //! Findings besides the images of a source: skipped pictures, archives that are not opened, and notes for the user.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::decode::{READABLE_EXTENSIONS, SNIFF_BYTES, UNREADABLE_EXTENSIONS, picture_format};
@@ -281,7 +279,7 @@ fn kind_of_name(name: &str) -> String {
 
 /// The first bytes of a file, enough to recognize its format.
 pub(super) fn start_of(path: &Path) -> std::io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    let file = storage::open(path)?;
     let mut start = vec![0; SNIFF_BYTES];
     let mut filled = 0;
     while filled < start.len() {

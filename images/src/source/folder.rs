@@ -11,12 +11,15 @@
 //!
 //! Folders with names like `train` and `val` in one folder are splits of a data set and not classes, and the user has to choose one.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use glob::Pattern;
+
+use storage::{Listed, is_url};
 
 use super::findings::{Candidate, Findings, extension, is_image_extension, is_readable, picture_reason, starts_of};
 use super::splits::{self, Splits};
@@ -32,8 +35,18 @@ impl Folder {
         self.root.join(key)
     }
 
+    /// Begins to fetch an object.
+    pub(super) fn prefetch(&self, key: &str) {
+        storage::prefetch(&self.path(key));
+    }
+
     pub(super) fn read(&self, key: &str) -> Result<Vec<u8>, SourceError> {
         let path = self.path(key);
+        if is_url(&path) {
+            let data = storage::read(&path).map_err(io_error(&path))?;
+            check_length(&path, || "the object".to_owned(), data.len() as u64)?;
+            return Ok(data);
+        }
         let mut file = File::open(&path).map_err(io_error(&path))?;
         let bytes = file.metadata().map_err(io_error(&path))?.len();
         check_length(&path, || "the file".to_owned(), bytes)?;
@@ -54,7 +67,17 @@ pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, So
         bad: Vec::new(),
         bad_count: 0,
     };
-    walk.folder(root, "", &mut vec![identity(root)?])?;
+    let listed = match is_url(root) {
+        true => {
+            let listed = storage::walk(root).map_err(io_error(root))?;
+            walk.objects(&listed, "");
+            Some(listed)
+        }
+        false => {
+            walk.folder(root, "", &mut vec![identity(root)?])?;
+            None
+        }
+    };
     let Walk { mut classes, mut keys, candidates, mut findings, splits, bad, bad_count, .. } = walk;
     if bad_count > 0 {
         return Err(SourceError::BadEntries { root: root.to_path_buf(), count: bad_count, first: bad });
@@ -89,7 +112,13 @@ pub(super) fn open(root: &Path, pattern: Option<&Pattern>) -> Result<Listing, So
     classes.sort_unstable();
     keys.sort_unstable();
 
-    let lengths = lengths(root, &keys)?;
+    let lengths = match listed {
+        Some(listed) => {
+            let lengths: HashMap<String, u64> = listed.into_iter().map(|listed| (listed.key, listed.len)).collect();
+            keys.iter().map(|key| lengths.get(key).copied().unwrap_or_default()).collect()
+        }
+        None => lengths(root, &keys)?,
+    };
     let label = |key: &str| {
         let (class, _) = key.split_once('/')?;
         let label =
@@ -204,6 +233,48 @@ impl Walk<'_> {
             self.splits.push((prefix.to_owned(), splits));
         }
         Ok(())
+    }
+
+    /// The same for objects whose keys begin with `prefix`, in order. A store has no folders, no links and nothing that cannot be listed.
+    fn objects(&mut self, listed: &[Listed], prefix: &str) {
+        let mut splits = Splits::default();
+        let name = |listed: &Listed| listed.key[prefix.len()..].split('/').next().unwrap_or_default().to_owned();
+        for group in listed.chunk_by(|a, b| name(a) == name(b)) {
+            let name = name(&group[0]);
+            let key = format!("{prefix}{name}");
+            let is_hidden = name.starts_with('.');
+            // An object may have the name of a folder, too, and then comes first.
+            let (files, below) = group.split_at(group.partition_point(|listed| listed.key == key));
+            if let [file] = files {
+                let is_wanted = self.pattern.is_none_or(|pattern| pattern.matches(&key));
+                let is_image = !is_hidden && extension(&key).is_some_and(is_image_extension);
+                match is_wanted && is_image {
+                    true => self.keys.push(key.clone()),
+                    false if is_wanted => self.candidates.push(Candidate { key: key.clone(), path: file.path.clone() }),
+                    false => {}
+                }
+            }
+            if below.is_empty() {
+                continue;
+            }
+            if is_hidden {
+                self.findings.skip(key, "hidden folder, not searched");
+                continue;
+            }
+            if prefix.is_empty() {
+                self.classes.push(name.clone());
+            }
+            let before = self.keys.len();
+            self.objects(below, &format!("{key}/"));
+            if self.keys.len() > before
+                && let Some(split) = splits::of_folder(&name)
+            {
+                splits.add(split, &*name);
+            }
+        }
+        if splits.is_choice() && self.pattern.is_none() {
+            self.splits.push((prefix.to_owned(), splits));
+        }
     }
 
     fn bad(&mut self, error: SourceError) {

@@ -11,7 +11,6 @@ mod columns;
 mod pages;
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -19,8 +18,10 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use ::parquet::file::reader::Length;
 
+use storage::is_url;
+
 use self::columns::{Columns, LabelColumn, LabelKind};
-use self::pages::{Page, Pread, Value, read_labels};
+use self::pages::{Page, PageStarts, Pread, Value, read_labels};
 use super::files::{ShardFiles, qualify};
 use super::findings::{Findings, Skipped};
 use super::labels::{MAX_NAMES, Names, bare, is_like_a_label, list};
@@ -49,8 +50,8 @@ struct Table {
 struct RowGroup {
     /// First row, counted in the file.
     first_row: usize,
-    /// First row of every page, counted in the group; filled when a row of the group is first read.
-    page_starts: OnceLock<Vec<usize>>,
+    /// Where its pages begin; filled when a row of the group is first read.
+    page_starts: OnceLock<PageStarts>,
 }
 
 /// File, row group, page.
@@ -72,10 +73,13 @@ pub(super) fn open(paths: Vec<PathBuf>, column: Option<&str>, label: Option<&str
     let mut opening = Opening { column, label_column: label, ..Opening::default() };
     let (mut tables, mut ranges) = (Vec::new(), Vec::new());
     let mut first: Option<Columns> = None;
+    // Over a network every footer takes several round trips.
+    let ahead = paths.iter().any(|path| is_url(path)).then(|| storage::in_parallel(&paths, |path| footer(path), true));
+    let mut ahead = ahead.map(Vec::into_iter);
     for path in &paths {
-        let file = Arc::new(File::open(path).map_err(io_error(path))?);
+        let footer = ahead.as_mut().and_then(Iterator::next).unwrap_or_else(|| footer(path))?;
         let start = opening.samples.len();
-        let (table, columns) = guarded(path, || opening.table(path, &file))?;
+        let (table, columns) = guarded(path, || opening.table(path, footer))?;
         match &first {
             Some(first) => columns.check_same(first, path)?,
             None => first = Some(columns),
@@ -105,6 +109,16 @@ pub(super) fn open(paths: Vec<PathBuf>, column: Option<&str>, label: Option<&str
     Ok(Listing { samples, label_names, findings, store: Store::Parquet(store) })
 }
 
+/// Opens a file and reads its footer.
+fn footer(path: &Path) -> Result<(Arc<Pread>, ParquetMetaData), SourceError> {
+    let file = Arc::new(storage::open(path).map_err(io_error(path))?);
+    let reader = Arc::new(Pread::new(path, &file)?);
+    guarded(path, || {
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(&*reader).map_err(explain(path))?;
+        Ok((reader.clone(), metadata))
+    })
+}
+
 /// Contents of the files read so far.
 #[derive(Default)]
 struct Opening<'a> {
@@ -125,10 +139,12 @@ struct Opening<'a> {
 
 impl Opening<'_> {
     /// Reads a footer and the labels, and appends the file's samples.
-    fn table(&mut self, path: &Path, file: &Arc<File>) -> Result<(Table, Columns), SourceError> {
+    fn table(
+        &mut self,
+        path: &Path,
+        (reader, metadata): (Arc<Pread>, ParquetMetaData),
+    ) -> Result<(Table, Columns), SourceError> {
         let first_sample = self.samples.len();
-        let reader = Arc::new(Pread::new(path, file)?);
-        let metadata = ParquetMetaDataReader::new().parse_and_finish(&*reader).map_err(explain(path))?;
         let columns = Columns::find(path, &metadata, self.column, self.label_column)?;
         let name = file_name(path)?;
         let file_len = reader.len();
@@ -145,7 +161,9 @@ impl Opening<'_> {
             let values = match &columns.label {
                 Some(label) => {
                     let chunk = group.column(label.leaf);
-                    read_labels(reader.clone(), chunk, rows, label.kind).map_err(explain(path))?
+                    let (start, len) = chunk.byte_range();
+                    let reader = Arc::new(reader.holding(start, len).map_err(io_error(path))?);
+                    read_labels(reader, chunk, rows, label.kind).map_err(explain(path))?
                 }
                 None => Vec::new(),
             };
@@ -281,6 +299,45 @@ impl Tables {
         format!("{}, row {}", self.files.path(place.table).display(), place.row_in_file)
     }
 
+    pub(super) fn is_remote(&self) -> bool {
+        self.files.is_remote()
+    }
+
+    /// Begins to fetch the page of a row, if it is known where that lies: another row of its group has been read.
+    pub(super) fn prefetch(&self, index: usize) {
+        if !self.is_remote() {
+            return;
+        }
+        let place = self.locate(index);
+        if let Some(starts) = self.tables[place.table].groups[place.group].page_starts.get()
+            && let Ok(file) = self.files.get(place.table)
+        {
+            let page = starts.rows.partition_point(|&start| start <= place.row_in_group) - 1;
+            let is_kept = self
+                .cache
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .any(|(id, _)| *id == (place.table, place.group, page));
+            if !is_kept {
+                file.prefetch(starts.extent(page));
+            }
+        }
+    }
+
+    /// Drops the page of a row.
+    pub(super) fn forget(&self, index: usize) -> bool {
+        let place = self.locate(index);
+        let (true, Ok(file)) = (self.is_remote(), self.files.get(place.table)) else {
+            return false;
+        };
+        let chunk = self.tables[place.table].metadata.row_group(place.group).column(self.image_leaf);
+        let (start, len) = chunk.byte_range();
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|((table, group, _), _)| (*table, *group) != (place.table, place.group));
+        file.forget(start, len)
+    }
+
     fn locate(&self, index: usize) -> Place {
         let table = self.tables.partition_point(|table| table.first_sample <= index) - 1;
         let row_in_file = index - self.tables[table].first_sample;
@@ -305,11 +362,11 @@ impl Tables {
                 known_starts.get_or_init(|| starts)
             }
         };
-        let page = starts.partition_point(|&start| start <= place.row_in_group) - 1;
-        let start = starts[page];
-        let end = starts.get(page + 1).copied().unwrap_or(rows);
+        let page = starts.rows.partition_point(|&start| start <= place.row_in_group) - 1;
+        let start = starts.rows[page];
+        let end = starts.rows.get(page + 1).copied().unwrap_or(rows);
         let page = self.page((place.table, place.group, page), || {
-            Page::read(reader()?, chunk, rows, start..end).map_err(explain(path))
+            Page::read(reader()?, chunk, rows, start..end, starts).map_err(explain(path))
         })?;
         let no_bytes = || SourceError::NoBytes { path: path.to_path_buf(), row: place.row_in_file as u64 };
         let bytes = page.row(place.row_in_group - start).ok_or_else(no_bytes)?;

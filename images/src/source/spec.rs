@@ -1,9 +1,13 @@
 //! From the user's specification of a source to its files.
 
+mod url;
+
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use super::findings::{Candidate, Findings, extension, is_image_extension, picture_reason, starts_of};
+use storage::is_url;
+
 use super::io_error;
 use super::splits::{self, Splits};
 use crate::SourceError;
@@ -15,11 +19,16 @@ pub(super) enum Resolved {
     Parquet(Vec<PathBuf>),
 }
 
+/// Whether there is a file or folder of this name on a disk: a URL is never the name of one.
+fn exists(spec: &str) -> bool {
+    !is_url(Path::new(spec)) && Path::new(spec).exists()
+}
+
 /// The files of a source, findings beside them, and the text after `::`, which selects images and labels.
 pub(super) fn resolve(spec: &str) -> Result<(Resolved, Findings, Option<&str>), SourceError> {
     // An existing path is used literally, even if it has characters of a pattern.
     let (files, within) = match spec.rsplit_once("::") {
-        Some((files, within)) if !Path::new(spec).exists() => (files, Some(within)),
+        Some((files, within)) if !exists(spec) => (files, Some(within)),
         _ => (spec, None),
     };
     let mut findings = Findings::default();
@@ -30,9 +39,14 @@ pub(super) fn resolve(spec: &str) -> Result<(Resolved, Findings, Option<&str>), 
 /// Whether `path`, which need not exist, lies in the folder that `spec` names: files written there would become part of the source.
 pub fn lies_in(path: &Path, spec: &str) -> bool {
     let folder = match spec.rsplit_once("::") {
-        Some((folder, _)) if !Path::new(spec).exists() => folder,
+        Some((folder, _)) if !exists(spec) => folder,
         _ => spec,
     };
+    if is_url(path) || is_url(Path::new(folder)) {
+        let folder = folder.trim_end_matches('/');
+        let below = path.to_str().and_then(|path| path.strip_prefix(folder));
+        return below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    }
     let (Ok(folder), Ok(path)) = (Path::new(folder).canonicalize(), std::path::absolute(path)) else {
         return false;
     };
@@ -66,6 +80,9 @@ pub(super) fn split_label(within: Option<&str>) -> (Option<&str>, Option<&str>) 
 /// Shards keep the order of the braces, and within one glob are sorted bytewise.
 fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, SourceError> {
     let path = Path::new(spec);
+    if is_url(path) {
+        return url::resolve(spec, findings);
+    }
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => return resolve_folder(path, findings),
         Ok(_) => return shards(spec, vec![path.to_path_buf()]),
@@ -91,8 +108,14 @@ fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, Source
             return Err(SourceError::NotFound { spec: pattern });
         }
     }
+    note_splits(&paths, findings);
+    shards(spec, paths)
+}
+
+/// Notes that files of several splits are read as one data set.
+fn note_splits(paths: &[PathBuf], findings: &mut Findings) {
     let mut splits = Splits::default();
-    for path in &paths {
+    for path in paths {
         if let Some(split) = split_of(path) {
             splits.add(split, path.display().to_string());
         }
@@ -100,7 +123,6 @@ fn resolve_files(spec: &str, findings: &mut Findings) -> Result<Resolved, Source
     if splits.is_choice() {
         findings.note(format!("reads the files of several splits as one data set: {}", splits.list("file")));
     }
-    shards(spec, paths)
 }
 
 /// The split of a shard, by its name, else by the name of its folder.
@@ -153,6 +175,11 @@ fn resolve_folder(root: &Path, findings: &mut Findings) -> Result<Resolved, Sour
     let mut paths = tables;
     paths.append(&mut tars);
     paths.sort_unstable();
+    shards_of_one_split(root, paths)
+}
+
+/// The shards of a folder, unless they are of several splits.
+fn shards_of_one_split(root: &Path, paths: Vec<PathBuf>) -> Result<Resolved, SourceError> {
     let folder = root.display().to_string();
     let mut splits = Splits::default();
     for name in paths.iter().filter_map(|path| path.file_name()?.to_str()) {

@@ -16,12 +16,11 @@
 mod ends;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use glob::Pattern;
+use storage::{Scan, Scanner};
 use tar::{Archive, EntryType};
 
 use self::ends::{BLOCK, Behind, compression, is_header, malformed, truncated};
@@ -30,7 +29,7 @@ use super::findings::{Findings, extension, is_image_extension, is_picture_extens
 use super::labels::{Names, Text, is_like_a_label, list, read_text};
 use super::{Listing, Sample, Store, check_length, file_name, io_error};
 use crate::SourceError;
-use crate::decode::SNIFF_BYTES;
+use crate::decode::{MAX_FILE_BYTES, SNIFF_BYTES};
 
 /// Largest member with a label in bytes: more than any number or class name has.
 const MAX_LABEL_BYTES: u64 = 1024;
@@ -67,6 +66,27 @@ impl Shards {
         Ok(data)
     }
 
+    pub(super) fn is_remote(&self) -> bool {
+        self.files.is_remote()
+    }
+
+    /// Begins to fetch an image. A shard that cannot be opened shows when the image is read.
+    pub(super) fn prefetch(&self, index: usize) {
+        let member = &self.members[index];
+        if self.is_remote()
+            && member.bytes <= MAX_FILE_BYTES
+            && let Ok(file) = self.files.get(member.shard as usize)
+        {
+            file.prefetch([(member.offset, member.bytes as usize)]);
+        }
+    }
+
+    pub(super) fn forget(&self, index: usize) -> bool {
+        let member = &self.members[index];
+        let file = if self.is_remote() { self.files.get(member.shard as usize).ok() } else { None };
+        file.is_some_and(|file| file.forget(member.offset, member.bytes))
+    }
+
     pub(super) fn files(&self) -> usize {
         self.files.len()
     }
@@ -84,10 +104,10 @@ pub(super) fn open(
 ) -> Result<Listing, SourceError> {
     let mut shards = Opening { pattern, field, ..Opening::default() };
     let (mut members, mut ranges) = (Vec::new(), Vec::new());
-    for (shard, path) in paths.iter().enumerate() {
+    for ((shard, path), scan) in paths.iter().enumerate().zip(Scanner::new(&paths)) {
         let shard = u32::try_from(shard).expect("fewer than 2^32 shards");
         let first = shards.samples.len();
-        for (offset, bytes) in shards.shard(path)? {
+        for (offset, bytes) in shards.shard(path, scan.map_err(io_error(path))?)? {
             members.push(Member { shard, offset, bytes });
         }
         ranges.push(first..shards.samples.len());
@@ -181,9 +201,8 @@ impl Image {
 
 impl Opening<'_> {
     /// Appends a shard's samples; returns the position and length of each.
-    fn shard(&mut self, path: &Path) -> Result<Vec<(u64, u64)>, SourceError> {
+    fn shard(&mut self, path: &Path, file: Scan) -> Result<Vec<(u64, u64)>, SourceError> {
         let shard = file_name(path)?;
-        let file = File::open(path).map_err(io_error(path))?;
         let mut index = Index::default();
         self.members(path, shard, &file, &mut index)?;
         let Index { images, labels } = index;
@@ -335,8 +354,8 @@ impl Opening<'_> {
     }
 
     /// Reads all headers of a shard, which may be several archives joined.
-    fn members(&mut self, path: &Path, shard: &str, file: &File, index: &mut Index) -> Result<(), SourceError> {
-        let file_len = file.metadata().map_err(io_error(path))?.len();
+    fn members(&mut self, path: &Path, shard: &str, file: &Scan, index: &mut Index) -> Result<(), SourceError> {
+        let file_len = file.len().map_err(io_error(path))?;
         let mut start = [0; BLOCK as usize];
         if file.read_exact_at(&mut start, 0).is_ok() && !is_header(&start) {
             return Err(SourceError::CorruptTar {
@@ -532,7 +551,7 @@ impl Opening<'_> {
 struct Found<'a> {
     path: &'a Path,
     shard: &'a str,
-    file: &'a File,
+    file: &'a Scan,
     kind: EntryType,
     offset: u64,
     bytes: u64,

@@ -86,7 +86,8 @@ impl BreakEven {
 
 /// Bytes per second that the disk of `out` takes, measured by writing and flushing a file that is removed again; `None` if there is little room.
 fn disk_rate(out: &Path) -> Result<Option<f64>> {
-    if free_bytes(out)? < ROOM {
+    // Of a bucket only the network is known, and that by use.
+    if storage::is_url(out) || free_bytes(out)? < ROOM {
         return Ok(None);
     }
     let here = std::path::absolute(out)?;

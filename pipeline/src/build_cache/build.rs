@@ -113,8 +113,10 @@ fn load_teacher(
 ) -> anyhow::Result<Teacher> {
     use models::Error::{MissingFact, MissingFacts};
     match Teacher::load_with(path, options, device) {
-        Err(MissingFact { .. } | MissingFacts(_)) if layout::teacher_json(out, id).exists() => {
-            let begun = schemas::read_teacher(out, id)?.context("a teacher without a record")?;
+        Err(missing @ (MissingFact { .. } | MissingFacts(_))) => {
+            let Some(begun) = schemas::read_teacher(out, id)? else {
+                return Err(missing.into());
+            };
             let (mean, std) = match (options.mean, options.std) {
                 (None, None) => (Some(begun.mean), Some(begun.std)),
                 given => given,
@@ -312,13 +314,13 @@ impl Build {
 
     /// What the cache lacks.
     pub(crate) fn worklist(&self, cache: &Cache) -> schemas::Result<Vec<PartWork>> {
-        let there = cache.identity().parts();
-        let committed = (0..self.identity.parts()).map(|part| {
-            // A dry run does not write what it would append.
-            let state = if part < there { cache.part_state(part)? } else { Default::default() };
-            Ok(Outputs { samples: state.samples.is_some(), teachers: state.teachers.into_keys().collect() })
-        });
-        Ok(worklist::worklist(&self.wanted(), &committed.collect::<schemas::Result<Vec<_>>>()?))
+        let mut committed = cache.part_states()?;
+        // A dry run does not write what it would append.
+        committed.resize_with(self.identity.parts() as usize, Default::default);
+        let committed = committed.into_iter();
+        let committed = committed
+            .map(|state| Outputs { samples: state.samples.is_some(), teachers: state.teachers.into_keys().collect() });
+        Ok(worklist::worklist(&self.wanted(), &committed.collect::<Vec<_>>()))
     }
 
     /// What a cache that is not there lacks.
@@ -362,7 +364,9 @@ impl Build {
                 f64::from(teacher.grid.pow(2)) / f64::from(native.pow(2).max(1))
             ));
         }
-        if self.recipe.features.grid.is_some() || layout::cache_json(&self.recipe.cache.out).exists() {
+        if self.recipe.features.grid.is_some()
+            || storage::exists(&layout::cache_json(&self.recipe.cache.out)).unwrap_or(false)
+        {
             return None;
         }
         self.teachers.iter().find_map(|BuildTeacher { identity: teacher, model }| {

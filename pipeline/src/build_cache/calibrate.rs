@@ -92,7 +92,7 @@ pub(super) enum Existing {
 
 pub(super) fn existing(out: &Path, id: &TeacherId, images: u64) -> anyhow::Result<Existing> {
     let file = schemas::layout::teacher_json(out, id);
-    if !file.exists() || !schemas::teacher_has_parts(out, id)? {
+    if !storage::exists(&file)? || !schemas::teacher_has_parts(out, id)? {
         return Ok(Existing::Nothing);
     }
     let Some(TeacherIdentity { codec, .. }) = schemas::read_teacher(out, id)? else {

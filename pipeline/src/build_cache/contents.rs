@@ -121,8 +121,8 @@ impl Contents {
 /// Removes what was kept for other workers.
 pub(crate) fn forget(cache: &Cache) -> anyhow::Result<()> {
     let path = path(cache);
-    atomic::remove(&path)?;
-    // Only if nothing else is in it.
+    storage::remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    // Only if nothing else is in it; a bucket has no folders.
     let _ = path.parent().map(fs::remove_dir);
     Ok(())
 }
@@ -144,7 +144,7 @@ fn save(path: &PathBuf, hashes: &[Option<ContentHash>]) -> anyhow::Result<()> {
 
 /// What was saved for this many samples; nothing if it is damaged or not there.
 fn load(path: &PathBuf, samples: u64) -> anyhow::Result<Option<Vec<Option<ContentHash>>>> {
-    let bytes = match fs::read(path) {
+    let bytes = match storage::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         read => read.with_context(|| format!("cannot read {}", path.display()))?,
     };

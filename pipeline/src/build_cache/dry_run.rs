@@ -33,7 +33,9 @@ struct Forecast {
     #[serde(skip_serializing_if = "Option::is_none")]
     grid_advice: Option<String>,
     bytes_needed_at_most: u64,
-    bytes_free: u64,
+    /// Absent for a bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_free: Option<u64>,
     fits: bool,
     /// Absent where nothing is to do.
     time: Option<Time>,
@@ -86,7 +88,9 @@ impl Forecast {
         };
         let teachers: Vec<Teacher> = build.identities().into_iter().zip(&space.teachers).map(teacher).collect();
         let forward_rows: u64 = space.teachers.iter().map(|of| of.rows).sum();
-        let (needed, free) = (space.needed(), free_bytes(&build.recipe.cache.out)?);
+        let out = &build.recipe.cache.out;
+        let free = if storage::is_url(out) { None } else { Some(free_bytes(out)?) };
+        let needed = space.needed();
         let images = work.iter().map(|work| build.samples_in(work.part)).sum();
         let time = probe.map(|probe| probe.time(build, images, forward_rows));
         let break_even = match &time {
@@ -106,7 +110,7 @@ impl Forecast {
             grid_advice: build.grid_advice(),
             bytes_needed_at_most: needed,
             bytes_free: free,
-            fits: free >= needed,
+            fits: free.is_none_or(|free| free >= needed),
             time,
             break_even,
         })
@@ -156,9 +160,9 @@ impl Forecast {
         }
         writeln!(
             out,
-            "disk               at most {} needed, {} free: {}",
+            "disk               at most {} needed{}: {}",
             DecimalBytes(self.bytes_needed_at_most),
-            DecimalBytes(self.bytes_free),
+            self.bytes_free.map(|free| format!(", {} free", DecimalBytes(free))).unwrap_or_default(),
             if self.fits { "fits" } else { "DOES NOT FIT" }
         )?;
         let Some(time) = &self.time else {

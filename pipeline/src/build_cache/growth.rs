@@ -35,7 +35,7 @@ pub(super) fn of_build(
     let out = &recipe.cache.out;
     let asked = identity::cache_identity(recipe, &source, existing);
     // One without a part binds nothing.
-    if !layout::cache_json(out).exists() || !schemas::has_parts(out)? {
+    if !storage::exists(&layout::cache_json(out))? || !schemas::has_parts(out)? {
         return Ok((source, asked));
     }
     let cache = Cache::open(out)?;

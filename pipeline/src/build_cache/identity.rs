@@ -45,7 +45,7 @@ pub(crate) struct Existing {
 impl Existing {
     /// Looks at the cache in `out`, if there is one. One without a finished part binds nothing.
     pub(crate) fn look(out: &Path) -> anyhow::Result<Existing> {
-        if !layout::cache_json(out).exists() || !schemas::has_parts(out)? {
+        if !storage::exists(&layout::cache_json(out))? || !schemas::has_parts(out)? {
             return Ok(Existing::default());
         }
         Ok(Existing::of_cache(&Cache::open(out)?))

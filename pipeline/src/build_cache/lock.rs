@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::workers::FolderLeases;
+use super::workers::{Leases, Worker};
+use crate::recipe::Run;
 
 /// Others build here. It may be tried again when they have ended.
 #[derive(Debug, thiserror::Error)]
@@ -17,12 +18,26 @@ pub(crate) struct Busy(pub(super) String);
 /// however the process ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    folder: File,
+    held: Held,
     alone: bool,
 }
 
+#[derive(Debug)]
+enum Held {
+    Folder(File),
+    /// A bucket has no locks. Builds announce themselves first and look for others then: of two that begin at once at least one sees the other.
+    Bucket {
+        _announced: Worker,
+    },
+}
+
 impl Lock {
-    pub(crate) fn take(out: &Path) -> anyhow::Result<Lock> {
+    pub(crate) fn take(out: &Path, leases: &Leases) -> anyhow::Result<Lock> {
+        if storage::is_url(out) {
+            let announced = leases.announce()?;
+            let alone = leases.living(Some(announced.id()))?.is_empty();
+            return Ok(Lock { held: Held::Bucket { _announced: announced }, alone });
+        }
         let folder = File::open(out).with_context(|| format!("cannot open {}", out.display()))?;
         let alone = match folder.try_lock() {
             Ok(()) => true,
@@ -37,7 +52,7 @@ impl Lock {
                 true
             }
         };
-        Ok(Lock { folder, alone })
+        Ok(Lock { held: Held::Folder(folder), alone })
     }
 
     /// Whether nobody else builds here, as far as locks tell: other machines may not see them.
@@ -47,22 +62,26 @@ impl Lock {
 
     /// Lets others build here too.
     pub(crate) fn share(&self) {
-        // A file system without locks refuses this, and lets others build anyway.
-        let _ = self.folder.try_lock_shared();
+        if let Held::Folder(folder) = &self.held {
+            // A file system without locks refuses this, and lets others build anyway.
+            let _ = folder.try_lock_shared();
+        }
     }
 }
 
 /// Writes to a cache beside other builders.
 pub(crate) fn join_builders(out: &Path) -> anyhow::Result<Lock> {
-    let lock = Lock::take(out)?;
+    let lock = Lock::take(out, &Leases::new(out, Run::default().patience()))?;
     lock.share();
     Ok(lock)
 }
 
 /// Has a cache to itself, or is refused.
 pub(crate) fn refuse_builders(out: &Path) -> anyhow::Result<Lock> {
-    let lock = Lock::take(out)?;
-    if lock.is_alone() && FolderLeases::new(out).living(None)?.is_empty() {
+    let leases = Leases::new(out, Run::default().patience());
+    let lock = Lock::take(out, &leases)?;
+    // In a bucket, being alone is what the leases say.
+    if lock.is_alone() && (storage::is_url(out) || leases.living(None)?.is_empty()) {
         return Ok(lock);
     }
     Err(Busy(format!("{}: a build is at work here; wait for its end", out.display())).into())
@@ -72,32 +91,39 @@ impl Drop for Lock {
     /// Closing the folder is not enough: a program that another thread of this process is about to start has all files of its parent
     /// open until it runs.
     fn drop(&mut self) {
-        // Where there are no locks, there is nothing to undo.
-        let _ = self.folder.unlock();
+        if let Held::Folder(folder) = &self.held {
+            // Where there are no locks, there is nothing to undo.
+            let _ = folder.unlock();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn a_lock_ends_with_its_build_even_if_another_process_has_the_folder_open() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = Lock::take(dir.path()).unwrap();
+        let leases = Leases::new(dir.path(), Duration::from_secs(3600));
+        let take = || Lock::take(dir.path(), &leases).unwrap();
+        let lock = take();
         assert!(lock.is_alone());
         // What a program that is being started has of it.
-        let _inherited = lock.folder.try_clone().unwrap();
+        let Held::Folder(folder) = &lock.held else { panic!("a folder was locked") };
+        let _inherited = folder.try_clone().unwrap();
         drop(lock);
-        let lock = Lock::take(dir.path()).unwrap();
+        let lock = take();
         assert!(lock.is_alone());
         lock.share();
-        assert!(!Lock::take(dir.path()).unwrap().is_alone());
-        let second = Lock::take(dir.path()).unwrap();
+        assert!(!take().is_alone());
+        let second = take();
         drop(lock);
         // The second is still there.
-        assert!(!Lock::take(dir.path()).unwrap().is_alone());
+        assert!(!take().is_alone());
         drop(second);
-        assert!(Lock::take(dir.path()).unwrap().is_alone());
+        assert!(take().is_alone());
     }
 }

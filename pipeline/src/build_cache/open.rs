@@ -5,19 +5,21 @@ use std::collections::BTreeSet;
 use images::ImageSource;
 use schemas::{Cache, atomic, layout};
 
+use storage::is_url;
+
 use super::build::Build;
 use super::lock::{Busy, Lock};
 use super::refuse;
-use super::workers::FolderLeases;
+use super::workers::Leases;
 
 /// Makes the cache, or compares the one that is there with what is asked for.
-pub(super) fn open_cache(build: &Build, leases: &FolderLeases) -> anyhow::Result<(Cache, Lock)> {
+pub(super) fn open_cache(build: &Build, leases: &Leases) -> anyhow::Result<(Cache, Lock)> {
     let folder = &build.recipe.cache.out;
     refuse::foreign_folder(folder)?;
     // Everything is compared before anything is written: a refused command must not leave half of what it asked for.
-    let early = if folder.is_dir() { Some(Lock::take(folder)?) } else { None };
+    let early = if is_url(folder) || folder.is_dir() { Some(Lock::take(folder, leases)?) } else { None };
     build.refuse_changes()?;
-    if layout::cache_json(folder).exists() && !schemas::has_parts(folder)? && is_another(build)? {
+    if storage::exists(&layout::cache_json(folder))? && !schemas::has_parts(folder)? && is_another(build)? {
         let alone = early.as_ref().is_some_and(Lock::is_alone) && leases.living(None)?.is_empty();
         if !alone {
             let problem =
@@ -33,13 +35,13 @@ pub(super) fn open_cache(build: &Build, leases: &FolderLeases) -> anyhow::Result
     schemas::create_cache(folder, &build.identity)?;
     let lock = match early {
         Some(lock) => lock,
-        None => Lock::take(folder)?,
+        None => Lock::take(folder, leases)?,
     };
     let alone = lock.is_alone() && leases.living(None)?.is_empty();
     // Another build may be appending other images at this moment, with the first part to come.
     if let Some(last) = build.identity.generations.last()
         && !alone
-        && layout::generation_json(folder, last.generation).exists()
+        && storage::exists(&layout::generation_json(folder, last.generation))?
         && !schemas::check_generation(folder, &build.identity)?
     {
         let problem = "another command appends other images at this moment; wait for its end";
@@ -49,7 +51,10 @@ pub(super) fn open_cache(build: &Build, leases: &FolderLeases) -> anyhow::Result
     for teacher in &build.teachers {
         let id = &teacher.identity.id;
         // Another build may be adding it at this moment, with the first part to come.
-        if !alone && layout::teacher_json(folder, id).exists() && !schemas::check_teacher(folder, &teacher.identity)? {
+        if !alone
+            && storage::exists(&layout::teacher_json(folder, id))?
+            && !schemas::check_teacher(folder, &teacher.identity)?
+        {
             let problem = "another build adds a teacher of this name with other weights or settings; give another name";
             return Err(Busy(format!("{}: teacher {id}: {problem}", folder.display())).into());
         }
@@ -71,7 +76,7 @@ fn is_another(build: &Build) -> anyhow::Result<bool> {
         return Ok(true);
     }
     for teacher in &build.teachers {
-        let there = layout::teacher_json(folder, &teacher.identity.id).exists();
+        let there = storage::exists(&layout::teacher_json(folder, &teacher.identity.id))?;
         if there && !schemas::check_teacher(folder, &teacher.identity)? {
             return Ok(true);
         }

@@ -13,7 +13,7 @@ use schemas::Cache;
 use super::build::Build;
 use super::saved::SavedBatches;
 use super::space::DiskWatch;
-use super::workers::{Claims, FolderLeases, Parts, Worker};
+use super::workers::{Claims, Leases, Parts, Worker};
 use super::worklist::{Outputs, PartWork};
 use crate::division::{Division, Share};
 
@@ -21,9 +21,6 @@ use crate::division::{Division, Share};
 /// a tenth of its time.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const SHARE_OF_LOOKS: u32 = 10;
-
-/// Beats of the pulse in the time after which a worker counts as ended.
-const BEATS: u32 = 4;
 
 /// A cache's parts as this build wants them.
 pub(crate) struct WantedParts<'a> {
@@ -64,7 +61,7 @@ pub(crate) struct Queue<'a> {
 }
 
 enum Divided<'a> {
-    Leases { claims: Box<Claims<'a, FolderLeases, WantedParts<'a>>>, leases: &'a FolderLeases, worker: Worker },
+    Leases { claims: Box<Claims<'a, Leases, WantedParts<'a>>>, leases: &'a Leases, worker: Worker },
     Share { share: Share, left: VecDeque<u32> },
 }
 
@@ -81,16 +78,16 @@ impl<'a> Queue<'a> {
     /// Divides `parts` as asked. Announces this worker where others have to know of it.
     pub(crate) fn new(
         parts: &'a WantedParts<'a>,
-        leases: &'a FolderLeases,
+        leases: &'a Leases,
         division: Division,
         disk: DiskWatch,
     ) -> Result<Queue<'a>> {
         let division = match division {
             Division::Share(share) => Divided::Share { share, left: parts.build.shared_parts(share).collect() },
             Division::Leases => {
-                let patience = Duration::from_secs(parts.build.recipe.run.lease_seconds);
+                let patience = parts.build.recipe.run.patience();
                 leases.clear_ended()?;
-                let worker = leases.announce(patience / BEATS)?;
+                let worker = leases.announce()?;
                 let mut claims = Claims::new(leases, parts, worker.id().clone(), patience);
                 claims.look()?;
                 Divided::Leases { claims: Box::new(claims), leases, worker }

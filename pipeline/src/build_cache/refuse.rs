@@ -2,13 +2,13 @@
 //! images have changed places.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{anyhow, bail, ensure};
 use images::source::lies_in;
 use program::words::count;
 use schemas::{Cache, TeacherId, layout};
+use storage::is_url;
 
 use super::build::Build;
 use super::parallel::Ended;
@@ -18,7 +18,7 @@ use crate::recipe::Recipe;
 
 /// Refuses a folder that holds something else: a typing error in `--out` must not sow files among a user's own.
 pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
-    if layout::cache_json(out).exists() {
+    if storage::exists(&layout::cache_json(out))? {
         return Ok(());
     }
     ensure!(
@@ -27,11 +27,10 @@ pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
         out.display()
     );
     // Whether the folder is missing or unreadable shows when the first file is created in it.
-    let entries = fs::read_dir(out).into_iter().flatten().filter_map(Result::ok);
-    for name in entries.map(|entry| entry.file_name()) {
-        // What a killed build left before it wrote its identity is hidden.
+    for name in storage::list(out).into_iter().flatten().map(|entry| entry.name) {
+        // What a killed build left before it wrote its identity is hidden; in a bucket it is what workers know of each other.
         ensure!(
-            name.to_string_lossy().starts_with('.'),
+            name.starts_with('.') || (is_url(out) && layout::work_dir(out).ends_with(&name)),
             "{} holds {name:?} and is not a cache; give a new or empty folder as --out",
             out.display()
         );
@@ -43,7 +42,7 @@ pub(super) fn foreign_folder(out: &Path) -> anyhow::Result<()> {
 pub(super) fn out_among_images(recipe: &Recipe) -> anyhow::Result<()> {
     let images = recipe.data.images.as_deref().unwrap_or_default();
     ensure!(
-        layout::cache_json(&recipe.cache.out).exists() || !lies_in(&recipe.cache.out, images),
+        storage::exists(&layout::cache_json(&recipe.cache.out))? || !lies_in(&recipe.cache.out, images),
         "--out {}: lies in the folder of --images {images}, so that the cache would be taken for a part of the images; give a folder beside it",
         recipe.cache.out.display()
     );

@@ -9,16 +9,20 @@ use schemas::{Cache, SetAside, layout};
 
 use super::build::Build;
 use super::lock::{Busy, Lock};
+use super::workers::Leases;
 
 /// Writes the records again that were set aside and takes out every part with a problem. Refuses what is not this build's cache.
 pub(super) fn take_out_damage(build: &Build, aside: SetAside) -> anyhow::Result<()> {
     let folder = &build.recipe.cache.out;
     ensure!(
-        layout::cache_json(folder).exists() || aside.paths().next().is_some() || schemas::holds_parts(folder)?,
+        storage::exists(&layout::cache_json(folder))?
+            || aside.paths().next().is_some()
+            || schemas::holds_parts(folder)?,
         "{}: there is no cache to repair; leave out --repair to build it",
         folder.display()
     );
-    let lock = Lock::take(folder)?;
+    let leases = Leases::new(folder, build.recipe.run.patience());
+    let lock = Lock::take(folder, &leases)?;
     if !lock.is_alone() {
         let problem = "another build is at work here; repair it when that has ended";
         return Err(Busy(format!("{}: {problem}", folder.display())).into());

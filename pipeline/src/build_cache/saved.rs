@@ -7,7 +7,6 @@
 //! What is read back is what would be computed: the file is of the same teachers by their fingerprints, of the same rows by their keys, which
 //! hold the images' content hashes, and its own hash is right. Anything else is computed again.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +15,8 @@ use anyhow::{Context, Result};
 use schemas::{CacheIdentity, EncodedRow, RowKey, TeacherIdentity, atomic, layout};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use storage::is_url;
 
 use super::batch::Batch;
 
@@ -54,7 +55,7 @@ impl SavedBatches {
         rows: &[RowKey],
     ) -> Result<Option<Vec<Vec<EncodedRow>>>> {
         let path = self.path(batch);
-        let bytes = match fs::read(&path) {
+        let bytes = match storage::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             read => read.with_context(|| format!("cannot read {}", path.display()))?,
         };
@@ -95,22 +96,27 @@ impl SavedBatches {
     /// Removes what was saved of a part.
     pub(crate) fn remove(&self, part: u32) -> Result<()> {
         let folder = self.folder_of(part);
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            removed => removed.with_context(|| format!("cannot remove {}", folder.display()))?,
+        storage::remove_tree(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        if is_url(&folder) {
+            return Ok(());
         }
         for folder in self.folder.ancestors().take(2) {
             // Only if nothing is in it.
-            let _ = fs::remove_dir(folder);
+            let _ = std::fs::remove_dir(folder);
         }
         Ok(())
     }
 
+    /// Removes what was saved of any part: what workers left that were killed after their part was committed.
+    pub(crate) fn clear(&self) -> Result<()> {
+        storage::remove_tree(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))
+    }
+
     /// Images of a part whose features are saved.
     pub(crate) fn images(&self, part: u32) -> u64 {
-        let names = fs::read_dir(self.folder_of(part)).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let images = |name: std::ffi::OsString| -> Option<u64> {
-            let (start, end) = name.to_str()?.split_once('-')?;
+        let names = storage::list(&self.folder_of(part)).into_iter().flatten().map(|entry| entry.name);
+        let images = |name: String| -> Option<u64> {
+            let (start, end) = name.split_once('-')?;
             end.parse::<u64>().ok()?.checked_sub(start.parse().ok()?)
         };
         names.filter_map(images).sum()

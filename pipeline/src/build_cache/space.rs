@@ -7,6 +7,8 @@ use indicatif::DecimalBytes;
 use program::words::count;
 use schemas::TeacherIdentity;
 
+use storage::is_url;
+
 use super::build::Build;
 use super::worklist::{Outputs, PartWork};
 
@@ -92,19 +94,24 @@ impl Space {
     /// Says what a build takes and what is free, and refuses what cannot fit.
     pub(crate) fn announce(&self, build: &Build) -> Result<()> {
         let out = &build.recipe.cache.out;
-        let (needed, free) = (self.needed(), free_bytes(out)?);
+        // A bucket has room for everything.
+        let free = if is_url(out) { None } else { Some(free_bytes(out)?) };
+        let needed = self.needed();
         let teachers = build.identities().into_iter().zip(&self.teachers).map(|(teacher, of)| {
             format!(", teacher {} {} in {}", teacher.id, DecimalBytes(of.bytes_at_most), count(of.rows, "row"))
         });
         tracing::info!(
-            "to write at most {}: samples {} in {}{}; {} free",
+            "to write at most {}: samples {} in {}{}{}",
             DecimalBytes(needed),
             DecimalBytes(self.samples.bytes_at_most),
             count(self.samples.rows, "row"),
             teachers.collect::<String>(),
-            DecimalBytes(free)
+            free.map(|free| format!("; {} free", DecimalBytes(free))).unwrap_or_default()
         );
-        if needed > free && !build.recipe.run.allow_full_disk {
+        if let Some(free) = free
+            && needed > free
+            && !build.recipe.run.allow_full_disk
+        {
             return Err(NoRoom::ForAll { out: out.display().to_string(), needed, free }.into());
         }
         Ok(())
@@ -122,7 +129,10 @@ pub(crate) struct DiskWatch {
 impl DiskWatch {
     /// A watch over parts like the largest of `work`.
     pub(crate) fn new(build: &Build, work: &[PartWork], space: &Space) -> DiskWatch {
-        DiskWatch { out: build.recipe.cache.out.clone(), part: space.needed().div_ceil(work.len().max(1) as u64) }
+        let out = &build.recipe.cache.out;
+        // What goes into a bucket waits on a local disk until its part is whole.
+        let out = if is_url(out) { storage::scratch() } else { out.clone() };
+        DiskWatch { out, part: space.needed().div_ceil(work.len().max(1) as u64) }
     }
 
     /// Refuses to begin a part that the disk may not have room for beside the `in_work` that are being written.

@@ -12,13 +12,18 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-pub(crate) use folder::{FolderLeases, Worker};
+use folder::FolderLeases;
+use objects::ObjectLeases;
+use pulse::Heart;
 
 mod folder;
+mod objects;
+mod pulse;
 #[cfg(test)]
 mod tests;
 
@@ -53,6 +58,108 @@ pub(crate) trait LeaseStore: Sync {
 
     /// The pulse of a worker.
     fn pulse(&self, worker: &WorkerId) -> Result<Pulse>;
+}
+
+/// Beats of the pulse in the time after which a worker counts as ended.
+const BEATS: u32 = 4;
+
+/// The leases of a cache, wherever it lies.
+#[derive(Debug)]
+pub(crate) enum Leases {
+    /// On a disk.
+    Folder(FolderLeases),
+    /// In an object store.
+    Objects(ObjectLeases),
+}
+
+/// This process as the other workers see it. Dropping it says that it has ended; it is to hold no lease then.
+#[derive(Debug)]
+pub(crate) enum Worker {
+    Folder(folder::Worker),
+    Objects(objects::Worker),
+}
+
+impl Worker {
+    pub(crate) fn id(&self) -> &WorkerId {
+        match self {
+            Worker::Folder(worker) => worker.id(),
+            Worker::Objects(worker) => worker.id(),
+        }
+    }
+}
+
+impl Leases {
+    /// The leases of the cache `cache`, where a worker without a sign of life for `patience` counts as ended.
+    pub(crate) fn new(cache: &Path, patience: Duration) -> Leases {
+        match storage::is_url(cache) {
+            true => Leases::Objects(ObjectLeases::new(cache, patience)),
+            false => Leases::Folder(FolderLeases::new(cache, patience)),
+        }
+    }
+
+    /// Announces a worker, whose pulse beats from now on.
+    pub(crate) fn announce(&self) -> Result<Worker> {
+        Ok(match self {
+            Leases::Folder(leases) => Worker::Folder(leases.announce()?),
+            Leases::Objects(leases) => Worker::Objects(leases.announce()?),
+        })
+    }
+
+    /// Removes what workers left that have ended, their leases too.
+    pub(crate) fn clear_ended(&self) -> Result<()> {
+        match self {
+            Leases::Folder(leases) => leases.clear_ended(),
+            Leases::Objects(leases) => leases.clear_ended(),
+        }
+    }
+
+    /// Removes the folder of the leases if nobody uses it any more.
+    pub(crate) fn remove_if_unused(&self) {
+        if let Leases::Folder(leases) = self {
+            leases.remove_if_unused();
+        }
+    }
+
+    /// The workers that live, as far as can be told now, other than `but`: host and process of each.
+    pub(crate) fn living(&self, but: Option<&WorkerId>) -> Result<Vec<String>> {
+        match self {
+            Leases::Folder(leases) => leases.living(but),
+            Leases::Objects(leases) => leases.living(but),
+        }
+    }
+
+    fn store(&self) -> &dyn LeaseStore {
+        match self {
+            Leases::Folder(leases) => leases,
+            Leases::Objects(leases) => leases,
+        }
+    }
+}
+
+impl LeaseStore for Leases {
+    fn take(&self, part: u32, worker: &WorkerId) -> Result<bool> {
+        self.store().take(part, worker)
+    }
+
+    fn take_over(&self, part: u32, from: &WorkerId, worker: &WorkerId) -> Result<bool> {
+        self.store().take_over(part, from, worker)
+    }
+
+    fn give_back(&self, part: u32, worker: &WorkerId) -> Result<()> {
+        self.store().give_back(part, worker)
+    }
+
+    fn holder(&self, part: u32) -> Result<Option<WorkerId>> {
+        self.store().holder(part)
+    }
+
+    fn leased(&self) -> Result<BTreeSet<u32>> {
+        self.store().leased()
+    }
+
+    fn pulse(&self, worker: &WorkerId) -> Result<Pulse> {
+        self.store().pulse(worker)
+    }
 }
 
 /// The parts of a cache as a worker sees them.
@@ -204,6 +311,11 @@ fn middle_of_a_gap(free: &[u32]) -> Option<u32> {
     let before = free[..=any].windows(2).rev().take_while(|pair| is_gap(pair)).count();
     let behind = free[any..].windows(2).take_while(|pair| is_gap(pair)).count();
     Some(free[(any - before + any + behind).div_ceil(2)])
+}
+
+/// A name that no other worker has.
+fn new_id() -> WorkerId {
+    format!("{:016x}", RandomState::new().build_hasher().finish() ^ u64::from(std::process::id()))
 }
 
 /// A number below `n`, at least 1, other in every call: it spreads workers, and no byte depends on it.

@@ -27,7 +27,11 @@ pub(super) fn place(path: &Path, cache: &Path) -> anyhow::Result<PathBuf> {
         Ok(_) => path.canonicalize().with_context(|| refuse("is a broken link"))?,
         Err(_) => folder.join(name),
     };
-    let cache = cache.canonicalize().with_context(|| format!("cannot find {}", cache.display()))?;
+    ensure!(!storage::is_url(path), refuse("a picture goes into a file of this machine"));
+    let cache = match storage::is_url(cache) {
+        true => cache.to_path_buf(),
+        false => cache.canonicalize().with_context(|| format!("cannot find {}", cache.display()))?,
+    };
     ensure!(!place.starts_with(&cache), refuse("lies in the cache, which inspect must not change; give another place"));
     let Ok(metadata) = fs::metadata(&place) else {
         return Ok(place);

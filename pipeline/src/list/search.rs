@@ -20,6 +20,13 @@ pub(super) struct Found {
 /// folder is visited once, even if it has several names. So a cache below `dir` is listed under its own path, and loops end.
 pub(super) fn caches(dir: &Path) -> anyhow::Result<Found> {
     let mut found = Found::default();
+    if storage::is_url(dir) {
+        let listed = storage::walk(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+        let records =
+            listed.into_iter().filter(|listed| listed.path.file_name().is_some_and(|name| name == "cache.json"));
+        found.caches = records.filter_map(|listed| storage::parent_url(&listed.path)).collect();
+        return Ok(found);
+    }
     let mut visited = BTreeSet::new();
     fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     let mut folders = VecDeque::from([dir.to_path_buf()]);
@@ -64,6 +71,15 @@ pub(super) fn caches(dir: &Path) -> anyhow::Result<Found> {
 /// Bytes of all files below `dir`, links not followed.
 pub(super) fn size(dir: &Path, unreadable: &mut Vec<String>) -> u64 {
     let mut bytes: u64 = 0;
+    if storage::is_url(dir) {
+        return match storage::walk(dir) {
+            Ok(listed) => listed.iter().map(|listed| listed.len).fold(0, u64::saturating_add),
+            Err(e) => {
+                unreadable.push(format!("{}: {e}", dir.display()));
+                0
+            }
+        };
+    }
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
         let entries = match entries(&folder) {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use hub::HubSettings;
@@ -67,6 +67,9 @@ pub(crate) struct BenchResult {
 pub(crate) struct LoaderFigures {
     /// Mean over an epoch, or over the requested number of batches; the first batch is left out.
     pub images_per_s: f64,
+    /// With `--consume`: the share of the time in which the consumer waited for a batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_share: Option<f64>,
     /// The largest resident memory of the process so far, in bytes.
     pub peak_memory_bytes: u64,
 }
@@ -104,18 +107,11 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()>
         teachers = teachers::open(&recipe, std::slice::from_ref(&cache), &[], &HubSettings::default(), device)?;
         if wanted(BenchPart::Loader) {
             info!("the loader alone");
-            loader = Some(LoaderFigures {
-                images_per_s: loader_speed(
-                    &recipe,
-                    &cache,
-                    Images::open(&cache, args.images.as_deref())?,
-                    &mut teachers,
-                    threads,
-                    args.loader_batches,
-                    device,
-                )?,
-                peak_memory_bytes: torch_ext::memory(Device::Cpu)?.peak,
-            });
+            let images = Images::open(&cache, args.images.as_deref())?;
+            let (images_per_s, wait_share) =
+                loader_speed(&recipe, &cache, images, &mut teachers, threads, args, device)?;
+            let peak_memory_bytes = torch_ext::memory(Device::Cpu)?.peak;
+            loader = Some(LoaderFigures { images_per_s, wait_share, peak_memory_bytes });
         }
     }
 
@@ -182,8 +178,9 @@ fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()>
     if let Some(loader) = &result.loader {
         writeln!(
             out,
-            "loader alone ({loader_threads} threads)  {:.1} img/s   peak {:.2} GB",
+            "loader alone ({loader_threads} threads)  {:.1} img/s{}   peak {:.2} GB",
             loader.images_per_s,
+            loader.wait_share.map(|share| format!(", waited {:.2} %", 100.0 * share)).unwrap_or_default(),
             loader.peak_memory_bytes as f64 / 1e9,
         )?;
     }
@@ -206,34 +203,42 @@ fn write_table(result: &BenchResult, out: &mut dyn Write) -> std::io::Result<()>
     write!(out, "{}", table(titles, align, result.steps.iter().map(row).collect()))
 }
 
-/// Images per second of the loader alone, without training steps: over `batches` batches, or over one epoch. The first batch is not counted.
+/// Images per second of the loader alone, without training steps: over the batches asked for, or over one epoch. The first batch is not counted.
+/// With `--consume` also the share of the time that a consumer of this pace waited.
 fn loader_speed(
     recipe: &Recipe,
     cache: &Arc<Cache>,
     images: Images,
     teachers: &mut [RunTeacher],
     threads: usize,
-    batches: Option<u32>,
+    args: &BenchArgs,
     device: Device,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<(f64, Option<f64>)> {
     let ids: Vec<_> = teachers.iter().map(|t| t.id.clone()).collect();
     let samples = join::join(cache, &ids, &images, &recipe.data, &|_, _| ())?;
     let batch = recipe.optim.batch_size;
     let sampler = Sampler::new(recipe.run.seed, samples.len(), batch).context("too few images for one batch")?;
-    let batches = batches.map_or(sampler.steps_per_epoch().max(2), |n| u64::from(n) + 1);
+    let batches = args.loader_batches.map_or(sampler.steps_per_epoch().max(2), |n| u64::from(n) + 1);
     let joined = JoinedCaches::new(vec![(Arc::clone(cache), Arc::new(images), samples)]);
     let dataset = MimicDataset::new(recipe, teachers, joined, sampler);
     let mut loader = Loader::start(Arc::new(dataset), 0..batches, threads, recipe.data.prefetch, device)?;
+    let pace = args.consume.map(|rate| Duration::from_secs_f64(batch as f64 / f64::from(rate)));
     let mut start = Instant::now();
     for i in 0..batches {
         let batch = loader.next_batch()?;
-        loader.recycle([batch]);
         if i == 0 {
             start = Instant::now();
+            loader.take_waited();
         }
+        if let Some(pace) = pace {
+            std::thread::sleep(pace);
+        }
+        loader.recycle([batch]);
     }
+    let took = start.elapsed();
+    let wait_share = pace.map(|_| loader.take_waited().as_secs_f64() / took.as_secs_f64());
     // Up to `prefetch` batches were ready before the clock started, which matters little over an epoch of hundreds of images.
-    Ok((batches - 1) as f64 * batch as f64 / start.elapsed().as_secs_f64())
+    Ok(((batches - 1) as f64 * batch as f64 / took.as_secs_f64(), wait_share))
 }
 
 /// Images per second of each of `steps` whole steps (forward, backward, update) on random data, after a warm-up. As in training,

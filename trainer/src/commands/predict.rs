@@ -143,7 +143,8 @@ impl Fitted {
         let mut stopped = false;
         let (first, crop_pct, img_size) = (range.start, self.crop_pct, self.img_size);
         let decode = |i: usize| (first + i, read_center(source, first + i, crop_pct, img_size));
-        decode_ahead(range.len(), batch_size as usize, pool, decode, |decoded| {
+        let prefetch = |i: usize| source.prefetch(first + i);
+        decode_ahead(range.len(), batch_size as usize, pool, prefetch, decode, |decoded| {
             stopped |= signals::requested();
             let mut rendered = Vec::new();
             for (i, result) in decoded {

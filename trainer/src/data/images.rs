@@ -48,6 +48,31 @@ impl Images {
         }
     }
 
+    /// Whether images come over a network.
+    pub(crate) fn is_remote(&self) -> bool {
+        match self {
+            Images::Source(images) => images.source.is_remote(),
+            Images::Packed(packed) => storage::is_url(packed.cache.dir()),
+        }
+    }
+
+    /// Opens the packed images of these parts, many at a time, if each takes round trips. What fails is tried again when an image is read.
+    pub(crate) fn open_ahead(&self, parts: &[u32]) {
+        if let Images::Packed(packed) = self
+            && self.is_remote()
+        {
+            storage::in_parallel(parts, |&part| drop(packed.part(part)), true);
+        }
+    }
+
+    /// Begins to fetch a sample's image.
+    pub(crate) fn prefetch(&self, sample: &Sample) {
+        match self {
+            Images::Source(images) => images.source.prefetch(sample.source_idx),
+            Images::Packed(packed) => packed.prefetch(sample),
+        }
+    }
+
     /// The bytes of a sample's image, verified to be those that its features were computed from. `view` is for messages.
     pub(crate) fn read(&self, sample: &Sample, view: usize) -> Result<Vec<u8>, Problem> {
         let images = match self {
@@ -59,9 +84,20 @@ impl Images {
             bytes.map_err(|e| self.problem(sample, view, e))
         };
         let bytes = read(sample.source_idx)?;
-        let found = ContentHash::of(&bytes);
+        let mut found = ContentHash::of(&bytes);
         if found == sample.content_hash {
             return Ok(bytes);
+        }
+        // The network may have damaged it.
+        for _ in 0..storage::COPIES {
+            if !images.source.forget(sample.source_idx) {
+                break;
+            }
+            let bytes = read(sample.source_idx)?;
+            found = ContentHash::of(&bytes);
+            if found == sample.content_hash {
+                return Ok(bytes);
+            }
         }
         // Another image has this name. Search the other images for the content before reporting a change.
         let contents = images.contents(&log_search);
@@ -171,15 +207,25 @@ impl PackedImages {
         PackedImages { cache: Arc::clone(cache), parts: (0..parts).map(|_| Mutex::new(None)).collect() }
     }
 
+    fn part(&self, part: u32) -> Result<Arc<SamplesPart>, Problem> {
+        // A panic elsewhere leaves the slot as it was, empty or filled.
+        let mut slot = self.parts[part as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match slot.as_ref() {
+            Some(open) => Arc::clone(open),
+            None => Arc::clone(slot.insert(Arc::new(self.cache.samples_part(part)?))),
+        })
+    }
+
+    /// Begins to fetch an image of a part that is open.
+    fn prefetch(&self, sample: &Sample) {
+        let open = self.parts[sample.part as usize].lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(part) = open {
+            part.prefetch_image(sample.row(0));
+        }
+    }
+
     fn read(&self, sample: &Sample) -> Result<Vec<u8>, Problem> {
-        let part = {
-            // A panic elsewhere leaves the slot as it was, empty or filled.
-            let mut slot = self.parts[sample.part as usize].lock().unwrap_or_else(PoisonError::into_inner);
-            match slot.as_ref() {
-                Some(open) => Arc::clone(open),
-                None => Arc::clone(slot.insert(Arc::new(self.cache.samples_part(sample.part)?))),
-            }
-        };
+        let part = self.part(sample.part)?;
         // Rows of view 0 carry images in a cache that packs them; the reader has checked it.
         let image = part.read_image(sample.row(0))?;
         image.ok_or_else(|| Problem::NoPixels { cache: self.cache.dir().to_path_buf() })

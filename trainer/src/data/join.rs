@@ -35,6 +35,9 @@ pub(crate) struct Samples {
 /// Some images: how many, and the keys of the first few.
 pub(crate) type Listed = (usize, Vec<String>);
 
+/// Samples files that are read at once over a network.
+const PARTS_AT_ONCE: usize = 32;
+
 /// How many images a message names.
 const NAMED: usize = 10;
 
@@ -58,6 +61,12 @@ impl Samples {
     /// Decodes image files by the rules and with the depth window of the cache's features.
     pub(crate) fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// The parts that have their rows, ascending.
+    pub(crate) fn parts(&self) -> Vec<u32> {
+        let parts: BTreeSet<u32> = self.samples.iter().map(|sample| sample.part).collect();
+        parts.into_iter().collect()
     }
 
     /// Views used per image, `data.views` or all that are stored. Epoch `e` uses view `e % views`.
@@ -125,8 +134,15 @@ pub(crate) fn join(
     // ---- rows of the cache
     let mut samples = Vec::new();
     let (mut keys, mut labels) = (Vec::new(), Vec::new());
-    for part in parts {
-        let part_rows = cache.samples(part)?;
+    // Where each part takes round trips, the next ones are on their way while one is looked at.
+    let is_remote = storage::is_url(cache.dir());
+    let some_parts = parts.chunks(if is_remote { PARTS_AT_ONCE } else { 1 });
+    let read = some_parts.flat_map(|parts| {
+        let rows = storage::in_parallel(parts, |&part| cache.samples(part), is_remote);
+        parts.iter().copied().zip(rows).collect::<Vec<_>>()
+    });
+    for (part, part_rows) in read {
+        let part_rows = part_rows?;
         for (i, sample_rows) in part_rows.chunks(views).enumerate() {
             let first = &sample_rows[0];
             for (index, row) in sample_rows.iter().enumerate() {
@@ -247,8 +263,7 @@ pub(crate) fn count(cache: &Cache, teachers: &[TeacherId], config: &recipe::Data
     let identity = cache.identity();
     let views = u64::from(cache.identity().views.views);
     let mut usable = Usable { images: 0, rejected: 0, unfinished_parts: 0 };
-    for part in 0..identity.parts() {
-        let state = cache.part_state(part)?;
+    for (part, state) in (0..).zip(cache.part_states()?) {
         let complete = teachers.iter().all(|id| state.teachers.contains_key(id));
         if state.samples.is_none() || !complete {
             usable.unfinished_parts += 1;
@@ -272,11 +287,10 @@ pub(crate) fn count(cache: &Cache, teachers: &[TeacherId], config: &recipe::Data
 
 /// The images that the build could not use, part by part.
 fn rejects(cache: &Cache) -> Result<Vec<Reject>, Problem> {
-    let mut rejects = Vec::new();
-    for part in 0..cache.identity().parts() {
-        rejects.extend(cache.rejects(part)?);
-    }
-    Ok(rejects)
+    let parts: Vec<u32> = (0..cache.identity().parts()).collect();
+    let read = storage::in_parallel(&parts, |&part| cache.rejects(part), storage::is_url(cache.dir()));
+    let rejects = read.into_iter().collect::<schemas::Result<Vec<_>>>()?;
+    Ok(rejects.into_iter().flatten().collect())
 }
 
 /// Sets `source_idx` of `samples`; `keys` and `labels` are theirs, in the same order.
@@ -387,8 +401,7 @@ fn complete_parts(cache: &Cache, teachers: &[TeacherId], allow_incomplete: bool)
     let mut complete = Vec::new();
     let mut missing = 0;
     let mut example = None;
-    for part in 0..parts {
-        let state = cache.part_state(part)?;
+    for (part, state) in (0..).zip(cache.part_states()?) {
         let lacks = match teachers.iter().find(|id| !state.teachers.contains_key(*id)) {
             _ if state.samples.is_none() => Some("its samples".to_owned()),
             Some(id) => Some(format!("the features of {id}")),

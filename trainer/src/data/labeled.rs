@@ -95,6 +95,14 @@ impl Dataset for LabeledDataset {
         })
     }
 
+    fn is_remote(&self) -> bool {
+        self.source.is_remote()
+    }
+
+    fn prefetch(&self, _epoch: u64, idxs: &[u32]) {
+        idxs.iter().for_each(|&idx| self.source.prefetch(idx as usize));
+    }
+
     fn fill(&self, batch: &mut LabeledBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
         let n = batch.samples.len();
         let tensors =

@@ -4,6 +4,7 @@
 //! Every image has its slot in preallocated memory and depends on nothing but its position, so batches are the same for any
 //! number of threads. A bounded queue holds what is finished.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,6 +20,10 @@ use super::sampler::Sampler;
 #[cfg(test)]
 mod tests;
 
+/// Images whose bytes are on their way from an object store before their batch is filled: at 5,000 images a second and 100 ms of latency, all
+/// that come in the meantime. They take some 200 MB.
+const AHEAD: usize = 512;
+
 /// A data set that a [`Loader`] loads. Its batches depend on nothing but their place in the order.
 pub(crate) trait Dataset: Send + Sync + 'static {
     /// A batch, whose memory is filled again and again.
@@ -29,6 +34,14 @@ pub(crate) trait Dataset: Send + Sync + 'static {
     fn batch_size(&self) -> usize;
     /// A batch of unspecified content; page-locked when `device` is a GPU.
     fn allocate(&self, device: Device) -> torch_ext::Result<Self::Batch>;
+    /// Whether reading takes round trips over a network, so that [`Dataset::prefetch`] is worth calling.
+    fn is_remote(&self) -> bool {
+        false
+    }
+    /// Begins to fetch what [`Dataset::fill`] will read for these samples of an epoch, and does not wait for it.
+    fn prefetch(&self, epoch: u64, idxs: &[u32]) {
+        let _ = (epoch, idxs);
+    }
     /// Fills `batch` with the given samples of an epoch, on the threads of the pool it is called in.
     fn fill(&self, batch: &mut Self::Batch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()>;
 }
@@ -118,30 +131,52 @@ fn run<D: Dataset>(
     batches: &Sender<anyhow::Result<D::Batch>>,
     used: &Receiver<D::Batch>,
 ) {
-    let mut current: Option<(u64, Vec<u32>)> = None;
-    for step in steps {
-        let position = dataset.sampler().position(step);
-        if current.as_ref().is_none_or(|(epoch, _)| *epoch != position.epoch) {
-            current = Some((position.epoch, dataset.sampler().permutation(position.epoch)));
+    let mut next = micro_batches(dataset, steps);
+    let mut queue = VecDeque::new();
+    let mut images_ahead = 0;
+    loop {
+        let wanted = if dataset.is_remote() { AHEAD } else { 0 };
+        while queue.is_empty() || images_ahead < wanted {
+            let Some((epoch, idxs)) = next.next() else { break };
+            if dataset.is_remote() {
+                dataset.prefetch(epoch, &idxs);
+            }
+            images_ahead += idxs.len();
+            queue.push_back((epoch, idxs));
         }
-        let Some((epoch, permutation)) = &current else {
+        let Some((epoch, idxs)) = queue.pop_front() else {
             return;
         };
-        for micro in permutation[dataset.sampler().step_range(position.step)].chunks(dataset.batch_size()) {
-            let batch = match used.try_recv() {
-                Ok(batch) => Ok(batch),
-                Err(_) => dataset.allocate(device).map_err(|e| NoHostMemory(e.to_string()).into()),
-            };
-            let filled = batch.and_then(|mut batch| {
-                pool.install(|| dataset.fill(&mut batch, *epoch, micro))?;
-                Ok(batch)
-            });
-            let failed = filled.is_err();
-            if batches.send(filled).is_err() || failed {
-                return;
-            }
+        images_ahead -= idxs.len();
+        let batch = match used.try_recv() {
+            Ok(batch) => Ok(batch),
+            Err(_) => dataset.allocate(device).map_err(|e| NoHostMemory(e.to_string()).into()),
+        };
+        let filled = batch.and_then(|mut batch| {
+            pool.install(|| dataset.fill(&mut batch, epoch, &idxs))?;
+            Ok(batch)
+        });
+        let failed = filled.is_err();
+        if batches.send(filled).is_err() || failed {
+            return;
         }
     }
+}
+
+/// The samples of every batch of `steps`, each with its epoch.
+fn micro_batches<D: Dataset>(dataset: &D, steps: std::ops::Range<u64>) -> impl Iterator<Item = (u64, Vec<u32>)> {
+    let mut current: Option<(u64, Vec<u32>)> = None;
+    steps.flat_map(move |step| {
+        let position = dataset.sampler().position(step);
+        let (epoch, permutation) = match current.take() {
+            Some((epoch, permutation)) if epoch == position.epoch => (epoch, permutation),
+            _ => (position.epoch, dataset.sampler().permutation(position.epoch)),
+        };
+        let of_step = &permutation[dataset.sampler().step_range(position.step)];
+        let batches: Vec<_> = of_step.chunks(dataset.batch_size()).map(|idxs| (epoch, idxs.to_vec())).collect();
+        current = Some((epoch, permutation));
+        batches
+    })
 }
 
 /// The bytes of `tensor [n, ..]` as `n` pieces.

@@ -50,6 +50,23 @@ impl Dataset for MimicDataset {
         self.shape.allocate(device)
     }
 
+    fn is_remote(&self) -> bool {
+        self.joined.members().iter().any(|joined| joined.images.is_remote())
+            || self.rows.iter().flatten().flatten().any(|rows| rows.is_remote())
+    }
+
+    fn prefetch(&self, epoch: u64, idxs: &[u32]) {
+        let view = (epoch % self.joined.views() as u64) as usize;
+        for &idx in idxs {
+            let (member, joined, at) = self.joined.locate(idx as usize);
+            let (sample, _) = joined.samples.get(at, view);
+            self.rows.iter().flatten().for_each(|rows| rows[member].prefetch(sample, sample.row(view)));
+            if !self.pixels.has(idx as usize, view) {
+                joined.images.prefetch(sample);
+            }
+        }
+    }
+
     fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
         MimicDataset::fill(self, batch, epoch, idxs)
     }
@@ -93,8 +110,15 @@ impl MimicDataset {
             drop_path: recipe.drop_path_branches(),
             teachers: teachers.iter().map(|t| t.shape.clone()).collect(),
         };
-        let rows = teachers.iter().map(|teacher| teacher.rows().map(<[_]>::to_vec)).collect();
+        let rows: Vec<Option<Vec<Arc<TeacherRows>>>> =
+            teachers.iter().map(|teacher| teacher.rows().map(<[_]>::to_vec)).collect();
         let pixels = PixelCache::new(recipe.data.pixel_cache_mib << 20);
+        // Over a network, the first batches would wait for hundreds of parts to be opened one by one.
+        for (member, Joined { samples, images, .. }) in joined.members().iter().enumerate() {
+            let parts = samples.parts();
+            rows.iter().flatten().for_each(|rows| rows[member].open_ahead(&parts));
+            images.open_ahead(&parts);
+        }
         MimicDataset { joined, rows, pixels, shape, sampler, seed: recipe.run.seed }
     }
 

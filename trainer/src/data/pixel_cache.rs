@@ -35,6 +35,12 @@ impl PixelCache {
         crop.is_some()
     }
 
+    /// Whether a crop is kept.
+    pub(crate) fn has(&self, sample: usize, view: usize) -> bool {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        kept.crops.contains_key(&(sample, view))
+    }
+
     /// Keeps a crop if there is room.
     pub(crate) fn put(&self, sample: usize, view: usize, crop: &[u8]) {
         if self.budget == 0 {
@@ -61,6 +67,7 @@ mod tests {
         assert!(cache.get(0, 1, &mut out));
         assert_eq!(out, [5, 6, 7, 8]);
         assert!(!cache.get(1, 0, &mut out), "12 bytes do not fit in 10");
+        assert!(cache.has(0, 1) && !cache.has(1, 0));
         cache.put(0, 0, &[1, 2, 3, 4]);
         cache.put(2, 0, &[7, 7]);
         assert!(cache.get(2, 0, &mut out[..2]), "a crop that is there already takes no more room");

@@ -99,6 +99,26 @@ impl TeacherRows {
         })
     }
 
+    /// Whether the rows come over a network.
+    pub(crate) fn is_remote(&self) -> bool {
+        storage::is_url(self.cache.dir())
+    }
+
+    /// Opens these parts, many at a time, if each takes round trips. What fails is tried again when a row is read, and told then.
+    pub(crate) fn open_ahead(&self, parts: &[u32]) {
+        if self.is_remote() {
+            storage::in_parallel(parts, |&part| drop(self.part(part)), true);
+        }
+    }
+
+    /// Begins to fetch a row of a part that is open.
+    pub(crate) fn prefetch(&self, sample: &Sample, row: usize) {
+        let open = self.parts[sample.part as usize].lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(part) = open {
+            part.prefetch_row(row);
+        }
+    }
+
     fn part(&self, part: u32) -> Result<Arc<TeacherPart>, Problem> {
         // A panic elsewhere leaves the slot as it was, empty or filled.
         let mut slot = self.parts[part as usize].lock().unwrap_or_else(PoisonError::into_inner);

@@ -118,7 +118,8 @@ pub(crate) fn extract_range(
     let mut room = Room::default();
     let mut done = 0;
     let decode = |i: usize| (first + i, read_views(source, first + i, views, &sizes));
-    decode_ahead(len, batch_size as usize, pool, decode, |decoded| {
+    let prefetch = |i: usize| source.prefetch(first + i);
+    decode_ahead(len, batch_size as usize, pool, prefetch, decode, |decoded| {
         let before = done;
         done += decoded.len();
         let first_row = images.idxs.len();
@@ -137,7 +138,7 @@ pub(crate) fn extract_range(
             let features = features_of_view(models, &rendered, view, &sizes, extraction, precision)?;
             room.put(&features, len, view, first_row, extraction)?;
         }
-        // Whoever asks for a part of them tells how far it is.
+        // The caller of a part of them tells how far it is.
         if len == source.len() && done * 10 / len != before * 10 / len {
             info!("features of {done} of {} images", source.len());
         }

@@ -162,31 +162,38 @@ impl TestSet {
         let mut counter = Counter::new(n_classes);
         let (mut loss_sum, mut images, mut skipped) = (0.0, 0, Vec::new());
         let decode = |i: usize| (i, read_center(&self.source, i, self.crop_pct, self.img_size));
-        decode_ahead(self.source.len(), self.batch_size, pool, decode, |decoded| {
-            let (mut labels, mut rendered) = (Vec::new(), Vec::new());
-            for (i, result) in decoded {
-                match result {
-                    Ok(img) => {
-                        labels.push(self.labels[i]);
-                        rendered.push(img);
+        decode_ahead(
+            self.source.len(),
+            self.batch_size,
+            pool,
+            |i| self.source.prefetch(i),
+            decode,
+            |decoded| {
+                let (mut labels, mut rendered) = (Vec::new(), Vec::new());
+                for (i, result) in decoded {
+                    match result {
+                        Ok(img) => {
+                            labels.push(self.labels[i]);
+                            rendered.push(img);
+                        }
+                        Err(e) => skipped.push(format!("{}: {e:#}", self.source.key(i))),
                     }
-                    Err(e) => skipped.push(format!("{}: {e:#}", self.source.key(i))),
                 }
-            }
-            if rendered.is_empty() {
-                return Ok(());
-            }
-            let pixels = to_device(&stack(rendered.iter(), self.img_size)?, device)?;
-            let scores = {
-                let _scope = precision.guard(device);
-                classifier.forward(&normalize.forward(&pixels), &ForwardOptions::default())
-            };
-            let targets = Tensor::from_slice(&labels).to_device(device);
-            let loss = scores.cross_entropy_loss(&targets, None::<Tensor>, tch::Reduction::Sum, -100, 0.0);
-            loss_sum += loss.double_value(&[]);
-            images += labels.len();
-            counter.add(&top_classes(&scores), &labels)
-        })?;
+                if rendered.is_empty() {
+                    return Ok(());
+                }
+                let pixels = to_device(&stack(rendered.iter(), self.img_size)?, device)?;
+                let scores = {
+                    let _scope = precision.guard(device);
+                    classifier.forward(&normalize.forward(&pixels), &ForwardOptions::default())
+                };
+                let targets = Tensor::from_slice(&labels).to_device(device);
+                let loss = scores.cross_entropy_loss(&targets, None::<Tensor>, tch::Reduction::Sum, -100, 0.0);
+                loss_sum += loss.double_value(&[]);
+                images += labels.len();
+                counter.add(&top_classes(&scores), &labels)
+            },
+        )?;
         if let Some(first) = skipped.first() {
             warn!("--test: {} cannot be used, the first is {first}", count(skipped.len() as u64, "image"));
         }

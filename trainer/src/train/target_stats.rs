@@ -49,8 +49,8 @@ pub(crate) fn of_teacher(
 fn channel_sums(joined: &JoinedCaches, id: &TeacherId) -> anyhow::Result<TargetStats> {
     let mut sums = schemas::ChannelSums::default();
     for Joined { cache, .. } in joined.members() {
-        for part in 0..cache.identity().parts() {
-            if let Some(commit) = cache.part_state(part).map_err(Problem::from)?.teachers.get(id) {
+        for state in cache.part_states().map_err(Problem::from)? {
+            if let Some(commit) = state.teachers.get(id) {
                 sums.add(&commit.channels);
             }
         }

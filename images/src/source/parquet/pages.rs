@@ -1,11 +1,10 @@
 //! Reading single pages of a column, by position and from many threads.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parquet::basic::Type;
@@ -16,8 +15,11 @@ use parquet::data_type::{
 };
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
+
+use storage::File;
 
 use super::columns::LabelKind;
 use crate::SourceError;
@@ -28,12 +30,37 @@ use crate::source::labels::whole;
 pub(super) struct Pread {
     file: Arc<File>,
     len: u64,
+    /// A piece of the file that is at hand, and where it begins.
+    held: (u64, Bytes),
 }
 
 impl Pread {
     pub(super) fn new(path: &Path, file: &Arc<File>) -> std::result::Result<Self, SourceError> {
-        let len = file.metadata().map_err(io_error(path))?.len();
-        Ok(Self { file: file.clone(), len })
+        let len = file.len().map_err(io_error(path))?;
+        Ok(Self { file: file.clone(), len, held: Default::default() })
+    }
+
+    /// The same with a piece of the file at hand, if reading it takes a round trip each time and the piece is small enough.
+    pub(super) fn holding(&self, start: u64, length: u64) -> io::Result<Self> {
+        const MOST: u64 = 64 << 20;
+        let held = match self.file.is_remote()
+            && length <= MOST
+            && start.checked_add(length).is_some_and(|end| end <= self.len)
+        {
+            true => {
+                let mut bytes = vec![0; length as usize];
+                self.file.read_exact_at(&mut bytes, start)?;
+                (start, bytes.into())
+            }
+            false => Default::default(),
+        };
+        Ok(Self { file: self.file.clone(), len: self.len, held })
+    }
+
+    /// What is at hand from `start` on.
+    fn held(&self, start: u64) -> Option<Bytes> {
+        let from = usize::try_from(start.checked_sub(self.held.0)?).ok()?;
+        (from < self.held.1.len()).then(|| self.held.1.slice(from..))
     }
 }
 
@@ -47,13 +74,20 @@ impl ChunkReader for Pread {
     type T = BufReader<Cursor>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        Ok(BufReader::new(Cursor { file: self.file.clone(), position: start }))
+        Ok(BufReader::new(Cursor {
+            file: self.file.clone(),
+            position: start,
+            held: self.held(start).unwrap_or_default(),
+        }))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         // Lengths come from the file, so they are checked before memory is allocated.
         if start.checked_add(length as u64).is_none_or(|end| end > self.len) {
             return Err(ParquetError::EOF(format!("{length} bytes at {start} reach past the end of the file")));
+        }
+        if let Some(held) = self.held(start).filter(|held| held.len() >= length) {
+            return Ok(held.slice(..length));
         }
         let mut data = vec![0; length];
         self.file.read_exact_at(&mut data, start)?;
@@ -65,13 +99,75 @@ impl ChunkReader for Pread {
 pub(super) struct Cursor {
     file: Arc<File>,
     position: u64,
+    /// What is at hand from the position on.
+    held: Bytes,
 }
 
 impl Read for Cursor {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.held.is_empty() {
+            let n = self.held.len().min(buffer.len());
+            buffer[..n].copy_from_slice(&self.held.split_to(n));
+            self.position += n as u64;
+            return Ok(n);
+        }
         let n = self.file.read_at(buffer, self.position)?;
         self.position += n as u64;
         Ok(n)
+    }
+}
+
+/// Notes where the library begins to read: at the header of a page, as long as it only looks at headers.
+struct Noting {
+    reader: Arc<Pread>,
+    last: AtomicU64,
+}
+
+impl Length for Noting {
+    fn len(&self) -> u64 {
+        self.reader.len
+    }
+}
+
+impl ChunkReader for Noting {
+    type T = BufReader<Cursor>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        self.last.store(start, Ordering::Relaxed);
+        self.reader.get_read(start)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        self.reader.get_bytes(start, length)
+    }
+}
+
+/// Where the data pages of a column chunk begin.
+pub(super) struct PageStarts {
+    /// The first row of each page, counted in the group.
+    pub(super) rows: Vec<usize>,
+    /// The place of each page in the file, and last where the chunk ends.
+    offsets: Vec<u64>,
+}
+
+impl PageStarts {
+    /// The place and the length of a page.
+    pub(super) fn extent(&self, page: usize) -> Option<(u64, usize)> {
+        let [start, end] = *self.offsets.get(page..page + 2)? else { return None };
+        Some((start, usize::try_from(end.checked_sub(start)?).ok()?))
+    }
+
+    /// The pages as the library wants them, if they are sane.
+    fn locations(&self) -> Option<Vec<PageLocation>> {
+        let bounds = self.offsets.windows(2).zip(&self.rows);
+        let location = |(bounds, &row): (&[u64], &usize)| {
+            Some(PageLocation {
+                offset: i64::try_from(bounds[0]).ok()?,
+                compressed_page_size: i32::try_from(bounds[1].checked_sub(bounds[0])?).ok()?,
+                first_row_index: i64::try_from(row).ok()?,
+            })
+        };
+        bounds.map(location).collect()
     }
 }
 
@@ -88,8 +184,11 @@ impl Page {
         chunk: &ColumnChunkMetaData,
         group_rows: usize,
         rows: Range<usize>,
+        starts: &PageStarts,
     ) -> Result<Self> {
-        let rows = read_column::<ByteArrayType>(reader, chunk, group_rows, rows)?;
+        // Without places, the library looks at the header of every page before this one, which over a network takes a round trip each.
+        let places = if reader.file.is_remote() { starts.locations() } else { None };
+        let rows = read_column::<ByteArrayType>(reader, chunk, group_rows, rows, places)?;
         Ok(Self { rows })
     }
 
@@ -102,10 +201,11 @@ impl Page {
     }
 }
 
-/// The first row of every data page of a column chunk, from the pages' headers alone.
-pub(super) fn page_starts(reader: Arc<Pread>, chunk: &ColumnChunkMetaData, group_rows: usize) -> Result<Vec<usize>> {
-    let mut pages = SerializedPageReader::new(reader, chunk, group_rows, None)?;
-    let (mut starts, mut row) = (Vec::new(), 0);
+/// Where the data pages of a column chunk begin, from the pages' headers alone.
+pub(super) fn page_starts(reader: Arc<Pread>, chunk: &ColumnChunkMetaData, group_rows: usize) -> Result<PageStarts> {
+    let noting = Arc::new(Noting { reader, last: AtomicU64::new(0) });
+    let mut pages = SerializedPageReader::new(noting.clone(), chunk, group_rows, None)?;
+    let (mut starts, mut row) = (PageStarts { rows: Vec::new(), offsets: Vec::new() }, 0);
     while let Some(page) = pages.peek_next_page()? {
         if !page.is_dict {
             // The column is not repeated, so a level is a row.
@@ -114,7 +214,8 @@ pub(super) fn page_starts(reader: Arc<Pread>, chunk: &ColumnChunkMetaData, group
                 .or(page.num_levels)
                 .ok_or_else(|| ParquetError::General("a page without a number of rows".to_owned()))?;
             if rows > 0 {
-                starts.push(row);
+                starts.rows.push(row);
+                starts.offsets.push(noting.last.load(Ordering::Relaxed));
             }
             row += rows;
         }
@@ -123,6 +224,8 @@ pub(super) fn page_starts(reader: Arc<Pread>, chunk: &ColumnChunkMetaData, group
     if row != group_rows {
         return Err(ParquetError::General(format!("the pages of a row group hold {row} rows instead of {group_rows}")));
     }
+    let (start, len) = chunk.byte_range();
+    starts.offsets.push(start.saturating_add(len));
     Ok(starts)
 }
 
@@ -149,7 +252,7 @@ pub(super) fn read_labels(
     };
     macro_rules! column {
         ($type:ty, $value:expr) => {
-            read_column::<$type>(reader, chunk, group_rows, 0..group_rows)?
+            read_column::<$type>(reader, chunk, group_rows, 0..group_rows, None)?
                 .into_iter()
                 .map(|value| read(value.map($value)))
                 .collect()
@@ -243,8 +346,9 @@ fn read_column<T: DataType>(
     chunk: &ColumnChunkMetaData,
     group_rows: usize,
     rows: Range<usize>,
+    places: Option<Vec<PageLocation>>,
 ) -> Result<Vec<Option<T::T>>> {
-    let pages = SerializedPageReader::new(reader, chunk, group_rows, None)?;
+    let pages = SerializedPageReader::new(reader, chunk, group_rows, places)?;
     let mut column = ColumnReaderImpl::<T>::new(chunk.column_descr_ptr(), Box::new(pages));
     column.skip_records(rows.start)?;
     let (mut values, mut levels) = (Vec::new(), Vec::new());

@@ -1,11 +1,10 @@
 //! Finds where an archive begins and ends, and recognizes files that are not archives.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use storage::Scan;
 use tar::Header;
 
 use crate::SourceError;
@@ -28,7 +27,7 @@ pub(super) enum Behind {
 }
 
 impl Behind {
-    pub(super) fn look(file: &File, file_len: u64, end: u64) -> io::Result<Self> {
+    pub(super) fn look(file: &Scan, file_len: u64, end: u64) -> io::Result<Self> {
         let mut at = end.next_multiple_of(BLOCK);
         let mut block = [1; BLOCK as usize];
         if at + BLOCK > file_len {

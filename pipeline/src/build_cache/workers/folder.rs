@@ -10,20 +10,16 @@
 //! pulse decides.
 
 use std::collections::BTreeSet;
-use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
-use std::hash::{BuildHasher, Hasher};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use schemas::{atomic, layout};
 use serde::{Deserialize, Serialize};
 
-use super::{LeaseStore, Pulse, WorkerId};
+use super::{BEATS, Heart, LeaseStore, Pulse, WorkerId, new_id};
 
 /// After this time the files of a worker of another machine are removed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
@@ -46,6 +42,7 @@ struct Record {
 pub(crate) struct FolderLeases {
     work: PathBuf,
     boot: String,
+    patience: Duration,
 }
 
 /// A worker as others see it. Dropping it says that it has ended; it is to hold no lease then.
@@ -55,20 +52,18 @@ pub(crate) struct Worker {
     work: PathBuf,
     /// Locked.
     lock: File,
-    /// Ends the thread that renews the pulse.
-    stop: Option<Sender<()>>,
-    pulse: Option<JoinHandle<()>>,
+    heart: Option<Heart>,
 }
 
 impl FolderLeases {
-    pub(crate) fn new(cache: &Path) -> FolderLeases {
+    pub(super) fn new(cache: &Path, patience: Duration) -> FolderLeases {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        FolderLeases { work: layout::work_dir(cache), boot }
+        FolderLeases { work: layout::work_dir(cache), boot, patience }
     }
 
-    /// Announces a worker, whose pulse beats `every` so long from now on.
-    pub(crate) fn announce(&self, every: Duration) -> Result<Worker> {
-        let id = format!("{:016x}", RandomState::new().build_hasher().finish() ^ u64::from(std::process::id()));
+    /// Announces a worker, whose pulse beats from now on.
+    pub(super) fn announce(&self) -> Result<Worker> {
+        let id = new_id();
         let workers = self.workers();
         atomic::create_dir(&workers)?;
         atomic::create_dir(&self.leases())?;
@@ -81,23 +76,15 @@ impl FolderLeases {
         let mut record = Record { beat: 0, host, pid: std::process::id(), boot: self.boot.clone() };
         let path = self.record(&id);
         write(&path, &record)?;
-        let (stop, stopped) = mpsc::channel();
-        let beat = move || {
-            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-                record.beat += 1;
-                if let Err(error) = write(&path, &record) {
-                    tracing::warn!(
-                        "the sign of life of this worker cannot be renewed, so others may take its parts over: {error:#}"
-                    );
-                }
-            }
-        };
-        let pulse = thread::Builder::new().name("pulse".into()).spawn(beat).context("cannot start a thread")?;
-        Ok(Worker { id, work: self.work.clone(), lock, stop: Some(stop), pulse: Some(pulse) })
+        let heart = Heart::start(self.patience / BEATS, move || {
+            record.beat += 1;
+            write(&path, &record)
+        })?;
+        Ok(Worker { id, work: self.work.clone(), lock, heart: Some(heart) })
     }
 
     /// Removes what workers of this machine left that have ended, their leases too.
-    pub(crate) fn clear_ended(&self) -> Result<()> {
+    pub(super) fn clear_ended(&self) -> Result<()> {
         let mut ended = BTreeSet::new();
         for name in names(&self.workers())? {
             // `ID.json`, `ID.lock`, or what is left of writing the first.
@@ -129,12 +116,12 @@ impl FolderLeases {
     }
 
     /// Removes the folder of the leases if nobody uses it any more.
-    pub(crate) fn remove_if_unused(&self) {
+    pub(super) fn remove_if_unused(&self) {
         remove_if_unused(&self.work);
     }
 
     /// The workers that live, as far as can be told now, other than `but`: host and process of each.
-    pub(crate) fn living(&self, but: Option<&WorkerId>) -> Result<Vec<String>> {
+    pub(super) fn living(&self, but: Option<&WorkerId>) -> Result<Vec<String>> {
         let mut living = Vec::new();
         for name in names(&self.workers())? {
             let Some(id) = name.strip_suffix(".json").map(str::to_owned).filter(|id| Some(id) != but) else {
@@ -193,18 +180,14 @@ impl FolderLeases {
 }
 
 impl Worker {
-    pub(crate) fn id(&self) -> &WorkerId {
+    pub(super) fn id(&self) -> &WorkerId {
         &self.id
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stop = None;
-        if let Some(pulse) = self.pulse.take() {
-            // It only writes a file; a panic in it has been told.
-            let _ = pulse.join();
-        }
+        self.heart = None;
         let _ = self.lock.unlock();
         if let Err(error) = forget(&self.work, &self.id) {
             tracing::debug!("{error:#}");
@@ -331,13 +314,13 @@ mod tests {
 
     use super::*;
 
-    const EVERY: Duration = Duration::from_secs(3600);
+    const PATIENCE: Duration = Duration::from_secs(3600);
 
     #[test]
     fn a_worker_that_lives_keeps_its_leases_and_one_that_has_ended_loses_them() {
         let dir = tempfile::tempdir().unwrap();
-        let leases = FolderLeases::new(dir.path());
-        let worker = leases.announce(EVERY).unwrap();
+        let leases = FolderLeases::new(dir.path(), PATIENCE);
+        let worker = leases.announce().unwrap();
         assert!(leases.take(7, worker.id()).unwrap() && !leases.take(7, &"other".to_owned()).unwrap());
         assert_eq!(leases.holder(7).unwrap().as_ref(), Some(worker.id()));
         leases.clear_ended().unwrap();
@@ -358,9 +341,9 @@ mod tests {
     #[test]
     fn what_kills_leave_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
-        let leases = FolderLeases::new(dir.path());
+        let leases = FolderLeases::new(dir.path(), PATIENCE);
         let work = layout::work_dir(dir.path());
-        drop(leases.announce(EVERY).unwrap());
+        drop(leases.announce().unwrap());
         fs::create_dir_all(work.join("workers")).unwrap();
         fs::create_dir_all(work.join("leases")).unwrap();
         for name in [
@@ -378,7 +361,7 @@ mod tests {
     #[test]
     fn a_lease_is_taken_over_by_one_and_given_back_by_its_holder_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let leases = FolderLeases::new(dir.path());
+        let leases = FolderLeases::new(dir.path(), PATIENCE);
         let [a, b, c] = ["a", "b", "c"].map(str::to_owned);
         assert!(leases.take(1, &a).unwrap());
         assert!(leases.take_over(1, &a, &b).unwrap());
