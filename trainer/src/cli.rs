@@ -134,7 +134,7 @@ impl DeviceArgs {
 /// `trainer pretrain`.
 #[derive(Debug, Clone, Args)]
 pub struct PretrainArgs {
-    /// The feature cache that `pipeline build-cache` wrote.
+    /// The feature cache that `pipeline build-cache` wrote: a folder, or a URL such as s3://BUCKET/NAME.
     #[arg(long, value_name = "DIR")]
     pub cache: PathBuf,
     /// The run folder; created, or resumed when it holds the same recipe.
