@@ -79,7 +79,7 @@ pub struct BuildCacheArgs {
     /// either, says which column or member holds the labels. URLs of object stores (s3://, gs://, az://, http://) are taken, too.
     #[arg(long, value_name = "SRC")]
     pub images: Option<String>,
-    /// The cache folder; created, or resumed when it holds the same build.
+    /// The cache: a folder, or a URL such as s3://BUCKET/NAME; created, or resumed when it holds the same build.
     #[arg(long, value_name = "CACHE")]
     pub out: Option<PathBuf>,
     /// A teacher: its name in the cache, and the folder or file of its weights, or its id on the Hugging Face hub
@@ -205,7 +205,7 @@ fn activation() -> impl TypedValueParser<Value = Activation> {
 /// `pipeline add-teacher`.
 #[derive(Debug, Clone, Args)]
 pub struct AddTeacherArgs {
-    /// The cache folder.
+    /// The cache: a folder, or a URL such as s3://BUCKET/NAME.
     pub cache: PathBuf,
     /// A teacher: its name in the cache, and the folder or file of its weights, or its id on the Hugging Face hub
     /// (org/name or org/name@revision). May be given many times.
@@ -290,7 +290,7 @@ pub struct DropTeacherArgs {
 /// `pipeline verify`.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
-    /// The cache folder.
+    /// The cache: a folder, or a URL such as s3://BUCKET/NAME.
     pub cache: PathBuf,
     /// Also read the source it was built from, and check that every image is still at its place with the content that the cache has of
     /// it.
@@ -324,7 +324,7 @@ pub struct VerifyArgs {
 /// `pipeline inspect`.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
-    /// The cache folder.
+    /// The cache: a folder, or a URL such as s3://BUCKET/NAME.
     pub cache: PathBuf,
     /// Print JSON instead of text.
     #[arg(long)]
@@ -381,7 +381,7 @@ impl FromStr for SampleRange {
 /// `pipeline stats`.
 #[derive(Debug, Clone, Args)]
 pub struct StatsArgs {
-    /// The cache folder.
+    /// The cache: a folder, or a URL such as s3://BUCKET/NAME.
     pub cache: PathBuf,
     /// Only this teacher. May be given many times [default: all].
     #[arg(long = "teacher", value_name = "ID")]

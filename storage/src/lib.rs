@@ -51,7 +51,7 @@ use std::time::SystemTime;
 use place::Place;
 
 /// How often bytes that turn out to be damaged are fetched again before they count as what the store has.
-pub const COPIES: usize = 3;
+pub const COPIES: usize = 5;
 
 /// What is known of a file without reading it.
 #[derive(Debug, Clone)]

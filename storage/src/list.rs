@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use futures_util::TryStreamExt;
 
 use crate::error::explain;
-use crate::place::Place;
+use crate::place::{Place, Remote};
 use crate::retry::patiently;
 
 /// A name in a folder.
@@ -43,6 +43,7 @@ pub fn list(folder: &Path) -> io::Result<Vec<Entry>> {
         Place::Local(folder) => return local(folder),
         Place::Remote(place) => place,
     };
+    refuse_web_server(&place)?;
     let prefix = Some(&place.key).filter(|key| !key.as_ref().is_empty());
     let found = patiently(|| place.store.list_with_delimiter(prefix)).map_err(explain)?;
     let entry = |key: &object_store::path::Path, is_dir| {
@@ -53,6 +54,16 @@ pub fn list(folder: &Path) -> io::Result<Vec<Entry>> {
     let objects = found.objects.iter().filter(|object| object.location != place.key);
     let entries: Vec<_> = folders.chain(objects.filter_map(|object| entry(&object.location, false))).collect();
     if entries.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(entries) }
+}
+
+fn refuse_web_server(place: &Remote) -> io::Result<()> {
+    match place.bucket.starts_with("http") {
+        true => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "a web server does not list its files: name them, with braces where they are numbered",
+        )),
+        false => Ok(()),
+    }
 }
 
 fn local(folder: &Path) -> io::Result<Vec<Entry>> {
@@ -72,6 +83,7 @@ pub fn walk(url: &Path) -> io::Result<Vec<Listed>> {
     let Place::Remote(place) = Place::of(url)? else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a URL"));
     };
+    refuse_web_server(&place)?;
     let prefix = Some(&place.key).filter(|key| !key.as_ref().is_empty());
     let found: Vec<_> = patiently(|| place.store.list(prefix).try_collect()).map_err(explain)?;
     let below = |key: &str| match place.key.as_ref() {
@@ -89,4 +101,17 @@ pub fn walk(url: &Path) -> io::Result<Vec<Listed>> {
     // Folder by folder: what lies in one is together, and comes after an object of its name.
     listed.sort_unstable_by(|a, b| a.key.split('/').cmp(b.key.split('/')));
     Ok(listed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_web_server_is_not_asked_for_a_list() {
+        for url in ["http://127.0.0.1:1/data", "https://host/"] {
+            let refused = [list(Path::new(url)).unwrap_err(), walk(Path::new(url)).unwrap_err()];
+            assert!(refused.iter().all(|error| error.to_string().contains("with braces")), "{refused:?}");
+        }
+    }
 }

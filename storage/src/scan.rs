@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn files_are_read_through_from_disk_and_from_buckets() {
         let bucket = crate::new_bucket();
-        let long: Vec<u8> = (0..(2 * CHUNK + 777)).map(|i| (i * 2_654_435_761 >> 13) as u8).collect();
+        let long: Vec<u8> = (0..(2 * CHUNK + 777)).map(|i| ((i * 2_654_435_761) >> 13) as u8).collect();
         let files = [long, b"short".to_vec(), Vec::new()];
         let urls: Vec<PathBuf> = (0..files.len()).map(|i| format!("{bucket}/f/{i}").into()).collect();
         for (url, bytes) in urls.iter().zip(&files) {

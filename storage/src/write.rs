@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn large_files_are_uploaded_in_parts_and_read_by_ranges() {
         let url = PathBuf::from(crate::new_bucket()).join("a/large");
-        let bytes: Vec<u8> = (0..2 * PART + 12_345).map(|i| (i * 2_654_435_761 >> 17) as u8).collect();
+        let bytes: Vec<u8> = (0..2 * PART + 12_345).map(|i| ((i * 2_654_435_761) >> 17) as u8).collect();
         let mut file = crate::temporary().unwrap();
         file.write_all(&bytes).unwrap();
         upload(&mut file, &url).unwrap();

@@ -138,7 +138,8 @@ impl DeviceArgs {
 /// `trainer pretrain`.
 #[derive(Debug, Clone, Args)]
 pub struct PretrainArgs {
-    /// The feature cache that `pipeline build-cache` wrote. May be given many times: the caches are then one data set, in this order.
+    /// The feature cache that `pipeline build-cache` wrote: a folder, or a URL such as s3://BUCKET/NAME. May be given many times: the caches are then one data
+    /// set, in this order.
     #[arg(long, value_name = "DIR", required = true)]
     pub cache: Vec<PathBuf>,
     /// The run folder; created, or resumed when it holds the same recipe.

@@ -46,7 +46,7 @@ impl ShardFiles {
             None => Arc::new(storage::open(&self.paths[shard]).map_err(io_error(&self.paths[shard]))?),
         };
         open.push_front((shard, file.clone()));
-        // An open object is no open file of this process, and opening it again takes a round trip.
+        // An open object takes none of this process's open files, and opening it again takes a round trip.
         if !is_url(&self.paths[shard]) {
             open.truncate(MAX_OPEN);
         }

@@ -61,7 +61,7 @@ fn folder(root: &Path, findings: &mut Findings) -> Result<Resolved, SourceError>
     let is_hidden = |listed: &&Listed| listed.key.split('/').any(|name| name.starts_with('.'));
     let seen: Vec<&Listed> = listed.iter().filter(|listed| !is_hidden(listed)).collect();
     let is_image = |listed: &&Listed| extension(&listed.key).is_some_and(is_image_extension);
-    let has_images = seen.iter().any(|listed| is_image(&listed));
+    let has_images = seen.iter().any(is_image);
     let mut found: Vec<PathBuf> = seen
         .iter()
         .filter(|listed| !listed.key.contains('/') && Shard::of(&listed.path).is_some())

@@ -260,7 +260,7 @@ mod tests {
         assert_eq!((leases.holder(1).unwrap(), leases.leased().unwrap()), (None, BTreeSet::new()));
     }
 
-    /// Of many that take a lease over at once one gets it.
+    /// One of many that take a lease over at once gets it.
     #[test]
     fn a_lease_is_taken_over_by_one_of_many() {
         let leases = leases();
