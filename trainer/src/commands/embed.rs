@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use arrow_array::{FixedSizeBinaryArray, Int32Array, RecordBatch};
 use hub::HubSettings;
 use images::ImageSource;
@@ -38,6 +38,12 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
         true => model.kinds(),
         false => args.features.clone(),
     };
+    ensure!(
+        format != Format::Npy || kinds.len() == 1,
+        "--out {}: a .npy file has one kind of features; choose it with --features, out of {}",
+        args.out.display(),
+        kinds.join(", ")
+    );
     let chunk = (CHUNK_VALUES / model.values_per_image(&kinds)?).clamp(1, CHUNK);
 
     let dataset = source.identity();

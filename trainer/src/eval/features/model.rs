@@ -261,7 +261,9 @@ fn heads(recipe: &Recipe, tensors: &Tensors, device: Device) -> Heads {
         let kind = format!("head.{teacher}{}", if of_cls { ".cls" } else { "" });
         Some(Head { kind, of_cls, weight: on_device(weight), bias: on_device(bias) })
     };
-    tensors.iter().filter_map(head).collect()
+    let mut heads: Heads = tensors.iter().filter_map(head).collect();
+    heads.sort_by(|a, b| a.kind.cmp(&b.kind));
+    heads
 }
 
 /// The raw-pixel baseline: `pixels` or `pixels:SIZE`.
