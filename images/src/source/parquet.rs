@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::parquet::errors::ParquetError;
-use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use ::parquet::file::metadata::ParquetMetaData;
 use ::parquet::file::reader::Length;
 
 use self::columns::{Columns, LabelColumn, LabelKind};
@@ -128,7 +128,7 @@ impl Opening<'_> {
     fn table(&mut self, path: &Path, file: &Arc<File>) -> Result<(Table, Columns), SourceError> {
         let first_sample = self.samples.len();
         let reader = Arc::new(Pread::new(path, file)?);
-        let metadata = ParquetMetaDataReader::new().parse_and_finish(&*reader).map_err(explain(path))?;
+        let metadata = pages::metadata(&reader).map_err(explain(path))?;
         let columns = Columns::find(path, &metadata, self.column, self.label_column)?;
         let name = file_name(path)?;
         let file_len = reader.len();
@@ -301,7 +301,7 @@ impl Tables {
         let starts = match known_starts.get() {
             Some(starts) => starts,
             None => {
-                let starts = pages::page_starts(reader()?, chunk, rows).map_err(explain(path))?;
+                let starts = pages::page_starts(&*reader()?, chunk, rows).map_err(explain(path))?;
                 known_starts.get_or_init(|| starts)
             }
         };
