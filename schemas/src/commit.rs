@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CacheIdentity, CodecError, Error, Result, TeacherId, TeacherIdentity, json, layout};
 
+/// The most bytes of a file that a commit record may declare: 8 TiB. Programs add up these numbers over the parts of a cache, of which there
+/// are at most [`Plan::MAX_PARTS`](crate::Plan::MAX_PARTS), and no sum may overflow because one record lies.
+const MAX_FILE_BYTES: u64 = 1 << 43;
+
 /// What a commit record says about a Parquet file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileStamp {
@@ -91,6 +95,7 @@ impl SamplesCommit {
         check_place(&path, "part", &commit.part, &part)?;
         check_place(&path, "cache fingerprint", &commit.cache, &identity.part_fingerprint(part))?;
         commit.file.check(&path)?;
+        check_size(&path, "rejects", commit.rejects.rows, commit.rejects.bytes)?;
         Ok(Some(commit))
     }
 }
@@ -116,6 +121,12 @@ impl TeacherCommit {
         if commit.channels.sum.len() != width || commit.channels.sum_sq.len() != width {
             return Err(Error::Record { path, detail: format!("its channel sums are not of {width} channels") });
         }
+        let tokens = commit.file.rows.checked_mul(teacher.n_tokens() as u64);
+        if tokens != Some(commit.channels.count) {
+            let (rows, count, each) = (commit.file.rows, commit.channels.count, teacher.n_tokens());
+            let detail = format!("its channel sums are of {count} tokens, its {rows} rows have {each} each");
+            return Err(Error::Record { path, detail });
+        }
         if let Some(detail) = commit.codec_error.as_ref().and_then(|error| error.problem(width)) {
             return Err(Error::Record { path, detail });
         }
@@ -125,11 +136,21 @@ impl TeacherCommit {
 
 impl FileStamp {
     fn check(&self, path: &Path) -> Result<()> {
-        if self.footer_bytes <= self.bytes {
-            return Ok(());
+        if self.footer_bytes > self.bytes {
+            let detail = "its footer_bytes are more than its bytes".to_string();
+            return Err(Error::Record { path: path.to_path_buf(), detail });
         }
-        Err(Error::Record { path: path.to_path_buf(), detail: "its footer_bytes are more than its bytes".to_string() })
+        check_size(path, "file", self.rows, self.bytes)
     }
+}
+
+/// Refuses numbers of rows and bytes that no file has: every row, and every line, takes at least a byte.
+fn check_size(path: &Path, of: &str, rows: u64, bytes: u64) -> Result<()> {
+    if bytes > MAX_FILE_BYTES || rows > bytes {
+        let detail = format!("its {of} of {rows} rows in {bytes} bytes cannot exist");
+        return Err(Error::Record { path: path.to_path_buf(), detail });
+    }
+    Ok(())
 }
 
 /// Refuses a file that was made for another place.
@@ -165,7 +186,8 @@ impl ChannelSums {
 
     /// Adds another part's sums of the same teacher.
     pub fn add(&mut self, other: &ChannelSums) {
-        self.count += other.count;
+        // Of records that are checked, only those of absurd caches reach the end of the numbers.
+        self.count = self.count.saturating_add(other.count);
         for (mine, others) in [(&mut self.sum, &other.sum), (&mut self.sum_sq, &other.sum_sq)] {
             if mine.is_empty() {
                 mine.clone_from(others);
@@ -190,6 +212,53 @@ impl ChannelSums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Tiny;
+    use crate::{Cache, verify};
+
+    /// A record may hold any number. Readers add them up, so those that no file can have stop at the record.
+    #[test]
+    fn numbers_that_no_file_has_are_refused() {
+        let (dir, tiny) = (tempfile::tempdir().unwrap(), Tiny::usual());
+        tiny.build(dir.path());
+        let id = &tiny.teachers[0].id;
+        let (samples, features) = (layout::samples_commit(dir.path(), 1), layout::teacher_commit(dir.path(), id, 1));
+        for (path, field, number, expected) in [
+            (&samples, "/file/bytes", u64::MAX, "cannot exist"),
+            (&samples, "/file/rows", 1 << 40, "cannot exist"),
+            (&samples, "/rejects/bytes", u64::MAX, "cannot exist"),
+            (&samples, "/rejects/rows", u64::MAX, "cannot exist"),
+            (&features, "/file/bytes", MAX_FILE_BYTES + 1, "cannot exist"),
+            (&features, "/file/rows", 5, "5 rows have 9 each"),
+            (&features, "/channels/count", u64::MAX, "sums are of 18446744073709551615 tokens"),
+        ] {
+            let sound = std::fs::read(path).unwrap();
+            let mut record: serde_json::Value = serde_json::from_slice(&sound).unwrap();
+            record.as_object_mut().unwrap().remove("digest");
+            *record.pointer_mut(field).unwrap() = number.into();
+            json::write(path, &record).unwrap();
+            let problems = verify(dir.path(), &mut |_| {}).unwrap().problems;
+            let state = Cache::open(dir.path()).unwrap().part_state(1);
+            assert_eq!((problems.len(), state.is_err()), (1, true), "{field}");
+            for error in problems.into_iter().chain(state.err()) {
+                assert!(
+                    matches!(&error, Error::Record { path: found, detail } if found == path && detail.contains(expected)),
+                    "{field}: {error}"
+                );
+            }
+            crate::atomic::write(path, &sound).unwrap();
+        }
+        assert!(verify(dir.path(), &mut |_| {}).unwrap().problems.is_empty());
+    }
+
+    #[test]
+    fn sums_of_absurd_counts_do_not_overflow() {
+        let mut all = ChannelSums { count: u64::MAX, sum: vec![1.0], sum_sq: vec![1.0] };
+        all.add(&all.clone());
+        assert_eq!(all.count, u64::MAX);
+        let mut lost = CodecError { tokens: u64::MAX, ..CodecError::default() };
+        lost.add(&lost.clone());
+        assert_eq!(lost.tokens, u64::MAX);
+    }
 
     #[test]
     fn sums_add_up_to_mean_and_variance() {

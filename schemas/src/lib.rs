@@ -17,6 +17,7 @@ mod json;
 pub mod json_schema;
 pub mod layout;
 mod page;
+pub mod parquet_shape;
 mod part_file;
 mod plain_words;
 mod plan;
@@ -30,6 +31,7 @@ mod skipped;
 mod teacher;
 #[cfg(test)]
 mod testing;
+mod thrift;
 mod verify;
 mod writer;
 

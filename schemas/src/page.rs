@@ -8,6 +8,8 @@ use std::cell::RefCell;
 
 use parquet::basic::Compression;
 
+use crate::thrift::{Compact, I32, I64, STRUCT};
+
 /// Where a page lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PageLocation {
@@ -24,7 +26,7 @@ const MAX_PAGES: usize = 1 << 24;
 
 /// Reads an offset index (`OffsetIndex` of parquet.thrift).
 pub(crate) fn read_offset_index(bytes: &[u8]) -> Result<Vec<PageLocation>, String> {
-    let mut thrift = Compact { bytes, at: 0 };
+    let mut thrift = Compact::new(bytes);
     let mut locations = Vec::new();
     let read = thrift.fields(|thrift, id, kind| {
         if id != 1 {
@@ -67,6 +69,19 @@ struct PageHeader {
     data: Option<[i64; 4]>,
 }
 
+/// `DataPageHeader` of parquet.thrift: its four numbers.
+fn data_page_header(thrift: &mut Compact<'_>) -> Option<[i64; 4]> {
+    let mut data = [-1; 4];
+    thrift.fields(|thrift, id, kind| {
+        match id {
+            1..=4 => data[id as usize - 1] = thrift.integer(kind, I32)?,
+            _ => thrift.skip(kind, 0)?,
+        }
+        Some(())
+    })?;
+    Some(data)
+}
+
 /// A page whose header has been read and found to fit.
 #[derive(Debug)]
 pub(crate) struct Page<'a> {
@@ -79,14 +94,14 @@ pub(crate) struct Page<'a> {
 impl<'a> Page<'a> {
     /// Reads the header (`PageHeader` of parquet.thrift) of a page that must be exactly `bytes`.
     pub(crate) fn open(bytes: &'a [u8]) -> Result<Page<'a>, String> {
-        let mut thrift = Compact { bytes, at: 0 };
+        let mut thrift = Compact::new(bytes);
         let mut header = PageHeader { kind: -1, ..PageHeader::default() };
         let read = thrift.fields(|thrift, id, kind| {
             match id {
                 1 => header.kind = thrift.integer(kind, I32)?,
                 2 => header.uncompressed = thrift.integer(kind, I32)?,
                 3 => header.compressed = thrift.integer(kind, I32)?,
-                5 if kind == STRUCT => header.data = Some(thrift.data_page_header()?),
+                5 if kind == STRUCT => header.data = Some(data_page_header(thrift)?),
                 _ => thrift.skip(kind, 0)?,
             }
             Some(())
@@ -196,7 +211,7 @@ impl<'a> Values<'a> {
     /// The definition levels of `rows` values of an optional column: whether each is there. They come before the values as a
     /// 4-byte length and runs of one bit each (Parquet's RLE / bit-packed hybrid).
     pub(crate) fn present(&mut self, rows: usize) -> Option<Vec<bool>> {
-        let mut runs = Compact { bytes: self.bytes()?, at: 0 };
+        let mut runs = Compact::new(self.bytes()?);
         let mut present = Vec::with_capacity(rows.min(MAX_PAGES));
         while present.len() < rows {
             let header = runs.varint()?;
@@ -223,125 +238,6 @@ impl<'a> Values<'a> {
             [last] => self.bit > 0 && last >> self.bit == 0,
             _ => false,
         }
-    }
-}
-
-/// Thrift's compact protocol, as far as Parquet's page structures need it. `None` for anything malformed.
-struct Compact<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-// Types of the compact protocol.
-const I16: u8 = 4;
-const I32: u8 = 5;
-const I64: u8 = 6;
-const BINARY: u8 = 8;
-const LIST: u8 = 9;
-const STRUCT: u8 = 12;
-
-/// Structures nest this deep at most; ours nest 2 deep.
-const MAX_DEPTH: u32 = 8;
-
-impl Compact<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let byte = *self.bytes.get(self.at)?;
-        self.at += 1;
-        Some(byte)
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f).checked_shl(shift)?;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    /// A number of the given type, as a zigzag varint; `kind` is what the field says it is.
-    fn integer(&mut self, kind: u8, expected: u8) -> Option<i64> {
-        if kind != expected {
-            return None;
-        }
-        let value = self.varint()?;
-        Some((value >> 1).cast_signed() ^ -((value & 1).cast_signed()))
-    }
-
-    /// Count and element type of a list.
-    fn list(&mut self, kind: u8) -> Option<(usize, u8)> {
-        if kind != LIST {
-            return None;
-        }
-        let header = self.byte()?;
-        let count = match header >> 4 {
-            15 => usize::try_from(self.varint()?).ok()?,
-            count => usize::from(count),
-        };
-        Some((count, header & 0x0f))
-    }
-
-    /// Calls `field(self, id, type)` for each field of a structure; it must consume the field.
-    fn fields(&mut self, mut field: impl FnMut(&mut Self, i64, u8) -> Option<()>) -> Option<()> {
-        let mut id = 0;
-        loop {
-            let header = self.byte()?;
-            let kind = header & 0x0f;
-            if header == 0 {
-                return Some(());
-            }
-            id = match header >> 4 {
-                0 => self.integer(I16, I16)?,
-                delta => id + i64::from(delta),
-            };
-            // More fields than any Parquet structure has; the sum above cannot overflow then.
-            if !(0..=1000).contains(&id) {
-                return None;
-            }
-            field(self, id, kind)?;
-        }
-    }
-
-    /// `DataPageHeader` of parquet.thrift: its four numbers.
-    fn data_page_header(&mut self) -> Option<[i64; 4]> {
-        let mut data = [-1; 4];
-        self.fields(|thrift, id, kind| {
-            match id {
-                1..=4 => data[id as usize - 1] = thrift.integer(kind, I32)?,
-                _ => thrift.skip(kind, 0)?,
-            }
-            Some(())
-        })?;
-        Some(data)
-    }
-
-    fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
-        match kind {
-            1 | 2 => Some(()),
-            3 => self.byte().map(|_| ()),
-            I16 | I32 | I64 => self.varint().map(|_| ()),
-            7 => self.advance(8),
-            BINARY => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                self.advance(length)
-            }
-            LIST if depth < MAX_DEPTH => {
-                let (count, element) = self.list(kind)?;
-                // An element of one byte or more each, except for booleans, which lists store as bytes.
-                (0..count).try_for_each(|_| if element <= 2 { self.advance(1) } else { self.skip(element, depth + 1) })
-            }
-            STRUCT if depth < MAX_DEPTH => self.fields(|thrift, _, kind| thrift.skip(kind, depth + 1)),
-            _ => None,
-        }
-    }
-
-    fn advance(&mut self, count: usize) -> Option<()> {
-        let at = self.at.checked_add(count).filter(|&at| at <= self.bytes.len())?;
-        self.at = at;
-        Some(())
     }
 }
 

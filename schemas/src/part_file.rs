@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::columns::{Column, KEY_CACHE_FINGERPRINT, KEY_PART, KEY_TEACHER_FINGERPRINT, schema};
 use crate::commit::check_place;
 use crate::page::{PageLocation, read_offset_index};
-use crate::{Error, FileStamp, Result, json};
+use crate::{Error, FileStamp, Result, json, parquet_shape};
 use storage::File;
 
 /// What a part file must be, from the identities and its commit record.
@@ -207,13 +207,14 @@ impl PartFile {
     }
 }
 
-/// The footer's metadata. A hash has vouched for the bytes, but their writer may have meant harm: the Parquet library's
-/// panics become errors.
+/// The footer's metadata. A hash has vouched for the bytes, but their writer may have meant harm: they are looked at first, and the Parquet
+/// library's panics become errors.
 fn parse_footer(footer: &[u8]) -> Result<ParquetMetaData, String> {
     let (rest, magic) = footer.split_last_chunk::<4>().ok_or("it has no footer")?;
     let (rest, length) = rest.split_last_chunk::<4>().ok_or("it has no footer")?;
     let length = u32::from_le_bytes(*length) as usize;
     let start = rest.len().checked_sub(length).filter(|_| magic == b"PAR1").ok_or("it has no Parquet footer")?;
+    parquet_shape::check_footer(&rest[start..])?;
     let parse = AssertUnwindSafe(|| ParquetMetaDataReader::decode_metadata(&rest[start..]));
     match catch_unwind(parse) {
         Ok(metadata) => metadata.map_err(|e| e.to_string()),
@@ -284,13 +285,15 @@ fn row_groups(
 ) -> Result<Vec<RowGroup>, String> {
     let mut groups = Vec::new();
     let mut first_row = 0usize;
+    // What every row takes in the columns that are not compressed. It bounds what readers make room for.
+    let plain = columns.iter().filter(|column| !column.optional && !column.zstd);
+    let row_bytes: usize = plain.map(Column::width).sum();
     for (g, group) in metadata.row_groups().iter().enumerate() {
         let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
-        // Every row takes more than a byte, so this bounds what readers make room for.
         first_row
             .checked_add(rows)
-            .filter(|&rows| rows as u64 <= data_end)
-            .ok_or_else(|| format!("row group {g} has more rows than the file has bytes"))?;
+            .filter(|&rows| rows as u64 <= data_end / row_bytes as u64)
+            .ok_or_else(|| format!("row group {g} has more rows than the file has bytes for"))?;
         let mut chunks = Vec::new();
         for (column, chunk) in columns.iter().zip(group.columns()) {
             let place = || format!("row group {g}, column {}", column.name);

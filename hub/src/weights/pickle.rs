@@ -17,6 +17,10 @@ mod stack;
 /// More objects than any state dict has; an optimizer of a ViT-g has about 20 000.
 const MAX_NODES: usize = 4 << 20;
 
+/// Bytes of the texts, lists and dictionaries of all nodes. Calls copy what they are given, and a call takes a few bytes of the program:
+/// without a limit, a megabyte of it could ask for gigabytes. Those of a state dict take about as much as its pickle.
+const MAX_BYTES: usize = 256 << 20;
+
 /// Index of a node.
 pub(super) type Id = usize;
 
@@ -87,6 +91,24 @@ pub(super) enum Refusal {
     Harmful(String),
 }
 
+impl Node {
+    /// Bytes that it has beside itself.
+    fn bytes(&self) -> usize {
+        let of_storage = |storage: &Storage| storage.class.len() + storage.key.len();
+        match self {
+            Node::Plain | Node::Int(_) => 0,
+            Node::Text(text) | Node::Global(text) | Node::Unread(text) => text.len(),
+            Node::Tuple(items) | Node::List(items) => size_of_val(&items[..]),
+            Node::Dict(entries) => size_of_val(&entries[..]),
+            Node::Storage(storage) => of_storage(storage),
+            Node::Tensor(View { storage, size, stride, .. }) => {
+                of_storage(storage) + size_of_val(&size[..]) + size_of_val(&stride[..])
+            }
+            Node::Opaque { class, .. } => class.len(),
+        }
+    }
+}
+
 impl From<String> for Refusal {
     fn from(reason: String) -> Refusal {
         Refusal::Damaged(reason)
@@ -115,6 +137,7 @@ impl Pickle {
             bytes,
             at: 0,
             nodes: Vec::new(),
+            node_bytes: 0,
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
@@ -137,6 +160,8 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     nodes: Vec<Node>,
+    /// What [`MAX_BYTES`] limits.
+    node_bytes: usize,
     stack: Vec<Id>,
     /// Heights of the stack.
     marks: Vec<usize>,

@@ -30,6 +30,10 @@ const MAX_DEPTH: usize = 64;
 /// Places that are looked at in all, since one dictionary can stand in many.
 const MAX_VISITS: usize = 1 << 20;
 
+/// Bytes of the names of all tensors: a name joins up to [`MAX_DEPTH`] keys, each of which may be as long as the pickle and stand in many
+/// places. Those of the largest networks take less than a megabyte.
+const MAX_NAME_BYTES: usize = 64 << 20;
+
 /// Elements that views may have beyond their storages', in all: a view of stride 0 stands for any amount of memory once it is copied.
 const MAX_REPEATED: i64 = 16 << 20;
 
@@ -48,7 +52,8 @@ pub(super) fn read<B: Backend>(file: File) -> Result<Found<B::Tensor>, Refusal> 
     archive.check_byte_order()?;
     let pickle = archive.entry("data.pkl", MAX_PICKLE_BYTES)?;
     let pickle = Pickle::parse(&pickle)?;
-    let mut names = Names { pickle: &pickle, views: BTreeMap::new(), unread: BTreeMap::new(), visits: 0 };
+    let mut names =
+        Names { pickle: &pickle, views: BTreeMap::new(), unread: BTreeMap::new(), visits: 0, name_bytes: 0 };
     names.collect(pickle.root, &mut Vec::new())?;
 
     let mut storages = HashMap::new();
@@ -91,6 +96,8 @@ struct Archive<R> {
     /// With its slash.
     root: String,
     file_len: u64,
+    /// Bytes that storages may still have. Entries of a directory may overlap, so each of many can be nearly as long as the file.
+    storage_bytes_left: u64,
 }
 
 impl<R: Read + Seek> Archive<R> {
@@ -122,7 +129,7 @@ impl<R: Read + Seek> Archive<R> {
             }
         }
         match (roots.pop(), roots.is_empty()) {
-            (Some(root), true) => Ok(Archive { root, file_len, zip }),
+            (Some(root), true) => Ok(Archive { root, file_len, zip, storage_bytes_left: file_len }),
             _ => {
                 let any = |end: &str| names.iter().any(|name| name.ends_with(end));
                 Err(Refusal::Foreign(
@@ -180,6 +187,7 @@ impl<R: Read + Seek> Archive<R> {
 
     fn storage<B: Backend>(&mut self, storage: &Storage, dtype: Dtype) -> Outcome<B::Tensor> {
         let name = format!("data/{}", storage.key);
+        let left = self.storage_bytes_left;
         let mut entry = self.open_entry(&name)?;
         let element_bytes = dtype.bitsize() as u64 / 8;
         let len = u64::try_from(storage.numel).ok().and_then(|numel| numel.checked_mul(element_bytes));
@@ -192,6 +200,9 @@ impl<R: Read + Seek> Archive<R> {
                 entry.size()
             ));
         }
+        let Some(left) = left.checked_sub(entry.size()) else {
+            return Err(format!("entry {name} overlaps others: the storages have more bytes than the file"));
+        };
         let mut tensor = B::empty(dtype, &[storage.numel])?;
         let bytes = B::bytes(&mut tensor)?;
         entry.read_exact(bytes).map_err(|e| format!("entry {name}: {e}"))?;
@@ -204,6 +215,8 @@ impl<R: Read + Seek> Archive<R> {
         if dtype == Dtype::BOOL && bytes.iter().any(|&byte| byte > 1) {
             return Err(format!("storage {} has booleans that are neither 0 nor 1", storage.key));
         }
+        drop(entry);
+        self.storage_bytes_left = left;
         Ok(tensor)
     }
 }
@@ -214,6 +227,7 @@ struct Names<'a> {
     views: BTreeMap<String, &'a View>,
     unread: BTreeMap<String, String>,
     visits: usize,
+    name_bytes: usize,
 }
 
 impl<'a> Names<'a> {
@@ -226,6 +240,12 @@ impl<'a> Names<'a> {
         }
         match self.pickle.node(id) {
             tensor @ (Node::Tensor(_) | Node::Unread(_)) => {
+                self.name_bytes += path.iter().map(|part| part.len() + 1).sum::<usize>();
+                if self.name_bytes > MAX_NAME_BYTES {
+                    return Err(Refusal::Damaged(format!(
+                        "the names of its tensors have more than {MAX_NAME_BYTES} bytes"
+                    )));
+                }
                 // An empty path is a file of one tensor alone.
                 let name = path.iter().filter(|part| !part.is_empty());
                 let name = name.copied().collect::<Vec<_>>().join(".");

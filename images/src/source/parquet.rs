@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::parquet::errors::ParquetError;
-use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use ::parquet::file::metadata::ParquetMetaData;
 use ::parquet::file::reader::Length;
 
 use storage::is_url;
@@ -114,7 +114,7 @@ fn footer(path: &Path) -> Result<(Arc<Pread>, ParquetMetaData), SourceError> {
     let file = Arc::new(storage::open(path).map_err(io_error(path))?);
     let reader = Arc::new(Pread::new(path, &file)?);
     guarded(path, || {
-        let metadata = ParquetMetaDataReader::new().parse_and_finish(&*reader).map_err(explain(path))?;
+        let metadata = pages::metadata(&reader).map_err(explain(path))?;
         Ok((reader.clone(), metadata))
     })
 }
@@ -358,7 +358,7 @@ impl Tables {
         let starts = match known_starts.get() {
             Some(starts) => starts,
             None => {
-                let starts = pages::page_starts(reader()?, chunk, rows).map_err(explain(path))?;
+                let starts = pages::page_starts(&*reader()?, chunk, rows).map_err(explain(path))?;
                 known_starts.get_or_init(|| starts)
             }
         };

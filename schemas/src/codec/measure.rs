@@ -49,7 +49,7 @@ impl CodecError {
             self.clone_from(other);
             return;
         }
-        self.tokens += other.tokens;
+        self.tokens = self.tokens.saturating_add(other.tokens);
         for (mine, others) in [(&mut self.sq, &other.sq), (&mut self.sq_error, &other.sq_error)] {
             mine.iter_mut().zip(others).for_each(|(a, b)| *a += b);
         }

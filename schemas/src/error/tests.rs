@@ -225,7 +225,7 @@ fn one_of_each() -> Vec<Error> {
     c.vouch(&c.samples_commit(), &c.samples());
     add(c.problem());
     let c = Spoiled::new();
-    c.edit(&c.features_commit(), |value| value["file"]["rows"] = 9.into());
+    c.edit(&c.samples_commit(), |value| value["file"]["rows"] = 9.into());
     add(c.problem());
 
     // Rows.

@@ -1,7 +1,12 @@
+use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::*;
+use crate::{
+    ChannelSums, CodecError, ContentHash, FileStamp, Pack, Plan, Reject, Skipped, TeacherCommit, TeacherId, ViewPolicy,
+    read_skipped, write_skipped,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Record {
@@ -105,4 +110,64 @@ fn differences_are_named_and_shared_fields_come_first() {
         ("views.scale[0]", &Some(json!(0.2)), &Some(json!(0.3)))
     );
     assert!(differences(&old, &old).is_empty());
+}
+
+/// Numbers that JSON can hold, among them those with the longest digits.
+fn finite() -> impl Strategy<Value = f64> {
+    any::<f64>().prop_filter("JSON has no other numbers", |value| value.is_finite())
+}
+
+proptest! {
+    // Each writes files that reach the disk.
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Any texts and numbers come back as they were, to the bit.
+    #[test]
+    fn any_record_survives(
+        (kind, names, seed) in (any::<String>(), proptest::collection::vec(any::<String>(), 0..4), any::<u64>()),
+        (scale, ratio, flip) in (proptest::array::uniform2(finite()), proptest::array::uniform2(finite()), finite()),
+        (samples, part_samples, quality) in (any::<u64>(), any::<u64>(), any::<u8>()),
+        (sum, sum_sq, count) in (proptest::collection::vec(finite(), 0..9), proptest::collection::vec(finite(), 0..9), any::<u64>()),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record.json");
+        let mut cache = crate::testing::identity();
+        cache.dataset.kind = kind;
+        cache.label_names = names;
+        cache.views.seed = seed;
+        cache.views.policy = ViewPolicy::Rrc { scale, ratio, flip };
+        cache.plan = Plan { samples, part_samples };
+        cache.pack = Pack::Jpeg { short_side: 7, quality };
+        write(&path, &cache).unwrap();
+        let back = read::<crate::CacheIdentity>(&path).unwrap().unwrap();
+        prop_assert_eq!(back.fingerprint(), cache.fingerprint());
+        prop_assert_eq!(back, cache);
+
+        let texts = String::new();
+        let (sha256, footer_sha256) = (texts.clone(), texts.clone());
+        let file = FileStamp { rows: samples, bytes: count, sha256, footer_bytes: seed, footer_sha256 };
+        let channels = ChannelSums { count, sum, sum_sq };
+        let codec_error = Some(CodecError { cos_min: flip, ..CodecError::default() });
+        let id = TeacherId::new("clip").unwrap();
+        let commit = TeacherCommit {
+            format_version: 1, id, part: 3, cache: texts.clone(), teacher: texts, file, channels, codec_error,
+        };
+        write(&path, &commit).unwrap();
+        let back = read::<TeacherCommit>(&path).unwrap().unwrap();
+        let bits = |sums: &ChannelSums| sums.sum.iter().chain(&sums.sum_sq).map(|value| value.to_bits()).collect::<Vec<_>>();
+        prop_assert_eq!(bits(&back.channels), bits(&commit.channels));
+        prop_assert_eq!(back, commit);
+    }
+
+    #[test]
+    fn any_lines_survive(lines in proptest::collection::vec((any::<String>(), any::<String>(), any::<u64>(), any::<Option<[u8; 16]>>()), 0..5)) {
+        let folder = tempfile::tempdir().unwrap();
+        let skipped: Vec<_> = lines.iter().map(|(key, reason, count, _)| Skipped::new(key, reason, *count)).collect();
+        write_skipped(folder.path(), &skipped).unwrap();
+        prop_assert_eq!(read_skipped(folder.path()).unwrap(), skipped);
+        for (key, reason, sample_id, hash) in lines {
+            let reject = Reject { sample_id, key, reason, content_hash: hash.map(ContentHash) };
+            prop_assert_eq!(crate::reject::from_line(crate::reject::to_line(&reject).as_bytes()), Ok(reject));
+        }
+    }
 }

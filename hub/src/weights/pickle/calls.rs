@@ -9,21 +9,22 @@ impl Machine<'_> {
             Node::Global(name) => name.as_str(),
             _ => return Err("a call of something that is not a class or function".to_owned()),
         };
-        let Node::Tuple(mut arguments) = self.nodes[arguments].clone() else {
+        let Node::Tuple(arguments) = &self.nodes[arguments] else {
             return Err(format!("{function} is called without a tuple"));
         };
+        let mut arguments = &arguments[..];
         // A subclass of tensors saves the function that makes the tensor, and its arguments.
         if function == "torch._tensor._rebuild_from_type_v2"
-            && let [inner, _, given, ..] = arguments[..]
+            && let &[inner, _, given, ..] = arguments
             && let (Node::Global(name), Node::Tuple(given)) = (&self.nodes[inner], &self.nodes[given])
         {
             function = name;
-            arguments = given.clone();
+            arguments = given;
         }
         let bad = || format!("{function} is called with arguments that make no tensor");
         match function {
             "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor" => {
-                let [storage, offset, size, stride, ..] = arguments[..] else {
+                let &[storage, offset, size, stride, ..] = arguments else {
                     return Err(bad());
                 };
                 let (Node::Storage(storage), Node::Int(offset)) = (&self.nodes[storage], &self.nodes[offset]) else {

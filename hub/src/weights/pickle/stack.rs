@@ -1,6 +1,6 @@
 //! The machine's stack and memo, and the operands in its program.
 
-use super::{Id, MAX_NODES, Machine, Node, Step};
+use super::{Id, MAX_BYTES, MAX_NODES, Machine, Node, Step};
 
 impl Machine<'_> {
     pub(super) fn extend(&mut self, items: Vec<Id>) -> Step {
@@ -34,6 +34,10 @@ impl Machine<'_> {
     pub(super) fn push(&mut self, node: Node) -> Step {
         if self.nodes.len() >= MAX_NODES {
             return Err(format!("more than {MAX_NODES} objects"));
+        }
+        self.node_bytes += node.bytes();
+        if self.node_bytes > MAX_BYTES {
+            return Err(format!("objects of more than {MAX_BYTES} bytes"));
         }
         self.nodes.push(node);
         self.push_id(self.nodes.len() - 1)
@@ -80,6 +84,9 @@ impl Machine<'_> {
     pub(super) fn memoize(&mut self, key: u32) -> Step {
         let top = self.top()?;
         self.memo.insert(key, top);
+        if self.memo.len() > MAX_NODES {
+            return Err(format!("a memo of more than {MAX_NODES} objects"));
+        }
         Ok(())
     }
 

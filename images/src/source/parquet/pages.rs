@@ -4,20 +4,19 @@ use std::io::{self, BufReader, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parquet::basic::Type;
-use parquet::column::page::PageReader;
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
 };
 use parquet::errors::{ParquetError, Result};
-use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
+use schemas::parquet_shape::{PageFacts, check_footer, page_facts};
 
 use storage::File;
 
@@ -62,6 +61,19 @@ impl Pread {
         let from = usize::try_from(start.checked_sub(self.held.0)?).ok()?;
         (from < self.held.1.len()).then(|| self.held.1.slice(from..))
     }
+}
+
+/// The file's metadata, which is looked at before the Parquet library reads it.
+pub(super) fn metadata(reader: &Pread) -> Result<ParquetMetaData> {
+    if let Some(start) = reader.len.checked_sub(8) {
+        let tail = reader.get_bytes(start, 8)?;
+        let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+        // What else can be wrong with these eight bytes, the library says.
+        if let (b"PAR1", Some(start)) = (&tail[4..], start.checked_sub(length.into())) {
+            check_footer(&reader.get_bytes(start, length as usize)?).map_err(ParquetError::General)?;
+        }
+    }
+    ParquetMetaDataReader::new().parse_and_finish(reader)
 }
 
 impl Length for Pread {
@@ -114,31 +126,6 @@ impl Read for Cursor {
         let n = self.file.read_at(buffer, self.position)?;
         self.position += n as u64;
         Ok(n)
-    }
-}
-
-/// Notes where the library begins to read: at the header of a page, as long as it only looks at headers.
-struct Noting {
-    reader: Arc<Pread>,
-    last: AtomicU64,
-}
-
-impl Length for Noting {
-    fn len(&self) -> u64 {
-        self.reader.len
-    }
-}
-
-impl ChunkReader for Noting {
-    type T = BufReader<Cursor>;
-
-    fn get_read(&self, start: u64) -> Result<Self::T> {
-        self.last.store(start, Ordering::Relaxed);
-        self.reader.get_read(start)
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
-        self.reader.get_bytes(start, length)
     }
 }
 
@@ -201,32 +188,54 @@ impl Page {
     }
 }
 
-/// Where the data pages of a column chunk begin, from the pages' headers alone.
-pub(super) fn page_starts(reader: Arc<Pread>, chunk: &ColumnChunkMetaData, group_rows: usize) -> Result<PageStarts> {
-    let noting = Arc::new(Noting { reader, last: AtomicU64::new(0) });
-    let mut pages = SerializedPageReader::new(noting.clone(), chunk, group_rows, None)?;
-    let (mut starts, mut row) = (PageStarts { rows: Vec::new(), offsets: Vec::new() }, 0);
-    while let Some(page) = pages.peek_next_page()? {
-        if !page.is_dict {
-            // The column is not repeated, so a level is a row.
-            let rows = page
-                .num_rows
-                .or(page.num_levels)
-                .ok_or_else(|| ParquetError::General("a page without a number of rows".to_owned()))?;
+/// Where the data pages of a column chunk begin, from the pages' headers alone. What it has passed may be given to the Parquet library.
+pub(super) fn page_starts(reader: &Pread, chunk: &ColumnChunkMetaData, group_rows: usize) -> Result<PageStarts> {
+    let (mut at, length) = chunk.byte_range();
+    let end = at.checked_add(length).filter(|&end| end <= reader.len);
+    let end =
+        end.ok_or_else(|| ParquetError::EOF(format!("a column of {length} bytes at {at} reaches past the file")))?;
+    let (mut starts, mut row) = (PageStarts { rows: Vec::new(), offsets: Vec::new() }, 0usize);
+    while at < end {
+        let facts = page_facts_at(reader, at..end)?;
+        if let Some(rows) = facts.rows {
+            // The column is not repeated, so a value is a row.
             if rows > 0 {
                 starts.rows.push(row);
-                starts.offsets.push(noting.last.load(Ordering::Relaxed));
+                starts.offsets.push(at);
             }
-            row += rows;
+            row = row.saturating_add(rows);
         }
-        pages.skip_next_page()?;
+        at += facts.header as u64;
+        if facts.body as u64 > end - at {
+            return Err(ParquetError::EOF(format!("a page of {} bytes at {at} reaches past its column", facts.body)));
+        }
+        at += facts.body as u64;
     }
     if row != group_rows {
         return Err(ParquetError::General(format!("the pages of a row group hold {row} rows instead of {group_rows}")));
     }
-    let (start, len) = chunk.byte_range();
-    starts.offsets.push(start.saturating_add(len));
+    starts.offsets.push(end);
     Ok(starts)
+}
+
+/// The header at the beginning of a place in the file.
+fn page_facts_at(reader: &Pread, place: Range<u64>) -> Result<PageFacts> {
+    // Most headers take 30 bytes; one with statistics may hold two values of the column, which are images.
+    let mut length = 1 << 12;
+    loop {
+        let left = place.end - place.start;
+        let bytes = reader.get_bytes(place.start, left.min(length) as usize)?;
+        match page_facts(&bytes) {
+            Some(facts) => return Ok(facts),
+            None if length < left => length *= 8,
+            None => {
+                return Err(ParquetError::General(format!(
+                    "the header of the page at byte {} is malformed",
+                    place.start
+                )));
+            }
+        }
+    }
 }
 
 /// The value of a row of a label column.
@@ -246,6 +255,7 @@ pub(super) fn read_labels(
     group_rows: usize,
     kind: LabelKind,
 ) -> Result<Vec<Value>> {
+    page_starts(&reader, chunk, group_rows)?;
     let read = |value: Option<Value>| match value {
         None | Some(Value::Number(-1)) => Value::Missing,
         Some(value) => value,

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(init: fuzz::report_panics(), |input: &[u8]| fuzz::records::run(input));
