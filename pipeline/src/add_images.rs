@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use program::words::count;
 use program::{ExitStatus, LogFormat};
 use schemas::{Cache, TeacherIdentity};
@@ -32,21 +32,19 @@ pub fn add_images(
     }
     let whole = Recipe::of_added_images(args, cache.identity(), &teachers)?;
     let Grown { source, identity, added, gone, changed } =
-        growth::arrange(&cache, build_cache::open_source(&whole)?, &args.images)?;
+        growth::arrange(&cache, build_cache::open_source(&whole)?, &args.images, growth::Purpose::Append)?;
     let before = identity.samples() - added;
     tracing::info!(
-        "{}: {} of {} are new to the cache, which has {}",
+        "{}: {}, of them new to the cache: {added}; it has {before}",
         args.images,
-        added,
         count(source.len() as u64 - gone.as_ref().map_or(0, |(gone, _)| *gone), "image"),
-        before
     );
     if let Some((gone, first)) = gone {
         tracing::warn!(
-            "{} of the cache are not in {} ({first:?} is the first); their rows stay, and training needs a source that has them, or a cache that carries \
-             its images",
-            count(gone, "image"),
-            args.images
+            "{} lacks {} of the cache ({first:?} is the first); their rows stay, and training needs a source that has them, or a cache that carries its \
+             images",
+            args.images,
+            count(gone, "image")
         );
     }
     if changed {
@@ -57,6 +55,14 @@ pub fn add_images(
     }
 
     // ---- One build for all teachers that run alike ---------------------------------------------------------------------------
+    // All of them are found before the first is run: what is wrong with the last should not show after hours.
+    for (id, teacher) in &whole.teachers {
+        build_cache::resolve(id, &teacher.path, &env.hub)
+            .with_context(|| format!("--teacher {id}=DIR says where teacher {id} is now"))?;
+    }
+    if !args.dry_run && added > 0 {
+        growth::note_begun(&args.cache, &identity, &source)?;
+    }
     let existing = || Existing::of_cache(&cache);
     let mut source = Some(source);
     for teachers in build_cache::run_alike(teachers) {
@@ -72,6 +78,12 @@ pub fn add_images(
             return Ok(status);
         }
         source = build.source.take();
+    }
+    let last = identity.generations.len();
+    let finished = Cache::open(&args.cache)?;
+    let is_finished = |part| finished.part_state(part).is_ok_and(|state| state.samples.is_some());
+    if !args.dry_run && last > 0 && identity.generation_parts(last).all(is_finished) {
+        growth::forget_begun(&args.cache, &identity)?;
     }
     Ok(ExitStatus::Fine)
 }

@@ -82,6 +82,7 @@ use progress::Progress;
 use queue::{Queue, Waited, WantedParts};
 use reject_quota::RejectQuota;
 pub(crate) use reject_quota::TooManyRejects;
+pub(crate) use resolve::resolve;
 use saved::SavedBatches;
 pub(crate) use space::NoRoom;
 use space::{DiskWatch, Space};
@@ -113,7 +114,8 @@ pub fn build_cache(
         false => SetAside::default(),
     };
     let existing = Existing::look(&recipe.cache.out)?;
-    let (source, identity) = growth::of_build(&recipe, source, &existing)?;
+    let purpose = if args.repair { growth::Purpose::Repair } else { growth::Purpose::Finish };
+    let (source, identity) = growth::of_build(&recipe, purpose, source, &existing)?;
     recipe.cache.part_samples = Some(identity.plan.part_samples);
     let build = prepare(recipe, args.dry_run, device, Some(source), identity, existing, env)?;
     if let Some(advice) = build.grid_advice() {

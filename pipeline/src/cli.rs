@@ -224,8 +224,8 @@ pub struct AddTeacherArgs {
 pub struct AddImagesArgs {
     /// The cache folder; finished.
     pub cache: PathBuf,
-    /// The images: the source that the cache was built from, which has more of them now, or another that has the new ones. An image is new if the cache has
-    /// none of its name.
+    /// The images: the source that the cache was built from, which has more of them now, or another that has the new ones (training then needs a source with all of
+    /// them, or a cache that carries its images). An image is new if the cache has none of its name.
     #[arg(long, value_name = "SRC")]
     pub images: String,
     /// Where a teacher of the cache is now: its name in the cache, and the folder or file of its weights, or its id on the Hugging Face hub

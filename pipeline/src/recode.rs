@@ -23,8 +23,7 @@ pub fn recode(args: &RecodeArgs, out: &mut dyn Write) -> anyhow::Result<ExitStat
     ensure!(id != from.id, "--as {id}: that is the teacher to be recoded; give its copy another name");
     ensure!(
         exactness(&args.codec) < exactness(from.codec.name()),
-        "teacher {} is stored in {}, which {} cannot be made of without loss of what was to be gained; build it with the teacher itself: \
-         pipeline add-teacher",
+        "teacher {} is stored in {}, and {} keeps no less than that: recode makes features smaller, from f32 to f16, bf16 or i8",
         from.id,
         from.codec,
         args.codec

@@ -29,6 +29,11 @@ pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, c
         arg == b"--log-format" || arg.starts_with(b"--log-format=")
     };
     let given = args.iter().filter(is_format).count();
+    // It would be repeated in messages.
+    if args.iter().any(|arg| arg.to_str().is_some_and(has_secret)) {
+        let problem = "an argument is a URL with a user, a password or a query (`user:password@`, `?...`); give the bare URL, and credentials in the environment";
+        return Err(C::command().error(ErrorKind::InvalidValue, problem));
+    }
     let cli = C::try_parse_from(args)?;
     if given > 1 {
         return Err(C::command().error(
@@ -37,6 +42,17 @@ pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, c
         ));
     }
     Ok(cli)
+}
+
+/// Whether a text holds a URL with credentials or a query, in which signatures are.
+fn has_secret(arg: &str) -> bool {
+    let Some((scheme, rest)) = arg.split_once("://") else {
+        return false;
+    };
+    let is_scheme =
+        scheme.rsplit(['=', ',']).next().is_some_and(|scheme| ["s3", "gs", "az", "http", "https"].contains(&scheme));
+    is_scheme
+        && (rest.split('/').next().is_some_and(|host| host.contains('@')) || rest.contains('?') && rest.contains('='))
 }
 
 /// Writes a script that completes the commands and options of `C` in `shell`.
@@ -53,6 +69,17 @@ pub fn completions<C: CommandFactory>(shell: Shell, out: &mut dyn Write) -> io::
 
 #[cfg(test)]
 mod tests {
+    /// A glob may have a question mark; a query has a value.
+    #[test]
+    fn urls_with_secrets_are_told_from_bare_ones() {
+        for secret in ["http://user:pw@host/a", "data.images=https://tok@host/a.tar", "s3://b/k?X-Amz-Signature=S"] {
+            assert!(super::has_secret(secret), "{secret}");
+        }
+        for bare in ["s3://b/train-{0..9}.tar", "s3://b/part-?.tar", "photos/a@b?c=d", "http://host:80/a@b"] {
+            assert!(!super::has_secret(bare), "{bare}");
+        }
+    }
+
     use super::*;
 
     #[derive(Debug, Parser)]

@@ -141,7 +141,7 @@ fn has_committed_part(beside: &Path) -> Result<bool> {
 }
 
 /// The parts that are declared complete in the folder that this file lies in, readable or not.
-fn commits_in(beside: &Path) -> Result<BTreeSet<u32>> {
+pub(crate) fn commits_in(beside: &Path) -> Result<BTreeSet<u32>> {
     let folder = beside.parent().unwrap_or(beside);
     let names = list(folder)?.into_iter().map(|entry| entry.name);
     Ok(names.filter_map(|name| layout::part_number(&name, ".commit.json")).collect())

@@ -565,6 +565,9 @@ fn restore(path: &Path) -> String {
         None if path.file_name().is_some_and(|name| name == "teacher.json") => {
             "restore it from a copy, or delete it and run the command that built this teacher again (`pipeline build-cache`, or `add-teacher` for a teacher added later)".to_string()
         }
+        None if path.parent().is_some_and(|folder| folder.ends_with("generations")) => {
+            "restore it from a copy, or delete it and run the `pipeline add-images` that wrote it again, with the images as they were".to_string()
+        }
         None => "restore it from a copy, or rebuild the cache".to_string(),
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use storage::Entry;
 
-use crate::cache::{read_identity, read_teacher, teacher_folders};
+use crate::cache::{commits_in, read_identity, read_teacher, teacher_folders};
 use crate::files::{exists, list};
 use crate::reader::AHEAD;
 use crate::rules::check_coverage;
@@ -143,6 +143,11 @@ pub fn verify_within(dir: &Path, scope: &Scope, progress: &mut dyn FnMut(Progres
     }
     if !scope.teachers.is_empty() {
         teachers.retain(|id, _| scope.teachers.contains(id));
+    }
+    // Parts beyond the last generation have lost its record.
+    if commits_in(&layout::samples_commit(dir, 0))?.last().is_some_and(|&part| part >= all_parts) {
+        let next = identity.generations.len() as u32 + 1;
+        report.problems.push(Error::FileMissing { path: layout::generation_json(dir, next) });
     }
     let parts: Vec<u32> = match scope.parts.is_empty() {
         true => (0..all_parts).collect(),

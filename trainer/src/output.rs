@@ -32,6 +32,7 @@ pub(crate) enum Format {
 impl Format {
     /// The format of a file that is to be written, one of `known`.
     pub(crate) fn of(path: &Path, known: &[Format]) -> anyhow::Result<Format> {
+        ensure!(!storage::is_url(path), "--out {}: is written to a disk; give the name of a file", path.display());
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         let found = known.iter().find(|format| format.ending() == ending).copied();
         let endings = || known.iter().map(|format| format!(".{}", format.ending())).collect::<Vec<_>>().join(" or ");
@@ -129,7 +130,7 @@ impl Chunks {
                 return Ok(batch.schema());
             }
         }
-        bail!("none of the images can be used")
+        Err(crate::data::Problem::NoImages { why: String::new() }.into())
     }
 
     fn to_parquet(&self, count: usize, schema: &Arc<Schema>) -> anyhow::Result<u64> {

@@ -3,7 +3,9 @@
 //! A sample keeps its number for good, while a new file changes the numbers of all behind it in its source. So the samples of a cache that was
 //! appended to are found by their keys, as training finds them, and whatever no sample has is new.
 
-use anyhow::{bail, ensure};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
 use images::{ImageSource, Placed};
 use program::words::count;
 use schemas::{Cache, CacheIdentity, Plan, layout};
@@ -26,9 +28,21 @@ pub(crate) struct Grown {
     pub changed: bool,
 }
 
-/// The source and the identity of `build-cache`. A cache that was appended to is gone on with if the source holds what it held then.
+/// What a source is laid beside a cache for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To append new images: all samples but those of the last generation have to be there.
+    Append,
+    /// To build parts that are not there.
+    Finish,
+    /// To build parts that are not there or damaged.
+    Repair,
+}
+
+/// The source and the identity of `build-cache`. A cache that was appended to is gone on with if the source holds what it held then; a repair needs no new images.
 pub(super) fn of_build(
     recipe: &Recipe,
+    purpose: Purpose,
     source: ImageSource,
     existing: &Existing,
 ) -> anyhow::Result<(ImageSource, CacheIdentity)> {
@@ -42,7 +56,8 @@ pub(super) fn of_build(
     let there = cache.identity();
     let images = recipe.data.images.as_deref().unwrap_or_default();
     let advice = format!("pipeline add-images {} --images {images}", out.display());
-    if there.generations.is_empty() {
+    let repair = purpose == Purpose::Repair;
+    if there.generations.is_empty() && !(repair && asked.samples() > there.samples()) {
         let is_complete = |part| matches!(cache.part_state(part), Ok(state) if state.samples.is_some());
         ensure!(
             asked.samples() <= there.samples() || !(0..there.parts()).all(is_complete),
@@ -53,16 +68,23 @@ pub(super) fn of_build(
         );
         return Ok((source, asked));
     }
-    let Grown { source, identity, added, gone, .. } = arrange(&cache, source, images)?;
+    let Grown { source, mut identity, added, gone, .. } = arrange(&cache, source, images, purpose)?;
+    let source = match added > 0 && repair {
+        true => {
+            identity.generations.pop();
+            source.limit(identity.samples())
+        }
+        false => source,
+    };
     ensure!(
-        added == 0,
+        added == 0 || repair,
         "{} of {images} are not in {} yet. To append them: {advice}",
         count(added, "image"),
         out.display()
     );
     if let Some((gone, first)) = gone {
         bail!(
-            "{} of {} are not in {images} ({first:?} is the first): give the images as they were",
+            "{images} lacks {} of {} ({first:?} is the first): give the images as they were",
             count(gone, "image"),
             out.display()
         );
@@ -77,12 +99,12 @@ pub(super) fn of_build(
 ///
 /// The cache's samples have to be complete, apart from those of its last generation, which is finished with the images as they were when it
 /// was begun. A last generation without a finished part binds nothing, and its images count as new.
-pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str) -> anyhow::Result<Grown> {
+pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str, purpose: Purpose) -> anyhow::Result<Grown> {
     let mut identity = cache.identity().clone();
-    let (mut places, rejected) = committed(cache, &source)?;
+    let Committed { mut places, rejected, has_last } = committed(cache, &source, purpose)?;
     let last = identity.generations.len();
     let of_last = identity.generation_samples(last);
-    if last > 0 && places[of_last.start as usize..].iter().all(Option::is_none) {
+    if last > 0 && !has_last && purpose == Purpose::Append {
         identity.generations.pop();
         places.truncate(of_last.start as usize);
     }
@@ -98,6 +120,18 @@ pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str) -> anyho
     for index in places.iter().flatten().filter_map(|place| place.index) {
         taken[index] = true;
     }
+    let unfinished: Vec<usize> = (0..places.len()).filter(|&sample| places[sample].is_none()).collect();
+    // The images that an addition was begun with, whatever has come to the source since.
+    let begun = if unfinished.is_empty() { None } else { begun(cache, &identity)? };
+    let mut filling = Vec::new();
+    if let Some(keys) = &begun {
+        let first = identity.generation_samples(identity.generations.len()).start as usize;
+        for &sample in unfinished.iter().filter(|&&sample| sample >= first) {
+            let index = source.find(&keys[sample - first]);
+            filling.push((sample, index.with_context(|| lacks(cache, images, &keys[sample - first]))?));
+        }
+    }
+    filling.iter().for_each(|&(_, index)| taken[index] = true);
     let mut new = (0..source.len()).filter(|&index| !taken[index]).peekable();
     let names = merged_names(&identity, &source, new.peek().is_some(), images)?;
     let label = |index: usize| {
@@ -111,11 +145,20 @@ pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str) -> anyho
             place.label = place.index.and_then(label);
         }
     }
-    let unfinished: Vec<usize> = (0..places.len()).filter(|&sample| places[sample].is_none()).collect();
-    for &sample in &unfinished {
-        places[sample] = new.next().map(place);
+    for (sample, index) in filling {
+        places[sample] = Some(place(index));
     }
-    let added: Vec<Placed> = new.map(place).collect();
+    for &sample in &unfinished {
+        if places[sample].is_none() {
+            places[sample] = new.next().map(place);
+        }
+    }
+    // One addition after the other.
+    let added: Vec<Placed> = if unfinished.is_empty() { new.by_ref().map(place).collect() } else { Vec::new() };
+    let later = new.count();
+    if later > 0 {
+        tracing::info!("{images}: {later} more are new; append them when this is finished, with pipeline add-images");
+    }
     let count_added = added.len() as u64;
     ensure!(places.iter().all(Option::is_some), changed_since(cache, images));
     let placed: Vec<Placed> = places.into_iter().flatten().chain(added).collect();
@@ -132,7 +175,11 @@ pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str) -> anyho
         found.digest == identity.generation_dataset(generation).digest
     };
     let last = identity.generations.len();
-    ensure!(unfinished.is_empty() || same(last), changed_since(cache, images));
+    let is_whole = |generation: usize| {
+        let range = identity.generation_samples(generation);
+        !unfinished.iter().any(|&sample| range.contains(&(sample as u64)))
+    };
+    ensure!((0..=last).all(|generation| is_whole(generation) || same(generation)), changed_since(cache, images));
     let changed = gone.is_none() && !(0..=last).all(same);
     if count_added > 0 {
         let next = identity.next_generation(source.identity_of(samples..source.len()), names);
@@ -143,39 +190,103 @@ pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str) -> anyho
 
 fn changed_since(cache: &Cache, images: &str) -> String {
     format!(
-        "{images}: the images that were being added to {} have changed since, and some of them are finished. Give them as they were to finish the \
-         addition, and add the others after that",
+        "{images}: the images of unfinished parts of {} have changed since these were begun, and others are finished. Give them as they were to finish \
+         these parts, and add others after that",
         cache.dir().display()
     )
 }
 
-/// The place of every sample that a committed part has, and which of them were rejected: what label these had is not recorded.
-fn committed(cache: &Cache, source: &ImageSource) -> anyhow::Result<(Vec<Option<Placed>>, Vec<usize>)> {
+fn lacks(cache: &Cache, images: &str, key: &str) -> String {
+    format!(
+        "{images}: does not have {key:?}, with which an addition to {} was begun; put it back to finish the addition",
+        cache.dir().display()
+    )
+}
+
+/// Where the keys of a generation are kept until it is finished.
+fn begun_file(cache: &Path, generation: usize) -> PathBuf {
+    layout::work_dir(cache).join(format!("generation-{generation:05}.json"))
+}
+
+/// Notes with which images the last generation is begun, so that it can be finished with them although more have come.
+pub(crate) fn note_begun(cache: &Path, identity: &CacheIdentity, source: &ImageSource) -> anyhow::Result<()> {
+    let generation = identity.generations.len();
+    let keys: Vec<&str> = identity.generation_samples(generation).map(|sample| source.key(sample as usize)).collect();
+    Ok(schemas::atomic::write(&begun_file(cache, generation), &serde_json::to_vec(&keys)?)?)
+}
+
+/// The last generation is finished.
+pub(crate) fn forget_begun(cache: &Path, identity: &CacheIdentity) -> anyhow::Result<()> {
+    let path = begun_file(cache, identity.generations.len());
+    storage::remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    // Only if nothing else is in it; a bucket has no folders.
+    let _ = std::fs::remove_dir(layout::work_dir(cache));
+    Ok(())
+}
+
+/// The keys that were noted of the last generation, if they are there and as many as its samples.
+fn begun(cache: &Cache, identity: &CacheIdentity) -> anyhow::Result<Option<Vec<String>>> {
+    let generation = identity.generations.len();
+    let path = begun_file(cache.dir(), generation);
+    if generation == 0 || !storage::exists(&path)? {
+        return Ok(None);
+    }
+    let text = storage::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let keys: Option<Vec<String>> = serde_json::from_slice(&text).ok();
+    let samples = identity.generation_dataset(generation).samples;
+    Ok(keys.filter(|keys| keys.len() as u64 == samples))
+}
+
+/// What the committed parts say of their samples.
+struct Committed {
+    /// The place of every sample that they have.
+    places: Vec<Option<Placed>>,
+    /// Samples that were rejected: what label these had is not recorded.
+    rejected: Vec<usize>,
+    /// Whether a part of the last generation is among them, damaged or not.
+    has_last: bool,
+}
+
+fn committed(cache: &Cache, source: &ImageSource, purpose: Purpose) -> anyhow::Result<Committed> {
     let identity = cache.identity();
     let last = identity.generations.len();
     let mut places = vec![None; usize::try_from(identity.samples())?];
-    let mut rejected = Vec::new();
+    let (mut rejected, mut has_last) = (Vec::new(), false);
     for part in 0..identity.parts() {
-        if cache.part_state(part)?.samples.is_none() {
-            if identity.generation_of(part) == last && last > 0 {
+        let of_last = identity.generation_of(part) == last;
+        let read = match cache.part_state(part) {
+            Ok(state) if state.samples.is_none() => {
+                ensure!(
+                    purpose != Purpose::Append || (of_last && last > 0),
+                    "{}: part {part} has no samples yet; finish it first: run the pipeline build-cache that began it again",
+                    cache.dir().display()
+                );
                 continue;
             }
-            bail!(
-                "{}: part {part} has no samples yet; finish it first: run the pipeline build-cache that began it again",
-                cache.dir().display()
-            );
-        }
-        let rows = cache.samples(part)?.into_iter().filter(|row| row.view.index == 0);
+            Ok(_) => cache.samples(part).and_then(|rows| Ok((rows, cache.rejects(part)?))),
+            Err(error) => Err(error),
+        };
+        has_last |= of_last;
+        let (rows, rejects) = match read {
+            // It is built again.
+            Err(_) if purpose == Purpose::Repair => continue,
+            read => read.with_context(|| {
+                format!(
+                    "{}: part {part} is damaged; build it again with pipeline build-cache --repair",
+                    cache.dir().display()
+                )
+            })?,
+        };
+        let rows = rows.into_iter().filter(|row| row.view.index == 0);
         let rows = rows.map(|row| (row.sample_id, row.key, row.label));
-        let rejects: Vec<_> =
-            cache.rejects(part)?.into_iter().map(|reject| (reject.sample_id, reject.key, None)).collect();
+        let rejects: Vec<_> = rejects.into_iter().map(|reject| (reject.sample_id, reject.key, None)).collect();
         rejected.extend(rejects.iter().map(|&(sample_id, ..)| sample_id as usize));
         for (sample_id, key, label) in rows.chain(rejects) {
             let index = source.find(&key);
             places[sample_id as usize] = Some(Placed { key, label, index });
         }
     }
-    Ok((places, rejected))
+    Ok(Committed { places, rejected, has_last })
 }
 
 /// The names of the cache's classes, and behind them those that only the source has.
@@ -193,7 +304,7 @@ fn merged_names(
     if cached.is_empty() != found.is_empty() {
         let words = |names: &[String]| match names.len() {
             0 => "no names".to_owned(),
-            classes => format!("the names of {}", count(classes as u64, "class")),
+            classes => format!("names ({classes} of them)"),
         };
         bail!(
             "{images}: its labels have {}, and those of the cache {}: give the new images in the layout of the earlier ones",
@@ -225,7 +336,7 @@ pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageS
         )
     };
     if !identity.generations.is_empty() {
-        let Grown { source, gone, changed, .. } = arrange(cache, source, images)?;
+        let Grown { source, gone, changed, .. } = arrange(cache, source, images, Purpose::Finish)?;
         let differs = match gone {
             Some((gone, _)) => Some(differ(&format!(", {gone} of which are gone"))),
             None => changed.then(|| differ(", with other sizes or labels")),

@@ -14,7 +14,7 @@ use crate::recipe::MaxRejects;
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{rejected} images cannot be used, and {allowed} of {samples} are allowed (--max-rejects): {reasons}. The last of them is {last}. What is \
-     finished is kept, and {rejects} names all of its images that cannot be used. Put them right, or allow more with --max-rejects N or --max-rejects P%"
+     finished is kept, and {rejects} names all of its images that cannot be used. Allow more with --max-rejects N or --max-rejects P% to go on; a source that was put right is another data set, for another cache"
 )]
 pub(crate) struct TooManyRejects {
     rejected: u64,

@@ -8,7 +8,7 @@ use program::fetch;
 use schemas::TeacherId;
 
 /// The file or folder of teacher `id`, given as `text`.
-pub(super) fn resolve(id: &TeacherId, text: &str, settings: &HubSettings) -> anyhow::Result<Resolved> {
+pub(crate) fn resolve(id: &TeacherId, text: &str, settings: &HubSettings) -> anyhow::Result<Resolved> {
     let resolved = fetch::resolve(text, settings).with_context(|| format!("teacher {id}"))?;
     ensure!(
         !is_run(&resolved.path),

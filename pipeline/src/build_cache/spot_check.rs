@@ -10,7 +10,7 @@ use schemas::{Cache, Codec, CodecError, RowKey, SampleRow, TeacherIdentity};
 use serde::Serialize;
 use tch::Device;
 
-use super::build::{Build, open_device, prepare, run_alike};
+use super::build::{Build, open_device, prepare};
 use super::calibrate::spread;
 use super::decode::CommittedRows;
 use super::growth::open_images;
@@ -43,14 +43,15 @@ pub(crate) struct Recomputed {
 pub(crate) fn check(cache: &Cache, args: &VerifyArgs, rows: u64, env: &Environment) -> anyhow::Result<Vec<Recomputed>> {
     let wanted = cache.teachers().values().filter(|t| args.teachers.is_empty() || args.teachers.contains(&t.id));
     let mut checked = Vec::new();
-    for teachers in run_alike(wanted) {
-        let recipe = Recipe::of_spot_check(args, cache.identity(), &teachers)?;
+    // One by one: what is wrong with one says nothing about the others.
+    for teacher in wanted {
+        let recipe = Recipe::of_spot_check(args, cache.identity(), &[teacher])?;
         let device = open_device(&recipe)?;
         let source = match &args.images {
             Some(images) => Some(open_images(cache, images)?.0),
             None => None,
         };
-        checked.extend(check_alike(cache, recipe, device, source, rows, env)?);
+        checked.extend(check_one(cache, recipe, device, source, (&chosen(cache, args, rows), env))?);
     }
     Ok(checked)
 }
@@ -62,13 +63,22 @@ struct Stored {
     tokens: Vec<Vec<f32>>,
 }
 
-fn check_alike(
+/// The samples and views to compute again, spread over the rows of the parts that are checked.
+fn chosen(cache: &Cache, args: &VerifyArgs, rows: u64) -> Vec<(u64, u16)> {
+    let identity = cache.identity();
+    let parts = (0..identity.parts()).filter(|part| args.parts.is_empty() || args.parts.contains(part));
+    let samples: Vec<u64> = parts.flat_map(|part| identity.range(part)).collect();
+    let views = u64::from(identity.views.views);
+    let row = |row: u64| (samples[(row / views) as usize], (row % views) as u16);
+    spread(samples.len() as u64 * views, rows).map(row).collect()
+}
+
+fn check_one(
     cache: &Cache,
     recipe: Recipe,
     device: Device,
     source: Option<ImageSource>,
-    rows: u64,
-    env: &Environment,
+    (chosen, env): (&[(u64, u16)], &Environment),
 ) -> anyhow::Result<Vec<Recomputed>> {
     let build = prepare(recipe, true, device, source, cache.identity().clone(), Existing::of_cache(cache), env)?;
     // As they were stored, and not as the parameters of a new calibration would have it.
@@ -101,7 +111,6 @@ fn check_alike(
     let (timings, views) = (Timings::default(), build.identity.views.views);
     let decoder = build.decoder(&timings);
     let (sizes, all) = (sizes(teachers.iter().copied()), (0..teachers.len()).collect::<Vec<_>>());
-    let chosen: Vec<(u64, u16)> = spread(cache.identity().samples(), rows).zip((0..views).cycle()).collect();
     let networks = || {
         let network = |teacher: &BuildTeacher| Network { stored: None, ..teacher.network() };
         build.teachers.iter().map(network).collect::<Vec<_>>()

@@ -48,8 +48,9 @@ pub(crate) struct Summary {
 #[derive(Debug, Serialize)]
 struct Run {
     images: u64,
-    /// Rows of teachers that were taken over from another cache.
-    reused_rows: u64,
+    /// Rows of teachers that were taken over from another cache, if one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reused_rows: Option<u64>,
     files: usize,
     bytes: u64,
     seconds: f64,
@@ -132,7 +133,7 @@ impl Summary {
             timings.busy().into_iter().map(|(stage, busy)| stage_time(&stage, busy, wall, build)).collect();
         let run = Run {
             images: progress.images(),
-            reused_rows: build.reuse.as_ref().map_or(0, Reuse::taken),
+            reused_rows: build.reuse.as_ref().map(Reuse::taken),
             files: committed.len(),
             bytes: committed.iter().map(|file| file.bytes).sum(),
             seconds: wall,
@@ -232,8 +233,8 @@ impl Summary {
             count(run.images, "image"),
             run.images_per_second
         )?;
-        if run.reused_rows > 0 {
-            writeln!(out, "reused             {} of features", count(run.reused_rows, "row"))?;
+        if let Some(rows) = run.reused_rows {
+            writeln!(out, "reused             {} of features", count(rows, "row"))?;
         }
         writeln!(out, "written            {} in {}", DecimalBytes(run.bytes), count(run.files as u64, "file"))?;
         for StageTime { stage, busy_seconds, share } in &run.stages {

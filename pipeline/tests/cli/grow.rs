@@ -271,3 +271,79 @@ fn an_addition_that_was_begun_is_finished_with_its_own_images() {
     assert_eq!(grown.identity().samples(), USABLE + BAD + ADDED + 1);
     assert_eq!(verify(&world, "cache", &[]).0, ExitStatus::Fine);
 }
+
+#[test]
+fn more_images_that_arrive_during_an_addition_wait_for_the_next() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    grow(&world);
+    copy(&world.path("cache"), &world.path("once"));
+    add(&world, "once", &[]).unwrap();
+    // One of two workers has done its share, and another image comes.
+    add(&world, "cache", &["--worker", "0/2"]).unwrap();
+    assert!(!world.path("cache/samples/part-00004.commit.json").exists());
+    write_image(&world.path("images"), 0xfff);
+    add(&world, "cache", &[]).unwrap();
+    assert_same_tree(&world.path("cache"), &world.path("once"));
+    add(&world, "cache", &[]).unwrap();
+    let cache = Cache::open(&world.path("cache")).unwrap();
+    assert_eq!(cache.identity().generations.len(), 2);
+    assert_eq!(cache.identity().samples(), USABLE + BAD + ADDED + 1);
+    assert_eq!(verify(&world, "cache", &[]).0, ExitStatus::Fine);
+}
+
+#[test]
+fn a_damaged_cache_is_repaired_although_its_source_has_grown() {
+    let world = World::new();
+    world.build("base", &[]).unwrap();
+    copy(&world.path("base"), &world.path("cache"));
+    grow(&world);
+    add(&world, "cache", &[]).unwrap();
+    let whole = tree(&world.path("cache"));
+    let damage = |cache: &str, name: &str| {
+        let path = world.path(cache).join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.len() / 2;
+        bytes[at] ^= 4;
+        fs::write(path, bytes).unwrap();
+    };
+    for names in [
+        &["samples/part-00001.parquet"][..],
+        &["samples/part-00003.parquet", "teachers/dino/part-00000.parquet"],
+        &["samples/part-00002.commit.json", "teachers/clip/part-00004.parquet"],
+    ] {
+        names.iter().for_each(|name| damage("cache", name));
+        assert_eq!(verify(&world, "cache", &[]).0, ExitStatus::Problems);
+        let error = format!("{:#}", add(&world, "cache", &[]).unwrap_err());
+        assert!(error.contains("--repair") || error.contains("restore it"), "{error}");
+        world.build("cache", &["--repair"]).unwrap();
+        assert_eq!(whole, tree(&world.path("cache")), "{names:?}");
+    }
+    // A part that somebody has removed is built by the same command.
+    for name in ["samples/part-00001.commit.json", "samples/part-00001.parquet", "rejects/part-00001.jsonl"] {
+        fs::remove_file(world.path("cache").join(name)).unwrap();
+    }
+    world.build("cache", &[]).unwrap();
+    assert_eq!(whole, tree(&world.path("cache")));
+    // Before anything was appended.
+    let whole = tree(&world.path("base"));
+    damage("base", "teachers/dino/part-00001.parquet");
+    world.build("base", &["--repair"]).unwrap();
+    let repaired = tree(&world.path("base"));
+    assert!(whole.iter().all(|(name, bytes)| repaired[name] == *bytes || name.ends_with("skipped.jsonl")));
+}
+
+#[test]
+fn a_lost_record_of_an_addition_is_damage_and_written_again() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    grow(&world);
+    add(&world, "cache", &[]).unwrap();
+    let whole = tree(&world.path("cache"));
+    fs::remove_file(world.path("cache/generations/00001.json")).unwrap();
+    let (status, text) = verify(&world, "cache", &[]);
+    assert_eq!(status, ExitStatus::Problems);
+    assert!(text.contains("generations/00001.json is missing") && text.contains("add-images"), "{text}");
+    add(&world, "cache", &[]).unwrap();
+    assert_eq!(whole, tree(&world.path("cache")));
+}

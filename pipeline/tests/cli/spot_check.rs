@@ -6,8 +6,12 @@ use schemas::{Cache, EncodedRow, RowFeatures, SamplesWriter, TeacherId, TeacherW
 use super::support::{World, run};
 
 fn spot_check(world: &World, cache: &str, more: &[&str]) -> (ExitStatus, String) {
+    spot_check_rows(world, cache, "12", more)
+}
+
+fn spot_check_rows(world: &World, cache: &str, rows: &str, more: &[&str]) -> (ExitStatus, String) {
     let [path, images] = [cache, "images"].map(|name| world.path(name).display().to_string());
-    let args = ["pipeline", "verify", &path, "--images", &images, "--spot-check", "12"];
+    let args = ["pipeline", "verify", &path, "--images", &images, "--spot-check", rows];
     run(args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()).unwrap()
 }
 
@@ -73,4 +77,9 @@ fn features_of_something_else_are_found() {
     let (status, text) = spot_check(&world, "cache", &["--weights", &weights]);
     assert_eq!(status, ExitStatus::Problems, "{text}");
     assert!(text.contains("other weights"), "{text}");
+    // What is wrong with one teacher keeps nobody from checking the other.
+    assert!(text.contains("teacher clip, 0 rows") && !text.contains("teacher dino, 0 rows"), "{text}");
+    // Rows of one part alone, all of them.
+    let (_, text) = spot_check_rows(&world, "cache", "500", &["--part", "1"]);
+    assert!(text.contains("teacher dino, 16 rows computed again") || text.contains("teacher dino, 14 rows"), "{text}");
 }

@@ -31,7 +31,10 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
     let device = torch_ext::resolve_device(&args.device.device)?;
     args.precision.prepare(device)?;
     let model = Model::load(&args.model, hub, device)?;
-    features::require_kinds(std::slice::from_ref(&model), &args.features)?;
+    for (i, kind) in args.features.iter().enumerate() {
+        features::require_kinds(std::slice::from_ref(&model), std::slice::from_ref(kind))?;
+        ensure!(!args.features[..i].contains(kind), "--features {kind}: is given twice");
+    }
     let decoder = depth_window::decoder(args.depth_window, &[&args.model])?;
     let source = ImageSource::open(&args.images)?.decoded_by(decoder);
     let kinds = match args.features.is_empty() {

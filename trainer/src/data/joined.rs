@@ -85,7 +85,15 @@ impl JoinedCaches {
 /// Opens caches that are to be one data set, and refuses those that are unlike the first.
 pub(crate) fn open(folders: &[PathBuf]) -> anyhow::Result<Vec<Arc<Cache>>> {
     let mut caches: Vec<Arc<Cache>> = Vec::new();
-    for folder in folders {
+    for (i, folder) in folders.iter().enumerate() {
+        let same = |other: &&PathBuf| {
+            *other == folder
+                || other
+                    .canonicalize()
+                    .ok()
+                    .is_some_and(|other| folder.canonicalize().is_ok_and(|folder| folder == other))
+        };
+        ensure!(!folders[..i].iter().any(|other| same(&other)), "--cache {}: is given twice", folder.display());
         let cache = Cache::open(folder).map_err(Problem::from)?;
         if let Some(first) = caches.first() {
             let (one, other) = (first.identity(), cache.identity());

@@ -129,6 +129,7 @@ fn what_cannot_be_written_is_refused_before_anything_is_computed() {
     for (out, more, why) in [
         ("e.txt", &[][..], "ends in .parquet or .npy"),
         ("e.npy", &[], "choose it with --features"),
+        ("e.parquet", &["--features", "mean,mean"], "is given twice"),
         ("e.parquet", &["--features", "head.dino"], "has cls, mean, patches, head.clip, head.clip.cls"),
     ] {
         let error = format!("{:#}", run(&args(&world, &model, out, more)).unwrap_err());

@@ -87,6 +87,8 @@ fn caches_that_are_not_alike_are_refused() {
         assert!(format!("{error:#}").contains(what), "{error:#}");
         assert_eq!(crate::exit_status(&error), ExitStatus::CouldNot);
     }
+    let error = train_on(&world, "run", &["cache-1", "cache-1"], &["first"], &[]).unwrap_err();
+    assert!(format!("{error:#}").contains("is given twice"), "{error:#}");
     let three = ["images", "first", "second"];
     let error = train_on(&world, "run", &["cache-1", "cache"], &three, &[]).unwrap_err();
     assert!(format!("{error:#}").contains("once for each cache"), "{error:#}");
