@@ -43,7 +43,7 @@ mod tests {
         tiny.build(dir.path());
         let id = &tiny.teachers[0].id;
         let folder = layout::teacher_json(dir.path(), id).with_file_name("");
-        std::fs::write(folder.join("notes.txt"), "mine").unwrap();
+        atomic::write(&folder.join("notes.txt"), b"mine").unwrap();
         let part = std::fs::metadata(layout::teacher_file(dir.path(), id, 0)).unwrap().len();
         assert!(drop_teacher(dir.path(), id).unwrap() > part);
         let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();

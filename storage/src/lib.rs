@@ -1,7 +1,7 @@
 //! Files by path or URL, behind one blocking interface.
 //!
 //! A path whose text begins with a scheme and `://` names an object of an object store; any other path is a local file, for which these
-//! functions do what `std::fs` does. Callers keep to [`Path`](std::path::Path): `join`, `parent` and `file_name` work on URLs too.
+//! functions do what `std::fs` does. Callers keep to [`Path`]: `join`, `parent` and `file_name` work on URLs too.
 //!
 //! | scheme | store | settings |
 //! |---|---|---|
@@ -15,7 +15,7 @@
 //! - There are no folders: a folder exists if an object lies below it. Nothing is renamed: an object appears whole when its upload ends.
 //! - [`put_new`] and [`replace`] are atomic among all machines, where a disk has exclusive creation and locks.
 //! - A request that fails in a way that may pass is repeated, with pauses that grow and vary, for about a minute. What fails then is an
-//!   [`io::Error`](std::io::Error) of kind [`TimedOut`](std::io::ErrorKind::TimedOut), however it failed.
+//!   [`io::Error`] of kind [`TimedOut`](io::ErrorKind::TimedOut), however it failed.
 //! - Bytes are not checked here: formats that carry hashes check them, and ask [`File::read_again_at`] for another copy.
 
 mod ahead;

@@ -1,6 +1,6 @@
 //! When a cache pays: what it costs to build and to read, beside teachers that run inside the training loop.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
@@ -103,7 +103,7 @@ fn disk_rate(out: &Path) -> Result<Option<f64>> {
         word.copy_from_slice(&state.to_le_bytes());
     }
     let write = || -> std::io::Result<f64> {
-        let mut file = File::create(&path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
         let began = Instant::now();
         file.write_all(&bytes)?;
         file.sync_all()?;

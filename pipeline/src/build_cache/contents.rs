@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use images::ImageSource;
@@ -131,7 +131,7 @@ fn path(cache: &Cache) -> PathBuf {
     layout::work_dir(cache.dir()).join("contents").join(cache.identity().last_fingerprint())
 }
 
-fn save(path: &PathBuf, hashes: &[Option<ContentHash>]) -> anyhow::Result<()> {
+fn save(path: &Path, hashes: &[Option<ContentHash>]) -> anyhow::Result<()> {
     let mut bytes = vec![0; 32];
     for hash in hashes {
         bytes.push(u8::from(hash.is_some()));
@@ -143,7 +143,7 @@ fn save(path: &PathBuf, hashes: &[Option<ContentHash>]) -> anyhow::Result<()> {
 }
 
 /// What was saved for this many samples; nothing if it is damaged or not there.
-fn load(path: &PathBuf, samples: u64) -> anyhow::Result<Option<Vec<Option<ContentHash>>>> {
+fn load(path: &Path, samples: u64) -> anyhow::Result<Option<Vec<Option<ContentHash>>>> {
     let bytes = match storage::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         read => read.with_context(|| format!("cannot read {}", path.display()))?,

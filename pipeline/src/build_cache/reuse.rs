@@ -19,9 +19,12 @@ pub(crate) struct Reuse {
     /// Part and row of every crop that it has.
     rows: HashMap<Crop, (u32, u32)>,
     /// Its parts, opened when a row of them is wanted.
-    parts: Mutex<HashMap<(TeacherId, u32), Option<Arc<TeacherPart>>>>,
+    parts: Mutex<OpenParts>,
     taken: AtomicU64,
 }
+
+/// Parts of teachers; `None` where the cache does not have them, or has them of another network.
+type OpenParts = HashMap<(TeacherId, u32), Option<Arc<TeacherPart>>>;
 
 /// What decides a row's features, beside the network: the image and the crop of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
