@@ -60,9 +60,6 @@ pub fn add_images(
         build_cache::resolve(id, &teacher.path, &env.hub)
             .with_context(|| format!("--teacher {id}=DIR says where teacher {id} is now"))?;
     }
-    if !args.dry_run && added > 0 {
-        growth::note_begun(&args.cache, &identity, &source)?;
-    }
     let existing = || Existing::of_cache(&cache);
     let mut source = Some(source);
     for teachers in build_cache::run_alike(teachers) {
@@ -70,6 +67,11 @@ pub fn add_images(
         let device = build_cache::open_device(&recipe)?;
         let mut build =
             build_cache::prepare(recipe, args.dry_run, device, source.take(), identity.clone(), existing(), env)?;
+        if let (Some(source), false, true) = (&build.source, args.dry_run, added > 0) {
+            // A refused command leaves nothing.
+            build.refuse_changes()?;
+            growth::note_begun(&args.cache, &identity, source)?;
+        }
         let status = match args.dry_run {
             true => build_cache::forecast(&build, format, out)?,
             false => build_cache::run(&build, format, out)?,
