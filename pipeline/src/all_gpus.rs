@@ -100,7 +100,7 @@ fn run_all(workers: Vec<(String, Command)>, out: &mut dyn Write) -> anyhow::Resu
         return Ok(ExitStatus::Interrupted);
     }
     let has = |wanted: ExitStatus| finished.iter().any(|(code, _)| *code == Some(wanted.code().into()));
-    // What the user has to mend first.
+    // Errors that a retry cannot fix come first.
     let status = [ExitStatus::CouldNot, ExitStatus::Problems].into_iter().find(|status| has(*status));
     Ok(status.unwrap_or(ExitStatus::TryAgain))
 }

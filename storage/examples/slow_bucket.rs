@@ -1,4 +1,4 @@
-//! A folder as a read-only bucket, each of whose answers comes late: what training from a distant store is measured on.
+//! Serves a folder as a read-only bucket and delays every answer. `scripts/bench/bucket.py` uses it to measure training from a distant store.
 //!
 //! ```text
 //! cargo run --release -p storage --example slow_bucket -- FOLDER MILLISECONDS

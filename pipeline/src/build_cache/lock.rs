@@ -92,7 +92,7 @@ impl Drop for Lock {
     /// open until it runs.
     fn drop(&mut self) {
         if let Held::Folder(folder) = &self.held {
-            // Where there are no locks, there is nothing to undo.
+            // A file system without locks refuses this, which does no harm.
             let _ = folder.unlock();
         }
     }

@@ -34,7 +34,7 @@ impl Drop for RunFolder {
     /// Unlocks explicitly: closing the file would not release the lock while a child process that another thread is starting still holds the
     /// file, as a child holds all files of its parent until it executes its program.
     fn drop(&mut self) {
-        // Where there are no locks, there is nothing to undo.
+        // A file system without locks refuses this, which does no harm.
         let _ = self.lock.unlock();
     }
 }
