@@ -1,7 +1,7 @@
 """Splits the demo's pictures into training and test pictures. Usage: demo_pictures.py PICTURES OUT
 
 Copies PICTURES/<class>/**/<file> to OUT/train and OUT/test, and prints what it takes and leaves out. Every fifth picture in bytewise
-order of its path is held out, by the rule of demo_teachers/data.py, so that the teachers have not seen the test pictures.
+order of its path is held out, by the rule of teachers/openclipart.py, so that the teachers have not seen the test pictures.
 """
 
 import collections

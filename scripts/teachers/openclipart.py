@@ -9,7 +9,7 @@ The label of an image is the first folder of its path. `unsorted/` is left out, 
 
 Many files are byte copies of others (the package links one picture into several folders). The split rule below is about
 *paths*, so copies fall on both sides. `training_files` therefore leaves out of training whatever the held-out side also
-holds, and `evaluate.py` reports the held-out images without a copy on the train side as a column of their own.
+holds, and `evaluate_openclipart.py` reports the held-out images without a copy on the train side as a column of their own.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Trains `clip-tiny`: a 64-pixel vision tower, contrastively against the words of file and folder names.
 
-    train_clip.py --png oc/usr/share/openclipart/png --out assets/teachers/clip-tiny
+    clip_openclipart.py --png oc/usr/share/openclipart/png --out assets/teachers/clip-tiny
 
 CLIP (Radford et al. 2021) with two changes that this data asks for. The text tower is a bag of words: a caption here is a
 handful of words without grammar. And captions repeat (a thousand "shapes stars star"), so every pair with the same caption
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import augment
-import data
+import openclipart
 import teacher
 from schedule import decay_groups, warmup_cosine
 
@@ -37,9 +37,9 @@ class BagOfWords(nn.Module):
 
 
 def read_captions(files: list[str]) -> tuple[list[list[int]], int]:
-    counts = Counter(w for path in files for w in set(data.words_of(path)))
-    known = {w: i for i, w in enumerate(sorted(w for w, n in counts.items() if n >= data.MIN_WORD_COUNT), start=1)}
-    return [sorted({known[w] for w in data.words_of(path) if w in known}) or [0] for path in files], len(known) + 1
+    counts = Counter(w for path in files for w in set(openclipart.words_of(path)))
+    known = {w: i for i, w in enumerate(sorted(w for w, n in counts.items() if n >= openclipart.MIN_WORD_COUNT), start=1)}
+    return [sorted({known[w] for w in openclipart.words_of(path) if w in known}) or [0] for path in files], len(known) + 1
 
 
 def clip_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -65,15 +65,15 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     # --- data -------------------------------------------------------------------------------------------------------
-    files = data.training_files(args.png, data.split_files(args.png))
-    imgs, aspect = data.cached_images(args.png, files, data.CACHE_SIZE, args.cache)
+    files = openclipart.training_files(args.png, openclipart.split_files(args.png))
+    imgs, aspect = openclipart.cached_images(args.png, files, openclipart.CACHE_SIZE, args.cache)
     captions, n_words = read_captions(files)
     ids = {caption: i for i, caption in enumerate(sorted({tuple(c) for c in captions}))}
     caption_id = torch.tensor([ids[tuple(c)] for c in captions])
     print(f"{len(files)} images, {n_words - 1} words, {len(ids)} different captions", flush=True)
 
     # --- model ------------------------------------------------------------------------------------------------------
-    vision, text = teacher.new_clip().train(), BagOfWords(n_words)
+    vision, text = teacher.new_clip(teacher.OPENCLIPART).train(), BagOfWords(n_words)
     log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
     groups = decay_groups(vision, args.weight_decay) + decay_groups(text, args.weight_decay)
     groups.append({"params": [log_scale], "weight_decay": 0.0})
@@ -91,7 +91,7 @@ def main() -> None:
             lr = warmup_cosine(step, total, total // 20, args.lr, 1e-6)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            views = augment.random_resized_crop(imgs[batch], aspect[batch], teacher.IMG_SIZE, scale=(0.3, 1.0))
+            views = augment.random_resized_crop(imgs[batch], aspect[batch], teacher.OPENCLIPART.img_size, scale=(0.3, 1.0))
             views = augment.color_jitter(views, strength=0.5, p_gray=0.05, p_solarize=0.0)
             views = teacher.normalize(views, teacher.CLIP_MEAN, teacher.CLIP_STD)
             with torch.autocast("cpu", torch.bfloat16):

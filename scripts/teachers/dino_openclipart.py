@@ -1,6 +1,6 @@
 """Trains `dino-tiny`: a 64-pixel ViT by self-distillation, without labels or words.
 
-    train_dino.py --png oc/usr/share/openclipart/png --out assets/teachers/dino-tiny
+    dino_openclipart.py --png oc/usr/share/openclipart/png --out assets/teachers/dino-tiny
 
 DINO (Caron et al. 2021): two large and several small crops of an image; the student must give every crop the distribution
 over prototypes that its own moving average gives the *other* large crops. A low teacher temperature and a centering that
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import augment
-import data
+import openclipart
 import teacher
 from schedule import decay_groups, warmup_cosine
 
@@ -51,7 +51,7 @@ class Head(nn.Module):
 class Network(nn.Module):
     def __init__(self, n_prototypes: int):
         super().__init__()
-        self.backbone = teacher.new_dino()
+        self.backbone = teacher.new_dino(teacher.OPENCLIPART)
         self.head = Head(self.backbone.config.hidden_size, n_prototypes)
 
     def forward(self, imgs: torch.Tensor) -> torch.Tensor:
@@ -111,8 +111,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     # --- data and model ---------------------------------------------------------------------------------------------
-    files = data.training_files(args.png, data.split_files(args.png))
-    imgs, aspect = data.cached_images(args.png, files, data.CACHE_SIZE, args.cache)
+    files = openclipart.training_files(args.png, openclipart.split_files(args.png))
+    imgs, aspect = openclipart.cached_images(args.png, files, openclipart.CACHE_SIZE, args.cache)
     student = Network(args.n_prototypes).train()
     ema = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.AdamW(decay_groups(student, args.weight_decay), lr=args.lr)
@@ -123,7 +123,7 @@ def main() -> None:
     # --- loop -------------------------------------------------------------------------------------------------------
     started, step = time.monotonic(), 0
     for epoch in range(args.epochs):
-        large, small = (48, 24) if epoch < args.small_epochs else (teacher.IMG_SIZE, teacher.IMG_SIZE // 2)
+        large, small = (48, 24) if epoch < args.small_epochs else (teacher.OPENCLIPART.img_size, teacher.OPENCLIPART.img_size // 2)
         loss_sum = 0.0
         order = torch.randperm(len(files))[: per_epoch * args.batch_size]
         for batch in order.split(args.batch_size):

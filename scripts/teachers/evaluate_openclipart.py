@@ -1,6 +1,6 @@
 """k-NN on the held-out images: saved teachers against raw pixels and untrained networks of the same shape.
 
-    evaluate.py --png oc/usr/share/openclipart/png assets/teachers/clip-tiny assets/teachers/dino-tiny
+    evaluate_openclipart.py --png oc/usr/share/openclipart/png assets/teachers/clip-tiny assets/teachers/dino-tiny
 
 DINO's classifier: cosine similarity, k = 20, votes weighted by exp(similarity / 0.07), neighbors from the train side. Each
 image is taken whole and resized to 64 x 64 (bicubic). Printed as a Markdown table:
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import data
+import openclipart
 import teacher
 
 
@@ -49,14 +49,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    split = data.split_files(args.png)
-    classes = sorted({data.label_of(p) for p in split.train})
-    train_labels = torch.tensor([classes.index(data.label_of(p)) for p in split.train])
-    test_labels = torch.tensor([classes.index(data.label_of(p)) for p in split.held_out])
-    train_hashes = set(data.content_hashes(args.png, split.train))
-    unseen = torch.tensor([h not in train_hashes for h in data.content_hashes(args.png, split.held_out)])
-    train, _ = data.cached_images(args.png, split.train, teacher.IMG_SIZE, args.cache)
-    test, _ = data.cached_images(args.png, split.held_out, teacher.IMG_SIZE, args.cache)
+    split = openclipart.split_files(args.png)
+    classes = sorted({openclipart.label_of(p) for p in split.train})
+    train_labels = torch.tensor([classes.index(openclipart.label_of(p)) for p in split.train])
+    test_labels = torch.tensor([classes.index(openclipart.label_of(p)) for p in split.held_out])
+    train_hashes = set(openclipart.content_hashes(args.png, split.train))
+    unseen = torch.tensor([h not in train_hashes for h in openclipart.content_hashes(args.png, split.held_out)])
+    train, _ = openclipart.cached_images(args.png, split.train, teacher.OPENCLIPART.img_size, args.cache)
+    test, _ = openclipart.cached_images(args.png, split.held_out, teacher.OPENCLIPART.img_size, args.cache)
 
     print(f"{len(train)} train, {len(test)} held out, {int(unseen.sum())} of them unseen, {len(classes)} classes\n")
     print("| features | top-1 | balanced | unseen top-1 | unseen balanced |\n|---|---|---|---|---|")
@@ -73,7 +73,7 @@ def main() -> None:
         report(f"pixels {size} x {size}", bank, queries)
 
     torch.manual_seed(args.seed)
-    models = {"untrained CLIP": teacher.new_clip().eval(), "untrained DINO": teacher.new_dino().eval()}
+    models = {"untrained CLIP": teacher.new_clip(teacher.OPENCLIPART).eval(), "untrained DINO": teacher.new_dino(teacher.OPENCLIPART).eval()}
     models |= {folder.name: teacher.load(folder) for folder in args.teachers}
     for name, model in models.items():
         bank, queries = teacher.features(model, train), teacher.features(model, test)
