@@ -127,6 +127,8 @@ impl Found {
         let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for path in &self.missing {
             missing.entry(path.parent()).or_default().push(path);
+        // Which command builds a file depends on the whole cache. One with a damaged record has that told first.
+        let cache = Cache::open(&self.cache).ok();
         }
         for (folder, paths) in missing {
             let (Some(folder), [first, ..]) = (folder, &paths[..]) else {
@@ -137,11 +139,9 @@ impl Found {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
-            writeln!(
-                out,
-                "{}: {name}{more} not built yet; run the same `pipeline build-cache` (or `add-teacher`, for one added later) again to finish the cache",
-                folder.display()
-            )?;
+            let builder = cache.as_ref().and_then(|cache| cache.builder_of_file(first));
+            let builder = builder.unwrap_or_else(|| "the command that built the others".to_owned());
+            writeln!(out, "{}: {name}{more} not built yet; run {builder} again to finish it", folder.display())?;
         }
         if let Some(repeats) = &self.repeats {
             writeln!(out, "note: {repeats}")?;

@@ -152,9 +152,7 @@ pub enum Error {
         rows: usize,
     },
     /// The part was never committed: the build has not come to it, or was interrupted in it.
-    #[error(
-        "{path} is not there, so this part is not finished: run the command that builds it again (`pipeline build-cache`, or `add-teacher` for a teacher added later)"
-    )]
+    #[error("{path} is not there, so this part is not finished: run the command that builds it again ({})", builders(.path))]
     NotBuilt {
         /// The commit record that is missing.
         path: PathBuf,
@@ -557,13 +555,17 @@ fn restore(path: &Path) -> String {
     match crate::layout::commit_of(path) {
         Some(commit) => {
             format!(
-                "restore it from a copy, or delete {} and run `pipeline build-cache` (`add-teacher`, for a teacher added later) again to rebuild this part",
-                commit.display()
+                "restore it from a copy, or give the `pipeline build-cache` that built the cache --repair{except}; or delete {} and run the command that built \
+                 this part again ({})",
+                commit.display(),
+                builders(&commit)
             )
         }
         // The same settings write the same record again, and the parts still belong to it.
         None if path.file_name().is_some_and(|name| name == "teacher.json") => {
-            "restore it from a copy, or delete it and run the command that built this teacher again (`pipeline build-cache`, or `add-teacher` for a teacher added later)".to_string()
+            "restore it from a copy, or delete it and run the command that built this teacher again (`pipeline build-cache`, `add-teacher` for a teacher added \
+             later, `recode` for a recoded one)"
+                .to_string()
         }
         None if path.parent().is_some_and(|folder| folder.ends_with("generations")) => {
             "restore it from a copy, or delete it and run the `pipeline add-images` that wrote it again, with the images as they were".to_string()
@@ -574,3 +576,22 @@ fn restore(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests;
+/// The commands that can have built a part, by its commit record.
+fn builders(commit: &Path) -> &'static str {
+    match is_of_samples(commit) {
+        true => "`pipeline build-cache`, or `add-images` for images added later",
+        false => {
+            "`pipeline build-cache`; `add-images` for images and `add-teacher` for a teacher added later; `recode` for a recoded teacher"
+        }
+    }
+}
+
+/// Whether a commit record is of samples, and not of a teacher's features.
+fn is_of_samples(commit: &Path) -> bool {
+    let folder = commit.parent().unwrap_or(commit);
+    // A teacher may have this name.
+    folder.ends_with("samples") && !folder.parent().is_some_and(|above| above.ends_with("teachers"))
+}
+
+            // What a network computes is not what a recoded teacher has.
+            let except = if is_of_samples(&commit) { "" } else { ", unless the teacher was recoded" };

@@ -16,6 +16,7 @@ mod identity;
 mod json;
 pub mod json_schema;
 pub mod layout;
+mod next_step;
 mod page;
 pub mod parquet_shape;
 mod part_file;

@@ -403,21 +403,21 @@ fn complete_parts(cache: &Cache, teachers: &[TeacherId], allow_incomplete: bool)
     let mut example = None;
     for (part, state) in (0..).zip(cache.part_states()?) {
         let lacks = match teachers.iter().find(|id| !state.teachers.contains_key(*id)) {
-            _ if state.samples.is_none() => Some("its samples".to_owned()),
-            Some(id) => Some(format!("the features of {id}")),
+            _ if state.samples.is_none() => Some(("its samples".to_owned(), None)),
+            Some(id) => Some((format!("the features of {id}"), Some(id))),
             None => None,
         };
         match lacks {
             None => complete.push(part),
             Some(what) => {
                 missing += 1;
-                example.get_or_insert_with(|| format!("part {part} lacks {what}"));
+                example.get_or_insert_with(|| (format!("part {part} lacks {what}"), cache.builder_of(part, teacher)));
             }
         }
     }
     match example {
-        Some(example) if !allow_incomplete || complete.is_empty() => {
-            Err(Problem::Incomplete { cache: cache.dir().into(), missing, parts, example })
+        Some((example, builder)) if !allow_incomplete || complete.is_empty() => {
+            Err(Problem::Incomplete { cache: cache.dir().into(), missing, parts, example, builder })
         }
         Some(example) => {
             tracing::warn!("data.allow_incomplete: training without {missing} of {parts} parts ({example})");
