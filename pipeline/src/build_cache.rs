@@ -75,7 +75,7 @@ pub(crate) use dry_run::report as forecast;
 pub(crate) use growth::Grown;
 pub(crate) use identity::Existing;
 use infer::with_inference;
-pub(crate) use lock::{Busy, join_builders, refuse_builders};
+pub(crate) use lock::{Busy, is_being_built, join_builders, refuse_builders, unfinished};
 pub(crate) use parallel::Interrupted;
 pub(crate) use parallel::{Ended, Stop, map_in_order};
 use progress::Progress;

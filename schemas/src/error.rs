@@ -492,6 +492,36 @@ impl Error {
         matches!(self, Error::Io { .. } | Error::DiskFull { .. })
     }
 
+    /// Whether files of a cache are not what was written. A wrong path or setting, a program of another version and a refusal of the operating system are not
+    /// damage.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Error::RecordSize { .. }
+            | Error::RecordDigest { .. }
+            | Error::Record { .. }
+            | Error::Misplaced { .. }
+            | Error::FileMissing { .. }
+            | Error::FileSize { .. }
+            | Error::Footer { .. }
+            | Error::FileHash { .. }
+            | Error::Parquet { .. }
+            | Error::Column { .. }
+            | Error::RowCount { .. }
+            | Error::RowUnreadable { .. }
+            | Error::RowChecksum { .. }
+            | Error::RowValue { .. }
+            | Error::RowOrder { .. }
+            | Error::Join { .. }
+            | Error::JoinCount { .. }
+            | Error::Coverage { .. }
+            | Error::RejectLine { .. }
+            | Error::ChannelSums { .. }
+            | Error::ImageHash { .. } => true,
+            Error::Feature { source, .. } => source.is_damage(),
+            _ => false,
+        }
+    }
+
     /// An error of the Parquet library on `path`. The operating system's errors inside it are told apart.
     pub(crate) fn parquet(action: &'static str, path: &Path, error: parquet::errors::ParquetError) -> Error {
         let detail = match error {
@@ -549,11 +579,30 @@ fn list<T: fmt::Display>(names: &[T]) -> String {
     names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 
+/// The commands that can have built a part, by its commit record.
+fn builders(commit: &Path) -> &'static str {
+    match is_of_samples(commit) {
+        true => "`pipeline build-cache`, or `add-images` for images added later",
+        false => {
+            "`pipeline build-cache`; `add-images` for images and `add-teacher` for a teacher added later; `recode` for a recoded teacher"
+        }
+    }
+}
+
+/// Whether a commit record is of samples, and not of a teacher's features.
+fn is_of_samples(commit: &Path) -> bool {
+    let folder = commit.parent().unwrap_or(commit);
+    // A teacher may have this name.
+    folder.ends_with("samples") && !folder.parent().is_some_and(|above| above.ends_with("teachers"))
+}
+
 /// What to do about a damaged file. Deleting a part's commit record makes the builder build that part again, to the same
 /// bytes, and deleting a teacher's identity makes it write that again; of `cache.json` nothing else says what it said.
 fn restore(path: &Path) -> String {
     match crate::layout::commit_of(path) {
         Some(commit) => {
+            // What a network computes is not what a recoded teacher has.
+            let except = if is_of_samples(&commit) { "" } else { ", unless the teacher was recoded" };
             format!(
                 "restore it from a copy, or give the `pipeline build-cache` that built the cache --repair{except}; or delete {} and run the command that built \
                  this part again ({})",
@@ -576,22 +625,3 @@ fn restore(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests;
-/// The commands that can have built a part, by its commit record.
-fn builders(commit: &Path) -> &'static str {
-    match is_of_samples(commit) {
-        true => "`pipeline build-cache`, or `add-images` for images added later",
-        false => {
-            "`pipeline build-cache`; `add-images` for images and `add-teacher` for a teacher added later; `recode` for a recoded teacher"
-        }
-    }
-}
-
-/// Whether a commit record is of samples, and not of a teacher's features.
-fn is_of_samples(commit: &Path) -> bool {
-    let folder = commit.parent().unwrap_or(commit);
-    // A teacher may have this name.
-    folder.ends_with("samples") && !folder.parent().is_some_and(|above| above.ends_with("teachers"))
-}
-
-            // What a network computes is not what a recoded teacher has.
-            let except = if is_of_samples(&commit) { "" } else { ", unless the teacher was recoded" };

@@ -11,6 +11,7 @@ use program::words::count;
 use schemas::{Cache, CacheIdentity, Plan, layout};
 
 use super::identity::{self, Existing};
+use super::lock::unfinished;
 use crate::recipe::Recipe;
 
 /// A source beside a cache.
@@ -108,12 +109,11 @@ pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str, purpose:
         identity.generations.pop();
         places.truncate(of_last.start as usize);
     }
-    ensure!(
-        identity.generations.len() == last || places.iter().all(Option::is_some),
-        "{}: part {} has no samples yet; finish it first: run the pipeline build-cache that began it again",
-        cache.dir().display(),
-        places.iter().position(Option::is_none).map_or(0, |sample| identity.part_of(sample as u64))
-    );
+    if identity.generations.len() != last
+        && let Some(sample) = places.iter().position(Option::is_none)
+    {
+        return Err(no_samples(cache, identity.part_of(sample as u64)));
+    }
 
     // ---- what no sample has, in the order of the source
     let mut taken = vec![false; source.len()];
@@ -188,6 +188,15 @@ pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str, purpose:
     Ok(Grown { source, identity, added: count_added, gone, changed })
 }
 
+/// The error that samples lack which have to be there.
+pub(crate) fn no_samples(cache: &Cache, part: u32) -> anyhow::Error {
+    let (dir, builder) = (cache.dir(), cache.builder_of(part, None));
+    unfinished(
+        dir,
+        format!("{}: part {part} has no samples yet: run {builder} again to finish it first", dir.display()),
+    )
+}
+
 fn changed_since(cache: &Cache, images: &str) -> String {
     format!(
         "{images}: the images of unfinished parts of {} have changed since these were begun, and others are finished. Give them as they were to finish \
@@ -256,11 +265,9 @@ fn committed(cache: &Cache, source: &ImageSource, purpose: Purpose) -> anyhow::R
         let of_last = identity.generation_of(part) == last;
         let read = match cache.part_state(part) {
             Ok(state) if state.samples.is_none() => {
-                ensure!(
-                    purpose != Purpose::Append || (of_last && last > 0),
-                    "{}: part {part} has no samples yet; finish it first: run the pipeline build-cache that began it again",
-                    cache.dir().display()
-                );
+                if purpose == Purpose::Append && !(of_last && last > 0) {
+                    return Err(no_samples(cache, part));
+                }
                 continue;
             }
             Ok(_) => cache.samples(part).and_then(|rows| Ok((rows, cache.rejects(part)?))),
@@ -272,7 +279,7 @@ fn committed(cache: &Cache, source: &ImageSource, purpose: Purpose) -> anyhow::R
             Err(_) if purpose == Purpose::Repair => continue,
             read => read.with_context(|| {
                 format!(
-                    "{}: part {part} is damaged; build it again with pipeline build-cache --repair",
+                    "{}: part {part} is damaged; build it again with the pipeline build-cache that built the cache and --repair",
                     cache.dir().display()
                 )
             })?,

@@ -78,12 +78,18 @@ pub(crate) fn lost_files(cache: &Cache) -> anyhow::Result<()> {
         0 => String::new(),
         more => format!("\n  and {more} more (`pipeline verify {}` names them all)", cache.dir().display()),
     };
-    bail!(
+    let problem = format!(
         "{}: {} of its files are not what their commit records declare:{named}{more}",
         cache.dir().display(),
         lost.len()
-    )
+    );
+    Err(LostFiles(problem).into())
 }
+
+/// Several files of a cache are gone or cut. A problem of the data.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct LostFiles(String);
 
 /// Names the settings that differ as a recipe does, in front of the error, which has the fields of the identity of the cache or a teacher.
 fn with_keys(changed: schemas::Error, teacher: Option<&TeacherId>) -> anyhow::Error {

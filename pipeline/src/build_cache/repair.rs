@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use indicatif::ProgressBar;
 use program::{terminal, words::count};
 use schemas::{Cache, SetAside, layout};
@@ -34,7 +34,11 @@ pub(super) fn take_out_damage(build: &Build, aside: SetAside) -> anyhow::Result<
             folder.display()
         )
     };
-    schemas::parts_are_of(folder, &build.identity, &teachers).with_context(refused)?;
+    // Parts of other settings are not damaged: it is the command that is not the right one.
+    schemas::parts_are_of(folder, &build.identity, &teachers).map_err(|error| match error {
+        schemas::Error::Misplaced { .. } => anyhow!("{}: {error}", refused()),
+        error => anyhow!(error).context(refused()),
+    })?;
     let other = aside.paths().find(|path| {
         **path != layout::cache_json(folder)
             && teachers.iter().all(|teacher| **path != layout::teacher_json(folder, &teacher.id))
