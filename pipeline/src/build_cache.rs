@@ -82,7 +82,7 @@ use progress::Progress;
 use queue::{Queue, Waited, WantedParts};
 use reject_quota::RejectQuota;
 pub(crate) use reject_quota::TooManyRejects;
-pub(crate) use resolve::resolve;
+pub(crate) use resolve::resolve_recorded;
 use saved::SavedBatches;
 pub(crate) use space::NoRoom;
 use space::{DiskWatch, Space};

@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::Context;
 use images::{DecodeError, DeepImages, EncodeError, ImageSource, RgbImage};
 use schemas::{CacheIdentity, ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
 
@@ -18,6 +18,11 @@ use super::timing::{Stage, Timings};
 pub(crate) const DUPLICATE: &str = "duplicate";
 
 /// The committed rows of a sample.
+/// An image that is not the one of its committed rows any more, or cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct OtherImage(String);
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CommittedRows<'a> {
     /// The part that they are in.
@@ -29,6 +34,11 @@ pub(crate) struct CommittedRows<'a> {
 
 impl<'a> CommittedRows<'a> {
     /// The rows of a sample; nothing if it was rejected.
+    /// The first of them, as a row of its part.
+    pub(crate) fn first_row(&self) -> usize {
+        self.first_row
+    }
+
     pub(crate) fn of_sample(part: &'a SamplesPart, sample_id: u64) -> Option<CommittedRows<'a>> {
         let first_row = part.rows().partition_point(|row| row.sample_id < sample_id);
         let rows = &part.rows()[first_row..];
@@ -162,13 +172,15 @@ impl Decoder<'_> {
                     source.read(index).with_context(|| format!("cannot read image {key:?} (sample {sample_id})"))?;
                 content_hash = ContentHash::of(&bytes);
             }
-            ensure!(
-                known.content_hash == content_hash,
-                "image {key:?} (sample {sample_id}) is not the one that was there when its samples were cached: content hash {} then, \
-                 {content_hash} now. Either it has changed or images have changed places; put the source back as it was, or build a new \
-                 cache",
-                known.content_hash,
-            );
+            if known.content_hash != content_hash {
+                return Err(OtherImage(format!(
+                    "image {key:?} (sample {sample_id}) is not the one that was there when its samples were cached: content hash {} then, \
+                     {content_hash} now. Either it has changed or images have changed places; put the source back as it was, or build a new \
+                     cache",
+                    known.content_hash,
+                ))
+                .into());
+            }
         }
         if committed.is_none()
             && let Some(contents) = self.contents
@@ -280,7 +292,10 @@ fn reject(
     content_hash: Option<ContentHash>,
 ) -> anyhow::Result<Decoded> {
     if committed.is_some() {
-        bail!("image {key:?} (sample {sample_id}) was decoded when its samples were cached and is not now: {reason}");
+        let problem = format!(
+            "image {key:?} (sample {sample_id}) was decoded when its samples were cached and is not now: {reason}"
+        );
+        return Err(OtherImage(problem).into());
     }
     tracing::warn!(key, reason, "rejected");
     Ok(Decoded::Rejected(Reject { sample_id, key: key.to_owned(), reason, content_hash }))

@@ -325,12 +325,22 @@ fn merged_names(
 
 /// Opens the data set that the cache was built from. Content is compared image by image, when it is read.
 pub(crate) fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
-    let (source, differs) = open_images(cache, images)?;
+    let Opened { source, differs, .. } = open_images(cache, images)?;
     differs.map_or(Ok(source), |differs| bail!(differs))
 }
 
-/// Opens images in the order of the cache's samples, and says why they are not the data set that the cache was built from, if they are not.
-pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageSource, Option<String>)> {
+/// Images that were opened to be compared with a cache.
+pub(crate) struct Opened {
+    pub source: ImageSource,
+    /// Why they are not the data set that the cache was built from, if they are not.
+    pub differs: Option<String>,
+    /// Whether each image is at the place of its sample.
+    pub in_order: bool,
+}
+
+/// Opens images in the order of the cache's samples. If they are not the data set that the cache was built from, they are put in order by their keys as far
+/// as that can be done.
+pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<Opened> {
     let source = ImageSource::open(images)?;
     let identity = cache.identity();
     let found = source.len() as u64;
@@ -349,11 +359,20 @@ pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageS
             None => changed.then(|| differ(", with other sizes or labels")),
         };
         let source = source.limit(identity.samples());
-        return Ok((source, differs));
+        return Ok(Opened { source, differs, in_order: true });
     }
     // A cache of the first samples of a source was built with --limit.
-    let source = if found > identity.samples() { source.limit(identity.samples()) } else { source };
-    let differs = (source.identity().digest != identity.dataset.digest)
-        .then(|| differ(if found == identity.samples() { ", with other names, sizes or labels" } else { "" }));
-    Ok((source, differs))
+    let samples = source.len().min(usize::try_from(identity.samples())?);
+    if source.identity_of(0..samples).digest == identity.dataset.digest {
+        return Ok(Opened { source: source.limit(identity.samples()), differs: None, in_order: true });
+    }
+    let differs = Some(differ(if found == identity.samples() { ", with other names, sizes or labels" } else { "" }));
+    // An image that is gone has changed the number of all behind it.
+    match arrange(cache, source, images, Purpose::Finish) {
+        Ok(Grown { source, .. }) => Ok(Opened { source: source.limit(identity.samples()), differs, in_order: true }),
+        Err(error) => {
+            tracing::debug!("{images}: not in the order of {}: {error:#}", cache.dir().display());
+            Ok(Opened { source: ImageSource::open(images)?, differs, in_order: false })
+        }
+    }
 }
