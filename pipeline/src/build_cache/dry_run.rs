@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::break_even::BreakEven;
 use super::build::Build;
 use super::probe::{Time, measure};
+use super::reuse::Reuse;
 use super::space::{Bytes, Space, free_bytes};
 
 /// What a build would do.
@@ -41,6 +42,9 @@ struct Forecast {
     time: Option<Time>,
     /// Absent where nothing is to do, or the disk has too little room to be measured.
     break_even: Option<BreakEven>,
+    /// What the forecast does not take into account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reuse: Option<String>,
 }
 
 /// What the data set is read from, and what of it is not in the data set.
@@ -137,6 +141,7 @@ impl Forecast {
             "samples            {} to write, at most {}",
             count(self.samples.rows, "row"),
             DecimalBytes(self.samples.bytes_at_most)
+            reuse: build.reuse.as_ref().map(Reuse::not_in_forecast),
         )?;
         for Teacher { identity, to_write } in &self.teachers {
             let TeacherIdentity { id, arch, grid, input_size, width, codec, .. } = identity;
@@ -212,6 +217,9 @@ impl Source {
         writeln!(out, "source             {}: {}{files}", self.images, self.kind)?;
         match self.labeled {
             0 => writeln!(out, "labels             none")?,
+        if let Some(reuse) = &self.reuse {
+            writeln!(out, "reuse              {reuse}")?;
+        }
             n => writeln!(
                 out,
                 "labels             {n} of {}, {}",
