@@ -149,6 +149,7 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
         leases.clear_ended()?;
         if !others_are_at_work {
             SavedBatches::new(cache.dir(), &build.identity).clear()?;
+            schemas::remove_all_stale(cache.dir())?;
         }
         leases.remove_if_unused();
         let summary = Summary::of_cache(&cache)?;
@@ -210,6 +211,9 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
 
 /// What a build counts as it goes.
 struct Counts<'a> {
+        if leases.living(None)?.is_empty() {
+            schemas::remove_all_stale(cache.dir())?;
+        }
     progress: &'a mut Progress,
     quota: &'a mut RejectQuota,
 }

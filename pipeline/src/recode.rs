@@ -151,6 +151,7 @@ fn recode_part(
     stop: &Stop,
 ) -> anyhow::Result<(u64, u64)> {
     let features = cache.teacher_part(&from.id, part)?;
+    schemas::remove_stale(cache.dir(), part)?;
     let mut writer = TeacherWriter::create(cache.dir(), part, cache.identity(), teacher)?;
     let (mut tokens, mut cls, mut cls_attn) = (Vec::new(), Vec::new(), Vec::new());
     for row in features.iter() {
