@@ -180,10 +180,19 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     let timings = Timings::default();
     let mut progress = begin_progress(build, &queue, &work);
     let mut counts = Counts { progress: &mut progress, quota: &mut quota };
-    let (ended, committed) = build_queue(build, &cache, &mut queue, &mut counts, &timings).inspect_err(|_| {
-        tracing::warn!(
-            "stopped: finished parts are kept, and once the cause is fixed the same command goes on from there"
-        )
+    let built = build_queue(build, &cache, &mut queue, &mut counts, &timings);
+    let (ended, committed) = built.map_err(|mut error| match error.downcast_mut::<TooManyRejects>() {
+        Some(rejects) => {
+            // What was being written when it stopped may be finished by now.
+            rejects.is_begun = schemas::has_parts(cache.dir()).unwrap_or(true);
+            error
+        }
+        None => {
+            tracing::warn!(
+                "stopped: finished parts are kept, and once the cause is fixed the same command goes on from there"
+            );
+            error
+        }
     })?;
 
     // ---- What came of it -----------------------------------------------------------------------------------------------------
@@ -202,6 +211,9 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     tell_what_others_have(build, &cache)?;
     if build.worklist(&cache)?.is_empty() {
         contents::forget(&cache)?;
+        if leases.living(None)?.is_empty() {
+            schemas::remove_all_stale(cache.dir())?;
+        }
         leases.remove_if_unused();
     }
     // Other workers may have met as many again as this one.
@@ -211,9 +223,6 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
 
 /// What a build counts as it goes.
 struct Counts<'a> {
-        if leases.living(None)?.is_empty() {
-            schemas::remove_all_stale(cache.dir())?;
-        }
     progress: &'a mut Progress,
     quota: &'a mut RejectQuota,
 }

@@ -104,6 +104,21 @@ fn with_keys(changed: schemas::Error, teacher: Option<&TeacherId>) -> anyhow::Er
     }
 }
 
+/// Says how features of a data set that has changed are kept, where that is all that differs.
+fn of_other_images(error: anyhow::Error, folder: &Path) -> anyhow::Error {
+    let is_of_images = |field: &str| field == "plan.samples" || field == "label_names" || field.starts_with("dataset.");
+    match error.downcast_ref() {
+        Some(schemas::Error::IdentityChanged { differences, .. }) if differences.iter().all(|d| is_of_images(&d.field)) => {
+            error.context(format!(
+                "the images are no longer those that {0} was begun with; if that is meant, build into another folder with --reuse {0}, which takes over the features of \
+                 those that are the same",
+                folder.display()
+            ))
+        }
+        _ => error,
+    }
+}
+
 /// The setting that decides a field of an identity; `None` where images, weights or the program do.
 fn key(field: &str, teacher: Option<&TeacherId>) -> Option<String> {
     let field = field.split('[').next().unwrap_or_default();
@@ -147,7 +162,7 @@ impl Build {
             // Without a part it binds nothing and will be replaced.
             Err(schemas::Error::IdentityChanged { .. }) if !schemas::has_parts(folder)? => false,
             Err(changed @ schemas::Error::IdentityChanged { .. }) => {
-                refused.push(with_keys(changed, None));
+                refused.push(of_other_images(with_keys(changed, None), folder));
                 true
             }
             Err(error) => return Err(error.into()),

@@ -184,7 +184,8 @@ impl Summary {
             tracing::error!("none of {} could be used", count(self.images, "image"));
         } else if let unusable @ 1.. = self.unusable() {
             tracing::warn!(
-                "{unusable} of {} could not be used; see {}/rejects",
+                "{unusable} of {} could not be used; see {1}/rejects. Their places are kept: to have one that was mended, put it beside the other under a new name \
+                 and run `pipeline add-images {1}`",
                 count(self.images, "image"),
                 self.cache
             );
@@ -240,10 +241,10 @@ impl Summary {
         if let Some(rows) = run.reused_rows {
             writeln!(out, "reused             {} of features", count(rows, "row"))?;
         }
-        writeln!(out, "written            {} in {}", DecimalBytes(run.bytes), count(run.files as u64, "file"))?;
         for reason in run.not_reused.map(NotReused::reasons).into_iter().flatten() {
             writeln!(out, "  computed         {reason}")?;
         }
+        writeln!(out, "written            {} in {}", DecimalBytes(run.bytes), count(run.files as u64, "file"))?;
         for StageTime { stage, busy_seconds, share } in &run.stages {
             writeln!(out, "  {stage:<20} {busy_seconds:>9.2} s  {:>3.0} % of its threads", 100.0 * share)?;
         }
