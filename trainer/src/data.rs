@@ -77,8 +77,8 @@ pub(crate) enum Problem {
     TooManyViews { wanted: usize, stored: usize },
     /// Caches that cannot be one data set.
     #[error(
-        "{cache:?}: its {what} {found}, and of {first:?} {expected}: caches of one run have the same teachers, views and image code. Build it with the same settings; for \
-         codec i8, with --reuse of the other"
+        "{first:?} and {cache:?} differ in {what}: {expected}, and {found}. Caches of one run have the same teachers, views and image code: build the second with the \
+         settings of the first; for codec i8, with --reuse of the first"
     )]
     OtherCache {
         cache: PathBuf,
