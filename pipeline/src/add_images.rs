@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use program::words::count;
 use program::{ExitStatus, LogFormat};
 use schemas::{Cache, TeacherIdentity};
@@ -57,8 +57,7 @@ pub fn add_images(
     // ---- One build for all teachers that run alike ---------------------------------------------------------------------------
     // All of them are found before the first is run: what is wrong with the last should not show after hours.
     for (id, teacher) in &whole.teachers {
-        build_cache::resolve(id, &teacher.path, &env.hub)
-            .with_context(|| format!("--teacher {id}=DIR says where teacher {id} is now"))?;
+        build_cache::resolve_recorded(&args.cache, id, &teacher.path, "--teacher", &env.hub)?;
     }
     let existing = || Existing::of_cache(&cache);
     let mut source = Some(source);

@@ -25,11 +25,9 @@ pub fn add_teacher(
     let device = build_cache::open_device(&recipe)?;
 
     for part in 0..identity.parts() {
-        ensure!(
-            cache.part_state(part)?.samples.is_some(),
-            "{}: part {part} has no samples yet; finish it first: run the pipeline build-cache that began it again",
-            args.cache.display()
-        );
+        if cache.part_state(part)?.samples.is_none() {
+            return Err(growth::no_samples(&cache, part));
+        }
     }
     let source = match &recipe.data.images {
         Some(images) => Some(growth::same_images(&cache, images)?),

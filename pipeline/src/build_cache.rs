@@ -75,14 +75,14 @@ pub(crate) use dry_run::report as forecast;
 pub(crate) use growth::Grown;
 pub(crate) use identity::Existing;
 use infer::with_inference;
-pub(crate) use lock::{Busy, join_builders, refuse_builders};
+pub(crate) use lock::{Busy, is_being_built, join_builders, refuse_builders, unfinished};
 pub(crate) use parallel::Interrupted;
 pub(crate) use parallel::{Ended, Stop, map_in_order};
 use progress::Progress;
 use queue::{Queue, Waited, WantedParts};
 use reject_quota::RejectQuota;
 pub(crate) use reject_quota::TooManyRejects;
-pub(crate) use resolve::resolve;
+pub(crate) use resolve::resolve_recorded;
 use saved::SavedBatches;
 pub(crate) use space::NoRoom;
 use space::{DiskWatch, Space};
@@ -149,6 +149,7 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
         leases.clear_ended()?;
         if !others_are_at_work {
             SavedBatches::new(cache.dir(), &build.identity).clear()?;
+            schemas::remove_all_stale(cache.dir())?;
         }
         leases.remove_if_unused();
         let summary = Summary::of_cache(&cache)?;
@@ -179,10 +180,19 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     let timings = Timings::default();
     let mut progress = begin_progress(build, &queue, &work);
     let mut counts = Counts { progress: &mut progress, quota: &mut quota };
-    let (ended, committed) = build_queue(build, &cache, &mut queue, &mut counts, &timings).inspect_err(|_| {
-        tracing::warn!(
-            "stopped: finished parts are kept, and once the cause is fixed the same command goes on from there"
-        )
+    let built = build_queue(build, &cache, &mut queue, &mut counts, &timings);
+    let (ended, committed) = built.map_err(|mut error| match error.downcast_mut::<TooManyRejects>() {
+        Some(rejects) => {
+            // What was being written when it stopped may be finished by now.
+            rejects.is_begun = schemas::has_parts(cache.dir()).unwrap_or(true);
+            error
+        }
+        None => {
+            tracing::warn!(
+                "stopped: finished parts are kept, and once the cause is fixed the same command goes on from there"
+            );
+            error
+        }
     })?;
 
     // ---- What came of it -----------------------------------------------------------------------------------------------------
@@ -201,6 +211,9 @@ pub(crate) fn run(build: &Build, format: LogFormat, out: &mut dyn Write) -> anyh
     tell_what_others_have(build, &cache)?;
     if build.worklist(&cache)?.is_empty() {
         contents::forget(&cache)?;
+        if leases.living(None)?.is_empty() {
+            schemas::remove_all_stale(cache.dir())?;
+        }
         leases.remove_if_unused();
     }
     // Other workers may have met as many again as this one.

@@ -176,6 +176,17 @@ pub struct FeatureArgs {
     /// Rows per forward pass [default: 8 on a CPU, 128 on a GPU].
     #[arg(long, value_name = "N")]
     pub batch_size: Option<u32>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub run: RunArgs,
+    /// Where the teachers run: auto, cpu, cuda, cuda:INDEX, or cuda:all for a worker on each GPU of the machine [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+}
+
+/// How the machine is used, and how several processes share a build: the same for every command that runs teachers.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RunArgs {
     /// Worker threads, for everything; the bytes written do not depend on it [default: one per core].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -187,9 +198,6 @@ pub struct FeatureArgs {
     /// finished.
     #[arg(long)]
     pub allow_full_disk: bool,
-    /// Where the teachers run: auto, cpu, cuda, cuda:INDEX, or cuda:all for a worker on each GPU of the machine [default: auto].
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
 }
 
 /// One of the names of a layer.
@@ -239,15 +247,9 @@ pub struct AddImagesArgs {
     /// Say what would be built, how large it is and how long it takes; write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Worker threads, for everything; the bytes written do not depend on it [default: one per core].
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
-    /// How several processes divide the new parts: `leases`, or worker I of N [default: as for build-cache].
-    #[arg(long, value_name = "I/N|leases")]
-    pub worker: Option<String>,
-    /// Begin although the disk may have no room for all of it.
-    #[arg(long)]
-    pub allow_full_disk: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub run: RunArgs,
     /// Which GPU the teachers run on, for teachers that ran on one: cuda, cuda:INDEX, or cuda:all for a worker on each [default: cuda].
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,

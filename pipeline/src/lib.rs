@@ -24,6 +24,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::time::Duration;
 
+use build_cache::refuse::LostFiles;
 use build_cache::{Busy, NoRoom, TooManyRejects};
 use cli::{Cli, Command};
 use division::Share;
@@ -81,10 +82,13 @@ pub fn run(cli: &Cli, env: &Environment, out: &mut dyn Write) -> anyhow::Result<
 
 /// The exit status for an error.
 pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
-    if error.is::<TooManyRejects>() {
-        ExitStatus::Problems
-    } else if error.is::<OutOfMemory>() || error.is::<NoRoom>() || error.is::<Busy>() {
+    let is_damage = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<schemas::Error>().is_some_and(schemas::Error::is_damage)
+    };
+    if error.is::<OutOfMemory>() || error.is::<NoRoom>() || error.is::<Busy>() {
         ExitStatus::TryAgain
+    } else if error.is::<TooManyRejects>() || error.is::<LostFiles>() || error.chain().any(is_damage) {
+        ExitStatus::Problems
     } else {
         ExitStatus::of_error(error)
     }

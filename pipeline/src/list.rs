@@ -114,7 +114,10 @@ fn look(cache: &Cache) -> (State, Option<String>, Option<Content>) {
         }
         let mut built = |path: std::path::PathBuf, file: Option<&FileStamp>| match file {
             None => {
-                missing.get_or_insert_with(|| format!("{} is not built yet", path.display()));
+                missing.get_or_insert_with(|| {
+                    let builder = cache.builder_of_file(&path).unwrap_or_default();
+                    format!("{} is not built yet; run {builder} again to finish it", path.display())
+                });
                 false
             }
             Some(file) => match check_file(&path, file.bytes) {
@@ -181,12 +184,10 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
     for cache in &report.caches {
         if let Some(reason) = &cache.reason {
             let next = match cache.state {
-                State::Damaged => "run `pipeline verify` for all that is wrong",
-                State::Incomplete | State::Complete => {
-                    "the same `pipeline build-cache` (or `add-teacher`, for a teacher added later) again finishes it"
-                }
+                State::Damaged => "; run `pipeline verify` for all that is wrong",
+                State::Incomplete | State::Complete => "",
             };
-            writeln!(out, "{}: {reason}; {next}", cache.path)?;
+            writeln!(out, "{}: {reason}{next}", cache.path)?;
         }
     }
     for reason in &report.unreadable {

@@ -8,7 +8,7 @@ use program::words::count;
 use program::{ExitStatus, terminal};
 use schemas::{Cache, Calibrator, Codec, EncodedRow, RowFeatures, TeacherId, TeacherIdentity, TeacherWriter};
 
-use crate::build_cache::{Ended, Stop, calibrated, join_builders, map_in_order, spread};
+use crate::build_cache::{Ended, Stop, calibrated, is_being_built, join_builders, map_in_order, spread, unfinished};
 use crate::cli::RecodeArgs;
 use crate::recipe::CALIBRATION_IMAGES;
 
@@ -21,14 +21,23 @@ pub fn recode(args: &RecodeArgs, out: &mut dyn Write) -> anyhow::Result<ExitStat
         None => format!("{}-{}", args.teacher, args.codec).parse()?,
     };
     ensure!(id != from.id, "--as {id}: that is the teacher to be recoded; give its copy another name");
+    let exactness = Codec::NAMES.iter().rev().position(|name| *name == args.codec).unwrap_or(0);
     ensure!(
-        exactness(&args.codec) < exactness(from.codec.name()),
+        exactness < from.codec.exactness(),
         "teacher {} is stored in {}, and {} keeps no less than that: recode makes features smaller, from f32 to f16, bf16 or i8",
         from.id,
         from.codec,
         args.codec
     );
 
+    // While a build is at work, features that are missing are still to come.
+    for part in 0..cache.identity().parts() {
+        if !cache.part_state(part)?.teachers.contains_key(&from.id) && is_being_built(&args.cache) {
+            let problem =
+                format!("{}: part {part} does not have the features of {} yet", args.cache.display(), from.id);
+            return Err(unfinished(&args.cache, problem));
+        }
+    }
     let _lock = join_builders(&args.cache)?;
     let images = args.calibration_images.unwrap_or(CALIBRATION_IMAGES);
     let codec = match &*args.codec {
@@ -92,16 +101,6 @@ pub fn recode(args: &RecodeArgs, out: &mut dyn Write) -> anyhow::Result<ExitStat
     Ok(if unbuilt == 0 { ExitStatus::Fine } else { ExitStatus::Problems })
 }
 
-/// How much a codec keeps; a codec can be made of those that keep more.
-fn exactness(codec: &str) -> u8 {
-    match codec {
-        "f32" => 3,
-        "f16" => 2,
-        "bf16" => 1,
-        _ => 0,
-    }
-}
-
 /// The parameters of `i8` for a teacher, from the stored features of the images that a build calibrates on.
 fn calibrate(cache: &Cache, from: &TeacherIdentity, images: u64) -> anyhow::Result<Codec> {
     let identity = cache.identity();
@@ -152,6 +151,7 @@ fn recode_part(
     stop: &Stop,
 ) -> anyhow::Result<(u64, u64)> {
     let features = cache.teacher_part(&from.id, part)?;
+    schemas::remove_stale(cache.dir(), part)?;
     let mut writer = TeacherWriter::create(cache.dir(), part, cache.identity(), teacher)?;
     let (mut tokens, mut cls, mut cls_attn) = (Vec::new(), Vec::new(), Vec::new());
     for row in features.iter() {

@@ -12,7 +12,7 @@ use schemas::{Cache, Repeats, Scope};
 use serde::Serialize;
 
 use crate::Environment;
-use crate::build_cache::growth::open_images;
+use crate::build_cache::growth::{Opened, open_images};
 use crate::build_cache::recheck::{self, Checked};
 use crate::build_cache::spot_check::{self, Recomputed};
 use crate::cli::VerifyArgs;
@@ -49,6 +49,9 @@ struct Found {
 struct Comparison {
     same: bool,
     found: String,
+    /// Every image that is not as it was, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
 }
 
 /// Prints every problem, then a summary of the checks. Files that are not built yet are not damage, but the cache is incomplete without
@@ -81,7 +84,8 @@ pub fn verify(
         None => None,
         // The cache's own problems are told all the same.
         Some((images, Err(error))) if !report.problems.is_empty() => {
-            Some(Comparison { same: false, found: format!("{images}: not compared with the cache: {error:#}") })
+            let found = format!("{images}: not compared with the cache: {error:#}");
+            Some(Comparison { same: false, found, problems: Vec::new() })
         }
         Some((_, compared)) => Some(compared?),
     };
@@ -123,6 +127,8 @@ impl Found {
         for problem in &self.problems {
             writeln!(out, "{problem}")?;
         }
+        // Which command builds a file depends on the whole cache. One with a damaged record has that told first.
+        let cache = Cache::open(&self.cache).ok();
         // By folder, because a new cache lacks thousands of files.
         let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for path in &self.missing {
@@ -137,16 +143,15 @@ impl Found {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
-            writeln!(
-                out,
-                "{}: {name}{more} not built yet; run the same `pipeline build-cache` (or `add-teacher`, for one added later) again to finish the cache",
-                folder.display()
-            )?;
+            let builder = cache.as_ref().and_then(|cache| cache.builder_of_file(first));
+            let builder = builder.unwrap_or_else(|| "the command that built the others".to_owned());
+            writeln!(out, "{}: {name}{more} not built yet; run {builder} again to finish it", folder.display())?;
         }
         if let Some(repeats) = &self.repeats {
             writeln!(out, "note: {repeats}")?;
         }
         if let Some(images) = &self.images {
+            images.problems.iter().try_for_each(|problem| writeln!(out, "{problem}"))?;
             writeln!(out, "{}", images.found)?;
         }
         for checked in &self.spot_check {
@@ -165,9 +170,11 @@ impl Found {
         for note in &self.notes {
             writeln!(out, "note: {note}")?;
         }
-        let moved = self.images.as_ref().is_some_and(|images| !images.same);
+        // Where the images are other ones as a whole, that is one.
+        let of_images =
+            self.images.as_ref().filter(|images| !images.same).map_or(0, |images| images.problems.len().max(1));
         let computed = self.spot_check.iter().map(|checked| checked.problems.len()).sum::<usize>();
-        let problems = self.problems.len() + usize::from(moved) + computed;
+        let problems = self.problems.len() + of_images + computed;
         let (files, rows, bytes) = (self.files, self.rows, DecimalBytes(self.bytes));
         let verdict = match (problems, self.missing.len()) {
             (0, 0) => "sound".to_owned(),
@@ -202,7 +209,7 @@ fn told(repeats: &Repeats) -> String {
 /// Compares every committed sample with the image of its number in the source.
 fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison> {
     let cache = Cache::open(&args.cache).context("a damaged cache is not compared with its images")?;
-    let (source, differs) = open_images(&cache, images)?;
+    let Opened { source, differs, in_order } = open_images(&cache, images)?;
     let (identity, mut parts, mut total) = (cache.identity(), Vec::new(), 0);
     for part in 0..identity.parts() {
         if cache.part_state(part)?.samples.is_some() {
@@ -211,13 +218,15 @@ fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison>
             parts.push(part);
         }
     }
-    if let Some(differs) = differs {
-        let lost = lost_images(&cache, &source, &parts)?;
-        return Ok(Comparison { same: false, found: format!("{differs}{lost}") });
+    if let Some(differs) = differs.as_ref().filter(|_| !in_order) {
+        let problems = lost_images(&cache, &source, &parts)?;
+        let found = format!("{differs}{}", lost(problems.len() as u64, 0));
+        return Ok(Comparison { same: false, found, problems });
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    match recheck::check(&cache, &source, &parts, threads, total)? {
-        Checked::Same(checked) => Ok(Comparison {
+    match (recheck::check(&cache, &source, &parts, threads, total)?, differs) {
+        (Checked::Same(_), Some(differs)) => Ok(Comparison { same: false, found: differs, problems: Vec::new() }),
+        (Checked::Same(checked), None) => Ok(Comparison {
             same: true,
             found: format!(
                 "{images}: {} at {} place, with the content that the cache has of {}",
@@ -225,33 +234,38 @@ fn against_source(args: &VerifyArgs, images: &str) -> anyhow::Result<Comparison>
                 if checked == 1 { "its" } else { "their" },
                 if checked == 1 { "it" } else { "them" },
             ),
+            problems: Vec::new(),
         }),
-        Checked::Moved(moved) => Ok(Comparison {
+        (Checked::Moved(moved), differs) => Ok(Comparison {
             same: false,
-            found: format!(
-                "{images}: {moved}. If the source is as it was, a build went on after its images had changed places: build the cache again"
-            ),
+            found: match differs {
+                Some(differs) => format!("{differs}{}", lost(moved.gone(), moved.count() - moved.gone())),
+                None => format!(
+                    "{images}: {moved}. If the source is as it was, a build went on after its images had changed places: build the cache again"
+                ),
+            },
+            problems: moved.problems().map(|problem| format!("{images}: {problem}")).collect(),
         }),
-        Checked::Interrupted => anyhow::bail!("interrupted while comparing with {images}"),
+        (Checked::Interrupted, _) => anyhow::bail!("interrupted while comparing with {images}"),
     }
 }
 
-/// The images of `parts` that the source does not have, as a sentence; nothing if it has them all.
-fn lost_images(cache: &Cache, source: &ImageSource, parts: &[u32]) -> anyhow::Result<String> {
-    /// Named one by one; a lost shard need not fill the screen.
-    const NAMED: usize = 10;
+/// Counts of images of the cache, as sentences that follow another; nothing if there are none.
+fn lost(gone: u64, changed: u64) -> String {
+    let sentence = |images: u64, what: &str| match images {
+        0 => String::new(),
+        images => format!(". {} of the cache {what}", count(images, "image")),
+    };
+    format!("{}{}", sentence(gone, "cannot be found there"), sentence(changed, "have other contents there"))
+}
+
+/// The images of `parts` that the source does not have.
+fn lost_images(cache: &Cache, source: &ImageSource, parts: &[u32]) -> anyhow::Result<Vec<String>> {
     let mut lost = BTreeMap::new();
     for &part in parts {
         let rows = cache.samples(part)?.into_iter().map(|row| (row.sample_id, row.key));
         let rejects = cache.rejects(part)?.into_iter().map(|reject| (reject.sample_id, reject.key));
         lost.extend(rows.chain(rejects).filter(|(_, key)| !source.find(key).is_some_and(|at| source.has(at))));
     }
-    let named: Vec<_> = lost.iter().take(NAMED).map(|(sample, key)| format!("{key:?} (sample {sample})")).collect();
-    Ok(match lost.len() {
-        0 => String::new(),
-        lost => {
-            let more = if lost > NAMED { format!(" and {} more", lost - NAMED) } else { String::new() };
-            format!(". {} of the cache cannot be found there: {}{more}", count(lost as u64, "image"), named.join(", "))
-        }
-    })
+    Ok(lost.iter().map(|(sample, key)| format!("image {key:?} (sample {sample}) cannot be found")).collect())
 }

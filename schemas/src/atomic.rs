@@ -187,10 +187,22 @@ impl AtomicDir {
 /// Removes the temporary files and folders that dead processes left for `target`, and returns how many there were. Those of
 /// living ones are kept, and so is all that the file system cannot lock.
 pub fn remove_stale(target: &Path) -> Result<usize> {
-    if storage::is_url(target) {
+    match target.file_name().and_then(|name| name.to_str()) {
+        Some(target_name) => remove_stale_of(folder_of(target), |name| name == target_name),
+        None => Ok(0),
+    }
+}
+
+/// The same for every file that was to be published in `folder`; folders in it are not searched.
+pub fn remove_all_stale(folder: &Path) -> Result<usize> {
+    remove_stale_of(folder, |_| true)
+}
+
+/// Removes the temporary files of dead processes in `folder` whose targets have a name that `is_wanted`.
+fn remove_stale_of(folder: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<usize> {
+    if storage::is_url(folder) {
         return Ok(0);
     }
-    let folder = folder_of(target);
     let entries = match fs::read_dir(folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
         entries => entries.map_err(|e| Error::io("list", folder, e))?,
@@ -199,7 +211,7 @@ pub fn remove_stale(target: &Path) -> Result<usize> {
     for entry in entries {
         let entry = entry.map_err(|e| Error::io("list", folder, e))?;
         let path = entry.path();
-        if entry.file_name().to_str().and_then(target_name) != target.file_name().and_then(|name| name.to_str()) {
+        if !entry.file_name().to_str().and_then(target_name).is_some_and(&is_wanted) {
             continue;
         }
         // Another cleaner, or the writer itself, may be quicker; what is gone needs no removing.

@@ -178,6 +178,20 @@ pub fn remove_stale(dir: &Path, part: u32) -> Result<usize> {
     targets.iter().try_fold(0, |removed, target| Ok(removed + atomic::remove_stale(target)?))
 }
 
+/// Removes what killed builders left anywhere in a cache. Files of living builders are kept, as far as the file system has locks. Returns how many were
+/// removed.
+pub fn remove_all_stale(dir: &Path) -> Result<usize> {
+    let mut folders = vec![
+        dir.to_path_buf(),
+        dir.join("samples"),
+        dir.join("rejects"),
+        layout::generations_dir(dir),
+        layout::work_dir(dir),
+    ];
+    folders.extend(teacher_folders(dir)?.into_iter().map(|id| layout::teachers_dir(dir).join(id.as_str())));
+    folders.iter().try_fold(0, |removed, folder| Ok(removed + atomic::remove_all_stale(folder)?))
+}
+
 /// An opened cache. Holds the identities; parts are read when asked for.
 #[derive(Clone, Debug)]
 pub struct Cache {

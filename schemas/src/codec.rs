@@ -59,12 +59,17 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// The names of all codecs of this version.
+    /// The names of all codecs of this version, the most exact first.
     pub const NAMES: [&str; 4] = ["f32", "f16", "bf16", "i8"];
 
     /// Its name.
     pub fn name(&self) -> &'static str {
         self.tokens().name()
+    }
+
+    /// How much it keeps: features can be stored again in a codec of a lower rank.
+    pub fn exactness(&self) -> usize {
+        Codec::NAMES.iter().rev().position(|name| *name == self.name()).unwrap_or(0)
     }
 
     /// How tokens are stored.

@@ -152,9 +152,7 @@ pub enum Error {
         rows: usize,
     },
     /// The part was never committed: the build has not come to it, or was interrupted in it.
-    #[error(
-        "{path} is not there, so this part is not finished: run the command that builds it again (`pipeline build-cache`, or `add-teacher` for a teacher added later)"
-    )]
+    #[error("{path} is not there, so this part is not finished: run the command that builds it again ({})", builders(.path))]
     NotBuilt {
         /// The commit record that is missing.
         path: PathBuf,
@@ -494,6 +492,36 @@ impl Error {
         matches!(self, Error::Io { .. } | Error::DiskFull { .. })
     }
 
+    /// Whether files of a cache are not what was written. A wrong path or setting, a program of another version and a refusal of the operating system are not
+    /// damage.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Error::RecordSize { .. }
+            | Error::RecordDigest { .. }
+            | Error::Record { .. }
+            | Error::Misplaced { .. }
+            | Error::FileMissing { .. }
+            | Error::FileSize { .. }
+            | Error::Footer { .. }
+            | Error::FileHash { .. }
+            | Error::Parquet { .. }
+            | Error::Column { .. }
+            | Error::RowCount { .. }
+            | Error::RowUnreadable { .. }
+            | Error::RowChecksum { .. }
+            | Error::RowValue { .. }
+            | Error::RowOrder { .. }
+            | Error::Join { .. }
+            | Error::JoinCount { .. }
+            | Error::Coverage { .. }
+            | Error::RejectLine { .. }
+            | Error::ChannelSums { .. }
+            | Error::ImageHash { .. } => true,
+            Error::Feature { source, .. } => source.is_damage(),
+            _ => false,
+        }
+    }
+
     /// An error of the Parquet library on `path`. The operating system's errors inside it are told apart.
     pub(crate) fn parquet(action: &'static str, path: &Path, error: parquet::errors::ParquetError) -> Error {
         let detail = match error {
@@ -551,19 +579,42 @@ fn list<T: fmt::Display>(names: &[T]) -> String {
     names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 
+/// The commands that can have built a part, by its commit record.
+fn builders(commit: &Path) -> &'static str {
+    match is_of_samples(commit) {
+        true => "`pipeline build-cache`, or `add-images` for images added later",
+        false => {
+            "`pipeline build-cache`; `add-images` for images and `add-teacher` for a teacher added later; `recode` for a recoded teacher"
+        }
+    }
+}
+
+/// Whether a commit record is of samples, and not of a teacher's features.
+fn is_of_samples(commit: &Path) -> bool {
+    let folder = commit.parent().unwrap_or(commit);
+    // A teacher may have this name.
+    folder.ends_with("samples") && !folder.parent().is_some_and(|above| above.ends_with("teachers"))
+}
+
 /// What to do about a damaged file. Deleting a part's commit record makes the builder build that part again, to the same
 /// bytes, and deleting a teacher's identity makes it write that again; of `cache.json` nothing else says what it said.
 fn restore(path: &Path) -> String {
     match crate::layout::commit_of(path) {
         Some(commit) => {
+            // What a network computes is not what a recoded teacher has.
+            let except = if is_of_samples(&commit) { "" } else { ", unless the teacher was recoded" };
             format!(
-                "restore it from a copy, or delete {} and run `pipeline build-cache` (`add-teacher`, for a teacher added later) again to rebuild this part",
-                commit.display()
+                "restore it from a copy, or give the `pipeline build-cache` that built the cache --repair{except}; or delete {} and run the command that built \
+                 this part again ({})",
+                commit.display(),
+                builders(&commit)
             )
         }
         // The same settings write the same record again, and the parts still belong to it.
         None if path.file_name().is_some_and(|name| name == "teacher.json") => {
-            "restore it from a copy, or delete it and run the command that built this teacher again (`pipeline build-cache`, or `add-teacher` for a teacher added later)".to_string()
+            "restore it from a copy, or delete it and run the command that built this teacher again (`pipeline build-cache`, `add-teacher` for a teacher added \
+             later, `recode` for a recoded one)"
+                .to_string()
         }
         None if path.parent().is_some_and(|folder| folder.ends_with("generations")) => {
             "restore it from a copy, or delete it and run the `pipeline add-images` that wrote it again, with the images as they were".to_string()

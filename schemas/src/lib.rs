@@ -16,6 +16,7 @@ mod identity;
 mod json;
 pub mod json_schema;
 pub mod layout;
+mod next_step;
 mod page;
 pub mod parquet_shape;
 mod part_file;
@@ -37,7 +38,7 @@ mod writer;
 
 pub use cache::{
     Cache, PartState, add_teacher, check_cache, check_teacher, committed_parts, create_cache, has_parts, holds_parts,
-    read_teacher, remove_stale, start_over, teacher_has_parts,
+    read_teacher, remove_all_stale, remove_stale, start_over, teacher_has_parts,
 };
 pub use codec::{Affine, Calibrator, Codec, CodecError, FeatureCodec, Scalar};
 pub use commit::{ChannelSums, FileStamp, RejectsStamp, SamplesCommit, TeacherCommit};

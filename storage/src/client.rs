@@ -9,6 +9,8 @@ use object_store::ClientOptions;
 use object_store::client::{ClientConfigKey, HttpClient, HttpConnector};
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::settings::is_true;
+
 /// Idle connections that are kept; each request in flight has one of its own.
 const IDLE: usize = 512;
 
@@ -26,10 +28,10 @@ impl HttpConnector for Connector {
         let seconds = |key: ClientConfigKey| {
             options.get_config_value(&key).and_then(|text| humantime::parse_duration(&text).ok())
         };
-        let is_true = |key: ClientConfigKey| options.get_config_value(&key).as_deref() == Some("true");
+        let allow_http = options.get_config_value(&ClientConfigKey::AllowHttp).is_some_and(|value| is_true(&value));
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls().map_err(|error| broken(error.into()))?)
-            .https_only(!is_true(ClientConfigKey::AllowHttp))
+            .https_only(!allow_http)
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .read_timeout(seconds(ClientConfigKey::ReadTimeout).unwrap_or(SILENCE))

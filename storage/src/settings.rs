@@ -74,6 +74,11 @@ impl fmt::Debug for Settings {
     }
 }
 
+/// Whether a setting is on, in the words that `object_store` takes.
+pub(crate) fn is_true(value: &str) -> bool {
+    matches!(&*value.trim().to_ascii_lowercase(), "1" | "true" | "on" | "yes" | "y")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use crate::blocks::BlockCache;
 use crate::client::Connector;
 use crate::error::explain;
 use crate::memory;
-use crate::settings::Settings;
+use crate::settings::{Settings, is_true};
 
 /// The open stores by scheme and bucket, and what they are opened with.
 #[derive(Default)]
@@ -77,6 +77,8 @@ impl Stores {
             "s3" => {
                 let builder = AmazonS3Builder::new().with_config(AmazonS3ConfigKey::DisableBulkDelete, "true");
                 let settings = known(self.settings.aws()?, |name| name.parse::<AmazonS3ConfigKey>().ok());
+                let endpoints = [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint];
+                refuse_http(&settings, &endpoints, &AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp), "AWS_")?;
                 let builder =
                     settings.into_iter().fold(builder, |builder, (key, value)| builder.with_config(key, value));
                 let builder = builder.with_bucket_name(bucket).with_retry(retry).with_http_connector(Connector);
@@ -85,6 +87,8 @@ impl Stores {
             "gs" => {
                 let builder = GoogleCloudStorageBuilder::new();
                 let settings = known(self.settings.with_prefix("GOOGLE_"), |name| name.parse::<GoogleConfigKey>().ok());
+                let allow = GoogleConfigKey::Client(ClientConfigKey::AllowHttp);
+                refuse_http(&settings, &[GoogleConfigKey::BaseUrl], &allow, "GOOGLE_")?;
                 let builder =
                     settings.into_iter().fold(builder, |builder, (key, value)| builder.with_config(key, value));
                 let builder = builder.with_bucket_name(bucket).with_retry(retry).with_http_connector(Connector);
@@ -93,6 +97,8 @@ impl Stores {
             "az" => {
                 let builder = MicrosoftAzureBuilder::new();
                 let settings = known(self.settings.with_prefix("AZURE_"), |name| name.parse::<AzureConfigKey>().ok());
+                let allow = AzureConfigKey::Client(ClientConfigKey::AllowHttp);
+                refuse_http(&settings, &[AzureConfigKey::Endpoint], &allow, "AZURE_")?;
                 let builder =
                     settings.into_iter().fold(builder, |builder, (key, value)| builder.with_config(key, value));
                 let builder = builder.with_container_name(bucket).with_retry(retry).with_http_connector(Connector);
@@ -117,4 +123,55 @@ impl Stores {
 /// The settings that a store knows.
 fn known<K>(settings: impl IntoIterator<Item = (String, String)>, key: impl Fn(&str) -> Option<K>) -> Vec<(K, String)> {
     settings.into_iter().filter_map(|(name, value)| Some((key(&name)?, value))).collect()
+}
+
+/// Refuses an endpoint without TLS unless the settings allow it. The HTTP client would refuse every request, which looks like a server that cannot be
+/// reached and is tried again for minutes.
+fn refuse_http<K: PartialEq>(settings: &[(K, String)], endpoints: &[K], allow: &K, prefix: &str) -> io::Result<()> {
+    let is_http = |value: &String| value.trim_start().get(..7).is_some_and(|s| s.eq_ignore_ascii_case("http://"));
+    let is_plain = settings.iter().any(|(key, value)| endpoints.contains(key) && is_http(value));
+    // The last one of a name counts.
+    let is_allowed = settings.iter().rfind(|(key, _)| key == allow).is_some_and(|(_, value)| is_true(value));
+    if !is_plain || is_allowed {
+        return Ok(());
+    }
+    let problem = format!(
+        "the endpoint that the settings give is an http:// address, to which everything is sent without encryption: set {prefix}ALLOW_HTTP=true to use it, or give an \
+         https:// address"
+    );
+    Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(scheme: &str, variables: &[(&str, &str)]) -> io::Result<Arc<dyn ObjectStore>> {
+        let keys = [("AWS_ACCESS_KEY_ID", "A"), ("AWS_SECRET_ACCESS_KEY", "B"), ("AZURE_STORAGE_ACCOUNT_NAME", "a")];
+        let variables = keys.iter().chain(variables).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let stores = Stores { settings: Settings::from_vars(variables), ..Stores::default() };
+        stores.open(scheme, "bucket")
+    }
+
+    #[test]
+    fn an_endpoint_without_tls_is_refused_by_the_name_of_the_setting_that_allows_it() {
+        let http = "http://127.0.0.1:9000";
+        for (scheme, endpoint, allow) in [
+            ("s3", "AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP"),
+            ("s3", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP"),
+            ("az", "AZURE_STORAGE_ENDPOINT", "AZURE_ALLOW_HTTP"),
+            ("gs", "GOOGLE_BASE_URL", "GOOGLE_ALLOW_HTTP"),
+        ] {
+            for variables in [&[(endpoint, http)][..], &[(endpoint, http), (allow, "false")]] {
+                let error = open(scheme, variables).map(drop).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+                assert!(error.to_string().contains(&format!("{allow}=true")), "{error}");
+            }
+            let refused =
+                |result: io::Result<_>| result.err().is_some_and(|e: io::Error| e.to_string().contains(allow));
+            assert!(!refused(open(scheme, &[(endpoint, http), (allow, "true")]).map(drop)), "{endpoint}");
+            assert!(!refused(open(scheme, &[(endpoint, http), (allow, "1")]).map(drop)), "{endpoint}");
+            assert!(!refused(open(scheme, &[(endpoint, "https://127.0.0.1:9000")]).map(drop)), "{endpoint}");
+        }
+    }
 }

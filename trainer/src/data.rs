@@ -32,8 +32,8 @@ pub(crate) enum Problem {
     Cache(#[from] schemas::Error),
     /// Some parts of the cache are not built yet.
     #[error(
-        "{cache:?}: {missing} of {parts} parts are not complete ({example}). Run the same pipeline build-cache (or add-teacher) again, or train \
-         on what is there with --set data.allow_incomplete=true"
+        "{cache:?}: {missing} of {parts} parts are not complete ({example}). Run {builder} again, or train on what is there with --set \
+         data.allow_incomplete=true"
     )]
     Incomplete {
         cache: PathBuf,
@@ -41,6 +41,8 @@ pub(crate) enum Problem {
         parts: u32,
         /// The first incomplete part, and what it lacks.
         example: String,
+        /// The command that builds it.
+        builder: String,
     },
     /// The cache's crops were made by another decoder or resampler.
     #[error(
@@ -75,8 +77,8 @@ pub(crate) enum Problem {
     TooManyViews { wanted: usize, stored: usize },
     /// Caches that cannot be one data set.
     #[error(
-        "{cache:?}: its {what} {found}, and of {first:?} {expected}: caches of one run have the same teachers, views and image code. Build it with the same settings; for \
-         codec i8, with --reuse of the other"
+        "{first:?} and {cache:?} differ in {what}: {expected}, and {found}. Caches of one run have the same teachers, views and image code: build the second with the \
+         settings of the first; for codec i8, with --reuse of the first"
     )]
     OtherCache {
         cache: PathBuf,

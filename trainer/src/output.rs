@@ -66,6 +66,8 @@ impl Chunks {
         let name = out.file_name().with_context(|| format!("--out {}: names no file", out.display()))?;
         let folder = out.with_file_name(format!(".{}.chunks", name.to_string_lossy()));
         ensure!(!out.exists(), "--out {}: is there already; remove it, or give another name", out.display());
+        // The table of an attempt that was killed while it wrote it.
+        atomic::remove_stale(out)?;
         let path = folder.join(ABOUT);
         if path.exists() {
             let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -36,14 +36,11 @@ pub(crate) struct BreakEven {
 }
 
 impl BreakEven {
-    /// From the teachers' seconds for all views of an image, and a measurement of the disk; `None` where the disk has too little room to be measured.
-    pub(crate) fn measure(build: &Build, teachers_seconds: f64) -> Result<Option<BreakEven>> {
-        let Some(rate) = disk_rate(&build.recipe.cache.out)? else {
-            return Ok(None);
-        };
+    /// From the teachers' seconds for all views of an image, and a measurement of the disk; where that cannot be measured, why.
+    pub(crate) fn measure(build: &Build, teachers_seconds: f64) -> Result<Result<BreakEven, String>> {
         let views = f64::from(build.identity.views.views);
         let row: u64 = build.identities().into_iter().map(row_bytes).sum();
-        Ok(Some(BreakEven::of(teachers_seconds, views, row, rate)))
+        Ok(disk_rate(&build.recipe.cache.out)?.map(|rate| BreakEven::of(teachers_seconds, views, row, rate)))
     }
 
     /// `teachers` are the seconds of all views of an image; `row` the bytes of one view.
@@ -84,11 +81,16 @@ impl BreakEven {
     }
 }
 
-/// Bytes per second that the disk of `out` takes, measured by writing and flushing a file that is removed again; `None` if there is little room.
-fn disk_rate(out: &Path) -> Result<Option<f64>> {
-    // Of a bucket only the network is known, and that by use.
-    if storage::is_url(out) || free_bytes(out)? < ROOM {
-        return Ok(None);
+/// Bytes per second that the disk of `out` takes, measured by writing and flushing a file that has no name any more; or why it is not measured.
+fn disk_rate(out: &Path) -> Result<Result<f64, String>> {
+    if storage::is_url(out) {
+        let bucket = out.display();
+        return Ok(Err(format!("how fast {bucket} is read depends on the network, which is not measured")));
+    }
+    let free = free_bytes(out)?;
+    if free < ROOM {
+        let (free, room) = (DecimalBytes(free), DecimalBytes(ROOM));
+        return Ok(Err(format!("the disk is not measured, because {free} are free and measuring wants {room}")));
     }
     let here = std::path::absolute(out)?;
     let folder = here.ancestors().find(|path| path.is_dir()).context("the file system has a root")?;
@@ -104,21 +106,18 @@ fn disk_rate(out: &Path) -> Result<Option<f64>> {
     }
     let write = || -> std::io::Result<f64> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        // A process that is killed from here on leaves nothing.
+        fs::remove_file(&path)?;
         let began = Instant::now();
         file.write_all(&bytes)?;
         file.sync_all()?;
         Ok(began.elapsed().as_secs_f64())
     };
-    let seconds = write();
-    let _ = fs::remove_file(&path);
-    match seconds {
-        Ok(seconds) => Ok(Some(WRITTEN as f64 / seconds.max(1e-6))),
-        // A folder that may not be written to is refused with its own words when the build begins.
-        Err(error) => {
-            tracing::debug!("{}: {error}", path.display());
-            Ok(None)
-        }
-    }
+    // A folder that may not be written to is refused with its own words when the build begins.
+    Ok(match write() {
+        Ok(seconds) => Ok(WRITTEN as f64 / seconds.max(1e-6)),
+        Err(error) => Err(format!("the disk of {} cannot be measured: {error}", folder.display())),
+    })
 }
 
 #[cfg(test)]
@@ -140,11 +139,20 @@ mod tests {
     }
 
     #[test]
+    fn a_bucket_is_not_measured_and_it_is_said_why() {
+        let why = disk_rate(Path::new("s3://bucket/cache")).unwrap().unwrap_err();
+        assert!(why.contains("s3://bucket/cache") && why.contains("network"), "{why}");
+    }
+
+    #[test]
     fn measuring_a_disk_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         // In the nearest folder that is there.
         let rate = disk_rate(&dir.path().join("not/there/yet")).unwrap();
-        assert!(rate.is_none_or(|rate| rate > 0.0));
+        match rate {
+            Ok(rate) => assert!(rate > 0.0),
+            Err(why) => assert!(why.contains("are free"), "{why}"),
+        }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

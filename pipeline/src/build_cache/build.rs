@@ -164,7 +164,15 @@ pub(crate) fn prepare(
         let input_size = identity::input_size(&id, model.info(), grid)?;
         prepared.push(PreparedTeacher { id, source, model, input_size, pass, codec });
     }
-    tracing::info!("the recipe in full:\n{}", recipe.to_toml(grid, device));
+    // Teachers of a cache that run unlike each other come here one group after the other.
+    let ids: Vec<&str> = prepared.iter().map(|teacher| teacher.id.as_str()).collect();
+    tracing::info!(
+        "the recipe in full for teacher{} {} of {}:\n{}",
+        if ids.len() == 1 { "" } else { "s" },
+        ids.join(" and "),
+        recipe.cache.out.display(),
+        recipe.to_toml(grid, device)
+    );
 
     let division = division(&recipe, env)?;
 

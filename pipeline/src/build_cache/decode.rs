@@ -5,17 +5,23 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::Context;
 use images::{DecodeError, DeepImages, EncodeError, ImageSource, RgbImage};
-use schemas::{CacheIdentity, ContentHash, Pack, Reject, SampleRow, SamplesPart, ViewIdentity};
+use schemas::{CacheIdentity, ContentHash, Pack, Reject, SampleRow, SamplesPart, TeacherIdentity, ViewIdentity};
 
 use super::contents::Contents;
 use super::network::Pixels;
 use super::parallel::Stop;
+use super::reuse::Reuse;
 use super::timing::{Stage, Timings};
 
 /// The word that the reason begins with for which an image is rejected whose bytes an earlier one has.
 pub(crate) const DUPLICATE: &str = "duplicate";
+
+/// An image that is not the one of its committed rows any more, or cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct OtherImage(String);
 
 /// The committed rows of a sample.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +34,11 @@ pub(crate) struct CommittedRows<'a> {
 }
 
 impl<'a> CommittedRows<'a> {
+    /// The first of them, as a row of its part.
+    pub(crate) fn first_row(&self) -> usize {
+        self.first_row
+    }
+
     /// The rows of a sample; nothing if it was rejected.
     pub(crate) fn of_sample(part: &'a SamplesPart, sample_id: u64) -> Option<CommittedRows<'a>> {
         let first_row = part.rows().partition_point(|row| row.sample_id < sample_id);
@@ -40,8 +51,8 @@ impl<'a> CommittedRows<'a> {
 /// Result of decoding one sample.
 #[derive(Debug)]
 enum Decoded {
-    /// Decoded; its rows in order of view.
-    Image { image: RgbImage, rows: Vec<SampleRow>, packed: Option<Vec<u8>> },
+    /// Decoded; its rows in order of view. An image that nobody has to see is not decoded.
+    Image { image: Option<RgbImage>, rows: Vec<SampleRow>, packed: Option<Vec<u8>> },
     /// It cannot be used, and why.
     Rejected(Reject),
 }
@@ -53,8 +64,10 @@ pub(crate) struct DecodedSamples {
     pub rows: Vec<SampleRow>,
     /// The image to be packed with each row: one with view 0, in a cache that packs images and does not have them yet.
     pub packed: Vec<Option<Vec<u8>>>,
-    /// An image for each row and size.
+    /// An image for each row in `rendered` and each size.
     pub pixels: Pixels,
+    /// The rows that have pixels, ascending.
+    pub rendered: Vec<usize>,
     pub rejects: Vec<Reject>,
 }
 
@@ -69,6 +82,8 @@ pub(crate) struct Decoder<'a> {
     pub deep: &'a DeepImages,
     /// Where each content is stored once: which sample has it.
     pub contents: Option<&'a Contents>,
+    /// A cache to take features over from, and the teachers that want them: an image whose features it has is not decoded.
+    pub reuse: Option<(&'a Reuse, &'a [&'a TeacherIdentity])>,
     pub timings: &'a Timings,
 }
 
@@ -81,7 +96,16 @@ impl Decoder<'_> {
         deep: &'a DeepImages,
         timings: &'a Timings,
     ) -> Decoder<'a> {
-        Decoder { source, views: &identity.views, pack: identity.pack, decoder, deep, contents: None, timings }
+        Decoder {
+            source,
+            views: &identity.views,
+            pack: identity.pack,
+            decoder,
+            deep,
+            contents: None,
+            reuse: None,
+            timings,
+        }
     }
 
     /// Decodes samples in order and renders the first `views` views of each at every size (sides of squares, in pixels).
@@ -105,7 +129,10 @@ impl Decoder<'_> {
                 Decoded::Rejected(reject) => all.rejects.push(reject),
                 Decoded::Image { image, mut rows, packed } => {
                     rows.truncate(views.into());
-                    self.timings.time(Stage::Render, || render(&image, &rows, sizes, &mut all.pixels))?;
+                    if let Some(image) = image {
+                        self.timings.time(Stage::Render, || render(&image, &rows, sizes, &mut all.pixels))?;
+                        all.rendered.extend(all.rows.len()..all.rows.len() + rows.len());
+                    }
                     all.packed.push(packed);
                     all.rows.extend(rows);
                     all.packed.resize(all.rows.len(), None);
@@ -162,13 +189,15 @@ impl Decoder<'_> {
                     source.read(index).with_context(|| format!("cannot read image {key:?} (sample {sample_id})"))?;
                 content_hash = ContentHash::of(&bytes);
             }
-            ensure!(
-                known.content_hash == content_hash,
-                "image {key:?} (sample {sample_id}) is not the one that was there when its samples were cached: content hash {} then, \
-                 {content_hash} now. Either it has changed or images have changed places; put the source back as it was, or build a new \
-                 cache",
-                known.content_hash,
-            );
+            if known.content_hash != content_hash {
+                return Err(OtherImage(format!(
+                    "image {key:?} (sample {sample_id}) is not the one that was there when its samples were cached: content hash {} then, \
+                     {content_hash} now. Either it has changed or images have changed places; put the source back as it was, or build a new \
+                     cache",
+                    known.content_hash,
+                ))
+                .into());
+            }
         }
         if committed.is_none()
             && let Some(contents) = self.contents
@@ -179,6 +208,35 @@ impl Decoder<'_> {
                 format!("{DUPLICATE}: the same bytes as sample {original} ({:?})", source.key(original as usize));
             return Ok(Decoded::Rejected(Reject { sample_id, key, reason, content_hash: Some(content_hash) }));
         }
+        let rows_of = |[width, height]: [u32; 2], packed: Option<&[u8]>| -> Vec<SampleRow> {
+            let image_hash = match self.pack {
+                // The very bytes that were hashed already.
+                Pack::Original => Some(content_hash),
+                Pack::None | Pack::Jpeg { .. } => packed.map(ContentHash::of),
+            };
+            let ViewIdentity { policy, seed, views, .. } = self.views;
+            let row = |view| SampleRow {
+                sample_id,
+                view: images::draw_view(policy, *seed, &content_hash, view, width, height),
+                key: key.to_owned(),
+                content_hash,
+                label: source.label(index),
+                width,
+                height,
+                image_hash: image_hash.filter(|_| view == 0),
+            };
+            (0..*views).map(row).collect()
+        };
+        if committed.is_none()
+            && self.pack == Pack::None
+            && let Some((reuse, teachers)) = self.reuse
+            && let Some(size) = reuse.size(&content_hash)
+        {
+            let rows = rows_of(size, None);
+            if reuse.has_all(teachers, &rows)? {
+                return Ok(Decoded::Image { image: None, rows, packed: None });
+            }
+        }
         let decoded = self.timings.time(Stage::Decode, || self.decode_and_pack(key, bytes));
         let (image, packed) = match decoded {
             Ok(decoded) => decoded?,
@@ -188,27 +246,9 @@ impl Decoder<'_> {
         };
         let rows = match committed {
             Some(committed) => committed.rows.to_vec(),
-            None => {
-                let image_hash = match self.pack {
-                    // The very bytes that were hashed already.
-                    Pack::Original => Some(content_hash),
-                    Pack::None | Pack::Jpeg { .. } => packed.as_deref().map(ContentHash::of),
-                };
-                let ViewIdentity { policy, seed, views, .. } = self.views;
-                let row = |view| SampleRow {
-                    sample_id,
-                    view: images::draw_view(policy, *seed, &content_hash, view, image.width, image.height),
-                    key: key.to_owned(),
-                    content_hash,
-                    label: source.label(index),
-                    width: image.width,
-                    height: image.height,
-                    image_hash: image_hash.filter(|_| view == 0),
-                };
-                (0..*views).map(row).collect()
-            }
+            None => rows_of([image.width, image.height], packed.as_deref()),
         };
-        Ok(Decoded::Image { image, rows, packed })
+        Ok(Decoded::Image { image: Some(image), rows, packed })
     }
 
     /// A sample whose image is in the cache.
@@ -221,7 +261,7 @@ impl Decoder<'_> {
         let image = image.with_context(|| {
             format!("the image packed with sample {sample_id} of {} cannot be decoded", part.path().display())
         })?;
-        Ok(Decoded::Image { image, rows: rows.to_vec(), packed: None })
+        Ok(Decoded::Image { image: Some(image), rows: rows.to_vec(), packed: None })
     }
 
     /// The pixels that teachers and student see, and the bytes to be packed. An image that is packed as a JPEG is decoded again.
@@ -280,7 +320,10 @@ fn reject(
     content_hash: Option<ContentHash>,
 ) -> anyhow::Result<Decoded> {
     if committed.is_some() {
-        bail!("image {key:?} (sample {sample_id}) was decoded when its samples were cached and is not now: {reason}");
+        let problem = format!(
+            "image {key:?} (sample {sample_id}) was decoded when its samples were cached and is not now: {reason}"
+        );
+        return Err(OtherImage(problem).into());
     }
     tracing::warn!(key, reason, "rejected");
     Ok(Decoded::Rejected(Reject { sample_id, key: key.to_owned(), reason, content_hash }))
@@ -311,6 +354,7 @@ mod tests {
             decoder: images::Decoder::default(),
             deep: &DeepImages::default(),
             contents: None,
+            reuse: None,
             timings: &timings,
         };
         let decode = || decoder.samples([(0, None)], 1, &[8], &Stop::default());

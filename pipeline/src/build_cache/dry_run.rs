@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::break_even::BreakEven;
 use super::build::Build;
 use super::probe::{Time, measure};
+use super::reuse::Reuse;
 use super::space::{Bytes, Space, free_bytes};
 
 /// What a build would do.
@@ -39,8 +40,14 @@ struct Forecast {
     fits: bool,
     /// Absent where nothing is to do.
     time: Option<Time>,
-    /// Absent where nothing is to do, or the disk has too little room to be measured.
+    /// Absent where nothing is to do, or the disk cannot be measured.
     break_even: Option<BreakEven>,
+    /// Why the disk cannot be measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    break_even_unknown: Option<String>,
+    /// What the forecast does not take into account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reuse: Option<String>,
 }
 
 /// What the data set is read from, and what of it is not in the data set.
@@ -61,6 +68,26 @@ struct Source {
 struct Teacher {
     identity: TeacherIdentity,
     to_write: Bytes,
+    /// What the rows to write take before compression.
+    columns: Columns,
+}
+
+/// Bytes of each column of features.
+#[derive(Debug, Serialize)]
+struct Columns {
+    tokens: u64,
+    cls: u64,
+    cls_attn: u64,
+}
+
+impl Columns {
+    fn of(teacher: &TeacherIdentity, rows: u64) -> Columns {
+        Columns {
+            tokens: rows * teacher.tokens_bytes() as u64,
+            cls: rows * teacher.cls_bytes() as u64,
+            cls_attn: rows * teacher.cls_attn_bytes() as u64,
+        }
+    }
 }
 
 /// Prints the plan. Refuses what the build would refuse.
@@ -83,6 +110,7 @@ impl Forecast {
         let probe = if work.is_empty() { None } else { Some(measure(build)?) };
         let space = Space::of(build, &work, probe.as_ref().map_or(0, |probe| probe.packed_bytes))?;
         let teacher = |(identity, to_write): (&TeacherIdentity, &Bytes)| Teacher {
+            columns: Columns::of(identity, to_write.rows),
             identity: identity.clone(),
             to_write: *to_write,
         };
@@ -93,9 +121,12 @@ impl Forecast {
         let needed = space.needed();
         let images = work.iter().map(|work| build.samples_in(work.part)).sum();
         let time = probe.map(|probe| probe.time(build, images, forward_rows));
-        let break_even = match &time {
-            Some(time) => BreakEven::measure(build, time.teachers_ms_per_image / 1e3)?,
-            None => None,
+        let (break_even, break_even_unknown) = match &time {
+            Some(time) => match BreakEven::measure(build, time.teachers_ms_per_image / 1e3)? {
+                Ok(break_even) => (Some(break_even), None),
+                Err(why) => (None, Some(why)),
+            },
+            None => (None, None),
         };
         Ok(Forecast {
             images: identity.samples(),
@@ -113,6 +144,8 @@ impl Forecast {
             fits: free.is_none_or(|free| free >= needed),
             time,
             break_even,
+            break_even_unknown,
+            reuse: build.reuse.as_ref().map(Reuse::not_in_forecast),
         })
     }
 
@@ -138,13 +171,20 @@ impl Forecast {
             count(self.samples.rows, "row"),
             DecimalBytes(self.samples.bytes_at_most)
         )?;
-        for Teacher { identity, to_write } in &self.teachers {
+        for Teacher { identity, to_write, columns: Columns { tokens, cls, cls_attn } } in &self.teachers {
             let TeacherIdentity { id, arch, grid, input_size, width, codec, .. } = identity;
             writeln!(
                 out,
                 "teacher {id:<10} {arch}: {grid} x {grid} patches of {input_size} px, width {width}, {codec}; {} to write, at most {}",
                 count(to_write.rows, "row"),
                 DecimalBytes(to_write.bytes_at_most)
+            )?;
+            writeln!(
+                out,
+                "                   columns before compression: tokens {}, cls {}, cls_attn {}",
+                DecimalBytes(*tokens),
+                DecimalBytes(*cls),
+                DecimalBytes(*cls_attn)
             )?;
             writeln!(
                 out,
@@ -181,8 +221,14 @@ impl Forecast {
             time.teachers_ms_per_image,
             time.teachers_on,
         )?;
+        if let Some(reuse) = &self.reuse {
+            writeln!(out, "reuse              {reuse}")?;
+        }
         if let Some(break_even) = &self.break_even {
             writeln!(out, "break-even         {}", break_even.text())?;
+        }
+        if let Some(why) = &self.break_even_unknown {
+            writeln!(out, "break-even         not known: {why}")?;
         }
         Ok(())
     }

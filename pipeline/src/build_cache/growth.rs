@@ -11,6 +11,7 @@ use program::words::count;
 use schemas::{Cache, CacheIdentity, Plan, layout};
 
 use super::identity::{self, Existing};
+use super::lock::unfinished;
 use crate::recipe::Recipe;
 
 /// A source beside a cache.
@@ -108,12 +109,11 @@ pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str, purpose:
         identity.generations.pop();
         places.truncate(of_last.start as usize);
     }
-    ensure!(
-        identity.generations.len() == last || places.iter().all(Option::is_some),
-        "{}: part {} has no samples yet; finish it first: run the pipeline build-cache that began it again",
-        cache.dir().display(),
-        places.iter().position(Option::is_none).map_or(0, |sample| identity.part_of(sample as u64))
-    );
+    if identity.generations.len() != last
+        && let Some(sample) = places.iter().position(Option::is_none)
+    {
+        return Err(no_samples(cache, identity.part_of(sample as u64)));
+    }
 
     // ---- what no sample has, in the order of the source
     let mut taken = vec![false; source.len()];
@@ -188,6 +188,15 @@ pub(crate) fn arrange(cache: &Cache, source: ImageSource, images: &str, purpose:
     Ok(Grown { source, identity, added: count_added, gone, changed })
 }
 
+/// The error that samples lack which have to be there.
+pub(crate) fn no_samples(cache: &Cache, part: u32) -> anyhow::Error {
+    let (dir, builder) = (cache.dir(), cache.builder_of(part, None));
+    unfinished(
+        dir,
+        format!("{}: part {part} has no samples yet: run {builder} again to finish it first", dir.display()),
+    )
+}
+
 fn changed_since(cache: &Cache, images: &str) -> String {
     format!(
         "{images}: the images of unfinished parts of {} have changed since these were begun, and others are finished. Give them as they were to finish \
@@ -256,11 +265,9 @@ fn committed(cache: &Cache, source: &ImageSource, purpose: Purpose) -> anyhow::R
         let of_last = identity.generation_of(part) == last;
         let read = match cache.part_state(part) {
             Ok(state) if state.samples.is_none() => {
-                ensure!(
-                    purpose != Purpose::Append || (of_last && last > 0),
-                    "{}: part {part} has no samples yet; finish it first: run the pipeline build-cache that began it again",
-                    cache.dir().display()
-                );
+                if purpose == Purpose::Append && !(of_last && last > 0) {
+                    return Err(no_samples(cache, part));
+                }
                 continue;
             }
             Ok(_) => cache.samples(part).and_then(|rows| Ok((rows, cache.rejects(part)?))),
@@ -272,7 +279,7 @@ fn committed(cache: &Cache, source: &ImageSource, purpose: Purpose) -> anyhow::R
             Err(_) if purpose == Purpose::Repair => continue,
             read => read.with_context(|| {
                 format!(
-                    "{}: part {part} is damaged; build it again with pipeline build-cache --repair",
+                    "{}: part {part} is damaged; build it again with the pipeline build-cache that built the cache and --repair",
                     cache.dir().display()
                 )
             })?,
@@ -318,12 +325,22 @@ fn merged_names(
 
 /// Opens the data set that the cache was built from. Content is compared image by image, when it is read.
 pub(crate) fn same_images(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
-    let (source, differs) = open_images(cache, images)?;
+    let Opened { source, differs, .. } = open_images(cache, images)?;
     differs.map_or(Ok(source), |differs| bail!(differs))
 }
 
-/// Opens images in the order of the cache's samples, and says why they are not the data set that the cache was built from, if they are not.
-pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageSource, Option<String>)> {
+/// Images that were opened to be compared with a cache.
+pub(crate) struct Opened {
+    pub source: ImageSource,
+    /// Why they are not the data set that the cache was built from, if they are not.
+    pub differs: Option<String>,
+    /// Whether each image is at the place of its sample.
+    pub in_order: bool,
+}
+
+/// Opens images in the order of the cache's samples. If they are not the data set that the cache was built from, they are put in order by their keys as far
+/// as that can be done.
+pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<Opened> {
     let source = ImageSource::open(images)?;
     let identity = cache.identity();
     let found = source.len() as u64;
@@ -342,11 +359,20 @@ pub(crate) fn open_images(cache: &Cache, images: &str) -> anyhow::Result<(ImageS
             None => changed.then(|| differ(", with other sizes or labels")),
         };
         let source = source.limit(identity.samples());
-        return Ok((source, differs));
+        return Ok(Opened { source, differs, in_order: true });
     }
     // A cache of the first samples of a source was built with --limit.
-    let source = if found > identity.samples() { source.limit(identity.samples()) } else { source };
-    let differs = (source.identity().digest != identity.dataset.digest)
-        .then(|| differ(if found == identity.samples() { ", with other names, sizes or labels" } else { "" }));
-    Ok((source, differs))
+    let samples = source.len().min(usize::try_from(identity.samples())?);
+    if source.identity_of(0..samples).digest == identity.dataset.digest {
+        return Ok(Opened { source: source.limit(identity.samples()), differs: None, in_order: true });
+    }
+    let differs = Some(differ(if found == identity.samples() { ", with other names, sizes or labels" } else { "" }));
+    // An image that is gone has changed the number of all behind it.
+    match arrange(cache, source, images, Purpose::Finish) {
+        Ok(Grown { source, .. }) => Ok(Opened { source: source.limit(identity.samples()), differs, in_order: true }),
+        Err(error) => {
+            tracing::debug!("{images}: not in the order of {}: {error:#}", cache.dir().display());
+            Ok(Opened { source: ImageSource::open(images)?, differs, in_order: false })
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
 use super::workers::{Leases, Worker};
 use crate::recipe::Run;
@@ -85,6 +85,27 @@ pub(crate) fn refuse_builders(out: &Path) -> anyhow::Result<Lock> {
         return Ok(lock);
     }
     Err(Busy(format!("{}: a build is at work here; wait for its end", out.display())).into())
+}
+
+/// The error that a cache lacks something, in words: it may be tried again if a build is at work that may be about to make it.
+pub(crate) fn unfinished(out: &Path, problem: String) -> anyhow::Error {
+    match is_being_built(out) {
+        true => Busy(format!("{problem}. A build is at work here: try again when it has ended")).into(),
+        false => anyhow!(problem),
+    }
+}
+
+/// Whether a build is at work in a cache, for a process that does not hold its lock.
+pub(crate) fn is_being_built(out: &Path) -> bool {
+    // If that cannot be found out, the error is not one to wait for.
+    let lives = Leases::new(out, Run::default().patience()).living(None).is_ok_and(|living| !living.is_empty());
+    let is_locked = || {
+        let folder = File::open(out).ok()?;
+        let locked = matches!(folder.try_lock(), Err(TryLockError::WouldBlock));
+        let _ = folder.unlock();
+        Some(locked)
+    };
+    lives || (!storage::is_url(out) && is_locked().unwrap_or(false))
 }
 
 impl Drop for Lock {

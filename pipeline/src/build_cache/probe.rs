@@ -109,8 +109,9 @@ pub(crate) fn announce_time(build: &Build, work: &[PartWork], space: &Space) -> 
         time.teachers_ms_per_image,
         time.teachers_on
     );
-    if let Some(break_even) = BreakEven::measure(build, time.teachers_ms_per_image / 1e3)? {
-        tracing::info!("{}", break_even.text());
+    match BreakEven::measure(build, time.teachers_ms_per_image / 1e3)? {
+        Ok(break_even) => tracing::info!("{}", break_even.text()),
+        Err(why) => tracing::info!("from which epoch on the cache pays is not known: {why}"),
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::time::Instant;
 
 use anyhow::Context;
-use images::ImageSource;
+use images::{ImageSource, SourceError};
 use indicatif::{ProgressBar, ProgressStyle};
 use program::{terminal, words::count};
 use schemas::{Cache, ContentHash};
@@ -31,23 +31,66 @@ struct Place {
     cached: Option<ContentHash>,
 }
 
-/// A place that holds something else now; nothing where the image cannot be read any more.
+/// A place that holds something else now.
 #[derive(Debug, Clone, Copy)]
 struct Differs {
     place: Place,
-    found: Option<ContentHash>,
+    found: Found,
 }
 
-/// The places that hold something else than the cache was built from.
+/// What is at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Content(ContentHash),
+    /// An image that cannot be read at all.
+    Unreadable,
+    /// The source does not have the image.
+    Gone,
+}
+
+impl Found {
+    fn content(self) -> Option<ContentHash> {
+        match self {
+            Found::Content(hash) => Some(hash),
+            Found::Unreadable | Found::Gone => None,
+        }
+    }
+}
+
+/// The places that hold something else than the cache was built from; at least one.
 #[derive(Debug)]
 pub(crate) struct Moved {
-    pub count: u64,
     /// How many were looked at.
     pub checked: u64,
     /// How many of the images that were there are at another of these places.
     pub elsewhere: u64,
-    /// Key and number of the first, and what was and is there.
-    first: (String, Differs),
+    /// Keys, and what was and is there, in order.
+    differs: Vec<(String, Differs)>,
+}
+
+impl Moved {
+    /// How many images the source does not have.
+    pub(crate) fn gone(&self) -> u64 {
+        self.differs.iter().filter(|(_, differs)| differs.found == Found::Gone).count() as u64
+    }
+
+    /// How many images differ.
+    pub(crate) fn count(&self) -> u64 {
+        self.differs.len() as u64
+    }
+
+    /// Each of them, as a sentence without an end.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = String> + '_ {
+        self.differs.iter().map(|(key, Differs { place, found })| {
+            let image = format!("image {key:?} (sample {})", place.sample_id);
+            let was = place.cached.map_or("nothing readable".to_owned(), |hash| format!("content hash {hash}"));
+            match found {
+                Found::Content(hash) => format!("{image} has changed: {was} then, content hash {hash} now"),
+                Found::Unreadable => format!("{image} cannot be read any more: {was} then"),
+                Found::Gone => format!("{image} cannot be found"),
+            }
+        })
+    }
 }
 
 /// How a check ended.
@@ -84,17 +127,15 @@ pub(crate) fn check(
         checked += places.len() as u64;
         places.clear();
     }
-    let Some(&first) = differs.first() else {
+    if differs.is_empty() {
         return Ok(Checked::Same(checked));
-    };
-    let found: BTreeSet<ContentHash> = differs.iter().filter_map(|d| d.found).collect();
+    }
+    let found: BTreeSet<ContentHash> = differs.iter().filter_map(|d| d.found.content()).collect();
     let is_there = |d: &&Differs| d.place.cached.is_some_and(|hash| found.contains(&hash));
-    Ok(Checked::Moved(Moved {
-        count: differs.len() as u64,
-        checked,
-        elsewhere: differs.iter().filter(is_there).count() as u64,
-        first: (source.key(index(first.place.sample_id)?).to_owned(), first),
-    }))
+    let elsewhere = differs.iter().filter(is_there).count() as u64;
+    let with_key = |d: Differs| Ok((source.key(index(d.place.sample_id)?).to_owned(), d));
+    let differs = differs.into_iter().map(with_key).collect::<anyhow::Result<_>>()?;
+    Ok(Checked::Moved(Moved { checked, elsewhere, differs }))
 }
 
 fn index(sample_id: u64) -> anyhow::Result<usize> {
@@ -151,14 +192,16 @@ fn compare(
 fn look(source: &ImageSource, place: Place) -> anyhow::Result<Option<Differs>> {
     let index = index(place.sample_id)?;
     let found = match source.read(index) {
-        Ok(bytes) => Some(ContentHash::of(&bytes)),
-        Err(error) if error.is_bad_record() => None,
+        Ok(bytes) => Found::Content(ContentHash::of(&bytes)),
+        Err(error) if error.is_bad_record() => Found::Unreadable,
+        Err(SourceError::Gone { .. }) => Found::Gone,
         Err(error) => {
             return Err(error)
                 .with_context(|| format!("cannot read image {:?} (sample {})", source.key(index), place.sample_id));
         }
     };
-    Ok((found != place.cached).then_some(Differs { place, found }))
+    let same = found != Found::Gone && found.content() == place.cached;
+    Ok((!same).then_some(Differs { place, found }))
 }
 
 /// A bar on a terminal, a line now and then elsewhere.
@@ -194,22 +237,14 @@ impl Drop for Progress {
 /// As a clause that follows the source's name and a colon.
 impl fmt::Display for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (key, Differs { place, found }) = &self.first;
-        let hash = |hash: &Option<ContentHash>| match hash {
-            Some(hash) => format!("content hash {hash}"),
-            None => "nothing readable".to_owned(),
-        };
+        let first = self.problems().next().unwrap_or_default();
         write!(
             f,
             "{} of the {} that the cache's finished parts were built from are no longer in their places, though names and sizes are the \
-             same; {} of them are in the place of another finished one (places that no finished part was built from were not looked at). The first is {key:?} \
-             (sample {}): {} then, {} now",
-            self.count,
+             same; {} of them are in the place of another finished one (places that no finished part was built from were not looked at). The first: {first}",
+            self.count(),
             count(self.checked, "image"),
             self.elsewhere,
-            place.sample_id,
-            hash(&place.cached),
-            hash(found),
         )
     }
 }

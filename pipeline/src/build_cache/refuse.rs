@@ -78,12 +78,18 @@ pub(crate) fn lost_files(cache: &Cache) -> anyhow::Result<()> {
         0 => String::new(),
         more => format!("\n  and {more} more (`pipeline verify {}` names them all)", cache.dir().display()),
     };
-    bail!(
+    let problem = format!(
         "{}: {} of its files are not what their commit records declare:{named}{more}",
         cache.dir().display(),
         lost.len()
-    )
+    );
+    Err(LostFiles(problem).into())
 }
+
+/// Several files of a cache are gone or cut. A problem of the data.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct LostFiles(String);
 
 /// Names the settings that differ as a recipe does, in front of the error, which has the fields of the identity of the cache or a teacher.
 fn with_keys(changed: schemas::Error, teacher: Option<&TeacherId>) -> anyhow::Error {
@@ -95,6 +101,21 @@ fn with_keys(changed: schemas::Error, teacher: Option<&TeacherId>) -> anyhow::Er
     match keys.is_empty() {
         true => changed.into(),
         false => anyhow!(changed).context(format!("other settings than the cache's ({})", keys.join(", "))),
+    }
+}
+
+/// Says how features of a data set that has changed are kept, where that is all that differs.
+fn of_other_images(error: anyhow::Error, folder: &Path) -> anyhow::Error {
+    let is_of_images = |field: &str| field == "plan.samples" || field == "label_names" || field.starts_with("dataset.");
+    match error.downcast_ref() {
+        Some(schemas::Error::IdentityChanged { differences, .. }) if differences.iter().all(|d| is_of_images(&d.field)) => {
+            error.context(format!(
+                "the images are no longer those that {0} was begun with; if that is meant, build into another folder with --reuse {0}, which takes over the features of \
+                 those that are the same",
+                folder.display()
+            ))
+        }
+        _ => error,
     }
 }
 
@@ -141,7 +162,7 @@ impl Build {
             // Without a part it binds nothing and will be replaced.
             Err(schemas::Error::IdentityChanged { .. }) if !schemas::has_parts(folder)? => false,
             Err(changed @ schemas::Error::IdentityChanged { .. }) => {
-                refused.push(with_keys(changed, None));
+                refused.push(of_other_images(with_keys(changed, None), folder));
                 true
             }
             Err(error) => return Err(error.into()),

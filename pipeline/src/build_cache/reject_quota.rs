@@ -2,6 +2,7 @@
 //! the rest would take hours to show the same.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use schemas::{Cache, Reject};
 
@@ -12,10 +13,7 @@ use crate::recipe::MaxRejects;
 
 /// More images cannot be used than allowed. A problem of the data.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{rejected} images cannot be used, and {allowed} of {samples} are allowed (--max-rejects): {reasons}. The last of them is {last}. What is \
-     finished is kept, and {rejects} names all of its images that cannot be used. Allow more with --max-rejects N or --max-rejects P% to go on; a source that was put right is another data set, for another cache"
-)]
+#[error("{rejected} images cannot be used, and {allowed} of {samples} are allowed (--max-rejects): {reasons}. The last of them is {last}. {}", self.next_step())]
 pub(crate) struct TooManyRejects {
     rejected: u64,
     allowed: u64,
@@ -24,8 +22,26 @@ pub(crate) struct TooManyRejects {
     reasons: String,
     /// Key and reason.
     last: String,
-    /// Where they are listed.
-    rejects: String,
+    cache: PathBuf,
+    /// Whether the cache has a finished part, so that other images are another data set than its own.
+    pub is_begun: bool,
+}
+
+impl TooManyRejects {
+    fn next_step(&self) -> String {
+        let allow = "allow more with --max-rejects N or --max-rejects P% to build the cache without them";
+        let cache = self.cache.display();
+        match self.is_begun {
+            false => format!(
+                "No part is finished yet: mend these images or take them out, and run the same command again; or {allow}"
+            ),
+            true => format!(
+                "Finished parts are kept, and {cache}/rejects names all of their images that cannot be used. Either {allow}; or mend these images and build into \
+                 another folder with --reuse {cache}, which takes over the features that are there. With mended images the source is another data set \
+                 than the one that {cache} was begun with"
+            ),
+        }
+    }
 }
 
 /// Counts images that cannot be used.
@@ -35,7 +51,7 @@ pub(crate) struct RejectQuota {
     samples: u64,
     rejected: u64,
     by_reason: BTreeMap<String, u64>,
-    rejects: String,
+    cache: PathBuf,
 }
 
 impl RejectQuota {
@@ -47,7 +63,7 @@ impl RejectQuota {
             samples,
             rejected: 0,
             by_reason: BTreeMap::new(),
-            rejects: cache.dir().join("rejects").display().to_string(),
+            cache: cache.dir().to_path_buf(),
         };
         for part in 0..build.identity.parts() {
             if cache.part_state(part)?.samples.is_some_and(|samples| samples.rejects.rows > 0) {
@@ -79,7 +95,8 @@ impl RejectQuota {
             samples: self.samples,
             reasons: reasons.collect::<Vec<_>>().join(", "),
             last: format!("{:?}, {}", last.key, last.reason),
-            rejects: self.rejects.clone(),
+            cache: self.cache.clone(),
+            is_begun: true,
         })
     }
 }

@@ -12,15 +12,45 @@ use schemas::{
     Cache, CacheIdentity, ContentHash, EncodedRow, Pack, RowFeatures, SampleRow, TeacherId, TeacherIdentity,
     TeacherPart, View,
 };
+use serde::Serialize;
 
 /// A cache whose features a build takes over.
 pub(crate) struct Reuse {
     cache: Cache,
     /// Part and row of every crop that it has.
     rows: HashMap<Crop, (u32, u32)>,
+    /// The images of these rows, with width and height.
+    contents: HashMap<ContentHash, [u32; 2]>,
     /// Its parts, opened when a row of them is wanted.
     parts: Mutex<OpenParts>,
     taken: AtomicU64,
+    of_other_images: AtomicU64,
+    of_other_crops: AtomicU64,
+    of_other_teachers: AtomicU64,
+}
+
+/// Rows of features, over all teachers, that had to be computed although a cache was given to take them over from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct NotReused {
+    /// The cache has no image of these bytes.
+    pub other_image: u64,
+    /// It has the image, and another crop of it: another seed, policy or fewer views.
+    pub other_crop: u64,
+    /// It has the crop, and not the features of this teacher, with these weights and settings.
+    pub other_teacher: u64,
+}
+
+impl NotReused {
+    /// Why rows were computed, as phrases.
+    pub(crate) fn reasons(self) -> Vec<String> {
+        let reason = |rows: u64, why: &str| (rows > 0).then(|| format!("{} {why}", count(rows, "row")));
+        let all = [
+            reason(self.other_image, "of images that it does not have, by content"),
+            reason(self.other_crop, "of other crops of its images (another seed, view policy or more views)"),
+            reason(self.other_teacher, "of teachers that it does not have with these weights and settings"),
+        ];
+        all.into_iter().flatten().collect()
+    }
 }
 
 /// Parts of teachers; `None` where the cache does not have them, or has them of another network.
@@ -78,16 +108,27 @@ impl Reuse {
             let names: Vec<_> = cache.teachers().keys().map(TeacherId::as_str).collect();
             bail!(refused(format!("it has none of the teachers asked for, but {}", names.join(", "))));
         }
-        let mut rows = HashMap::new();
+        let (mut rows, mut contents) = (HashMap::new(), HashMap::new());
         for part in 0..there.parts() {
             if cache.part_state(part)?.samples.is_some() {
                 for (i, row) in cache.samples(part)?.iter().enumerate() {
                     rows.entry(Crop::of(row)).or_insert((part, u32::try_from(i)?));
+                    contents.insert(row.content_hash, [row.width, row.height]);
                 }
             }
         }
         tracing::info!("{}: the features of {} may be reused", folder.display(), count(rows.len() as u64, "row"));
-        Ok(Reuse { cache, rows, parts: Mutex::default(), taken: AtomicU64::new(0) })
+        let none = || AtomicU64::new(0);
+        Ok(Reuse {
+            cache,
+            rows,
+            contents,
+            parts: Mutex::default(),
+            taken: none(),
+            of_other_images: none(),
+            of_other_crops: none(),
+            of_other_teachers: none(),
+        })
     }
 
     /// The features that a teacher had for this row's crop, as a row of the new cache; `None` if the cache does not have them.
@@ -96,9 +137,15 @@ impl Reuse {
     /// A damaged row.
     pub(crate) fn row(&self, teacher: &TeacherIdentity, row: &SampleRow) -> anyhow::Result<Option<EncodedRow>> {
         let Some(&(part, at)) = self.rows.get(&Crop::of(row)) else {
+            let lacks = match self.contents.contains_key(&row.content_hash) {
+                true => &self.of_other_crops,
+                false => &self.of_other_images,
+            };
+            lacks.fetch_add(1, Ordering::Relaxed);
             return Ok(None);
         };
         let Some(part) = self.part(teacher, part)? else {
+            self.of_other_teachers.fetch_add(1, Ordering::Relaxed);
             return Ok(None);
         };
         let there = part.read_row(at as usize)?;
@@ -110,9 +157,48 @@ impl Reuse {
         Ok(Some(EncodedRow::from_stored(teacher, row.row_key(), features, None)?))
     }
 
+    /// Width and height of an image, if the cache has it.
+    pub(crate) fn size(&self, image: &ContentHash) -> Option<[u32; 2]> {
+        self.contents.get(image).copied()
+    }
+
+    /// Whether the features of every teacher can be taken over for these rows.
+    ///
+    /// # Errors
+    /// A damaged part.
+    pub(crate) fn has_all(&self, teachers: &[&TeacherIdentity], rows: &[SampleRow]) -> anyhow::Result<bool> {
+        for row in rows {
+            let Some(&(part, _)) = self.rows.get(&Crop::of(row)) else { return Ok(false) };
+            for teacher in teachers {
+                if self.part(teacher, part)?.is_none() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Rows taken over so far, over all teachers.
     pub(crate) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Rows that were not taken over so far.
+    pub(crate) fn not_taken(&self) -> NotReused {
+        NotReused {
+            other_image: self.of_other_images.load(Ordering::Relaxed),
+            other_crop: self.of_other_crops.load(Ordering::Relaxed),
+            other_teacher: self.of_other_teachers.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Says that a forecast is one without this cache: which rows it has shows when the images are read.
+    pub(crate) fn not_in_forecast(&self) -> String {
+        format!(
+            "the time above is that of a build without --reuse; how many of the {} of {} fit shows when the images are read",
+            count(self.rows.len() as u64, "row"),
+            self.cache.dir().display()
+        )
     }
 
     /// A part of a teacher; `None` if the cache does not have it, or has it of another network.

@@ -3,21 +3,26 @@
 //! Checksums find damage. They do not find features of another layer, weights that were exchanged behind a cache, or a library that computes something
 //! else. A few rows, computed again, do.
 
-use anyhow::Context;
-use images::ImageSource;
+use std::io::ErrorKind;
+use std::iter;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use images::{ImageSource, SourceError};
 use models::precision::Precision;
-use schemas::{Cache, Codec, CodecError, RowKey, SampleRow, TeacherIdentity};
+use schemas::{Cache, Codec, CodecError, RowKey, SampleRow, SamplesPart, TeacherIdentity, TeacherPart};
 use serde::Serialize;
 use tch::Device;
 
 use super::build::{Build, open_device, prepare};
 use super::calibrate::spread;
-use super::decode::CommittedRows;
-use super::growth::open_images;
+use super::decode::{CommittedRows, OtherImage};
+use super::growth::{Opened, open_images};
 use super::identity::Existing;
 use super::infer::with_inference;
 use super::network::{BuildTeacher, Network, Pixels, sizes};
 use super::parallel::{Ended, Interrupted, map_in_order};
+use super::resolve::resolve_recorded;
 use super::timing::Timings;
 use crate::Environment;
 use crate::cli::VerifyArgs;
@@ -46,14 +51,82 @@ pub(crate) fn check(cache: &Cache, args: &VerifyArgs, rows: u64, env: &Environme
     // One by one: what is wrong with one says nothing about the others.
     for teacher in wanted {
         let recipe = Recipe::of_spot_check(args, cache.identity(), &[teacher])?;
+        for (id, teacher) in &recipe.teachers {
+            resolve_recorded(&args.cache, id, &teacher.path, "--weights", &env.hub)?;
+        }
         let device = open_device(&recipe)?;
         let source = match &args.images {
-            Some(images) => Some(open_images(cache, images)?.0),
+            Some(images) => Some(in_order(cache, images)?),
             None => None,
         };
         checked.extend(check_one(cache, recipe, device, source, (&chosen(cache, args, rows), env))?);
     }
     Ok(checked)
+}
+
+/// The images, each at the place of its sample. Some may have changed or be gone.
+fn in_order(cache: &Cache, images: &str) -> anyhow::Result<ImageSource> {
+    let Opened { source, differs, in_order } = open_images(cache, images)?;
+    match differs.filter(|_| !in_order) {
+        None => Ok(source),
+        Some(differs) => bail!("{differs}"),
+    }
+}
+
+/// A part of the cache, open.
+struct OpenPart {
+    samples: SamplesPart,
+    /// In the order of the teachers that are checked.
+    teachers: Vec<TeacherPart>,
+}
+
+/// A row that is checked: its open part, sample and view.
+type Chosen = (Arc<OpenPart>, u64, u16);
+
+/// The rows in `chosen`, which are in order, of parts that are built. Each part is opened once.
+fn opened<'a>(
+    cache: &'a Cache,
+    teachers: &'a [&TeacherIdentity],
+    chosen: &'a [(u64, u16)],
+) -> impl Iterator<Item = anyhow::Result<Chosen>> + 'a {
+    let mut last: Option<(u32, Option<Arc<OpenPart>>)> = None;
+    chosen.iter().filter_map(move |&(sample_id, view)| {
+        let number = cache.identity().part_of(sample_id);
+        let part = match &last {
+            Some((open, part)) if *open == number => part.clone(),
+            _ => match open(cache, teachers, number) {
+                Ok(part) => {
+                    let part = part.map(Arc::new);
+                    last = Some((number, part.clone()));
+                    part
+                }
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        Some(Ok((part?, sample_id, view)))
+    })
+}
+
+/// Opens a part; `None` if something of it is not built yet.
+fn open(cache: &Cache, teachers: &[&TeacherIdentity], part: u32) -> anyhow::Result<Option<OpenPart>> {
+    let state = cache.part_state(part)?;
+    if state.samples.is_none() || teachers.iter().any(|teacher| !state.teachers.contains_key(&teacher.id)) {
+        return Ok(None);
+    }
+    let teachers = teachers.iter().map(|teacher| cache.teacher_part(&teacher.id, part));
+    Ok(Some(OpenPart { samples: cache.samples_part(part)?, teachers: teachers.collect::<schemas::Result<_>>()? }))
+}
+
+/// Batches of at most `size` rows; an error is a batch of its own.
+fn in_batches(
+    rows: impl Iterator<Item = anyhow::Result<Chosen>>,
+    size: usize,
+) -> impl Iterator<Item = anyhow::Result<Vec<Chosen>>> {
+    let mut rows = rows.peekable();
+    iter::from_fn(move || {
+        rows.peek()?;
+        Some(rows.by_ref().take(size).collect())
+    })
 }
 
 /// A row to compute again, and what the cache has of it.
@@ -117,43 +190,55 @@ fn check_one(
     };
     let ended = with_inference(build.compute, &networks, &timings, |inference| {
         map_in_order(
-            chosen.chunks(build.batch_size as usize).map(Ok),
+            in_batches(opened(cache, &teachers, chosen), build.batch_size as usize),
             inference,
             |inference, chosen, stop| {
                 let (mut stored, mut pixels) = (Vec::new(), Pixels::new());
-                for &(sample_id, view) in chosen {
-                    let part = cache.identity().part_of(sample_id);
-                    let state = cache.part_state(part)?;
-                    if state.samples.is_none() || teachers.iter().any(|t| !state.teachers.contains_key(&t.id)) {
-                        continue;
-                    }
-                    let samples = cache.samples_part(part)?;
+                let mut found = Found::default();
+                for (part, sample_id, view) in &chosen {
                     // A sample that was rejected has no rows.
-                    let Some(committed) = CommittedRows::of_sample(&samples, sample_id) else { continue };
-                    let decoded = decoder.samples([(sample_id, Some(committed))], views, &sizes, stop)?;
+                    let Some(committed) = CommittedRows::of_sample(&part.samples, *sample_id) else { continue };
+                    let decoded = match decoder.samples([(*sample_id, Some(committed))], views, &sizes, stop) {
+                        Err(error) if is_of_image(&error) => {
+                            found.unusable.push((*sample_id, *view, format!("{error:#}")));
+                            continue;
+                        }
+                        decoded => decoded?,
+                    };
                     for (size, images) in decoded.pixels {
-                        pixels.entry(size).or_default().extend(images.into_iter().nth(view.into()));
+                        pixels.entry(size).or_default().extend(images.into_iter().nth((*view).into()));
                     }
-                    let row = decoded.rows.into_iter().nth(view.into()).context("a row for each view")?;
-                    let tokens = teachers.iter().map(|teacher| read(cache, teacher, part, &row.row_key()));
+                    let row = decoded.rows.into_iter().nth((*view).into()).context("a row for each view")?;
+                    let at = committed.first_row() + usize::from(*view);
+                    let tokens = teachers
+                        .iter()
+                        .zip(&part.teachers)
+                        .map(|(teacher, part)| read(teacher, part, at, &row.row_key()));
                     stored.push(Stored { tokens: tokens.collect::<anyhow::Result<_>>()?, row });
                 }
                 if stored.is_empty() {
-                    return Ok(Vec::new());
+                    return Ok(found);
                 }
                 let features = inference.run(&all, &pixels, stored.len(), stop)?;
-                let mut found = Vec::new();
                 for (slot, mut features) in features.into_iter().enumerate() {
                     let computed = features.tokens()?;
                     for (stored, computed) in stored.iter().zip(computed.chunks_exact(computed.len() / stored.len())) {
                         let difference = Difference::between(&stored.tokens[slot], computed);
-                        found.push((slot, stored.row.clone(), difference));
+                        found.rows.push((slot, stored.row.clone(), difference));
                     }
                 }
                 Ok(found)
             },
             |found| {
-                found.into_iter().for_each(|(slot, row, difference)| checked[slot].add(&row, difference));
+                for (sample_id, view, problem) in found.unusable {
+                    let problem = |teacher| {
+                        format!(
+                            "teacher {teacher}, sample {sample_id}, view {view}: cannot be computed again: {problem}"
+                        )
+                    };
+                    checked.iter_mut().for_each(|checked| checked.problems.push(problem(&checked.teacher)));
+                }
+                found.rows.into_iter().for_each(|(slot, row, difference)| checked[slot].add(&row, difference));
                 Ok(())
             },
         )
@@ -167,14 +252,37 @@ fn check_one(
     Ok(checked)
 }
 
-/// The stored tokens of a row.
-fn read(cache: &Cache, teacher: &TeacherIdentity, part: u32, key: &RowKey) -> anyhow::Result<Vec<f32>> {
-    let features = cache.teacher_part(&teacher.id, part)?;
-    let at = (0..features.rows())
-        .find(|&row| features.key(row).is_ok_and(|found| (found.sample_id, found.view) == (key.sample_id, key.view)));
-    let at = at.with_context(|| format!("{}: no row of sample {}", features.path().display(), key.sample_id))?;
+/// What a batch gives.
+#[derive(Default)]
+struct Found {
+    /// With the teacher's place in the list.
+    rows: Vec<(usize, SampleRow, Difference)>,
+    /// Sample, view, and why its image is not that of the row any more.
+    unusable: Vec<(u64, u16, String)>,
+}
+
+/// Whether an image is at fault that has changed or is gone, and not the disk or the network.
+fn is_of_image(error: &anyhow::Error) -> bool {
+    error.is::<OtherImage>()
+        || error.chain().any(|cause| match cause.downcast_ref() {
+            Some(SourceError::Gone { .. }) => true,
+            Some(SourceError::Io { source, .. }) => source.kind() == ErrorKind::NotFound,
+            _ => false,
+        })
+}
+
+/// The stored tokens of row `at`, which is that of `key`.
+fn read(teacher: &TeacherIdentity, part: &TeacherPart, at: usize, key: &RowKey) -> anyhow::Result<Vec<f32>> {
+    let row = part.read_row(at)?;
+    ensure!(
+        (row.key.sample_id, row.key.view) == (key.sample_id, key.view),
+        "{}: row {at} is not of sample {}, view {}",
+        part.path().display(),
+        key.sample_id,
+        key.view
+    );
     let mut tokens = Vec::new();
-    teacher.decode_tokens(&features.read_row(at)?.tokens, &mut tokens)?;
+    teacher.decode_tokens(&row.tokens, &mut tokens)?;
     Ok(tokens)
 }
 

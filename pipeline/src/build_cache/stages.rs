@@ -36,11 +36,12 @@ impl Stages<'_> {
             Some(samples) => CommittedRows::of_sample(samples, id).map(|rows| (id, Some(rows))),
         });
         let sizes = sizes(part.teachers.iter().map(|&teacher| self.teachers[teacher]));
-        let DecodedSamples { rows, packed, pixels, mut rejects } =
-            self.decoder.samples(samples, self.decoder.views.views, &sizes, stop)?;
+        let teachers: Vec<_> = part.teachers.iter().map(|&teacher| self.teachers[teacher]).collect();
+        let decoder = Decoder { reuse: self.reuse.map(|reuse| (reuse, &teachers[..])), ..self.decoder };
+        let DecodedSamples { rows, packed, pixels, rendered, mut rejects } =
+            decoder.samples(samples, self.decoder.views.views, &sizes, stop)?;
 
         // ---- every teacher that the part lacks; encode, sum, hash, compress ----
-        let teachers: Vec<_> = part.teachers.iter().map(|&teacher| self.teachers[teacher]).collect();
         let mut encoded = vec![Vec::new(); teachers.len()];
         let mut unstorable = Unstorable::default();
         if !rows.is_empty() {
@@ -49,7 +50,7 @@ impl Stages<'_> {
                 Some(saved) => saved,
                 None => {
                     let began = Instant::now();
-                    let stored = self.features(part, &rows, pixels, inference, stop)?;
+                    let stored = self.features(part, &rows, (pixels, &rendered), inference, stop)?;
                     for ((teacher, stored), encoded) in teachers.iter().zip(stored).zip(&mut encoded) {
                         *encoded = unstorable.sort_out(teacher, &rows, stored, part.committed.is_some())?;
                     }
@@ -71,12 +72,13 @@ impl Stages<'_> {
         Ok(FinishedBatch { batch, samples, rejects, features: encoded, rows: row_count })
     }
 
-    /// The encoded features of some rows, of each teacher that the part lacks: computed, or taken over from another cache.
+    /// The encoded features of some rows, of each teacher that the part lacks: computed, or taken over from another cache. `rendered` are the rows
+    /// that have pixels.
     fn features(
         &self,
         part: &OpenPart,
         rows: &[SampleRow],
-        mut pixels: Pixels,
+        (mut pixels, rendered): (Pixels, &[usize]),
         inference: &Inference<'_>,
         stop: &Stop,
     ) -> anyhow::Result<Vec<Vec<schemas::Result<EncodedRow>>>> {
@@ -91,11 +93,11 @@ impl Stages<'_> {
         let (slots, teachers): (Vec<usize>, Vec<usize>) =
             part.teachers.iter().enumerate().filter(|(slot, _)| features[*slot].iter().any(Option::is_none)).unzip();
         if !lacking.is_empty() {
-            if lacking.len() < rows.len() {
+            if lacking.len() < rendered.len() {
                 let wanted: BTreeSet<usize> = lacking.iter().copied().collect();
                 for images in pixels.values_mut() {
-                    let mut row = 0..;
-                    images.retain(|_| row.next().is_some_and(|row| wanted.contains(&row)));
+                    let mut row = rendered.iter();
+                    images.retain(|_| row.next().is_some_and(|row| wanted.contains(row)));
                 }
             }
             let of_rows: Vec<SampleRow> = lacking.iter().map(|&row| rows[row].clone()).collect();

@@ -13,7 +13,7 @@ use tch::Device;
 use super::build::Build;
 use super::decode::DUPLICATE;
 use super::progress::Progress;
-use super::reuse::Reuse;
+use super::reuse::{NotReused, Reuse};
 use super::timing::{Stage, Timings};
 use super::write::CommittedFile;
 use crate::codec_error::{CodecErrors, CodecLoss};
@@ -51,6 +51,9 @@ struct Run {
     /// Rows of teachers that were taken over from another cache, if one was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     reused_rows: Option<u64>,
+    /// Rows that were not, by reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_reused: Option<NotReused>,
     files: usize,
     bytes: u64,
     seconds: f64,
@@ -134,6 +137,7 @@ impl Summary {
         let run = Run {
             images: progress.images(),
             reused_rows: build.reuse.as_ref().map(Reuse::taken),
+            not_reused: build.reuse.as_ref().map(Reuse::not_taken),
             files: committed.len(),
             bytes: committed.iter().map(|file| file.bytes).sum(),
             seconds: wall,
@@ -180,7 +184,8 @@ impl Summary {
             tracing::error!("none of {} could be used", count(self.images, "image"));
         } else if let unusable @ 1.. = self.unusable() {
             tracing::warn!(
-                "{unusable} of {} could not be used; see {}/rejects",
+                "{unusable} of {} could not be used; see {1}/rejects. Their places are kept: to have one that was mended, put it beside the other under a new name \
+                 and run `pipeline add-images {1}`",
                 count(self.images, "image"),
                 self.cache
             );
@@ -235,6 +240,9 @@ impl Summary {
         )?;
         if let Some(rows) = run.reused_rows {
             writeln!(out, "reused             {} of features", count(rows, "row"))?;
+        }
+        for reason in run.not_reused.map(NotReused::reasons).into_iter().flatten() {
+            writeln!(out, "  computed         {reason}")?;
         }
         writeln!(out, "written            {} in {}", DecimalBytes(run.bytes), count(run.files as u64, "file"))?;
         for StageTime { stage, busy_seconds, share } in &run.stages {

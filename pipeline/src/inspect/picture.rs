@@ -163,6 +163,7 @@ pub(super) fn draw(
             column.draw(i, place, crop, top, &mut sheet);
         }
     }
+    atomic::remove_stale(path)?;
     atomic::write(path, &png(&sheet)?)?;
     let step = panel + GAP;
     Ok(Picture {

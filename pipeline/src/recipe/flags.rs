@@ -9,7 +9,7 @@ use schemas::{CacheIdentity, Codec, TeacherId, TeacherIdentity};
 use serde::Serialize;
 
 use super::{CALIBRATION_IMAGES, CodecName, Recipe, Run, TeacherSource};
-use crate::cli::{AddImagesArgs, AddTeacherArgs, BuildCacheArgs, FeatureArgs, VerifyArgs};
+use crate::cli::{AddImagesArgs, AddTeacherArgs, BuildCacheArgs, FeatureArgs, RunArgs, VerifyArgs};
 
 impl Recipe {
     /// Lays flags and `--set` over the recipe, fills in the defaults and checks the result. Reads nothing but the recipe.
@@ -74,9 +74,7 @@ impl Recipe {
         flags.add("--images", "data.images", &Some(&args.images))?;
         flags.add("--max-rejects", "data.max_rejects", &args.max_rejects)?;
         flags.add("--device", "run.device", &args.device)?;
-        flags.add("--threads", "run.threads", &args.threads)?;
-        flags.add("--worker", "run.worker", &args.worker)?;
-        flags.add("--allow-full-disk", "run.allow_full_disk", &args.allow_full_disk.then_some(true))?;
+        flags.add_run(&args.run)?;
         let mut recipe: Recipe = recipe::typed("", "", &flags.settings)?;
         recipe.repeat(&args.cache, cache, teachers, &args.teachers)?;
         Ok(recipe)
@@ -202,6 +200,11 @@ impl Flags {
         self.add("--precision", "features.precision", &args.precision)?;
         self.add("--batch-size", "features.batch_size", &args.batch_size)?;
         self.add("--device", "run.device", &args.device)?;
+        self.add_run(&args.run)
+    }
+
+    /// What every command that runs teachers shares.
+    fn add_run(&mut self, args: &RunArgs) -> Result<(), Error> {
         self.add("--threads", "run.threads", &args.threads)?;
         self.add("--worker", "run.worker", &args.worker)?;
         self.add("--allow-full-disk", "run.allow_full_disk", &args.allow_full_disk.then_some(true))

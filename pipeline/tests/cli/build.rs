@@ -11,7 +11,7 @@ use pipeline::ExitStatus;
 use schemas::{Cache, ContentHash, FeatureCodec, SamplesWriter, Scalar, TeacherId};
 use tch::{Device, Kind, Tensor};
 
-use super::support::{BAD, USABLE, World, assert_same_tree, program, run, stderr, tree};
+use super::support::{BAD, USABLE, World, assert_same_tree, output, program, run, stderr, tree, write_image};
 use super::teacher::write_teacher;
 
 #[test]
@@ -391,10 +391,56 @@ fn too_many_bad_images_stop_the_build_and_what_is_finished_is_kept() {
         let error = error.to_string();
         assert!(error.contains("of 23 are allowed") && error.contains("unknown-format"), "{error}");
     }
+    // What is finished belongs to the images as they were, and the message says how it is kept.
+    let error = world.build("cache", &["--max-rejects", "2"]).unwrap_err().to_string();
+    assert!(error.contains("Finished parts are kept") && error.contains("--reuse"), "{error}");
     // 3 of 23 are 13 %.
     assert_eq!(world.build("cache", &["--max-rejects", "14%"]).unwrap().0, ExitStatus::Fine);
     assert_eq!(world.build("whole", &[]).unwrap().0, ExitStatus::Fine);
     super::support::assert_same_tree(&world.path("cache"), &world.path("whole"));
+}
+
+/// What the message says works: the same command while no part is finished, and another folder with `--reuse` after that.
+#[test]
+fn mended_images_enter_the_cache_as_the_message_says() {
+    let world = World::new();
+    let none = ["--max-rejects", "0", "--threads", "1"];
+    let mend = |name: &str, idx: u32| {
+        write_image(&world.path("mended"), idx);
+        let made = tree(&world.path("mended")).into_values().next().unwrap();
+        fs::write(world.path("images").join(name), made).unwrap();
+        fs::remove_dir_all(world.path("mended")).unwrap();
+    };
+    let error = world.build("cache", &none).unwrap_err().to_string();
+    assert!(error.contains("No part is finished yet") && error.contains("000-text.png"), "{error}");
+    mend("cat/000-text.png", 50);
+    mend("cat/006-cut.jpg", 51);
+    // The last image of the source is the third of no use: two parts are finished by then.
+    let error = world.build("cache", &none).unwrap_err().to_string();
+    assert!(error.contains("Finished parts are kept") && error.contains("999-empty.jpg"), "{error}");
+    mend("dog/999-empty.jpg", 52);
+    let cache = world.path("cache").display().to_string();
+    let refused = format!("{:#}", world.build("cache", &none).unwrap_err());
+    assert!(refused.contains(&format!("build into another folder with --reuse {cache}")), "{refused}");
+    let (status, said) = world.build("mended", &[&none[..], &["--reuse", &cache]].concat()).unwrap();
+    assert_eq!(status, ExitStatus::Fine);
+    assert!(said.contains("rejected           0") && said.contains("reused             64 rows"), "{said}");
+}
+
+/// A reject keeps its place for good; the mended image enters under another name.
+#[test]
+fn a_mended_reject_is_added_under_another_name() {
+    let world = World::new();
+    let built = output(&world.build_args("cache", &[]));
+    let said = stderr(&built);
+    let cache = world.path("cache").display().to_string();
+    assert!(said.contains(&format!("under a new name and run `pipeline add-images {cache}`")), "{said}");
+    fs::copy(world.path("images/cat/005.jpg"), world.path("images/cat/006-mended.jpg")).unwrap();
+    let images = world.path("images").display().to_string();
+    run(["pipeline", "add-images", &cache, "--images", &images].map(str::to_owned).to_vec()).unwrap();
+    let cache = schemas::Cache::open(&world.path("cache")).unwrap();
+    let last = cache.samples(cache.identity().parts() - 1).unwrap();
+    assert!(last.iter().all(|row| row.key == "cat/006-mended.jpg") && last.len() == 2, "{last:?}");
 }
 
 fn with(weights: &models::weights::Weights, replaced: &str, by: &Tensor) -> std::collections::BTreeMap<String, Tensor> {
@@ -411,9 +457,26 @@ fn a_dry_run_tells_and_writes_nothing() {
     let (status, said) = world.build("cache", &["--dry-run"]).unwrap();
     assert_eq!(status, ExitStatus::Fine);
     assert!(!world.path("cache").exists());
-    for word in ["23 images", "3 parts of 8", "teacher clip", "teacher dino", "free: fits", "img/s"] {
+    for word in ["23 images", "3 parts of 8", "teacher clip", "teacher dino", "free: fits", "img/s", "cls_attn"] {
         assert!(said.contains(word), "{word:?} is not in:\n{said}");
     }
+    let (_, said) = run(["pipeline", "--log-format", "json"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(world.build_args("cache", &["--dry-run"]).into_iter().skip(1))
+        .collect())
+    .unwrap();
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    for teacher in json["teachers"].as_array().unwrap() {
+        let field = |name: &str| teacher["identity"][name].as_u64().unwrap();
+        let (rows, grid) = (teacher["to_write"]["rows"].as_u64().unwrap(), field("grid"));
+        // f16 is two bytes a value.
+        let expected = [("tokens", grid * grid * field("width")), ("cls", field("width")), ("cls_attn", grid * grid)];
+        for (column, values) in expected {
+            assert_eq!(teacher["columns"][column].as_u64().unwrap(), 2 * rows * values, "{column}");
+        }
+    }
+    assert_eq!(json["break_even"].is_null(), json["break_even_unknown"].is_string(), "{said}");
     world.build("cache", &[]).unwrap();
     let before = tree(&world.path("cache"));
     let (_, said) = world.build("cache", &["--dry-run"]).unwrap();

@@ -6,7 +6,7 @@ use images::rng::{Purpose, Rng};
 use pipeline::ExitStatus;
 use schemas::Cache;
 
-use super::support::{World, run, tree};
+use super::support::{World, output, run, stderr, tree};
 
 /// Bytes tried in each Parquet file; JSON files are tried whole.
 const FLIPS: u64 = 60;
@@ -246,4 +246,37 @@ fn a_part_of_a_cache_is_checked_alone() {
     assert!(refused.contains("parts 0 to 2"), "{refused}");
     let refused = format!("{:#}", verify(&["--teacher", "siglip"]).unwrap_err());
     assert!(refused.contains("no teacher siglip"), "{refused}");
+}
+
+/// Damage is a problem of the data for every command that meets it; a wrong setting is not.
+#[test]
+fn damage_ends_every_command_with_the_status_of_problems() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let (cache, images) = (world.path("cache").display().to_string(), world.path("images").display().to_string());
+    let whole = tree(&world.path("cache"));
+    let commands = [
+        world.build_args("cache", &[]),
+        ["pipeline", "add-images", &cache, "--images", &images].map(str::to_owned).to_vec(),
+        ["pipeline", "recode", &cache, "--teacher", "clip", "--codec", "i8"].map(str::to_owned).to_vec(),
+    ];
+    for name in ["cache.json", "samples/part-00001.commit.json", "teachers/clip/part-00001.commit.json"] {
+        let mut bytes = whole[name].clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(world.path("cache").join(name), bytes).unwrap();
+        for command in &commands {
+            let failed = output(command);
+            assert_eq!(failed.status.code(), Some(1), "{name}, {command:?}: {}", stderr(&failed));
+            assert!(stderr(&failed).contains(name), "{name}: {}", stderr(&failed));
+        }
+        fs::write(world.path("cache").join(name), &whole[name]).unwrap();
+    }
+    // Two files that are gone.
+    for name in ["teachers/clip/part-00001.parquet", "teachers/dino/part-00000.parquet"] {
+        fs::remove_file(world.path("cache").join(name)).unwrap();
+    }
+    assert_eq!(output(&commands[0]).status.code(), Some(1));
+    let other = output(&world.build_args("cache", &["--repair", "--seed", "9"]));
+    assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use pipeline::ExitStatus;
 use schemas::{Cache, ContentHash, TeacherId};
 
-use super::support::{BAD, USABLE, World, assert_same_tree, run, tree, write_image};
+use super::support::{BAD, USABLE, World, assert_same_tree, output, run, stderr, tree, write_image};
 
 /// Images that [`grow`] adds: one of them in a class that sorts before all others, and one that cannot be used.
 const ADDED: u64 = 9;
@@ -148,6 +148,11 @@ fn added_parts_have_the_same_bytes_however_they_were_built() {
         assert_same_tree(&half, &world.path("once"));
         fs::remove_dir_all(half).unwrap();
     }
+    // What it computes with is said by name.
+    let said = stderr(&output(&add_args(&world, "shared", "images", &["--dry-run"])));
+    let heading =
+        format!("the recipe in full for teachers clip and dino of {}:\n[data]", world.path("shared").display());
+    assert!(said.contains(&heading), "{said}");
     // Twice is once.
     let before = tree(&world.path("once"));
     add(&world, "once", &[]).unwrap();

@@ -199,7 +199,7 @@ fn verify_counts_what_is_there_twice_and_tells_copies_from_a_mixture() {
             "{said}"
         );
         assert!(said.contains("(sample 22)") && said.contains("(sample 23)"), "{said}");
-        assert!(said.contains(if damaged { "problems: 2 (" } else { "problems: 1 (" }), "{said}");
+        assert!(said.contains(if damaged { "problems: 3 (" } else { "problems: 2 (" }), "{said}");
     }
 
     // Copies in a data set are counted and are no problem, with the images at hand too.

@@ -6,7 +6,7 @@ use std::fs;
 use pipeline::ExitStatus;
 use schemas::{Cache, Codec, ContentHash, FeatureCodec, TeacherId, TeacherRow};
 
-use super::support::{World, assert_same_tree, run, tree, write_image};
+use super::support::{World, assert_same_tree, output, run, stderr, tree, write_image};
 
 fn open(world: &World, name: &str) -> Cache {
     Cache::open(&world.path(name)).unwrap()
@@ -109,6 +109,181 @@ fn what_was_seen_or_computed_otherwise_is_not_reused() {
     // Not from itself.
     let error = world.build("old", &["--reuse", &old]).unwrap_err();
     assert!(format!("{error:#}").contains("another cache"), "{error:#}");
+}
+
+/// An image whose features are all taken over is read and hashed, and neither decoded nor rendered: its crops follow from its content and size.
+#[test]
+fn images_that_nobody_has_to_see_are_not_rendered() {
+    let world = World::new();
+    let (_, text) = world.build("old", &[]).unwrap();
+    assert!(text.contains("crop and resample"), "{text}");
+    let old = world.path("old").display().to_string();
+    let (_, text) = world.build("all", &["--reuse", &old]).unwrap();
+    assert!(text.contains("reused             80 rows") && !text.contains("crop and resample"), "{text}");
+    assert_sound(&world, "all");
+    // Some of them, in batches with others.
+    for idx in 100..104 {
+        write_image(&world.path("images"), idx);
+    }
+    let (_, text) = world.build("some", &["--reuse", &old]).unwrap();
+    assert!(text.contains("reused             80 rows") && text.contains("crop and resample"), "{text}");
+    assert_sound(&world, "some");
+    for teacher in ["clip", "dino"] {
+        let before = stored(&open(&world, "old"), teacher);
+        let all = stored(&open(&world, "all"), teacher);
+        assert!(all == before, "{teacher}: other rows");
+        let some = stored(&open(&world, "some"), teacher);
+        assert!(
+            some.len() == before.len() + 8
+                && before.iter().all(|(crop, row)| {
+                    let kept = &some[crop];
+                    (&kept.tokens, &kept.cls, &kept.cls_attn) == (&row.tokens, &row.cls, &row.cls_attn)
+                })
+        );
+    }
+    // The new images have the features of a build without it.
+    world.build("whole", &[]).unwrap();
+    let (whole, some) = (open(&world, "whole"), open(&world, "some"));
+    let (whole_rows, rows) = (stored(&whole, "clip"), stored(&some, "clip"));
+    for (crop, row) in &rows {
+        let pairs = tokens(&some, "clip", row).into_iter().zip(tokens(&whole, "clip", &whole_rows[crop]));
+        let worst = pairs.map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f32::max);
+        assert!(worst < 2e-3, "{crop:?}: {worst}");
+    }
+}
+
+/// A build that reuses nothing succeeds; its summary says why, and a dry run says that it does not know.
+#[test]
+fn why_rows_are_not_reused_is_told() {
+    let world = World::new();
+    world.build("old", &[]).unwrap();
+    let old = world.path("old").display().to_string();
+    // The same images with other crops.
+    let (status, text) = world.build("seed", &["--seed", "9", "--reuse", &old]).unwrap();
+    assert_eq!(status, ExitStatus::Fine);
+    assert!(text.contains("reused             0 rows"), "{text}");
+    assert!(text.contains("computed         80 rows of other crops of its images"), "{text}");
+    // Another image, and a teacher that is another one.
+    write_image(&world.path("images"), 100);
+    let swapped = format!("clip={}", world.path("dino").display());
+    let args = ["--teacher", &swapped, "--reuse", &old];
+    let (_, dry) = world.build("new", &[&args[..], &["--dry-run"]].concat()).unwrap();
+    assert!(dry.contains("reuse              the time above is that of a build without --reuse"), "{dry}");
+    let (_, text) = world.build("new", &args).unwrap();
+    assert!(text.contains("computed         4 rows of images that it does not have"), "{text}");
+    assert!(text.contains("computed         40 rows of teachers that it does not have"), "{text}");
+}
+
+/// Its network would give other bytes than those that were recoded, so a repair names the commands that give the same ones.
+#[test]
+fn a_recoded_teacher_is_repaired_by_recoding() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    command(&world, "recode", "cache", &["--teacher", "clip", "--codec", "i8"]).unwrap();
+    // Of the same codec, and computed by its network.
+    let teacher = format!("computed={}", world.path("clip").display());
+    let images = world.path("images").display().to_string();
+    let added = ["--teacher", &teacher, "--images", &images, "--codec", "i8", "--batch-size", "5", "--device", "cpu"];
+    command(&world, "add-teacher", "cache", &added).unwrap();
+    let whole = tree(&world.path("cache"));
+    let damage = |name: &str| {
+        let mut bytes = whole[name].clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        fs::write(world.path("cache").join(name), bytes).unwrap();
+    };
+    let repair = |teachers: &[&str]| {
+        let mut args = world.build_args("cache", &["--repair"]);
+        if let [teacher] = teachers {
+            for id in ["clip", "dino"] {
+                let at = args.iter().position(|arg| arg.starts_with(&format!("teachers.{id}="))).unwrap();
+                args.drain(at - 1..=at);
+            }
+            let path = world.path("clip").display().to_string();
+            args.extend(["--teacher".to_owned(), format!("{teacher}={path}"), "--codec".to_owned(), "i8".to_owned()]);
+        }
+        run(args)
+    };
+    damage("teachers/clip-i8/part-00001.parquet");
+    damage("samples/part-00000.parquet");
+    for teachers in [&[][..], &["clip-i8"]] {
+        let refused = format!("{:#}", repair(teachers).unwrap_err());
+        assert!(refused.contains("recode") && refused.contains("--teacher clip --codec i8 --as clip-i8"), "{refused}");
+        assert!(refused.contains("clip-i8/part-00001.commit.json"), "{refused}");
+        assert!(world.path("cache/samples/part-00000.commit.json").exists(), "something was taken out");
+    }
+    // As it says.
+    fs::remove_file(world.path("cache/teachers/clip-i8/part-00001.commit.json")).unwrap();
+    let (_, said) = command(&world, "verify", "cache", &[]).unwrap();
+    let cache = world.path("cache").display().to_string();
+    assert!(said.contains(&format!("run `pipeline recode {cache} --teacher clip --codec i8 --as clip-i8`")), "{said}");
+    repair(&[]).unwrap();
+    command(&world, "recode", "cache", &["--teacher", "clip", "--codec", "i8"]).unwrap();
+    assert!(tree(&world.path("cache")) == whole);
+    // What a network computed is computed again.
+    damage("teachers/computed/part-00001.parquet");
+    repair(&["computed"]).unwrap();
+    assert!(tree(&world.path("cache")) == whole);
+}
+
+/// While a build is at work, what is not built yet is still to come.
+#[test]
+fn recoding_beside_a_build_may_be_tried_again() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let commit = world.path("cache/teachers/clip/part-00002.commit.json");
+    fs::remove_file(&commit).unwrap();
+    let cache = world.path("cache").display().to_string();
+    let images = world.path("images").display().to_string();
+    let recode = ["pipeline", "recode", &cache, "--teacher", "clip", "--codec", "i8"];
+    let add = ["pipeline", "add-images", &cache, "--images", &images];
+    let build = fs::File::open(&cache).unwrap();
+    build.lock_shared().unwrap();
+    let busy = output(&recode);
+    assert_eq!(busy.status.code(), Some(75), "{}", stderr(&busy));
+    assert!(stderr(&busy).contains("A build is at work here"), "{}", stderr(&busy));
+    fs::remove_file(world.path("cache/samples/part-00001.commit.json")).unwrap();
+    let busy = output(&add);
+    assert_eq!(busy.status.code(), Some(75), "{}", stderr(&busy));
+    build.unlock().unwrap();
+    for command in [&recode[..], &add] {
+        let refused = output(command);
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    }
+    assert!(stderr(&output(&add)).contains("run the same `pipeline build-cache` that began"));
+}
+
+/// Temporary files of processes that were killed go with the next command, those of living ones stay.
+#[test]
+fn what_killed_processes_left_is_removed() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    let whole = tree(&world.path("cache"));
+    let left = [
+        ".cache.json.0123456789abcdef.tmp",
+        "samples/.part-00001.parquet.0123456789abcdef.tmp",
+        "rejects/.skipped.jsonl.0123456789abcdef.tmp",
+        "teachers/dino/.part-00002.commit.json.0123456789abcdef.tmp",
+    ];
+    for name in left {
+        fs::write(world.path("cache").join(name), "half").unwrap();
+    }
+    let living = world.path("cache/teachers/clip/.part-00000.parquet.fedcba9876543210.tmp");
+    fs::write(&living, "half").unwrap();
+    let held = fs::File::open(&living).unwrap();
+    held.lock().unwrap();
+    world.build("cache", &[]).unwrap();
+    assert!(living.exists());
+    held.unlock().unwrap();
+    world.build("cache", &[]).unwrap();
+    assert!(tree(&world.path("cache")) == whole);
+    // A part that is recoded again.
+    command(&world, "recode", "cache", &["--teacher", "clip", "--codec", "i8"]).unwrap();
+    let whole = tree(&world.path("cache"));
+    fs::remove_file(world.path("cache/teachers/clip-i8/part-00001.commit.json")).unwrap();
+    fs::write(world.path("cache/teachers/clip-i8/.part-00001.parquet.0123456789abcdef.tmp"), "half").unwrap();
+    command(&world, "recode", "cache", &["--teacher", "clip", "--codec", "i8"]).unwrap();
+    assert!(tree(&world.path("cache")) == whole);
 }
 
 #[test]

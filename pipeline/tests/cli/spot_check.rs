@@ -1,5 +1,7 @@
 //! `verify --spot-check`: rows computed again.
 
+use std::fs;
+
 use pipeline::ExitStatus;
 use schemas::{Cache, EncodedRow, RowFeatures, SamplesWriter, TeacherId, TeacherWriter};
 
@@ -82,4 +84,65 @@ fn features_of_something_else_are_found() {
     // Rows of one part alone, all of them.
     let (_, text) = spot_check_rows(&world, "cache", "500", &["--part", "1"]);
     assert!(text.contains("teacher dino, 16 rows computed again") || text.contains("teacher dino, 14 rows"), "{text}");
+}
+
+/// Images that have changed or are gone since are problems, each by its name, and the others are checked all the same.
+#[test]
+fn changed_and_missing_images_are_named_one_by_one() {
+    let world = World::new();
+    world.build("cache", &["--codec", "f32"]).unwrap();
+    let spoil = |name: &str, longer: bool| {
+        let path = world.path("images").join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        match longer {
+            true => bytes.extend([0; 3]),
+            false => bytes[last] ^= 1,
+        }
+        fs::write(path, bytes).unwrap();
+    };
+    // Names and lengths as they were.
+    let changed = ["cat/001.jpg", "cat/013.jpg", "dog/010.png"];
+    changed.iter().for_each(|name| spoil(name, false));
+    let (status, text) = spot_check_rows(&world, "cache", "500", &[]);
+    assert_eq!(status, ExitStatus::Problems, "{text}");
+    for name in changed {
+        assert!(text.contains(&format!("image {name:?} (sample ")), "{text}");
+    }
+    // Two views of each, for each teacher, beside the images themselves.
+    let again = |text: &str| text.lines().filter(|line| line.contains("cannot be computed again")).count();
+    assert_eq!(again(&text), 2 * 2 * changed.len(), "{text}");
+    assert!(text.contains("teacher dino, 34 rows computed again"), "{text}");
+    assert!(text.contains(&format!("problems: {} (", 5 * changed.len())), "{text}");
+
+    // One that is gone moves all behind it in the source, and none of these is taken for another.
+    fs::remove_file(world.path("images/cat/001.jpg")).unwrap();
+    spoil("dog/010.png", true);
+    let (status, text) = spot_check_rows(&world, "cache", "500", &["--json"]);
+    assert_eq!(status, ExitStatus::Problems, "{text}");
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let problems = found["images"]["problems"].as_array().unwrap();
+    let gone: Vec<_> =
+        problems.iter().filter(|problem| problem.as_str().unwrap().contains("cannot be found")).collect();
+    assert!(problems.len() == 3 && gone.len() == 1 && gone[0].as_str().unwrap().contains("cat/001.jpg"), "{text}");
+    for checked in found["spot_check"].as_array().unwrap() {
+        assert_eq!((checked["rows"].as_u64(), checked["problems"].as_array().unwrap().len()), (Some(34), 6), "{text}");
+    }
+}
+
+/// Where the weights were looked for, and the flag that says where they are.
+#[test]
+fn weights_that_are_elsewhere_are_asked_for_by_the_flag() {
+    let world = World::new();
+    world.build("cache", &[]).unwrap();
+    fs::rename(world.path("clip"), world.path("moved")).unwrap();
+    let [path, images] = ["cache", "images"].map(|name| world.path(name).display().to_string());
+    let args = ["pipeline", "verify", &path, "--images", &images, "--spot-check", "4"];
+    let error = format!("{:#}", run(args.map(str::to_owned).to_vec()).unwrap_err());
+    assert!(
+        error.contains("--weights clip=DIR") && error.contains(&world.path("clip").display().to_string()),
+        "{error}"
+    );
+    let moved = format!("clip={}", world.path("moved").display());
+    assert_eq!(spot_check(&world, "cache", &["--weights", &moved]).0, ExitStatus::Fine);
 }

@@ -125,6 +125,13 @@ fn only_the_stale_are_removed() {
     drop(living_dir);
     assert_eq!(names(dir.path()), [".part-00001.parquet.0123456789abcdef.tmp", "part-00000.parquet"]);
     assert_eq!(remove_stale(&dir.path().join("no/such/file")).unwrap(), 0);
+    // All that is left in the folder, and nothing of the living or of others.
+    let living = AtomicFile::create(&target).unwrap();
+    File::create_new(dir.path().join(".notes.tmp")).unwrap();
+    assert_eq!(remove_all_stale(dir.path()).unwrap(), 1);
+    assert_eq!(names(dir.path()).len(), 3);
+    living.publish().unwrap();
+    assert_eq!(names(dir.path()), [".notes.tmp", "part-00000.parquet"]);
 }
 
 #[test]

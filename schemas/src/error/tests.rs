@@ -328,9 +328,17 @@ fn messages_read_like_this() {
     assert_eq!(
         show(Error::RowChecksum { path, row: 3, found: 1, expected: 0xfedc_ba98_7654_3210 }),
         "CACHE/teachers/dino/part-00002.parquet, row 3: the values have checksum 0000000000000001, the row says fedcba9876543210: the file \
-         is damaged here; restore it from a copy, or delete CACHE/teachers/dino/part-00002.commit.json and run `pipeline build-cache` \
-         (`add-teacher`, for a teacher added later) again to rebuild this part"
+         is damaged here; restore it from a copy, or give the `pipeline build-cache` that built the cache --repair, unless the teacher was \
+         recoded; or delete CACHE/teachers/dino/part-00002.commit.json and run the command that built this part again (`pipeline \
+         build-cache`; `add-images` for images and `add-teacher` for a teacher added later; `recode` for a recoded teacher)"
     );
+    // Samples belong to no teacher, whatever teachers are called.
+    let path = layout::samples_commit(dir.path(), 1);
+    assert!(
+        show(Error::NotBuilt { path }).ends_with("(`pipeline build-cache`, or `add-images` for images added later)")
+    );
+    let path = layout::teacher_commit(dir.path(), &"samples".parse().unwrap(), 1);
+    assert!(show(Error::NotBuilt { path }).ends_with("`recode` for a recoded teacher)"));
     let path = layout::rejects_file(dir.path(), 0);
     assert!(show(Error::FileMissing { path }).contains("delete CACHE/samples/part-00000.commit.json and run"));
     assert!(show(Error::RecordDigest { path: layout::cache_json(dir.path()) }).ends_with("or rebuild the cache"));
@@ -338,7 +346,7 @@ fn messages_read_like_this() {
     let text = show(Error::RecordDigest { path });
     assert!(
         text.contains("delete it and run the command that built this teacher")
-            && text.ends_with("`add-teacher` for a teacher added later)"),
+            && text.ends_with("`add-teacher` for a teacher added later, `recode` for a recoded one)"),
         "{text}"
     );
 }

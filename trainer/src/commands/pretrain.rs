@@ -66,7 +66,8 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     let teachers = teachers::open(&recipe, &caches, &args.online_teachers, hub, device)?;
     let images = joined::open_images(&caches, &args.images)?;
     let cached: Vec<_> = teachers.iter().filter(|t| t.rows().is_some()).map(|t| t.id.clone()).collect();
-    let joined = joined::join(&caches, images, &cached, &recipe.data, &log_search)?;
+    let shared = args.images.len() <= 1;
+    let joined = joined::join(&caches, images, &cached, &recipe.data, shared, &log_search)?;
     if joined.len() == 0 {
         let left_out: usize = joined.members().iter().map(|member| member.samples.skipped().0).sum();
         let why = match left_out {

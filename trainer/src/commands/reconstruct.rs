@@ -88,6 +88,7 @@ pub(crate) fn reconstruct(args: &ReconstructArgs, out: &mut dyn Write) -> anyhow
     let imgs = Normalize::imagenet(device).forward(&Tensor::stack(&crops, 0).to_device(device));
     let masking = random_masking(&Tensor::stack(&noise, 0).to_device(device), keep);
     let sheet = ImageGrid::of(&mae, &imgs, &masking).image()?;
+    atomic::remove_stale(&args.out)?;
     atomic::write(&args.out, &png(&sheet)?)?;
     writeln!(
         out,

@@ -67,6 +67,7 @@ pub(crate) fn report(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<(
         args.out
     );
     let html = render(&runs)?;
+    atomic::remove_stale(&args.out)?;
     atomic::write(&args.out, html.as_bytes())?;
     writeln!(
         out,

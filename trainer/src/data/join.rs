@@ -27,8 +27,7 @@ pub(crate) struct Samples {
     samples: Vec<Sample>,
     fingerprint: String,
     decoder: Decoder,
-    #[cfg(test)]
-    added: Listed,
+    added: Vec<usize>,
     skipped: Listed,
 }
 
@@ -41,7 +40,7 @@ const PARTS_AT_ONCE: usize = 32;
 /// How many images a message names.
 const NAMED: usize = 10;
 
-fn listed<'a>(keys: impl Iterator<Item = &'a str>) -> Listed {
+pub(crate) fn listed<'a>(keys: impl Iterator<Item = &'a str>) -> Listed {
     let (mut count, mut first) = (0, Vec::new());
     for key in keys {
         count += 1;
@@ -81,9 +80,8 @@ impl Samples {
         (sample, draw(&self.policy, &sample.content_hash, view, [sample.width, sample.height]))
     }
 
-    /// Images of the data set that the cache does not have: no run trains on them.
-    #[cfg(test)]
-    pub(crate) fn added(&self) -> &Listed {
+    /// Images of the data set that the cache does not have, by index.
+    pub(crate) fn added(&self) -> &[usize] {
         &self.added
     }
 
@@ -171,7 +169,7 @@ pub(crate) fn join(
     }
 
     // ---- their images
-    let (mut added, mut skipped) = (Listed::default(), Listed::default());
+    let (mut added, mut skipped) = (Vec::new(), Listed::default());
     if let Some(images) = images.source() {
         let rejects = match all_parts {
             true => rejects(cache)?,
@@ -213,32 +211,13 @@ pub(crate) fn join(
             samples = (0..samples.len()).filter(kept).map(|idx| samples[idx].clone()).collect();
         }
     }
-    if added.0 > 0 {
-        tracing::warn!(
-            "{} of the images of --images are not in the cache, so they are not trained on ({}{}). They were added after it was built, were \
-             left out of it (--limit), or have changed",
-            added.0,
-            added.1.join(", "),
-            if added.0 > added.1.len() { ", ..." } else { "" }
-        );
-    }
-
     let mut digest = Sha256::new();
     for sample in &samples {
         digest.update(sample.sample_id.to_le_bytes());
         digest.update(sample.content_hash.0);
     }
     let fingerprint = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Samples {
-        views: used_views,
-        policy: identity.views.clone(),
-        samples,
-        fingerprint,
-        decoder,
-        #[cfg(test)]
-        added,
-        skipped,
-    })
+    Ok(Samples { views: used_views, policy: identity.views.clone(), samples, fingerprint, decoder, added, skipped })
 }
 
 /// View `index` of an image with this content hash and size (width, height).
@@ -376,7 +355,7 @@ impl Finder<'_> {
 
     /// The images of the data set that are not in the cache: by content if that is known, else by index. An image with the key of a lost one
     /// is not new, but changed.
-    fn added(&self, lost: &[usize]) -> Listed {
+    fn added(&self, lost: &[usize]) -> Vec<usize> {
         let source = self.images.source();
         let places = self.samples.iter().map(|sample| sample.source_idx);
         let by_name = |key: &str| source.find(key);
@@ -390,8 +369,7 @@ impl Finder<'_> {
             let content = self.images.known_contents().and_then(|known| known.hashes[*at]);
             places.contains(at) || content.is_some_and(|content| contents.contains(&content))
         };
-        let new = (0..source.len()).filter(|at| !is_known(at));
-        listed(new.map(|at| source.key(at)))
+        (0..source.len()).filter(|at| !is_known(at)).collect()
     }
 }
 
@@ -403,23 +381,23 @@ fn complete_parts(cache: &Cache, teachers: &[TeacherId], allow_incomplete: bool)
     let mut example = None;
     for (part, state) in (0..).zip(cache.part_states()?) {
         let lacks = match teachers.iter().find(|id| !state.teachers.contains_key(*id)) {
-            _ if state.samples.is_none() => Some("its samples".to_owned()),
-            Some(id) => Some(format!("the features of {id}")),
+            _ if state.samples.is_none() => Some(("its samples".to_owned(), None)),
+            Some(id) => Some((format!("the features of {id}"), Some(id))),
             None => None,
         };
         match lacks {
             None => complete.push(part),
-            Some(what) => {
+            Some((what, teacher)) => {
                 missing += 1;
-                example.get_or_insert_with(|| format!("part {part} lacks {what}"));
+                example.get_or_insert_with(|| (format!("part {part} lacks {what}"), cache.builder_of(part, teacher)));
             }
         }
     }
     match example {
-        Some(example) if !allow_incomplete || complete.is_empty() => {
-            Err(Problem::Incomplete { cache: cache.dir().into(), missing, parts, example })
+        Some((example, builder)) if !allow_incomplete || complete.is_empty() => {
+            Err(Problem::Incomplete { cache: cache.dir().into(), missing, parts, example, builder })
         }
-        Some(example) => {
+        Some((example, _)) => {
             tracing::warn!("data.allow_incomplete: training without {missing} of {parts} parts ({example})");
             Ok(complete)
         }

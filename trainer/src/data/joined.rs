@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::ensure;
-use schemas::{Cache, TeacherId, TeacherIdentity};
+use schemas::{Cache, CacheIdentity, TeacherId, TeacherIdentity, ViewIdentity, ViewPolicy};
 use sha2::{Digest, Sha256};
 
 use super::Problem;
@@ -69,6 +69,32 @@ impl JoinedCaches {
         (member, &self.members[member], idx - self.starts[member])
     }
 
+    /// Images of the data set that the caches do not have, in words. Where `shared` says that all caches have one data set, what one of them lacks
+    /// another may have.
+    pub(crate) fn not_trained_on(&self, shared: bool) -> Vec<String> {
+        let others_lack = |at: &usize| self.members.iter().all(|of| of.samples.added().binary_search(at).is_ok());
+        let asked = if shared { 1 } else { self.members.len() };
+        let of_member = |member: &Joined| {
+            let source = member.images.source()?;
+            let added = member.samples.added().iter().filter(|at| !shared || others_lack(at));
+            let (count, first) = join::listed(added.map(|&at| source.source().key(at)));
+            let of = match (self.members.len(), shared) {
+                (1, _) => "of --images are not in the cache".to_owned(),
+                (_, true) => "of --images are in none of the caches".to_owned(),
+                (_, false) => format!("that --images gives for {} are not in it", member.cache.dir().display()),
+            };
+            (count > 0).then(|| {
+                format!(
+                    "{count} of the images {of}, so they are not trained on ({}{}). They were added after it was built, were left out of it (--limit), or \
+                     have changed",
+                    first.join(", "),
+                    if count > first.len() { ", ..." } else { "" }
+                )
+            })
+        };
+        self.members.iter().take(asked).filter_map(of_member).collect()
+    }
+
     /// Equal only for the same training set.
     pub(crate) fn fingerprint(&self) -> String {
         match &self.members[..] {
@@ -97,18 +123,33 @@ pub(crate) fn open(folders: &[PathBuf]) -> anyhow::Result<Vec<Arc<Cache>>> {
         let cache = Cache::open(folder).map_err(Problem::from)?;
         if let Some(first) = caches.first() {
             let (one, other) = (first.identity(), cache.identity());
-            let pairs = [
-                ("views", format!("{:?}", one.views), format!("{:?}", other.views)),
-                ("image code", one.image_code.clone(), other.image_code.clone()),
-                ("depth window", one.depth_window.to_string(), other.depth_window.to_string()),
-            ];
-            for (what, expected, found) in pairs {
+            for ((what, expected), (_, found)) in facts_of_images(one).into_iter().zip(facts_of_images(other)) {
                 require_same(first, &cache, what, &expected, &found)?;
             }
         }
         caches.push(Arc::new(cache));
     }
     Ok(caches)
+}
+
+/// What decides the crops of a cache and their pixels, in words.
+fn facts_of_images(identity: &CacheIdentity) -> [(&'static str, String); 6] {
+    let ViewIdentity { policy, views, seed, filter } = &identity.views;
+    let policy = match policy {
+        ViewPolicy::Rrc { scale: [least, most], ratio: [narrow, wide], flip } => format!(
+            "random resized crops (scale {least} to {most}, ratio {narrow} to {wide}, flipped with probability {flip})"
+        ),
+        ViewPolicy::Center => "the central square".to_owned(),
+        ViewPolicy::Full => "the whole image".to_owned(),
+    };
+    [
+        ("the number of views (--views)", views.to_string()),
+        ("how crops are chosen (--view-policy)", policy),
+        ("the seed of the crops (--seed)", seed.to_string()),
+        ("the resampling filter", filter.clone()),
+        ("the image code", identity.image_code.clone()),
+        ("the depth window (--depth-window)", identity.depth_window.to_string()),
+    ]
 }
 
 /// What all caches have of a teacher; `None` if the first does not have it.
@@ -127,26 +168,26 @@ pub(crate) fn teacher<'a>(caches: &'a [Arc<Cache>], id: &TeacherId) -> anyhow::R
         let facts = |teacher: &TeacherIdentity| {
             let TeacherIdentity { weights_sha256, layer, grid, width, mean, std, activation, norm_eps, .. } = teacher;
             [
-                ("weights", weights_sha256.clone()),
+                ("weights", format!("SHA-256 {weights_sha256}")),
                 ("layer", layer.clone()),
                 ("grid", grid.to_string()),
                 ("width", width.to_string()),
                 ("codec", teacher.codec.to_string()),
-                ("pixel normalization", format!("{mean:?}, {std:?}")),
-                ("network", format!("{activation}, {norm_eps}")),
+                ("pixel normalization", format!("mean {mean:?} with std {std:?}")),
+                ("network", format!("{activation} with epsilon {norm_eps:e}")),
             ]
         };
         for ((what, expected), (_, found)) in facts(teacher).into_iter().zip(facts(other)) {
-            require_same(first, cache, &format!("{what} of teacher {id}"), &expected, &found)?;
+            require_same(first, cache, &format!("the {what} of teacher {id}"), &expected, &found)?;
         }
         // Two calibrations: bytes of one would be read with the ranges of the other.
         if teacher.codec != other.codec {
             return Err(Problem::OtherCache {
                 cache: cache.dir().into(),
                 first: first.dir().into(),
-                what: format!("ranges of codec i8 of teacher {id}"),
-                found: "others".to_owned(),
-                expected: "those".to_owned(),
+                what: format!("the ranges of codec i8 of teacher {id}"),
+                found: "those of others".to_owned(),
+                expected: "those of its images".to_owned(),
             }
             .into());
         }
@@ -179,17 +220,20 @@ pub(crate) fn open_images(caches: &[Arc<Cache>], images: &[String]) -> anyhow::R
     caches.iter().enumerate().map(|(i, cache)| Ok(Arc::new(Images::open(cache, given(i))?))).collect()
 }
 
-/// Joins every cache with its images.
+/// Joins every cache with its images. `shared` says that `images` is one data set, opened for each cache.
 pub(crate) fn join(
     caches: &[Arc<Cache>],
     images: Vec<Arc<Images>>,
     teachers: &[TeacherId],
     config: &recipe::Data,
+    shared: bool,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<JoinedCaches, Problem> {
     let members = caches.iter().zip(images).map(|(cache, images)| {
         let samples = join::join(cache, teachers, &images, config, progress)?;
         Ok((Arc::clone(cache), images, samples))
     });
-    Ok(JoinedCaches::new(members.collect::<Result<_, Problem>>()?))
+    let joined = JoinedCaches::new(members.collect::<Result<_, Problem>>()?);
+    joined.not_trained_on(shared).iter().for_each(|images| tracing::warn!("{images}"));
+    Ok(joined)
 }

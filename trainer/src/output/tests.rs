@@ -30,7 +30,11 @@ fn chunks_become_one_file_in_every_format() {
         // One in which no image could be used.
         chunks.write(2, &rows(0, 0)).unwrap();
         drop(chunks);
+        // The table of an attempt that was killed while it wrote it.
+        let half = dir.path().join(format!(".{name}.0123456789abcdef.tmp"));
+        fs::write(&half, "half").unwrap();
         let chunks = Chunks::open(&out, &about("m")).unwrap();
+        assert!(!half.exists());
         assert!(!chunks.has(0) && chunks.has(1));
         chunks.write(0, &rows(0, 5)).unwrap();
         let format = Format::of(&out, &[Format::Parquet, Format::Csv, Format::Npy]).unwrap();

@@ -47,7 +47,7 @@ pub(crate) const EMA: &str = "ema.safetensors";
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 pub(crate) const STATE: &str = "state.json";
-const FOLDER: &str = "checkpoints";
+pub(crate) const FOLDER: &str = "checkpoints";
 const FORMAT_VERSION: u32 = 1;
 
 /// The state of a run besides its tensors.

@@ -69,7 +69,10 @@ impl RunFolder {
                 describe(&differences)
             );
         }
-        atomic::remove_stale(&saved)?;
+        // What a killed attempt left, in the folder of the checkpoints too: one of them is as large as the network.
+        for folder in [path.to_path_buf(), path.join(checkpoint::FOLDER)] {
+            atomic::remove_all_stale(&folder)?;
+        }
         // An old recipe is replaced, too: some settings may have changed.
         atomic::write(&saved, recipe.to_toml().as_bytes())?;
         Ok(RunFolder { path: path.into(), lock })

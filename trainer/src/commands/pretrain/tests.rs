@@ -137,7 +137,12 @@ fn lines_after_the_last_checkpoint_are_written_once() {
         log += &format!("{line}\n");
     }
     fs::write(cut.join(metrics::METRICS), log).unwrap();
+    // And while it wrote a checkpoint that the resumed run never comes to.
+    let half = cut.join("checkpoints/.step-00000007.0123456789abcdef.tmp");
+    fs::create_dir(&half).unwrap();
+    fs::write(half.join("model.safetensors"), "half").unwrap();
     train(&world, "cut", &[]);
+    assert!(!half.exists());
     assert_eq!(losses(&cut), losses(&whole));
     assert!(tensors(&cut) == tensors(&whole));
 }

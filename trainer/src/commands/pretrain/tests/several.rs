@@ -82,9 +82,14 @@ fn caches_that_are_not_alike_are_refused() {
     world.codec = Codec::F16;
     world.views = 1;
     world.build_cache_of(&world.path("second"), &world.path("views"));
-    for (other, what) in [("f32", "codec of teacher clip"), ("views", "views")] {
+    for (other, what) in [
+        ("f32", "differ in the codec of teacher clip: f16, and f32."),
+        ("views", "differ in the number of views (--views): 2, and 1."),
+    ] {
         let error = train_on(&world, "run", &["cache-1", other], &["first", "second"], &[]).unwrap_err();
-        assert!(format!("{error:#}").contains(what), "{error:#}");
+        let said = format!("{error:#}");
+        assert!(said.contains(what) && said.contains("cache-1") && said.contains(other), "{said}");
+        assert!(!said.contains("ViewIdentity"), "{said}");
         assert_eq!(crate::exit_status(&error), ExitStatus::CouldNot);
     }
     let error = train_on(&world, "run", &["cache-1", "cache-1"], &["first"], &[]).unwrap_err();
@@ -92,4 +97,35 @@ fn caches_that_are_not_alike_are_refused() {
     let three = ["images", "first", "second"];
     let error = train_on(&world, "run", &["cache-1", "cache"], &three, &[]).unwrap_err();
     assert!(format!("{error:#}").contains("once for each cache"), "{error:#}");
+}
+
+/// With one data set for all caches, an image is new if no cache has it; with a data set for each, if its own cache does not.
+#[test]
+fn images_that_no_cache_has_are_named_once() {
+    let world = world();
+    world.build_cache_of(&world.path("first"), &world.path("cache-1"));
+    world.build_cache_of(&world.path("second"), &world.path("cache-2"));
+    let new = world.path("images/a/new.png");
+    fs::copy(fs::read_dir(world.path("first/a")).unwrap().next().unwrap().unwrap().path(), &new).unwrap();
+    // Other bytes than any image that is there.
+    let mut bytes = fs::read(&new).unwrap();
+    bytes.extend([0; 5]);
+    fs::write(&new, bytes).unwrap();
+    fs::copy(&new, world.path("second/b/late.png")).unwrap();
+    let told = |names: &[&str]| {
+        let caches = joined::open(&["cache-1", "cache-2"].map(|name| world.path(name))).unwrap();
+        let sources: Vec<_> = names.iter().map(|name| world.path(name).to_str().unwrap().to_owned()).collect();
+        let images = joined::open_images(&caches, &sources).unwrap();
+        let (config, shared) = (crate::recipe::Data::default(), names.len() == 1);
+        let joined = joined::join(&caches, images, &[], &config, shared, &|_, _| {}).unwrap();
+        joined.not_trained_on(shared)
+    };
+    let one = told(&["images"]);
+    assert_eq!(one.len(), 1, "{one:?}");
+    assert!(
+        one[0].starts_with("1 of the images of --images are in none of the caches") && one[0].contains("a/new.png")
+    );
+    let each = told(&["first", "second"]);
+    assert_eq!(each.len(), 1, "{each:?}");
+    assert!(each[0].contains("cache-2 are not in it") && each[0].contains("b/late.png"), "{each:?}");
 }
