@@ -24,7 +24,8 @@ impl ClsStats {
     /// Statistics of `tokens` `[V, K]`, of any floating type, that become targets by `norm`.
     ///
     /// # Errors
-    /// As for [`ClsTarget::new`].
+    /// [`Error::Config`] for [`TargetNorm::PhiS`], which is defined for patch tokens, and if [`TargetNorm::Standardize`] meets tokens that do not
+    /// vary.
     pub fn measure(id: &str, tokens: &Tensor, norm: TargetNorm) -> Result<Self> {
         let tokens = tokens.to_kind(Kind::Double).to_device(Device::Cpu);
         let vector = |t: &Tensor| Vec::<f64>::try_from(t.contiguous()).expect("a tensor of doubles");
