@@ -30,6 +30,8 @@ pub enum Purpose {
     Erase = 10,
     /// Mixing of the images of a batch.
     Mixup = 11,
+    /// Teachers that do not count for a sample.
+    TeacherDrop = 12,
 }
 
 /// A stream of random numbers. Making one costs one hash of a few words.

@@ -4,6 +4,7 @@
 //! compute. A backward pass has two products for each of the forward's.
 
 use crate::encoder::EncoderConfig;
+use crate::mimic::HeadKind;
 use crate::mr_mae::{MimicTokens, MrMaeConfig};
 
 /// The backward pass computes the gradients of inputs and of weights, each as dear as the forward.
@@ -49,10 +50,10 @@ impl Flops {
         };
         for teacher in config.teachers.values() {
             if teacher.weight > 0.0 {
-                flops.heads += linear(tokens, head_dim, teacher.width);
+                flops.heads += head(teacher.head, tokens, head_dim, teacher.width);
             }
             if teacher.cls_weight > 0.0 {
-                flops.heads += linear(1, dim, teacher.width);
+                flops.heads += head(teacher.head, 1, dim, teacher.width);
             }
         }
         flops
@@ -80,6 +81,14 @@ fn block_flops(depth: i64, tokens: i64, dim: i64, mlp_dim: i64) -> f64 {
     let weights = linear(tokens, dim, 4 * dim + 2 * mlp_dim);
     let attention = 4.0 * (tokens as f64).powi(2) * dim as f64;
     depth as f64 * (weights + attention)
+}
+
+/// A mimic head over `tokens` of width `dim`, to tokens of width `width`.
+fn head(kind: HeadKind, tokens: i64, dim: i64, width: i64) -> f64 {
+    match kind {
+        HeadKind::Linear => linear(tokens, dim, width),
+        HeadKind::Mlp { hidden } => linear(tokens, dim, hidden) + linear(tokens, hidden, width),
+    }
 }
 
 /// A product of `[rows, from]` with `[from, to]`.

@@ -15,12 +15,13 @@
 //!
 //! A student, from the bottom: [`params`] (named tensors), [`init`], [`layers`], [`drop_path`], [`blocks`], [`pos_embed`],
 //! [`masking`], [`vit`], [`mcmae`] (Gao et al. 2022, convolutions before the transformer), [`encoder`] (either), [`decoder`],
-//! [`mae`] (He et al. 2022), `mimic` (one head per teacher), [`targets`], [`losses`], [`mr_mae`] (Gao et al. 2023, all of it
-//! together); in other packages' files: [`interop`]. Teachers: [`teacher`], loaded
+//! [`mae`] (He et al. 2022), [`mimic`] (heads for each teacher), [`targets`], [`cls_target`], [`losses`], [`teacher_drop`], [`mr_mae`]
+//! (Gao et al. 2023, all of it together); in other packages' files: [`interop`]. Teachers: [`teacher`], loaded
 //! through [`weights`].
 
 pub mod blocks;
 pub mod classifier;
+pub mod cls_target;
 pub mod decoder;
 pub mod drop_path;
 pub mod encoder;
@@ -34,7 +35,7 @@ pub mod losses;
 pub mod mae;
 pub mod masking;
 pub mod mcmae;
-mod mimic;
+pub mod mimic;
 pub mod mr_mae;
 pub mod params;
 pub mod pixels;
@@ -45,6 +46,7 @@ pub mod pretrained;
 mod shapes;
 pub mod targets;
 pub mod teacher;
+pub mod teacher_drop;
 pub mod tokens;
 mod validate;
 pub mod vit;

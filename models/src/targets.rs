@@ -40,8 +40,13 @@ impl TargetNorm {
         matches!(self, TargetNorm::Standardize | TargetNorm::PhiS)
     }
 
-    /// `[.., K] → [.., K]`, f32, of what a token alone decides: [`TargetNorm::None`] to [`TargetNorm::L2`]. A token of zeros stays one.
-    /// The two that need statistics, which are those of patch tokens, are [`TargetNorm::Ln`] here: for CLS tokens.
+    /// The normalization of CLS tokens where only that of patch tokens is given: the same, but [`TargetNorm::Ln`] for the two that need
+    /// statistics, since those are of patch tokens.
+    pub fn without_stats(self) -> Self {
+        if self.needs_stats() { TargetNorm::Ln } else { self }
+    }
+
+    /// `[.., K] → [.., K]`, f32, of what a token alone decides: [`TargetNorm::without_stats`]. A token of zeros stays one.
     pub(crate) fn per_token(self, target: &Tensor) -> Tensor {
         let target = target.to_kind(Kind::Float);
         let width = *target.size().last().expect("a target has channels");
@@ -58,7 +63,7 @@ impl TargetNorm {
     }
 }
 
-/// Statistics of a data set's patch tokens, by channel.
+/// Statistics of the tokens of a data set, by channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TargetStats {
     /// `[K]`.
@@ -78,7 +83,7 @@ impl TargetStats {
     }
 }
 
-/// The normalization of one teacher's patch tokens.
+/// The normalization of one teacher's tokens.
 #[derive(Debug)]
 pub struct Target {
     norm: TargetNorm,
@@ -89,13 +94,25 @@ pub struct Target {
 }
 
 impl Target {
-    /// For the teacher `id` of width `K`. What comes from `stats` is saved with the parameters, as `mimic_targets.<id>.mean [K]` and
-    /// `mimic_targets.<id>.scale` (`[K]`, or `[K, K]` for [`TargetNorm::PhiS`]): a resumed run has the same targets to the bit.
+    /// For patch tokens, of width `K`, of the teacher `id`. What comes from `stats` is saved with the parameters, as
+    /// `mimic_targets.<id>.mean [K]` and `mimic_targets.<id>.scale` (`[K]`, or `[K, K]` for [`TargetNorm::PhiS`]): a resumed run has the
+    /// same targets to the bit.
     ///
     /// # Errors
     /// [`Error::Config`] if the normalization needs statistics and they are absent, not of this width, or without any variance, or
     /// if no Hadamard matrix of this width is known (see [`hadamard`]).
     pub fn new(scope: &Scope, id: &str, norm: TargetNorm, width: i64, stats: Option<&TargetStats>) -> Result<Self> {
+        Self::within(&scope.sub("mimic_targets").sub(id), id, norm, width, stats)
+    }
+
+    /// [`Target::new`] with `mean` and `scale` directly under `scope`.
+    pub(crate) fn within(
+        scope: &Scope,
+        id: &str,
+        norm: TargetNorm,
+        width: i64,
+        stats: Option<&TargetStats>,
+    ) -> Result<Self> {
         let mut target = Self { norm, mean: None, scale: None };
         if !norm.needs_stats() {
             return Ok(target);
@@ -128,7 +145,6 @@ impl Target {
                 Tensor::from_slice(&scale.collect::<Vec<f64>>())
             }
         };
-        let scope = scope.sub("mimic_targets").sub(id);
         target.mean = Some(scope.buffer("mean", &Tensor::from_slice(&stats.mean)));
         target.scale = Some(scope.buffer("scale", &scale));
         Ok(target)
@@ -139,7 +155,7 @@ impl Target {
         self.norm
     }
 
-    /// Patch tokens `[.., K] → [.., K]`, f32.
+    /// Tokens `[.., K] → [.., K]`, f32.
     pub fn forward(&self, tokens: &Tensor) -> Tensor {
         let (Some(mean), Some(scale)) = (&self.mean, &self.scale) else {
             return self.norm.per_token(tokens);

@@ -14,8 +14,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use data::{Data, Missing};
-pub(crate) use method::{FocusMode, Loss, LossKind, Mask, MaskKind, Mimic, MimicTokens, Target, TeacherSettings};
+pub(crate) use method::{FocusMode, Loss, Mask, MaskKind, Mimic, MimicTokens, Mimicked, Target};
 pub(crate) use model::Model;
+pub(crate) use mr_mae::TeacherStats;
 pub(crate) use optim::Optim;
 pub(crate) use pretrain::Recipe;
 pub(crate) use program::recipe::Error;

@@ -29,6 +29,8 @@ pub(crate) const GRID: u32 = 4;
 const TEACHER_PATCH: u32 = 4;
 /// Width of the teacher.
 pub(crate) const TEACHER_WIDTH: u32 = 64;
+/// Width of a second one, whose number of heads goes without saying too.
+const SECOND_WIDTH: u32 = 192;
 
 /// A recipe that fits the world: 32 pixels in patches of 8, so a 4 x 4 grid.
 pub(crate) const RECIPE: &str = r#"
@@ -75,6 +77,8 @@ pub(crate) struct World {
     pub(crate) codec: Codec,
     /// Whether the cache packs the images; runs then get no `--images`.
     pub(crate) pack: Pack,
+    /// Ids of the cache's teachers: `clip`, and others of another width.
+    pub(crate) teachers: Vec<&'static str>,
 }
 
 /// A command line in which a repeated option, or a repeated `--set` of one key, replaces the earlier one. The program refuses repetitions;
@@ -113,9 +117,20 @@ impl World {
             foreign_features: false,
             codec: Codec::F16,
             pack: Pack::None,
+            teachers: vec!["clip"],
         };
         write_images(&world.images_dir(), images, 1);
-        write_teacher(&world.teacher_dir());
+        write_teacher(&world.teacher_dir(), TEACHER_WIDTH, 17);
+        world
+    }
+
+    /// A world whose cache has the teachers `clip` and `dino`.
+    #[allow(dead_code)] // The command line's tests have one teacher.
+    pub(crate) fn with_two_teachers(images: usize) -> World {
+        let mut world = World::new(images);
+        world.teachers.push("dino");
+        write_teacher(&world.dir_of_teacher("dino"), SECOND_WIDTH, 18);
+        world.build_cache();
         world
     }
 
@@ -131,9 +146,13 @@ impl World {
         self.dir.path().join("images")
     }
 
-    /// The teacher, a folder with model.safetensors.
+    /// The teacher `clip`, a folder with model.safetensors.
     pub(crate) fn teacher_dir(&self) -> PathBuf {
-        self.dir.path().join("teacher")
+        self.dir_of_teacher("clip")
+    }
+
+    fn dir_of_teacher(&self, id: &str) -> PathBuf {
+        self.dir.path().join(if id == "clip" { "teacher".to_owned() } else { format!("teacher-{id}") })
     }
 
     /// The cache.
@@ -206,13 +225,19 @@ impl World {
     /// Writes the parts of the last generation, whose images are those of `source`.
     fn write_parts(&self, source: &ImageSource, dir: &Path, identity: &CacheIdentity) {
         let decoder = Decoder::of_cache(&self.image_code, self.depth_window).unwrap_or_default();
-        let teacher = Teacher::load(&self.teacher_dir(), Device::Cpu).unwrap();
-        let teacher_identity = self.teacher_identity(&teacher);
-        add_teacher(dir, &teacher_identity).unwrap();
+        let teachers = self.teachers.iter().map(|id| {
+            let teacher = Teacher::load(&self.dir_of_teacher(id), Device::Cpu).unwrap();
+            let teacher_identity = self.teacher_identity(id, &teacher);
+            add_teacher(dir, &teacher_identity).unwrap();
+            (teacher, teacher_identity)
+        });
+        let teachers: Vec<_> = teachers.collect();
         let generation = identity.generations.len();
         for part in identity.generation_parts(generation) {
             let mut samples = SamplesWriter::create(dir, part, identity).unwrap();
-            let mut features = TeacherWriter::create(dir, part, identity, &teacher_identity).unwrap();
+            let writer =
+                |(_, teacher): &(_, TeacherIdentity)| TeacherWriter::create(dir, part, identity, teacher).unwrap();
+            let mut features: Vec<_> = teachers.iter().map(writer).collect();
             let mut rejects = Vec::new();
             for sample_id in identity.range(part) {
                 let i = (sample_id - identity.generation_samples(generation).start) as usize;
@@ -240,9 +265,11 @@ impl World {
                         draw_view(&identity.views.policy, self.view_seed, &content_hash, index, img.width, img.height);
                     let packed = (self.pack != Pack::None && index == 0).then_some(&bytes);
                     let pixels = images::render(&img, &view, GRID * TEACHER_PATCH).unwrap();
-                    let row = self.teacher_row(&teacher, sample_id, index, content_hash, &pixels.data);
-                    let encoded = EncodedRow::from_stored(&teacher_identity, row.key, row.features(), None);
-                    features.push(encoded.unwrap()).unwrap();
+                    for ((teacher, teacher_identity), features) in teachers.iter().zip(&mut features) {
+                        let row = self.teacher_row(teacher, sample_id, index, content_hash, &pixels.data);
+                        let encoded = EncodedRow::from_stored(teacher_identity, row.key, row.features(), None);
+                        features.push(encoded.unwrap()).unwrap();
+                    }
                     samples
                         .push_packed(
                             &SampleRow {
@@ -262,7 +289,9 @@ impl World {
                 }
             }
             samples.finish(&rejects).unwrap();
-            features.finish().unwrap();
+            for features in features {
+                features.finish().unwrap();
+            }
         }
     }
 
@@ -282,7 +311,7 @@ impl World {
             codec
                 .encode(
                     &Vec::<f32>::try_from(tensor.flatten(0, -1).to_kind(Kind::Float)).unwrap(),
-                    TEACHER_WIDTH as usize,
+                    teacher.info().width as usize,
                     &mut bytes,
                 )
                 .unwrap();
@@ -297,11 +326,11 @@ impl World {
         }
     }
 
-    fn teacher_identity(&self, teacher: &Teacher) -> TeacherIdentity {
+    fn teacher_identity(&self, id: &str, teacher: &Teacher) -> TeacherIdentity {
         let info = teacher.info();
         TeacherIdentity {
             format_version: FORMAT_VERSION,
-            id: TeacherId::new("clip").unwrap(),
+            id: TeacherId::new(id).unwrap(),
             arch: info.arch.clone(),
             source: "a test".to_owned(),
             assumed: Vec::new(),
@@ -394,12 +423,12 @@ pub(crate) fn same_tensors(made: &tempfile::TempDir, name: &str, file: &str, tol
 }
 
 /// A ViT of random weights in timm's layout, which is also that of MAE's encoder.
-fn write_teacher(dir: &Path) {
+fn write_teacher(dir: &Path, width: u32, seed: u64) {
     let config = VitConfig {
         img_size: [i64::from(GRID * TEACHER_PATCH); 2],
-        ..VitConfig::mae(TEACHER_PATCH.into(), TEACHER_WIDTH.into(), 2, 1)
+        ..VitConfig::mae(TEACHER_PATCH.into(), width.into(), 2, i64::from(width / 64))
     };
-    let params = ParamStore::new(Device::Cpu, 17);
+    let params = ParamStore::new(Device::Cpu, seed);
     let _network = VisionTransformer::new(&params.root(), &config).unwrap();
     let tensors = params.tensors();
     let mut file = AtomicFile::create(&dir.join("model.safetensors")).unwrap();

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::decoder::DecoderConfig;
-use crate::losses::MimicLoss;
+use crate::losses::{ClsLoss, MimicLoss};
 use crate::mae::MaeConfig;
 use crate::mcmae::McmaeEncoderConfig;
 use crate::mr_mae::MimicConfig;
@@ -14,14 +14,19 @@ fn config(encoder: EncoderConfig, rec_weight: f64, mimic_tokens: MimicTokens) ->
         width: 768,
         weight: 0.5,
         cls_weight: 0.0,
+        head: HeadKind::Linear,
         target_norm: TargetNorm::Ln,
         loss: MimicLoss::L2,
         stats: None,
+        cls_norm: TargetNorm::Ln,
+        cls_loss: ClsLoss::Mimic(MimicLoss::L2),
+        cls_stats: None,
     };
     MrMaeConfig {
         mae: MaeConfig { encoder, decoder: DecoderConfig::PUBLISHED, norm_pix_loss: true },
         rec_weight,
         mimic_tokens,
+        teacher_drop: 0.0,
         teachers: BTreeMap::from([("clip".to_owned(), clip)]),
     }
 }
@@ -73,4 +78,13 @@ fn gated_mlps_registers_and_a_missing_cls_are_counted() {
     ] {
         assert_eq!(gflop(VitConfig::from_arch(arch).unwrap().flops(256)), expected, "{arch}");
     }
+}
+
+#[test]
+fn an_mlp_head_has_two_products_for_each_token() {
+    let mut config = config(EncoderConfig::Vit(VitConfig::BASE_PATCH16), 0.5, MimicTokens::Encoder);
+    let clip = config.teachers.get_mut("clip").unwrap();
+    (clip.head, clip.width, clip.cls_weight) = (HeadKind::Mlp { hidden: 3072 }, 1024, 0.5);
+    let flops = Flops::of_pretraining(&config, 49);
+    assert_eq!(flops.heads, 2.0 * 50.0 * 3072.0 * (768.0 + 1024.0));
 }

@@ -24,13 +24,18 @@ fn config(rec_weight: f64, teachers: &[(&str, i64, f64, TargetNorm)]) -> MrMaeCo
                 width: *width,
                 weight: *weight,
                 cls_weight: 0.0,
+                head: HeadKind::Linear,
                 target_norm: *target_norm,
                 loss: MimicLoss::L2,
                 stats: None,
+                cls_norm: target_norm.without_stats(),
+                cls_loss: ClsLoss::Mimic(MimicLoss::L2),
+                cls_stats: None,
             },
         )
     });
-    MrMaeConfig { mae: mae(), rec_weight, mimic_tokens: MimicTokens::Encoder, teachers: teachers.collect() }
+    let (mimic_tokens, teachers) = (MimicTokens::Encoder, teachers.collect());
+    MrMaeConfig { mae: mae(), rec_weight, mimic_tokens, teacher_drop: 0.0, teachers }
 }
 
 fn two_teachers() -> MrMaeConfig {
@@ -66,6 +71,7 @@ impl Inputs {
             masking: &self.masking,
             targets: Targets::All(&self.targets),
             cls_targets: &self.cls_targets,
+            teacher_drop: None,
             pass: ForwardOptions::default(),
         }
     }
@@ -220,6 +226,28 @@ fn a_cls_token_is_mimicked_by_a_head_of_its_own() {
     assert!(losses.mimic.is_empty());
 }
 
+/// Both kinds of MLP heads, and names that a checkpoint has.
+#[test]
+fn an_mlp_head_has_a_hidden_layer_for_each_kind_of_token() {
+    let mut config = config(0.0, &[("clip-b16", 20, 0.5, TargetNorm::Ln)]);
+    let teacher = config.teachers.get_mut("clip-b16").unwrap();
+    (teacher.head, teacher.cls_weight) = (HeadKind::Mlp { hidden: 12 }, 0.5);
+    let (store, network) = build(&config);
+    for kind in ["mimic_heads", "mimic_cls_heads"] {
+        for (layer, shape) in
+            [("fc1.weight", &[12, 24][..]), ("norm.weight", &[12]), ("norm.bias", &[12]), ("fc2.weight", &[20, 12])]
+        {
+            let name = format!("{kind}.clip-b16.{layer}");
+            assert_eq!(store.get(&name).unwrap().size(), shape, "{name}");
+            assert!(is_mimic_param(&name));
+        }
+        assert!(store.get(&format!("{kind}.clip-b16.weight")).is_none());
+    }
+    assert!(is_mimic_param("mimic_cls_targets.clip-b16.dispersion"));
+    let losses = network.forward(&Inputs::new().batch());
+    assert!(value(&losses.mimic["clip-b16"]) > 0.0 && value(&losses.mimic_cls["clip-b16"]) > 0.0);
+}
+
 #[test]
 fn losses_that_cannot_be_are_refused() {
     let check = |word: &str, config: MrMaeConfig| {
@@ -235,6 +263,21 @@ fn losses_that_cannot_be_are_refused() {
     let mut no_beta = config(1.0, &[("a", 4, 0.5, TargetNorm::Ln)]);
     no_beta.teachers.get_mut("a").unwrap().loss = MimicLoss::SmoothL1 { beta: 0.0 };
     check("beta", no_beta);
+    let mut no_cls_beta = config(1.0, &[("a", 4, 0.5, TargetNorm::Ln)]);
+    let negative = MimicLoss::CosineSmoothL1 { beta: -1.0 };
+    no_cls_beta.teachers.get_mut("a").unwrap().cls_loss = ClsLoss::Mimic(negative);
+    check("beta", no_cls_beta);
+    let mut no_hidden = config(1.0, &[("a", 4, 0.5, TargetNorm::Ln)]);
+    no_hidden.teachers.get_mut("a").unwrap().head = HeadKind::Mlp { hidden: 0 };
+    check("hidden", no_hidden);
+    let mut one_name = config(1.0, &[("a", 4, 0.5, TargetNorm::Ln), ("a.fc1", 4, 0.5, TargetNorm::Ln)]);
+    one_name.teachers.get_mut("a").unwrap().head = HeadKind::Mlp { hidden: 8 };
+    check("teachers", one_name);
+    for (drop, second) in [(0.5, 0.0), (1.0, 0.5), (f64::NAN, 0.5)] {
+        let mut drops = config(1.0, &[("a", 4, 0.5, TargetNorm::Ln), ("b", 4, second, TargetNorm::Ln)]);
+        drops.teacher_drop = drop;
+        check("teacher_drop", drops);
+    }
     check("target_norm", config(1.0, &[("a", 4, 0.5, TargetNorm::PhiS)]));
     let mut without_patches = config(1.0, &[]);
     let EncoderConfig::Vit(vit) = &mut without_patches.mae.encoder else { panic!("a ViT was configured") };

@@ -17,6 +17,7 @@ use models::flops::Flops;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
 use models::precision::Precision;
+use models::teacher_drop::mean_kept;
 use program::table::{Left, Right, table};
 use schemas::Cache;
 use serde::Serialize;
@@ -279,6 +280,11 @@ fn step_speeds(
         cls: widths.iter().map(cls).collect(),
         at,
         cls_attn: Some(cls_attn),
+        teacher_drop: (recipe.teacher_draws() > 0).then(|| {
+            let uniform = Tensor::rand([n, recipe.teacher_draws() as i64], (Kind::Double, device));
+            let mean_kept = mean_kept(&uniform, recipe.mimic.drop);
+            (uniform, mean_kept)
+        }),
     };
     // As in training, no branch is looked at if the recipe drops none.
     let branches = recipe.drop_path_branches();

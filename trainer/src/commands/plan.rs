@@ -214,7 +214,8 @@ impl Estimate {
         let _network = MrMae::new(&store.root(), &config)?;
         let mut params = BTreeMap::new();
         for (name, tensor) in store.tensors() {
-            let fixed = name.ends_with("pos_embed") || name.starts_with("mimic_targets.");
+            let fixed = name.ends_with("pos_embed")
+                || ["mimic_targets.", "mimic_cls_targets."].iter().any(|of| name.starts_with(of));
             let part = match name.as_str() {
                 _ if fixed => continue,
                 name if name.starts_with("mimic_") => "heads",

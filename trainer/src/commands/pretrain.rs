@@ -33,7 +33,7 @@ use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, RunTeacher};
 use crate::pretrained::{depth_window, init};
 use crate::recipe::any;
-use crate::recipe::{Experiment, Recipe};
+use crate::recipe::{Experiment, Recipe, TeacherStats};
 use crate::train::checkpoint::{self, Keep, Writer};
 use crate::train::idle::IdleMeter;
 use crate::train::image_grid::{self, ImageGrid};
@@ -104,9 +104,13 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     if last.is_none() {
         // On resume the statistics are loaded with the parameters.
         for teacher in teachers.iter().filter(|t| t.mimicked) {
-            let (_, norm, _) = recipe.mimic_of(teacher.id.as_str());
-            let found = target_stats::of_teacher(&joined, &teacher.id, norm, recipe.run.seed)?;
-            stats.extend(found.map(|found| (teacher.id.to_string(), found)));
+            let how = recipe.mimic_of(teacher.id.as_str());
+            let cls = match teacher.mimics_cls {
+                true => target_stats::of_cls(&joined, &teacher.id, how.cls, recipe.run.seed)?,
+                false => None,
+            };
+            let patches = target_stats::of_teacher(&joined, &teacher.id, how.patches.0, recipe.run.seed)?;
+            stats.insert(teacher.id.to_string(), TeacherStats { patches, cls });
         }
     }
     let params = ParamStore::new(device, recipe.run.seed);

@@ -20,6 +20,11 @@ pub(crate) struct MimicBatch {
     /// `[N, B]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): which of the encoder's residual branches are dropped; absent
     /// without stochastic depth.
     pub drop_path: Option<Tensor>,
+    /// `[N, teachers - 1]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): which teachers do not count for an image; absent if none
+    /// is dropped.
+    pub teacher_drop: Option<Tensor>,
+    /// How many teachers an image keeps, as the mean over the whole batch, also where this is a part of it; unused if none is dropped.
+    pub mean_kept: f64,
     /// One per teacher of the run, in the order of [`BatchShape::teachers`].
     pub teachers: Vec<TeacherBatch>,
 }
@@ -83,6 +88,8 @@ impl MimicBatch {
                 MaskInput::Noise(noise) => MaskInput::Noise(rows(noise)),
             },
             drop_path: some_rows(&self.drop_path),
+            teacher_drop: some_rows(&self.teacher_drop),
+            mean_kept: self.mean_kept,
             teachers: self.teachers.iter().map(of_teacher).collect(),
         }
     }
@@ -124,6 +131,8 @@ pub(crate) struct BatchShape {
     pub mask: MaskSource,
     /// B, the encoder's residual branches; 0 without stochastic depth.
     pub drop_path: usize,
+    /// Random numbers of an image by which teachers are dropped; 0 if none is.
+    pub teacher_drop: usize,
     /// What is loaded for each teacher.
     pub teachers: Vec<TeacherShape>,
 }
@@ -192,6 +201,10 @@ impl BatchShape {
             Patches::Visible => self.keep as i64,
             Patches::All => l,
         };
+        let uniform = |numbers: usize| {
+            let shape = [n, numbers as i64];
+            (numbers > 0).then(|| pinned_empty(&shape, Kind::Double, device)).transpose()
+        };
         let pixels = |size: u32| pinned_empty(&[n, i64::from(size), i64::from(size), 3], Kind::Uint8, device);
         let teachers = self.teachers.iter().map(|teacher| {
             Ok(match *teacher {
@@ -215,9 +228,9 @@ impl BatchShape {
                 MaskSource::Dataset { .. } => MaskInput::Order(pinned_empty(&[n, l], Kind::Int64, device)?),
                 MaskSource::Attention => MaskInput::Noise(pinned_empty(&[n, l], Kind::Double, device)?),
             },
-            drop_path: (self.drop_path > 0)
-                .then(|| pinned_empty(&[n, self.drop_path as i64], Kind::Double, device))
-                .transpose()?,
+            drop_path: uniform(self.drop_path)?,
+            teacher_drop: uniform(self.teacher_drop)?,
+            mean_kept: 0.0,
             teachers: teachers.collect::<torch_ext::Result<_>>()?,
         })
     }

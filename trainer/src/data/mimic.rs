@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use images::rng::{Purpose, Rng};
 use models::masking::block_noise;
+use models::teacher_drop::mean_kept;
 use rayon::prelude::*;
 use schemas::View;
 use tch::{Device, Tensor};
@@ -31,8 +32,10 @@ pub(crate) struct MimicDataset {
     pub shape: BatchShape,
     /// Which samples each step sees.
     pub sampler: Sampler,
-    /// Seed of mask noise and stochastic depth.
+    /// Seed of mask noise, stochastic depth and teacher dropping.
     pub seed: u64,
+    /// Probability with which a teacher is dropped.
+    pub drop: f64,
 }
 
 impl Dataset for MimicDataset {
@@ -78,6 +81,7 @@ struct Slot<'a> {
     img: &'a mut [u8],
     mask: &'a mut [u8],
     drop_path: Option<&'a mut [u8]>,
+    teacher_drop: Option<&'a mut [u8]>,
     teachers: Vec<TeacherSlot<'a>>,
 }
 
@@ -108,6 +112,7 @@ impl MimicDataset {
                 MaskKind::Focused => MaskSource::Attention,
             },
             drop_path: recipe.drop_path_branches(),
+            teacher_drop: recipe.teacher_draws(),
             teachers: teachers.iter().map(|t| t.shape.clone()).collect(),
         };
         let rows: Vec<Option<Vec<Arc<TeacherRows>>>> =
@@ -119,7 +124,7 @@ impl MimicDataset {
             rows.iter().flatten().for_each(|rows| rows[member].open_ahead(&parts));
             images.open_ahead(&parts);
         }
-        MimicDataset { joined, rows, pixels, shape, sampler, seed: recipe.run.seed }
+        MimicDataset { joined, rows, pixels, shape, sampler, seed: recipe.run.seed, drop: recipe.mimic.drop }
     }
 
     /// Fills `batch` with the given samples of an epoch. Of several problems, the first slot's is returned.
@@ -131,7 +136,9 @@ impl MimicDataset {
             .zip(idxs.par_iter())
             .map(|(slot, &idx)| self.fill_slot(slot, epoch, idx as usize, view))
             .collect();
-        Ok(results.into_iter().collect::<Result<(), Problem>>()?)
+        results.into_iter().collect::<Result<(), Problem>>()?;
+        batch.mean_kept = batch.teacher_drop.as_ref().map_or(0.0, |uniform| mean_kept(uniform, self.drop));
+        Ok(())
     }
 
     fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize, view: usize) -> Result<(), Problem> {
@@ -175,6 +182,12 @@ impl MimicDataset {
         if let Some(drop_path) = slot.drop_path {
             let mut rng = Rng::new(self.seed, Purpose::DropPath, &[epoch, sample_id]);
             write(drop_path, std::iter::repeat_with(|| rng.uniform_f64().to_ne_bytes()));
+        }
+
+        // ---- teacher dropping
+        if let Some(teacher_drop) = slot.teacher_drop {
+            let mut rng = Rng::new(self.seed, Purpose::TeacherDrop, &[epoch, sample_id]);
+            write(teacher_drop, std::iter::repeat_with(|| rng.uniform_f64().to_ne_bytes()));
         }
 
         // ---- teachers
@@ -243,15 +256,22 @@ fn argsort(noise: &[f64]) -> Vec<usize> {
 
 /// Cuts a batch's tensors into one slot per image.
 fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
-    let MimicBatch { samples, imgs, mask, drop_path, teachers } = batch;
+    let MimicBatch { samples, imgs, mask, drop_path, teacher_drop, mean_kept: _, teachers } = batch;
     let n = samples.len();
     let pixels_and_masks = cut(imgs, n)?.into_iter().zip(cut(mask.tensor_mut(), n)?);
-    let drop_path = cut_some(drop_path.as_mut(), n)?;
+    let drops = cut_some(drop_path.as_mut(), n)?.into_iter().zip(cut_some(teacher_drop.as_mut(), n)?);
     let mut slots: Vec<Slot> = samples
         .iter_mut()
         .zip(pixels_and_masks)
-        .zip(drop_path)
-        .map(|((sample, (img, mask)), drop_path)| Slot { sample, img, mask, drop_path, teachers: Vec::new() })
+        .zip(drops)
+        .map(|((sample, (img, mask)), (drop_path, teacher_drop))| Slot {
+            sample,
+            img,
+            mask,
+            drop_path,
+            teacher_drop,
+            teachers: Vec::new(),
+        })
         .collect();
     for teacher in teachers {
         let [tokens, outliers, cls, cls_attn, pixels] = match teacher {

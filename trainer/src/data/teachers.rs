@@ -10,6 +10,7 @@ use models::masking::Masking;
 use models::mr_mae::{Batch, Targets};
 use models::precision::Precision;
 use models::teacher::{Teacher, TeacherOptions};
+use models::teacher_drop::TeacherDrop;
 use models::tokens::gather_rows;
 use schemas::{Cache, Codec, TeacherId, TeacherIdentity};
 use tch::{Device, Kind, Tensor};
@@ -76,6 +77,8 @@ pub(crate) struct Features {
     pub cls: BTreeMap<String, Tensor>,
     /// `[N, L]`, the attention of the teacher that focuses the mask.
     pub cls_attn: Option<Tensor>,
+    /// What decides which teachers are dropped, if any are: [`MimicBatch::teacher_drop`] on the device, and [`MimicBatch::mean_kept`].
+    pub teacher_drop: Option<(Tensor, f64)>,
 }
 
 impl Features {
@@ -85,7 +88,9 @@ impl Features {
             Patches::Visible => Targets::Visible(&self.tokens),
             Patches::All => Targets::All(&self.tokens),
         };
-        Batch { imgs, masking, targets, cls_targets: &self.cls, pass }
+        let drop = |(uniform, mean_kept): &'a (Tensor, f64)| TeacherDrop { uniform, mean_kept: *mean_kept };
+        let teacher_drop = self.teacher_drop.as_ref().map(drop);
+        Batch { imgs, masking, targets, cls_targets: &self.cls, teacher_drop, pass }
     }
 }
 
@@ -115,8 +120,7 @@ pub(crate) fn open(
     let mut teachers = Vec::new();
     for name in named {
         let mimicked = recipe.mimic.teachers.contains(name);
-        let (share, _, _) = recipe.mimic_of(name);
-        let mimics_cls = mimicked && share * recipe.loss.w_cls > 0.0;
+        let mimics_cls = mimicked && recipe.mimic_of(name).share * recipe.loss.w_cls > 0.0;
         let focuses = recipe.mask.teacher.as_ref() == Some(name);
         let id = TeacherId::new(name.as_str())?;
         let cached = joined::teacher(caches, &id)?;
@@ -221,7 +225,9 @@ pub(crate) fn features(
         MaskInput::Order(_) => Some(masking(recipe, &batch.mask, None, device)?),
         MaskInput::Noise(_) => None,
     };
-    let mut features = Features { tokens: BTreeMap::new(), at, cls: BTreeMap::new(), cls_attn: None };
+    let uniform = batch.teacher_drop.as_ref().map(|uniform| to_device(uniform, device)).transpose()?;
+    let teacher_drop = uniform.map(|uniform| (uniform, batch.mean_kept));
+    let mut features = Features { tokens: BTreeMap::new(), at, cls: BTreeMap::new(), cls_attn: None, teacher_drop };
     for (teacher, loaded) in teachers.iter().zip(&batch.teachers) {
         let (tokens, cls, cls_attn) = match (loaded, &teacher.source) {
             (TeacherBatch::Cached { tokens, outliers, cls, cls_attn }, Source::Cached { dequantize, .. }) => {

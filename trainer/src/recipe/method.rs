@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use models::losses::MimicLoss;
+use models::losses::{ClsLoss, MimicLoss};
 use models::masking::len_keep;
+use models::mimic;
 use models::targets::TargetNorm;
 use serde::{Deserialize, Serialize};
 
@@ -14,25 +15,43 @@ use program::recipe::{Error, require};
 const MASK_RATIO: f64 = 0.75;
 /// MR-MAE weighs reconstruction and mimicking equally.
 const LOSS_WEIGHT: f64 = 0.5;
-/// MaskAlign's beta of smooth L1.
-pub(super) const SMOOTH_L1_BETA: f64 = 1.0;
+/// MaskAlign's and UNIC's beta of smooth L1, and PyTorch's default. EUPE states none for the smooth L1 beside its cosine; NVIDIA TAO has 2
+/// there.
+const SMOOTH_L1_BETA: f64 = 1.0;
+/// Hidden width of an MLP head as a multiple of the student's: EUPE's 3072 for a ViT-B (arXiv 2603.22387, section 4.1, stages 2 and 3).
+const HEAD_RATIO: i64 = 4;
 
 /// `[mimic]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Mimic {
-    /// Teacher ids of the cache. Each gets a linear head of its own on the encoder's visible tokens. Empty = plain MAE,
+    /// Teacher ids of the cache. Each gets a head of its own on the encoder's visible tokens. Empty = plain MAE,
     /// which needs no teacher rows. More than one is never a default: the paper found CLIP and DINO together worse than
     /// either alone (table 4). Later work that gains from several normalizes each of them first, as `target.norm = "phi_s"` and
     /// "standardize" do.
     pub teachers: Vec<String>,
     /// Which of the student's tokens mimic. All but the default are ablations.
     pub tokens: MimicTokens,
+    /// What the heads are made of.
+    #[serde(skip_serializing_if = "HeadKind::is_default")]
+    pub head: HeadKind,
+    /// For `head = "mlp"`: width of the hidden layer. Default: four times the student's width, EUPE's 3072 for a ViT-B.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<u32>,
     /// How a head's output is compared with its target.
     pub loss: LossKind,
-    /// For `smooth_l1`: where the square becomes a line, in the target's units. Default 1, MaskAlign's; FD and dBOT have 2.
+    /// For `smooth_l1` and `cosine_smooth_l1`: where the square becomes a line, in the target's units. Default 1, MaskAlign's and UNIC's; FD
+    /// and dBOT have 2, and so has NVIDIA TAO in `cosine_smooth_l1`, for which EUPE states none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
+    /// How the output of a head of CLS tokens is compared with its target, where `loss.w_cls` has such heads. Default: as `mimic.loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cls_loss: Option<ClsLossKind>,
+    /// Teacher dropping (UNIC): for each image the teacher with the largest weighted loss counts, and each other one is dropped with this
+    /// probability, in [0, 1). Default 0; UNIC has 0.5. The total is the mean over what is kept, so that `loss.w_mimic` weighs as much as
+    /// without dropping. Logged losses are of all images and teachers; `mimic_kept.TEACHER` is the share of images for which a teacher counted.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub drop: f64,
     /// Settings of single teachers, which override the shared ones.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub teacher: BTreeMap<String, TeacherSettings>,
@@ -48,12 +67,45 @@ pub(crate) struct TeacherSettings {
     /// Overrides `target.norm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm: Option<TargetNorm>,
+    /// Overrides `target.cls_norm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cls_norm: Option<TargetNorm>,
+    /// Overrides `mimic.head`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadKind>,
+    /// Overrides `mimic.hidden`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<u32>,
     /// Overrides `mimic.loss`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<LossKind>,
     /// Overrides `mimic.beta`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
+    /// Overrides `mimic.cls_loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cls_loss: Option<ClsLossKind>,
+}
+
+/// What a mimic head is made of. Each teacher has one for patch tokens and, with `loss.w_cls`, another for CLS tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HeadKind {
+    /// One linear layer: the paper's.
+    #[default]
+    Linear,
+    /// Linear, LayerNorm, GELU, linear, without biases (EUPE).
+    Mlp,
+}
+
+impl HeadKind {
+    fn is_default(&self) -> bool {
+        *self == HeadKind::default()
+    }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// Which of the student's tokens mimic the teachers.
@@ -82,6 +134,55 @@ pub(crate) enum LossKind {
     SmoothL1,
     /// One minus the cosine (MILAN, EVA).
     Cosine,
+    /// 0.9 (1 - cosine) + 0.1 smooth L1 with `beta`: EUPE's loss of patch tokens.
+    CosineSmoothL1,
+}
+
+impl LossKind {
+    fn loss(self, beta: f64) -> MimicLoss {
+        match self {
+            LossKind::L2 => MimicLoss::L2,
+            LossKind::SmoothL1 => MimicLoss::SmoothL1 { beta },
+            LossKind::Cosine => MimicLoss::Cosine,
+            LossKind::CosineSmoothL1 => MimicLoss::CosineSmoothL1 { beta },
+        }
+    }
+
+    fn has_beta(self) -> bool {
+        self.loss(SMOOTH_L1_BETA).beta().is_some()
+    }
+}
+
+/// How the output of a head of CLS tokens is compared with its target: as patch tokens are, or by the angle between the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ClsLossKind {
+    /// As [`LossKind::L2`].
+    L2,
+    /// As [`LossKind::SmoothL1`].
+    SmoothL1,
+    /// As [`LossKind::Cosine`], EUPE's loss of CLS tokens.
+    Cosine,
+    /// As [`LossKind::CosineSmoothL1`].
+    CosineSmoothL1,
+    /// The squared angle, divided by the teacher's angular dispersion, which is measured on cached CLS tokens when a run begins: C-RADIOv4's.
+    Angle,
+}
+
+impl ClsLossKind {
+    fn loss(self, beta: f64) -> ClsLoss {
+        ClsLoss::Mimic(match self {
+            ClsLossKind::L2 => MimicLoss::L2,
+            ClsLossKind::SmoothL1 => MimicLoss::SmoothL1 { beta },
+            ClsLossKind::Cosine => MimicLoss::Cosine,
+            ClsLossKind::CosineSmoothL1 => MimicLoss::CosineSmoothL1 { beta },
+            ClsLossKind::Angle => return ClsLoss::Angle,
+        })
+    }
+
+    fn has_beta(self) -> bool {
+        self.loss(SMOOTH_L1_BETA).beta().is_some()
+    }
 }
 
 /// `[target]`
@@ -94,11 +195,15 @@ pub(crate) struct Target {
     /// under `none`, the paper's equation read literally. `l2` keeps only the direction (MVP, MILAN). `standardize` (Theia) and `phi_s`
     /// (RADIO) use statistics of the whole cache and are meant for several teachers.
     pub norm: TargetNorm,
+    /// How a teacher's CLS tokens are normalized, where `loss.w_cls` mimics them: `none`, `ln`, `l2`, or `standardize` by the means and
+    /// variances of CLS tokens. Default: as `norm`, but `ln` for the two that use statistics, which are those of patch tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cls_norm: Option<TargetNorm>,
 }
 
 impl Default for Target {
     fn default() -> Self {
-        Target { norm: TargetNorm::Ln }
+        Target { norm: TargetNorm::Ln, cls_norm: None }
     }
 }
 
@@ -111,8 +216,7 @@ pub(crate) struct Loss {
     /// Weight of mimicking, shared evenly by the teachers unless their settings say otherwise.
     pub w_mimic: f64,
     /// Weight of mimicking the teachers' CLS tokens with the student's, by heads of their own. 0 = off: the paper has no such term;
-    /// MaskAlign, MILAN and MEDiC do. The statistics of `standardize` and `phi_s` are those of patches, so CLS targets are normalized by
-    /// `ln` instead.
+    /// MaskAlign, MILAN and MEDiC do. `mimic.cls_loss` and `target.cls_norm` say how.
     pub w_cls: f64,
 }
 
@@ -167,19 +271,67 @@ pub(crate) enum FocusMode {
     Topk,
 }
 
+/// How one teacher is mimicked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Mimicked {
+    /// Its share of `loss.w_mimic` and `loss.w_cls`.
+    pub share: f64,
+    /// What its heads are made of.
+    pub head: mimic::HeadKind,
+    /// How its patch tokens are normalized, and how they are compared.
+    pub patches: (TargetNorm, MimicLoss),
+    /// The same of its CLS tokens.
+    pub cls: (TargetNorm, ClsLoss),
+}
+
 impl Recipe {
-    /// How the teacher `id` is mimicked: its share of the weights, its normalization and its loss.
-    pub(crate) fn mimic_of(&self, id: &str) -> (f64, TargetNorm, MimicLoss) {
-        let own = self.mimic.teacher.get(id).cloned().unwrap_or_default();
-        let beta = own.beta.or(self.mimic.beta).unwrap_or(SMOOTH_L1_BETA);
-        let loss = match own.loss.unwrap_or(self.mimic.loss) {
-            LossKind::L2 => MimicLoss::L2,
-            LossKind::SmoothL1 => MimicLoss::SmoothL1 { beta },
-            LossKind::Cosine => MimicLoss::Cosine,
-        };
-        let even = 1.0 / self.mimic.teachers.len().max(1) as f64;
+    /// How the teacher `id` is mimicked: its own settings, or the shared ones.
+    pub(crate) fn mimic_of(&self, id: &str) -> Mimicked {
+        let shared = &self.mimic;
+        let own = shared.teacher.get(id).cloned().unwrap_or_default();
+        let beta = own.beta.or(shared.beta).unwrap_or(SMOOTH_L1_BETA);
+        let loss = own.loss.unwrap_or(shared.loss).loss(beta);
+        let cls_loss = own.cls_loss.or(shared.cls_loss).map_or(ClsLoss::Mimic(loss), |kind| kind.loss(beta));
         let norm = own.norm.unwrap_or(self.target.norm);
-        (own.share.unwrap_or(even), norm, loss)
+        let hidden = own.hidden.or(shared.hidden).map_or_else(|| self.default_hidden().into(), i64::from);
+        Mimicked {
+            share: own.share.unwrap_or(1.0 / shared.teachers.len().max(1) as f64),
+            head: match own.head.unwrap_or(shared.head) {
+                HeadKind::Linear => mimic::HeadKind::Linear,
+                HeadKind::Mlp => mimic::HeadKind::Mlp { hidden },
+            },
+            patches: (norm, loss),
+            cls: (own.cls_norm.or(self.target.cls_norm).unwrap_or(norm.without_stats()), cls_loss),
+        }
+    }
+
+    fn default_hidden(&self) -> u32 {
+        u32::try_from(HEAD_RATIO * self.mae_config().encoder.embed_dim()).unwrap_or(u32::MAX)
+    }
+
+    /// Spells out the defaults of the settings that the chosen heads and losses have.
+    pub(super) fn resolve_mimicking(&mut self) {
+        let has_mlp = |own: &TeacherSettings| own.head == Some(HeadKind::Mlp);
+        if self.mimic.head == HeadKind::Mlp || self.mimic.teacher.values().any(has_mlp) {
+            let hidden = self.default_hidden();
+            self.mimic.hidden.get_or_insert(hidden);
+        }
+        if self.mimic.loss.has_beta() {
+            self.mimic.beta.get_or_insert(SMOOTH_L1_BETA);
+        }
+    }
+
+    /// Random numbers of an image by which teachers are dropped: one for each teacher with a weight but one; 0 if none is dropped.
+    pub(crate) fn teacher_draws(&self) -> usize {
+        match self.mimic.drop > 0.0 {
+            true => self.weighted_teachers().saturating_sub(1),
+            false => 0,
+        }
+    }
+
+    fn weighted_teachers(&self) -> usize {
+        let weight = |id: &&String| self.mimic_of(id).share * (self.loss.w_mimic + self.loss.w_cls);
+        self.mimic.teachers.iter().filter(|id| weight(id) > 0.0).count()
     }
 
     /// Patches that the encoder sees.
@@ -209,23 +361,46 @@ impl Recipe {
             require(teachers.contains(id), "mimic.teacher", id, "has settings, but is not in mimic.teachers")?;
             let share = own.share.unwrap_or(1.0);
             require(share >= 0.0 && share.is_finite(), "mimic.teacher.*.share", share, "must be zero or positive")?;
-            let smooth = own.loss.unwrap_or(self.mimic.loss) == LossKind::SmoothL1;
+            let how = self.mimic_of(id);
+            let has_beta = how.patches.1.beta().is_some() || (self.loss.w_cls > 0.0 && how.cls.1.beta().is_some());
             require(
-                smooth || own.beta.is_none(),
+                has_beta || own.beta.is_none(),
                 "mimic.teacher.*.beta",
                 own.beta.unwrap_or_default(),
-                "applies only with loss = \"smooth_l1\"",
+                "applies only with a loss of \"smooth_l1\" or \"cosine_smooth_l1\"",
+            )?;
+            require(
+                own.hidden.is_none() || how.head != mimic::HeadKind::Linear,
+                "mimic.teacher.*.hidden",
+                own.hidden.unwrap_or_default(),
+                "applies only with head = \"mlp\"",
             )?;
         }
-        let smooth = |own: &super::TeacherSettings| own.loss == Some(LossKind::SmoothL1);
+        let has_beta = |own: &TeacherSettings| {
+            own.loss.is_some_and(LossKind::has_beta) || own.cls_loss.is_some_and(ClsLossKind::has_beta)
+        };
         require(
             self.mimic.beta.is_none()
-                || self.mimic.loss == LossKind::SmoothL1
-                || self.mimic.teacher.values().any(smooth),
+                || self.mimic.loss.has_beta()
+                || self.mimic.cls_loss.is_some_and(ClsLossKind::has_beta)
+                || self.mimic.teacher.values().any(has_beta),
             "mimic.beta",
             self.mimic.beta.unwrap_or_default(),
-            "applies only with loss = \"smooth_l1\"",
+            "applies only with a loss of \"smooth_l1\" or \"cosine_smooth_l1\"",
         )?;
+        let has_mlp = |own: &TeacherSettings| own.head == Some(HeadKind::Mlp);
+        require(
+            self.mimic.hidden.is_none() || self.mimic.head == HeadKind::Mlp || self.mimic.teacher.values().any(has_mlp),
+            "mimic.hidden",
+            self.mimic.hidden.unwrap_or_default(),
+            "applies only with head = \"mlp\"",
+        )?;
+        let widths = self.mimic.teacher.values().map(|own| own.hidden).chain([self.mimic.hidden]);
+        for hidden in widths.flatten() {
+            require(hidden >= 1, "mimic.hidden", hidden, "must be at least 1")?;
+        }
+        self.check_cls()?;
+        self.check_drop()?;
         let betas = self.mimic.teacher.values().map(|own| own.beta);
         for beta in betas.chain([self.mimic.beta]).flatten() {
             require(beta > 0.0 && beta.is_finite(), "mimic.beta", beta, "must be positive")?;
@@ -235,6 +410,43 @@ impl Recipe {
             "loss.w_cls",
             self.loss.w_cls,
             "needs a CLS token: model.cls_token = true",
+        )
+    }
+
+    /// Settings of CLS tokens need `loss.w_cls`, and have no `phi_s`.
+    fn check_cls(&self) -> Result<(), Error> {
+        let own = |(id, own): (&String, &TeacherSettings)| {
+            (format!("mimic.teacher.{id}.cls_norm"), own.cls_norm, format!("mimic.teacher.{id}.cls_loss"), own.cls_loss)
+        };
+        let shared =
+            ("target.cls_norm".to_owned(), self.target.cls_norm, "mimic.cls_loss".to_owned(), self.mimic.cls_loss);
+        for (norm_field, norm, loss_field, loss) in self.mimic.teacher.iter().map(own).chain([shared]) {
+            for (field, given) in [(&norm_field, norm.is_some()), (&loss_field, loss.is_some())] {
+                require(
+                    !given || self.loss.w_cls > 0.0,
+                    field,
+                    "given",
+                    "is about CLS tokens, which are mimicked only with loss.w_cls above 0",
+                )?;
+            }
+            require(
+                norm != Some(TargetNorm::PhiS),
+                &norm_field,
+                "phi_s",
+                "is defined for patch tokens; CLS tokens take none, ln, l2 or standardize",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn check_drop(&self) -> Result<(), Error> {
+        let drop = self.mimic.drop;
+        require((0.0..1.0).contains(&drop), "mimic.drop", drop, "must be in [0, 1)")?;
+        require(
+            drop == 0.0 || self.weighted_teachers() >= 2,
+            "mimic.drop",
+            drop,
+            "leaves one of several teachers: mimic.teachers needs two whose share of loss.w_mimic or loss.w_cls is above 0",
         )
     }
 

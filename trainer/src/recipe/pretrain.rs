@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Data, Error, Experiment, FocusMode, Loss, LossKind, Mask, MaskKind, Mimic, Model, Optim, Run, ScheduleConfig,
-    ScheduleKind, Target, method, optim,
+    Data, Error, Experiment, FocusMode, Loss, Mask, MaskKind, Mimic, Model, Optim, Run, ScheduleConfig, ScheduleKind,
+    Target, optim,
 };
 use crate::recipe::schedule::Schedule;
 use program::recipe::require;
@@ -70,10 +70,8 @@ impl Experiment for Recipe {
             self.mask.mode.get_or_insert(FocusMode::Multinomial);
         }
         self.resolve_encoder()?;
-        if self.mimic.loss == LossKind::SmoothL1 {
-            self.mimic.beta.get_or_insert(method::SMOOTH_L1_BETA);
-        }
         self.check_model()?;
+        self.resolve_mimicking();
         self.check_mimicking()?;
         self.check_mask()?;
         self.optim.check()?;

@@ -1,7 +1,8 @@
 use models::decoder::DecoderConfig;
 use models::encoder::EncoderConfig;
-use models::losses::MimicLoss;
+use models::losses::{ClsLoss, MimicLoss};
 use models::mcmae::McmaeEncoderConfig;
+use models::mimic::HeadKind;
 use models::precision::Precision;
 use models::targets::TargetNorm;
 
@@ -28,6 +29,17 @@ fn resolving_is_idempotent() {
             "mimic.teacher.dino.share=0.25",
             "loss.w_cls=0.1",
             "model.fusion=[3, 7]",
+        ],
+        &[
+            "mimic.teachers=[\"clip\", \"dino\"]",
+            "mimic.head=mlp",
+            "mimic.loss=cosine_smooth_l1",
+            "mimic.cls_loss=angle",
+            "mimic.drop=0.5",
+            "target.cls_norm=none",
+            "loss.w_cls=0.5",
+            "mimic.teacher.dino.hidden=64",
+            "mimic.teacher.dino.cls_norm=standardize",
         ],
         &["model.encoder=mcmae", "model.cls_token=true"],
         &[
@@ -119,6 +131,29 @@ fn wrong_recipes_are_refused_by_name() {
         (&["mimic.loss=l1"], "l1"),
         (&["mimic.beta=2.0"], "smooth_l1"),
         (&["mimic.loss=smooth_l1", "mimic.beta=0.0"], "must be positive"),
+        (&["mimic.loss=cosine_smooth_l1", "mimic.beta=0.0"], "must be positive"),
+        (&["mimic.loss=cosine", "mimic.beta=2.0"], "\"cosine_smooth_l1\""),
+        (&["mimic.loss=angle"], "angle"),
+        (&["mimic.head=conv"], "conv"),
+        (&["mimic.hidden=64"], "applies only with head = \"mlp\""),
+        (&["mimic.head=mlp", "mimic.hidden=0"], "mimic.hidden = 0: must be at least 1"),
+        (&["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.hidden=64"], "applies only with head = \"mlp\""),
+        (&["mimic.cls_loss=cosine"], "loss.w_cls above 0"),
+        (&["target.cls_norm=ln"], "loss.w_cls above 0"),
+        (&["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.cls_loss=angle"], "mimic.teacher.clip.cls_loss"),
+        (&["loss.w_cls=0.5", "target.cls_norm=phi_s"], "is defined for patch tokens"),
+        (
+            &["loss.w_cls=0.5", "mimic.teachers=[\"clip\"]", "mimic.teacher.clip.cls_norm=phi_s"],
+            "mimic.teacher.clip.cls_norm = phi_s",
+        ),
+        (&["mimic.teachers=[\"clip\", \"dino\"]", "mimic.drop=1.0"], "mimic.drop = 1: must be in [0, 1)"),
+        (&["mimic.teachers=[\"clip\", \"dino\"]", "mimic.drop=-0.5"], "must be in [0, 1)"),
+        (&["mimic.teachers=[\"clip\", \"dino\"]", "mimic.drop=nan"], "must be in [0, 1)"),
+        (&["mimic.teachers=[\"clip\"]", "mimic.drop=0.5"], "leaves one of several teachers"),
+        (
+            &["mimic.teachers=[\"clip\", \"dino\"]", "mimic.drop=0.5", "mimic.teacher.dino.share=0.0"],
+            "leaves one of several teachers",
+        ),
         (&["mimic.tokens=all"], "all"),
         (&["mimic.teacher.clip.share=1.0"], "not in mimic.teachers"),
         (&["mimic.teachers=[\"clip\"]", "mimic.teacher.clip.share=-1.0"], "share"),
@@ -230,10 +265,65 @@ fn a_teacher_has_the_shared_settings_but_for_its_own() {
         "mimic.teacher.dino.loss=cosine",
     ])
     .unwrap();
+    let how = |share, norm, loss, cls_norm| Mimicked {
+        share,
+        head: HeadKind::Linear,
+        patches: (norm, loss),
+        cls: (cls_norm, ClsLoss::Mimic(loss)),
+    };
     let smooth = MimicLoss::SmoothL1 { beta: 1.0 };
-    assert_eq!(recipe.mimic_of("clip"), (0.5, TargetNorm::Ln, smooth));
-    let cosine = MimicLoss::Cosine;
-    assert_eq!(recipe.mimic_of("dino"), (0.25, TargetNorm::PhiS, cosine));
+    assert_eq!(recipe.mimic_of("clip"), how(0.5, TargetNorm::Ln, smooth, TargetNorm::Ln));
+    // Statistics of patches are not those of CLS tokens, which are normalized one by one unless `cls_norm` says otherwise.
+    assert_eq!(recipe.mimic_of("dino"), how(0.25, TargetNorm::PhiS, MimicLoss::Cosine, TargetNorm::Ln));
+}
+
+#[test]
+fn heads_and_class_tokens_of_a_teacher_have_settings_of_their_own() {
+    let recipe = parse(&[
+        "mimic.teachers=[\"clip\", \"dino\", \"siglip\"]",
+        "mimic.head=mlp",
+        "mimic.loss=cosine_smooth_l1",
+        "mimic.cls_loss=angle",
+        "mimic.drop=0.5",
+        "target.norm=standardize",
+        "target.cls_norm=standardize",
+        "loss.w_cls=0.5",
+        "mimic.teacher.dino.head=linear",
+        "mimic.teacher.dino.beta=2.0",
+        "mimic.teacher.dino.cls_norm=none",
+        "mimic.teacher.siglip.hidden=96",
+        "mimic.teacher.siglip.cls_loss=smooth_l1",
+        "mimic.teacher.siglip.share=0.0",
+    ])
+    .unwrap();
+    let both = |beta| MimicLoss::CosineSmoothL1 { beta };
+    let clip = recipe.mimic_of("clip");
+    assert_eq!((clip.head, clip.patches), (HeadKind::Mlp { hidden: 3072 }, (TargetNorm::Standardize, both(1.0))));
+    assert_eq!(clip.cls, (TargetNorm::Standardize, ClsLoss::Angle));
+    let dino = recipe.mimic_of("dino");
+    assert_eq!((dino.head, dino.patches.1), (HeadKind::Linear, both(2.0)));
+    assert_eq!(dino.cls, (TargetNorm::None, ClsLoss::Angle));
+    let siglip = recipe.mimic_of("siglip");
+    let smooth = ClsLoss::Mimic(MimicLoss::SmoothL1 { beta: 1.0 });
+    assert_eq!((siglip.head, siglip.cls.1), (HeadKind::Mlp { hidden: 96 }, smooth));
+    // Two of the three have a weight, and one of those two always counts.
+    assert_eq!(recipe.teacher_draws(), 1);
+    // What is spelled out is what was left open.
+    let text = recipe.to_toml();
+    assert!(text.contains("hidden = 3072") && text.contains("beta = 1.0"), "{text}");
+    // A student of another width has heads of another.
+    assert_eq!(parse(&["mimic.head=mlp", "model.embed_dim=192"]).unwrap().mimic.hidden, Some(768));
+}
+
+/// A recipe that leaves out heads, losses of CLS tokens and dropping is resolved to a text without them, which equals what runs have saved that
+/// know no such settings.
+#[test]
+fn settings_at_their_defaults_are_left_out() {
+    let text = parse(&["mimic.teachers=[\"clip\"]", "loss.w_cls=0.5"]).unwrap().to_toml();
+    let table: toml::Table = text.parse().unwrap();
+    let keys = |section: &str| -> Vec<String> { table[section].as_table().unwrap().keys().cloned().collect() };
+    assert_eq!(keys("mimic"), ["loss", "teachers", "tokens"]);
+    assert_eq!(keys("target"), ["norm"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The metrics of a run: `metrics.jsonl`, one JSON object per logged step, and the same as a line for the console.
 //!
-//! Losses are means over the steps since the previous line, unweighted. The sums behind them are part of a checkpoint, so
+//! Losses are means over the steps since the previous line, unweighted, and over all images, also those for which a teacher is dropped. The sums behind them are part of a checkpoint, so
 //! a resumed run logs the losses of an uninterrupted one; only times and memory differ. On a resume the file
 //! is cut back to the checkpoint's step: no step appears twice.
 
@@ -79,7 +79,8 @@ pub(crate) struct Line {
     /// Skipped steps since the previous line.
     pub skipped: u64,
     /// Means over the finite steps since the previous line: `loss` (the weighted total), `rec`, `mimic.<teacher>`,
-    /// `mimic_cls.<teacher>`, `grad_norm`. Absent when there were none.
+    /// `mimic_cls.<teacher>`, `mimic_kept.<teacher>` (where teachers are dropped, the share of images for which each counts), `grad_norm`.
+    /// Absent when there were none.
     #[serde(flatten)]
     pub means: BTreeMap<String, f64>,
 }

@@ -24,8 +24,8 @@ impl StepValues {
     }
 
     /// Waits for this step, but not for what has been queued since, and reads its values: whether the update was done, and every scalar by
-    /// name: `loss` (the weighted total), its unweighted terms (`rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`), and `grad_norm` before
-    /// clipping.
+    /// name: `loss` (the weighted total), its unweighted terms (`rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`), the shares of images for which
+    /// teachers count where some are dropped (`mimic_kept.<teacher>`), and `grad_norm` before clipping.
     pub(crate) fn read(&mut self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
         let values = Vec::<f32>::try_from(&*self.values.wait()?)?;
         let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
@@ -42,10 +42,12 @@ pub(crate) fn detach(losses: &Losses) -> Losses {
         rec: losses.rec.as_ref().map(Tensor::detach),
         mimic: detached(&losses.mimic),
         mimic_cls: detached(&losses.mimic_cls),
+        mimic_kept: detached(&losses.mimic_kept),
     }
 }
 
-/// The mean of each loss over the parts of a step, by name: `loss` (the weighted total), `rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`.
+/// The mean of each loss over the parts of a step, by name: `loss` (the weighted total), `rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`, and
+/// `mimic_kept.<teacher>`.
 pub(crate) fn mean_losses(parts: &[Losses]) -> Vec<(String, Tensor)> {
     let mut means = Vec::new();
     let mut add = |name: String, term: &dyn Fn(&Losses) -> Option<Tensor>| {
@@ -64,6 +66,9 @@ pub(crate) fn mean_losses(parts: &[Losses]) -> Vec<(String, Tensor)> {
     }
     for id in first.mimic_cls.keys() {
         add(format!("mimic_cls.{id}"), &|l| l.mimic_cls.get(id).map(Tensor::shallow_clone));
+    }
+    for id in first.mimic_kept.keys() {
+        add(format!("mimic_kept.{id}"), &|l| l.mimic_kept.get(id).map(Tensor::shallow_clone));
     }
     means
 }

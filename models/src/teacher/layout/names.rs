@@ -444,6 +444,7 @@ pub(super) const MAE: Names = Names {
         "mimic_heads.",
         "mimic_cls_heads.",
         "mimic_targets.",
+        "mimic_cls_targets.",
         "head.",
     ],
     marks: |found| found.has("decoder_embed.weight") && found.has("decoder_pos_embed"),

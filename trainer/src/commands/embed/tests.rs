@@ -122,6 +122,33 @@ fn heads_and_patches_are_those_of_the_checkpoint() {
     assert_eq!(kinds, ["head.clip"]);
 }
 
+/// An MLP is not linear: what its head gives for an image is the mean over the patches' predictions, and not the prediction of their mean.
+#[test]
+fn mlp_heads_are_those_of_the_checkpoint() {
+    let world = World::with_cache(8);
+    let settings =
+        ["--stop-after", "2", "--set", "loss.w_cls=0.5", "--set", "mimic.head=mlp", "--set", "mimic.hidden=40"];
+    run(&world.pretrain_args("run", &settings)).unwrap();
+    let model = world.path("run");
+    run(&args(&world, &model, "e.parquet", &["--features", "cls,mean,patches,head.clip,head.clip.cls"])).unwrap();
+    let batch = read(&world.path("e.parquet"));
+    let file = checkpoint::newest(&model).unwrap().unwrap().join(checkpoint::MODEL);
+    let weights = Weights::read(&file).unwrap();
+    let head = |kind: &str, tokens: &Tensor| {
+        let of = |layer: &str| weights.tensors()[&format!("{kind}.clip.{layer}")].shallow_clone();
+        let hidden = tokens.matmul(&of("fc1.weight").tr());
+        let normed = hidden.layer_norm([40], Some(of("norm.weight")), Some(of("norm.bias")), 1e-5, true);
+        normed.gelu("none").matmul(&of("fc2.weight").tr())
+    };
+    let close = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-5;
+    let mean = column(&batch, "mean");
+    let patches = column(&batch, "patches").view([batch.num_rows() as i64, -1, mean.size()[1]]);
+    let found = column(&batch, "head.clip");
+    assert!(close(&found, &head("mimic_heads", &patches).mean_dim(1, false, Kind::Float)));
+    assert!(!close(&found, &head("mimic_heads", &mean)));
+    assert!(close(&column(&batch, "head.clip.cls"), &head("mimic_cls_heads", &column(&batch, "cls"))));
+}
+
 #[test]
 fn what_cannot_be_written_is_refused_before_anything_is_computed() {
     let world = world();

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use models::encoder::EncoderConfig;
+use models::mimic::HeadKind;
 use models::precision::Precision;
 
-use crate::recipe::Recipe;
 use crate::recipe::finetune::FinetuneRecipe;
+use crate::recipe::{MimicTokens, Mimicked, Recipe};
 
 /// Bytes of a trained parameter: its value, its gradient, and AdamW's two moments, all f32.
 const BYTES_PER_PARAM: f64 = 16.0;
@@ -14,6 +15,19 @@ const BYTES_PER_PARAM: f64 = 16.0;
 const BYTES_PER_UNTRAINED: f64 = 4.0;
 /// Bytes of a trained parameter's moving average, f32.
 const BYTES_PER_AVERAGE: f64 = 4.0;
+
+/// Bytes that the MLP heads of a recipe keep for the backward pass of one image: the hidden layer before the norm and before GELU in f32, and
+/// after GELU as the input of a matmul. Linear heads keep none of their own.
+fn head_bytes(recipe: &Recipe, patches: i64) -> f64 {
+    let of_teacher = |id: &String| {
+        let Mimicked { share, head, .. } = recipe.mimic_of(id);
+        let HeadKind::Mlp { hidden } = head else { return 0.0 };
+        let tokens = [(recipe.loss.w_mimic, patches), (recipe.loss.w_cls, 1)];
+        let tokens: i64 = tokens.iter().filter(|(weight, _)| share * weight > 0.0).map(|(_, tokens)| tokens).sum();
+        (tokens * hidden) as f64 * (8.0 + recipe.run.precision.bytes() as f64)
+    };
+    recipe.mimic.teachers.iter().map(of_teacher).sum()
+}
 
 /// Transformer blocks of one width, as the backward pass sees them.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +90,13 @@ pub(super) fn of_pretraining(recipe: &Recipe, trained: f64, untrained: f64) -> B
             mlp_ratio: decoder.mlp_ratio as f64,
         });
     }
-    let of_image = activation_bytes(&stacks, recipe.run.precision, recipe.run.grad_checkpointing);
+    let mimicking = match recipe.mimic.tokens {
+        MimicTokens::Visible | MimicTokens::DecoderVisible => recipe.len_keep(),
+        MimicTokens::DecoderRemoved => config.num_patches() - recipe.len_keep(),
+        MimicTokens::DecoderAll => config.num_patches(),
+    };
+    let of_image =
+        activation_bytes(&stacks, recipe.run.precision, recipe.run.grad_checkpointing) + head_bytes(recipe, mimicking);
     let mut memory = memory(trained, recipe.optim.ema_decay.is_some(), recipe.optim.batch_size as f64 * of_image);
     *memory.entry("params".to_owned()).or_default() += BYTES_PER_UNTRAINED * untrained;
     memory

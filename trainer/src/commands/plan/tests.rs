@@ -148,6 +148,21 @@ fn a_decoder_without_a_loss_costs_its_weights_alone() {
     assert!(text.contains("86.2 M trained") && text.contains("26.0 are not"), "{text}");
 }
 
+/// Two matrices and a norm for each teacher and kind of token; what the hidden layer keeps is ten bytes a number in bf16.
+#[test]
+fn mlp_heads_count() {
+    let plan = |settings: &[&str]| Estimate::of(&recipe(BASE, settings), None, 1_281_167, 100.0, 0.5).unwrap();
+    let linear = plan(&["loss.w_cls=0.5"]);
+    let mlp = plan(&["loss.w_cls=0.5", "mimic.head=mlp", "mimic.cls_loss=angle", "target.cls_norm=standardize"]);
+    assert_eq!(linear.params["heads"], 2 * (768 * 768 + 768));
+    assert_eq!(mlp.params["heads"], 2 * (768 * 3072 + 2 * 3072 + 3072 * 768));
+    assert_eq!(linear.params["encoder"], mlp.params["encoder"]);
+    let gflop = 3.0 * 2.0 * 50.0 * 2.0 * 768.0 * 3072.0 / 1e9;
+    assert!((mlp.gflop_per_image["heads"] - gflop).abs() < 1e-9, "{}", mlp.gflop_per_image["heads"]);
+    let more = mlp.memory_bytes["activations"] - linear.memory_bytes["activations"];
+    assert_eq!(more, 256.0 * 50.0 * 3072.0 * 10.0);
+}
+
 #[test]
 fn figures_have_three_digits_at_any_size() {
     let found = [0.0123456, 0.1789, 58.34, 989.0, 14947.0].map(figure);

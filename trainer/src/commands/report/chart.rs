@@ -12,11 +12,12 @@ const DASHES: usize = 4;
 const MAX_POINTS: usize = 2000;
 
 /// Quantities in this order, then those of other names; within a group in the order of their names.
-const ORDER: [&str; 11] = [
+const ORDER: [&str; 12] = [
     "loss",
     "rec",
     "mimic.",
     "mimic_cls.",
+    "mimic_kept.",
     "grad_norm",
     "lr",
     "images_per_s",

@@ -26,8 +26,10 @@ pub(super) struct Evaluation {
 /// How far each run is, and its losses.
 pub(super) fn overview(runs: &[RunData]) -> Table {
     let names = runs.iter().flat_map(|run| run.series.keys()).map(String::as_str);
-    let terms: BTreeSet<&str> =
-        names.filter(|name| *name == "rec" || *name == "loss" || name.starts_with("mimic")).collect();
+    let is_loss = |name: &&str| {
+        *name == "rec" || *name == "loss" || ["mimic.", "mimic_cls."].iter().any(|term| name.starts_with(term))
+    };
+    let terms: BTreeSet<&str> = names.filter(is_loss).collect();
     let mut header = words(["run", "state", "steps", "epochs"]);
     header.extend(terms.iter().map(|term| (*term).to_owned()));
     header.extend(words(["img/s", "peak GB", "skipped"]));

@@ -132,6 +132,33 @@ fn what_is_dropped_is_drawn_per_sample_and_epoch() {
     assert!(first.min().double_value(&[]) >= 0.0 && first.max().double_value(&[]) < 1.0);
 }
 
+/// One number for each teacher but one, of the sample and the epoch alone, and not those of stochastic depth; and the number of teachers that the
+/// whole batch keeps, which its parts have too.
+#[test]
+fn teachers_are_dropped_per_sample_and_epoch() {
+    let world = World::with_two_teachers(8);
+    let settings = ["mimic.teachers=[\"clip\", \"dino\"]", "mimic.drop=0.5", "model.drop_path=0.3"];
+    let plan = plan(&world, &settings, &[]);
+    let load = |epoch: u64, idxs: &[u32]| {
+        let mut batch = plan.shape.allocate(Device::Cpu).unwrap();
+        plan.fill(&mut batch, epoch, idxs).unwrap();
+        batch
+    };
+    let numbers =
+        |batch: &MimicBatch| Vec::<f64>::try_from(batch.teacher_drop.as_ref().unwrap().flatten(0, -1)).unwrap();
+    let first = load(1, &[5, 0, 1, 2]);
+    assert_eq!(numbers(&first).len(), 4);
+    assert!(numbers(&first).iter().all(|u| (0.0..1.0).contains(u)));
+    assert_ne!(first.drop_path.as_ref().unwrap().double_value(&[0, 0]), numbers(&first)[0]);
+    assert_eq!(numbers(&first)[0], numbers(&load(1, &[3, 4, 5, 6]))[2]);
+    assert_ne!(numbers(&first)[0], numbers(&load(2, &[5, 0, 1, 2]))[0]);
+    let kept = 1.0 + numbers(&first).iter().filter(|&&u| u >= 0.5).count() as f64 / 4.0;
+    assert_eq!(first.mean_kept, kept);
+    for part in first.micro_batches(2) {
+        assert_eq!((part.mean_kept, numbers(&part).len()), (kept, 2));
+    }
+}
+
 /// A part is the images that it names, in every tensor.
 #[test]
 fn parts_make_up_the_batch() {

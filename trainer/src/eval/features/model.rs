@@ -7,6 +7,7 @@ use hub::HubSettings;
 use models::classifier::{Classifier, Pool};
 use models::encoder::Encoder;
 use models::mae::Mae;
+use models::mimic::{HeadKind, MimicHead};
 use models::mr_mae::is_mimic_param;
 use models::params::{ParamStore, Tensors};
 use models::precision::Precision;
@@ -202,9 +203,13 @@ impl Model {
                 let cls = encoder.cls_token().then(|| tokens.select(1, 0));
                 let mean = patches.mean_dim(1, false, None);
                 let predicted = heads.iter().filter(|head| wanted.contains(&head.kind)).filter_map(|head| {
-                    // A linear head of the mean is the mean of its predictions.
-                    let tokens = if head.of_cls { cls.as_ref()? } else { &mean };
-                    Some((&*head.kind, tokens.to_kind(Kind::Float).matmul(&head.weight.tr()) + &head.bias))
+                    let predicted = match (&head.layers, head.of_cls) {
+                        (_, true) => head.forward(cls.as_ref()?),
+                        // A linear head of the mean is the mean of its predictions.
+                        (Layers::Linear { .. }, false) => head.forward(&mean),
+                        (Layers::Mlp(_), false) => head.forward(&patches).mean_dim(1, false, Kind::Float),
+                    };
+                    Some((&*head.kind, predicted))
                 });
                 let predicted: Vec<_> = predicted.collect();
                 let cls = cls.map(|cls| ("cls", cls));
@@ -234,36 +239,74 @@ impl Model {
 /// The kind of feature that has every patch token.
 const PATCHES: &str = "patches";
 
-/// A linear head that predicts a teacher's features, as the targets were normalized.
+/// A head that predicts a teacher's features, as the targets were normalized.
 #[derive(Debug)]
 pub(super) struct Head {
     /// `head.TEACHER`, or `head.TEACHER.cls`.
     kind: String,
     of_cls: bool,
-    /// `[K, D]`
-    weight: Tensor,
-    /// `[K]`
-    bias: Tensor,
+    layers: Layers,
+}
+
+#[derive(Debug)]
+enum Layers {
+    /// `weight [K, D]` and `bias [K]`.
+    Linear {
+        weight: Tensor,
+        bias: Tensor,
+    },
+    Mlp(MimicHead),
 }
 
 type Heads = Vec<Head>;
 
+impl Head {
+    /// `[.., D] → [.., K]`
+    fn forward(&self, tokens: &Tensor) -> Tensor {
+        match &self.layers {
+            Layers::Linear { weight, bias } => tokens.to_kind(Kind::Float).matmul(&weight.tr()) + bias,
+            Layers::Mlp(head) => head.forward(tokens),
+        }
+    }
+}
+
 /// The mimic heads of a student whose encoder's tokens mimic.
-fn heads(recipe: &Recipe, tensors: &Tensors, device: Device) -> Heads {
+///
+/// # Errors
+/// If tensors of an MLP head are missing or do not fit together.
+fn heads(recipe: &Recipe, tensors: &Tensors, origin: &str, device: Device) -> anyhow::Result<Heads> {
+    let mut heads = Heads::new();
     if recipe.mimic.tokens != MimicTokens::Visible {
-        return Heads::new();
+        return Ok(heads);
     }
     let on_device = |t: &Tensor| t.to_device(device).to_kind(Kind::Float);
-    let head = |(name, weight): (&String, &Tensor)| {
-        let (place, rest) = name.strip_prefix("mimic_")?.split_once("heads.")?;
-        let (of_cls, teacher) = (place == "cls_", rest.strip_suffix(".weight")?);
-        let bias = tensors.get(&format!("mimic_{place}heads.{teacher}.bias"))?;
-        let kind = format!("head.{teacher}{}", if of_cls { ".cls" } else { "" });
-        Some(Head { kind, of_cls, weight: on_device(weight), bias: on_device(bias) })
-    };
-    let mut heads: Heads = tensors.iter().filter_map(head).collect();
+    for id in &recipe.mimic.teachers {
+        for of_cls in [false, true] {
+            let prefix = format!("mimic_{}heads.{id}.", if of_cls { "cls_" } else { "" });
+            let tensor = |name: &str| tensors.get(&format!("{prefix}{name}"));
+            let layers = match recipe.mimic_of(id).head {
+                HeadKind::Linear => match (tensor("weight"), tensor("bias")) {
+                    (Some(weight), Some(bias)) => Layers::Linear { weight: on_device(weight), bias: on_device(bias) },
+                    _ => continue,
+                },
+                kind @ HeadKind::Mlp { .. } => match tensor("fc2.weight") {
+                    Some(last) => {
+                        let params = ParamStore::frozen(device);
+                        let (dim, width) = (recipe.mae_config().encoder.embed_dim(), last.size()[0]);
+                        let head = MimicHead::new(&params.root(), kind, dim, width);
+                        let names = params.tensors().into_keys();
+                        let own = names.filter_map(|name| Some((tensor(&name)?.shallow_clone(), name)));
+                        params.load(&format!("{origin}, {prefix}"), &own.map(|(t, name)| (name, t)).collect())?;
+                        Layers::Mlp(head)
+                    }
+                    None => continue,
+                },
+            };
+            heads.push(Head { kind: format!("head.{id}{}", if of_cls { ".cls" } else { "" }), of_cls, layers });
+        }
+    }
     heads.sort_by(|a, b| a.kind.cmp(&b.kind));
-    heads
+    Ok(heads)
 }
 
 /// The raw-pixel baseline: `pixels` or `pixels:SIZE`.
@@ -326,7 +369,7 @@ impl Network {
     fn student(recipe: &Recipe, mut tensors: Tensors, origin: &str, device: Device) -> anyhow::Result<Network> {
         let params = ParamStore::frozen(device);
         let mae = Mae::new(&params.root(), &recipe.mae_config())?;
-        let heads = heads(recipe, &tensors, device);
+        let heads = heads(recipe, &tensors, origin, device)?;
         tensors.retain(|name, _| !is_mimic_param(name));
         params.load(origin, &tensors)?;
         Ok(Network::Student {

@@ -5,6 +5,7 @@ use models::init::Init;
 use models::masking::{Masking, random_masking};
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
+use models::teacher_drop::mean_kept;
 
 use tch::Device;
 
@@ -32,7 +33,7 @@ struct Rig {
 fn rig(settings: &[&str]) -> Rig {
     let recipe = recipe(settings);
     let params = ParamStore::new(Device::Cpu, 1);
-    let widths = BTreeMap::from([("clip".to_owned(), 8)]);
+    let widths = recipe.mimic.teachers.iter().map(|id| (id.clone(), 8)).collect();
     let student = MrMae::new(&params.root(), &recipe.mr_mae_config(&widths, &BTreeMap::new())).unwrap();
     let mut optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim);
     optim.set_lr(1e-3);
@@ -46,11 +47,18 @@ fn inputs(first: i64, n: i64) -> (Tensor, Tensor, Features) {
     let noise = random(&[8, 16], "noise").to_kind(Kind::Double).sigmoid();
     let tokens = random(&[8, 16, 8], "tokens");
     let part = |t: &Tensor| t.narrow(0, first, n);
+    let uniform = random(&[8, 1], "uniform").to_kind(Kind::Double).sigmoid();
+    let (dino, [clip_cls, dino_cls]) =
+        (random(&[8, 16, 8], "dino"), ["clip cls", "dino cls"].map(|name| random(&[8, 8], name)));
+    let of_teachers = |clip: &Tensor, dino: &Tensor| {
+        BTreeMap::from([("clip".to_owned(), part(clip)), ("dino".to_owned(), part(dino))])
+    };
     let features = Features {
-        tokens: BTreeMap::from([("clip".to_owned(), part(&tokens))]),
+        tokens: of_teachers(&tokens, &dino),
         at: Patches::All,
-        cls: BTreeMap::new(),
+        cls: of_teachers(&clip_cls, &dino_cls),
         cls_attn: None,
+        teacher_drop: Some((part(&uniform), mean_kept(&uniform, 0.5))),
     };
     (Normalize::imagenet(Device::Cpu).forward(&part(&all)), part(&noise), features)
 }
@@ -81,9 +89,25 @@ fn flat(params: &ParamStore) -> Vec<f32> {
     params.tensors().values().flat_map(|t| Vec::<f32>::try_from(t.detach().flatten(0, -1)).unwrap()).collect()
 }
 
+/// Also where teachers are dropped: of the eight images here, the halves keep unequal numbers of teachers.
 #[test]
 fn two_half_batches_are_one_batch() {
-    let (mut whole, mut halves) = (rig(&[]), rig(&[]));
+    two_halves(&[], &["grad_norm", "loss", "mimic.clip", "rec"]);
+    let joint = [
+        "mimic.teachers=[\"clip\", \"dino\"]",
+        "mimic.head=mlp",
+        "mimic.loss=cosine_smooth_l1",
+        "mimic.cls_loss=angle",
+        "mimic.drop=0.5",
+        "target.norm=standardize",
+        "loss.w_cls=0.5",
+    ];
+    let terms = ["mimic.clip", "mimic.dino", "mimic_cls.clip", "mimic_cls.dino", "mimic_kept.clip", "mimic_kept.dino"];
+    two_halves(&joint, &[&["grad_norm", "loss"], &terms[..], &["rec"]].concat());
+}
+
+fn two_halves(settings: &[&str], names: &[&str]) {
+    let (mut whole, mut halves) = (rig(settings), rig(settings));
     let losses_whole = gradient(&mut whole, &[(0, 8)]);
     let losses_halves = gradient(&mut halves, &[(0, 4), (4, 4)]);
     for (a, b) in whole.state.optim.grads().iter().zip(halves.state.optim.grads()) {
@@ -93,11 +117,20 @@ fn two_half_batches_are_one_batch() {
     }
     let (_, a) = update(&mut whole, &losses_whole, None);
     let (_, b) = update(&mut halves, &losses_halves, None);
-    assert_eq!(a.keys().map(String::as_str).collect::<Vec<_>>(), ["grad_norm", "loss", "mimic.clip", "rec"]);
+    assert_eq!(a.keys().map(String::as_str).collect::<Vec<_>>(), names);
     for (name, value) in &a {
         assert!((value - b[name]).abs() < 1e-5 * value.abs().max(1.0), "{name}: {value} and {}", b[name]);
     }
-    assert!((a["loss"] - 0.5 * a["rec"] - 0.5 * a["mimic.clip"]).abs() < 1e-6, "the terms are unweighted: {a:?}");
+    if settings.is_empty() {
+        assert!((a["loss"] - 0.5 * a["rec"] - 0.5 * a["mimic.clip"]).abs() < 1e-6, "the terms are unweighted: {a:?}");
+        return;
+    }
+    let kept = [0, 4].map(|first| {
+        let (uniform, _) = inputs(first, 4).2.teacher_drop.unwrap();
+        mean_kept(&uniform, 0.5)
+    });
+    assert_ne!(kept[0], kept[1]);
+    assert!(((a["mimic_kept.clip"] + a["mimic_kept.dino"]) - (kept[0] + kept[1]) / 2.0).abs() < 1e-6, "{a:?}");
 }
 
 /// A step with a gradient that is not finite changes nothing, and the next good one is as if it had never been.

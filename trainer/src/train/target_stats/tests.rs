@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use models::losses::MimicLoss;
 use schemas::Cache;
 
 use super::*;
@@ -50,4 +51,46 @@ fn a_teacher_that_is_not_cached_has_no_statistics() {
     let error = of_teacher(&joined, &id, TargetNorm::Standardize, 0).unwrap_err();
     assert!(error.to_string().contains("add-teacher"), "{error}");
     assert_eq!(of_teacher(&joined, &id, TargetNorm::None, 0).unwrap(), None);
+}
+
+/// The statistics of CLS tokens are those of the cached rows, of both views of every image while there are few.
+#[test]
+fn class_tokens_are_measured_on_the_rows() {
+    let world = World::with_cache(7);
+    let joined = joined(&world);
+    let id = TeacherId::new("clip").unwrap();
+    let of = |norm, loss| of_cls(&joined, &id, (norm, loss), 5).unwrap();
+    let l2 = ClsLoss::Mimic(MimicLoss::L2);
+    assert_eq!(of(TargetNorm::Ln, l2), None);
+    let found = of(TargetNorm::Standardize, l2).unwrap();
+
+    let cache = &joined.members()[0].cache;
+    let identity = cache.teacher(&id).unwrap();
+    let width = identity.width as usize;
+    let mut rows = Vec::new();
+    for part in 0..cache.identity().parts() {
+        for row in cache.teacher_part(&id, part).unwrap().iter() {
+            let mut values = vec![0f32; width];
+            identity.codec.cls().decode_into(&row.unwrap().cls, width, &mut values).unwrap();
+            rows.push(values);
+        }
+    }
+    assert_eq!(rows.len(), 14);
+    let mean = |of: &dyn Fn(f64) -> f64, channel: usize| {
+        rows.iter().map(|row| of(f64::from(row[channel]))).sum::<f64>() / rows.len() as f64
+    };
+    let means: Vec<f64> = (0..width).map(|channel| mean(&|x| x, channel)).collect();
+    let variances: Vec<f64> = (0..width).map(|channel| mean(&|x| (x - means[channel]).powi(2), channel)).collect();
+    close(&found.channels.mean, &means);
+    close(&found.channels.variance, &variances);
+    // Not those of patch tokens.
+    let patches = of_teacher(&joined, &id, TargetNorm::Standardize, 5).unwrap().unwrap();
+    assert!((patches.mean[0] - means[0]).abs() > 1e-3);
+
+    let flat = Tensor::from_slice(&rows.concat()).reshape([14, width as i64]);
+    let angle = of(TargetNorm::None, ClsLoss::Angle).unwrap();
+    assert!((angle.dispersion - models::losses::angular_dispersion(&flat)).abs() < 1e-9);
+    assert!(angle.dispersion > 0.0);
+    let absent = of_cls(&joined, &TeacherId::new("dino").unwrap(), (TargetNorm::None, ClsLoss::Angle), 5);
+    assert!(absent.unwrap_err().to_string().contains("add-teacher"));
 }

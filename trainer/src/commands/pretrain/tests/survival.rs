@@ -54,6 +54,35 @@ fn running_out_of_memory_costs_nothing_but_time() {
     assert!(tensors(&cut) == tensors(&short));
 }
 
+/// The same with several teachers, some of them dropped: which ones does not depend on the parts.
+#[test]
+fn running_out_of_memory_drops_no_other_teacher() {
+    let world = World::with_two_teachers(12);
+    let args = settings(&[
+        "mimic.teachers=[\"clip\", \"dino\"]",
+        "mimic.head=mlp",
+        "mimic.loss=cosine_smooth_l1",
+        "mimic.drop=0.5",
+        "target.norm=standardize",
+        "schedule.epochs=2",
+    ]);
+    let plenty = losses(&train(&world, "plenty", &args));
+    let limit = limit_memory_to(2);
+    let short = train(&world, "short", &args);
+    drop(limit);
+    assert_eq!(trained(&short).state.micro_batches, 2);
+    for ((step, _, a), (_, _, b)) in plenty.iter().zip(&losses(&short)) {
+        for (name, value) in a {
+            let tolerance = if name.starts_with("mimic_kept") { 1e-6 } else { 1e-3 };
+            assert!(
+                (value - b[name]).abs() < tolerance * value.abs(),
+                "{name} after step {step}: {value}, {}",
+                b[name]
+            );
+        }
+    }
+}
+
 #[test]
 fn one_image_too_much_ends_the_run_with_a_word_of_advice() {
     let world = World::with_cache(8);
