@@ -73,13 +73,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// Takes `names` out of the keys that the message about an unknown key offers. They are in backticks, with the comma behind them.
+    /// Replaces the first text of each pair by the second in the keys that the message about an unknown key offers, which are in backticks, with
+    /// a comma behind all but the last.
     #[must_use]
-    pub fn not_offering(mut self, names: &[&str]) -> Error {
+    pub fn not_offering(mut self, texts: &[(&str, &str)]) -> Error {
         if let Error::Parse { message: text, .. } | Error::Form { problem: text, .. } = &mut self
             && let Some((unknown, offered)) = text.split_once(", expected one of ")
         {
-            let offered = names.iter().fold(offered.to_owned(), |offered, name| offered.replace(name, ""));
+            let offered = texts.iter().fold(offered.to_owned(), |offered, (text, by)| offered.replace(text, by));
             *text = format!("{unknown}, expected one of {offered}");
         }
         self

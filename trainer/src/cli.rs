@@ -157,6 +157,19 @@ pub struct PretrainArgs {
     /// on the Hugging Face hub. May be given many times.
     #[arg(long = "online-teacher", value_name = "ID=DIR|HUB_ID")]
     pub online_teachers: Vec<String>,
+    /// Labeled images that vote in a k-NN classification of --eval-test every run.eval_every epochs and at the end. The results go to
+    /// RUN/evaluations.jsonl, and the weights of the best to RUN/best. Training does not depend on them.
+    #[arg(long, value_name = "SRC", requires = "eval_test")]
+    pub eval_train: Option<String>,
+    /// Labeled images to classify.
+    #[arg(long, value_name = "SRC", requires = "eval_train")]
+    pub eval_test: Option<String>,
+    /// Train a linear probe at each of these evaluations as well, as `trainer linprobe --views 0` does.
+    #[arg(long, requires = "eval_train")]
+    pub eval_linprobe: bool,
+    /// How the classes of --eval-train and --eval-test are matched.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
+    pub match_classes: Matching,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,

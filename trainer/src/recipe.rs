@@ -48,8 +48,9 @@ pub(crate) trait Experiment: Serialize + DeserializeOwned {
     const COMMAND: &str;
 
     /// Keys that only the other kind of training takes, in sections that both have. They are refused as such, and not offered where a key
-    /// is unknown. See [`Error::not_offering`]; neighbors are one text, because a section of one kind alone may have a key of that name.
-    const NOT_OFFERED: &[&str];
+    /// is unknown: a part of the list of keys, and what stays of it. See [`Error::not_offering`]; a part has enough neighbors to be found in one
+    /// section alone.
+    const NOT_OFFERED: &[(&str, &str)];
 
     /// Fills in the defaults that depend on other settings, then checks every setting.
     ///

@@ -1,5 +1,6 @@
 //! The parts of the training loops: the step and its optimizer, the log, checkpoints, the run folder.
 
+pub(crate) mod best;
 pub(crate) mod checkpoint;
 pub(crate) mod device_speed;
 pub(crate) mod finetuned;

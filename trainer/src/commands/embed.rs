@@ -79,7 +79,14 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
     for &index in &left {
         let range = index * chunk..source.len().min((index + 1) * chunk);
         let last = range.end;
-        let images = match features::extract_range(std::slice::from_ref(&model), &source, range, &extraction, &pool) {
+        let images = match features::extract_range(
+            std::slice::from_ref(&model),
+            &source,
+            range,
+            &extraction,
+            &pool,
+            &mut |_| (),
+        ) {
             Err(error) if error.is::<Interrupted>() => {
                 warn!("interrupted; finished chunks are kept, and the same command goes on from there");
                 return Ok(ExitStatus::Interrupted);

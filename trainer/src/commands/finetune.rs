@@ -39,8 +39,9 @@ use crate::pretrained::finetune_init::{self, Start};
 use crate::recipe::Experiment;
 use crate::recipe::any;
 use crate::recipe::finetune::FinetuneRecipe;
+use crate::train::best::save_best;
 use crate::train::checkpoint::{self, Keep, Writer};
-use crate::train::finetuned::{self, CLASSES, save_best};
+use crate::train::finetuned::{self, CLASSES};
 use crate::train::idle::IdleMeter;
 use crate::train::itstime::itstime;
 use crate::train::metrics::StepLog;
@@ -275,9 +276,9 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
                 let evaluation = Evaluation::of(found, steps_done, epochs_done);
                 info!("{evaluation}");
                 evaluations.append(&evaluation)?;
-                log.evaluated(&evaluation.scalars())?;
+                log.evaluated(evaluation.scalars())?;
                 if test_set::best(&test_set::read(run.path())?) == Some(&evaluation) {
-                    save_best(&run, &state.params, &recipe)?;
+                    save_best(&run, &state.params.tensors(), &recipe)?;
                 }
                 Ok(())
             })?;

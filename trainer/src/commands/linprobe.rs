@@ -11,10 +11,9 @@ use std::io::Write;
 use anyhow::{Context, ensure};
 use hub::HubSettings;
 use images::ImageSource;
-use images::rng::{Purpose, Rng};
 use program::table::{Left, Right, percent, table};
 use program::words::count;
-use schemas::{ContentHash, DepthWindow, ViewPolicy};
+use schemas::{DepthWindow, ViewPolicy};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -22,9 +21,9 @@ use crate::cli::LinprobeArgs;
 use crate::data::classes::Matching;
 use crate::data::classes::count_of_unseen_classes;
 use crate::data::sampler::Epoch;
-use crate::eval::accuracy::TopK;
 use crate::eval::features::{self, Extraction, Fusion, Images, Model, Views};
-use crate::eval::heads::{self, Labeled, Training, train};
+use crate::eval::heads::{self, Training};
+use crate::eval::probe::{Probe, Sets, Split, probe};
 use crate::eval::record;
 use crate::eval::sets::{classes, count_in_train, recorded, refuse_repeated, report_skipped, unusual};
 use crate::pretrained::depth_window;
@@ -93,29 +92,6 @@ pub(crate) struct Protocol {
     pub seed: u64,
 }
 
-/// The result for one kind of feature.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Probe {
-    /// The base learning rate that did best on the held-out images.
-    pub blr: f64,
-    /// The accuracy of that rate's head on the test images.
-    pub test: TopK,
-    /// All heads, in the order of their rates. Do not choose among them by `test`: that would be a choice on the test images.
-    pub heads: Vec<Head>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Head {
-    /// Base learning rate per 256 images.
-    pub blr: f64,
-    /// Mean training loss of the last epoch; absent when it is not finite.
-    pub train_loss: Option<f64>,
-    /// The accuracy on the held-out images of a head that was not trained on them; absent if nothing was held out.
-    pub held_out: Option<TopK>,
-    /// The accuracy on the test images of the head that was trained on all training images.
-    pub test: TopK,
-}
-
 /// `trainer linprobe`: features of both sets, then the heads.
 pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
     refuse_repeated(&args.models)?;
@@ -160,7 +136,7 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
     );
     let test_images_in_train = count_in_train(&train_images, &test_images);
     let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
-    let split = Split::of(&train_images, args)?;
+    let split = split(&train_images, args)?;
     let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);
     if let Some(left_over) = epoch.left_over() {
         info!("{left_over}");
@@ -170,21 +146,9 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
     for (i, model) in models.iter().enumerate() {
         let mut probes = BTreeMap::new();
         for (kind, features) in &train_images.features[i] {
-            let set = |rows| Labeled { features, labels: &train_labels, rows };
-            let held_out = if split.held_out.is_empty() {
-                None
-            } else {
-                let (heads, _) = train(&set(&split.kept), classes.len(), &training, device)?;
-                Some(heads.accuracy(&set(&split.held_out))?)
-            };
-            let (heads, losses) = train(&set(&split.all), classes.len(), &training, device)?;
-            let test_rows: Vec<i64> = (0..test_labels.len() as i64).collect();
-            let test = heads.accuracy(&Labeled {
-                features: &test_images.features[i][kind],
-                labels: &test_labels,
-                rows: &test_rows,
-            })?;
-            let probe = probe(&training.blrs, &losses, held_out, test);
+            let test_features = &test_images.features[i][kind];
+            let set = Sets { train: (features, &train_labels), test: (test_features, &test_labels) };
+            let probe = probe(&set, &split, classes.len(), &training, device)?;
             if let [lowest, .., highest] = training.blrs[..]
                 && (probe.blr == lowest || probe.blr == highest)
             {
@@ -295,56 +259,19 @@ fn train_views(args: &LinprobeArgs) -> Views {
     }
 }
 
-/// Which training images choose the learning rate.
-struct Split {
-    all: Vec<i64>,
-    kept: Vec<i64>,
-    held_out: Vec<i64>,
-}
-
-impl Split {
-    /// Draws the held-out images by content, so that copies of an image fall on the same side. With one learning rate nothing is held out.
-    fn of(images: &Images, args: &LinprobeArgs) -> anyhow::Result<Split> {
-        let is_held_out = |hash: &ContentHash| {
-            let content = u128::from_le_bytes(hash.0);
-            let key = [content as u64, (content >> 64) as u64];
-            Rng::new(args.seed, Purpose::Select, &key).uniform_f64() < args.held_out
-        };
-        let all: Vec<i64> = (0..images.idxs.len() as i64).collect();
-        if args.blrs.len() == 1 {
-            return Ok(Split { kept: all.clone(), all, held_out: Vec::new() });
-        }
-        let (held_out, kept): (Vec<i64>, Vec<i64>) =
-            all.iter().partition(|&&row| is_held_out(&images.hashes[row as usize]));
-        ensure!(
-            !held_out.is_empty(),
-            "--held-out {} of {} images holds out none; hold out more, or give one --blr, which needs no choice",
-            args.held_out,
-            all.len()
-        );
-        Ok(Split { all, kept, held_out })
+/// Which training images choose the learning rate; with one learning rate none do.
+fn split(images: &Images, args: &LinprobeArgs) -> anyhow::Result<Split> {
+    if args.blrs.len() == 1 {
+        return Ok(Split::without_choice(images.idxs.len()));
     }
-}
-
-/// The result of one kind of feature. Of rates that do equally well on the held-out images, the lowest is chosen.
-fn probe(blrs: &[f64], losses: &[f64], held_out: Option<Vec<TopK>>, test: Vec<TopK>) -> Probe {
-    let mut best = 0;
-    for (i, accuracy) in held_out.iter().flatten().enumerate() {
-        if held_out.as_ref().is_some_and(|all| accuracy.top1 > all[best].top1) {
-            best = i;
-        }
-    }
-    let heads: Vec<Head> = test
-        .into_iter()
-        .enumerate()
-        .map(|(i, test)| Head {
-            blr: blrs[i],
-            train_loss: Some(losses[i]).filter(|loss| loss.is_finite()),
-            held_out: held_out.as_ref().map(|all| all[i].clone()),
-            test,
-        })
-        .collect();
-    Probe { blr: blrs[best], test: heads[best].test.clone(), heads }
+    let split = Split::of(&images.hashes, args.seed, args.held_out);
+    ensure!(
+        !split.held_out.is_empty(),
+        "--held-out {} of {} images holds out none; hold out more, or give one --blr, which needs no choice",
+        args.held_out,
+        split.all.len()
+    );
+    Ok(split)
 }
 
 /// Writes one line per model and kind of feature, below a line with what they share.

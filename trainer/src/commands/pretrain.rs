@@ -10,13 +10,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::ensure;
 use hub::HubSettings;
+use images::Decoder;
 use models::blocks::ForwardOptions;
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::Flops;
 use models::mr_mae::MrMae;
 use models::params::ParamStore;
-use program::{ExitStatus, signals, words::count};
+use program::signals::{self, Interrupted};
+use program::{ExitStatus, words::count};
+use schemas::Cache;
 use tch::{Device, Tensor};
 use torch_ext::{resolve_device, to_device};
 use tracing::{info, warn};
@@ -31,9 +35,12 @@ use crate::data::mimic::MimicDataset;
 use crate::data::normalize::Normalize;
 use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, RunTeacher};
+use crate::eval::features::Model;
+use crate::eval::watch::{Watch, WatchConfig, Watched};
 use crate::pretrained::{depth_window, init};
 use crate::recipe::any;
 use crate::recipe::{Experiment, Recipe, TeacherStats};
+use crate::train::best::save_best;
 use crate::train::checkpoint::{self, Keep, Writer};
 use crate::train::idle::IdleMeter;
 use crate::train::image_grid::{self, ImageGrid};
@@ -56,7 +63,9 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     let recipe = any::load::<Recipe>(&args.recipe.recipe, &args.recipe.set)?;
     recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
-    let images: Vec<_> = args.images.iter().map(|images| ("--images", images.as_str())).collect();
+    let mut images: Vec<_> = args.images.iter().map(|images| ("--images", images.as_str())).collect();
+    images.extend(args.eval_train.as_deref().map(|images| ("--eval-train", images)));
+    images.extend(args.eval_test.as_deref().map(|images| ("--eval-test", images)));
     run_folder::refuse_among_images(&args.out, &images)?;
     let run = RunFolder::open(&args.out, &recipe)?;
     info!("recipe\n{}", recipe.to_toml().trim());
@@ -145,6 +154,13 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         info!("resuming {:?} after step {}", args.out, last.state.step);
     }
     let start = last.as_ref().map_or(0, |last| last.state.step);
+    let mut watch = watch(args, &recipe, &caches, &run, start, &sampler, device)?;
+    // An evaluation that was interrupted is made up for.
+    if let Some(watch) = watch.as_mut().filter(|watch| watch.due(start) && start > 0)
+        && evaluate(watch, &state, &recipe, &run, start, device)?.is_none()
+    {
+        return Ok(ExitStatus::Interrupted);
+    }
     if start >= total_steps {
         info!("{:?} is finished: all {total_steps} steps are done", args.out);
         return Ok(ExitStatus::Fine);
@@ -218,6 +234,17 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         let steps_done = step + 1;
         let interrupted = signals::requested();
         let due = itstime(steps_done, recipe.run.checkpoint_every) || itstime(steps_done, recipe.run.keep_every);
+        if let Some(watch) = watch.as_mut().filter(|watch| watch.due(steps_done)) {
+            if let Some(done) = in_flight.take() {
+                loader.recycle(log.wait_and_log(done)?);
+            }
+            idle.begin()?;
+            if let Some(watched) = evaluate(watch, &state, &recipe, &run, steps_done, device)? {
+                log.evaluated(watched.scalars())?;
+            }
+            idle.end()?;
+        }
+        let interrupted = interrupted || signals::requested();
         if due || steps_done == end || interrupted {
             if let Some(done) = in_flight.take() {
                 let batches = log.wait_and_log(done)?;
@@ -231,6 +258,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
                 }
                 loader.recycle(batches);
             }
+            watch.as_ref().map_or(Ok(()), Watch::sync)?;
             writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))?;
         }
         if interrupted && steps_done < end {
@@ -267,6 +295,64 @@ fn draw(
         grid.add_map(map, &patches);
     }
     Ok(grid)
+}
+
+/// The images on which the student is evaluated while it is trained; `None` if there are none.
+fn watch(
+    args: &PretrainArgs,
+    recipe: &Recipe,
+    caches: &[Arc<Cache>],
+    run: &RunFolder,
+    start: u64,
+    sampler: &Sampler,
+    device: Device,
+) -> anyhow::Result<Option<Watch>> {
+    let Some((train, test)) = args.eval_train.clone().zip(args.eval_test.clone()) else {
+        ensure!(
+            recipe.run.eval_every.is_none(),
+            "run.eval_every is set, but there is nothing to evaluate on: give --eval-train and --eval-test"
+        );
+        return Ok(None);
+    };
+    let config = WatchConfig {
+        train,
+        test,
+        matching: args.match_classes,
+        linprobe: args.eval_linprobe,
+        every: recipe.run.eval_every,
+        steps_per_epoch: sampler.steps_per_epoch(),
+        total_steps: sampler.total_steps(recipe.schedule.epochs)?,
+        precision: recipe.run.precision,
+        device,
+    };
+    // As the student's images are decoded.
+    let identity = caches[0].identity();
+    let decoder = Decoder::of_cache(&identity.image_code, identity.depth_window);
+    let decoder = decoder.unwrap_or_else(|| Decoder::new(identity.depth_window));
+    Watch::open(config, decoder, args.device.loader_threads(device), run.path(), start).map(Some)
+}
+
+/// Evaluates the student, by its moving average if it has one, and keeps the weights of the best evaluation. `None` if a signal came first.
+fn evaluate(
+    watch: &mut Watch,
+    state: &TrainState,
+    recipe: &Recipe,
+    run: &RunFolder,
+    steps_done: u64,
+    device: Device,
+) -> anyhow::Result<Option<Watched>> {
+    let evaluated = state.with_averages(|| {
+        let student = Model::of_student(recipe, state.params.tensors(), device)?;
+        let (watched, is_best) = watch.evaluate(&student, steps_done)?;
+        if is_best {
+            save_best(run, &state.params.tensors(), recipe)?;
+        }
+        Ok(watched)
+    });
+    match evaluated {
+        Err(error) if error.is::<Interrupted>() => Ok(None),
+        evaluated => evaluated.map(Some),
+    }
 }
 
 /// What the weights of a run depend on besides its recipe.

@@ -94,7 +94,14 @@ pub(crate) fn extract(
     extraction: &Extraction,
     pool: &rayon::ThreadPool,
 ) -> anyhow::Result<Images> {
-    let images = extract_range(models, source, 0..source.len(), extraction, pool)?;
+    let (len, mut before) = (source.len(), 0);
+    let mut tell = |done: usize| {
+        if done * 10 / len != before * 10 / len {
+            info!("features of {done} of {len} images");
+        }
+        before = done;
+    };
+    let images = extract_range(models, source, 0..len, extraction, pool, &mut tell)?;
     if images.idxs.is_empty() {
         let first = images.skipped.first().map(|e| format!("; the first: {e}"));
         return Err(Problem::NoImages { why: first.unwrap_or_default() }.into());
@@ -102,13 +109,14 @@ pub(crate) fn extract(
     Ok(images)
 }
 
-/// [`extract`] for a range of the images, which may be without one that can be read.
+/// [`extract`] for a range of the images, which may be without one that can be read. `tell` is called with the number of images done.
 pub(crate) fn extract_range(
     models: &[Model],
     source: &ImageSource,
     range: Range<usize>,
     extraction: &Extraction,
     pool: &rayon::ThreadPool,
+    tell: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Images> {
     let views = &extraction.views;
     let (batch_size, precision) = (extraction.batch_size, extraction.precision);
@@ -120,7 +128,6 @@ pub(crate) fn extract_range(
     let decode = |i: usize| (first + i, read_views(source, first + i, views, &sizes));
     let prefetch = |i: usize| source.prefetch(first + i);
     decode_ahead(len, batch_size as usize, pool, prefetch, decode, |decoded| {
-        let before = done;
         done += decoded.len();
         let first_row = images.idxs.len();
         let mut rendered = Vec::with_capacity(decoded.len());
@@ -138,10 +145,7 @@ pub(crate) fn extract_range(
             let features = features_of_view(models, &rendered, view, &sizes, extraction, precision)?;
             room.put(&features, len, view, first_row, extraction)?;
         }
-        // The caller of a part of them tells how far it is.
-        if len == source.len() && done * 10 / len != before * 10 / len {
-            info!("features of {done} of {} images", source.len());
-        }
+        tell(done);
         if signals::requested() {
             return Err(Interrupted.into());
         }

@@ -11,7 +11,7 @@ use crate::recipe::finetune::FinetuneRecipe;
 mod tests;
 
 /// Sections and dotted settings that pretraining does not have.
-const FINETUNE_ONLY: [&str; 5] = ["augment", "encoder", "model.pool", "optim.layer_decay", "run.eval_every"];
+const FINETUNE_ONLY: [&str; 4] = ["augment", "encoder", "model.pool", "optim.layer_decay"];
 
 /// Sections that fine-tuning does not have.
 const PRETRAIN_ONLY: [&str; 5] = ["data", "mimic", "target", "loss", "mask"];

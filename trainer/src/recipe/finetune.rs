@@ -199,7 +199,7 @@ impl FinetuneRecipe {
 impl Experiment for FinetuneRecipe {
     const FREE: &[&str] = &[];
     const COMMAND: &str = "finetune";
-    const NOT_OFFERED: &[&str] = &["`pictures`, "];
+    const NOT_OFFERED: &[(&str, &str)] = &[("`pictures`, ", "")];
 
     fn resolve(&mut self) -> Result<(), Error> {
         self.optim.resolve(&optim::Defaults { blr: BLR, betas: BETAS, layer_decay: Some(LAYER_DECAY) })?;

@@ -58,9 +58,9 @@ impl Recipe {
 }
 
 impl Experiment for Recipe {
-    const FREE: &[&str] = &["data.prefetch", "data.pixel_cache_mib", "run.pictures"];
+    const FREE: &[&str] = &["data.prefetch", "data.pixel_cache_mib", "run.pictures", "run.eval_every"];
     const COMMAND: &str = "pretrain";
-    const NOT_OFFERED: &[&str] = &["`layer_decay`, ", "`eval_every`, `prefetch`, "];
+    const NOT_OFFERED: &[(&str, &str)] = &[("`layer_decay`, ", ""), ("`prefetch`, `log_every`", "`log_every`")];
 
     fn resolve(&mut self) -> Result<(), Error> {
         self.optim.resolve(&optim::Defaults { blr: BLR, betas: BETAS, layer_decay: None })?;
@@ -77,13 +77,6 @@ impl Experiment for Recipe {
         self.optim.check()?;
         self.schedule.check(self.optim.peak_lr())?;
         self.data.check()?;
-        let eval_every = self.run.eval_every;
-        require(
-            eval_every.is_none(),
-            "run.eval_every",
-            eval_every.unwrap_or_default(),
-            "is a setting of fine-tuning; pretraining evaluates nothing",
-        )?;
         let prefetch = self.run.prefetch;
         require(
             prefetch.is_none(),

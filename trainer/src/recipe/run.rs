@@ -22,7 +22,8 @@ pub(crate) struct Run {
     /// too. Parameters, moments, norms, softmax, the residual stream and losses are always f32; bf16 has f32's range and needs no loss
     /// scaling.
     pub precision: Precision,
-    /// For fine-tuning: epochs between two evaluations; there is always one at the end.
+    /// Epochs between two evaluations; there is always one at the end. Fine-tuning: of the classifier on `--test`, by default after every
+    /// epoch. Pretraining: by k-NN on `--eval-train` and `--eval-test`, by default only at the end; it changes nothing in training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
     /// For fine-tuning: finished batches that may wait for the device (in pretraining `data.prefetch`).

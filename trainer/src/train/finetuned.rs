@@ -1,23 +1,12 @@
-//! The files that fine-tuning writes into its run folder beside checkpoints: the names of its classes and its best weights.
+//! The names of the classes that a fine-tuned network tells apart, in its run folder.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use models::params::ParamStore;
-use models::weights;
-use schemas::atomic::AtomicFile;
 use sha2::{Digest, Sha256};
-
-use super::checkpoint;
-use super::run_folder::RunFolder;
-use crate::recipe::Experiment;
-use crate::recipe::finetune::FinetuneRecipe;
 
 /// The names of the classes in a run folder, in the order of the classifier's scores.
 pub(crate) const CLASSES: &str = "classes.json";
-/// The weights of the best evaluation in a run folder.
-pub(crate) const BEST: &str = "best/model.safetensors";
 
 /// The names of the classes of a run, in the order of its classifier's outputs; `None` if the folder has no such file.
 pub(crate) fn classes(run: &Path) -> anyhow::Result<Option<Vec<String>>> {
@@ -55,14 +44,4 @@ pub(crate) fn digest(names: &[String]) -> String {
     }
     let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("SHA-256 {hex}")
-}
-
-/// Publishes the weights as the best so far.
-pub(crate) fn save_best(run: &RunFolder, params: &ParamStore, recipe: &FinetuneRecipe) -> anyhow::Result<()> {
-    let mut file = AtomicFile::create(&run.path().join(BEST))?;
-    let header = Some((checkpoint::RECIPE_KEY, recipe.to_toml()));
-    let header = header.as_ref().map(|(key, text)| (*key, text.as_str()));
-    weights::write(&mut file, &params.tensors(), header)?;
-    file.flush()?;
-    Ok(file.publish()?)
 }

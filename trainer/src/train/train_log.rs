@@ -175,8 +175,12 @@ impl TrainLog {
     }
 
     /// Writes the results of an evaluation after the last step to TensorBoard, by name.
-    pub(crate) fn evaluated(&mut self, scalars: &[(&str, f64)]) -> anyhow::Result<()> {
-        self.events.scalars(self.step, scalars.to_vec())
+    pub(crate) fn evaluated<S: AsRef<str>>(
+        &mut self,
+        scalars: impl IntoIterator<Item = (S, f64)>,
+    ) -> anyhow::Result<()> {
+        let scalars: Vec<(S, f64)> = scalars.into_iter().collect();
+        self.events.scalars(self.step, scalars.iter().map(|(tag, value)| (tag.as_ref(), *value)))
     }
 
     /// Writes a PNG of `size` (width, height) to TensorBoard, for the last step.

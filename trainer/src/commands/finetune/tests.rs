@@ -16,7 +16,7 @@ use crate::eval::test_set::FINETUNE_FILE;
 use crate::recipe::Experiment;
 use crate::recipe::finetune::FinetuneRecipe;
 use crate::testing::{World, overridden, write_images};
-use crate::train::finetuned::BEST;
+use crate::train::best::BEST;
 use crate::train::micro_batch::tests::limit_memory_to;
 
 mod damaged;

@@ -2,8 +2,11 @@ use std::path::Path;
 
 use clap::Parser;
 
+use schemas::ContentHash;
+
 use super::*;
 use crate::cli::{Cli, Command};
+use crate::eval::probe::Head;
 use crate::testing::{World, overridden, write_images};
 
 fn run(args: &[String]) -> anyhow::Result<String> {
@@ -158,7 +161,7 @@ fn the_held_out_part_is_drawn_by_content() {
     let images = Images { features: vec![], idxs: (0..2000).collect(), hashes: hashes.clone(), skipped: vec![] };
     let args = ["trainer", "linprobe", "--model", "pixels", "--train", "a", "--test", "b"];
     let Command::Linprobe(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
-    let split = Split::of(&images, &args).unwrap();
+    let split = split(&images, &args).unwrap();
     assert!((120..280).contains(&split.held_out.len()), "{}", split.held_out.len());
     let sides: BTreeMap<_, _> = split.kept.iter().map(|&row| (hashes[row as usize].0, row)).collect();
     assert!(split.held_out.iter().all(|&row| !sides.contains_key(&hashes[row as usize].0)));

@@ -24,6 +24,8 @@ mod sources;
 mod survival;
 /// Every switch of the method.
 mod switches;
+/// Evaluations while a student is trained.
+mod watched;
 
 fn run(args: &[String]) -> anyhow::Result<()> {
     crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut Vec::new()).map(|_| ())

@@ -12,12 +12,13 @@ const DASHES: usize = 4;
 const MAX_POINTS: usize = 2000;
 
 /// Quantities in this order, then those of other names; within a group in the order of their names.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 13] = [
     "loss",
     "rec",
     "mimic.",
     "mimic_cls.",
     "mimic_kept.",
+    "eval/",
     "grad_norm",
     "lr",
     "images_per_s",
@@ -59,12 +60,16 @@ pub(super) fn charts(runs: &[RunData]) -> Vec<Chart> {
 }
 
 fn place(name: &str) -> usize {
-    let is_of = |known: &&str| if known.ends_with('.') { name.starts_with(*known) } else { name == *known };
+    let is_of = |known: &&str| if known.ends_with(['.', '/']) { name.starts_with(*known) } else { name == *known };
     ORDER.iter().position(is_of).unwrap_or(ORDER.len())
 }
 
 fn chart(name: &str, runs: &[RunData]) -> Chart {
+    let accuracy =
+        name.strip_prefix("eval/").filter(|name| *name != "loss").map(|name| format!("evaluation: {name}, %"));
     let (title, scale) = match name {
+        "eval/loss" => ("evaluation: loss", 1.0),
+        _ if accuracy.is_some() => (accuracy.as_deref().unwrap_or_default(), 100.0),
         "images_per_s" => ("images per second", 1.0),
         "wait_share" => ("share of time waiting for data, %", 100.0),
         "device_idle_share" => ("share of time the device is idle, %", 100.0),

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::eval::record;
+use crate::eval::test_set::EVALUATIONS;
 use crate::train::metrics::{METRICS, NONFINITE};
 use crate::train::{checkpoint, image_grid, run_folder};
 
@@ -73,7 +74,11 @@ impl RunData {
             run.recipe = Some(text);
         }
         if let Some(text) = run.text(&path.join(METRICS), true) {
-            run.read_metrics(&text);
+            run.read_log(METRICS, &text, |name| Some(name.to_owned()));
+        }
+        if let Some(text) = run.text(&path.join(EVALUATIONS), false) {
+            let counts = ["epoch", "train_images", "test_images", "images", "skipped"];
+            run.read_log(EVALUATIONS, &text, |name| (!counts.contains(&name)).then(|| format!("eval/{name}")));
         }
         if let Some(text) = run.text(&path.join(NONFINITE), false) {
             run.skipped = text.lines().count();
@@ -175,7 +180,8 @@ impl RunData {
         }
     }
 
-    fn read_metrics(&mut self, text: &str) {
+    /// Reads the lines `text` of a log of steps. `series` names the quantity that a field belongs to.
+    fn read_log(&mut self, file: &str, text: &str, series: impl Fn(&str) -> Option<String>) {
         let mut bad = 0;
         for line in text.lines() {
             let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(line) else {
@@ -187,15 +193,14 @@ impl RunData {
                 continue;
             };
             for (name, value) in fields.iter().filter(|(name, _)| *name != "step") {
-                if let Some(value) = value.as_f64() {
-                    let series = self.series.entry(name.clone()).or_default();
-                    series.push((step, value));
+                if let Some((value, name)) = value.as_f64().zip(series(name)) {
+                    self.series.entry(name).or_default().push((step, value));
                 }
             }
         }
         if bad > 0 {
             let lines = if bad == 1 { "line is" } else { "lines are" };
-            self.problems.push(format!("{METRICS}: {bad} {lines} damaged and left out"));
+            self.problems.push(format!("{file}: {bad} {lines} damaged and left out"));
         }
     }
 

@@ -117,6 +117,25 @@ impl Model {
         Ok(Model { network, normalize, device, description, run, untrained, ema, fusion, digest })
     }
 
+    /// The student of `recipe` as it is while it is trained: with copies of `tensors`, the parameters of its network.
+    ///
+    /// # Errors
+    /// If they are not the network's.
+    pub(crate) fn of_student(recipe: &Recipe, tensors: Tensors, device: Device) -> anyhow::Result<Model> {
+        let description = "the student in training".to_owned();
+        Ok(Model {
+            network: Network::student(recipe, tensors, &description, device)?,
+            normalize: Normalize::imagenet(device),
+            device,
+            digest: description.clone(),
+            description,
+            run: None,
+            untrained: false,
+            ema: false,
+            fusion: None,
+        })
+    }
+
     /// A description for people: what the model is and where it comes from.
     pub(crate) fn describe(&self) -> String {
         self.description.clone()

@@ -57,7 +57,7 @@ fn what_is_wrong_is_told_of_the_kind_that_it_is() {
 #[test]
 fn an_unknown_key_is_offered_what_its_recipe_takes() {
     let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
-    let own = [("tiny.toml", "`pictures`"), ("finetune_tiny.toml", "`layer_decay` `eval_every` `prefetch`")];
+    let own = [("tiny.toml", "`pictures`"), ("finetune_tiny.toml", "`layer_decay` `prefetch`")];
     for (name, own, foreign) in [(own[0].0, own[0].1, own[1].1), (own[1].0, own[1].1, own[0].1)] {
         let path = recipes.join(name);
         let text = recipe::read(&path).unwrap();
