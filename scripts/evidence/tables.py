@@ -1,6 +1,6 @@
 """The rows of every table: a name, and what is set on top of cifar10.toml."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Chosen by `run tune` on 5,000 training images that nothing else uses: for MAE and MR-MAE alike the rate with the best k-NN.
 MAE_BLR = 4e-3
@@ -10,71 +10,79 @@ W_MIMIC = 4.0
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache of the training images. `stored` are the teachers whose features it holds."""
+    """A cache of the training images with the features of `stored`, or of every teacher there is."""
 
-    stored: tuple[str, ...]
     views: int = 2
     codec: str = "f16"
+    stored: tuple[str, ...] = ()
 
     def folder(self) -> str:
-        return f"{'-'.join(self.stored)}-{self.views}views-{self.codec}"
+        return f"{'-'.join(self.stored) or 'all'}-{self.views}views-{self.codec}"
 
 
 @dataclass(frozen=True)
 class Row:
     name: str
     settings: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()  # without one of them the row is left out
     epochs: float = 1  # in units of N, rounded up
-    cache: Cache = field(default_factory=lambda: Cache(TEACHERS))
+    cache: Cache = Cache()
     wide: bool = False  # evaluated by fine-tuning too
 
 
 TEACHERS = ("clip", "dino", "outside")
 
 
-def pixels_only(blr: float = MAE_BLR) -> tuple[str, ...]:
-    return ("mimic.teachers=[]", "loss.w_rec=1.0", f"optim.blr={blr}")
+def mae(name: str, blr: float = MAE_BLR, **more) -> Row:
+    return Row(name, ("mimic.teachers=[]", "loss.w_rec=1.0", f"optim.blr={blr}"), **more)
 
 
-def mimic(*teachers: str, blr: float = MIMIC_BLR, w_mimic: float = W_MIMIC) -> tuple[str, ...]:
+def mimic(name: str, *teachers: str, more: tuple[str, ...] = (), blr: float = MIMIC_BLR, w_mimic: float = W_MIMIC, **fields) -> Row:
     names = ", ".join(f'"{teacher}"' for teacher in teachers)
-    return (f"mimic.teachers=[{names}]", f"loss.w_mimic={w_mimic}", f"optim.blr={blr}")
+    settings = (f"mimic.teachers=[{names}]", f"loss.w_mimic={w_mimic}", f"optim.blr={blr}")
+    return Row(name, settings + more, teachers, **fields)
 
 
 FOCUSED = ("mask.kind=focused", "mask.teacher=clip")
-FUSION = ("model.fusion=[1]",)
+FUSION = FOCUSED + ("model.fusion=[1]",)
+STANDARDIZE = ("target.norm=standardize",)
+PHI_S = ("target.norm=phi_s",)
+# EUPE's heads and patch loss, and its normalization; UNIC's dropping on top.
+EUPE = STANDARDIZE + ("mimic.head=mlp", "mimic.loss=cosine_smooth_l1")
+DROP = EUPE + ("mimic.drop=0.5",)
 BLRS = (1e-3, 2e-3, 4e-3, 8e-3)
 
+
+def joint(*teachers: str) -> list[Row]:
+    names = " + ".join(teachers)
+    readings = [("as the paper", ()), ("standardize", STANDARDIZE), ("PHI-S", PHI_S), ("EUPE's heads and loss", EUPE), ("the same, dropping", DROP)]
+    return [mimic(f"{names}, {reading}", *teachers, more=more) for reading, more in readings]
+
+
 TABLES = {
-    "tune": [Row(f"MAE, rate {blr:g}", pixels_only(blr)) for blr in BLRS]
-    + [Row(f"MR-MAE, rate {blr:g}, weight {w:g}", mimic("clip", blr=blr, w_mimic=w)) for blr in BLRS for w in (1.0, 4.0)],
+    "tune": [mae(f"MAE, rate {blr:g}", blr) for blr in BLRS]
+    + [mimic(f"MR-MAE, rate {blr:g}, weight {w:g}", "clip", blr=blr, w_mimic=w) for blr in BLRS for w in (1.0, 4.0)],
     "a": [
-        Row("MAE, N epochs", pixels_only(), wide=True),
-        Row("MAE, the compute of MR-MAE and its cache", pixels_only(), epochs=1.4),
-        Row("MAE, 4 N epochs", pixels_only(), epochs=4, wide=True),
-        Row("MR-MAE of CLIP, N epochs", mimic("clip"), wide=True),
-        Row("MR-MAE of DINO, N epochs", mimic("dino"), wide=True),
-        Row("MR-MAE of the outside teacher, N epochs", mimic("outside"), wide=True),
+        mae("MAE, N epochs", wide=True),
+        mae("MAE, the compute of MR-MAE and its cache", epochs=1.4),
+        mae("MAE, 4 N epochs", epochs=4, wide=True),
+        mimic("MR-MAE of clip, N epochs", "clip", wide=True),
+        mimic("MR-MAE of dino, N epochs", "dino", wide=True),
+        mimic("MR-MAE of outside, N epochs", "outside", wide=True),
     ],
     "b": [
-        Row("pixels only (MAE)", pixels_only()),
-        Row("+ mimic", mimic("clip")),
-        Row("+ focused mask", mimic("clip") + FOCUSED),
-        Row("+ fusion", mimic("clip") + FOCUSED + FUSION),
-        Row("both losses at the decoder", mimic("clip") + FOCUSED + FUSION + ("mimic.tokens=decoder_removed",)),
-        Row("mimic only", mimic("clip") + FOCUSED + FUSION + ("loss.w_rec=0",)),
+        mae("pixels only (MAE)"),
+        mimic("+ mimic", "clip"),
+        mimic("+ focused mask", "clip", more=FOCUSED),
+        mimic("+ fusion", "clip", more=FUSION),
+        mimic("both losses at the decoder", "clip", more=FUSION + ("mimic.tokens=decoder_removed",)),
+        mimic("mimic only", "clip", more=FUSION + ("loss.w_rec=0",)),
     ],
     "c": [
-        Row("CLIP", mimic("clip")),
-        Row("DINO", mimic("dino")),
-        Row("outside", mimic("outside")),
-        Row("CLIP + DINO, as the paper", mimic("clip", "dino")),
-        Row("CLIP + DINO, standardize", mimic("clip", "dino") + ("target.norm=standardize",)),
-        Row("CLIP + DINO, PHI-S", mimic("clip", "dino") + ("target.norm=phi_s",)),
-        Row("CLIP + outside, as the paper", mimic("clip", "outside")),
-        Row("CLIP + outside, standardize", mimic("clip", "outside") + ("target.norm=standardize",)),
-        Row("CLIP + outside, PHI-S", mimic("clip", "outside") + ("target.norm=phi_s",)),
+        *(mimic(f"{teacher} alone{how}", teacher, more=more) for teacher in TEACHERS for how, more in (("", ()), (", EUPE's heads and loss", EUPE))),
+        *joint("clip", "dino"),
+        *joint("clip", "outside"),
     ],
-    "d": [Row(f"{views} stored views", mimic("clip"), cache=Cache(("clip",), views)) for views in (1, 2, 4, 8, 16)],
-    "e": [Row(codec, mimic("clip"), cache=Cache(("clip",), 2, codec)) for codec in ("f32", "f16", "bf16", "i8")],
+    "d": [mimic(f"{views} stored views", "clip", cache=Cache(views, stored=("clip",))) for views in (1, 2, 4, 8, 16)],
+    "e": [mimic(codec, "clip", cache=Cache(codec=codec, stored=("clip",))) for codec in ("f32", "f16", "bf16", "i8")],
 }
