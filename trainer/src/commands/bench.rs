@@ -221,7 +221,7 @@ fn loader_speed(
     let sampler = Sampler::new(recipe.run.seed, samples.len(), batch).context("too few images for one batch")?;
     let batches = args.loader_batches.map_or(sampler.steps_per_epoch().max(2), |n| u64::from(n) + 1);
     let joined = JoinedCaches::new(vec![(Arc::clone(cache), Arc::new(images), samples)]);
-    let dataset = MimicDataset::new(recipe, teachers, joined, sampler);
+    let dataset = MimicDataset::new(recipe, teachers, joined, sampler)?;
     let mut loader = Loader::start(Arc::new(dataset), 0..batches, threads, recipe.data.prefetch, device)?;
     let pace = args.consume.map(|rate| Duration::from_secs_f64(batch as f64 / f64::from(rate)));
     let mut start = Instant::now();

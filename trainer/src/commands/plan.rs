@@ -193,11 +193,15 @@ impl Estimate {
     ) -> anyhow::Result<Estimate> {
         let known: BTreeMap<&str, &TeacherIdentity> =
             cache.iter().flat_map(|cache| cache.teachers()).map(|(id, teacher)| (id.as_str(), teacher)).collect();
+        let view_grid = match cache {
+            Some(cache) => teachers::view_grid(recipe, cache.teachers())?,
+            None => recipe.grid(),
+        };
         let mut widths = BTreeMap::new();
         for id in &recipe.mimic.teachers {
             let width = match (known.get(id.as_str()), cache) {
                 (Some(teacher), Some(_)) => {
-                    teachers::require_grid(teacher, recipe)?;
+                    teachers::require_grid(teacher, recipe, view_grid)?;
                     teacher.width.into()
                 }
                 (None, Some(cache)) => {

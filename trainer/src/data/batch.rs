@@ -17,6 +17,9 @@ pub(crate) struct MimicBatch {
     pub imgs: Tensor,
     /// The order or noise that makes the masks, drawn per (seed, epoch, sample).
     pub mask: MaskInput,
+    /// `[N, L]` i64: the positions of the student's patches in the view that the teachers see, drawn per (seed, epoch, sample); absent if the
+    /// student sees the whole view, and if no teacher runs inside the loop.
+    pub patches: Option<Tensor>,
     /// `[N, B]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): which of the encoder's residual branches are dropped; absent
     /// without stochastic depth.
     pub drop_path: Option<Tensor>,
@@ -87,6 +90,7 @@ impl MimicBatch {
                 MaskInput::Order(order) => MaskInput::Order(rows(order)),
                 MaskInput::Noise(noise) => MaskInput::Noise(rows(noise)),
             },
+            patches: some_rows(&self.patches),
             drop_path: some_rows(&self.drop_path),
             teacher_drop: some_rows(&self.teacher_drop),
             mean_kept: self.mean_kept,
@@ -125,6 +129,8 @@ pub(crate) struct BatchShape {
     pub img_size: u32,
     /// Rows and columns of patches; L is the square.
     pub grid: u32,
+    /// Rows and columns of patches of the views that the teachers see; more than `grid` if the student sees a part of them.
+    pub view_grid: u32,
     /// Patches that the encoder sees, `keep`.
     pub keep: usize,
     /// How the visible patches are chosen.
@@ -228,6 +234,10 @@ impl BatchShape {
                 MaskSource::Dataset { .. } => MaskInput::Order(pinned_empty(&[n, l], Kind::Int64, device)?),
                 MaskSource::Attention => MaskInput::Noise(pinned_empty(&[n, l], Kind::Double, device)?),
             },
+            patches: (self.view_grid > self.grid
+                && self.teachers.iter().any(|teacher| matches!(teacher, TeacherShape::Online { .. })))
+            .then(|| pinned_empty(&[n, l], Kind::Int64, device))
+            .transpose()?,
             drop_path: uniform(self.drop_path)?,
             teacher_drop: uniform(self.teacher_drop)?,
             mean_kept: 0.0,

@@ -1,5 +1,6 @@
 //! The data set of pretraining: images with the cached features of their views.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use images::rng::{Purpose, Rng};
@@ -17,7 +18,8 @@ use super::pixel_cache::PixelCache;
 use super::rows::{TeacherRows, Wanted};
 use super::sample::Sample;
 use super::sampler::Sampler;
-use super::teachers::RunTeacher;
+use super::teachers::{self, RunTeacher};
+use super::window::Window;
 use crate::recipe::{MaskKind, Recipe};
 
 /// Samples of the caches, their pixels, and the rows of the teachers that do not run online.
@@ -26,7 +28,7 @@ pub(crate) struct MimicDataset {
     pub joined: JoinedCaches,
     /// For each teacher its rows in each cache; `None` where the teacher runs online.
     pub rows: Vec<Option<Vec<Arc<TeacherRows>>>>,
-    /// The student's crops that are kept in memory.
+    /// The crops that are kept in memory: whole views, of which the student may see a part.
     pub pixels: PixelCache,
     /// Sizes of a batch.
     pub shape: BatchShape,
@@ -80,6 +82,7 @@ struct Slot<'a> {
     sample: &'a mut (u64, u16),
     img: &'a mut [u8],
     mask: &'a mut [u8],
+    patches: Option<&'a mut [u8]>,
     drop_path: Option<&'a mut [u8]>,
     teacher_drop: Option<&'a mut [u8]>,
     teachers: Vec<TeacherSlot<'a>>,
@@ -95,16 +98,21 @@ struct TeacherSlot<'a> {
 
 impl MimicDataset {
     /// The data set that `recipe` trains on, in the order of `sampler`.
+    ///
+    /// # Errors
+    /// If the caches do not say how large the views are of which the student sees a part.
     pub(crate) fn new(
         recipe: &Recipe,
         teachers: &[RunTeacher],
         joined: JoinedCaches,
         sampler: Sampler,
-    ) -> MimicDataset {
+    ) -> anyhow::Result<MimicDataset> {
+        let known = joined.members().first().map(|member| member.cache.teachers());
         let shape = BatchShape {
             batch_size: recipe.optim.batch_size,
             img_size: recipe.model.img_size,
             grid: recipe.grid(),
+            view_grid: teachers::view_grid(recipe, known.unwrap_or(&BTreeMap::new()))?,
             keep: recipe.len_keep() as usize,
             mask: match recipe.mask.kind {
                 MaskKind::Random => MaskSource::Dataset { blocks: false },
@@ -124,7 +132,7 @@ impl MimicDataset {
             rows.iter().flatten().for_each(|rows| rows[member].open_ahead(&parts));
             images.open_ahead(&parts);
         }
-        MimicDataset { joined, rows, pixels, shape, sampler, seed: recipe.run.seed, drop: recipe.mimic.drop }
+        Ok(MimicDataset { joined, rows, pixels, shape, sampler, seed: recipe.run.seed, drop: recipe.mimic.drop })
     }
 
     /// Fills `batch` with the given samples of an epoch. Of several problems, the first slot's is returned.
@@ -147,13 +155,31 @@ impl MimicDataset {
         let sample_id = joined.first_sample_id + sample.sample_id;
         *slot.sample = (sample_id, row_view.index);
 
-        // ---- pixels: an image is read only if one of its crops is not in memory
-        let mut img = None;
-        if !self.pixels.get(idx, view, slot.img) {
-            let img = img.insert(read_image(joined, sample, view)?);
-            render(joined, img, sample, &row_view, self.shape.img_size, slot.img)?;
-            self.pixels.put(idx, view, slot.img);
+        // ---- the part of the view that the student sees
+        let window = Window::draw(self.seed, epoch, sample_id, self.shape.view_grid, self.shape.grid);
+        let window_patches = window.patches();
+        if let (Some(out), Some(patches)) = (slot.patches, &window_patches) {
+            write(out, patches.iter().map(|&patch| (patch as i64).to_ne_bytes()));
         }
+
+        // ---- pixels: an image is read only if one of its crops is not in memory
+        let patch_size = self.shape.img_size / self.shape.grid;
+        let view_size = self.shape.view_grid * patch_size;
+        let mut img = None;
+        let (kept, rendered);
+        let whole: &[u8] = match self.pixels.get(idx, view) {
+            Some(crop) => {
+                kept = crop;
+                &kept
+            }
+            None => {
+                let img = img.insert(read_image(joined, sample, view)?);
+                rendered = render(joined, img, sample, &row_view, view_size)?;
+                self.pixels.put(idx, view, &rendered);
+                &rendered
+            }
+        };
+        window.cut(whole, patch_size, slot.img);
 
         // ---- the mask, or the noise for it
         let mut rng = Rng::new(self.seed, Purpose::Mask, &[epoch, sample_id]);
@@ -191,27 +217,35 @@ impl MimicDataset {
         }
 
         // ---- teachers
+        let visible: Vec<usize> = match &window_patches {
+            Some(patches) => order.iter().take(keep).map(|&patch| patches[patch]).collect(),
+            None => order.into_iter().take(keep).collect(),
+        };
         for ((teacher, rows), shape) in slot.teachers.into_iter().zip(&self.rows).zip(&self.shape.teachers) {
             if let Some(rows) = rows {
-                let visible = matches!(shape, TeacherShape::Cached { tokens: Some(Patches::Visible), .. });
+                let patches = match shape {
+                    TeacherShape::Cached { tokens: Some(Patches::Visible), .. } => Some(&visible[..]),
+                    _ => window_patches.as_deref(),
+                };
                 let wanted = Wanted {
-                    patches: visible.then_some(&order[..keep.min(order.len())]),
+                    patches,
                     tokens: teacher.tokens,
                     outliers: teacher.outliers,
                     cls: teacher.cls,
+                    attended: window_patches.as_deref(),
                     cls_attn: teacher.cls_attn,
                 };
                 rows[member].read(sample, &row_view, sample.row(view), wanted)?;
             }
             if let (Some(pixels), TeacherShape::Online { input_size }) = (teacher.pixels, shape) {
-                if *input_size == self.shape.img_size {
-                    pixels.copy_from_slice(slot.img);
+                if *input_size == view_size {
+                    pixels.copy_from_slice(whole);
                 } else {
                     let img = match &mut img {
                         Some(img) => img,
                         None => img.insert(read_image(joined, sample, view)?),
                     };
-                    render(joined, img, sample, &row_view, *input_size, pixels)?;
+                    pixels.copy_from_slice(&render(joined, img, sample, &row_view, *input_size)?);
                 }
             }
         }
@@ -232,11 +266,9 @@ fn render(
     sample: &Sample,
     view: &View,
     size: u32,
-    out: &mut [u8],
-) -> Result<(), Problem> {
+) -> Result<Vec<u8>, Problem> {
     let rendered = images::render(img, view, size).map_err(|e| joined.images.problem(sample, view.index.into(), e))?;
-    out.copy_from_slice(&rendered.data);
-    Ok(())
+    Ok(rendered.data)
 }
 
 /// Fills `bytes` with as many of `values` as it has room for.
@@ -256,18 +288,21 @@ fn argsort(noise: &[f64]) -> Vec<usize> {
 
 /// Cuts a batch's tensors into one slot per image.
 fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
-    let MimicBatch { samples, imgs, mask, drop_path, teacher_drop, mean_kept: _, teachers } = batch;
+    let MimicBatch { samples, imgs, mask, patches, drop_path, teacher_drop, mean_kept: _, teachers } = batch;
     let n = samples.len();
     let pixels_and_masks = cut(imgs, n)?.into_iter().zip(cut(mask.tensor_mut(), n)?);
+    let patches = cut_some(patches.as_mut(), n)?;
     let drops = cut_some(drop_path.as_mut(), n)?.into_iter().zip(cut_some(teacher_drop.as_mut(), n)?);
     let mut slots: Vec<Slot> = samples
         .iter_mut()
         .zip(pixels_and_masks)
+        .zip(patches)
         .zip(drops)
-        .map(|((sample, (img, mask)), (drop_path, teacher_drop))| Slot {
+        .map(|(((sample, (img, mask)), patches), (drop_path, teacher_drop))| Slot {
             sample,
             img,
             mask,
+            patches,
             drop_path,
             teacher_drop,
             teachers: Vec::new(),

@@ -98,7 +98,7 @@ impl Features {
 /// the folder) as networks, the others as rows of the caches.
 ///
 /// A network must be the one that the cache was built with (SHA-256 of its weights), if the cache has it; one that the cache
-/// does not have can be used online too. A grid other than the student's is refused.
+/// does not have can be used online too. A grid other than [`view_grid`] is refused.
 pub(crate) fn open(
     recipe: &Recipe,
     caches: &[Arc<Cache>],
@@ -117,6 +117,7 @@ pub(crate) fn open(
         bail!("--online-teacher {stray}: the recipe uses no such teacher (mimic.teachers, mask.teacher)");
     }
 
+    let view_grid = view_grid(recipe, caches.first().map_or(&BTreeMap::new(), |cache| cache.teachers()))?;
     let mut teachers = Vec::new();
     for name in named {
         let mimicked = recipe.mimic.teachers.contains(name);
@@ -143,8 +144,8 @@ pub(crate) fn open(
                     width: info.width,
                     weights_sha256: info.weights_sha256.clone(),
                     origin: "online".to_owned(),
-                    // The input size at which its grid equals the student's.
-                    shape: TeacherShape::Online { input_size: recipe.grid() * info.patch_size },
+                    // The input size at which its grid is the one that the student's is, or is cut from.
+                    shape: TeacherShape::Online { input_size: view_grid * info.patch_size },
                     source: Source::Online(Box::new(network)),
                     id,
                     mimicked,
@@ -153,7 +154,7 @@ pub(crate) fn open(
                 }
             }
             (None, Some(cached)) => {
-                require_grid(cached, recipe)?;
+                require_grid(cached, recipe, view_grid)?;
                 let rows: Vec<_> = caches.iter().map(|cache| Arc::new(TeacherRows::new(cache, cached))).collect();
                 let first = &rows[0];
                 RunTeacher {
@@ -225,6 +226,7 @@ pub(crate) fn features(
         MaskInput::Order(_) => Some(masking(recipe, &batch.mask, None, device)?),
         MaskInput::Noise(_) => None,
     };
+    let patches = batch.patches.as_ref().map(|patches| to_device(patches, device)).transpose()?;
     let uniform = batch.teacher_drop.as_ref().map(|uniform| to_device(uniform, device)).transpose()?;
     let teacher_drop = uniform.map(|uniform| (uniform, batch.mean_kept));
     let mut features = Features { tokens: BTreeMap::new(), at, cls: BTreeMap::new(), cls_attn: None, teacher_drop };
@@ -244,11 +246,22 @@ pub(crate) fn features(
                 // f32, since this is what a cache is measured against; and the attention rounded as a cache rounds it, so that
                 // both draw the same masks.
                 let output = network.forward(&pixels, Precision::F32)?;
-                let tokens = match (&masking_before, at) {
-                    (Some(masking), Patches::Visible) => gather_rows(&output.tokens, &masking.ids_keep),
-                    _ => output.tokens,
+                let cls_attn = output.cls_attn.to_kind(Kind::Half);
+                let cls_attn = match &patches {
+                    Some(patches) => cls_attn.gather(1, patches, false),
+                    None => cls_attn,
                 };
-                (Some(tokens), Some(output.cls), Some(output.cls_attn.to_kind(Kind::Half)))
+                let visible = masking_before.as_ref().filter(|_| at == Patches::Visible).map(|m| &m.ids_keep);
+                let wanted = match (&patches, visible) {
+                    (Some(patches), Some(visible)) => Some(patches.gather(1, visible, false)),
+                    (Some(patches), None) => Some(patches.shallow_clone()),
+                    (None, visible) => visible.map(Tensor::shallow_clone),
+                };
+                let tokens = match wanted {
+                    Some(wanted) => gather_rows(&output.tokens, &wanted),
+                    None => output.tokens,
+                };
+                (Some(tokens), Some(output.cls), Some(cls_attn))
             }
             _ => unreachable!("a batch is allocated by the shapes of its teachers"),
         };
@@ -269,16 +282,56 @@ pub(crate) fn features(
     Ok((features, masking))
 }
 
-/// Refuses a cached teacher whose patches are not the student's.
-pub(crate) fn require_grid(cached: &TeacherIdentity, recipe: &Recipe) -> Result<(), Problem> {
-    match cached.grid == recipe.grid() {
+/// Patches along one side of the views that the teachers see: those of the student, or with `data.random_shift` those of the teachers
+/// that the recipe names and the cache has (`known`), or of all that the cache has if it has none of those.
+///
+/// # Errors
+/// If a grid is not larger than the student's although it is to be cut from it, if grids differ, or if there is none.
+pub(crate) fn view_grid(recipe: &Recipe, known: &BTreeMap<TeacherId, TeacherIdentity>) -> anyhow::Result<u32> {
+    if !recipe.data.random_shift {
+        return Ok(recipe.grid());
+    }
+    let is_named =
+        |id: &TeacherId| recipe.mimic.teachers.iter().chain(&recipe.mask.teacher).any(|name| name == id.as_str());
+    let (named, others): (Vec<_>, Vec<_>) = known.values().partition(|teacher| is_named(&teacher.id));
+    let candidates = if named.is_empty() { others } else { named };
+    let first = candidates.first().context(
+        "data.random_shift: the cache has no teacher, whose grid would say how large the views are of which the student sees a part",
+    )?;
+    for teacher in &candidates {
+        ensure!(
+            teacher.grid == first.grid,
+            "data.random_shift: teachers {} and {} have grids of {}x{} and {}x{} patches. One view is cut for all of them: build the cache with one \
+             --grid for all",
+            first.id,
+            teacher.id,
+            first.grid,
+            first.grid,
+            teacher.grid,
+            teacher.grid,
+        );
+    }
+    match first.grid > recipe.grid() {
+        true => Ok(first.grid),
+        false => Err(grid_problem(first, recipe).into()),
+    }
+}
+
+/// Refuses a cached teacher whose grid is not `view_grid`.
+pub(crate) fn require_grid(cached: &TeacherIdentity, recipe: &Recipe, view_grid: u32) -> Result<(), Problem> {
+    match cached.grid == view_grid {
         true => Ok(()),
-        false => Err(Problem::Grid {
-            teacher: cached.id.to_string(),
-            teacher_grid: cached.grid,
-            student_grid: recipe.grid(),
-            img_size: recipe.model.img_size,
-            patch_size: recipe.model.patch_size,
-        }),
+        false => Err(grid_problem(cached, recipe)),
+    }
+}
+
+fn grid_problem(cached: &TeacherIdentity, recipe: &Recipe) -> Problem {
+    Problem::Grid {
+        teacher: cached.id.to_string(),
+        teacher_grid: cached.grid,
+        student_grid: recipe.grid(),
+        img_size: recipe.model.img_size,
+        patch_size: recipe.model.patch_size,
+        shifts: recipe.data.random_shift,
     }
 }

@@ -28,16 +28,28 @@ pub(crate) struct Data {
     /// How many of the views that the cache stores per image are used: the first ones, in turn, one per epoch. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub views: Option<usize>,
+    /// Show the student a random part of each view: of views that the teachers saw at more patches than the student has, with G by G patches
+    /// for a student of G by G, at an offset of whole patches that is drawn anew for every image and epoch. Targets and attention are those of the
+    /// same patches. It needs a cache whose grid is larger than the student's (`pipeline build-cache --grid`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub random_shift: bool,
     /// Finished batches that may wait for the device; at most 1024.
     pub prefetch: usize,
     /// Memory for rendered crops, in MiB. Views are finite, so a data set whose crops fit (12 KB each at 64 pixels, 150 KB at
-    /// 224) is decoded once and not every epoch. 0 = none.
+    /// 224) is decoded once and not every epoch. With `random_shift` whole views are kept, which are larger. 0 = none.
     pub pixel_cache_mib: usize,
 }
 
 impl Default for Data {
     fn default() -> Self {
-        Data { missing: Missing::Error, allow_incomplete: false, views: None, prefetch: PREFETCH, pixel_cache_mib: 0 }
+        Data {
+            missing: Missing::Error,
+            allow_incomplete: false,
+            views: None,
+            random_shift: false,
+            prefetch: PREFETCH,
+            pixel_cache_mib: 0,
+        }
     }
 }
 

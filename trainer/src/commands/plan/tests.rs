@@ -47,6 +47,24 @@ fn a_cached_teacher_is_counted_from_its_identity() {
     assert_eq!(clip.bytes_per_view, 8 * (16 * 64 * 2 + 64 * 2 + 16 * 2));
 }
 
+/// A student that sees a part of each view costs what it does without, and its teachers what they cost for the whole view.
+#[test]
+fn shifted_students_are_planned_with_whole_views() {
+    let mut world = World::new(8);
+    world.grid = 6;
+    world.build_cache();
+    let cache = Cache::open(&world.cache_dir()).unwrap();
+    let plan = |settings: &[&str], cache| Estimate::of(&recipe(crate::testing::RECIPE, settings), cache, 8, 1.0, 1.0);
+    let error = plan(&[], Some(&cache)).unwrap_err();
+    assert!(error.to_string().contains("data.random_shift=true"), "{error}");
+    let shifted = plan(&["data.random_shift=true"], Some(&cache)).unwrap();
+    let whole = plan(&[], None).unwrap();
+    for part in ["encoder", "decoder"] {
+        assert_eq!(shifted.gflop_per_image[part], whole.gflop_per_image[part]);
+    }
+    assert_eq!(shifted.teachers["clip"].bytes_per_view, 8 * (36 * 64 * 2 + 64 * 2 + 36 * 2));
+}
+
 /// The plan's steps are those that pretraining takes: for a cache with damaged images in several parts, for an unfinished cache, and if
 /// nothing is left over.
 #[test]
@@ -123,6 +141,9 @@ fn what_cannot_be_planned_is_refused() {
     assert!(error.to_string().contains("no teacher dino"), "{error}");
     let error = Estimate::of(&recipe(BASE, &[]), Some(&cache), 1_281_167, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("4x4 grid, the student a 14x14"), "{error}");
+    let shifted = recipe(crate::testing::RECIPE, &["data.random_shift=true"]);
+    let error = Estimate::of(&shifted, Some(&cache), 8, 1.0, 1.0).unwrap_err();
+    assert!(error.to_string().contains("out of a larger one"), "{error}");
     let error = Estimate::of(&recipe(BASE, &[]), None, u64::MAX, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("more than any"), "{error}");
     let long = recipe(BASE, &["schedule.epochs=9223372036854775807"]);

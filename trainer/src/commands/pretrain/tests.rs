@@ -18,6 +18,8 @@ mod data;
 mod places;
 /// Several caches, and several generations of one.
 mod several;
+/// Students that see a random part of each view.
+mod shifted;
 #[path = "../../../../tests/support/sources.rs"]
 mod sources;
 /// Running out of memory, other lengths, kept checkpoints.

@@ -1,20 +1,28 @@
 use std::sync::Arc;
 
 use hub::HubSettings;
-use schemas::Cache;
+use images::rng::{Purpose, Rng};
+use models::precision::Precision;
+use models::teacher::Teacher;
+use schemas::{Cache, Codec};
 use tch::Tensor;
 
 use super::*;
-use crate::data::batch::{MaskInput, TeacherBatch};
+use crate::data::batch::{MaskInput, Patches, TeacherBatch};
 use crate::data::images::Images;
 use crate::data::join;
 use crate::data::joined::JoinedCaches;
 use crate::data::mimic::MimicDataset;
-use crate::data::teachers;
+use crate::data::teachers::{self, RunTeacher};
 use crate::recipe::{Experiment, Recipe};
-use crate::testing::{RECIPE, World};
+use crate::testing::{RECIPE, TEACHER_WIDTH, World, relative_l2};
 
 fn plan(world: &World, settings: &[&str], online: &[String]) -> MimicDataset {
+    open(world, settings, online).2
+}
+
+/// The recipe, its teachers and its data set.
+fn open(world: &World, settings: &[&str], online: &[String]) -> (Recipe, Vec<RunTeacher>, MimicDataset) {
     let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
     let recipe = Recipe::parse(RECIPE, "test", &settings).unwrap();
     let cache = Arc::new(Cache::open(&world.cache_dir()).unwrap());
@@ -24,7 +32,8 @@ fn plan(world: &World, settings: &[&str], online: &[String]) -> MimicDataset {
     let samples = join::join(&cache, &[], &images, &recipe.data, &|_, _| ()).unwrap();
     let sampler = Sampler::new(recipe.run.seed, samples.len(), recipe.optim.effective_batch()).unwrap();
     let joined = JoinedCaches::new(vec![(cache, Arc::new(images), samples)]);
-    MimicDataset::new(&recipe, &teachers, joined, sampler)
+    let dataset = MimicDataset::new(&recipe, &teachers, joined, sampler).unwrap();
+    (recipe, teachers, dataset)
 }
 
 /// Samples and tensors of a batch, as bytes.
@@ -49,6 +58,7 @@ fn load(plan: MimicDataset, threads: usize, steps: std::ops::Range<u64>, recycle
     for _ in 0..n {
         let batch = loader.next_batch().unwrap();
         let mut tensors = vec![bytes(&batch.imgs), bytes(mask_of(&batch))];
+        tensors.extend(batch.patches.iter().map(bytes));
         tensors.extend(batch.drop_path.iter().map(bytes));
         for teacher in &batch.teachers {
             match teacher {
@@ -83,6 +93,106 @@ fn batches_are_the_same_for_any_threads_and_any_start() {
     let mut kept = FOCUSED.to_vec();
     kept.push("data.pixel_cache_mib=1");
     assert_eq!(expected, load(plan(&world, &kept, &[]), 3, 0..9, true), "crops kept in memory");
+}
+
+/// A world whose teachers saw views of 6 x 6 patches, for the student's 4 x 4. Its images are noise, no two parts of which are alike.
+fn larger_world(images: usize, codec: Codec) -> World {
+    let mut world = World::new(images);
+    (world.grid, world.codec) = (6, codec);
+    for i in 0..images {
+        let mut rng = Rng::new(9, Purpose::Select, &[i as u64]);
+        let noise = image::RgbImage::from_fn(40, 32, |_, _| image::Rgb([0; 3].map(|_: u8| rng.range(256) as u8)));
+        noise.save(world.images_dir().join(["a", "b"][i % 2]).join(format!("{i:04}.png"))).unwrap();
+    }
+    world.build_cache();
+    world
+}
+
+#[test]
+fn shifted_batches_are_the_same_for_any_threads_and_any_start() {
+    let world = larger_world(14, Codec::F16);
+    let mut settings = FOCUSED.to_vec();
+    settings.push("data.random_shift=true");
+    let expected = load(plan(&world, &settings, &[]), 1, 0..9, false);
+    assert_eq!(expected, load(plan(&world, &settings, &[]), 4, 0..9, true), "one thread and four threads");
+    assert_eq!(expected[4..], load(plan(&world, &settings, &[]), 2, 4..9, true), "from step 4");
+    settings.push("data.pixel_cache_mib=1");
+    assert_eq!(expected, load(plan(&world, &settings, &[]), 3, 0..9, true), "views kept in memory");
+}
+
+/// What the student sees of a view: column and row of the first patch, found by its pixels alone.
+fn found_window(whole: &images::RgbImage, img: &Tensor) -> [usize; 2] {
+    let view = Tensor::from_slice(&whole.data).view([48, 48, 3]);
+    let offsets = (0..3).flat_map(|column| (0..3).map(move |row| [column, row]));
+    let is_it =
+        |&[column, row]: &[usize; 2]| view.narrow(0, 8 * row as i64, 32).narrow(1, 8 * column as i64, 32) == *img;
+    let found: Vec<_> = offsets.filter(is_it).collect();
+    assert_eq!(found.len(), 1, "the student's pixels are one part of the view: {found:?}");
+    found[0]
+}
+
+/// With a shift, the student's pixels are a part of the whole rendered view, and tokens and attention are what the teacher itself says of the
+/// patches in that part: for every codec, at visible and at all patches, from the cache and from the network.
+#[test]
+fn a_shifted_student_has_the_teachers_own_patches() {
+    let affine = schemas::Affine {
+        scale: vec![8.0 / 127.0; TEACHER_WIDTH as usize],
+        offset: vec![0.0; TEACHER_WIDTH as usize],
+        outliers: vec![3, 60],
+        images: 8,
+    };
+    let codecs = [(Codec::F32, 1e-6), (Codec::F16, 1e-3), (Codec::Bf16, 1e-2), (Codec::I8(affine), 3e-2)];
+    let idxs = [5, 0, 1, 2];
+    for (codec, tolerance) in codecs {
+        let world = larger_world(8, codec.clone());
+        let network = Teacher::load(&world.teacher_dir(), Device::Cpu).unwrap();
+        let online = [format!("clip={}", world.teacher_dir().display())];
+        let shift = "data.random_shift=true";
+        let focused = ["mask.kind=focused", "mask.teacher=clip", "loss.w_cls=0.5", shift];
+        let mut offsets = std::collections::BTreeSet::new();
+        for (settings, online) in [(&focused[..], &[][..]), (&focused, &online), (&[shift], &[]), (&[shift], &online)] {
+            let (recipe, run_teachers, plan) = open(&world, settings, online);
+            let joined = &plan.joined.members()[0];
+            for epoch in [1, 3, 5] {
+                let mut batch = plan.shape.allocate(Device::Cpu).unwrap();
+                plan.fill(&mut batch, epoch, &idxs).unwrap();
+                let (features, masking) = teachers::features(&recipe, &run_teachers, &batch, Device::Cpu).unwrap();
+                for (slot, &idx) in idxs.iter().enumerate() {
+                    let (sample, view) = joined.samples.get(idx as usize, 1);
+                    let img = images::decode(&joined.images.read(sample, 1).unwrap()).unwrap();
+                    let whole = images::render(&img, &view, 48).unwrap();
+                    let [column, row] = found_window(&whole, &batch.imgs.get(slot as i64));
+                    offsets.insert([column, row]);
+
+                    let pixels = images::render(&img, &view, 24).unwrap();
+                    let pixels = Tensor::from_slice(&pixels.data).view([1, 24, 24, 3]).permute([0, 3, 1, 2]);
+                    let output = network.forward(&pixels.contiguous(), Precision::F32).unwrap();
+                    let part = |x: &Tensor| {
+                        let square = x.view([6, 6, -1]);
+                        square.narrow(0, row as i64, 4).narrow(1, column as i64, 4).reshape([16, -1])
+                    };
+                    let mut tokens = part(&output.tokens);
+                    if features.at == Patches::Visible {
+                        tokens = tokens.index_select(0, &masking.ids_keep.get(slot as i64));
+                    }
+                    let at = slot as i64;
+                    let difference = relative_l2(&features.tokens["clip"].get(at), &tokens);
+                    assert!(
+                        difference <= tolerance,
+                        "{codec}, {settings:?}, {online:?}: tokens differ by {difference}"
+                    );
+                    if settings.len() > 1 {
+                        let cls_attn = features.cls_attn.as_ref().unwrap().get(at);
+                        let difference = relative_l2(&cls_attn, &part(&output.cls_attn).view([16]));
+                        assert!(difference <= 1e-3, "{codec}, {online:?}: attention differs by {difference}");
+                        let difference = relative_l2(&features.cls["clip"].get(at), &output.cls.get(0));
+                        assert!(difference <= tolerance, "{codec}, {online:?}: CLS tokens differ by {difference}");
+                    }
+                }
+            }
+        }
+        assert!(offsets.len() > 3, "{offsets:?}");
+    }
 }
 
 #[test]
@@ -162,10 +272,11 @@ fn teachers_are_dropped_per_sample_and_epoch() {
 /// A part is the images that it names, in every tensor.
 #[test]
 fn parts_make_up_the_batch() {
-    let world = World::with_cache(8);
+    let world = larger_world(8, Codec::F16);
     let online = [format!("clip={}", world.teacher_dir().display())];
+    let settings = [&FOCUSED[..], &["data.random_shift=true"]].concat();
     for online in [&[][..], &online] {
-        let plan = plan(&world, &FOCUSED, online);
+        let plan = plan(&world, &settings, online);
         let mut batch = plan.shape.allocate(Device::Cpu).unwrap();
         plan.fill(&mut batch, 1, &[5, 0, 1, 2]).unwrap();
         let parts = [batch.narrow(0, 2), batch.narrow(2, 2)];
@@ -176,7 +287,7 @@ fn parts_make_up_the_batch() {
             assert!(!joined.is_empty() && joined == tensors(&batch));
         };
         joined(&|b| vec![b.imgs.shallow_clone(), mask_of(b).shallow_clone()]);
-        joined(&|b| b.drop_path.iter().map(Tensor::shallow_clone).collect());
+        joined(&|b| b.patches.iter().chain(&b.drop_path).map(Tensor::shallow_clone).collect());
         joined(&|b| match &b.teachers[0] {
             TeacherBatch::Cached { tokens, cls_attn, .. } => {
                 tokens.iter().chain(cls_attn).map(Tensor::shallow_clone).collect()
