@@ -34,6 +34,8 @@ pub enum Purpose {
     TeacherDrop = 12,
     /// Part of a view that the student sees.
     Shift = 13,
+    /// Views that no cache has: which samples have one, and its crop box and flip.
+    Fresh = 14,
 }
 
 /// A stream of random numbers. Making one costs one hash of a few words.

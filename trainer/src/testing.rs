@@ -69,6 +69,8 @@ pub(crate) struct World {
     pub(crate) grid: u32,
     /// The same for the second teacher, if it has another grid.
     pub(crate) second_grid: Option<u32>,
+    /// How the cache's views are drawn.
+    pub(crate) policy: ViewPolicy,
     /// The image code that the cache records.
     pub(crate) image_code: String,
     /// The depth window for samples of more than 8 bits.
@@ -117,6 +119,7 @@ impl World {
             part_samples: 5,
             grid: GRID,
             second_grid: None,
+            policy: ViewPolicy::rrc(),
             image_code: IMAGE_CODE.to_owned(),
             depth_window: DepthWindow::HighByte,
             view_seed: 3,
@@ -211,7 +214,12 @@ impl World {
             format_version: FORMAT_VERSION,
             dataset: source.identity(),
             image_code: self.image_code.clone(),
-            views: ViewIdentity { policy: ViewPolicy::rrc(), views: self.views, seed: 3, filter: "bicubic".to_owned() },
+            views: ViewIdentity {
+                policy: self.policy.clone(),
+                views: self.views,
+                seed: 3,
+                filter: "bicubic".to_owned(),
+            },
             plan: Plan { samples: source.len() as u64, part_samples: self.part_samples },
             pack: self.pack,
             depth_window: self.depth_window,

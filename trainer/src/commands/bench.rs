@@ -95,6 +95,11 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()>
     let device = torch_ext::resolve_device(&args.device.device)?;
     let recipe = any::load::<Recipe>(&args.recipe.recipe, &args.recipe.set)?;
     let threads = args.device.loader_threads(device);
+    ensure!(
+        recipe.data.fresh == 0.0,
+        "data.fresh = {}: fresh views run teachers inside the loop, which is not measured here. Measure stored views with --set data.fresh=0",
+        recipe.data.fresh
+    );
 
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     ensure!(

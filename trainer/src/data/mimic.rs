@@ -11,7 +11,7 @@ use schemas::View;
 use tch::{Device, Tensor};
 
 use super::Problem;
-use super::batch::{BatchShape, MaskSource, MimicBatch, Patches, TeacherBatch, TeacherShape};
+use super::batch::{BatchShape, MaskSource, MimicBatch, Patches, RowsBatch, TeacherBatch};
 use super::joined::{Joined, JoinedCaches};
 use super::loader::{Dataset, cut};
 use super::pixel_cache::PixelCache;
@@ -22,11 +22,11 @@ use super::teachers::{self, RunTeacher};
 use super::window::Window;
 use crate::recipe::{MaskKind, Recipe};
 
-/// Samples of the caches, their pixels, and the rows of the teachers that do not run online.
+/// Samples of the caches, their pixels, and the rows of the teachers that do not run online for all views.
 pub(crate) struct MimicDataset {
     /// The caches with their images.
     pub joined: JoinedCaches,
-    /// For each teacher its rows in each cache; `None` where the teacher runs online.
+    /// For each teacher its rows in each cache; `None` where all features come from its network.
     pub rows: Vec<Option<Vec<Arc<TeacherRows>>>>,
     /// The crops that are kept in memory: whole views, of which the student may see a part.
     pub pixels: PixelCache,
@@ -34,8 +34,10 @@ pub(crate) struct MimicDataset {
     pub shape: BatchShape,
     /// Which samples each step sees.
     pub sampler: Sampler,
-    /// Seed of mask noise, stochastic depth and teacher dropping.
+    /// Seed of mask noise, stochastic depth, teacher dropping, shifts and fresh views.
     pub seed: u64,
+    /// Probability with which a view is a fresh one.
+    pub fresh: f64,
     /// Probability with which a teacher is dropped.
     pub drop: f64,
 }
@@ -65,8 +67,11 @@ impl Dataset for MimicDataset {
         for &idx in idxs {
             let (member, joined, at) = self.joined.locate(idx as usize);
             let (sample, _) = joined.samples.get(at, view);
-            self.rows.iter().flatten().for_each(|rows| rows[member].prefetch(sample, sample.row(view)));
-            if !self.pixels.has(idx as usize, view) {
+            let is_fresh = self.fresh_view(epoch, idx as usize).is_some();
+            if !is_fresh {
+                self.rows.iter().flatten().for_each(|rows| rows[member].prefetch(sample, sample.row(view)));
+            }
+            if is_fresh || !self.pixels.has(idx as usize, view) {
                 joined.images.prefetch(sample);
             }
         }
@@ -132,26 +137,42 @@ impl MimicDataset {
             rows.iter().flatten().for_each(|rows| rows[member].open_ahead(&parts));
             images.open_ahead(&parts);
         }
-        Ok(MimicDataset { joined, rows, pixels, shape, sampler, seed: recipe.run.seed, drop: recipe.mimic.drop })
+        let (seed, fresh, drop) = (recipe.run.seed, recipe.data.fresh, recipe.mimic.drop);
+        Ok(MimicDataset { joined, rows, pixels, shape, sampler, seed, fresh, drop })
     }
 
     /// Fills `batch` with the given samples of an epoch. Of several problems, the first slot's is returned.
     pub(crate) fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
         let view = (epoch % self.joined.views() as u64) as usize;
+        let fresh: Vec<Option<View>> = idxs.iter().map(|&idx| self.fresh_view(epoch, idx as usize)).collect();
+        batch.fresh = fresh.iter().map(Option::is_some).collect();
         let slots = slots(batch)?;
         let results: Vec<Result<(), Problem>> = slots
             .into_par_iter()
-            .zip(idxs.par_iter())
-            .map(|(slot, &idx)| self.fill_slot(slot, epoch, idx as usize, view))
+            .zip(idxs.par_iter().zip(fresh))
+            .map(|(slot, (&idx, fresh))| self.fill_slot(slot, epoch, idx as usize, view, fresh))
             .collect();
         results.into_iter().collect::<Result<(), Problem>>()?;
         batch.mean_kept = batch.teacher_drop.as_ref().map_or(0.0, |uniform| mean_kept(uniform, self.drop));
         Ok(())
     }
 
-    fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize, view: usize) -> Result<(), Problem> {
+    /// The fresh view of image `idx` in an epoch; `None` if it has a stored one.
+    fn fresh_view(&self, epoch: u64, idx: usize) -> Option<View> {
+        if self.fresh == 0.0 {
+            return None;
+        }
+        let (_, joined, at) = self.joined.locate(idx);
+        let sample_id = joined.first_sample_id + joined.samples.get(at, 0).0.sample_id;
+        let mut rng = Rng::new(self.seed, Purpose::Fresh, &[epoch, sample_id]);
+        (rng.uniform_f64() < self.fresh).then(|| joined.samples.draw_fresh(at, &mut rng))
+    }
+
+    /// Fills the memory of image `idx` with its `fresh` view, or with its stored one of number `view`.
+    fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize, view: usize, fresh: Option<View>) -> Result<(), Problem> {
         let (member, joined, at) = self.joined.locate(idx);
-        let (sample, row_view) = joined.samples.get(at, view);
+        let (sample, stored) = joined.samples.get(at, view);
+        let row_view = fresh.unwrap_or(stored);
         let sample_id = joined.first_sample_id + sample.sample_id;
         *slot.sample = (sample_id, row_view.index);
 
@@ -167,7 +188,8 @@ impl MimicDataset {
         let view_size = self.shape.view_grid * patch_size;
         let mut img = None;
         let (kept, rendered);
-        let whole: &[u8] = match self.pixels.get(idx, view) {
+        // A fresh view does not come again.
+        let whole: &[u8] = match self.pixels.get(idx, view).filter(|_| fresh.is_none()) {
             Some(crop) => {
                 kept = crop;
                 &kept
@@ -175,7 +197,9 @@ impl MimicDataset {
             None => {
                 let img = img.insert(read_image(joined, sample, view)?);
                 rendered = render(joined, img, sample, &row_view, view_size)?;
-                self.pixels.put(idx, view, &rendered);
+                if fresh.is_none() {
+                    self.pixels.put(idx, view, &rendered);
+                }
                 &rendered
             }
         };
@@ -222,10 +246,10 @@ impl MimicDataset {
             None => order.into_iter().take(keep).collect(),
         };
         for ((teacher, rows), shape) in slot.teachers.into_iter().zip(&self.rows).zip(&self.shape.teachers) {
-            if let Some(rows) = rows {
-                let patches = match shape {
-                    TeacherShape::Cached { tokens: Some(Patches::Visible), .. } => Some(&visible[..]),
-                    _ => window_patches.as_deref(),
+            if let (Some(rows), Some(shape), None) = (rows, &shape.rows, fresh) {
+                let patches = match shape.tokens {
+                    Some(Patches::Visible) => Some(&visible[..]),
+                    Some(Patches::All) | None => window_patches.as_deref(),
                 };
                 let wanted = Wanted {
                     patches,
@@ -237,15 +261,15 @@ impl MimicDataset {
                 };
                 rows[member].read(sample, &row_view, sample.row(view), wanted)?;
             }
-            if let (Some(pixels), TeacherShape::Online { input_size }) = (teacher.pixels, shape) {
-                if *input_size == view_size {
+            if let (Some(pixels), Some(input_size)) = (teacher.pixels, shape.input_size) {
+                if input_size == view_size {
                     pixels.copy_from_slice(whole);
                 } else {
                     let img = match &mut img {
                         Some(img) => img,
                         None => img.insert(read_image(joined, sample, view)?),
                     };
-                    pixels.copy_from_slice(&render(joined, img, sample, &row_view, *input_size)?);
+                    pixels.copy_from_slice(&render(joined, img, sample, &row_view, input_size)?);
                 }
             }
         }
@@ -288,7 +312,7 @@ fn argsort(noise: &[f64]) -> Vec<usize> {
 
 /// Cuts a batch's tensors into one slot per image.
 fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
-    let MimicBatch { samples, imgs, mask, patches, drop_path, teacher_drop, mean_kept: _, teachers } = batch;
+    let MimicBatch { samples, fresh, imgs, mask, patches, drop_path, teacher_drop, mean_kept: _, teachers } = batch;
     let n = samples.len();
     let pixels_and_masks = cut(imgs, n)?.into_iter().zip(cut(mask.tensor_mut(), n)?);
     let patches = cut_some(patches.as_mut(), n)?;
@@ -309,24 +333,26 @@ fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
         })
         .collect();
     for teacher in teachers {
-        let [tokens, outliers, cls, cls_attn, pixels] = match teacher {
-            TeacherBatch::Cached { tokens, outliers, cls, cls_attn } => {
-                [tokens.as_mut(), outliers.as_mut(), cls.as_mut(), cls_attn.as_mut(), None]
+        let TeacherBatch { rows, pixels } = teacher;
+        let all_online = rows.is_none();
+        let [tokens, outliers, cls, cls_attn] = match rows {
+            Some(RowsBatch { tokens, outliers, cls, cls_attn }) => {
+                [tokens.as_mut(), outliers.as_mut(), cls.as_mut(), cls_attn.as_mut()]
             }
-            TeacherBatch::Online { pixels } => [None, None, None, None, Some(pixels)],
+            None => [None, None, None, None],
         };
         let mut tokens = cut_some(tokens, n)?.into_iter();
         let mut outliers = cut_some(outliers, n)?.into_iter();
         let mut cls = cut_some(cls, n)?.into_iter();
         let mut cls_attn = cut_some(cls_attn, n)?.into_iter();
-        let mut pixels = cut_some(pixels, n)?.into_iter();
-        for slot in &mut slots {
+        let mut pixels = cut_some(pixels.as_mut(), n)?.into_iter();
+        for (slot, is_fresh) in slots.iter_mut().zip(&*fresh) {
             slot.teachers.push(TeacherSlot {
                 tokens: tokens.next().flatten(),
                 outliers: outliers.next().flatten(),
                 cls: cls.next().flatten(),
                 cls_attn: cls_attn.next().flatten(),
-                pixels: pixels.next().flatten(),
+                pixels: if all_online || *is_fresh { pixels.next().flatten() } else { None },
             });
         }
     }

@@ -42,9 +42,30 @@ fn a_cached_teacher_is_counted_from_its_identity() {
     assert!((clip.gflop_per_view * 1e9 - expected).abs() < 1.0);
     assert_eq!(clip.views, 2);
     // Two views are computed once, and four epochs look at one each.
-    assert_eq!(clip.pays_after_epochs, 2);
+    assert_eq!(clip.pays_after_epochs, Some(2));
     assert!((clip.online_hours / clip.cache_hours - 2.0).abs() < 1e-9);
     assert_eq!(clip.bytes_per_view, 8 * (16 * 64 * 2 + 64 * 2 + 16 * 2));
+}
+
+/// Fresh views cost a teacher's pass each, read no rows, and make the cache pay later.
+#[test]
+fn fresh_views_are_planned_with_their_teachers() {
+    let world = World::with_cache(8);
+    let cache = Cache::open(&world.cache_dir()).unwrap();
+    let plan = |fresh: &str| {
+        let recipe = recipe(crate::testing::RECIPE, &[&format!("data.fresh={fresh}")]);
+        let plan = Estimate::of(&recipe, Some(&cache), 8, 1.0, 1.0).unwrap();
+        let mut text = Vec::new();
+        plan.write_text(&recipe, false, &mut text).unwrap();
+        (plan, String::from_utf8(text).unwrap())
+    };
+    let ((stored, without), (some, with), (all, _)) = (plan("0.0"), plan("0.75"), plan("1.0"));
+    let clip = |plan: &Estimate| plan.teachers["clip"].clone();
+    assert_eq!(clip(&stored).fresh_hours, None);
+    assert_eq!(clip(&some).fresh_hours, Some(0.75 * clip(&stored).online_hours));
+    assert_eq!((clip(&some).pays_after_epochs, clip(&all).pays_after_epochs), (Some(8), None));
+    assert!((some.read_bytes_per_s / stored.read_bytes_per_s - 0.25).abs() < 1e-9);
+    assert!(!without.contains("fresh") && with.contains("75 % of all (data.fresh)"), "{with}");
 }
 
 /// A student that sees a part of each view costs what it does without, and its teachers what they cost for the whole view.

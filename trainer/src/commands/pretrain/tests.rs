@@ -14,6 +14,8 @@ use crate::train::metrics::{self, Skipped};
 
 /// What a run is given: caches, images, teachers; and what is refused of them.
 mod data;
+/// Views that no cache has.
+mod fresh;
 /// Images that are not where the cache has them.
 mod places;
 /// Several caches, and several generations of one.
