@@ -35,7 +35,7 @@ pub use pack::to_jpeg;
 pub use render::render;
 pub use resample::{Filter, resample};
 pub use source::{ImageSource, Placed};
-pub use view::draw_view;
+pub use view::{draw_crop, draw_view};
 
 /// The versions of everything that turns bytes into pixels: decoders, color rules, orientation, resampler, and how views are drawn.
 ///

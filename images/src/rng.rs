@@ -32,6 +32,10 @@ pub enum Purpose {
     Mixup = 11,
     /// Teachers that do not count for a sample.
     TeacherDrop = 12,
+    /// Part of a view that the student sees.
+    Shift = 13,
+    /// Views that no cache has: which samples have one, and its crop box and flip.
+    Fresh = 14,
 }
 
 /// A stream of random numbers. Making one costs one hash of a few words.

@@ -16,19 +16,24 @@ const TRIES: usize = 10;
 ///
 /// The box always lies inside the image and is never empty.
 pub fn draw_view(policy: &ViewPolicy, seed: u64, hash: &ContentHash, index: u16, width: u32, height: u32) -> View {
-    let (crop, flip) = match *policy {
+    let content = u128::from_le_bytes(hash.0);
+    let mut rng = Rng::new(seed, Purpose::View, &[content as u64, (content >> 64) as u64, u64::from(index)]);
+    let (crop, flip) = draw_crop(policy, &mut rng, width, height);
+    View { index, crop, flip }
+}
+
+/// Draws a crop box and whether it is mirrored by a policy, as [`draw_view`] does, from any stream of random numbers.
+pub fn draw_crop(policy: &ViewPolicy, rng: &mut Rng, width: u32, height: u32) -> (CropBox, bool) {
+    match *policy {
         ViewPolicy::Rrc { scale, ratio, flip } => {
-            let content = u128::from_le_bytes(hash.0);
-            let mut rng = Rng::new(seed, Purpose::View, &[content as u64, (content >> 64) as u64, u64::from(index)]);
-            (random_resized_crop(&mut rng, scale, ratio, width, height), rng.uniform_f64() < flip)
+            (random_resized_crop(rng, scale, ratio, width, height), rng.uniform_f64() < flip)
         }
         ViewPolicy::Center => {
             let side = width.min(height);
             (central(side, side, width, height), false)
         }
         ViewPolicy::Full => (CropBox { x: 0, y: 0, w: width, h: height }, false),
-    };
-    View { index, crop, flip }
+    }
 }
 
 fn random_resized_crop(rng: &mut Rng, scale: [f64; 2], ratio: [f64; 2], width: u32, height: u32) -> CropBox {

@@ -153,8 +153,8 @@ pub struct PretrainArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub recipe: RecipeArgs,
-    /// Run this teacher inside the loop, in f32, instead of reading its rows: its name in the cache, and its folder, file or id
-    /// on the Hugging Face hub. May be given many times.
+    /// Run this teacher inside the loop, in f32, instead of reading its rows (with data.fresh, for the fresh views alone): its name in the cache, and
+    /// its folder, file or id on the Hugging Face hub. May be given many times.
     #[arg(long = "online-teacher", value_name = "ID=DIR|HUB_ID")]
     pub online_teachers: Vec<String>,
     /// Labeled images that vote in a k-NN classification of --eval-test every run.eval_every epochs and at the end. The results go to

@@ -21,6 +21,7 @@ pub(crate) mod rows;
 pub(crate) mod sample;
 pub(crate) mod sampler;
 pub(crate) mod teachers;
+pub(crate) mod window;
 
 /// Problems with the data of a run. The message says where the problem is; [`exit_status`](crate::exit_status) decides which of them end
 /// the program with exit status 1.
@@ -91,8 +92,8 @@ pub(crate) enum Problem {
     /// The teacher's grid of patches differs from the student's.
     #[error(
         "teacher {teacher} has a {teacher_grid}x{teacher_grid} grid, the student a {student_grid}x{student_grid} grid \
-         (model.img_size {img_size} / model.patch_size {patch_size}): tokens would not line up. Change one of the two, or build \
-         the cache with --grid {student_grid}"
+         (model.img_size {img_size} / model.patch_size {patch_size}): {}",
+        advise_on_grid(*teacher_grid, *student_grid, *shifts)
     )]
     Grid {
         teacher: String,
@@ -102,6 +103,8 @@ pub(crate) enum Problem {
         student_grid: u32,
         img_size: u32,
         patch_size: u32,
+        /// Whether the recipe has data.random_shift.
+        shifts: bool,
     },
     /// Cached images whose content the source does not have, under any name.
     #[error(
@@ -148,6 +151,24 @@ pub(crate) enum Problem {
         row: usize,
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// What to do about a teacher's grid that is not the one needed.
+fn advise_on_grid(teacher_grid: u32, student_grid: u32, shifts: bool) -> String {
+    match (teacher_grid > student_grid, shifts) {
+        (true, _) => format!(
+            "tokens would not line up. Train on {student_grid}x{student_grid} parts of the views, at random offsets, with --set \
+             data.random_shift=true, change one of the two grids, or build the cache with --grid {student_grid}"
+        ),
+        (false, false) => {
+            format!("tokens would not line up. Change one of the two, or build the cache with --grid {student_grid}")
+        }
+        (false, true) => format!(
+            "data.random_shift cuts the student's grid out of a larger one. Build the cache with --grid {} or more, make the student smaller, \
+             or leave data.random_shift out",
+            student_grid + 1
+        ),
+    }
 }
 
 /// Describes absent images: `missing` have neither name nor content in the source, `changed` have a name there with other content.

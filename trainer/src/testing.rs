@@ -65,6 +65,12 @@ pub(crate) struct World {
     pub(crate) views: u16,
     /// Images per part.
     pub(crate) part_samples: u64,
+    /// Patches along one side of the views that the teachers see.
+    pub(crate) grid: u32,
+    /// The same for the second teacher, if it has another grid.
+    pub(crate) second_grid: Option<u32>,
+    /// How the cache's views are drawn.
+    pub(crate) policy: ViewPolicy,
     /// The image code that the cache records.
     pub(crate) image_code: String,
     /// The depth window for samples of more than 8 bits.
@@ -111,6 +117,9 @@ impl World {
             dir,
             views: 2,
             part_samples: 5,
+            grid: GRID,
+            second_grid: None,
+            policy: ViewPolicy::rrc(),
             image_code: IMAGE_CODE.to_owned(),
             depth_window: DepthWindow::HighByte,
             view_seed: 3,
@@ -128,10 +137,16 @@ impl World {
     #[allow(dead_code)] // The command line's tests have one teacher.
     pub(crate) fn with_two_teachers(images: usize) -> World {
         let mut world = World::new(images);
-        world.teachers.push("dino");
-        write_teacher(&world.dir_of_teacher("dino"), SECOND_WIDTH, 18);
+        world.add_second_teacher();
         world.build_cache();
         world
+    }
+
+    /// Adds the teacher `dino`, for caches that are built later.
+    #[allow(dead_code)] // The command line's tests have one teacher.
+    pub(crate) fn add_second_teacher(&mut self) {
+        self.teachers.push("dino");
+        write_teacher(&self.dir_of_teacher("dino"), SECOND_WIDTH, 18);
     }
 
     /// A world with its cache.
@@ -199,7 +214,12 @@ impl World {
             format_version: FORMAT_VERSION,
             dataset: source.identity(),
             image_code: self.image_code.clone(),
-            views: ViewIdentity { policy: ViewPolicy::rrc(), views: self.views, seed: 3, filter: "bicubic".to_owned() },
+            views: ViewIdentity {
+                policy: self.policy.clone(),
+                views: self.views,
+                seed: 3,
+                filter: "bicubic".to_owned(),
+            },
             plan: Plan { samples: source.len() as u64, part_samples: self.part_samples },
             pack: self.pack,
             depth_window: self.depth_window,
@@ -264,8 +284,8 @@ impl World {
                     let view =
                         draw_view(&identity.views.policy, self.view_seed, &content_hash, index, img.width, img.height);
                     let packed = (self.pack != Pack::None && index == 0).then_some(&bytes);
-                    let pixels = images::render(&img, &view, GRID * TEACHER_PATCH).unwrap();
                     for ((teacher, teacher_identity), features) in teachers.iter().zip(&mut features) {
+                        let pixels = images::render(&img, &view, teacher_identity.input_size).unwrap();
                         let row = self.teacher_row(teacher, sample_id, index, content_hash, &pixels.data);
                         let encoded = EncodedRow::from_stored(teacher_identity, row.key, row.features(), None);
                         features.push(encoded.unwrap()).unwrap();
@@ -303,7 +323,7 @@ impl World {
         content_hash: ContentHash,
         pixels: &[u8],
     ) -> TeacherRow {
-        let side = i64::from(GRID * TEACHER_PATCH);
+        let side = (pixels.len() / 3).isqrt() as i64;
         let pixels = Tensor::from_slice(pixels).view([1, side, side, 3]).permute([0, 3, 1, 2]).contiguous();
         let output = teacher.forward(&pixels, Precision::F32).unwrap();
         let encode = |codec: &dyn FeatureCodec, tensor: &Tensor| {
@@ -328,6 +348,7 @@ impl World {
 
     fn teacher_identity(&self, id: &str, teacher: &Teacher) -> TeacherIdentity {
         let info = teacher.info();
+        let grid = self.second_grid.filter(|_| id == "dino").unwrap_or(self.grid);
         TeacherIdentity {
             format_version: FORMAT_VERSION,
             id: TeacherId::new(id).unwrap(),
@@ -338,11 +359,11 @@ impl World {
             layer: "last".to_owned(),
             activation: "gelu".to_owned(),
             norm_eps: info.norm_eps,
-            input_size: GRID * info.patch_size,
+            input_size: grid * info.patch_size,
             patch_size: info.patch_size,
             mean: info.mean,
             std: info.std,
-            grid: GRID,
+            grid,
             width: info.width,
             codec: self.codec.clone(),
             precision: "f32".to_owned(),

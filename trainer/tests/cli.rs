@@ -271,6 +271,9 @@ fn bench_measures_what_it_is_asked_for() {
     assert!(loader["steps"].as_object().unwrap().is_empty());
     assert!(loader["loader"]["images_per_s"].as_f64().unwrap() > 0.0);
 
+    let fresh = bench(&["--only", "f32", "--set", "data.fresh=0.5"]);
+    assert_eq!(fresh.status.code(), Some(2));
+    assert!(stderr(&fresh).contains("--set data.fresh=0"), "{}", stderr(&fresh));
     let without = bench(&["--only", "loader"]);
     assert_eq!(without.status.code(), Some(2));
     assert!(stderr(&without).contains("--cache"), "{}", stderr(&without));

@@ -95,6 +95,11 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()>
     let device = torch_ext::resolve_device(&args.device.device)?;
     let recipe = any::load::<Recipe>(&args.recipe.recipe, &args.recipe.set)?;
     let threads = args.device.loader_threads(device);
+    ensure!(
+        recipe.data.fresh == 0.0,
+        "data.fresh = {}: fresh views run teachers inside the loop, which is not measured here. Measure stored views with --set data.fresh=0",
+        recipe.data.fresh
+    );
 
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     ensure!(
@@ -221,7 +226,7 @@ fn loader_speed(
     let sampler = Sampler::new(recipe.run.seed, samples.len(), batch).context("too few images for one batch")?;
     let batches = args.loader_batches.map_or(sampler.steps_per_epoch().max(2), |n| u64::from(n) + 1);
     let joined = JoinedCaches::new(vec![(Arc::clone(cache), Arc::new(images), samples)]);
-    let dataset = MimicDataset::new(recipe, teachers, joined, sampler);
+    let dataset = MimicDataset::new(recipe, teachers, joined, sampler)?;
     let mut loader = Loader::start(Arc::new(dataset), 0..batches, threads, recipe.data.prefetch, device)?;
     let pace = args.consume.map(|rate| Duration::from_secs_f64(batch as f64 / f64::from(rate)));
     let mut start = Instant::now();

@@ -80,10 +80,14 @@ pub(crate) struct TeacherEstimate {
     pub bytes_per_view: u64,
     /// Hours that its forward passes take in the whole run if it runs inside the loop, at the same share of the peak.
     pub online_hours: f64,
+    /// Hours that its forward passes over the recipe's fresh views (`data.fresh`) add to those of the run; absent without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fresh_hours: Option<f64>,
     /// Hours that its forward passes take to build the cache, at the same share of the peak.
     pub cache_hours: f64,
     /// Epochs, of one run or of several together, after which the cache has cost less than the teacher inside the loop.
-    pub pays_after_epochs: u64,
+    /// `None` if all views are fresh: then no rows are read.
+    pub pays_after_epochs: Option<u64>,
 }
 
 pub(crate) fn plan(args: &PlanArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -193,11 +197,15 @@ impl Estimate {
     ) -> anyhow::Result<Estimate> {
         let known: BTreeMap<&str, &TeacherIdentity> =
             cache.iter().flat_map(|cache| cache.teachers()).map(|(id, teacher)| (id.as_str(), teacher)).collect();
+        let view_grid = match cache {
+            Some(cache) => teachers::view_grid(recipe, cache.teachers())?,
+            None => recipe.grid(),
+        };
         let mut widths = BTreeMap::new();
         for id in &recipe.mimic.teachers {
             let width = match (known.get(id.as_str()), cache) {
                 (Some(teacher), Some(_)) => {
-                    teachers::require_grid(teacher, recipe)?;
+                    teachers::require_grid(teacher, recipe, view_grid)?;
                     teacher.width.into()
                 }
                 (None, Some(cache)) => {
@@ -255,9 +263,12 @@ impl Estimate {
                     bytes_per_view: images
                         * (teacher.tokens_bytes() + teacher.cls_bytes() + teacher.cls_attn_bytes()) as u64,
                     online_hours: hours(flop * images_seen as f64),
+                    fresh_hours: (recipe.data.fresh > 0.0)
+                        .then(|| hours(flop * images_seen as f64) * recipe.data.fresh),
                     cache_hours: hours(flop * (images * u64::from(views)) as f64),
-                    // An epoch uses one view of each image.
-                    pays_after_epochs: u64::from(views),
+                    // An epoch uses one view of each image, and fresh ones cost the same with or without the cache.
+                    pays_after_epochs: (recipe.data.fresh < 1.0)
+                        .then(|| (f64::from(views) / (1.0 - recipe.data.fresh)).ceil() as u64),
                 },
             );
         }
@@ -282,7 +293,7 @@ impl Estimate {
             hours: hours(flops.step() * images_seen as f64),
             memory_bytes: memory::of_pretraining(recipe, trained as f64, untrained as f64),
             teachers: teacher_plans,
-            read_bytes_per_s: row_bytes as f64 * images_per_s,
+            read_bytes_per_s: row_bytes as f64 * images_per_s * (1.0 - recipe.data.fresh),
         })
     }
 
@@ -385,11 +396,20 @@ impl Estimate {
                 teacher.views,
                 teacher.bytes_per_view as f64 / 1e9
             )?;
-            writeln!(
-                out,
-                "              the cache pays for itself after {} epochs, counting those of all runs that use it",
-                teacher.pays_after_epochs
-            )?;
+            if let Some(fresh) = teacher.fresh_hours {
+                writeln!(
+                    out,
+                    "              {} more for the fresh views, {:.0} % of all (data.fresh)",
+                    human_hours(fresh),
+                    100.0 * recipe.data.fresh
+                )?;
+            }
+            if let Some(epochs) = teacher.pays_after_epochs {
+                writeln!(
+                    out,
+                    "              the cache pays for itself after {epochs} epochs, counting those of all runs that use it"
+                )?;
+            }
         }
         if !self.teachers.is_empty() {
             writeln!(out, "reading       {:.1} MB/s of features at that speed", self.read_bytes_per_s / 1e6)?;

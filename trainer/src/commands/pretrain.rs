@@ -90,7 +90,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         return Err(Problem::NoImages { why }.into());
     }
     let init = init::open(&recipe, hub)?;
-    let mut data = data_identity(&joined, &teachers);
+    let mut data = data_identity(&recipe, &joined, &teachers)?;
     data.extend(init.iter().map(init::Begin::fact));
 
     // ------------------------------------------------------------------ order and schedule
@@ -173,7 +173,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
 
     // ------------------------------------------------------------------ loader
     let end = args.stop_after.map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
-    let dataset = MimicDataset::new(&recipe, &teachers, joined, sampler);
+    let dataset = MimicDataset::new(&recipe, &teachers, joined, sampler)?;
     let threads = args.device.loader_threads(device);
     let mut loader = Loader::start(Arc::new(dataset), start..end, threads, recipe.data.prefetch, device)?;
 
@@ -356,7 +356,11 @@ fn evaluate(
 }
 
 /// What the weights of a run depend on besides its recipe.
-fn data_identity(joined: &JoinedCaches, teachers: &[RunTeacher]) -> BTreeMap<String, String> {
+fn data_identity(
+    recipe: &Recipe,
+    joined: &JoinedCaches,
+    teachers: &[RunTeacher],
+) -> anyhow::Result<BTreeMap<String, String>> {
     // Views and image code are the same for all.
     let identity = joined.members()[0].cache.identity();
     let packs = joined.members().iter().map(|member| format!("{:?}", member.cache.identity().pack));
@@ -370,9 +374,13 @@ fn data_identity(joined: &JoinedCaches, teachers: &[RunTeacher]) -> BTreeMap<Str
     if !identity.depth_window.is_high_byte() {
         facts.insert(depth_window::FACT.to_owned(), identity.depth_window.to_string());
     }
+    if recipe.data.random_shift {
+        let view_grid = teachers::view_grid(recipe, joined.members()[0].cache.teachers())?;
+        facts.insert("view_grid".to_owned(), view_grid.to_string());
+    }
     for teacher in teachers {
         facts.insert(format!("teacher.{}.weights_sha256", teacher.id), teacher.weights_sha256.clone());
         facts.insert(format!("teacher.{}.features", teacher.id), teacher.origin.clone());
     }
-    facts
+    Ok(facts)
 }

@@ -13,10 +13,15 @@ use crate::recipe::{MaskKind, MimicTokens, Recipe};
 pub(crate) struct MimicBatch {
     /// (sample id, view) of each image.
     pub samples: Vec<(u64, u16)>,
+    /// Which images have a fresh view, whose features are in no row.
+    pub fresh: Vec<bool>,
     /// `[N, S, S, 3]` u8, S = the student's image size.
     pub imgs: Tensor,
     /// The order or noise that makes the masks, drawn per (seed, epoch, sample).
     pub mask: MaskInput,
+    /// `[N, L]` i64: the positions of the student's patches in the view that the teachers see, drawn per (seed, epoch, sample); absent if the
+    /// student sees the whole view, and if no teacher runs inside the loop.
+    pub patches: Option<Tensor>,
     /// `[N, B]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): which of the encoder's residual branches are dropped; absent
     /// without stochastic depth.
     pub drop_path: Option<Tensor>,
@@ -71,22 +76,29 @@ impl MimicBatch {
     pub(crate) fn narrow(&self, start: usize, len: usize) -> MimicBatch {
         let rows = |t: &Tensor| t.narrow(0, start as i64, len as i64);
         let some_rows = |t: &Option<Tensor>| t.as_ref().map(rows);
-        let of_teacher = |teacher: &TeacherBatch| match teacher {
-            TeacherBatch::Cached { tokens, outliers, cls, cls_attn } => TeacherBatch::Cached {
-                tokens: some_rows(tokens),
-                outliers: some_rows(outliers),
-                cls: some_rows(cls),
-                cls_attn: some_rows(cls_attn),
-            },
-            TeacherBatch::Online { pixels } => TeacherBatch::Online { pixels: rows(pixels) },
+        let count = |fresh: &[bool]| fresh.iter().filter(|fresh| **fresh).count() as i64;
+        let fresh = &self.fresh[start..start + len];
+        let of_teacher = |teacher: &TeacherBatch| TeacherBatch {
+            rows: teacher.rows.as_ref().map(|of| RowsBatch {
+                tokens: some_rows(&of.tokens),
+                outliers: some_rows(&of.outliers),
+                cls: some_rows(&of.cls),
+                cls_attn: some_rows(&of.cls_attn),
+            }),
+            pixels: teacher.pixels.as_ref().map(|pixels| match &teacher.rows {
+                Some(_) => pixels.narrow(0, count(&self.fresh[..start]), count(fresh)),
+                None => rows(pixels),
+            }),
         };
         MimicBatch {
             samples: self.samples[start..start + len].to_vec(),
+            fresh: fresh.to_vec(),
             imgs: rows(&self.imgs),
             mask: match &self.mask {
                 MaskInput::Order(order) => MaskInput::Order(rows(order)),
                 MaskInput::Noise(noise) => MaskInput::Noise(rows(noise)),
             },
+            patches: some_rows(&self.patches),
             drop_path: some_rows(&self.drop_path),
             teacher_drop: some_rows(&self.teacher_drop),
             mean_kept: self.mean_kept,
@@ -95,26 +107,28 @@ impl MimicBatch {
     }
 }
 
-/// What a batch holds for one teacher.
+/// What a batch holds for one teacher: rows, pixels for the network, or both.
 #[derive(Debug)]
-pub(crate) enum TeacherBatch {
-    /// Features from the cache, in the type they are stored in.
-    Cached {
-        /// `[N, keep, K]` at the visible patches, or `[N, L, K]` at all patches; absent when only the attention is used. For codec `i8` these
-        /// are its codes.
-        tokens: Option<Tensor>,
-        /// `[N, keep, O]` or `[N, L, O]` f16: the channels that codec `i8` keeps apart; absent where there are none.
-        outliers: Option<Tensor>,
-        /// `[N, K]`; absent unless the CLS token is mimicked.
-        cls: Option<Tensor>,
-        /// `[N, L]` f16; absent when only the tokens are used.
-        cls_attn: Option<Tensor>,
-    },
-    /// Pixels for a teacher that runs inside the loop.
-    Online {
-        /// `[N, T, T, 3]` u8, T = the teacher's input size.
-        pixels: Tensor,
-    },
+pub(crate) struct TeacherBatch {
+    /// Features from the cache, of unspecified content for images with a fresh view; absent if all features come from the network.
+    pub rows: Option<RowsBatch>,
+    /// `[N, T, T, 3]` u8, T = the teacher's input size: pixels for a teacher that runs inside the loop. Where there are `rows`, only the first
+    /// ones are used, one for each image with a fresh view, in their order.
+    pub pixels: Option<Tensor>,
+}
+
+/// Features from the cache, in the type they are stored in.
+#[derive(Debug)]
+pub(crate) struct RowsBatch {
+    /// `[N, keep, K]` at the visible patches, or `[N, L, K]` at all patches; absent when only the attention is used. For codec `i8` these
+    /// are its codes.
+    pub tokens: Option<Tensor>,
+    /// `[N, keep, O]` or `[N, L, O]` f16: the channels that codec `i8` keeps apart; absent where there are none.
+    pub outliers: Option<Tensor>,
+    /// `[N, K]`; absent unless the CLS token is mimicked.
+    pub cls: Option<Tensor>,
+    /// `[N, L]` f16; absent when only the tokens are used.
+    pub cls_attn: Option<Tensor>,
 }
 
 /// Sizes of a [`MimicBatch`].
@@ -125,6 +139,8 @@ pub(crate) struct BatchShape {
     pub img_size: u32,
     /// Rows and columns of patches; L is the square.
     pub grid: u32,
+    /// Rows and columns of patches of the views that the teachers see; more than `grid` if the student sees a part of them.
+    pub view_grid: u32,
     /// Patches that the encoder sees, `keep`.
     pub keep: usize,
     /// How the visible patches are chosen.
@@ -172,24 +188,28 @@ impl Patches {
 
 /// What is loaded for one teacher.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum TeacherShape {
-    /// Rows of the cache.
-    Cached {
-        /// Width K.
-        width: u32,
-        /// The stored type of a token's number.
-        kind: Kind,
-        /// Channels that codec `i8` keeps apart, O; 0 for the other codecs.
-        outliers: usize,
-        /// The patches at which the tokens are used; `None` if they are not used.
-        tokens: Option<Patches>,
-        /// The stored type of the CLS token's numbers, if it is used.
-        cls: Option<Kind>,
-        /// Whether the attention is used.
-        cls_attn: bool,
-    },
-    /// Pixels at this size.
-    Online { input_size: u32 },
+pub(crate) struct TeacherShape {
+    /// Rows of the cache, if any are used.
+    pub rows: Option<RowShape>,
+    /// The size of the pixels for its network, if it runs inside the loop.
+    pub input_size: Option<u32>,
+}
+
+/// What is loaded of a teacher's rows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RowShape {
+    /// Width K.
+    pub width: u32,
+    /// The stored type of a token's number.
+    pub kind: Kind,
+    /// Channels that codec `i8` keeps apart, O; 0 for the other codecs.
+    pub outliers: usize,
+    /// The patches at which the tokens are used; `None` if they are not used.
+    pub tokens: Option<Patches>,
+    /// The stored type of the CLS token's numbers, if it is used.
+    pub cls: Option<Kind>,
+    /// Whether the attention is used.
+    pub cls_attn: bool,
 }
 
 impl BatchShape {
@@ -206,28 +226,34 @@ impl BatchShape {
             (numbers > 0).then(|| pinned_empty(&shape, Kind::Double, device)).transpose()
         };
         let pixels = |size: u32| pinned_empty(&[n, i64::from(size), i64::from(size), 3], Kind::Uint8, device);
+        let rows = |shape: &RowShape| {
+            let RowShape { width, kind, outliers, tokens, cls, cls_attn } = *shape;
+            Ok(RowsBatch {
+                outliers: (tokens.filter(|_| outliers > 0))
+                    .map(|at| pinned_empty(&[n, patches(at), outliers as i64], Kind::Half, device))
+                    .transpose()?,
+                tokens: tokens.map(|at| pinned_empty(&[n, patches(at), i64::from(width)], kind, device)).transpose()?,
+                cls: cls.map(|kind| pinned_empty(&[n, i64::from(width)], kind, device)).transpose()?,
+                cls_attn: cls_attn.then(|| pinned_empty(&[n, l], Kind::Half, device)).transpose()?,
+            })
+        };
         let teachers = self.teachers.iter().map(|teacher| {
-            Ok(match *teacher {
-                TeacherShape::Cached { width, kind, outliers, tokens, cls, cls_attn } => TeacherBatch::Cached {
-                    outliers: (tokens.filter(|_| outliers > 0))
-                        .map(|at| pinned_empty(&[n, patches(at), outliers as i64], Kind::Half, device))
-                        .transpose()?,
-                    tokens: tokens
-                        .map(|at| pinned_empty(&[n, patches(at), i64::from(width)], kind, device))
-                        .transpose()?,
-                    cls: cls.map(|kind| pinned_empty(&[n, i64::from(width)], kind, device)).transpose()?,
-                    cls_attn: cls_attn.then(|| pinned_empty(&[n, l], Kind::Half, device)).transpose()?,
-                },
-                TeacherShape::Online { input_size } => TeacherBatch::Online { pixels: pixels(input_size)? },
+            Ok(TeacherBatch {
+                rows: teacher.rows.as_ref().map(rows).transpose()?,
+                pixels: teacher.input_size.map(pixels).transpose()?,
             })
         });
         Ok(MimicBatch {
             samples: vec![(0, 0); self.batch_size],
+            fresh: vec![false; self.batch_size],
             imgs: pixels(self.img_size)?,
             mask: match self.mask {
                 MaskSource::Dataset { .. } => MaskInput::Order(pinned_empty(&[n, l], Kind::Int64, device)?),
                 MaskSource::Attention => MaskInput::Noise(pinned_empty(&[n, l], Kind::Double, device)?),
             },
+            patches: (self.view_grid > self.grid && self.teachers.iter().any(|teacher| teacher.input_size.is_some()))
+                .then(|| pinned_empty(&[n, l], Kind::Int64, device))
+                .transpose()?,
             drop_path: uniform(self.drop_path)?,
             teacher_drop: uniform(self.teacher_drop)?,
             mean_kept: 0.0,

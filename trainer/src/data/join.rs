@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use images::{Decoder, Filter, draw_view};
+use images::rng::Rng;
+use images::{Decoder, Filter, draw_crop, draw_view};
 use schemas::{Cache, CacheIdentity, ContentHash, Reject, TeacherId, View, ViewIdentity};
 use sha2::{Digest, Sha256};
 
@@ -30,6 +31,9 @@ pub(crate) struct Samples {
     added: Vec<usize>,
     skipped: Listed,
 }
+
+/// The number of a view that no row has. Those of rows are below the number of views, which is 65,535 at most.
+pub(crate) const FRESH_VIEW: u16 = u16::MAX;
 
 /// Some images: how many, and the keys of the first few.
 pub(crate) type Listed = (usize, Vec<String>);
@@ -78,6 +82,13 @@ impl Samples {
         let sample = &self.samples[idx];
         // `join` has checked that the stored view is this one.
         (sample, draw(&self.policy, &sample.content_hash, view, [sample.width, sample.height]))
+    }
+
+    /// A view of sample `idx` that no row has, drawn from `rng` by the cache's policy.
+    pub(crate) fn draw_fresh(&self, idx: usize, rng: &mut Rng) -> View {
+        let Sample { width, height, .. } = self.samples[idx];
+        let (crop, flip) = draw_crop(&self.policy.policy, rng, width, height);
+        View { index: FRESH_VIEW, crop, flip }
     }
 
     /// Images of the data set that the cache does not have, by index.

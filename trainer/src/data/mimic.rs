@@ -1,5 +1,6 @@
 //! The data set of pretraining: images with the cached features of their views.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use images::rng::{Purpose, Rng};
@@ -10,30 +11,33 @@ use schemas::View;
 use tch::{Device, Tensor};
 
 use super::Problem;
-use super::batch::{BatchShape, MaskSource, MimicBatch, Patches, TeacherBatch, TeacherShape};
+use super::batch::{BatchShape, MaskSource, MimicBatch, Patches, RowsBatch, TeacherBatch};
 use super::joined::{Joined, JoinedCaches};
 use super::loader::{Dataset, cut};
 use super::pixel_cache::PixelCache;
 use super::rows::{TeacherRows, Wanted};
 use super::sample::Sample;
 use super::sampler::Sampler;
-use super::teachers::RunTeacher;
+use super::teachers::{self, RunTeacher};
+use super::window::Window;
 use crate::recipe::{MaskKind, Recipe};
 
-/// Samples of the caches, their pixels, and the rows of the teachers that do not run online.
+/// Samples of the caches, their pixels, and the rows of the teachers that do not run online for all views.
 pub(crate) struct MimicDataset {
     /// The caches with their images.
     pub joined: JoinedCaches,
-    /// For each teacher its rows in each cache; `None` where the teacher runs online.
+    /// For each teacher its rows in each cache; `None` where all features come from its network.
     pub rows: Vec<Option<Vec<Arc<TeacherRows>>>>,
-    /// The student's crops that are kept in memory.
+    /// The crops that are kept in memory: whole views, of which the student may see a part.
     pub pixels: PixelCache,
     /// Sizes of a batch.
     pub shape: BatchShape,
     /// Which samples each step sees.
     pub sampler: Sampler,
-    /// Seed of mask noise, stochastic depth and teacher dropping.
+    /// Seed of mask noise, stochastic depth, teacher dropping, shifts and fresh views.
     pub seed: u64,
+    /// Probability with which a view is a fresh one.
+    pub fresh: f64,
     /// Probability with which a teacher is dropped.
     pub drop: f64,
 }
@@ -63,8 +67,11 @@ impl Dataset for MimicDataset {
         for &idx in idxs {
             let (member, joined, at) = self.joined.locate(idx as usize);
             let (sample, _) = joined.samples.get(at, view);
-            self.rows.iter().flatten().for_each(|rows| rows[member].prefetch(sample, sample.row(view)));
-            if !self.pixels.has(idx as usize, view) {
+            let is_fresh = self.fresh_view(epoch, idx as usize).is_some();
+            if !is_fresh {
+                self.rows.iter().flatten().for_each(|rows| rows[member].prefetch(sample, sample.row(view)));
+            }
+            if is_fresh || !self.pixels.has(idx as usize, view) {
                 joined.images.prefetch(sample);
             }
         }
@@ -80,6 +87,7 @@ struct Slot<'a> {
     sample: &'a mut (u64, u16),
     img: &'a mut [u8],
     mask: &'a mut [u8],
+    patches: Option<&'a mut [u8]>,
     drop_path: Option<&'a mut [u8]>,
     teacher_drop: Option<&'a mut [u8]>,
     teachers: Vec<TeacherSlot<'a>>,
@@ -95,16 +103,21 @@ struct TeacherSlot<'a> {
 
 impl MimicDataset {
     /// The data set that `recipe` trains on, in the order of `sampler`.
+    ///
+    /// # Errors
+    /// If the caches do not say how large the views are of which the student sees a part.
     pub(crate) fn new(
         recipe: &Recipe,
         teachers: &[RunTeacher],
         joined: JoinedCaches,
         sampler: Sampler,
-    ) -> MimicDataset {
+    ) -> anyhow::Result<MimicDataset> {
+        let known = joined.members().first().map(|member| member.cache.teachers());
         let shape = BatchShape {
             batch_size: recipe.optim.batch_size,
             img_size: recipe.model.img_size,
             grid: recipe.grid(),
+            view_grid: teachers::view_grid(recipe, known.unwrap_or(&BTreeMap::new()))?,
             keep: recipe.len_keep() as usize,
             mask: match recipe.mask.kind {
                 MaskKind::Random => MaskSource::Dataset { blocks: false },
@@ -124,36 +137,73 @@ impl MimicDataset {
             rows.iter().flatten().for_each(|rows| rows[member].open_ahead(&parts));
             images.open_ahead(&parts);
         }
-        MimicDataset { joined, rows, pixels, shape, sampler, seed: recipe.run.seed, drop: recipe.mimic.drop }
+        let (seed, fresh, drop) = (recipe.run.seed, recipe.data.fresh, recipe.mimic.drop);
+        Ok(MimicDataset { joined, rows, pixels, shape, sampler, seed, fresh, drop })
     }
 
     /// Fills `batch` with the given samples of an epoch. Of several problems, the first slot's is returned.
     pub(crate) fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
         let view = (epoch % self.joined.views() as u64) as usize;
+        let fresh: Vec<Option<View>> = idxs.iter().map(|&idx| self.fresh_view(epoch, idx as usize)).collect();
+        batch.fresh = fresh.iter().map(Option::is_some).collect();
         let slots = slots(batch)?;
         let results: Vec<Result<(), Problem>> = slots
             .into_par_iter()
-            .zip(idxs.par_iter())
-            .map(|(slot, &idx)| self.fill_slot(slot, epoch, idx as usize, view))
+            .zip(idxs.par_iter().zip(fresh))
+            .map(|(slot, (&idx, fresh))| self.fill_slot(slot, epoch, idx as usize, view, fresh))
             .collect();
         results.into_iter().collect::<Result<(), Problem>>()?;
         batch.mean_kept = batch.teacher_drop.as_ref().map_or(0.0, |uniform| mean_kept(uniform, self.drop));
         Ok(())
     }
 
-    fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize, view: usize) -> Result<(), Problem> {
+    /// The fresh view of image `idx` in an epoch; `None` if it has a stored one.
+    fn fresh_view(&self, epoch: u64, idx: usize) -> Option<View> {
+        if self.fresh == 0.0 {
+            return None;
+        }
+        let (_, joined, at) = self.joined.locate(idx);
+        let sample_id = joined.first_sample_id + joined.samples.get(at, 0).0.sample_id;
+        let mut rng = Rng::new(self.seed, Purpose::Fresh, &[epoch, sample_id]);
+        (rng.uniform_f64() < self.fresh).then(|| joined.samples.draw_fresh(at, &mut rng))
+    }
+
+    /// Fills the memory of image `idx` with its `fresh` view, or with its stored one of number `view`.
+    fn fill_slot(&self, slot: Slot, epoch: u64, idx: usize, view: usize, fresh: Option<View>) -> Result<(), Problem> {
         let (member, joined, at) = self.joined.locate(idx);
-        let (sample, row_view) = joined.samples.get(at, view);
+        let (sample, stored) = joined.samples.get(at, view);
+        let row_view = fresh.unwrap_or(stored);
         let sample_id = joined.first_sample_id + sample.sample_id;
         *slot.sample = (sample_id, row_view.index);
 
-        // ---- pixels: an image is read only if one of its crops is not in memory
-        let mut img = None;
-        if !self.pixels.get(idx, view, slot.img) {
-            let img = img.insert(read_image(joined, sample, view)?);
-            render(joined, img, sample, &row_view, self.shape.img_size, slot.img)?;
-            self.pixels.put(idx, view, slot.img);
+        // ---- the part of the view that the student sees
+        let window = Window::draw(self.seed, epoch, sample_id, self.shape.view_grid, self.shape.grid);
+        let window_patches = window.patches();
+        if let (Some(out), Some(patches)) = (slot.patches, &window_patches) {
+            write(out, patches.iter().map(|&patch| (patch as i64).to_ne_bytes()));
         }
+
+        // ---- pixels: an image is read only if one of its crops is not in memory
+        let patch_size = self.shape.img_size / self.shape.grid;
+        let view_size = self.shape.view_grid * patch_size;
+        let mut img = None;
+        let (kept, rendered);
+        // A fresh view does not come again.
+        let whole: &[u8] = match self.pixels.get(idx, view).filter(|_| fresh.is_none()) {
+            Some(crop) => {
+                kept = crop;
+                &kept
+            }
+            None => {
+                let img = img.insert(read_image(joined, sample, view)?);
+                rendered = render(joined, img, sample, &row_view, view_size)?;
+                if fresh.is_none() {
+                    self.pixels.put(idx, view, &rendered);
+                }
+                &rendered
+            }
+        };
+        window.cut(whole, patch_size, slot.img);
 
         // ---- the mask, or the noise for it
         let mut rng = Rng::new(self.seed, Purpose::Mask, &[epoch, sample_id]);
@@ -191,27 +241,35 @@ impl MimicDataset {
         }
 
         // ---- teachers
+        let visible: Vec<usize> = match &window_patches {
+            Some(patches) => order.iter().take(keep).map(|&patch| patches[patch]).collect(),
+            None => order.into_iter().take(keep).collect(),
+        };
         for ((teacher, rows), shape) in slot.teachers.into_iter().zip(&self.rows).zip(&self.shape.teachers) {
-            if let Some(rows) = rows {
-                let visible = matches!(shape, TeacherShape::Cached { tokens: Some(Patches::Visible), .. });
+            if let (Some(rows), Some(shape), None) = (rows, &shape.rows, fresh) {
+                let patches = match shape.tokens {
+                    Some(Patches::Visible) => Some(&visible[..]),
+                    Some(Patches::All) | None => window_patches.as_deref(),
+                };
                 let wanted = Wanted {
-                    patches: visible.then_some(&order[..keep.min(order.len())]),
+                    patches,
                     tokens: teacher.tokens,
                     outliers: teacher.outliers,
                     cls: teacher.cls,
+                    attended: window_patches.as_deref(),
                     cls_attn: teacher.cls_attn,
                 };
                 rows[member].read(sample, &row_view, sample.row(view), wanted)?;
             }
-            if let (Some(pixels), TeacherShape::Online { input_size }) = (teacher.pixels, shape) {
-                if *input_size == self.shape.img_size {
-                    pixels.copy_from_slice(slot.img);
+            if let (Some(pixels), Some(input_size)) = (teacher.pixels, shape.input_size) {
+                if input_size == view_size {
+                    pixels.copy_from_slice(whole);
                 } else {
                     let img = match &mut img {
                         Some(img) => img,
                         None => img.insert(read_image(joined, sample, view)?),
                     };
-                    render(joined, img, sample, &row_view, *input_size, pixels)?;
+                    pixels.copy_from_slice(&render(joined, img, sample, &row_view, input_size)?);
                 }
             }
         }
@@ -232,11 +290,9 @@ fn render(
     sample: &Sample,
     view: &View,
     size: u32,
-    out: &mut [u8],
-) -> Result<(), Problem> {
+) -> Result<Vec<u8>, Problem> {
     let rendered = images::render(img, view, size).map_err(|e| joined.images.problem(sample, view.index.into(), e))?;
-    out.copy_from_slice(&rendered.data);
-    Ok(())
+    Ok(rendered.data)
 }
 
 /// Fills `bytes` with as many of `values` as it has room for.
@@ -256,42 +312,47 @@ fn argsort(noise: &[f64]) -> Vec<usize> {
 
 /// Cuts a batch's tensors into one slot per image.
 fn slots(batch: &mut MimicBatch) -> torch_ext::Result<Vec<Slot<'_>>> {
-    let MimicBatch { samples, imgs, mask, drop_path, teacher_drop, mean_kept: _, teachers } = batch;
+    let MimicBatch { samples, fresh, imgs, mask, patches, drop_path, teacher_drop, mean_kept: _, teachers } = batch;
     let n = samples.len();
     let pixels_and_masks = cut(imgs, n)?.into_iter().zip(cut(mask.tensor_mut(), n)?);
+    let patches = cut_some(patches.as_mut(), n)?;
     let drops = cut_some(drop_path.as_mut(), n)?.into_iter().zip(cut_some(teacher_drop.as_mut(), n)?);
     let mut slots: Vec<Slot> = samples
         .iter_mut()
         .zip(pixels_and_masks)
+        .zip(patches)
         .zip(drops)
-        .map(|((sample, (img, mask)), (drop_path, teacher_drop))| Slot {
+        .map(|(((sample, (img, mask)), patches), (drop_path, teacher_drop))| Slot {
             sample,
             img,
             mask,
+            patches,
             drop_path,
             teacher_drop,
             teachers: Vec::new(),
         })
         .collect();
     for teacher in teachers {
-        let [tokens, outliers, cls, cls_attn, pixels] = match teacher {
-            TeacherBatch::Cached { tokens, outliers, cls, cls_attn } => {
-                [tokens.as_mut(), outliers.as_mut(), cls.as_mut(), cls_attn.as_mut(), None]
+        let TeacherBatch { rows, pixels } = teacher;
+        let all_online = rows.is_none();
+        let [tokens, outliers, cls, cls_attn] = match rows {
+            Some(RowsBatch { tokens, outliers, cls, cls_attn }) => {
+                [tokens.as_mut(), outliers.as_mut(), cls.as_mut(), cls_attn.as_mut()]
             }
-            TeacherBatch::Online { pixels } => [None, None, None, None, Some(pixels)],
+            None => [None, None, None, None],
         };
         let mut tokens = cut_some(tokens, n)?.into_iter();
         let mut outliers = cut_some(outliers, n)?.into_iter();
         let mut cls = cut_some(cls, n)?.into_iter();
         let mut cls_attn = cut_some(cls_attn, n)?.into_iter();
-        let mut pixels = cut_some(pixels, n)?.into_iter();
-        for slot in &mut slots {
+        let mut pixels = cut_some(pixels.as_mut(), n)?.into_iter();
+        for (slot, is_fresh) in slots.iter_mut().zip(&*fresh) {
             slot.teachers.push(TeacherSlot {
                 tokens: tokens.next().flatten(),
                 outliers: outliers.next().flatten(),
                 cls: cls.next().flatten(),
                 cls_attn: cls_attn.next().flatten(),
-                pixels: pixels.next().flatten(),
+                pixels: if all_online || *is_fresh { pixels.next().flatten() } else { None },
             });
         }
     }

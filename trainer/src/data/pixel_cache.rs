@@ -25,14 +25,10 @@ impl PixelCache {
         PixelCache { budget, kept: RwLock::default() }
     }
 
-    /// Copies a kept crop to `out`; false if it is not kept.
-    pub(crate) fn get(&self, sample: usize, view: usize, out: &mut [u8]) -> bool {
+    /// A crop, if it is kept.
+    pub(crate) fn get(&self, sample: usize, view: usize) -> Option<Arc<[u8]>> {
         // Nothing panics while holding the lock, and a poisoned map would still hold whole crops.
-        let crop = self.kept.read().unwrap_or_else(PoisonError::into_inner).crops.get(&(sample, view)).cloned();
-        if let Some(crop) = &crop {
-            out.copy_from_slice(crop);
-        }
-        crop.is_some()
+        self.kept.read().unwrap_or_else(PoisonError::into_inner).crops.get(&(sample, view)).cloned()
     }
 
     /// Whether a crop is kept.
@@ -60,23 +56,21 @@ mod tests {
     #[test]
     fn keeps_what_fits_and_gives_it_back() {
         let cache = PixelCache::new(10);
-        let mut out = [0; 4];
         cache.put(0, 0, &[1, 2, 3, 4]);
         cache.put(0, 1, &[5, 6, 7, 8]);
         cache.put(1, 0, &[9, 9, 9, 9]);
-        assert!(cache.get(0, 1, &mut out));
-        assert_eq!(out, [5, 6, 7, 8]);
-        assert!(!cache.get(1, 0, &mut out), "12 bytes do not fit in 10");
+        assert_eq!(cache.get(0, 1).as_deref(), Some(&[5, 6, 7, 8][..]));
+        assert_eq!(cache.get(1, 0), None, "12 bytes do not fit in 10");
         assert!(cache.has(0, 1) && !cache.has(1, 0));
         cache.put(0, 0, &[1, 2, 3, 4]);
         cache.put(2, 0, &[7, 7]);
-        assert!(cache.get(2, 0, &mut out[..2]), "a crop that is there already takes no more room");
+        assert!(cache.get(2, 0).is_some(), "a crop that is there already takes no more room");
     }
 
     #[test]
     fn a_budget_of_zero_keeps_nothing() {
         let cache = PixelCache::new(0);
         cache.put(0, 0, &[]);
-        assert!(!cache.get(0, 0, &mut []));
+        assert_eq!(cache.get(0, 0), None);
     }
 }

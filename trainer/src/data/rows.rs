@@ -93,7 +93,7 @@ impl TeacherRows {
                 cls.copy_from_slice(&columns.cls);
             }
             if let Some(cls_attn) = wanted.cls_attn {
-                cls_attn.copy_from_slice(&columns.cls_attn);
+                copy_patches(cls_attn, &columns.cls_attn, wanted.attended, self.n_tokens);
             }
             Ok(())
         })
@@ -137,6 +137,8 @@ pub(crate) struct Wanted<'a> {
     pub tokens: Option<&'a mut [u8]>,
     pub outliers: Option<&'a mut [u8]>,
     pub cls: Option<&'a mut [u8]>,
+    /// The patches whose attention is wanted, in this order; all if `None`.
+    pub attended: Option<&'a [usize]>,
     pub cls_attn: Option<&'a mut [u8]>,
 }
 

@@ -28,17 +28,39 @@ pub(crate) struct Data {
     /// How many of the views that the cache stores per image are used: the first ones, in turn, one per epoch. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub views: Option<usize>,
+    /// Show the student a random part of each view. The cache's grid is larger than the student's (`pipeline build-cache --grid`), and the student
+    /// sees as many patches as it has, at an offset of whole patches that is drawn uniformly for every image and epoch. Targets and attention are
+    /// those of the same patches.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub random_shift: bool,
+    /// Probability with which an image's view is not one of the cache but a fresh crop, drawn anew for every image and epoch as the cache's crops
+    /// were, and its targets come from the teachers themselves: in [0, 1]. Every teacher of the run needs `--online-teacher`. 1 = no view is
+    /// used twice, as in the paper, and no rows are read.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub fresh: f64,
     /// Finished batches that may wait for the device; at most 1024.
     pub prefetch: usize,
     /// Memory for rendered crops, in MiB. Views are finite, so a data set whose crops fit (12 KB each at 64 pixels, 150 KB at
-    /// 224) is decoded once and not every epoch. 0 = none.
+    /// 224) is decoded once and not every epoch. With `random_shift` whole views are kept, which are larger. 0 = none.
     pub pixel_cache_mib: usize,
 }
 
 impl Default for Data {
     fn default() -> Self {
-        Data { missing: Missing::Error, allow_incomplete: false, views: None, prefetch: PREFETCH, pixel_cache_mib: 0 }
+        Data {
+            missing: Missing::Error,
+            allow_incomplete: false,
+            views: None,
+            random_shift: false,
+            fresh: 0.0,
+            prefetch: PREFETCH,
+            pixel_cache_mib: 0,
+        }
     }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// What to do about images that cannot be found.
@@ -54,6 +76,7 @@ pub(crate) enum Missing {
 impl Data {
     pub(super) fn check(&self) -> Result<(), Error> {
         at_least_one("data.views", self.views.map(|n| n as u64))?;
+        require((0.0..=1.0).contains(&self.fresh), "data.fresh", self.fresh, "must be in [0, 1]")?;
         check_prefetch("data.prefetch", self.prefetch)?;
         let largest = usize::MAX >> 20;
         let mib = self.pixel_cache_mib;

@@ -92,7 +92,7 @@ pub(crate) struct Skipped {
     pub step: u64,
     /// Its values as text, since JSON has no NaN.
     pub values: BTreeMap<String, String>,
-    /// (sample id, view) of every image in it.
+    /// (sample id, view) of every image in it; view 65,535 stands for a fresh one (`data.fresh`).
     pub samples: Vec<(u64, u16)>,
 }
 

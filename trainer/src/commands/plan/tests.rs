@@ -42,9 +42,48 @@ fn a_cached_teacher_is_counted_from_its_identity() {
     assert!((clip.gflop_per_view * 1e9 - expected).abs() < 1.0);
     assert_eq!(clip.views, 2);
     // Two views are computed once, and four epochs look at one each.
-    assert_eq!(clip.pays_after_epochs, 2);
+    assert_eq!(clip.pays_after_epochs, Some(2));
     assert!((clip.online_hours / clip.cache_hours - 2.0).abs() < 1e-9);
     assert_eq!(clip.bytes_per_view, 8 * (16 * 64 * 2 + 64 * 2 + 16 * 2));
+}
+
+/// Fresh views cost a teacher's pass each, read no rows, and make the cache pay later.
+#[test]
+fn fresh_views_are_planned_with_their_teachers() {
+    let world = World::with_cache(8);
+    let cache = Cache::open(&world.cache_dir()).unwrap();
+    let plan = |fresh: &str| {
+        let recipe = recipe(crate::testing::RECIPE, &[&format!("data.fresh={fresh}")]);
+        let plan = Estimate::of(&recipe, Some(&cache), 8, 1.0, 1.0).unwrap();
+        let mut text = Vec::new();
+        plan.write_text(&recipe, false, &mut text).unwrap();
+        (plan, String::from_utf8(text).unwrap())
+    };
+    let ((stored, without), (some, with), (all, _)) = (plan("0.0"), plan("0.75"), plan("1.0"));
+    let clip = |plan: &Estimate| plan.teachers["clip"].clone();
+    assert_eq!(clip(&stored).fresh_hours, None);
+    assert_eq!(clip(&some).fresh_hours, Some(0.75 * clip(&stored).online_hours));
+    assert_eq!((clip(&some).pays_after_epochs, clip(&all).pays_after_epochs), (Some(8), None));
+    assert!((some.read_bytes_per_s / stored.read_bytes_per_s - 0.25).abs() < 1e-9);
+    assert!(!without.contains("fresh") && with.contains("75 % of all (data.fresh)"), "{with}");
+}
+
+/// A student that sees a part of each view costs what it does without, and its teachers what they cost for the whole view.
+#[test]
+fn shifted_students_are_planned_with_whole_views() {
+    let mut world = World::new(8);
+    world.grid = 6;
+    world.build_cache();
+    let cache = Cache::open(&world.cache_dir()).unwrap();
+    let plan = |settings: &[&str], cache| Estimate::of(&recipe(crate::testing::RECIPE, settings), cache, 8, 1.0, 1.0);
+    let error = plan(&[], Some(&cache)).unwrap_err();
+    assert!(error.to_string().contains("data.random_shift=true"), "{error}");
+    let shifted = plan(&["data.random_shift=true"], Some(&cache)).unwrap();
+    let whole = plan(&[], None).unwrap();
+    for part in ["encoder", "decoder"] {
+        assert_eq!(shifted.gflop_per_image[part], whole.gflop_per_image[part]);
+    }
+    assert_eq!(shifted.teachers["clip"].bytes_per_view, 8 * (36 * 64 * 2 + 64 * 2 + 36 * 2));
 }
 
 /// The plan's steps are those that pretraining takes: for a cache with damaged images in several parts, for an unfinished cache, and if
@@ -123,6 +162,9 @@ fn what_cannot_be_planned_is_refused() {
     assert!(error.to_string().contains("no teacher dino"), "{error}");
     let error = Estimate::of(&recipe(BASE, &[]), Some(&cache), 1_281_167, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("4x4 grid, the student a 14x14"), "{error}");
+    let shifted = recipe(crate::testing::RECIPE, &["data.random_shift=true"]);
+    let error = Estimate::of(&shifted, Some(&cache), 8, 1.0, 1.0).unwrap_err();
+    assert!(error.to_string().contains("out of a larger one"), "{error}");
     let error = Estimate::of(&recipe(BASE, &[]), None, u64::MAX, 1.0, 1.0).unwrap_err();
     assert!(error.to_string().contains("more than any"), "{error}");
     let long = recipe(BASE, &["schedule.epochs=9223372036854775807"]);

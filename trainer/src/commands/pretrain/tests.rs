@@ -14,10 +14,14 @@ use crate::train::metrics::{self, Skipped};
 
 /// What a run is given: caches, images, teachers; and what is refused of them.
 mod data;
+/// Views that no cache has.
+mod fresh;
 /// Images that are not where the cache has them.
 mod places;
 /// Several caches, and several generations of one.
 mod several;
+/// Students that see a random part of each view.
+mod shifted;
 #[path = "../../../../tests/support/sources.rs"]
 mod sources;
 /// Running out of memory, other lengths, kept checkpoints.
