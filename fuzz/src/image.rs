@@ -4,7 +4,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use image::{DynamicImage, ImageFormat};
-use images::{Decoder, IMAGE_CODE_COLOR_1, RgbImage};
+use images::{ClassMask, Decoder, IMAGE_CODE_COLOR_1, RgbImage};
 use schemas::DepthWindow;
 
 use crate::scratch;
@@ -47,6 +47,13 @@ pub fn run(input: &[u8]) {
         Ok(RgbImage { width, height, data }) => {
             assert!(width > 0 && height > 0);
             assert_eq!(data.len(), width as usize * height as usize * 3);
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+    match ClassMask::decode(&bytes) {
+        Ok(ClassMask { width, height, data }) => {
+            assert!(width > 0 && height > 0);
+            assert_eq!(data.len(), width as usize * height as usize);
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

@@ -112,6 +112,26 @@ pub enum CropError {
     },
 }
 
+/// Why a file does not hold class numbers of pixels.
+#[derive(Debug, thiserror::Error)]
+pub enum MaskError {
+    /// Another format, in which class numbers are not kept exactly or not at all.
+    #[error("not a PNG; save the mask as a PNG with one channel whose values are class numbers")]
+    NotPng,
+    /// Colors instead of class numbers.
+    #[error(
+        "{found}, but a mask has one channel whose values are class numbers (gray of 1 to 16 bits, or a palette); convert its colors to \
+         class numbers"
+    )]
+    Channels {
+        /// The kind of pixels.
+        found: &'static str,
+    },
+    /// A damaged file, or one over the limits.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
 /// Why an image cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {

@@ -14,6 +14,7 @@
 //! - [`resample()`]: Pillow's fixed-point resampler, bit for bit.
 //! - [`draw_view`] and [`rng`]: random crops that depend only on (seed, content, view index).
 //! - [`render()`]: crop, resample, flip. The only way from an image to a network's input.
+//! - [`ClassMask`]: class numbers of pixels, from the PNGs of segmentation data sets.
 //! - [`augment`]: the other augmentations of fine-tuning, RandAugment and random erasing.
 //!
 //! [`IMAGE_CODE`] names the version of these computations and is part of a cache's identity.
@@ -22,6 +23,7 @@ pub mod augment;
 pub mod decode;
 mod error;
 mod guard;
+mod mask;
 mod pack;
 mod render;
 mod resample;
@@ -30,7 +32,8 @@ pub mod source;
 mod view;
 
 pub use decode::{Decoded, Decoder, DeepImages, decode};
-pub use error::{CropError, DecodeError, EncodeError, SourceError};
+pub use error::{CropError, DecodeError, EncodeError, MaskError, SourceError};
+pub use mask::ClassMask;
 pub use pack::to_jpeg;
 pub use render::render;
 pub use resample::{Filter, resample};

@@ -103,10 +103,18 @@ impl Classifier {
     pub fn forward_features(&self, imgs: &Tensor) -> Features {
         let tokens = self.encoder.forward_blocks(imgs, &ForwardOptions::default());
         match self.pool {
-            Pool::Mean => Features { cls: None, mean: self.pooled_mean(&tokens) },
+            Pool::Mean => {
+                let patches = self.patches(&tokens);
+                let patches = match &self.fc_norm {
+                    Some(fc_norm) => fc_norm.forward(&patches),
+                    None => patches,
+                };
+                Features { cls: None, mean: self.pooled_mean(&tokens), patches }
+            }
             Pool::Cls => {
                 let tokens = self.encoder.forward_norm(&tokens);
-                Features { cls: Some(tokens.select(1, 0)), mean: self.patches(&tokens).mean_dim(1, false, Kind::Float) }
+                let patches = self.patches(&tokens);
+                Features { cls: Some(tokens.select(1, 0)), mean: patches.mean_dim(1, false, Kind::Float), patches }
             }
         }
     }
@@ -131,13 +139,16 @@ impl Classifier {
     }
 }
 
-/// One vector per image, `[N, D]`, f32.
+/// One vector per image, `[N, D]`, f32, and one per patch.
 #[derive(Debug)]
 pub struct Features {
     /// CLS after the last norm; absent where the patches' mean is classified, since nothing has trained CLS then and it has no norm.
     pub cls: Option<Tensor>,
     /// The patches' mean: for [`Pool::Mean`] through its own norm, as the head sees it, else of the patches after the last norm.
     pub mean: Tensor,
+    /// Every patch, `[N, L, D]`, row by row from the top left: for [`Pool::Mean`] each through the norm of the mean, else after the last
+    /// norm.
+    pub patches: Tensor,
 }
 
 /// Beginnings of names that a classifier does not start from: what else pretraining and other classifiers have.

@@ -101,7 +101,7 @@ pub struct TeacherOutput {
     pub cls_attn: Tensor,
 }
 
-/// One vector per image in two ways, `[N, D]`.
+/// One vector per image in two ways, `[N, D]`, and one per patch.
 #[derive(Debug)]
 pub struct ImageFeatures {
     /// The CLS token after the final norm, or what the pooling head gives: what the family uses for whole images, before any
@@ -109,6 +109,8 @@ pub struct ImageFeatures {
     pub cls: Option<Tensor>,
     /// The mean of the patch tokens after the final norm; of a network that pools it, the final norm of the mean.
     pub mean: Tensor,
+    /// Every patch token after the final norm, `[N, L, D]`, row by row from the top left; no CLS and no registers.
+    pub patches: Tensor,
 }
 
 /// A frozen tower with its pixel normalization.
@@ -333,11 +335,13 @@ impl Teacher {
     pub fn image_features(&self, pixels: &Tensor, precision: Precision) -> Result<ImageFeatures> {
         let stage = self.run(pixels, precision, |_| {})?;
         Ok(tch::no_grad(|| {
+            let patches = self.final_norm(&stage.tokens);
             if !self.pools_cls() {
-                return ImageFeatures { cls: None, mean: self.final_norm(&stage.tokens.mean_dim(1, false, None)) };
+                let mean = self.final_norm(&stage.tokens.mean_dim(1, false, None));
+                return ImageFeatures { cls: None, mean, patches };
             }
             let cls = stage.pooled.unwrap_or_else(|| self.final_norm(&stage.cls));
-            ImageFeatures { cls: Some(cls), mean: self.final_norm(&stage.tokens).mean_dim(1, false, None) }
+            ImageFeatures { cls: Some(cls), mean: patches.mean_dim(1, false, None), patches }
         }))
     }
 

@@ -83,6 +83,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Linear classification of frozen features of a student, a teacher, or raw pixels: MAE's linear probe.
     Linprobe(LinprobeArgs),
+    /// Semantic segmentation by frozen patch tokens of a student, a teacher, or raw pixels: mean IoU on images with masks.
+    Segment(SegmentArgs),
     /// Draw original, masked and reconstructed images of a student.
     Reconstruct(ReconstructArgs),
     /// Show runs side by side in one HTML file: curves, pictures, evaluations, recipes.
@@ -489,6 +491,83 @@ pub struct LinprobeArgs {
     #[arg(long, value_name = "GIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..))]
     pub feature_gib: u64,
     /// Images per forward pass of the network.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// Precision of the network; tf32 needs a GPU. The classifier is always f32.
+    #[arg(long, default_value = "f32", value_parser = precision())]
+    pub precision: Precision,
+    /// Print the results as JSON: a list, one for each model.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+}
+
+/// How `trainer segment` classifies patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SegmentMethod {
+    /// The k nearest training patches vote.
+    Knn,
+    /// A linear layer after a batch norm is trained on the training patches.
+    Linear,
+}
+
+/// `trainer segment`.
+#[derive(Debug, Clone, Args)]
+pub struct SegmentArgs {
+    /// The model, as for `trainer knn`; of `pixels[:SIZE]` a patch is one pixel of the image at SIZE x SIZE. May be given many times: every
+    /// image is read and decoded once for all models.
+    #[arg(long = "model", value_name = "RUN|FILE|TEACHER|pixels", required = true)]
+    pub models: Vec<String>,
+    /// A folder with images/ and masks/, whose patches train the classifier: the mask of images/A/B.jpg is masks/A/B.png, with one channel of
+    /// class numbers. `DIR::PATTERN` selects paths below images/.
+    #[arg(long, value_name = "DIR")]
+    pub train: String,
+    /// A folder of the same kind, whose pixels are classified.
+    #[arg(long, value_name = "DIR")]
+    pub test: String,
+    /// Numbers in masks that are not classes: their pixels take no part.
+    #[arg(long = "ignore-label", value_name = "N", value_delimiter = ',', default_values_t = [255])]
+    pub ignore_labels: Vec<u16>,
+    /// How patches are classified.
+    #[arg(long, value_enum, default_value_t = SegmentMethod::Knn)]
+    pub method: SegmentMethod,
+    /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
+    #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
+    pub depth_window: Option<DepthWindow>,
+    /// The most training patches that a classifier is made of, drawn at random by the contents of their images. Their features stay in memory.
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub train_patches: u32,
+    /// knn: neighbors that vote [default: 20].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub k: Option<u32>,
+    /// linear: base learning rates per 256 patches, trained side by side; the best one is chosen on held-out training images [default:
+    /// 0.01,0.03,0.1,0.3,1,3,10,30].
+    #[arg(long = "blr", value_name = "LR", value_delimiter = ',')]
+    pub blrs: Vec<f64>,
+    /// linear: passes over the training patches [default: 40].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub epochs: Option<u32>,
+    /// linear: epochs of linear learning-rate warm-up [default: a tenth of --epochs].
+    #[arg(long, value_name = "N")]
+    pub warmup_epochs: Option<f64>,
+    /// linear: patches per step of the classifier [default: 1024].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub probe_batch: Option<u32>,
+    /// linear: weight decay of the classifier [default: 0].
+    #[arg(long, value_name = "DECAY")]
+    pub weight_decay: Option<f64>,
+    /// linear: share of the training images on which the learning rate is chosen [default: 0.1].
+    #[arg(long, value_name = "SHARE")]
+    pub held_out: Option<f64>,
+    /// Seed for the choice of training patches, of held-out images and of pictures, and for order and initial weights.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write DIR/segment.png: eight test images, their masks, and the predictions of each model in the order in which they are given.
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
+    /// Images per forward pass.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
     /// Precision of the network; tf32 needs a GPU. The classifier is always f32.

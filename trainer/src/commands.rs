@@ -13,3 +13,4 @@ pub(crate) mod predict;
 pub(crate) mod pretrain;
 pub(crate) mod reconstruct;
 pub(crate) mod report;
+pub(crate) mod segment;

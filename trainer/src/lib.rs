@@ -26,7 +26,9 @@ mod testing;
 use std::io::Write;
 
 use cli::{Cli, Command};
-use commands::{bench, config, embed, export, finetune, knn, linprobe, plan, predict, pretrain, reconstruct, report};
+use commands::{
+    bench, config, embed, export, finetune, knn, linprobe, plan, predict, pretrain, reconstruct, report, segment,
+};
 use data::Problem;
 use hub::HubSettings;
 pub use program::ExitStatus;
@@ -66,6 +68,7 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
         Command::Knn(args) => knn::knn(args, hub, out),
         Command::Export(args) => export::export(args, cli.log_format, out),
         Command::Linprobe(args) => linprobe::linprobe(args, hub, out),
+        Command::Segment(args) => segment::segment(args, hub, out),
         Command::Config(args) => config::config(args, out),
         Command::Reconstruct(args) => reconstruct::reconstruct(args, out),
         Command::Report(args) => report::report(args, out),

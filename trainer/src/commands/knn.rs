@@ -88,7 +88,7 @@ pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> any
     };
     let extract = |name: &str, source: &ImageSource| {
         let images = features::extract(&models, source, &extraction, &pool)?;
-        report_skipped(name, &images);
+        report_skipped(name, &images.skipped);
         anyhow::Ok(images)
     };
     let (train_images, test_images) = (extract("--train", &train)?, extract("--test", &test)?);
@@ -100,7 +100,7 @@ pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> any
     if let Some(few) = too_few(args.k, train_images.idxs.len()) {
         warn!("{few}");
     }
-    let test_images_in_train = count_in_train(&train_images, &test_images);
+    let test_images_in_train = count_in_train(&train_images.hashes, &test_images.hashes);
     let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
     let mut results = Vec::with_capacity(models.len());
     for (i, model) in models.iter().enumerate() {

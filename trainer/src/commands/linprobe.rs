@@ -125,7 +125,7 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
             precision: args.precision,
         };
         let images = features::extract(&models, source, &extraction, &pool).context(name.to_owned())?;
-        report_skipped(name, &images);
+        report_skipped(name, &images.skipped);
         anyhow::Ok(images)
     };
     let train_images = extract("--train", &train_source, train_views(args))?;
@@ -134,7 +134,7 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
         classes.of_train(&train_source, train_images.idxs.iter().copied())?,
         classes.of_test(&test_source, test_images.idxs.iter().copied())?,
     );
-    let test_images_in_train = count_in_train(&train_images, &test_images);
+    let test_images_in_train = count_in_train(&train_images.hashes, &test_images.hashes);
     let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
     let split = split(&train_images, args)?;
     let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);

@@ -86,8 +86,22 @@ impl Heads {
 
     /// `x [B, D]` → `[B, R, C]`. In training the batch's own mean and variance are used and move the running ones.
     fn scores(&self, x: &Tensor, train: bool) -> Tensor {
+        let x = self.norm(x, train);
+        let (heads, classes, _) = self.weight.size3().expect("weight is [R, C, D]");
+        // One product for all heads.
+        linear(&x, &self.weight.flatten(0, 1), Some(&self.bias.flatten(0, 1))).view([-1, heads, classes])
+    }
+
+    /// The scores of one head, after training: `x [B, D]` → `[B, C]`.
+    pub(crate) fn scores_of(&self, head: usize, x: &Tensor) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let head = head as i64;
+        linear(&self.norm(x, false), &self.weight.get(head), Some(&self.bias.get(head)))
+    }
+
+    fn norm(&self, x: &Tensor, train: bool) -> Tensor {
         let none = None::<Tensor>;
-        let x = x.batch_norm(
+        x.batch_norm(
             none.as_ref(),
             none.as_ref(),
             Some(&self.running_mean),
@@ -96,10 +110,7 @@ impl Heads {
             NORM_MOMENTUM,
             NORM_EPS,
             false,
-        );
-        let (heads, classes, _) = self.weight.size3().expect("weight is [R, C, D]");
-        // One product for all heads.
-        linear(&x, &self.weight.flatten(0, 1), Some(&self.bias.flatten(0, 1))).view([-1, heads, classes])
+        )
     }
 
     /// One step on `x [B, D]` with classes `labels [B]`; returns each head's loss before it, `[R]`.

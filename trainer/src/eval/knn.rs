@@ -13,6 +13,9 @@ pub(crate) const TEMPERATURE: f64 = 0.07;
 /// Test images compared at once: a block of similarities of 256 x train floats, 1.3 GB for ImageNet.
 const BLOCK: i64 = 256;
 
+/// Largest number of similarities of a block: 2 GiB.
+const MAX_SIMILARITIES: i64 = 1 << 29;
+
 /// Features and labels of one set of images.
 #[derive(Debug)]
 pub(crate) struct Labeled {
@@ -42,25 +45,61 @@ pub(crate) fn knn(train: &Labeled, test: &Labeled, k: u32, n_classes: usize) -> 
 
 /// The predicted class of each row of `test` `[M, D]`.
 pub(crate) fn predict(train: &Labeled, test: &Tensor, k: u32, n_classes: usize) -> anyhow::Result<Vec<i64>> {
-    let n_train = train.features.size()[0];
-    ensure!(n_train > 0 && n_train as usize == train.labels.len(), "no labeled train image is left to vote");
-    let k = i64::from(k).min(n_train);
-    let _no_grad = tch::no_grad_guard();
-    let train_features = unit_length(&train.features).transpose(0, 1); // [D, N]
-    let labels = Tensor::from_slice(&train.labels).to_device(train_features.device()); // [N]
-    let test = unit_length(test); // [M, D]
+    let voters = Voters::new(train, k, n_classes)?;
     let mut predictions = Vec::with_capacity(test.size()[0] as usize);
-    for start in (0..test.size()[0]).step_by(BLOCK as usize) {
-        let rows = BLOCK.min(test.size()[0] - start);
-        let similarity = test.narrow(0, start, rows).matmul(&train_features); // [B, N]
-        let (nearest, index) = similarity.topk(k, 1, true, true); // [B, k]
-        let votes = (nearest / TEMPERATURE).exp();
-        let neighbor_labels = labels.index_select(0, &index.flatten(0, 1)).view([rows, k]);
-        let scores = Tensor::zeros([rows, n_classes as i64], (Kind::Float, votes.device()));
-        let scores = scores.scatter_add(1, &neighbor_labels, &votes); // [B, C]
-        predictions.extend(Vec::<i64>::try_from(scores.argmax(1, false).to_device(tch::Device::Cpu))?);
-    }
+    voters.votes(test, |votes| {
+        predictions.extend(Vec::<i64>::try_from(votes.argmax(1, false).to_device(tch::Device::Cpu))?);
+        Ok(())
+    })?;
     Ok(predictions)
+}
+
+/// Training features that vote for their classes.
+#[derive(Debug)]
+pub(crate) struct Voters {
+    /// `[D, N]`, each column at unit length.
+    features: Tensor,
+    /// `[N]`.
+    labels: Tensor,
+    k: i64,
+    n_classes: i64,
+}
+
+impl Voters {
+    /// The rows of `train`, on its device, of which the `k` nearest vote; all where there are fewer.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub(crate) fn new(train: &Labeled, k: u32, n_classes: usize) -> anyhow::Result<Voters> {
+        let n_train = train.features.size()[0];
+        ensure!(n_train > 0 && n_train as usize == train.labels.len(), "no labeled train image is left to vote");
+        let _no_grad = tch::no_grad_guard();
+        let features = unit_length(&train.features).transpose(0, 1);
+        let labels = Tensor::from_slice(&train.labels).to_device(features.device());
+        Ok(Voters { features, labels, k: i64::from(k).min(n_train), n_classes: n_classes as i64 })
+    }
+
+    /// The votes for each class, the sums of `exp(s / 0.07)` over the neighbors: `test [M, D]` → `[B, C]` for one block of rows after the
+    /// other.
+    pub(crate) fn votes(
+        &self,
+        test: &Tensor,
+        mut take: impl FnMut(Tensor) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let block = BLOCK.min((MAX_SIMILARITIES / self.labels.size()[0]).max(1));
+        let test = unit_length(test); // [M, D]
+        for start in (0..test.size()[0]).step_by(block as usize) {
+            let rows = block.min(test.size()[0] - start);
+            let similarity = test.narrow(0, start, rows).matmul(&self.features); // [B, N]
+            let (nearest, index) = similarity.topk(self.k, 1, true, true); // [B, k]
+            let votes = (nearest / TEMPERATURE).exp();
+            let neighbor_labels = self.labels.index_select(0, &index.flatten(0, 1)).view([rows, self.k]);
+            let scores = Tensor::zeros([rows, self.n_classes], (Kind::Float, votes.device()));
+            take(scores.scatter_add(1, &neighbor_labels, &votes))?; // [B, C]
+        }
+        Ok(())
+    }
 }
 
 fn accuracy(predictions: &[i64], labels: &[i64], n_classes: usize) -> anyhow::Result<Accuracy> {

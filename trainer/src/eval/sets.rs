@@ -1,4 +1,4 @@
-//! The common parts of `knn` and `linprobe`: two sets of labeled images, and the messages about them.
+//! The common parts of `knn`, `linprobe` and `segment`: two sets of labeled images, and the messages about them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,10 +6,9 @@ use anyhow::bail;
 use images::ImageSource;
 use models::precision::Precision;
 use program::words::count;
-use schemas::DepthWindow;
+use schemas::{ContentHash, DepthWindow};
 use tracing::warn;
 
-use super::features::Images;
 use crate::data::classes::{Classes, Matching, Numbering, Set};
 
 /// Refuses a model that is given twice, however its path is written: its result would be written twice or overwrite itself.
@@ -44,9 +43,9 @@ pub(crate) fn unusual(window: DepthWindow, precision: Option<&str>) -> String {
 }
 
 /// Warns how many images of a set cannot be used, with the reason for the first.
-pub(crate) fn report_skipped(name: &str, images: &Images) {
-    if let Some(first) = images.skipped.first() {
-        warn!("{name}: {} cannot be used, the first is {first}", count(images.skipped.len() as u64, "image"));
+pub(crate) fn report_skipped(name: &str, skipped: &[String]) {
+    if let Some(first) = skipped.first() {
+        warn!("{name}: {} cannot be used, the first is {first}", count(skipped.len() as u64, "image"));
     }
 }
 
@@ -58,9 +57,9 @@ pub(crate) fn classes(matching: Matching, train: &ImageSource, test: &ImageSourc
 }
 
 /// Counts the test images that are byte for byte among the train images, and warns if there are any.
-pub(crate) fn count_in_train(train: &Images, test: &Images) -> usize {
-    let seen: BTreeSet<_> = train.hashes.iter().collect();
-    let count = test.hashes.iter().filter(|hash| seen.contains(hash)).count();
+pub(crate) fn count_in_train(train: &[ContentHash], test: &[ContentHash]) -> usize {
+    let seen: BTreeSet<_> = train.iter().collect();
+    let count = test.iter().filter(|hash| seen.contains(hash)).count();
     if count > 0 {
         warn!(
             "{} also in the train set: this part of the accuracy says nothing about unseen images",

@@ -57,6 +57,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> Vec<Evaluation> {
     let mut found = vec![
         evaluation(runs, "knn", "k-NN", ["run", "features", "top-1", "balanced"], knn),
         evaluation(runs, "linprobe", "Linear probe", ["run", "features", "base lr", "top-1", "top-5"], linprobe),
+        evaluation(runs, "segment", "Segmentation of patches", ["run", "base lr", "mIoU", "pixel accuracy"], segment),
         evaluation(runs, "finetune", "Fine-tuning", ["run", "", "epoch", "top-1", "top-5"], finetune),
     ];
     found.retain(|evaluation| !evaluation.questions.is_empty());
@@ -66,7 +67,7 @@ pub(super) fn evaluations(runs: &[RunData]) -> Vec<Evaluation> {
 /// The files of other kinds, with the name of their run.
 pub(super) fn other_evaluations(runs: &[RunData]) -> Vec<(String, String)> {
     let files = runs.iter().flat_map(|run| run.evaluations.iter().map(move |(name, value)| (run, name, value)));
-    let others = files.filter(|(_, name, _)| !["knn", "linprobe", "finetune"].contains(&kind(name)));
+    let others = files.filter(|(_, name, _)| !["knn", "linprobe", "segment", "finetune"].contains(&kind(name)));
     others
         .map(|(run, name, value)| {
             (format!("{}: eval/{name}.json", run.name), serde_json::to_string_pretty(value).unwrap_or_default())
@@ -126,6 +127,30 @@ fn linprobe(value: &Value) -> (String, Vec<Vec<String>>) {
         vec![features.clone(), text(&probe["blr"]), percent(&test["top1"]), percent(&test["top5"])]
     };
     (question, value["features"].as_object().into_iter().flatten().map(answer).collect())
+}
+
+fn segment(value: &Value) -> (String, Vec<Vec<String>>) {
+    let protocol = &value["protocol"];
+    let method = match protocol["method"].as_str() {
+        Some("knn") => format!("{} nearest patches vote", text(&protocol["k"])),
+        _ => format!(
+            "linear layer, {} epochs in batches of {} patches",
+            text(&protocol["epochs"]),
+            text(&protocol["batch_size"])
+        ),
+    };
+    let question = format!(
+        "{method}, at most {}; {} to train on, {} to test",
+        text(&protocol["max_patches"]),
+        images(value, "train"),
+        images(value, "test")
+    );
+    let found = &value["test_pixels"];
+    let blr = match &value["choice"]["blr"] {
+        Value::Null => "–".to_owned(),
+        blr => text(blr),
+    };
+    (question, vec![vec![blr, percent(&found["miou"]), percent(&found["pixel_accuracy"])]])
 }
 
 fn finetune(value: &Value) -> (String, Vec<Vec<String>>) {

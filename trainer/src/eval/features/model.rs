@@ -167,7 +167,7 @@ impl Model {
     }
 
     /// Side of its square input, in pixels.
-    pub(super) fn input_size(&self) -> u32 {
+    pub(crate) fn input_size(&self) -> u32 {
         match &self.network {
             Network::Student { img_size, .. } | Network::Classifier { img_size, .. } => *img_size,
             Network::Teacher(teacher) => teacher.info().input_size,
@@ -187,15 +187,25 @@ impl Model {
         kinds.iter().map(|&kind| kind.to_owned()).collect()
     }
 
-    /// The kinds that it gives only when they are asked for: every patch token, and the predictions of its mimic heads.
+    /// The kinds that it gives only when they are asked for: every patch token, and the predictions of a student's mimic heads.
     pub(crate) fn further_kinds(&self) -> Vec<String> {
-        match &self.network {
-            Network::Classifier { .. } | Network::Teacher(_) | Network::Pixels { .. } => Vec::new(),
-            Network::Student { heads, .. } => {
-                let heads = heads.iter().map(|head| head.kind.clone());
-                std::iter::once(PATCHES.to_owned()).chain(heads).collect()
-            }
-        }
+        let heads = match &self.network {
+            Network::Student { heads, .. } => heads.as_slice(),
+            Network::Classifier { .. } | Network::Teacher(_) | Network::Pixels { .. } => &[],
+        };
+        std::iter::once(PATCHES.to_owned()).chain(heads.iter().map(|head| head.kind.clone())).collect()
+    }
+
+    /// The patches of `pixels` `[N, S, S, 3]` u8 on the CPU: `[N, L, D]` f32 on the CPU, row by row from the top left. They are tokens after
+    /// the last norm, without CLS and registers; of raw pixels they are the normalized colors.
+    pub(crate) fn patches(&self, pixels: &Tensor, precision: Precision) -> anyhow::Result<Tensor> {
+        let mut features = self.features(pixels, precision, &[PATCHES.to_owned()])?;
+        let flat = features.remove(PATCHES).context("every model has patches")?; // [N, L * D]
+        let width = match features.get("mean") {
+            Some(mean) => mean.size()[1],
+            None => 3,
+        };
+        Ok(flat.view([flat.size()[0], -1, width]))
     }
 
     /// How many numbers an image has in these kinds of feature: counted on a black image.
@@ -211,13 +221,13 @@ impl Model {
     pub(super) fn features(&self, pixels: &Tensor, precision: Precision, wanted: &[String]) -> anyhow::Result<ByKind> {
         let _no_grad = tch::no_grad_guard();
         let pixels = to_device(pixels, self.device)?;
-        let features = match &self.network {
+        let with_patches = wanted.iter().any(|kind| kind == PATCHES);
+        let features: Vec<(&str, Tensor)> = match &self.network {
             Network::Student { encoder, fused, heads, .. } => {
                 let _scope = precision.guard(self.device);
                 let tokens = encoder.forward_features(&self.normalize.forward(&pixels), *fused); // [N, P + L, D], after the norm
                 let prefix = i64::from(encoder.cls_token());
                 let patches = tokens.narrow(1, prefix, tokens.size()[1] - prefix);
-                let with_patches = wanted.iter().any(|kind| kind == PATCHES);
                 let flat = with_patches.then(|| (PATCHES, patches.flatten(1, -1)));
                 let cls = encoder.cls_token().then(|| tokens.select(1, 0));
                 let mean = patches.mean_dim(1, false, None);
@@ -238,16 +248,20 @@ impl Model {
                 let _scope = precision.guard(self.device);
                 let features = classifier.forward_features(&self.normalize.forward(&pixels));
                 let cls = features.cls.map(|cls| ("cls", cls));
-                cls.into_iter().chain([("mean", features.mean)]).collect()
+                let flat = with_patches.then(|| (PATCHES, features.patches.flatten(1, -1)));
+                cls.into_iter().chain([("mean", features.mean)]).chain(flat).collect()
             }
             Network::Teacher(teacher) => {
                 let pixels = pixels.permute([0, 3, 1, 2]).contiguous();
                 let features = teacher.image_features(&pixels, precision)?;
                 let cls = features.cls.map(|cls| ("cls", cls));
-                cls.into_iter().chain([("mean", features.mean)]).collect()
+                let flat = with_patches.then(|| (PATCHES, features.patches.flatten(1, -1)));
+                cls.into_iter().chain([("mean", features.mean)]).chain(flat).collect()
             }
             Network::Pixels { .. } => {
-                vec![("pixels", self.normalize.forward(&pixels).flatten(1, -1))]
+                let pixels = self.normalize.forward(&pixels);
+                let flat = with_patches.then(|| (PATCHES, pixels.permute([0, 2, 3, 1]).flatten(1, -1)));
+                [("pixels", pixels.flatten(1, -1))].into_iter().chain(flat).collect()
             }
         };
         let to_cpu = |(kind, t): (&str, Tensor)| (kind.to_owned(), t.to_kind(Kind::Float).to_device(Device::Cpu));
