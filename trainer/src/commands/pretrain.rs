@@ -234,30 +234,32 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         let steps_done = step + 1;
         let interrupted = signals::requested();
         let due = itstime(steps_done, recipe.run.checkpoint_every) || itstime(steps_done, recipe.run.keep_every);
-        if let Some(watch) = watch.as_mut().filter(|watch| watch.due(steps_done)) {
-            if let Some(done) = in_flight.take() {
-                loader.recycle(log.wait_and_log(done)?);
+        let evaluates = watch.as_ref().is_some_and(|watch| watch.due(steps_done));
+        let saves = due || steps_done == end || interrupted;
+        if (saves || evaluates)
+            && let Some(done) = in_flight.take()
+        {
+            let batches = log.wait_and_log(done)?;
+            let drawn = recipe.run.pictures.unwrap_or_default().min(recipe.optim.batch_size);
+            if let Some(batch) = batches.first().filter(|_| saves && drawn > 0) {
+                idle.begin()?;
+                let grid = draw(&recipe, &student, &teachers, &batch.narrow(0, drawn), &normalize, device)?;
+                idle.end()?;
+                let (image, png) = image_grid::publish(&grid, run.path(), steps_done)?;
+                log.picture("reconstruction", [image.width(), image.height()], &png)?;
             }
+            loader.recycle(batches);
+        }
+        if let Some(watch) = watch.as_mut().filter(|_| evaluates) {
             idle.begin()?;
             if let Some(watched) = evaluate(watch, &state, &recipe, &run, steps_done, device)? {
                 log.evaluated(watched.scalars())?;
             }
             idle.end()?;
         }
+        // A signal may have come during the evaluation, which then waits for the next call.
         let interrupted = interrupted || signals::requested();
-        if due || steps_done == end || interrupted {
-            if let Some(done) = in_flight.take() {
-                let batches = log.wait_and_log(done)?;
-                let drawn = recipe.run.pictures.unwrap_or_default().min(recipe.optim.batch_size);
-                if let Some(batch) = batches.first().filter(|_| drawn > 0) {
-                    idle.begin()?;
-                    let grid = draw(&recipe, &student, &teachers, &batch.narrow(0, drawn), &normalize, device)?;
-                    idle.end()?;
-                    let (image, png) = image_grid::publish(&grid, run.path(), steps_done)?;
-                    log.picture("reconstruction", [image.width(), image.height()], &png)?;
-                }
-                loader.recycle(batches);
-            }
+        if saves || interrupted {
             watch.as_ref().map_or(Ok(()), Watch::sync)?;
             writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))?;
         }

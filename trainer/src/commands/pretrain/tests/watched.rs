@@ -40,6 +40,7 @@ fn a_student_is_evaluated_as_by_the_commands_and_trained_as_without() {
     let whole = train(&world, "whole", &args);
     assert_eq!(losses(&whole), losses(&unwatched));
     assert!(trained_tensors(&whole) == trained_tensors(&unwatched));
+    assert_eq!(pictures(&whole), pictures(&unwatched));
 
     let lines = watched(&whole);
     assert_eq!(lines.iter().map(|line| (line.step, line.epoch)).collect::<Vec<_>>(), [(6, 2), (12, 4), (15, 5)]);
@@ -76,6 +77,13 @@ fn a_student_is_evaluated_as_by_the_commands_and_trained_as_without() {
     fs::write(whole.join("evaluations.jsonl"), first_two).unwrap();
     train(&world, "whole", &args);
     assert_eq!(watched(&whole), lines);
+}
+
+/// The names of a run's pictures.
+fn pictures(run: &Path) -> Vec<String> {
+    let sheets = image_grid::pictures(run).unwrap();
+    assert!(!sheets.is_empty());
+    sheets.iter().map(|sheet| sheet.file_name().unwrap().to_string_lossy().into_owned()).collect()
 }
 
 /// Weights, moments and averages without the files' headers, which hold the recipe.
