@@ -18,52 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import augment
 import cifar10
 import teacher
+from clip import BagOfWords, Towers
 from schedule import decay_groups, warmup_cosine
-
-
-class BagOfWords(nn.Module):
-    """Mean of word vectors, then one hidden layer."""
-
-    def __init__(self, vocabulary: list[str], width: int = 128, out: int = 128):
-        super().__init__()
-        self.ids = {word: i for i, word in enumerate(vocabulary)}
-        self.words = nn.EmbeddingBag(len(vocabulary), width, mode="mean")
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
-
-    def forward(self, captions: list[list[str]]) -> torch.Tensor:
-        offsets = torch.tensor([0] + [len(c) for c in captions[:-1]]).cumsum(0)
-        return self.mlp(self.words(torch.tensor([self.ids[word] for c in captions for word in c]), offsets))
 
 
 def vocabulary() -> list[str]:
     sentences = [template.format(name) for template in cifar10.TEMPLATES for name in cifar10.CLASSES + cifar10.KINDS]
     return sorted({word for sentence in sentences for word in sentence.split()})
-
-
-def contrast(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Symmetric cross-entropy; an image's target is shared evenly by the captions `true [image, caption]` of it, and the reverse."""
-    logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-    true = true.float()
-    over_captions = F.cross_entropy(logits, true / true.sum(1, keepdim=True))
-    over_images = F.cross_entropy(logits.T, (true / true.sum(0, keepdim=True)).T)
-    return (over_captions + over_images) / 2
-
-
-def tokens(model: nn.Module, pixels: torch.Tensor, keep: int) -> torch.Tensor:
-    """The tower's output after the last norm, of the class token and `keep` random patches: `[N, 1 + keep, width]`."""
-    vision = model.vision_model
-    hidden = vision.embeddings(pixels)  # [N, 1 + L, width]
-    n, length, width = hidden.shape
-    if keep < length - 1:
-        kept = 1 + torch.rand(n, length - 1).argsort(1)[:, :keep]
-        hidden = torch.cat([hidden[:, :1], hidden.gather(1, kept[..., None].expand(-1, -1, width))], 1)
-    return vision.post_layernorm(vision.encoder(inputs_embeds=vision.pre_layrnorm(hidden)).last_hidden_state)
 
 
 def main() -> None:
@@ -86,13 +52,9 @@ def main() -> None:
     # --- data and model ---------------------------------------------------------------------------------------------
     imgs, labels = cifar10.read(args.train)
     square = torch.ones(len(imgs))
-    vision, text = teacher.new_clip(teacher.CIFAR10).train(), BagOfWords(vocabulary())
-    of_patches = nn.Linear(teacher.CIFAR10.width, 128, bias=False)
-    log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-    groups = [g for module in (vision, text, of_patches) for g in decay_groups(module, args.weight_decay)]
-    groups.append({"params": [log_scale], "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    params = [p for group in groups for p in group["params"]]
+    ids = {word: i for i, word in enumerate(vocabulary())}
+    towers = Towers(teacher.new_clip(teacher.CIFAR10), BagOfWords(len(ids), width=128, out=128)).train()
+    optimizer = torch.optim.AdamW(decay_groups(towers, args.weight_decay), lr=args.lr, betas=(0.9, 0.98))
     per_epoch = len(imgs) // args.batch_size
     total = args.epochs * per_epoch
     patches = (teacher.CIFAR10.img_size // teacher.CIFAR10.patch_size) ** 2
@@ -109,22 +71,19 @@ def main() -> None:
                 group["lr"] = lr
             views = augment.random_resized_crop(imgs[batch], square[batch], teacher.CIFAR10.img_size, scale=(0.4, 1.0))
             views = augment.color_jitter(views, strength=0.5, p_gray=0.05, p_solarize=0.0)
-            with torch.autocast("cpu", torch.bfloat16):
-                seen = tokens(vision, teacher.normalize(views, teacher.CLIP_MEAN, teacher.CLIP_STD), keep)
-                cls, mean = vision.visual_projection(seen[:, 0]), of_patches(seen[:, 1:].mean(1))
             words, true = cifar10.captions(labels[batch].tolist(), rng, args.p_kind)
-            caption = text(words)
-            loss = (contrast(cls.float(), caption, log_scale.exp(), true) + contrast(mean.float(), caption, log_scale.exp(), true)) / 2
+            pixels = teacher.normalize(views, teacher.CLIP_MEAN, teacher.CLIP_STD)
+            loss = towers(pixels, keep, [[ids[word] for word in caption] for caption in words], true)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(params, 1.0)
+            nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
             optimizer.step()
-            log_scale.data.clamp_(max=4.6052)  # CLIP's bound: a scale of 100.
+            towers.clamp_scale()
             loss_sum += loss.item()
             step += 1
         seconds = time.monotonic() - started
-        print(f"epoch {epoch + 1} loss {loss_sum / per_epoch:.4f} lr {lr:.2e} scale {log_scale.exp():.1f} {seconds:.0f} s", flush=True)
-        teacher.save(vision, args.out)
+        print(f"epoch {epoch + 1} loss {loss_sum / per_epoch:.4f} lr {lr:.2e} scale {towers.log_scale.exp():.1f} {seconds:.0f} s", flush=True)
+        teacher.save(towers.vision, args.out)
 
 
 if __name__ == "__main__":

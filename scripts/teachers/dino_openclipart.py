@@ -37,7 +37,7 @@ class Network(nn.Module):
         self.head = Head(self.backbone.config.hidden_size, n_prototypes)
 
     def forward(self, imgs: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with teacher.autocast():
             cls = self.backbone(imgs, interpolate_pos_encoding=True).last_hidden_state[:, 0]
         return self.head(cls.float())  # [N, n_prototypes]
 
