@@ -1,10 +1,12 @@
 """Splits the demo's pictures into training and test pictures. Usage: demo_pictures.py PICTURES OUT
 
 Copies PICTURES/<class>/**/<file> to OUT/train and OUT/test, and prints what it takes and leaves out. Every fifth picture in bytewise
-order of its path is held out, by the rule of teachers/openclipart.py, so that the teachers have not seen the test pictures.
+order of its path is held out, by the rule of teachers/openclipart.py, so that the teacher has not seen the test pictures. Of byte copies only
+the first counts, and none is held out whose copy is trained on.
 """
 
 import collections
+import hashlib
 import os
 import shutil
 import sys
@@ -43,21 +45,37 @@ def stop(error):
     raise error
 
 
+def without_copies(pictures, paths, known):
+    """The first path of each content that is not in `known`, a set of digests that grows by what is taken."""
+    first = []
+    for path in paths:
+        with open(os.path.join(pictures, path), "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        if digest not in known:
+            known.add(digest)
+            first.append(path)
+    return first
+
+
 def main():
     pictures, out = sys.argv[1:]
     taken, left = listed(pictures)
     for reason, count in left.most_common():
         print(f"left out  {count:>8}  {reason}")
-    held_out = taken[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-    train = [path for line, path in enumerate(taken, start=1) if line % HELD_OUT_EVERY]
+    known = set()
+    train = without_copies(pictures, [path for line, path in enumerate(taken, start=1) if line % HELD_OUT_EVERY], known)
+    held_out = without_copies(pictures, taken[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY], known)
+    copies = len(taken) - len(train) - len(held_out)
+    if copies:
+        print(f"left out  {copies:>8}  byte copies of others")
     if not taken:
         sys.exit(
             f"demo: {pictures} holds no pictures in class folders: put them in PICTURES/<class>/, in one of the formats {', '.join(sorted(READABLE))}"
         )
     if len(train) < FEWEST_TO_TRAIN_ON:
         sys.exit(
-            f"demo: {pictures} holds {len(taken)} pictures in class folders, of which {len(train)} are to be trained on after every "
-            f"{HELD_OUT_EVERY}th is held out; its recipe's batch is {FEWEST_TO_TRAIN_ON}"
+            f"demo: {pictures} holds {len(taken)} pictures in class folders, of which {len(train)} are to be trained on without copies and "
+            f"every {HELD_OUT_EVERY}th; its recipe's batch is {FEWEST_TO_TRAIN_ON}"
         )
     for part, paths in (("train", train), ("test", held_out)):
         for path in paths:

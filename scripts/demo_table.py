@@ -3,7 +3,10 @@
 import collections
 import json
 import pathlib
+import statistics
 import sys
+
+SEEDS = 3
 
 
 def seconds(out, name):
@@ -30,25 +33,30 @@ def main():
             # The part of a reason before the colon is its kind.
             reasons[json.loads(line)["reason"].split(":")[0]] += 1
 
-    print(f"cache         {rows} rows ({rows // views} pictures x {views} views), {len(cache['teachers'])} teachers, {size / 1e6:.1f} MB")
+    print(f"cache         {rows} rows ({rows // views} pictures x {views} views), {len(cache['teachers'])} teacher, {size / 1e6:.1f} MB")
     print(f"rejects       {sum(reasons.values())}" + "".join(f"\n              {n} x {why}" for why, n in reasons.most_common(5)))
     took = seconds(out, "build-cache")
-    print(f"build-cache   {took:.0f} s, {rows / took:.0f} views/s through decoding, both teachers and the disk")
+    print(f"build-cache   {took:.0f} s, {rows / took:.0f} views/s through decoding, the teacher and the disk")
     for name in ("mae", "mr-mae"):
-        losses = ", ".join(f"{key} {value:.4f}" for key, value in last_losses(out, name).items())
-        print(f"{name:<13} {seconds(out, name):.0f} s, last losses: {losses}")
+        losses = ", ".join(f"{key} {value:.4f}" for key, value in last_losses(out, f"{name}-0").items())
+        print(f"{name:<13} {seconds(out, name) / SEEDS:.0f} s for each of {SEEDS} seeds, last losses of the first: {losses}")
 
     # In the order of the demo's --model options.
-    names = ("raw pixels", "untrained", "mae", "mr-mae", "clip-tiny", "dino-tiny")
-    results = dict(zip(names, json.loads((out / "knn.json").read_text()), strict=True))
-    first = results["untrained"]
-    print(f"\n{first['k']}-NN on {first['test_images']} held-out pictures of {first['classes']} classes, {first['train_images']} vote")
-    print(f"{'':<14}{'top-1 by CLS':>14}{'by mean of patches':>20}{'balanced, by mean':>20}")
-    for name, result in results.items():
-        accuracy = result["accuracy"]
-        mean = accuracy.get("mean") or accuracy["pixels"]
-        cls = f"{100 * accuracy['cls']['top1']:.2f}%" if "cls" in accuracy else "-"
-        print(f"{name:<14}{cls:>14}{100 * mean['top1']:>19.2f}%{100 * mean['balanced']:>19.2f}%")
+    pixels, untrained, *runs, teacher = json.loads((out / "knn.json").read_text())
+    rows = {"raw pixels": [pixels], "untrained": [untrained], "mae": runs[:SEEDS], "mr-mae": runs[SEEDS:], "clip-tiny": [teacher]}
+    print(f"\n{pixels['k']}-NN on {pixels['test_images']} held-out pictures of {pixels['classes']} classes, {pixels['train_images']} vote")
+    print(f"{'':<12}{'top-1 by CLS':>18}{'by mean of patches':>20}{'balanced, by mean':>20}")
+    for name, results in rows.items():
+        of = [result["accuracy"] for result in results]
+        mean = [accuracy.get("mean") or accuracy["pixels"] for accuracy in of]
+        cls = spread([accuracy["cls"]["top1"] for accuracy in of]) if "cls" in of[0] else "-"
+        print(f"{name:<12}{cls:>18}{spread([m['top1'] for m in mean]):>20}{spread([m['balanced'] for m in mean]):>20}")
+
+
+def spread(shares):
+    """Percent: the mean, and the standard deviation over the seeds where there are several."""
+    percent = [100 * share for share in shares]
+    return f"{statistics.mean(percent):.1f}" + (f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else "")
 
 
 if __name__ == "__main__":
