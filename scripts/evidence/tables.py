@@ -52,6 +52,7 @@ PHI_S = ("target.norm=phi_s",)
 # EUPE's heads and patch loss, and its normalization; UNIC's dropping on top.
 EUPE = STANDARDIZE + ("mimic.head=mlp", "mimic.loss=cosine_smooth_l1")
 DROP = EUPE + ("mimic.drop=0.5",)
+BLRS = (4e-3, 8e-3, 16e-3)
 
 
 def joint(*teachers: str) -> list[Row]:
@@ -61,8 +62,9 @@ def joint(*teachers: str) -> list[Row]:
 
 
 TABLES = {
-    "tune": [mae(f"MAE, rate {blr:g}", blr) for blr in (2e-3, 4e-3, 8e-3, 16e-3)]
-    + [mimic(f"MR-MAE, rate {blr:g}, weight {w:g}", "clip", blr=blr, w_mimic=w) for blr in (4e-3, 8e-3) for w in (1.0, 4.0)],
+    "tune": [mae(f"MAE, rate {blr:g}", blr) for blr in BLRS]
+    + [mimic(f"MR-MAE, rate {blr:g}, weight 4", "clip", blr=blr, w_mimic=4.0) for blr in BLRS]
+    + [mimic("MR-MAE, rate 0.008, weight 1", "clip", blr=8e-3, w_mimic=1.0)],
     "a": [
         mae("MAE, N epochs", wide=True),
         mae("MAE, the compute of MR-MAE and its cache", epochs=1.4),
@@ -88,4 +90,16 @@ TABLES = {
     "d": [mimic(f"{views} stored view{'s' * (views > 1)}", "clip", cache=Cache(views, stored=("clip",))) for views in (1, 2, 4, 8, 16)]
     + [mimic("a fresh crop every time, online teacher", "clip", more=("data.fresh=1",), online=("clip",), cache=Cache(1, stored=("clip",)))],
     "e": [mimic(codec, "clip", cache=Cache(codec=codec, stored=("clip",))) for codec in ("f32", "f16", "bf16", "i8")],
+    "f": [
+        mimic("the paper's method", "clip"),
+        mimic("focused, top-k", "clip", more=("mask.kind=focused", "mask.teacher=clip", "mask.mode=topk")),
+        mimic("block mask", "clip", more=("mask.kind=block",)),
+        mimic("target none", "clip", more=("target.norm=none",)),
+        mimic("target l2", "clip", more=("target.norm=l2",)),
+        mimic("target standardize", "clip", more=STANDARDIZE),
+        mimic("smooth L1", "clip", more=("mimic.loss=smooth_l1",)),
+        mimic("cosine", "clip", more=("mimic.loss=cosine",)),
+        mimic("+ CLS term", "clip", more=("loss.w_cls=1.0",)),
+        mimic("drop path 0.1", "clip", more=("model.drop_path=0.1",)),
+    ],
 }
