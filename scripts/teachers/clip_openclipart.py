@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=5, help="epochs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # One thread: the two teachers train side by side, and sums keep one order.
+    torch.set_num_threads(1)  # Sums keep one order, and so small a network gains little from a second thread.
     torch.manual_seed(args.seed)
 
     # --- data -------------------------------------------------------------------------------------------------------

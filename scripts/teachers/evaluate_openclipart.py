@@ -74,7 +74,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     models = {"untrained CLIP": teacher.new_clip(teacher.OPENCLIPART).eval(), "untrained DINO": teacher.new_dino(teacher.OPENCLIPART).eval()}
-    models |= {folder.name: teacher.load(folder) for folder in args.teachers}
+    models |= {str(folder): teacher.load(folder) for folder in args.teachers}
     for name, model in models.items():
         bank, queries = teacher.features(model, train), teacher.features(model, test)
         for kind in bank:
