@@ -18,6 +18,7 @@ photographs, and their mIoU must not be compared with that of ADE20K or VOC. The
 
 import argparse
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -117,6 +118,21 @@ def draw(size, by, shapes, rng):
     return image.clip(0, 255).round().astype(np.uint8), mask
 
 
+def draw_set(out, by, train, test, size, shapes=3, seed=0):
+    """Writes OUT/train and OUT/test. OUT must not exist, and is there only when it is whole."""
+    unfinished = out.with_name(out.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for number, (split, images) in enumerate((("train", train), ("test", test))):
+        folders = [unfinished / split / kind for kind in ("images", "masks")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for i in range(images):
+            rng = np.random.default_rng([seed, number, i])
+            for folder, pixels in zip(folders, draw(size, by, shapes, rng)):
+                Image.fromarray(pixels).save(folder / f"{i:05}.png")
+    unfinished.rename(out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path, help="folder to write; it must not exist")
@@ -130,15 +146,9 @@ def main():
     if min(args.train, args.test, args.shapes) < 1 or args.size < 16 or args.seed < 0:
         parser.error("--train, --test and --shapes must be at least 1, --size at least 16, --seed at least 0")
     try:
-        args.out.mkdir(parents=True)
-        for number, (split, images) in enumerate((("train", args.train), ("test", args.test))):
-            folders = [args.out / split / kind for kind in ("images", "masks")]
-            for folder in folders:
-                folder.mkdir(parents=True)
-            for i in range(images):
-                rng = np.random.default_rng([args.seed, number, i])
-                for folder, pixels in zip(folders, draw(args.size, args.by, args.shapes, rng)):
-                    Image.fromarray(pixels).save(folder / f"{i:05}.png")
+        if args.out.exists():
+            raise FileExistsError(f"{args.out} exists already")
+        draw_set(args.out, args.by, args.train, args.test, args.size, args.shapes, args.seed)
     except OSError as error:
         sys.exit(f"shapes.py: {error}")
     print(f"{args.out}: {args.train} training and {args.test} test images of {args.size} x {args.size} pixels, classes by {args.by}")
