@@ -3,6 +3,7 @@
 
 pub(crate) mod accuracy;
 pub(crate) mod features;
+pub(crate) mod frozen;
 pub(crate) mod heads;
 pub(crate) mod knn;
 pub(crate) mod probe;

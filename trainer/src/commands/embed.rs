@@ -29,13 +29,13 @@ const CHUNK_VALUES: usize = 64 << 20;
 pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let format = Format::of(&args.out, &[Format::Parquet, Format::Npy])?;
     let device = torch_ext::resolve_device(&args.device.device)?;
-    args.precision.prepare(device)?;
+    args.network.precision.prepare(device)?;
     let model = Model::load(&args.model, hub, device)?;
     for (i, kind) in args.features.iter().enumerate() {
         features::require_kinds(std::slice::from_ref(&model), std::slice::from_ref(kind))?;
         ensure!(!args.features[..i].contains(kind), "--features {kind}: is given twice");
     }
-    let decoder = depth_window::decoder(args.depth_window, &[&args.model])?;
+    let decoder = depth_window::decoder(args.network.depth_window, &[&args.model])?;
     let source = ImageSource::open(&args.images)?.decoded_by(decoder);
     let kinds = match args.features.is_empty() {
         true => model.kinds(),
@@ -55,7 +55,7 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
         ("weights".to_owned(), model.digest().to_owned()),
         ("images".to_owned(), dataset.digest),
         ("features".to_owned(), kinds.join(",")),
-        ("precision".to_owned(), args.precision.to_string()),
+        ("precision".to_owned(), args.network.precision.to_string()),
         ("depth window".to_owned(), decoder.window().to_string()),
         ("images per chunk".to_owned(), chunk.to_string()),
     ]);
@@ -72,8 +72,8 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
         views: Views::CENTER,
         kinds: kinds.clone(),
         max_bytes: u64::MAX,
-        batch_size: args.batch_size,
-        precision: args.precision,
+        batch_size: args.network.batch_size,
+        precision: args.network.precision,
     };
     let mut told = 0;
     for &index in &left {

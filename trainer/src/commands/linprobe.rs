@@ -8,25 +8,21 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use hub::HubSettings;
-use images::ImageSource;
 use program::table::{Left, Right, percent, table};
-use program::words::count;
-use schemas::{DepthWindow, ViewPolicy};
+use schemas::ViewPolicy;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::cli::LinprobeArgs;
-use crate::data::classes::Matching;
-use crate::data::classes::count_of_unseen_classes;
 use crate::data::sampler::Epoch;
-use crate::eval::features::{self, Extraction, Fusion, Images, Model, Views};
+use crate::eval::features::{self, Extraction, Images, Views};
+use crate::eval::frozen::{Frozen, ModelFacts};
 use crate::eval::heads::{self, Training};
 use crate::eval::probe::{Probe, Sets, Split, probe};
 use crate::eval::record;
-use crate::eval::sets::{classes, count_in_train, recorded, refuse_repeated, report_skipped, unusual};
-use crate::pretrained::depth_window;
+use crate::eval::sets::{ClassFacts, LabeledSets, SetFacts};
 
 #[cfg(test)]
 mod tests;
@@ -34,39 +30,14 @@ mod tests;
 /// The result of `trainer linprobe`, one per model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LinprobeResult {
-    pub model: String,
-    /// The images to train on, as `--train` named them.
-    pub train: String,
-    /// The images that were classified, as `--test` named them.
-    pub test: String,
-    /// Images to train on, the held-out ones included.
-    pub train_images: usize,
+    #[serde(flatten)]
+    pub model: ModelFacts,
+    #[serde(flatten)]
+    pub sets: SetFacts,
+    #[serde(flatten)]
+    pub classes: ClassFacts,
     /// Those of the training images on which the learning rate was chosen; 0 if only one rate was tried.
     pub held_out_images: usize,
-    /// Images that were classified.
-    pub test_images: usize,
-    /// Test images that are byte for byte among the train images too.
-    pub test_images_in_train: usize,
-    /// Images that could not be decoded and took no part.
-    pub skipped_images: usize,
-    /// Classes of the two sets together.
-    pub classes: usize,
-    /// How their classes were matched, unless by the default rule.
-    #[serde(default, skip_serializing_if = "Matching::is_auto")]
-    pub match_classes: Matching,
-    /// Whether a student of multi-layer fusion was evaluated with it. Absent for models without fusion, and in results of older versions,
-    /// which evaluated every student without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fusion: Option<Fusion>,
-    /// The window through which images of more than 8 bits per sample were seen; absent for `high-byte`.
-    #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
-    pub depth_window: DepthWindow,
-    /// Precision of the network; absent for f32.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub precision: Option<String>,
-    /// Test images of classes that no train image has: all count as wrong.
-    #[serde(default)]
-    pub test_images_of_unseen_classes: usize,
     /// How the heads were trained.
     pub protocol: Protocol,
     /// Per kind of feature: `cls` and `mean` (of patch tokens), both after the final norm, or `pixels`.
@@ -94,61 +65,33 @@ pub(crate) struct Protocol {
 
 /// `trainer linprobe`: features of both sets, then the heads.
 pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
-    refuse_repeated(&args.models)?;
     let training = training(args)?;
-    let device = torch_ext::resolve_device(&args.device.device)?;
-    args.precision.prepare(device)?;
-    let models = args.models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
-    features::require_kinds(&models, &args.features)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads(device)).build()?;
-    let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
-    let decoder = depth_window::decoder(args.depth_window, &names)?;
-    let (train_source, test_source) =
-        (ImageSource::open(&args.train)?.decoded_by(decoder), ImageSource::open(&args.test)?.decoded_by(decoder));
+    let frozen = Frozen::load(&args.models, &args.network, &args.device, hub)?;
+    features::require_kinds(&frozen.models, &args.features)?;
+    let sets = LabeledSets::open(&args.labeled, &frozen)?;
     // Checked before features are computed for hours.
-    heads::require_a_step(train_source.len(), training.batch_size)?;
-    let classes = classes(args.match_classes, &train_source, &test_source)?;
-    info!(
-        "{}, {} train and {} test images of {} classes",
-        count(models.len() as u64, "model"),
-        train_source.len(),
-        test_source.len(),
-        classes.len()
-    );
-
-    let extract = |name: &str, source: &ImageSource, views: Views| {
-        let extraction = Extraction {
-            views,
-            kinds: args.features.clone(),
-            max_bytes: args.feature_gib.saturating_mul(1 << 30),
-            batch_size: args.batch_size,
-            precision: args.precision,
-        };
-        let images = features::extract(&models, source, &extraction, &pool).context(name.to_owned())?;
-        report_skipped(name, &images.skipped);
-        anyhow::Ok(images)
+    heads::require_a_step(sets.train.len(), training.batch_size)?;
+    let extraction = |views| Extraction {
+        views,
+        kinds: args.features.clone(),
+        max_bytes: args.feature_gib.saturating_mul(1 << 30),
+        batch_size: args.network.batch_size,
+        precision: frozen.precision,
     };
-    let train_images = extract("--train", &train_source, train_views(args))?;
-    let test_images = extract("--test", &test_source, Views::CENTER)?;
-    let (train_labels, test_labels) = (
-        classes.of_train(&train_source, train_images.idxs.iter().copied())?,
-        classes.of_test(&test_source, test_images.idxs.iter().copied())?,
-    );
-    let test_images_in_train = count_in_train(&train_images.hashes, &test_images.hashes);
-    let of_unseen_classes = count_of_unseen_classes(&train_labels, &test_labels, classes.unseen_images())?;
-    let split = split(&train_images, args)?;
+    let found = sets.features(&frozen, &extraction(train_views(args)), &extraction(Views::CENTER))?;
+    let split = split(&found.train, args)?;
     let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);
     if let Some(left_over) = epoch.left_over() {
         info!("{left_over}");
     }
 
-    let mut results = Vec::with_capacity(models.len());
-    for (i, model) in models.iter().enumerate() {
+    let mut results = Vec::with_capacity(frozen.models.len());
+    for (i, model) in frozen.models.iter().enumerate() {
         let mut probes = BTreeMap::new();
-        for (kind, features) in &train_images.features[i] {
-            let test_features = &test_images.features[i][kind];
-            let set = Sets { train: (features, &train_labels), test: (test_features, &test_labels) };
-            let probe = probe(&set, &split, classes.len(), &training, device)?;
+        for (kind, features) in &found.train.features[i] {
+            let test_features = &found.test.features[i][kind];
+            let set = Sets { train: (features, &found.train_labels), test: (test_features, &found.test_labels) };
+            let probe = probe(&set, &split, found.classes.classes, &training, frozen.device)?;
             if let [lowest, .., highest] = training.blrs[..]
                 && (probe.blr == lowest || probe.blr == highest)
             {
@@ -161,20 +104,10 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
             probes.insert(kind.clone(), probe);
         }
         let result = LinprobeResult {
-            model: model.describe(),
-            train: args.train.clone(),
-            test: args.test.clone(),
-            train_images: train_images.idxs.len(),
+            model: frozen.facts(model),
+            sets: found.sets.clone(),
+            classes: found.classes.clone(),
             held_out_images: split.held_out.len(),
-            test_images: test_images.idxs.len(),
-            test_images_in_train,
-            skipped_images: train_images.skipped.len() + test_images.skipped.len(),
-            classes: classes.len(),
-            match_classes: args.match_classes,
-            fusion: model.fusion(),
-            depth_window: decoder.window(),
-            precision: recorded(args.precision),
-            test_images_of_unseen_classes: of_unseen_classes,
             protocol: Protocol {
                 epochs: training.epochs,
                 warmup_epochs: training.warmup_epochs,
@@ -186,25 +119,9 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
             },
             features: probes,
         };
-        record::save(
-            model,
-            "linprobe",
-            &[
-                "train",
-                "test",
-                "protocol",
-                "train_images",
-                "held_out_images",
-                "test_images",
-                "classes",
-                "match_classes",
-                "fusion",
-                "depth_window",
-                "precision",
-                "features{}",
-            ],
-            &result,
-        )?;
+        let own = ["protocol", "held_out_images", "features{}"];
+        let question = [&SetFacts::QUESTION[..], &ClassFacts::QUESTION, &ModelFacts::QUESTION, &own].concat();
+        record::save(model, "linprobe", &question, &result)?;
         results.push(result);
     }
     if args.json {
@@ -283,19 +200,20 @@ fn write_table(results: &[LinprobeResult], out: &mut dyn Write) -> std::io::Resu
         out,
         "linear probe, {} epochs, {} train and {} test images, {} classes; base lr chosen on {} held-out train images{}",
         first.protocol.epochs,
-        first.train_images,
-        first.test_images,
-        first.classes,
+        first.sets.train_images,
+        first.sets.test_images,
+        first.classes.classes,
         first.held_out_images,
-        unusual(first.depth_window, first.precision.as_deref())
+        first.model.unusual()
     )?;
     let row = |model: &str, kind: &str, probe: &Probe| {
         let test = &probe.test;
         let [top1, top5, balanced] = [test.top1, test.top5, test.balanced].map(percent);
         [model.to_owned(), kind.to_owned(), probe.blr.to_string(), top1, top5, balanced]
     };
-    let rows =
-        results.iter().flat_map(|result| result.features.iter().map(|(kind, probe)| row(&result.model, kind, probe)));
+    let rows = results
+        .iter()
+        .flat_map(|result| result.features.iter().map(|(kind, probe)| row(&result.model.model, kind, probe)));
     let titles = ["model", "features", "base lr", "top-1", "top-5", "balanced"];
     write!(out, "{}", table(titles, [Left, Left, Right, Right, Right, Right], rows.collect()))
 }

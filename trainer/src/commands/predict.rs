@@ -54,17 +54,17 @@ struct Fitted {
 pub(crate) fn predict(args: &PredictArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let format = Format::of(&args.out, &[Format::Csv, Format::Parquet])?;
     let device = torch_ext::resolve_device(&args.device.device)?;
-    args.precision.prepare(device)?;
-    let fitted = Fitted::load(&args.model, hub, device, args.precision)?;
+    args.network.precision.prepare(device)?;
+    let fitted = Fitted::load(&args.model, hub, device, args.network.precision)?;
     let top = usize::from(args.top).min(fitted.classes.len());
-    let decoder = depth_window::decoder(args.depth_window, &[&args.model])?;
+    let decoder = depth_window::decoder(args.network.depth_window, &[&args.model])?;
     let source = ImageSource::open(&args.images)?.decoded_by(decoder);
     let about = BTreeMap::from([
         ("model".to_owned(), fitted.description.clone()),
         ("weights".to_owned(), fitted.sha256.clone()),
         ("images".to_owned(), source.identity().digest),
         ("number of classes per image".to_owned(), top.to_string()),
-        ("precision".to_owned(), args.precision.to_string()),
+        ("precision".to_owned(), args.network.precision.to_string()),
         ("depth window".to_owned(), decoder.window().to_string()),
     ]);
     let chunks = Chunks::open(&args.out, &about)?;
@@ -75,7 +75,7 @@ pub(crate) fn predict(args: &PredictArgs, hub: &HubSettings, out: &mut dyn Write
     for index in (0..total).filter(|&index| !chunks.has(index)).collect::<Vec<_>>() {
         let range = index * CHUNK..source.len().min((index + 1) * CHUNK);
         let done = range.end as u64;
-        let Some(rows) = fitted.rows(&source, range, top, args.batch_size, &pool)? else {
+        let Some(rows) = fitted.rows(&source, range, top, args.network.batch_size, &pool)? else {
             warn!("interrupted; finished chunks are kept, and the same command goes on from there");
             return Ok(ExitStatus::Interrupted);
         };

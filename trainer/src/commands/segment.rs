@@ -12,7 +12,7 @@ use images::RgbImage;
 use images::rng::{Purpose, Rng};
 use program::table::{Left, Right, percent, table};
 use program::words::count;
-use schemas::{ContentHash, DepthWindow, atomic};
+use schemas::{ContentHash, atomic};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tracing::{info, warn};
@@ -20,7 +20,8 @@ use tracing::{info, warn};
 use crate::cli::{SegmentArgs, SegmentMethod};
 use crate::data::Problem;
 use crate::data::batch::stack;
-use crate::eval::features::{Fusion, Model};
+use crate::eval::features::Model;
+use crate::eval::frozen::{Frozen, ModelFacts};
 use crate::eval::heads::Training;
 use crate::eval::record;
 use crate::eval::segment::areas::{Areas, Segmentation};
@@ -28,8 +29,7 @@ use crate::eval::segment::classify::{Choice, PatchClassifier};
 use crate::eval::segment::patches::{PatchSample, TrainPatches, classes_of_patches};
 use crate::eval::segment::set::{MaskedImages, Sample};
 use crate::eval::segment::sheet::{PANEL, Sheet};
-use crate::eval::sets::{count_in_train, recorded, refuse_repeated, report_skipped, unusual};
-use crate::pretrained::depth_window;
+use crate::eval::sets::{SetFacts, report_skipped};
 use crate::train::image_grid::png;
 
 #[cfg(test)]
@@ -43,29 +43,12 @@ const SHEET: &str = "segment.png";
 /// The result of `trainer segment`, one per model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SegmentResult {
-    pub model: String,
-    /// The images whose patches train the classifier, as `--train` named them.
-    pub train: String,
-    /// The images whose pixels were classified, as `--test` named them.
-    pub test: String,
-    pub train_images: usize,
-    /// Images whose pixels were classified.
-    pub test_images: usize,
-    /// Test images that are byte for byte among the train images too.
-    pub test_images_in_train: usize,
-    /// Images that could not be decoded and took no part.
-    pub skipped_images: usize,
+    #[serde(flatten)]
+    pub model: ModelFacts,
+    #[serde(flatten)]
+    pub sets: SetFacts,
     /// Numbers in masks that are not classes, ascending.
     pub ignore_labels: Vec<u16>,
-    /// Whether a student of multi-layer fusion was evaluated with it. Absent for models without fusion.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fusion: Option<Fusion>,
-    /// The window through which images of more than 8 bits per sample were seen; absent for `high-byte`.
-    #[serde(default, skip_serializing_if = "DepthWindow::is_high_byte")]
-    pub depth_window: DepthWindow,
-    /// Precision of the network; absent for f32.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub precision: Option<String>,
     /// How patches were classified.
     pub protocol: Protocol,
     /// Patches along each side of an image.
@@ -119,36 +102,31 @@ pub(crate) enum Protocol {
 
 /// `trainer segment`.
 pub(crate) fn segment(args: &SegmentArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
-    refuse_repeated(&args.models)?;
     let protocol = protocol(args)?;
     let ignored: BTreeSet<u16> = args.ignore_labels.iter().copied().collect();
     if let Some(folder) = &args.pictures {
         std::fs::create_dir_all(folder).with_context(|| format!("--pictures {folder:?}: cannot be created"))?;
     }
-    let device = torch_ext::resolve_device(&args.device.device)?;
-    args.precision.prepare(device)?;
-    let models = args.models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads(device)).build()?;
-    let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
-    let decoder = depth_window::decoder(args.depth_window, &names)?;
-    let train = MaskedImages::open("--train", &args.train, &ignored, decoder)?;
-    let test = MaskedImages::open("--test", &args.test, &ignored, decoder)?;
+    let frozen = Frozen::load(&args.models, &args.network, &args.device, hub)?;
+    let models = &frozen.models;
+    let train = MaskedImages::open("--train", &args.train, &ignored, frozen.decoder)?;
+    let test = MaskedImages::open("--test", &args.test, &ignored, frozen.decoder)?;
     info!("{}, {} train and {} test images", count(models.len() as u64, "model"), train.len(), test.len());
 
-    let job = Job { args, models: &models, pool: &pool };
+    let job = Job { args, frozen: &frozen };
     let trained = job.train_patches(&train)?;
     let mut classifiers = Vec::with_capacity(models.len());
     for patches in &trained.patches {
         classifiers.push(match &protocol {
-            Protocol::Knn { k, .. } => (PatchClassifier::knn(patches, *k, device)?, None),
+            Protocol::Knn { k, .. } => (PatchClassifier::knn(patches, *k, frozen.device)?, None),
             Protocol::Linear { held_out, .. } => {
                 let training = training(&protocol).context("a linear classifier is trained")?;
-                let (classifier, choice) = PatchClassifier::linear(patches, &training, *held_out, device)?;
+                let (classifier, choice) = PatchClassifier::linear(patches, &training, *held_out, frozen.device)?;
                 (classifier, Some(choice))
             }
         });
     }
-    for ((_, choice), model) in classifiers.iter().zip(&models) {
+    for ((_, choice), model) in classifiers.iter().zip(models) {
         if let (Some(choice), Protocol::Linear { blrs, .. }) = (choice, &protocol)
             && let [lowest, .., highest] = blrs[..]
             && (choice.blr == lowest || choice.blr == highest)
@@ -170,7 +148,8 @@ pub(crate) fn segment(args: &SegmentArgs, hub: &HubSettings, out: &mut dyn Write
         info!("{}: images, masks, and predictions of each model", path.display());
     }
 
-    let test_images_in_train = count_in_train(&trained.hashes, &tested.hashes);
+    let skipped = trained.skipped + tested.skipped;
+    let sets = SetFacts::new((&args.train, &args.test), &trained.hashes, &tested.hashes, skipped);
     let mut results = Vec::with_capacity(models.len());
     for (i, (classifier, choice)) in classifiers.into_iter().enumerate() {
         let found = tested.areas[i].finish().context(
@@ -180,17 +159,9 @@ pub(crate) fn segment(args: &SegmentArgs, hub: &HubSettings, out: &mut dyn Write
         let unseen = unseen_pixels(&found, &seen)?;
         let patches = &trained.patches[i];
         let result = SegmentResult {
-            model: models[i].describe(),
-            train: args.train.clone(),
-            test: args.test.clone(),
-            train_images: trained.hashes.len(),
-            test_images: tested.hashes.len(),
-            test_images_in_train,
-            skipped_images: trained.skipped + tested.skipped,
+            model: frozen.facts(&models[i]),
+            sets: sets.clone(),
             ignore_labels: ignored.iter().copied().collect(),
-            fusion: models[i].fusion(),
-            depth_window: decoder.window(),
-            precision: recorded(args.precision),
             protocol: protocol.clone(),
             grid: tested.grids[i],
             train_patches: patches.classes.len() as u64,
@@ -199,22 +170,8 @@ pub(crate) fn segment(args: &SegmentArgs, hub: &HubSettings, out: &mut dyn Write
             choice,
             test_pixels: found,
         };
-        record::save(
-            &models[i],
-            "segment",
-            &[
-                "train",
-                "test",
-                "train_images",
-                "test_images",
-                "ignore_labels",
-                "fusion",
-                "depth_window",
-                "precision",
-                "protocol",
-            ],
-            &result,
-        )?;
+        let question = [&SetFacts::QUESTION[..], &ModelFacts::QUESTION, &["ignore_labels", "protocol"]].concat();
+        record::save(&models[i], "segment", &question, &result)?;
         results.push(result);
     }
     if args.json {
@@ -228,8 +185,7 @@ pub(crate) fn segment(args: &SegmentArgs, hub: &HubSettings, out: &mut dyn Write
 /// What both passes over images share.
 struct Job<'a> {
     args: &'a SegmentArgs,
-    models: &'a [Model],
-    pool: &'a rayon::ThreadPool,
+    frozen: &'a Frozen,
 }
 
 /// The result of the pass over the training images.
@@ -257,7 +213,7 @@ impl Job<'_> {
     fn train_patches(&self, set: &MaskedImages) -> anyhow::Result<Trained> {
         let limit = self.args.train_patches as usize;
         let mut samples: Vec<PatchSample> =
-            self.models.iter().map(|_| PatchSample::new(limit, self.args.seed)).collect();
+            self.frozen.models.iter().map(|_| PatchSample::new(limit, self.args.seed)).collect();
         let mut hashes = Vec::new();
         let skipped = self.each(set, &BTreeSet::new(), |images, patches| {
             for (sample, patches) in samples.iter_mut().zip(patches) {
@@ -286,7 +242,7 @@ impl Job<'_> {
             grids: vec![0; classifiers.len()],
             hashes: Vec::new(),
             skipped: 0,
-            sheet: Sheet::new(self.models.len()),
+            sheet: Sheet::new(self.frozen.models.len()),
         };
         let skipped = self.each(set, &pictured, |images, patches| {
             for (row, image) in (0..).zip(images) {
@@ -320,16 +276,19 @@ impl Job<'_> {
         pictured: &BTreeSet<usize>,
         mut take: impl FnMut(&[Sample], &[Tensor]) -> anyhow::Result<()>,
     ) -> anyhow::Result<Vec<String>> {
-        let sizes: BTreeSet<u32> = self.models.iter().map(Model::input_size).collect();
+        let sizes: BTreeSet<u32> = self.frozen.models.iter().map(Model::input_size).collect();
         let (len, mut done) = (set.len(), 0);
-        set.each(&sizes, (pictured, PANEL), self.args.batch_size, self.pool, |images| {
+        set.each(&sizes, (pictured, PANEL), self.args.network.batch_size, &self.frozen.pool, |images| {
             let mut batches = BTreeMap::new();
             for &size in &sizes {
                 let pixels: Vec<&RgbImage> = images.iter().map(|image| &image.rendered[&size]).collect();
                 batches.insert(size, stack(pixels.into_iter(), size)?);
             }
-            let patches =
-                self.models.iter().map(|model| model.patches(&batches[&model.input_size()], self.args.precision));
+            let patches = self
+                .frozen
+                .models
+                .iter()
+                .map(|model| model.patches(&batches[&model.input_size()], self.frozen.precision));
             let patches = patches.collect::<anyhow::Result<Vec<_>>>()?;
             let before = done;
             done += images.len();
@@ -484,14 +443,14 @@ fn write_table(results: &[SegmentResult], out: &mut dyn Write) -> std::io::Resul
     writeln!(
         out,
         "segmentation by {method}, {} train and {} test images, {} classes{}",
-        first.train_images,
-        first.test_images,
+        first.sets.train_images,
+        first.sets.test_images,
         first.test_pixels.classes.values().filter(|class| class.pixels > 0).count(),
-        unusual(first.depth_window, first.precision.as_deref())
+        first.model.unusual()
     )?;
     let rows = results.iter().map(|result| {
         [
-            result.model.clone(),
+            result.model.model.clone(),
             format!("{0}x{0}", result.grid),
             result.train_patches.to_string(),
             result.choice.as_ref().map_or("-".to_owned(), |choice| choice.blr.to_string()),

@@ -1,45 +1,150 @@
-//! The common parts of `knn`, `linprobe` and `segment`: two sets of labeled images, and the messages about them.
+//! The images of an evaluation: two sets, their labels, and the part of a result that says which they are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use anyhow::bail;
+use anyhow::Context;
 use images::ImageSource;
-use models::precision::Precision;
 use program::words::count;
-use schemas::{ContentHash, DepthWindow};
-use tracing::warn;
+use schemas::ContentHash;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
 
-use crate::data::classes::{Classes, Matching, Numbering, Set};
+use super::features::{self, Extraction, Images};
+use super::frozen::Frozen;
+use crate::cli::LabeledArgs;
+use crate::data::classes::{Classes, Matching, Numbering, Set, count_of_unseen_classes};
 
-/// Refuses a model that is given twice, however its path is written: its result would be written twice or overwrite itself.
-pub(crate) fn refuse_repeated(models: &[String]) -> anyhow::Result<()> {
-    let mut seen = BTreeMap::new();
-    for model in models {
-        let (prefix, path) = model.rsplit_once(':').unwrap_or(("", model));
-        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
-        if let Some(before) = seen.insert((prefix, path), model) {
-            bail!(
-                "--model {model} is given twice{}",
-                match before == model {
-                    true => String::new(),
-                    false => format!(", first as {before}"),
-                }
-            );
+/// Two sets of images that have labels, and the classes that occur in either.
+pub(crate) struct LabeledSets {
+    pub train: ImageSource,
+    pub test: ImageSource,
+    pub classes: Classes,
+    args: LabeledArgs,
+}
+
+/// Features of the images of [`LabeledSets`] that can be used, and their classes.
+pub(crate) struct LabeledFeatures {
+    pub train: Images,
+    pub test: Images,
+    /// The class of each training image.
+    pub train_labels: Vec<i64>,
+    /// The class of each test image.
+    pub test_labels: Vec<i64>,
+    /// What results say of the images.
+    pub sets: SetFacts,
+    /// What results say of the classes.
+    pub classes: ClassFacts,
+}
+
+/// Which images were used: fields of every result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SetFacts {
+    /// The images of which the classifier was made, as `--train` named them.
+    pub train: String,
+    /// The images that were classified, as `--test` named them.
+    pub test: String,
+    pub train_images: usize,
+    pub test_images: usize,
+    /// Test images that are byte for byte among the train images too.
+    pub test_images_in_train: usize,
+    /// Images that could not be decoded and took no part.
+    pub skipped_images: usize,
+}
+
+/// Which classes were told apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ClassFacts {
+    /// Classes of the two sets together.
+    pub classes: usize,
+    /// How their classes were matched, unless by the default rule.
+    #[serde(default, skip_serializing_if = "Matching::is_auto")]
+    pub match_classes: Matching,
+    /// Test images of classes that no train image has: all count as wrong.
+    #[serde(default)]
+    pub test_images_of_unseen_classes: usize,
+}
+
+impl SetFacts {
+    /// The fields that belong to the question: see [`record::save`](super::record::save).
+    pub(crate) const QUESTION: [&str; 4] = ["train", "test", "train_images", "test_images"];
+
+    /// Facts of two sets by the contents of the images that were used. Warns if test images are among the training images.
+    pub(crate) fn new(
+        (train, test): (&str, &str),
+        train_hashes: &[ContentHash],
+        test_hashes: &[ContentHash],
+        skipped_images: usize,
+    ) -> SetFacts {
+        SetFacts {
+            train: train.to_owned(),
+            test: test.to_owned(),
+            train_images: train_hashes.len(),
+            test_images: test_hashes.len(),
+            test_images_in_train: count_in_train(train_hashes, test_hashes),
+            skipped_images,
         }
     }
-    Ok(())
 }
 
-/// A precision as results record it; `None` for f32, the default.
-pub(crate) fn recorded(precision: Precision) -> Option<String> {
-    (precision != Precision::F32).then(|| precision.name().to_owned())
+impl ClassFacts {
+    /// The fields that belong to the question: see [`record::save`](super::record::save).
+    pub(crate) const QUESTION: [&str; 2] = ["classes", "match_classes"];
 }
 
-/// The depth window and precision for the head of a table, as far as they are not the defaults.
-pub(crate) fn unusual(window: DepthWindow, precision: Option<&str>) -> String {
-    let window = (!window.is_high_byte()).then(|| format!(", depth window {window}"));
-    let precision = precision.map(|precision| format!(", in {precision}"));
-    window.unwrap_or_default() + &precision.unwrap_or_default()
+impl LabeledSets {
+    /// Opens both sets for `frozen`.
+    ///
+    /// # Errors
+    /// If a set cannot be opened, or the classes of the two cannot be matched.
+    pub(crate) fn open(args: &LabeledArgs, frozen: &Frozen) -> anyhow::Result<LabeledSets> {
+        let train = ImageSource::open(&args.train)?.decoded_by(frozen.decoder);
+        let test = ImageSource::open(&args.test)?.decoded_by(frozen.decoder);
+        let set = |option, source| Set { option, source };
+        let classes =
+            Classes::of(&set("--train", &train), &set("--test", &test), args.match_classes, Numbering::InUse)?;
+        info!(
+            "{}, {} train and {} test images of {} classes",
+            count(frozen.models.len() as u64, "model"),
+            train.len(),
+            test.len(),
+            classes.len()
+        );
+        Ok(LabeledSets { train, test, classes, args: args.clone() })
+    }
+
+    /// Computes the features of both sets by each of the models.
+    ///
+    /// # Errors
+    /// If an image cannot be read at all, the features are too many, or no test image is of a class of the training images.
+    pub(crate) fn features(
+        &self,
+        frozen: &Frozen,
+        of_train: &Extraction,
+        of_test: &Extraction,
+    ) -> anyhow::Result<LabeledFeatures> {
+        let extract = |name: &str, source: &ImageSource, extraction: &Extraction| {
+            let images =
+                features::extract(&frozen.models, source, extraction, &frozen.pool).context(name.to_owned())?;
+            report_skipped(name, &images.skipped);
+            anyhow::Ok(images)
+        };
+        let train = extract("--train", &self.train, of_train)?;
+        let test = extract("--test", &self.test, of_test)?;
+        let train_labels = self.classes.of_train(&self.train, train.idxs.iter().copied())?;
+        let test_labels = self.classes.of_test(&self.test, test.idxs.iter().copied())?;
+        let skipped = train.skipped.len() + test.skipped.len();
+        let sets = SetFacts::new((&self.args.train, &self.args.test), &train.hashes, &test.hashes, skipped);
+        let classes = ClassFacts {
+            classes: self.classes.len(),
+            match_classes: self.args.match_classes,
+            test_images_of_unseen_classes: count_of_unseen_classes(
+                &train_labels,
+                &test_labels,
+                self.classes.unseen_images(),
+            )?,
+        };
+        Ok(LabeledFeatures { train, test, train_labels, test_labels, sets, classes })
+    }
 }
 
 /// Warns how many images of a set cannot be used, with the reason for the first.
@@ -49,15 +154,8 @@ pub(crate) fn report_skipped(name: &str, skipped: &[String]) {
     }
 }
 
-/// The classes that have an image in either set.
-pub(crate) fn classes(matching: Matching, train: &ImageSource, test: &ImageSource) -> anyhow::Result<Classes> {
-    let set = |option, source| Set { option, source };
-    let (train, test) = (set("--train", train), set("--test", test));
-    Classes::of(&train, &test, matching, Numbering::InUse)
-}
-
 /// Counts the test images that are byte for byte among the train images, and warns if there are any.
-pub(crate) fn count_in_train(train: &[ContentHash], test: &[ContentHash]) -> usize {
+fn count_in_train(train: &[ContentHash], test: &[ContentHash]) -> usize {
     let seen: BTreeSet<_> = train.iter().collect();
     let count = test.iter().filter(|hash| seen.contains(hash)).count();
     if count > 0 {

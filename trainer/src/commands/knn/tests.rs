@@ -1,9 +1,12 @@
 use std::path::Path;
 
 use clap::Parser;
+use images::ImageSource;
 
 use super::*;
 use crate::cli::Cli;
+use crate::data::classes::{Matching, count_of_unseen_classes};
+use crate::eval::features::{Fusion, Model};
 use crate::testing::{World, overridden, write_images};
 use crate::train::checkpoint;
 
@@ -45,8 +48,11 @@ fn students_teachers_and_pixels_are_judged_alike() {
     let world = world();
     run(&world.pretrain_args("run", &[])).unwrap();
     let student = knn_json(&world, &world.path("run"), &[]);
-    assert_eq!((student.train_images, student.test_images, student.classes, student.k), (12, 8, 2, 3));
-    assert_eq!((student.test_images_in_train, student.skipped_images), (0, 0));
+    assert_eq!(
+        (student.sets.train_images, student.sets.test_images, student.classes.classes, student.k),
+        (12, 8, 2, 3)
+    );
+    assert_eq!((student.sets.test_images_in_train, student.sets.skipped_images), (0, 0));
     assert_eq!(student.accuracy.keys().map(String::as_str).collect::<Vec<_>>(), ["cls", "mean"]);
     let saved: KnnResult =
         serde_json::from_slice(&std::fs::read(world.path("run").join("eval/knn.json")).unwrap()).unwrap();
@@ -67,7 +73,7 @@ fn students_teachers_and_pixels_are_judged_alike() {
 
     let teacher = knn_json(&world, &world.teacher_dir(), &[]);
     assert_eq!(teacher.accuracy.len(), 2);
-    assert!(teacher.model.contains("teacher"), "{}", teacher.model);
+    assert!(teacher.model.model.contains("teacher"), "{}", teacher.model.model);
     let pixels = knn_json(&world, Path::new("pixels:16"), &[]);
     assert_eq!(pixels.accuracy.keys().map(String::as_str).collect::<Vec<_>>(), ["pixels"]);
     let table = run(&args(&world, Path::new("pixels:16"), &[])).unwrap();
@@ -115,7 +121,7 @@ fn untrained_means_before_the_first_step() {
     assert_eq!(untrained, features(&untrained_spec));
     assert_eq!(trained.size(), [12, 32]);
     let result = knn_json(&world, Path::new(&untrained_spec), &[]);
-    assert!(result.model.starts_with("untrained"), "{}", result.model);
+    assert!(result.model.model.starts_with("untrained"), "{}", result.model.model);
     assert!(
         world.path("run").join("eval/knn-untrained.json").exists() && !world.path("run").join("eval/knn.json").exists()
     );
@@ -151,7 +157,7 @@ fn a_moving_average_is_evaluated_when_asked_for() {
     assert_eq!(average, tensors(file.to_str().unwrap()));
 
     let result = knn_json(&world, Path::new(&average_spec), &[]);
-    assert!(result.model.starts_with("average of"), "{}", result.model);
+    assert!(result.model.model.starts_with("average of"), "{}", result.model.model);
     assert!(world.path("run").join("eval/knn-ema.json").exists());
     assert!(!world.path("run").join("eval/knn.json").exists());
 
@@ -176,7 +182,7 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
     let k = same.iter().position(|arg| arg == "--k").unwrap();
     same[k + 1] = "1".to_owned();
     let result = &parse(&run(&same).unwrap())[0];
-    assert_eq!(result.test_images_in_train, 12);
+    assert_eq!(result.sets.test_images_in_train, 12);
     assert_eq!(result.accuracy["pixels"].top1, 1.0, "each is its own nearest neighbor");
 
     // A test set with class b alone: its label 0 is the train set's label 1.
@@ -198,7 +204,7 @@ fn overlap_is_counted_and_classes_are_matched_by_name() {
     let train = only_b.iter().position(|arg| arg == "--train").unwrap();
     only_b[train + 1] = world.path("test").to_str().unwrap().to_owned();
     let result = &parse(&run(&only_b).unwrap())[0];
-    assert_eq!((result.classes, result.test_images), (2, 6));
+    assert_eq!((result.classes.classes, result.sets.test_images), (2, 6));
 }
 
 #[test]
@@ -291,11 +297,11 @@ fn students_of_fusion_are_evaluated_fused() {
     assert_eq!(without, reversed);
 
     let result = knn_json(&world, Path::new(&fused), &[]);
-    assert_eq!(result.fusion, Some(Fusion::Fused));
-    assert!(result.model.ends_with(", fused"), "{}", result.model);
+    assert_eq!(result.model.fusion, Some(Fusion::Fused));
+    assert!(result.model.model.ends_with(", fused"), "{}", result.model.model);
     let result = knn_json(&world, Path::new(&unfused), &[]);
-    assert_eq!(result.fusion, Some(Fusion::Unfused));
-    assert!(result.model.ends_with(", unfused"), "{}", result.model);
+    assert_eq!(result.model.fusion, Some(Fusion::Unfused));
+    assert!(result.model.model.ends_with(", unfused"), "{}", result.model.model);
     let saved = |file: &str| {
         let text = std::fs::read_to_string(world.path("fused/eval").join(file)).unwrap();
         serde_json::from_str::<serde_json::Value>(&text).unwrap()
@@ -312,7 +318,7 @@ fn students_of_fusion_are_evaluated_fused() {
     assert_eq!(saved("knn-2.json")["fusion"], "fused");
 
     let plain = knn_json(&world, Path::new(&path_of("plain")), &[]);
-    assert_eq!(plain.fusion, None);
+    assert_eq!(plain.model.fusion, None);
     for spec in [path_of("plain"), "pixels".to_owned(), world.teacher_dir().display().to_string()] {
         let refused = load(&format!("unfused:{spec}")).unwrap_err();
         assert!(format!("{refused:#}").contains("model.fusion"), "{refused:#}");
@@ -345,32 +351,14 @@ fn classes_that_do_not_meet_give_no_result() {
         assert_eq!(crate::exit_status(&refused), program::ExitStatus::CouldNot);
     }
     let result = knn_json(&world, pixels, &["--match-classes", "number"]);
-    assert_eq!((result.classes, result.match_classes), (2, Matching::Number));
-    assert_eq!(result.test_images_of_unseen_classes, 0);
+    assert_eq!((result.classes.classes, result.classes.match_classes), (2, Matching::Number));
+    assert_eq!(result.classes.test_images_of_unseen_classes, 0);
     // A class that only the test set has: its images are counted, and count as wrong.
     #[allow(clippy::disallowed_methods)]
     std::fs::rename(world.path("test/first"), world.path("test/a")).unwrap();
     let result = knn_json(&world, pixels, &[]);
-    assert_eq!((result.classes, result.test_images_of_unseen_classes), (3, 4));
+    assert_eq!((result.classes.classes, result.classes.test_images_of_unseen_classes), (3, 4));
     assert!(result.accuracy["pixels"].top1 <= 0.5);
-}
-
-/// A repeated model is refused however its path is written; a run and its moving average are two models.
-#[test]
-fn a_model_given_twice_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = dir.path().join("run");
-    std::fs::create_dir(&run).unwrap();
-    let run = run.to_str().unwrap();
-    let refused = |models: &[String]| refuse_repeated(models).map_err(|e| e.to_string());
-    let spellings = [run.to_owned(), format!("{run}/"), format!("{run}/../run")];
-    for other in &spellings {
-        let refusal = refused(&[spellings[0].clone(), other.clone()]).unwrap_err();
-        assert!(refusal.starts_with(&format!("--model {other} is given twice")), "{refusal}");
-    }
-    refused(&[run.to_owned(), format!("ema:{run}"), "pixels".into()]).unwrap();
-    refused(&["pixels:32".into(), "pixels:64".into()]).unwrap();
-    refused(&["pixels".into(), "pixels".into()]).unwrap_err();
 }
 
 /// Records in a new checkpoint of a run that its images were seen through `window`.
@@ -392,11 +380,11 @@ fn how_images_were_seen_is_part_of_the_question_and_of_an_export() {
     run(&world.pretrain_args("run", &["--stop-after", "1"])).unwrap();
     trained_through(&of_run, "0,4095");
     let usual = knn_json(&world, &of_run, &[]);
-    assert_eq!(usual.depth_window.to_string(), "0,4095");
+    assert_eq!(usual.model.depth_window.to_string(), "0,4095");
     let other = knn_json(&world, &of_run, &["--depth-window", "high-byte"]);
-    assert!(other.depth_window.is_high_byte());
+    assert!(other.model.depth_window.is_high_byte());
     let bf16 = knn_json(&world, &of_run, &["--precision", "bf16"]);
-    assert_eq!(bf16.precision.as_deref(), Some("bf16"));
+    assert_eq!(bf16.model.precision.as_deref(), Some("bf16"));
     let written = |name: &str| -> KnnResult {
         let text = std::fs::read_to_string(of_run.join("eval").join(name)).unwrap();
         serde_json::from_str(&text).unwrap()
@@ -415,7 +403,7 @@ fn how_images_were_seen_is_part_of_the_question_and_of_an_export() {
     let file = export.join("model.safetensors");
     for exported in [&export, &file] {
         let result = knn_json(&world, exported, &[]);
-        assert_eq!(result.depth_window.to_string(), "0,4095");
+        assert_eq!(result.model.depth_window.to_string(), "0,4095");
     }
 
     trained_through(&of_run, "high-byte");

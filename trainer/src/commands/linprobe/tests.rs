@@ -1,11 +1,13 @@
 use std::path::Path;
 
 use clap::Parser;
+use images::ImageSource;
 
 use schemas::ContentHash;
 
 use super::*;
 use crate::cli::{Cli, Command};
+use crate::eval::features::Model;
 use crate::eval::probe::Head;
 use crate::testing::{World, overridden, write_images};
 
@@ -68,7 +70,7 @@ fn students_teachers_and_pixels_are_probed_and_the_test_images_choose_nothing() 
         serde_json::from_slice(&std::fs::read(run_path.join("eval/linprobe.json")).unwrap()).unwrap();
     assert_eq!(saved, results[0]);
     for result in &results {
-        assert_eq!((result.train_images, result.test_images, result.classes), (24, 8, 2));
+        assert_eq!((result.sets.train_images, result.sets.test_images, result.classes.classes), (24, 8, 2));
         assert!((1..24).contains(&result.held_out_images), "{}", result.held_out_images);
         for probe in result.features.values() {
             assert_eq!(probe.heads.len(), 8);
@@ -110,7 +112,7 @@ fn a_probe_learns() {
     let test = same.iter().position(|arg| arg == "--test").unwrap();
     same[test + 1] = world.images_dir().to_str().unwrap().to_owned();
     let result = &parse(&run(&same).unwrap())[0];
-    assert_eq!((result.held_out_images, result.test_images_in_train), (0, 24));
+    assert_eq!((result.held_out_images, result.sets.test_images_in_train), (0, 24));
     let probe = &result.features["pixels"];
     assert_eq!(probe.heads.len(), 1);
     assert!(probe.heads[0].held_out.is_none());

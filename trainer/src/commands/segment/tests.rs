@@ -110,8 +110,11 @@ fn colors_are_found_where_masks_lie_on_their_images() {
         assert_eq!(pixels.classes.keys().copied().collect::<Vec<_>>(), [0, 2, 5, 11]);
         // The central square without the three rows of label 255.
         assert_eq!(pixels.pixels, 6 * 32 * 29);
-        assert_eq!((found.train_images, found.test_images, found.grid), (10, 6, 32));
-        assert_eq!((found.test_images_in_train, found.skipped_images, found.pixels_of_unseen_classes), (0, 0, 0));
+        assert_eq!((found.sets.train_images, found.sets.test_images, found.grid), (10, 6, 32));
+        assert_eq!(
+            (found.sets.test_images_in_train, found.sets.skipped_images, found.pixels_of_unseen_classes),
+            (0, 0, 0)
+        );
         assert_eq!([found.train_patches, found.labeled_patches], [10 * 32 * 29; 2]);
         assert_eq!(found.choice.is_some(), !more.is_empty());
     }
@@ -223,7 +226,7 @@ fn a_pattern_selects_images_and_labels_are_ignored() {
     let sets = Sets::new(0);
     let some = format!("{}::part/00[0-3].png", sets.test().display());
     let found = results(&sets.train(), Path::new(&some), &["pixels:16"], &["--ignore-label", "255,11"]).remove(0);
-    assert_eq!((found.test_images, &*found.ignore_labels), (4, &[11, 255][..]));
+    assert_eq!((found.sets.test_images, &*found.ignore_labels), (4, &[11, 255][..]));
     assert_eq!(found.test_pixels.classes.keys().copied().collect::<Vec<_>>(), [0, 2, 5]);
     // Without 255 as an ignored label it is a class.
     let found = results(&sets.train(), &sets.test(), &["pixels:16"], &["--ignore-label", "254"]).remove(0);
@@ -237,7 +240,7 @@ fn unseen_classes_and_damaged_images_are_counted() {
     write_png(&sets.test().join("masks/part/000.png"), &image::GrayImage::from_pixel(44, 32, Luma([77])));
     schemas::atomic::write(&sets.test().join("images/part/001.png"), b"\x89PNG\r\n\x1a\n").unwrap();
     let found = results(&sets.train(), &sets.test(), &["pixels:32"], &[]).remove(0);
-    assert_eq!((found.test_images, found.skipped_images), (5, 1));
+    assert_eq!((found.sets.test_images, found.sets.skipped_images), (5, 1));
     assert_eq!(found.pixels_of_unseen_classes, 32 * 32);
     assert_eq!(found.test_pixels.classes[&77].iou, 0.0);
     assert!(found.test_pixels.miou < 0.8, "a fifth class counts: {:?}", found.test_pixels);
