@@ -49,6 +49,7 @@ use crate::train::micro_batch::MicroBatches;
 use crate::train::optim::Optimizer;
 use crate::train::run_folder::RunFolder;
 use crate::train::step;
+use crate::train::tensorboard::EventLog;
 use crate::train::train_log::{InFlight, LogConfig, TrainLog};
 use crate::train::train_state::TrainState;
 use crate::train::{run_folder, target_stats};
@@ -156,10 +157,12 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     let start = last.as_ref().map_or(0, |last| last.state.step);
     let mut watch = watch(args, &recipe, &caches, &run, start, &sampler, device)?;
     // An evaluation that was interrupted is made up for.
-    if let Some(watch) = watch.as_mut().filter(|watch| watch.due(start) && start > 0)
-        && evaluate(watch, &state, &recipe, &run, start, device)?.is_none()
-    {
-        return Ok(ExitStatus::Interrupted);
+    if let Some(watch) = watch.as_mut().filter(|watch| watch.due(start) && start > 0) {
+        let Some(watched) = evaluate(watch, &state, &recipe, &run, start, device)? else {
+            return Ok(ExitStatus::Interrupted);
+        };
+        let scalars = watched.scalars();
+        EventLog::open(run.path(), start)?.scalars(start, scalars.iter().map(|(tag, value)| (&**tag, *value)))?;
     }
     if start >= total_steps {
         info!("{:?} is finished: all {total_steps} steps are done", args.out);

@@ -77,6 +77,9 @@ fn a_student_is_evaluated_as_by_the_commands_and_trained_as_without() {
     fs::write(whole.join("evaluations.jsonl"), first_two).unwrap();
     train(&world, "whole", &args);
     assert_eq!(watched(&whole), lines);
+    let sessions = fs::read_dir(whole.join("tb")).unwrap().map(|file| file.unwrap().path());
+    let events = fs::read(sessions.max().unwrap()).unwrap();
+    assert!(events.windows(13).any(|bytes| bytes == b"eval/knn.mean"));
 }
 
 /// The names of a run's pictures.
