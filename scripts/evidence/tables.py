@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-# Chosen by `run tune`, which asks validation images that nothing else uses: by 20-NN on the mean of patches. MAE has a rate of its own for each budget.
+# Chosen by `run tune`, which asks validation images that no student sees: by 20-NN on the mean of patches. MAE has a rate of its own for each budget.
 MAE_BLR, MAE_LONG_BLR = 2e-3, 4e-3
 MIMIC_BLR = 16e-3
 W_MIMIC = 4.0
