@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::shared::{DeviceArgs, LabeledArgs, NetworkArgs};
+use super::shared::{LabeledArgs, NetworkArgs};
 
 /// `trainer knn`.
 #[derive(Debug, Clone, Args)]
@@ -33,9 +33,6 @@ pub struct KnnArgs {
     /// Print the results as JSON: a list, one for each model.
     #[arg(long)]
     pub json: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub device: DeviceArgs,
 }
 
 /// `trainer linprobe`. The defaults are MAE's protocol with the differences that docs/evaluation.md lists.
@@ -88,9 +85,6 @@ pub struct LinprobeArgs {
     /// Print the results as JSON: a list, one for each model.
     #[arg(long)]
     pub json: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub device: DeviceArgs,
 }
 
 /// How `trainer segment` classifies patches.
@@ -159,9 +153,6 @@ pub struct SegmentArgs {
     /// Print the results as JSON: a list, one for each model.
     #[arg(long)]
     pub json: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub device: DeviceArgs,
 }
 
 /// `trainer embed`.
@@ -184,7 +175,4 @@ pub struct EmbedArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub network: NetworkArgs,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub device: DeviceArgs,
 }

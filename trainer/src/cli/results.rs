@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use models::interop::Format;
 use schemas::DepthWindow;
 
-use super::shared::{DeviceArgs, NetworkArgs};
+use super::shared::NetworkArgs;
 
 /// `trainer predict`.
 #[derive(Debug, Clone, Args)]
@@ -28,9 +28,6 @@ pub struct PredictArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub network: NetworkArgs,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub device: DeviceArgs,
 }
 
 /// `trainer reconstruct`.

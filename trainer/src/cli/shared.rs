@@ -45,7 +45,7 @@ impl DeviceArgs {
     }
 }
 
-/// How a network is run on images.
+/// How a network is run on images, and where.
 #[derive(Debug, Clone, Args)]
 pub struct NetworkArgs {
     /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
@@ -57,12 +57,15 @@ pub struct NetworkArgs {
     /// Precision of the network; tf32 needs a GPU. What is trained on its features is always f32.
     #[arg(long, default_value = "f32", value_parser = precision())]
     pub precision: Precision,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// Two sets of labeled images.
 #[derive(Debug, Clone, Args)]
 pub struct LabeledArgs {
-    /// Labeled images, from which the classifier is made.
+    /// Labeled images to learn from; in k-NN they vote.
     #[arg(long, value_name = "SRC")]
     pub train: String,
     /// Labeled images to classify.

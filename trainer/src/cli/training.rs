@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use schemas::DepthWindow;
 
-use super::shared::{DeviceArgs, RecipeArgs};
+use super::shared::{DeviceArgs, LabeledArgs, RecipeArgs};
 use crate::data::classes::Matching;
 
 /// `trainer pretrain`.
@@ -60,15 +60,9 @@ pub struct FinetuneArgs {
     /// reads a file that could be a student's or a teacher's as a frozen teacher.
     #[arg(long, value_name = "RUN|FILE|TEACHER")]
     pub init: String,
-    /// Labeled images to train on.
-    #[arg(long, value_name = "SRC")]
-    pub train: String,
-    /// Labeled images to classify after each epoch.
-    #[arg(long, value_name = "SRC")]
-    pub test: String,
-    /// How the classes of --train and --test are matched.
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = Matching::Auto)]
-    pub match_classes: Matching,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub labeled: LabeledArgs,
     /// How images of more than 8 bits per sample are reduced to 8 bits [default: as when the model's run was trained, else high-byte].
     #[arg(long, value_name = "high-byte|full-range|percentile:LOW,HIGH|MIN,MAX")]
     pub depth_window: Option<DepthWindow>,

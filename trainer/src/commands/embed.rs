@@ -28,7 +28,7 @@ const CHUNK_VALUES: usize = 64 << 20;
 /// `trainer embed`.
 pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let format = Format::of(&args.out, &[Format::Parquet, Format::Npy])?;
-    let device = torch_ext::resolve_device(&args.device.device)?;
+    let device = torch_ext::resolve_device(&args.network.device.device)?;
     args.network.precision.prepare(device)?;
     let model = Model::load(&args.model, hub, device)?;
     for (i, kind) in args.features.iter().enumerate() {
@@ -67,7 +67,7 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
         info!("{} of {} chunks of {chunk} images are there already", total - left.len(), total);
     }
 
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.device.loader_threads(device)).build()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.network.device.loader_threads(device)).build()?;
     let extraction = Extraction {
         views: Views::CENTER,
         kinds: kinds.clone(),

@@ -80,7 +80,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
         args.init
     );
     recipe.encoder = Some(encoder.clone());
-    let images = [("--train", &*args.train), ("--test", &*args.test)];
+    let images = [("--train", &*args.labeled.train), ("--test", &*args.labeled.test)];
     run_folder::refuse_among_images(&args.out, &images)?;
     let run = RunFolder::open(&args.out, &recipe)?;
     info!("recipe\n{}", recipe.to_toml().trim());
@@ -90,12 +90,12 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
     let (mean, std) = encoder.normalization();
     let normalization = [mean, std].map(|values| values.map(|v| v as f32));
     let decoder = depth_window::decoder(args.depth_window, &[&args.init])?;
-    let train = ImageSource::open(&args.train)?.decoded_by(decoder);
-    let test = ImageSource::open(&args.test)?.decoded_by(decoder);
+    let train = ImageSource::open(&args.labeled.train)?.decoded_by(decoder);
+    let test = ImageSource::open(&args.labeled.test)?.decoded_by(decoder);
     let classes = classes(args, &run, &train, &test)?;
     let train_labels = classes.of_train(&train, 0..train.len())?;
     let test_labels = classes.of_test(&test, 0..test.len())?;
-    let data = data_identity(&pretrained, &train, &test, &classes, args.match_classes);
+    let data = data_identity(&pretrained, &train, &test, &classes, args.labeled.match_classes);
     let train_images = train.len();
 
     // ------------------------------------------------------------------ order and schedule
@@ -309,7 +309,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
 fn classes(args: &FinetuneArgs, run: &RunFolder, train: &ImageSource, test: &ImageSource) -> anyhow::Result<Classes> {
     let set = |option, source| Set { option, source };
     let (train, test) = (set("--train", train), set("--test", test));
-    let classes = Classes::of(&train, &test, args.match_classes, Numbering::Labels)?;
+    let classes = Classes::of(&train, &test, args.labeled.match_classes, Numbering::Labels)?;
     Ok(match finetuned::classes(run.path())? {
         Some(stored) if checkpoint::newest(run.path())?.is_some() => classes.in_order_of(&stored),
         _ => classes,

@@ -32,7 +32,7 @@ pub(crate) struct KnnResult {
 
 /// `trainer knn`: features of both sets, then the vote.
 pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
-    let frozen = Frozen::load(&args.models, &args.network, &args.device, hub)?;
+    let frozen = Frozen::load(&args.models, &args.network, hub)?;
     features::require_kinds(&frozen.models, &args.features)?;
     let sets = LabeledSets::open(&args.labeled, &frozen)?;
     let extraction = Extraction {

@@ -66,7 +66,7 @@ pub(crate) struct Protocol {
 /// `trainer linprobe`: features of both sets, then the heads.
 pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
     let training = training(args)?;
-    let frozen = Frozen::load(&args.models, &args.network, &args.device, hub)?;
+    let frozen = Frozen::load(&args.models, &args.network, hub)?;
     features::require_kinds(&frozen.models, &args.features)?;
     let sets = LabeledSets::open(&args.labeled, &frozen)?;
     // Checked before features are computed for hours.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use super::features::{Fusion, Model};
-use crate::cli::{DeviceArgs, NetworkArgs};
+use crate::cli::NetworkArgs;
 use crate::pretrained::depth_window;
 
 /// Models to evaluate side by side: every image is read and decoded once for all of them.
@@ -33,22 +33,16 @@ impl Frozen {
     /// # Errors
     /// If a model is given twice or cannot be loaded, if the device cannot be had or lacks the precision, and if the models were trained on
     /// images seen in different ways and `network` does not say in which.
-    pub(crate) fn load(
-        models: &[String],
-        network: &NetworkArgs,
-        device: &DeviceArgs,
-        hub: &HubSettings,
-    ) -> anyhow::Result<Frozen> {
+    pub(crate) fn load(models: &[String], network: &NetworkArgs, hub: &HubSettings) -> anyhow::Result<Frozen> {
         refuse_repeated(models)?;
-        let threads = device;
-        let device = torch_ext::resolve_device(&device.device)?;
+        let device = torch_ext::resolve_device(&network.device.device)?;
         network.precision.prepare(device)?;
         let loaded = models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
         let names: Vec<&str> = models.iter().map(String::as_str).collect();
         Ok(Frozen {
             models: loaded,
             device,
-            pool: rayon::ThreadPoolBuilder::new().num_threads(threads.loader_threads(device)).build()?,
+            pool: rayon::ThreadPoolBuilder::new().num_threads(network.device.loader_threads(device)).build()?,
             decoder: depth_window::decoder(network.depth_window, &names)?,
             precision: network.precision,
         })

@@ -115,7 +115,7 @@ impl LabeledSets {
     /// Computes the features of both sets by each of the models.
     ///
     /// # Errors
-    /// If an image cannot be read at all, the features are too many, or no test image is of a class of the training images.
+    /// If no image of a set can be read, the features are too many, or no test image is of a class of the training images.
     pub(crate) fn features(
         &self,
         frozen: &Frozen,
