@@ -1,4 +1,4 @@
-//! Compiles `cpp/torch_ext.cpp` against the libtorch that tch is built with.
+//! Compiles the C++ files of `cpp` against the libtorch that tch is built with.
 
 #![allow(clippy::print_stderr, reason = "a build script reports to the user")]
 
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{env, process};
 
 fn main() {
-    println!("cargo:rerun-if-changed=cpp/torch_ext.cpp");
+    println!("cargo:rerun-if-changed=cpp");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
@@ -31,7 +31,11 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into()).as_str())
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
-        .file("cpp/torch_ext.cpp")
+        // libtorch ships c10d's headers and not those of Gloo that they include.
+        .include("cpp/stubs")
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_GLOO", None)
+        .files(["cpp/torch_ext.cpp", "cpp/process_group.cpp", "cpp/grad_buckets.cpp"])
         .compile("torch_ext_cpp");
     // tch links these as well. They are repeated here because the order of -l flags matters for static archives such as ours.
     println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());

@@ -25,6 +25,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/version.h>
 
+#include "guarded.h"
+
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -46,33 +48,9 @@ static_assert(std::string_view(TORCH_VERSION) == "2.11.0", "torch-ext is written
 
 namespace {
 
-thread_local std::string last_error;
-
-template <typename F>
-int guarded(F&& body) {
-  try {
-    body();
-    return 0;
-  } catch (const c10::Error& e) {
-    last_error = e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "an exception that is no std::exception";
-  }
-  return 1;
-}
-
 c10::Device device_of(int type, int64_t index) {
   if (type == 0) return c10::Device(c10::kCPU);
   return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
-}
-
-std::vector<at::Tensor> list(at::Tensor* const* tensors, int64_t len) {
-  std::vector<at::Tensor> out;
-  out.reserve(len);
-  for (int64_t i = 0; i < len; ++i) out.push_back(*tensors[i]);
-  return out;
 }
 
 // The norm of all tensors as if they were one vector, without waiting for the device.
@@ -254,14 +232,6 @@ c10::Stream copy_stream(c10::DeviceIndex index, bool to_host) {
   if (found != streams.end()) return found->second;
   const c10::impl::VirtualGuardImpl gpu(c10::kCUDA);
   return streams.emplace(std::pair(index, to_host), gpu.getStreamFromGlobalPool(c10::Device(c10::kCUDA, index))).first->second;
-}
-
-// `second` does what is queued on it from now on only after what is queued on `first` now. The event marks that moment of `first`.
-std::unique_ptr<c10::Event> after(const c10::Stream& first, const c10::Stream* second) {
-  auto event = std::make_unique<c10::Event>(first.device_type(), c10::EventFlag::BACKEND_DEFAULT);
-  event->record(first);
-  if (second != nullptr) event->block(*second);
-  return event;
 }
 
 at::Tensor pinned_empty(at::IntArrayRef size, at::ScalarType dtype) {

@@ -16,6 +16,15 @@ pub enum Error {
         message: String,
     },
 
+    /// Something that a group of processes does together has failed: another process is gone or late, or cannot be reached.
+    #[error("{operation}: {message}")]
+    Group {
+        /// The operation.
+        operation: &'static str,
+        /// libtorch's message, without the C++ backtrace.
+        message: String,
+    },
+
     /// An unknown name of a device.
     #[error("device {given:?}: expected auto, cpu, cuda or cuda:INDEX")]
     UnknownDevice {

@@ -1,4 +1,4 @@
-//! The C functions of `cpp/torch_ext.cpp`, and the conversion of their failures to [`Error`].
+//! The C functions of `cpp`, and the conversion of their failures to [`Error`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -10,6 +10,24 @@ use crate::error::{Error, Result};
 /// A `c10::Event`, used only behind a pointer.
 #[repr(C)]
 pub(crate) struct CEvent {
+    opaque: [u8; 0],
+}
+
+/// A handle on a `c10d::Store`, used only behind a pointer.
+#[repr(C)]
+pub(crate) struct CStore {
+    opaque: [u8; 0],
+}
+
+/// A `ProcessGroup` of `cpp/process_group.h`, used only behind a pointer.
+#[repr(C)]
+pub(crate) struct CProcessGroup {
+    opaque: [u8; 0],
+}
+
+/// The `GradBuckets` of `cpp/grad_buckets.cpp`, used only behind a pointer.
+#[repr(C)]
+pub(crate) struct CGradBuckets {
     opaque: [u8; 0],
 }
 
@@ -88,6 +106,57 @@ unsafe extern "C" {
     pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_num_threads() -> c_int;
     pub(crate) fn te_set_num_threads(threads: c_int) -> c_int;
+    pub(crate) fn te_store_open(
+        host: *const c_char,
+        port: c_int,
+        serves: c_int,
+        timeout_ms: i64,
+        prefix: *const c_char,
+        out: *mut *mut CStore,
+    ) -> c_int;
+    pub(crate) fn te_store_set(store: *const CStore, key: *const c_char, bytes: *const u8, len: i64) -> c_int;
+    pub(crate) fn te_store_get(
+        store: *const CStore,
+        key: *const c_char,
+        data: *mut c_void,
+        take: extern "C" fn(*mut c_void, *const u8, i64),
+    ) -> c_int;
+    pub(crate) fn te_store_delete(store: *const CStore, key: *const c_char) -> c_int;
+    pub(crate) fn te_store_free(store: *mut CStore);
+    pub(crate) fn te_gloo(
+        store: *const CStore,
+        rank: c_int,
+        size: c_int,
+        address: *const c_char,
+        interfaces: *const c_char,
+        timeout_ms: i64,
+        out: *mut *mut CProcessGroup,
+    ) -> c_int;
+    pub(crate) fn te_nccl_id(id: *mut u8) -> c_int;
+    pub(crate) fn te_nccl(
+        id: *const u8,
+        rank: c_int,
+        size: c_int,
+        device_index: i64,
+        out: *mut *mut CProcessGroup,
+    ) -> c_int;
+    pub(crate) fn te_group_all_reduce(group: *mut CProcessGroup, tensor: *const C_tensor, reduction: c_int) -> c_int;
+    pub(crate) fn te_group_broadcast(group: *mut CProcessGroup, tensor: *const C_tensor, root: c_int) -> c_int;
+    pub(crate) fn te_group_check(group: *mut CProcessGroup) -> c_int;
+    pub(crate) fn te_group_abort(group: *mut CProcessGroup) -> c_int;
+    pub(crate) fn te_group_free(group: *mut CProcessGroup);
+    pub(crate) fn te_buckets_new(
+        group: *mut CProcessGroup,
+        params: *const *const C_tensor,
+        len: i64,
+        bucket_bytes: i64,
+        in_bf16: c_int,
+        out: *mut *mut CGradBuckets,
+    ) -> c_int;
+    pub(crate) fn te_buckets_begin(buckets: *mut CGradBuckets);
+    pub(crate) fn te_buckets_arm(buckets: *mut CGradBuckets);
+    pub(crate) fn te_buckets_finish(buckets: *mut CGradBuckets, values: *const C_tensor) -> c_int;
+    pub(crate) fn te_buckets_free(buckets: *mut CGradBuckets);
 }
 
 /// The message of the last failing call on this thread.
@@ -99,6 +168,11 @@ pub(crate) fn last_error() -> String {
 /// Turns a return code into a result.
 pub(crate) fn check(operation: &'static str, code: c_int) -> Result<()> {
     if code == 0 { Ok(()) } else { Err(Error::Torch { operation, message: last_error() }) }
+}
+
+/// Turns a return code of a function that needs the other processes of a group into a result.
+pub(crate) fn check_group(operation: &'static str, code: c_int) -> Result<()> {
+    if code == 0 { Ok(()) } else { Err(Error::Group { operation, message: last_error() }) }
 }
 
 /// Calls a function that returns a new tensor through its argument.

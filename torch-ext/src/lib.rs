@@ -1,8 +1,8 @@
-//! Parts of libtorch that tch lacks: one small C++ file behind safe Rust.
+//! Parts of libtorch that tch lacks: a little C++ behind safe Rust.
 //!
 //! tch is generated from libtorch's operator list and lacks everything outside of it: the fused optimizers and
-//! list operators (excluded by its generator), bf16 autocast, pinned memory, allocator figures, and loading the
-//! CUDA library in a program that was linked without it. `cpp/torch_ext.cpp` has them as C functions; the modules here wrap
+//! list operators (excluded by its generator), bf16 autocast, pinned memory, allocator figures, loading the
+//! CUDA library in a program that was linked without it, and training in many processes. `cpp` has them as C functions; the modules here wrap
 //! them safely. All `unsafe` code of the workspace is in this crate.
 //!
 //! | module | content |
@@ -12,6 +12,8 @@
 //! | [`ema`] | a moving average of the parameters, which skipped steps do not change |
 //! | [`mod@checkpoint`] | gradient checkpointing: computes a part of the forward pass again in backward |
 //! | [`grads`] | norm, clipping and the finite check of all gradients, without waiting for the device |
+//! | [`process_group`] | processes that train together: a store, all-reduce and broadcast by Gloo or NCCL |
+//! | [`grad_buckets`] | the sum of their gradients, while the backward pass still runs |
 //! | [`gather`] | rows by index, with a deterministic gradient |
 //! | [`mod@linear`] | a linear layer, with the faster matmul where libtorch has two |
 //! | [`autocast`] | bf16 compute as a scope |
@@ -34,10 +36,12 @@ pub mod error;
 pub mod event;
 mod ffi;
 pub mod gather;
+pub mod grad_buckets;
 pub mod grads;
 pub mod linear;
 pub mod memory;
 pub mod out_of_memory;
+pub mod process_group;
 pub mod threads;
 pub mod transfer;
 
@@ -49,10 +53,12 @@ pub use ema::Ema;
 pub use error::{Error, Result};
 pub use event::Event;
 pub use gather::gather_rows;
+pub use grad_buckets::GradBuckets;
 pub use grads::{all_finite, clip_grad_norm_, grad_norm};
 pub use linear::{lay_out_weight, linear};
 pub use memory::{Memory, empty_cache, keep_freed_memory, memory, peak_rss, reset_peak_memory, tensor_bytes_mut};
 pub use out_of_memory::{OutOfMemory, attempt, catch_out_of_memory, keep_quiet_about_memory, out_of_memory};
+pub use process_group::{ProcessGroup, Reduction, Store};
 pub use threads::{num_threads, set_num_threads};
 pub use transfer::{HostCopy, pinned_empty, to_device};
 

@@ -1,0 +1,2 @@
+// Stands in for Gloo's header; see ../algorithm.h.
+#pragma once
