@@ -14,7 +14,7 @@ use program::{ExitStatus, signals, terminal};
 
 fn main() -> ExitCode {
     let cli: Cli = program::cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    terminal::init(cli.log_format, None);
+    terminal::init(cli.log_format, None, None);
     let outcome = signals::catch().and_then(|()| {
         let var = |name: &str| std::env::var(name).ok();
         let pause = var("PAUSE_MS").and_then(|millis| millis.parse().ok()).unwrap_or(100);

@@ -15,7 +15,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let cli: Cli = program::cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    terminal::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref());
+    terminal::init(cli.log_format, std::env::var("RUST_LOG").ok().as_deref(), None);
     torch_ext::keep_quiet_about_memory();
     let outcome = signals::catch().and_then(|()| {
         program::stores::open(std::env::vars_os(), std::env::temp_dir(), None)?;

@@ -22,6 +22,11 @@ pub enum ExitStatus {
     Interrupted,
 }
 
+/// Context of an error that another process of the same work reports.
+#[derive(Debug, thiserror::Error)]
+#[error("another process reports this")]
+pub struct SaidElsewhere;
+
 impl ExitStatus {
     /// The number for the shell.
     pub fn code(self) -> u8 {
@@ -47,7 +52,8 @@ impl ExitStatus {
 
     /// Ends a program: reports an error on stderr in `format`. `status_of` gives the status of an error.
     ///
-    /// A closed stdout is not an error: `head` closes it after enough lines, and results are printed when the work is done.
+    /// A closed stdout is not an error: `head` closes it after enough lines, and results are printed when the work is done. An error with
+    /// [`SaidElsewhere`] is not reported again.
     pub fn report(
         outcome: anyhow::Result<ExitStatus>,
         format: LogFormat,
@@ -56,6 +62,7 @@ impl ExitStatus {
         match outcome {
             Ok(status) => status,
             Err(error) if is_closed_pipe(&error) => ExitStatus::Fine,
+            Err(error) if error.is::<SaidElsewhere>() => status_of(&error),
             Err(error) => {
                 report_error(format, &error);
                 status_of(&error)
@@ -122,6 +129,8 @@ mod tests {
         let end = |outcome| ExitStatus::report(outcome, LogFormat::Text, |_| ExitStatus::Problems).code();
         assert_eq!(end(Ok(ExitStatus::Interrupted)), 130);
         assert_eq!(end(Err(io::Error::from(io::ErrorKind::BrokenPipe).into())), 0);
-        assert_eq!(end(Err(io::Error::from(io::ErrorKind::NotFound).into())), 1);
+        let not_found = || anyhow::Error::from(io::Error::from(io::ErrorKind::NotFound));
+        assert_eq!(end(Err(not_found())), 1);
+        assert_eq!(end(Err(not_found().context(SaidElsewhere))), 1, "the status is its own");
     }
 }

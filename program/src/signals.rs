@@ -39,6 +39,12 @@ pub(crate) fn exit_code() -> u8 {
     if SIGNAL.load(Ordering::Relaxed) == SIGTERM as usize { 143 } else { 130 }
 }
 
+/// Asks this process to stop, as SIGTERM does.
+pub fn request() {
+    SIGNAL.store(SIGTERM as usize, Ordering::Relaxed);
+    REQUESTED.store(true, Ordering::Relaxed);
+}
+
 /// Whether a signal has arrived.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)

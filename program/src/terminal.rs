@@ -1,7 +1,7 @@
 //! Messages on stderr as text or JSON lines, printed above the progress bars.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use tracing_subscriber::EnvFilter;
@@ -11,10 +11,18 @@ use crate::cli::LogFormat;
 /// The progress bars of this process. There is one set because there is one terminal; they are hidden if stderr is not a terminal.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Sends `tracing`'s messages to stderr in `format`. `filter` is in `RUST_LOG`'s syntax; without one, messages from `info` up are shown.
+/// What messages call this process, if it is one of many.
+static NAME: OnceLock<String> = OnceLock::new();
+
+/// Sends `tracing`'s messages to stderr in `format`. `filter` is in `RUST_LOG`'s syntax; without one, messages from `info` up are shown. A process
+/// with a `name` is one of many, and not the one that speaks for all: its messages carry the name, only warnings are shown, and no bars.
 /// A program calls this once.
-pub fn init(format: LogFormat, filter: Option<&str>) {
-    let mut filter = EnvFilter::new(filter.unwrap_or("info"));
+pub fn init(format: LogFormat, filter: Option<&str>, name: Option<String>) {
+    let mut filter = EnvFilter::new(filter.unwrap_or(if name.is_some() { "warn" } else { "info" }));
+    if let Some(name) = name {
+        BARS.set_draw_target(ProgressDrawTarget::hidden());
+        NAME.get_or_init(|| name);
+    }
     // Its messages show the URLs of requests, which may be signed; what it cannot do is reported as an error.
     if let Ok(silent) = "object_store=off".parse() {
         filter = filter.add_directive(silent);
@@ -42,16 +50,19 @@ pub(crate) fn report_error(format: LogFormat, error: &anyhow::Error) {
         LogFormat::Json => serde_json::json!({"level": "ERROR", "message": message}).to_string(),
     };
     // If stderr is closed, the exit status still shows the failure.
-    let _ = writeln!(AboveBars, "{line}");
+    let _ = AboveBars.write_all(format!("{line}\n").as_bytes());
 }
 
 /// Writes a message of another process to stderr, with its name: `worker` in front of text, a field of JSON.
 pub fn pass_on(worker: &str, line: &str) {
-    let line = match line.strip_prefix('{') {
+    let _ = AboveBars.write_all(format!("{}\n", named(worker, line)).as_bytes());
+}
+
+fn named(worker: &str, line: &str) -> String {
+    match line.strip_prefix('{') {
         Some(fields) => format!("{{\"worker\":{},{fields}", serde_json::Value::from(worker)),
         None => format!("[{worker}] {line}"),
-    };
-    let _ = writeln!(AboveBars, "{line}");
+    }
 }
 
 /// The progress bars of this process, to add one.
@@ -64,7 +75,9 @@ struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().lock().write_all(bytes))?;
+        // A message comes as a whole.
+        let text = NAME.get().map(|name| named(name, &String::from_utf8_lossy(bytes)));
+        BARS.suspend(|| io::stderr().lock().write_all(text.as_ref().map_or(bytes, String::as_bytes)))?;
         Ok(bytes.len())
     }
 

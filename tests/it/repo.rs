@@ -220,7 +220,7 @@ fn recipes_carry_a_header_and_parse() {
             if room == "trainer" {
                 let command = ["trainer", "config", "--recipe", path.to_str().expect("a path in UTF-8")];
                 let cli = trainer::cli::Cli::try_parse_from(command).expect("a command line");
-                let parsed = trainer::run(&cli, &HubSettings::default(), &mut Vec::new());
+                let parsed = trainer::run(&cli, &HubSettings::default(), None, &mut Vec::new());
                 parsed.map(drop).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
             }
         }

@@ -48,7 +48,7 @@ fn prepare(dir: &Path) -> Vec<String> {
 fn trainer_run(args: &[String]) {
     let cli = trainer::cli::Cli::try_parse_from(args).expect("a command line");
     let hub = hub::HubSettings::default();
-    trainer::run(&cli, &hub, &mut Vec::new()).expect("a run");
+    trainer::run(&cli, &hub, None, &mut Vec::new()).expect("a run");
 }
 
 /// Holds what it read open, as a running TensorBoard does: it loads at each line on its input, and compares at the last.

@@ -17,7 +17,7 @@ pub fn pipeline(args: &[&str]) -> pipeline::ExitStatus {
 /// The program `trainer` in this process.
 pub fn trainer(args: &[&str]) -> anyhow::Result<()> {
     let cli = trainer::cli::Cli::try_parse_from(std::iter::once(&"trainer").chain(args))?;
-    trainer::run(&cli, &HubSettings::default(), &mut Vec::new()).map(|_| ())
+    trainer::run(&cli, &HubSettings::default(), None, &mut Vec::new()).map(|_| ())
 }
 
 /// A path as an argument.

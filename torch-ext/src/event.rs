@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tch::Device;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ffi;
 
 /// The work queued on a device up to a moment. On the CPU nothing is queued, so an event is done when it is recorded.
@@ -65,8 +65,22 @@ impl Event {
     /// # Errors
     /// If that work has failed.
     pub fn synchronize(&self) -> Result<()> {
+        self.synchronize_with(|| Ok(()))
+    }
+
+    /// Like [`Event::synchronize`], and calls `check` some ten times a second meanwhile, since work that waits for another process may never be
+    /// done.
+    ///
+    /// # Errors
+    /// If that work has failed, and those of `check`, which end the wait.
+    pub fn synchronize_with<E: From<Error>>(&self, mut check: impl FnMut() -> Result<(), E>) -> Result<(), E> {
+        let mut checked = Instant::now();
         while !self.is_done()? {
             thread::sleep(Duration::from_micros(100));
+            if checked.elapsed() > Duration::from_millis(100) {
+                check()?;
+                checked = Instant::now();
+            }
         }
         Ok(())
     }
@@ -101,7 +115,6 @@ impl Drop for Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
 
     #[test]
     fn on_the_cpu_everything_is_done_at_once() {

@@ -68,7 +68,15 @@ impl HostCopy {
     /// # Errors
     /// If the copy or work before it has failed.
     pub fn wait(&mut self) -> Result<&mut Tensor> {
-        self.copied.synchronize()?;
+        self.wait_with(|| Ok(()))
+    }
+
+    /// Like [`HostCopy::wait`], and calls `check` now and then meanwhile.
+    ///
+    /// # Errors
+    /// If the copy or work before it has failed, and those of `check`, which end the wait.
+    pub fn wait_with<E: From<Error>>(&mut self, check: impl FnMut() -> Result<(), E>) -> Result<&mut Tensor, E> {
+        self.copied.synchronize_with(check)?;
         Ok(&mut self.tensor)
     }
 }

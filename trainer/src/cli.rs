@@ -15,7 +15,7 @@ mod training;
 pub use features::{EmbedArgs, KnnArgs, LinprobeArgs, SegmentArgs, SegmentMethod};
 pub use results::{ExportArgs, PredictArgs, ReconstructArgs, ReportArgs};
 pub use shared::{DeviceArgs, LabeledArgs, NetworkArgs, RecipeArgs};
-pub use training::{BenchArgs, BenchPart, FinetuneArgs, PlanArgs, PretrainArgs};
+pub use training::{BenchArgs, BenchPart, FinetuneArgs, LaunchArgs, PlanArgs, PretrainArgs};
 
 /// Pretrains an MR-MAE student from images and cached teacher features, and shows what it learned.
 #[derive(Debug, Parser)]
@@ -76,6 +76,8 @@ pub enum Command {
     Pretrain(PretrainArgs),
     /// Train a pretrained encoder further, with a classifier on top, on labeled images. Run again to resume.
     Finetune(FinetuneArgs),
+    /// Run pretrain or finetune as many processes on this machine, one for each GPU. torchrun and Slurm can start them as well.
+    Launch(LaunchArgs),
     /// Weighted k-nearest-neighbor classification on frozen features of a student, a teacher, or raw pixels.
     Knn(KnnArgs),
     /// Write features of any images to a Parquet or NumPy file: of a student, a teacher, or raw pixels. Run again to resume.

@@ -7,6 +7,7 @@ pub(crate) mod embed;
 pub(crate) mod export;
 pub(crate) mod finetune;
 pub(crate) mod knn;
+pub(crate) mod launch;
 pub(crate) mod linprobe;
 pub(crate) mod plan;
 pub(crate) mod predict;

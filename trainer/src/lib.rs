@@ -14,6 +14,7 @@
 pub mod cli;
 mod commands;
 mod data;
+mod dist;
 mod eval;
 mod output;
 mod pretrained;
@@ -26,19 +27,23 @@ mod testing;
 use std::io::Write;
 
 use cli::{Cli, Command};
+pub use commands::launch::LAUNCHED;
 use commands::{
-    bench, config, embed, export, finetune, knn, linprobe, plan, predict, pretrain, reconstruct, report, segment,
+    bench, config, embed, export, finetune, knn, launch, linprobe, plan, predict, pretrain, reconstruct, report,
+    segment,
 };
 use data::Problem;
+use dist::LostRank;
+pub use dist::Place;
 use hub::HubSettings;
 pub use program::ExitStatus;
 use program::signals;
 use torch_ext::catch_out_of_memory;
 
 /// Runs the command of the command line. Results go to `out`, progress to `tracing`. Teachers that are given by id
-/// are searched as `hub` says.
-pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let done = catch_out_of_memory(|| run_command(cli, hub, out));
+/// are searched as `hub` says. `place` says which one of many processes this is that train together.
+pub fn run(cli: &Cli, hub: &HubSettings, place: Option<&Place>, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let done = catch_out_of_memory(|| run_command(cli, hub, place, out));
     let done = done.unwrap_or_else(|out_of_memory| {
         // Training repeats forward and backward passes in smaller micro-batches. Everything else ends here, as does an update for which weights,
         // gradients, moments and averages do not fit side by side.
@@ -59,10 +64,23 @@ pub fn run(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<
     })
 }
 
-fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+/// Commands that many processes do together.
+fn runs_in_many(command: &Command) -> bool {
+    matches!(command, Command::Pretrain(_) | Command::Finetune(_))
+}
+
+fn run_command(cli: &Cli, hub: &HubSettings, place: Option<&Place>, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    if let Some(place) = place.filter(|place| place.world_size > 1 && !runs_in_many(&cli.command)) {
+        anyhow::bail!(
+            "this command runs as one process, and the environment says that it is rank {} of {} (RANK, WORLD_SIZE, or a Slurm job step)",
+            place.rank,
+            place.world_size
+        );
+    }
     match &cli.command {
-        Command::Pretrain(args) => return pretrain::pretrain(args, hub),
-        Command::Finetune(args) => return finetune::finetune(args, hub, out),
+        Command::Pretrain(args) => return pretrain::pretrain(args, hub, place),
+        Command::Launch(args) => return launch::launch(args),
+        Command::Finetune(args) => return finetune::finetune(args, hub, place, out),
         Command::Embed(args) => return embed::embed(args, hub, out),
         Command::Predict(args) => return predict::predict(args, hub, out),
         Command::Knn(args) => knn::knn(args, hub, out),
@@ -81,6 +99,12 @@ fn run_command(cli: &Cli, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Res
 
 /// The exit status for an error: [`ExitStatus::Problems`] if the data of a run has problems, else [`ExitStatus::of_error`].
 pub fn exit_status(error: &anyhow::Error) -> ExitStatus {
+    let lost = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<LostRank>() || matches!(cause.downcast_ref(), Some(torch_ext::Error::Group { .. }))
+    };
+    if error.chain().any(lost) {
+        return ExitStatus::TryAgain;
+    }
     let problem = error.chain().find_map(|cause| cause.downcast_ref());
     match problem {
         // A wrong path, a failing disk or a setting that does not fit says nothing about the data.

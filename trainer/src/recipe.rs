@@ -7,6 +7,7 @@
 //!
 //! Each section is a file. `[optim]`, `[schedule]` and `[run]` are shared by both kinds.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use program::recipe;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use data::{Data, Missing};
+pub(crate) use dist::{BucketType, Dist};
 pub(crate) use method::{FocusMode, Loss, Mask, MaskKind, Mimic, MimicTokens, Mimicked, Target};
 pub(crate) use model::Model;
 pub(crate) use mr_mae::TeacherStats;
@@ -26,6 +28,7 @@ pub(crate) use schedule::{ScheduleConfig, ScheduleKind};
 pub(crate) mod any;
 mod data;
 mod difference;
+mod dist;
 pub(crate) mod finetune;
 mod method;
 mod model;
@@ -86,13 +89,21 @@ pub(crate) trait Experiment: Serialize + DeserializeOwned {
         toml::to_string(self).expect("a recipe is plain tables of plain values")
     }
 
+    /// Every setting by its dotted name, as TOML.
+    fn settings(&self) -> BTreeMap<String, String> {
+        let whole = toml::Value::try_from(self).expect("a recipe is plain tables of plain values");
+        let nothing = toml::Value::Table(toml::Table::new());
+        let leaves = difference::differences("", &nothing, &whole);
+        leaves.into_iter().map(|(name, _, value)| (name, value)).collect()
+    }
+
     /// The settings in which `self` and `other` differ and that a run may not change, in the order of their names: dotted name and both
     /// values as TOML.
     fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let value = |recipe: &Self| toml::Value::try_from(recipe).expect("a recipe is plain tables of plain values");
         let mut differences = difference::differences("", &value(self), &value(other));
         differences.retain(|(name, ..)| {
-            let free = run::FREE.iter().chain(Self::FREE).any(|free| free == name);
+            let free = run::FREE.iter().chain(&dist::FREE).chain(Self::FREE).any(|free| free == name);
             !free && !self.may_differ(other, name)
         });
         differences

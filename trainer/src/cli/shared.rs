@@ -27,16 +27,17 @@ pub struct DeviceArgs {
     /// auto, cpu, cuda or cuda:INDEX.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Threads that read and decode images [default: one per core; with a GPU two fewer, to leave cores for feeding it].
+    /// Threads that read and decode images [default: one per core; with a GPU two fewer, to leave cores for feeding it. Processes
+    /// that train together share the cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 }
 
 impl DeviceArgs {
-    /// The number of loader threads: as given, or one per core; with a GPU as `device`, two cores are left for the thread that feeds it
-    /// and for autograd's. Results do not depend on it.
-    pub fn loader_threads(&self, device: Device) -> usize {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    /// The number of loader threads of one of `processes` on this machine: as given, or one per core of its share; with a GPU as `device`, two
+    /// cores are left for the thread that feeds it and for autograd's. Results do not depend on it.
+    pub fn loader_threads(&self, device: Device, processes: usize) -> usize {
+        let cores = (std::thread::available_parallelism().map_or(1, |n| n.get()) / processes).max(1);
         match (self.threads, device) {
             (Some(n), _) => usize::from(n),
             (None, Device::Cpu) => cores,

@@ -1,5 +1,6 @@
 //! Options of what trains a network, and of what says beforehand how long that takes.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -81,6 +82,26 @@ pub struct FinetuneArgs {
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `trainer launch`.
+#[derive(Debug, Clone, Args)]
+pub struct LaunchArgs {
+    /// Processes to start: on GPUs one for each.
+    #[arg(short, long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    pub nproc_per_node: usize,
+    /// How many times all are started again after one was lost; the run goes on from its last checkpoint.
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    pub max_restarts: u32,
+    /// Port by which the processes meet [default: a free one].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub master_port: Option<u16>,
+    /// Leave OMP_NUM_THREADS, libtorch's threads on a CPU, as it is. Otherwise the processes share the cores.
+    #[arg(long)]
+    pub keep_threads: bool,
+    /// The command with its options: pretrain or finetune.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// `trainer plan`.

@@ -36,6 +36,7 @@ use crate::data::mimic::MimicDataset;
 use crate::data::normalize::Normalize;
 use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, Features, RunTeacher};
+use crate::dist::Share;
 use crate::recipe::any;
 use crate::recipe::{MaskKind, Recipe};
 use crate::train::device_speed::{product_side, product_speed};
@@ -94,7 +95,7 @@ pub(crate) struct StepFigures {
 pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let device = torch_ext::resolve_device(&args.device.device)?;
     let recipe = any::load::<Recipe>(&args.recipe.recipe, &args.recipe.set)?;
-    let threads = args.device.loader_threads(device);
+    let threads = args.device.loader_threads(device, 1);
     ensure!(
         recipe.data.fresh == 0.0,
         "data.fresh = {}: fresh views run teachers inside the loop, which is not measured here. Measure stored views with --set data.fresh=0",
@@ -226,7 +227,7 @@ fn loader_speed(
     let sampler = Sampler::new(recipe.run.seed, samples.len(), batch).context("too few images for one batch")?;
     let batches = args.loader_batches.map_or(sampler.steps_per_epoch().max(2), |n| u64::from(n) + 1);
     let joined = JoinedCaches::new(vec![(Arc::clone(cache), Arc::new(images), samples)]);
-    let dataset = MimicDataset::new(recipe, teachers, joined, sampler)?;
+    let dataset = MimicDataset::new(recipe, teachers, joined, sampler, Share::whole(batch, 1))?;
     let mut loader = Loader::start(Arc::new(dataset), 0..batches, threads, recipe.data.prefetch, device)?;
     let pace = args.consume.map(|rate| Duration::from_secs_f64(batch as f64 / f64::from(rate)));
     let mut start = Instant::now();
@@ -311,11 +312,12 @@ fn step_speeds(
         let losses = student.forward(&features.batch(&imgs, &masking, pass));
         drop(autocast);
         losses.total.backward();
-        let values = state.optimizer_step(step::mean_losses(&[step::detach(&losses)]), recipe.optim.clip_grad, None)?;
+        let losses = step::mean_losses(&[step::detach(&losses)]);
+        let values = state.optimizer_step(losses, None, recipe.optim.clip_grad, None)?;
         let Some(mut before) = in_flight.replace(values) else {
             continue;
         };
-        before.read()?;
+        before.read(|| Ok(()))?;
         if step > warm_up {
             speeds.push(n as f64 / last_read.elapsed().as_secs_f64());
         }

@@ -67,7 +67,7 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
         info!("{} of {} chunks of {chunk} images are there already", total - left.len(), total);
     }
 
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.network.device.loader_threads(device)).build()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.network.device.loader_threads(device, 1)).build()?;
     let extraction = Extraction {
         views: Views::CENTER,
         kinds: kinds.clone(),

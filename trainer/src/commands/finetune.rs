@@ -6,7 +6,9 @@
 //!
 //! The protocol is MAE's (He et al. 2022, appendix A.2); the recipe says which part of it is on.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,10 +21,9 @@ use models::classifier::{Classifier, soft_target_cross_entropy, start_from};
 use models::drop_path::{DropPath, linear_rates};
 use models::flops::{self, STEP_PER_FORWARD};
 use models::params::ParamStore;
-use program::{ExitStatus, signals, words::count};
+use program::{ExitStatus, words::count};
 use schemas::atomic;
-use tch::{Kind, Tensor};
-use torch_ext::resolve_device;
+use tch::{Device, Kind, Tensor};
 use tracing::{info, warn};
 
 use crate::cli::FinetuneArgs;
@@ -33,6 +34,7 @@ use crate::data::mixup::Mixup;
 use crate::data::normalize::Normalize;
 use crate::data::rejects::Rejects;
 use crate::data::sampler::Sampler;
+use crate::dist::{Cut, Place, Reducer, World, in_world, resolve_device};
 use crate::eval::test_set::{self, EVALUATIONS, Evaluation, FinetuneResult, TestSet};
 use crate::pretrained::depth_window;
 use crate::pretrained::finetune_init::{self, Start};
@@ -59,11 +61,30 @@ mod tests;
 
 use data_identity::data_identity;
 
-/// Trains until the recipe's last epoch, or for `--stop-after` steps. Run again to continue.
-pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+/// Trains until the recipe's last epoch, or for `--stop-after` steps. Run again to continue. `place` says which process of many this is.
+pub(crate) fn finetune(
+    args: &FinetuneArgs,
+    hub: &HubSettings,
+    place: Option<&Place>,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
+    let device = resolve_device(&args.device.device, place)?;
+    in_world(place, |world| {
+        let recipe = any::load(&args.recipe.recipe, &args.recipe.set)?;
+        train(args, hub, recipe, world, device, out)
+    })
+}
+
+/// Trains as one of the processes of `world`. Rank 0 alone opens the run folder and writes to `out`.
+fn train(
+    args: &FinetuneArgs,
+    hub: &HubSettings,
+    mut recipe: FinetuneRecipe,
+    world: &World,
+    device: Device,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
     // ------------------------------------------------------------------ recipe and run folder
-    let device = resolve_device(&args.device.device)?;
-    let mut recipe = any::load::<FinetuneRecipe>(&args.recipe.recipe, &args.recipe.set)?;
     recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
     let pretrained = Start::load(&args.init, hub)?;
@@ -80,9 +101,12 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
         args.init
     );
     recipe.encoder = Some(encoder.clone());
-    let images = [("--train", &*args.labeled.train), ("--test", &*args.labeled.test)];
-    run_folder::refuse_among_images(&args.out, &images)?;
-    let run = RunFolder::open(&args.out, &recipe)?;
+    // Images are mixed with their partners.
+    let share = world.share(recipe.optim.batch_size, recipe.optim.accum_iter, Cut::Mirrored)?;
+    world.agree(&agreed(args, &recipe))?;
+    world.connect(device, recipe.dist.timeout())?;
+    let run = world.is_main().then(|| open_run(args, &recipe)).transpose()?;
+    let run_path = run.as_ref().map(RunFolder::path);
     info!("recipe\n{}", recipe.to_toml().trim());
 
     // ------------------------------------------------------------------ images and classes
@@ -92,10 +116,11 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
     let decoder = depth_window::decoder(args.depth_window, &[&args.init])?;
     let train = ImageSource::open(&args.labeled.train)?.decoded_by(decoder);
     let test = ImageSource::open(&args.labeled.test)?.decoded_by(decoder);
-    let classes = classes(args, &run, &train, &test)?;
+    let classes = classes(args, run_path, &train, &test, world)?;
     let train_labels = classes.of_train(&train, 0..train.len())?;
     let test_labels = classes.of_test(&test, 0..test.len())?;
     let data = data_identity(&pretrained, &train, &test, &classes, args.labeled.match_classes);
+    world.agree(&data)?;
     let train_images = train.len();
 
     // ------------------------------------------------------------------ order and schedule
@@ -130,45 +155,58 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
     }
 
     // ------------------------------------------------------------------ resume
-    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
-    if let Some(last) = &last {
-        run_folder::refuse_other_data(run.path(), &last.state.data, &data)?;
+    let last = match run_path {
+        Some(run) => checkpoint::load_last(run, &mut |notice| warn!("{notice}"))?,
+        None => None,
+    };
+    if let Some((run, last)) = run_path.zip(last.as_ref()) {
+        run_folder::refuse_other_data(run, &last.state.data, &data)?;
         state.restore(last)?;
         let before = FinetuneRecipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
         let epoch = sampler.fractional_epoch(last.state.step);
-        run_folder::refuse_other_length(run.path(), &before.schedule(), &schedule, epoch)?;
-        info!("resuming {:?} after step {}", args.out, last.state.step);
+        run_folder::refuse_other_length(run, &before.schedule(), &schedule, epoch)?;
+        info!("resuming {run:?} after step {}", last.state.step);
     }
-    // Only now: a run that is refused has other classes than these.
-    let names = serde_json::to_string_pretty(classes.names())?;
-    atomic::write(&run.path().join(CLASSES), names.as_bytes())?;
-    let start = last.as_ref().map_or(0, |last| last.state.step);
-    let mut evaluations = StepLog::open(run.path(), EVALUATIONS, start)?;
+    let resumed = world.lead(|| Ok(last.as_ref().map(|last| last.state.clone())))?;
+    drop(last);
+    world.broadcast(&state.tensors())?;
+    let start = resumed.as_ref().map_or(0, |resumed| resumed.step);
+    world.set_step(start);
+    let open_evaluations = |run: &Path| {
+        // Only now: a run that is refused has other classes than these.
+        let names = serde_json::to_string_pretty(classes.names())?;
+        atomic::write(&run.join(CLASSES), names.as_bytes())?;
+        StepLog::open(run, EVALUATIONS, start)
+    };
+    let mut evaluations = run_path.map(open_evaluations).transpose()?;
     let publish_result = |out: &mut dyn Write| {
+        let Some(run) = run_path else {
+            return Ok(());
+        };
         let unseen = classes.unseen_images();
-        let result = FinetuneResult::read(run.path(), &pretrained.description, train_images, classes.len(), unseen)?;
-        result.publish(run.path(), args.json, out)
+        let result = FinetuneResult::read(run, &pretrained.description, train_images, classes.len(), unseen)?;
+        result.publish(run, args.json, out)
     };
     if start >= total_steps {
         info!("{:?} is finished: all {total_steps} steps are done", args.out);
         publish_result(out)?;
         return Ok(ExitStatus::Fine);
     }
-    let mut micro =
-        MicroBatches::new(recipe.optim.batch_size, last.as_ref().map_or(1, |last| last.state.micro_batches))?;
+    let mut micro = MicroBatches::of_share(&share, resumed.as_ref().map_or(1, |resumed| resumed.micro_batches))?;
+    let mut reducer = Reducer::new(world, &state.params.trainable(), &recipe.dist)?;
     let flop_per_image = STEP_PER_FORWARD * flops::of_classifier(&encoder, classes.len() as i64);
-    let log_config = LogConfig::of(&recipe.run, recipe.schedule.epochs, flop_per_image, device);
-    let mut log = TrainLog::open(run.path(), log_config, &sampler, device, last.map(|last| last.state))?;
+    let log_config = LogConfig::of(&recipe.run, recipe.schedule.epochs, flop_per_image, world, device);
+    let mut log = TrainLog::open(run_path, log_config, &sampler, &share, device, resumed)?;
 
     // ------------------------------------------------------------------ loader and test set
     let end = args.stop_after.map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
-    let rejects = Arc::new(Rejects::read(run.path())?);
+    let rejects = Arc::new(run_path.map(Rejects::read).transpose()?.unwrap_or_default());
     let num_branches = 2 * encoder.num_blocks() as usize;
     let dataset = LabeledDataset {
         source: train,
         labels: train_labels,
         sampler,
-        batch_size: recipe.optim.batch_size,
+        share,
         img_size,
         branches: num_branches,
         normalization,
@@ -177,7 +215,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
         seed: recipe.run.seed,
         rejects: Arc::clone(&rejects),
     };
-    let threads = args.device.loader_threads(device);
+    let threads = args.device.loader_threads(device, world.local_size());
     let prefetch = recipe.run.prefetch.unwrap_or(1);
     let mut loader = Loader::start(Arc::new(dataset), start..end, threads, prefetch, device)?;
     let test = TestSet {
@@ -195,8 +233,7 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
     let mixup = Mixup::of(&recipe.augment);
     let drop_rates = linear_rates(recipe.model.drop_path, num_branches / 2);
     let drop_rates = Tensor::from_slice(&drop_rates).to_kind(Kind::Float).to_device(device);
-    let accum_iter = recipe.optim.accum_iter;
-    let mut writer = Writer::new(run.path(), Keep::of(&recipe.run));
+    let mut writer = run_path.map(|run| Writer::new(run, Keep::of(&recipe.run)));
     let mut idle = IdleMeter::new(device);
     let mut in_flight: Option<InFlight<LabeledBatch>> = None;
     for step in start..end {
@@ -207,8 +244,10 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
         let mut batches: Vec<LabeledBatch> = Vec::new();
         let losses = micro.retry_smaller(|per_batch| {
             state.optim.zero_grad();
+            reducer.begin();
+            let passes = share.batches() * per_batch;
             let mut losses = Vec::new();
-            for i in 0..accum_iter {
+            for i in 0..share.batches() {
                 if batches.len() == i {
                     batches.push(idle.pause(|| loader.next_batch())?);
                 }
@@ -220,12 +259,12 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
                     _ => imgs,
                 };
                 let labels = to_device(&batches[i].labels, device)?;
-                let mut rng = Rng::new(recipe.run.seed, Purpose::Mixup, &[step, i as u64]);
+                let mut rng = Rng::new(recipe.run.seed, Purpose::Mixup, &[step, share.batch(i) as u64]);
                 let drawn = mixup.draw(&mut rng, img_size, img_size);
                 let (imgs, targets) = mixup.mix(&imgs, &labels, classes.len(), &drawn);
                 let branches = to_device(&batches[i].branches, device)?;
 
-                let images = recipe.optim.batch_size / per_batch;
+                let images = share.images() / per_batch;
                 for micro_batch in 0..per_batch {
                     let rows = |t: &Tensor| t.narrow(0, (micro_batch * images) as i64, images as i64);
                     let drop_path = DropPath::new(&rows(&branches), &drop_rates);
@@ -238,28 +277,32 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
                     // Each operation's backward uses the type its forward used.
                     drop(autocast);
                     let loss = soft_target_cross_entropy(&scores, &rows(&targets));
-                    (&loss / (accum_iter * per_batch) as f64).backward();
                     losses.push(loss.detach());
+                    if losses.len() == passes {
+                        reducer.last_pass();
+                    }
+                    (&loss / (passes * world.size()) as f64).backward();
                 }
             }
             Ok(losses)
         })?;
-        let loss = Tensor::stack(&losses, 0).mean(Kind::Float);
+        let losses = vec![("loss".to_owned(), Tensor::stack(&losses, 0).mean(Kind::Float))];
+        let waited = loader.take_waited();
+        let (losses, ranks) = reducer.finish(losses, &log.facts(waited, micro.per_batch())?)?;
         let ema_decay = recipe.optim.ema_decay_at(step);
-        let values = state.optimizer_step(vec![("loss".to_owned(), loss)], recipe.optim.clip_grad, ema_decay)?;
+        let values = state.optimizer_step(losses, ranks.as_ref(), recipe.optim.clip_grad, ema_decay)?;
         idle.end()?;
 
         // This step is queued; now the previous one is read, which is done or nearly so.
-        let (queued, waited, idle_gaps) = (Instant::now(), loader.take_waited(), idle.take());
-        let queued = InFlight { step, lr, values, batches, queued, waited, idle: idle_gaps };
+        let queued = InFlight { step, lr, values, batches, queued: Instant::now(), waited, idle: idle.take() };
         if let Some(done) = in_flight.replace(queued) {
-            loader.recycle(log.wait_and_log(done)?);
+            loader.recycle(log.wait_and_log(done, world)?);
         }
-        writer.check()?;
+        writer.as_mut().map_or(Ok(()), Writer::check)?;
 
         let steps_done = step + 1;
         let epochs_done = steps_done / sampler.steps_per_epoch();
-        let interrupted = signals::requested();
+        let interrupted = log.interrupted();
         let evaluates = itstime(steps_done, sampler.steps_per_epoch())
             && (itstime(epochs_done, recipe.run.eval_every) || steps_done == total_steps);
         let due = itstime(steps_done, recipe.run.checkpoint_every) || itstime(steps_done, recipe.run.keep_every);
@@ -267,35 +310,48 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
         if (evaluates || saves)
             && let Some(done) = in_flight.take()
         {
-            loader.recycle(log.wait_and_log(done)?);
+            loader.recycle(log.wait_and_log(done, world)?);
         }
         if evaluates {
             idle.begin()?;
             state.with_averages(|| {
-                let found = test.evaluate(&classifier, classes.len(), recipe.run.precision, &pool, device)?;
+                let found = test.evaluate(&classifier, classes.len(), recipe.run.precision, &pool, world, device)?;
                 let evaluation = Evaluation::of(found, steps_done, epochs_done);
                 info!("{evaluation}");
-                evaluations.append(&evaluation)?;
-                log.evaluated(evaluation.scalars())?;
-                if test_set::best(&test_set::read(run.path())?) == Some(&evaluation) {
-                    save_best(&run, &state.params.tensors(), &recipe)?;
-                }
-                Ok(())
+                world.lead(|| {
+                    let Some((run, evaluations)) = run.as_ref().zip(evaluations.as_mut()) else {
+                        return Ok(());
+                    };
+                    evaluations.append(&evaluation)?;
+                    log.evaluated(evaluation.scalars())?;
+                    if test_set::best(&test_set::read(run.path())?) == Some(&evaluation) {
+                        save_best(run, &state.params.tensors(), &recipe)?;
+                    }
+                    Ok(())
+                })
             })?;
             idle.end()?;
         }
         if saves {
-            evaluations.sync()?;
-            rejects.write(run.path())?;
-            writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))?;
+            world.require_equal(&state.params.tensors())?;
+            rejects.extend(world.gather(rejects.reasons())?);
+            // The others wait for it, however slow the disk is.
+            world.lead(|| {
+                let (Some(run), Some(writer)) = (run_path, &mut writer) else {
+                    return Ok(());
+                };
+                evaluations.as_ref().map_or(Ok(()), StepLog::sync)?;
+                rejects.write(run)?;
+                writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))
+            })?;
         }
         if interrupted && steps_done < end {
-            writer.finish()?;
+            writer.as_mut().map_or(Ok(()), Writer::finish)?;
             warn!("interrupted after step {steps_done}; the same command goes on from there");
             return Ok(ExitStatus::Interrupted);
         }
     }
-    writer.finish()?;
+    writer.as_mut().map_or(Ok(()), Writer::finish)?;
     if end < total_steps {
         info!("stopped after step {end} of {total_steps} (--stop-after); the same command continues");
         return Ok(ExitStatus::Fine);
@@ -306,12 +362,36 @@ pub(crate) fn finetune(args: &FinetuneArgs, hub: &HubSettings, out: &mut dyn Wri
 }
 
 /// The classes of both sets. The outputs of a classifier that is resumed stay where they are.
-fn classes(args: &FinetuneArgs, run: &RunFolder, train: &ImageSource, test: &ImageSource) -> anyhow::Result<Classes> {
+fn classes(
+    args: &FinetuneArgs,
+    run: Option<&Path>,
+    train: &ImageSource,
+    test: &ImageSource,
+    world: &World,
+) -> anyhow::Result<Classes> {
     let set = |option, source| Set { option, source };
     let (train, test) = (set("--train", train), set("--test", test));
     let classes = Classes::of(&train, &test, args.labeled.match_classes, Numbering::Labels)?;
-    Ok(match finetuned::classes(run.path())? {
-        Some(stored) if checkpoint::newest(run.path())?.is_some() => classes.in_order_of(&stored),
-        _ => classes,
-    })
+    let stored = world.lead(|| match run {
+        Some(run) if checkpoint::newest(run)?.is_some() => finetuned::classes(run),
+        _ => Ok(None),
+    })?;
+    Ok(stored.map_or(classes.clone(), |stored| classes.in_order_of(&stored)))
+}
+
+/// The run folder of rank 0.
+fn open_run(args: &FinetuneArgs, recipe: &FinetuneRecipe) -> anyhow::Result<RunFolder> {
+    let images = [("--train", &*args.labeled.train), ("--test", &*args.labeled.test)];
+    run_folder::refuse_among_images(&args.out, &images)?;
+    RunFolder::open(&args.out, recipe)
+}
+
+/// What all processes of a run must have in common, besides their data.
+fn agreed(args: &FinetuneArgs, recipe: &FinetuneRecipe) -> BTreeMap<String, String> {
+    let mut facts = recipe.settings();
+    facts.extend([
+        ("--stop-after".to_owned(), format!("{:?}", args.stop_after)),
+        ("the program".to_owned(), format!("{} with {}", env!("CARGO_PKG_VERSION"), torch_ext::RUNTIME)),
+    ]);
+    facts
 }

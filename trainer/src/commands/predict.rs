@@ -70,7 +70,7 @@ pub(crate) fn predict(args: &PredictArgs, hub: &HubSettings, out: &mut dyn Write
     let chunks = Chunks::open(&args.out, &about)?;
     info!("{}: {} of {} classes", fitted.description, count(source.len() as u64, "image"), fitted.classes.len());
 
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.network.device.loader_threads(device)).build()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.network.device.loader_threads(device, 1)).build()?;
     let total = source.len().div_ceil(CHUNK);
     for index in (0..total).filter(|&index| !chunks.has(index)).collect::<Vec<_>>() {
         let range = index * CHUNK..source.len().min((index + 1) * CHUNK);

@@ -22,7 +22,7 @@ use program::signals::{self, Interrupted};
 use program::{ExitStatus, words::count};
 use schemas::Cache;
 use tch::{Device, Tensor};
-use torch_ext::{resolve_device, to_device};
+use torch_ext::to_device;
 use tracing::{info, warn};
 
 use crate::cli::PretrainArgs;
@@ -35,8 +35,9 @@ use crate::data::mimic::MimicDataset;
 use crate::data::normalize::Normalize;
 use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, RunTeacher};
+use crate::dist::{Cut, Place, Reducer, World, in_world, resolve_device};
 use crate::eval::features::Model;
-use crate::eval::watch::{Watch, WatchConfig, Watched};
+use crate::eval::watch::{EvalSchedule, Watch, WatchConfig, Watched};
 use crate::pretrained::{depth_window, init};
 use crate::recipe::any;
 use crate::recipe::{Experiment, Recipe, TeacherStats};
@@ -57,18 +58,30 @@ use crate::train::{run_folder, target_stats};
 #[cfg(test)]
 mod tests;
 
-/// Trains until the recipe's last step, or for `--stop-after` steps. Run again to continue.
-pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result<ExitStatus> {
+/// Trains until the recipe's last step, or for `--stop-after` steps. Run again to continue. `place` says which process of many this is.
+pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings, place: Option<&Place>) -> anyhow::Result<ExitStatus> {
+    let device = resolve_device(&args.device.device, place)?;
+    in_world(place, |world| {
+        let recipe = any::load(&args.recipe.recipe, &args.recipe.set)?;
+        train(args, hub, &recipe, world, device)
+    })
+}
+
+/// Trains as one of the processes of `world`. Rank 0 alone opens the run folder, evaluates and draws.
+fn train(
+    args: &PretrainArgs,
+    hub: &HubSettings,
+    recipe: &Recipe,
+    world: &World,
+    device: Device,
+) -> anyhow::Result<ExitStatus> {
     // ------------------------------------------------------------------ recipe and run folder
-    let device = resolve_device(&args.device.device)?;
-    let recipe = any::load::<Recipe>(&args.recipe.recipe, &args.recipe.set)?;
     recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
-    let mut images: Vec<_> = args.images.iter().map(|images| ("--images", images.as_str())).collect();
-    images.extend(args.eval_train.as_deref().map(|images| ("--eval-train", images)));
-    images.extend(args.eval_test.as_deref().map(|images| ("--eval-test", images)));
-    run_folder::refuse_among_images(&args.out, &images)?;
-    let run = RunFolder::open(&args.out, &recipe)?;
+    let share = world.share(recipe.optim.batch_size, recipe.optim.accum_iter, Cut::Ranges)?;
+    world.agree(&agreed(args, recipe))?;
+    world.connect(device, recipe.dist.timeout())?;
+    let run = world.is_main().then(|| open_run(args, recipe)).transpose()?;
     info!("recipe\n{}", recipe.to_toml().trim());
 
     // ------------------------------------------------------------------ cache, teachers, images
@@ -90,8 +103,9 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         };
         return Err(Problem::NoImages { why }.into());
     }
-    let init = init::open(&recipe, hub)?;
-    let mut data = data_identity(&recipe, &joined, &teachers)?;
+    let mut data = data_identity(recipe, &joined, &teachers)?;
+    world.agree(&data)?;
+    let init = world.is_main().then(|| init::open(recipe, hub)).transpose()?.flatten();
     data.extend(init.iter().map(init::Begin::fact));
 
     // ------------------------------------------------------------------ order and schedule
@@ -100,19 +114,23 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     let total_steps = sampler.total_steps(recipe.schedule.epochs)?;
 
     // ------------------------------------------------------------------ resume: the last checkpoint is of the same run
-    let last = checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?;
-    if let Some(last) = &last {
+    let last = match &run {
+        Some(run) => checkpoint::load_last(run.path(), &mut |notice| warn!("{notice}"))?,
+        None => None,
+    };
+    if let Some((run, last)) = run.as_ref().zip(last.as_ref()) {
         run_folder::refuse_other_data(run.path(), &last.state.data, &data)?;
         let before = Recipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
         let epoch = sampler.fractional_epoch(last.state.step);
         run_folder::refuse_other_length(run.path(), &before.schedule(), &schedule, epoch)?;
     }
+    let resumed = world.lead(|| Ok(last.as_ref().map(|last| last.state.clone())))?;
 
     // ------------------------------------------------------------------ student and optimizer
     let widths = teachers.iter().filter(|t| t.mimicked).map(|t| (t.id.to_string(), t.width.into())).collect();
     let mut stats = BTreeMap::new();
-    if last.is_none() {
-        // On resume the statistics are loaded with the parameters.
+    if world.is_main() && resumed.is_none() {
+        // On resume the statistics are loaded with the parameters, and the other processes get them with those of rank 0.
         for teacher in teachers.iter().filter(|t| t.mimicked) {
             let how = recipe.mimic_of(teacher.id.as_str());
             let cls = match teacher.mimics_cls {
@@ -125,10 +143,10 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     }
     let params = ParamStore::new(device, recipe.run.seed);
     let student = MrMae::new(&params.root(), &recipe.mr_mae_config(&widths, &stats))?;
-    if last.is_none()
+    if resumed.is_none()
         && let Some(init) = &init
     {
-        init.load(&params, &recipe)?;
+        init.load(&params, recipe)?;
     }
     let optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim);
     let mut state = TrainState::new(params, optim, recipe.optim.ema_decay.is_some());
@@ -154,30 +172,45 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         state.restore(last)?;
         info!("resuming {:?} after step {}", args.out, last.state.step);
     }
-    let start = last.as_ref().map_or(0, |last| last.state.step);
-    let mut watch = watch(args, &recipe, &caches, &run, start, &sampler, device)?;
+    drop(last);
+    world.broadcast(&state.tensors())?;
+    let start = resumed.as_ref().map_or(0, |resumed| resumed.step);
+    world.set_step(start);
+    let eval_schedule = evaluations(args, recipe, &sampler)?;
+    let mut watch = match &run {
+        Some(run) => eval_schedule.map(|when| watch(args, recipe, &caches, run, start, when, device)).transpose()?,
+        None => None,
+    };
     // An evaluation that was interrupted is made up for.
-    if let Some(watch) = watch.as_mut().filter(|watch| watch.due(start) && start > 0) {
-        let Some(watched) = evaluate(watch, &state, &recipe, &run, start, device)? else {
-            return Ok(ExitStatus::Interrupted);
+    let interrupted = world.lead(|| {
+        let Some((run, watch)) = run.as_ref().zip(watch.as_mut().filter(|watch| watch.due(start) && start > 0)) else {
+            return Ok(false);
+        };
+        let Some(watched) = evaluate(watch, &state, recipe, run, start, device)? else {
+            return Ok(true);
         };
         let scalars = watched.scalars();
         EventLog::open(run.path(), start)?.scalars(start, scalars.iter().map(|(tag, value)| (&**tag, *value)))?;
+        Ok(false)
+    })?;
+    if interrupted {
+        return Ok(ExitStatus::Interrupted);
     }
     if start >= total_steps {
         info!("{:?} is finished: all {total_steps} steps are done", args.out);
         return Ok(ExitStatus::Fine);
     }
-    let mut micro =
-        MicroBatches::new(recipe.optim.batch_size, last.as_ref().map_or(1, |last| last.state.micro_batches))?;
+    let mut micro = MicroBatches::of_share(&share, resumed.as_ref().map_or(1, |resumed| resumed.micro_batches))?;
+    let mut reducer = Reducer::new(world, &state.params.trainable(), &recipe.dist)?;
     let flop_per_image = Flops::of_pretraining(student.config(), recipe.len_keep()).step();
-    let log_config = LogConfig::of(&recipe.run, recipe.schedule.epochs, flop_per_image, device);
-    let mut log = TrainLog::open(run.path(), log_config, &sampler, device, last.map(|last| last.state))?;
+    let log_config = LogConfig::of(&recipe.run, recipe.schedule.epochs, flop_per_image, world, device);
+    let run_path = run.as_ref().map(RunFolder::path);
+    let mut log = TrainLog::open(run_path, log_config, &sampler, &share, device, resumed)?;
 
     // ------------------------------------------------------------------ loader
     let end = args.stop_after.map_or(total_steps, |n| total_steps.min(start.saturating_add(n)));
-    let dataset = MimicDataset::new(&recipe, &teachers, joined, sampler)?;
-    let threads = args.device.loader_threads(device);
+    let dataset = MimicDataset::new(recipe, &teachers, joined, sampler, share)?;
+    let threads = args.device.loader_threads(device, world.local_size());
     let mut loader = Loader::start(Arc::new(dataset), start..end, threads, recipe.data.prefetch, device)?;
 
     // ------------------------------------------------------------------ the loop
@@ -185,8 +218,7 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
     // A rate per block; each block has two residual branches.
     let drop_rates = linear_rates(recipe.model.drop_path, recipe.drop_path_branches() / 2);
     let drop_rates = Tensor::from_slice(&drop_rates).to_device(device);
-    let accum_iter = recipe.optim.accum_iter;
-    let mut writer = Writer::new(run.path(), Keep::of(&recipe.run));
+    let mut writer = run_path.map(|run| Writer::new(run, Keep::of(&recipe.run)));
     let mut idle = IdleMeter::new(device);
     let mut in_flight: Option<InFlight> = None;
     for step in start..end {
@@ -197,14 +229,16 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
         let mut batches: Vec<MimicBatch> = Vec::new();
         let losses = micro.retry_smaller(|per_batch| {
             state.optim.zero_grad();
+            reducer.begin();
+            let passes = share.batches() * per_batch;
             let mut losses = Vec::new();
-            for i in 0..accum_iter {
+            for i in 0..share.batches() {
                 if batches.len() == i {
                     batches.push(idle.pause(|| loader.next_batch())?);
                 }
                 for micro_batch in batches[i].micro_batches(per_batch) {
                     let imgs = normalize.forward(&to_device(&micro_batch.imgs, device)?);
-                    let (features, masking) = teachers::features(&recipe, &teachers, &micro_batch, device)?;
+                    let (features, masking) = teachers::features(recipe, &teachers, &micro_batch, device)?;
                     let uniform = micro_batch.drop_path.map(|uniform| to_device(&uniform, device)).transpose()?;
                     let drop_path = uniform.map(|uniform| DropPath::new(&uniform, &drop_rates));
 
@@ -216,69 +250,105 @@ pub(crate) fn pretrain(args: &PretrainArgs, hub: &HubSettings) -> anyhow::Result
                     let loss = student.forward(&features.batch(&imgs, &masking, pass));
                     // Each operation's backward uses the type its forward used.
                     drop(autocast);
-                    (&loss.total / (accum_iter * per_batch) as f64).backward();
                     losses.push(step::detach(&loss));
+                    if losses.len() == passes {
+                        reducer.last_pass();
+                    }
+                    (&loss.total / (passes * world.size()) as f64).backward();
                 }
             }
             Ok(losses)
         })?;
+        let waited = loader.take_waited();
+        let (losses, ranks) = reducer.finish(step::mean_losses(&losses), &log.facts(waited, micro.per_batch())?)?;
         let ema_decay = recipe.optim.ema_decay_at(step);
-        let values = state.optimizer_step(step::mean_losses(&losses), recipe.optim.clip_grad, ema_decay)?;
+        let values = state.optimizer_step(losses, ranks.as_ref(), recipe.optim.clip_grad, ema_decay)?;
         idle.end()?;
 
         // This step is queued; now the previous one is read, which is done or nearly so.
-        let (queued, waited, idle_gaps) = (Instant::now(), loader.take_waited(), idle.take());
-        let queued = InFlight { step, lr, values, batches, queued, waited, idle: idle_gaps };
+        let queued = InFlight { step, lr, values, batches, queued: Instant::now(), waited, idle: idle.take() };
         if let Some(done) = in_flight.replace(queued) {
-            loader.recycle(log.wait_and_log(done)?);
+            loader.recycle(log.wait_and_log(done, world)?);
         }
-        writer.check()?;
+        writer.as_mut().map_or(Ok(()), Writer::check)?;
 
         let steps_done = step + 1;
-        let interrupted = signals::requested();
+        let interrupted = log.interrupted();
         let due = itstime(steps_done, recipe.run.checkpoint_every) || itstime(steps_done, recipe.run.keep_every);
-        let evaluates = watch.as_ref().is_some_and(|watch| watch.due(steps_done));
+        let evaluates = eval_schedule.is_some_and(|when| when.due(steps_done));
         let saves = due || steps_done == end || interrupted;
         if (saves || evaluates)
             && let Some(done) = in_flight.take()
         {
-            let batches = log.wait_and_log(done)?;
-            let drawn = recipe.run.pictures.unwrap_or_default().min(recipe.optim.batch_size);
-            if let Some(batch) = batches.first().filter(|_| saves && drawn > 0) {
+            let batches = log.wait_and_log(done, world)?;
+            let drawn = recipe.run.pictures.unwrap_or_default().min(share.images());
+            if let Some((run, batch)) = run.as_ref().zip(batches.first()).filter(|_| saves && drawn > 0) {
                 idle.begin()?;
-                let grid = draw(&recipe, &student, &teachers, &batch.narrow(0, drawn), &normalize, device)?;
+                let grid = draw(recipe, &student, &teachers, &batch.narrow(0, drawn), &normalize, device)?;
                 idle.end()?;
                 let (image, png) = image_grid::publish(&grid, run.path(), steps_done)?;
                 log.picture("reconstruction", [image.width(), image.height()], &png)?;
             }
             loader.recycle(batches);
         }
-        if let Some(watch) = watch.as_mut().filter(|_| evaluates) {
+        let mut interrupted = log.interrupted();
+        if evaluates {
             idle.begin()?;
-            if let Some(watched) = evaluate(watch, &state, &recipe, &run, steps_done, device)? {
-                log.evaluated(watched.scalars())?;
-            }
+            // A signal may come during the evaluation, which then waits for the next call.
+            interrupted |= world.lead(|| {
+                let Some((run, watch)) = run.as_ref().zip(watch.as_mut()) else {
+                    return Ok(false);
+                };
+                let watched = evaluate(watch, &state, recipe, run, steps_done, device)?;
+                watched.as_ref().map_or(Ok(()), |watched| log.evaluated(watched.scalars()))?;
+                Ok(signals::requested())
+            })?;
             idle.end()?;
         }
-        // A signal may have come during the evaluation, which then waits for the next call.
-        let interrupted = interrupted || signals::requested();
         if saves || interrupted {
-            watch.as_ref().map_or(Ok(()), Watch::sync)?;
-            writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))?;
+            world.require_equal(&state.params.tensors())?;
+            // The others wait for it, however slow the disk is.
+            world.lead(|| {
+                let Some(writer) = &mut writer else {
+                    return Ok(());
+                };
+                watch.as_ref().map_or(Ok(()), Watch::sync)?;
+                writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))
+            })?;
         }
         if interrupted && steps_done < end {
-            writer.finish()?;
+            writer.as_mut().map_or(Ok(()), Writer::finish)?;
             warn!("interrupted after step {steps_done}; the same command goes on from there");
             return Ok(ExitStatus::Interrupted);
         }
     }
-    writer.finish()?;
+    writer.as_mut().map_or(Ok(()), Writer::finish)?;
     if end == total_steps {
         info!("finished: {total_steps} steps");
     } else {
         info!("stopped after step {end} of {total_steps} (--stop-after); the same command continues");
     }
     Ok(ExitStatus::Fine)
+}
+
+/// The run folder of rank 0.
+fn open_run(args: &PretrainArgs, recipe: &Recipe) -> anyhow::Result<RunFolder> {
+    let mut images: Vec<_> = args.images.iter().map(|images| ("--images", images.as_str())).collect();
+    images.extend(args.eval_train.as_deref().map(|images| ("--eval-train", images)));
+    images.extend(args.eval_test.as_deref().map(|images| ("--eval-test", images)));
+    run_folder::refuse_among_images(&args.out, &images)?;
+    RunFolder::open(&args.out, recipe)
+}
+
+/// What all processes of a run must have in common, besides their data.
+fn agreed(args: &PretrainArgs, recipe: &Recipe) -> BTreeMap<String, String> {
+    let mut facts = recipe.settings();
+    facts.extend([
+        ("--stop-after".to_owned(), format!("{:?}", args.stop_after)),
+        ("--eval-train".to_owned(), format!("{:?}", args.eval_train)),
+        ("the program".to_owned(), format!("{} with {}", env!("CARGO_PKG_VERSION"), torch_ext::RUNTIME)),
+    ]);
+    facts
 }
 
 /// Originals, masks and reconstructions of `batch` by the student as it is now, with a map of how close its tokens come to each teacher's.
@@ -302,31 +372,35 @@ fn draw(
     Ok(grid)
 }
 
-/// The images on which the student is evaluated while it is trained; `None` if there are none.
+/// When the student is evaluated while it is trained; `None` if there is nothing to evaluate on.
+fn evaluations(args: &PretrainArgs, recipe: &Recipe, sampler: &Sampler) -> anyhow::Result<Option<EvalSchedule>> {
+    if args.eval_train.is_none() {
+        ensure!(
+            recipe.run.eval_every.is_none(),
+            "run.eval_every is set, but there is nothing to evaluate on: give --eval-train and --eval-test"
+        );
+        return Ok(None);
+    }
+    let total_steps = sampler.total_steps(recipe.schedule.epochs)?;
+    Ok(Some(EvalSchedule { every: recipe.run.eval_every, steps_per_epoch: sampler.steps_per_epoch(), total_steps }))
+}
+
+/// The images on which the student is evaluated while it is trained.
 fn watch(
     args: &PretrainArgs,
     recipe: &Recipe,
     caches: &[Arc<Cache>],
     run: &RunFolder,
     start: u64,
-    sampler: &Sampler,
+    schedule: EvalSchedule,
     device: Device,
-) -> anyhow::Result<Option<Watch>> {
-    let Some((train, test)) = args.eval_train.clone().zip(args.eval_test.clone()) else {
-        ensure!(
-            recipe.run.eval_every.is_none(),
-            "run.eval_every is set, but there is nothing to evaluate on: give --eval-train and --eval-test"
-        );
-        return Ok(None);
-    };
+) -> anyhow::Result<Watch> {
     let config = WatchConfig {
-        train,
-        test,
+        train: args.eval_train.clone().unwrap_or_default(),
+        test: args.eval_test.clone().unwrap_or_default(),
         matching: args.match_classes,
         linprobe: args.eval_linprobe,
-        every: recipe.run.eval_every,
-        steps_per_epoch: sampler.steps_per_epoch(),
-        total_steps: sampler.total_steps(recipe.schedule.epochs)?,
+        schedule,
         precision: recipe.run.precision,
         device,
     };
@@ -334,7 +408,7 @@ fn watch(
     let identity = caches[0].identity();
     let decoder = Decoder::of_cache(&identity.image_code, identity.depth_window);
     let decoder = decoder.unwrap_or_else(|| Decoder::new(identity.depth_window));
-    Watch::open(config, decoder, args.device.loader_threads(device), run.path(), start).map(Some)
+    Watch::open(config, decoder, args.device.loader_threads(device, 1), run.path(), start)
 }
 
 /// Evaluates the student, by its moving average if it has one, and keeps the weights of the best evaluation. `None` if a signal came first.

@@ -15,6 +15,7 @@ use super::rejects::Rejects;
 use crate::data::batch::Samples;
 use crate::data::loader::{Dataset, cut};
 use crate::data::sampler::Sampler;
+use crate::dist::Share;
 use crate::recipe::finetune::Augment;
 
 /// One forward pass of labeled images and all random numbers it needs, on the CPU (page-locked when the device is a GPU).
@@ -44,8 +45,8 @@ pub(crate) struct LabeledDataset {
     pub labels: Vec<i64>,
     /// Which images each step sees.
     pub sampler: Sampler,
-    /// Images of a batch, N.
-    pub batch_size: usize,
+    /// Which of them this process loads: N of a batch.
+    pub share: Share,
     /// Side of an image, S.
     pub img_size: u32,
     /// Residual branches that may be dropped, B.
@@ -75,12 +76,12 @@ impl Dataset for LabeledDataset {
         &self.sampler
     }
 
-    fn batch_size(&self) -> usize {
-        self.batch_size
+    fn share(&self) -> &Share {
+        &self.share
     }
 
     fn allocate(&self, device: Device) -> torch_ext::Result<LabeledBatch> {
-        let (n, side) = (self.batch_size as i64, i64::from(self.img_size));
+        let (n, side) = (self.share.images() as i64, i64::from(self.img_size));
         let imgs = match self.augment.random_erasing > 0.0 {
             true => pinned_empty(&[n, 3, side, side], Kind::Float, device)?,
             false => pinned_empty(&[n, side, side, 3], Kind::Uint8, device)?,
@@ -88,7 +89,7 @@ impl Dataset for LabeledDataset {
         // At least one number per image, so that every image has its place in the tensor.
         let branches = self.branches.max(1) as i64;
         Ok(LabeledBatch {
-            samples: vec![(0, 0); self.batch_size],
+            samples: vec![(0, 0); self.share.images()],
             imgs,
             labels: pinned_empty(&[n], Kind::Int64, device)?,
             branches: pinned_empty(&[n, branches], Kind::Float, device)?,

@@ -16,6 +16,7 @@ use torch_ext::tensor_bytes_mut;
 
 use super::batch::MimicBatch;
 use super::sampler::Sampler;
+use crate::dist::Share;
 
 #[cfg(test)]
 mod tests;
@@ -30,8 +31,8 @@ pub(crate) trait Dataset: Send + Sync + 'static {
     type Batch: Send + 'static;
     /// Which samples each step sees.
     fn sampler(&self) -> &Sampler;
-    /// Samples of a batch.
-    fn batch_size(&self) -> usize;
+    /// Which part of each step is loaded: that of this process.
+    fn share(&self) -> &Share;
     /// A batch of unspecified content; page-locked when `device` is a GPU.
     fn allocate(&self, device: Device) -> torch_ext::Result<Self::Batch>;
     /// Whether reading takes round trips over a network, so that [`Dataset::prefetch`] is worth calling.
@@ -44,6 +45,11 @@ pub(crate) trait Dataset: Send + Sync + 'static {
     }
     /// Fills `batch` with the given samples of an epoch, on the threads of the pool it is called in.
     fn fill(&self, batch: &mut Self::Batch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()>;
+    /// Sets in a filled batch what depends on the whole batch of which it is this process's part.
+    fn set_whole(&self, batch: &mut Self::Batch, epoch: u64, whole: &[u32]) -> anyhow::Result<()> {
+        let _ = (batch, epoch, whole);
+        Ok(())
+    }
 }
 
 /// The host has no memory for a batch. Unlike a step that runs out of memory, this is not tried again in smaller micro-batches.
@@ -61,7 +67,7 @@ pub(crate) struct Loader<B = MimicBatch> {
 }
 
 impl<B: Send + 'static> Loader<B> {
-    /// Starts loading the batches of `steps`, each step as batches of the data set's batch size.
+    /// Starts loading the batches of `steps`, of each the data set's share.
     ///
     /// `threads` decode; `prefetch` finished batches may wait; memory is page-locked when `device` is a GPU.
     pub(crate) fn start(
@@ -131,20 +137,20 @@ fn run<D: Dataset>(
     batches: &Sender<anyhow::Result<D::Batch>>,
     used: &Receiver<D::Batch>,
 ) {
-    let mut next = micro_batches(dataset, steps);
+    let mut next = batches_of(dataset, steps);
     let mut queue = VecDeque::new();
     let mut images_ahead = 0;
     loop {
         let wanted = if dataset.is_remote() { AHEAD } else { 0 };
         while queue.is_empty() || images_ahead < wanted {
-            let Some((epoch, idxs)) = next.next() else { break };
+            let Some(planned) = next.next() else { break };
             if dataset.is_remote() {
-                dataset.prefetch(epoch, &idxs);
+                dataset.prefetch(planned.epoch, &planned.idxs);
             }
-            images_ahead += idxs.len();
-            queue.push_back((epoch, idxs));
+            images_ahead += planned.idxs.len();
+            queue.push_back(planned);
         }
-        let Some((epoch, idxs)) = queue.pop_front() else {
+        let Some(Planned { epoch, idxs, whole }) = queue.pop_front() else {
             return;
         };
         images_ahead -= idxs.len();
@@ -154,6 +160,7 @@ fn run<D: Dataset>(
         };
         let filled = batch.and_then(|mut batch| {
             pool.install(|| dataset.fill(&mut batch, epoch, &idxs))?;
+            whole.map_or(Ok(()), |whole| dataset.set_whole(&mut batch, epoch, &whole))?;
             Ok(batch)
         });
         let failed = filled.is_err();
@@ -163,9 +170,19 @@ fn run<D: Dataset>(
     }
 }
 
-/// The samples of every batch of `steps`, each with its epoch.
-fn micro_batches<D: Dataset>(dataset: &D, steps: std::ops::Range<u64>) -> impl Iterator<Item = (u64, Vec<u32>)> {
+/// A batch before it is loaded.
+struct Planned {
+    epoch: u64,
+    /// The samples to load.
+    idxs: Vec<u32>,
+    /// Those of the whole batch, if other processes load the rest of it.
+    whole: Option<Vec<u32>>,
+}
+
+/// The batches that `dataset`'s share has of `steps`.
+fn batches_of<D: Dataset>(dataset: &D, steps: std::ops::Range<u64>) -> impl Iterator<Item = Planned> {
     let mut current: Option<(u64, Vec<u32>)> = None;
+    let share = *dataset.share();
     steps.flat_map(move |step| {
         let position = dataset.sampler().position(step);
         let (epoch, permutation) = match current.take() {
@@ -173,7 +190,13 @@ fn micro_batches<D: Dataset>(dataset: &D, steps: std::ops::Range<u64>) -> impl I
             _ => (position.epoch, dataset.sampler().permutation(position.epoch)),
         };
         let of_step = &permutation[dataset.sampler().step_range(position.step)];
-        let batches: Vec<_> = of_step.chunks(dataset.batch_size()).map(|idxs| (epoch, idxs.to_vec())).collect();
+        let planned = |batch: &[u32]| Planned {
+            epoch,
+            idxs: share.of_batch(batch),
+            whole: (share.parts() > 1).then(|| batch.to_vec()),
+        };
+        let batches: Vec<_> =
+            of_step.chunks(share.batch_size()).skip(share.batch(0)).take(share.batches()).map(planned).collect();
         current = Some((epoch, permutation));
         batches
     })

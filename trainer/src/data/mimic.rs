@@ -20,6 +20,7 @@ use super::sample::Sample;
 use super::sampler::Sampler;
 use super::teachers::{self, RunTeacher};
 use super::window::Window;
+use crate::dist::Share;
 use crate::recipe::{MaskKind, Recipe};
 
 /// Samples of the caches, their pixels, and the rows of the teachers that do not run online for all views.
@@ -34,6 +35,8 @@ pub(crate) struct MimicDataset {
     pub shape: BatchShape,
     /// Which samples each step sees.
     pub sampler: Sampler,
+    /// Which of them this process loads.
+    pub share: Share,
     /// Seed of mask noise, stochastic depth, teacher dropping, shifts and fresh views.
     pub seed: u64,
     /// Probability with which a view is a fresh one.
@@ -49,8 +52,8 @@ impl Dataset for MimicDataset {
         &self.sampler
     }
 
-    fn batch_size(&self) -> usize {
-        self.shape.batch_size
+    fn share(&self) -> &Share {
+        &self.share
     }
 
     fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
@@ -79,6 +82,15 @@ impl Dataset for MimicDataset {
 
     fn fill(&self, batch: &mut MimicBatch, epoch: u64, idxs: &[u32]) -> anyhow::Result<()> {
         MimicDataset::fill(self, batch, epoch, idxs)
+    }
+
+    fn set_whole(&self, batch: &mut MimicBatch, epoch: u64, whole: &[u32]) -> anyhow::Result<()> {
+        if batch.teacher_drop.is_some() {
+            let draws = whole.iter().flat_map(|&idx| self.teacher_draws(epoch, self.sample_id(idx as usize)));
+            let uniform = Tensor::from_slice(&draws.collect::<Vec<f64>>()).view([whole.len() as i64, -1]);
+            batch.mean_kept = mean_kept(&uniform, self.drop);
+        }
+        Ok(())
     }
 }
 
@@ -111,10 +123,11 @@ impl MimicDataset {
         teachers: &[RunTeacher],
         joined: JoinedCaches,
         sampler: Sampler,
+        share: Share,
     ) -> anyhow::Result<MimicDataset> {
         let known = joined.members().first().map(|member| member.cache.teachers());
         let shape = BatchShape {
-            batch_size: recipe.optim.batch_size,
+            batch_size: share.images(),
             img_size: recipe.model.img_size,
             grid: recipe.grid(),
             view_grid: teachers::view_grid(recipe, known.unwrap_or(&BTreeMap::new()))?,
@@ -138,7 +151,7 @@ impl MimicDataset {
             images.open_ahead(&parts);
         }
         let (seed, fresh, drop) = (recipe.run.seed, recipe.data.fresh, recipe.mimic.drop);
-        Ok(MimicDataset { joined, rows, pixels, shape, sampler, seed, fresh, drop })
+        Ok(MimicDataset { joined, rows, pixels, shape, sampler, share, seed, fresh, drop })
     }
 
     /// Fills `batch` with the given samples of an epoch. Of several problems, the first slot's is returned.
@@ -163,9 +176,20 @@ impl MimicDataset {
             return None;
         }
         let (_, joined, at) = self.joined.locate(idx);
-        let sample_id = joined.first_sample_id + joined.samples.get(at, 0).0.sample_id;
-        let mut rng = Rng::new(self.seed, Purpose::Fresh, &[epoch, sample_id]);
+        let mut rng = Rng::new(self.seed, Purpose::Fresh, &[epoch, self.sample_id(idx)]);
         (rng.uniform_f64() < self.fresh).then(|| joined.samples.draw_fresh(at, &mut rng))
+    }
+
+    /// The number of image `idx` among those of all caches, by which its random numbers are keyed.
+    fn sample_id(&self, idx: usize) -> u64 {
+        let (_, joined, at) = self.joined.locate(idx);
+        joined.first_sample_id + joined.samples.get(at, 0).0.sample_id
+    }
+
+    /// The random numbers by which teachers are dropped for an image.
+    fn teacher_draws(&self, epoch: u64, sample_id: u64) -> impl Iterator<Item = f64> {
+        let mut rng = Rng::new(self.seed, Purpose::TeacherDrop, &[epoch, sample_id]);
+        std::iter::repeat_with(move || rng.uniform_f64()).take(self.shape.teacher_drop)
     }
 
     /// Fills the memory of image `idx` with its `fresh` view, or with its stored one of number `view`.
@@ -236,8 +260,7 @@ impl MimicDataset {
 
         // ---- teacher dropping
         if let Some(teacher_drop) = slot.teacher_drop {
-            let mut rng = Rng::new(self.seed, Purpose::TeacherDrop, &[epoch, sample_id]);
-            write(teacher_drop, std::iter::repeat_with(|| rng.uniform_f64().to_ne_bytes()));
+            write(teacher_drop, self.teacher_draws(epoch, sample_id).map(f64::to_ne_bytes));
         }
 
         // ---- teachers

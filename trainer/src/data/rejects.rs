@@ -48,6 +48,16 @@ impl Rejects {
         }
     }
 
+    /// All rejects so far, by key.
+    pub(crate) fn reasons(&self) -> BTreeMap<String, String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what other processes have rejected, without a warning, which they have given.
+    pub(crate) fn extend(&self, others: impl IntoIterator<Item = BTreeMap<String, String>>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(others.into_iter().flatten());
+    }
+
     /// Writes all rejects into the run folder, in the order of their keys; writes no file if there are none.
     pub(crate) fn write(&self, run: &Path) -> anyhow::Result<()> {
         let reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -48,6 +48,19 @@ impl Counter {
         Ok(())
     }
 
+    /// All counts, so that those of many processes can be added up.
+    pub(crate) fn numbers(&self) -> Vec<f64> {
+        let counts = self.classes.iter().flat_map(|&(images, right)| [images, right]);
+        counts.chain([self.within_top5]).map(|count| count as f64).collect()
+    }
+
+    /// From a sum of [`Counter::numbers`].
+    pub(crate) fn of_numbers(numbers: &[f64]) -> Counter {
+        let (classes, within_top5) = numbers.split_at(numbers.len().saturating_sub(1));
+        let classes = classes.chunks_exact(2).map(|of_class| (of_class[0] as u64, of_class[1] as u64));
+        Counter { classes: classes.collect(), within_top5: within_top5.iter().map(|&n| n as u64).sum() }
+    }
+
     /// The shares over all counted images.
     pub(crate) fn finish(&self) -> anyhow::Result<TopK> {
         let sum = |part: fn(&(u64, u64)) -> u64| self.classes.iter().map(part).sum::<u64>() as f64;
@@ -90,6 +103,7 @@ mod tests {
         counter.add(&top_classes(&scores), &[0, 0, 4]).unwrap();
         counter.add(&top_classes(&scores.narrow(0, 0, 1)), &[1]).unwrap();
         let found = counter.finish().unwrap();
+        assert_eq!(Counter::of_numbers(&counter.numbers()).finish().unwrap(), found);
         assert_eq!((found.top1, found.top5), (0.5, 0.75));
         // Class 0 is always right, classes 1 and 4 never.
         assert!((found.balanced - 1.0 / 3.0).abs() < 1e-12);

@@ -42,7 +42,7 @@ impl Frozen {
         Ok(Frozen {
             models: loaded,
             device,
-            pool: rayon::ThreadPoolBuilder::new().num_threads(network.device.loader_threads(device)).build()?,
+            pool: rayon::ThreadPoolBuilder::new().num_threads(network.device.loader_threads(device, 1)).build()?,
             decoder: depth_window::decoder(network.depth_window, &names)?,
             precision: network.precision,
         })

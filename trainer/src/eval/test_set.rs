@@ -20,6 +20,7 @@ use super::accuracy::{Counter, TopK, top_classes};
 use crate::data::batch::stack;
 use crate::data::decode_ahead::decode_ahead;
 use crate::data::normalize::Normalize;
+use crate::dist::World;
 use torch_ext::to_device;
 
 /// The file in a run folder with one [`Evaluation`] per line.
@@ -143,30 +144,36 @@ pub(crate) struct Outcome {
     pub accuracy: TopK,
     /// Images that were classified.
     pub images: usize,
-    /// Keys of the other images, and what is wrong with them.
+    /// Keys of the other images, and what is wrong with them: on rank 0.
     pub skipped: Vec<String>,
 }
 
 impl TestSet {
-    /// Classifies all images that can be read. `pool` decodes one batch ahead.
+    /// Classifies all images that can be read; each process of `world` takes a share of them, and all get the outcome. `pool` decodes one
+    /// batch ahead.
     pub(crate) fn evaluate(
         &self,
         classifier: &Classifier,
         n_classes: usize,
         precision: Precision,
         pool: &rayon::ThreadPool,
+        world: &World,
         device: Device,
     ) -> anyhow::Result<Outcome> {
+        let range = world.range(self.source.len());
         let normalize = Normalize::of(self.normalization, device);
         let _no_grad = tch::no_grad_guard();
         let mut counter = Counter::new(n_classes);
         let (mut loss_sum, mut images, mut skipped) = (0.0, 0, Vec::new());
-        let decode = |i: usize| (i, read_center(&self.source, i, self.crop_pct, self.img_size));
+        let decode = |i: usize| {
+            let i = range.start + i;
+            (i, read_center(&self.source, i, self.crop_pct, self.img_size))
+        };
         decode_ahead(
-            self.source.len(),
+            range.len(),
             self.batch_size,
             pool,
-            |i| self.source.prefetch(i),
+            |i| self.source.prefetch(range.start + i),
             decode,
             |decoded| {
                 let (mut labels, mut rendered) = (Vec::new(), Vec::new());
@@ -194,6 +201,11 @@ impl TestSet {
                 counter.add(&top_classes(&scores), &labels)
             },
         )?;
+        let mut numbers = vec![loss_sum, images as f64];
+        numbers.extend(counter.numbers());
+        let numbers = world.sum(&numbers)?;
+        let (loss_sum, images, counter) = (numbers[0], numbers[1] as usize, Counter::of_numbers(&numbers[2..]));
+        let skipped = world.gather(skipped)?.concat();
         if let Some(first) = skipped.first() {
             warn!("--test: {} cannot be used, the first is {first}", count(skipped.len() as u64, "image"));
         }

@@ -45,12 +45,26 @@ pub(crate) struct WatchConfig {
     pub matching: Matching,
     /// Whether a linear probe is trained as well.
     pub linprobe: bool,
+    pub schedule: EvalSchedule,
+    pub precision: Precision,
+    pub device: Device,
+}
+
+/// When a student is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EvalSchedule {
     /// Epochs between two evaluations; `None` = only at the end.
     pub every: Option<u64>,
     pub steps_per_epoch: u64,
     pub total_steps: u64,
-    pub precision: Precision,
-    pub device: Device,
+}
+
+impl EvalSchedule {
+    /// Whether this many steps end an epoch that is evaluated.
+    pub(crate) fn due(&self, steps_done: u64) -> bool {
+        itstime(steps_done, self.steps_per_epoch)
+            && (itstime(steps_done / self.steps_per_epoch, self.every) || steps_done == self.total_steps)
+    }
 }
 
 /// What a student knew after some step: one line of `evaluations.jsonl`.
@@ -136,10 +150,7 @@ impl Watch {
 
     /// Whether the student has to be evaluated after this many steps.
     pub(crate) fn due(&self, steps_done: u64) -> bool {
-        let per_epoch = self.config.steps_per_epoch;
-        steps_done > self.last
-            && itstime(steps_done, per_epoch)
-            && (itstime(steps_done / per_epoch, self.config.every) || steps_done == self.config.total_steps)
+        steps_done > self.last && self.config.schedule.due(steps_done)
     }
 
     /// Evaluates `student` as it is after `steps_done` steps and notes the result. Returns it, and whether it is the best so far on these images.
@@ -182,7 +193,7 @@ impl Watch {
         }
         let watched = Watched {
             step: steps_done,
-            epoch: steps_done / self.config.steps_per_epoch,
+            epoch: steps_done / self.config.schedule.steps_per_epoch,
             train: self.config.train.clone(),
             test: self.config.test.clone(),
             train_images: train.idxs.len(),

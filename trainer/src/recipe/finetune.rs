@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::data::PREFETCH;
 use super::model::model_error;
 use super::schedule::Schedule;
-use super::{Error, Experiment, Optim, Run, ScheduleConfig, ScheduleKind, optim};
+use super::{Dist, Error, Experiment, Optim, Run, ScheduleConfig, ScheduleKind, optim};
 
 /// Views are numbered by epoch in 16 bits.
 const MAX_EPOCHS: u64 = 1 << 16;
@@ -45,6 +45,9 @@ pub(crate) struct FinetuneRecipe {
     /// Seed, precision, logging and checkpoints.
     #[serde(default)]
     pub run: Run,
+    /// How processes work together.
+    #[serde(default)]
+    pub dist: Dist,
     /// The encoder that is fine-tuned, at the image size of fine-tuning. `trainer finetune` fills it in from `--init`, so that the run's
     /// weights can be used without the initial ones; a recipe that is written by hand leaves it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

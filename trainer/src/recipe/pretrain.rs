@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Data, Error, Experiment, FocusMode, Loss, Mask, MaskKind, Mimic, Model, Optim, Run, ScheduleConfig, ScheduleKind,
-    Target, optim,
+    Data, Dist, Error, Experiment, FocusMode, Loss, Mask, MaskKind, Mimic, Model, Optim, Run, ScheduleConfig,
+    ScheduleKind, Target, optim,
 };
 use crate::recipe::schedule::Schedule;
 use program::recipe::require;
@@ -48,6 +48,9 @@ pub(crate) struct Recipe {
     /// Seed, precision, logging and checkpoints.
     #[serde(default)]
     pub run: Run,
+    /// How processes work together.
+    #[serde(default)]
+    pub dist: Dist,
 }
 
 impl Recipe {
@@ -84,6 +87,7 @@ impl Experiment for Recipe {
             prefetch.unwrap_or_default(),
             "is a setting of fine-tuning; pretraining has data.prefetch",
         )?;
+        self.dist.check()?;
         self.run.check()
     }
 

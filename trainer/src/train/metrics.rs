@@ -76,6 +76,12 @@ pub(crate) struct Line {
     /// one of the two is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
+    /// Processes that train together, of which rates are the sum, and waits, idle times and memory the largest; absent for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub world_size: Option<usize>,
+    /// The process whose host took longest for its part of the steps, which the others waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowest_rank: Option<usize>,
     /// Skipped steps since the previous line.
     pub skipped: u64,
     /// Means over the finite steps since the previous line: `loss` (the weighted total), `rec`, `mimic.<teacher>`,
@@ -113,6 +119,9 @@ impl Line {
         text += &format!("  {:.2} GB", self.peak_memory_bytes as f64 / 1e9);
         if let Some(mfu) = self.mfu {
             text += &format!("  mfu {:.0}%", 100.0 * mfu);
+        }
+        if let Some((world_size, slowest)) = self.world_size.zip(self.slowest_rank) {
+            text += &format!("  {world_size} ranks, slowest {slowest}");
         }
         text += &format!("  eta {}", human_time(eta));
         text

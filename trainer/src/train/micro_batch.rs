@@ -12,6 +12,7 @@ use torch_ext::{OutOfMemory, attempt};
 use tracing::warn;
 
 use crate::data::loader::NoHostMemory;
+use crate::dist::Share;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -31,6 +32,17 @@ impl MicroBatches {
             "the checkpoint splits each batch into {per_batch} micro-batches, which do not divide optim.batch_size = {batch_size}"
         );
         Ok(MicroBatches { batch_size, per_batch })
+    }
+
+    /// The part of each batch that a process takes, where whole batches are split into at least `per_batch` micro-batches: by this process or
+    /// before by others.
+    pub(crate) fn of_share(share: &Share, per_batch: usize) -> anyhow::Result<MicroBatches> {
+        let (images, least) = (share.images(), per_batch.div_ceil(share.parts()));
+        let divides = |per_batch: &usize| images.is_multiple_of(*per_batch);
+        match share.parts() {
+            1 => MicroBatches::new(images, per_batch),
+            _ => MicroBatches::new(images, (least.max(1)..=images).find(divides).unwrap_or(images)),
+        }
     }
 
     /// How many micro-batches a batch is split into.

@@ -6,6 +6,8 @@ use models::mr_mae::Losses;
 use tch::{Kind, Tensor};
 use torch_ext::HostCopy;
 
+use crate::dist::RankFacts;
+
 #[cfg(test)]
 mod tests;
 
@@ -13,23 +15,36 @@ mod tests;
 #[derive(Debug)]
 pub(crate) struct StepValues {
     names: Vec<String>,
-    /// `[names + 1]` f32; the last is 1 if everything was finite and the update was done.
+    /// `[names + 1 + R]` f32: the scalars, 1 if everything was finite and the update was done, and the numbers of all ranks.
     values: HostCopy,
 }
 
+/// What a step gave.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StepRead {
+    /// Whether everything was finite and the update was done.
+    pub finite: bool,
+    /// Every scalar by name: `loss` (the weighted total), its unweighted terms (`rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`), the shares of
+    /// images for which teachers count where some are dropped (`mimic_kept.<teacher>`), and `grad_norm` before clipping.
+    pub scalars: BTreeMap<String, f64>,
+    /// What each process of the group said of itself; none if this one is alone.
+    pub ranks: Vec<RankFacts>,
+}
+
 impl StepValues {
-    /// Begins the copy of `values [names + 1]` to the host.
+    /// Begins the copy of `values [names + 1 + R]` to the host.
     pub(crate) fn queue(names: Vec<String>, values: &Tensor) -> anyhow::Result<StepValues> {
         Ok(StepValues { names, values: HostCopy::start(&values.to_kind(Kind::Float))? })
     }
 
-    /// Waits for this step, but not for what has been queued since, and reads its values: whether the update was done, and every scalar by
-    /// name: `loss` (the weighted total), its unweighted terms (`rec`, `mimic.<teacher>`, `mimic_cls.<teacher>`), the shares of images for which
-    /// teachers count where some are dropped (`mimic_kept.<teacher>`), and `grad_norm` before clipping.
-    pub(crate) fn read(&mut self) -> anyhow::Result<(bool, BTreeMap<String, f64>)> {
-        let values = Vec::<f32>::try_from(&*self.values.wait()?)?;
-        let named = self.names.iter().cloned().zip(values.iter().map(|&v| f64::from(v))).collect();
-        Ok((values.last() == Some(&1.0), named))
+    /// Waits for this step, but not for what has been queued since, and reads its values. `check` is called now and then while it waits, and its
+    /// error ends the wait.
+    pub(crate) fn read(&mut self, check: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<StepRead> {
+        let values = Vec::<f32>::try_from(&*self.values.wait_with(check)?)?;
+        let (scalars, rest) = values.split_at(self.names.len());
+        let scalars = self.names.iter().cloned().zip(scalars.iter().map(|&v| f64::from(v))).collect();
+        let ranks = rest[1..].chunks_exact(RankFacts::LEN).map(RankFacts::from_numbers).collect();
+        Ok(StepRead { finite: rest[0] == 1.0, scalars, ranks })
     }
 }
 

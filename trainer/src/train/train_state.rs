@@ -39,6 +39,12 @@ impl TrainState {
         Ok(())
     }
 
+    /// Handles on everything that a step changes, in the same order in every process.
+    pub(crate) fn tensors(&self) -> Vec<Tensor> {
+        let ema = self.ema.as_ref().map(Ema::state).unwrap_or_default();
+        self.params.tensors().into_values().chain(self.optim.state().into_values()).chain(ema.into_values()).collect()
+    }
+
     /// A checkpoint of everything, with handles on the tensors as they are now.
     pub(crate) fn checkpoint(&self, state: State, recipe: String) -> Checkpoint {
         let averaged = |ema: &Ema| {
@@ -57,10 +63,11 @@ impl TrainState {
 
     /// Clips the gradients if asked to and takes the step, unless a loss or a gradient is not finite: then parameters, moments, step counts
     /// and averages stay as they are. The device decides; the host learns the decision from [`StepValues::read`], together with
-    /// `losses` and the gradient's norm before clipping. `ema_decay` is the decay of the moving average at this step.
+    /// `losses`, the gradient's norm before clipping, and the numbers of all `ranks`. `ema_decay` is the decay of the moving average at this step.
     pub(crate) fn optimizer_step(
         &mut self,
         losses: Vec<(String, Tensor)>,
+        ranks: Option<&Tensor>,
         clip_grad: Option<f64>,
         ema_decay: Option<f64>,
     ) -> anyhow::Result<StepValues> {
@@ -78,7 +85,9 @@ impl TrainState {
         if let Some((ema, decay)) = self.ema.as_mut().zip(ema_decay) {
             ema.update_if(decay, &finite)?;
         }
-        StepValues::queue(names, &Tensor::cat(&[values, finite.to_kind(Kind::Float).view([1])], 0))
+        let mut parts = vec![values, finite.to_kind(Kind::Float).view([1])];
+        parts.extend(ranks.map(Tensor::shallow_clone));
+        StepValues::queue(names, &Tensor::cat(&parts, 0))
     }
 
     /// Swaps the averages in for the parameters while `f` runs; without a moving average it only runs `f`.

@@ -32,7 +32,7 @@ mod python;
 fn run(args: &[&str]) -> anyhow::Result<String> {
     let mut out = Vec::new();
     let cli = Cli::try_parse_from([&["trainer"], args].concat())?;
-    crate::run(&cli, &HubSettings::default(), &mut out)?;
+    crate::run(&cli, &HubSettings::default(), None, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 

@@ -46,7 +46,7 @@ checkpoint_every = 5
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out)?;
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), None, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 

@@ -102,7 +102,7 @@ fn steps_are_those_of_the_run() {
     let run = |args: &[String]| {
         let mut out = Vec::new();
         let cli = crate::cli::Cli::try_parse_from(args).unwrap();
-        crate::run(&cli, &HubSettings::default(), &mut out)
+        crate::run(&cli, &HubSettings::default(), None, &mut out)
             .map(|_| String::from_utf8(out).unwrap())
             .map_err(|error| format!("{error:#}"))
     };
@@ -267,7 +267,7 @@ fn a_recipe_of_fine_tuning_says_what_is_missing() {
         args.extend(more);
         let mut out = Vec::new();
         let cli = crate::cli::Cli::try_parse_from(args).unwrap();
-        crate::run(&cli, &HubSettings::default(), &mut out)
+        crate::run(&cli, &HubSettings::default(), None, &mut out)
             .map(|_| String::from_utf8(out).unwrap())
             .map_err(|error| format!("{error:#}"))
     };

@@ -12,7 +12,7 @@ use crate::testing::{World, write_images};
 
 fn run(args: &str) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(&Cli::try_parse_from(args.split(' ')).unwrap(), &HubSettings::default(), &mut out)?;
+    crate::run(&Cli::try_parse_from(args.split(' ')).unwrap(), &HubSettings::default(), None, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -21,7 +21,7 @@ fn world() -> World {
     let world = World::with_cache(24);
     write_images(&world.path("test"), 10, 99);
     let args = world.pretrain_args("pretrained", &["--stop-after", "2"]);
-    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut Vec::new()).unwrap();
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), None, &mut Vec::new()).unwrap();
     let recipe = "[augment]\nrand_augment = \"none\"\nmixup = 0.0\ncutmix = 0.0\ncrop_pct = 0.8\n[optim]\nbatch_size = 8\nlr = 2e-3\n\
                   [schedule]\nepochs = 2\nwarmup_epochs = 1\n[run]\nprecision = \"f32\"\n";
     schemas::atomic::write(&world.path("finetune.toml"), recipe.as_bytes()).unwrap();

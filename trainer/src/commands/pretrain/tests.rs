@@ -32,7 +32,7 @@ mod switches;
 mod watched;
 
 fn run(args: &[String]) -> anyhow::Result<()> {
-    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut Vec::new()).map(|_| ())
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), None, &mut Vec::new()).map(|_| ())
 }
 
 /// Trains into `name` and gives the run folder.

@@ -9,7 +9,7 @@ use crate::train::image_grid::pictures;
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out)?;
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), None, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 

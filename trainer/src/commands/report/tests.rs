@@ -13,7 +13,7 @@ fn run(args: &[String]) -> anyhow::Result<String> {
     use clap::Parser;
     let cli = crate::cli::Cli::try_parse_from(args).unwrap();
     let mut out = Vec::new();
-    crate::run(&cli, &hub::HubSettings::default(), &mut out)?;
+    crate::run(&cli, &hub::HubSettings::default(), None, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 

@@ -12,7 +12,7 @@ use crate::testing::{World, overridden};
 
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out)?;
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), None, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 

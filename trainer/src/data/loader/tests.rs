@@ -14,6 +14,7 @@ use crate::data::join;
 use crate::data::joined::JoinedCaches;
 use crate::data::mimic::MimicDataset;
 use crate::data::teachers::{self, RunTeacher};
+use crate::dist::Share;
 use crate::recipe::{Experiment, Recipe};
 use crate::testing::{RECIPE, TEACHER_WIDTH, World, relative_l2};
 
@@ -32,7 +33,8 @@ fn open(world: &World, settings: &[&str], online: &[String]) -> (Recipe, Vec<Run
     let samples = join::join(&cache, &[], &images, &recipe.data, &|_, _| ()).unwrap();
     let sampler = Sampler::new(recipe.run.seed, samples.len(), recipe.optim.effective_batch()).unwrap();
     let joined = JoinedCaches::new(vec![(cache, Arc::new(images), samples)]);
-    let dataset = MimicDataset::new(&recipe, &teachers, joined, sampler).unwrap();
+    let share = Share::whole(recipe.optim.batch_size, recipe.optim.accum_iter);
+    let dataset = MimicDataset::new(&recipe, &teachers, joined, sampler, share).unwrap();
     (recipe, teachers, dataset)
 }
 

@@ -17,7 +17,7 @@ use crate::testing::{RECIPE as WORLD_RECIPE, World};
 
 fn run(args: &[String]) -> anyhow::Result<()> {
     let cli = Cli::try_parse_from(args).unwrap();
-    crate::run(&cli, &HubSettings::default(), &mut Vec::new()).map(drop)
+    crate::run(&cli, &HubSettings::default(), None, &mut Vec::new()).map(drop)
 }
 
 /// A student of the world's recipe, trained by other means: its file in MAE's names.

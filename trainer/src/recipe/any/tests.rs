@@ -112,7 +112,7 @@ fn either_kind_is_printed_resolved() {
         let path = recipes.join(name);
         let args = ["trainer", "config", "--recipe", path.to_str().unwrap(), "--set", "run.seed=7"];
         let mut out = Vec::new();
-        crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut out).unwrap();
+        crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), None, &mut out).unwrap();
         let settings = ["run.seed=7".to_owned()];
         let expected = match name.starts_with("finetune") {
             true => FinetuneRecipe::load(&path, &settings).unwrap().to_toml(),

@@ -12,6 +12,8 @@ fn line(step: u64) -> Line {
         device_idle_share: Some(0.125),
         peak_memory_bytes: 123,
         mfu: None,
+        world_size: None,
+        slowest_rank: None,
         skipped: 0,
         means: BTreeMap::from([("loss".to_owned(), 0.5), ("mimic.clip".to_owned(), 0.1 + 0.2)]),
     }

@@ -72,7 +72,10 @@ fn accumulate(student: &MrMae, imgs: &Tensor, masking: &Masking, features: &Feat
 }
 
 fn update(rig: &mut Rig, losses: &[Losses], clip_grad: Option<f64>) -> (bool, BTreeMap<String, f64>) {
-    rig.state.optimizer_step(mean_losses(losses), clip_grad, None).unwrap().read().unwrap()
+    let mut values = rig.state.optimizer_step(mean_losses(losses), None, clip_grad, None).unwrap();
+    let read = values.read(|| Ok(())).unwrap();
+    assert_eq!(read.ranks, []);
+    (read.finite, read.scalars)
 }
 
 fn gradient(rig: &mut Rig, halves: &[(i64, i64)]) -> Vec<Losses> {

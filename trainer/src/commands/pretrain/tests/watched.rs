@@ -21,7 +21,7 @@ fn evaluated(command: &str, model: &str, [train, test]: &[String; 2], more: &[&s
     let mut args = vec!["trainer", command, "--model", model, "--train", train, "--test", test, "--json"];
     args.extend(more);
     let mut printed = Vec::new();
-    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), &mut printed).unwrap();
+    crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), None, &mut printed).unwrap();
     serde_json::from_slice(&printed).unwrap()
 }
 

@@ -1,0 +1,22 @@
+//! Training in many processes: data parallel, one process for each GPU, as torchrun and Slurm start them.
+//!
+//! The recipe's batch is that of all processes: each takes its [`Share`] of every step, and the sum of their gradients is the step's. So order,
+//! masks, learning rate and the identity of a run do not know how many they are.
+//!
+//! | file | content |
+//! |---|---|
+//! | `place.rs` | which process this is, as its launcher says, and its GPU |
+//! | `share.rs` | which images of a step a process takes |
+//! | `world.rs` | meeting the others, and what is done in common |
+//! | `reducer.rs` | the sum of gradients and losses at the end of a step |
+
+mod place;
+mod reducer;
+mod share;
+mod world;
+
+pub use place::Place;
+pub(crate) use place::resolve_device;
+pub(crate) use reducer::{RankFacts, Reducer};
+pub(crate) use share::{Cut, Share};
+pub(crate) use world::{LostRank, World, in_world};

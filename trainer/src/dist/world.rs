@@ -1,0 +1,562 @@
+//! The processes that train together: how they meet, what they tell each other, and who is missing when something fails.
+//!
+//! Small things go through the store, which rank 0 or torchrun's agent keeps; tensors go through the process group. Everything is asked for in the same
+//! order by all, because all of them run the same loop and decide by what all of them know.
+
+use std::cell::{Cell, OnceCell};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use models::params::Tensors;
+use program::exit::SaidElsewhere;
+use program::signals::{self, Interrupted};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{ProcessGroup, Reduction, Store};
+
+use super::place::Place;
+use super::share::{Cut, Share};
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+/// How long to wait for processes that start.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a process that has lost the others waits for what they say about it.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Another process is gone, or did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "rank {rank}, after step {step}: {why}. When all are there again, the same command continues from the last checkpoint"
+)]
+pub(crate) struct LostRank {
+    /// The process that noticed it.
+    rank: usize,
+    /// Steps done.
+    step: u64,
+    why: String,
+}
+
+/// How a process has ended, as it tells the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Ending {
+    Fine,
+    /// It has lost another one.
+    Lost,
+    /// By an error of its own.
+    Failed(String),
+}
+
+/// The processes that train together; a process that is alone has nobody to ask.
+#[derive(Debug)]
+pub(crate) struct World {
+    others: Option<Others>,
+    /// Steps done, for messages.
+    step: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct Others {
+    place: Place,
+    store: Store,
+    connected: OnceCell<Connected>,
+    /// Number of the next exchange through the store.
+    round: Cell<u64>,
+}
+
+/// The tensors' way to the others.
+#[derive(Debug)]
+struct Connected {
+    device: Device,
+    group: Arc<ProcessGroup>,
+    timeout: Duration,
+}
+
+/// Meets the others, if `place` says that there are any, works, and leaves.
+///
+/// # Errors
+/// Those of `work`; [`LostRank`] if another process is gone, naming it and what it said last.
+pub(crate) fn in_world<T>(place: Option<&Place>, work: impl FnOnce(&World) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let Some(place) = place else {
+        return work(&World::alone());
+    };
+    let world = World::meet(place)?;
+    let outcome = work(&world);
+    world.leave(outcome)
+}
+
+impl World {
+    /// A process that is alone.
+    pub(crate) fn alone() -> World {
+        World { others: None, step: Cell::new(0) }
+    }
+
+    /// Waits until all processes are there.
+    fn meet(place: &Place) -> anyhow::Result<World> {
+        let store = open_store(place)?;
+        Meeting { place, store: &store, deadline: Instant::now() + PATIENCE }.wait_for_all()?;
+        let others = Others { place: place.clone(), store, connected: OnceCell::new(), round: Cell::new(0) };
+        Ok(World { others: Some(others), step: Cell::new(0) })
+    }
+
+    /// Prepares the exchange of tensors on `device`. `timeout` is how long to wait for another process from here on.
+    ///
+    /// # Errors
+    /// If they cannot reach each other.
+    pub(crate) fn connect(&self, device: Device, timeout: Duration) -> anyhow::Result<()> {
+        let Some(others) = &self.others else {
+            return Ok(());
+        };
+        let Place { rank, world_size, .. } = others.place;
+        let group = match device {
+            Device::Cuda(index) => {
+                let id = self.lead(|| Ok(ProcessGroup::nccl_id()?.to_vec()))?;
+                let id = id.try_into().map_err(|_| anyhow!("the name of the group of GPUs is damaged"))?;
+                ProcessGroup::nccl(&id, rank, world_size, index)?
+            }
+            _ => {
+                let address = local_address(&others.place.master)?.to_string();
+                let interfaces = &others.place.interfaces;
+                ProcessGroup::gloo(&others.store, rank, world_size, &address, interfaces, timeout)?
+            }
+        };
+        let connected = Connected { device, group: Arc::new(group), timeout };
+        ensure!(others.connected.set(connected).is_ok(), "the processes are connected already");
+        Ok(())
+    }
+
+    fn connected(&self) -> Option<&Connected> {
+        self.others.as_ref().and_then(|others| others.connected.get())
+    }
+
+    /// Number of this process, from 0.
+    pub(crate) fn rank(&self) -> usize {
+        self.others.as_ref().map_or(0, |others| others.place.rank)
+    }
+
+    /// How many processes there are.
+    pub(crate) fn size(&self) -> usize {
+        self.others.as_ref().map_or(1, |others| others.place.world_size)
+    }
+
+    /// How many there are on this machine.
+    pub(crate) fn local_size(&self) -> usize {
+        self.others.as_ref().map_or(1, |others| others.place.local_world_size)
+    }
+
+    /// Whether this is rank 0, which alone owns the run folder.
+    pub(crate) fn is_main(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// The process group, unless this process is alone.
+    pub(crate) fn group(&self) -> Option<&Arc<ProcessGroup>> {
+        self.connected().map(|connected| &connected.group)
+    }
+
+    /// What this process takes of every step.
+    ///
+    /// # Errors
+    /// If the recipe's batches cannot be divided evenly.
+    pub(crate) fn share(&self, batch_size: usize, accum_iter: usize, cut: Cut) -> anyhow::Result<Share> {
+        Share::of(self.rank(), self.size(), batch_size, accum_iter, cut)
+    }
+
+    /// This process's share of `len` things that are looked at once.
+    pub(crate) fn range(&self, len: usize) -> Range<usize> {
+        let bound = |rank: usize| (len as u128 * rank as u128 / self.size() as u128) as usize;
+        bound(self.rank())..bound(self.rank() + 1)
+    }
+
+    /// Says in messages about lost processes that so many steps are done.
+    pub(crate) fn set_step(&self, done: u64) {
+        self.step.set(done);
+    }
+
+    /// Runs `work` on rank 0 and gives its result to all. It may take as long as it likes.
+    ///
+    /// # Errors
+    /// Those of `work` on rank 0, and [`LostRank`] on the others if it fails.
+    pub(crate) fn lead<T: Serialize + DeserializeOwned>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let Some(others) = &self.others else {
+            return work();
+        };
+        let key = others.next_key("lead");
+        if self.is_main() {
+            let result = work()?;
+            others.store.set(&key, &serde_json::to_vec(&result)?)?;
+            return Ok(result);
+        }
+        let told = self.wait_for(others, &key, 0, None)?;
+        Ok(serde_json::from_slice(&told)?)
+    }
+
+    /// What every process has to say, by rank: for rank 0, and nothing for the others.
+    ///
+    /// # Errors
+    /// [`LostRank`] if one does not answer.
+    pub(crate) fn gather<T: Serialize + DeserializeOwned>(&self, own: T) -> anyhow::Result<Vec<T>> {
+        let Some(others) = &self.others else {
+            return Ok(vec![own]);
+        };
+        let key = others.next_key("gather");
+        if !self.is_main() {
+            others.store.set(&format!("{key}/{}", self.rank()), &serde_json::to_vec(&own)?)?;
+            return Ok(Vec::new());
+        }
+        let mut all = vec![own];
+        for rank in 1..self.size() {
+            let key = format!("{key}/{rank}");
+            let limit = others.connected.get().map_or(PATIENCE, |connected| connected.timeout);
+            let told = self.wait_for(others, &key, rank, Some(limit))?;
+            others.store.delete(&key)?;
+            all.push(serde_json::from_slice(&told)?);
+        }
+        Ok(all)
+    }
+
+    /// Refuses to train together with other facts than rank 0 has, by name.
+    ///
+    /// # Errors
+    /// The first difference, with both values.
+    pub(crate) fn agree(&self, facts: &BTreeMap<String, String>) -> anyhow::Result<()> {
+        let of_main = self.lead(|| Ok(facts.clone()))?;
+        for name in facts.keys().chain(of_main.keys()) {
+            let (own, main) = (facts.get(name), of_main.get(name));
+            let text = |value: Option<&String>| value.map_or("absent".to_owned(), Clone::clone);
+            ensure!(
+                own == main,
+                "rank {} differs from rank 0 in {name}: {}, rank 0 has {}. All processes need the same recipe, data and programs",
+                self.rank(),
+                text(own),
+                text(main)
+            );
+        }
+        Ok(())
+    }
+
+    /// Replaces tensors by those of rank 0.
+    ///
+    /// # Errors
+    /// [`LostRank`], later, if a process is gone.
+    pub(crate) fn broadcast<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> anyhow::Result<()> {
+        let Some(connected) = self.connected() else {
+            return Ok(());
+        };
+        let _no_grad = tch::no_grad_guard();
+        for tensor in tensors {
+            let mut flat = tensor.to_device(connected.device).contiguous();
+            connected.group.broadcast(&mut flat, 0)?;
+            tensor.shallow_clone().copy_(&flat);
+        }
+        Ok(())
+    }
+
+    /// The sum over all processes of numbers that each has.
+    ///
+    /// # Errors
+    /// [`LostRank`], later, if a process is gone.
+    pub(crate) fn sum(&self, numbers: &[f64]) -> anyhow::Result<Vec<f64>> {
+        let Some(connected) = self.connected() else {
+            return Ok(numbers.to_vec());
+        };
+        let mut tensor = Tensor::from_slice(numbers).to_device(connected.device);
+        connected.group.all_reduce(&mut tensor, Reduction::Sum)?;
+        Ok(Vec::<f64>::try_from(tensor.to_device(Device::Cpu))?)
+    }
+
+    /// Refuses to go on if the tensors of the processes are not the same to the bit.
+    ///
+    /// # Errors
+    /// The first that differs, by name.
+    pub(crate) fn require_equal(&self, tensors: &Tensors) -> anyhow::Result<()> {
+        let Some(connected) = self.connected() else {
+            return Ok(());
+        };
+        let _no_grad = tch::no_grad_guard();
+        let sums: Vec<Tensor> = tensors.values().map(bit_sum).collect();
+        let own = Tensor::stack(&sums, 0).to_device(connected.device);
+        let (mut least, mut greatest) = (own.copy(), own);
+        connected.group.all_reduce(&mut least, Reduction::Min)?;
+        connected.group.all_reduce(&mut greatest, Reduction::Max)?;
+        let differs = Vec::<bool>::try_from(least.not_equal_tensor(&greatest).to_device(Device::Cpu))?;
+        if let Some((name, _)) = tensors.keys().zip(differs).find(|(_, differs)| *differs) {
+            bail!(
+                "{name} is not the same in all {} processes, and nothing is saved. One of them has computed something else: a GPU may be \
+                 damaged, or the programs or libraries differ",
+                self.size()
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether work that waits for the others since `began` on a GPU can still be done.
+    ///
+    /// # Errors
+    /// If it has failed, or takes longer than the timeout.
+    pub(crate) fn check(&self, began: Instant) -> anyhow::Result<()> {
+        let Some(connected) = self.connected() else {
+            return Ok(());
+        };
+        connected.group.check()?;
+        if began.elapsed() > connected.timeout {
+            return Err(torch_ext::Error::Group {
+                operation: "waiting for the others",
+                message: format!("timed out after {} s (dist.timeout)", connected.timeout.as_secs()),
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Waits for a value that process `from` gives; without a limit, as long as that process has not ended.
+    fn wait_for(&self, others: &Others, key: &str, from: usize, limit: Option<Duration>) -> anyhow::Result<Vec<u8>> {
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if let Some(value) = others.store.get(key)? {
+                return Ok(value);
+            }
+            if let Some(ending) = others.ending(from)? {
+                // It may have given the value just before.
+                if let Some(value) = others.store.get(key)? {
+                    return Ok(value);
+                }
+                return Err(self.lost(&has_ended(from, &ending)).into());
+            }
+            if limit.is_some_and(|limit| began.elapsed() > limit) {
+                let seconds = began.elapsed().as_secs();
+                return Err(self.lost(&format!("rank {from} has not answered for {seconds} s (dist.timeout)")).into());
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    fn lost(&self, why: &str) -> LostRank {
+        LostRank { rank: self.rank(), step: self.step.get(), why: why.to_owned() }
+    }
+
+    /// Ends the work in common: tells the others how, and finds out who is missing if that is why.
+    fn leave<T>(&self, outcome: anyhow::Result<T>) -> anyhow::Result<T> {
+        let Some(others) = &self.others else {
+            return outcome;
+        };
+        let error = match outcome {
+            Ok(done) => {
+                // Whoever keeps the store stays until nobody needs it.
+                if others.report(&Ending::Fine).is_ok() && others.keeps_store() {
+                    others.wait_for_endings(PATIENCE);
+                }
+                return Ok(done);
+            }
+            Err(error) => error,
+        };
+        let is_lost = error.is::<LostRank>();
+        if !is_lost && !error.chain().any(|cause| matches!(cause.downcast_ref(), Some(torch_ext::Error::Group { .. })))
+        {
+            let own = Ending::Failed(format!("{error:#}"));
+            let told = others.report(&own).is_ok();
+            if told && others.keeps_store() {
+                others.wait_for_endings(LAST_WORDS);
+            }
+            let is_known = told && !self.is_main() && others.wait_for_ending(0, LAST_WORDS).as_ref() == Some(&own);
+            return Err(if is_known { error.context(SaidElsewhere) } else { error });
+        }
+        // What a GPU waits for will not come.
+        let _ = self.group().map(|group| group.abort());
+        let told = others.report(&Ending::Lost).is_ok();
+        let endings = if told { others.wait_for_endings(LAST_WORDS) } else { vec![None; self.size()] };
+        if is_lost {
+            return Err(error);
+        }
+        let failed = endings.iter().enumerate().find_map(|(rank, ending)| match ending {
+            Some(ending @ (Ending::Failed(_) | Ending::Fine)) => Some(has_ended(rank, ending)),
+            _ => None,
+        });
+        let missing = || {
+            let missing: Vec<usize> = (0..self.size()).filter(|&rank| endings[rank].is_none()).collect();
+            match missing.as_slice() {
+                // Its word may come too late if it waits for a longer time.
+                [] => format!("the processes have lost each other: {error:#}"),
+                _ if !told => format!("rank 0, which keeps the store, is gone: {error:#}"),
+                missing => format!("{} does not answer: {error:#}", named(missing)),
+            }
+        };
+        Err(self.lost(&failed.unwrap_or_else(missing)).into())
+    }
+}
+
+impl Others {
+    fn next_key(&self, what: &str) -> String {
+        let round = self.round.replace(self.round.get() + 1);
+        format!("{what}/{round}")
+    }
+
+    /// Whether this process keeps the store.
+    fn keeps_store(&self) -> bool {
+        self.place.rank == 0 && !self.place.agent_store
+    }
+
+    fn report(&self, ending: &Ending) -> anyhow::Result<()> {
+        Ok(self.store.set(&format!("end/{}", self.place.rank), &serde_json::to_vec(ending)?)?)
+    }
+
+    fn ending(&self, rank: usize) -> anyhow::Result<Option<Ending>> {
+        let told = self.store.get(&format!("end/{rank}"))?;
+        told.map(|told| Ok(serde_json::from_slice(&told)?)).transpose()
+    }
+
+    /// How a process has ended, if it tells so within `limit`.
+    fn wait_for_ending(&self, rank: usize, limit: Duration) -> Option<Ending> {
+        let began = Instant::now();
+        loop {
+            let ending = self.ending(rank).ok()?;
+            if ending.is_some() || began.elapsed() > limit || signals::requested() {
+                return ending;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// How the processes have ended, as far as they have told within `limit`.
+    fn wait_for_endings(&self, limit: Duration) -> Vec<Option<Ending>> {
+        let began = Instant::now();
+        loop {
+            let endings: Vec<Option<Ending>> =
+                (0..self.place.world_size).map(|rank| self.ending(rank).unwrap_or_default()).collect();
+            if endings.iter().all(Option::is_some) || began.elapsed() > limit || signals::requested() {
+                return endings;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// `rank 3`, or `ranks 3, 5`
+fn named(ranks: &[usize]) -> String {
+    let list: Vec<_> = ranks.iter().map(ToString::to_string).collect();
+    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, list.join(", "))
+}
+
+fn has_ended(rank: usize, ending: &Ending) -> String {
+    match ending {
+        Ending::Fine => format!("rank {rank} has ended before the others"),
+        Ending::Lost => format!("rank {rank} has lost another process"),
+        Ending::Failed(message) => format!("rank {rank} has ended: {message}"),
+    }
+}
+
+/// A number that two tensors of other bits do not share, but by an accident as rare as of a 32-bit hash.
+fn bit_sum(tensor: &Tensor) -> Tensor {
+    let tensor = tensor.detach().contiguous().view([-1]);
+    let bits = match tensor.kind() {
+        Kind::Float => tensor.view_dtype(Kind::Int),
+        Kind::BFloat16 | Kind::Half => tensor.view_dtype(Kind::Int16),
+        Kind::Double => tensor.view_dtype(Kind::Int64),
+        _ => tensor,
+    };
+    bits.sum(Kind::Int64)
+}
+
+/// Processes that are on their way to each other.
+struct Meeting<'a> {
+    place: &'a Place,
+    store: &'a Store,
+    deadline: Instant,
+}
+
+impl Meeting<'_> {
+    /// A value that another process sets; `None` if it does not in time.
+    fn value(&self, key: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if let Some(value) = self.store.get(key)? {
+                return Ok(Some(value));
+            }
+            if signals::requested() {
+                return Err(Interrupted.into());
+            }
+            if Instant::now() > self.deadline {
+                return Ok(None);
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    fn wait_for_all(&self) -> anyhow::Result<()> {
+        let Place { rank, world_size, .. } = *self.place;
+        let lost = |why: String| LostRank { rank, step: 0, why };
+        self.store.set(&format!("here/{rank}"), b"")?;
+        if rank != 0 {
+            let missing = self.value("all-here")?;
+            let late = || lost(format!("not all {world_size} processes have come within {} s", PATIENCE.as_secs()));
+            ensure!(missing.with_context(late)?.is_empty(), late());
+            return Ok(());
+        }
+        let mut missing = Vec::new();
+        for rank in 1..world_size {
+            if self.value(&format!("here/{rank}"))?.is_none() {
+                missing.push(rank);
+            }
+        }
+        self.store.set("all-here", format!("{missing:?}").trim_matches(['[', ']']).as_bytes())?;
+        if !missing.is_empty() {
+            let seconds = PATIENCE.as_secs();
+            return Err(lost(format!("{} of {world_size} did not come within {seconds} s", named(&missing))).into());
+        }
+        Ok(())
+    }
+}
+
+/// Connects to the store by which the processes meet, as soon as it is there.
+fn open_store(place: &Place) -> anyhow::Result<Store> {
+    let (host, port) = (&place.master.0, place.master.1);
+    let serves = place.rank == 0 && !place.agent_store;
+    // Processes of an attempt that has failed must not be taken for those of this one.
+    let prefix = format!("mr-mae/{}/", place.restarts);
+    let began = Instant::now();
+    loop {
+        // Between two attempts a signal may end the wait.
+        match Store::open(host, port, serves, Duration::from_secs(5), &prefix) {
+            Ok(store) => return Ok(store),
+            Err(error) if serves => {
+                let taken = error.to_string().contains("EADDRINUSE");
+                return Err(anyhow::Error::from(error).context(match taken {
+                    true => format!("port {port} is in use: set MASTER_PORT to a free one for all processes"),
+                    false => format!("{host}:{port} (MASTER_ADDR, MASTER_PORT) cannot be opened"),
+                }));
+            }
+            Err(_) if signals::requested() => return Err(Interrupted.into()),
+            Err(error) if began.elapsed() > PATIENCE => {
+                return Err(anyhow::Error::from(error).context(format!(
+                    "rank {}: nobody answers at {host}:{port} (MASTER_ADDR, MASTER_PORT): rank 0 has not started, or cannot be reached",
+                    place.rank
+                )));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// This machine's address on the way to the master.
+fn local_address(master: &(String, u16)) -> anyhow::Result<IpAddr> {
+    let unknown = || format!("MASTER_ADDR {:?} is no known host", master.0);
+    let remote = (master.0.as_str(), master.1).to_socket_addrs().with_context(unknown)?.next().with_context(unknown)?;
+    let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    // Sends nothing, and chooses the interface.
+    socket.connect(remote).with_context(|| format!("{remote} (MASTER_ADDR) cannot be reached"))?;
+    Ok(socket.local_addr()?.ip())
+}
