@@ -172,7 +172,13 @@ pub(crate) fn check(operation: &'static str, code: c_int) -> Result<()> {
 
 /// Turns a return code of a function that needs the other processes of a group into a result.
 pub(crate) fn check_group(operation: &'static str, code: c_int) -> Result<()> {
-    if code == 0 { Ok(()) } else { Err(Error::Group { operation, message: last_error() }) }
+    if code == 0 {
+        return Ok(());
+    }
+    let message = last_error();
+    // Gloo puts the place in its source in front.
+    let plain = message.strip_prefix('[').and_then(|rest| Some(rest.split_once("] ")?.1));
+    Err(Error::Group { operation, message: plain.unwrap_or(&message).to_owned() })
 }
 
 /// Calls a function that returns a new tensor through its argument.

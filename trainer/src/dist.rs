@@ -19,4 +19,6 @@ pub use place::Place;
 pub(crate) use place::resolve_device;
 pub(crate) use reducer::{RankFacts, Reducer};
 pub(crate) use share::{Cut, Share};
+#[cfg(test)]
+pub(crate) use world::tests;
 pub(crate) use world::{LostRank, World, in_world};

@@ -92,9 +92,7 @@ pub(crate) trait Experiment: Serialize + DeserializeOwned {
     /// Every setting by its dotted name, as TOML.
     fn settings(&self) -> BTreeMap<String, String> {
         let whole = toml::Value::try_from(self).expect("a recipe is plain tables of plain values");
-        let nothing = toml::Value::Table(toml::Table::new());
-        let leaves = difference::differences("", &nothing, &whole);
-        leaves.into_iter().map(|(name, _, value)| (name, value)).collect()
+        difference::leaves("", &whole)
     }
 
     /// The settings in which `self` and `other` differ and that a run may not change, in the order of their names: dotted name and both

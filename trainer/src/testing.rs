@@ -407,9 +407,9 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Makes the files of `tests/golden/NAME` again with their script; `None` if the Python environment is not installed.
-#[allow(dead_code)] // Only unit tests look at golden files.
-pub(crate) fn made_again(name: &str) -> Option<tempfile::TempDir> {
+/// The interpreter of the Python environment; `None`, with a message, if it is not installed.
+#[allow(dead_code)] // Not every file of tests asks Python.
+pub(crate) fn python() -> Option<PathBuf> {
     let python = Command::new(root().join("scripts/python-env")).arg("--if-present").output().unwrap();
     if !python.status.success() {
         let _ = writeln!(
@@ -418,8 +418,15 @@ pub(crate) fn made_again(name: &str) -> Option<tempfile::TempDir> {
         );
         return None;
     }
+    Some(PathBuf::from(String::from_utf8(python.stdout).unwrap().trim()))
+}
+
+/// Makes the files of `tests/golden/NAME` again with their script; `None` if the Python environment is not installed.
+#[allow(dead_code)] // Only unit tests look at golden files.
+pub(crate) fn made_again(name: &str) -> Option<tempfile::TempDir> {
+    let python = python()?;
     let folder = tempfile::tempdir().unwrap();
-    let made = Command::new(String::from_utf8(python.stdout).unwrap().trim())
+    let made = Command::new(python)
         .arg(root().join("scripts/golden").join(format!("{name}.py")))
         .args(["--out".as_ref(), folder.path()])
         .output()

@@ -347,7 +347,9 @@ fn train(
         }
         if interrupted && steps_done < end {
             writer.as_mut().map_or(Ok(()), Writer::finish)?;
-            warn!("interrupted after step {steps_done}; the same command goes on from there");
+            if world.is_main() {
+                warn!("interrupted after step {steps_done}; the same command goes on from there");
+            }
             return Ok(ExitStatus::Interrupted);
         }
     }

@@ -24,9 +24,9 @@ mod tests;
 pub const LAUNCHED: &str = "MR_MAE_LAUNCHED";
 
 /// How long the others have after one has ended, to notice it and say so.
-const NOTICE: Duration = Duration::from_secs(20);
+const NOTICE: Duration = Duration::from_secs(10);
 /// How long a process has to end after it was asked to.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(5);
 
 /// One process.
 struct Rank {
@@ -43,9 +43,9 @@ pub(crate) fn launch(args: &LaunchArgs) -> anyhow::Result<ExitStatus> {
         if signals::requested() {
             return Ok(ExitStatus::Interrupted);
         }
-        let Some(first) = ended.first() else {
+        if ended.is_empty() {
             return Ok(ExitStatus::Fine);
-        };
+        }
         let how = ended.iter().map(|(rank, how, _)| format!("rank {rank} {how}")).collect::<Vec<_>>().join(", ");
         // An error that the next attempt would meet again.
         if let Some((_, _, code)) = ended.iter().find(|(.., code)| code.is_some_and(|code| code != 75)) {
@@ -53,7 +53,7 @@ pub(crate) fn launch(args: &LaunchArgs) -> anyhow::Result<ExitStatus> {
             return Ok(if *code == Some(1) { ExitStatus::Problems } else { ExitStatus::CouldNot });
         }
         if attempt >= args.max_restarts {
-            warn!("{how}; first rank {}. The same command continues from the last checkpoint", first.0);
+            warn!("{how}. The same command continues from the last checkpoint");
             return Ok(ExitStatus::TryAgain);
         }
         info!("{how}; starting all again ({} of {} times)", attempt + 1, args.max_restarts);
@@ -72,9 +72,11 @@ fn refuse_other_commands(command: &[OsString]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs all processes once: how those have ended that have not ended well, the first to end first, with their exit codes; none for one that a signal
-/// has ended.
-fn run(args: &LaunchArgs, attempt: u32) -> anyhow::Result<Vec<(usize, String, Option<i32>)>> {
+/// A process that has not ended well: its rank, how it has ended, and its exit code, which one that a signal has ended or stopped lacks.
+type Ended = (usize, String, Option<i32>);
+
+/// Runs all processes once: those that have not ended well, the first to end first.
+fn run(args: &LaunchArgs, attempt: u32) -> anyhow::Result<Vec<Ended>> {
     let mut ranks = start(args, attempt)?;
     let mut ended = Vec::new();
     let mut asked: Option<Instant> = None;
@@ -87,7 +89,9 @@ fn run(args: &LaunchArgs, attempt: u32) -> anyhow::Result<Vec<(usize, String, Op
                     (Some(code), _) => format!("ended with {code}"),
                     (None, signal) => format!("was killed by signal {}", signal.unwrap_or_default()),
                 };
-                ended.push((rank.number, how, status.code()));
+                // Stopped, as this process asks the rest to when one is lost.
+                let stopped = [128 + Signal::INT.as_raw(), 128 + Signal::TERM.as_raw()];
+                ended.push((rank.number, how, status.code().filter(|code| !stopped.contains(code))));
                 first_loss.get_or_insert_with(Instant::now);
             }
         }

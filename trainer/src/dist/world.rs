@@ -225,22 +225,18 @@ impl World {
         Ok(all)
     }
 
-    /// Refuses to train together with other facts than rank 0 has, by name.
+    /// Refuses to train together if a process has other facts than rank 0, by name.
     ///
     /// # Errors
-    /// The first difference, with both values.
+    /// The first difference, with both values: the same error for all.
     pub(crate) fn agree(&self, facts: &BTreeMap<String, String>) -> anyhow::Result<()> {
-        let of_main = self.lead(|| Ok(facts.clone()))?;
-        for name in facts.keys().chain(of_main.keys()) {
-            let (own, main) = (facts.get(name), of_main.get(name));
-            let text = |value: Option<&String>| value.map_or("absent".to_owned(), Clone::clone);
-            ensure!(
-                own == main,
-                "rank {} differs from rank 0 in {name}: {}, rank 0 has {}. All processes need the same recipe, data and programs",
-                self.rank(),
-                text(own),
-                text(main)
-            );
+        let of_ranks = self.gather(facts.clone())?;
+        let difference = self.lead(|| {
+            let differs = |(rank, of_rank)| Some((rank, difference(of_rank, facts)?));
+            Ok(of_ranks.iter().enumerate().find_map(differs))
+        })?;
+        if let Some((rank, difference)) = difference {
+            bail!("rank {rank} differs from rank 0 in {difference}. All processes need the same recipe, data and programs");
         }
         Ok(())
     }
@@ -441,6 +437,13 @@ impl Others {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// The first fact that differs, with both values.
+fn difference(own: &BTreeMap<String, String>, of_main: &BTreeMap<String, String>) -> Option<String> {
+    let text = |value: Option<&String>| value.map_or("absent".to_owned(), Clone::clone);
+    let name = own.keys().chain(of_main.keys()).find(|&name| own.get(name) != of_main.get(name))?;
+    Some(format!("{name}: {}, rank 0 has {}", text(own.get(name)), text(of_main.get(name))))
 }
 
 /// `rank 3`, or `ranks 3, 5`

@@ -1,6 +1,17 @@
 //! The settings in which two recipes differ: a run can be continued only with the recipe that it was started with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The leaves of a TOML value by their dotted names.
+pub(crate) fn leaves(name: &str, value: &toml::Value) -> BTreeMap<String, String> {
+    let toml::Value::Table(table) = value else {
+        return BTreeMap::from([(name.to_owned(), value.to_string())]);
+    };
+    let of_key = |(key, value): (&String, &toml::Value)| {
+        leaves(&if name.is_empty() { key.clone() } else { format!("{name}.{key}") }, value)
+    };
+    table.iter().flat_map(of_key).collect()
+}
 
 /// The leaves, in key order, in which two TOML values differ, as (dotted name, left, right).
 pub(crate) fn differences(name: &str, a: &toml::Value, b: &toml::Value) -> Vec<(String, String, String)> {

@@ -20,6 +20,7 @@ use crate::train::best::BEST;
 use crate::train::micro_batch::tests::limit_memory_to;
 
 mod damaged;
+mod many;
 mod reading;
 
 /// A recipe that fits the world: 3 steps of 8 images an epoch.

@@ -16,6 +16,7 @@ use crate::train::metrics::{self, Skipped};
 mod data;
 /// Views that no cache has.
 mod fresh;
+mod many;
 /// Images that are not where the cache has them.
 mod places;
 /// Several caches, and several generations of one.
