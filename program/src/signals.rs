@@ -39,10 +39,11 @@ pub(crate) fn exit_code() -> u8 {
     if SIGNAL.load(Ordering::Relaxed) == SIGTERM as usize { 143 } else { 130 }
 }
 
-/// Asks this process to stop, as SIGTERM does.
+/// Asks this process to stop, as SIGTERM does, unless a signal has asked already.
 pub fn request() {
-    SIGNAL.store(SIGTERM as usize, Ordering::Relaxed);
-    REQUESTED.store(true, Ordering::Relaxed);
+    if !REQUESTED.swap(true, Ordering::Relaxed) {
+        SIGNAL.store(SIGTERM as usize, Ordering::Relaxed);
+    }
 }
 
 /// Whether a signal has arrived.

@@ -157,9 +157,10 @@ fn a_rank_that_hangs_ends_all_within_the_timeout() {
 #[test]
 fn a_signal_to_the_launcher_stops_all_with_a_checkpoint() {
     let world = World::with_cache(16);
-    let whole = launch(&["-n", "2"], &pretrain(&world, "whole", &[])).output().unwrap();
+    let settings = ["--set", "run.checkpoint_every=1000"];
+    let whole = launch(&["-n", "2"], &pretrain(&world, "whole", &settings)).output().unwrap();
     assert!(whole.status.success(), "{}", text(&whole));
-    let args = pretrain(&world, "stopped", &["--set", "run.checkpoint_every=1000"]);
+    let args = pretrain(&world, "stopped", &settings);
     let (mut child, mut log) = started(launch(&["-n", "2"], &args));
     come_past(5, &mut log);
     kill_process(pid(&child), Signal::TERM).unwrap();
@@ -195,7 +196,9 @@ fn torchrun_starts_the_same_run() {
     let args = pretrain(&world, "many", &[]);
     let mut torchrun = Command::new(python.with_file_name("torchrun"));
     torchrun.env_clear().envs(program().get_envs().filter_map(|(name, value)| Some((name, value?))));
-    torchrun.args(["--standalone", "--no-python", "--nproc-per-node", "2", env!("CARGO_BIN_EXE_trainer")]).args(&args[1..]);
+    torchrun
+        .args(["--standalone", "--no-python", "--nproc-per-node", "2", env!("CARGO_BIN_EXE_trainer")])
+        .args(&args[1..]);
     let many = torchrun.output().unwrap();
     assert!(many.status.success(), "{}", text(&many));
     let [found, expected] = ["many", "one"].map(|out| losses(&world.path(out)));

@@ -47,8 +47,15 @@ pub(crate) fn launch(args: &LaunchArgs) -> anyhow::Result<ExitStatus> {
             return Ok(ExitStatus::Fine);
         }
         let how = ended.iter().map(|(rank, how, _)| format!("rank {rank} {how}")).collect::<Vec<_>>().join(", ");
-        // An error that the next attempt would meet again.
-        if let Some((_, _, code)) = ended.iter().find(|(.., code)| code.is_some_and(|code| code != 75)) {
+        // A signal that another program has sent to them, or one of them.
+        let is_stopped = |code: &Option<i32>| code.is_some_and(|code| [130, 143].contains(&code));
+        if ended.len() == args.nproc_per_node && ended.iter().all(|(.., code)| is_stopped(code)) {
+            signals::request();
+            return Ok(ExitStatus::Interrupted);
+        }
+        // An error that the next attempt would meet again. Those that this process has asked to stop when one was lost do not count.
+        let is_final = |code: &Option<i32>| code.is_some_and(|code| code != 75) && !is_stopped(code);
+        if let Some((_, _, code)) = ended.iter().find(|(.., code)| is_final(code)) {
             warn!("{how}");
             return Ok(if *code == Some(1) { ExitStatus::Problems } else { ExitStatus::CouldNot });
         }
@@ -72,7 +79,7 @@ fn refuse_other_commands(command: &[OsString]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A process that has not ended well: its rank, how it has ended, and its exit code, which one that a signal has ended or stopped lacks.
+/// A process that has not ended well: its rank, how it has ended, and its exit code, which one that a signal has ended lacks.
 type Ended = (usize, String, Option<i32>);
 
 /// Runs all processes once: those that have not ended well, the first to end first.
@@ -89,9 +96,7 @@ fn run(args: &LaunchArgs, attempt: u32) -> anyhow::Result<Vec<Ended>> {
                     (Some(code), _) => format!("ended with {code}"),
                     (None, signal) => format!("was killed by signal {}", signal.unwrap_or_default()),
                 };
-                // Stopped, as this process asks the rest to when one is lost.
-                let stopped = [128 + Signal::INT.as_raw(), 128 + Signal::TERM.as_raw()];
-                ended.push((rank.number, how, status.code().filter(|code| !stopped.contains(code))));
+                ended.push((rank.number, how, status.code()));
                 first_loss.get_or_insert_with(Instant::now);
             }
         }

@@ -236,7 +236,9 @@ impl World {
             Ok(of_ranks.iter().enumerate().find_map(differs))
         })?;
         if let Some((rank, difference)) = difference {
-            bail!("rank {rank} differs from rank 0 in {difference}. All processes need the same recipe, data and programs");
+            bail!(
+                "rank {rank} differs from rank 0 in {difference}. All processes need the same recipe, data and programs"
+            );
         }
         Ok(())
     }
@@ -348,33 +350,29 @@ impl World {
         let Some(others) = &self.others else {
             return outcome;
         };
-        let error = match outcome {
-            Ok(done) => {
-                // Whoever keeps the store stays until nobody needs it.
-                if others.report(&Ending::Fine).is_ok() && others.keeps_store() {
-                    others.wait_for_endings(PATIENCE);
-                }
-                return Ok(done);
-            }
-            Err(error) => error,
-        };
+        let is_fine = outcome.is_ok();
+        let outcome =
+            outcome.inspect(|_| drop(others.report(&Ending::Fine))).map_err(|error| self.explain(others, error));
+        others.close(if is_fine { PATIENCE } else { LAST_WORDS });
+        outcome
+    }
+
+    /// Tells the others by what error this process ends, and asks who is missing if that is why.
+    fn explain(&self, others: &Others, error: anyhow::Error) -> anyhow::Error {
         let is_lost = error.is::<LostRank>();
         if !is_lost && !error.chain().any(|cause| matches!(cause.downcast_ref(), Some(torch_ext::Error::Group { .. })))
         {
             let own = Ending::Failed(format!("{error:#}"));
             let told = others.report(&own).is_ok();
-            if told && others.keeps_store() {
-                others.wait_for_endings(LAST_WORDS);
-            }
             let is_known = told && !self.is_main() && others.wait_for_ending(0, LAST_WORDS).as_ref() == Some(&own);
-            return Err(if is_known { error.context(SaidElsewhere) } else { error });
+            return if is_known { error.context(SaidElsewhere) } else { error };
         }
         // What a GPU waits for will not come.
         let _ = self.group().map(|group| group.abort());
         let told = others.report(&Ending::Lost).is_ok();
         let endings = if told { others.wait_for_endings(LAST_WORDS) } else { vec![None; self.size()] };
         if is_lost {
-            return Err(error);
+            return error;
         }
         let failed = endings.iter().enumerate().find_map(|(rank, ending)| match ending {
             Some(ending @ (Ending::Failed(_) | Ending::Fine)) => Some(has_ended(rank, ending)),
@@ -389,7 +387,7 @@ impl World {
                 missing => format!("{} does not answer: {error:#}", named(missing)),
             }
         };
-        Err(self.lost(&failed.unwrap_or_else(missing)).into())
+        self.lost(&failed.unwrap_or_else(missing)).into()
     }
 }
 
@@ -422,6 +420,21 @@ impl Others {
                 return ending;
             }
             thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Leaves the store; who keeps it stays until nobody needs it any more, or for `limit`.
+    fn close(&self, limit: Duration) {
+        let left = |rank: usize| format!("left/{rank}");
+        if !self.keeps_store() {
+            let _ = self.store.set(&left(self.place.rank), b"");
+            return;
+        }
+        let began = Instant::now();
+        for rank in 1..self.place.world_size {
+            while matches!(self.store.get(&left(rank)), Ok(None)) && began.elapsed() < limit && !signals::requested() {
+                thread::sleep(Duration::from_millis(5));
+            }
         }
     }
 

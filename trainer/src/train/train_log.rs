@@ -46,6 +46,8 @@ pub(crate) struct LogConfig {
     pub log_every: u64,
     /// How many consecutive non-finite steps end the run.
     pub stop_after_nonfinite: u32,
+    /// Whether no other process trains with this one.
+    pub is_alone: bool,
     /// Images per second if the device computed only the network's matmuls, at its full rate; `None` if unknown.
     pub full_speed: Option<f64>,
 }
@@ -59,6 +61,7 @@ impl LogConfig {
             epochs,
             log_every: run.log_every,
             stop_after_nonfinite: run.stop_after_nonfinite,
+            is_alone: world.group().is_none(),
             full_speed: peak.map(|peak| peak * world.size() as f64 / flop_per_image),
         }
     }
@@ -74,7 +77,8 @@ pub(crate) struct TrainLog {
     files: Option<Files>,
     clock: Clock,
     share: Share,
-    /// What the processes said of themselves in the last step; empty for one that is alone.
+    is_alone: bool,
+    /// What the processes said of themselves in the last step; empty before the first, and for one that is alone.
     ranks: Vec<RankFacts>,
     /// How long each has been busy since the last line.
     busy: Vec<Duration>,
@@ -120,6 +124,7 @@ impl TrainLog {
             files: run.map(open).transpose()?,
             clock: Clock::start(),
             share: *share,
+            is_alone: watch.is_alone,
             ranks: Vec::new(),
             busy: Vec::new(),
             idle_untold: Duration::ZERO,
@@ -146,9 +151,16 @@ impl TrainLog {
 
     /// Whether a signal asks to stop, as far as all processes know it.
     pub(crate) fn interrupted(&self) -> bool {
-        match self.ranks.is_empty() {
+        match self.is_alone {
             true => signals::requested(),
-            false => self.ranks.iter().any(|rank| rank.stops),
+            false => {
+                let stops = self.ranks.iter().any(|rank| rank.stops);
+                if stops {
+                    // The others' signal is this process's too: it ends with the same status.
+                    signals::request();
+                }
+                stops
+            }
         }
     }
 

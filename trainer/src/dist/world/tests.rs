@@ -1,4 +1,3 @@
-
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,7 +54,10 @@ fn what_is_said_reaches_all() {
     });
     let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();
     for (rank, (led, gathered, again, sum, tensor, _)) in found.iter().enumerate() {
-        assert_eq!((led.as_slice(), sum.as_slice(), tensor.as_slice()), ([7, 0].as_slice(), [3.0, 6.0].as_slice(), [0.0, 1.0].as_slice()));
+        assert_eq!(
+            (led.as_slice(), sum.as_slice(), tensor.as_slice()),
+            ([7, 0].as_slice(), [3.0, 6.0].as_slice(), [0.0, 1.0].as_slice())
+        );
         let expected: &[&str] = if rank == 0 { &["rank 0", "rank 1", "rank 2"] } else { &[] };
         assert_eq!(gathered, expected);
         assert_eq!(again.len(), expected.len());
@@ -79,7 +81,10 @@ fn a_process_that_fails_is_named_with_what_it_said() {
     for rank in [0, 2] {
         let message = found[rank].to_string();
         assert!(found[rank].is::<LostRank>(), "{message}");
-        assert!(message.starts_with(&format!("rank {rank}, after step 12: rank 1 has ended: the disk is on fire")), "{message}");
+        assert!(
+            message.starts_with(&format!("rank {rank}, after step 12: rank 1 has ended: the disk is on fire")),
+            "{message}"
+        );
     }
 }
 
