@@ -22,7 +22,7 @@ pub use training::{BenchArgs, BenchPart, FinetuneArgs, LaunchArgs, PlanArgs, Pre
 #[command(
     name = "trainer",
     version,
-    after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 75 could not now (disk, network, memory), 130 or 143 interrupted."
+    after_help = "Exit status: 0 fine, 1 the data has problems, 2 could not do it, 75 could not now (disk, network, memory, a lost process), 130 or 143 interrupted."
 )]
 pub struct Cli {
     /// Format of messages on stderr and of what `export` prints on stdout; other commands have --json for stdout.
