@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::ffi;
+use crate::grads::remove_grads;
 
 /// Settings that all groups share.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -101,13 +102,9 @@ impl FusedAdamW {
         self.groups.len()
     }
 
-    /// Removes all gradients, so that the next step skips a parameter without a new one. (tch's own `zero_grad` fills
-    /// them with zeros, with which weights still decay and moments still move them.)
+    /// Removes all gradients, so that the next step skips a parameter without a new one: [`remove_grads`].
     pub fn zero_grad(&mut self) {
-        let params = ffi::pointers(self.groups.iter().flat_map(|g| &g.params).map(|(_, s)| &s.param));
-        // SAFETY: the list points at tensors that `self`, exclusively borrowed, keeps alive.
-        let code = unsafe { ffi::te_forget_grads(params.as_ptr(), params.len() as i64) };
-        ffi::check("forgetting gradients", code).expect("parameters are leaves and may lose their gradients");
+        remove_grads(self.groups.iter().flat_map(|g| &g.params).map(|(_, s)| &s.param));
     }
 
     /// Handles on the existing gradients, ordered by group, then as added.

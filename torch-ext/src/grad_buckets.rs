@@ -53,7 +53,7 @@ impl GradBuckets {
     }
 
     /// Begins a step: of its gradients none is summed yet. Those of the step before have been removed, as by
-    /// [`FusedAdamW::zero_grad`](crate::FusedAdamW::zero_grad): their memory is that of the buckets.
+    /// [`remove_grads`](crate::remove_grads): their memory is that of the buckets.
     pub fn begin(&mut self) {
         // SAFETY: the buckets live and are exclusively borrowed.
         unsafe { ffi::te_buckets_begin(self.buckets.as_ptr()) }

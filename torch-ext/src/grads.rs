@@ -45,5 +45,14 @@ pub fn all_finite(tensors: &[Tensor]) -> Result<Tensor> {
     ffi::new_tensor("the finite check", |out| unsafe { ffi::te_all_finite(list.as_ptr(), list.len() as i64, out) })
 }
 
+/// Removes the gradients of parameters, so that the next backward pass makes new ones. (tch's own `zero_grad` fills them with zeros, with which
+/// weights still decay and moments still move them.)
+pub fn remove_grads<'a>(params: impl IntoIterator<Item = &'a Tensor>) {
+    let params = ffi::pointers(params);
+    // SAFETY: the list points at live tensors, whose gradients are handles of their own.
+    let code = unsafe { ffi::te_forget_grads(params.as_ptr(), params.len() as i64) };
+    ffi::check("removing gradients", code).expect("parameters are leaves and may lose their gradients");
+}
+
 #[cfg(test)]
 mod tests;

@@ -54,7 +54,7 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use gather::gather_rows;
 pub use grad_buckets::GradBuckets;
-pub use grads::{all_finite, clip_grad_norm_, grad_norm};
+pub use grads::{all_finite, clip_grad_norm_, grad_norm, remove_grads};
 pub use linear::{lay_out_weight, linear};
 pub use memory::{Memory, empty_cache, keep_freed_memory, memory, peak_rss, reset_peak_memory, tensor_bytes_mut};
 pub use out_of_memory::{OutOfMemory, attempt, catch_out_of_memory, keep_quiet_about_memory, out_of_memory};

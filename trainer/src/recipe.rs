@@ -101,7 +101,8 @@ pub(crate) trait Experiment: Serialize + DeserializeOwned {
         let value = |recipe: &Self| toml::Value::try_from(recipe).expect("a recipe is plain tables of plain values");
         let mut differences = difference::differences("", &value(self), &value(other));
         differences.retain(|(name, ..)| {
-            let free = run::FREE.iter().chain(&dist::FREE).chain(Self::FREE).any(|free| free == name);
+            let free =
+                run::FREE.iter().chain(&dist::FREE).chain(&optim::FREE).chain(Self::FREE).any(|free| free == name);
             !free && !self.may_differ(other, name)
         });
         differences

@@ -30,9 +30,7 @@ impl Net {
 
     /// Removes the gradients.
     fn forget(&self) {
-        let params = ffi::pointers(&self.params);
-        // SAFETY: the list points at live tensors.
-        assert_eq!(unsafe { ffi::te_forget_grads(params.as_ptr(), params.len() as i64) }, 0);
+        crate::remove_grads(&self.params);
     }
 
     fn grads(&self) -> Vec<Option<Vec<f32>>> {

@@ -36,7 +36,7 @@ use crate::data::mimic::MimicDataset;
 use crate::data::normalize::Normalize;
 use crate::data::sampler::Sampler;
 use crate::data::teachers::{self, Features, RunTeacher};
-use crate::dist::Share;
+use crate::dist::{Share, World};
 use crate::recipe::any;
 use crate::recipe::{MaskKind, Recipe};
 use crate::train::device_speed::{product_side, product_speed};
@@ -259,7 +259,7 @@ fn step_speeds(
 ) -> anyhow::Result<Vec<f64>> {
     let params = ParamStore::new(device, recipe.run.seed);
     let student = MrMae::new(&params.root(), &recipe.mr_mae_config(widths, &BTreeMap::new()))?;
-    let mut optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim);
+    let mut optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim, &World::alone());
     optim.set_lr(recipe.schedule().lr);
     let mut state = TrainState::new(params, optim, false);
     let n = recipe.optim.batch_size as i64;

@@ -132,7 +132,7 @@ fn train(
     let params = ParamStore::new(device, recipe.run.seed);
     let classifier = Classifier::new(&params, &encoder, recipe.model.pool.into(), classes.len() as i64)?;
     start_from(&params, &encoder, &pretrained.description, &pretrained.tensors)?;
-    let optim = Optimizer::for_finetuning(params.trainable(), &recipe.optim);
+    let optim = Optimizer::for_finetuning(params.trainable(), &recipe.optim, world);
     let mut state = TrainState::new(params, optim, recipe.optim.ema_decay.is_some());
     info!(
         "{}, {:.1} M parameters on {} ({} libtorch threads) in {}, {} of {} classes in {} of {} x {} an epoch, \
@@ -161,15 +161,14 @@ fn train(
     };
     if let Some((run, last)) = run_path.zip(last.as_ref()) {
         run_folder::refuse_other_data(run, &last.state.data, &data)?;
-        state.restore(last)?;
         let before = FinetuneRecipe::parse(&last.recipe, "the checkpoint's recipe", &[])?;
         let epoch = sampler.fractional_epoch(last.state.step);
         run_folder::refuse_other_length(run, &before.schedule(), &schedule, epoch)?;
         info!("resuming {run:?} after step {}", last.state.step);
     }
     let resumed = world.lead(|| Ok(last.as_ref().map(|last| last.state.clone())))?;
+    state.restore(last.as_ref(), world)?;
     drop(last);
-    world.broadcast(&state.tensors())?;
     let start = resumed.as_ref().map_or(0, |resumed| resumed.step);
     world.set_step(start);
     let open_evaluations = |run: &Path| {
@@ -334,6 +333,7 @@ fn train(
         }
         if saves {
             world.require_equal(&state.params.tensors())?;
+            let optimizer = state.optim.state()?;
             rejects.extend(world.gather(rejects.reasons())?);
             // The others wait for it, however slow the disk is.
             world.lead(|| {
@@ -342,7 +342,8 @@ fn train(
                 };
                 evaluations.as_ref().map_or(Ok(()), StepLog::sync)?;
                 rejects.write(run)?;
-                writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))
+                let progress = log.state(micro.per_batch(), data.clone())?;
+                writer.save(state.checkpoint(progress, optimizer, recipe.to_toml()))
             })?;
         }
         if interrupted && steps_done < end {

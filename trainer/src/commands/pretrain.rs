@@ -148,7 +148,7 @@ fn train(
     {
         init.load(&params, recipe)?;
     }
-    let optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim);
+    let optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim, world);
     let mut state = TrainState::new(params, optim, recipe.optim.ema_decay.is_some());
     info!(
         "{:.1} M parameters on {} ({} libtorch threads) in {}, {} in {} of {} x {} an epoch, {} in all, \
@@ -168,12 +168,10 @@ fn train(
         info!("{left_over}");
     }
 
-    if let Some(last) = &last {
-        state.restore(last)?;
+    state.restore(last.as_ref(), world)?;
+    if let Some(last) = last {
         info!("resuming {:?} after step {}", args.out, last.state.step);
     }
-    drop(last);
-    world.broadcast(&state.tensors())?;
     let start = resumed.as_ref().map_or(0, |resumed| resumed.step);
     world.set_step(start);
     let eval_schedule = evaluations(args, recipe, &sampler)?;
@@ -307,13 +305,15 @@ fn train(
         }
         if saves || interrupted {
             world.require_equal(&state.params.tensors())?;
+            let optimizer = state.optim.state()?;
             // The others wait for it, however slow the disk is.
             world.lead(|| {
                 let Some(writer) = &mut writer else {
                     return Ok(());
                 };
                 watch.as_ref().map_or(Ok(()), Watch::sync)?;
-                writer.save(state.checkpoint(log.state(micro.per_batch(), data.clone())?, recipe.to_toml()))
+                let progress = log.state(micro.per_batch(), data.clone())?;
+                writer.save(state.checkpoint(progress, optimizer, recipe.to_toml()))
             })?;
         }
         if interrupted && steps_done < end {

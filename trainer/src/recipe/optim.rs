@@ -51,7 +51,14 @@ pub(crate) struct Optim {
     /// weights. TensorFlow's `ExponentialMovingAverage(num_updates)`. Off by default, like timm's `--model-ema-warmup`.
     #[serde(default)]
     pub ema_warmup: bool,
+    /// Divide the two moments among the processes of a run (ZeRO stage 1): each has 8 bytes a parameter less than one process by itself has, times the
+    /// share of the others, and half as much more is sent between them. Results do not change. Without other processes it has no effect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shard_state: bool,
 }
+
+/// Settings of `[optim]` that change only how a run is computed.
+pub(super) const FREE: [&str; 1] = ["optim.shard_state"];
 
 fn one() -> usize {
     1

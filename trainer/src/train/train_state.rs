@@ -9,6 +9,7 @@ use torch_ext::{Ema, all_finite, clip_grad_norm_, grad_norm};
 use super::checkpoint::{Checkpoint, State};
 use super::optim::Optimizer;
 use super::step::StepValues;
+use crate::dist::World;
 
 /// Parameters, optimizer and moving average of a run.
 #[derive(Debug)]
@@ -25,40 +26,31 @@ impl TrainState {
         TrainState { params, optim, ema }
     }
 
-    /// Loads the state of a checkpoint.
+    /// Loads the state of the checkpoint that rank 0 has, if it has one, and gives the state to all processes of `world`.
     ///
     /// # Errors
     /// If its tensors are not those of this network and optimizer; the message names the first mismatch.
-    pub(crate) fn restore(&mut self, checkpoint: &Checkpoint) -> anyhow::Result<()> {
-        self.params.load("the checkpoint's model", &checkpoint.model)?;
-        self.optim.load_state(&checkpoint.optimizer)?;
-        if let Some(ema) = &mut self.ema {
-            // A checkpoint without an average fails here, naming the first missing tensor.
-            ema.load_state(checkpoint.ema.as_ref().unwrap_or(&BTreeMap::new()))?;
+    pub(crate) fn restore(&mut self, checkpoint: Option<&Checkpoint>, world: &World) -> anyhow::Result<()> {
+        if let Some(checkpoint) = checkpoint {
+            self.params.load("the checkpoint's model", &checkpoint.model)?;
+            if let Some(ema) = &mut self.ema {
+                // A checkpoint without an average fails here, naming the first missing tensor.
+                ema.load_state(checkpoint.ema.as_ref().unwrap_or(&BTreeMap::new()))?;
+            }
         }
-        Ok(())
-    }
-
-    /// Handles on everything that a step changes, in the same order in every process.
-    pub(crate) fn tensors(&self) -> Vec<Tensor> {
+        self.optim.share_state(checkpoint.map(|checkpoint| &checkpoint.optimizer), world)?;
         let ema = self.ema.as_ref().map(Ema::state).unwrap_or_default();
-        self.params.tensors().into_values().chain(self.optim.state().into_values()).chain(ema.into_values()).collect()
+        world.broadcast(self.params.tensors().values().chain(ema.values()))
     }
 
-    /// A checkpoint of everything, with handles on the tensors as they are now.
-    pub(crate) fn checkpoint(&self, state: State, recipe: String) -> Checkpoint {
+    /// A checkpoint of everything, with handles on the tensors as they are now. `optimizer` is [`Optimizer::state`], for which all processes are needed.
+    pub(crate) fn checkpoint(&self, state: State, optimizer: BTreeMap<String, Tensor>, recipe: String) -> Checkpoint {
         let averaged = |ema: &Ema| {
             let mut network = self.params.tensors();
             network.extend(ema.state());
             network
         };
-        Checkpoint {
-            state,
-            model: self.params.tensors(),
-            optimizer: self.optim.state(),
-            ema: self.ema.as_ref().map(averaged),
-            recipe,
-        }
+        Checkpoint { state, model: self.params.tensors(), optimizer, ema: self.ema.as_ref().map(averaged), recipe }
     }
 
     /// Clips the gradients if asked to and takes the step, unless a loss or a gradient is not finite: then parameters, moments, step counts

@@ -13,6 +13,7 @@ use super::*;
 use crate::data::batch::Patches;
 use crate::data::normalize::Normalize;
 use crate::data::teachers::Features;
+use crate::dist::World;
 use crate::recipe::{Experiment, Recipe};
 use crate::testing::RECIPE;
 use crate::train::optim::Optimizer;
@@ -35,7 +36,7 @@ fn rig(settings: &[&str]) -> Rig {
     let params = ParamStore::new(Device::Cpu, 1);
     let widths = recipe.mimic.teachers.iter().map(|id| (id.clone(), 8)).collect();
     let student = MrMae::new(&params.root(), &recipe.mr_mae_config(&widths, &BTreeMap::new())).unwrap();
-    let mut optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim);
+    let mut optim = Optimizer::for_pretraining(params.trainable(), &recipe.optim, &World::alone());
     optim.set_lr(1e-3);
     Rig { state: TrainState::new(params, optim, false), student, recipe }
 }

@@ -76,6 +76,36 @@ fn any_number_of_processes_takes_the_same_steps() {
 }
 
 #[test]
+fn divided_moments_are_those_of_one_process() {
+    let world = world();
+    let shard = ["--set", "optim.shard_state=true"];
+    run(&args(&world, "one", &[])).unwrap();
+    run_in(2, &args(&world, "whole", &[]));
+    run_in(2, &args(&world, "divided", &shard));
+    // Stopped, and gone on with by another number of processes, and by one without divided moments.
+    let stopped = args(&world, "stopped", &[&shard[..], &["--stop-after", "5"]].concat());
+    run_in(2, &stopped);
+    run_in(2, &args(&world, "stopped", &shard));
+    let changed = args(&world, "changed", &[&shard[..], &["--stop-after", "5"]].concat());
+    run_in(4, &changed);
+    run_in(2, &changed);
+    run(&args(&world, "changed", &[])).unwrap();
+
+    let state = |out: &str| {
+        let last = checkpoint::load_last(&world.path(out), &mut |_| ()).unwrap().unwrap();
+        [last.model, last.optimizer, last.ema.unwrap()]
+    };
+    let whole = state("whole");
+    for out in ["divided", "stopped"] {
+        for (found, expected) in state(out).iter().zip(&whole) {
+            assert!(found.keys().eq(expected.keys()));
+            assert!(found.iter().all(|(name, tensor)| *tensor == expected[name]), "{out}: other bits");
+        }
+    }
+    assert_same(&metrics::read(&world.path("changed")), &metrics::read(&world.path("one")));
+}
+
+#[test]
 fn rounded_gradients_train_nearly_the_same() {
     let world = world();
     run(&args(&world, "one", &[])).unwrap();

@@ -3,6 +3,7 @@ use std::path::Path;
 use tch::{Device, Kind};
 
 use super::*;
+use crate::dist::World;
 use crate::recipe::Experiment;
 use crate::recipe::finetune::FinetuneRecipe;
 use crate::train::optim::Optimizer;
@@ -30,7 +31,7 @@ fn moves(names: &[&str]) -> BTreeMap<String, (f64, f64)> {
         let settings = ["optim.layer_decay=0.65".to_owned(), format!("optim.weight_decay={decay}")];
         let recipe =
             FinetuneRecipe::parse("[optim]\nbatch_size = 1\n[schedule]\nepochs = 1\n", "test", &settings).unwrap();
-        let mut optim = Optimizer::for_finetuning(handles, &recipe.optim);
+        let mut optim = Optimizer::for_finetuning(handles, &recipe.optim, &World::alone());
         optim.set_lr(0.1);
         for param in params.values() {
             (param * grad).sum(Kind::Float).backward();
