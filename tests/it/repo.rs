@@ -146,12 +146,13 @@ const OF_THE_PROCESS: [&str; 16] = [
 const OF_THE_MACHINE: [&str; 5] = ["sleep(", ".elapsed(", "recv_timeout(", "env::temp_dir(", "\"/tmp"];
 
 /// Where a test waits: to spread kills over a program's run, and to give up a program that hangs.
-const MAY_WAIT: [&str; 5] = [
+const MAY_WAIT: [&str; 6] = [
     "pipeline/tests/cli/buckets.rs",
     "pipeline/tests/cli/kill.rs",
     "pipeline/tests/cli/ray.rs",
     "pipeline/tests/cli/workers.rs",
     "trainer/tests/cli.rs",
+    "trainer/tests/many.rs",
 ];
 
 /// Test code by file, relative to the root: integration tests, unit tests in files of their own and those at the end of a module's file.

@@ -7,12 +7,14 @@
 //! |---|---|
 //! | `place.rs` | which process this is, as its launcher says, and its GPU |
 //! | `share.rs` | which images of a step a process takes |
+//! | `store.rs` | the store by which they meet, with a limit to its patience |
 //! | `world.rs` | meeting the others, and what is done in common |
 //! | `reducer.rs` | the sum of gradients and losses at the end of a step |
 
 mod place;
 mod reducer;
 mod share;
+mod store;
 mod world;
 
 pub use place::Place;

@@ -212,7 +212,10 @@ fn torchrun_starts_the_same_run() {
     }
     let launched = launch(&["-n", "2"], &pretrain(&world, "launched", &[])).output().unwrap();
     assert!(launched.status.success(), "{}", text(&launched));
-    assert!(tensors(&world.path("launched")) == tensors(&world.path("many")), "the same bits, whoever starts them");
+    assert!(
+        tensors(&world.path("launched")) == tensors(&world.path("many")),
+        "the same bits, no matter what starts them"
+    );
 }
 
 #[test]

@@ -1,7 +1,6 @@
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
 
 use tch::Kind;
 
@@ -19,11 +18,10 @@ pub(crate) fn served() -> (Store, u16) {
     panic!("no port is free");
 }
 
-/// Runs `rank` as each of `size` processes of a group, each in a thread with one libtorch thread, and returns what they return.
+/// Runs `rank` as each of `size` processes of a group, each in a thread, and returns what they return.
 pub(crate) fn in_group<T: Send>(size: usize, rank: impl Fn(usize, Arc<ProcessGroup>) -> T + Sync) -> Vec<T> {
     let (_store, port) = served();
     let run = |number: usize| {
-        crate::set_num_threads(1).unwrap();
         let timeout = Duration::from_secs(60);
         let store = Store::open("127.0.0.1", port, false, timeout, "test/").unwrap();
         let group = ProcessGroup::gloo(&store, number, size, "127.0.0.1", "", timeout).unwrap();
@@ -35,28 +33,18 @@ pub(crate) fn in_group<T: Send>(size: usize, rank: impl Fn(usize, Arc<ProcessGro
     })
 }
 
-/// The value of a name, once another process's `set` has arrived.
-fn awaited(store: &Store, key: &str) -> Vec<u8> {
-    for _ in 0..6000 {
-        if let Some(value) = store.get(key).unwrap() {
-            return value;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    panic!("{key} does not come");
-}
-
 #[test]
 fn what_one_process_sets_all_can_read() {
     let (kept, port) = served();
     let other = Store::open("127.0.0.1", port, false, Duration::from_secs(60), "test/").unwrap();
     assert_eq!(other.get("a").unwrap(), None);
     kept.set("a", b"one\0two").unwrap();
-    assert_eq!(awaited(&other, "a"), b"one\0two");
     kept.set("empty", b"").unwrap();
-    assert_eq!(awaited(&other, "empty"), b"");
+    // Requests of one process are answered in order, so this one's answer says that both have arrived.
+    assert_eq!(kept.get("empty").unwrap().unwrap(), b"");
+    assert_eq!(other.get("a").unwrap().unwrap(), b"one\0two");
+    assert_eq!(other.get("empty").unwrap().unwrap(), b"");
     other.delete("a").unwrap();
-    // In order with this process's own requests.
     assert_eq!(other.get("a").unwrap(), None);
     assert_eq!(kept.get("a").unwrap(), None);
     let elsewhere = Store::open("127.0.0.1", port, false, Duration::from_secs(60), "other/").unwrap();
@@ -104,7 +92,6 @@ fn all_get_the_same_bits() {
 
 #[test]
 fn a_process_that_leaves_is_noticed_at_once() {
-    let began = Instant::now();
     let found = in_group(2, |rank, group| {
         let mut tensor = Tensor::from_slice(&[1f32; 1000]);
         group.all_reduce(&mut tensor, Reduction::Sum).unwrap();
@@ -114,7 +101,7 @@ fn a_process_that_leaves_is_noticed_at_once() {
         }
     });
     assert!(found[0].as_ref().unwrap_err().starts_with("all-reduce: "), "{found:?}");
-    assert!(began.elapsed() < Duration::from_secs(50), "before the operation's timeout");
+    assert!(!found[0].as_ref().unwrap_err().contains("imed out"), "it does not wait for the timeout: {found:?}");
 }
 
 #[test]

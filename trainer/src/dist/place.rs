@@ -144,7 +144,7 @@ impl Vars<'_> {
         let text = self.text(name)?;
         match text.trim().parse() {
             Ok(number) => Ok(number),
-            Err(_) => bail!("the environment variable {name} is {text:?}, which is no such number"),
+            Err(_) => bail!("the environment variable {name} is {text:?}, which cannot be read as a number"),
         }
     }
 

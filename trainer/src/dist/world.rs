@@ -18,10 +18,11 @@ use program::signals::{self, Interrupted};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{ProcessGroup, Reduction, Store};
+use torch_ext::{ProcessGroup, Reduction};
 
 use super::place::Place;
 use super::share::{Cut, Share};
+use super::store::Store;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -124,9 +125,10 @@ impl World {
             _ => {
                 let address = local_address(&others.place.master)?.to_string();
                 let interfaces = &others.place.interfaces;
-                ProcessGroup::gloo(&others.store, rank, world_size, &address, interfaces, timeout)?
+                ProcessGroup::gloo(others.store.inner(), rank, world_size, &address, interfaces, timeout)?
             }
         };
+        others.store.set_limit(timeout);
         let connected = Connected { device, group: Arc::new(group), timeout };
         ensure!(others.connected.set(connected).is_ok(), "the processes are connected already");
         Ok(())
@@ -175,7 +177,7 @@ impl World {
         bound(self.rank())..bound(self.rank() + 1)
     }
 
-    /// Says in messages about lost processes that so many steps are done.
+    /// Sets the number of steps done, for messages about lost processes.
     pub(crate) fn set_step(&self, done: u64) {
         self.step.set(done);
     }
@@ -359,6 +361,7 @@ impl World {
 
     /// Tells the others by what error this process ends, and asks who is missing if that is why.
     fn explain(&self, others: &Others, error: anyhow::Error) -> anyhow::Error {
+        others.store.set_limit(LAST_WORDS);
         let is_lost = error.is::<LostRank>();
         if !is_lost && !error.chain().any(|cause| matches!(cause.downcast_ref(), Some(torch_ext::Error::Group { .. })))
         {
@@ -369,11 +372,13 @@ impl World {
         }
         // What a GPU waits for will not come.
         let _ = self.group().map(|group| group.abort());
-        let told = others.report(&Ending::Lost).is_ok();
-        let endings = if told { others.wait_for_endings(LAST_WORDS) } else { vec![None; self.size()] };
+        let _ = others.report(&Ending::Lost);
+        let endings = others.wait_for_endings(LAST_WORDS);
         if is_lost {
             return error;
         }
+        // What this process has told itself is there, unless the store is not.
+        let is_reached = endings[self.rank()].is_some();
         let failed = endings.iter().enumerate().find_map(|(rank, ending)| match ending {
             Some(ending @ (Ending::Failed(_) | Ending::Fine)) => Some(has_ended(rank, ending)),
             _ => None,
@@ -383,8 +388,10 @@ impl World {
             match missing.as_slice() {
                 // Its word may come too late if it waits for a longer time.
                 [] => format!("the processes have lost each other: {error:#}"),
-                _ if !told => format!("rank 0, which keeps the store, is gone: {error:#}"),
-                missing => format!("{} does not answer: {error:#}", named(missing)),
+                _ if !is_reached && others.place.agent_store => format!("the launcher is gone or cut off: {error:#}"),
+                _ if !is_reached => format!("rank 0 is gone or cut off: {error:#}"),
+                [rank] => format!("rank {rank} does not answer: {error:#}"),
+                missing => format!("{} do not answer: {error:#}", named(missing)),
             }
         };
         self.lost(&failed.unwrap_or_else(missing)).into()
@@ -442,9 +449,12 @@ impl Others {
     fn wait_for_endings(&self, limit: Duration) -> Vec<Option<Ending>> {
         let began = Instant::now();
         loop {
-            let endings: Vec<Option<Ending>> =
-                (0..self.place.world_size).map(|rank| self.ending(rank).unwrap_or_default()).collect();
-            if endings.iter().all(Option::is_some) || began.elapsed() > limit || signals::requested() {
+            let endings: Vec<anyhow::Result<Option<Ending>>> =
+                (0..self.place.world_size).map(|rank| self.ending(rank)).collect();
+            let is_lost = endings.iter().any(Result::is_err);
+            let endings: Vec<Option<Ending>> = endings.into_iter().map(Result::unwrap_or_default).collect();
+            let is_whole = endings.iter().all(Option::is_some);
+            if is_whole || is_lost || began.elapsed() > limit || signals::requested() {
                 return endings;
             }
             thread::sleep(Duration::from_millis(20));
@@ -545,8 +555,8 @@ fn open_store(place: &Place) -> anyhow::Result<Store> {
     let began = Instant::now();
     loop {
         // Between two attempts a signal may end the wait.
-        match Store::open(host, port, serves, Duration::from_secs(5), &prefix) {
-            Ok(store) => return Ok(store),
+        match torch_ext::Store::open(host, port, serves, Duration::from_secs(5), &prefix) {
+            Ok(store) => return Store::new(store, PATIENCE),
             Err(error) if serves => {
                 let taken = error.to_string().contains("EADDRINUSE");
                 return Err(anyhow::Error::from(error).context(match taken {
@@ -568,7 +578,7 @@ fn open_store(place: &Place) -> anyhow::Result<Store> {
 
 /// This machine's address on the way to the master.
 fn local_address(master: &(String, u16)) -> anyhow::Result<IpAddr> {
-    let unknown = || format!("MASTER_ADDR {:?} is no known host", master.0);
+    let unknown = || format!("no host is known as MASTER_ADDR {:?}", master.0);
     let remote = (master.0.as_str(), master.1).to_socket_addrs().with_context(unknown)?.next().with_context(unknown)?;
     let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;

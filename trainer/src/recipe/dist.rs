@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Dist {
     /// How many seconds a process waits for another one before it gives up. Checkpoints, evaluations and pictures of rank 0 do not count.
     pub timeout: u64,
-    /// Gradients are summed in pieces of so many MiB. Smaller ones begin earlier, larger ones need fewer messages.
+    /// Gradients are summed in pieces of this size, in MiB. Smaller ones begin earlier, larger ones need fewer messages.
     pub bucket_mib: u64,
     /// The type in which gradients are sent and summed: `f32`, or `bf16`, which halves the bytes and rounds each gradient and each sum to 8 bits. For a
     /// network that is slower than the backward pass.

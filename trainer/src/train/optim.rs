@@ -17,7 +17,7 @@ use shards::Shards;
 /// AdamW in groups of equal learning rate and decay.
 #[derive(Debug)]
 pub(crate) struct Optimizer {
-    /// Of the parameters that this process updates.
+    /// Updates the parameters that are this process's own.
     adamw: FusedAdamW,
     /// The learning rate of each group, as a factor of the schedule's.
     lr_scales: Vec<f64>,

@@ -26,11 +26,11 @@ pub(crate) fn in_many<T: Send>(size: usize, rank: impl Fn(&Place) -> T + Sync) -
 }
 
 /// A store that this process keeps, as torchrun's agent does, and its port.
-fn served() -> (Store, u16) {
+fn served() -> (torch_ext::Store, u16) {
     // Somebody else may take a port between the question and its use.
     for _ in 0..50 {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if let Ok(store) = Store::open("127.0.0.1", port, true, Duration::from_secs(60), "agent/") {
+        if let Ok(store) = torch_ext::Store::open("127.0.0.1", port, true, Duration::from_secs(60), "agent/") {
             return (store, port);
         }
     }

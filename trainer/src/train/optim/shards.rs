@@ -21,12 +21,12 @@ pub(super) struct Shards {
     rank: usize,
     size: usize,
     group: Arc<ProcessGroup>,
-    /// Of each parameter, in the order of the optimizer.
+    /// The owner of each parameter, in the order of the optimizer.
     owners: Vec<usize>,
 }
 
 impl Shards {
-    /// Divides parameters of so many numbers: each goes to the process that has the fewest so far. `None` for a process that is alone.
+    /// Divides parameters by their `numbers` of elements: each goes to the process that has the fewest so far. `None` for a process that is alone.
     pub(super) fn of(numbers: impl IntoIterator<Item = usize>, world: &World) -> Option<Shards> {
         let group = Arc::clone(world.group().filter(|_| world.size() > 1)?);
         let owners = divide(numbers, world.size());
