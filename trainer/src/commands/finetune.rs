@@ -287,9 +287,9 @@ fn train(
         })?;
         let losses = vec![("loss".to_owned(), Tensor::stack(&losses, 0).mean(Kind::Float))];
         let waited = loader.take_waited();
-        let (losses, ranks) = reducer.finish(losses, &log.facts(waited, micro.per_batch())?)?;
+        let reduced = reducer.finish(losses, &log.facts(waited, micro.per_batch())?)?;
         let ema_decay = recipe.optim.ema_decay_at(step);
-        let values = state.optimizer_step(losses, ranks.as_ref(), recipe.optim.clip_grad, ema_decay)?;
+        let values = state.optimizer_step(reduced.losses, reduced.ranks.as_ref(), recipe.optim.clip_grad, ema_decay)?;
         idle.end()?;
 
         // This step is queued; now the previous one is read, which is done or nearly so.

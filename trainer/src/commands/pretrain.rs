@@ -86,7 +86,7 @@ fn train(
 
     // ------------------------------------------------------------------ cache, teachers, images
     let caches = joined::open(&args.cache)?;
-    let teachers = teachers::open(&recipe, &caches, &args.online_teachers, hub, device)?;
+    let teachers = teachers::open(recipe, &caches, &args.online_teachers, hub, device)?;
     let images = joined::open_images(&caches, &args.images)?;
     let cached: Vec<_> = teachers.iter().filter(|t| t.rows().is_some()).map(|t| t.id.clone()).collect();
     let shared = args.images.len() <= 1;
@@ -258,9 +258,9 @@ fn train(
             Ok(losses)
         })?;
         let waited = loader.take_waited();
-        let (losses, ranks) = reducer.finish(step::mean_losses(&losses), &log.facts(waited, micro.per_batch())?)?;
+        let reduced = reducer.finish(step::mean_losses(&losses), &log.facts(waited, micro.per_batch())?)?;
         let ema_decay = recipe.optim.ema_decay_at(step);
-        let values = state.optimizer_step(losses, ranks.as_ref(), recipe.optim.clip_grad, ema_decay)?;
+        let values = state.optimizer_step(reduced.losses, reduced.ranks.as_ref(), recipe.optim.clip_grad, ema_decay)?;
         idle.end()?;
 
         // This step is queued; now the previous one is read, which is done or nearly so.

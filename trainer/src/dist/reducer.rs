@@ -52,6 +52,15 @@ impl RankFacts {
     }
 }
 
+/// What a step gave in all processes.
+#[derive(Debug)]
+pub(crate) struct Reduced {
+    /// The means of the losses over all processes, by name.
+    pub losses: Vec<(String, Tensor)>,
+    /// The numbers of [`RankFacts`] of every process, in the order of ranks; absent for a process that is alone.
+    pub ranks: Option<Tensor>,
+}
+
 /// Sums the gradients of all processes, while the last backward pass of a step still runs. For a process that is alone it does nothing.
 #[derive(Debug)]
 pub(crate) struct Reducer {
@@ -102,19 +111,14 @@ impl Reducer {
         }
     }
 
-    /// Ends a step: gradients become sums over all processes and `losses`, this process's means, the means over all. Also gives the numbers of
-    /// [`RankFacts`] of every process, in the order of ranks; none for a process that is alone.
+    /// Ends a step: gradients become sums over all processes, and `losses`, this process's means, the means over all.
     ///
     /// # Errors
     /// If a process is gone or does not come in time.
-    pub(crate) fn finish(
-        &mut self,
-        losses: Vec<(String, Tensor)>,
-        facts: &RankFacts,
-    ) -> anyhow::Result<(Vec<(String, Tensor)>, Option<Tensor>)> {
+    pub(crate) fn finish(&mut self, losses: Vec<(String, Tensor)>, facts: &RankFacts) -> anyhow::Result<Reduced> {
         let busy = self.began.take().map_or(Duration::ZERO, |began| began.elapsed());
         let Some(buckets) = &mut self.buckets else {
-            return Ok((losses, None));
+            return Ok(Reduced { losses, ranks: None });
         };
         let (names, own): (Vec<String>, Vec<Tensor>) = losses.into_iter().unzip();
         let own: Vec<Tensor> = own.iter().map(|loss| loss.to_kind(Kind::Float).view([1])).collect();
@@ -126,7 +130,7 @@ impl Reducer {
         let mut values = Tensor::cat(&[means, Tensor::from_slice(&all).to_device(self.device)], 0);
         buckets.finish(&mut values)?;
         let losses = names.into_iter().zip(values.narrow(0, 0, len).unbind(0)).collect();
-        Ok((losses, Some(values.narrow(0, len, values.size()[0] - len))))
+        Ok(Reduced { losses, ranks: Some(values.narrow(0, len, values.size()[0] - len)) })
     }
 }
 
