@@ -60,6 +60,7 @@ fn every_stage_runs_and_a_planted_error_is_found() {
             "features",
             "gradients",
             "resuming",
+            "group",
             "memory",
             "steps",
             "end-to-end",
