@@ -142,7 +142,7 @@ fn a_lost_rank_is_named_and_the_status_says_to_try_again() {
 #[test]
 fn a_rank_that_hangs_ends_all_within_the_timeout() {
     let world = World::with_cache(16);
-    let args = pretrain(&world, "hung", &["--set", "dist.timeout=4"]);
+    let args = pretrain(&world, "hung", &["--set", "dist.timeout=12"]);
     let (mut child, mut log) = started(launch(&["-n", "2"], &args));
     come_past(4, &mut log);
     let hung = rank_of(&world.path("hung"), 1);
