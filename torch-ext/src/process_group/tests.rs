@@ -101,7 +101,7 @@ fn a_process_that_leaves_is_noticed_at_once() {
         }
     });
     assert!(found[0].as_ref().unwrap_err().starts_with("all-reduce: "), "{found:?}");
-    assert!(!found[0].as_ref().unwrap_err().contains("imed out"), "it does not wait for the timeout: {found:?}");
+    assert!(!found[0].as_ref().unwrap_err().contains("Timed out"), "it does not wait for the timeout: {found:?}");
 }
 
 #[test]
@@ -125,7 +125,9 @@ fn a_process_that_does_not_come_is_waited_for_until_the_timeout() {
         let group = group(&first, 0);
         let mut tensor = Tensor::from_slice(&[1f32]);
         let error = group.all_reduce(&mut tensor, Reduction::Sum).unwrap_err();
-        assert!(error.to_string().to_lowercase().contains("timed out"), "{error}");
+        // Gloo has several words for it.
+        let message = error.to_string().to_lowercase();
+        assert!(message.contains("timed out") || message.contains("timeout"), "{message}");
         drop(done);
     });
     drop(store);
