@@ -60,7 +60,7 @@ impl GradBuckets {
     }
 
     /// Announces that the next backward pass is the last of the step, so that a sum may begin as soon as its gradients are there (from the second
-    /// step on: the first finds out which parameters have a gradient). If that pass fails for want of memory, the step's passes may be repeated.
+    /// step on: the first finds out which parameters have a gradient). If memory runs out in that pass, the passes of the step may be repeated.
     pub fn arm(&mut self) {
         // SAFETY: as above.
         unsafe { ffi::te_buckets_arm(self.buckets.as_ptr()) }

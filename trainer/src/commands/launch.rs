@@ -48,13 +48,12 @@ pub(crate) fn launch(args: &LaunchArgs) -> anyhow::Result<ExitStatus> {
         }
         let how = ended.iter().map(|(rank, how, _)| format!("rank {rank} {how}")).collect::<Vec<_>>().join(", ");
         // A signal that another program has sent to them, or one of them.
-        let is_stopped = |code: &Option<i32>| code.is_some_and(|code| [130, 143].contains(&code));
-        if ended.len() == args.nproc_per_node && ended.iter().all(|(.., code)| is_stopped(code)) {
+        if ended.len() == args.nproc_per_node && ended.iter().all(|&(.., code)| is_stopped(code)) {
             signals::request();
             return Ok(ExitStatus::Interrupted);
         }
         // An error that the next attempt would meet again. Those that this process has asked to stop when one was lost do not count.
-        let is_final = |code: &Option<i32>| code.is_some_and(|code| code != 75) && !is_stopped(code);
+        let is_final = |code: &Option<i32>| code.is_some_and(|code| code != 75) && !is_stopped(*code);
         if let Some((_, _, code)) = ended.iter().find(|(.., code)| is_final(code)) {
             warn!("{how}");
             return Ok(if *code == Some(1) { ExitStatus::Problems } else { ExitStatus::CouldNot });
@@ -82,6 +81,11 @@ fn refuse_other_commands(command: &[OsString]) -> anyhow::Result<()> {
 /// A process that has not ended well: its rank, how it has ended, and its exit code, which one that a signal has ended lacks.
 type Ended = (usize, String, Option<i32>);
 
+/// Whether a process with this exit code was stopped by a signal and has ended in order.
+fn is_stopped(code: Option<i32>) -> bool {
+    code.is_some_and(|code| [130, 143].contains(&code))
+}
+
 /// Runs all processes once: those that have not ended well, the first to end first.
 fn run(args: &LaunchArgs, attempt: u32) -> anyhow::Result<Vec<Ended>> {
     let mut ranks = start(args, attempt)?;
@@ -97,7 +101,10 @@ fn run(args: &LaunchArgs, attempt: u32) -> anyhow::Result<Vec<Ended>> {
                     (None, signal) => format!("was killed by signal {}", signal.unwrap_or_default()),
                 };
                 ended.push((rank.number, how, status.code()));
-                first_loss.get_or_insert_with(Instant::now);
+                // One that a signal has stopped is not lost, and the others may still be at their checkpoint.
+                if !is_stopped(status.code()) {
+                    first_loss.get_or_insert_with(Instant::now);
+                }
             }
         }
         let is_over = signals::requested() || first_loss.is_some_and(|at| at.elapsed() > NOTICE);

@@ -317,14 +317,15 @@ fn train(
             })?;
         }
         if interrupted && steps_done < end {
-            writer.as_mut().map_or(Ok(()), Writer::finish)?;
+            // A launcher ends the others when one has ended, so none ends before the checkpoint is there.
+            world.lead(|| writer.as_mut().map_or(Ok(()), Writer::finish))?;
             if world.is_main() {
                 warn!("interrupted after step {steps_done}; the same command goes on from there");
             }
             return Ok(ExitStatus::Interrupted);
         }
     }
-    writer.as_mut().map_or(Ok(()), Writer::finish)?;
+    world.lead(|| writer.as_mut().map_or(Ok(()), Writer::finish))?;
     if end == total_steps {
         info!("finished: {total_steps} steps");
     } else {
