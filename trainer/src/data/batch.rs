@@ -19,8 +19,9 @@ pub(crate) struct MimicBatch {
     pub imgs: Tensor,
     /// The order or noise that makes the masks, drawn per (seed, epoch, sample).
     pub mask: MaskInput,
-    /// `[N, L]` i64: the positions of the student's patches in the view that the teachers see, drawn per (seed, epoch, sample); absent if the
-    /// student sees the whole view, and if no teacher runs inside the loop.
+    /// `[N, L, C]` i64: the positions of the student's patches in the view that the teachers see, drawn per (seed, epoch, sample), where C is 1,
+    /// or 4 in a run of two resolutions: the patches that each one is the mean of. Absent if the student sees the whole view, and if no teacher
+    /// runs inside the loop.
     pub patches: Option<Tensor>,
     /// `[N, B]` f64, uniform in [0, 1), drawn per (seed, epoch, sample): which of the encoder's residual branches are dropped; absent
     /// without stochastic depth.
@@ -141,6 +142,8 @@ pub(crate) struct BatchShape {
     pub grid: u32,
     /// Rows and columns of patches of the views that the teachers see; more than `grid` if the student sees a part of them.
     pub view_grid: u32,
+    /// Probability with which the student sees the whole view at half the resolution instead.
+    pub half_resolution: f64,
     /// Patches that the encoder sees, `keep`.
     pub keep: usize,
     /// How the visible patches are chosen.
@@ -213,6 +216,11 @@ pub(crate) struct RowShape {
 }
 
 impl BatchShape {
+    /// Patches of the view that one of the student's may cover, C: 4 if it may see the view at half the resolution.
+    pub(crate) fn covered(&self) -> usize {
+        if self.half_resolution > 0.0 { 4 } else { 1 }
+    }
+
     /// A batch of unspecified content, to be filled; page-locked when `device` is a GPU.
     pub(crate) fn allocate(&self, device: Device) -> torch_ext::Result<MimicBatch> {
         let n = self.batch_size as i64;
@@ -252,7 +260,7 @@ impl BatchShape {
                 MaskSource::Attention => MaskInput::Noise(pinned_empty(&[n, l], Kind::Double, device)?),
             },
             patches: (self.view_grid > self.grid && self.teachers.iter().any(|teacher| teacher.input_size.is_some()))
-                .then(|| pinned_empty(&[n, l], Kind::Int64, device))
+                .then(|| pinned_empty(&[n, l, self.covered() as i64], Kind::Int64, device))
                 .transpose()?,
             drop_path: uniform(self.drop_path)?,
             teacher_drop: uniform(self.teacher_drop)?,

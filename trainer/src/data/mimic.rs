@@ -131,6 +131,7 @@ impl MimicDataset {
             img_size: recipe.model.img_size,
             grid: recipe.grid(),
             view_grid: teachers::view_grid(recipe, known.unwrap_or(&BTreeMap::new()))?,
+            half_resolution: recipe.data.half_resolution,
             keep: recipe.len_keep() as usize,
             mask: match recipe.mask.kind {
                 MaskKind::Random => MaskSource::Dataset { blocks: false },
@@ -171,7 +172,7 @@ impl MimicDataset {
     }
 
     /// The fresh view of image `idx` in an epoch; `None` if it has a stored one.
-    fn fresh_view(&self, epoch: u64, idx: usize) -> Option<View> {
+    pub(super) fn fresh_view(&self, epoch: u64, idx: usize) -> Option<View> {
         if self.fresh == 0.0 {
             return None;
         }
@@ -201,10 +202,14 @@ impl MimicDataset {
         *slot.sample = (sample_id, row_view.index);
 
         // ---- the part of the view that the student sees
-        let window = Window::draw(self.seed, epoch, sample_id, self.shape.view_grid, self.shape.grid);
-        let window_patches = window.patches();
+        let BatchShape { view_grid, grid, half_resolution, .. } = self.shape;
+        let window = Window::draw(self.seed, epoch, sample_id, view_grid, grid, half_resolution);
+        let (covered, window_patches) = (window.covered(), window.patches());
         if let (Some(out), Some(patches)) = (slot.patches, &window_patches) {
-            write(out, patches.iter().map(|&patch| (patch as i64).to_ne_bytes()));
+            // The mean of a patch and three times itself is the patch.
+            let times = self.shape.covered() / covered;
+            let repeated = patches.iter().flat_map(|&patch| std::iter::repeat_n(patch, times));
+            write(out, repeated.map(|patch| (patch as i64).to_ne_bytes()));
         }
 
         // ---- pixels: an image is read only if one of its crops is not in memory
@@ -265,7 +270,10 @@ impl MimicDataset {
 
         // ---- teachers
         let visible: Vec<usize> = match &window_patches {
-            Some(patches) => order.iter().take(keep).map(|&patch| patches[patch]).collect(),
+            Some(patches) => {
+                let of = |patch: usize| &patches[patch * covered..(patch + 1) * covered];
+                order.iter().take(keep).flat_map(|&patch| of(patch)).copied().collect()
+            }
             None => order.into_iter().take(keep).collect(),
         };
         for ((teacher, rows), shape) in slot.teachers.into_iter().zip(&self.rows).zip(&self.shape.teachers) {
@@ -275,6 +283,7 @@ impl MimicDataset {
                     Some(Patches::All) | None => window_patches.as_deref(),
                 };
                 let wanted = Wanted {
+                    covered,
                     patches,
                     tokens: teacher.tokens,
                     outliers: teacher.outliers,

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use half::{bf16, f16};
 use schemas::{Cache, Codec, Scalar, TeacherId, TeacherIdentity, TeacherPart, TeacherRow, View};
 use tch::Kind;
 
@@ -84,19 +85,37 @@ impl TeacherRows {
             part.check_join(row, &columns.key, &sample.row_key(view))?;
             // The reader has checked the lengths against the teacher's identity, from which the batch's sizes are taken too.
             let (tokens, outliers) = columns.tokens.split_at(self.split);
-            for (out, column) in [(wanted.tokens, tokens), (wanted.outliers, outliers)] {
+            let columns_of_patches = [(wanted.tokens, tokens, self.kind), (wanted.outliers, outliers, Kind::Half)];
+            for (out, column, kind) in columns_of_patches {
                 if let Some(out) = out {
-                    copy_patches(out, column, wanted.patches, self.n_tokens);
+                    self.patches(out, column, wanted.patches, wanted.covered, kind);
                 }
             }
             if let Some(cls) = wanted.cls {
                 cls.copy_from_slice(&columns.cls);
             }
             if let Some(cls_attn) = wanted.cls_attn {
-                copy_patches(cls_attn, &columns.cls_attn, wanted.attended, self.n_tokens);
+                self.patches(cls_attn, &columns.cls_attn, wanted.attended, wanted.covered, Kind::Half);
             }
             Ok(())
         })
+    }
+
+    /// Copies the values of `patches`, or of all, from a column of numbers of `kind` for every patch; or the means of each `covered` of them.
+    fn patches(&self, out: &mut [u8], column: &[u8], patches: Option<&[usize]>, covered: usize, kind: Kind) {
+        let Some(patches) = patches else {
+            return out.copy_from_slice(column);
+        };
+        let each = column.len() / self.n_tokens;
+        let of = |patch: usize| &column[patch * each..(patch + 1) * each];
+        // A column of no numbers, as that of outliers may be, has no chunks.
+        for (out, patches) in out.chunks_exact_mut(each.max(1)).zip(patches.chunks_exact(covered)) {
+            match patches {
+                &[patch] => out.copy_from_slice(of(patch)),
+                &[a, b, c, d] => mean([a, b, c, d].map(of), kind, out),
+                _ => unreachable!("a patch of the student is one of the view or covers four"),
+            }
+        }
     }
 
     /// Whether the rows come over a network.
@@ -132,6 +151,8 @@ impl TeacherRows {
 
 /// Where the columns of a row go.
 pub(crate) struct Wanted<'a> {
+    /// How many of the `patches` and of those `attended` each number that is wanted is the mean of: 1 or 4.
+    pub covered: usize,
     /// The patches whose tokens and outliers are wanted, in this order; all if `None`.
     pub patches: Option<&'a [usize]>,
     pub tokens: Option<&'a mut [u8]>,
@@ -142,13 +163,29 @@ pub(crate) struct Wanted<'a> {
     pub cls_attn: Option<&'a mut [u8]>,
 }
 
-/// Copies the values of `patches`, or of all, from a column with those of `n_tokens` patches.
-fn copy_patches(out: &mut [u8], column: &[u8], patches: Option<&[usize]>, n_tokens: usize) {
-    let Some(patches) = patches else {
-        return out.copy_from_slice(column);
-    };
-    let each = column.len() / n_tokens;
-    for (slot, &patch) in out.chunks_exact_mut(each).zip(patches) {
-        slot.copy_from_slice(&column[patch * each..(patch + 1) * each]);
+/// The means of four rows of numbers of `kind`, computed in f32 and rounded to `kind`. The steps of codec `i8` lie at equal distances in each
+/// channel, so that the mean of steps, rounded, is the step that is nearest to the mean of values.
+fn mean(four: [&[u8]; 4], kind: Kind, out: &mut [u8]) {
+    match kind {
+        Kind::Float => mean_of(four, out, f32::from_ne_bytes, f32::to_ne_bytes),
+        Kind::Half => mean_of(four, out, |b| f16::from_ne_bytes(b).to_f32(), |x| f16::from_f32(x).to_ne_bytes()),
+        Kind::BFloat16 => mean_of(four, out, |b| bf16::from_ne_bytes(b).to_f32(), |x| bf16::from_f32(x).to_ne_bytes()),
+        Kind::Int8 => {
+            mean_of(four, out, |b| i8::from_ne_bytes(b).into(), |x| (x.round_ties_even() as i8).to_ne_bytes())
+        }
+        other => unreachable!("no codec stores numbers of kind {other:?}"),
+    }
+}
+
+fn mean_of<const SIZE: usize>(
+    four: [&[u8]; 4],
+    out: &mut [u8],
+    read: impl Fn([u8; SIZE]) -> f32,
+    write: impl Fn(f32) -> [u8; SIZE],
+) {
+    let numbers = four.map(|bytes| bytes.as_chunks::<SIZE>().0);
+    for (i, out) in out.as_chunks_mut::<SIZE>().0.iter_mut().enumerate() {
+        let [a, b, c, d] = numbers.map(|of| read(of[i]));
+        *out = write(((a + b) + (c + d)) / 4.0);
     }
 }

@@ -370,8 +370,8 @@ fn of_rows(loaded: &RowsBatch, dequantize: Option<&Dequantize>, device: Device) 
     Ok(OfTeacher { tokens, cls: on_device(&loaded.cls)?, cls_attn: on_device(&loaded.cls_attn)? })
 }
 
-/// The features of `pixels [N, T, T, 3]` by the network itself, at the student's `patches [N, L]` of the view, or at all, and of those at
-/// the `visible [N, keep]` ones if given.
+/// The features of `pixels [N, T, T, 3]` by the network itself, at the student's `patches [N, L, C]` of the view, as the means of each C, or at
+/// all, and of those at the `visible [N, keep]` ones if given.
 fn run_network(
     network: &Teacher,
     pixels: &Tensor,
@@ -385,27 +385,39 @@ fn run_network(
     let output = network.forward(&pixels, Precision::F32)?;
     let cls_attn = output.cls_attn.to_kind(Kind::Half);
     let wanted = match (patches, visible) {
-        (Some(patches), Some(visible)) => Some(patches.gather(1, visible, false)),
-        (wanted, None) | (None, wanted) => wanted.map(Tensor::shallow_clone),
+        (Some(patches), Some(visible)) => Some(gather_rows(patches, visible)),
+        (Some(patches), None) => Some(patches.shallow_clone()),
+        (None, visible) => visible.map(|visible| visible.unsqueeze(-1)),
     };
     Ok(OfTeacher {
         tokens: Some(match wanted {
-            Some(wanted) => gather_rows(&output.tokens, &wanted),
+            Some(wanted) => mean_at(&output.tokens, &wanted),
             None => output.tokens,
         }),
         cls: Some(output.cls),
         cls_attn: Some(match patches {
-            Some(patches) => cls_attn.gather(1, patches, false),
+            Some(patches) => mean_at(&cls_attn.unsqueeze(-1), patches).squeeze_dim(-1),
             None => cls_attn,
         }),
     })
+}
+
+/// The means of the rows of `x [N, L, K]` at each C of `patches [N, T, C]`: `[N, T, K]`, in the type of `x`.
+fn mean_at(x: &Tensor, patches: &Tensor) -> Tensor {
+    let (n, t, covered) = patches.size3().expect("patches are [N, T, C]");
+    let rows = gather_rows(x, &patches.flatten(1, 2));
+    match covered {
+        1 => rows,
+        _ => rows.view([n, t, covered, -1]).mean_dim(2, false, Kind::Float).to_kind(x.kind()),
+    }
 }
 
 /// Patches along one side of the views that the teachers see: those of the student, or with `data.random_shift` those of the teachers
 /// that the recipe names and the cache has (`known`), or of all that the cache has if it has none of those.
 ///
 /// # Errors
-/// If a grid is not larger than the student's although it is to be cut from it, if grids differ, or if there is none.
+/// If a grid is not larger than the student's although it is to be cut from it, not twice as large although the student is to see it at half the
+/// resolution, if grids differ, or if there is none.
 pub(crate) fn view_grid(recipe: &Recipe, known: &BTreeMap<TeacherId, TeacherIdentity>) -> anyhow::Result<u32> {
     if !recipe.data.random_shift {
         return Ok(recipe.grid());
@@ -430,10 +442,19 @@ pub(crate) fn view_grid(recipe: &Recipe, known: &BTreeMap<TeacherId, TeacherIden
             teacher.grid,
         );
     }
-    match first.grid > recipe.grid() {
-        true => Ok(first.grid),
-        false => Err(grid_problem(first, recipe).into()),
+    if first.grid <= recipe.grid() {
+        return Err(grid_problem(first, recipe).into());
     }
+    ensure!(
+        recipe.data.half_resolution == 0.0 || first.grid == 2 * recipe.grid(),
+        "data.half_resolution: a view has to have twice as many patches along a side as the student's {}, and teacher {} has {}. Build the cache with \
+         --grid {}, or leave data.half_resolution out",
+        recipe.grid(),
+        first.id,
+        first.grid,
+        2 * recipe.grid(),
+    );
+    Ok(first.grid)
 }
 
 /// Refuses a cached teacher whose grid is not `view_grid`.

@@ -33,6 +33,11 @@ pub(crate) struct Data {
     /// those of the same patches.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub random_shift: bool,
+    /// Probability with which the student sees not a part of a view but all of it, at half the resolution: in [0, 1]; needs `random_shift`, and
+    /// a grid of the cache that is twice the student's. Each of its patches then covers 2 x 2 of the view's, and the mean of their features is
+    /// its target. So a student learns from one cache at two resolutions.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub half_resolution: f64,
     /// Probability with which an image's view is not one of the cache but a fresh crop, drawn anew for every image and epoch as the cache's crops
     /// were, and its targets come from the teachers themselves: in [0, 1]. Every teacher of the run needs `--online-teacher`. 1 = no view is
     /// used twice, as in the paper, and no rows are read.
@@ -52,6 +57,7 @@ impl Default for Data {
             allow_incomplete: false,
             views: None,
             random_shift: false,
+            half_resolution: 0.0,
             fresh: 0.0,
             prefetch: PREFETCH,
             pixel_cache_mib: 0,
@@ -77,6 +83,14 @@ impl Data {
     pub(super) fn check(&self) -> Result<(), Error> {
         at_least_one("data.views", self.views.map(|n| n as u64))?;
         require((0.0..=1.0).contains(&self.fresh), "data.fresh", self.fresh, "must be in [0, 1]")?;
+        let half = self.half_resolution;
+        require((0.0..=1.0).contains(&half), "data.half_resolution", half, "must be in [0, 1]")?;
+        require(
+            half == 0.0 || self.random_shift,
+            "data.half_resolution",
+            half,
+            "needs data.random_shift = true: the other images show a part of a view of the cache, whose grid is larger than the student's",
+        )?;
         check_prefetch("data.prefetch", self.prefetch)?;
         let largest = usize::MAX >> 20;
         let mib = self.pixel_cache_mib;

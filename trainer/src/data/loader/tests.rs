@@ -18,6 +18,8 @@ use crate::dist::Share;
 use crate::recipe::{Experiment, Recipe};
 use crate::testing::{RECIPE, TEACHER_WIDTH, World, relative_l2};
 
+mod half_resolution;
+
 fn plan(world: &World, settings: &[&str], online: &[String]) -> MimicDataset {
     open(world, settings, online).2
 }

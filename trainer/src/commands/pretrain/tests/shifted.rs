@@ -51,6 +51,35 @@ fn a_shifted_run_resumes_exactly() {
     assert!(format!("{refused:#}").contains("data.random_shift"), "{refused:#}");
 }
 
+/// Two resolutions: cached and online targets have the same means, within the tolerance of `cached_equals_online`, and a run that is stopped
+/// every three steps is the whole one, bit for bit.
+#[test]
+fn a_run_of_two_resolutions_equals_the_online_one_and_resumes_exactly() {
+    let mut world = world(9);
+    world.grid = 8;
+    world.build_cache();
+    let settings = [&SHIFT[..], &["--set", "data.half_resolution=0.5", "--set", "schedule.epochs=5"]].concat();
+    let whole = train(&world, "whole", &settings);
+    let teacher = format!("clip={}", world.teacher_dir().display());
+    let online = losses(&train(&world, "online", &[&settings[..], &["--online-teacher", &teacher]].concat()));
+    for ((step, _, cached), (_, _, online)) in losses(&whole).iter().zip(&online) {
+        for (name, value) in cached {
+            let error = (value - online[name]).abs() / value.abs();
+            assert!(error < 1e-5, "step {step}, {name}: cached {value}, online {}", online[name]);
+        }
+    }
+    let parts_alone = train(&world, "parts-alone", &SHIFT);
+    assert_ne!(losses(&parts_alone)[..2], losses(&whole)[..2]);
+    while losses(&world.path("cut")).len() < losses(&whole).len() {
+        train(&world, "cut", &[&settings[..], &["--stop-after", "3"]].concat());
+    }
+    let cut = world.path("cut");
+    assert_eq!(losses(&cut), losses(&whole));
+    assert!(tensors(&cut) == tensors(&whole));
+    let refused = error(&world, "whole", &[&SHIFT[..], &["--set", "schedule.epochs=5"]].concat());
+    assert!(format!("{refused:#}").contains("data.half_resolution"), "{refused:#}");
+}
+
 /// A cache that packs its images trains like one with the data set, and two caches of half the images like one of all.
 #[test]
 fn packed_images_and_several_caches_shift_alike() {
@@ -116,6 +145,12 @@ fn grids_that_do_not_fit_are_refused_with_what_to_do() {
     let refused = error(&larger, "smaller", &["--set", "model.img_size=64"]);
     let message = format!("{refused:#}");
     assert!(message.contains("--grid 8") && !message.contains("random_shift"), "{message}");
+
+    let half = ["--set", "data.half_resolution=0.5"];
+    let message = format!("{:#}", error(&larger, "half", &[&SHIFT[..], &half].concat()));
+    assert!(message.contains("teacher clip has 6. Build the cache with --grid 8"), "{message}");
+    let message = format!("{:#}", error(&larger, "half-alone", &half));
+    assert!(message.contains("needs data.random_shift = true"), "{message}");
 
     // Teachers of two grids have no one view.
     let mut mixed = World::new(8);
