@@ -76,7 +76,7 @@ pub enum Command {
     Pretrain(PretrainArgs),
     /// Train a pretrained encoder further, with a classifier on top, on labeled images. Run again to resume.
     Finetune(FinetuneArgs),
-    /// Run pretrain or finetune as many processes on this machine, one for each GPU. torchrun and Slurm can start them as well.
+    /// Run pretrain, finetune, knn or linprobe as many processes on this machine, one for each GPU. torchrun and Slurm can start them as well.
     Launch(LaunchArgs),
     /// Weighted k-nearest-neighbor classification on frozen features of a student, a teacher, or raw pixels.
     Knn(KnnArgs),

@@ -66,7 +66,7 @@ pub fn run(cli: &Cli, hub: &HubSettings, place: Option<&Place>, out: &mut dyn Wr
 
 /// Commands that many processes do together.
 fn runs_in_many(command: &Command) -> bool {
-    matches!(command, Command::Pretrain(_) | Command::Finetune(_))
+    matches!(command, Command::Pretrain(_) | Command::Finetune(_) | Command::Knn(_) | Command::Linprobe(_))
 }
 
 fn run_command(cli: &Cli, hub: &HubSettings, place: Option<&Place>, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
@@ -83,9 +83,9 @@ fn run_command(cli: &Cli, hub: &HubSettings, place: Option<&Place>, out: &mut dy
         Command::Finetune(args) => return finetune::finetune(args, hub, place, out),
         Command::Embed(args) => return embed::embed(args, hub, out),
         Command::Predict(args) => return predict::predict(args, hub, out),
-        Command::Knn(args) => knn::knn(args, hub, out),
+        Command::Knn(args) => knn::knn(args, hub, place, out),
         Command::Export(args) => export::export(args, cli.log_format, out),
-        Command::Linprobe(args) => linprobe::linprobe(args, hub, out),
+        Command::Linprobe(args) => linprobe::linprobe(args, hub, place, out),
         Command::Segment(args) => segment::segment(args, hub, out),
         Command::Config(args) => config::config(args, out),
         Command::Reconstruct(args) => reconstruct::reconstruct(args, out),

@@ -99,7 +99,7 @@ pub struct LaunchArgs {
     /// Leave OMP_NUM_THREADS, libtorch's threads on a CPU, as it is. Otherwise the processes share the cores.
     #[arg(long)]
     pub keep_threads: bool,
-    /// The command with its options: pretrain or finetune.
+    /// The command with its options: pretrain, finetune, knn or linprobe.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }

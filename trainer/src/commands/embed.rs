@@ -15,6 +15,7 @@ use tch::Tensor;
 use tracing::{info, warn};
 
 use crate::cli::EmbedArgs;
+use crate::dist::World;
 use crate::eval::features::{self, Extraction, Images, Model, Views};
 use crate::output::{Chunks, Format, strings, vectors};
 use crate::pretrained::depth_window;
@@ -47,7 +48,8 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
         args.out.display(),
         kinds.join(", ")
     );
-    let chunk = (CHUNK_VALUES / model.values_per_image(&kinds)?).clamp(1, CHUNK);
+    let values_per_image = model.widths(&kinds)?.values().sum::<i64>().max(1) as usize;
+    let chunk = (CHUNK_VALUES / values_per_image).clamp(1, CHUNK);
 
     let dataset = source.identity();
     let about = BTreeMap::from([
@@ -85,6 +87,7 @@ pub(crate) fn embed(args: &EmbedArgs, hub: &HubSettings, out: &mut dyn Write) ->
             range,
             &extraction,
             &pool,
+            &World::alone(),
             &mut |_| (),
         ) {
             Err(error) if error.is::<Interrupted>() => {

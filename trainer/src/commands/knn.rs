@@ -7,9 +7,11 @@ use hub::HubSettings;
 use program::table::{Left, Right, percent, table};
 use program::words::count;
 use serde::{Deserialize, Serialize};
+use tch::Device;
 use tracing::warn;
 
 use crate::cli::KnnArgs;
+use crate::dist::{Place, World, in_world, resolve_device};
 use crate::eval::features::{self, Extraction, Views};
 use crate::eval::frozen::{Frozen, ModelFacts};
 use crate::eval::knn::{self as vote, Accuracy, Labeled};
@@ -30,9 +32,21 @@ pub(crate) struct KnnResult {
     pub accuracy: BTreeMap<String, Accuracy>,
 }
 
-/// `trainer knn`: features of both sets, then the vote.
-pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
-    let frozen = Frozen::load(&args.models, &args.network, hub)?;
+/// `trainer knn`: features of both sets, then the vote. `place` says which process of many this is.
+pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, place: Option<&Place>, out: &mut dyn Write) -> anyhow::Result<()> {
+    let device = resolve_device(&args.network.device.device, place)?;
+    in_world(place, |world| evaluate(args, hub, world, device, out))
+}
+
+/// Evaluates as one of the processes of `world`: all compute features, and rank 0 alone votes and writes.
+fn evaluate(
+    args: &KnnArgs,
+    hub: &HubSettings,
+    world: &World,
+    device: Device,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let frozen = Frozen::load(&args.models, &args.network, hub, device, world.local_size())?;
     features::require_kinds(&frozen.models, &args.features)?;
     let sets = LabeledSets::open(&args.labeled, &frozen)?;
     let extraction = Extraction {
@@ -42,7 +56,9 @@ pub(crate) fn knn(args: &KnnArgs, hub: &HubSettings, out: &mut dyn Write) -> any
         batch_size: args.network.batch_size,
         precision: frozen.precision,
     };
-    let found = sets.features(&frozen, &extraction, &extraction)?;
+    let Some(found) = sets.features(&frozen, &extraction, &extraction, world)? else {
+        return Ok(());
+    };
     if let Some(few) = too_few(args.k, found.train.idxs.len()) {
         warn!("{few}");
     }

@@ -15,7 +15,7 @@ use program::{ExitStatus, signals};
 use rustix::process::{Pid, Signal, kill_process};
 use tracing::{info, warn};
 
-use crate::cli::{Cli, Command as Asked, LaunchArgs};
+use crate::cli::{Cli, LaunchArgs};
 
 #[cfg(test)]
 mod tests;
@@ -72,8 +72,8 @@ fn refuse_other_commands(command: &[OsString]) -> anyhow::Result<()> {
     let words = [OsString::from("trainer")].into_iter().chain(command.iter().cloned());
     let cli: Cli = program::cli::parse(words).map_err(|error| anyhow::anyhow!("after `--`: {error}"))?;
     ensure!(
-        matches!(cli.command, Asked::Pretrain(_) | Asked::Finetune(_)),
-        "after `--`: only pretrain and finetune run as many processes"
+        crate::runs_in_many(&cli.command),
+        "after `--`: only pretrain, finetune, knn and linprobe run as many processes"
     );
     Ok(())
 }

@@ -13,10 +13,12 @@ use hub::HubSettings;
 use program::table::{Left, Right, percent, table};
 use schemas::ViewPolicy;
 use serde::{Deserialize, Serialize};
+use tch::Device;
 use tracing::{info, warn};
 
 use crate::cli::LinprobeArgs;
 use crate::data::sampler::Epoch;
+use crate::dist::{Place, World, in_world, resolve_device};
 use crate::eval::features::{self, Extraction, Images, Views};
 use crate::eval::frozen::{Frozen, ModelFacts};
 use crate::eval::heads::{self, Training};
@@ -63,10 +65,27 @@ pub(crate) struct Protocol {
     pub seed: u64,
 }
 
-/// `trainer linprobe`: features of both sets, then the heads.
-pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Write) -> anyhow::Result<()> {
+/// `trainer linprobe`: features of both sets, then the heads. `place` says which process of many this is.
+pub(crate) fn linprobe(
+    args: &LinprobeArgs,
+    hub: &HubSettings,
+    place: Option<&Place>,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let device = resolve_device(&args.network.device.device, place)?;
+    in_world(place, |world| evaluate(args, hub, world, device, out))
+}
+
+/// Evaluates as one of the processes of `world`: all compute features, and rank 0 alone trains the heads and writes.
+fn evaluate(
+    args: &LinprobeArgs,
+    hub: &HubSettings,
+    world: &World,
+    device: Device,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let training = training(args)?;
-    let frozen = Frozen::load(&args.models, &args.network, hub)?;
+    let frozen = Frozen::load(&args.models, &args.network, hub, device, world.local_size())?;
     features::require_kinds(&frozen.models, &args.features)?;
     let sets = LabeledSets::open(&args.labeled, &frozen)?;
     // Checked before features are computed for hours.
@@ -78,7 +97,10 @@ pub(crate) fn linprobe(args: &LinprobeArgs, hub: &HubSettings, out: &mut dyn Wri
         batch_size: args.network.batch_size,
         precision: frozen.precision,
     };
-    let found = sets.features(&frozen, &extraction(train_views(args)), &extraction(Views::CENTER))?;
+    let of_train = extraction(train_views(args));
+    let Some(found) = sets.features(&frozen, &of_train, &extraction(Views::CENTER), world)? else {
+        return Ok(());
+    };
     let split = split(&found.train, args)?;
     let epoch = Epoch::of(split.all.len() as u64, training.batch_size as u64);
     if let Some(left_over) = epoch.left_over() {

@@ -7,6 +7,7 @@
 //! The host runs one step ahead of the device: a step's scalars are read when the next one is queued.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -175,24 +176,21 @@ fn train(
     let start = resumed.as_ref().map_or(0, |resumed| resumed.step);
     world.set_step(start);
     let eval_schedule = evaluations(args, recipe, &sampler)?;
-    let mut watch = match &run {
-        Some(run) => eval_schedule.map(|when| watch(args, recipe, &caches, run, start, when, device)).transpose()?,
-        None => None,
-    };
+    let run_path = run.as_ref().map(RunFolder::path);
+    let mut watch =
+        eval_schedule.map(|when| watch(args, recipe, &caches, run_path, start, when, world, device)).transpose()?;
     // An evaluation that was interrupted is made up for.
-    let interrupted = world.lead(|| {
-        let Some((run, watch)) = run.as_ref().zip(watch.as_mut().filter(|watch| watch.due(start) && start > 0)) else {
-            return Ok(false);
+    let is_missing = |watch: &mut Watch| world.lead(|| Ok(watch.is_missing(start) && start > 0));
+    if let Some(watch) = &mut watch
+        && is_missing(watch)?
+    {
+        let Some(watched) = evaluate(watch, &state, recipe, run.as_ref(), start, world)? else {
+            return Ok(ExitStatus::Interrupted);
         };
-        let Some(watched) = evaluate(watch, &state, recipe, run, start, device)? else {
-            return Ok(true);
-        };
-        let scalars = watched.scalars();
-        EventLog::open(run.path(), start)?.scalars(start, scalars.iter().map(|(tag, value)| (&**tag, *value)))?;
-        Ok(false)
-    })?;
-    if interrupted {
-        return Ok(ExitStatus::Interrupted);
+        if let Some(run) = run_path {
+            let scalars = watched.scalars();
+            EventLog::open(run, start)?.scalars(start, scalars.iter().map(|(tag, value)| (&**tag, *value)))?;
+        }
     }
     if start >= total_steps {
         info!("{:?} is finished: all {total_steps} steps are done", args.out);
@@ -202,7 +200,6 @@ fn train(
     let mut reducer = Reducer::new(world, &state.params.trainable(), &recipe.dist)?;
     let flop_per_image = Flops::of_pretraining(student.config(), recipe.len_keep()).step();
     let log_config = LogConfig::of(&recipe.run, recipe.schedule.epochs, flop_per_image, world, device);
-    let run_path = run.as_ref().map(RunFolder::path);
     let mut log = TrainLog::open(run_path, log_config, &sampler, &share, device, resumed)?;
 
     // ------------------------------------------------------------------ loader
@@ -290,17 +287,12 @@ fn train(
             loader.recycle(batches);
         }
         let mut interrupted = log.interrupted();
-        if evaluates {
+        if let Some(watch) = watch.as_mut().filter(|_| evaluates) {
             idle.begin()?;
-            // A signal may come during the evaluation, which then waits for the next call.
-            interrupted |= world.lead(|| {
-                let Some((run, watch)) = run.as_ref().zip(watch.as_mut()) else {
-                    return Ok(false);
-                };
-                let watched = evaluate(watch, &state, recipe, run, steps_done, device)?;
-                watched.as_ref().map_or(Ok(()), |watched| log.evaluated(watched.scalars()))?;
-                Ok(signals::requested())
-            })?;
+            let watched = evaluate(watch, &state, recipe, run.as_ref(), steps_done, world)?;
+            watched.as_ref().map_or(Ok(()), |watched| log.evaluated(watched.scalars()))?;
+            // What a signal has ended waits for the next call; and one may have come in the last moment.
+            interrupted |= world.lead(|| Ok(watched.is_none() || signals::requested()))?;
             idle.end()?;
         }
         if saves || interrupted {
@@ -388,14 +380,15 @@ fn evaluations(args: &PretrainArgs, recipe: &Recipe, sampler: &Sampler) -> anyho
     Ok(Some(EvalSchedule { every: recipe.run.eval_every, steps_per_epoch: sampler.steps_per_epoch(), total_steps }))
 }
 
-/// The images on which the student is evaluated while it is trained.
+/// The images on which the student is evaluated while it is trained. Rank 0 has the `run` folder.
 fn watch(
     args: &PretrainArgs,
     recipe: &Recipe,
     caches: &[Arc<Cache>],
-    run: &RunFolder,
+    run: Option<&Path>,
     start: u64,
     schedule: EvalSchedule,
+    world: &World,
     device: Device,
 ) -> anyhow::Result<Watch> {
     let config = WatchConfig {
@@ -411,7 +404,11 @@ fn watch(
     let identity = caches[0].identity();
     let decoder = Decoder::of_cache(&identity.image_code, identity.depth_window);
     let decoder = decoder.unwrap_or_else(|| Decoder::new(identity.depth_window));
-    Watch::open(config, decoder, args.device.loader_threads(device, 1), run.path(), start)
+    let threads = args.device.loader_threads(device, world.local_size());
+    let watch = Watch::open(config, decoder, threads, run, start)?;
+    let [train, test] = watch.images();
+    world.agree(&BTreeMap::from([("--eval-train".to_owned(), train), ("--eval-test".to_owned(), test)]))?;
+    Ok(watch)
 }
 
 /// Evaluates the student, by its moving average if it has one, and keeps the weights of the best evaluation. `None` if a signal came first.
@@ -419,17 +416,21 @@ fn evaluate(
     watch: &mut Watch,
     state: &TrainState,
     recipe: &Recipe,
-    run: &RunFolder,
+    run: Option<&RunFolder>,
     steps_done: u64,
-    device: Device,
+    world: &World,
 ) -> anyhow::Result<Option<Watched>> {
     let evaluated = state.with_averages(|| {
-        let student = Model::of_student(recipe, state.params.tensors(), device)?;
-        let (watched, is_best) = watch.evaluate(&student, steps_done)?;
-        if is_best {
-            save_best(run, &state.params.tensors(), recipe)?;
-        }
-        Ok(watched)
+        let student = Model::of_student(recipe, state.params.tensors(), state.params.device())?;
+        let features = watch.features(&student, world)?;
+        // The others wait for it, however long it takes.
+        world.lead(|| {
+            let (watched, is_best) = watch.evaluate(&features, steps_done)?;
+            if let Some(run) = run.filter(|_| is_best) {
+                save_best(run, &state.params.tensors(), recipe)?;
+            }
+            Ok(watched)
+        })
     });
     match evaluated {
         Err(error) if error.is::<Interrupted>() => Ok(None),

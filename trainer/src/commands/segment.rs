@@ -107,7 +107,8 @@ pub(crate) fn segment(args: &SegmentArgs, hub: &HubSettings, out: &mut dyn Write
     if let Some(folder) = &args.pictures {
         std::fs::create_dir_all(folder).with_context(|| format!("--pictures {folder:?}: cannot be created"))?;
     }
-    let frozen = Frozen::load(&args.models, &args.network, hub)?;
+    let device = torch_ext::resolve_device(&args.network.device.device)?;
+    let frozen = Frozen::load(&args.models, &args.network, hub, device, 1)?;
     let models = &frozen.models;
     let train = MaskedImages::open("--train", &args.train, &ignored, frozen.decoder)?;
     let test = MaskedImages::open("--test", &args.test, &ignored, frozen.decoder)?;

@@ -275,6 +275,34 @@ impl World {
         Ok(Vec::<f64>::try_from(tensor.to_device(Device::Cpu))?)
     }
 
+    /// The rows of every process, by rank, on the CPU: for rank 0, and nothing for the others. `own` is `[n, ..]`, `counts` says how many rows each
+    /// process has, and all else of their shape and type is the same for all.
+    ///
+    /// # Errors
+    /// [`LostRank`], later, if a process is gone.
+    pub(crate) fn gather_rows(&self, own: &Tensor, counts: &[usize]) -> anyhow::Result<Vec<Tensor>> {
+        let Some(connected) = self.connected() else {
+            return Ok(vec![own.shallow_clone()]);
+        };
+        let _no_grad = tch::no_grad_guard();
+        let mut of_ranks = Vec::new();
+        for (rank, &count) in counts.iter().enumerate() {
+            let mut shape = own.size();
+            shape[0] = count as i64;
+            let mut rows = match rank == self.rank() {
+                true => own.to_device(connected.device).contiguous(),
+                false => Tensor::empty(shape, (own.kind(), connected.device)),
+            };
+            if count > 0 {
+                connected.group.broadcast(&mut rows, rank)?;
+            }
+            if self.is_main() {
+                of_ranks.push(rows.to_device(Device::Cpu));
+            }
+        }
+        Ok(of_ranks)
+    }
+
     /// Refuses to go on if the tensors of the processes are not the same to the bit.
     ///
     /// # Errors

@@ -14,9 +14,13 @@ use tracing::info;
 use crate::data::Problem;
 use crate::data::batch::stack;
 use crate::data::decode_ahead::decode_ahead;
+use crate::dist::World;
 
 mod imported;
 mod model;
+mod together;
+
+use together::{Part, Together, Turns};
 
 pub(crate) use model::{Fusion, Model};
 
@@ -84,15 +88,18 @@ pub(crate) fn require_kinds(models: &[Model], kinds: &[String]) -> anyhow::Resul
 }
 
 /// Computes the features of every image of `source` that can be read, by each of `models`. `pool` decodes one batch ahead; an image is
-/// decoded once, whatever the number of models and views.
+/// decoded once, whatever the number of models and views. The processes of `world` share the images; rank 0 gets all features, and the others
+/// none.
 ///
 /// # Errors
-/// If no image can be read, or the features exceed `max_bytes`.
+/// If no image can be read, the features exceed `max_bytes`, or another process is gone;
+/// [`Interrupted`](program::signals::Interrupted) at a signal that any process gets.
 pub(crate) fn extract(
     models: &[Model],
     source: &ImageSource,
     extraction: &Extraction,
     pool: &rayon::ThreadPool,
+    world: &World,
 ) -> anyhow::Result<Images> {
     let (len, mut before) = (source.len(), 0);
     let mut tell = |done: usize| {
@@ -101,8 +108,8 @@ pub(crate) fn extract(
         }
         before = done;
     };
-    let images = extract_range(models, source, 0..len, extraction, pool, &mut tell)?;
-    if images.idxs.is_empty() {
+    let images = extract_range(models, source, 0..len, extraction, pool, world, &mut tell)?;
+    if world.is_main() && images.idxs.is_empty() {
         let first = images.skipped.first().map(|e| format!("; the first: {e}"));
         return Err(Problem::NoImages { why: first.unwrap_or_default() }.into());
     }
@@ -116,42 +123,62 @@ pub(crate) fn extract_range(
     range: Range<usize>,
     extraction: &Extraction,
     pool: &rayon::ThreadPool,
+    world: &World,
     tell: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Images> {
     let views = &extraction.views;
-    let (batch_size, precision) = (extraction.batch_size, extraction.precision);
+    let batch_size = extraction.batch_size as usize;
     let (first, len) = (range.start, range.len());
     let sizes: BTreeSet<u32> = models.iter().map(Model::input_size).collect();
+    let together = Together::new(models, extraction, world)?;
     let mut images = Images { features: vec![], idxs: vec![], hashes: vec![], skipped: vec![] };
     let mut room = Room::default();
-    let mut done = 0;
-    let decode = |i: usize| (first + i, read_views(source, first + i, views, &sizes));
-    let prefetch = |i: usize| source.prefetch(first + i);
-    decode_ahead(len, batch_size as usize, pool, prefetch, decode, |decoded| {
-        done += decoded.len();
-        let first_row = images.idxs.len();
+    let turns = Turns::of(world, batch_size, len);
+    let (mut done, mut skipped) = (0, Vec::new());
+    let decode = |i: usize| {
+        let image = first + turns.image(i)?;
+        Some((image, read_views(source, image, views, &sizes)))
+    };
+    let prefetch = |i: usize| turns.image(i).into_iter().for_each(|image| source.prefetch(first + image));
+    decode_ahead(turns.count() * batch_size, batch_size, pool, prefetch, decode, |decoded| {
+        let mut own = Part { images: Vec::new(), features: Vec::new() };
         let mut rendered = Vec::with_capacity(decoded.len());
-        for (i, result) in decoded {
+        for (i, result) in decoded.into_iter().flatten() {
             match result {
                 Ok((hash, imgs)) => {
-                    images.idxs.push(i);
-                    images.hashes.push(hash);
+                    own.images.push((i, hash));
                     rendered.push(imgs);
                 }
-                Err(e) => images.skipped.push(format!("{}: {e:#}", source.key(i))),
+                Err(e) => skipped.push((i, format!("{}: {e:#}", source.key(i)))),
             }
         }
         for view in 0..usize::from(if rendered.is_empty() { 0 } else { views.count }) {
-            let features = features_of_view(models, &rendered, view, &sizes, extraction, precision)?;
-            room.put(&features, len, view, first_row, extraction)?;
+            own.features.push(features_of_view(models, &rendered, view, &sizes, extraction)?);
         }
-        tell(done);
-        if signals::requested() {
+        let (parts, stops) = together.gather(own, signals::requested())?;
+        for part in parts.into_iter().filter(|part| !part.images.is_empty()) {
+            let first_row = images.idxs.len();
+            for (view, features) in part.features.iter().enumerate() {
+                room.put(features, len, view, first_row, extraction)?;
+            }
+            for (i, hash) in part.images {
+                images.idxs.push(i);
+                images.hashes.push(hash);
+            }
+        }
+        done += 1;
+        tell(turns.done(done));
+        if stops {
+            // The signal of one process is that of all: they end with the same status.
+            signals::request();
             return Err(Interrupted.into());
         }
         Ok(())
     })?;
     images.features = room.finish(images.idxs.len());
+    let mut skipped = world.gather(skipped)?.concat();
+    skipped.sort();
+    images.skipped = skipped.into_iter().map(|(_, why)| why).collect();
     Ok(images)
 }
 
@@ -162,7 +189,6 @@ fn features_of_view(
     view: usize,
     sizes: &BTreeSet<u32>,
     extraction: &Extraction,
-    precision: Precision,
 ) -> anyhow::Result<Vec<ByKind>> {
     let mut batches = BTreeMap::new();
     for &size in sizes {
@@ -170,11 +196,7 @@ fn features_of_view(
     }
     let mut features = Vec::with_capacity(models.len());
     for model in models {
-        let mut by_kind = model.features(&batches[&model.input_size()], precision, &extraction.kinds)?;
-        if !extraction.kinds.is_empty() {
-            by_kind.retain(|kind, _| extraction.kinds.contains(kind));
-        }
-        features.push(by_kind);
+        features.push(model.kept(&batches[&model.input_size()], extraction.precision, &extraction.kinds)?);
     }
     Ok(features)
 }

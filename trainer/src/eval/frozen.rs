@@ -28,21 +28,28 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    /// Loads `models`, as `--model` names them.
+    /// Loads `models`, as `--model` names them, to `device`, for one of `local_size` processes on this machine.
     ///
     /// # Errors
-    /// If a model is given twice or cannot be loaded, if the device cannot be had or lacks the precision, and if the models were trained on
-    /// images seen in different ways and `network` does not say in which.
-    pub(crate) fn load(models: &[String], network: &NetworkArgs, hub: &HubSettings) -> anyhow::Result<Frozen> {
+    /// If a model is given twice or cannot be loaded, if the device lacks the precision, and if the models were trained on images seen in
+    /// different ways and `network` does not say in which.
+    pub(crate) fn load(
+        models: &[String],
+        network: &NetworkArgs,
+        hub: &HubSettings,
+        device: Device,
+        local_size: usize,
+    ) -> anyhow::Result<Frozen> {
         refuse_repeated(models)?;
-        let device = torch_ext::resolve_device(&network.device.device)?;
         network.precision.prepare(device)?;
         let loaded = models.iter().map(|spec| Model::load(spec, hub, device)).collect::<anyhow::Result<Vec<_>>>()?;
         let names: Vec<&str> = models.iter().map(String::as_str).collect();
         Ok(Frozen {
             models: loaded,
             device,
-            pool: rayon::ThreadPoolBuilder::new().num_threads(network.device.loader_threads(device, 1)).build()?,
+            pool: rayon::ThreadPoolBuilder::new()
+                .num_threads(network.device.loader_threads(device, local_size))
+                .build()?,
             decoder: depth_window::decoder(network.depth_window, &names)?,
             precision: network.precision,
         })

@@ -1,6 +1,6 @@
 //! The images of an evaluation: two sets, their labels, and the part of a result that says which they are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use images::ImageSource;
@@ -13,6 +13,8 @@ use super::features::{self, Extraction, Images};
 use super::frozen::Frozen;
 use crate::cli::LabeledArgs;
 use crate::data::classes::{Classes, Matching, Numbering, Set, count_of_unseen_classes};
+use crate::dist::World;
+use crate::recipe::Dist;
 
 /// Two sets of images that have labels, and the classes that occur in either.
 pub(crate) struct LabeledSets {
@@ -112,24 +114,32 @@ impl LabeledSets {
         Ok(LabeledSets { train, test, classes, args: args.clone() })
     }
 
-    /// Computes the features of both sets by each of the models.
+    /// Computes the features of both sets by each of the models. The processes of `world` share the images; rank 0 gets all features, and the
+    /// others none.
     ///
     /// # Errors
-    /// If no image of a set can be read, the features are too many, or no test image is of a class of the training images.
+    /// If no image of a set can be read, the features are too many, no test image is of a class of the training images, or other processes
+    /// evaluate something else.
     pub(crate) fn features(
         &self,
         frozen: &Frozen,
         of_train: &Extraction,
         of_test: &Extraction,
-    ) -> anyhow::Result<LabeledFeatures> {
+        world: &World,
+    ) -> anyhow::Result<Option<LabeledFeatures>> {
+        world.agree(&self.agreed(frozen, of_train))?;
+        world.connect(frozen.device, Dist::default().timeout())?;
         let extract = |name: &str, source: &ImageSource, extraction: &Extraction| {
             let images =
-                features::extract(&frozen.models, source, extraction, &frozen.pool).context(name.to_owned())?;
+                features::extract(&frozen.models, source, extraction, &frozen.pool, world).context(name.to_owned())?;
             report_skipped(name, &images.skipped);
             anyhow::Ok(images)
         };
         let train = extract("--train", &self.train, of_train)?;
         let test = extract("--test", &self.test, of_test)?;
+        if !world.is_main() {
+            return Ok(None);
+        }
         let train_labels = self.classes.of_train(&self.train, train.idxs.iter().copied())?;
         let test_labels = self.classes.of_test(&self.test, test.idxs.iter().copied())?;
         let skipped = train.skipped.len() + test.skipped.len();
@@ -143,7 +153,26 @@ impl LabeledSets {
                 self.classes.unseen_images(),
             )?,
         };
-        Ok(LabeledFeatures { train, test, train_labels, test_labels, sets, classes })
+        Ok(Some(LabeledFeatures { train, test, train_labels, test_labels, sets, classes }))
+    }
+
+    /// What all processes must have in common.
+    fn agreed(&self, frozen: &Frozen, of_train: &Extraction) -> BTreeMap<String, String> {
+        let images = |source: &ImageSource| format!("{} (SHA-256 {})", source.len(), source.identity().digest);
+        let mut facts = BTreeMap::from([
+            ("--train".to_owned(), images(&self.train)),
+            ("--test".to_owned(), images(&self.test)),
+            ("--depth-window".to_owned(), frozen.decoder.window().to_string()),
+            ("--precision".to_owned(), frozen.precision.name().to_owned()),
+            ("--features".to_owned(), of_train.kinds.join(",")),
+            ("--batch-size".to_owned(), of_train.batch_size.to_string()),
+            ("--views".to_owned(), of_train.views.count.to_string()),
+            ("--seed".to_owned(), of_train.views.seed.to_string()),
+            ("the program".to_owned(), format!("{} with {}", env!("CARGO_PKG_VERSION"), torch_ext::RUNTIME)),
+        ]);
+        let models = frozen.models.iter().enumerate();
+        facts.extend(models.map(|(i, model)| (format!("model {}", i + 1), model.digest().to_owned())));
+        facts
     }
 }
 

@@ -20,6 +20,7 @@ use super::knn::{Labeled, knn};
 use super::probe::{self, Split, probe};
 use super::test_set::EVALUATIONS;
 use crate::data::classes::{Classes, Matching, Numbering, Set};
+use crate::dist::World;
 use crate::train::itstime::itstime;
 use crate::train::metrics::StepLog;
 
@@ -113,14 +114,20 @@ pub(crate) struct Watch {
     test: ImageSource,
     classes: Classes,
     pool: rayon::ThreadPool,
+    record: Option<Record>,
+}
+
+/// The evaluations of a run so far.
+#[derive(Debug)]
+struct Record {
     log: StepLog,
-    /// Step of the last evaluation.
+    /// Step of the last one.
     last: u64,
     best: Option<f64>,
 }
 
 impl Watch {
-    /// Opens the images, which `decoder` decodes on `threads` threads, and the run's evaluations up to step `start`.
+    /// Opens the images, which `decoder` decodes on `threads` threads, and on rank 0 the evaluations of `run` up to step `start`.
     ///
     /// # Errors
     /// If the images cannot be used, or have no common classes.
@@ -128,7 +135,7 @@ impl Watch {
         config: WatchConfig,
         decoder: Decoder,
         threads: usize,
-        run: &Path,
+        run: Option<&Path>,
         start: u64,
     ) -> anyhow::Result<Watch> {
         let open = |option: &str, source: &str| {
@@ -139,25 +146,34 @@ impl Watch {
         let set = |option, source| Set { option, source };
         let (train_set, test_set) = (set("--eval-train", &train), set("--eval-test", &test));
         let classes = Classes::of(&train_set, &test_set, config.matching, Numbering::InUse)?;
-        let log = StepLog::open(run, EVALUATIONS, start)?;
-        let before = read(run)?;
-        let same = before.iter().filter(|line| (&line.train, &line.test) == (&config.train, &config.test));
-        let best = same.map(Watched::score).reduce(f64::max);
-        let last = before.last().map_or(0, |line| line.step);
+        let record = |run: &Path| {
+            let log = StepLog::open(run, EVALUATIONS, start)?;
+            let before = read(run)?;
+            let same = before.iter().filter(|line| (&line.train, &line.test) == (&config.train, &config.test));
+            let best = same.map(Watched::score).reduce(f64::max);
+            anyhow::Ok(Record { log, last: before.last().map_or(0, |line| line.step), best })
+        };
+        let record = run.map(record).transpose()?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-        Ok(Watch { config, train, test, classes, pool, log, last, best })
+        Ok(Watch { config, train, test, classes, pool, record })
     }
 
-    /// Whether the student has to be evaluated after this many steps.
-    pub(crate) fn due(&self, steps_done: u64) -> bool {
-        steps_done > self.last && self.config.schedule.due(steps_done)
+    /// What the images are, for processes that must have the same.
+    pub(crate) fn images(&self) -> [String; 2] {
+        [&self.train, &self.test].map(|source| format!("{} (SHA-256 {})", source.len(), source.identity().digest))
     }
 
-    /// Evaluates `student` as it is after `steps_done` steps and notes the result. Returns it, and whether it is the best so far on these images.
+    /// Whether an evaluation after this many steps is missing, as rank 0 knows.
+    pub(crate) fn is_missing(&self, steps_done: u64) -> bool {
+        let due = |record: &Record| steps_done > record.last && self.config.schedule.due(steps_done);
+        self.record.as_ref().is_some_and(due)
+    }
+
+    /// The features of training and test images by `student`. The processes of `world` share the images; rank 0 gets all, and the others none.
     ///
     /// # Errors
-    /// If no image can be read; [`Interrupted`](program::signals::Interrupted) at a signal, and then nothing is noted.
-    pub(crate) fn evaluate(&mut self, student: &Model, steps_done: u64) -> anyhow::Result<(Watched, bool)> {
+    /// If no image can be read; [`Interrupted`](program::signals::Interrupted) at a signal that any process gets.
+    pub(crate) fn features(&self, student: &Model, world: &World) -> anyhow::Result<[Images; 2]> {
         let extraction = Extraction {
             views: Views::CENTER,
             kinds: Vec::new(),
@@ -168,15 +184,24 @@ impl Watch {
         let extract = |option: &str, source: &ImageSource| {
             let models = std::slice::from_ref(student);
             let images =
-                features::extract_range(models, source, 0..source.len(), &extraction, &self.pool, &mut |_| ())?;
+                features::extract_range(models, source, 0..source.len(), &extraction, &self.pool, world, &mut |_| ())?;
             if let Some(first) = images.skipped.first() {
                 let skipped = count(images.skipped.len() as u64, "image");
                 warn!("{option}: {skipped} cannot be used, the first is {first}");
             }
-            ensure!(!images.idxs.is_empty(), "{option}: holds no image that can be used");
+            ensure!(!world.is_main() || !images.idxs.is_empty(), "{option}: holds no image that can be used");
             Ok(images)
         };
-        let (train, test) = (extract("--eval-train", &self.train)?, extract("--eval-test", &self.test)?);
+        Ok([extract("--eval-train", &self.train)?, extract("--eval-test", &self.test)?])
+    }
+
+    /// Evaluates the student of these features as it is after `steps_done` steps, and notes the result: for rank 0. Returns it, and whether it is
+    /// the best so far on these images.
+    ///
+    /// # Errors
+    /// If no test image is of a class of the training images, or the result cannot be noted.
+    pub(crate) fn evaluate(&mut self, features: &[Images; 2], steps_done: u64) -> anyhow::Result<(Watched, bool)> {
+        let [train, test] = features;
         let train_labels = self.classes.of_train(&self.train, train.idxs.iter().copied())?;
         let test_labels = self.classes.of_test(&self.test, test.idxs.iter().copied())?;
         let mut top1 = BTreeMap::new();
@@ -188,7 +213,7 @@ impl Watch {
             top1.insert(format!("knn.{kind}"), knn(&voting, &asked, K, self.classes.len())?.top1);
             if self.config.linprobe {
                 let sets = probe::Sets { train: (features, &train_labels), test: (test_features, &test_labels) };
-                top1.insert(format!("linprobe.{kind}"), self.linprobe(&sets, &train)?);
+                top1.insert(format!("linprobe.{kind}"), self.linprobe(&sets, train)?);
             }
         }
         let watched = Watched {
@@ -201,11 +226,12 @@ impl Watch {
             top1,
         };
         info!("{watched}");
-        self.log.append(&watched)?;
-        self.last = steps_done;
-        let is_best = self.best.is_none_or(|best| watched.score() > best);
+        let record = self.record.as_mut().context("rank 0 keeps the record")?;
+        record.log.append(&watched)?;
+        record.last = steps_done;
+        let is_best = record.best.is_none_or(|best| watched.score() > best);
         if is_best {
-            self.best = Some(watched.score());
+            record.best = Some(watched.score());
         }
         Ok((watched, is_best))
     }
@@ -228,7 +254,7 @@ impl Watch {
 
     /// Makes all evaluations durable; called before a checkpoint that counts on them.
     pub(crate) fn sync(&self) -> anyhow::Result<()> {
-        self.log.sync()
+        self.record.as_ref().map_or(Ok(()), |record| record.log.sync())
     }
 }
 

@@ -70,7 +70,7 @@ fn rows_hold_the_features_that_knn_sees() {
     };
     let loaded = Model::load(model.to_str().unwrap(), &HubSettings::default(), Device::Cpu).unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    let images = features::extract(&[loaded], &source, &extraction, &pool).unwrap();
+    let images = features::extract(&[loaded], &source, &extraction, &pool, &crate::dist::World::alone()).unwrap();
     for kind in ["cls", "mean"] {
         assert_eq!(column(&batch, kind), images.features[0][kind].get(0), "{kind}");
     }

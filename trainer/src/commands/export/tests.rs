@@ -87,7 +87,7 @@ fn features(model: &Path, images: &Path) -> Vec<Tensor> {
         batch_size: 4,
         precision: Precision::F32,
     };
-    let found = features::extract(&models, &source, &extraction, &pool).unwrap();
+    let found = features::extract(&models, &source, &extraction, &pool, &crate::dist::World::alone()).unwrap();
     let kinds = &found.features[0];
     kinds.values().map(Tensor::shallow_clone).collect()
 }

@@ -10,6 +10,8 @@ use crate::eval::features::{Fusion, Model};
 use crate::testing::{World, overridden, write_images};
 use crate::train::checkpoint;
 
+mod many;
+
 fn run(args: &[String]) -> anyhow::Result<String> {
     let mut out = Vec::new();
     crate::run(&Cli::try_parse_from(args).unwrap(), &HubSettings::default(), None, &mut out)?;
@@ -112,6 +114,7 @@ fn untrained_means_before_the_first_step() {
                 precision: models::precision::Precision::F32,
             },
             &pool,
+            &crate::dist::World::alone(),
         )
         .unwrap();
         images.features[0]["mean"].get(0)
@@ -145,7 +148,7 @@ fn a_moving_average_is_evaluated_when_asked_for() {
             batch_size: 5,
             precision: models::precision::Precision::F32,
         };
-        let images = features::extract(&[model], &source, &extraction, &pool).unwrap();
+        let images = features::extract(&[model], &source, &extraction, &pool, &crate::dist::World::alone()).unwrap();
         images.features[0]["mean"].shallow_clone()
     };
     let average_spec = format!("ema:{of_run}");
@@ -271,7 +274,7 @@ fn students_of_fusion_are_evaluated_fused() {
             precision: models::precision::Precision::F32,
         };
         let model = [load(spec).unwrap()];
-        let images = features::extract(&model, &source, &extraction, &pool).unwrap();
+        let images = features::extract(&model, &source, &extraction, &pool, &crate::dist::World::alone()).unwrap();
         let found = &images.features[0];
         tch::Tensor::cat(&[&found["cls"], &found["mean"]], -1)
     };

@@ -6,8 +6,11 @@ fn refused(words: &[&str]) -> String {
 
 #[test]
 fn what_cannot_run_as_many_processes_is_refused_before_any_starts() {
-    assert!(refused(&["knn", "--train", "a", "--test", "b", "--model", "m"]).contains("only pretrain and finetune"));
+    let embed = ["embed", "--model", "m", "--images", "a", "--out", "o.npy"];
+    assert!(refused(&embed).contains("only pretrain, finetune, knn and linprobe"));
     assert!(refused(&["pretrain", "--cache", "a", "--oot", "b"]).contains("--oot"));
-    let pretrain = ["pretrain", "--cache", "a", "--recipe", "r", "--out", "o"];
-    assert!(refuse_other_commands(&pretrain.map(OsString::from)).is_ok());
+    for command in ["pretrain --cache a --recipe r --out o", "knn --train a --test b --model m"] {
+        let words: Vec<OsString> = command.split(' ').map(OsString::from).collect();
+        assert!(refuse_other_commands(&words).is_ok(), "{command}");
+    }
 }

@@ -152,7 +152,8 @@ fn a_limit_on_memory_is_kept_and_is_not_0() {
         precision: models::precision::Precision::F32,
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let error = features::extract(&models, &source, &extraction, &pool).unwrap_err().to_string();
+    let error =
+        features::extract(&models, &source, &extraction, &pool, &crate::dist::World::alone()).unwrap_err().to_string();
     assert!(error.contains("fewer views") && error.contains("--feature-gib"), "{error}");
 }
 
@@ -168,4 +169,21 @@ fn the_held_out_part_is_drawn_by_content() {
     let sides: BTreeMap<_, _> = split.kept.iter().map(|&row| (hashes[row as usize].0, row)).collect();
     assert!(split.held_out.iter().all(|&row| !sides.contains_key(&hashes[row as usize].0)));
     assert_eq!(split.kept.len() + split.held_out.len(), split.all.len());
+}
+
+/// Crops are of the image and not of the process that looks at it, so that any number of processes trains the same heads, to the bit.
+#[test]
+fn any_number_of_processes_trains_the_same_heads() {
+    let world = world();
+    let args = args(&world, "pixels:16", &["--json"]);
+    let alone = run(&args).unwrap();
+    for size in [2, 3] {
+        let printed = crate::dist::tests::in_many(size, |place| {
+            let mut out = Vec::new();
+            crate::run(&Cli::try_parse_from(&args).unwrap(), &HubSettings::default(), Some(place), &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        });
+        assert_eq!(printed[0], alone);
+        assert!(printed[1..].iter().all(String::is_empty), "only rank 0 prints");
+    }
 }

@@ -186,7 +186,10 @@ fn the_mean_of_the_patches_is_the_feature_mean() {
             batch_size: 5,
             precision: models::precision::Precision::F32,
         };
-        let found = features::extract(&[model], &source, &extraction, &pool).unwrap().features.remove(0);
+        let found = features::extract(&[model], &source, &extraction, &pool, &crate::dist::World::alone())
+            .unwrap()
+            .features
+            .remove(0);
         let (mean, tokens) = (found["mean"].get(0), found["patches"].get(0));
         let tokens = tokens.view([12, patches, mean.size()[1]]);
         let difference = crate::testing::relative_l2(&tokens.mean_dim(1, false, tch::Kind::Float), &mean);

@@ -1,5 +1,6 @@
 //! The network named by `--model`, as a feature extractor.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -208,12 +209,19 @@ impl Model {
         Ok(flat.view([flat.size()[0], -1, width]))
     }
 
-    /// How many numbers an image has in these kinds of feature: counted on a black image.
-    pub(crate) fn values_per_image(&self, kinds: &[String]) -> anyhow::Result<usize> {
+    /// How many numbers an image has in each of these kinds of feature, or in all of [`Self::kinds`] if there are none: counted on a black image.
+    pub(crate) fn widths(&self, kinds: &[String]) -> anyhow::Result<BTreeMap<String, i64>> {
         let side = i64::from(self.input_size());
         let black = Tensor::zeros([1, side, side, 3], (Kind::Uint8, Device::Cpu));
-        let features = self.features(&black, Precision::F32, kinds)?;
-        Ok(features.iter().filter(|(kind, _)| kinds.contains(kind)).map(|(_, t)| t.numel()).sum::<usize>().max(1))
+        let features = self.kept(&black, Precision::F32, kinds)?;
+        Ok(features.into_iter().map(|(kind, t)| (kind, t.size()[1])).collect())
+    }
+
+    /// [`Self::features`] of these kinds alone, or of all of [`Self::kinds`] if there are none.
+    pub(super) fn kept(&self, pixels: &Tensor, precision: Precision, kinds: &[String]) -> anyhow::Result<ByKind> {
+        let mut features = self.features(pixels, precision, kinds)?;
+        features.retain(|kind, _| kinds.is_empty() || kinds.contains(kind));
+        Ok(features)
     }
 
     /// `pixels` `[N, S, S, 3]` u8 on the CPU → per kind of feature `[N, D]` f32 on the CPU: all of [`Self::kinds`], and those of

@@ -24,7 +24,8 @@ fn features_of(model: &str, images: &Path) -> ByKind {
         batch_size: 4,
         precision: Precision::F32,
     };
-    let mut found = features::extract(&models, &source, &extraction, &pool.unwrap()).unwrap();
+    let mut found =
+        features::extract(&models, &source, &extraction, &pool.unwrap(), &crate::dist::World::alone()).unwrap();
     found.features.remove(0)
 }
 

@@ -170,8 +170,8 @@ fn what_does_not_fit_together_is_refused() {
 
     let place = Place { rank: 1, world_size: 2, ..some_place() };
     let train = world.path("images").display().to_string();
-    let knn = ["trainer", "knn", "--model", "pixels", "--train", &train, "--test", &train].map(str::to_owned);
-    let error = run_at(&place, &knn).unwrap_err().to_string();
+    let embed = ["trainer", "embed", "--model", "pixels", "--images", &train, "--out", "pixels.npy"].map(str::to_owned);
+    let error = run_at(&place, &embed).unwrap_err().to_string();
     assert!(error.contains("runs as one process") && error.contains("rank 1 of 2"), "{error}");
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::eval::watch::Watched;
-use crate::testing::write_images;
+use crate::testing::{overridden, write_images};
 use crate::train::best::BEST;
 
 /// Ten images to vote and six to classify, of two classes, beside the images of pretraining.
@@ -109,4 +109,41 @@ fn what_cannot_be_evaluated_on_is_refused_before_training() {
     let half = Cli::try_parse_from(world.pretrain_args("run", &["--eval-train", &sets[0]])).unwrap_err().to_string();
     assert!(half.contains("--eval-test"), "{half}");
     assert!(!world.path("run").join("checkpoints").exists());
+}
+
+/// Many processes share the images, and find what one finds; also where an evaluation is made up for.
+#[test]
+fn any_number_of_processes_watches_alike() {
+    let world = World::with_cache(12);
+    let sets = labeled(&world);
+    let base = ["--set", "schedule.epochs=4", "--set", "optim.ema_decay=0.9", "--set", "run.eval_every=1"];
+    let watching = ["--eval-train", &sets[0], "--eval-test", &sets[1], "--eval-linprobe"];
+    let args = |out: &str, more: &[&str]| overridden(world.pretrain_args(out, &[&base[..], more].concat()));
+    let in_many = |size: usize, args: Vec<String>| {
+        let done = crate::dist::tests::in_many(size, |place| {
+            crate::run(&Cli::try_parse_from(&args).unwrap(), &HubSettings::default(), Some(place), &mut Vec::new())
+        });
+        done.into_iter().for_each(|done| assert_eq!(done.unwrap(), ExitStatus::Fine));
+    };
+    in_many(2, args("two", &watching));
+    let two = watched(&world.path("two"));
+    assert_eq!(two.iter().map(|line| line.step).collect::<Vec<_>>(), [3, 6, 9, 12]);
+    assert!(two.iter().all(|line| (line.train_images, line.test_images) == (10, 6)));
+    // Its weights have sums in another order than those of one process, so it is compared with itself.
+    let averages = format!("ema:{}", world.path("two").display());
+    let knn = evaluated("knn", &averages, &sets, &[]);
+    for kind in ["cls", "mean"] {
+        assert_eq!(two[3].top1[&format!("knn.{kind}")], knn[0]["accuracy"][kind]["top1"].as_f64().unwrap());
+    }
+    assert!(world.path("two").join(BEST).exists());
+
+    // Without the evaluation of its last step, a run is evaluated by the next call.
+    in_many(2, args("late", &[&watching[..], &["--stop-after", "9"]].concat()));
+    let file = world.path("late").join("evaluations.jsonl");
+    let text = fs::read_to_string(&file).unwrap();
+    let without_last: String = text.lines().take(2).map(|line| format!("{line}\n")).collect();
+    #[allow(clippy::disallowed_methods, reason = "damage is made by writing over a file")]
+    fs::write(&file, without_last).unwrap();
+    in_many(2, args("late", &watching));
+    assert_eq!(watched(&world.path("late")), two);
 }
