@@ -18,7 +18,7 @@ use program::signals::{self, Interrupted};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{ProcessGroup, Reduction};
+use torch_ext::{HostCopy, ProcessGroup, Reduction};
 
 use super::place::Place;
 use super::share::{Cut, Share};
@@ -272,7 +272,7 @@ impl World {
         };
         let mut tensor = Tensor::from_slice(numbers).to_device(connected.device);
         connected.group.all_reduce(&mut tensor, Reduction::Sum)?;
-        Ok(Vec::<f64>::try_from(tensor.to_device(Device::Cpu))?)
+        Ok(Vec::<f64>::try_from(self.on_host(&tensor)?)?)
     }
 
     /// The rows of every process, by rank, on the CPU: for rank 0, and nothing for the others. `own` is `[n, ..]`, `counts` says how many rows each
@@ -297,7 +297,7 @@ impl World {
                 connected.group.broadcast(&mut rows, rank)?;
             }
             if self.is_main() {
-                of_ranks.push(rows.to_device(Device::Cpu));
+                of_ranks.push(self.on_host(&rows)?);
             }
         }
         Ok(of_ranks)
@@ -317,7 +317,7 @@ impl World {
         let (mut least, mut greatest) = (own.copy(), own);
         connected.group.all_reduce(&mut least, Reduction::Min)?;
         connected.group.all_reduce(&mut greatest, Reduction::Max)?;
-        let differs = Vec::<bool>::try_from(least.not_equal_tensor(&greatest).to_device(Device::Cpu))?;
+        let differs = Vec::<bool>::try_from(self.on_host(&least.not_equal_tensor(&greatest))?)?;
         if let Some((name, _)) = tensors.keys().zip(differs).find(|(_, differs)| *differs) {
             bail!(
                 "{name} is not the same in all {} processes, and nothing is saved. One of them has computed something else: a GPU may be \
@@ -326,6 +326,13 @@ impl World {
             );
         }
         Ok(())
+    }
+
+    /// A copy on the host of what comes of an exchange, which a GPU may wait for without end.
+    fn on_host(&self, tensor: &Tensor) -> anyhow::Result<Tensor> {
+        let began = Instant::now();
+        let mut copy = HostCopy::start(tensor)?;
+        Ok(copy.wait_with(|| self.check(began))?.shallow_clone())
     }
 
     /// Whether work that waits for the others since `began` on a GPU can still be done.
