@@ -79,6 +79,8 @@ pub(crate) struct World {
     pub(crate) view_seed: u64,
     /// Whether the rows of features have the content hash of another image.
     pub(crate) foreign_features: bool,
+    /// A sample whose tokens are so large that their squares are infinite.
+    pub(crate) overflowing: Option<u64>,
     /// How features are stored.
     pub(crate) codec: Codec,
     /// Whether the cache packs the images; runs then get no `--images`.
@@ -124,6 +126,7 @@ impl World {
             depth_window: DepthWindow::HighByte,
             view_seed: 3,
             foreign_features: false,
+            overflowing: None,
             codec: Codec::F16,
             pack: Pack::None,
             teachers: vec!["clip"],
@@ -325,7 +328,10 @@ impl World {
     ) -> TeacherRow {
         let side = (pixels.len() / 3).isqrt() as i64;
         let pixels = Tensor::from_slice(pixels).view([1, side, side, 3]).permute([0, 3, 1, 2]).contiguous();
-        let output = teacher.forward(&pixels, Precision::F32).unwrap();
+        let mut output = teacher.forward(&pixels, Precision::F32).unwrap();
+        if self.overflowing == Some(sample_id) {
+            output.tokens = output.tokens * 1e30;
+        }
         let encode = |codec: &dyn FeatureCodec, tensor: &Tensor| {
             let mut bytes = Vec::new();
             codec

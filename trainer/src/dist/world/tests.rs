@@ -7,7 +7,11 @@ use super::*;
 pub(crate) fn in_many<T: Send>(size: usize, rank: impl Fn(&Place) -> T + Sync) -> Vec<T> {
     static RESTARTS: AtomicU64 = AtomicU64::new(0);
     let (_store, port) = served();
-    let restarts = RESTARTS.fetch_add(1, Ordering::Relaxed);
+    in_many_at(port, RESTARTS.fetch_add(1, Ordering::Relaxed), size, rank)
+}
+
+/// [`in_many`] with a store that is there already, after so many attempts.
+fn in_many_at<T: Send>(port: u16, restarts: u64, size: usize, rank: impl Fn(&Place) -> T + Sync) -> Vec<T> {
     let place = |number: usize| Place {
         rank: number,
         world_size: size,
@@ -64,6 +68,28 @@ fn what_is_said_reaches_all() {
     }
     let ranges: Vec<_> = found.into_iter().flat_map(|(.., range)| range).collect();
     assert_eq!(ranges, (0..1001).collect::<Vec<_>>(), "each once");
+}
+
+/// A process that is left over from an earlier attempt still speaks into the same store, and nobody listens.
+#[test]
+fn an_earlier_attempt_is_not_heard() {
+    let (_store, port) = served();
+    let old = torch_ext::Store::open("127.0.0.1", port, false, Duration::from_secs(60), "mr-mae/3/").unwrap();
+    let failed = serde_json::to_vec(&Ending::Failed("long ago".to_owned())).unwrap();
+    for (key, value) in
+        [("here/1", &b""[..]), ("all-here", b"1"), ("lead/0", b"17"), ("end/0", &failed), ("end/1", &failed)]
+    {
+        old.set(key, value).unwrap();
+    }
+    let found = in_many_at(port, 4, 2, |place| {
+        in_world(Some(place), |world| {
+            world.connect(Device::Cpu, Duration::from_secs(60))?;
+            Ok((world.lead(|| Ok(4))?, world.sum(&[1.0])?))
+        })
+    });
+    for found in found {
+        assert_eq!(found.unwrap(), (4, vec![2.0]));
+    }
 }
 
 #[test]

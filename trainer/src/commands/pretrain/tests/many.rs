@@ -150,6 +150,30 @@ fn the_images_of_a_skipped_step_are_those_of_all_processes() {
     assert_eq!(skipped("many"), skipped("one"));
 }
 
+/// One process has a loss that is not finite, and all skip its step and no other.
+#[test]
+fn an_image_of_one_process_that_overflows_costs_all_the_step() {
+    let mut world = World::new(24);
+    (world.codec, world.overflowing) = (schemas::Codec::F32, Some(5));
+    world.build_cache();
+    let settings = ["--set", "target.norm=none", "--set", "schedule.epochs=2", "--set", "run.log_every=1"];
+    let args = |out: &str| overridden(world.pretrain_args(out, &settings));
+    run(&args("one")).unwrap();
+    run_in(2, &args("two"));
+    let lines = ["one", "two"].map(|out| metrics::read(&world.path(out)));
+    // Twelve steps of two epochs; the line of a skipped step has no means.
+    assert_eq!(lines[0].iter().map(|line| line.skipped).sum::<u64>(), 2);
+    assert_eq!(lines[0].len(), 12);
+    assert_same(&lines[1], &lines[0]);
+    let skipped = |out: &str| -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(world.path(out).join(metrics::NONFINITE)).unwrap();
+        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["samples"].clone()).collect()
+    };
+    assert_eq!(skipped("two"), skipped("one"));
+    let has_it = |samples: &serde_json::Value| samples.as_array().unwrap().iter().any(|sample| sample[0] == 5);
+    assert_eq!(skipped("one").iter().filter(|samples| has_it(samples)).count(), 2);
+}
+
 #[test]
 fn what_does_not_fit_together_is_refused() {
     let world = world();
