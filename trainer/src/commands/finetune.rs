@@ -6,7 +6,6 @@
 //!
 //! The protocol is MAE's (He et al. 2022, appendix A.2); the recipe says which part of it is on.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -103,7 +102,9 @@ fn train(
     recipe.encoder = Some(encoder.clone());
     // Images are mixed with their partners.
     let share = world.share(recipe.optim.batch_size, recipe.optim.accum_iter, Cut::Mirrored)?;
-    world.agree(&agreed(args, &recipe))?;
+    let mut facts = recipe.settings();
+    facts.insert("--stop-after".to_owned(), format!("{:?}", args.stop_after));
+    world.agree(&facts)?;
     world.connect(device, recipe.dist.timeout())?;
     let run = world.is_main().then(|| open_run(args, &recipe)).transpose()?;
     let run_path = run.as_ref().map(RunFolder::path);
@@ -388,14 +389,4 @@ fn open_run(args: &FinetuneArgs, recipe: &FinetuneRecipe) -> anyhow::Result<RunF
     let images = [("--train", &*args.labeled.train), ("--test", &*args.labeled.test)];
     run_folder::refuse_among_images(&args.out, &images)?;
     RunFolder::open(&args.out, recipe)
-}
-
-/// What all processes of a run must have in common, besides their data.
-fn agreed(args: &FinetuneArgs, recipe: &FinetuneRecipe) -> BTreeMap<String, String> {
-    let mut facts = recipe.settings();
-    facts.extend([
-        ("--stop-after".to_owned(), format!("{:?}", args.stop_after)),
-        ("the program".to_owned(), format!("{} with {}", env!("CARGO_PKG_VERSION"), torch_ext::RUNTIME)),
-    ]);
-    facts
 }

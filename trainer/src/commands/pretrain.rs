@@ -80,7 +80,10 @@ fn train(
     recipe.run.precision.prepare(device)?;
     torch_ext::set_deterministic(recipe.run.deterministic)?;
     let share = world.share(recipe.optim.batch_size, recipe.optim.accum_iter, Cut::Ranges)?;
-    world.agree(&agreed(args, recipe))?;
+    let mut facts = recipe.settings();
+    facts.insert("--stop-after".to_owned(), format!("{:?}", args.stop_after));
+    facts.insert("--eval-train".to_owned(), format!("{:?}", args.eval_train));
+    world.agree(&facts)?;
     world.connect(device, recipe.dist.timeout())?;
     let run = world.is_main().then(|| open_run(args, recipe)).transpose()?;
     info!("recipe\n{}", recipe.to_toml().trim());
@@ -333,17 +336,6 @@ fn open_run(args: &PretrainArgs, recipe: &Recipe) -> anyhow::Result<RunFolder> {
     images.extend(args.eval_test.as_deref().map(|images| ("--eval-test", images)));
     run_folder::refuse_among_images(&args.out, &images)?;
     RunFolder::open(&args.out, recipe)
-}
-
-/// What all processes of a run must have in common, besides their data.
-fn agreed(args: &PretrainArgs, recipe: &Recipe) -> BTreeMap<String, String> {
-    let mut facts = recipe.settings();
-    facts.extend([
-        ("--stop-after".to_owned(), format!("{:?}", args.stop_after)),
-        ("--eval-train".to_owned(), format!("{:?}", args.eval_train)),
-        ("the program".to_owned(), format!("{} with {}", env!("CARGO_PKG_VERSION"), torch_ext::RUNTIME)),
-    ]);
-    facts
 }
 
 /// Originals, masks and reconstructions of `batch` by the student as it is now, with a map of how close its tokens come to each teacher's.

@@ -227,14 +227,16 @@ impl World {
         Ok(all)
     }
 
-    /// Refuses to train together if a process has other facts than rank 0, by name.
+    /// Refuses to work together if a process has other facts than rank 0, by name, or is another program.
     ///
     /// # Errors
     /// The first difference, with both values: the same error for all.
     pub(crate) fn agree(&self, facts: &BTreeMap<String, String>) -> anyhow::Result<()> {
-        let of_ranks = self.gather(facts.clone())?;
+        let mut own = facts.clone();
+        own.insert("the program".to_owned(), format!("{} with {}", env!("CARGO_PKG_VERSION"), torch_ext::RUNTIME));
+        let of_ranks = self.gather(own.clone())?;
         let difference = self.lead(|| {
-            let differs = |(rank, of_rank)| Some((rank, difference(of_rank, facts)?));
+            let differs = |(rank, of_rank)| Some((rank, difference(of_rank, &own)?));
             Ok(of_ranks.iter().enumerate().find_map(differs))
         })?;
         if let Some((rank, difference)) = difference {

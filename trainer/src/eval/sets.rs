@@ -158,22 +158,26 @@ impl LabeledSets {
 
     /// What all processes must have in common.
     fn agreed(&self, frozen: &Frozen, of_train: &Extraction) -> BTreeMap<String, String> {
-        let images = |source: &ImageSource| format!("{} (SHA-256 {})", source.len(), source.identity().digest);
         let mut facts = BTreeMap::from([
-            ("--train".to_owned(), images(&self.train)),
-            ("--test".to_owned(), images(&self.test)),
+            ("--train".to_owned(), images_fact(&self.train)),
+            ("--test".to_owned(), images_fact(&self.test)),
             ("--depth-window".to_owned(), frozen.decoder.window().to_string()),
             ("--precision".to_owned(), frozen.precision.name().to_owned()),
             ("--features".to_owned(), of_train.kinds.join(",")),
             ("--batch-size".to_owned(), of_train.batch_size.to_string()),
             ("--views".to_owned(), of_train.views.count.to_string()),
             ("--seed".to_owned(), of_train.views.seed.to_string()),
-            ("the program".to_owned(), format!("{} with {}", env!("CARGO_PKG_VERSION"), torch_ext::RUNTIME)),
         ]);
         let models = frozen.models.iter().enumerate();
         facts.extend(models.map(|(i, model)| (format!("model {}", i + 1), model.digest().to_owned())));
         facts
     }
+}
+
+/// What tells a set of images from others, for records and for processes that must have the same.
+pub(crate) fn images_fact(source: &ImageSource) -> String {
+    let identity = source.identity();
+    format!("{} images in a {} source (SHA-256 {})", identity.samples, identity.kind, identity.digest)
 }
 
 /// Warns how many images of a set cannot be used, with the reason for the first.

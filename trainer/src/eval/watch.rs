@@ -18,6 +18,7 @@ use super::features::{self, Extraction, Images, Model, Views};
 use super::heads::{self, Training};
 use super::knn::{Labeled, knn};
 use super::probe::{self, Split, probe};
+use super::sets::images_fact;
 use super::test_set::EVALUATIONS;
 use crate::data::classes::{Classes, Matching, Numbering, Set};
 use crate::dist::World;
@@ -160,7 +161,7 @@ impl Watch {
 
     /// What the images are, for processes that must have the same.
     pub(crate) fn images(&self) -> [String; 2] {
-        [&self.train, &self.test].map(|source| format!("{} (SHA-256 {})", source.len(), source.identity().digest))
+        [images_fact(&self.train), images_fact(&self.test)]
     }
 
     /// Whether an evaluation after this many steps is missing, as rank 0 knows.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use images::ImageSource;
 
 use crate::data::classes::{Classes, Matching};
+use crate::eval::sets::images_fact;
 use crate::pretrained::depth_window;
 use crate::pretrained::finetune_init::Start;
 use crate::train::finetuned::digest;
@@ -17,14 +18,10 @@ pub(super) fn data_identity(
     classes: &Classes,
     matching: Matching,
 ) -> BTreeMap<String, String> {
-    let images = |source: &ImageSource| {
-        let identity = source.identity();
-        format!("{} images in a {} source (SHA-256 {})", identity.samples, identity.kind, identity.digest)
-    };
     let mut facts = BTreeMap::from([
         ("init".to_owned(), format!("SHA-256 {}", start.sha256)),
-        ("train".to_owned(), images(train)),
-        ("test".to_owned(), images(test)),
+        ("train".to_owned(), images_fact(train)),
+        ("test".to_owned(), images_fact(test)),
         ("classes".to_owned(), format!("{} classes, {}", classes.len(), digest(classes.names()))),
         ("image_code".to_owned(), images::IMAGE_CODE.to_owned()),
     ]);

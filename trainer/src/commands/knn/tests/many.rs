@@ -53,6 +53,9 @@ fn processes_that_evaluate_different_things_are_refused() {
         format!("{error:#}")
     });
     for message in refused {
-        assert!(message.contains("rank 1 differs from rank 0 in --test: 8 (SHA-256"), "{message}");
+        assert!(
+            message.contains("rank 1 differs from rank 0 in --test: 8 images in a folder source (SHA-256"),
+            "{message}"
+        );
     }
 }
