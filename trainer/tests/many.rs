@@ -246,3 +246,17 @@ fn what_is_wrong_is_said_once_and_nothing_is_started_again() {
     assert_eq!(half.status.code(), Some(2));
     assert!(text(&half).contains("[rank") || text(&half).contains("WORLD_SIZE"), "{}", text(&half));
 }
+
+/// What `trainer launch` starts for an evaluation prints what one process prints, once.
+#[test]
+fn an_evaluation_by_many_prints_what_one_prints() {
+    let world = World::with_cache(12);
+    let images = world.images_dir().display().to_string();
+    let line = ["trainer", "knn", "--model", "pixels:16", "--train", &images, "--test", &images, "--k", "3", "--json"];
+    let args = overridden(line.map(str::to_owned).into());
+    let alone = program().args(&args[1..]).output().unwrap();
+    assert!(alone.status.success(), "{}", text(&alone));
+    let many = launch(&["-n", "2"], &args).output().unwrap();
+    assert!(many.status.success(), "{}", text(&many));
+    assert_eq!(String::from_utf8_lossy(&many.stdout), String::from_utf8_lossy(&alone.stdout));
+}
