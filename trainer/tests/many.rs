@@ -230,10 +230,10 @@ fn what_is_wrong_is_said_once_and_nothing_is_started_again() {
     assert_eq!(said.matches("optim.batch_size").count(), 1, "{said}");
     assert!(!said.contains("starting all again"), "{said}");
 
-    let knn = ["trainer", "knn", "--model", "m", "--train", "a", "--test", "b"].map(str::to_owned);
-    let refused = launch(&["-n", "2"], &knn).output().unwrap();
+    let embed = ["trainer", "embed", "--model", "m", "--images", "a", "--out", "b.npy"].map(str::to_owned);
+    let refused = launch(&["-n", "2"], &embed).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused).contains("only pretrain and finetune"), "{}", text(&refused));
+    assert!(text(&refused).contains("only pretrain, finetune, knn and linprobe"), "{}", text(&refused));
 
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

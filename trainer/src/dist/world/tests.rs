@@ -10,7 +10,7 @@ pub(crate) fn in_many<T: Send>(size: usize, rank: impl Fn(&Place) -> T + Sync) -
     in_many_at(port, RESTARTS.fetch_add(1, Ordering::Relaxed), size, rank)
 }
 
-/// [`in_many`] with a store that is there already, after so many attempts.
+/// [`in_many`] with a store that is there already, after `restarts` attempts.
 fn in_many_at<T: Send>(port: u16, restarts: u64, size: usize, rank: impl Fn(&Place) -> T + Sync) -> Vec<T> {
     let place = |number: usize| Place {
         rank: number,

@@ -40,7 +40,7 @@ impl Turns {
         self.len.div_ceil(self.batch_size).div_ceil(self.size)
     }
 
-    /// Images that are done after so many.
+    /// Images that are done after this number of turns.
     pub(super) fn done(&self, turns: usize) -> usize {
         self.len.min(turns * self.size * self.batch_size)
     }
