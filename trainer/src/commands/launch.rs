@@ -59,7 +59,7 @@ pub(crate) fn launch(args: &LaunchArgs) -> anyhow::Result<ExitStatus> {
             return Ok(if *code == Some(1) { ExitStatus::Problems } else { ExitStatus::CouldNot });
         }
         if attempt >= args.max_restarts {
-            warn!("{how}. The same command continues from the last checkpoint");
+            warn!("{how}. The same command goes on, from the last checkpoint if there is one");
             return Ok(ExitStatus::TryAgain);
         }
         info!("{how}; starting all again ({} of {} times)", attempt + 1, args.max_restarts);

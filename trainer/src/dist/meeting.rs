@@ -46,7 +46,7 @@ impl Meeting<'_> {
     /// [`LostRank`] with those that are missing.
     pub(super) fn wait_for_all(&self) -> anyhow::Result<()> {
         let Place { rank, world_size, .. } = *self.place;
-        let lost = |why: String| LostRank { rank, step: 0, why };
+        let lost = |why: String| LostRank { rank, step: None, why };
         self.store.set(&format!("here/{rank}"), b"")?;
         if rank != 0 {
             let missing = self.value("all-here")?;

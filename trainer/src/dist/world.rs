@@ -45,8 +45,8 @@ enum Ending {
 #[derive(Debug)]
 pub(crate) struct World {
     others: Option<Others>,
-    /// Steps done, for messages.
-    step: Cell<u64>,
+    /// Steps done, for messages; `None` outside of training.
+    step: Cell<Option<u64>>,
 }
 
 #[derive(Debug)]
@@ -82,7 +82,7 @@ pub(crate) fn in_world<T>(place: Option<&Place>, work: impl FnOnce(&World) -> an
 impl World {
     /// A process that is alone.
     pub(crate) fn alone() -> World {
-        World { others: None, step: Cell::new(0) }
+        World { others: None, step: Cell::new(None) }
     }
 
     /// Waits until all processes are there.
@@ -90,7 +90,7 @@ impl World {
         let store = open_store(place)?;
         Meeting { place, store: &store, deadline: Instant::now() + PATIENCE }.wait_for_all()?;
         let others = Others { place: place.clone(), store, connected: OnceCell::new(), round: Cell::new(0) };
-        Ok(World { others: Some(others), step: Cell::new(0) })
+        Ok(World { others: Some(others), step: Cell::new(None) })
     }
 
     /// Prepares the exchange of tensors on `device`. `timeout` is how long to wait for another process from here on.
@@ -165,7 +165,7 @@ impl World {
 
     /// Sets the number of steps done, for messages about lost processes.
     pub(crate) fn set_step(&self, done: u64) {
-        self.step.set(done);
+        self.step.set(Some(done));
     }
 
     /// Runs `work` on rank 0 and gives its result to all. It may take as long as it likes.
@@ -462,7 +462,9 @@ impl Others {
         }
         let began = Instant::now();
         for rank in 1..self.place.world_size {
-            while matches!(self.store.get(&left(rank)), Ok(None)) && began.elapsed() < limit && !signals::requested() {
+            // After a signal the others leave too, but may not have read yet that all stop.
+            let limit = || if signals::requested() { limit.min(LAST_WORDS) } else { limit };
+            while matches!(self.store.get(&left(rank)), Ok(None)) && began.elapsed() < limit() {
                 thread::sleep(Duration::from_millis(5));
             }
         }
