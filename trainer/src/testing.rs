@@ -330,7 +330,7 @@ impl World {
         let pixels = Tensor::from_slice(pixels).view([1, side, side, 3]).permute([0, 3, 1, 2]).contiguous();
         let mut output = teacher.forward(&pixels, Precision::F32).unwrap();
         if self.overflowing == Some(sample_id) {
-            output.tokens = output.tokens * 1e30;
+            output.tokens *= 1e30;
         }
         let encode = |codec: &dyn FeatureCodec, tensor: &Tensor| {
             let mut bytes = Vec::new();

@@ -180,8 +180,9 @@ fn train(
     world.set_step(start);
     let eval_schedule = evaluations(args, recipe, &sampler)?;
     let run_path = run.as_ref().map(RunFolder::path);
-    let mut watch =
-        eval_schedule.map(|when| watch(args, recipe, &caches, run_path, start, when, world, device)).transpose()?;
+    let mut watch = eval_schedule
+        .map(|when| watch(args, watch_config(args, recipe, when, device), &caches, run_path, start, world))
+        .transpose()?;
     // An evaluation that was interrupted is made up for.
     let is_missing = |watch: &mut Watch| world.lead(|| Ok(watch.is_missing(start) && start > 0));
     if let Some(watch) = &mut watch
@@ -372,18 +373,9 @@ fn evaluations(args: &PretrainArgs, recipe: &Recipe, sampler: &Sampler) -> anyho
     Ok(Some(EvalSchedule { every: recipe.run.eval_every, steps_per_epoch: sampler.steps_per_epoch(), total_steps }))
 }
 
-/// The images on which the student is evaluated while it is trained. Rank 0 has the `run` folder.
-fn watch(
-    args: &PretrainArgs,
-    recipe: &Recipe,
-    caches: &[Arc<Cache>],
-    run: Option<&Path>,
-    start: u64,
-    schedule: EvalSchedule,
-    world: &World,
-    device: Device,
-) -> anyhow::Result<Watch> {
-    let config = WatchConfig {
+/// What the student is evaluated on while it is trained, and when.
+fn watch_config(args: &PretrainArgs, recipe: &Recipe, schedule: EvalSchedule, device: Device) -> WatchConfig {
+    WatchConfig {
         train: args.eval_train.clone().unwrap_or_default(),
         test: args.eval_test.clone().unwrap_or_default(),
         matching: args.match_classes,
@@ -391,12 +383,23 @@ fn watch(
         schedule,
         precision: recipe.run.precision,
         device,
-    };
+    }
+}
+
+/// Opens the images of evaluations. Rank 0 has the `run` folder.
+fn watch(
+    args: &PretrainArgs,
+    config: WatchConfig,
+    caches: &[Arc<Cache>],
+    run: Option<&Path>,
+    start: u64,
+    world: &World,
+) -> anyhow::Result<Watch> {
     // As the student's images are decoded.
     let identity = caches[0].identity();
     let decoder = Decoder::of_cache(&identity.image_code, identity.depth_window);
     let decoder = decoder.unwrap_or_else(|| Decoder::new(identity.depth_window));
-    let threads = args.device.loader_threads(device, world.local_size());
+    let threads = args.device.loader_threads(config.device, world.local_size());
     let watch = Watch::open(config, decoder, threads, run, start)?;
     let [train, test] = watch.images();
     world.agree(&BTreeMap::from([("--eval-train".to_owned(), train), ("--eval-test".to_owned(), test)]))?;

@@ -110,9 +110,9 @@ impl TeacherRows {
         let of = |patch: usize| &column[patch * each..(patch + 1) * each];
         // A column of no numbers, as that of outliers may be, has no chunks.
         for (out, patches) in out.chunks_exact_mut(each.max(1)).zip(patches.chunks_exact(covered)) {
-            match patches {
-                &[patch] => out.copy_from_slice(of(patch)),
-                &[a, b, c, d] => mean([a, b, c, d].map(of), kind, out),
+            match *patches {
+                [patch] => out.copy_from_slice(of(patch)),
+                [a, b, c, d] => mean([a, b, c, d].map(of), kind, out),
                 _ => unreachable!("a patch of the student is one of the view or covers four"),
             }
         }
