@@ -89,7 +89,7 @@ impl Data {
             half == 0.0 || self.random_shift,
             "data.half_resolution",
             half,
-            "needs data.random_shift = true: the other images show a part of a view of the cache, whose grid is larger than the student's",
+            "needs data.random_shift = true (--set data.random_shift=true): an image that is not drawn shows a part of a view of the cache, whose grid is larger than the student's",
         )?;
         check_prefetch("data.prefetch", self.prefetch)?;
         let largest = usize::MAX >> 20;
