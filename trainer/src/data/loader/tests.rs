@@ -140,19 +140,27 @@ fn found_window(whole: &images::RgbImage, img: &Tensor) -> [usize; 2] {
     found[0]
 }
 
-/// With a shift, the student's pixels are a part of the whole rendered view, and tokens and attention are what the teacher itself says of the
-/// patches in that part: for every codec, at visible and at all patches, from the cache and from the network.
-#[test]
-fn a_shifted_student_has_the_teachers_own_patches() {
-    let affine = schemas::Affine {
+/// Every codec, and the relative L2 by which what it stores may differ from the teacher's tokens.
+fn codecs() -> [(Codec, f64); 4] {
+    [(Codec::F32, 1e-6), (Codec::F16, 1e-3), (Codec::Bf16, 1e-2), (Codec::I8(affine()), 3e-2)]
+}
+
+/// Steps between -8 and 8, with two channels kept apart.
+fn affine() -> schemas::Affine {
+    schemas::Affine {
         scale: vec![8.0 / 127.0; TEACHER_WIDTH as usize],
         offset: vec![0.0; TEACHER_WIDTH as usize],
         outliers: vec![3, 60],
         images: 8,
-    };
-    let codecs = [(Codec::F32, 1e-6), (Codec::F16, 1e-3), (Codec::Bf16, 1e-2), (Codec::I8(affine), 3e-2)];
+    }
+}
+
+/// With a shift, the student's pixels are a part of the whole rendered view, and tokens and attention are what the teacher itself says of the
+/// patches in that part: for every codec, at visible and at all patches, from the cache and from the network.
+#[test]
+fn a_shifted_student_has_the_teachers_own_patches() {
     let idxs = [5, 0, 1, 2];
-    for (codec, tolerance) in codecs {
+    for (codec, tolerance) in codecs() {
         let world = larger_world(8, codec.clone());
         let network = Teacher::load(&world.teacher_dir(), Device::Cpu).unwrap();
         let online = [format!("clip={}", world.teacher_dir().display())];
@@ -209,18 +217,12 @@ fn a_shifted_student_has_the_teachers_own_patches() {
 #[test]
 fn fresh_views_have_features_of_their_own_and_stored_ones_their_rows() {
     let idxs = [5, 0, 1, 2];
-    let affine = schemas::Affine {
-        scale: vec![8.0 / 127.0; TEACHER_WIDTH as usize],
-        offset: vec![0.0; TEACHER_WIDTH as usize],
-        outliers: vec![3, 60],
-        images: 8,
-    };
     let focused = ["mask.kind=focused", "mask.teacher=clip", "loss.w_cls=0.5", "data.random_shift=true"];
     let (mut counts, mut seen) = ([0; 2], std::collections::BTreeSet::new());
     for (codec, settings) in [
         (Codec::F16, &focused[..]),
         (Codec::F16, &["data.random_shift=true"]),
-        (Codec::I8(affine), &["loss.w_cls=0.5", "data.random_shift=true"]),
+        (Codec::I8(affine()), &["loss.w_cls=0.5", "data.random_shift=true"]),
         (Codec::Bf16, &["model.img_size=48", "loss.w_cls=0.5"]),
     ] {
         let world = larger_world(8, codec);

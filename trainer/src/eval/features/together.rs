@@ -16,7 +16,7 @@ use crate::dist::World;
 pub(super) struct Part {
     /// Index and hash of each, `n` of them.
     pub images: Vec<(usize, ContentHash)>,
-    /// For each view the features of each model, `[n, D]` of each kind; absent if there are no images.
+    /// By view and model, the features of each kind: `[n, D]`. Empty if `n` is 0.
     pub features: Vec<Vec<ByKind>>,
 }
 

@@ -45,15 +45,8 @@ fn found(whole: &images::RgbImage, img: &Tensor) -> Option<[usize; 2]> {
 /// `a_shifted_student_has_the_teachers_own_patches`.
 #[test]
 fn targets_are_the_teachers_own_patches_or_their_means() {
-    let affine = schemas::Affine {
-        scale: vec![8.0 / 127.0; TEACHER_WIDTH as usize],
-        offset: vec![0.0; TEACHER_WIDTH as usize],
-        outliers: vec![3, 60],
-        images: 8,
-    };
-    let codecs = [(Codec::F32, 1e-6), (Codec::F16, 1e-3), (Codec::Bf16, 1e-2), (Codec::I8(affine), 3e-2)];
     let idxs = [5, 0, 1, 2];
-    for (codec, tolerance) in codecs {
+    for (codec, tolerance) in codecs() {
         let world = twice_as_large(8, codec.clone());
         let network = Teacher::load(&world.teacher_dir(), Device::Cpu).unwrap();
         let online = [format!("clip={}", world.teacher_dir().display())];
